@@ -1,0 +1,241 @@
+"""Image to model input: the one implementation that calibration, evaluation and the shipped runner all use.
+
+The semantics are those of torchvision's reference transforms on PIL images (Resize with PIL's antialiased
+filters, CenterCrop with zero padding, ToTensor, Normalize), pixel for pixel, after the EXIF orientation.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError, IntegrityError
+
+ImageSource = str | Path | bytes | Image.Image | npt.NDArray[Any]
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+CHANNELS = {"RGB": 3, "L": 1}
+
+# Pillow has no common root for "this file is damaged"; its decoders let all of these through.
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """What is done to an image. Sizes are pixels: one int (shorter edge, square crop) or ``(height, width)``.
+
+    ``mean`` and ``std`` apply to pixels scaled to 0..1 and hold one value or one a channel.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    interpolation: str = "bilinear"
+    mode: str = "RGB"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}, not one of {', '.join(INTERPOLATIONS)}"
+            )
+        if self.mode not in CHANNELS:
+            raise ValueError(f"mode is {self.mode!r}, not one of {', '.join(CHANNELS)}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in {1, self.channels}:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+
+    @classmethod
+    def from_dict(cls, section: Mapping[str, Any]) -> PreprocessSpec:
+        """Read a recipe's ``[preprocess]`` dump or the manifest's. Raises IntegrityError on damage."""
+        try:
+            return cls(
+                resize=_size(section.get("resize")),
+                crop=_size(section.get("crop")),
+                interpolation=section.get("interpolation", "bilinear"),
+                mode=section.get("mode", "RGB"),
+                mean=tuple(float(value) for value in section.get("mean", (0.0,))),
+                std=tuple(float(value) for value in section.get("std", (1.0,))),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise IntegrityError(f"the preprocess section is damaged: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``from_dict`` reads them back."""
+        return {
+            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
+            "crop": list(self.crop) if isinstance(self.crop, tuple) else self.crop,
+            "interpolation": self.interpolation,
+            "mode": self.mode,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @property
+    def channels(self) -> int:
+        return CHANNELS[self.mode]
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """Height and width of every result, None when it depends on the image."""
+        if self.crop is not None:
+            return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+        return self.resize if isinstance(self.resize, tuple) else None
+
+
+def decode_image(source: ImageSource) -> Image.Image:
+    """Return the image that ``source`` holds, decoded whole.
+
+    An array is uint8 ``(height, width)``, ``(height, width, 1)`` or ``(height, width, 3)``. Raises InputError
+    that names the file and says whether it is missing, not an image, or damaged.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode(bytes(source), f"image of {len(source)} bytes")
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"cannot read an image from {type(source).__name__}; "
+            "expected a path, bytes, a PIL image or a uint8 array (height, width, channels)"
+        )
+    path = Path(source)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory, not an image") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return _decode(data, str(path))
+
+
+def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Orient, convert, resize and crop. Returns contiguous uint8 ``(height, width, channels)``.
+
+    Sizes and offsets are rounded as torchvision rounds them (transforms/functional.py: resize, center_crop).
+    """
+    image = _convert(ImageOps.exif_transpose(image), spec.mode)
+    image = _resize(image, spec)
+    if spec.crop is not None:
+        image = _centre_crop(image, *((spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop))
+    pixels = np.array(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+
+
+def normalize(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.float32]:
+    """Scale and normalize: (x/255 - mean) / std.
+
+    uint8 ``(n, height, width, channels)`` becomes float32 ``(n, channels, height, width)`` with channels_last
+    strides: nothing is transposed in memory.
+    """
+    n, height, width, channels = pixels.shape
+    # Rows of width * channels let numpy use long vectors; broadcasting over three channels would not.
+    mean = np.tile(np.resize(np.asarray(spec.mean, np.float32), channels), width)
+    std = np.tile(np.resize(np.asarray(spec.std, np.float32), channels), width)
+    out = np.empty((n, height, width * channels), np.float32)
+    for source, result in zip(pixels.reshape(n, height, width * channels), out, strict=True):
+        np.divide(source, np.float32(255), out=result, dtype=np.float32)
+        result -= mean
+        result /= std
+    return out.reshape(n, height, width, channels).transpose(0, 3, 1, 2)
+
+
+def _size(value: Any) -> int | tuple[int, int] | None:
+    if value is None:
+        return None
+    sizes = [value] if isinstance(value, int) else list(value)
+    if len(sizes) not in {1, 2} or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{value!r} is not a size")
+    return value if isinstance(value, int) else (sizes[0], sizes[-1])
+
+
+def _decode(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise InputError(f"{name} is empty")
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except UnidentifiedImageError:
+        if data.startswith(_MAGIC):
+            raise InputError(f"{name} is a damaged image: its header cannot be read") from None
+        raise InputError(f"{name} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large: {error}") from error
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{name} is a truncated or damaged image: {error}") from error
+    return image
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    shape = tuple(array.shape)
+    if array.dtype != np.uint8:
+        raise InputError(f"image array has dtype {array.dtype}; expected uint8 pixels (0..255)")
+    if array.ndim not in {2, 3} or 0 in shape:
+        raise InputError(f"image array has shape {shape}; expected (height, width, channels)")
+    if array.ndim == 3 and shape[2] not in {1, 3}:
+        order = (
+            "; it looks channels-first: transpose it to (height, width, channels)"
+            if shape[0] in {1, 3}
+            else ""
+        )
+        raise InputError(f"image array has shape {shape}: {shape[2]} channels; expected 1 or 3{order}")
+    return Image.fromarray(
+        np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array)
+    )
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it; an 8-bit copy would hold the high byte.
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(grey)
+    elif image.mode in {"I", "F"}:
+        raise InputError(
+            f"image has {image.mode!r} pixels of unknown range; save it with 8 or 16 bits a channel"
+        )
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; Pillow warns about the direct conversion
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    if spec.resize is None:
+        return image
+    width, height = image.size
+    if isinstance(spec.resize, tuple):
+        new_height, new_width = spec.resize
+    elif width <= height:
+        new_width, new_height = spec.resize, int(spec.resize * height / width)
+    else:
+        new_width, new_height = int(spec.resize * width / height), spec.resize
+    if (new_width, new_height) == (width, height):
+        return image
+    return image.resize((new_width, new_height), INTERPOLATIONS[spec.interpolation])
+
+
+def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    across, down = max(width - image.width, 0), max(height - image.height, 0)
+    if across or down:
+        image = ImageOps.expand(image, (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2), fill=0)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
