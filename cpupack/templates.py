@@ -1,0 +1,82 @@
+"""Where the Jinja templates are, and the environment that renders them.
+
+A source checkout keeps them in ``templates/`` beside the package; a wheel carries the same files as
+``cpupack/templates``. Undefined names are errors, and TOML values go through the ``toml`` filter, never
+through quotes written in a template.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpupack.errors import PackagingError
+
+if TYPE_CHECKING:
+    import jinja2
+
+_BARE_KEY = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def templates_dir() -> Path:
+    """Return the directory of the templates. Raises PackagingError when this installation has none."""
+    package = Path(__file__).resolve().parent
+    # The packaged copy first: beside an installed package, "templates" may be anybody's.
+    for directory in (package / "templates", package.parent / "templates"):
+        if (directory / "recipe").is_dir():
+            return directory
+    raise PackagingError(f"cpupack's templates are missing beside {package}", hint="reinstall cpupack")
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Return the environment of all templates: the ``toml`` filter, and undefined names are errors."""
+    import jinja2  # here, because `cpupack check` and `--help` never render anything
+
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_dir()),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - the templates are TOML, Python and Markdown; TOML values use the toml filter
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters["toml"] = to_toml
+    return env
+
+
+def render(template: str, /, **values: Any) -> str:
+    """Render ``template`` (path below the templates directory) with ``values``."""
+    return environment().get_template(template).render(**values)
+
+
+def to_toml(value: object) -> str:
+    """Return ``value`` as a TOML value on one line. Raises TypeError for what TOML cannot say."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            return repr(value) if math.isfinite(value) else str(value)
+        case str():
+            return _string(value)
+        case list() | tuple():
+            return "[" + ", ".join(map(to_toml, value)) + "]"
+        case Mapping():
+            return "{" + ", ".join(f"{_key(key)} = {to_toml(item)}" for key, item in value.items()) + "}"
+    raise TypeError(f"TOML has no value for {type(value).__name__}")
+
+
+def _key(key: str) -> str:
+    return key if key and _BARE_KEY.issuperset(key) else _string(key)
+
+
+def _string(text: str) -> str:
+    text.encode()  # raises on a lone surrogate, which no TOML file can hold
+    # JSON's escapes are a subset of TOML's; DEL is the one character JSON leaves bare and TOML forbids.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
