@@ -1,0 +1,337 @@
+"""The packaged model's command line: ``info | verify | predict | bench | tune``.
+
+Argument errors, ``--help`` and ``info`` answer without importing torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from . import bench, host, tune
+from . import plan as planning
+from .contract import check_cpu, check_torch
+from .errors import HostError, InputError, IntegrityError, RunnerError
+from .manifest import Manifest, read_manifest
+from .runner import Prediction, Runner
+from .verify import Verification, verify
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
+
+Result = tuple[dict[str, Any], str, int]
+"""What a command found: the JSON object, the same as text, the exit code."""
+
+
+def main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run one command of the package in ``package_dir`` and return the exit code.
+
+    0 ok, 1 verification failed or unexpected, 2 usage or input, 3 host or integrity.
+    """
+    prog = prog or package_dir.name.replace("_", "-")
+    return _guarded(prog, lambda: _dispatch(package_dir, _parser(prog), argv))
+
+
+def bench_main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run ``bench`` alone, as the direct entry ``NAME-bench`` does. Exit codes as ``main``."""
+    prog = prog or package_dir.name.replace("_", "-") + "-bench"
+    parser = _Parser(
+        prog=prog, description="Measure throughput and latency of the packaged model on this host."
+    )
+    _add_bench(parser)
+    return _guarded(prog, lambda: _dispatch(package_dir, parser, argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser(prog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog, description="A quantized model with its own checks, predictions and benchmark."
+    )
+    parser.add_argument("--version", action="store_true", help="print the package's name and version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, text: str) -> _Parser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    info = add("info", "show what is packaged, this host, and how it would run here")
+    _add_json(info, _info)
+
+    check = add("verify", "check every file's hash and replay the golden inputs")
+    _add_json(check, _verify)
+
+    predict = add("predict", "classify images (or .npy arrays, for models that take arrays)")
+    predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
+    predict.add_argument(
+        "--top-k", type=bench.positive_int, default=5, metavar="K", help="classes to show (default: 5)"
+    )
+    predict.add_argument(
+        "--batch-size", type=bench.positive_int, metavar="N", help="images a call (default: the plan's)"
+    )
+    predict.add_argument("--threads", type=bench.positive_int, metavar="N", help="threads of one instance")
+    predict.add_argument(
+        "--instances", type=bench.positive_int, metavar="N", help="copies of the model run in parallel"
+    )
+    _add_json(predict, _predict)
+
+    _add_bench(add("bench", "measure throughput and latency on this host"))
+
+    tuning = add("tune", "find the best threads, instances and batch size on this host and remember them")
+    tune.add_arguments(tuning)
+    _add_json(tuning, _measured(tune.run, tune.format_table))
+    return parser
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    bench.add_arguments(parser)
+    _add_json(parser, _measured(bench.run, bench.format_table))
+
+
+def _add_json(parser: argparse.ArgumentParser, command: Callable[[Path, argparse.Namespace], Result]) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(command=command)
+
+
+def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) -> int:
+    args = parser.parse_args(argv)
+    if getattr(args, "version", False):
+        manifest = read_manifest(package_dir)
+        _say(sys.stdout, f"{manifest.name} {manifest.version}")
+        return EXIT_OK
+    if not hasattr(args, "command"):
+        parser.error("which command? info, verify, predict, bench or tune")
+    facts, text, code = args.command(package_dir, args)
+    _say(sys.stdout, json.dumps(_finite(facts), indent=2, allow_nan=False) if args.json else text)
+    return int(code)
+
+
+def _say(stream: TextIO, text: str) -> None:
+    stream.write(text + "\n")
+
+
+def _guarded(prog: str, run: Callable[[], int]) -> int:
+    """Turn what the runner raises on purpose into one line and an exit code; the rest is a bug and shows."""
+    try:
+        with _plain_warnings(prog):
+            code = run()
+            sys.stdout.flush()
+            return code
+    except SystemExit as error:  # argparse, after printing help or its error
+        return error.code if isinstance(error.code, int) else EXIT_OK
+    except KeyboardInterrupt:
+        _say(sys.stderr, f"{prog}: interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has gone; else the interpreter would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
+    except RunnerError as error:
+        _say(sys.stderr, f"{prog}: error: {error}")
+        if isinstance(error, InputError):
+            return EXIT_USAGE
+        return EXIT_HOST if isinstance(error, HostError | IntegrityError) else EXIT_FAILED
+
+
+@contextmanager
+def _plain_warnings(prog: str) -> Iterator[None]:
+    """Print warnings as ``PROG: warning: ...``; the line of source that Python adds tells a user nothing."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _say(sys.stderr, f"{prog}: warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _measured(
+    run: Callable[[Path, argparse.Namespace], dict[str, Any]], table: Callable[[dict[str, Any]], str]
+) -> Callable[[Path, argparse.Namespace], Result]:
+    def command(package_dir: Path, args: argparse.Namespace) -> Result:
+        result = run(package_dir, args)
+        return result, table(result), EXIT_OK
+
+    return command
+
+
+def _info(package_dir: Path, _: argparse.Namespace) -> Result:
+    manifest = read_manifest(package_dir)
+    plan = planning.decide(manifest)
+    here = host.describe(engine=manifest.target["engine"])
+    problems = _problems(manifest, here["torch"])
+    facts = {
+        "manifest": dataclasses.asdict(manifest),
+        "plan": dataclasses.asdict(plan),
+        "host": here,
+        "runs_here": not problems,
+        "problems": problems,
+    }
+    return facts, _info_text(manifest, plan, here, problems), EXIT_OK
+
+
+def _problems(manifest: Manifest, installed_torch: str | None) -> list[str]:
+    """Return why this host cannot run the package, as far as can be told without importing torch."""
+    problems = []
+    try:
+        check_cpu(manifest)
+    except RunnerError as error:
+        problems.append(str(error))
+    if installed_torch is None:
+        return [*problems, f'torch is not installed; run: pip install "torch{manifest.torch["requires"]}"']
+    try:
+        check_torch(manifest, installed_torch)
+    except RunnerError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _info_text(manifest: Manifest, plan: planning.Plan, here: dict[str, Any], problems: list[str]) -> str:
+    model, target = manifest.model, manifest.target
+    isa = f" with {target['isa']} or better" if target["isa"] else ""
+    shape = " x ".join(map(str, manifest.input_shape))
+    input_text = f"image, {shape} after preprocessing" if manifest.preprocess else f"float32 array, {shape}"
+    lines = [f"{manifest.name} {manifest.version}"]
+    if manifest.random_weights:
+        lines.append("  RANDOM WEIGHTS: its speed is real, its predictions mean nothing")
+    lines += [
+        "",
+        *_section(
+            "Model",
+            {
+                "source": f"{model.get('source')}, weights {model.get('weights')}",
+                "input": input_text,
+                "output": " x ".join(map(str, model["output_shape"])),
+                "size": _sizes(model.get("fp32_bytes"), model.get("int8_bytes")),
+                "accuracy": _accuracy(manifest.accuracy),
+            },
+        ),
+        *_section(
+            "Needs",
+            {
+                "cpu": f"{target['cpu']}{isa}",
+                "engine": f"{target['engine']}, {target.get('activation_bits')}-bit activations",
+                "torch": manifest.torch["requires"],
+            },
+        ),
+        *_section(
+            "This host",
+            {
+                "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
+                "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
+                "torch": here["torch"] or "not installed",
+            },
+        ),
+        *_section(
+            "Plan here",
+            {
+                name.replace("_", " "): f"{getattr(plan, name):<3}  {plan.reasons[name]}"
+                for name in ("threads", "instances", "batch_size")
+            },
+        ),
+    ]
+    if problems:
+        lines += ["This host cannot run it:", *(f"  {problem}" for problem in problems)]
+    else:
+        lines.append("This host can run it.")
+    return "\n".join(lines)
+
+
+def _section(title: str, rows: dict[str, str | None]) -> list[str]:
+    return [title, *(f"  {name:<11}{text}" for name, text in rows.items() if text is not None), ""]
+
+
+def _sizes(fp32_bytes: int | None, int8_bytes: int | None) -> str | None:
+    if not fp32_bytes or not int8_bytes:
+        return None
+    return f"{_bytes(fp32_bytes)} FP32 -> {_bytes(int8_bytes)} INT8 ({fp32_bytes / int8_bytes:.1f}x smaller)"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _accuracy(accuracy: dict[str, Any]) -> str | None:
+    if accuracy.get("top1_int8") is not None and accuracy.get("top1_fp32") is not None:
+        return f"top-1 {accuracy['top1_int8']:.2%} INT8, {accuracy['top1_fp32']:.2%} FP32"
+    if accuracy.get("sqnr_db") is not None:
+        return f"SQNR {accuracy['sqnr_db']:.1f} dB against FP32 (no labelled data at the build)"
+    return None
+
+
+def _verify(package_dir: Path, _: argparse.Namespace) -> Result:
+    found = verify(package_dir)
+    return dataclasses.asdict(found), _verify_text(found), EXIT_OK if found.passed else EXIT_FAILED
+
+
+def _verify_text(found: Verification) -> str:
+    if found.equal:
+        replay = "bit for bit the outputs of the build"
+    else:
+        replay = (
+            f"SQNR {found.sqnr_db:.1f} dB to the outputs of the build (at least {found.min_sqnr_db:.0f}), "
+            f"largest difference {found.max_abs_diff:.3g}, same class for {found.agreement:.0%}"
+        )
+    against = "equal" if found.sqnr_fp32_db is None else f"SQNR {found.sqnr_fp32_db:.1f} dB"
+    return "\n".join(
+        [
+            f"files    ok, {found.files} hashes match the manifest",
+            f"replay   {'ok' if found.passed else 'FAILED'}, {found.samples} golden inputs: {replay}",
+            f"FP32     {against}, same class for {found.agreement_fp32:.0%} (for information)",
+            "verified"
+            if found.passed
+            else "NOT VERIFIED: this host computes something else than the build did",
+        ]
+    )
+
+
+def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
+    for path in args.inputs:  # before torch is imported and the model loaded
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+    with Runner(
+        package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size
+    ) as runner:
+        found = runner.predict(list(args.inputs), top_k=args.top_k)
+        facts = {
+            "name": runner.manifest.name,
+            "version": runner.manifest.version,
+            "random_weights": runner.manifest.random_weights,
+            "predictions": [
+                {"input": str(path), "top": [dataclasses.asdict(one) for one in top]}
+                for path, top in zip(args.inputs, found, strict=True)
+            ],
+        }
+    tables = [_prediction_table(path, top) for path, top in zip(args.inputs, found, strict=True)]
+    return facts, "\n\n".join(tables), EXIT_OK
+
+
+def _prediction_table(path: Path, top: list[Prediction]) -> str:
+    width = max(len(one.label) for one in top)
+    rows = [
+        f"  {rank:>2}  {one.probability:7.2%}  {one.label:<{width}}  (class {one.index})"
+        for rank, one in enumerate(top, start=1)
+    ]
+    return "\n".join([str(path), *rows])
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,83 @@
+"""What a package needs of the host, checked before the model is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from . import cpu
+from .errors import HostError, IntegrityError
+from .manifest import Manifest
+
+_CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
+
+
+def check_cpu(manifest: Manifest, machine: str | None = None, isa: str | None = None) -> None:
+    """Raise HostError when the CPU is of another family or lacks the wheel's instruction set.
+
+    ``machine`` and ``isa`` (a level of ``cpu.ISA_LEVELS``) describe the host; by default this one.
+    """
+    wheel = f"{manifest.name} {manifest.version}"
+    needs_cpu, needs_isa = manifest.target["cpu"], manifest.target["isa"]
+    if machine is None:
+        machine, isa = cpu.machine(), cpu.detect_isa()
+    if machine != needs_cpu:
+        raise HostError(
+            f"{wheel} is built for {needs_cpu} and this host is {machine}; install its {machine} wheel"
+        )
+    if needs_isa is None:
+        return
+    if needs_isa not in cpu.ISA_LEVELS:
+        raise IntegrityError(
+            f"the manifest names instruction set {needs_isa!r}; known: {', '.join(cpu.ISA_LEVELS)}"
+        )
+    if isa is None or cpu.ISA_LEVELS.index(isa) < cpu.ISA_LEVELS.index(needs_isa):
+        raise HostError(
+            f"{wheel} needs {needs_isa} and this CPU has {isa or 'no AVX2'}: its INT8 sums would be wrong; "
+            f'build it again with [target.x86_64] isa = "{isa or "avx2"}"'
+        )
+
+
+def check_torch(manifest: Manifest, installed: str) -> None:
+    """Raise HostError when torch ``installed`` is outside the range the wheel was verified with."""
+    requires = manifest.torch["requires"]
+    if not _satisfies(installed, requires):
+        raise HostError(
+            f"{manifest.name} {manifest.version} was verified with torch {requires} and this is torch "
+            f'{installed}; run: pip install "torch{requires}"'
+        )
+
+
+def model_path(package_dir: Path, manifest: Manifest) -> Path:
+    """Return the path of the package's one TorchScript file. Raises IntegrityError when it is not one."""
+    names = sorted(name for name in manifest.files if name.endswith(".pt"))
+    if len(names) != 1:
+        raise IntegrityError(f"the manifest of {manifest.name} lists {len(names)} model files; reinstall it")
+    return package_dir / names[0]
+
+
+def _satisfies(version: str, requires: str) -> bool:
+    """Compare releases only (``2.13.0+cpu`` is 2.13.0); the builder writes the clauses in numbers alone."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    have = _release(match.group()) if match else ()
+    for clause in filter(None, (part.strip() for part in requires.split(","))):
+        found = _CLAUSE.match(clause)
+        if found is None:
+            raise IntegrityError(f"the manifest's torch range {requires!r} cannot be read at {clause!r}")
+        operator, bound = found.group(1), _release(found.group(2))
+        holds = {
+            ">=": have >= bound,
+            "<=": have <= bound,
+            "==": have == bound,
+            "!=": have != bound,
+            "<": have < bound,
+            ">": have > bound,
+        }[operator]
+        if not holds:
+            return False
+    return True
+
+
+def _release(text: str) -> tuple[int, ...]:
+    parts = [int(part) for part in text.split(".")]
+    return tuple(parts + [0] * (4 - len(parts)))

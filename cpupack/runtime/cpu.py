@@ -1,0 +1,55 @@
+"""Which CPU this is: family and instruction set, read from the kernel."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+ISA_LEVELS = ("avx2", "avx512", "avx512_vnni", "amx")
+"""Instruction sets of x86-64 that change what INT8 may do, each containing the one before it."""
+
+_FLAGS = {
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+    "avx512_vnni": {"avx512_vnni"},
+    "amx": {"amx_tile", "amx_int8"},
+}
+
+
+@cache
+def cpu_info() -> tuple[str, frozenset[str]]:
+    """Return the CPU's model name and its flags as the kernel names them (empty where there is no /proc/cpuinfo)."""
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return name, flags
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        match key.strip():
+            case "model name":
+                name = value.strip()
+            case "flags" | "Features":
+                flags = frozenset(value.split())
+                break
+    return name, flags
+
+
+def machine() -> str:
+    """Return ``x86_64`` or ``aarch64`` (or what the kernel says of another family)."""
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+
+
+def isa_of(flags: frozenset[str]) -> str | None:
+    """Return the highest level of ``ISA_LEVELS`` whose flags, and all lower ones', are in ``flags``."""
+    best = None
+    for level in ISA_LEVELS:
+        if not _FLAGS[level] <= flags:
+            break
+        best = level
+    return best
+
+
+def detect_isa() -> str | None:
+    """Return this host's level of ``ISA_LEVELS``, None below AVX2 or on another family."""
+    return isa_of(cpu_info()[1]) if machine() == "x86_64" else None

@@ -1,0 +1,19 @@
+"""Everything the shipped runner raises on purpose; its command line prints these as one line."""
+
+from __future__ import annotations
+
+
+class RunnerError(Exception):
+    """Root of the runner's errors."""
+
+
+class InputError(RunnerError):
+    """The caller's input cannot be used: file, image, shape, dtype or option."""
+
+
+class IntegrityError(RunnerError):
+    """A file of the package is missing or is not the one that was built."""
+
+
+class HostError(RunnerError):
+    """This CPU, torch build or operating system cannot run the package correctly."""

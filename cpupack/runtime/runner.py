@@ -1,0 +1,298 @@
+"""The packaged model as an object: checks itself and the host, loads, warms up, predicts."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import plan as planning
+from .contract import check_cpu, check_torch, model_path
+from .errors import InputError, IntegrityError, RunnerError
+from .manifest import Manifest, check_files, read_manifest
+from .preprocess import ImageSource, PreprocessSpec, decode_image, normalize, to_pixels
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
+
+
+class RandomWeightsWarning(UserWarning):
+    """The package was built with random weights: its speed is real, its predictions are not."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with its softmax probability (0..1)."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Runner:
+    """A packaged INT8 model, ready to serve.
+
+    ``threads`` (of one instance), ``instances`` and ``batch_size`` override the plan; ``check=False`` skips
+    hashing the files, never the checks of the host. Safe to call from several threads. Raises IntegrityError
+    when a file is not the one built, HostError when this CPU or torch cannot run it correctly.
+    """
+
+    def __init__(
+        self,
+        package_dir: Path,
+        *,
+        threads: int | None = None,
+        instances: int | None = None,
+        batch_size: int | None = None,
+        check: bool = True,
+    ) -> None:
+        self.manifest: Manifest = read_manifest(package_dir)
+        check_cpu(self.manifest)
+        for name, value in (("threads", threads), ("instances", instances), ("batch_size", batch_size)):
+            _require_positive(name, value)
+        if check:
+            check_files(package_dir, self.manifest)
+        self.labels: tuple[str, ...] | None = read_labels(package_dir, self.manifest)
+        preprocess = self.manifest.preprocess
+        self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
+        self.plan = planning.decide(
+            self.manifest, threads=threads, instances=instances, batch_size=batch_size
+        )
+        if self.manifest.random_weights:
+            warnings.warn(
+                f"{self.manifest.name} {self.manifest.version} has random weights: "
+                "its predictions mean nothing",
+                RandomWeightsWarning,
+                stacklevel=3,  # the line that made the package's Runner, which is a subclass of this one
+            )
+        # Everything above answers without the second or two that importing torch takes.
+        import torch
+
+        from .pool import InstancePool
+
+        check_torch(self.manifest, str(torch.__version__))
+        self.pool = InstancePool(
+            model_path(package_dir, self.manifest),
+            self.manifest.target["engine"],
+            self.plan.threads,
+            self.plan.instances,
+        )
+        try:
+            self.pool.warm(self.plan.batch_size, self.manifest.input_shape)
+        except BaseException:
+            self.pool.close()
+            raise
+
+    @overload
+    def predict(
+        self, inputs: list[Any] | tuple[Any, ...], top_k: int = 5, batch_size: int | None = None
+    ) -> list[list[Prediction]]: ...
+
+    @overload
+    def predict(
+        self, inputs: ImageSource, top_k: int = 5, batch_size: int | None = None
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, inputs: Any, top_k: int = 5, batch_size: int | None = None
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """Return the ``top_k`` most probable classes of one input, or a list of them for a list.
+
+        An input is an image (path, bytes, PIL image, uint8 array ``(height, width, channels)``), or for a
+        model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. Raises
+        InputError.
+        """
+        _require_positive("top_k", top_k)
+        _require_positive("batch_size", batch_size)
+        many = isinstance(inputs, list | tuple)
+        if many and not inputs:
+            raise InputError("the list of inputs is empty; expected at least one")
+        items = list(inputs) if many else [inputs]
+        prepare = self._load_array if self._spec is None else self._load_pixels
+        logits = np.concatenate(list(self._run(self._prepared(items, prepare, batch_size), batch_size)))
+        if logits.ndim != 2:
+            raise RunnerError(
+                f"predict needs class scores and this model returns shape {logits.shape[1:]} for one input; "
+                "call runner(batch) for its raw output"
+            )
+        found = [self._top(row, top_k) for row in logits]
+        return found if many else found[0]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Return the logits, float32 ``(n, ...)``: a tensor for a tensor, an array for an array.
+
+        ``batch`` is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
+        model's size, which are normalized first. Raises InputError saying what was expected.
+        """
+        import torch
+
+        if isinstance(batch, torch.Tensor):
+            result = self._logits(batch.detach().cpu().numpy())
+            return torch.from_numpy(result)
+        if not isinstance(batch, np.ndarray):
+            raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a numpy array")
+        return self._logits(batch)
+
+    def close(self) -> None:
+        """Stop the instances and free the model. The runner cannot be used afterwards."""
+        self.pool.close()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return (
+            f"<Runner {self.manifest.name} {self.manifest.version}: "
+            f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
+        )
+
+    def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        self._check_batch(batch)
+        size = self.plan.batch_size
+        chunks = (batch[start : start + size] for start in range(0, len(batch), size))
+        return np.concatenate(list(self._run(chunks, size)))
+
+    def _check_batch(self, batch: npt.NDArray[Any]) -> None:
+        shape, pixels = self.manifest.input_shape, self._pixel_shape()
+        expected = f"float32 (n, {', '.join(map(str, shape))})"
+        if pixels:
+            expected += f" or uint8 (n, {', '.join(map(str, pixels))})"
+        got = f"{batch.dtype} {tuple(batch.shape)}"
+        wanted = pixels if batch.dtype == np.uint8 else shape if batch.dtype == np.float32 else None
+        if not wanted or tuple(batch.shape[1:]) != wanted:
+            missing = "; add the batch dimension: batch[None]" if wanted and batch.shape == wanted else ""
+            raise InputError(f"got {got}; expected {expected}{missing}")
+        if not len(batch):
+            raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
+
+    def _pixel_shape(self) -> tuple[int, ...] | None:
+        shape = self.manifest.input_shape
+        return (shape[1], shape[2], shape[0]) if self._spec is not None and len(shape) == 3 else None
+
+    def _prepared(
+        self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], batch_size: int | None
+    ) -> Iterator[npt.NDArray[Any]]:
+        """Yield batches in order, decoding with as many threads as the plan computes with."""
+        size = batch_size or self.plan.batch_size
+
+        def one(position: int) -> npt.NDArray[Any]:
+            try:
+                return prepare(items[position])
+            except InputError as error:
+                if len(items) == 1 or isinstance(items[position], str | Path):  # a path names itself
+                    raise
+                raise InputError(f"input {position}: {error}") from error
+
+        workers = min(len(items), self.plan.threads * self.plan.instances)
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as executor:
+            for start in range(0, len(items), size):
+                yield np.stack(list(executor.map(one, range(start, min(start + size, len(items))))))
+
+    def _run(
+        self, batches: Iterator[npt.NDArray[Any]], batch_size: int | None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the logits of each batch, in order, keeping every instance busy with bounded memory.
+
+        The last of several batches is padded to the size of the others: oneDNN would make new primitives.
+        torch is kept off the calling thread, which would else become one more OpenMP master.
+        """
+        import torch
+
+        size = batch_size or self.plan.batch_size
+        waiting: deque[tuple[Future[torch.Tensor], int]] = deque()
+        for number, batch in enumerate(batches):
+            count = len(batch)
+            floats = normalize(batch, self._spec) if self._spec and batch.dtype == np.uint8 else batch
+            if number and count < size:
+                floats = np.concatenate([floats, np.zeros((size - count, *floats.shape[1:]), np.float32)])
+            waiting.append((self.pool.submit(torch.from_numpy(_shareable(floats))), count))
+            if len(waiting) >= 2 * self.plan.instances:
+                yield _rows(*waiting.popleft())
+        while waiting:
+            yield _rows(*waiting.popleft())
+
+    def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
+        assert self._spec is not None
+        pixels = to_pixels(decode_image(item), self._spec)
+        if pixels.shape != self._pixel_shape():
+            name = f"{item}: " if isinstance(item, str | Path) else ""
+            raise InputError(
+                f"{name}image is {pixels.shape} (height, width, channels) after preprocessing; "
+                f"the model takes {self._pixel_shape()}"
+            )
+        return pixels
+
+    def _load_array(self, item: Any) -> npt.NDArray[np.float32]:
+        name = f"{item}: " if isinstance(item, str | Path) else ""
+        array = load_npy(Path(item)) if isinstance(item, str | Path) else np.asarray(item)
+        shape = self.manifest.input_shape
+        if array.dtype != np.float32 or array.shape != shape:
+            raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
+        return array
+
+    def _top(self, logits: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
+        exponents = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = exponents / exponents.sum()
+        order = np.argsort(-logits, kind="stable")[:top_k]
+        return [
+            Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i]))
+            for i in order
+        ]
+
+
+def load_npy(path: Path) -> npt.NDArray[Any]:
+    """Read one array from an ``.npy`` file, pickles refused. Raises InputError naming the file."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")
+    return array
+
+
+def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None:
+    """Return the class names, one a line of the file the manifest names, or None. Raises IntegrityError."""
+    if manifest.labels is None:
+        return None
+    path = package_dir / manifest.labels
+    try:
+        # Not splitlines: a label may hold one of the exotic characters that it takes for line ends.
+        labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"cannot read the labels {path}: {error}") from error
+    classes = manifest.model["output_shape"]
+    if len(classes) == 1 and len(labels) != classes[0]:
+        raise IntegrityError(
+            f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}"
+        )
+    return labels
+
+
+def _require_positive(name: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+def _rows(future: Future[torch.Tensor], count: int) -> npt.NDArray[np.float32]:
+    return np.asarray(future.result().numpy()[:count], np.float32)
+
+
+def _shareable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Copy what torch cannot share: read-only memory and negative strides."""
+    return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()

@@ -1,0 +1,95 @@
+"""Self-proof: every hash, then the golden inputs replayed against the outputs stored at the build."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import IntegrityError
+from .manifest import read_manifest
+from .runner import Runner
+
+GOLDEN_NAME = "golden.npz"
+MIN_SQNR_DB = 30.0
+"""Another instruction set may round the last bit differently; a wrong engine falls far below this."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What replaying ``samples`` golden inputs gave, against the outputs stored at the build.
+
+    ``equal`` is bit for bit. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), None when
+    equal. ``agreement`` is the share of inputs with the same largest output. ``*_fp32`` compares with the
+    FP32 model's outputs.
+    """
+
+    passed: bool
+    files: int
+    samples: int
+    equal: bool
+    max_abs_diff: float
+    sqnr_db: float | None
+    min_sqnr_db: float
+    agreement: float
+    sqnr_fp32_db: float | None
+    agreement_fp32: float
+
+
+def verify(package_dir: Path) -> Verification:
+    """Check the files' hashes, replay ``golden.npz`` and compare.
+
+    Raises IntegrityError when a file is not the one built, HostError when this host cannot run the model.
+    """
+    manifest = read_manifest(package_dir)
+    with Runner(package_dir, instances=1) as runner:  # checks the hashes before torch reads anything
+        golden = _read_golden(package_dir / GOLDEN_NAME)
+        got = runner(golden["input"])
+    expected, fp32 = golden["output"], golden["output_fp32"]
+    if got.shape != expected.shape:
+        raise IntegrityError(
+            f"the model returned {got.shape} for golden inputs whose output is {expected.shape}"
+        )
+    equal = bool(np.array_equal(got, expected))
+    sqnr = sqnr_db(expected, got)
+    return Verification(
+        passed=equal or (sqnr is not None and sqnr >= MIN_SQNR_DB),
+        files=len(manifest.files),
+        samples=len(got),
+        equal=equal,
+        max_abs_diff=float(np.abs(got - expected).max()),
+        sqnr_db=sqnr,
+        min_sqnr_db=MIN_SQNR_DB,
+        agreement=_agreement(expected, got),
+        sqnr_fp32_db=sqnr_db(fp32, got),
+        agreement_fp32=_agreement(fp32, got),
+    )
+
+
+def sqnr_db(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float | None:
+    """Return the signal-to-quantization-noise ratio in dB: None without noise, -inf for NaN or no signal."""
+    signal = float(np.sum(np.square(expected, dtype=np.float64)))
+    noise = float(np.sum(np.square(expected.astype(np.float64) - got)))
+    if noise == 0.0:
+        return None
+    if signal == 0.0 or not np.isfinite(noise):
+        return float("-inf")
+    return float(10 * np.log10(signal / noise))
+
+
+def _agreement(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
+    rows = len(expected)
+    same = expected.reshape(rows, -1).argmax(axis=1) == got.reshape(rows, -1).argmax(axis=1)
+    return float(same.mean())
+
+
+def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in ("input", "output", "output_fp32")}
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"cannot read the golden inputs {path}: {error}") from error
