@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -21,7 +21,7 @@ Cpu = Literal["x86_64", "aarch64"]
 ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "entropy"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -52,6 +52,13 @@ def import_name(distribution: str) -> str:
     return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
+def _only_integer(value: object) -> object:
+    """Keep ``true`` and ``1.0`` out: Python says both equal 1, which is all that Literal asks."""
+    if type(value) is not int:
+        raise ValueError("not an integer")
+    return value
+
+
 class Table(BaseModel):
     """Base of every recipe table: unknown keys and implicit conversions are errors, values do not change."""
 
@@ -68,7 +75,7 @@ class Package(Table):
             "up to 100 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"
         ),
     ]
-    """Distribution name; the import name is it in lower case, each run of ``-``, ``.`` and ``_`` as one ``_``."""
+    """Distribution name; in the import name every run of ``-``, ``.``, ``_`` is one ``_``."""
     version: Annotated[
         str,
         StringConstraints(pattern=VERSION_PATTERN),
@@ -114,7 +121,10 @@ class Model(Table):
 
 
 class Preprocess(Table):
-    """What the runner does to an image; calibration and evaluation use the same code."""
+    """What the runner does to an image; calibration and evaluation use the same code.
+
+    Absent for models that take arrays only.
+    """
 
     resize: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
     """Length of the shorter edge, or ``[height, width]``; absent keeps the size."""
@@ -124,9 +134,9 @@ class Preprocess(Table):
     """Filter of the resize."""
     mode: Literal["RGB", "L"] = "RGB"
     """Colour mode the image is converted to: three channels or one."""
-    mean: Annotated[list[Finite], Field(min_length=1)] = Field(default_factory=lambda: [0.0])
+    mean: Annotated[list[Finite], Field(min_length=1)] = [0.0]
     """Subtracted from the pixel scaled to 0..1, one value or one a channel."""
-    std: Annotated[list[PositiveFloat], Field(min_length=1)] = Field(default_factory=lambda: [1.0])
+    std: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
     """Divides the result, one value or one a channel."""
 
 
@@ -146,12 +156,12 @@ class Quantize(Table):
     """How an activation's range is chosen from the calibration data."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     """Share of values the ``percentile`` observer keeps."""
-    skip: list[Text] = Field(default_factory=list)
+    skip: list[Text] = []
     """Module names (with everything below them) kept in FP32."""
 
 
 class Calibration(Table):
-    """The data that activation ranges are taken from."""
+    """The data that activation ranges are taken from; required by ``mode = "static"``."""
 
     source: Text
     """``images:DIR``, ``arrays:FILE.npz``, ``python:FILE.py:factory`` or ``synthetic``."""
@@ -206,7 +216,7 @@ class TargetArm(Table):
 class Target(Table):
     """The CPUs to build for, one wheel each."""
 
-    cpu: Annotated[list[Cpu], Field(min_length=1)] = Field(default=["x86_64"])
+    cpu: Annotated[list[Cpu], Field(min_length=1)] = ["x86_64"]
     """One wheel is built for each entry."""
     x86_64: TargetX86 = Field(default_factory=TargetX86)
     aarch64: TargetArm = Field(default_factory=TargetArm)
@@ -221,9 +231,7 @@ class Tune(Table):
     """Settings with a p99 above this are not chosen."""
     threads: Literal["auto"] | Annotated[list[PositiveInt], Field(min_length=1)] = "auto"
     """Threads of one instance to try; ``auto`` tries the divisors of the usable cores."""
-    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
-        default_factory=lambda: [1, 2, 4, 8, 16, 32, 64]
-    )
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     """Batch sizes to try."""
     budget_s: PositiveFloat = 60.0
     """Time for the whole search, in seconds."""
@@ -239,16 +247,14 @@ class Bench(Table):
 class Recipe(Table):
     """A whole recipe. Relative paths in it start at the directory of its file."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: Annotated[Literal[1], BeforeValidator(_only_integer)] = Field(alias="schema")
     """Version of the recipe format."""
     package: Package
     model: Model
     preprocess: Preprocess | None = None
-    """Absent for models that take arrays only."""
     fuse: Fuse = Field(default_factory=Fuse)
     quantize: Quantize = Field(default_factory=Quantize)
     calibration: Calibration | None = None
-    """Required by ``mode = "static"``."""
     evaluation: Evaluation = Field(default_factory=Evaluation)
     target: Target = Field(default_factory=Target)
     tune: Tune = Field(default_factory=Tune)

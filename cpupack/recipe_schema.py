@@ -1,7 +1,7 @@
 """The recipe's JSON Schema and its reference page, both generated from ``recipe.py``.
 
-``python -m cpupack.recipe_schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a test
-keeps them current. Error messages take their words from the same schema.
+``python -m cpupack.recipe_schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a
+test keeps them current. Error messages take their words from the same schema.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PREFACE = """\
 <!-- Generated from cpupack/recipe.py by `python -m cpupack.recipe_schema`; a test keeps it current. -->
 
 A recipe is one TOML file. `cpupack init NAME --model torchvision:resnet18` writes one to start from, and
-`cpupack check RECIPE` reports every problem in it with file, line and key. Relative paths start at the directory of
-the recipe. `--set key=value` overrides any key for one command; its value is read as TOML, or as plain text where
-it is no TOML value or the key takes text.
+`cpupack check RECIPE` reports every problem in it with file, line and key. Relative paths start at the
+directory of the recipe. `--set key=value` overrides any key for one command; its value is read as TOML, or as
+plain text where it is no TOML value or the key takes text.
 
 For completion and checks in an editor, point its TOML plugin at
 [recipe.schema.json](recipe.schema.json), for instance with a first line `#:schema PATH/recipe.schema.json`.
@@ -111,9 +111,9 @@ def expected(node: Node) -> str:
     """Say in plain words what a value of this schema is: "an integer of at least 1"."""
     if "x-expects" in node:
         return str(node["x-expects"])
-    if "anyOf" in node:
-        return " or ".join(expected(option) for option in node["anyOf"])
     values = choices(node)
+    if "anyOf" in node and not all(choices(option) for option in node["anyOf"]):
+        return " or ".join(expected(option) for option in node["anyOf"])
     if values:
         return ("one of " if len(values) > 1 else "") + ", ".join(map(literal, values))
     match node.get("type"):
@@ -147,17 +147,19 @@ def _expected_list(node: Node) -> str:
 def _bounds(node: Node) -> str:
     low, high = node.get("minimum"), node.get("maximum")
     if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
+        return f" from {_number(low)} to {_number(high)}"
     words = []
     if low is not None:
-        words.append(f"at least {low:g}")
+        words.append(f"at least {_number(low)}")
     if "exclusiveMinimum" in node:
-        words.append(f"more than {node['exclusiveMinimum']:g}")
+        words.append(f"more than {_number(node['exclusiveMinimum'])}")
     if high is not None:
-        words.append(f"at most {high:g}")
-    if "exclusiveMaximum" in node:
-        words.append(f"less than {node['exclusiveMaximum']}")
+        words.append(f"at most {_number(high)}")
     return " of " + " and ".join(words) if words else ""
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def choices(node: Node) -> list[Any]:

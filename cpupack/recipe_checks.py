@@ -1,0 +1,387 @@
+"""What the shape of a recipe cannot say: keys that contradict each other, and files that are not there.
+
+Every check reads the recipe through a ``View``, which refuses values that are themselves wrong, so that one
+mistake is reported once and the other checks still run. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cpupack.recipe import Recipe, import_name
+from cpupack.recipe_lines import Key
+from cpupack.recipe_problems import Problem, nearest
+
+CHANNELS = {"RGB": 3, "L": 1}
+WEIGHT_FILES = (".pt", ".pth", ".safetensors")
+MODEL_SOURCES = ("torchvision", "timm", "python")
+DATA_SOURCES = ("images", "arrays", "python", "synthetic")
+
+_ENUM_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "cpupack"})
+_NO_LABELS = ("min_agreement", "min_sqnr_db", "min_speedup")
+
+
+class UnusableError(Exception):
+    """The value asked for is one of those already reported."""
+
+
+class View:
+    """A recipe's values, with defaults, less the ones that are known to be wrong.
+
+    ``directory`` is where relative paths start.
+    """
+
+    def __init__(self, data: Mapping[str, Any], wrong: set[Key], directory: Path) -> None:
+        self._data = data
+        self._wrong = wrong
+        self._directory = directory
+
+    def __call__(self, *key: str) -> Any:
+        """Return the value of ``key``, its default, or None where its table is absent and has no default.
+
+        Raises UnusableError when the value is missing or wrong, which is then reported already.
+        """
+        if any(wrong[: len(key)] == key or key[: len(wrong)] == wrong for wrong in self._wrong):
+            raise UnusableError
+        value: Any = self._data
+        for part in key:
+            if part not in value:
+                return _default(key, table_given=key[0] in self._data)
+            value = value[part]
+        return value
+
+    def given(self, *key: str) -> bool:
+        """Whether the file itself has ``key``."""
+        value: Any = self._data
+        for part in key:
+            if not isinstance(value, Mapping) or part not in value:
+                return False
+            value = value[part]
+        return True
+
+    def path(self, text: str) -> Path:
+        """Return a path of the recipe made absolute."""
+        return (self._directory / text).resolve()
+
+
+def _default(key: tuple[str, ...], *, table_given: bool) -> Any:
+    table = Recipe.model_fields[key[0]]
+    if not table_given and (table.is_required() or table.default is None):
+        if table.is_required():
+            raise UnusableError
+        return None
+    model: Any = Recipe
+    for part in key[:-1]:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(option for option in options if hasattr(option, "model_fields"))
+    field = model.model_fields[key[-1]]
+    if field.is_required():
+        raise UnusableError
+    return field.get_default(call_default_factory=True)
+
+
+Check = Callable[[View], Iterator[Problem]]
+
+
+def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Path) -> list[Problem]:
+    """Return what contradicts within ``data``, given the problems already ``found`` in it."""
+    view = View(data, {problem.key for problem in found}, directory)
+    problems: list[Problem] = []
+    for check in CHECKS:
+        # One at a time: what a check said before it met an unusable value still holds.
+        with suppress(UnusableError):
+            for problem in check(view):
+                problems.append(problem)
+    return problems
+
+
+def _names(view: View) -> Iterator[Problem]:
+    name = import_name(view("package", "name"))
+    if not name.isidentifier() or keyword.iskeyword(name):
+        yield Problem(("package", "name"), f'gives the import name "{name}", which Python cannot import')
+    elif name in _TAKEN or name in sys.stdlib_module_names:
+        yield Problem(
+            ("package", "name"), f'gives the import name "{name}", which would hide the module {name}'
+        )
+
+
+def _model_source(view: View) -> Iterator[Problem]:
+    source = view("model", "source")
+    kind, colon, rest = source.partition(":")
+    if kind not in MODEL_SOURCES or not rest:
+        near = nearest(kind, MODEL_SOURCES)
+        message = "must be torchvision:NAME, timm:NAME, python:FILE.py:factory or python:pkg.mod:factory"
+        yield Problem(
+            ("model", "source"), f'{message}, not "{source}"', f"{near}:{rest}" if colon and near else None
+        )
+    elif kind == "python":
+        yield from _factory(view, ("model", "source"), rest)
+
+
+def _factory(view: View, key: Key, spec: str) -> Iterator[Problem]:
+    place, _, name = spec.rpartition(":")
+    if not place or not name.isidentifier():
+        message = (
+            "must be python:FILE.py:factory or python:pkg.mod:factory with the name of a function or class"
+        )
+        yield Problem(key, f'{message}, not "python:{spec}"')
+    elif place.endswith(".py"):
+        yield from _file(view, key, place)
+    elif not _MODULE.fullmatch(place):
+        yield Problem(key, f'"{place}" is neither a file ending in .py nor the dotted name of a module')
+
+
+def _file(view: View, key: Key, name: str) -> Iterator[Problem]:
+    path = view.path(name)
+    if path.is_file():
+        return
+    if path.is_dir():
+        yield Problem(key, f"{path} is a directory, not a file")
+        return
+    yield Problem(key, f"{path} does not exist", _neighbour(path, name, directories=False))
+
+
+def _neighbour(path: Path, name: str, *, directories: bool) -> str | None:
+    if not path.parent.is_dir():
+        return None
+    others = [other.name for other in path.parent.iterdir() if other.is_dir() == directories]
+    near = nearest(path.name, others, cutoff=0.7)
+    return (Path(name).parent / near).as_posix() if near else None
+
+
+def _weights(view: View) -> Iterator[Problem]:
+    weights = view("model", "weights")
+    kind = nearest(view("model", "source").partition(":")[0], MODEL_SOURCES)
+    if kind is None:
+        return
+    key = ("model", "weights")
+    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}[
+        kind
+    ]
+    if weights.endswith(WEIGHT_FILES):
+        yield from _file(view, key, weights)
+    elif weights not in words and not (kind == "torchvision" and _ENUM_NAME.fullmatch(weights)):
+        enum = "a torchvision name such as IMAGENET1K_V1, " if kind == "torchvision" else ""
+        named = " or ".join(f'"{word}"' for word in words)
+        expected = f"{enum}{named} or a file ending in {', '.join(WEIGHT_FILES)}"
+        yield Problem(key, f'must be {expected}, not "{weights}"', nearest(weights, words))
+
+
+def _weights_options(view: View) -> Iterator[Problem]:
+    weights, kind = (
+        view("model", "weights"),
+        nearest(view("model", "source").partition(":")[0], MODEL_SOURCES),
+    )
+    downloaded = (
+        kind in {"torchvision", "timm"} and weights != "random" and not weights.endswith(WEIGHT_FILES)
+    )
+    if view.given("model", "weights_fallback") and not downloaded:
+        yield Problem(
+            ("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing'
+        )
+    if view.given("model", "sha256") and weights in {"random", "factory", "pretrained"}:
+        yield Problem(
+            ("model", "sha256"), f'has no effect: weights = "{weights}" reads no file that cpupack knows'
+        )
+
+
+def _labels(view: View) -> Iterator[Problem]:
+    labels = view("model", "labels")
+    if isinstance(labels, list):
+        for index, label in enumerate(labels):
+            if len(label.splitlines()) != 1 or not label.strip():
+                yield Problem(("model", "labels", index), "must be one line of text")
+    elif labels is not None and labels != "imagenet":
+        if nearest(labels, ["imagenet"], cutoff=0.8) and not view.path(labels).is_file():
+            yield Problem(("model", "labels"), f'"{labels}" is no file', "imagenet")
+        else:
+            yield from _file(view, ("model", "labels"), labels)
+
+
+def _preprocess(view: View) -> Iterator[Problem]:
+    if not view.given("preprocess"):
+        return
+    mode = view("preprocess", "mode")
+    for name in ("mean", "std"):
+        count = len(view("preprocess", name))
+        if count not in {1, CHANNELS[mode]}:
+            yield Problem(
+                ("preprocess", name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}'
+            )
+    shape = view("model", "input_shape")
+    if len(shape) != 3:
+        yield Problem(
+            ("model", "input_shape"),
+            f"{shape} is not [channels, height, width], and [preprocess] makes images; "
+            "leave [preprocess] out for other inputs",
+        )
+        return
+    if shape[0] != CHANNELS[mode]:
+        near = next((name for name, channels in CHANNELS.items() if channels == shape[0]), None)
+        yield Problem(
+            ("preprocess", "mode"),
+            f'"{mode}" gives {CHANNELS[mode]} channels, and input_shape = {shape} takes {shape[0]}',
+            near,
+        )
+    yield from _size(view, shape)
+
+
+def _one_or(channels: int) -> str:
+    return "1" if channels == 1 else f"1 or {channels}"
+
+
+def _size(view: View, shape: list[int]) -> Iterator[Problem]:
+    resize, crop = view("preprocess", "resize"), view("preprocess", "crop")
+    if crop is not None:
+        size = [crop, crop] if isinstance(crop, int) else crop
+        if size != shape[1:]:
+            yield Problem(
+                ("preprocess", "crop"), f"gives {_by(size)}, and input_shape = {shape} takes {_by(shape[1:])}"
+            )
+    elif isinstance(resize, list):
+        if resize != shape[1:]:
+            yield Problem(
+                ("preprocess", "resize"),
+                f"gives {_by(resize)}, and input_shape = {shape} takes {_by(shape[1:])}",
+            )
+    elif resize is not None:
+        yield Problem(
+            ("preprocess", "resize"),
+            f"sets the shorter edge only, so images come out in different sizes; add crop = {shape[1:]} "
+            "or give [height, width]",
+        )
+
+
+def _by(size: list[int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _quantize(view: View) -> Iterator[Problem]:
+    mode = view("quantize", "mode")
+    if mode == "static" and not view.given("calibration"):
+        yield Problem(
+            ("calibration",),
+            'is missing, and mode = "static" takes activation ranges from it; add [calibration] with '
+            'source = "images:DIR" (or "synthetic", for speed work only)',
+            missing=True,
+        )
+    if mode == "dynamic":
+        for key in ("observer", "percentile"):
+            if view.given("quantize", key):
+                yield Problem(("quantize", key), 'has no effect with mode = "dynamic"')
+        if isinstance(view("fuse", "modules"), list):
+            yield Problem(("fuse", "modules"), 'has no effect with mode = "dynamic"; leave it out')
+    elif view.given("quantize", "percentile") and view("quantize", "observer") != "percentile":
+        yield Problem(
+            ("quantize", "percentile"),
+            f'has no effect with observer = "{view("quantize", "observer")}"',
+            None,
+        )
+
+
+def _calibration(view: View) -> Iterator[Problem]:
+    if view.given("calibration"):
+        yield from _data_source(view, "calibration")
+
+
+def _evaluation(view: View) -> Iterator[Problem]:
+    source = view("evaluation", "source")
+    if source is None:
+        for key in ("max_drop", "min_top1"):
+            if view.given("evaluation", key):
+                yield Problem(("evaluation", key), "needs labelled data; set evaluation.source")
+        for key in ("samples", "skip_corrupt"):
+            if view.given("evaluation", key):
+                yield Problem(("evaluation", key), "has no effect without evaluation.source")
+    elif source == "synthetic":
+        yield Problem(
+            ("evaluation", "source"),
+            "synthetic data has no labels; leave source out, " + ", ".join(_NO_LABELS) + " do not need it",
+        )
+    else:
+        yield from _data_source(view, "evaluation")
+
+
+def _data_source(view: View, table: str) -> Iterator[Problem]:
+    source, key = view(table, "source"), (table, "source")
+    kind, colon, rest = source.partition(":")
+    if kind not in DATA_SOURCES or bool(rest) != (kind != "synthetic") or (kind == "synthetic" and colon):
+        near = nearest(kind, DATA_SOURCES)
+        message = "must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic"
+        fixed = near if near == "synthetic" else f"{near}:{rest}"
+        yield Problem(
+            key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None
+        )
+        return
+    if kind == "images":
+        yield from _directory(view, key, rest)
+        if not view.given("preprocess"):
+            yield Problem(key, "images need [preprocess], which says how one becomes the model's input")
+    elif kind == "arrays":
+        yield from _file(view, key, rest)
+    elif kind == "python":
+        yield from _factory(view, key, rest)
+    if kind != "images" and view(table, "skip_corrupt"):
+        yield Problem((table, "skip_corrupt"), f'has no effect: source = "{source}" decodes no image files')
+
+
+def _directory(view: View, key: Key, name: str) -> Iterator[Problem]:
+    path = view.path(name)
+    if path.is_file():
+        yield Problem(key, f"{path} is a file, not a directory of images")
+    elif not path.is_dir():
+        near = _neighbour(path, name, directories=True)
+        yield Problem(key, f"{path} does not exist", f"images:{near}" if near else None)
+
+
+def _duplicates(view: View) -> Iterator[Problem]:
+    for key in (("target", "cpu"), ("tune", "batch_sizes"), ("tune", "threads"), ("quantize", "skip")):
+        try:
+            values = view(*key)
+        except UnusableError:
+            continue
+        yield from _repeated(key, enumerate(values if isinstance(values, list) else []))
+
+
+def _repeated(key: Key, items: Any) -> Iterator[Problem]:
+    seen = set()
+    for index, value in items:
+        if value in seen:
+            yield Problem((*key, index), f"{value!r} is there twice".replace("'", '"'))
+        seen.add(value)
+
+
+def _fuse(view: View) -> Iterator[Problem]:
+    chains = view("fuse", "modules")
+    seen: dict[str, int] = {}
+    for index, chain in enumerate(chains if isinstance(chains, list) else []):
+        for place, module in enumerate(chain):
+            if module in seen:
+                yield Problem(
+                    ("fuse", "modules", index, place), f'"{module}" is already in chain {seen[module]}'
+                )
+            seen.setdefault(module, index)
+
+
+CHECKS: tuple[Check, ...] = (
+    _names,
+    _model_source,
+    _weights,
+    _weights_options,
+    _labels,
+    _preprocess,
+    _quantize,
+    _calibration,
+    _evaluation,
+    _duplicates,
+    _fuse,
+)

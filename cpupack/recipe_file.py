@@ -1,0 +1,188 @@
+"""From a recipe file to a Recipe: parse, override, validate, and report every problem in one go.
+
+``cpupack check`` is this module; it must stay free of torch and quick to import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from cpupack import recipe_schema
+from cpupack.errors import RecipeError
+from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.recipe_checks import cross_problems
+from cpupack.recipe_lines import Key, key_lines, split_key
+from cpupack.recipe_problems import dotted, schema_problems, unknown_key, without_consequences
+
+_ABSENT = "wrote no recipe yet? `cpupack init NAME --model torchvision:resnet18` writes one"
+_PLACE = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
+_TWICE = re.compile(r"Cannot declare \((.*)\) twice")
+_NAME = r"'([^']*)'"
+_BARE_VALUE = re.compile(r"^[A-Za-z_./:][\w./:-]*\s*(#.*)?$")
+
+
+@dataclass
+class _Draft:
+    """A recipe on its way: its values, and where each of them came from."""
+
+    shown: str
+    data: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Key, int] = field(default_factory=dict)
+    overridden: list[Key] = field(default_factory=list)
+
+    def place(self, key: Key) -> str:
+        """Return where to look for ``key``: the nearest enclosing place that was written down."""
+        if any(key[: len(override)] == override for override in self.overridden):
+            return "--set"
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                return f"{self.shown}:{self.lines[key[:length]]}"
+            if any(override[:length] == key[:length] for override in self.overridden):
+                return "--set"
+        return f"{self.shown}:1"
+
+    def order(self, key: Key) -> int:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                return self.lines[key[:length]]
+        return 0
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    ``overrides`` are ``key=value`` texts of ``--set``. Raises RecipeError with every problem, a line each:
+    ``FILE:LINE: key: what is wrong; did you mean "x"?`` (``--set`` in place of the file for overridden keys).
+    The text of the result has the overrides applied.
+    """
+    text = _read(path)
+    recipe, problems, final = parse_recipe(text, str(path), path.resolve().parent, overrides)
+    if recipe is None:
+        raise RecipeError("\n".join(problems), hint=_hint(path, len(problems)))
+    return LoadedRecipe(recipe=recipe, path=path.resolve(), text=final)
+
+
+def parse_recipe(
+    text: str, shown: str, directory: Path, overrides: Sequence[str] = ()
+) -> tuple[Recipe | None, list[str], str]:
+    """Check a recipe's text, called ``shown`` in messages, with relative paths from ``directory``.
+
+    Returns the recipe (None when there are problems), the problems, and the text with the overrides applied.
+    """
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        return None, [_syntax_problem(text, shown, error)], text
+    draft = _Draft(shown, data, key_lines(text))
+    messages = [message for override in overrides if (message := _apply(draft, override))]
+    problems = schema_problems(draft.data)
+    problems += cross_problems(draft.data, problems, directory)
+    problems = without_consequences(problems)
+    problems.sort(key=lambda problem: draft.order(problem.key))
+    messages += [f"{draft.place(problem.key)}: {problem}" for problem in problems]
+    if messages:
+        return None, messages, text
+    return Recipe.model_validate(draft.data), [], _written(draft.data) if overrides else text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(
+            encoding="utf-8-sig"
+        )  # a byte order mark is no TOML, and Windows editors add one
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file", hint=_ABSENT) from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a directory", hint="name the recipe file in it") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _hint(path: Path, count: int) -> str:
+    them = "it" if count == 1 else f"the {count} problems"
+    return f"mend {them} and run `cpupack check {path}`; docs/reference/recipe.md describes every key"
+
+
+def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> str:
+    reason = _PLACE.sub("", str(error))
+    number, column = error.lineno, error.colno
+    if reason == 'Expected "\'"':
+        # tomli looked for the closing quote up to the end of the file; the string begins at the last quote.
+        last = text.rfind("'")
+        number, column = text.count("\n", 0, last) + 1, last - text.rfind("\n", 0, last)
+    lines = text.splitlines()
+    line = lines[number - 1] if number <= len(lines) else ""
+    at = f"column {column}: {line.strip()}" if line.strip() else "end of file"
+    return f"{shown}:{number}: not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}"
+
+
+def _syntax_words(reason: str, rest: str) -> str:
+    if reason == 'Expected "\'"' or (reason.endswith("'\\n'") and "character" in reason):
+        return "the string is not closed on its line"
+    if reason == "Invalid value" and _BARE_VALUE.match(rest):
+        return "invalid value (text needs quotes)"
+    twice = _TWICE.fullmatch(reason)
+    if twice:
+        return f"[{'.'.join(re.findall(_NAME, twice[1]))}] is there twice"
+    return {"Cannot overwrite a value": "the key is there twice"}.get(reason, reason[:1].lower() + reason[1:])
+
+
+def _apply(draft: _Draft, override: str) -> str | None:
+    """Put one ``key=value`` into the draft. Returns what is wrong with it, None when nothing is."""
+    try:
+        key, end = split_key(override)
+    except (ValueError, IndexError):
+        key, end = (), 0
+    sign, value = override[end:].lstrip()[:1], override[end:].lstrip()[1:].strip()
+    if sign != "=":
+        return f"--set: {override}: must be key=value with a dotted key, such as calibration.samples=64"
+    node = recipe_schema.node_at(key)
+    if node is None and not _inside_free_table(key):
+        return f"--set: {unknown_key(_unknown_part(key))}"
+    table = draft.data
+    for depth, part in enumerate(key[:-1]):
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return f"--set: {dotted(key)}: {dotted(key[: depth + 1])} is not a table"
+        table = inner
+    table[key[-1]] = _value(value, node)
+    draft.overridden.append(key)
+    return None
+
+
+def _unknown_part(key: tuple[str, ...]) -> Key:
+    """Return ``key`` up to its first part that no recipe has."""
+    return next(key[:end] for end in range(1, len(key) + 1) if recipe_schema.node_at(key[:end]) is None)
+
+
+def _inside_free_table(key: tuple[str, ...]) -> bool:
+    """Whether ``key`` is below a table that may have any key, such as model.kwargs."""
+    nodes = (recipe_schema.node_at(key[:end]) for end in range(1, len(key)))
+    return any(node is not None and node.get("additionalProperties") is True for node in nodes)
+
+
+def _value(text: str, node: recipe_schema.Node | None) -> Any:
+    """Read the value of ``--set``: TOML, or the text itself where it is none or the key takes text only."""
+    try:
+        parsed = tomli.loads(f"value = {text}")
+    except tomli.TOMLDecodeError:
+        return text
+    if set(parsed) != {"value"}:
+        return text  # a line break made more than one statement of it
+    value = parsed["value"]
+    # package.version=1.0 means the text; nobody can mean the number.
+    return text if node and node.get("type") == "string" and not isinstance(value, str) else value
+
+
+def _written(data: dict[str, Any]) -> str:
+    import tomli_w  # here, because only --set needs it
+
+    return tomli_w.dumps(data)

@@ -1,0 +1,160 @@
+"""What is wrong with a parsed recipe, in plain words: pydantic's verdict, the schema's vocabulary.
+
+Nothing here knows of files or lines; a Problem says where it is by its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from cpupack import recipe_schema
+from cpupack.recipe import Recipe
+from cpupack.recipe_lines import Key
+from cpupack.templates import to_toml
+
+_VALUE_WIDTH = 60
+_TYPE_ERRORS = ("_type", "literal_error")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend. ``near`` is what was probably meant; ``missing`` says that the key is not there."""
+
+    key: Key
+    message: str
+    near: str | None = None
+    missing: bool = False
+
+    def __str__(self) -> str:
+        where = f"{dotted(self.key)}: " if self.key else ""
+        return where + self.message + (f'; did you mean "{self.near}"?' if self.near else "")
+
+
+def dotted(key: Key) -> str:
+    """Return a key as a reader writes it: ``fuse.modules[0][1]``."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{toml_key(part)}" if text else toml_key(part)
+    return text
+
+
+def toml_key(part: str) -> str:
+    """Return one part of a key, quoted where TOML asks for quotes."""
+    return to_toml({part: 0})[1:].rpartition(" = ")[0]
+
+
+def nearest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the choice most like ``word`` whatever its case and dashes, None when none is like it."""
+    plain = {_plain(choice): choice for choice in choices}
+    found = get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
+    return plain[found[0]] if found else None
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def schema_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Return every way in which ``data`` is not a recipe: unknown and missing keys, types, values."""
+    try:
+        Recipe.model_validate(data)
+    except ValidationError as error:
+        return [
+            _problem(key, kind, value)
+            for key, kind, value in _settle_unions(data, error.errors(include_url=False))
+        ]
+    return []
+
+
+def _settle_unions(data: Mapping[str, Any], errors: Iterable[Any]) -> list[tuple[Key, str, Any]]:
+    """Turn pydantic's locations into keys, and its errors of every branch of a union into those that help.
+
+    Of ``int | list[int]`` given ``[1, "x"]`` pydantic says that it is no integer and that its second element
+    is none. The second is the one to report: that branch has the right kind of value. Where no branch has,
+    one problem at the union's own key stands for all.
+    """
+    found: dict[Key, list[tuple[Key, str, Any]]] = {}
+    for error in errors:
+        key, union = _key_of(data, error["loc"])
+        found.setdefault(union or key, []).append((key, error["type"], error["input"]))
+    result = []
+    for group_key, group in found.items():
+        inside = [
+            item for item in group if len(item[0]) > len(group_key) or not item[1].endswith(_TYPE_ERRORS)
+        ]
+        result += inside or group[:1]
+    return result
+
+
+def _key_of(data: Any, loc: tuple[str | int, ...]) -> tuple[Key, Key | None]:
+    """Return the key that ``loc`` means, and the key of the union it passes through, if any."""
+    key: Key = ()
+    union: Key | None = None
+    value = data
+    for part in loc:
+        if isinstance(part, str) and not isinstance(value, Mapping):
+            union = key  # pydantic's name of a branch: there is no such key in the data
+            continue
+        key = (*key, part)
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+    return key, union
+
+
+def _problem(key: Key, kind: str, value: Any) -> Problem:
+    if kind == "extra_forbidden":
+        return unknown_key(key)
+    node = recipe_schema.node_at(key) or {}
+    expected = recipe_schema.expected(node)
+    if kind == "missing":
+        return Problem(key, f"is missing; it must be {expected}", missing=True)
+    choices = [choice for choice in recipe_schema.choices(node) if isinstance(choice, str)]
+    near = nearest(value, choices, cutoff=0.5) if isinstance(value, str) else None
+    return Problem(key, f"must be {expected}, not {_describe(value, node)}", near)
+
+
+def unknown_key(key: Key) -> Problem:
+    """Return the problem of a key that no recipe has, with the nearest one that there is."""
+    name = str(key[-1])
+    near = nearest(name, recipe_schema.known_keys(key[:-1]))
+    if near is None:
+        # The right key in the wrong table is as common as a slip of the pen.
+        everywhere = {known.rpartition(".")[2]: known for known in reversed(recipe_schema.all_keys())}
+        near = everywhere.get(nearest(name, everywhere, cutoff=0.85) or "")
+    return Problem(key, "unknown key", near)
+
+
+def without_consequences(problems: list[Problem]) -> list[Problem]:
+    """Drop "missing" where an unknown key beside it is the same key misspelt."""
+    meant = {
+        (*problem.key[:-1], problem.near) for problem in problems if problem.near and not problem.missing
+    }
+    return [problem for problem in problems if not (problem.missing and problem.key in meant)]
+
+
+def _describe(value: Any, node: recipe_schema.Node) -> str:
+    types = {option.get("type") for option in node.get("anyOf", [node])}
+    match value:
+        case bool():
+            return to_toml(value)
+        case str():
+            return ("" if "string" in types else "the string ") + _short(value)
+        case int() | float():
+            return ("" if types & {"integer", "number"} else "the number ") + _short(value)
+        case list():
+            return f"a list of {len(value)}" if "array" in types else "a list"
+        case Mapping():
+            return "a table"
+    return "a date or time"
+
+
+def _short(value: str | float) -> str:
+    text = to_toml(value)
+    return text if len(text) <= _VALUE_WIDTH else text[: _VALUE_WIDTH - 4] + "..." + text[-1]
