@@ -1,0 +1,94 @@
+"""A manifest in words: the rows that a wheel's README and ``cpupack inspect`` both show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cpupack.runtime.manifest import Manifest
+
+
+def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return (label, value) rows: source, weights, sizes, operators, target, accuracy and plan."""
+    model, target = manifest.model, manifest.target
+    shape = " x ".join(str(size) for size in manifest.input_shape)
+    rows = [
+        ("Source", model["source"]),
+        ("Weights", "RANDOM, not trained" if manifest.random_weights else model["weights"]),
+        ("Input", f"{shape}, " + ("images" if manifest.preprocess else "float32 arrays")),
+        ("Size", _sizes(model["fp32_bytes"], model["int8_bytes"])),
+        ("Parameters, MACs", f"{scaled(model['parameters'])}, {scaled(model['macs'])}"),
+        ("Operators", f"{model['int8_operators']} INT8, {model['fp32_operators']} FP32"),
+        ("Quantization", _quantization(manifest)),
+        ("Calibrated on", _calibration(manifest.calibration)),
+        ("Engine", f"{target['engine']}, {target['activation_bits']}-bit activations"),
+        ("CPU required", target["cpu"] + (f" with {target['isa']} or better" if target["isa"] else "")),
+        ("Torch required", manifest.torch["requires"]),
+    ]
+    rows += accuracy_rows(manifest.accuracy)
+    rows.append(("Plan", plan_text(manifest)))
+    return [(label, " ".join(value.split())) for label, value in rows]
+
+
+def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows on accuracy and speed; what was not measured has no row."""
+    compared = f"on {accuracy['samples']} samples ({accuracy['data']})"
+    sqnr = accuracy["sqnr_db"]
+    rows = [("Outputs against FP32", f"SQNR {'infinite' if sqnr is None else f'{sqnr:.1f} dB'} {compared}")]
+    rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
+    for key, label in (("top1", "Top-1"), ("top5", "Top-5")):
+        fp32, int8 = accuracy[f"{key}_fp32"], accuracy[f"{key}_int8"]
+        if fp32 is not None and int8 is not None:
+            labelled = accuracy["labelled_samples"]
+            rows.append((label, f"INT8 {int8:.2%}, FP32 {fp32:.2%} on {labelled} labelled samples"))
+    if accuracy["speedup"] is not None:
+        rows.append(
+            ("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads")
+        )
+    return rows
+
+
+def plan_text(manifest: Manifest) -> str:
+    """Return the tuned setting in words, or why there is none."""
+    plan = manifest.plan
+    if not plan.tuned:
+        return f"made on the host ({plan.reason})" if plan.reason else "made on the host"
+    text = f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}, tuned for {plan.objective}"
+    row = manifest.bench["build"]
+    if row is None:
+        return text
+    return f"{text}: {row['throughput_per_s']:.1f} samples/s on {manifest.build['host']['cpu']}"
+
+
+def scaled(count: int) -> str:
+    """Return a count with an SI prefix: ``25.6 M``."""
+    for limit, prefix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.1f} {prefix}"
+    return str(count)
+
+
+def megabytes(size: int) -> str:
+    """Return a size in bytes as people read it, in decimal units: ``25.6 MB``."""
+    if size < 1000:
+        return f"{size} B"
+    return f"{size / 1e3:.1f} kB" if size < 10**6 else f"{size / 1e6:.1f} MB"
+
+
+def _sizes(fp32_bytes: int, int8_bytes: int) -> str:
+    text = f"INT8 {megabytes(int8_bytes)}, FP32 {megabytes(fp32_bytes)}"
+    # Toy models grow: the archive and its code outweigh a few hundred weights.
+    return f"{text} ({fp32_bytes / int8_bytes:.1f} times smaller)" if int8_bytes < fp32_bytes else text
+
+
+def _quantization(manifest: Manifest) -> str:
+    quantize = manifest.quantize
+    if quantize["mode"] == "dynamic":
+        return "dynamic"
+    return f"static, {quantize['observer']} observer"
+
+
+def _calibration(calibration: dict[str, Any] | None) -> str:
+    if calibration is None:
+        return "nothing (no calibration needed)"
+    text = f"{calibration['samples']} samples of {calibration['origin']}"
+    return f"{text} data, good for speed work only" if calibration["synthetic"] else text

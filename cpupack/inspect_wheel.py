@@ -1,0 +1,215 @@
+"""What is inside a wheel that cpupack made, and whether it is still what was built. Nothing in it is run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import Any
+
+from cpupack.errors import UsageError
+from cpupack.facts import fact_rows, megabytes
+from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.manifest import MANIFEST_NAME, Manifest, parse_manifest
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a wheel: uncompressed and compressed size in bytes, SHA-256 of the contents as hex."""
+
+    name: str
+    bytes: int
+    compressed_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A wheel's manifest, metadata and files; ``problems`` names every contradiction between them."""
+
+    path: Path
+    size_bytes: int
+    manifest: Manifest
+    requires: tuple[str, ...]
+    requires_python: str
+    tags: tuple[str, ...]
+    members: tuple[Member, ...]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts for ``--json``: the manifest's sections, metadata, files and integrity."""
+        facts = dataclasses.asdict(self.manifest)
+        del facts[
+            "files"
+        ]  # every file is in "members", with the hash it has rather than the one it should have
+        return {
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            **facts,
+            "requires": list(self.requires),
+            "requires_python": self.requires_python,
+            "tags": list(self.tags),
+            "members": [dataclasses.asdict(member) for member in self.members],
+            "integrity": {"ok": not self.problems, "problems": list(self.problems)},
+        }
+
+
+def inspect(path: Path) -> Inspection:
+    """Read a wheel and check every file against RECORD and the manifest.
+
+    Raises UsageError for what is no wheel, a wheel not made by cpupack, or an archive that cannot be read.
+    A file that differs from what was built is no error here but a line of ``problems``.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _inspect(path, archive)
+    except zipfile.BadZipFile as error:
+        raise UsageError(
+            f"{path} is not a wheel, or a damaged one: {error}", hint="build it again"
+        ) from error
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # the last: it is encrypted
+        raise UsageError(f"{path} is damaged: {error}", hint="build it again, or copy it again") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def format_inspection(inspection: Inspection) -> str:
+    """Return the facts as text for a terminal: facts, dependencies, files, and the verdict on the hashes."""
+    manifest = inspection.manifest
+    lines = [
+        f"{manifest.name} {manifest.version}  ({inspection.path.name}, {megabytes(inspection.size_bytes)})"
+    ]
+    if manifest.random_weights:
+        lines.append("WARNING: random weights; the predictions mean nothing")
+    rows = [
+        *fact_rows(manifest),
+        ("Requires", ", ".join([f"python{inspection.requires_python}", *inspection.requires])),
+        ("Tag", ", ".join(inspection.tags)),
+        ("Built with", f"cpupack {manifest.build['cpupack']}, torch {manifest.build['torch']}"),
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines += ["", *(f"{label:<{width}}  {value}" for label, value in rows)]
+    lines += ["", "Operators", *_operator_lines(manifest)]
+    lines += ["", f"Files{'bytes':>26}{'in wheel':>12}"]
+    lines += [
+        f"{member.bytes:>31,}{member.compressed_bytes:>12,}  {member.name}" for member in inspection.members
+    ]
+    lines.append("")
+    if inspection.problems:
+        lines.append(f"DAMAGED: {len(inspection.problems)} files are not what was built")
+        lines += [f"  {problem}" for problem in inspection.problems]
+    else:
+        lines.append("All hashes agree with the manifest and RECORD.")
+    return "\n".join(lines)
+
+
+def _operator_lines(manifest: Manifest) -> list[str]:
+    counts: dict[str, int] = manifest.model["operators"]
+    return [
+        f"{count:>6}  {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
+    names = archive.namelist()
+    dist_info = next((name.split("/")[0] for name in names if name.endswith(".dist-info/WHEEL")), None)
+    if dist_info is None:
+        raise UsageError(f"{path} is a zip file but not a wheel: it has no .dist-info/WHEEL")
+    package = _package_of(path, archive)
+    manifest = _manifest(path, archive, f"{package}/{MANIFEST_NAME}")
+    members = tuple(_member(archive, info) for info in archive.infolist() if not info.is_dir())
+    metadata = _headers(path, archive, f"{dist_info}/METADATA")
+    wheel = _headers(path, archive, f"{dist_info}/WHEEL")
+    hashes = {member.name: member.sha256 for member in members}
+    problems = _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
+    problems += _manifest_problems(package, manifest, members)
+    if sorted(names) != sorted(set(names)):
+        problems.append("the archive has two files of one name")
+    if (found := metadata.get_all("Version", [])) != [manifest.version]:
+        problems.append(f"METADATA says version {', '.join(found)}, the manifest {manifest.version}")
+    return Inspection(
+        path=path,
+        size_bytes=path.stat().st_size,
+        manifest=manifest,
+        requires=tuple(metadata.get_all("Requires-Dist", [])),
+        requires_python=metadata.get("Requires-Python", ""),
+        tags=tuple(wheel.get_all("Tag", [])),
+        members=members,
+        problems=tuple(problems),
+    )
+
+
+def _package_of(path: Path, archive: zipfile.ZipFile) -> str:
+    """Return the package that has a manifest and cpupack's runtime in it."""
+    for name in archive.namelist():
+        package, _, rest = name.partition("/")
+        if rest == MANIFEST_NAME and f"{package}/_runtime/manifest.py" in archive.namelist():
+            return package
+    raise UsageError(f"{path} was not made by cpupack: no package in it has a manifest and a runtime")
+
+
+def _manifest(path: Path, archive: zipfile.ZipFile, name: str) -> Manifest:
+    try:
+        return parse_manifest(archive.read(name).decode("utf-8"), f"{path}: {name}")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: {name} is not UTF-8: {error}", hint="build it again") from error
+    except IntegrityError as error:
+        raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error
+
+
+def _headers(path: Path, archive: zipfile.ZipFile, name: str) -> Any:
+    return HeaderParser().parsestr(_text(path, archive, name))
+
+
+def _text(path: Path, archive: zipfile.ZipFile, name: str) -> str:
+    try:
+        return archive.read(name).decode("utf-8")
+    except (KeyError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a complete wheel: {name} is missing or damaged") from error
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
+    digest = hashlib.sha256()
+    with archive.open(info) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return Member(info.filename, info.file_size, info.compress_size, digest.hexdigest())
+
+
+def _record_problems(path: Path, archive: zipfile.ZipFile, record: str, hashes: dict[str, str]) -> list[str]:
+    """Compare with RECORD (packaging.python.org/specifications/recording-installed-packages)."""
+    problems, recorded = [], set()
+    for row in csv.reader(io.StringIO(_text(path, archive, record))):
+        name, expected = (*row, "", "")[:2]
+        recorded.add(name)
+        if name not in hashes:
+            problems.append(f"{name}: in RECORD but not in the wheel")
+        elif expected and expected != _record_hash(hashes[name]):
+            problems.append(f"{name}: differs from RECORD")
+    problems += [f"{name}: not in RECORD" for name in sorted(set(hashes) - recorded)]
+    return problems
+
+
+def _record_hash(sha256: str) -> str:
+    return "sha256=" + base64.urlsafe_b64encode(bytes.fromhex(sha256)).decode("ascii").rstrip("=")
+
+
+def _manifest_problems(package: str, manifest: Manifest, members: tuple[Member, ...]) -> list[str]:
+    found = {member.name: member for member in members if member.name.startswith(f"{package}/")}
+    wanted = {f"{package}/{name}": entry for name, entry in manifest.files.items()}
+    problems = [f"{name}: in the manifest but not in the wheel" for name in sorted(set(wanted) - set(found))]
+    extra = set(found) - set(wanted) - {f"{package}/{MANIFEST_NAME}"}
+    problems += [f"{name}: not in the manifest" for name in sorted(extra)]
+    for name in sorted(set(wanted) & set(found)):
+        if (found[name].sha256, found[name].bytes) != (wanted[name].sha256, wanted[name].bytes):
+            problems.append(f"{name}: differs from the manifest")
+    return problems

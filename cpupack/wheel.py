@@ -1,0 +1,122 @@
+"""From a staged project to a wheel in the output directory: hatchling in process, then one rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hatchling.builders.wheel import WheelBuilder
+
+from cpupack.artifacts import BuiltWheel, StagedProject
+from cpupack.errors import PackagingError
+from cpupack.runtime.manifest import MANIFEST_NAME, hash_file, read_manifest
+
+
+def check_out(out: Path) -> None:
+    """Raise PackagingError when a wheel could not be written into ``out``; makes nothing.
+
+    To be called before long work as well: ``build_wheel`` would say the same, minutes later.
+    """
+    existing = out
+    while not existing.exists():
+        if existing.is_symlink():
+            raise PackagingError(f"{existing} is a link to nothing", hint="choose another --out")
+        existing = existing.parent
+    if not existing.is_dir():
+        raise PackagingError(f"{existing} is not a directory", hint="choose another --out")
+    try:
+        # Only writing proves it: permission bits say nothing to root, and nothing of a read-only file system.
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise PackagingError(
+            f"cannot write to {existing}: {error.strerror}", hint="choose another --out"
+        ) from error
+
+
+def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
+    """Build the staged project with hatchling and put the finished wheel into ``out`` in one step.
+
+    A failure or an interrupt leaves ``out`` as it was. Raises PackagingError.
+    """
+    check_out(out)
+    try:
+        # Inside the project, which its owner removes: a kill in the middle leaves nothing in ``out``.
+        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=staged.root) as directory:
+            built = _run_hatchling(staged, Path(directory))
+            _check_contents(staged, built)
+            out.mkdir(parents=True, exist_ok=True)
+            path = _publish(built, out)
+    except OSError as error:
+        raise PackagingError(
+            f"cannot write the wheel: {error}", hint="check space and permissions"
+        ) from error
+    return BuiltWheel(
+        path=path,
+        sha256=hash_file(path),
+        size_bytes=path.stat().st_size,
+        distribution=staged.distribution,
+        version=staged.version,
+        platform_tag=staged.platform_tag,
+    )
+
+
+def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
+    try:
+        with _temporary_files_in(directory):
+            # Said here because HATCH_BUILD_* variables of the user's shell would otherwise decide.
+            build = WheelBuilder(str(staged.root)).build(
+                directory=str(directory),
+                versions=["standard"],
+                hooks_only=False,
+                clean=False,
+                clean_hooks_after=False,
+            )
+            built = [Path(path) for path in build]
+    except (ValueError, TypeError) as error:  # what hatchling raises for project metadata it does not take
+        raise PackagingError(f"hatchling cannot build the staged project: {error}") from error
+    if len(built) != 1 or not built[0].name.endswith(f"-py3-none-{staged.platform_tag}.whl"):
+        raise PackagingError(
+            f"hatchling built {', '.join(path.name for path in built) or 'nothing'}, "
+            f"not a wheel for {staged.platform_tag}",
+            hint="unset HATCH_BUILD_NO_HOOKS and other HATCH_BUILD_* variables",
+        )
+    return built[0]
+
+
+@contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Make ``tempfile`` use ``directory``: an interrupt would leave hatchling's own temporary archive."""
+    before = tempfile.tempdir
+    tempfile.tempdir = str(directory)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _check_contents(staged: StagedProject, built: Path) -> None:
+    """Check that the archive has every file of the manifest, and no other in the package."""
+    manifest = read_manifest(staged.package_dir)
+    wanted = {f"{staged.import_name}/{name}" for name in (*manifest.files, MANIFEST_NAME)}
+    with zipfile.ZipFile(built) as archive:
+        found = {name for name in archive.namelist() if name.startswith(f"{staged.import_name}/")}
+    if found != wanted:
+        raise PackagingError(f"the wheel differs from its manifest in {', '.join(sorted(found ^ wanted))}")
+
+
+def _publish(built: Path, out: Path) -> Path:
+    """Copy ``built`` into ``out`` under a hidden name, then rename it: a reader sees all of it or none."""
+    target = out / built.name
+    part = out / f".{built.name}.{os.getpid()}.part"
+    try:
+        shutil.copy(built, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target

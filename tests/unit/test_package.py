@@ -1,0 +1,369 @@
+"""The staged project and the wheel built from it, for a tiny model."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli
+from packaging.requirements import Requirement
+from tiny_wheel import TinyWheel
+
+import cpupack
+from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.errors import PackagingError
+from cpupack.runtime.manifest import check_files, hash_file, read_manifest
+from cpupack.stages import package
+from cpupack.stages.package import build_wheel, check_out, finish, requirements, stage_project
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAN = TunePlan(
+    tuned=True,
+    objective="throughput",
+    threads=1,
+    instances=2,
+    batch_size=4,
+    reason="fastest of 3",
+    rows=(
+        {"threads": 2, "instances": 1, "batch_size": 4, "throughput_per_s": 100.0},
+        {"threads": 1, "instances": 2, "batch_size": 4, "throughput_per_s": 210.0},
+        {"threads": 1, "instances": 2, "batch_size": 4, "throughput_per_s": 205.0},
+        {"threads": 1, "instances": 2, "batch_size": 4, "throughput_per_s": 190.0},
+    ),
+    searched_s=1.5,
+)
+
+
+@pytest.fixture
+def staged(tiny: TinyWheel, tmp_path: Path) -> StagedProject:
+    return stage_project(tiny.contents(), tmp_path / "project")
+
+
+def pyproject(staged: StagedProject) -> dict:
+    return tomli.loads((staged.root / "pyproject.toml").read_text())
+
+
+# --- the staged project
+
+
+def test_the_package_has_what_the_contract_names(staged: StagedProject) -> None:
+    found = {path.relative_to(staged.package_dir).as_posix() for path in staged.package_dir.rglob("*.*")}
+    named = {"__init__.py", "__main__.py", "_entry.py", "py.typed", "manifest.json", "model.pt", "golden.npz"}
+    assert named | {"labels.txt", "recipe.toml", "verify.json", "tune.json"} <= found
+
+
+def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
+    runtime = Path(cpupack.__file__).parent / "runtime"
+    copied = {path.name: path.read_bytes() for path in (staged.package_dir / "_runtime").iterdir()}
+    assert copied == {path.name: path.read_bytes() for path in runtime.glob("*.py")}
+
+
+def test_no_python_in_the_package_imports_cpupack(staged: StagedProject) -> None:
+    for path in staged.package_dir.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not any(name.split(".")[0] == "cpupack" for name in names), path
+
+
+def test_the_manifest_hashes_every_file_but_itself(staged: StagedProject) -> None:
+    manifest = read_manifest(staged.package_dir)
+    shipped = {
+        p.relative_to(staged.package_dir).as_posix() for p in staged.package_dir.rglob("*") if p.is_file()
+    }
+    assert set(manifest.files) == shipped - {"manifest.json"}
+    check_files(staged.package_dir, manifest)
+
+
+def test_the_manifest_repeats_what_the_stages_measured(tiny: TinyWheel, staged: StagedProject) -> None:
+    manifest, contents = read_manifest(staged.package_dir), tiny.contents()
+    assert manifest.input_shape == contents.model.input_shape
+    assert manifest.model["int8_bytes"] == (staged.package_dir / "model.pt").stat().st_size
+    assert manifest.model["macs"] == contents.model.macs
+    assert manifest.target["engine"] == contents.target.engine
+    assert manifest.accuracy["sqnr_db"] == contents.report.sqnr_db
+    assert manifest.preprocess is not None
+    assert manifest.preprocess["crop"] == 8
+    assert manifest.labels == "labels.txt"
+    assert not manifest.plan.tuned
+    assert manifest.bench == {"duration_s": 5.0, "build": None}
+    assert set(manifest.build["host"]) == {"cpu", "cores_physical", "isa", "cores_usable"}
+
+
+def test_infinite_measurements_are_null_in_the_files(tiny: TinyWheel, tmp_path: Path) -> None:
+    staged = stage_project(tiny.contents(sqnr_db=float("inf")), tmp_path / "project")
+    for name in ("manifest.json", "verify.json"):
+        json.loads((staged.package_dir / name).read_text(), parse_constant=pytest.fail)
+    assert read_manifest(staged.package_dir).accuracy["sqnr_db"] is None
+    assert "SQNR infinite" in (staged.root / "README.md").read_text()
+
+
+def test_golden_arrays_and_labels_come_back(tiny: TinyWheel, staged: StagedProject) -> None:
+    with np.load(staged.package_dir / "golden.npz", allow_pickle=False) as golden:
+        for name, array in tiny.contents().golden.items():
+            np.testing.assert_array_equal(golden[name], array)
+    labels = (staged.package_dir / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert tuple(labels) == tiny.contents().model.labels
+
+
+def test_a_label_of_two_lines_is_refused(tiny: TinyWheel, tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="label 1 is"):
+        stage_project(tiny.contents(labels=("cat", "a\nb", "dog")), tmp_path / "project")
+
+
+def test_metadata(staged: StagedProject) -> None:
+    project = pyproject(staged)["project"]
+    assert project["name"] == "tiny-int8"
+    assert project["requires-python"] == ">=3.11"
+    assert project["scripts"] == {
+        "tiny-int8": "tiny_int8._entry:main",
+        "tiny-int8-bench": "tiny_int8._entry:bench_main",
+    }
+    assert [Requirement(text).name for text in project["dependencies"]] == [
+        "torch",
+        "numpy",
+        "pillow",
+        "psutil",
+    ]
+
+
+def test_a_description_with_quotes_survives(tiny: TinyWheel, tmp_path: Path) -> None:
+    text = 'says "hi"\\n \x7f | two = [1] \N{SNOWMAN}'
+    staged = stage_project(tiny.contents(description=text), tmp_path / "project")
+    assert pyproject(staged)["project"]["description"] == " ".join(text.split())
+
+
+def test_random_weights_are_unmistakable(tiny: TinyWheel, tmp_path: Path) -> None:
+    staged = stage_project(tiny.contents(random_weights=True), tmp_path / "project")
+    assert staged.version == "1.0.0+random"
+    assert read_manifest(staged.package_dir).random_weights
+    assert "RANDOM WEIGHTS" in (staged.root / "README.md").read_text()
+
+
+def test_trained_weights_are_not_called_random(staged: StagedProject) -> None:
+    assert staged.version == "1.0.0"
+    assert "RANDOM" not in (staged.root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("2fast", "cannot import"), ("class", "cannot import"), ("torch", "hides"), ("json", "hides")],
+)
+def test_names_python_cannot_use_are_refused(tiny: TinyWheel, tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(PackagingError, match=why):
+        stage_project(tiny.contents(name=name), tmp_path / "project")
+
+
+def test_a_used_directory_is_refused(tiny: TinyWheel, staged: StagedProject) -> None:
+    with pytest.raises(PackagingError, match="cannot write"):
+        stage_project(tiny.contents(), staged.root)
+
+
+def test_damaged_templates_are_noticed(
+    tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = package.render
+    monkeypatch.setattr(package, "render", lambda path, /, **values: real(path, **{**values, "version": "9"}))
+    with pytest.raises(PackagingError, match=r"version = '9', not '1\.0\.0'"):
+        stage_project(tiny.contents(), tmp_path / "project")
+
+
+# --- what importing the package does
+
+
+def run_python(staged: StagedProject, code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(staged.root / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_does_not_import_torch(staged: StagedProject) -> None:
+    code = (
+        "import sys, tiny_int8, tiny_int8._entry\n"
+        "print(tiny_int8.__version__, 'Runner' in dir(tiny_int8), 'torch' in sys.modules)"
+    )
+    assert run_python(staged, code) == "1.0.0 True False"
+
+
+def test_an_unknown_name_is_an_attribute_error(staged: StagedProject) -> None:
+    code = "import tiny_int8\ntry: tiny_int8.Runer\nexcept AttributeError as error: print(error)"
+    assert run_python(staged, code) == "module 'tiny_int8' has no attribute 'Runer'"
+
+
+def test_the_bound_runner_takes_every_option_of_the_runtimes(staged: StagedProject) -> None:
+    from cpupack.runtime.runner import Runner
+
+    tree = ast.parse((staged.package_dir / "_bound.py").read_text())
+    init = next(
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    wanted = [name for name in inspect.signature(Runner).parameters if name != "package_dir"]
+    assert [argument.arg for argument in init.args.kwonlyargs] == wanted
+
+
+def test_runner_has_help_and_runs(tiny: TinyWheel, staged: StagedProject) -> None:
+    code = (
+        "import pydoc, numpy, pathlib, tiny_int8\n"
+        "text = pydoc.render_doc(tiny_int8.Runner)\n"
+        "assert 'Runs tiny-int8 1.0.0' in text and 'threads' in text, text\n"
+        "with tiny_int8.Runner(threads=1, instances=1) as runner:\n"
+        "    golden = numpy.load(pathlib.Path(tiny_int8.__file__).parent / 'golden.npz')\n"
+        "    print(numpy.abs(runner(golden['input']) - golden['output']).max() < 1e-5)\n"
+    )
+    assert run_python(staged, code) == "True"
+
+
+# --- finishing
+
+
+def test_finish_writes_the_plan_and_keeps_the_hashes_true(staged: StagedProject) -> None:
+    compiled = staged.package_dir / "__pycache__" / "x.pyc"
+    compiled.parent.mkdir()
+    compiled.touch()
+    manifest = read_manifest(finish(staged, PLAN).package_dir)
+    check_files(staged.package_dir, manifest)
+    assert (manifest.plan.threads, manifest.plan.instances, manifest.plan.batch_size) == (1, 2, 4)
+    assert (
+        manifest.bench["build"]["throughput_per_s"] == 205.0
+    )  # the median of the chosen setting's three measurements
+    assert len(json.loads((staged.package_dir / "tune.json").read_text())["rows"]) == len(PLAN.rows)
+    assert not any("__pycache__" in name for name in manifest.files)
+    assert "2 x 1 threads, batch 4" in (staged.root / "README.md").read_text()
+
+
+def test_finish_without_tuning_says_why(staged: StagedProject) -> None:
+    finish(staged, TunePlan(tuned=False, objective="throughput", reason="--no-tune"))
+    assert not read_manifest(staged.package_dir).plan.tuned
+    assert "made on the host (--no-tune)" in (staged.root / "README.md").read_text()
+
+
+# --- the wheel
+
+
+def test_the_wheel_is_named_and_tagged_for_its_platform(
+    tiny: TinyWheel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staged = stage_project(tiny.contents(random_weights=True), tmp_path / "project")
+    built = build_wheel(staged, tmp_path / "dist")
+    assert built.path == tmp_path / "dist" / "tiny_int8-1.0.0+random-py3-none-manylinux_2_28_x86_64.whl"
+    assert (built.sha256, built.size_bytes) == (hash_file(built.path), built.path.stat().st_size)
+    with zipfile.ZipFile(built.path) as wheel:
+        metadata = wheel.read("tiny_int8-1.0.0+random.dist-info/WHEEL").decode()
+    assert "Root-Is-Purelib: false" in metadata
+    assert "Tag: py3-none-manylinux_2_28_x86_64" in metadata
+    assert capsys.readouterr().out == ""
+
+
+def test_the_wheel_has_an_sbom(staged: StagedProject, tmp_path: Path) -> None:
+    built = build_wheel(staged, tmp_path / "dist")
+    with zipfile.ZipFile(built.path) as wheel:
+        bom = json.loads(wheel.read("tiny_int8-1.0.0.dist-info/sboms/tiny_int8.cdx.json"))
+    assert bom["specVersion"] == "1.6"
+
+
+def test_equal_inputs_make_equal_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
+    built = [
+        build_wheel(
+            finish(stage_project(tiny.contents(), tmp_path / name / "project"), PLAN), tmp_path / name
+        )
+        for name in ("one", "two")
+    ]
+    assert built[0].path.read_bytes() == built[1].path.read_bytes()
+
+
+def test_two_targets_make_two_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
+    for cpu in ("x86_64", "aarch64"):
+        build_wheel(stage_project(tiny.contents(cpu=cpu), tmp_path / cpu), tmp_path / "dist")
+    names = sorted(path.name for path in (tmp_path / "dist").iterdir())
+    assert names == [f"tiny_int8-1.0.0-py3-none-manylinux_2_28_{cpu}.whl" for cpu in ("aarch64", "x86_64")]
+
+
+def test_an_ignore_file_around_the_project_does_not_thin_the_wheel(
+    staged: StagedProject, tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("*.pt\n*.npz\nproject/\n")
+    with zipfile.ZipFile(build_wheel(staged, tmp_path / "dist").path) as wheel:
+        assert {"tiny_int8/model.pt", "tiny_int8/golden.npz"} <= set(wheel.namelist())
+
+
+def test_a_file_the_manifest_does_not_know_is_not_packed_quietly(
+    staged: StagedProject, tmp_path: Path
+) -> None:
+    (staged.package_dir / "stray.txt").write_text("x")
+    with pytest.raises(PackagingError, match=r"tiny_int8/stray\.txt"):
+        build_wheel(staged, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+def test_disabled_hooks_do_not_make_a_wheel_for_any_platform(
+    staged: StagedProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HATCH_BUILD_NO_HOOKS", "1")
+    with pytest.raises(PackagingError, match="HATCH_BUILD"):
+        build_wheel(staged, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("no space")])
+def test_a_failure_leaves_the_output_directory_as_it_was(
+    staged: StagedProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def stop(*args: object) -> None:
+        raise failure
+
+    out = tmp_path / "dist"
+    first = build_wheel(staged, out)
+    # At the very last step: the archive is complete and copied beside its name.
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises((KeyboardInterrupt, PackagingError)):
+        build_wheel(staged, out)
+    assert [path.name for path in out.iterdir()] == [first.path.name]
+    assert hash_file(first.path) == first.sha256
+    assert not list(staged.root.glob(".wheel-*"))
+
+
+def test_out_may_not_exist_yet_and_is_not_made_by_the_check(tmp_path: Path) -> None:
+    check_out(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(PackagingError, match="is not a directory"):
+            check_out(out)
+
+
+def test_an_out_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(PackagingError, match="cannot write"):
+        check_out(Path("/proc/self"))  # for root too, which no permission bit stops
+
+
+# --- the numbers that are written twice
+
+
+def test_ranges_are_those_of_cpupack_itself() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomli.load(file)["project"]
+    own = {Requirement(text).name: Requirement(text).specifier for text in project["dependencies"]}
+    for text in package.RUNTIME_REQUIREMENTS:
+        assert Requirement(text).specifier == own[Requirement(text).name]
+    assert Requirement(package.BUILD_REQUIRES).specifier == own["hatchling"]
+    assert project["requires-python"] == package.REQUIRES_PYTHON
+    assert f">={package.OLDEST_TORCH}" in str(own["torch"])
+
+
+def test_torch_is_bounded_by_the_builders_minor() -> None:
+    assert requirements("2.13.0+cpu")[0] == "torch>=2.10,<2.14"

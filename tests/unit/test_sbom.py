@@ -1,0 +1,60 @@
+"""The bill of materials: valid CycloneDX 1.6, complete, and a function of the contents alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from cyclonedx.validation import make_schemabased_validator
+from tiny_wheel import TinyWheel
+
+from cpupack.runtime.manifest import FileEntry, Manifest, read_manifest
+from cpupack.sbom import render_sbom
+from cpupack.stages.package import stage_project
+
+REQUIREMENTS = ["torch>=2.10,<2.14", "numpy>=1.26,<3"]
+
+
+@pytest.fixture
+def manifest(tiny: TinyWheel, tmp_path: Path) -> Manifest:
+    return read_manifest(stage_project(tiny.contents(), tmp_path / "project").package_dir)
+
+
+def bom(manifest: Manifest) -> dict:
+    return json.loads(render_sbom(manifest, model_file="model.pt", requirements=REQUIREMENTS))
+
+
+def test_components(manifest: Manifest) -> None:
+    found = {component["name"]: component for component in bom(manifest)["components"]}
+    assert set(found) == {"tiny_int8/model.pt", "cpupack-runtime", "torch", "numpy"}
+    model = found["tiny_int8/model.pt"]
+    assert model["type"] == "machine-learning-model"
+    assert model["hashes"] == [{"alg": "SHA-256", "content": manifest.files["model.pt"].sha256}]
+    ancestor = model["pedigree"]["ancestors"][0]
+    assert ancestor["hashes"] == [{"alg": "SHA-256", "content": manifest.model["weights_sha256"]}]
+
+
+def test_cpupack_is_the_tool(manifest: Manifest) -> None:
+    assert [tool["name"] for tool in bom(manifest)["metadata"]["tools"]["components"]] == ["cpupack"]
+
+
+def test_it_is_valid_cyclonedx(manifest: Manifest) -> None:
+    pytest.importorskip("referencing")
+    text = render_sbom(manifest, model_file="model.pt", requirements=REQUIREMENTS)
+    assert make_schemabased_validator(OutputFormat.JSON, SchemaVersion.V1_6).validate_str(text) is None
+
+
+def test_equal_contents_have_one_serial_and_others_another(manifest: Manifest) -> None:
+    assert bom(manifest) == bom(manifest)
+    other = dataclasses.replace(manifest, files={"model.pt": FileEntry("cd" * 32, 1)})
+    assert bom(other)["serialNumber"] != bom(manifest)["serialNumber"]
+
+
+def test_the_time_is_the_users_or_none(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    assert "timestamp" not in bom(manifest)["metadata"]
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert bom(manifest)["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
