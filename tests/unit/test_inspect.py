@@ -122,7 +122,7 @@ def test_a_wheel_that_cpupack_did_not_make(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"tiny_int8/manifest.json": b"{"}, {"tiny_int8/manifest.json": b'{"schema": 9}'}]
+    "change", [{"tiny_int8/manifest.json": text} for text in (b"{", b'{"schema": 9}', b"\xff")]
 )
 def test_an_unreadable_manifest(built: Path, tmp_path: Path, change: dict[str, bytes | None]) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json"):
