@@ -1,0 +1,214 @@
+"""The nouns between the stages: each stage takes some of these and returns the next.
+
+recipe -> FloatModel -> FusedModel -> CalibratedModel -> QuantizedModel -> ScriptedModel -> VerifyReport
+       -> StagedProject -> TunePlan -> BuiltWheel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.statistics import ActivationStats
+from cpupack.targets import Target
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs held in memory: pixels as uint8 (normalized batch by batch), anything else as float32.
+
+    ``data`` is uint8 ``(n, height, width, channels)`` when ``preprocess`` is set, else float32 ``(n, *input_shape)``.
+    ``labels`` is int64 ``(n,)`` or None. ``names`` says where each sample came from. ``origin`` is the recipe's words.
+    """
+
+    data: npt.NDArray[Any]
+    origin: str
+    names: tuple[str, ...]
+    preprocess: PreprocessSpec | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        wanted = np.uint8 if self.preprocess else np.float32
+        if self.data.dtype != wanted:
+            raise TypeError(f"samples are {self.data.dtype}, not {np.dtype(wanted)}")
+        if len(self.names) != len(self.data) or (self.labels is not None and len(self.labels) != len(self.data)):
+            raise ValueError("data, names and labels have different lengths")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Yield float32 model inputs ``(<=batch_size, *input_shape)``, normalized, in order."""
+        for start in range(0, len(self.data), batch_size):
+            yield self.tensor(slice(start, start + batch_size))
+
+    def tensor(self, rows: slice) -> torch.Tensor:
+        """Return the model input for ``rows`` as float32."""
+        chunk = self.data[rows]
+        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk))
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """The FP32 model in eval mode, with what loading its weights found.
+
+    ``input_shape`` has no batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
+    true when they were not trained. ``labels`` are class names or None.
+    """
+
+    module: torch.nn.Module
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    weights_origin: str
+    random_weights: bool
+    weights_sha256: str | None
+    parameters: int
+    macs: int
+    fp32_bytes: int
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """The FP32 model with its chains fused.
+
+    ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs that
+    FX cannot trace, or ``dynamic`` (``module`` untouched). ``chains`` holds the fused names. ``max_abs_diff`` is the
+    largest difference of FP32 outputs before and after.
+    """
+
+    module: torch.nn.Module
+    style: str
+    chains: tuple[tuple[str, ...], ...]
+    max_abs_diff: float
+    max_abs_output: float
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """The fused FP32 model with the statistics of its activations, the same for every engine.
+
+    ``stats`` is keyed by the traced graph's node names (style ``fx``) or by module names (style ``eager``); empty for
+    ``dynamic``. ``origin`` says what the data was, ``samples`` how many were run.
+    """
+
+    fused: FusedModel
+    stats: dict[str, ActivationStats]
+    samples: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """An INT8 module for one target. ``notes`` names what stayed FP32 and why."""
+
+    module: torch.nn.Module
+    target: Target
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScriptedModel:
+    """A saved, frozen TorchScript file for one target, with the counts of its operators."""
+
+    path: Path
+    target: Target
+    size_bytes: int
+    int8_operators: int
+    fp32_operators: int
+    operators: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One bound of ``[evaluation]`` and whether it held."""
+
+    name: str
+    bound: float
+    measured: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the saved model does, against FP32 and against the quantized module it came from.
+
+    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax; top-1/top-5 are fractions, None without
+    labels. ``speedup`` is the median of interleaved FP32/INT8 time ratios at the same batch and threads, None when
+    this host cannot time the target. ``data`` says what was compared on.
+    """
+
+    data: str
+    samples: int
+    equal_to_quantized: bool
+    sqnr_db: float
+    cosine: float
+    agreement: float
+    labelled_samples: int = 0
+    top1_fp32: float | None = None
+    top1_int8: float | None = None
+    top5_fp32: float | None = None
+    top5_int8: float | None = None
+    speedup: float | None = None
+    speed_rows: tuple[dict[str, Any], ...] = ()
+    gates: tuple[Gate, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(gate.passed for gate in self.gates)
+
+
+@dataclass(frozen=True)
+class StagedProject:
+    """The runner as an ordinary Python project on disk, before the wheel is built.
+
+    ``root`` holds pyproject.toml, ``package_dir`` is ``root/src/IMPORT_NAME``.
+    """
+
+    root: Path
+    package_dir: Path
+    import_name: str
+    distribution: str
+    version: str
+    platform_tag: str
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """The chosen setting and everything that was measured to choose it.
+
+    ``rows`` are the bench results the choice was made from, one dict per measurement. ``tuned`` is false when nothing
+    was measured (``--no-tune``, or a target that this host cannot run); the runner then plans from the host alone.
+    """
+
+    tuned: bool
+    objective: str
+    threads: int | None = None
+    instances: int | None = None
+    batch_size: int | None = None
+    max_latency_ms: float | None = None
+    reason: str = ""
+    rows: tuple[dict[str, Any], ...] = ()
+    searched_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class BuiltWheel:
+    """A finished wheel in the output directory."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    distribution: str
+    version: str
+    platform_tag: str

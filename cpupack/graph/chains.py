@@ -1,0 +1,227 @@
+"""Chains of calls that run as one operator: found on the traced graph, fused in place.
+
+A chain is found by who reads whose output, never by names: torchvision's BasicBlock calls one ``relu`` module after bn1
+and again after the addition, and ``torch.ao.quantization.fuse_modules``, which goes by name, would drop the second call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+import torch.ao.nn.intrinsic as nni
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from cpupack.errors import ModelError
+
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+_PATTERNS = frozenset(
+    {
+        ("conv", "bn"),
+        ("conv", "relu"),
+        ("conv", "relu6"),
+        ("conv", "bn", "relu"),
+        ("conv", "bn", "relu6"),
+        ("conv_transpose", "bn"),
+        ("linear", "relu"),
+        ("linear", "bn"),
+        ("linear", "bn", "relu"),
+        ("bn", "relu"),
+    }
+)
+_CONV_RELU: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: nni.ConvReLU1d,
+    nn.Conv2d: nni.ConvReLU2d,
+    nn.Conv3d: nni.ConvReLU3d,
+}
+_BN_RELU: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: nni.BNReLU2d,
+    nn.BatchNorm3d: nni.BNReLU3d,
+}
+
+
+class ConvReLU6(nn.Sequential):
+    """A convolution and its ReLU6. INT8 runs it as conv + ReLU: an output range that ends at 6 clamps there for free."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Consecutive calls: each reads only the one before it, and nothing else reads that one."""
+
+    nodes: tuple[fx.Node, ...]
+    kinds: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Module names; a function call has none, so its node's name in the traced graph."""
+        return tuple(node_name(node) for node in self.nodes)
+
+
+def node_name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def find_chains(graph_module: fx.GraphModule) -> list[Chain]:
+    """Return the longest fusible chain that starts at each call, in execution order."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    calls = _call_counts(graph_module)
+    chains, taken = [], set[fx.Node]()
+    for node in graph_module.graph.nodes:
+        if node in taken:
+            continue
+        best: Chain | None = None
+        for nodes in _runs(node):
+            kinds = tuple(_kind(each, modules) for each in nodes)
+            if kinds in _PATTERNS and _refusal(nodes, kinds, modules, calls) is None:
+                best = Chain(nodes, kinds)
+        if best is not None:
+            chains.append(best)
+            taken.update(best.nodes)
+    return chains
+
+
+def resolve_chain(graph_module: fx.GraphModule, names: list[str]) -> Chain:
+    """Return the chain that a recipe lists. Raises ModelError saying which name is wrong and why."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    listed = f"[fuse] modules: [{', '.join(names)}]"
+    known = {node_name(node): node for node in reversed(graph_module.graph.nodes)}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ModelError(
+                f"{listed}: the traced model has no call of {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else "`cpupack fusions RECIPE` lists what can be fused",
+            )
+    nodes = [known[names[0]]]
+    for name in names[1:]:
+        readers = list(nodes[-1].users)
+        if len(readers) != 1 or node_name(readers[0]) != name:
+            read_by = ", ".join(repr(node_name(reader)) for reader in readers) or "nothing"
+            raise ModelError(
+                f"{listed} cannot be fused: the output of {node_name(nodes[-1])!r} is read by {read_by}, "
+                f"so {name!r} does not follow it alone",
+                hint="`cpupack fusions RECIPE` lists what can be fused",
+            )
+        nodes.append(readers[0])
+    kinds = tuple(_kind(node, modules) for node in nodes)
+    reason = (
+        _refusal(tuple(nodes), kinds, modules, _call_counts(graph_module))
+        if kinds in _PATTERNS
+        else " + ".join(_type_name(node, modules) for node in nodes) + " is no chain that runs as one operator"
+    )
+    if reason is not None:
+        raise ModelError(
+            f"{listed} cannot be fused: {reason}",
+            hint="fusible are " + ", ".join("-".join(pattern) for pattern in sorted(_PATTERNS)),
+        )
+    return Chain(tuple(nodes), kinds)
+
+
+def fuse_chain(graph_module: fx.GraphModule, chain: Chain) -> None:
+    """Replace a chain's calls by one, in place; the fused module takes the first one's name. FP32 semantics stay."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    first, last = chain.nodes[0], chain.nodes[-1]
+    fused = modules[str(first.target)]
+    for node, kind in zip(chain.nodes[1:], chain.kinds[1:], strict=True):
+        match kind:
+            case "bn":
+                fused = _fold_batch_norm(fused, modules[str(node.target)])
+            case "relu":
+                fused = _with_relu(fused)
+            case "relu6":
+                fused = ConvReLU6(fused, nn.ReLU6())
+    graph_module.add_submodule(str(first.target), fused.eval())
+    last.replace_all_uses_with(first)
+    for node in reversed(chain.nodes[1:]):
+        graph_module.graph.erase_node(node)
+
+
+def _fold_batch_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return fuse_linear_bn_eval(module, norm)  # type: ignore[type-var]  # torch types norm as its private base
+    transpose = isinstance(module, _CONV_TRANSPOSE)
+    return fuse_conv_bn_eval(module, norm, transpose)  # type: ignore[type-var]  # as above
+
+
+def _with_relu(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        return nni.LinearReLU(module, nn.ReLU())
+    return {**_CONV_RELU, **_BN_RELU}[type(module)](module, nn.ReLU())
+
+
+def _runs(node: fx.Node) -> list[tuple[fx.Node, ...]]:
+    """Return the runs of two and three calls from ``node`` on in which each output has one reader."""
+    runs, run = [], [node]
+    while len(run) < 3 and len(run[-1].users) == 1:
+        run.append(next(iter(run[-1].users)))
+        runs.append(tuple(run))
+    return runs
+
+
+def _call_counts(graph_module: fx.GraphModule) -> Counter[str]:
+    return Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
+
+
+def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        for kinds, name in ((_CONV, "conv"), (_CONV_TRANSPOSE, "conv_transpose"), (_BN, "bn")):
+            if type(module) in kinds:
+                return name
+        if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
+            return "relu6"
+        return {nn.Linear: "linear", nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(module), "other")
+    if node.op in {"call_function", "call_method"}:
+        if node.target in _RELU_CALLS:
+            return "relu"
+        if node.target is F.relu6:
+            return "relu6"
+    return "other"
+
+
+def _type_name(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
+    return type(modules[str(node.target)]).__name__ if node.op == "call_module" else str(node.target)
+
+
+def _refusal(
+    nodes: tuple[fx.Node, ...], kinds: tuple[str, ...], modules: Mapping[str, nn.Module], calls: Counter[str]
+) -> str | None:
+    """Return why calls whose kinds form a pattern still cannot be fused, None when they can."""
+    for node, kind in zip(nodes, kinds, strict=True):
+        # An activation holds no state, so its module may be called from many places; weights may not.
+        if kind not in {"relu", "relu6"} and calls[str(node.target)] > 1:
+            return f"{node_name(node)!r} is called {calls[str(node.target)]} times"
+        if kind == "bn":
+            module = modules[str(node.target)]
+            if module.running_mean is None:
+                return f"{node_name(node)!r} keeps no running statistics, so its scale changes with every batch"
+    first = modules[str(nodes[0].target)]
+    if kinds[0] == "bn":
+        return None if type(first) in _BN_RELU else f"{type(first).__name__} has no quantized form with a ReLU"
+    if kinds[0] in {"conv", "conv_transpose"} and kinds[1] == "bn":
+        norm = modules[str(nodes[1].target)]
+        if type(norm).__name__[-2:] != type(first).__name__[-2:]:
+            return f"{type(norm).__name__} does not normalize the channels of {type(first).__name__}"
+    return None
+
+
+def largest_difference(before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, float]:
+    """Return the largest absolute difference of two modules' outputs and the largest absolute output.
+
+    Both run on the same seeded normal batch of two, float32 ``(2, *input_shape)``.
+    """
+    example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, actual = before(example), after(example)
+    if expected.shape != actual.shape:
+        return math.inf, float(expected.abs().max())
+    return float((expected - actual).abs().max()), float(expected.abs().max())

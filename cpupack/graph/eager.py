@@ -1,0 +1,129 @@
+"""Fusion of models that FX cannot trace but that carry their own QuantStub and DeQuantStub (eager mode).
+
+There is no graph, so chains are found by running the model once: a module that receives the very tensor another one
+returned follows it. Other readers of that tensor cannot be seen this way; the fuse stage's comparison of the FP32
+outputs before and after is what proves the fusion.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic as nni
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cpupack.errors import ModelError
+
+_CONV_RELU = {nn.Conv1d: nni.ConvReLU1d, nn.Conv2d: nni.ConvReLU2d, nn.Conv3d: nni.ConvReLU3d}
+_NORM = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+_BN_RELU = {nn.BatchNorm2d: nni.BNReLU2d, nn.BatchNorm3d: nni.BNReLU3d}
+
+
+def has_quant_stubs(module: nn.Module) -> bool:
+    """Whether the model brings its own QuantStub and so is made for eager mode."""
+    return any(type(child).__name__ == "QuantStub" for child in module.modules())
+
+
+def find_eager_chains(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the fusible chains by module name, in execution order, from one run on a batch of zeros."""
+    modules = dict(module.named_modules())
+    follows, calls = _observe_calls(module, input_shape)
+    chains, taken = [], set[str]()
+    for name in follows:
+        best: tuple[str, ...] = ()
+        run = [name]
+        while len(run) < 3 and run[-1] in follows and len(follows[run[-1]]) == 1:
+            run.append(follows[run[-1]][0])
+            once = all(calls[each] == 1 for each in run)
+            if once and not taken & set(run) and _fusible([modules[each] for each in run]):
+                best = tuple(run)
+        if best:
+            chains.append(best)
+            taken.update(best)
+    return tuple(chains)
+
+
+def fuse_eager(
+    module: nn.Module, input_shape: tuple[int, ...], wanted: str | list[list[str]]
+) -> tuple[nn.Module, tuple[tuple[str, ...], ...]]:
+    """Return a fused copy and the chains. Raises ModelError for a listed chain that does not exist or cannot be fused."""
+    fused = copy.deepcopy(module)
+    modules = dict(fused.named_modules())
+    chains = find_eager_chains(module, input_shape) if isinstance(wanted, str) else tuple(map(tuple, wanted))
+    for chain in chains:
+        for name in chain:
+            if name not in modules:
+                near = get_close_matches(name, modules, n=1)
+                raise ModelError(
+                    f"[fuse] modules: [{', '.join(chain)}]: the model has no module {name!r}",
+                    hint=f"did you mean {near[0]!r}?" if near else None,
+                )
+        members = [modules[name] for name in chain]
+        if not _fusible(members):
+            types = " + ".join(type(member).__name__ for member in members)
+            raise ModelError(
+                f"[fuse] modules: [{', '.join(chain)}] cannot be fused: {types} is no chain that runs as one operator"
+            )
+        fused.set_submodule(chain[0], _combine(members).eval())
+        for name in chain[1:]:
+            fused.set_submodule(name, nn.Identity())
+    return fused, chains
+
+
+def _fusible(members: list[nn.Module]) -> bool:
+    kinds = [type(member) for member in members]
+    match kinds:
+        case [first, last] if last is nn.ReLU:
+            return first in _CONV_RELU or first is nn.Linear or first in _BN_RELU
+        case [first, last]:
+            return _NORM.get(first) is last
+        case [first, middle, last]:
+            return _NORM.get(first) is middle and last is nn.ReLU
+    return False
+
+
+def _combine(members: list[nn.Module]) -> nn.Module:
+    first = members[0]
+    if type(first) in _NORM and type(members[1]) is _NORM[type(first)]:
+        first = fuse_conv_bn_eval(first, members[1])  # type: ignore[type-var]  # torch types norm as its private base
+    if type(members[-1]) is not nn.ReLU:
+        return first
+    if isinstance(first, nn.Linear):
+        return nni.LinearReLU(first, nn.ReLU())
+    return {**_CONV_RELU, **_BN_RELU}[type(first)](first, nn.ReLU())
+
+
+def _observe_calls(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Run once and return, for each leaf, the leaves that received its output tensor, and how often each was called."""
+    follows: dict[str, list[str]] = {}
+    calls: Counter[str] = Counter()
+    producers: dict[int, tuple[str, Any]] = {}  # the tensor is kept alive so that its id is not reused
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            calls[name] += 1
+            follows.setdefault(name, [])
+            if args and id(args[0]) in producers:
+                follows[producers[id(args[0])][0]].append(name)
+            if isinstance(output, torch.Tensor):
+                producers[id(output)] = (name, output)
+
+        return hook
+
+    handles = [
+        child.register_forward_hook(watch(name))
+        for name, child in module.named_modules()
+        if not any(True for _ in child.children())
+    ]
+    try:
+        with torch.inference_mode():
+            module(torch.zeros(1, *input_shape))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return follows, calls

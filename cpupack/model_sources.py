@@ -1,0 +1,175 @@
+"""Where modules come from: torchvision, timm, and factories in users' own files and packages."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from cpupack.errors import CpupackError, ModelError
+from cpupack.recipe import LoadedRecipe
+from cpupack.user_code import describe_failure
+
+_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, also a build whose C++ operators do not load beside this torch.
+
+    The package index has only CUDA builds of recent torchvision; beside a CPU build of torch their extension does not
+    load and ``import torchvision`` fails in its own meta registrations with "operator torchvision::nms does not exist".
+    Models and transforms use no such operator, so the schemas are declared and the import repeated. A matching build
+    is imported as it is. Raises ModelError when torchvision is not installed.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "torchvision is not installed, and the recipe needs it",
+            hint='pip install "cpupack[torchvision]", with the CPU build of torch already installed (see README)',
+        ) from error
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    _SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the 1000 ImageNet class names as torchvision's weights list them."""
+    import_torchvision()
+    models = importlib.import_module("torchvision.models")
+    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def build_module(loaded: LoadedRecipe) -> torch.nn.Module:
+    """Build the module that ``[model] source`` names, without weights from a download.
+
+    Raises ModelError when the source does not exist, its code fails, or it does not return a ``torch.nn.Module``.
+    """
+    spec = loaded.recipe.model
+    kind, _, rest = spec.source.partition(":")
+    match kind:
+        case "torchvision":
+            make = _torchvision_builder(rest)
+        case "timm":
+            make = _timm_builder(rest, pretrained=spec.weights == "pretrained")
+        case "python":
+            make = load_factory(rest, loaded, key="[model] source")
+        case _:
+            raise ModelError(
+                f"[model] source: {spec.source!r} is none of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
+                "python:pkg.mod:factory"
+            )
+    module = call_factory(make, spec.kwargs, f"[model] {spec.source}")
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"[model] {spec.source} returned {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _torchvision_builder(name: str) -> Callable[..., Any]:
+    import_torchvision()
+    models = importlib.import_module("torchvision.models")
+    names = models.list_models(module=models)
+    if name not in names:
+        near = get_close_matches(name, names, n=3)
+        raise ModelError(
+            f"[model] source: torchvision has no classification model {name!r}",
+            hint=f"did you mean {' or '.join(near)}?" if near else "torchvision.models.list_models() lists them",
+        )
+    builder: Callable[..., Any] = models.get_model_builder(name)
+    return lambda **kwargs: builder(**{"weights": None, **_without_weights(name, kwargs)})
+
+
+def _without_weights(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    if "weights" in kwargs or "pretrained" in kwargs:
+        raise ModelError(
+            f"[model] kwargs: weights of torchvision:{name} are chosen by [model] weights, not by kwargs"
+        )
+    extra = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+    return {**extra, **kwargs}
+
+
+def _timm_builder(name: str, *, pretrained: bool) -> Callable[..., Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "timm is not installed, and the recipe needs it", hint='pip install "cpupack[timm]"'
+        ) from error
+    if name.partition(".")[0] not in timm.list_models():
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise ModelError(
+            f"[model] source: timm has no model {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else None
+        )
+    return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
+
+
+def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., Any]:
+    """Import ``FILE.py:factory`` (path relative to the recipe) or ``pkg.mod:factory`` and return the factory.
+
+    ``key`` names the recipe key in errors. Raises ModelError when there is no such file, module or function.
+    """
+    place, _, attribute = spec.rpartition(":")
+    if not place or not attribute:
+        raise ModelError(f"{key}: python:{spec} must be python:FILE.py:factory or python:pkg.mod:factory")
+    module = _import_file(loaded.resolve(place), key) if place.endswith(".py") else _import_name(place, key)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = get_close_matches(attribute, [name for name in vars(module) if callable(vars(module)[name])], n=1)
+        raise ModelError(
+            f"{key}: {place} has no function or class {attribute!r}", hint=f"did you mean {near[0]}?" if near else None
+        )
+    found: Callable[..., Any] = factory
+    return found
+
+
+def call_factory(factory: Callable[..., Any], kwargs: dict[str, Any], what: str) -> Any:
+    """Call a user's factory; whatever it raises becomes a ModelError that names its file and line."""
+    try:
+        return factory(**kwargs)
+    except CpupackError:
+        raise
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+        raise ModelError(f"{what} failed: {describe_failure(error)}") from error
+
+
+def _import_file(path: Path, key: str) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(f"{key}: {path} does not exist", hint="paths are relative to the recipe")
+    name = f"_cpupack_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{key}: {path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling in the user's file look themselves up here
+    directory = str(path.parent)
+    if directory not in sys.path:
+        sys.path.append(directory)  # the file's own neighbours can be imported, after everything installed
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+        raise ModelError(f"{key}: importing {path} failed: {describe_failure(error)}") from error
+    return module
+
+
+def _import_name(name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{key}: no module named {error.name!r}",
+            hint=f"install it beside cpupack, or give a file: python:{name.replace('.', '/')}.py:factory",
+        ) from error
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+        raise ModelError(f"{key}: importing {name} failed: {describe_failure(error)}") from error

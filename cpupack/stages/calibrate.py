@@ -1,0 +1,87 @@
+"""FusedModel -> CalibratedModel: one pass of the calibration data, keeping statistics of every activation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cpupack.artifacts import CalibratedModel, FusedModel, Samples
+from cpupack.errors import CalibrationError
+from cpupack.progress import Progress
+from cpupack.statistics import StatsCollector
+
+
+def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progress: Progress) -> CalibratedModel:
+    """Run ``samples`` through the fused FP32 model and collect the statistics of its activations.
+
+    Raises CalibrationError when an activation is not finite, naming the layer and the samples.
+    """
+    if fused.style == "dynamic" or samples is None:
+        return CalibratedModel(fused, {}, samples=0, origin="none needed")
+    recorder = _Recorder()
+    run = recorder.watch(fused.module)
+    module = fused.module.to(memory_format=torch.channels_last)
+    del module  # in place; weights in channels_last are what makes FP32 convolutions fast here
+    done = 0
+    with torch.inference_mode():
+        for batch in samples.batches(batch_size):
+            recorder.batch_names = samples.names[done : done + len(batch)]
+            run(_channels_last(batch))
+            done += len(batch)
+            progress.step(done, len(samples), "samples")
+    return CalibratedModel(fused, recorder.finish(), samples=len(samples), origin=samples.origin)
+
+
+def _channels_last(batch: torch.Tensor) -> torch.Tensor:
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+
+class _Recorder:
+    """Collects the output of every call, by the name the quantize stage knows it by."""
+
+    def __init__(self) -> None:
+        self.collectors: defaultdict[str, StatsCollector] = defaultdict(StatsCollector)
+        self.batch_names: tuple[str, ...] = ()
+
+    def record(self, name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+            if not self.collectors[name].add(value):
+                raise CalibrationError(
+                    f"the output of {name} is not finite on the calibration samples {self.batch_names[0]} to "
+                    f"{self.batch_names[-1]}",
+                    hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
+                )
+
+    def watch(self, module: nn.Module) -> Any:
+        """Return a callable that runs ``module`` and records: node by node, or by hooks where there is no graph."""
+        if isinstance(module, fx.GraphModule):
+            return _RecordingInterpreter(module, self).run
+        for name, child in module.named_modules():
+            if name:
+                child.register_forward_hook(self._hook(name))
+        return module
+
+    def _hook(self, name: str) -> Any:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            # FloatFunctional passes its result through a child of this name, where eager mode puts the observer.
+            self.record(name.removesuffix(".activation_post_process"), output)
+
+        return hook
+
+    def finish(self) -> dict[str, Any]:
+        return {name: collector.finish() for name, collector in self.collectors.items()}
+
+
+class _RecordingInterpreter(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
+        super().__init__(module)
+        self._recorder = recorder
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op not in {"output", "get_attr"}:
+            self._recorder.record(n.name, value)
+        return value

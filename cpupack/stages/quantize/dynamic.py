@@ -1,0 +1,39 @@
+"""Dynamic quantization: INT8 weights, activations measured at run time; for linear and recurrent models."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig, per_channel_dynamic_qconfig, quantize_dynamic
+
+from cpupack.errors import QuantizationError
+from cpupack.targets import Target
+
+_LINEAR = (nn.Linear,)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+
+def quantize_dynamically(module: nn.Module, skip: list[str], target: Target) -> nn.Module:
+    """Replace linear and recurrent modules by their dynamic INT8 forms in a copy.
+
+    Linear weights are per channel, recurrent ones per tensor (their kernels take nothing else). Raises
+    QuantizationError when the model has no such module outside ``skip``.
+    """
+    del target  # the engine is set by the caller; both forms exist on every engine
+    spec = {
+        name: per_channel_dynamic_qconfig if isinstance(child, _LINEAR) else default_dynamic_qconfig
+        for name, child in module.named_modules()
+        if isinstance(child, _LINEAR + _RECURRENT) and not any(_within(name, skipped) for skipped in skip)
+    }
+    if not spec:
+        raise QuantizationError(
+            '[quantize] mode = "dynamic" quantizes Linear, LSTM and GRU modules, and the model has none to quantize',
+            hint='use mode = "static" for convolutional models',
+        )
+    converted: nn.Module = quantize_dynamic(copy.deepcopy(module), spec)
+    return converted
+
+
+def _within(name: str, skipped: str) -> bool:
+    return name == skipped or name.startswith(skipped + ".")

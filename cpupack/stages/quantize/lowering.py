@@ -1,0 +1,112 @@
+"""FP32 rewrites that only make sense for INT8: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU that ends at 6."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.ao.nn.intrinsic as nni
+from torch import fx, nn
+
+from cpupack.graph.chains import ConvReLU6
+
+_ADDS = (operator.add, torch.add)
+_FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
+"""Modules whose output is a tensor of its own, not a view of their input."""
+
+
+def lower_relu6(graph_module: fx.GraphModule) -> int:
+    """Turn every fused conv + ReLU6 into conv + ReLU, in place; return how many.
+
+    The statistics of the call are those after the ReLU6, so its range ends at or below 6 and the requantization to that
+    range clamps exactly where ReLU6 does.
+    """
+    lowered = 0
+    for node in graph_module.graph.nodes:
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, ConvReLU6):
+            conv = module[0]
+            fused = {nn.Conv1d: nni.ConvReLU1d, nn.Conv2d: nni.ConvReLU2d, nn.Conv3d: nni.ConvReLU3d}[type(conv)]
+            graph_module.add_submodule(str(node.target), fused(conv, nn.ReLU()))
+            lowered += 1
+    return lowered
+
+
+def fuse_conv_add(graph_module: fx.GraphModule) -> int:
+    """Turn conv + add (+ ReLU) into one call with the other summand as accumulator, in place; return how many.
+
+    ``quantized::conv2d_add[_relu]`` writes its result into the accumulator's memory, and FX does not check who else reads
+    it. Here the accumulator must be a tensor of its own whose every other reader comes before the convolution because the
+    convolution depends on it.
+    """
+    fused = 0
+    for add in list(graph_module.graph.nodes):
+        if add.op != "call_function" or add.target not in _ADDS or add.kwargs or len(add.args) != 2:
+            continue
+        for conv, accumulator in (add.args, reversed(add.args)):
+            if _can_accumulate(graph_module, add, conv, accumulator):
+                _replace(graph_module, add, conv, accumulator)
+                fused += 1
+                break
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return fused
+
+
+def _can_accumulate(graph_module: fx.GraphModule, add: fx.Node, conv: object, accumulator: object) -> bool:
+    if not (isinstance(conv, fx.Node) and isinstance(accumulator, fx.Node)) or conv is accumulator:
+        return False
+    if not _is_module(graph_module, conv, (nn.Conv2d,)) or list(conv.users) != [add]:
+        return False
+    if conv.args == (accumulator,) or not _owns_memory(graph_module, accumulator):
+        return False
+    if conv.meta.get("shape") != accumulator.meta.get("shape"):
+        return False  # a broadcast sum
+    ancestors = _ancestors(conv)
+    return all(reader is add or reader in ancestors for reader in accumulator.users)
+
+
+def _is_module(graph_module: fx.GraphModule, node: fx.Node, types: tuple[type[nn.Module], ...]) -> bool:
+    return node.op == "call_module" and type(graph_module.get_submodule(str(node.target))) in types
+
+
+def _owns_memory(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call returns a new tensor: a whitelist, since any operator not on it may return a view."""
+    if node.op == "call_function" and node.target in _ADDS:
+        return True
+    if _is_module(graph_module, node, (nn.ReLU,)):
+        # An in-place ReLU returns its input's memory, so that must be a tensor of its own that only the ReLU reads.
+        source = node.args[0]
+        return isinstance(source, fx.Node) and list(source.users) == [node] and _owns_memory(graph_module, source)
+    return _is_module(graph_module, node, _FRESH_MODULES)
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = list(node.all_input_nodes)
+    while pending:
+        each = pending.pop()
+        if each not in found:
+            found.add(each)
+            pending.extend(each.all_input_nodes)
+    return found
+
+
+def _replace(graph_module: fx.GraphModule, add: fx.Node, conv: fx.Node, accumulator: fx.Node) -> None:
+    name = str(conv.target)
+    module = graph_module.get_submodule(name)
+    readers = list(add.users)
+    last = add
+    fused: nn.Module
+    if len(readers) == 1 and _is_module(graph_module, readers[0], (nn.ReLU,)):
+        last = readers[0]
+        fused = nni.ConvAddReLU2d(module, torch.add, nn.ReLU())
+    else:
+        fused = nni.ConvAdd2d(module, torch.add)
+    graph_module.add_submodule(name, fused)
+    with graph_module.graph.inserting_after(last):
+        call = graph_module.graph.call_module(name, (conv.args[0], accumulator))
+    call.meta.update(last.meta)
+    last.replace_all_uses_with(call)
+    for node in (last, add, conv) if last is not add else (add, conv):
+        graph_module.graph.erase_node(node)

@@ -1,0 +1,189 @@
+"""Static quantization in FX graph mode and, for models with their own stubs, in eager mode."""
+
+from __future__ import annotations
+
+import copy
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.ao.quantization import QConfigMapping, convert, prepare
+from torch.ao.quantization.backend_config import BackendConfig
+from torch.ao.quantization.backend_config.fbgemm import get_fbgemm_backend_config
+from torch.ao.quantization.backend_config.onednn import get_onednn_backend_config
+from torch.ao.quantization.backend_config.qnnpack import get_qnnpack_backend_config
+from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+from cpupack.artifacts import CalibratedModel
+from cpupack.errors import QuantizationError
+from cpupack.recipe import Quantize
+from cpupack.stages.quantize.lowering import fuse_conv_add, lower_relu6
+from cpupack.stages.quantize.qconfig import StatsObserver, qconfig_mapping, static_qconfig
+from cpupack.stages.quantize.ranges import choose_range
+from cpupack.targets import Target
+
+_BACKENDS = {
+    "fbgemm": get_fbgemm_backend_config,
+    "x86": get_x86_backend_config,
+    "onednn": get_onednn_backend_config,
+    "qnnpack": get_qnnpack_backend_config,
+}
+_STATS = "cpupack_stats"
+
+
+def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, example: torch.Tensor) -> nn.Module:
+    """Quantize a fused graph module with the ranges that the observer chooses from its statistics.
+
+    ``example`` is one float32 input batch. The calibrated model is not changed. Raises QuantizationError for a name in
+    ``skip`` that the model does not have.
+    """
+    graph = _copy_with_stats(calibrated, example)
+    lower_relu6(graph)
+    if target.conv_add:
+        fuse_conv_add(graph)
+    graph.delete_all_unused_submodules()
+    mapping = qconfig_mapping(target)
+    _apply_skip(mapping, graph, recipe.skip)
+    backend = _without_fusers(_BACKENDS[target.engine]())
+    prepared = prepare_fx(graph, mapping, (example,), backend_config=backend)
+    _set_ranges(prepared, graph, calibrated, recipe)
+    converted: nn.Module = convert_fx(prepared, backend_config=backend)
+    return converted
+
+
+def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target) -> nn.Module:
+    """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` works by module name."""
+    module = copy.deepcopy(calibrated.fused.module)
+    _forget_hooks(module)
+    module.qconfig = static_qconfig(target)  # type: ignore[assignment]  # where torch's eager mode looks for it
+    names = dict(module.named_modules())
+    for name in recipe.skip:
+        if name not in names:
+            raise _unknown_skip(name, names)
+        names[name].qconfig = None  # type: ignore[assignment]  # as above; None keeps the subtree in FP32
+    prepare(module, inplace=True)
+    for name, observer in module.named_modules():
+        if isinstance(observer, StatsObserver):
+            _set_range(observer, [name.rpartition(".activation_post_process")[0]], calibrated, recipe)
+    converted: nn.Module = convert(module, inplace=True)
+    return converted
+
+
+def unknown_skips(module: nn.Module, skip: list[str]) -> None:
+    """Raise QuantizationError for the first name in ``skip`` that is no module of the FP32 model."""
+    names = dict(module.named_modules())
+    for name in skip:
+        if name not in names:
+            raise _unknown_skip(name, names)
+
+
+def _unknown_skip(name: str, names: dict[str, nn.Module]) -> QuantizationError:
+    near = get_close_matches(name, names, n=1)
+    return QuantizationError(
+        f"[quantize] skip: the model has no module {name!r}", hint=f"did you mean {near[0]!r}?" if near else None
+    )
+
+
+def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.GraphModule:
+    """Copy the graph; each node is marked with its statistics' name and the shape of its output on ``example``."""
+    original = calibrated.fused.module
+    assert isinstance(original, fx.GraphModule)
+    graph = copy.deepcopy(original)
+    for old, new in zip(original.graph.nodes, graph.graph.nodes, strict=True):
+        new.meta = {**old.meta, _STATS: old.name}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+            return value
+
+    with torch.inference_mode():
+        Shapes(graph).run(example)
+    return graph
+
+
+def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> None:
+    """Give every call inside the skipped modules no qconfig.
+
+    Module calls go by name. A function call has lost its scope when FX retraces the graph, so it is named by its order
+    among the calls of that function.
+    """
+    seen: dict[Any, int] = {}
+    for node in graph.graph.nodes:
+        order = seen.get(node.target, 0)
+        seen[node.target] = order + 1
+        if not any(_inside(node, name) for name in skip):
+            continue
+        if node.op == "call_module":
+            mapping.set_module_name(str(node.target), None)
+        elif node.op == "call_function":
+            mapping.set_module_name_object_type_order("", node.target, order, None)
+
+
+def _inside(node: fx.Node, name: str) -> bool:
+    if node.op == "call_module" and (str(node.target) == name or str(node.target).startswith(name + ".")):
+        return True
+    scopes = (path for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return any(path == name or path.startswith(name + ".") for path in scopes)
+
+
+def _without_fusers(backend: BackendConfig) -> BackendConfig:
+    """Return the backend without its own fusions: the fuse stage has done those that the recipe asks for.
+
+    ``convert_fx`` learns from the fusions which classes are fused ones, so the rules for those classes now say it.
+    """
+    fused = {config.fused_module for config in backend.configs if config.fused_module is not None}
+    kept = [config for config in backend.configs if config.fuser_method is None]
+    for config in kept:
+        if config.pattern in fused:
+            config.set_fused_module(config.pattern)
+    return BackendConfig(backend.name).set_backend_pattern_configs(kept)
+
+
+def _set_ranges(
+    prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize
+) -> None:
+    """Give each observer the range of the tensor it stands on; one that several calls share gets the union.
+
+    ``prepare_fx`` retraces the graph and renames its nodes, so they are matched by order, observers left out.
+    """
+    assert isinstance(prepared, fx.GraphModule)
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+
+    def is_observer(node: fx.Node) -> bool:
+        return node.op == "call_module" and "activation_post_process" in str(node.target)
+
+    plain = [node for node in prepared.graph.nodes if not is_observer(node)]
+    source: dict[fx.Node, str] = {}
+    for ours, theirs in zip(graph.graph.nodes, plain, strict=True):
+        if (ours.op, str(ours.target)) != (theirs.op, str(theirs.target)):
+            raise QuantizationError(f"internal: torch reordered the graph at {ours.format_node()}")
+        source[theirs] = ours.meta[_STATS]
+    observed: dict[StatsObserver, list[str]] = {}
+    for node in prepared.graph.nodes:
+        if is_observer(node):
+            observer = modules[str(node.target)]
+            tensor = node.args[0]
+            while tensor not in source:
+                tensor = tensor.args[0]
+            if isinstance(observer, StatsObserver):
+                observed.setdefault(observer, []).append(source[tensor])
+    for observer, names in observed.items():
+        _set_range(observer, names, calibrated, recipe)
+
+
+def _set_range(observer: StatsObserver, names: list[str], calibrated: CalibratedModel, recipe: Quantize) -> None:
+    stats = [calibrated.stats[name] for name in names if name in calibrated.stats]
+    if not stats:
+        return  # never run on the calibration data, so nothing reads it either
+    ranges = [choose_range(each, recipe.observer, observer.levels, recipe.percentile) for each in stats]
+    observer.range = min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def _forget_hooks(module: nn.Module) -> None:
+    """Drop the calibration's hooks from a copy."""
+    for child in module.modules():
+        child._forward_hooks.clear()

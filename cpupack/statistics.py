@@ -1,0 +1,105 @@
+"""What calibration keeps of an activation: extremes of every batch and one histogram. No engine, no observer.
+
+Ranges are chosen from this afterwards (``stages/quantize/ranges.py``), so one pass over the data serves every engine and
+every observer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+HALF_BINS = 4096
+"""Bins on each side of zero. The range doubles when it must, so at least half of them are always in use."""
+
+_EXACT_FLOAT32_COUNT = 2**24  # torch.histc counts in the tensor's dtype, and float32 stops counting here
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """One tensor's values over the whole calibration set.
+
+    ``batch_min`` and ``batch_max`` are float32, one per batch, in order. ``counts`` is int64 ``(2 * HALF_BINS,)``: bin i
+    holds the values in ``[(i - HALF_BINS) * bin_width, (i + 1 - HALF_BINS) * bin_width)``; zero is always an edge.
+    """
+
+    batch_min: npt.NDArray[np.float32]
+    batch_max: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    bin_width: float
+
+    @property
+    def minimum(self) -> float:
+        return float(self.batch_min.min())
+
+    @property
+    def maximum(self) -> float:
+        return float(self.batch_max.max())
+
+    def occupied(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the edges ``(n + 1,)`` and the counts ``(n,)`` from the first to the last bin that holds a value."""
+        used = np.flatnonzero(self.counts)
+        first, last = (int(used[0]), int(used[-1])) if used.size else (HALF_BINS, HALF_BINS)
+        edges = (np.arange(first, last + 2) - HALF_BINS) * self.bin_width
+        return edges, self.counts[first : last + 1].astype(np.float64)
+
+
+class StatsCollector:
+    """Accumulates ``ActivationStats`` batch by batch.
+
+    Bins start at zero and have a power-of-two multiple of the first batch's width, so that widening the range merges
+    pairs of bins exactly; nothing is ever interpolated (torch's HistogramObserver does interpolate).
+    """
+
+    def __init__(self) -> None:
+        self._batch_min: list[float] = []
+        self._batch_max: list[float] = []
+        self._counts = np.zeros(2 * HALF_BINS, dtype=np.int64)
+        self._width = 0.0
+        self._zeros_before_width = 0
+
+    def add(self, values: torch.Tensor) -> bool:
+        """Add a float tensor of any shape; return whether all its values are finite (if not, it is not added)."""
+        low, high = (float(extreme) for extreme in torch.aminmax(values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self._batch_min.append(low)
+        self._batch_max.append(high)
+        largest = max(-low, high)
+        if largest == 0.0:
+            self._zeros_before_width += values.numel()
+            return True
+        if self._width == 0.0:
+            self._width = largest / HALF_BINS
+        while largest > self._width * HALF_BINS:
+            self._widen()
+        limit = self._width * HALF_BINS
+        for chunk in values.detach().to(torch.float32).reshape(-1).split(_EXACT_FLOAT32_COUNT):
+            counted = torch.histc(chunk, bins=2 * HALF_BINS, min=-limit, max=limit)
+            self._counts += counted.to(torch.int64).numpy()
+        return True
+
+    def finish(self) -> ActivationStats:
+        """Return what was collected."""
+        counts = self._counts.copy()
+        counts[HALF_BINS] += self._zeros_before_width
+        return ActivationStats(
+            np.asarray(self._batch_min, dtype=np.float32),
+            np.asarray(self._batch_max, dtype=np.float32),
+            counts,
+            self._width or 1.0 / HALF_BINS,
+        )
+
+    def _widen(self) -> None:
+        """Double the bin width: pairs counted outwards from zero become one, so both sides keep their edges."""
+        negative, positive = self._counts[:HALF_BINS], self._counts[HALF_BINS:]
+        merged = np.zeros_like(self._counts)
+        half = HALF_BINS // 2
+        merged[half:HALF_BINS] = negative.reshape(half, 2).sum(axis=1)
+        merged[HALF_BINS : HALF_BINS + half] = positive.reshape(half, 2).sum(axis=1)
+        self._counts = merged
+        self._width *= 2.0

@@ -1,0 +1,33 @@
+"""x86-64: fbgemm, x86 and onednn.
+
+Without VNNI the INT8 dot product is VPMADDUBSW, which adds two u8*s8 products in 16 bits and saturates: 8-bit
+activations are wrong there without a word, so activations get 7 bits (torch's ``reduce_range``). With VNNI the sums are
+32 bits wide and 8 bits are exact for every engine (checked for normal, grouped and depthwise convolutions at the
+extremes of u8 x s8, see tests/unit/test_targets.py).
+"""
+
+from __future__ import annotations
+
+from cpupack.runtime.cpu import ISA_LEVELS
+
+PLATFORM_TAG = "manylinux_2_28_x86_64"
+
+
+def has_vnni(isa: str) -> bool:
+    return ISA_LEVELS.index(isa) >= ISA_LEVELS.index("avx512_vnni")
+
+
+def engines(isa: str) -> list[str]:
+    """Engines worth building for ``isa``, best guess first. ``x86`` is fbgemm without VNNI, so it is left out there."""
+    return ["onednn", "x86", "fbgemm"] if has_vnni(isa) else ["fbgemm", "onednn"]
+
+
+def activation_bits(isa: str) -> int:
+    """Bits of an activation; the same for all three engines, which multiply with the same instructions."""
+    return 8 if has_vnni(isa) else 7
+
+
+def fuses_conv_add(engine: str) -> bool:
+    """Only onednn's backend has ``quantized::conv2d_add_relu`` (torch/ao/quantization/backend_config/onednn.py)."""
+    return engine == "onednn"
+

@@ -1,0 +1,32 @@
+"""Running users' code: where it failed, in one line."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+_HERE = str(Path(__file__).parent)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return ``Type: message (FILE:LINE: code)`` for the innermost frame that is neither torch's nor cpupack's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not _is_library(frame.filename)]
+    text = f"{type(error).__name__}: {first_line(error)}"
+    if theirs:
+        text += f" ({theirs[-1].filename}:{theirs[-1].lineno}: {(theirs[-1].line or '').strip()})"
+    return text
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def _is_library(filename: str) -> bool:
+    parts = Path(filename).parts
+    return (
+        filename.startswith(("<", _HERE))
+        or ("site-packages" in parts and "torch" in parts)
+        or "importlib" in parts
+    )

@@ -1,0 +1,182 @@
+"""Weights: from torchvision's enums, state-dict files, or random; every mismatch is listed by name."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpupack.errors import ModelError
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_LISTED = 8
+_CONNECT_TIMEOUT_S = 15
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Which weights are in the module now. ``sha256`` is of the file they were read from, None for random ones."""
+
+    origin: str
+    random: bool
+    sha256: str | None = None
+
+
+def load_weights(module: torch.nn.Module, loaded: LoadedRecipe, progress: Progress) -> LoadedWeights:
+    """Load ``[model] weights`` into ``module``, in place.
+
+    Raises ModelError for a file that is missing, has another SHA-256, is not a state dict, or does not fit the module,
+    and for a download that fails without ``weights_fallback``.
+    """
+    spec = loaded.recipe.model
+    kind, _, name = spec.source.partition(":")
+    if spec.weights == "random":
+        return LoadedWeights(f"random (seed {spec.seed})", random=True)
+    if spec.weights == "factory":
+        if kind != "python":
+            raise ModelError('[model] weights = "factory" is for python: sources, whose factory loads its own weights')
+        return LoadedWeights(f"as {spec.source} returns them", random=False)
+    if Path(spec.weights).suffix in {".pt", ".pth", ".safetensors"}:
+        return _from_file(module, loaded.resolve(spec.weights), spec.sha256)
+    if kind == "timm" and spec.weights == "pretrained":
+        return LoadedWeights(f"timm pretrained {name}", random=False)
+    if kind != "torchvision":
+        raise ModelError(
+            f"[model] weights: {spec.weights!r} is not a .pt, .pth or .safetensors path, \"random\""
+            + (' or "pretrained"' if kind == "timm" else ' or "factory"')
+        )
+    return _from_torchvision(module, loaded, name, progress)
+
+
+def _from_torchvision(
+    module: torch.nn.Module, loaded: LoadedRecipe, name: str, progress: Progress
+) -> LoadedWeights:
+    spec = loaded.recipe.model
+    models = importlib.import_module("torchvision.models")
+    enum = models.get_model_weights(name)
+    members = list(enum.__members__)
+    if spec.weights not in members:
+        near = get_close_matches(spec.weights, members, n=1)
+        raise ModelError(
+            f"[model] weights: torchvision:{name} has no weights {spec.weights!r} (it has {', '.join(members)})",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    weights = enum[spec.weights]
+    file_name = weights.url.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if not cached.is_file():
+        try:
+            with urllib.request.urlopen(weights.url, timeout=_CONNECT_TIMEOUT_S):  # noqa: S310 - torchvision's https
+                pass
+            weights.get_state_dict(progress=False, check_hash=True)
+        except (urllib.error.URLError, OSError, RuntimeError) as error:
+            reason = getattr(error, "reason", error)
+            if spec.weights_fallback == "random":
+                progress.warn(
+                    f"RANDOM WEIGHTS: {file_name} could not be downloaded ({reason}) and the recipe has "
+                    'weights_fallback = "random"; speed is real, predictions mean nothing'
+                )
+                return LoadedWeights(f"random (seed {spec.seed}), in place of {name} {spec.weights}", random=True)
+            raise ModelError(
+                f"[model] weights: {file_name} could not be downloaded: {reason}",
+                hint=f"put the file at {cached}, or name a local path as [model] weights, "
+                'or accept untrained ones with weights_fallback = "random"',
+            ) from error
+    found = _from_file(module, cached, spec.sha256)
+    return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
+
+
+def _from_file(module: torch.nn.Module, path: Path, sha256: str | None) -> LoadedWeights:
+    if not path.is_file():
+        raise ModelError(f"[model] weights: {path} does not exist", hint="paths are relative to the recipe")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise ModelError(
+            f"[model] sha256: {path} has SHA-256 {digest}, the recipe says {sha256}",
+            hint="the file is not the one the recipe was written for; fetch it again or correct the recipe",
+        )
+    state = _unwrap(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path), path)
+    _check_fit(module, state, path)
+    module.load_state_dict(state)
+    return LoadedWeights(path.name, random=False, sha256=digest)
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except SafetensorError as error:
+        raise ModelError(f"[model] weights: {path} is not a safetensors file: {error}") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
+        if "TorchScript" in str(error) or "torch.jit" in str(error):
+            reason = "it is a TorchScript archive"
+        elif "Weights only load failed" in str(error) or "GLOBAL" in str(error):
+            reason = "it holds pickled Python objects, and those are not executed"
+        else:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"[model] weights: {path} is not a state dict: {reason}",
+            hint="save the tensors alone: torch.save(model.state_dict(), path)",
+        ) from error
+
+
+def _unwrap(raw: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Return the state dict inside a checkpoint: under a usual key, without DataParallel's ``module.`` prefix."""
+    for wrapper in _WRAPPERS:
+        if isinstance(raw, Mapping) and isinstance(raw.get(wrapper), Mapping):
+            raw = raw[wrapper]
+            break
+    if not isinstance(raw, Mapping) or not raw or not all(isinstance(value, torch.Tensor) for value in raw.values()):
+        found = f"a dict with keys {', '.join(map(str, list(raw)[:5]))}" if isinstance(raw, Mapping) else type(raw).__name__
+        raise ModelError(
+            f"[model] weights: {path} is not a state dict: it holds {found}",
+            hint="save the tensors alone: torch.save(model.state_dict(), path)",
+        )
+    state = {str(key): value for key, value in raw.items()}
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _check_fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    own = module.state_dict()
+    problems = []
+    # num_batches_tracked is a counter that older checkpoints lack; it changes nothing in eval mode.
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    for title, names in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)):
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            problems.append(f"  {title} ({len(names)}): {', '.join(names[:_LISTED])}{more}")
+    if problems:
+        raise ModelError(
+            f"[model] weights: {path} does not fit the model:\n" + "\n".join(problems),
+            hint="is it a checkpoint of this architecture, and are [model] kwargs (num_classes, ...) right?",
+        )
+    for key in own:
+        if key not in state and key.endswith("num_batches_tracked"):
+            state[key] = own[key]
