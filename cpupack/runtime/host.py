@@ -1,0 +1,180 @@
+"""The machine a result belongs to, and how much of it this process may use. No torch is imported here."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import cgroup
+from .cpu import cpu_info, detect_isa, machine
+
+FLAGS_OF_INTEREST = (
+    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16",
+    "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm", "sve",
+)  # fmt: skip
+"""CPU flags, as the kernel names them, that decide which INT8 kernels run."""
+
+_ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
+
+
+@dataclass(frozen=True)
+class CpuBudget:
+    """How many cores this process may keep busy, and every limit that went into it.
+
+    ``usable`` is the least of ``affinity`` (CPUs the scheduler allows), ``cpuset`` (CPUs of the control
+    group), ``quota`` rounded down but at least 1 (CPUs' worth of time), and ``physical`` (cores without SMT
+    siblings among the allowed CPUs). None means no such limit. ``cpus`` are the allowed CPUs.
+    """
+
+    affinity: int
+    cpuset: int | None
+    quota: float | None
+    physical: int
+    cpus: frozenset[int]
+
+    @property
+    def usable(self) -> int:
+        limits = [self.affinity, self.physical]
+        limits += [] if self.cpuset is None else [self.cpuset]
+        limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
+        return max(1, min(limits))
+
+    @property
+    def reason(self) -> str:
+        """One clause that names every limit, the binding ones first, as ``info`` prints it."""
+        limits = [(self.affinity, f"the CPU affinity allows {self.affinity}")]
+        limits += [(self.physical, f"the allowed CPUs are {self.physical} physical cores")]
+        if self.cpuset is not None:
+            limits.append((self.cpuset, f"the cpuset has {self.cpuset}"))
+        if self.quota is not None:
+            limits.append((max(1, math.floor(self.quota)), f"the cgroup quota is {self.quota:g} CPUs"))
+        binding = [text for count, text in limits if count == self.usable]
+        others = [text for count, text in limits if count != self.usable]
+        return ", ".join(binding + others)
+
+
+@dataclass(frozen=True)
+class HostProbe:
+    """Reads the kernel's files under ``root``; ``affinity`` overrides the scheduler's (for made-up hosts)."""
+
+    root: Path = Path("/")
+    affinity: frozenset[int] | None = None
+
+    def budget(self) -> CpuBudget:
+        """Return the CPUs and the share of them that this process may use."""
+        affinity = self.affinity if self.affinity is not None else frozenset(os.sched_getaffinity(0))
+        cpuset = cgroup.cpu_set(self.root)
+        # An empty intersection happens only when a made-up or stale cpuset file contradicts the scheduler.
+        allowed = (affinity & cpuset if cpuset else affinity) or affinity
+        return CpuBudget(
+            affinity=len(affinity),
+            cpuset=len(cpuset) if cpuset else None,
+            quota=cgroup.cpu_quota(self.root),
+            physical=self.physical_cores(allowed),
+            cpus=allowed,
+        )
+
+    def online(self) -> frozenset[int]:
+        """Return the CPUs that are switched on."""
+        text = cgroup.read_text(self.root / "sys/devices/system/cpu/online")
+        return cgroup.parse_cpu_list(text) if text else frozenset(range(os.cpu_count() or 1))
+
+    def physical_cores(self, cpus: frozenset[int]) -> int:
+        """Return the number of different cores among ``cpus``: SMT siblings count once."""
+        return len({self._siblings(cpu) for cpu in cpus})
+
+    def _siblings(self, cpu: int) -> str:
+        topology = self.root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        return (
+            cgroup.read_text(topology / "core_cpus_list")
+            or cgroup.read_text(topology / "thread_siblings_list")  # kernels before 5.3
+            or str(cpu)
+        )
+
+    def governor(self) -> str | None:
+        """Return the frequency governor of the first CPU, None where the kernel scales none."""
+        return cgroup.read_text(self.root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+    def memory_bytes(self) -> int | None:
+        """Return the host's memory in bytes."""
+        for line in (cgroup.read_text(self.root / "proc/meminfo") or "").splitlines():
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def load_1m(self) -> float | None:
+        """Return the load average of the last minute."""
+        text = cgroup.read_text(self.root / "proc/loadavg")
+        return float(text.split()[0]) if text else None
+
+    def cpu_ticks(self, cpus: frozenset[int]) -> tuple[float, float] | None:
+        """Return (busy, stolen) seconds of ``cpus`` since boot, of all processes; None if unknown."""
+        busy, stolen, seen = 0, 0, False
+        for line in (cgroup.read_text(self.root / "proc/stat") or "").splitlines():
+            name, *fields = line.split()
+            if not name.startswith("cpu") or not name[3:].isdigit() or int(name[3:]) not in cpus:
+                continue
+            seen = True
+            user, nice, system, _idle, _iowait, irq, softirq, steal = (int(field) for field in fields[:8])
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+        ticks_per_s = os.sysconf("SC_CLK_TCK")
+        return (busy / ticks_per_s, stolen / ticks_per_s) if seen else None
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the largest resident size of this process image.
+
+        Not ``getrusage``: its ``ru_maxrss`` survives ``execve`` and would show the parent's peak in a child.
+        """
+        for line in (cgroup.read_text(self.root / "proc/self/status") or "").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        return None
+
+    def allocator(self) -> str:
+        """Return the malloc mapped into this process: tcmalloc, jemalloc, mimalloc, or the C library's."""
+        maps = cgroup.read_text(self.root / "proc/self/maps") or ""
+        return next((name for name in _ALLOCATORS if f"lib{name}" in maps), "libc")
+
+
+def fingerprint(probe: HostProbe | None = None) -> dict[str, Any]:
+    """Return what must be equal for a tuned table to be trusted: CPU model, cores and ISA."""
+    probe = probe or HostProbe()
+    return {"cpu": cpu_info()[0], "cores_physical": probe.physical_cores(probe.online()), "isa": detect_isa()}
+
+
+def describe(probe: HostProbe | None = None, *, engine: str | None = None) -> dict[str, Any]:
+    """Return the facts of this host that a benchmark result is read with. Memory in bytes, quota in CPUs."""
+    probe = probe or HostProbe()
+    budget = probe.budget()
+    flags = cpu_info()[1]
+    return {
+        **fingerprint(probe),
+        "machine": machine(),
+        "flags": [flag for flag in FLAGS_OF_INTEREST if flag in flags],
+        "cores_usable": budget.usable,
+        "cores_usable_reason": budget.reason,
+        "cpus_affinity": budget.affinity,
+        "cgroup_quota": budget.quota,
+        "governor": probe.governor(),
+        "load_1m": probe.load_1m(),
+        "memory_bytes": probe.memory_bytes(),
+        "allocator": probe.allocator(),
+        "engine": engine,
+        "torch": _installed("torch"),
+        "numpy": _installed("numpy"),
+        "python": platform.python_version(),
+        "os": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,168 @@
+"""What a bench issues, when, and what it records: the load scenarios, after MLPerf Inference's LoadGen.
+
+A scenario drives a pool with the batches it is given and returns every call's start and end. It knows no
+torch and no wall clock: the pool and the clock come from outside, so a fake clock drives the same code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import RunnerError
+from .stats import Calls
+
+
+class Pool(Protocol):
+    """What a scenario needs of ``pool.InstancePool``."""
+
+    @property
+    def instances(self) -> int: ...
+
+    def submit(self, batch: Any, instance: int | None = None) -> Future[Any]: ...
+
+
+class Clock(Protocol):
+    """Time in seconds, and waiting."""
+
+    def now(self) -> float: ...
+
+    def wait(self, future: Future[Any]) -> Any:
+        """Wait for a future and return its result; raises what it raised."""
+
+
+class WallClock:
+    """The real, monotonic clock."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def wait(self, future: Future[Any]) -> Any:
+        return future.result()
+
+
+Drive = Callable[[Pool, Sequence[Any], int, Clock, float], Calls]
+"""(pool, batches in rotation, samples a batch, clock, duration_s) -> calls."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way of loading the pool. ``objective`` says whose plan it uses where the user gives no numbers.
+
+    ``headline`` is the figure the scenario is about; with fewer than ``min_calls`` calls it means nothing.
+    """
+
+    name: str
+    summary: str
+    objective: str | None
+    headline: str
+    min_calls: int
+    drive: Drive
+
+
+def offline(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float) -> Calls:
+    """Keep every instance busy for ``duration_s``, then let the calls under way finish."""
+    deadline = clock.now() + duration_s
+    return closed_loop(pool, batches, batch_size, clock, lambda _calls, now: now < deadline)
+
+
+def single_stream(
+    pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float
+) -> Calls:
+    """Issue one query, wait for it, issue the next, on one instance. Latency is what the caller sees."""
+    start, end = array("d"), array("d")
+    turn = itertools.cycle(batches)
+    deadline = clock.now() + duration_s
+    while not end or end[-1] < deadline:
+        batch = next(turn)
+        start.append(clock.now())
+        clock.wait(pool.submit(batch, 0))
+        end.append(clock.now())
+    return Calls(np.array(start), np.array(end), np.zeros(len(start), np.int64), batch_size)
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        # 10 calls: each of the five windows then has its share of at least two.
+        Scenario(
+            "offline", "all instances busy; the figure is throughput", None, "throughput_per_s", 10, offline
+        ),
+        # 100 calls: below that the p99 is the maximum.
+        Scenario("single-stream", "one request at a time; p90 latency", "latency", "p90", 100, single_stream),
+    )
+}
+
+
+def closed_loop(
+    pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, more: Callable[[int, float], bool]
+) -> Calls:
+    """Give each instance its next batch the moment it finishes one, while ``more(its calls so far, now)``."""
+    streams = [_Stream(pool, batches, number, clock, more) for number in range(pool.instances)]
+    try:
+        for stream in streams:
+            stream.issue()
+        for stream in streams:
+            clock.wait(stream.finished)
+    finally:
+        for stream in streams:
+            stream.stopped.set()
+    start = np.concatenate([np.array(stream.start) for stream in streams])
+    end = np.concatenate([np.array(stream.end) for stream in streams])
+    instance = np.repeat(np.arange(len(streams)), [len(stream.end) for stream in streams])
+    order = np.argsort(end, kind="stable")
+    return Calls(start[order], end[order], instance[order], batch_size)
+
+
+class _Stream:
+    """One instance's endless supply. The next batch is queued by the worker that finished the last one.
+
+    A driver thread would have to wake up between two calls; here the worker finds its next batch already
+    queued. Times go to flat arrays, which the garbage collector does not walk.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        batches: Sequence[Any],
+        instance: int,
+        clock: Clock,
+        more: Callable[[int, float], bool],
+    ) -> None:
+        self.start, self.end = array("d"), array("d")
+        self.finished: Future[None] = Future()
+        self.stopped = threading.Event()
+        self._pool, self._instance, self._clock, self._more = pool, instance, clock, more
+        # Instances start at different places of the rotation, so that they do not read the same buffer at
+        # once.
+        self._turn = itertools.islice(itertools.cycle(batches), instance, None)
+
+    def issue(self) -> None:
+        self.start.append(self._clock.now())
+        try:
+            future = self._pool.submit(next(self._turn), self._instance)
+        except (
+            RunnerError
+        ) as error:  # raised inside a future's callback it would be lost and the wait endless
+            self.finished.set_exception(error)
+            return
+        future.add_done_callback(self._done)
+
+    def _done(self, future: Future[Any]) -> None:
+        now = self._clock.now()
+        if (error := future.exception()) is not None:
+            self.finished.set_exception(error)
+            return
+        self.end.append(now)
+        if not self.stopped.is_set() and self._more(len(self.end), now):
+            self.issue()
+        else:
+            self.finished.set_result(None)

@@ -1,0 +1,109 @@
+"""The host-tuned table: what ``NAME tune`` found, kept in the user's cache for the next Runner."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .manifest import Manifest
+
+TUNED_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TunedTable:
+    """One tuned setting with the host and the build it holds for, and every row it was chosen from.
+
+    ``fingerprint`` is ``host.fingerprint()``, ``cores_usable`` the cores the search could use, ``model`` the
+    digest of ``model_digest``. ``searched_s`` in seconds, ``max_latency_ms`` the p99 bound or None.
+    """
+
+    fingerprint: dict[str, Any]
+    cores_usable: int
+    model: str
+    objective: str
+    max_latency_ms: float | None
+    threads: int
+    instances: int
+    batch_size: int
+    reason: str
+    searched_s: float
+    rows: list[dict[str, Any]]
+    schema: int = TUNED_SCHEMA
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "instances", "batch_size", "cores_usable"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a whole number from 1")
+        if self.schema != TUNED_SCHEMA:
+            raise ValueError(f"schema is {self.schema!r}, not {TUNED_SCHEMA}")
+        if not isinstance(self.fingerprint, dict) or not isinstance(self.rows, list):
+            raise TypeError("fingerprint is not an object or rows is not a list")
+
+
+def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the table of this package and version is kept (XDG Base Directory Specification)."""
+    cache = environ.get("XDG_CACHE_HOME", "")
+    # The specification says that a relative path there is to be ignored.
+    base = Path(cache) if cache and Path(cache).is_absolute() else _home(environ) / ".cache"
+    return base / "cpupack" / manifest.name / f"{manifest.version}.json"
+
+
+def model_digest(manifest: Manifest) -> str:
+    """Return a digest of the shipped model files: a rebuilt wheel is not the one tuned."""
+    models = sorted((name, entry.sha256) for name, entry in manifest.files.items() if name.endswith(".pt"))
+    return hashlib.sha256(json.dumps(models).encode()).hexdigest()
+
+
+def read_table(path: Path, rerun: str) -> TunedTable | None:
+    """Read a table, None if there is none. A damaged one is ignored with a warning that says to ``rerun``."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return TunedTable(**raw)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError) as error:  # ValueError holds JSON and UTF-8 errors
+        warnings.warn(f"ignoring the host-tuned table {path}: {error}; run `{rerun}` again", stacklevel=2)
+        return None
+
+
+def check_writable(path: Path) -> None:
+    """Make the table's directory and prove that it can be written to. Raises InputError."""
+    _write(path, None)
+
+
+def write_table(path: Path, table: TunedTable) -> None:
+    """Write a table so that a reader sees the old one or the new one, never half. Raises InputError."""
+    _write(path, json.dumps(asdict(table), indent=2, sort_keys=True) + "\n")
+
+
+def _write(path: Path, text: str | None) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text or "")
+            if text is not None:
+                Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the tuned table {path}: {error.strerror or error}; "
+            "make the directory writable or set XDG_CACHE_HOME to one that is"
+        ) from error
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    home = environ.get("HOME")
+    return Path(home) if home else Path.home()

@@ -1,0 +1,90 @@
+"""Tune: the staged project's own bench, in fresh processes, finds the setting that the wheel ships with."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.errors import TuningError
+from cpupack.progress import Progress
+from cpupack.recipe import Recipe
+from cpupack.runtime.host import HostProbe
+from cpupack.runtime.tune import (
+    SCENARIO_OF,
+    BenchProcess,
+    TuningFailedError,
+    make_space,
+    row_text,
+    search,
+)
+from cpupack.targets import Target
+
+
+def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progress) -> TunePlan:
+    """Search threads x instances x batch size within ``[tune] budget_s`` and return the best with every row.
+
+    A target that this host cannot run is not tuned; the plan then says why. Raises TuningError when nothing
+    could be measured, or when nothing meets ``[tune] max_latency_ms``.
+    """
+    wish = recipe.tune
+    if not target.runs_here:
+        reason = f"not tuned: this host is not {target.cpu}; run `{staged.distribution} tune` on one that is"
+        progress.note(reason)
+        return TunePlan(
+            tuned=False, objective=wish.objective, max_latency_ms=wish.max_latency_ms, reason=reason
+        )
+    threads = None if wish.threads == "auto" else wish.threads
+    usable = HostProbe().budget().usable
+    started_s = time.monotonic()
+
+    def show(row: dict[str, Any]) -> None:
+        spent_s = min(time.monotonic() - started_s, wish.budget_s)
+        progress.step(round(spent_s), max(1, round(wish.budget_s)), row_text(row))
+
+    try:
+        outcome = search(
+            _bench(staged, wish.objective, wish.budget_s),
+            make_space(usable, wish.objective, threads, wish.batch_sizes),
+            wish.objective,
+            wish.max_latency_ms,
+            wish.budget_s,
+            time.monotonic,
+            show,
+        )
+    except TuningFailedError as error:
+        raise TuningError(str(error), hint=_hint(recipe)) from error
+    return TunePlan(
+        tuned=True,
+        objective=wish.objective,
+        threads=outcome.setting.threads,
+        instances=outcome.setting.instances,
+        batch_size=outcome.setting.batch_size,
+        max_latency_ms=wish.max_latency_ms,
+        reason=outcome.reason,
+        rows=outcome.rows,
+        searched_s=outcome.searched_s,
+    )
+
+
+def _bench(staged: StagedProject, objective: str, budget_s: float) -> BenchProcess:
+    source = str(staged.package_dir.parent)
+    inherited = os.environ.get("PYTHONPATH")
+    environ = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{inherited}" if inherited else source}
+    # The child must not fill the staged project with bytecode: everything in it goes into the wheel.
+    environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    return BenchProcess(
+        staged.import_name,
+        staged.version,
+        SCENARIO_OF[objective],
+        environ,
+        cwd=staged.root,  # not the user's directory, which may hold a package of the same name
+        timeout_s=max(120.0, budget_s),
+    )
+
+
+def _hint(recipe: Recipe) -> str:
+    if recipe.tune.max_latency_ms is not None:
+        return "raise [tune] max_latency_ms, add smaller batch_sizes or more threads, or build with --no-tune"
+    return "run the printed failure by hand, or build with --no-tune"
