@@ -19,7 +19,7 @@ _FLAGS = {
 
 @cache
 def cpu_info() -> tuple[str, frozenset[str]]:
-    """Return the CPU's model name and its flags as the kernel names them (empty where there is no /proc/cpuinfo)."""
+    """Return the CPU's model name and its flags as the kernel names them (none without /proc/cpuinfo)."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
     path = Path("/proc/cpuinfo")
     if not path.exists():

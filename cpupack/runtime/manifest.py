@@ -1,4 +1,4 @@
-"""The manifest: what a wheel says about itself (``manifest.json``), read by the runner before anything is loaded."""
+"""The manifest: what a wheel says about itself (``manifest.json``), read before anything is loaded."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any
 
 from .errors import IntegrityError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 1
+
+
+_FIELD_TYPES: dict[str, type | UnionType] = {
+    **dict.fromkeys(("name", "import_name", "version"), str),
+    "random_weights": bool,
+    **dict.fromkeys(("model", "target", "quantize", "accuracy", "bench", "torch", "build"), dict),
+    **dict.fromkeys(("preprocess", "calibration"), dict | None),
+    "labels": str | None,
+}
+_REQUIRED_KEYS = {
+    "model": ("input_shape", "output_shape"),
+    "target": ("cpu", "engine", "isa"),
+    "torch": ("requires",),
+}
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,12 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runner must know. Sections the runner only shows (``model``, ``accuracy``, ``build``) are dicts.
+    """Everything the runner must know. Sections it mostly shows (``model``, ``accuracy`` ...) are dicts.
 
-    ``model``: source, weights, weights_sha256, input_shape, output_shape, parameters, macs, fp32_bytes, int8_bytes,
-    int8_operators, fp32_operators, operators. ``target``: cpu, engine, isa, activation_bits, memory_format,
-    platform_tag. ``torch``: version, requires. ``preprocess`` is None for models that take arrays only.
+    ``model``: source, weights, weights_sha256, input_shape, output_shape, parameters, macs, fp32_bytes,
+    int8_bytes, int8_operators, fp32_operators, operators. ``target``: cpu, engine, isa, activation_bits,
+    memory_format, platform_tag. ``torch``: version, requires. ``preprocess`` is None for models that take
+    arrays only. Shapes have no batch dimension.
     """
 
     name: str
@@ -68,12 +84,12 @@ class Manifest:
         return tuple(self.model["input_shape"])
 
     def to_json(self) -> str:
-        """Return the file's text: sorted keys, two spaces, final newline; equal manifests give equal bytes."""
+        """Return the file's text: keys sorted, so that equal manifests give equal bytes."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
-    """Parse ``manifest.json``. Raises IntegrityError naming ``where`` when it is not a manifest this runtime reads."""
+    """Parse ``manifest.json``. Raises IntegrityError naming ``where`` when this runtime cannot read it."""
     try:
         raw = json.loads(text)
     except ValueError as error:
@@ -84,9 +100,33 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         raw["plan"] = PlanEntry(**raw["plan"])
         raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-        return Manifest(**raw)
+        manifest = Manifest(**raw)
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{where} is damaged: {error}") from error
+    problem = _damage(manifest)
+    if problem is not None:
+        raise IntegrityError(f"{where} is damaged: {problem}")
+    return manifest
+
+
+def _damage(manifest: Manifest) -> str | None:
+    """Return the first thing the runner relies on that is missing or of another type, or None."""
+    for name, types in _FIELD_TYPES.items():
+        if not isinstance(getattr(manifest, name), types):
+            return f"{name} is {type(getattr(manifest, name)).__name__}"
+    for section, keys in _REQUIRED_KEYS.items():
+        for key in keys:
+            if key not in getattr(manifest, section):
+                return f"{section}.{key} is missing"
+    for key in ("input_shape", "output_shape"):
+        shape = manifest.model[key]
+        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+            return f"model.{key} is {shape!r}"
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            return f"files names {name!r}, which is outside the package"
+    return None
 
 
 def read_manifest(package_dir: Path) -> Manifest:

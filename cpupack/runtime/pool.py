@@ -165,7 +165,7 @@ class _Load:
     def __call__(self) -> Callable[[torch.Tensor], torch.Tensor]:
         torch.set_num_threads(self.threads)
         try:
-            with _gate.hold(self.engine), _jit_deprecation_silenced:
+            with _gate.hold(self.engine), _deprecations_silenced:
                 module = torch.jit.load(str(self.path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch has no annotation for it
                 module.eval()
         except (RuntimeError, ValueError) as error:
@@ -240,11 +240,12 @@ def _caused(error: RunnerError, cause: BaseException) -> RunnerError:
     return error
 
 
-class _JitDeprecationSilenced:
-    """Silences the one warning that ``torch.jit.load`` gives since torch 2.10.
+class _DeprecationsSilenced:
+    """Silences two warnings of loading that ask the wheel's author, not its user, to change something.
 
-    It tells authors to move to torch.export; who installed a wheel can do nothing about it. Warning filters
-    belong to the process, so loading threads take turns.
+    ``torch.jit.load`` warns in Python. The first quantized tensor warns once in C++, and from the model that
+    would go straight to stderr; made here, from Python, it passes through Python's filters. Filters belong to
+    the process, so loading threads take turns.
     """
 
     def __init__(self) -> None:
@@ -254,11 +255,13 @@ class _JitDeprecationSilenced:
         self._lock.acquire()
         self._saved = warnings.catch_warnings()
         self._saved.__enter__()
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*is deprecated.*")
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*is deprecated")
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
     def __exit__(self, *_: object) -> None:
         self._saved.__exit__(None, None, None)
         self._lock.release()
 
 
-_jit_deprecation_silenced = _JitDeprecationSilenced()
+_deprecations_silenced = _DeprecationsSilenced()

@@ -136,10 +136,13 @@ class Runner:
         import torch
 
         if isinstance(batch, torch.Tensor):
-            result = self._logits(batch.detach().cpu().numpy())
-            return torch.from_numpy(result)
+            if batch.layout != torch.strided:
+                raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
+            self._check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
+            return torch.from_numpy(self._logits(batch.detach().cpu().numpy()))
         if not isinstance(batch, np.ndarray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a numpy array")
+        self._check_batch(str(batch.dtype), batch.shape)
         return self._logits(batch)
 
     def close(self) -> None:
@@ -160,22 +163,20 @@ class Runner:
         )
 
     def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        self._check_batch(batch)
         size = self.plan.batch_size
         chunks = (batch[start : start + size] for start in range(0, len(batch), size))
         return np.concatenate(list(self._run(chunks, size)))
 
-    def _check_batch(self, batch: npt.NDArray[Any]) -> None:
-        shape, pixels = self.manifest.input_shape, self._pixel_shape()
-        expected = f"float32 (n, {', '.join(map(str, shape))})"
-        if pixels:
-            expected += f" or uint8 (n, {', '.join(map(str, pixels))})"
-        got = f"{batch.dtype} {tuple(batch.shape)}"
-        wanted = pixels if batch.dtype == np.uint8 else shape if batch.dtype == np.float32 else None
-        if not wanted or tuple(batch.shape[1:]) != wanted:
-            missing = "; add the batch dimension: batch[None]" if wanted and batch.shape == wanted else ""
+    def _check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
+        one = {"float32": self.manifest.input_shape}
+        if (pixels := self._pixel_shape()) is not None:
+            one["uint8"] = pixels
+        expected = " or ".join(f"{name} (n, {', '.join(map(str, size))})" for name, size in one.items())
+        got = f"{dtype} {shape}"
+        if dtype not in one or shape[1:] != one[dtype]:
+            missing = "; add the batch dimension: batch[None]" if shape == one.get(dtype) else ""
             raise InputError(f"got {got}; expected {expected}{missing}")
-        if not len(batch):
+        if not shape[0]:
             raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
 
     def _pixel_shape(self) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +203,7 @@ def edited(package_dir: Path, tmp_path: Path) -> Callable[..., Path]:
     """Copy the package and change fields of its manifest: ``edited(target={"isa": "amx"}, version="2")``."""
 
     def edit(**changes: object) -> Path:
-        copy = Path(shutil.copytree(package_dir, tmp_path / "tiny_int8"))
+        copy = Path(shutil.copytree(package_dir, Path(tempfile.mkdtemp(dir=tmp_path)) / "tiny_int8"))
         manifest = read_manifest(copy)
         merged = {
             key: {**getattr(manifest, key), **value} if isinstance(value, dict) else value

@@ -1,0 +1,227 @@
+"""Instances really run, in parallel, with their own engine, and fail in one line."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import conftest as tiny
+import numpy as np
+import pytest
+import torch
+
+from cpupack.runtime.errors import HostError, RunnerError
+from cpupack.runtime.pool import InstancePool, first_cause
+
+BATCH = torch.rand((2, *tiny.INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def pool(package_dir: Path) -> Iterator[InstancePool]:
+    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=2) as pool:
+        yield pool
+
+
+def scripted(module: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        torch.jit.save(torch.jit.script(module), str(path))
+    return path
+
+
+def instance_threads() -> int:
+    return sum(thread.name.startswith("instance-") for thread in threading.enumerate())
+
+
+def test_answers_are_the_builds(package_dir: Path, pool: InstancePool) -> None:
+    golden = np.load(package_dir / "golden.npz")
+    from cpupack.runtime.preprocess import PreprocessSpec, normalize
+
+    batch = torch.from_numpy(normalize(golden["input"], PreprocessSpec.from_dict(tiny.PREPROCESS)))
+    np.testing.assert_array_equal(pool.run(batch).numpy(), golden["output"])
+
+
+def test_every_instance_gives_the_same_answer(pool: InstancePool) -> None:
+    futures = [pool.submit(BATCH) for _ in range(10)]
+    assert all(torch.equal(future.result(), pool.run(BATCH, 1)) for future in futures)
+
+
+def test_channels_last_and_contiguous_inputs_agree(pool: InstancePool) -> None:
+    assert torch.equal(pool.run(BATCH), pool.run(BATCH.contiguous(memory_format=torch.channels_last)))
+
+
+def test_output_needs_no_grad_and_engine_is_set(pool: InstancePool) -> None:
+    assert not pool.run(BATCH).requires_grad
+    assert torch.backends.quantized.engine == tiny.ENGINE
+
+
+def test_wrong_shape_is_one_line_and_the_instance_lives_on(pool: InstancePool) -> None:
+    with pytest.raises(RunnerError, match=r"batch of shape \(2, 5, 16, 16\)") as caught:
+        pool.run(torch.rand(2, 5, 16, 16))
+    assert "\n" not in str(caught.value)
+    assert pool.run(BATCH).shape == (2, tiny.CLASSES)
+
+
+def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
+    """Two calls that each wait for the other to start end only if they run at the same time."""
+
+    class Slow(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(int(x[0, 0])):
+                x = torch.sin(x)
+            return x
+
+    with InstancePool(scripted(Slow(), tmp_path / "slow.pt"), tiny.ENGINE, threads=1, instances=2) as pool:
+        long = pool.submit(torch.full((1, 1), 300_000.0))
+        short = pool.submit(torch.zeros(1, 1))
+        short.result()
+        assert not long.done()
+        long.result()
+
+
+def test_warm_runs_on_every_instance(package_dir: Path) -> None:
+    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=2, instances=2) as pool:
+        pool.warm(3, tiny.INPUT_SHAPE)
+        assert pool.run(torch.rand(3, *tiny.INPUT_SHAPE), 1).shape == (3, tiny.CLASSES)
+
+
+def test_threads_are_per_instance(package_dir: Path) -> None:
+    """``torch.set_num_threads`` in the instances leaves the caller's own OpenMP setting alone."""
+    before = instance_threads()
+    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=3):
+        assert instance_threads() == before + 3
+    assert instance_threads() == before
+
+
+def test_forgotten_pool_ends_its_threads(package_dir: Path) -> None:
+    before = instance_threads()
+    InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1).run(BATCH)
+    gc.collect()
+    assert instance_threads() == before
+
+
+def test_interpreter_ends_without_close(package_dir: Path) -> None:
+    code = (
+        "import sys, torch; from pathlib import Path; from cpupack.runtime.pool import InstancePool\n"
+        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 2)\n"
+        f"pool.warm(1, {tiny.INPUT_SHAPE}); print('ran')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+def test_closed_pool_says_so(package_dir: Path) -> None:
+    pool = InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1)
+    pool.close()
+    pool.close()
+    with pytest.raises(RunnerError, match="closed"):
+        pool.run(BATCH)
+
+
+def test_close_finishes_queued_work(package_dir: Path) -> None:
+    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1) as pool:
+        futures = [pool.submit(BATCH) for _ in range(20)]
+    assert all(future.done() for future in futures)
+
+
+def test_absent_engine_names_those_there(package_dir: Path) -> None:
+    with pytest.raises(HostError, match=r"'nonesuch'.*here has .*qnnpack"):
+        InstancePool(package_dir / "model.pt", "nonesuch", threads=1, instances=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_unloadable_file_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.pt"
+    if content is not None:
+        path.write_bytes(content)
+    before = instance_threads()
+    with pytest.raises(HostError, match=r"cannot load .*model\.pt") as caught:
+        InstancePool(path, tiny.ENGINE, threads=1, instances=2)
+    assert "\n" not in str(caught.value)
+    assert instance_threads() == before
+
+
+def test_model_that_returns_no_tensor(tmp_path: Path) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    with (
+        InstancePool(scripted(Two(), tmp_path / "two.pt"), tiny.ENGINE, threads=1, instances=1) as pool,
+        pytest.raises(RunnerError, match="returned tuple; expected one tensor"),
+    ):
+        pool.run(BATCH)
+
+
+@pytest.mark.skipif(
+    "onednn" not in torch.backends.quantized.supported_engines, reason="needs two x86 engines"
+)
+def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
+    """``quantized::conv2d_add`` refuses another engine: the pools must not switch it mid-call."""
+    torch.manual_seed(0)
+    paths = {}
+    for engine in ("onednn", "fbgemm"):
+        paths[engine] = tmp_path / f"{engine}.pt"
+        tiny.quantize_and_save(tiny.TinyNet(), torch.rand(4, *tiny.INPUT_SHAPE), paths[engine], engine)
+    with (
+        InstancePool(paths["onednn"], "onednn", threads=1, instances=2) as one,
+        InstancePool(paths["fbgemm"], "fbgemm", threads=1, instances=2) as other,
+    ):
+        alone = {pool: pool.run(BATCH) for pool in (one, other)}
+        futures = [(pool, pool.submit(BATCH)) for _ in range(100) for pool in (one, other)]
+        for pool, future in futures:
+            assert torch.equal(future.result(timeout=60), alone[pool])
+
+
+def test_busy_engine_does_not_starve_the_other(package_dir: Path) -> None:
+    stop = threading.Event()
+    other = next(name for name in ("fbgemm", "qnnpack", "onednn") if name != tiny.ENGINE)
+    with (
+        InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=2) as busy,
+    ):
+        feeders = [threading.Thread(target=_feed, args=(busy, number, stop)) for number in range(2)]
+        for feeder in feeders:
+            feeder.start()
+        try:
+            from cpupack.runtime.pool import _gate
+
+            deadline = time.monotonic() + 30
+            for _ in range(20):
+                with _gate.hold(other):
+                    assert torch.backends.quantized.engine == other
+            assert time.monotonic() < deadline
+        finally:
+            stop.set()
+            for feeder in feeders:
+                feeder.join()
+
+
+def _feed(pool: InstancePool, instance: int, stop: threading.Event) -> None:
+    while not stop.is_set():
+        pool.run(BATCH, instance)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain message", "plain message"),
+        (
+            "The following operation failed.\nTraceback of TorchScript:\n  here\nRuntimeError: the cause\n",
+            "the cause",
+        ),
+        ("expected: one thing\nsecond line", "expected: one thing"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_first_cause(text: str, line: str) -> None:
+    assert first_cause(RuntimeError(text)) == line
