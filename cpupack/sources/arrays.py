@@ -1,0 +1,84 @@
+"""``arrays:FILE.npz``: samples, and labels where they are wanted, as numpy saved them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from cpupack.sources.request import Array, Request, floats_of, pixels_of
+
+DATA_KEYS = ("data", "images", "x")
+LABELS_KEY = "labels"
+
+
+def read(file: str, request: Request) -> Samples:
+    """Return rows drawn with the seed.
+
+    The array holds uint8 pixels ``(n, height, width, channels)`` or floats ``(n, *input_shape)``. Pixels need
+    [preprocess] in the recipe and go through it unless they have the model's size already.
+    """
+    path = request.loaded.resolve(file)
+    arrays, keys = _load(path, request)
+    found = [key for key in DATA_KEYS if key in arrays]
+    if len(found) != 1:
+        raise CalibrationError(
+            f"{request.spec}: {path} must have one array named {' or '.join(DATA_KEYS)}; "
+            f"it has {', '.join(keys) or 'none'}",
+            hint="np.savez(path, data=..., labels=...)",
+        )
+    data = arrays[found[0]]
+    if data.ndim == 0 or len(data) == 0:
+        raise CalibrationError(f"{request.spec}: the array {found[0]} of {path} is empty")
+    labels = _labels(arrays, len(data), request) if request.labelled else None
+    rows = request.choose(len(data))
+    names = [f"row {row}" for row in rows]
+    labels = labels[rows] if labels is not None else None
+    if data.dtype == np.uint8 and request.preprocess is not None:
+        request.check_memory(len(rows))
+        pixels = np.stack(
+            [pixels_of(data[row], request, name) for row, name in zip(rows, names, strict=True)]
+        )
+        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
+    return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels)
+
+
+def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
+    """Return the arrays that cpupack reads, and the names of all."""
+    if not path.is_file():
+        raise CalibrationError(
+            f"{request.spec}: {path} does not exist", hint="paths are relative to the recipe"
+        )
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                return {key: loaded[key] for key in (*DATA_KEYS, LABELS_KEY) if key in loaded}, loaded.files
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(f"{request.spec}: {path} cannot be read as .npz: {error}") from error
+    raise CalibrationError(
+        f"{request.spec}: {path} is a single .npy array",
+        hint="save it with np.savez(path, data=..., labels=...)",
+    )
+
+
+def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArray[np.int64]:
+    if LABELS_KEY not in arrays:
+        raise CalibrationError(
+            f'{request.spec}: there is no array "{LABELS_KEY}", and accuracy needs one',
+            hint="np.savez(path, data=..., labels=...)",
+        )
+    labels = arrays[LABELS_KEY]
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise CalibrationError(
+            f"{request.spec}: labels are {labels.dtype} of shape {labels.shape}; "
+            f"they must be {count} integers, one for each sample"
+        )
+    if labels.min() < 0:
+        raise CalibrationError(f"{request.spec}: label {labels.min()} of row {labels.argmin()} is negative")
+    return labels.astype(np.int64)

@@ -1,0 +1,66 @@
+"""Class folders to class indices: which output of the model a folder of images belongs to."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cpupack.errors import CalibrationError
+from cpupack.sources.request import Request
+
+_LISTED = 5
+
+
+def class_indices(folders: list[str], request: Request) -> dict[str, int]:
+    """Return the class index of each folder.
+
+    Folders that are all named after ``[model] labels`` get the index of their label; otherwise the sorted
+    names are counted from zero, as torchvision's ImageFolder does, which needs one folder for every label.
+    Raises CalibrationError when neither can be.
+    """
+    labels = _labels(request)
+    by_order = {name: index for index, name in enumerate(sorted(folders))}
+    if labels is None:
+        _warn_of_numbers(by_order, request)
+        return by_order
+    counts = Counter(labels)
+    strangers = [name for name in sorted(folders) if name not in counts]
+    if not strangers:
+        double = [name for name in sorted(folders) if counts[name] > 1]
+        if double and len(folders) != len(labels):
+            raise CalibrationError(
+                f"{request.spec}: class folder {double[0]!r} is the name of {counts[double[0]]} labels"
+            )
+        return {name: labels.index(name) for name in folders}
+    if len(folders) != len(labels):
+        listed = ", ".join(strangers[:_LISTED]) + (" ..." if len(strangers) > _LISTED else "")
+        raise CalibrationError(
+            f"{request.spec}: {len(folders)} class folders for {len(labels)} labels, "
+            f"and some are no label: {listed}",
+            hint="name the folders as [model] labels does, or make one for every label, in sorted order",
+        )
+    _warn_of_numbers(by_order, request)
+    return by_order
+
+
+def _labels(request: Request) -> list[str] | None:
+    labels = request.loaded.recipe.model.labels
+    if labels is None or isinstance(labels, list):
+        return labels
+    if labels == "imagenet":
+        from cpupack.model_sources import imagenet_labels  # here, because it imports torchvision
+
+        return list(imagenet_labels())
+    path = request.loaded.resolve(labels)
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"[model] labels: cannot read {path}: {error}") from error
+
+
+def _warn_of_numbers(indices: dict[str, int], request: Request) -> None:
+    wrong = [name for name, index in indices.items() if name.isdecimal() and int(name) != index]
+    if wrong and all(name.isdecimal() for name in indices):
+        request.progress.warn(
+            f"{request.spec}: class folders are numbers counted in text order, so folder {wrong[0]} is class "
+            f"{indices[wrong[0]]}; if that is not the model's order, name them in [model] labels"
+        )

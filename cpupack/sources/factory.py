@@ -1,0 +1,97 @@
+"""``python:FILE.py:factory``: samples that the user's own code returns or yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError, CpupackError, ModelError
+from cpupack.model_sources import load_factory
+from cpupack.sources.request import Request, floats_of, pixels_of
+from cpupack.user_code import describe_failure
+
+
+def read(spec: str, request: Request) -> Samples:
+    """Call the factory without arguments and take the first ``request.samples`` items of what it returns.
+
+    An item is one sample or a ``(sample, label)`` pair; a sample is a PIL image or uint8 pixels
+    ``(height, width, channels)`` where the recipe has [preprocess], else floats of the model's input shape
+    (arrays or tensors).
+    """
+    try:
+        factory = load_factory(spec, request.loaded, key=f"source {request.spec}")
+    except ModelError as error:
+        raise CalibrationError(error.message, hint=error.hint) from error
+    items = list(islice(_items(factory, request), request.samples))
+    if not items:
+        raise CalibrationError(f"{request.spec} gave no samples")
+    request.warn_if_few(len(items))
+    pairs = [_pair(item) for item in items]
+    names = [f"item {index}" for index in range(len(items))]
+    labels = None
+    if request.labelled:
+        found = [_label(label, name, request) for (_, label), name in zip(pairs, names, strict=True)]
+        labels = np.array(found, np.int64)
+    samples = [value if isinstance(value, Image.Image) else _array(value) for value, _ in pairs]
+    if request.preprocess is not None and all(map(_is_pixels, samples)):
+        pixels = np.stack(
+            [pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)]
+        )
+        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
+    floats = []
+    for sample, name in zip(samples, names, strict=True):
+        if isinstance(sample, Image.Image):
+            raise CalibrationError(
+                f"{request.spec}: {name} is a PIL image, and "
+                + ("others are not" if request.preprocess else "the recipe has no [preprocess]")
+            )
+        floats.append(floats_of(sample[None], request, [name])[0])
+    return Samples(np.stack(floats), request.spec, tuple(names), labels=labels)
+
+
+def _items(factory: Any, request: Request) -> Iterator[Any]:
+    """Yield the factory's items; what the user's code raises becomes a CalibrationError with its place."""
+    try:
+        made = factory()
+        if isinstance(made, Iterable) or hasattr(made, "__getitem__"):
+            yield from made
+            return
+    except CpupackError:
+        raise
+    except Exception as error:
+        raise CalibrationError(f"{request.spec} failed: {describe_failure(error)}") from error
+    raise CalibrationError(
+        f"{request.spec} returned {type(made).__name__}",
+        hint="return or yield arrays, or (array, label) pairs",
+    )
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    return item, None
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(value)
+
+
+def _is_pixels(sample: Any) -> bool:
+    return isinstance(sample, Image.Image) or sample.dtype == np.uint8
+
+
+def _label(label: Any, name: str, request: Request) -> int:
+    number = np.asarray(label) if label is not None else None
+    if number is None or number.shape != () or number.dtype.kind not in "iu" or number < 0:
+        raise CalibrationError(
+            f"{request.spec}: {name} has no label, and accuracy needs one"
+            if number is None
+            else f"{request.spec}: the label of {name} is {label!r}; it must be a class index",
+            hint="yield (sample, label) pairs",
+        )
+    return int(number)

@@ -1,0 +1,171 @@
+"""``images:DIR``: every image below a directory, decoded by the runner's own preprocessing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.sources.classes import class_indices
+from cpupack.sources.request import Pixels, Request, check_size
+
+_LISTED = 5
+_MAX_WORKERS = 8
+
+
+def read(directory: str, request: Request) -> Samples:
+    """Return ``request.samples`` images drawn with the seed, in the order of their sorted paths.
+
+    A corrupt image is an error that names it; with ``skip_corrupt`` it is named in a warning and in
+    ``Samples.skipped``, and the next image of the draw takes its place.
+    """
+    root = request.loaded.resolve(directory)
+    if request.preprocess is None:
+        raise CalibrationError(f"{request.spec}: images need [preprocess] in the recipe")
+    if not root.is_dir():
+        raise CalibrationError(
+            f"{request.spec}: {root} is not a directory", hint="paths are relative to the recipe"
+        )
+    files = _image_files(root)
+    if not files:
+        raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
+    classes = _classes(root, files, request) if request.labelled else None
+    order = np.random.default_rng(request.seed).permutation(len(files))
+    wanted = len(files) if request.samples is None else min(request.samples, len(files))
+    request.check_memory(wanted)
+    decoded, skipped = _decode_until(wanted, [files[index] for index in order], root, request)
+    if not decoded:
+        raise CalibrationError(f"{request.spec}: none of the {len(files)} images below {root} can be decoded")
+    request.warn_if_few(len(decoded))
+    chosen = sorted(decoded)
+    labels = [classes[_class_of(name)] for name in chosen] if classes is not None else None
+    return Samples(
+        data=np.stack([decoded[name] for name in chosen]),
+        origin=request.spec,
+        names=tuple(chosen),
+        preprocess=request.preprocess,
+        labels=np.array(labels, np.int64) if labels is not None else None,
+        class_names=tuple(sorted(classes, key=classes.__getitem__)) if classes is not None else (),
+        skipped=tuple(sorted(skipped)),
+    )
+
+
+def _image_files(root: Path) -> list[str]:
+    """Return the files below ``root`` that have an extension Pillow opens, as sorted relative POSIX paths."""
+    Image.init()
+    extensions = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    found, seen = [], set()
+    # Class folders are often links; a link back up must not be followed for ever.
+    for directory, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [folder for folder in folders if not folder.startswith(".")]
+        relative = Path(directory).relative_to(root)
+        found += [
+            (relative / name).as_posix()
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in extensions
+        ]
+    return sorted(found)
+
+
+def _what_is_there(root: Path) -> str:
+    others = sorted(path.name for path in root.iterdir())
+    if not others:
+        return "the directory is empty; put images into it"
+    listed = ", ".join(others[:_LISTED]) + (" ..." if len(others) > _LISTED else "")
+    return f"nothing in it has an extension that Pillow opens; it holds {listed}"
+
+
+def _classes(root: Path, files: list[str], request: Request) -> dict[str, int]:
+    loose = [name for name in files if "/" not in name]
+    if loose:
+        raise CalibrationError(
+            f"{request.spec}: {len(loose)} images are directly in {root} ({loose[0]}, ...) and have no class",
+            hint="put the images of each class into a folder of its own",
+        )
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    empty = sorted(set(folders) - {_class_of(name) for name in files})
+    if empty:
+        request.progress.warn(f"{request.spec}: class folders without images: {', '.join(empty[:_LISTED])}")
+    return class_indices(folders, request)
+
+
+def _class_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _decode_until(
+    wanted: int, files: list[str], root: Path, request: Request
+) -> tuple[dict[str, Pixels], list[str]]:
+    """Decode files in the order of the draw until ``wanted`` are good. Returns them, and the bad names."""
+    decoded: dict[str, Pixels] = {}
+    skipped: list[str] = []
+    start = 0
+    assert request.preprocess is not None
+    decode = partial(_pixels, root, request.preprocess)
+    with _pool() as pool:
+        while len(decoded) < wanted and start < len(files):
+            part = files[start : start + wanted - len(decoded)]
+            start += len(part)
+            bad: list[tuple[str, str]] = []
+            for name, result in zip(part, pool.map(decode, part), strict=True):
+                if isinstance(result, str):
+                    bad.append((name, result))
+                else:
+                    check_size(result, request, name)
+                    decoded[name] = result
+                request.progress.step(len(decoded), wanted, "images")
+            _report(bad, len(part), request)
+            skipped += [name for name, _ in bad]
+    return decoded, skipped
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    # Pillow lets go of the interpreter lock while it decodes and resizes.
+    pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="decode")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pixels(root: Path, spec: PreprocessSpec, name: str) -> Pixels | str:
+    """Return the preprocessed image, or what is wrong with it."""
+    path = root / name
+    try:
+        return to_pixels(decode_image(path), spec)
+    except InputError as error:
+        text = str(error)
+        return text if str(path) in text else f"{path}: {text}"
+
+
+def _report(bad: list[tuple[str, str]], count: int, request: Request) -> None:
+    if not bad:
+        return
+    listed = [reason for _, reason in sorted(bad)[:_LISTED]]
+    if request.skip_corrupt:
+        for reason in listed:
+            request.progress.warn(f"skipped: {reason}")
+        if len(bad) > _LISTED:
+            request.progress.warn(f"skipped {len(bad) - _LISTED} more images that cannot be decoded")
+        return
+    more = f"\n  and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+    raise CalibrationError(
+        f"{request.spec}: {len(bad)} of {count} images cannot be used:\n  " + "\n  ".join(listed) + more,
+        hint="remove or mend them, or set skip_corrupt = true beside the source",
+    )

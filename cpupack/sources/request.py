@@ -1,0 +1,149 @@
+"""What a source is asked for, and what every source checks about the samples it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+from PIL import Image
+
+from cpupack.errors import CalibrationError
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+
+Array = npt.NDArray[Any]
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_MEMORY_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a source: which data, how much of it, and what the model takes.
+
+    ``samples`` None means all. ``labelled`` asks for a class index with each sample.
+    """
+
+    spec: str
+    loaded: LoadedRecipe
+    samples: int | None
+    seed: int
+    skip_corrupt: bool
+    labelled: bool
+    progress: Progress
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.loaded.recipe.model.input_shape)
+
+    @cached_property
+    def preprocess(self) -> PreprocessSpec | None:
+        section = self.loaded.recipe.preprocess
+        return PreprocessSpec.from_dict(section.model_dump()) if section else None
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the pixels that the model takes (recipes with [preprocess] only)."""
+        channels, height, width = self.input_shape
+        return height, width, channels
+
+    def choose(self, count: int) -> npt.NDArray[np.int64]:
+        """Return sorted indices of the samples to use out of ``count``, drawn with the seed."""
+        if self.samples is None or self.samples >= count:
+            self.warn_if_few(count)
+            return np.arange(count, dtype=np.int64)
+        return np.sort(np.random.default_rng(self.seed).choice(count, self.samples, replace=False))
+
+    def warn_if_few(self, count: int) -> None:
+        """Warn when the source has fewer samples than were asked for."""
+        if self.samples is not None and count < self.samples:
+            self.progress.warn(f"{self.spec} has {count} usable samples; {self.samples} were asked for")
+
+    def check_memory(self, count: int) -> None:
+        """Raise CalibrationError when ``count`` samples of pixels do not fit in this host's free memory."""
+        needed = count * int(np.prod(self.input_shape))
+        free = psutil.virtual_memory().available
+        if needed > _MEMORY_SHARE * free:
+            raise CalibrationError(
+                f"{self.spec}: {count} samples take {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free",
+                hint="set samples beside the source to use some of them",
+            )
+
+
+def pixels_of(image: Image.Image | Array, request: Request, name: str) -> Pixels:
+    """Return one image as uint8 ``request.pixel_shape``.
+
+    An array that has the model's height and width already is taken as it is; anything else goes through the
+    runner's preprocessing. Raises CalibrationError naming ``name`` for other channels or another size.
+    """
+    assert request.preprocess is not None
+    wanted = request.pixel_shape
+    try:
+        if isinstance(image, np.ndarray):
+            image = image[:, :, None] if image.ndim == 2 else image
+            _check_channels(image, request, name)
+            if image.shape == wanted:
+                return np.ascontiguousarray(image)
+        pixels = to_pixels(decode_image(image), request.preprocess)
+    except InputError as error:
+        raise CalibrationError(f"{request.spec}: {name}: {error}") from error
+    check_size(pixels, request, name)
+    return pixels
+
+
+def _check_channels(image: Array, request: Request, name: str) -> None:
+    channels = request.input_shape[0]
+    if image.ndim != 3:
+        raise CalibrationError(
+            f"{request.spec}: {name} has shape {image.shape}; pixels are (height, width, channels)"
+        )
+    if image.shape[2] != channels:
+        first = "; it looks channels-first, transpose it to (height, width, channels)"
+        raise CalibrationError(
+            f"{request.spec}: {name} has {image.shape[2]} channels (shape {image.shape}), "
+            f"the model takes {channels}" + (first if image.shape[0] == channels else "")
+        )
+
+
+def check_size(pixels: Pixels, request: Request, name: str) -> None:
+    """Raise CalibrationError when preprocessed pixels are not of the model's size."""
+    if pixels.shape != request.pixel_shape:
+        height, width, _ = request.pixel_shape
+        raise CalibrationError(
+            f"{request.spec}: {name} is {pixels.shape[0]} x {pixels.shape[1]} after [preprocess], "
+            f"the model takes {height} x {width}",
+            hint=f"set [preprocess] resize or crop to [{height}, {width}]",
+        )
+
+
+def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
+    """Return ``data`` ``(n, *input_shape)`` as contiguous float32.
+
+    Raises CalibrationError for another shape or dtype, and for NaN or infinity, naming the first such sample.
+    """
+    if data.shape[1:] != request.input_shape:
+        raise CalibrationError(
+            f"{request.spec}: samples have shape {data.shape[1:]}, the model takes {request.input_shape}"
+        )
+    if data.dtype.kind != "f":
+        pixels = "uint8 pixels need [preprocess]; otherwise " if data.dtype == np.uint8 else ""
+        raise CalibrationError(
+            f"{request.spec}: samples are {data.dtype}, the model takes float32", hint=f"{pixels}save float32"
+        )
+    with np.errstate(over="ignore"):  # what overflows is infinite then, and reported below
+        result = np.ascontiguousarray(data, dtype=np.float32)
+    for name, row in zip(names, result, strict=True):
+        if not np.isfinite(row).all():
+            kind = "NaN" if np.isnan(row).any() else "infinite values"
+            raise CalibrationError(
+                f"{request.spec}: {name} contains {kind}", hint="remove such samples or mend what made them"
+            )
+    return result
