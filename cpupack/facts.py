@@ -40,6 +40,9 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
         if fp32 is not None and int8 is not None:
             labelled = accuracy["labelled_samples"]
             rows.append((label, f"INT8 {int8:.2%}, FP32 {fp32:.2%} on {labelled} labelled samples"))
+    for gate in accuracy["gates"]:
+        verdict = "held" if gate["passed"] else "FAILED"
+        rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}, bound {gate['bound']:g}: {verdict}"))
     if accuracy["speedup"] is not None:
         rows.append(
             ("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads")

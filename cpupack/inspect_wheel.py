@@ -34,11 +34,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A wheel's manifest, metadata and files; ``problems`` names every contradiction between them."""
+    """A wheel's manifest, metadata and files; ``problems`` names every contradiction between them.
+
+    ``facts`` is the manifest in words: (label, value) rows.
+    """
 
     path: Path
     size_bytes: int
     manifest: Manifest
+    facts: tuple[tuple[str, str], ...]
     requires: tuple[str, ...]
     requires_python: str
     tags: tuple[str, ...]
@@ -91,7 +95,7 @@ def format_inspection(inspection: Inspection) -> str:
     if manifest.random_weights:
         lines.append("WARNING: random weights; the predictions mean nothing")
     rows = [
-        *fact_rows(manifest),
+        *inspection.facts,
         ("Requires", ", ".join([f"python{inspection.requires_python}", *inspection.requires])),
         ("Tag", ", ".join(inspection.tags)),
         ("Built with", f"cpupack {manifest.build['cpupack']}, torch {manifest.build['torch']}"),
@@ -126,6 +130,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
         raise UsageError(f"{path} is a zip file but not a wheel: it has no .dist-info/WHEEL")
     package = _package_of(path, archive)
     manifest = _manifest(path, archive, f"{package}/{MANIFEST_NAME}")
+    facts = _facts(path, manifest)
     members = tuple(_member(archive, info) for info in archive.infolist() if not info.is_dir())
     metadata = _headers(path, archive, f"{dist_info}/METADATA")
     wheel = _headers(path, archive, f"{dist_info}/WHEEL")
@@ -140,6 +145,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
         path=path,
         size_bytes=path.stat().st_size,
         manifest=manifest,
+        facts=facts,
         requires=tuple(metadata.get_all("Requires-Dist", [])),
         requires_python=metadata.get("Requires-Python", ""),
         tags=tuple(wheel.get_all("Tag", [])),
@@ -164,6 +170,13 @@ def _manifest(path: Path, archive: zipfile.ZipFile, name: str) -> Manifest:
         raise UsageError(f"{path}: {name} is not UTF-8: {error}", hint="build it again") from error
     except IntegrityError as error:
         raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error
+
+
+def _facts(path: Path, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple(fact_rows(manifest))
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(f"{path}: the manifest is damaged: {error!r}", hint="build it again") from error
 
 
 def _headers(path: Path, archive: zipfile.ZipFile, name: str) -> Any:

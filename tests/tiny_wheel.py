@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cpupack.artifacts import FloatModel, FusedModel, Samples, ScriptedModel, VerifyReport
+from cpupack.artifacts import FloatModel, FusedModel, Gate, Samples, ScriptedModel, VerifyReport
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.cpu import detect_isa
 from cpupack.runtime.preprocess import PreprocessSpec, normalize
@@ -18,6 +18,7 @@ from cpupack.targets.x86 import activation_bits
 
 INPUT_SHAPE = (3, 8, 8)
 LABELS = ("cat", "dog", "snow\N{SNOWMAN}man")
+GATE = Gate("min_sqnr_db", bound=15.0, measured=41.5, passed=True)
 RECIPE_TEXT = '# the recipe as it was written\nschema = 1\n[package]\nname = "tiny-int8"\n'
 
 
@@ -69,7 +70,7 @@ class TinyWheel:
                 fp32_operators=1,
                 operators={"quantized::conv2d_relu": 1, "quantized::linear": 1, "aten::mean": 1},
             ),
-            report=VerifyReport("synthetic", 16, True, sqnr_db, 0.999, 0.9375, speedup=2.5),
+            report=VerifyReport("synthetic", 16, True, sqnr_db, 0.999, 0.9375, speedup=2.5, gates=(GATE,)),
             target=_target(cpu),
             calibration=Samples(data, "synthetic", ("a",) * len(data), spec, synthetic=True),
             golden={"input": data, "output": self.outputs, "output_fp32": self.outputs},

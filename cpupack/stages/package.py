@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import json
 import keyword
 import platform
 import shutil
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,8 +256,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
         shutil.copyfile(source, runtime_dir / source.name)
     (package_dir / "py.typed").touch()
     shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(contents.golden.items())}
-    np.savez(package_dir / GOLDEN_NAME, allow_pickle=False, **arrays)
+    _write_arrays(package_dir / GOLDEN_NAME, contents.golden)
     if contents.model.labels:
         _write_labels(package_dir / LABELS_NAME, contents.model.labels)
     (package_dir / "recipe.toml").write_text(contents.loaded.text, encoding="utf-8")
@@ -318,6 +317,14 @@ def _write_manifest(staged: StagedProject, manifest: Manifest) -> None:
     (staged.package_dir / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
+def _write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write an ``.npz`` file: ``numpy.savez`` with order and dates of its members fixed, no pickles."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in sorted(arrays.items()):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
 def _write_labels(path: Path, labels: tuple[str, ...]) -> None:
     for index, label in enumerate(labels):
         if len(label.splitlines()) != 1:
@@ -330,7 +337,7 @@ def _write_labels(path: Path, labels: tuple[str, ...]) -> None:
 def _write_python(path: Path, template: str, context: dict[str, Any]) -> None:
     text = render(template, **context)
     try:
-        ast.parse(text, filename=path.name)
+        compile(text, path.name, "exec", dont_inherit=True)
     except SyntaxError as error:
         raise PackagingError(
             f"rendered {path.name} is not Python: {error}", hint="this is a bug in cpupack"

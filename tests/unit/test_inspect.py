@@ -129,6 +129,15 @@ def test_an_unreadable_manifest(built: Path, tmp_path: Path, change: dict[str, b
         inspect(rewrite(built, tmp_path / built.name, change))
 
 
+def test_a_manifest_with_a_section_of_another_shape(built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(built) as archive:
+        manifest = json.loads(archive.read("tiny_int8/manifest.json"))
+    manifest["quantize"] = {}
+    changed = {"tiny_int8/manifest.json": json.dumps(manifest).encode()}
+    with pytest.raises(UsageError, match="manifest is damaged"):
+        inspect(rewrite(built, tmp_path / built.name, changed))
+
+
 def test_a_cut_off_archive(built: Path, tmp_path: Path) -> None:
     cut = tmp_path / built.name
     cut.write_bytes(built.read_bytes()[:-1000])

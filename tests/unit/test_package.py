@@ -8,12 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomli
+from hatchling.builders.wheel import WheelArchive
 from packaging.requirements import Requirement
 from tiny_wheel import TinyWheel
 
@@ -224,6 +226,19 @@ def test_runner_has_help_and_runs(tiny: TinyWheel, staged: StagedProject) -> Non
     assert run_python(staged, code) == "True"
 
 
+def test_a_model_of_arrays_runs_too(tiny: TinyWheel, tmp_path: Path) -> None:
+    staged = stage_project(tiny.contents(images=False), tmp_path / "project")
+    code = (
+        "import numpy, pathlib, tiny_int8\n"
+        "golden = numpy.load(pathlib.Path(tiny_int8.__file__).parent / 'golden.npz')\n"
+        "with tiny_int8.Runner(threads=1, instances=1) as runner:\n"
+        "    difference = runner(golden['input']) - golden['output']\n"
+        "    print(golden['input'].dtype, numpy.abs(difference).max() < 1e-5)\n"
+    )
+    assert run_python(staged, code) == "float32 True"
+    assert "photo.jpg" not in (staged.root / "README.md").read_text()
+
+
 # --- finishing
 
 
@@ -282,6 +297,16 @@ def test_equal_inputs_make_equal_wheels(tiny: TinyWheel, tmp_path: Path) -> None
     assert built[0].path.read_bytes() == built[1].path.read_bytes()
 
 
+def test_names_are_normalized_in_the_wheel_and_kept_in_the_scripts(tiny: TinyWheel, tmp_path: Path) -> None:
+    staged = stage_project(tiny.contents(name="Tiny.INT8"), tmp_path / "project")
+    assert staged.import_name == "tiny_int8"
+    built = build_wheel(staged, tmp_path / "dist").path
+    assert built.name == "tiny_int8-1.0.0-py3-none-manylinux_2_28_x86_64.whl"
+    with zipfile.ZipFile(built) as wheel:
+        scripts = wheel.read("tiny_int8-1.0.0.dist-info/entry_points.txt").decode()
+    assert "Tiny.INT8 = tiny_int8._entry:main" in scripts
+
+
 def test_two_targets_make_two_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
     for cpu in ("x86_64", "aarch64"):
         build_wheel(stage_project(tiny.contents(cpu=cpu), tmp_path / cpu), tmp_path / "dist")
@@ -332,6 +357,24 @@ def test_a_failure_leaves_the_output_directory_as_it_was(
     assert [path.name for path in out.iterdir()] == [first.path.name]
     assert hash_file(first.path) == first.sha256
     assert not list(staged.root.glob(".wheel-*"))
+
+
+def test_an_interrupt_inside_hatchling_leaves_nothing_anywhere(
+    staged: StagedProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(WheelArchive, "write_metadata", stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_wheel(staged, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
+    assert list(temporary.iterdir()) == []
+    assert not list(staged.root.glob(".wheel-*"))
+    assert tempfile.tempdir == str(temporary)
 
 
 def test_out_may_not_exist_yet_and_is_not_made_by_the_check(tmp_path: Path) -> None:
