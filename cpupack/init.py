@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ _TEMPLATE = "recipe/recipe.toml.j2"
 
 @dataclass(frozen=True)
 class _Known:
-    """The default weights of a torchvision model, and the preprocessing that torchvision evaluates them with."""
+    """The default weights of a torchvision model, and how torchvision preprocesses for them."""
 
     weights: str
     resize: int
@@ -52,16 +50,15 @@ _UNKNOWN = _Known("DEFAULT", 256)
 def init_recipe(name: str, model: str, directory: Path) -> Path:
     """Write ``directory/NAME.toml`` for a ``[model] source`` and return its path.
 
-    Raises UsageError when the name or the model cannot be in a recipe, when a Python model file does not exist,
-    and when the recipe exists already or cannot be written.
+    Raises UsageError when the name or the model cannot be in a recipe, when a Python model file does not
+    exist, and when the recipe exists already or cannot be written.
     """
     path = directory / f"{name}.toml"
-    text = render(_TEMPLATE, file_name=path.name, **_values(name, model))
+    text = render(_TEMPLATE, **_values(name, model))
     recipe, problems, _ = parse_recipe(text, str(path), directory.resolve())
     if recipe is None:
-        # The file is not written, so its line numbers would mean nothing.
-        told = [re.sub(r"^.*?\.toml:\d+: ", "", problem) for problem in problems]
-        raise UsageError("no recipe can be written: " + "; ".join(told))
+        # Without their places: the file is not written, so its line numbers would mean nothing.
+        raise UsageError("no recipe can be written: " + "; ".join(text for _, text in problems))
     _write_new(path, text)
     return path
 
@@ -86,15 +83,16 @@ def _values(name: str, model: str) -> dict[str, Any]:
 
 def _write_new(path: Path, text: str) -> None:
     """Write a file that must not exist yet, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        try:
-            os.link(temporary, path)  # unlike a rename, a link never replaces a file
-        finally:
-            temporary.unlink()
+        file = path.open("x", encoding="utf-8")
     except FileExistsError:
         raise UsageError(f"{path} exists already", hint="choose another name or remove it") from None
     except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -20,6 +20,11 @@ from cpupack.recipe_checks import cross_problems
 from cpupack.recipe_lines import Key, key_lines, split_key
 from cpupack.recipe_problems import dotted, schema_problems, unknown_key, without_consequences
 
+Told = tuple[str, str]
+"""A problem as it is told: the place (``FILE:LINE`` or ``--set``) and the text."""
+
+SET = "--set"
+
 _ABSENT = "wrote no recipe yet? `cpupack init NAME --model torchvision:resnet18` writes one"
 _PLACE = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
 _TWICE = re.compile(r"Cannot declare \((.*)\) twice")
@@ -39,12 +44,12 @@ class _Draft:
     def place(self, key: Key) -> str:
         """Return where to look for ``key``: the nearest enclosing place that was written down."""
         if any(key[: len(override)] == override for override in self.overridden):
-            return "--set"
+            return SET
         for length in range(len(key), 0, -1):
             if key[:length] in self.lines:
                 return f"{self.shown}:{self.lines[key[:length]]}"
             if any(override[:length] == key[:length] for override in self.overridden):
-                return "--set"
+                return SET
         return f"{self.shown}:1"
 
     def order(self, key: Key) -> int:
@@ -64,30 +69,32 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     text = _read(path)
     recipe, problems, final = parse_recipe(text, str(path), path.resolve().parent, overrides)
     if recipe is None:
-        raise RecipeError("\n".join(problems), hint=_hint(path, len(problems)))
+        told = [f"{place}: {text}" for place, text in problems]
+        raise RecipeError("\n".join(told), hint=_hint(path, len(problems)))
     return LoadedRecipe(recipe=recipe, path=path.resolve(), text=final)
 
 
 def parse_recipe(
     text: str, shown: str, directory: Path, overrides: Sequence[str] = ()
-) -> tuple[Recipe | None, list[str], str]:
+) -> tuple[Recipe | None, list[Told], str]:
     """Check a recipe's text, called ``shown`` in messages, with relative paths from ``directory``.
 
-    Returns the recipe (None when there are problems), the problems, and the text with the overrides applied.
+    Returns the recipe (None when there are problems), the problems (place and text), and the recipe's text with
+    the overrides applied.
     """
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         return None, [_syntax_problem(text, shown, error)], text
     draft = _Draft(shown, data, key_lines(text))
-    messages = [message for override in overrides if (message := _apply(draft, override))]
+    told = [(SET, message) for override in overrides if (message := _apply(draft, override))]
     problems = schema_problems(draft.data)
     problems += cross_problems(draft.data, problems, directory)
     problems = without_consequences(problems)
     problems.sort(key=lambda problem: draft.order(problem.key))
-    messages += [f"{draft.place(problem.key)}: {problem}" for problem in problems]
-    if messages:
-        return None, messages, text
+    told += [(draft.place(problem.key), str(problem)) for problem in problems]
+    if told:
+        return None, told, text
     return Recipe.model_validate(draft.data), [], _written(draft.data) if overrides else text
 
 
@@ -111,7 +118,7 @@ def _hint(path: Path, count: int) -> str:
     return f"mend {them} and run `cpupack check {path}`; docs/reference/recipe.md describes every key"
 
 
-def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> str:
+def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Told:
     reason = _PLACE.sub("", str(error))
     number, column = error.lineno, error.colno
     if reason == 'Expected "\'"':
@@ -121,7 +128,7 @@ def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> str:
     lines = text.splitlines()
     line = lines[number - 1] if number <= len(lines) else ""
     at = f"column {column}: {line.strip()}" if line.strip() else "end of file"
-    return f"{shown}:{number}: not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}"
+    return f"{shown}:{number}", f"not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}"
 
 
 def _syntax_words(reason: str, rest: str) -> str:
@@ -142,16 +149,16 @@ def _apply(draft: _Draft, override: str) -> str | None:
     except (ValueError, IndexError):
         key, end = (), 0
     sign, value = override[end:].lstrip()[:1], override[end:].lstrip()[1:].strip()
-    if sign != "=":
-        return f"--set: {override}: must be key=value with a dotted key, such as calibration.samples=64"
+    if sign != "=" or not key:
+        return f"{override}: must be key=value with a dotted key, such as calibration.samples=64"
     node = recipe_schema.node_at(key)
     if node is None and not _inside_free_table(key):
-        return f"--set: {unknown_key(_unknown_part(key))}"
+        return str(unknown_key(_unknown_part(key)))
     table = draft.data
     for depth, part in enumerate(key[:-1]):
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
-            return f"--set: {dotted(key)}: {dotted(key[: depth + 1])} is not a table"
+            return f"{dotted(key)}: {dotted(key[: depth + 1])} is not a table"
         table = inner
     table[key[-1]] = _value(value, node)
     draft.overridden.append(key)

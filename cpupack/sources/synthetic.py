@@ -77,7 +77,7 @@ def _pink(rng: np.random.Generator, height: int, width: int, slope: float) -> Fi
 
 def _drop_leaves(rng: np.random.Generator, fields: Field) -> None:
     """Lay ellipses of their own colour over the fields, in place; radii have the model's 1/r**3 density."""
-    height, width, planes = fields.shape
+    height, width, _ = fields.shape
     smallest, largest = 0.04, 0.5
     for _ in range(_LEAVES):
         # Inverse of the cumulative distribution of a density proportional to r**-3.
@@ -90,5 +90,5 @@ def _drop_leaves(rng: np.random.Generator, fields: Field) -> None:
         columns = (np.arange(left, right)[None, :] - x) / across
         inside = rows**2 + columns**2 < 1
         patch = fields[top:bottom, left:right]
-        colour = rng.standard_normal(planes).astype(np.float32)
+        colour = rng.standard_normal(fields.shape[2:]).astype(np.float32)
         patch[inside] = colour + np.float32(rng.uniform(0.1, 0.6)) * patch[inside]

@@ -1,0 +1,254 @@
+"""Contradictions and missing files, each found on its own and beside other mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from cpupack.errors import RecipeError
+from cpupack.recipe_file import load_recipe
+
+BASE: dict[str, dict[str, str]] = {
+    "package": {"name": '"net"'},
+    "model": {
+        "source": '"torchvision:resnet18"',
+        "weights": '"IMAGENET1K_V1"',
+        "input_shape": "[3, 224, 224]",
+    },
+    "preprocess": {"crop": "224"},
+    "calibration": {"source": '"synthetic"'},
+}
+
+
+def write(directory: Path, changes: dict[str, str | None]) -> Path:
+    """Write the base recipe with ``table.key = value`` changes; None removes a key, "
+    "a bare table name the table."""
+    tables = {table: dict(keys) for table, keys in BASE.items()}
+    for name, value in changes.items():
+        table, _, key = name.rpartition(".")
+        if not table:
+            del tables[key]
+        elif value is None:
+            del tables[table][key]
+        else:
+            tables.setdefault(table, {})[key] = value
+    path = directory / "recipe.toml"
+    text = "schema = 1\n"
+    for table, keys in tables.items():
+        text += f"[{table}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items())
+    path.write_text(text)
+    return path
+
+
+def problems(directory: Path, changes: dict[str, str | None]) -> list[str]:
+    path = write(directory, changes)
+    try:
+        load_recipe(path)
+    except RecipeError as error:
+        lines = error.message.replace(str(directory.resolve()), "DIR").splitlines()
+        return [line.partition(": ")[2] for line in lines]
+    return []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model.labels": '"imagenet"'},
+        {"model.labels": '"labels.txt"'},
+        {"model.labels": '["a", "b"]'},
+        {"model.weights": '"net.pt"'},
+        {"model.weights": '"net.pt"', "model.sha256": f'"{"0" * 64}"'},
+        {"model.weights_fallback": '"random"'},
+        {"model.source": '"python:net.py:make"', "model.weights": '"factory"'},
+        {"model.source": '"python:pkg.net:make"', "model.weights": '"random"'},
+        {"model.source": '"timm:resnet18"', "model.weights": '"pretrained"'},
+        {"calibration.source": '"images:pictures"', "calibration.skip_corrupt": "true"},
+        {"calibration.source": '"arrays:data.npz"'},
+        {"calibration.source": '"python:net.py:data"'},
+        {"evaluation.source": '"images:pictures"', "evaluation.max_drop": "0.01"},
+        {"evaluation.min_sqnr_db": "10", "evaluation.min_speedup": "1.5", "evaluation.min_agreement": "0.9"},
+        {"preprocess": None, "model.input_shape": "[16]"},
+        {"quantize.mode": '"dynamic"', "calibration": None},
+        {"quantize.observer": '"percentile"', "quantize.percentile": "99.9"},
+        {"preprocess.crop": None, "preprocess.resize": "[224, 224]"},
+        {"preprocess.crop": None},
+        {"preprocess.mode": '"L"', "model.input_shape": "[1, 224, 224]", "preprocess.mean": "[0.5]"},
+        {"preprocess.crop": "[224, 160]", "model.input_shape": "[3, 224, 160]"},
+        {"target.cpu": '["x86_64", "aarch64"]'},
+    ],
+)
+def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("labels.txt", "net.pt", "net.py", "data.npz"):
+        (tmp_path / name).touch()
+    assert problems(tmp_path, changes) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"package.name": '"3d-net"'},
+            'package.name: gives the import name "3d_net", which Python cannot import',
+        ),
+        (
+            {"package.name": '"Class"'},
+            'package.name: gives the import name "class", which Python cannot import',
+        ),
+        (
+            {"package.name": '"numpy"'},
+            'package.name: gives the import name "numpy", which would hide the module numpy',
+        ),
+        (
+            {"package.name": '"json"'},
+            'package.name: gives the import name "json", which would hide the module json',
+        ),
+        (
+            {"model.source": '"torchvison:resnet18"'},
+            "model.source: must be torchvision:NAME, timm:NAME, python:FILE.py:factory or "
+            "python:pkg.mod:factory, "
+            'not "torchvison:resnet18"; did you mean "torchvision:resnet18"?',
+        ),
+        (
+            {"model.source": '"python:nets.py:make"', "model.weights": '"factory"'},
+            'model.source: DIR/nets.py does not exist; did you mean "net.py"?',
+        ),
+        (
+            {"model.source": '"python:net.py"', "model.weights": '"factory"'},
+            "model.source: must be python:FILE.py:factory or python:pkg.mod:factory with the "
+            "name of a function or "
+            'class, not "python:net.py"',
+        ),
+        (
+            {"model.source": '"python:a-b.c:make"', "model.weights": '"factory"'},
+            'model.source: "a-b.c" is neither a file ending in .py nor the dotted name of a module',
+        ),
+        ({"model.weights": '"missing.pth"'}, "model.weights: DIR/missing.pth does not exist"),
+        ({"model.weights": '"nett.pt"'}, 'model.weights: DIR/nett.pt does not exist; did you mean "net.pt"?'),
+        ({"model.weights": '"folder.pt"'}, "model.weights: DIR/folder.pt is a directory, not a file"),
+        (
+            {"model.weights": '"randm"'},
+            'model.weights: must be a torchvision name such as IMAGENET1K_V1, "random" or a '
+            "file ending in .pt, .pth, "
+            '.safetensors, not "randm"; did you mean "random"?',
+        ),
+        (
+            {"model.weights": '"net.ckpt"', "model.source": '"timm:x"'},
+            'model.weights: must be "pretrained" or "random" or a file ending in .pt, .pth, .safetensors, '
+            'not "net.ckpt"',
+        ),
+        (
+            {"model.weights": '"net.pt"', "model.weights_fallback": '"random"'},
+            'model.weights_fallback: has no effect: weights = "net.pt" downloads nothing',
+        ),
+        (
+            {"model.weights": '"random"', "model.sha256": f'"{"0" * 64}"'},
+            'model.sha256: has no effect: weights = "random" reads no file that cpupack knows',
+        ),
+        ({"model.labels": '"none.txt"'}, "model.labels: DIR/none.txt does not exist"),
+        ({"model.labels": '"Imagenet"'}, 'model.labels: "Imagenet" is no file; did you mean "imagenet"?'),
+        ({"model.labels": '["a", ""]'}, "model.labels[1]: must be one line of text"),
+        ({"preprocess.mean": "[1, 2]"}, 'preprocess.mean: has 2 values; mode = "RGB" takes 1 or 3'),
+        (
+            {"preprocess.mode": '"L"'},
+            'preprocess.mode: "L" gives 1 channels, and input_shape = [3, 224, 224] takes 3; '
+            'did you mean "RGB"?',
+        ),
+        (
+            {"preprocess.crop": "200"},
+            "preprocess.crop: gives 200 x 200, and input_shape = [3, 224, 224] takes 224 x 224",
+        ),
+        (
+            {"preprocess.crop": None, "preprocess.resize": "256"},
+            "preprocess.resize: sets the shorter edge only, so images come out in different sizes; "
+            "add crop = [224, 224] or give [height, width]",
+        ),
+        (
+            {"preprocess.crop": None, "preprocess.resize": "[224, 225]"},
+            "preprocess.resize: gives 224 x 225, and input_shape = [3, 224, 224] takes 224 x 224",
+        ),
+        (
+            {"model.input_shape": "[16]"},
+            "model.input_shape: [16] is not [channels, height, width], and [preprocess] makes images; "
+            "leave [preprocess] out for other inputs",
+        ),
+        (
+            {"calibration": None},
+            'calibration: is missing, and mode = "static" takes activation ranges from it; '
+            "add [calibration] with "
+            'source = "images:DIR" (or "synthetic", for speed work only)',
+        ),
+        (
+            {"quantize.mode": '"dynamic"', "quantize.observer": '"mse"'},
+            'quantize.observer: has no effect with mode = "dynamic"',
+        ),
+        (
+            {"quantize.mode": '"dynamic"', "fuse.modules": '[["a", "b"]]'},
+            'fuse.modules: has no effect with mode = "dynamic"; leave it out',
+        ),
+        ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "histogram"'),
+        (
+            {"calibration.source": '"image:pictures"'},
+            "calibration.source: must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
+            'not "image:pictures"; did you mean "images:pictures"?',
+        ),
+        (
+            {"calibration.source": '"sythetic"'},
+            "calibration.source: must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
+            'not "sythetic"; did you mean "synthetic"?',
+        ),
+        (
+            {"calibration.source": '"images:picture"'},
+            'calibration.source: DIR/picture does not exist; did you mean "images:pictures"?',
+        ),
+        (
+            {"calibration.source": '"images:net.py"'},
+            "calibration.source: DIR/net.py is a file, not a directory of images",
+        ),
+        (
+            {"calibration.source": '"arrays:pictures"'},
+            "calibration.source: DIR/pictures is a directory, not a file",
+        ),
+        (
+            {"calibration.source": '"images:pictures"', "preprocess": None},
+            "calibration.source: images need [preprocess], which says how one becomes the model's input",
+        ),
+        (
+            {"calibration.skip_corrupt": "true"},
+            'calibration.skip_corrupt: has no effect: source = "synthetic" decodes no image files',
+        ),
+        ({"evaluation.min_top1": "0.7"}, "evaluation.min_top1: needs labelled data; set evaluation.source"),
+        ({"evaluation.samples": "7"}, "evaluation.samples: has no effect without evaluation.source"),
+        (
+            {"evaluation.source": '"synthetic"'},
+            "evaluation.source: synthetic data has no labels; leave source out, min_agreement, min_sqnr_db, "
+            "min_speedup do not need it",
+        ),
+        ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" is there twice'),
+        ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 is there twice"),
+        ({"fuse.modules": '[["a", "b"], ["c", "a"]]'}, 'fuse.modules[1][1]: "a" is already in chain 0'),
+    ],
+)
+def test_contradiction(tmp_path: Path, changes: dict[str, str | None], expected: str) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "folder.pt").mkdir()
+    for name in ("net.pt", "net.py"):
+        (tmp_path / name).touch()
+    assert problems(tmp_path, changes) == [expected]
+
+
+def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.pt").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert (
+        load_recipe(write(tmp_path, {"model.weights": '"net.pt"'})).resolve("net.pt") == tmp_path / "net.pt"
+    )
+
+
+def test_a_wrong_value_silences_only_the_checks_that_need_it(tmp_path: Path) -> None:
+    found = problems(
+        tmp_path, {"preprocess.mode": '"BGR"', "preprocess.mean": "[1, 2]", "model.weights": '"no.pt"'}
+    )
+    assert [line.partition(":")[0] for line in found] == ["model.weights", "preprocess.mode"]
