@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import bench, host, tune
-from . import plan as planning
-from .contract import check_cpu, check_torch
+from . import bench, info, tune
 from .errors import HostError, InputError, IntegrityError, RunnerError
-from .manifest import Manifest, read_manifest
-from .runner import Prediction, Runner
+from .manifest import read_manifest
+from .runner import Prediction, RandomWeightsWarning, Runner
 from .verify import Verification, verify
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
@@ -68,11 +66,8 @@ def _parser(prog: str) -> _Parser:
     def add(name: str, text: str) -> _Parser:
         return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
 
-    info = add("info", "show what is packaged, this host, and how it would run here")
-    _add_json(info, _info)
-
-    check = add("verify", "check every file's hash and replay the golden inputs")
-    _add_json(check, _verify)
+    _add_json(add("info", "show what is packaged, this host, and how it would run here"), _info)
+    _add_json(add("verify", "check every file's hash and replay the golden inputs"), _verify)
 
     predict = add("predict", "classify images (or .npy arrays, for models that take arrays)")
     predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
@@ -92,13 +87,13 @@ def _parser(prog: str) -> _Parser:
 
     tuning = add("tune", "find the best threads, instances and batch size on this host and remember them")
     tune.add_arguments(tuning)
-    _add_json(tuning, _measured(tune.run, tune.format_table))
+    _add_json(tuning, _tune)
     return parser
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     bench.add_arguments(parser)
-    _add_json(parser, _measured(bench.run, bench.format_table))
+    _add_json(parser, _bench)
 
 
 def _add_json(parser: argparse.ArgumentParser, command: Callable[[Path, argparse.Namespace], Result]) -> None:
@@ -155,121 +150,23 @@ def _plain_warnings(prog: str) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.showwarning = show
+        warnings.simplefilter("always", RandomWeightsWarning)  # neither silenced nor turned to an error
         yield
 
 
-def _measured(
-    run: Callable[[Path, argparse.Namespace], dict[str, Any]], table: Callable[[dict[str, Any]], str]
-) -> Callable[[Path, argparse.Namespace], Result]:
-    def command(package_dir: Path, args: argparse.Namespace) -> Result:
-        result = run(package_dir, args)
-        return result, table(result), EXIT_OK
-
-    return command
-
-
 def _info(package_dir: Path, _: argparse.Namespace) -> Result:
-    manifest = read_manifest(package_dir)
-    plan = planning.decide(manifest)
-    here = host.describe(engine=manifest.target["engine"])
-    problems = _problems(manifest, here["torch"])
-    facts = {
-        "manifest": dataclasses.asdict(manifest),
-        "plan": dataclasses.asdict(plan),
-        "host": here,
-        "runs_here": not problems,
-        "problems": problems,
-    }
-    return facts, _info_text(manifest, plan, here, problems), EXIT_OK
+    facts = info.collect(package_dir)
+    return facts, info.format_info(facts), EXIT_OK
 
 
-def _problems(manifest: Manifest, installed_torch: str | None) -> list[str]:
-    """Return why this host cannot run the package, as far as can be told without importing torch."""
-    problems = []
-    try:
-        check_cpu(manifest)
-    except RunnerError as error:
-        problems.append(str(error))
-    if installed_torch is None:
-        return [*problems, f'torch is not installed; run: pip install "torch{manifest.torch["requires"]}"']
-    try:
-        check_torch(manifest, installed_torch)
-    except RunnerError as error:
-        problems.append(str(error))
-    return problems
+def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
+    result = tune.run(package_dir, args, on_row=lambda row: _say(sys.stderr, tune.row_text(row)))
+    return result, tune.format_table(result), EXIT_OK
 
 
-def _info_text(manifest: Manifest, plan: planning.Plan, here: dict[str, Any], problems: list[str]) -> str:
-    model, target = manifest.model, manifest.target
-    isa = f" with {target['isa']} or better" if target["isa"] else ""
-    shape = " x ".join(map(str, manifest.input_shape))
-    input_text = f"image, {shape} after preprocessing" if manifest.preprocess else f"float32 array, {shape}"
-    lines = [f"{manifest.name} {manifest.version}"]
-    if manifest.random_weights:
-        lines.append("  RANDOM WEIGHTS: its speed is real, its predictions mean nothing")
-    lines += [
-        "",
-        *_section(
-            "Model",
-            {
-                "source": f"{model.get('source')}, weights {model.get('weights')}",
-                "input": input_text,
-                "output": " x ".join(map(str, model["output_shape"])),
-                "size": _sizes(model.get("fp32_bytes"), model.get("int8_bytes")),
-                "accuracy": _accuracy(manifest.accuracy),
-            },
-        ),
-        *_section(
-            "Needs",
-            {
-                "cpu": f"{target['cpu']}{isa}",
-                "engine": f"{target['engine']}, {target.get('activation_bits')}-bit activations",
-                "torch": manifest.torch["requires"],
-            },
-        ),
-        *_section(
-            "This host",
-            {
-                "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
-                "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
-                "torch": here["torch"] or "not installed",
-            },
-        ),
-        *_section(
-            "Plan here",
-            {
-                name.replace("_", " "): f"{getattr(plan, name):<3}  {plan.reasons[name]}"
-                for name in ("threads", "instances", "batch_size")
-            },
-        ),
-    ]
-    if problems:
-        lines += ["This host cannot run it:", *(f"  {problem}" for problem in problems)]
-    else:
-        lines.append("This host can run it.")
-    return "\n".join(lines)
-
-
-def _section(title: str, rows: dict[str, str | None]) -> list[str]:
-    return [title, *(f"  {name:<11}{text}" for name, text in rows.items() if text is not None), ""]
-
-
-def _sizes(fp32_bytes: int | None, int8_bytes: int | None) -> str | None:
-    if not fp32_bytes or not int8_bytes:
-        return None
-    return f"{_bytes(fp32_bytes)} FP32 -> {_bytes(int8_bytes)} INT8 ({fp32_bytes / int8_bytes:.1f}x smaller)"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _accuracy(accuracy: dict[str, Any]) -> str | None:
-    if accuracy.get("top1_int8") is not None and accuracy.get("top1_fp32") is not None:
-        return f"top-1 {accuracy['top1_int8']:.2%} INT8, {accuracy['top1_fp32']:.2%} FP32"
-    if accuracy.get("sqnr_db") is not None:
-        return f"SQNR {accuracy['sqnr_db']:.1f} dB against FP32 (no labelled data at the build)"
-    return None
+def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
+    result = bench.run(package_dir, args)
+    return result, bench.format_table(result), EXIT_OK
 
 
 def _verify(package_dir: Path, _: argparse.Namespace) -> Result:
@@ -315,14 +212,16 @@ def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
                 for path, top in zip(args.inputs, found, strict=True)
             ],
         }
-    tables = [_prediction_table(path, top) for path, top in zip(args.inputs, found, strict=True)]
+        named = runner.labels is not None
+    tables = [_prediction_table(path, top, named=named) for path, top in zip(args.inputs, found, strict=True)]
     return facts, "\n\n".join(tables), EXIT_OK
 
 
-def _prediction_table(path: Path, top: list[Prediction]) -> str:
+def _prediction_table(path: Path, top: list[Prediction], *, named: bool) -> str:
     width = max(len(one.label) for one in top)
     rows = [
-        f"  {rank:>2}  {one.probability:7.2%}  {one.label:<{width}}  (class {one.index})"
+        f"  {rank:>2}  {one.probability:7.2%}  "
+        + (f"{one.label:<{width}}  (class {one.index})" if named else f"class {one.index}")
         for rank, one in enumerate(top, start=1)
     ]
     return "\n".join([str(path), *rows])

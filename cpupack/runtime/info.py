@@ -1,0 +1,180 @@
+"""``info``: what is packaged, what it needs, this host, and how it would run here. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from . import host
+from . import plan as planning
+from .contract import check_cpu, check_torch
+from .errors import HostError
+from .manifest import Manifest, read_manifest
+
+_LABEL_WIDTH = 13
+_TEXT_WIDTH = 100
+
+
+def collect(package_dir: Path) -> dict[str, Any]:
+    """Return the manifest, the plan with its reasons, the host, and its problems with the package.
+
+    Raises IntegrityError when the manifest is missing or damaged.
+    """
+    manifest = read_manifest(package_dir)
+    here = host.describe(engine=manifest.target["engine"])
+    problems = _problems(manifest, here["torch"])
+    return {
+        "manifest": dataclasses.asdict(manifest),
+        "plan": dataclasses.asdict(planning.decide(manifest)),
+        "host": here,
+        "runs_here": not problems,
+        "problems": problems,
+    }
+
+
+def format_info(facts: dict[str, Any]) -> str:
+    """Return what ``collect`` found as lines for a terminal."""
+    manifest, plan, here = facts["manifest"], facts["plan"], facts["host"]
+    model, target = manifest["model"], manifest["target"]
+    isa = f" with {target['isa']} or better" if target["isa"] else ""
+    lines = [f"{manifest['name']} {manifest['version']}"]
+    if model.get("description"):
+        lines += _wrapped(model["description"], indent=0)
+    if manifest["random_weights"]:
+        lines.append("RANDOM WEIGHTS: its speed is real, its predictions mean nothing")
+    lines += _section(
+        "Model",
+        {
+            "source": f"{model.get('source')}, weights: {model.get('weights')}",
+            "input": _input(manifest),
+            "output": _output(manifest),
+            "size": _sizes(model.get("fp32_bytes"), model.get("int8_bytes")),
+            "accuracy": _accuracy(manifest["accuracy"]),
+            "calibration": _calibration(manifest["calibration"]),
+            "build bench": _build_bench(manifest["bench"].get("build")),
+        },
+    )
+    lines += _section(
+        "Needs",
+        {
+            "cpu": target["cpu"] + isa,
+            "engine": f"{target['engine']}, {target.get('activation_bits')}-bit activations",
+            "torch": manifest["torch"]["requires"],
+        },
+    )
+    lines += _section(
+        "This host",
+        {
+            "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
+            "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
+            "torch": here["torch"] or "not installed",
+        },
+    )
+    lines += _section(
+        "Plan here",
+        {
+            key.replace("_", " "): f"{plan[key]} - {plan['reasons'][key]}"
+            for key in ("threads", "instances", "batch_size")
+        },
+    )
+    lines.append("")
+    if not facts["problems"]:
+        return "\n".join([*lines, "This host can run it."])
+    lines.append("This host CANNOT run it:")
+    for problem in facts["problems"]:
+        lines += _wrapped(f"- {problem}", indent=2)
+    return "\n".join(lines)
+
+
+def _problems(manifest: Manifest, installed_torch: str | None) -> list[str]:
+    """Return why this host cannot run the package, as far as can be told without importing torch."""
+    problems = []
+    try:
+        check_cpu(manifest)
+    except HostError as error:
+        problems.append(str(error))
+    if installed_torch is None:
+        return [*problems, f'torch is not installed; run: pip install "torch{manifest.torch["requires"]}"']
+    try:
+        check_torch(manifest, installed_torch)
+    except HostError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _section(title: str, rows: dict[str, str | None]) -> list[str]:
+    lines = ["", title]
+    for name, text in rows.items():
+        if text is not None:
+            first, *rest = _wrapped(text, indent=2 + _LABEL_WIDTH)
+            lines += [f"  {name:<{_LABEL_WIDTH}}{first.lstrip()}", *rest]
+    return lines
+
+
+def _wrapped(text: str, indent: int) -> list[str]:
+    """Break long text at ``_TEXT_WIDTH``; paths and URLs stay whole, so that they can be copied."""
+    margin = " " * indent
+    return textwrap.wrap(
+        text,
+        _TEXT_WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [margin]
+
+
+def _input(manifest: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, manifest["model"]["input_shape"]))
+    if manifest["preprocess"] is None:
+        return f"float32 array, {shape}"
+    return f"image, preprocessed to {shape}"
+
+
+def _output(manifest: dict[str, Any]) -> str:
+    shape = manifest["model"]["output_shape"]
+    if len(shape) == 1:
+        return f"{shape[0]} classes{', named' if manifest['labels'] else ''}"
+    return " x ".join(map(str, shape))
+
+
+def _sizes(fp32_bytes: int | None, int8_bytes: int | None) -> str | None:
+    if not fp32_bytes or not int8_bytes:
+        return None
+    # Of a model of a few kilobytes the saved code is most of the file: there is nothing to boast of.
+    smaller = f", {fp32_bytes / int8_bytes:.1f} x smaller" if fp32_bytes > int8_bytes else ""
+    return f"{_bytes(int8_bytes)} INT8 (FP32 {_bytes(fp32_bytes)}{smaller})"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _accuracy(accuracy: dict[str, Any]) -> str | None:
+    parts = []
+    if accuracy.get("top1_int8") is not None and accuracy.get("top1_fp32") is not None:
+        parts.append(f"top-1 {accuracy['top1_int8']:.2%} (FP32 {accuracy['top1_fp32']:.2%})")
+    if accuracy.get("sqnr_db") is not None:
+        parts.append(f"SQNR {accuracy['sqnr_db']:.1f} dB against FP32")
+    if accuracy.get("agreement") is not None:
+        parts.append(f"same class as FP32 for {accuracy['agreement']:.1%}")
+    on = f", on {accuracy['samples']} samples of {accuracy['data']}" if accuracy.get("data") else ""
+    return ", ".join(parts) + on if parts else None
+
+
+def _calibration(calibration: dict[str, Any] | None) -> str | None:
+    if calibration is None:
+        return None
+    synthetic = " (SYNTHETIC: for speed work only)" if calibration.get("synthetic") else ""
+    return f"{calibration.get('samples')} samples of {calibration.get('origin')}{synthetic}"
+
+
+def _build_bench(row: dict[str, Any] | None) -> str | None:
+    if not row:
+        return None
+    return (
+        f"{row['throughput_per_s']:,.1f} samples/s with {row['instances']} x {row['threads']} threads, "
+        f"batch {row['batch_size']}, p99 {row['latency_ms']['p99']:.1f} ms"
+    )
