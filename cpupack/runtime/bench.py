@@ -32,8 +32,8 @@ DEFAULT_DURATION_S = 5.0
 DEFAULT_WARMUP_S = 5.0
 WINDOWS = 5
 
-_WARM_CALLS = 3
-"""oneDNN and the JIT settle within three calls of one shape."""
+_WARM_CALLS = 2
+"""With the first call, which is timed apart, three: what oneDNN and the JIT take to settle on a shape."""
 _WARM_ROUND_S = 0.2
 _WARM_TOLERANCE = 0.05
 _BUFFER_BYTES = 128 * 2**20
@@ -83,13 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scenario", choices=list(SCENARIOS), default="offline", help=f"{names} (default: %(default)s)"
     )
     parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
-    parser.add_argument(
-        "--instances", type=positive_int, metavar="N", help="copies of the model run in parallel"
-    )
+    parser.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="samples a call")
-    parser.add_argument(
-        "--duration", type=positive_seconds, metavar="SECONDS", help="measured time, after warm-up"
-    )
+    parser.add_argument("--duration", type=positive_seconds, metavar="SECONDS", help="measured time, after warm-up")
     parser.add_argument(
         "--warmup",
         type=seconds,
@@ -139,9 +135,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
     with InstancePool(model_path(package_dir, manifest), engine, decided.threads, decided.instances) as pool:
         load_ms = (time.perf_counter() - loading) * 1000.0
         duration_s = args.duration or manifest.bench.get("duration_s") or DEFAULT_DURATION_S
-        measured = measure(
-            pool, batches, decided.batch_size, scenario, duration_s, args.warmup, WallClock(), probe
-        )
+        measured = measure(pool, batches, decided.batch_size, scenario, duration_s, args.warmup, WallClock(), probe)
     first_call_ms = measured.pop("first_call_ms")
     return {
         **measured,
@@ -200,9 +194,7 @@ def measure(
     samples = calls.samples_between(begin_s, end_s)
     rates = stats.window_rates(calls, begin_s, end_s, WINDOWS)
     low, high = stats.interval_95(rates)
-    reasons = weaknesses(len(calls), scenario.min_calls, elapsed_s, rates) + disturbances(
-        before, after, len(cpus)
-    )
+    reasons = weaknesses(len(calls), scenario.min_calls, elapsed_s, rates) + disturbances(before, after, len(cpus))
     return {
         "scenario": scenario.name,
         "headline": scenario.headline,
@@ -221,12 +213,10 @@ def measure(
     }
 
 
-def warm_up(
-    pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, limit_s: float
-) -> dict[str, Any]:
+def warm_up(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, limit_s: float) -> dict[str, Any]:
     """Run every instance in rounds until two in a row agree on the median call, or ``limit_s`` is over.
 
-    Returns calls, duration_s, and whether it got stable. At least one round of three calls an instance runs.
+    Returns calls, duration_s, and whether it got stable. At least one round of two calls an instance runs.
     """
     begin_s = clock.now()
     calls, stable, last = 0, False, math.nan
@@ -271,10 +261,7 @@ def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[torch.T
     shape = _Shape((batch_size, *manifest.input_shape))
     generator = np.random.default_rng(seed)
     if manifest.preprocess is None:
-        return [
-            torch.from_numpy(generator.standard_normal(shape.batch, dtype=np.float32))
-            for _ in range(shape.count)
-        ]
+        return [torch.from_numpy(generator.standard_normal(shape.batch, dtype=np.float32)) for _ in range(shape.count)]
     spec = PreprocessSpec.from_dict(manifest.preprocess)
     channels, height, width = manifest.input_shape
     pixels = (batch_size, height, width, channels)
@@ -313,10 +300,7 @@ def format_table(result: dict[str, Any]) -> str:
         ),
         (
             f"latency of {'one' if result['batch_size'] == 1 else 'a batch'}",
-            "  ".join(
-                f"{name.replace('_', '.')} {latency[name]:.2f}" for name in ("p50", "p90", "p99", "max")
-            )
-            + " ms",
+            "  ".join(f"{name.replace('_', '.')} {latency[name]:.2f}" for name in ("p50", "p90", "p99", "max")) + " ms",
         ),
         (
             "cold start",

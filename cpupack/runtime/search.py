@@ -17,8 +17,8 @@ from .errors import RunnerError
 
 PROBE_S, PROBE_MIN_S, PROBE_MAX_S = 1 / 60, 0.5, 3.0
 """Measured time of one probe, as a share of the budget, and its bounds in seconds."""
-EXPLORE_SHARE = 0.65
-"""Share of the budget for new settings; the rest repeats the leaders."""
+EXPLORE_SHARES = (0.7, 0.9)
+"""Share of the budget after which no new setting is begun, in the first and the second pass."""
 WORTH_WALKING = 0.8
 """A layout whose probe is below this share of the best layout's is not looked at further."""
 PAST_THE_PEAK = 0.97
@@ -83,9 +83,7 @@ Measure = Callable[[Setting, float], dict[str, Any]]
 """(setting, duration_s) -> bench result with throughput_per_s and latency_ms {p50, p99}."""
 
 
-def make_space(
-    usable: int, objective: str, threads: Sequence[int] | None, batch_sizes: Sequence[int]
-) -> Space:
+def make_space(usable: int, objective: str, threads: Sequence[int] | None, batch_sizes: Sequence[int]) -> Space:
     """Return the settings worth measuring on ``usable`` cores; ``threads`` None means its divisors.
 
     ``latency`` asks for one request at a time: one instance, and the smallest batch size.
@@ -115,8 +113,11 @@ def search(
     it comes. Raises TuningFailedError when nothing could be measured or nothing meets the bound.
     """
     run = _Run(measure, space, objective, max_latency_ms, budget_s, clock, on_row, started_s=clock())
-    run.explore()
-    run.repeat_leaders()
+    # What the leaders leave over goes to settings not seen yet, and what those leave over to new leaders.
+    for share in EXPLORE_SHARES:
+        run.share, run.out_of_time = share, False
+        run.explore()
+        run.repeat_leaders()
     return run.outcome()
 
 
@@ -132,37 +133,49 @@ class _Run:
     started_s: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     results: dict[Setting, list[dict[str, Any]]] = field(default_factory=dict)
+    share: float = 1.0
     out_of_time: bool = False
 
     def explore(self) -> None:
-        middle = self.space.batch_sizes[(len(self.space.batch_sizes) - 1) // 2]
-        for layout in self.space.layouts:
-            self._try(_setting(layout, middle))
-        probed = [layout for layout in self.space.layouts if self._known(layout, middle)]
-        probed.sort(key=lambda layout: self._rank(_setting(layout, middle)), reverse=True)
-        for layout in probed:
-            if self._worth_walking(_setting(layout, middle), _setting(probed[0], middle)):
-                self._walk(layout, self.space.batch_sizes.index(middle))
+        """Probe the layouts that use every core, walk batch sizes of the good ones; then the other layouts."""
+        sizes = self.space.batch_sizes
+        middle = (len(sizes) - 1) // 2
+        most = max(threads * instances for threads, instances in self.space.layouts)
+        full = [layout for layout in self.space.layouts if layout[0] * layout[1] == most]
+        probed: list[Setting] = []
+        for layouts in (full, [layout for layout in self.space.layouts if layout not in full]):
+            new = [_setting(layout, sizes[middle]) for layout in layouts]
+            probed += [setting for setting in new if self._try(setting)]
+            probed.sort(key=self._rank, reverse=True)
+            for setting in probed:
+                if setting in new and self._worth_walking(setting, probed[0]):
+                    self._walk((setting.threads, setting.instances), middle)
         if not self._feasible():
             # The last resort before saying that it cannot be done.
-            for layout in [*probed, *self.space.layouts]:
-                self._try(_setting(layout, self.space.batch_sizes[0]))
+            for layout in self.space.layouts:
+                self._try(_setting(layout, sizes[0]))
 
     def _walk(self, layout: tuple[int, int], start: int) -> None:
         """Measure batch sizes upward, then downward, each until it gets worse."""
         sizes = self.space.batch_sizes
         for indices in (range(start + 1, len(sizes)), range(start - 1, -1, -1)):
             upward = indices.step > 0
+            first = _setting(layout, sizes[start])
+            if not upward and self._meets(first) and self._value(first) < PAST_THE_PEAK * self._peak(layout):
+                break  # it rose on the way up, so it falls on the way down
             for index in indices:
                 if upward and not self._meets(_setting(layout, sizes[index - 1])):
                     break  # p99 grows with the batch
                 setting = _setting(layout, sizes[index])
                 if not self._try(setting):
                     break
-                alike = [s for s in self._feasible() if (s.threads, s.instances) == layout]
-                best = max(map(self._value, alike), default=0.0)
-                if self._meets(setting) and self._value(setting) < PAST_THE_PEAK * best:
+                if self._meets(setting) and self._value(setting) < PAST_THE_PEAK * self._peak(layout):
                     break
+
+    def _peak(self, layout: tuple[int, int]) -> float:
+        """Return the best value of a layout among its settings that meet the bound, 0 if none does."""
+        found = [s for s in self._feasible() if (s.threads, s.instances) == layout]
+        return max(map(self._value, found), default=0.0)
 
     def _worth_walking(self, probe: Setting, best: Setting) -> bool:
         if self._meets(probe) and self._meets(best):
@@ -193,7 +206,7 @@ class _Run:
         duration_s = min(PROBE_MAX_S, max(PROBE_MIN_S, self.budget_s * PROBE_S)) * (2 if round_number else 1)
         spent_s = self.clock() - self.started_s
         # Until something fits the bound there is nothing to repeat, so exploring may have it all.
-        share = EXPLORE_SHARE if round_number == 0 and self._feasible() else 1.0
+        share = self.share if round_number == 0 and self._feasible() else 1.0
         if self.rows and spent_s + self._estimate_s(setting, duration_s) > self.budget_s * share:
             self.out_of_time = True
             return False
@@ -219,13 +232,11 @@ class _Run:
         def call_s(row: dict[str, Any]) -> float:
             return float(row["latency_ms"]["p50"]) / 1000.0
 
-        calls = 5.0  # one cold, three warm, and one begun just before the end
+        calls = 4.0  # three to warm up, and one begun just before the end
         start_s = median(
             max(0.0, row["cost_s"] - row.get("duration_s", duration_s) - calls * call_s(row)) for row in good
         )
-        alike = [
-            r for r in good if (r["threads"], r["instances"]) == (setting.threads, setting.instances)
-        ] or good
+        alike = [r for r in good if (r["threads"], r["instances"]) == (setting.threads, setting.instances)] or good
         nearest = min(alike, key=lambda row: abs(row["batch_size"] - setting.batch_size))
         expected_call_s = call_s(nearest) * max(1.0, setting.batch_size / nearest["batch_size"])
         return float(start_s + max(duration_s, expected_call_s) + calls * expected_call_s)
@@ -251,9 +262,6 @@ class _Run:
         meets = self._meets(setting)
         return meets, self._value(setting) if meets else -self._p99_ms(setting)
 
-    def _known(self, layout: tuple[int, int], batch_size: int) -> bool:
-        return _setting(layout, batch_size) in self.results
-
     def outcome(self) -> Outcome:
         if not self.results:
             raise TuningFailedError(f"no setting could be measured; the first said: {self.rows[0]['error']}")
@@ -271,9 +279,7 @@ class _Run:
         repeated = [setting for setting in feasible if len(self.results[setting]) > 1] or feasible
         top = max(self._value(setting) for setting in repeated)
         equal = [setting for setting in repeated if self._value(setting) >= (1 - TIE) * top]
-        chosen = min(
-            equal, key=lambda s: (s.batch_size * s.instances, s.threads * s.instances, -self._value(s))
-        )
+        chosen = min(equal, key=lambda s: (s.batch_size * s.instances, s.threads * s.instances, -self._value(s)))
         return Outcome(
             chosen,
             f"{chosen}: {self._figure(chosen)}{self._margin(chosen, repeated)}; {tried}",
@@ -300,11 +306,7 @@ class _Run:
         second = max(others, key=self._value)
         gain = self._value(chosen) / self._value(second) - 1
         if abs(gain) <= TIE:
-            return (
-                f", equal to {second} within {TIE:.0%} and lighter"
-                if gain <= 0
-                else f", about equal to {second}"
-            )
+            return f", equal to {second} within {TIE:.0%} and lighter" if gain <= 0 else f", about equal to {second}"
         return f", {gain:.0%} better than {second}"
 
 

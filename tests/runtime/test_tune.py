@@ -1,0 +1,342 @@
+"""The search on made-up machines, the processes it measures with, and ``NAME tune`` once for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cpupack
+from cpupack.runtime import cli, tune, tuned
+from cpupack.runtime import plan as planning
+from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.tune import (
+    BenchProcess,
+    MeasurementFailedError,
+    Setting,
+    Space,
+    TuningFailedError,
+    make_space,
+    search,
+)
+
+BATCHES = [1, 2, 4, 8, 16, 32, 64]
+PROCESS_S = 2.5
+
+
+class Machine:
+    """Measures in simulated time: ``rate(setting)`` samples a second, with ``noise`` from run to run."""
+
+    def __init__(self, rate: Callable[[Setting], float], noise: float = 0.0, seed: int = 0) -> None:
+        self.time_s = 0.0
+        self.order: list[Setting] = []
+        self._rate, self._noise, self._random = rate, noise, random.Random(seed)
+
+    def clock(self) -> float:
+        return self.time_s
+
+    def p50_ms(self, setting: Setting) -> float:
+        return 1000.0 * setting.batch_size * setting.instances / self._rate(setting)
+
+    def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+        self.order.append(setting)
+        call_s = self.p50_ms(setting) / 1000
+        self.time_s += PROCESS_S + 3 * call_s + max(duration_s, call_s)
+        factor = self._random.gauss(1.0, self._noise)
+        return {
+            "throughput_per_s": self._rate(setting) * factor,
+            "latency_ms": {"p50": 1000 * call_s / factor, "p99": 1100 * call_s / factor},
+            "duration_s": duration_s,
+        }
+
+    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> tune.Outcome:
+        options = {"max_latency_ms": None, "budget_s": 60.0, **changes}
+        return search(
+            self, space, objective, options["max_latency_ms"], options["budget_s"], self.clock, lambda _: None
+        )
+
+
+def rising(setting: Setting) -> float:
+    """Instances scale better than threads; bigger batches help, each doubling less."""
+    scale = setting.instances * setting.threads**0.6
+    return 60.0 * scale * setting.batch_size / (setting.batch_size + 1.5)
+
+
+def falling(setting: Setting) -> float:
+    """Past batch 2 the caches overflow."""
+    return 60.0 * setting.instances * setting.threads**0.6 / (1 + abs(setting.batch_size - 2) / 8)
+
+
+def threads_win(setting: Setting) -> float:
+    """Memory bandwidth: instances hinder each other."""
+    return 40.0 * setting.threads**0.9 * setting.instances**0.3 * setting.batch_size**0.2
+
+
+def test_two_cores_have_three_layouts_the_full_ones_first() -> None:
+    assert make_space(2, "throughput", None, BATCHES).layouts == ((1, 2), (2, 1), (1, 1))
+    assert make_space(1, "throughput", None, BATCHES).layouts == ((1, 1),)
+
+
+def test_auto_threads_are_the_divisors_of_the_usable_cores() -> None:
+    assert {threads for threads, _ in make_space(12, "throughput", None, [1]).layouts} == {1, 2, 3, 4, 6, 12}
+    assert make_space(6, "throughput", [4], [8, 1, 8]) == Space(((4, 1),), (1, 8))
+
+
+def test_latency_is_one_request_at_the_smallest_batch() -> None:
+    assert make_space(4, "latency", None, [8, 2]) == Space(((4, 1), (2, 1), (1, 1)), (2,))
+
+
+@pytest.mark.parametrize("rate", [rising, falling, threads_win])
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_what_it_finds_is_nearly_what_exhaustive_search_finds(rate: Callable[[Setting], float], cores: int) -> None:
+    space = make_space(cores, "throughput", None, BATCHES)
+    for seed in range(10):
+        machine = Machine(rate, noise=0.02, seed=seed)
+        outcome = machine.search(space)
+        best = max(rate(Setting(*layout, size)) for layout in space.layouts for size in BATCHES)
+        assert rate(outcome.setting) >= 0.95 * best
+        assert machine.time_s <= 60.0
+        assert outcome.measured == len(set(machine.order))
+        assert outcome.total == len(space)
+
+
+def test_the_rows_hold_every_measurement_in_order() -> None:
+    machine = Machine(rising)
+    outcome = machine.search(make_space(2, "throughput", None, BATCHES))
+    assert [Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows] == machine.order
+    assert all(row["cost_s"] > 0 and row["duration_s"] > 0 for row in outcome.rows)
+    first = [row["round"] for row in outcome.rows if row["round"] == 0]
+    assert len(first) == outcome.measured
+    json.dumps(outcome.rows)
+
+
+def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
+    lucky = Setting(1, 2, 8)
+
+    class Lucky(Machine):
+        def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+            row = super().__call__(setting, duration_s)
+            if setting == lucky and self.order.count(lucky) == 1:
+                row["throughput_per_s"] *= 1.1
+            return row
+
+    def rate(setting: Setting) -> float:
+        return {8: 95.0, 16: 100.0}.get(setting.batch_size, 80.0) * setting.instances
+
+    machine = Lucky(rate)
+    outcome = machine.search(make_space(2, "throughput", [1], BATCHES))
+    assert outcome.setting == Setting(1, 2, 16)
+    repeats = [(row["round"], row["batch_size"]) for row in outcome.rows if row["round"]]
+    assert [number for number, _ in repeats] == sorted(number for number, _ in repeats)
+    assert {size for number, size in repeats if number == 1} >= {8, 16}
+
+
+def test_among_equals_the_one_with_less_in_flight_wins() -> None:
+    outcome = Machine(lambda setting: 50.0 * setting.instances).search(make_space(2, "throughput", None, [1, 2, 4]))
+    assert outcome.setting == min(
+        (Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows if r["round"]),
+        key=lambda s: (s.batch_size, s.threads),
+    )
+
+
+@pytest.mark.parametrize("budget_s", [0.001, 6.0, 13.0, 30.0, 200.0])
+def test_the_budget_holds_but_for_the_first_measurement(budget_s: float) -> None:
+    machine = Machine(rising)
+    outcome = machine.search(make_space(2, "throughput", None, BATCHES), budget_s=budget_s)
+    assert machine.time_s <= budget_s or len(machine.order) == 1
+    assert f"{outcome.measured} of 21 settings measured" in outcome.reason
+
+
+def test_the_bound_on_p99_decides_what_may_be_chosen() -> None:
+    machine = Machine(rising)
+    space = make_space(2, "throughput", None, BATCHES)
+    outcome = machine.search(space, max_latency_ms=75.0)
+    allowed = [
+        Setting(*layout, size)
+        for layout in space.layouts
+        for size in BATCHES
+        if 1.1 * machine.p50_ms(Setting(*layout, size)) <= 75.0
+    ]
+    assert outcome.setting in allowed
+    assert rising(outcome.setting) >= 0.95 * max(map(rising, allowed))
+    assert "within 75 ms" in outcome.reason
+
+
+def test_a_bound_that_nothing_meets_names_the_best_p99() -> None:
+    machine = Machine(rising)
+    space = make_space(2, "throughput", None, BATCHES)
+    best_ms = min(1.1 * machine.p50_ms(Setting(*layout, 1)) for layout in space.layouts)
+    with pytest.raises(TuningFailedError, match=rf"the lowest p99 is {best_ms:.1f} ms \(.*batch 1\)"):
+        machine.search(space, max_latency_ms=1.0)
+
+
+def test_latency_takes_the_layout_with_the_lowest_p99() -> None:
+    outcome = Machine(rising).search(make_space(4, "latency", None, BATCHES), "latency")
+    assert outcome.setting == Setting(4, 1, 1)
+    assert "p99" in outcome.reason
+
+
+def test_a_setting_that_fails_is_a_row_and_not_the_end() -> None:
+    class Fragile(Machine):
+        def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+            row = super().__call__(setting, duration_s)
+            if setting.batch_size > 8:
+                raise MeasurementFailedError(f"{setting}: killed")
+            return row
+
+    outcome = Fragile(rising).search(make_space(2, "throughput", None, BATCHES))
+    assert outcome.setting.batch_size == 8
+    failed = [row for row in outcome.rows if "error" in row]
+    assert failed[0]["error"].endswith("batch 16: killed")
+    assert {row["batch_size"] for row in failed} == {16}
+
+
+def test_when_everything_fails_the_first_failure_is_told() -> None:
+    def broken(setting: Setting, _: float) -> dict[str, Any]:
+        raise MeasurementFailedError(f"{setting}: no module")
+
+    with pytest.raises(TuningFailedError, match="2 instances x 1 thread, batch 8: no module"):
+        search(broken, make_space(2, "throughput", None, BATCHES), "throughput", None, 60.0, lambda: 0.0)
+
+
+# The processes ----------------------------------------------------------------------------------------------
+
+ROW = dict.fromkeys(tune._ROW_FIELDS, 1)
+GOOD = f"import json; print(json.dumps({{**{ROW!r}, 'manifest': {{'version': '1.0'}}}}))"
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Callable[..., BenchProcess]:
+    """Write an importable module with this text and return the bench that runs it."""
+
+    def write(text: str, **options: Any) -> BenchProcess:
+        (tmp_path / "madeup.py").write_text(text)
+        environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return BenchProcess("madeup", "1.0", "offline", environ, **options)
+
+    return write
+
+
+def test_a_setting_is_passed_on_as_options(module: Callable[..., BenchProcess]) -> None:
+    text = GOOD.replace("1, 'throughput_per_s'", "sys.argv[1:], 'throughput_per_s'")
+    row = module(f"import sys; {text}")(Setting(2, 3, 4), 0.5)
+    argv = row["scenario"]
+    assert argv[:2] == ["bench", "--json"]
+    given = dict(zip(argv[2::2], argv[3::2], strict=True))
+    assert (given["--threads"], given["--instances"], given["--batch-size"]) == ("2", "3", "4")
+    assert (given["--duration"], given["--scenario"]) == ("0.5", "offline")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys; sys.exit('x: error: no engine')", "x: error: no engine"),
+        ("import os; os.kill(os.getpid(), 9)", "for want of memory"),
+        ("print('hello')", "printed no result"),
+        (GOOD.replace("'1.0'", "'2.0'"), "is version 2.0; 1.0 is being tuned"),
+    ],
+)
+def test_a_failing_process_is_told_in_one_line(module: Callable[..., BenchProcess], text: str, message: str) -> None:
+    with pytest.raises(MeasurementFailedError, match=message) as caught:
+        module(text)(Setting(1, 1, 8), 1.0)
+    assert str(caught.value).startswith("1 instance x 1 thread, batch 8: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_process_that_hangs_is_ended(module: Callable[..., BenchProcess]) -> None:
+    with pytest.raises(MeasurementFailedError, match="not finished"):
+        module("import time; time.sleep(60)", timeout_s=0.2)(Setting(1, 1, 1), 1.0)
+
+
+def test_an_interrupt_of_the_tuner_alone_ends_its_child(tmp_path: Path) -> None:
+    """Not the terminal's Ctrl-C, which reaches both: the signal goes to the parent only."""
+    pid_file = tmp_path / "pid"
+    (tmp_path / "madeup.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    (tmp_path / "parent.py").write_text(
+        "import os\n"
+        "from cpupack.runtime.tune import BenchProcess, Setting\n"
+        "BenchProcess('madeup', '1.0', 'offline', os.environ)(Setting(1, 1, 1), 1.0)\n"
+    )
+    root = Path(cpupack.__file__).parents[1]
+    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")], env=environ, stderr=subprocess.DEVNULL
+    ) as parent:
+        _wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
+        parent.send_signal(signal.SIGINT)
+        assert parent.wait(timeout=30) != 0
+    child = int(pid_file.read_text())
+    _wait_for(lambda: not Path(f"/proc/{child}").exists())
+
+
+def _wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "waited in vain"
+        time.sleep(0.02)
+
+
+# NAME tune --------------------------------------------------------------------------------------------------
+
+
+def test_tune_keeps_its_result_and_the_next_plan_uses_it(
+    package_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(package_dir.parent))
+    argv = ["tune", "--json", "--budget-s", "0.1", "--threads", "1", "--batch-sizes", "3"]
+    assert cli.main(package_dir, argv) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["threads"], result["batch_size"]) == (1, 3)
+    assert result["rows"][0]["throughput_per_s"] > 0
+    manifest = read_manifest(package_dir)
+    assert Path(result["path"]) == tuned.table_path(manifest)
+    decided = planning.decide(manifest)
+    assert decided.source == "host-tuned"
+    assert (decided.threads, decided.instances, decided.batch_size) == (1, result["instances"], 3)
+    assert result["reason"] in tune.format_table(result)
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_search(
+    package_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli.main(package_dir, ["tune"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(tmp_path / "file") in err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--budget-s", "0"],
+        ["--threads", "1,0"],
+        ["--threads", "some"],
+        ["--batch-sizes", ""],
+        ["--batch-sizes", "1,,2"],
+        ["--objective", "speed"],
+        ["--max-latency-ms", "-5"],
+    ],
+)
+def test_a_wrong_option_of_tune_is_one_line_and_exit_code_2(
+    package_dir: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert cli.main(package_dir, ["tune", *wrong]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert wrong[0] in err
