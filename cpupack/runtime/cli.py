@@ -42,9 +42,7 @@ def main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None 
 def bench_main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Run ``bench`` alone, as the direct entry ``NAME-bench`` does. Exit codes as ``main``."""
     prog = prog or package_dir.name.replace("_", "-") + "-bench"
-    parser = _Parser(
-        prog=prog, description="Measure throughput and latency of the packaged model on this host."
-    )
+    parser = _Parser(prog=prog, description="Measure throughput and latency of the packaged model on this host.")
     _add_bench(parser)
     return _guarded(prog, lambda: _dispatch(package_dir, parser, argv))
 
@@ -57,9 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(prog: str) -> _Parser:
-    parser = _Parser(
-        prog=prog, description="A quantized model with its own checks, predictions and benchmark."
-    )
+    parser = _Parser(prog=prog, description="A quantized model with its own checks, predictions and benchmark.")
     parser.add_argument("--version", action="store_true", help="print the package's name and version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -188,9 +184,7 @@ def _verify_text(found: Verification) -> str:
             f"files    ok, {found.files} hashes match the manifest",
             f"replay   {'ok' if found.passed else 'FAILED'}, {found.samples} golden inputs: {replay}",
             f"FP32     {against}, same class for {found.agreement_fp32:.0%} (for information)",
-            "verified"
-            if found.passed
-            else "NOT VERIFIED: this host computes something else than the build did",
+            "verified" if found.passed else "NOT VERIFIED: this host computes something else than the build did",
         ]
     )
 
@@ -199,9 +193,7 @@ def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
     for path in args.inputs:  # before torch is imported and the model loaded
         if not path.exists():
             raise InputError(f"{path}: no such file")
-    with Runner(
-        package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size
-    ) as runner:
+    with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
         found = runner.predict(list(args.inputs), top_k=args.top_k)
         facts = {
             "name": runner.manifest.name,

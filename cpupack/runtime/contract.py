@@ -22,15 +22,11 @@ def check_cpu(manifest: Manifest, machine: str | None = None, isa: str | None = 
     if machine is None:
         machine, isa = cpu.machine(), cpu.detect_isa()
     if machine != needs_cpu:
-        raise HostError(
-            f"{wheel} is built for {needs_cpu} and this host is {machine}; install its {machine} wheel"
-        )
+        raise HostError(f"{wheel} is built for {needs_cpu} and this host is {machine}; install its {machine} wheel")
     if needs_isa is None:
         return
     if needs_isa not in cpu.ISA_LEVELS:
-        raise IntegrityError(
-            f"the manifest names instruction set {needs_isa!r}; known: {', '.join(cpu.ISA_LEVELS)}"
-        )
+        raise IntegrityError(f"the manifest names instruction set {needs_isa!r}; known: {', '.join(cpu.ISA_LEVELS)}")
     if isa is None or cpu.ISA_LEVELS.index(isa) < cpu.ISA_LEVELS.index(needs_isa):
         raise HostError(
             f"{wheel} needs {needs_isa} and this CPU has {isa or 'no AVX2'}: its INT8 sums would be wrong; "

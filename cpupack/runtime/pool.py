@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import warnings
@@ -34,6 +35,7 @@ class InstancePool:
         check_engine(engine)
         self._workers = [_Worker() for _ in range(instances)]
         self._lock = threading.Lock()
+        self._pid = os.getpid()  # threads do not survive a fork: work queued in the child would wait for ever
         # Daemon threads never keep the interpreter alive; the finalizer ends them in order before it goes.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         for number, worker in enumerate(self._workers):
@@ -52,6 +54,8 @@ class InstancePool:
     def submit(self, batch: torch.Tensor, instance: int | None = None) -> Future[torch.Tensor]:
         """Queue one batch on ``instance``, or on the least loaded one. The future raises RunnerError."""
         future: Future[torch.Tensor] = Future()
+        if os.getpid() != self._pid:
+            raise RunnerError("this runner was made before the process forked; make one in each worker process")
         with self._lock:
             if not self._finalizer.alive:
                 raise RunnerError("the runner is closed")
@@ -166,12 +170,10 @@ class _Load:
         torch.set_num_threads(self.threads)
         try:
             with _gate.hold(self.engine), _deprecations_silenced:
-                module = torch.jit.load(str(self.path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch has no annotation for it
+                module = torch.jit.load(str(self.path), map_location="cpu")
                 module.eval()
         except (RuntimeError, ValueError) as error:
-            raise HostError(
-                f"torch {torch.__version__} cannot load {self.path}: {first_cause(error)}"
-            ) from error
+            raise HostError(f"torch {torch.__version__} cannot load {self.path}: {first_cause(error)}") from error
 
         def call(batch: torch.Tensor) -> torch.Tensor:
             if batch.dim() == 4:
@@ -197,9 +199,7 @@ class _Worker:
     thread: threading.Thread | None = None
 
     def start(self, load: _Load, name: str) -> None:
-        self.thread = threading.Thread(
-            target=_serve, args=(load, self.tasks, self.ready), name=name, daemon=True
-        )
+        self.thread = threading.Thread(target=_serve, args=(load, self.tasks, self.ready), name=name, daemon=True)
         self.thread.start()
 
 

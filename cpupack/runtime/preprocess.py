@@ -51,9 +51,7 @@ class PreprocessSpec:
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}, not one of {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"interpolation is {self.interpolation!r}, not one of {', '.join(INTERPOLATIONS)}")
         if self.mode not in CHANNELS:
             raise ValueError(f"mode is {self.mode!r}, not one of {', '.join(CHANNELS)}")
         for name in ("mean", "std"):
@@ -191,15 +189,9 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     if array.ndim not in {2, 3} or 0 in shape:
         raise InputError(f"image array has shape {shape}; expected (height, width, channels)")
     if array.ndim == 3 and shape[2] not in {1, 3}:
-        order = (
-            "; it looks channels-first: transpose it to (height, width, channels)"
-            if shape[0] in {1, 3}
-            else ""
-        )
+        order = "; it looks channels-first: transpose it to (height, width, channels)" if shape[0] in {1, 3} else ""
         raise InputError(f"image array has shape {shape}: {shape[2]} channels; expected 1 or 3{order}")
-    return Image.fromarray(
-        np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array)
-    )
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -210,9 +202,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(grey)
     elif image.mode in {"I", "F"}:
-        raise InputError(
-            f"image has {image.mode!r} pixels of unknown range; save it with 8 or 16 bits a channel"
-        )
+        raise InputError(f"image has {image.mode!r} pixels of unknown range; save it with 8 or 16 bits a channel")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; Pillow warns about the direct conversion
     return image if image.mode == mode else image.convert(mode)

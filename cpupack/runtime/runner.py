@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import plan as planning
 from .contract import check_cpu, check_torch, model_path
-from .errors import InputError, IntegrityError, RunnerError
+from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import Manifest, check_files, read_manifest
 from .preprocess import ImageSource, PreprocessSpec, decode_image, normalize, to_pixels
 
@@ -64,19 +64,19 @@ class Runner:
         self.labels: tuple[str, ...] | None = read_labels(package_dir, self.manifest)
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
-        self.plan = planning.decide(
-            self.manifest, threads=threads, instances=instances, batch_size=batch_size
-        )
+        self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warnings.warn(
-                f"{self.manifest.name} {self.manifest.version} has random weights: "
-                "its predictions mean nothing",
+                f"{self.manifest.name} {self.manifest.version} has random weights: its predictions mean nothing",
                 RandomWeightsWarning,
                 stacklevel=3,  # the line that made the package's Runner, which is a subclass of this one
             )
         # Everything above answers without the second or two that importing torch takes.
-        import torch
-
+        try:
+            import torch
+        except ImportError as error:
+            wanted = f'"torch{self.manifest.torch["requires"]}"'
+            raise HostError(f"torch cannot be imported ({error}); run: pip install {wanted}") from error
         from .pool import InstancePool
 
         check_torch(self.manifest, str(torch.__version__))
@@ -87,7 +87,9 @@ class Runner:
             self.plan.instances,
         )
         try:
-            self.pool.warm(self.plan.batch_size, self.manifest.input_shape)
+            # One input alone is the other shape that every caller uses.
+            for size in sorted({1, self.plan.batch_size}):
+                self.pool.warm(size, self.manifest.input_shape)
         except BaseException:
             self.pool.close()
             raise
@@ -98,9 +100,7 @@ class Runner:
     ) -> list[list[Prediction]]: ...
 
     @overload
-    def predict(
-        self, inputs: ImageSource, top_k: int = 5, batch_size: int | None = None
-    ) -> list[Prediction]: ...
+    def predict(self, inputs: ImageSource, top_k: int = 5, batch_size: int | None = None) -> list[Prediction]: ...
 
     def predict(
         self, inputs: Any, top_k: int = 5, batch_size: int | None = None
@@ -202,9 +202,7 @@ class Runner:
             for start in range(0, len(items), size):
                 yield np.stack(list(executor.map(one, range(start, min(start + size, len(items))))))
 
-    def _run(
-        self, batches: Iterator[npt.NDArray[Any]], batch_size: int | None
-    ) -> Iterator[npt.NDArray[np.float32]]:
+    def _run(self, batches: Iterator[npt.NDArray[Any]], batch_size: int | None) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the logits of each batch, in order, keeping every instance busy with bounded memory.
 
         The last of several batches is padded to the size of the others: oneDNN would make new primitives.
@@ -237,9 +235,13 @@ class Runner:
         return pixels
 
     def _load_array(self, item: Any) -> npt.NDArray[np.float32]:
-        name = f"{item}: " if isinstance(item, str | Path) else ""
-        array = load_npy(Path(item)) if isinstance(item, str | Path) else np.asarray(item)
-        shape = self.manifest.input_shape
+        name, shape = "", self.manifest.input_shape
+        if isinstance(item, str | Path):
+            name, array = f"{item}: ", load_npy(Path(item))
+        elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
+            array = np.asarray(item)
+        else:
+            raise InputError(f"got {type(item).__name__}; expected a float32 array {shape} or an .npy file")
         if array.dtype != np.float32 or array.shape != shape:
             raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
         return array
@@ -248,10 +250,7 @@ class Runner:
         exponents = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = exponents / exponents.sum()
         order = np.argsort(-logits, kind="stable")[:top_k]
-        return [
-            Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i]))
-            for i in order
-        ]
+        return [Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i])) for i in order]
 
 
 def load_npy(path: Path) -> npt.NDArray[Any]:
@@ -279,9 +278,7 @@ def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None
         raise IntegrityError(f"cannot read the labels {path}: {error}") from error
     classes = manifest.model["output_shape"]
     if len(classes) == 1 and len(labels) != classes[0]:
-        raise IntegrityError(
-            f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}"
-        )
+        raise IntegrityError(f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}")
     return labels
 
 

@@ -51,9 +51,7 @@ def verify(package_dir: Path) -> Verification:
         got = runner(golden["input"])
     expected, fp32 = golden["output"], golden["output_fp32"]
     if got.shape != expected.shape:
-        raise IntegrityError(
-            f"the model returned {got.shape} for golden inputs whose output is {expected.shape}"
-        )
+        raise IntegrityError(f"the model returned {got.shape} for golden inputs whose output is {expected.shape}")
     equal = bool(np.array_equal(got, expected))
     sqnr = sqnr_db(expected, got)
     return Verification(

@@ -108,9 +108,7 @@ def quantize_and_save(
         torch.backends.quantized.engine = before
 
 
-def write_package(
-    directory: Path, *, preprocess: dict | None = PREPROCESS, random_weights: bool = False
-) -> Path:
+def write_package(directory: Path, *, preprocess: dict | None = PREPROCESS, random_weights: bool = False) -> Path:
     """Write the importable package ``directory`` with a tiny INT8 model and return it."""
     directory.mkdir(parents=True)
     shutil.copytree(RUNTIME, directory / "_runtime", ignore=shutil.ignore_patterns("__pycache__"))
@@ -122,9 +120,7 @@ def write_package(
     model = TinyNet().eval()
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     mean, std = (np.array(PREPROCESS[key], np.float32) for key in ("mean", "std"))
-    example = torch.from_numpy(
-        np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
-    )
+    example = torch.from_numpy(np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)))
     with torch.no_grad():
         fp32 = model(example).numpy()
     quantized = quantize_and_save(model, example, directory / "model.pt")
@@ -177,10 +173,7 @@ def write_package(
         bench={},
         torch={"version": str(torch.__version__), "requires": ">=2.10,<2.14"},
         build={"host": host.fingerprint()},
-        files={
-            name: FileEntry(hash_file(directory / name), (directory / name).stat().st_size)
-            for name in shipped
-        },
+        files={name: FileEntry(hash_file(directory / name), (directory / name).stat().st_size) for name in shipped},
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json())
     return directory

@@ -295,9 +295,7 @@ def test_random_weights_are_said_everywhere(
     assert "RANDOM WEIGHTS" in call("info", package=package)[1]
     code, out, err = call("predict", image, "--json", package=package)
     assert (code, json.loads(out)["random_weights"]) == (0, True)
-    assert (
-        err == "tiny-int8: warning: tiny-int8 1.0.0+random has random weights: its predictions mean nothing\n"
-    )
+    assert err == "tiny-int8: warning: tiny-int8 1.0.0+random has random weights: its predictions mean nothing\n"
 
 
 def test_bench_json_has_the_contracts_fields(call: Callable[..., tuple[int, str, str]]) -> None:
@@ -305,9 +303,7 @@ def test_bench_json_has_the_contracts_fields(call: Callable[..., tuple[int, str,
     facts = json.loads(out)
     assert code == 0
     assert facts["batch_size"] == 2
-    contract = (
-        "scenario threads instances duration_s samples throughput_per_s latency_ms valid invalid_reasons"
-    )
+    contract = "scenario threads instances duration_s samples throughput_per_s latency_ms valid invalid_reasons"
     assert {*contract.split(), "host", "manifest"} <= set(facts)
 
 

@@ -20,9 +20,7 @@ def manifest_with(edited: Callable[..., Path]) -> Callable[..., Manifest]:
 
 def test_other_family_is_refused(manifest_with: Callable[..., Manifest]) -> None:
     arm = manifest_with(target={"cpu": "aarch64", "isa": None, "engine": "qnnpack"})
-    with pytest.raises(
-        HostError, match=r"built for aarch64 and this host is x86_64; install its x86_64 wheel"
-    ):
+    with pytest.raises(HostError, match=r"built for aarch64 and this host is x86_64; install its x86_64 wheel"):
         check_cpu(arm, "x86_64", "avx512_vnni")
     check_cpu(arm, "aarch64", None)
 
@@ -62,9 +60,7 @@ def test_unknown_instruction_set_is_damage(manifest_with: Callable[..., Manifest
         ("", "1.0", True),
     ],
 )
-def test_torch_range(
-    manifest_with: Callable[..., Manifest], requires: str, installed: str, fits: bool
-) -> None:
+def test_torch_range(manifest_with: Callable[..., Manifest], requires: str, installed: str, fits: bool) -> None:
     manifest = manifest_with(torch={"requires": requires})
     if fits:
         check_torch(manifest, installed)

@@ -57,9 +57,7 @@ def _drop(key: str) -> Callable[[dict[str, Any]], object]:
         lambda raw: raw["files"].update({"../outside": {"sha256": "0" * 64, "bytes": 1}}),
     ],
 )
-def test_damage_is_one_line_that_names_the_file(
-    package_dir: Path, damage: Callable[[dict[str, Any]], object]
-) -> None:
+def test_damage_is_one_line_that_names_the_file(package_dir: Path, damage: Callable[[dict[str, Any]], object]) -> None:
     raw = json.loads((package_dir / MANIFEST_NAME).read_text())
     damage(raw)
     with pytest.raises(IntegrityError, match=r"^here is damaged: ") as caught:

@@ -92,8 +92,8 @@ def test_warm_runs_on_every_instance(package_dir: Path) -> None:
         assert pool.run(torch.rand(3, *tiny.INPUT_SHAPE), 1).shape == (3, tiny.CLASSES)
 
 
-def test_threads_are_per_instance(package_dir: Path) -> None:
-    """``torch.set_num_threads`` in the instances leaves the caller's own OpenMP setting alone."""
+def test_each_instance_has_its_thread(package_dir: Path) -> None:
+    """One worker thread an instance, and none left behind."""
     before = instance_threads()
     with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=3):
         assert instance_threads() == before + 3
@@ -118,6 +118,23 @@ def test_interpreter_ends_without_close(package_dir: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+def test_pool_from_before_a_fork_says_so(package_dir: Path) -> None:
+    code = (
+        "import os, torch; from pathlib import Path; from cpupack.runtime.pool import InstancePool\n"
+        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 1)\n"
+        "if child := os.fork(): os.waitpid(child, 0); raise SystemExit\n"
+        f"try: pool.run(torch.rand(1, *{tiny.INPUT_SHAPE}))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+    )  # fmt: skip
+    assert done.stdout == (
+        "RunnerError this runner was made before the process forked; make one in each worker process\n"
+    )
 
 
 def test_closed_pool_says_so(package_dir: Path) -> None:
@@ -163,9 +180,7 @@ def test_model_that_returns_no_tensor(tmp_path: Path) -> None:
         pool.run(BATCH)
 
 
-@pytest.mark.skipif(
-    "onednn" not in torch.backends.quantized.supported_engines, reason="needs two x86 engines"
-)
+@pytest.mark.skipif("onednn" not in torch.backends.quantized.supported_engines, reason="needs two x86 engines")
 def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
     """``quantized::conv2d_add`` refuses another engine: the pools must not switch it mid-call."""
     torch.manual_seed(0)

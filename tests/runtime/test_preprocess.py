@@ -99,9 +99,7 @@ def test_exif_orientation_is_applied() -> None:
 def test_palette_with_transparency_keeps_its_colours() -> None:
     image = noise(8, 8, "L").convert("P")
     data = encoded(image, "PNG", transparency=bytes(range(256)))
-    np.testing.assert_array_equal(
-        to_pixels(decode_image(data), PreprocessSpec()), np.asarray(image.convert("RGB"))
-    )
+    np.testing.assert_array_equal(to_pixels(decode_image(data), PreprocessSpec()), np.asarray(image.convert("RGB")))
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:

@@ -186,9 +186,7 @@ def test_unusable_plan(package_dir: Path, argument: str) -> None:
 def test_images_of_another_size_need_a_resize(edited: Callable[..., Path]) -> None:
     with (
         Runner(edited(preprocess={"resize": None, "crop": None}), instances=1) as runner,
-        pytest.raises(
-            InputError, match=r"\(24, 30, 3\).* after preprocessing; the model takes \(16, 16, 3\)"
-        ),
+        pytest.raises(InputError, match=r"\(24, 30, 3\).* after preprocessing; the model takes \(16, 16, 3\)"),
     ):
         runner.predict(IMAGES[0])
 
@@ -196,7 +194,9 @@ def test_images_of_another_size_need_a_resize(edited: Callable[..., Path]) -> No
 def test_arrays_for_models_without_preprocessing(arrays: Runner, tmp_path: Path) -> None:
     batch = normalize(PIXELS, SPEC)
     np.save(tmp_path / "one.npy", batch[0])
-    assert arrays.predict(batch[0]) == arrays.predict(tmp_path / "one.npy") == arrays.predict([batch[0]])[0]
+    expected = arrays.predict(batch[0])
+    for same in (tmp_path / "one.npy", str(tmp_path / "one.npy"), torch.from_numpy(batch[0])):
+        assert arrays.predict(same) == arrays.predict([same])[0] == expected
     assert [len(top) for top in arrays.predict(list(batch), top_k=2)] == [2] * 11
 
 
@@ -220,6 +220,10 @@ def test_unusable_arrays(arrays: Runner, tmp_path: Path) -> None:
         arrays(PIXELS)
     with pytest.raises(InputError, match="got float64"):
         arrays.predict(np.zeros((3, 16, 16)))
+    with pytest.raises(InputError, match="got list; expected a float32 array"):
+        arrays.predict([[1.0, [2.0]]])
+    with pytest.raises(InputError, match="got bytes"):
+        arrays.predict(b"hello")
 
 
 def test_without_labels_the_index_is_the_label(edited: Callable[..., Path]) -> None:
@@ -275,9 +279,7 @@ def test_changed_model_file_is_refused_before_torch_reads_it(edited: Callable[..
         "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (
-        done.stdout == f"IntegrityError {model} is not the file that was built; reinstall tiny-int8 False\n"
-    )
+    assert done.stdout == f"IntegrityError {model} is not the file that was built; reinstall tiny-int8 False\n"
 
 
 def test_check_false_skips_the_hashes_only(edited: Callable[..., Path]) -> None:
@@ -308,6 +310,18 @@ def test_absent_engine_is_refused(edited: Callable[..., Path]) -> None:
         Runner(edited(target={"engine": "nonesuch"}))
 
 
+def test_absent_torch_says_what_to_install(package_dir: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path; from cpupack.runtime.runner import Runner\n"
+        f"try: Runner(Path({str(package_dir)!r}))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("HostError torch cannot be imported")
+    assert done.stdout.endswith('run: pip install "torch>=2.10,<2.14"\n')
+
+
 def test_torch_outside_the_range_is_refused(edited: Callable[..., Path]) -> None:
     with pytest.raises(HostError, match=r'pip install "torch>=1\.0,<1\.5"'):
         Runner(edited(torch={"requires": ">=1.0,<1.5"}))
@@ -315,6 +329,6 @@ def test_torch_outside_the_range_is_refused(edited: Callable[..., Path]) -> None
 
 def test_model_that_fails_in_the_warm_up_leaves_no_threads(edited: Callable[..., Path]) -> None:
     before = threading.active_count()
-    with pytest.raises(RunnerError, match=r"the model failed on a batch of shape \(8, 5, 16, 16\)"):
+    with pytest.raises(RunnerError, match=r"the model failed on a batch of shape \(1, 5, 16, 16\)"):
         Runner(edited(model={"input_shape": [5, 16, 16]}), batch_size=8)
     assert threading.active_count() == before

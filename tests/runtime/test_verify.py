@@ -43,9 +43,7 @@ def test_fresh_package_is_exact(package_dir: Path) -> None:
 def test_comparison_with_fp32_is_of_the_stored_outputs(package_dir: Path) -> None:
     found = verify(package_dir)
     int8, fp32 = (golden(package_dir, key).astype(np.float64) for key in ("output", "output_fp32"))
-    assert found.sqnr_fp32_db == pytest.approx(
-        10 * np.log10((fp32**2).sum() / ((fp32 - int8) ** 2).sum()), abs=1e-9
-    )
+    assert found.sqnr_fp32_db == pytest.approx(10 * np.log10((fp32**2).sum() / ((fp32 - int8) ** 2).sum()), abs=1e-9)
     assert found.agreement_fp32 == (int8.argmax(1) == fp32.argmax(1)).mean()
 
 
@@ -53,9 +51,7 @@ def test_array_package_is_exact(array_package_dir: Path) -> None:
     assert verify(array_package_dir).equal
 
 
-def test_last_bit_differences_pass_and_are_reported(
-    package_dir: Path, with_golden: Callable[..., Path]
-) -> None:
+def test_last_bit_differences_pass_and_are_reported(package_dir: Path, with_golden: Callable[..., Path]) -> None:
     output = golden(package_dir, "output")
     found = verify(with_golden(output=output * np.float32(1.001)))
     assert (found.passed, found.equal) == (True, False)
