@@ -79,8 +79,8 @@ def parse_recipe(
 ) -> tuple[Recipe | None, list[Told], str]:
     """Check a recipe's text, called ``shown`` in messages, with relative paths from ``directory``.
 
-    Returns the recipe (None when there are problems), the problems (place and text), and the recipe's text with
-    the overrides applied.
+    Returns the recipe (None when there are problems), the problems (place and text), and the text with the
+    overrides applied.
     """
     try:
         data = tomli.loads(text)

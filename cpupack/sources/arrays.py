@@ -41,9 +41,7 @@ def read(file: str, request: Request) -> Samples:
     labels = labels[rows] if labels is not None else None
     if data.dtype == np.uint8 and request.preprocess is not None:
         request.check_memory(len(rows))
-        pixels = np.stack(
-            [pixels_of(data[row], request, name) for row, name in zip(rows, names, strict=True)]
-        )
+        pixels = np.stack([pixels_of(data[row], request, name) for row, name in zip(rows, names, strict=True)])
         return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
     return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels)
 
@@ -51,13 +49,12 @@ def read(file: str, request: Request) -> Samples:
 def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
     """Return the arrays that cpupack reads, and the names of all."""
     if not path.is_file():
-        raise CalibrationError(
-            f"{request.spec}: {path} does not exist", hint="paths are relative to the recipe"
-        )
+        raise CalibrationError(f"{request.spec}: {path} does not exist", hint="paths are relative to the recipe")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
+        # Opened here: numpy leaves a file open that turns out to be a damaged archive.
+        with path.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
                 return {key: loaded[key] for key in (*DATA_KEYS, LABELS_KEY) if key in loaded}, loaded.files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{request.spec}: {path} cannot be read as .npz: {error}") from error

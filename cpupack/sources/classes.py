@@ -34,8 +34,7 @@ def class_indices(folders: list[str], request: Request) -> dict[str, int]:
     if len(folders) != len(labels):
         listed = ", ".join(strangers[:_LISTED]) + (" ..." if len(strangers) > _LISTED else "")
         raise CalibrationError(
-            f"{request.spec}: {len(folders)} class folders for {len(labels)} labels, "
-            f"and some are no label: {listed}",
+            f"{request.spec}: {len(folders)} class folders for {len(labels)} labels, and some are no label: {listed}",
             hint="name the folders as [model] labels does, or make one for every label, in sorted order",
         )
     _warn_of_numbers(by_order, request)

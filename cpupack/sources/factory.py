@@ -39,9 +39,7 @@ def read(spec: str, request: Request) -> Samples:
         labels = np.array(found, np.int64)
     samples = [value if isinstance(value, Image.Image) else _array(value) for value, _ in pairs]
     if request.preprocess is not None and all(map(_is_pixels, samples)):
-        pixels = np.stack(
-            [pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)]
-        )
+        pixels = np.stack([pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)])
         return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
     floats = []
     for sample, name in zip(samples, names, strict=True):

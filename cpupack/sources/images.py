@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +14,9 @@ from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.sources.classes import class_indices
-from cpupack.sources.request import Pixels, Request, check_size
+from cpupack.sources.request import Pixels, Request, check_size, workers
 
 _LISTED = 5
-_MAX_WORKERS = 8
 
 
 def read(directory: str, request: Request) -> Samples:
@@ -33,9 +29,7 @@ def read(directory: str, request: Request) -> Samples:
     if request.preprocess is None:
         raise CalibrationError(f"{request.spec}: images need [preprocess] in the recipe")
     if not root.is_dir():
-        raise CalibrationError(
-            f"{request.spec}: {root} is not a directory", hint="paths are relative to the recipe"
-        )
+        raise CalibrationError(f"{request.spec}: {root} is not a directory", hint="paths are relative to the recipe")
     files = _image_files(root)
     if not files:
         raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
@@ -108,16 +102,14 @@ def _class_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _decode_until(
-    wanted: int, files: list[str], root: Path, request: Request
-) -> tuple[dict[str, Pixels], list[str]]:
+def _decode_until(wanted: int, files: list[str], root: Path, request: Request) -> tuple[dict[str, Pixels], list[str]]:
     """Decode files in the order of the draw until ``wanted`` are good. Returns them, and the bad names."""
     decoded: dict[str, Pixels] = {}
     skipped: list[str] = []
     start = 0
     assert request.preprocess is not None
     decode = partial(_pixels, root, request.preprocess)
-    with _pool() as pool:
+    with workers() as pool:
         while len(decoded) < wanted and start < len(files):
             part = files[start : start + wanted - len(decoded)]
             start += len(part)
@@ -132,16 +124,6 @@ def _decode_until(
             _report(bad, len(part), request)
             skipped += [name for name, _ in bad]
     return decoded, skipped
-
-
-@contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
-    # Pillow lets go of the interpreter lock while it decodes and resizes.
-    pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="decode")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _pixels(root: Path, spec: PreprocessSpec, name: str) -> Pixels | str:

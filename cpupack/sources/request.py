@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +26,7 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 _MEMORY_SHARE = 0.8
+_MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,16 @@ class Request:
             )
 
 
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads for work on images: Pillow and numpy's FFT let go of the interpreter lock."""
+    pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="images")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def pixels_of(image: Image.Image | Array, request: Request, name: str) -> Pixels:
     """Return one image as uint8 ``request.pixel_shape``.
 
@@ -102,9 +116,7 @@ def pixels_of(image: Image.Image | Array, request: Request, name: str) -> Pixels
 def _check_channels(image: Array, request: Request, name: str) -> None:
     channels = request.input_shape[0]
     if image.ndim != 3:
-        raise CalibrationError(
-            f"{request.spec}: {name} has shape {image.shape}; pixels are (height, width, channels)"
-        )
+        raise CalibrationError(f"{request.spec}: {name} has shape {image.shape}; pixels are (height, width, channels)")
     if image.shape[2] != channels:
         first = "; it looks channels-first, transpose it to (height, width, channels)"
         raise CalibrationError(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
-from cpupack.sources.request import Floats, Pixels, Request
+from cpupack.sources.request import Floats, Pixels, Request, workers
 
 Field = npt.NDArray[np.float32]
 
@@ -20,7 +20,7 @@ Field = npt.NDArray[np.float32]
 _OPPONENT = np.array(
     [[1 / 3**0.5] * 3, [1 / 6**0.5, 1 / 6**0.5, -2 / 6**0.5], [1 / 2**0.5, -1 / 2**0.5, 0]], np.float32
 )
-_OPPONENT_SCALE = np.array([1.0, 0.25, 0.12], np.float32)
+_OPPONENT_SCALE = np.array([1.0, 0.4, 0.2], np.float32)
 _LEAVES = 24
 
 
@@ -31,9 +31,7 @@ def read(rest: str, request: Request) -> Samples:
     """
     if request.labelled or request.samples is None:
         what = "labels" if request.labelled else "a number of samples"
-        raise CalibrationError(
-            f"synthetic data has no {what} of its own", hint="name a source with real data"
-        )
+        raise CalibrationError(f"synthetic data has no {what} of its own", hint="name a source with real data")
     if rest:
         raise CalibrationError(f'synthetic takes no argument, not "{rest}"')
     request.progress.warn("synthetic data: good for speed work only, accuracy on real inputs is unknown")
@@ -44,41 +42,47 @@ def read(rest: str, request: Request) -> Samples:
         )
         return Samples(data, request.spec, names, synthetic=True)
     height, width, channels = request.pixel_shape
+    request.check_memory(request.samples)
     pixels = np.empty((request.samples, height, width, channels), np.uint8)
-    for index in range(request.samples):
-        pixels[index] = natural_image(np.random.default_rng([request.seed, index]), height, width, channels)
-        request.progress.step(index + 1, request.samples, "images")
+
+    def make(index: int) -> Pixels:
+        return natural_image(np.random.default_rng([request.seed, index]), height, width, channels)
+
+    with workers() as pool:
+        for index, image in enumerate(pool.map(make, range(request.samples))):
+            pixels[index] = image
+            request.progress.step(index + 1, request.samples, "images")
     return Samples(pixels, request.spec, names, request.preprocess, synthetic=True)
 
 
 def natural_image(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
     """Return one made-up photograph, uint8 ``(height, width, channels)`` with 1 or 3 channels."""
-    planes = min(channels, len(_OPPONENT_SCALE))
-    slope = rng.uniform(0.9, 1.3)
-    fields = np.stack([_pink(rng, height, width, slope) for _ in range(planes)], axis=-1)
+    fields = _textures(rng, height, width, channels)
     _drop_leaves(rng, fields)
     fields -= fields.mean(axis=(0, 1))
     fields /= max(float(fields[..., 0].std()), 1e-6)
-    fields *= _OPPONENT_SCALE[:planes]
+    fields *= _OPPONENT_SCALE[:channels]
     image = fields @ _OPPONENT * np.float32(3**0.5) if channels == 3 else fields
     mean = np.full(channels, rng.normal(0.45, 0.08)) + rng.normal(0.0, 0.03, channels)
-    image = image * np.float32(rng.uniform(0.14, 0.28)) + np.asarray(mean, np.float32)
+    image = image * np.float32(rng.uniform(0.16, 0.30)) + np.asarray(mean, np.float32)
     return np.ascontiguousarray((image.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _pink(rng: np.random.Generator, height: int, width: int, slope: float) -> Field:
-    """Return a random field with amplitude 1/f**slope, zero mean, unit variance."""
+def _textures(rng: np.random.Generator, height: int, width: int, planes: int) -> Field:
+    """Return random fields ``(height, width, planes)``: amplitude 1/f**slope, zero mean, unit variance."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
-    white = np.fft.rfft2(rng.standard_normal((height, width)))
-    field = np.fft.irfft2(white / frequency**slope, s=(height, width))
-    return np.asarray(field / max(field.std(), 1e-6), np.float32)
+    # Of the amplitudes' slopes in photographs, 1.0 to 1.6, the edges added later make up some of the flat end.
+    spectrum = rng.standard_normal((planes, *frequency.shape, 2)).view(np.complex128)[..., 0]
+    fields = np.fft.irfft2(spectrum * frequency ** -rng.uniform(1.3, 1.7), s=(height, width))
+    fields /= np.maximum(fields.std(axis=(1, 2), keepdims=True), 1e-6)
+    return np.ascontiguousarray(np.moveaxis(fields, 0, -1), np.float32)
 
 
 def _drop_leaves(rng: np.random.Generator, fields: Field) -> None:
     """Lay ellipses of their own colour over the fields, in place; radii have the model's 1/r**3 density."""
     height, width, _ = fields.shape
-    smallest, largest = 0.04, 0.5
+    smallest, largest = 0.06, 0.5
     for _ in range(_LEAVES):
         # Inverse of the cumulative distribution of a density proportional to r**-3.
         radius = (rng.uniform(largest**-2, smallest**-2)) ** -0.5 * min(height, width)
