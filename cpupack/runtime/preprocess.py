@@ -30,8 +30,20 @@ INTERPOLATIONS = {
 }
 CHANNELS = {"RGB": 3, "L": 1}
 
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
+
 # Pillow has no common root for "this file is damaged"; its decoders let all of these through.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
 
@@ -130,7 +142,8 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
 
     Sizes and offsets are rounded as torchvision rounds them (transforms/functional.py: resize, center_crop).
     """
-    image = _convert(ImageOps.exif_transpose(image), spec.mode)
+    turn = _TURNS.get(_orientation(image))
+    image = _convert(image if turn is None else image.transpose(turn), spec.mode)
     image = _resize(image, spec)
     if spec.crop is not None:
         image = _centre_crop(image, *((spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop))
@@ -192,6 +205,19 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
         order = "; it looks channels-first: transpose it to (height, width, channels)" if shape[0] in {1, 3} else ""
         raise InputError(f"image array has shape {shape}: {shape[2]} channels; expected 1 or 3{order}")
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) without one.
+
+    Unreadable EXIF counts as none, as in every viewer: the pixels are whole. Not ``ImageOps.exif_transpose``,
+    which writes all the other tags anew and fails on any odd one.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

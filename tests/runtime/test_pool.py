@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_wrong_shape_is_one_line_and_the_instance_lives_on(pool: InstancePool) -
 
 
 def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
-    """Two calls that each wait for the other to start end only if they run at the same time."""
+    """A short call ends while a long one, given first, still runs."""
 
     class Slow(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -198,23 +197,19 @@ def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
             assert torch.equal(future.result(timeout=60), alone[pool])
 
 
-def test_busy_engine_does_not_starve_the_other(package_dir: Path) -> None:
+def test_busy_engine_does_not_starve_the_other(package_dir: Path, tmp_path: Path) -> None:
+    other = next(name for name in torch.backends.quantized.supported_engines if name not in {"none", tiny.ENGINE})
     stop = threading.Event()
-    other = next(name for name in ("fbgemm", "qnnpack", "onednn") if name != tiny.ENGINE)
     with (
         InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=2) as busy,
+        InstancePool(scripted(torch.nn.ReLU(), tmp_path / "relu.pt"), other, threads=1, instances=1) as guest,
     ):
         feeders = [threading.Thread(target=_feed, args=(busy, number, stop)) for number in range(2)]
         for feeder in feeders:
             feeder.start()
         try:
-            from cpupack.runtime.pool import _gate
-
-            deadline = time.monotonic() + 30
             for _ in range(20):
-                with _gate.hold(other):
-                    assert torch.backends.quantized.engine == other
-            assert time.monotonic() < deadline
+                guest.submit(BATCH).result(timeout=60)  # a guard against hanging, far above what it takes
         finally:
             stop.set()
             for feeder in feeders:
