@@ -178,7 +178,8 @@ def measure(
 
     Returns scenario, batch_size, duration_s (every instance was busy), samples done in it, calls,
     throughput_per_s with its 95 % interval from the windows' rates, windows_per_s, latency_ms of one call,
-    headline, warmup, first_call_ms, valid, invalid_reasons.
+    headline, warmup, first_call_ms, valid, invalid_reasons,
+    disturbed (from outside the process).
     """
     first = closed_loop(pool, batches, batch_size, clock, lambda _calls, _now: False)
     warmup = warm_up(pool, batches, batch_size, clock, warmup_s)
@@ -194,7 +195,8 @@ def measure(
     samples = calls.samples_between(begin_s, end_s)
     rates = stats.window_rates(calls, begin_s, end_s, WINDOWS)
     low, high = stats.interval_95(rates)
-    reasons = weaknesses(len(calls), scenario.min_calls, elapsed_s, rates) + disturbances(before, after, len(cpus))
+    disturbed = disturbances(before, after, len(cpus))
+    reasons = weaknesses(len(calls), scenario.min_calls, elapsed_s, rates) + disturbed
     return {
         "scenario": scenario.name,
         "headline": scenario.headline,
@@ -210,6 +212,7 @@ def measure(
         "first_call_ms": float(first.latency_ms.max()),
         "valid": not reasons,
         "invalid_reasons": reasons,
+        "disturbed": bool(disturbed),
     }
 
 

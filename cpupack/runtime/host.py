@@ -48,7 +48,7 @@ class CpuBudget:
     def reason(self) -> str:
         """One clause that names every limit, the binding ones first, as ``info`` prints it."""
         limits = [(self.affinity, f"the CPU affinity allows {self.affinity}")]
-        limits += [(self.physical, f"the allowed CPUs are {self.physical} physical cores")]
+        limits += [(self.physical, f"the allowed CPUs have {self.physical} physical core{'s' * (self.physical != 1)}")]
         if self.cpuset is not None:
             limits.append((self.cpuset, f"the cpuset has {self.cpuset}"))
         if self.quota is not None:

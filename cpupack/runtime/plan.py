@@ -121,9 +121,7 @@ def _base(
     path = tuned.table_path(manifest, environ)
     table = tuned.read_table(path, rerun=f"{manifest.name} tune")
     if table is not None:
-        problem = _mismatch(
-            table.fingerprint, here, table.cores_usable, table.threads * table.instances, budget.usable
-        )
+        problem = _mismatch(table.fingerprint, here, table.cores_usable, table.threads * table.instances, budget.usable)
         if table.model != tuned.model_digest(manifest):
             problem = "it is of another build of this package"
         if wanted is not None and table.objective != wanted:
@@ -155,19 +153,17 @@ def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget) -> _Bas
     cores = f"{_cores(budget.usable)} ({budget.reason})"
     if objective == "latency":
         why = {
-            "threads": f"latency: one instance on all of {cores}.",
+            "threads": f"latency: every core for one request, {cores}.",
             "instances": "latency: one request at a time.",
             "batch_size": "latency: one sample a request.",
         }
         return _Base(budget.usable, 1, 1, "host", why)
     why = {
         "threads": "throughput: one thread an instance wastes none on synchronization.",
-        "instances": f"throughput: one for each of {cores}.",
+        "instances": f"throughput: one a core, {cores}.",
     }
     built = manifest.plan.batch_size if manifest.plan.objective == objective else None
-    why["batch_size"] = (
-        "the build's tuned batch size." if built else "the default for throughput; nothing was tuned."
-    )
+    why["batch_size"] = "the build's tuned batch size." if built else "the default for throughput; nothing was tuned."
     return _Base(1, budget.usable, built or DEFAULT_BATCH_SIZE, "host", why)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
+from statistics import median, median_high, median_low
 from typing import Any
 
 from .errors import RunnerError
@@ -21,10 +21,12 @@ EXPLORE_SHARES = (0.7, 0.9)
 """Share of the budget after which no new setting is begun, in the first and the second pass."""
 WORTH_WALKING = 0.8
 """A layout whose probe is below this share of the best layout's is not looked at further."""
-PAST_THE_PEAK = 0.97
-"""A walk over batch sizes ends when a setting is below this share of its layout's best."""
-LEADERS, LEADER_SHARE, MAX_ROUNDS = 3, 0.92, 5
-"""At most so many leaders, each at least this share of the best, are measured at most so many times."""
+PAST_THE_PEAK, WELL_PAST = 0.97, 0.9
+"""A walk over batch sizes ends at two settings below the first share of the layout's best, or one below the second."""
+LEADERS, MAX_ROUNDS = 3, 5
+"""At most so many leaders are measured at most so many times."""
+SECOND_CHANCE, LEADER_SHARE = 0.6, 0.92
+"""Share of the best that earns a second measurement, and further ones: one run alone may have been disturbed."""
 TIE = 0.02
 """Settings this close are equal; the one with fewer samples in flight wins, since its latency is lower."""
 
@@ -78,6 +80,11 @@ class Outcome:
     total: int
     searched_s: float
 
+    @property
+    def disturbed(self) -> int:
+        """The number of runs during which something outside the bench took CPU time."""
+        return _disturbed(self.rows)
+
 
 Measure = Callable[[Setting, float], dict[str, Any]]
 """(setting, duration_s) -> bench result with throughput_per_s and latency_ms {p50, p99}."""
@@ -113,9 +120,14 @@ def search(
     it comes. Raises TuningFailedError when nothing could be measured or nothing meets the bound.
     """
     run = _Run(measure, space, objective, max_latency_ms, budget_s, clock, on_row, started_s=clock())
-    # What the leaders leave over goes to settings not seen yet, and what those leave over to new leaders.
-    for share in EXPLORE_SHARES:
-        run.share, run.out_of_time = share, False
+    run.share = EXPLORE_SHARES[0]
+    run.explore()
+    run.repeat_leaders()
+    # What the leaders leave over goes to settings that now look better, and what those leave over to new
+    # leaders.
+    run.share, seen = EXPLORE_SHARES[1], 0
+    while len(run.rows) > seen:
+        seen, run.out_of_time = len(run.rows), False
         run.explore()
         run.repeat_leaders()
     return run.outcome()
@@ -163,13 +175,18 @@ class _Run:
             first = _setting(layout, sizes[start])
             if not upward and self._meets(first) and self._value(first) < PAST_THE_PEAK * self._peak(layout):
                 break  # it rose on the way up, so it falls on the way down
+            below = 0
             for index in indices:
                 if upward and not self._meets(_setting(layout, sizes[index - 1])):
                     break  # p99 grows with the batch
                 setting = _setting(layout, sizes[index])
                 if not self._try(setting):
                     break
-                if self._meets(setting) and self._value(setting) < PAST_THE_PEAK * self._peak(layout):
+                if not self._meets(setting):
+                    continue
+                share = self._value(setting) / self._peak(layout)
+                below = below + 1 if share < PAST_THE_PEAK else 0
+                if share < WELL_PAST or below == 2:
                     break
 
     def _peak(self, layout: tuple[int, int]) -> float:
@@ -185,24 +202,25 @@ class _Run:
 
     def repeat_leaders(self) -> None:
         for round_number in range(1, MAX_ROUNDS):
-            leaders = self._leaders()
-            if not leaders or (len(leaders) == 1 and len(self.results[leaders[0]]) > 1):
-                return
-            for setting in leaders:
-                if len(self.results[setting]) <= round_number and not self._run_one(setting, round_number):
+            for setting in self._leaders(SECOND_CHANCE if round_number == 1 else LEADER_SHARE):
+                if self._attempts(setting) <= round_number and not self._run_one(setting, round_number):
                     return
 
-    def _leaders(self) -> list[Setting]:
+    def _leaders(self, share: float) -> list[Setting]:
         feasible = sorted(self._feasible(), key=self._value, reverse=True)
-        return [s for s in feasible[:LEADERS] if self._value(s) >= LEADER_SHARE * self._value(feasible[0])]
+        return [s for s in feasible[:LEADERS] if self._value(s) >= share * self._value(feasible[0])]
 
     def _try(self, setting: Setting) -> bool:
         """Measure a setting not seen before. Returns whether it has a result."""
-        if setting not in self.results and not any(_of(row) == setting for row in self.rows):
+        if not self._attempts(setting):
             self._run_one(setting, 0)
         return setting in self.results
 
+    def _attempts(self, setting: Setting) -> int:
+        return sum(_of(row) == setting for row in self.rows)
+
     def _run_one(self, setting: Setting, round_number: int) -> bool:
+        """Measure and return true, or return false when that would probably outlast the budget."""
         duration_s = min(PROBE_MAX_S, max(PROBE_MIN_S, self.budget_s * PROBE_S)) * (2 if round_number else 1)
         spent_s = self.clock() - self.started_s
         # Until something fits the bound there is nothing to repeat, so exploring may have it all.
@@ -221,7 +239,7 @@ class _Run:
             self.results.setdefault(setting, []).append(row)
         self.rows.append(row)
         self.on_row(row)
-        return "error" not in row
+        return True
 
     def _estimate_s(self, setting: Setting, duration_s: float) -> float:
         """Return what measuring will probably cost: process start, warm-up, and a call that overruns."""
@@ -245,10 +263,14 @@ class _Run:
         """Return the figure to maximise: samples a second, or requests a second at the p99 latency."""
         if self.objective == "latency":
             return 1000.0 / self._p99_ms(setting)
-        return float(median(row["throughput_per_s"] for row in self.results[setting]))
+        return self._rate_per_s(setting)
+
+    # Of an even number of runs the better middle one counts: what disturbs a run only ever slows it.
+    def _rate_per_s(self, setting: Setting) -> float:
+        return float(median_high(row["throughput_per_s"] for row in self.results[setting]))
 
     def _p99_ms(self, setting: Setting) -> float:
-        return float(median(row["latency_ms"]["p99"] for row in self.results[setting]))
+        return float(median_low(row["latency_ms"]["p99"] for row in self.results[setting]))
 
     def _meets(self, setting: Setting) -> bool:
         if setting not in self.results:
@@ -268,6 +290,8 @@ class _Run:
         tried = f"{len(self.results)} of {len(self.space)} settings measured"
         tried += f", {len(self.rows)} runs in {self.clock() - self.started_s:.0f} s"
         tried += " (the budget is spent)" if self.out_of_time else ""
+        if disturbed := _disturbed(self.rows):
+            tried += f"; other work disturbed {disturbed} of {len(self.rows)} runs"
         feasible = self._feasible()
         if not feasible:
             best = min(self.results, key=self._p99_ms)
@@ -296,8 +320,7 @@ class _Run:
         bound = f" within {self.max_latency_ms:g} ms" if self.max_latency_ms is not None else ""
         if self.objective == "latency":
             return f"{p99}{bound} ({median_of})"
-        rate = median(row["throughput_per_s"] for row in self.results[setting])
-        return f"{rate:.1f} samples/s, {p99}{bound} ({median_of})"
+        return f"{self._rate_per_s(setting):.1f} samples/s, {p99}{bound} ({median_of})"
 
     def _margin(self, chosen: Setting, repeated: list[Setting]) -> str:
         others = [setting for setting in repeated if setting != chosen]
@@ -308,6 +331,10 @@ class _Run:
         if abs(gain) <= TIE:
             return f", equal to {second} within {TIE:.0%} and lighter" if gain <= 0 else f", about equal to {second}"
         return f", {gain:.0%} better than {second}"
+
+
+def _disturbed(rows: Sequence[dict[str, Any]]) -> int:
+    return sum(bool(row.get("disturbed")) for row in rows)
 
 
 def _setting(layout: tuple[int, int], batch_size: int) -> Setting:

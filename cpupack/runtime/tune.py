@@ -47,7 +47,7 @@ _WARMUP_S = 0.5
 """A cap far below the bench's own: what matters of the warm-up, three calls of the shape, is always done."""
 _ROW_FIELDS = (
     "scenario", "throughput_per_s", "throughput_ci95_per_s", "latency_ms", "duration_s", "samples", "calls",
-    "peak_memory_bytes", "cold_start_ms", "valid", "invalid_reasons",
+    "peak_memory_bytes", "cold_start_ms", "valid", "invalid_reasons", "disturbed",
 )  # fmt: skip
 
 
@@ -222,8 +222,6 @@ def format_table(result: dict[str, Any]) -> str:
             lines.append(f"{head}  {row['error']}")
             continue
         latency = row["latency_ms"]
-        lines.append(
-            f"{head}  {row['throughput_per_s']:>9,.1f}  {latency['p50']:>7.1f}  {latency['p99']:>7.1f}"
-        )
+        lines.append(f"{head}  {row['throughput_per_s']:>9,.1f}  {latency['p50']:>7.1f}  {latency['p99']:>7.1f}")
     lines += [f"chosen for {result['objective']}: {result['reason']}", f"written to {result['path']}"]
     return "\n".join(lines)

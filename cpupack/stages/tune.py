@@ -32,9 +32,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
     if not target.runs_here:
         reason = f"not tuned: this host is not {target.cpu}; run `{staged.distribution} tune` on one that is"
         progress.note(reason)
-        return TunePlan(
-            tuned=False, objective=wish.objective, max_latency_ms=wish.max_latency_ms, reason=reason
-        )
+        return TunePlan(tuned=False, objective=wish.objective, max_latency_ms=wish.max_latency_ms, reason=reason)
     threads = None if wish.threads == "auto" else wish.threads
     usable = HostProbe().budget().usable
     started_s = time.monotonic()
@@ -55,6 +53,11 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
         )
     except TuningFailedError as error:
         raise TuningError(str(error), hint=_hint(recipe)) from error
+    if 2 * outcome.disturbed > len(outcome.rows):
+        progress.warn(
+            f"tuned on a busy host: other work disturbed {outcome.disturbed} of {len(outcome.rows)} runs; "
+            f"run `{staged.distribution} tune` where it will serve"
+        )
     return TunePlan(
         tuned=True,
         objective=wish.objective,

@@ -200,6 +200,35 @@ def test_a_setting_that_fails_is_a_row_and_not_the_end() -> None:
     assert {row["batch_size"] for row in failed} == {16}
 
 
+def test_a_disturbed_first_run_gets_a_second_chance() -> None:
+    """Another process ran while the best setting was measured; its neighbours must be found all the same."""
+
+    class Disturbed(Machine):
+        def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+            row = super().__call__(setting, duration_s)
+            if setting.batch_size == 16 and self.order.count(setting) == 1:
+                row["throughput_per_s"] *= 0.7
+            return row
+
+    # Twice the usual budget: the walk breaks off at the disturbed setting and goes on when it was measured
+    # again.
+    outcome = Disturbed(rising).search(make_space(2, "throughput", [1], BATCHES), budget_s=120.0)
+    assert rising(outcome.setting) >= 0.95 * rising(Setting(1, 2, 64))
+
+
+def test_a_setting_that_fails_when_repeated_does_not_loop() -> None:
+    class Flaky(Machine):
+        def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+            row = super().__call__(setting, 0.0)
+            self.time_s = 0.0  # an endless search would never run out of budget
+            if self.order.count(setting) > 1:
+                raise MeasurementFailedError("gone")
+            return row
+
+    outcome = Flaky(rising).search(make_space(2, "throughput", None, BATCHES))
+    assert rising(outcome.setting) >= 0.95 * rising(Setting(1, 2, 64))
+
+
 def test_when_everything_fails_the_first_failure_is_told() -> None:
     def broken(setting: Setting, _: float) -> dict[str, Any]:
         raise MeasurementFailedError(f"{setting}: no module")

@@ -37,7 +37,7 @@ print(json.dumps({
     "scenario": args.scenario, "throughput_per_s": rate, "throughput_ci95_per_s": [rate, rate],
     "latency_ms": {"p50": latency_ms, "p99": latency_ms},
     "duration_s": args.duration, "samples": 1, "calls": 1,
-    "peak_memory_bytes": 1, "cold_start_ms": {}, "valid": True, "invalid_reasons": [],
+    "peak_memory_bytes": 1, "cold_start_ms": {}, "valid": True, "invalid_reasons": [], "disturbed": helper.BUSY,
     "manifest": {"version": "1.0.0"},
 }))
 """
@@ -47,7 +47,7 @@ print(json.dumps({
 def staged(tmp_path: Path) -> StagedProject:
     package_dir = tmp_path / "src" / "madeup"
     package_dir.mkdir(parents=True)
-    for name, text in (("__init__", ""), ("helper", ""), ("__main__", BENCH)):
+    for name, text in (("__init__", ""), ("helper", "BUSY = False"), ("__main__", BENCH)):
         (package_dir / f"{name}.py").write_text(text)
     return StagedProject(tmp_path, package_dir, "madeup", "made-up", "1.0.0", "any")
 
@@ -69,6 +69,10 @@ HERE = Target(machine(), "onednn", None, 8, conv_add=False, platform_tag="any")
 class Recorder(SilentProgress):
     def __init__(self) -> None:
         self.steps: list[tuple[int, int, str]] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def step(self, done: int, total: int, what: str = "") -> None:
         self.steps.append((done, total, what))
@@ -97,6 +101,16 @@ def test_tuning_leaves_nothing_behind_in_the_staged_project(staged: StagedProjec
     before = sorted(staged.root.rglob("*"))
     tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, SilentProgress())
     assert sorted(staged.root.rglob("*")) == before
+
+
+def test_a_busy_host_is_a_warning(staged: StagedProject) -> None:
+    quiet, busy = Recorder(), Recorder()
+    tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, quiet)
+    (staged.package_dir / "helper.py").write_text("BUSY = True")
+    plan = tune(staged, recipe(threads=[1], batch_sizes=[4]), HERE, busy)
+    assert quiet.warnings == []
+    assert ["busy host" in text and "made-up tune" in text for text in busy.warnings] == [True]
+    assert f"other work disturbed {len(plan.rows)} of {len(plan.rows)} runs" in plan.reason
 
 
 def test_a_target_of_another_family_is_not_tuned_and_says_so(staged: StagedProject) -> None:
