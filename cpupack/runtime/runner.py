@@ -197,6 +197,9 @@ class Runner:
                     raise
                 raise InputError(f"input {position}: {error}") from error
 
+        if len(items) == 1:
+            yield one(0)[None]
+            return
         workers = min(len(items), self.plan.threads * self.plan.instances)
         with ThreadPoolExecutor(workers, thread_name_prefix="decode") as executor:
             for start in range(0, len(items), size):
