@@ -19,6 +19,8 @@ from cpupack.runtime.preprocess import PreprocessSpec, normalize
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
+FloatArray = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -41,7 +43,9 @@ class Samples:
         wanted = np.uint8 if self.preprocess else np.float32
         if self.data.dtype != wanted:
             raise TypeError(f"samples are {self.data.dtype}, not {np.dtype(wanted)}")
-        if len(self.names) != len(self.data) or (self.labels is not None and len(self.labels) != len(self.data)):
+        if len(self.names) != len(self.data) or (
+            self.labels is not None and len(self.labels) != len(self.data)
+        ):
             raise ValueError("data, names and labels have different lengths")
 
     def __len__(self) -> int:
@@ -55,7 +59,9 @@ class Samples:
     def tensor(self, rows: slice) -> torch.Tensor:
         """Return the model input for ``rows`` as float32."""
         chunk = self.data[rows]
-        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk))
+        return torch.from_numpy(
+            normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk)
+        )
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,27 @@ class VerifyReport:
     @property
     def passed(self) -> bool:
         return all(gate.passed for gate in self.gates)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The FP32 model's outputs ``(n, *output_shape)`` on the samples that INT8 is compared on."""
+
+    samples: Samples
+    outputs: FloatArray
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine's saved INT8 model with its report.
+
+    ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples.
+    """
+
+    quantized: QuantizedModel
+    scripted: ScriptedModel
+    report: VerifyReport
+    golden: dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)

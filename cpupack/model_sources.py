@@ -93,9 +93,7 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
 
 def _without_weights(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     if "weights" in kwargs or "pretrained" in kwargs:
-        raise ModelError(
-            f"[model] kwargs: weights of torchvision:{name} are chosen by [model] weights, not by kwargs"
-        )
+        raise ModelError(f"[model] kwargs: weights of torchvision:{name} are chosen by [model] weights, not by kwargs")
     extra = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
     return {**extra, **kwargs}
 
@@ -110,7 +108,8 @@ def _timm_builder(name: str, *, pretrained: bool) -> Callable[..., Any]:
     if name.partition(".")[0] not in timm.list_models():
         near = get_close_matches(name, timm.list_models(), n=3)
         raise ModelError(
-            f"[model] source: timm has no model {name!r}", hint=f"did you mean {' or '.join(near)}?" if near else None
+            f"[model] source: timm has no model {name!r}",
+            hint=f"did you mean {' or '.join(near)}?" if near else None,
         )
     return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
 
@@ -128,7 +127,8 @@ def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., 
     if not callable(factory):
         near = get_close_matches(attribute, [name for name in vars(module) if callable(vars(module)[name])], n=1)
         raise ModelError(
-            f"{key}: {place} has no function or class {attribute!r}", hint=f"did you mean {near[0]}?" if near else None
+            f"{key}: {place} has no function or class {attribute!r}",
+            hint=f"did you mean {near[0]}?" if near else None,
         )
     found: Callable[..., Any] = factory
     return found
@@ -140,7 +140,7 @@ def call_factory(factory: Callable[..., Any], kwargs: dict[str, Any], what: str)
         return factory(**kwargs)
     except CpupackError:
         raise
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+    except Exception as error:
         raise ModelError(f"{what} failed: {describe_failure(error)}") from error
 
 
@@ -158,7 +158,7 @@ def _import_file(path: Path, key: str) -> ModuleType:
         sys.path.append(directory)  # the file's own neighbours can be imported, after everything installed
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+    except Exception as error:
         raise ModelError(f"{key}: importing {path} failed: {describe_failure(error)}") from error
     return module
 
@@ -171,5 +171,5 @@ def _import_name(name: str, key: str) -> ModuleType:
             f"{key}: no module named {error.name!r}",
             hint=f"install it beside cpupack, or give a file: python:{name.replace('.', '/')}.py:factory",
         ) from error
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; it is reported, with its place
+    except Exception as error:
         raise ModelError(f"{key}: importing {name} failed: {describe_failure(error)}") from error

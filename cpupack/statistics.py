@@ -1,7 +1,7 @@
 """What calibration keeps of an activation: extremes of every batch and one histogram. No engine, no observer.
 
-Ranges are chosen from this afterwards (``stages/quantize/ranges.py``), so one pass over the data serves every engine and
-every observer.
+Ranges are chosen from this afterwards (``stages/quantize/ranges.py``), so one pass over the data serves every engine
+and every observer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _EXACT_FLOAT32_COUNT = 2**24  # torch.histc counts in the tensor's dtype, and fl
 class ActivationStats:
     """One tensor's values over the whole calibration set.
 
-    ``batch_min`` and ``batch_max`` are float32, one per batch, in order. ``counts`` is int64 ``(2 * HALF_BINS,)``: bin i
-    holds the values in ``[(i - HALF_BINS) * bin_width, (i + 1 - HALF_BINS) * bin_width)``; zero is always an edge.
+    ``batch_min`` and ``batch_max`` are float32, one per batch, in order. ``counts`` is int64 ``(2 * HALF_BINS,)``: bin
+    i holds the values in ``[(i - HALF_BINS) * bin_width, (i + 1 - HALF_BINS) * bin_width)``; zero is always an edge.
     """
 
     batch_min: npt.NDArray[np.float32]
@@ -44,7 +44,7 @@ class ActivationStats:
         """Return the edges ``(n + 1,)`` and the counts ``(n,)`` from the first to the last bin that holds a value."""
         used = np.flatnonzero(self.counts)
         first, last = (int(used[0]), int(used[-1])) if used.size else (HALF_BINS, HALF_BINS)
-        edges = (np.arange(first, last + 2) - HALF_BINS) * self.bin_width
+        edges = (np.arange(first, last + 2, dtype=np.float64) - HALF_BINS) * self.bin_width
         return edges, self.counts[first : last + 1].astype(np.float64)
 
 

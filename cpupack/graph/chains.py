@@ -1,7 +1,8 @@
 """Chains of calls that run as one operator: found on the traced graph, fused in place.
 
-A chain is found by who reads whose output, never by names: torchvision's BasicBlock calls one ``relu`` module after bn1
-and again after the addition, and ``torch.ao.quantization.fuse_modules``, which goes by name, would drop the second call.
+A chain is found by who reads whose output, never by names: torchvision's BasicBlock calls one ``relu`` module after
+bn1 and again after the addition, and ``torch.ao.quantization.fuse_modules``, which goes by name, would drop the second
+call.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
-import torch.ao.nn.intrinsic as nni
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from cpupack.errors import ModelError
+from cpupack.graph.fused import (
+    CONVS,
+    NORMS,
+    TRANSPOSED_CONVS,
+    ConvReLU6,
+    fold_batch_norm,
+    normalizes,
+    takes_relu,
+    with_relu,
+)
 
-_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _PATTERNS = frozenset(
     {
@@ -38,19 +44,6 @@ _PATTERNS = frozenset(
         ("bn", "relu"),
     }
 )
-_CONV_RELU: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: nni.ConvReLU1d,
-    nn.Conv2d: nni.ConvReLU2d,
-    nn.Conv3d: nni.ConvReLU3d,
-}
-_BN_RELU: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm2d: nni.BNReLU2d,
-    nn.BatchNorm3d: nni.BNReLU3d,
-}
-
-
-class ConvReLU6(nn.Sequential):
-    """A convolution and its ReLU6. INT8 runs it as conv + ReLU: an output range that ends at 6 clamps there for free."""
 
 
 @dataclass(frozen=True)
@@ -134,28 +127,15 @@ def fuse_chain(graph_module: fx.GraphModule, chain: Chain) -> None:
     for node, kind in zip(chain.nodes[1:], chain.kinds[1:], strict=True):
         match kind:
             case "bn":
-                fused = _fold_batch_norm(fused, modules[str(node.target)])
+                fused = fold_batch_norm(fused, modules[str(node.target)])
             case "relu":
-                fused = _with_relu(fused)
+                fused = with_relu(fused)
             case "relu6":
                 fused = ConvReLU6(fused, nn.ReLU6())
     graph_module.add_submodule(str(first.target), fused.eval())
     last.replace_all_uses_with(first)
     for node in reversed(chain.nodes[1:]):
         graph_module.graph.erase_node(node)
-
-
-def _fold_batch_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        return fuse_linear_bn_eval(module, norm)  # type: ignore[type-var]  # torch types norm as its private base
-    transpose = isinstance(module, _CONV_TRANSPOSE)
-    return fuse_conv_bn_eval(module, norm, transpose)  # type: ignore[type-var]  # as above
-
-
-def _with_relu(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        return nni.LinearReLU(module, nn.ReLU())
-    return {**_CONV_RELU, **_BN_RELU}[type(module)](module, nn.ReLU())
 
 
 def _runs(node: fx.Node) -> list[tuple[fx.Node, ...]]:
@@ -174,7 +154,7 @@ def _call_counts(graph_module: fx.GraphModule) -> Counter[str]:
 def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     if node.op == "call_module":
         module = modules[str(node.target)]
-        for kinds, name in ((_CONV, "conv"), (_CONV_TRANSPOSE, "conv_transpose"), (_BN, "bn")):
+        for kinds, name in ((CONVS, "conv"), (TRANSPOSED_CONVS, "conv_transpose"), (NORMS, "bn")):
             if type(module) in kinds:
                 return name
         if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
@@ -206,10 +186,10 @@ def _refusal(
                 return f"{node_name(node)!r} keeps no running statistics, so its scale changes with every batch"
     first = modules[str(nodes[0].target)]
     if kinds[0] == "bn":
-        return None if type(first) in _BN_RELU else f"{type(first).__name__} has no quantized form with a ReLU"
+        return None if takes_relu(first) else f"{type(first).__name__} has no quantized form with a ReLU"
     if kinds[0] in {"conv", "conv_transpose"} and kinds[1] == "bn":
         norm = modules[str(nodes[1].target)]
-        if type(norm).__name__[-2:] != type(first).__name__[-2:]:
+        if not normalizes(type(norm), type(first)):
             return f"{type(norm).__name__} does not normalize the channels of {type(first).__name__}"
     return None
 

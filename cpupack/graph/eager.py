@@ -13,15 +13,10 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-import torch.ao.nn.intrinsic as nni
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cpupack.errors import ModelError
-
-_CONV_RELU = {nn.Conv1d: nni.ConvReLU1d, nn.Conv2d: nni.ConvReLU2d, nn.Conv3d: nni.ConvReLU3d}
-_NORM = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
-_BN_RELU = {nn.BatchNorm2d: nni.BNReLU2d, nn.BatchNorm3d: nni.BNReLU3d}
+from cpupack.graph.fused import fold_batch_norm, normalizes, takes_relu, with_relu
 
 
 def has_quant_stubs(module: nn.Module) -> bool:
@@ -51,7 +46,10 @@ def find_eager_chains(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[
 def fuse_eager(
     module: nn.Module, input_shape: tuple[int, ...], wanted: str | list[list[str]]
 ) -> tuple[nn.Module, tuple[tuple[str, ...], ...]]:
-    """Return a fused copy and the chains. Raises ModelError for a listed chain that does not exist or cannot be fused."""
+    """Return a fused copy and the chains.
+
+    Raises ModelError for a listed chain that does not exist or cannot be fused.
+    """
     fused = copy.deepcopy(module)
     modules = dict(fused.named_modules())
     chains = find_eager_chains(module, input_shape) if isinstance(wanted, str) else tuple(map(tuple, wanted))
@@ -76,26 +74,21 @@ def fuse_eager(
 
 
 def _fusible(members: list[nn.Module]) -> bool:
-    kinds = [type(member) for member in members]
-    match kinds:
-        case [first, last] if last is nn.ReLU:
-            return first in _CONV_RELU or first is nn.Linear or first in _BN_RELU
+    match [type(member) for member in members]:
+        case [_, last] if last is nn.ReLU:
+            return takes_relu(members[0])
         case [first, last]:
-            return _NORM.get(first) is last
+            return normalizes(last, first)
         case [first, middle, last]:
-            return _NORM.get(first) is middle and last is nn.ReLU
+            return normalizes(middle, first) and last is nn.ReLU and takes_relu(members[0])
     return False
 
 
 def _combine(members: list[nn.Module]) -> nn.Module:
-    first = members[0]
-    if type(first) in _NORM and type(members[1]) is _NORM[type(first)]:
-        first = fuse_conv_bn_eval(first, members[1])  # type: ignore[type-var]  # torch types norm as its private base
-    if type(members[-1]) is not nn.ReLU:
-        return first
-    if isinstance(first, nn.Linear):
-        return nni.LinearReLU(first, nn.ReLU())
-    return {**_CONV_RELU, **_BN_RELU}[type(first)](first, nn.ReLU())
+    fused = members[0]
+    if normalizes(type(members[1]), type(fused)):
+        fused = fold_batch_norm(fused, members[1])
+    return with_relu(fused) if type(members[-1]) is nn.ReLU else fused
 
 
 def _observe_calls(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[dict[str, list[str]], Counter[str]]:

@@ -23,7 +23,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     tracer = fx.Tracer()
     try:
         graph = tracer.trace(module)
-    except Exception as error:  # noqa: BLE001 - tracing runs user code on proxies, which raises whatever it raises
+    except Exception as error:
         raise ModelError(
             f"the model cannot be traced: {describe_failure(error)}",
             hint="make that line independent of tensor values, or give the model its own QuantStub and DeQuantStub "

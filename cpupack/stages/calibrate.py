@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, FusedModel, Samples
 from cpupack.errors import CalibrationError
+from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.progress import Progress
 from cpupack.statistics import StatsCollector
 
@@ -23,20 +24,15 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
         return CalibratedModel(fused, {}, samples=0, origin="none needed")
     recorder = _Recorder()
     run = recorder.watch(fused.module)
-    module = fused.module.to(memory_format=torch.channels_last)
-    del module  # in place; weights in channels_last are what makes FP32 convolutions fast here
+    weights_channels_last(fused.module)
     done = 0
     with torch.inference_mode():
         for batch in samples.batches(batch_size):
             recorder.batch_names = samples.names[done : done + len(batch)]
-            run(_channels_last(batch))
+            run(batch_channels_last(batch))
             done += len(batch)
             progress.step(done, len(samples), "samples")
     return CalibratedModel(fused, recorder.finish(), samples=len(samples), origin=samples.origin)
-
-
-def _channels_last(batch: torch.Tensor) -> torch.Tensor:
-    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
 
 class _Recorder:
@@ -47,13 +43,14 @@ class _Recorder:
         self.batch_names: tuple[str, ...] = ()
 
     def record(self, name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-            if not self.collectors[name].add(value):
-                raise CalibrationError(
-                    f"the output of {name} is not finite on the calibration samples {self.batch_names[0]} to "
-                    f"{self.batch_names[-1]}",
-                    hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
-                )
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()):
+            return
+        if not self.collectors[name].add(value):
+            raise CalibrationError(
+                f"the output of {name} is not finite on the calibration samples {self.batch_names[0]} to "
+                f"{self.batch_names[-1]}",
+                hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
+            )
 
     def watch(self, module: nn.Module) -> Any:
         """Return a callable that runs ``module`` and records: node by node, or by hooks where there is no graph."""

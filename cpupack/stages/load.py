@@ -48,7 +48,7 @@ def _state_bytes(module: torch.nn.Module) -> int:
 
 
 def _try_forward(module: torch.nn.Module, source: str, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Run batches of one and two and return the output shape without the batch dimension, and the MACs of one sample."""
+    """Run batches of one and two; return the output shape without the batch, and the MACs of one sample."""
     counter = FlopCounterMode(display=False)
     try:
         with torch.inference_mode(), counter:
@@ -57,7 +57,7 @@ def _try_forward(module: torch.nn.Module, source: str, input_shape: tuple[int, .
             two = module(torch.zeros(2, *input_shape))
     except CpupackError:
         raise
-    except Exception as error:  # noqa: BLE001 - user code: whatever its forward raises is reported as the model's error
+    except Exception as error:
         raise ModelError(
             f"[model] {source} does not run on an input of shape (1, {', '.join(map(str, input_shape))}): "
             f"{describe_failure(error)}",

@@ -42,18 +42,18 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[T
     if cpu == "aarch64":
         return [_available(_arm(), supported_engines)]
     host_isa = detect_isa() if machine() == "x86_64" else None
-    isa = recipe.target.x86_64.isa
+    isa: str = recipe.target.x86_64.isa
     if isa == "auto":
         if host_isa is None:
             raise QuantizationError(
-                "[target.x86_64] isa = \"auto\" means this host's, and this host "
+                '[target.x86_64] isa = "auto" means this host\'s, and this host '
                 + (f"is {machine()}" if machine() != "x86_64" else "has no AVX2"),
                 hint=f"name it in the recipe: one of {', '.join(ISA_LEVELS)}",
             )
-        isa = host_isa
+        isa = x86.floor(host_isa)
     elif machine() == "x86_64" and (host_isa is None or ISA_LEVELS.index(isa) > ISA_LEVELS.index(host_isa)):
         raise QuantizationError(
-            f'[target.x86_64] isa = "{isa}": this CPU has {host_isa or "no AVX2"}, so the wheel could not be verified here',
+            f'[target.x86_64] isa = "{isa}": this CPU has {host_isa or "no AVX2"}; the wheel could not be verified',
             hint=f'build on a CPU with {isa}, or set isa = "auto"',
         )
     wanted = recipe.target.x86_64.engine

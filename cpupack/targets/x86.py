@@ -17,6 +17,11 @@ def has_vnni(isa: str) -> bool:
     return ISA_LEVELS.index(isa) >= ISA_LEVELS.index("avx512_vnni")
 
 
+def floor(isa: str) -> str:
+    """Return the least level that multiplies as ``isa`` does: a wheel built on AMX is as right on plain VNNI."""
+    return "avx512_vnni" if has_vnni(isa) else "avx2"
+
+
 def engines(isa: str) -> list[str]:
     """Engines worth building for ``isa``, best guess first. ``x86`` is fbgemm without VNNI, so it is left out there."""
     return ["onednn", "x86", "fbgemm"] if has_vnni(isa) else ["fbgemm", "onednn"]
@@ -30,4 +35,3 @@ def activation_bits(isa: str) -> int:
 def fuses_conv_add(engine: str) -> bool:
     """Only onednn's backend has ``quantized::conv2d_add_relu`` (torch/ao/quantization/backend_config/onednn.py)."""
     return engine == "onednn"
-

@@ -1,4 +1,4 @@
-"""FP32 rewrites that only make sense for INT8: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU that ends at 6."""
+"""FP32 rewrites for INT8 alone: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU whose range ends at 6."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.ao.nn.intrinsic as nni
 from torch import fx, nn
 
-from cpupack.graph.chains import ConvReLU6
+from cpupack.graph.fused import ConvReLU6, with_relu
 
 _ADDS = (operator.add, torch.add)
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
@@ -25,9 +25,7 @@ def lower_relu6(graph_module: fx.GraphModule) -> int:
     for node in graph_module.graph.nodes:
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ConvReLU6):
-            conv = module[0]
-            fused = {nn.Conv1d: nni.ConvReLU1d, nn.Conv2d: nni.ConvReLU2d, nn.Conv3d: nni.ConvReLU3d}[type(conv)]
-            graph_module.add_submodule(str(node.target), fused(conv, nn.ReLU()))
+            graph_module.add_submodule(str(node.target), with_relu(module[0]))
             lowered += 1
     return lowered
 
@@ -35,9 +33,9 @@ def lower_relu6(graph_module: fx.GraphModule) -> int:
 def fuse_conv_add(graph_module: fx.GraphModule) -> int:
     """Turn conv + add (+ ReLU) into one call with the other summand as accumulator, in place; return how many.
 
-    ``quantized::conv2d_add[_relu]`` writes its result into the accumulator's memory, and FX does not check who else reads
-    it. Here the accumulator must be a tensor of its own whose every other reader comes before the convolution because the
-    convolution depends on it.
+    ``quantized::conv2d_add[_relu]`` writes its result into the accumulator's memory, and FX does not check who else
+    reads it. Here the accumulator must be a tensor of its own whose every other reader comes before the convolution
+    because the convolution depends on it.
     """
     fused = 0
     for add in list(graph_module.graph.nodes):

@@ -59,8 +59,8 @@ def static_qconfig(target: Target) -> QConfig:
 def qconfig_mapping(target: Target) -> QConfigMapping:
     """Return torch's default mapping for the engine with our qconfig in place of its histogram observers.
 
-    Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the weights
-    of transposed convolutions (channel axis 1) and normalization layers (not quantized).
+    Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the
+    weights of transposed convolutions (channel axis 1) and normalization layers (not quantized).
     """
     own = static_qconfig(target)
     mapping = get_default_qconfig_mapping(target.engine)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
+from cpupack.layout import weights_channels_last
+from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.stages.quantize.dynamic import quantize_dynamically
-from cpupack.stages.quantize.static import quantize_eager, quantize_fx, unknown_skips
+from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx
 from cpupack.targets import Target
 from cpupack.user_code import describe_failure
 
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_WEIGHTED = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 
 
 def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, target: Target) -> QuantizedModel:
@@ -27,13 +35,11 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
     name does not exist, nothing becomes INT8, or torch cannot convert the model for this engine.
     """
     spec = recipe.quantize
-    unknown_skips(original, spec.skip)
+    check_skip(original, spec.skip)
     example = torch.zeros(1, *recipe.model.input_shape)
     with engine(target.engine), warnings.catch_warnings():
         # The deprecation of torch.ao.quantization is known: this package is its one user here.
-        warnings.filterwarnings("ignore", message=".*deprecated", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*deprecated", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*reduce_range will be deprecated", category=UserWarning)
+        warnings.filterwarnings("ignore", message="(?s).*deprecated")
         try:
             match calibrated.fused.style:
                 case "fx":
@@ -42,30 +48,26 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
                     module = quantize_eager(calibrated, spec, target)
                 case _:
                     module = quantize_dynamically(calibrated.fused.module, spec.skip, target)
-        except (RuntimeError, ValueError, NotImplementedError, AssertionError, AttributeError, TypeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            NotImplementedError,
+            AssertionError,
+            AttributeError,
+            TypeError,
+        ) as error:
             # torch.ao raises all of these for models it has no rule for
             raise QuantizationError(
                 f"torch cannot quantize this model for {target.engine}: {describe_failure(error)}",
                 hint="keep the part it names in FP32 with [quantize] skip, or choose another engine",
             ) from error
-    module = module.eval().to(memory_format=torch.channels_last)
+    module = weights_channels_last(module.eval())
     kept = [
         f"{name} ({type(child).__name__}) stayed FP32" + (": listed in skip" if _listed(name, spec.skip) else "")
         for name, child in module.named_modules()
         if type(child) in _WEIGHTED
     ]
     return QuantizedModel(module, target, tuple(kept))
-
-
-@contextmanager
-def engine(name: str) -> Iterator[None]:
-    """Set torch's quantized engine, which packs weights, and put the old one back."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 def _listed(name: str, skip: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""From an activation's statistics to the range that INT8 covers: minmax, moving average, histogram, percentile, MSE, KL.
+"""From an activation's statistics to the range that INT8 covers: one function for each observer.
 
 Everything here is numpy on one histogram; nothing depends on an engine. Each function returns ``(low, high)`` with
 ``low <= 0 <= high``, because zero (padding, ReLU) must be exactly representable.
@@ -78,19 +78,23 @@ def least_mse(stats: ActivationStats, levels: int) -> tuple[float, float]:
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     edges, counts = stats.occupied()
     centers = (edges[:-1] + edges[1:]) / 2.0
-    shares = np.arange(1, _CANDIDATES + 1) / _CANDIDATES
-    best = min(shares, key=lambda share: quantization_mse(centers, counts, low * share, high * share, levels))
+    shares = [number / _CANDIDATES for number in range(1, _CANDIDATES + 1)]
+
+    def error(low: float, high: float) -> float:
+        return quantization_mse(centers, counts, low, high, levels)
+
+    best = min(shares, key=lambda share: error(low * share, high * share))
     best_low, best_high = low * best, high * best
     if low < 0.0:
-        best_low = min((low * s for s in shares), key=lambda x: quantization_mse(centers, counts, x, best_high, levels))
+        best_low = min((low * share for share in shares), key=lambda end: error(end, best_high))
     if high > 0.0:
-        best_high = min((high * s for s in shares), key=lambda x: quantization_mse(centers, counts, best_low, x, levels))
-    return float(best_low), float(best_high)
+        best_high = min((high * share for share in shares), key=lambda end: error(best_low, end))
+    return best_low, best_high
 
 
 def quantization_mse(values: Array, weights: Array, low: float, high: float, levels: int) -> float:
-    """Return the weighted mean squared error of quantizing ``values`` affinely to ``[low, high]`` in ``levels`` steps."""
-    scale = max(high - low, np.finfo(np.float32).tiny) / (levels - 1)
+    """Return the weighted mean squared error of affine quantization to ``[low, high]`` in ``levels`` steps."""
+    scale = max(high - low, float(np.finfo(np.float32).tiny)) / (levels - 1)
     zero_point = np.clip(np.round(-low / scale), 0, levels - 1)
     steps = np.clip(np.round(values / scale) + zero_point, 0, levels - 1)
     error = (steps - zero_point) * scale - values
@@ -152,11 +156,12 @@ def _l2_error(counts: Array, first: int, last: int, levels: int) -> float:
 def least_kl_divergence(stats: ActivationStats, levels: int) -> tuple[float, float]:
     """Return the range whose quantized distribution diverges least from the original (Kullback-Leibler).
 
-    Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each candidate threshold the reference P is the histogram with
-    the outliers added to its last bin, Q is the same bins merged to ``levels`` steps and spread back over the non-empty
-    ones; the threshold with the least KL(P || Q) wins. A two-sided tensor shrinks both ends by the same share. The bin at
-    zero counts like its neighbour (as NVIDIA's pytorch-quantization does): a ReLU piles half of all values there, zero is
-    exact under every threshold, and spreading that pile over a step would make every wide threshold look bad.
+    Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each candidate threshold the reference P is the histogram
+    with the outliers added to its last bin, Q is the same bins merged to ``levels`` steps and spread back over the
+    non-empty ones; the threshold with the least KL(P || Q) wins. A two-sided tensor shrinks both ends by the same
+    share. The bin at zero counts like its neighbour (as in NVIDIA's pytorch-quantization): a ReLU piles half of all
+    values there, zero is exact under every threshold, and spreading that pile over a step would make every wide
+    threshold look bad.
     """
     edges, counts = stats.occupied()
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)

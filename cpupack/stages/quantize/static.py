@@ -62,7 +62,7 @@ def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target
     for name in recipe.skip:
         if name not in names:
             raise _unknown_skip(name, names)
-        names[name].qconfig = None  # type: ignore[assignment]  # as above; None keeps the subtree in FP32
+        names[name].qconfig = None  # keeps everything below it in FP32
     prepare(module, inplace=True)
     for name, observer in module.named_modules():
         if isinstance(observer, StatsObserver):
@@ -71,7 +71,7 @@ def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target
     return converted
 
 
-def unknown_skips(module: nn.Module, skip: list[str]) -> None:
+def check_skip(module: nn.Module, skip: list[str]) -> None:
     """Raise QuantizationError for the first name in ``skip`` that is no module of the FP32 model."""
     names = dict(module.named_modules())
     for name in skip:
@@ -82,7 +82,8 @@ def unknown_skips(module: nn.Module, skip: list[str]) -> None:
 def _unknown_skip(name: str, names: dict[str, nn.Module]) -> QuantizationError:
     near = get_close_matches(name, names, n=1)
     return QuantizationError(
-        f"[quantize] skip: the model has no module {name!r}", hint=f"did you mean {near[0]!r}?" if near else None
+        f"[quantize] skip: the model has no module {name!r}",
+        hint=f"did you mean {near[0]!r}?" if near else None,
     )
 
 
@@ -143,9 +144,7 @@ def _without_fusers(backend: BackendConfig) -> BackendConfig:
     return BackendConfig(backend.name).set_backend_pattern_configs(kept)
 
 
-def _set_ranges(
-    prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize
-) -> None:
+def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize) -> None:
     """Give each observer the range of the tensor it stands on; one that several calls share gets the union.
 
     ``prepare_fx`` retraces the graph and renames its nodes, so they are matched by order, observers left out.

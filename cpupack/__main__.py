@@ -1,0 +1,5 @@
+"""``python -m cpupack``."""
+
+from cpupack.cli import main
+
+main()

@@ -1,0 +1,247 @@
+"""The command line: the only place that prints or exits. Torch is imported inside the commands that need it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from cpupack import __version__
+from cpupack.errors import CpupackError, UsageError
+
+if TYPE_CHECKING:
+    from cpupack.recipe import LoadedRecipe
+
+_RECIPES = click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path(path_type=Path))
+_RECIPE = click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe key, e.g. calibration.samples=64.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cpupack")
+def cli() -> None:
+    """Turn a PyTorch model into a tuned, verified INT8 wheel for CPUs.
+
+    A recipe (TOML) names the model, its calibration data and the target CPU; `cpupack build` makes the wheel.
+    """
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--model",
+    "source",
+    required=True,
+    metavar="SOURCE",
+    help="torchvision:NAME, timm:NAME or python:FILE.py:factory.",
+)
+@click.option(
+    "--dir",
+    "directory",
+    default=".",
+    type=click.Path(path_type=Path),
+    help="Where to write NAME.toml.",
+    show_default=True,
+)
+def init(name: str, source: str, directory: Path) -> None:
+    """Write a commented recipe NAME.toml."""
+    from cpupack.init import init_recipe
+
+    path = init_recipe(name, source, directory)
+    click.echo(f"next: edit the calibration source, then `cpupack check {path}`", err=True)
+    click.echo(path)
+
+
+@cli.command()
+@_RECIPES
+@_SET
+@click.option("--deep", is_flag=True, help="Also load the model and resolve every module name.")
+@_JSON
+def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
+    """Validate recipes and report every problem at once."""
+    from cpupack.recipe_file import load_recipe
+
+    answers, worst = [], 0
+    for path in recipes:
+        answer: dict[str, Any] = {"recipe": str(path), "ok": True, "problems": []}
+        try:
+            loaded = load_recipe(path, overrides)
+            if deep:
+                answer |= _check_deep(loaded)
+        except CpupackError as error:
+            answer |= {"ok": False, "problems": error.message.splitlines(), "hint": error.hint}
+            worst = max(worst, error.exit_code)
+            if not as_json:
+                _print_error(error)
+        else:
+            if not as_json:
+                click.echo(f"{path}: ok" + (f" ({answer['found']})" if deep else ""))
+        answers.append(answer)
+    if as_json:
+        click.echo(json.dumps({"recipes": answers}, indent=2))
+    sys.exit(worst)
+
+
+def _check_deep(loaded: LoadedRecipe) -> dict[str, Any]:
+    from cpupack.pipeline import check_model
+    from cpupack.progress import SilentProgress
+
+    model, fused = check_model(loaded, SilentProgress())
+    return {
+        "parameters": model.parameters,
+        "macs": model.macs,
+        "output_shape": list(model.output_shape),
+        "fused_chains": len(fused.chains),
+        "found": f"{model.parameters:,} parameters, {model.macs:,} MACs, {len(fused.chains)} fused chains",
+    }
+
+
+@cli.command()
+@_RECIPES
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(["x86_64", "aarch64"]),
+    help="Build for this CPU only; repeatable.",
+)
+@click.option(
+    "--out",
+    default="dist",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Directory for the wheels.",
+)
+@_SET
+@click.option(
+    "--no-tune",
+    is_flag=True,
+    help="Skip the search for threads and batch size; the runner plans from its host.",
+)
+@_QUIET
+@_JSON
+def build(
+    recipes: tuple[Path, ...],
+    targets: tuple[str, ...],
+    out: Path,
+    overrides: tuple[str, ...],
+    no_tune: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Build wheels. The last lines of stdout are their paths, one a line."""
+    from cpupack.recipe_file import load_recipe
+
+    loaded = [load_recipe(path, overrides) for path in recipes]
+
+    from rich.console import Console
+
+    from cpupack.console import ConsoleProgress
+    from cpupack.pipeline import BuildOptions
+    from cpupack.pipeline import build as build_wheels
+    from cpupack.summary import summary_dict, summary_text
+
+    console = Console(stderr=True)
+    options = BuildOptions(out=out, cpus=targets, tune=not no_tune)
+    answers, paths = [], []
+    for each in loaded:
+        progress = ConsoleProgress(console, quiet=quiet or as_json)
+        for result in build_wheels(each, options, progress):
+            answers.append(summary_dict(result, progress.times_s, progress.warnings))
+            paths.append(result.wheel.path)
+            if not (quiet or as_json):
+                console.print(summary_text(result, progress.times_s))
+        if not (quiet or as_json):
+            for warning in progress.warnings:
+                console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps({"wheels": answers}, indent=2, allow_nan=False))
+    else:
+        for path in paths:
+            click.echo(path)
+
+
+@cli.command()
+@click.argument("wheel", type=click.Path(path_type=Path))
+@_JSON
+def inspect(wheel: Path, as_json: bool) -> None:
+    """Show what is inside a wheel, and check its hashes."""
+    from cpupack.inspect_wheel import format_inspection
+    from cpupack.inspect_wheel import inspect as inspect_wheel
+
+    found = inspect_wheel(wheel)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else format_inspection(found))
+    if found.problems:
+        raise UsageError(f"{wheel}: {len(found.problems)} files are not what was built", hint="build or copy it again")
+
+
+@cli.command()
+@_RECIPE
+@_SET
+@_JSON
+def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Print every chain that can be fused, as TOML to paste into a recipe."""
+    from cpupack.recipe_file import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+
+    from cpupack.pipeline import fusible_chains
+    from cpupack.progress import SilentProgress
+    from cpupack.templates import render
+
+    chains = fusible_chains(loaded, SilentProgress())
+    if as_json:
+        click.echo(json.dumps({"modules": [list(chain) for chain in chains]}, indent=2))
+    else:
+        click.echo(render("recipe/fuse.toml.j2", chains=[list(chain) for chain in chains]), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code of what happened (see ``errors.py``; 130 for an interrupt)."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("\ncpupack: interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("\ncpupack: interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except CpupackError as error:
+        _print_error(error)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the boundary: anything else is a bug, shown whole, exit code 1
+        traceback.print_exc()
+        click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _print_error(error: CpupackError) -> None:
+    click.echo(f"error: {error}", err=True)
+
+
+def _interrupt(_: int, __: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

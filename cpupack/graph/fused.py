@@ -1,0 +1,52 @@
+"""The modules that a fused chain becomes: BatchNorm folded into weights, ReLU paired with what it follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.ao.nn.intrinsic as nni
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# torch.ao's classes have untyped constructors
+_WITH_RELU: dict[type[nn.Module], Any] = {
+    nn.Conv1d: nni.ConvReLU1d,
+    nn.Conv2d: nni.ConvReLU2d,
+    nn.Conv3d: nni.ConvReLU3d,
+    nn.Linear: nni.LinearReLU,
+    nn.BatchNorm2d: nni.BNReLU2d,
+    nn.BatchNorm3d: nni.BNReLU3d,
+}
+
+
+class ConvReLU6(nn.Sequential):
+    """A convolution and its ReLU6. INT8 runs it as conv + ReLU: a range that ends at 6 clamps there for free."""
+
+
+def takes_relu(module: nn.Module) -> bool:
+    """Whether there is one quantized operator for ``module`` and a ReLU after it."""
+    return type(module) in _WITH_RELU
+
+
+def with_relu(module: nn.Module) -> nn.Module:
+    """Return ``module`` and a ReLU as the class that quantization knows as one operator."""
+    fused: nn.Module = _WITH_RELU[type(module)](module, nn.ReLU())
+    return fused
+
+
+def fold_batch_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
+    """Return a copy of a convolution or linear module with the BatchNorm's scale and shift in its weights."""
+    assert isinstance(norm, NORMS)
+    if isinstance(module, nn.Linear):
+        return fuse_linear_bn_eval(module, norm)
+    assert isinstance(module, CONVS + TRANSPOSED_CONVS)
+    return fuse_conv_bn_eval(module, norm, transpose=isinstance(module, TRANSPOSED_CONVS))
+
+
+def normalizes(norm: type[nn.Module], conv: type[nn.Module]) -> bool:
+    """Whether a BatchNorm class works on the dimensions of a convolution class."""
+    return norm in NORMS and conv in CONVS + TRANSPOSED_CONVS and norm.__name__[-2:] == conv.__name__[-2:]

@@ -1,0 +1,16 @@
+"""channels_last: the layout that INT8 kernels work in, and the faster one for FP32 convolutions on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def batch_channels_last(batch: torch.Tensor) -> torch.Tensor:
+    """Return a 4-D batch in channels_last; other ranks have no such layout and come back as they are."""
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+
+def weights_channels_last(module: nn.Module) -> nn.Module:
+    """Bring a module's 4-D parameters and buffers into channels_last, in place, and return it."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # stubs lack it

@@ -1,0 +1,238 @@
+"""The whole build, in order. Only this module knows which stage follows which."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpupack.artifacts import (
+    BuiltWheel,
+    CalibratedModel,
+    Contender,
+    FloatModel,
+    FusedModel,
+    Reference,
+    Samples,
+    StagedProject,
+    TunePlan,
+)
+from cpupack.errors import QuantizationError
+from cpupack.progress import Progress
+from cpupack.quantized_engine import supported_engines
+from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.host import HostProbe
+from cpupack.sources import open_source
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.fuse import fuse, list_chains
+from cpupack.stages.load import load
+from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, stage_project
+from cpupack.stages.quantize import check_skip, quantize
+from cpupack.stages.script import script, script_float
+from cpupack.stages.tune import tune
+from cpupack.stages.verify import choose, compare, judge, race, run_reference
+from cpupack.targets import Target, candidates
+
+_RACE_BATCH = 8
+_SYNTHETIC_EVALUATION = 64
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the command line asks for beyond the recipe. ``cpus`` empty means the recipe's."""
+
+    out: Path
+    cpus: tuple[str, ...] = ()
+    tune: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all targets share: the FP32 model, its statistics, and the reference outputs."""
+
+    loaded: LoadedRecipe
+    model: FloatModel
+    fused: FusedModel
+    calibrated: CalibratedModel
+    calibration: Samples | None
+    reference: Reference
+    float_path: Path
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """One finished wheel with the facts of its summary. ``failed`` maps an engine to why it could not be built."""
+
+    wheel: BuiltWheel
+    model: FloatModel
+    contender: Contender
+    raced: tuple[Contender, ...]
+    failed: dict[str, str]
+    plan: TunePlan
+
+
+def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> list[BuildResult]:
+    """Build one wheel for each CPU of a recipe; nothing is left in ``options.out`` unless all of them succeed.
+
+    Raises the CpupackError of the stage that failed.
+    """
+    check_out(options.out)
+    with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
+        work = Path(name)
+        prepared = prepare(loaded, work, progress)
+        finished = []
+        for cpu in options.cpus or tuple(loaded.recipe.target.cpu):
+            raced, failed = contend(prepared, cpu, work, progress)
+            winner = choose(raced)
+            staged = _stage(prepared, winner, work / cpu, progress)
+            plan = _tune(staged, loaded, winner, options, progress)
+            finished.append((finish(staged, plan), winner, raced, failed, plan))
+        with progress.stage("package"):
+            return [
+                BuildResult(build_wheel(staged, options.out), prepared.model, winner, tuple(raced), failed, plan)
+                for staged, winner, raced, failed, plan in finished
+            ]
+
+
+def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
+    """Load, fuse and calibrate the model and run it in FP32: everything that no target changes."""
+    recipe = loaded.recipe
+    with progress.stage("load"):
+        model = load(loaded, progress)
+    with progress.stage("fuse"):
+        fused = fuse(model, recipe, progress)
+    with progress.stage("read data"):
+        calibration = _calibration(loaded, progress)
+        evaluation = _evaluation(loaded, calibration, progress)
+    with progress.stage("calibrate"):
+        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
+        calibrated = calibrate(fused, calibration, batch_size, progress)
+    with progress.stage("run FP32"):
+        reference = run_reference(model, evaluation, progress)
+        float_path = script_float(model, work / "float.pt")
+    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path)
+
+
+def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tuple[list[Contender], dict[str, str]]:
+    """Build every engine that the recipe allows on ``cpu``, verify each, and time them against FP32.
+
+    Returns the contenders, fastest first, each judged by the gates, and the engines that torch could not quantize for
+    with the reason. Raises QuantizationError when that leaves none.
+    """
+    recipe = prepared.loaded.recipe
+    targets = candidates(recipe, cpu, supported_engines())
+    contenders, failed = [], {}
+    with progress.stage(f"quantize and verify ({cpu})"):
+        for number, target in enumerate(targets):
+            try:
+                contenders.append(_contender(prepared, target, work))
+            except QuantizationError as error:
+                if len(targets) == 1:
+                    raise
+                failed[target.engine] = error.message
+                progress.warn(f"engine {target.engine} is out: {error.message}")
+            progress.step(number + 1, len(targets), "engines")
+    if not contenders:
+        raise QuantizationError(
+            "no engine can run this model:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        )
+    if contenders[0].scripted.target.runs_here:
+        latency = recipe.tune.objective == "latency"
+        with progress.stage(f"time against FP32 ({cpu})"):
+            contenders = race(
+                contenders,
+                prepared.float_path,
+                prepared.model.input_shape,
+                work,
+                batch_size=1 if latency else _RACE_BATCH,
+                threads=HostProbe().budget().usable if latency else 1,
+            )
+    return [judge(each, recipe.evaluation) for each in contenders], failed
+
+
+def _contender(prepared: Prepared, target: Target, work: Path) -> Contender:
+    quantized = quantize(prepared.calibrated, prepared.model.module, prepared.loaded.recipe, target)
+    path = work / f"{target.cpu}-{target.engine}.pt"
+    scripted = script(quantized, prepared.model.input_shape, path)
+    return compare(quantized, scripted, prepared.reference, work)
+
+
+def _stage(prepared: Prepared, winner: Contender, directory: Path, progress: Progress) -> StagedProject:
+    with progress.stage(f"stage ({winner.scripted.target.cpu})"):
+        contents = WheelContents(
+            loaded=prepared.loaded,
+            model=prepared.model,
+            fused=prepared.fused,
+            scripted=winner.scripted,
+            report=winner.report,
+            target=winner.scripted.target,
+            calibration=prepared.calibration,
+            golden=winner.golden,
+            notes=winner.quantized.notes,
+        )
+        return stage_project(contents, directory)
+
+
+def _tune(
+    staged: StagedProject, loaded: LoadedRecipe, winner: Contender, options: BuildOptions, progress: Progress
+) -> TunePlan:
+    target = winner.scripted.target
+    if not options.tune:
+        return TunePlan(tuned=False, objective=loaded.recipe.tune.objective, reason="built with --no-tune")
+    with progress.stage(f"tune ({target.cpu})"):
+        return tune(staged, loaded.recipe, target, progress)
+
+
+def _calibration(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
+    spec = loaded.recipe.calibration
+    if spec is None:
+        return None
+    return open_source(
+        spec.source,
+        loaded,
+        samples=spec.samples,
+        seed=spec.seed,
+        skip_corrupt=spec.skip_corrupt,
+        labelled=False,
+        progress=progress,
+    )
+
+
+def _evaluation(loaded: LoadedRecipe, calibration: Samples | None, progress: Progress) -> Samples:
+    """Return what INT8 is compared with FP32 on: ``[evaluation] source``, else data like the calibration's."""
+    spec = loaded.recipe.evaluation
+    if spec.source is not None:
+        return open_source(
+            spec.source,
+            loaded,
+            samples=spec.samples,
+            seed=0,
+            skip_corrupt=spec.skip_corrupt,
+            labelled=True,
+            progress=progress,
+        )
+    if calibration is not None and not calibration.synthetic:
+        return calibration
+    # Other synthetic data than it was calibrated on, so that the comparison is not on the very same tensors.
+    seed = (loaded.recipe.calibration.seed if loaded.recipe.calibration else 0) + 1
+    return open_source(
+        "synthetic",
+        loaded,
+        samples=_SYNTHETIC_EVALUATION,
+        seed=seed,
+        skip_corrupt=False,
+        labelled=False,
+        progress=progress,
+    )
+
+
+def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
+    """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
+    model = load(loaded, progress)
+    check_skip(model.module, loaded.recipe.quantize.skip)
+    return model, fuse(model, loaded.recipe, progress)
+
+
+def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:
+    """Return every chain that ``[fuse] modules = "auto"`` would fuse."""
+    return list_chains(load(loaded, progress))

@@ -1,0 +1,117 @@
+"""QuantizedModel -> ScriptedModel: trace, freeze, save, and count what runs in INT8. The build's only ``torch.jit``."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
+from cpupack.errors import QuantizationError
+from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.quantized_engine import engine
+from cpupack.user_code import describe_failure
+
+_CONVERSIONS = frozenset({"quantize_per_tensor", "quantize_per_channel", "dequantize", "quantize_per_tensor_dynamic"})
+_LAYOUT = frozenset(
+    """
+    _local_scalar_dense _reshape_alias _to_copy _unsafe_view alias chunk clone contiguous copy_ detach empty expand
+    flatten is_pinned item lift_fresh permute q_scale q_zero_point reshape select slice split split_with_sizes squeeze
+    t to transpose unbind unsqueeze view zeros
+    """.split()  # noqa: SIM905 - thirty quoted names would be three times as long
+)
+
+
+def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
+    """Trace and freeze the INT8 module and save it at ``path``.
+
+    Raises QuantizationError when tracing fails, naming the line.
+    """
+    example = _example(input_shape)
+    with engine(quantized.target.engine):
+        operators, int8, fp32 = count_operators(quantized.module, example)
+        _save(quantized.module, example, path, freeze=True)
+    return ScriptedModel(path, quantized.target, path.stat().st_size, int8, fp32, operators)
+
+
+def script_float(model: FloatModel, path: Path) -> Path:
+    """Trace the FP32 model as loaded and save it, not frozen: what speed is compared with. Returns ``path``."""
+    _save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
+    return path
+
+
+def count_operators(module: nn.Module, example: torch.Tensor) -> tuple[dict[str, int], int, int]:
+    """Run ``module`` once and return the calls of each operator, how many computed in INT8 and how many in FP32.
+
+    Conversions and changes of layout count in the table but in neither sum. A call is INT8 when it is one of torch's
+    ``quantized`` operators or works on a quantized tensor.
+    """
+    with _OperatorCounter() as counter, torch.inference_mode():
+        module(example)
+    return dict(sorted(counter.calls.items())), counter.int8, counter.fp32
+
+
+class _OperatorCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
+        self.calls: Counter[str] = Counter()
+        self.int8 = self.fp32 = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        namespace, _, name = func._schema.name.partition("::")
+        tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
+        for each in args:
+            if isinstance(each, (list, tuple)):
+                tensors.extend(item for item in each if isinstance(item, torch.Tensor))
+        if not tensors or name in _LAYOUT or "prepack" in name:
+            return result
+        self.calls[f"{namespace}::{name}"] += 1
+        if name not in _CONVERSIONS:
+            if namespace in {"quantized", "onednn"} or any(each.is_quantized for each in tensors):
+                self.int8 += 1
+            elif any(each.is_floating_point() for each in tensors):
+                self.fp32 += 1
+        return result
+
+
+def _example(input_shape: tuple[int, ...]) -> torch.Tensor:
+    return batch_channels_last(torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)))
+
+
+def _save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool) -> None:
+    try:
+        with torch.inference_mode(), _quiet():
+            traced = torch.jit.trace(module.eval(), example, check_trace=False)
+            if freeze:
+                traced = torch.jit.freeze(traced.eval())
+            torch.jit.save(traced, str(path))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise QuantizationError(
+            f"the model cannot be turned into TorchScript: {describe_failure(error)}",
+            hint="its forward must be a fixed sequence of torch operators",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence torch.jit's announcement of its own deprecation, and the tracer's remarks on constants it takes over.
+
+    A trace that does depend on data shows up in verification, where other inputs and batch sizes are compared.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+        warnings.filterwarnings(
+            "ignore",
+            category=torch.jit.TracerWarning,  # type: ignore[attr-defined]  # public, not in __all__
+        )
+        yield

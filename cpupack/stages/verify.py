@@ -1,0 +1,219 @@
+"""ScriptedModel -> VerifyReport: what the saved file answers in a fresh process, how fast, and if the gates hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack import accuracy
+from cpupack.artifacts import (
+    Contender,
+    FloatArray,
+    FloatModel,
+    Gate,
+    QuantizedModel,
+    Reference,
+    Samples,
+    ScriptedModel,
+    VerifyReport,
+)
+from cpupack.errors import CalibrationError, VerificationError
+from cpupack.layout import batch_channels_last
+from cpupack.progress import Progress
+from cpupack.quantized_engine import engine
+from cpupack.recipe import Evaluation
+from cpupack.workers.client import run_worker
+
+BATCH_SIZE = 16
+_EQUAL_SAMPLES = 16
+_GOLDEN_SAMPLES = 4
+_ROUNDS = 7
+_ROUND_S = 0.15
+
+
+def run_reference(model: FloatModel, samples: Samples, progress: Progress) -> Reference:
+    """Run the FP32 model as loaded. Raises CalibrationError for labels that the model has no class for."""
+    if samples.labels is not None:
+        classes = model.output_shape[0] if len(model.output_shape) == 1 else 0
+        largest = int(samples.labels.max())
+        if largest >= classes:
+            raise CalibrationError(
+                f"[evaluation] {samples.origin} has class {largest}, the model's output has shape {model.output_shape}",
+                hint="class folders are numbered in alphabetical order, or matched with [model] labels by name",
+            )
+    rows: list[FloatArray] = []
+    with torch.inference_mode():
+        for batch in samples.batches(BATCH_SIZE):
+            rows.append(model.module(batch_channels_last(batch)).numpy())
+            progress.step(sum(map(len, rows)), len(samples), "samples")
+    return Reference(samples, np.concatenate(rows))
+
+
+def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
+    """Reload the saved model in a fresh process and compare it with the INT8 module and with FP32.
+
+    ``directory`` takes the exchanged files. Raises VerificationError when the saved model does not answer exactly as
+    the module it was made from.
+    """
+    samples = reference.samples
+    actual = _replay(scripted, samples, samples.data, directory)
+    expected = _run_quantized(quantized, samples)
+    if not np.array_equal(actual[: len(expected)], expected):
+        largest = float(np.abs(actual[: len(expected)] - expected).max())
+        raise VerificationError(
+            f"the saved {scripted.target.engine} model differs from the quantized module by up to {largest:.3g}",
+            hint="the trace depends on its example input; make forward independent of batch size and values",
+        )
+    report = VerifyReport(
+        data=samples.origin,
+        samples=len(samples),
+        equal_to_quantized=True,
+        sqnr_db=accuracy.sqnr_db(reference.outputs, actual),
+        cosine=accuracy.cosine(reference.outputs, actual),
+        agreement=accuracy.agreement(reference.outputs, actual),
+    )
+    if (labels := samples.labels) is not None:
+        report = dataclasses.replace(
+            report,
+            labelled_samples=len(labels),
+            top1_fp32=accuracy.top_k(reference.outputs, labels, 1),
+            top1_int8=accuracy.top_k(actual, labels, 1),
+            top5_fp32=accuracy.top_k(reference.outputs, labels, 5),
+            top5_int8=accuracy.top_k(actual, labels, 5),
+        )
+    kept = slice(0, _GOLDEN_SAMPLES)
+    golden = {
+        "input": samples.data[kept],
+        # Replayed on their own: dynamic quantization measures its ranges over the batch it is given.
+        "output": _replay(scripted, samples, samples.data[kept], directory),
+        "output_fp32": reference.outputs[kept],
+    }
+    return Contender(quantized, scripted, report, golden)
+
+
+def race(
+    contenders: Sequence[Contender],
+    float_path: Path,
+    input_shape: tuple[int, ...],
+    directory: Path,
+    *,
+    batch_size: int,
+    threads: int,
+) -> list[Contender]:
+    """Time the contenders and FP32 in one fresh process, interleaved; return them with their speedup, fastest first.
+
+    The speedup is the median over the rounds of FP32's time by the contender's. Rows are ``{round, name, latency_ms}``.
+    """
+    entries = [{"name": "fp32", "path": str(float_path), "engine": contenders[0].scripted.target.engine}]
+    entries += [
+        {
+            "name": each.scripted.target.engine,
+            "path": str(each.scripted.path),
+            "engine": each.scripted.target.engine,
+        }
+        for each in contenders
+    ]
+    rows_path = directory / "race-rows.json"
+    spec = {
+        "entries": entries,
+        "input_shape": list(input_shape),
+        "batch_size": batch_size,
+        "threads": threads,
+        "rounds": _ROUNDS,
+        "round_s": _ROUND_S,
+        "rows": str(rows_path),
+    }
+    run_worker("race", spec, directory / "race.json")
+    rows = json.loads(rows_path.read_text(encoding="utf-8"))
+    timed = [
+        dataclasses.replace(
+            each,
+            report=dataclasses.replace(
+                each.report,
+                speedup=_median_ratio(rows, each.scripted.target.engine),
+                speed_rows=tuple({**row, "batch_size": batch_size, "threads": threads} for row in rows),
+            ),
+        )
+        for each in contenders
+    ]
+    return sorted(timed, key=lambda each: each.report.speedup or 0.0, reverse=True)
+
+
+def judge(contender: Contender, evaluation: Evaluation) -> Contender:
+    """Return the contender with each gate that the recipe sets and that could be measured."""
+    report = contender.report
+    gates = []
+    if evaluation.max_drop is not None and report.top1_fp32 is not None and report.top1_int8 is not None:
+        drop = report.top1_fp32 - report.top1_int8
+        gates.append(Gate("max_drop", evaluation.max_drop, drop, drop <= evaluation.max_drop))
+    at_least = (
+        ("min_top1", evaluation.min_top1, report.top1_int8),
+        ("min_agreement", evaluation.min_agreement, report.agreement),
+        ("min_sqnr_db", evaluation.min_sqnr_db, report.sqnr_db),
+        ("min_speedup", evaluation.min_speedup, report.speedup),
+    )
+    gates += [
+        Gate(name, bound, measured, measured >= bound)
+        for name, bound, measured in at_least
+        if bound is not None and measured is not None
+    ]
+    return dataclasses.replace(contender, report=dataclasses.replace(report, gates=tuple(gates)))
+
+
+def choose(contenders: Sequence[Contender]) -> Contender:
+    """Return the first contender that passes every gate; give the fastest first.
+
+    Raises VerificationError with the numbers of all of them when none does.
+    """
+    for each in contenders:
+        if each.report.passed:
+            return each
+    lines = []
+    for each in contenders:
+        for gate in each.report.gates:
+            verdict = "ok" if gate.passed else "FAILED"
+            name = f"{each.scripted.target.engine}: {gate.name}"
+            lines.append(f"  {name} = {gate.bound:g}, measured {gate.measured:.4g}  {verdict}")
+    raise VerificationError(
+        f"[evaluation] the gates do not hold (on {contenders[0].report.data}):\n" + "\n".join(lines),
+        hint="more calibration samples, another [quantize] observer, or [quantize] skip for sensitive layers",
+    )
+
+
+def _median_ratio(rows: list[dict[str, Any]], name: str) -> float:
+    by_round: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_round.setdefault(row["round"], {})[row["name"]] = row["latency_ms"]
+    return median(times["fp32"] / times[name] for times in by_round.values())
+
+
+def _run_quantized(quantized: QuantizedModel, samples: Samples) -> FloatArray:
+    """Run the first samples through the INT8 module here, in the batches that the replay uses."""
+    with torch.inference_mode(), engine(quantized.target.engine):
+        batch = batch_channels_last(samples.tensor(slice(0, min(_EQUAL_SAMPLES, BATCH_SIZE))))
+        output: FloatArray = quantized.module(batch).numpy()
+    return output
+
+
+def _replay(scripted: ScriptedModel, samples: Samples, data: npt.NDArray[Any], directory: Path) -> FloatArray:
+    inputs, outputs = directory / "replay-inputs.npy", directory / "replay-outputs.npy"
+    np.save(inputs, data)
+    spec = {
+        "model": str(scripted.path),
+        "engine": scripted.target.engine,
+        "inputs": str(inputs),
+        "outputs": str(outputs),
+        "batch_size": BATCH_SIZE,
+        "preprocess": samples.preprocess.to_dict() if samples.preprocess else None,
+    }
+    run_worker("replay", spec, directory / "replay.json")
+    result: FloatArray = np.load(outputs)
+    return result

@@ -1,0 +1,31 @@
+"""Starting a worker in a fresh interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cpupack.errors import VerificationError
+
+
+def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
+    """Write ``spec``, run ``python -m cpupack.workers.MODULE SPEC_PATH`` and wait; an interrupt kills the child.
+
+    Raises VerificationError with the last line that the worker wrote when it fails.
+    """
+    spec_path.write_text(json.dumps(spec), encoding="utf-8")
+    search_path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    finished = subprocess.run(
+        [sys.executable, "-m", f"cpupack.workers.{module}", str(spec_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
+        check=False,
+    )
+    if finished.returncode != 0:
+        lines = [line for line in finished.stderr.splitlines() if line.strip()] or [f"exit code {finished.returncode}"]
+        raise VerificationError(f"the saved model failed in a fresh process ({module}): {lines[-1]}")

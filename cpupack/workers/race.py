@@ -1,0 +1,56 @@
+"""``python -m cpupack.workers.race SPEC.json``: time saved models against each other, interleaved.
+
+The speed of a shared machine drifts by a factor of two within minutes, so models are never timed one after the other:
+every round times each of them for a moment, and ratios are taken round by round.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpupack.runtime.pool import InstancePool
+
+
+def main(spec_path: str) -> None:
+    """Time each of ``entries`` ``{name, path, engine}`` on the same batch.
+
+    Writes ``rows`` ``{round, name, latency_ms}``. SPEC also holds ``input_shape``,
+    ``batch_size``, ``threads``, ``rounds`` and ``round_s``.
+    """
+    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
+    batch = torch.rand(spec["batch_size"], *spec["input_shape"], generator=torch.Generator().manual_seed(0))
+    pools: dict[str, InstancePool] = {}
+    calls: dict[str, int] = {}
+    for entry in spec["entries"]:
+        pool = InstancePool(Path(entry["path"]), entry["engine"], spec["threads"], instances=1)
+        for _ in range(3):
+            pool.run(batch)
+        pools[entry["name"]] = pool
+        calls[entry["name"]] = max(1, round(spec["round_s"] / _time(pool, batch, calls=1)))
+    rows: list[dict[str, Any]] = []
+    for number in range(spec["rounds"]):
+        order = list(pools) if number % 2 == 0 else list(reversed(pools))
+        for name in order:
+            seconds = _time(pools[name], batch, calls[name])
+            rows.append({"round": number, "name": name, "latency_ms": seconds * 1e3})
+    for pool in pools.values():
+        pool.close()
+    Path(spec["rows"]).write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _time(pool: InstancePool, batch: torch.Tensor, calls: int) -> float:
+    """Return the mean seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        pool.run(batch)
+    return (time.perf_counter() - start) / calls
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

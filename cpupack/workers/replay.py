@@ -1,0 +1,33 @@
+"""``python -m cpupack.workers.replay SPEC.json``: run a saved model in a fresh process, as the wheel will.
+
+SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``outputs`` (.npy, written), ``batch_size`` and ``preprocess``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpupack.runtime.pool import InstancePool
+from cpupack.runtime.preprocess import PreprocessSpec, normalize
+
+
+def main(spec_path: str) -> None:
+    """Run uint8 pixels ``(n, h, w, c)`` or float32 ``(n, *input_shape)``; save float32 ``(n, *output_shape)``."""
+    spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
+    data = np.load(spec["inputs"], mmap_mode="r")
+    preprocess = PreprocessSpec.from_dict(spec["preprocess"]) if spec["preprocess"] else None
+    rows = []
+    with InstancePool(Path(spec["model"]), spec["engine"], torch.get_num_threads(), instances=1) as pool:
+        for start in range(0, len(data), spec["batch_size"]):
+            chunk = np.array(data[start : start + spec["batch_size"]])
+            rows.append(pool.run(torch.from_numpy(normalize(chunk, preprocess) if preprocess else chunk)).numpy())
+    np.save(spec["outputs"], np.concatenate(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
