@@ -65,6 +65,11 @@ class Space:
         if not self.layouts or not self.batch_sizes:
             raise ValueError("a search needs at least one layout and one batch size")
 
+    @property
+    def most_threads(self) -> int:
+        """The threads of the layouts that use every core."""
+        return max(threads * instances for threads, instances in self.layouts)
+
     def __len__(self) -> int:
         return len(self.layouts) * len(self.batch_sizes)
 
@@ -152,8 +157,7 @@ class _Run:
         """Probe the layouts that use every core, walk batch sizes of the good ones; then the other layouts."""
         sizes = self.space.batch_sizes
         middle = (len(sizes) - 1) // 2
-        most = max(threads * instances for threads, instances in self.space.layouts)
-        full = [layout for layout in self.space.layouts if layout[0] * layout[1] == most]
+        full = [layout for layout in self.space.layouts if layout[0] * layout[1] == self.space.most_threads]
         probed: list[Setting] = []
         for layouts in (full, [layout for layout in self.space.layouts if layout not in full]):
             new = [_setting(layout, sizes[middle]) for layout in layouts]
@@ -234,9 +238,11 @@ class _Run:
             result = self.measure(setting, duration_s)
         except MeasurementFailedError as error:
             row |= {"error": str(error), "cost_s": self.clock() - begin_s}
+            self.results.pop(setting, None)  # what fails once is not chosen, however fast it was before
         else:
             row |= {**result, **row, "cost_s": self.clock() - begin_s}
-            self.results.setdefault(setting, []).append(row)
+            if not any("error" in earlier for earlier in self.rows if _of(earlier) == setting):
+                self.results.setdefault(setting, []).append(row)
         self.rows.append(row)
         self.on_row(row)
         return True
@@ -286,7 +292,8 @@ class _Run:
 
     def outcome(self) -> Outcome:
         if not self.results:
-            raise TuningFailedError(f"no setting could be measured; the first said: {self.rows[0]['error']}")
+            first = next(row["error"] for row in self.rows if "error" in row)
+            raise TuningFailedError(f"no setting could be measured; the first failure: {first}")
         tried = f"{len(self.results)} of {len(self.space)} settings measured"
         tried += f", {len(self.rows)} runs in {self.clock() - self.started_s:.0f} s"
         tried += " (the budget is spent)" if self.out_of_time else ""
@@ -299,6 +306,11 @@ class _Run:
                 f"no setting meets max_latency_ms = {self.max_latency_ms:g}: the lowest p99 is "
                 f"{self._p99_ms(best):.1f} ms ({best}); {tried}"
             )
+        if self.objective == "throughput" and 2 * _disturbed(self.rows) > len(self.rows):
+            # On a busy host a layout that leaves cores idle looks good for keeping out of the others' way.
+            every_core = [s for s in feasible if s.threads * s.instances == self.space.most_threads]
+            tried += ", so only settings that use every core were considered" if every_core else ""
+            feasible = every_core or feasible
         # A single lucky run does not win against settings that held up when repeated.
         repeated = [setting for setting in feasible if len(self.results[setting]) > 1] or feasible
         top = max(self._value(setting) for setting in repeated)
