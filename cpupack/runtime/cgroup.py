@@ -29,18 +29,14 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 def cpu_quota(root: Path) -> float | None:
     """Return the CPUs' worth of time a period allows, the least of all levels; None without a limit."""
-    found = [_quota_v1(group) for group in _groups(root, "cpu")] + [
-        _quota_v2(group) for group in _groups(root, "")
-    ]
+    found = [_quota_v1(group) for group in _groups(root, "cpu")] + [_quota_v2(group) for group in _groups(root, "")]
     limits = [quota for quota in found if quota is not None]
     return min(limits) if limits else None
 
 
 def cpu_set(root: Path) -> frozenset[int] | None:
     """Return the CPUs of the process's own cpuset, None where there is none."""
-    files = [
-        group / name for group in _groups(root, "cpuset") for name in ("cpuset.effective_cpus", "cpuset.cpus")
-    ]
+    files = [group / name for group in _groups(root, "cpuset") for name in ("cpuset.effective_cpus", "cpuset.cpus")]
     files += [group / "cpuset.cpus.effective" for group in _groups(root, "")]
     for path in files:
         if text := read_text(path):
@@ -88,11 +84,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
     inner = path.relative_to(mounted_group) if path.is_relative_to(mounted_group) else PurePosixPath()
     if not (mounted_at / inner).is_dir():
         inner = PurePosixPath()
-    return (
-        [mounted_at / inner, *(mounted_at / above for above in inner.parents)]
-        if inner.parts
-        else [mounted_at]
-    )
+    return [mounted_at / inner, *(mounted_at / above for above in inner.parents)] if inner.parts else [mounted_at]
 
 
 def _own_group(root: Path, controller: str) -> PurePosixPath | None:
@@ -111,9 +103,7 @@ def _mount(root: Path, controller: str) -> tuple[Path, PurePosixPath] | None:
         fields, kind = left.split(), right.split()
         if len(fields) < 5 or len(kind) < 3:
             continue
-        wanted = (
-            kind[0] == "cgroup" and controller in kind[2].split(",") if controller else kind[0] == "cgroup2"
-        )
+        wanted = kind[0] == "cgroup" and controller in kind[2].split(",") if controller else kind[0] == "cgroup2"
         if wanted:
             return root / fields[4].lstrip("/"), PurePosixPath(fields[3])
     return None

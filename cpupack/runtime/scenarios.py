@@ -74,9 +74,7 @@ def offline(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, d
     return closed_loop(pool, batches, batch_size, clock, lambda _calls, now: now < deadline)
 
 
-def single_stream(
-    pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float
-) -> Calls:
+def single_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float) -> Calls:
     """Issue one query, wait for it, issue the next, on one instance. Latency is what the caller sees."""
     start, end = array("d"), array("d")
     turn = itertools.cycle(batches)
@@ -93,9 +91,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         # 10 calls: each of the five windows then has its share of at least two.
-        Scenario(
-            "offline", "all instances busy; the figure is throughput", None, "throughput_per_s", 10, offline
-        ),
+        Scenario("offline", "all instances busy; the figure is throughput", None, "throughput_per_s", 10, offline),
         # 100 calls: below that the p99 is the maximum.
         Scenario("single-stream", "one request at a time; p90 latency", "latency", "p90", 100, single_stream),
     )
@@ -149,9 +145,7 @@ class _Stream:
         self.start.append(self._clock.now())
         try:
             future = self._pool.submit(next(self._turn), self._instance)
-        except (
-            RunnerError
-        ) as error:  # raised inside a future's callback it would be lost and the wait endless
+        except RunnerError as error:  # raised inside a future's callback it would be lost and the wait endless
             self.finished.set_exception(error)
             return
         future.add_done_callback(self._done)

@@ -55,8 +55,7 @@ def window_rates(calls: Calls, begin_s: float, end_s: float, windows: int) -> li
     """Return samples a second in each of ``windows`` equal parts of the span."""
     edges = np.linspace(begin_s, end_s, windows + 1)
     return [
-        calls.samples_between(left, right) / (right - left) if right > left else 0.0
-        for left, right in pairwise(edges)
+        calls.samples_between(left, right) / (right - left) if right > left else 0.0 for left, right in pairwise(edges)
     ]
 
 
