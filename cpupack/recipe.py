@@ -41,9 +41,7 @@ class Expects:
 
     words: str
 
-    def __get_pydantic_json_schema__(
-        self, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(core), "x-expects": self.words}
 
 
@@ -71,9 +69,7 @@ class Package(Table):
     name: Annotated[
         str,
         StringConstraints(pattern=NAME_PATTERN, max_length=100),
-        Expects(
-            "up to 100 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"
-        ),
+        Expects("up to 100 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"),
     ]
     """Distribution name; in the import name every run of ``-``, ``.``, ``_`` is one ``_``."""
     version: Annotated[
@@ -82,9 +78,7 @@ class Package(Table):
         Expects('a PEP 440 version in its normal form without a local part, such as "1.0.0" or "2.1rc1"'),
     ] = "0.1.0"
     """PEP 440 version of the wheel, without a local part."""
-    description: Annotated[
-        str, StringConstraints(pattern=r"^[^\r\n]*$"), Expects("a single line of text")
-    ] = ""
+    description: Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$"), Expects("a single line of text")] = ""
     """One line for the wheel's metadata."""
 
     @property
@@ -106,10 +100,7 @@ class Model(Table):
     weights_fallback: Literal["random"] | None = None
     """What to do when weights must be downloaded and cannot be; absent means an error."""
     sha256: (
-        Annotated[
-            str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Expects("64 lower-case hexadecimal digits")
-        ]
-        | None
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Expects("64 lower-case hexadecimal digits")] | None
     ) = None
     """SHA-256 of the weights file, checked before it is read."""
     seed: Seed = 0

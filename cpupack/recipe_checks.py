@@ -109,9 +109,7 @@ def _names(view: View) -> Iterator[Problem]:
     if not name.isidentifier() or keyword.iskeyword(name):
         yield Problem(("package", "name"), f'gives the import name "{name}", which Python cannot import')
     elif name in _TAKEN or name in sys.stdlib_module_names:
-        yield Problem(
-            ("package", "name"), f'gives the import name "{name}", which would hide the module {name}'
-        )
+        yield Problem(("package", "name"), f'gives the import name "{name}", which would hide the module {name}')
 
 
 def _model_source(view: View) -> Iterator[Problem]:
@@ -120,9 +118,7 @@ def _model_source(view: View) -> Iterator[Problem]:
     if kind not in MODEL_SOURCES or not rest:
         near = nearest(kind, MODEL_SOURCES)
         message = "must be torchvision:NAME, timm:NAME, python:FILE.py:factory or python:pkg.mod:factory"
-        yield Problem(
-            ("model", "source"), f'{message}, not "{source}"', f"{near}:{rest}" if colon and near else None
-        )
+        yield Problem(("model", "source"), f'{message}, not "{source}"', f"{near}:{rest}" if colon and near else None)
     elif kind == "python":
         yield from _factory(view, ("model", "source"), rest)
 
@@ -130,9 +126,7 @@ def _model_source(view: View) -> Iterator[Problem]:
 def _factory(view: View, key: Key, spec: str) -> Iterator[Problem]:
     place, _, name = spec.rpartition(":")
     if not place or not name.isidentifier():
-        message = (
-            "must be python:FILE.py:factory or python:pkg.mod:factory with the name of a function or class"
-        )
+        message = "must be python:FILE.py:factory or python:pkg.mod:factory with the name of a function or class"
         yield Problem(key, f'{message}, not "python:{spec}"')
     elif place.endswith(".py"):
         yield from _file(view, key, place)
@@ -164,9 +158,7 @@ def _weights(view: View) -> Iterator[Problem]:
     if kind is None:
         return
     key = ("model", "weights")
-    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}[
-        kind
-    ]
+    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}[kind]
     if weights.endswith(WEIGHT_FILES):
         yield from _file(view, key, weights)
     elif weights not in words and not (kind == "torchvision" and _ENUM_NAME.fullmatch(weights)):
@@ -181,17 +173,11 @@ def _weights_options(view: View) -> Iterator[Problem]:
         view("model", "weights"),
         nearest(view("model", "source").partition(":")[0], MODEL_SOURCES),
     )
-    downloaded = (
-        kind in {"torchvision", "timm"} and weights != "random" and not weights.endswith(WEIGHT_FILES)
-    )
+    downloaded = kind in {"torchvision", "timm"} and weights != "random" and not weights.endswith(WEIGHT_FILES)
     if view.given("model", "weights_fallback") and not downloaded:
-        yield Problem(
-            ("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing'
-        )
+        yield Problem(("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing')
     if view.given("model", "sha256") and weights in {"random", "factory", "pretrained"}:
-        yield Problem(
-            ("model", "sha256"), f'has no effect: weights = "{weights}" reads no file that cpupack knows'
-        )
+        yield Problem(("model", "sha256"), f'has no effect: weights = "{weights}" reads no file that cpupack knows')
 
 
 def _labels(view: View) -> Iterator[Problem]:
@@ -214,9 +200,7 @@ def _preprocess(view: View) -> Iterator[Problem]:
     for name in ("mean", "std"):
         count = len(view("preprocess", name))
         if count not in {1, CHANNELS[mode]}:
-            yield Problem(
-                ("preprocess", name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}'
-            )
+            yield Problem(("preprocess", name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}')
     shape = view("model", "input_shape")
     if len(shape) != 3:
         yield Problem(
@@ -318,9 +302,7 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         near = nearest(kind, DATA_SOURCES)
         message = "must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic"
         fixed = near if near == "synthetic" else f"{near}:{rest}"
-        yield Problem(
-            key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None
-        )
+        yield Problem(key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None)
         return
     if kind == "images":
         yield from _directory(view, key, rest)
@@ -366,9 +348,7 @@ def _fuse(view: View) -> Iterator[Problem]:
     for index, chain in enumerate(chains if isinstance(chains, list) else []):
         for place, module in enumerate(chain):
             if module in seen:
-                yield Problem(
-                    ("fuse", "modules", index, place), f'"{module}" is already in chain {seen[module]}'
-                )
+                yield Problem(("fuse", "modules", index, place), f'"{module}" is already in chain {seen[module]}')
             seen.setdefault(module, index)
 
 

@@ -100,9 +100,7 @@ def parse_recipe(
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(
-            encoding="utf-8-sig"
-        )  # a byte order mark is no TOML, and Windows editors add one
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no TOML, and Windows editors add one
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=_ABSENT) from None
     except IsADirectoryError:

@@ -65,8 +65,7 @@ def schema_problems(data: Mapping[str, Any]) -> list[Problem]:
         Recipe.model_validate(data)
     except ValidationError as error:
         return [
-            _problem(key, kind, value)
-            for key, kind, value in _settle_unions(data, error.errors(include_url=False))
+            _problem(key, kind, value) for key, kind, value in _settle_unions(data, error.errors(include_url=False))
         ]
     return []
 
@@ -84,9 +83,7 @@ def _settle_unions(data: Mapping[str, Any], errors: Iterable[Any]) -> list[tuple
         found.setdefault(union or key, []).append((key, error["type"], error["input"]))
     result = []
     for group_key, group in found.items():
-        inside = [
-            item for item in group if len(item[0]) > len(group_key) or not item[1].endswith(_TYPE_ERRORS)
-        ]
+        inside = [item for item in group if len(item[0]) > len(group_key) or not item[1].endswith(_TYPE_ERRORS)]
         result += inside or group[:1]
     return result
 
@@ -133,9 +130,7 @@ def unknown_key(key: Key) -> Problem:
 
 def without_consequences(problems: list[Problem]) -> list[Problem]:
     """Drop "missing" where an unknown key beside it is the same key misspelt."""
-    meant = {
-        (*problem.key[:-1], problem.near) for problem in problems if problem.near and not problem.missing
-    }
+    meant = {(*problem.key[:-1], problem.near) for problem in problems if problem.near and not problem.missing}
     return [problem for problem in problems if not (problem.missing and problem.key in meant)]
 
 

@@ -25,10 +25,7 @@ def test_it_writes_a_recipe_that_loads(tmp_path: Path, model: str) -> None:
 def test_commented_keys_are_real_keys(tmp_path: Path) -> None:
     text = init_recipe("my-net", "torchvision:resnet18", tmp_path).read_text()
     # Uncommenting everything must give a recipe that only misses the files it names.
-    lines = [
-        line.removeprefix("# ") if line.startswith("# ") and " = " in line else line
-        for line in text.splitlines()
-    ]
+    lines = [line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in text.splitlines()]
     lines = [line for line in lines if not line.startswith("#")]
     path = tmp_path / "all.toml"
     path.write_text("\n".join(line for line in lines if "torchvision's name" not in line))
@@ -41,9 +38,7 @@ def test_a_python_file_must_exist(tmp_path: Path) -> None:
         init_recipe("my-net", "python:nets.py:make", tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "nets.py").touch()
-    assert (
-        load_recipe(init_recipe("my-net", "python:nets.py:make", tmp_path)).recipe.model.weights == "factory"
-    )
+    assert load_recipe(init_recipe("my-net", "python:nets.py:make", tmp_path)).recipe.model.weights == "factory"
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ({"preprocess.mean": "[1, 2]"}, 'preprocess.mean: has 2 values; mode = "RGB" takes 1 or 3'),
         (
             {"preprocess.mode": '"L"'},
-            'preprocess.mode: "L" gives 1 channels, and input_shape = [3, 224, 224] takes 3; '
-            'did you mean "RGB"?',
+            'preprocess.mode: "L" gives 1 channels, and input_shape = [3, 224, 224] takes 3; did you mean "RGB"?',
         ),
         (
             {"preprocess.crop": "200"},
@@ -242,13 +241,9 @@ def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert (
-        load_recipe(write(tmp_path, {"model.weights": '"net.pt"'})).resolve("net.pt") == tmp_path / "net.pt"
-    )
+    assert load_recipe(write(tmp_path, {"model.weights": '"net.pt"'})).resolve("net.pt") == tmp_path / "net.pt"
 
 
 def test_a_wrong_value_silences_only_the_checks_that_need_it(tmp_path: Path) -> None:
-    found = problems(
-        tmp_path, {"preprocess.mode": '"BGR"', "preprocess.mean": "[1, 2]", "model.weights": '"no.pt"'}
-    )
+    found = problems(tmp_path, {"preprocess.mode": '"BGR"', "preprocess.mean": "[1, 2]", "model.weights": '"no.pt"'})
     assert [line.partition(":")[0] for line in found] == ["model.weights", "preprocess.mode"]

@@ -40,9 +40,7 @@ def problems(tmp_path: Path) -> Load:
         try:
             load_recipe(path, overrides)
         except RecipeError as error:
-            return (
-                error.message.replace(str(path), "FILE").replace(str(tmp_path.resolve()), "DIR").splitlines()
-            )
+            return error.message.replace(str(path), "FILE").replace(str(tmp_path.resolve()), "DIR").splitlines()
         return []
 
     return load
@@ -145,8 +143,7 @@ def test_syntax_error(problems: Load, text: str, expected: str) -> None:
         (
             "[calibration]",
             "[target]\ncpu = [\n  'x86_64',\n  'x86-64',\n]\n[calibration]",
-            'FILE:13: target.cpu[1]: must be one of "x86_64", "aarch64", not "x86-64"; did '
-            'you mean "x86_64"?',
+            'FILE:13: target.cpu[1]: must be one of "x86_64", "aarch64", not "x86-64"; did you mean "x86_64"?',
         ),
         (
             "crop = 224",

@@ -56,9 +56,7 @@ def walk(value: object, key: tuple[str | int, ...] = ()) -> set[tuple[str | int,
 
 
 def line_of(text: str) -> int:
-    return next(
-        number for number, line in enumerate(AWKWARD.splitlines(), 1) if line.strip().startswith(text)
-    )
+    return next(number for number, line in enumerate(AWKWARD.splitlines(), 1) if line.strip().startswith(text))
 
 
 def test_every_key_of_an_awkward_document_is_found() -> None:
