@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .accuracy import agreement, sqnr_db
 from .errors import IntegrityError
 from .manifest import check_files, read_manifest
 from .runner import Runner
@@ -55,7 +56,7 @@ def verify(package_dir: Path) -> Verification:
     if got.shape != expected.shape:
         raise IntegrityError(f"the model returned {got.shape} for golden inputs whose output is {expected.shape}")
     equal = bool(np.array_equal(got, expected))
-    sqnr = sqnr_db(expected, got)
+    sqnr = _sqnr(expected, got)
     return Verification(
         passed=equal or (sqnr is not None and sqnr >= MIN_SQNR_DB),
         files=len(manifest.files),
@@ -64,27 +65,16 @@ def verify(package_dir: Path) -> Verification:
         max_abs_diff=float(np.abs(got - expected).max()),
         sqnr_db=sqnr,
         min_sqnr_db=MIN_SQNR_DB,
-        agreement=_agreement(expected, got),
-        sqnr_fp32_db=sqnr_db(fp32, got),
-        agreement_fp32=_agreement(fp32, got),
+        agreement=agreement(expected, got),
+        sqnr_fp32_db=_sqnr(fp32, got),
+        agreement_fp32=agreement(fp32, got),
     )
 
 
-def sqnr_db(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float | None:
-    """Return the signal-to-quantization-noise ratio in dB: None without noise, -inf for NaN or no signal."""
-    signal = float(np.sum(np.square(expected, dtype=np.float64)))
-    noise = float(np.sum(np.square(expected.astype(np.float64) - got)))
-    if noise == 0.0:
-        return None
-    if signal == 0.0 or not np.isfinite(noise):
-        return float("-inf")
-    return float(10 * np.log10(signal / noise))
-
-
-def _agreement(expected: npt.NDArray[Any], got: npt.NDArray[Any]) -> float:
-    rows = len(expected)
-    same = expected.reshape(rows, -1).argmax(axis=1) == got.reshape(rows, -1).argmax(axis=1)
-    return float(same.mean())
+def _sqnr(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float | None:
+    """Return the SQNR in dB, None where there is no noise: JSON has no infinity."""
+    found = sqnr_db(reference, actual)
+    return None if found == float("inf") else found
 
 
 def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
-from cpupack.runtime.verify import GOLDEN_NAME, sqnr_db, verify
+from cpupack.runtime.verify import GOLDEN_NAME, verify
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_golden_of_another_shape(package_dir: Path, with_golden: Callable[..., P
 
 def test_sqnr_of_known_signals() -> None:
     signal = np.array([3.0, 4.0])
-    assert sqnr_db(signal, signal) is None
+    assert sqnr_db(signal, signal) == float("inf")
     assert sqnr_db(signal, signal + np.array([0.5, 0.0])) == pytest.approx(20.0)  # 25 / 0.25 is a hundredfold
     assert sqnr_db(np.zeros(2), signal) == float("-inf")
     assert sqnr_db(signal, np.array([np.nan, 0.0])) == float("-inf")
