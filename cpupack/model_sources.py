@@ -63,7 +63,7 @@ def build_module(loaded: LoadedRecipe) -> torch.nn.Module:
         case "torchvision":
             make = _torchvision_builder(rest)
         case "timm":
-            make = _timm_builder(rest, pretrained=spec.weights == "pretrained")
+            make = timm_builder(rest)
         case "python":
             make = load_factory(rest, loaded, key="[model] source")
         case _:
@@ -98,7 +98,12 @@ def _without_weights(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**extra, **kwargs}
 
 
-def _timm_builder(name: str, *, pretrained: bool) -> Callable[..., Any]:
+def timm_builder(name: str) -> Callable[..., Any]:
+    """Return the builder of a timm model, without weights unless it is called with ``pretrained=True``.
+
+    Raises ModelError when timm is not installed or has no such model.
+    """
+    import_torchvision()  # timm imports it
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
@@ -111,7 +116,7 @@ def _timm_builder(name: str, *, pretrained: bool) -> Callable[..., Any]:
             f"[model] source: timm has no model {name!r}",
             hint=f"did you mean {' or '.join(near)}?" if near else None,
         )
-    return lambda **kwargs: timm.create_model(name, pretrained=pretrained, **kwargs)
+    return lambda **kwargs: timm.create_model(name, **kwargs)
 
 
 def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., Any]:

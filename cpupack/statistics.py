@@ -17,6 +17,7 @@ HALF_BINS = 4096
 """Bins on each side of zero. The range doubles when it must, so at least half of them are always in use."""
 
 _EXACT_FLOAT32_COUNT = 2**24  # torch.histc counts in the tensor's dtype, and float32 stops counting here
+_LARGEST = 2.0**126  # torch.histc takes the span of its range in float32, and the range is at most twice the values'
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,17 @@ class StatsCollector:
         self._zeros_before_width = 0
 
     def add(self, values: torch.Tensor) -> bool:
-        """Add a float tensor of any shape; return whether all its values are finite (if not, it is not added)."""
+        """Add a float tensor of any shape; return whether its values can be counted (if not, it is not added).
+
+        NaN, infinity and anything beyond 8e37 cannot: no INT8 range covers such values and any others.
+        """
         values = _flat(values)
         low, high = (float(extreme) for extreme in torch.aminmax(values))
-        if not (math.isfinite(low) and math.isfinite(high)):
+        largest = max(-low, high)
+        if not (math.isfinite(low) and math.isfinite(high) and largest < _LARGEST):
             return False
         self._batch_min.append(low)
         self._batch_max.append(high)
-        largest = max(-low, high)
         if largest == 0.0:
             self._zeros_before_width += values.numel()
             return True
@@ -109,7 +113,7 @@ class StatsCollector:
 def _flat(values: torch.Tensor) -> torch.Tensor:
     """Return all values as float32 in one dimension, in memory order.
 
-    Copying a channels_last tensor costs more than counting it, and torch.aminmax is several times slower on its strides.
+    Copying a channels_last tensor costs more than counting it, and torch.aminmax is far slower on its strides.
     """
     values = values.detach().to(torch.float32)
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
+from cpupack.model_sources import timm_builder
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.user_code import first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _LISTED = 8
@@ -53,7 +55,7 @@ def load_weights(module: nn.Module, loaded: LoadedRecipe, progress: Progress) ->
     if Path(spec.weights).suffix in {".pt", ".pth", ".safetensors"}:
         return _from_file(module, loaded.resolve(spec.weights), spec.sha256)
     if kind == "timm" and spec.weights == "pretrained":
-        return LoadedWeights(f"timm pretrained {name}", random=False)
+        return _from_timm(module, loaded, name, progress)
     if kind != "torchvision":
         raise ModelError(
             f'[model] weights: {spec.weights!r} is not a .pt, .pth or .safetensors path, "random"'
@@ -118,6 +120,33 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
             ) from error
     found = _from_file(module, cached, spec.sha256)
     return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
+
+
+def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:
+    spec = loaded.recipe.model
+    progress.note(f"asking timm for the pretrained weights of {name}")
+    try:
+        module.load_state_dict(timm_builder(name)(**{**spec.kwargs, "pretrained": True}).state_dict())
+    except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors; RuntimeError: the model has no weights
+        if spec.weights_fallback == "random":
+            return _fall_back(module, loaded, f"timm {name} pretrained", first_line(error), progress)
+        raise ModelError(
+            f"[model] weights: timm has no pretrained weights for {name} here: {first_line(error)}",
+            hint="fetch them once with internet, or name a local file as [model] weights, "
+            'or accept untrained ones with weights_fallback = "random"',
+        ) from error
+    return LoadedWeights(f"timm {name} pretrained", random=False)
+
+
+def _fall_back(module: nn.Module, loaded: LoadedRecipe, wanted: str, reason: str, progress: Progress) -> LoadedWeights:
+    """Keep the random weights that the recipe accepts, and say so loudly."""
+    spec = loaded.recipe.model
+    progress.warn(
+        f"RANDOM WEIGHTS in place of {wanted}, which could not be downloaded ({reason}); "
+        'the recipe allows it with weights_fallback = "random". Speed is real, predictions mean nothing'
+    )
+    settle_batch_norms(module, spec.input_shape, spec.seed)
+    return LoadedWeights(f"random (seed {spec.seed}), in place of {wanted}", random=True)
 
 
 def _from_file(module: nn.Module, path: Path, sha256: str | None) -> LoadedWeights:

@@ -26,6 +26,6 @@ def sqnr_db(reference: Array, actual: Array) -> float:
 
 
 def agreement(reference: Array, actual: Array) -> float:
-    """Return the share of samples (of pixels, for maps) on which both choose the same class, axis 1 being the classes."""
+    """Return the share of samples (of pixels, for maps) on which both choose the same class; axis 1 is the classes."""
     axis = min(1, reference.ndim - 1)
     return float(np.mean(reference.argmax(axis=axis) == actual.argmax(axis=axis)))
