@@ -29,4 +29,5 @@ def _is_library(filename: str) -> bool:
         filename.startswith(("<", _HERE))
         or ("site-packages" in parts and "torch" in parts)
         or "importlib" in parts
+        or Path(filename).name == "typing_extensions.py"  # its decorators stand between torch's frames
     )

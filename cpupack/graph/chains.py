@@ -82,8 +82,17 @@ def find_chains(graph_module: fx.GraphModule) -> list[Chain]:
     return chains
 
 
-def resolve_chain(graph_module: fx.GraphModule, names: list[str]) -> Chain:
-    """Return the chain that a recipe lists. Raises ModelError saying which name is wrong and why."""
+def resolve_chains(graph_module: fx.GraphModule, listed: list[list[str]]) -> list[Chain]:
+    """Return the chains that a recipe lists, in its order. Raises ModelError saying which name is wrong and why."""
+    chains = [_resolve(graph_module, names) for names in listed]
+    uses = Counter(node for chain in chains for node in chain.nodes)
+    for node, count in uses.items():
+        if count > 1:
+            raise ModelError(f"[fuse] modules: {node_name(node)!r} is in two chains", hint="list each call once")
+    return chains
+
+
+def _resolve(graph_module: fx.GraphModule, names: list[str]) -> Chain:
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     listed = f"[fuse] modules: [{', '.join(names)}]"
     known = {node_name(node): node for node in reversed(graph_module.graph.nodes)}
@@ -187,10 +196,10 @@ def _refusal(
     first = modules[str(nodes[0].target)]
     if kinds[0] == "bn":
         return None if takes_relu(first) else f"{type(first).__name__} has no quantized form with a ReLU"
-    if kinds[0] in {"conv", "conv_transpose"} and kinds[1] == "bn":
+    if kinds[1] == "bn":
         norm = modules[str(nodes[1].target)]
-        if not normalizes(type(norm), type(first)):
-            return f"{type(norm).__name__} does not normalize the channels of {type(first).__name__}"
+        if not normalizes(norm, first):
+            return f"{type(norm).__name__} does not normalize the output channels of {type(first).__name__}"
     return None
 
 

@@ -74,19 +74,23 @@ def fuse_eager(
 
 
 def _fusible(members: list[nn.Module]) -> bool:
-    match [type(member) for member in members]:
-        case [_, last] if last is nn.ReLU:
-            return takes_relu(members[0])
-        case [first, last]:
-            return normalizes(last, first)
-        case [first, middle, last]:
-            return normalizes(middle, first) and last is nn.ReLU and takes_relu(members[0])
+    match members:
+        case [first, last] if type(last) is nn.ReLU:
+            return takes_relu(first)
+        case [first, norm]:
+            return _foldable(norm, first)
+        case [first, norm, last]:
+            return _foldable(norm, first) and type(last) is nn.ReLU and takes_relu(first)
     return False
+
+
+def _foldable(norm: nn.Module, before: nn.Module) -> bool:
+    return normalizes(norm, before) and norm.running_mean is not None
 
 
 def _combine(members: list[nn.Module]) -> nn.Module:
     fused = members[0]
-    if normalizes(type(members[1]), type(fused)):
+    if normalizes(members[1], fused):
         fused = fold_batch_norm(fused, members[1])
     return with_relu(fused) if type(members[-1]) is nn.ReLU else fused
 

@@ -47,6 +47,13 @@ def fold_batch_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
     return fuse_conv_bn_eval(module, norm, transpose=isinstance(module, TRANSPOSED_CONVS))
 
 
-def normalizes(norm: type[nn.Module], conv: type[nn.Module]) -> bool:
-    """Whether a BatchNorm class works on the dimensions of a convolution class."""
-    return norm in NORMS and conv in CONVS + TRANSPOSED_CONVS and norm.__name__[-2:] == conv.__name__[-2:]
+def normalizes(norm: nn.Module, before: nn.Module) -> bool:
+    """Whether a BatchNorm works on the output channels of a convolution or linear module."""
+    if not isinstance(norm, NORMS):
+        return False
+    if type(before) is nn.Linear:
+        # Behind a Linear of (n, length, features) a BatchNorm1d normalizes the length.
+        return type(norm) is nn.BatchNorm1d and norm.num_features == before.out_features
+    if type(before) in CONVS + TRANSPOSED_CONVS:
+        return type(norm).__name__[-2:] == type(before).__name__[-2:]
+    return False

@@ -11,8 +11,8 @@ from torch import fx, nn
 from cpupack.errors import ModelError
 from cpupack.user_code import describe_failure
 
-_NOOP_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NOOP_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_NOOP_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)  # the base of every dropout module
+_NOOP_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
 
 def trace(module: nn.Module) -> fx.GraphModule:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from cpupack.artifacts import CalibratedModel, FusedModel, Samples
 from cpupack.errors import CalibrationError
@@ -41,13 +42,14 @@ class _Recorder:
     def __init__(self) -> None:
         self.collectors: defaultdict[str, StatsCollector] = defaultdict(StatsCollector)
         self.batch_names: tuple[str, ...] = ()
+        self._hooks: list[RemovableHandle] = []
 
     def record(self, name: str, value: Any) -> None:
         if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()):
             return
         if not self.collectors[name].add(value):
             raise CalibrationError(
-                f"the output of {name} is not finite on the calibration samples {self.batch_names[0]} to "
+                f"the output of {name} is not finite (or beyond 8e37) on the calibration samples {self.batch_names[0]} to "
                 f"{self.batch_names[-1]}",
                 hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
             )
@@ -58,7 +60,7 @@ class _Recorder:
             return _RecordingInterpreter(module, self).run
         for name, child in module.named_modules():
             if name:
-                child.register_forward_hook(self._hook(name))
+                self._hooks.append(child.register_forward_hook(self._hook(name)))
         return module
 
     def _hook(self, name: str) -> Any:
@@ -69,6 +71,8 @@ class _Recorder:
         return hook
 
     def finish(self) -> dict[str, Any]:
+        for hook in self._hooks:
+            hook.remove()
         return {name: collector.finish() for name, collector in self.collectors.items()}
 
 

@@ -6,7 +6,7 @@ from torch import fx
 
 from cpupack.artifacts import FloatModel, FusedModel
 from cpupack.errors import ModelError
-from cpupack.graph.chains import find_chains, fuse_chain, largest_difference, resolve_chain
+from cpupack.graph.chains import find_chains, fuse_chain, largest_difference, resolve_chains
 from cpupack.graph.eager import find_eager_chains, fuse_eager, has_quant_stubs
 from cpupack.graph.trace import remove_inference_noops, trace
 from cpupack.progress import Progress
@@ -30,7 +30,7 @@ def fuse(model: FloatModel, recipe: Recipe, progress: Progress) -> FusedModel:
     else:
         graph = _traced(model)
         wanted = recipe.fuse.modules
-        chains = find_chains(graph) if wanted == "auto" else [resolve_chain(graph, list(chain)) for chain in wanted]
+        chains = find_chains(graph) if isinstance(wanted, str) else resolve_chains(graph, wanted)
         names = tuple(chain.names for chain in chains)
         for chain in chains:
             fuse_chain(graph, chain)

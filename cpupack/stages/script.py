@@ -32,11 +32,23 @@ _LAYOUT = frozenset(
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
     """Trace and freeze the INT8 module and save it at ``path``.
 
-    Raises QuantizationError when tracing fails, naming the line.
+    Raises QuantizationError when the module does not run, has no INT8 operator, or cannot be traced, naming the line.
     """
     example = _example(input_shape)
     with engine(quantized.target.engine):
-        operators, int8, fp32 = count_operators(quantized.module, example)
+        try:
+            operators, int8, fp32 = count_operators(quantized.module, example)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise QuantizationError(
+                f"the {quantized.target.engine} model does not run: {describe_failure(error)}",
+                hint="an operator without an INT8 form: keep its module in FP32 with [quantize] skip, or move it outside "
+                "QuantStub and DeQuantStub where the model has its own",
+            ) from error
+        if int8 == 0:
+            raise QuantizationError(
+                f"nothing in this model runs in INT8 on {quantized.target.engine}",
+                hint="[quantize] skip names too much, or no operator of the model has an INT8 form",
+            )
         _save(quantized.module, example, path, freeze=True)
     return ScriptedModel(path, quantized.target, path.stat().st_size, int8, fp32, operators)
 

@@ -13,7 +13,7 @@ from cpupack.layout import weights_channels_last
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.stages.quantize.dynamic import quantize_dynamically
-from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx
+from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 from cpupack.user_code import describe_failure
 
@@ -32,7 +32,7 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
     """Convert a calibrated model to INT8 for one target.
 
     ``original`` is the FP32 model as loaded, whose module names ``skip`` uses. Raises QuantizationError when a skipped
-    name does not exist, nothing becomes INT8, or torch cannot convert the model for this engine.
+    name does not exist or torch cannot convert the model for this engine.
     """
     spec = recipe.quantize
     check_skip(original, spec.skip)
@@ -63,12 +63,14 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
             ) from error
     module = weights_channels_last(module.eval())
     kept = [
-        f"{name} ({type(child).__name__}) stayed FP32" + (": listed in skip" if _listed(name, spec.skip) else "")
+        f"{name} ({type(child).__name__}) stayed FP32{_reason(name, child, spec.skip, target)}"
         for name, child in module.named_modules()
         if type(child) in _WEIGHTED
     ]
     return QuantizedModel(module, target, tuple(kept))
 
 
-def _listed(name: str, skip: list[str]) -> bool:
-    return any(name == each or name.startswith(each + ".") for each in skip)
+def _reason(name: str, module: nn.Module, skip: list[str], target: Target) -> str:
+    if any(name == each or name.startswith(each + ".") for each in skip):
+        return ": listed in skip"
+    return f": {target.engine} has no right INT8 form of it" if transposes_wrongly(target.engine, module) else ""

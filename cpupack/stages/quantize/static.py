@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.ao.quantization import QConfigMapping, convert, prepare
+from torch.ao.quantization import QConfig, QConfigMapping, convert, default_weight_observer, prepare
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.backend_config.fbgemm import get_fbgemm_backend_config
 from torch.ao.quantization.backend_config.onednn import get_onednn_backend_config
@@ -18,6 +18,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.recipe import Quantize
 from cpupack.stages.quantize.lowering import fuse_conv_add, lower_relu6
 from cpupack.stages.quantize.qconfig import StatsObserver, qconfig_mapping, static_qconfig
@@ -46,6 +47,9 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
     graph.delete_all_unused_submodules()
     mapping = qconfig_mapping(target)
     _apply_skip(mapping, graph, recipe.skip)
+    for name, child in graph.named_modules():
+        if transposes_wrongly(target.engine, child):
+            mapping.set_module_name(name, None)
     backend = _without_fusers(_BACKENDS[target.engine]())
     prepared = prepare_fx(graph, mapping, (example,), backend_config=backend)
     _set_ranges(prepared, graph, calibrated, recipe)
@@ -56,13 +60,16 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
 def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target) -> nn.Module:
     """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` works by module name."""
     module = copy.deepcopy(calibrated.fused.module)
-    _forget_hooks(module)
-    module.qconfig = static_qconfig(target)  # type: ignore[assignment]  # where torch's eager mode looks for it
-    names = dict(module.named_modules())
-    for name in recipe.skip:
-        if name not in names:
-            raise _unknown_skip(name, names)
-        names[name].qconfig = None  # keeps everything below it in FP32
+    own = static_qconfig(target)
+    module.qconfig = own  # type: ignore[assignment]  # where torch's eager mode looks for it
+    for name, child in module.named_modules():
+        skipped = any(name == each or name.startswith(each + ".") for each in recipe.skip)
+        if skipped or transposes_wrongly(target.engine, child):
+            child.qconfig = None  # torch's way to say FP32
+        elif isinstance(child, TRANSPOSED_CONVS):
+            # Their quantized modules take no weights with one scale a channel.
+            per_tensor = QConfig(activation=own.activation, weight=default_weight_observer)
+            child.qconfig = per_tensor  # type: ignore[assignment]  # as above
     prepare(module, inplace=True)
     for name, observer in module.named_modules():
         if isinstance(observer, StatsObserver):
@@ -77,6 +84,17 @@ def check_skip(module: nn.Module, skip: list[str]) -> None:
     for name in skip:
         if name not in names:
             raise _unknown_skip(name, names)
+
+
+def transposes_wrongly(engine: str, module: nn.Module) -> bool:
+    """Whether an engine has no right INT8 form of a transposed convolution, which then stays FP32.
+
+    oneDNN (which ``x86`` uses too) refuses output padding, and with unequal channels it answers noise: torch 2.13 swaps
+    the two channel dimensions of the packed weights. tests/unit/test_quantize.py shows both.
+    """
+    if engine not in {"onednn", "x86"} or not isinstance(module, TRANSPOSED_CONVS):
+        return False
+    return module.in_channels != module.out_channels or any(module.output_padding)
 
 
 def _unknown_skip(name: str, names: dict[str, nn.Module]) -> QuantizationError:
@@ -180,9 +198,3 @@ def _set_range(observer: StatsObserver, names: list[str], calibrated: Calibrated
         return  # never run on the calibration data, so nothing reads it either
     ranges = [choose_range(each, recipe.observer, observer.levels, recipe.percentile) for each in stats]
     observer.range = min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def _forget_hooks(module: nn.Module) -> None:
-    """Drop the calibration's hooks from a copy."""
-    for child in module.modules():
-        child._forward_hooks.clear()

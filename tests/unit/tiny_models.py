@@ -1,0 +1,110 @@
+"""Tiny models and recipes, and the way from one to the other's INT8 form, that the tests of the torch stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpupack.artifacts import CalibratedModel, FloatModel, QuantizedModel, Samples
+from cpupack.progress import SilentProgress
+from cpupack.quantized_engine import engine
+from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.fuse import fuse
+from cpupack.stages.quantize import quantize
+from cpupack.targets import Target
+
+ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
+SHAPE = (3, 8, 8)
+
+
+class Recorder(SilentProgress):
+    """Keeps what a stage says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def recipe(shape: tuple[int, ...] = SHAPE, **tables: dict[str, Any]) -> Recipe:
+    """Return a recipe of a random model; ``tables`` are merged over it (``model={"labels": ...}``)."""
+    base: dict[str, Any] = {
+        "schema": 1,
+        "package": {"name": "tiny"},
+        "model": {"source": "python:m.py:make", "weights": "random", "input_shape": list(shape)},
+    }
+    for name, table in tables.items():
+        base[name] = {**base.get(name, {}), **table}
+    return Recipe.model_validate(base)
+
+
+def loaded(directory: Path, **tables: dict[str, Any]) -> LoadedRecipe:
+    return LoadedRecipe(recipe=recipe(**tables), path=directory / "recipe.toml", text="")
+
+
+def float_model(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> FloatModel:
+    """Return ``module`` in eval mode as the load stage would; its BatchNorms get statistics that are not 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            with torch.no_grad():
+                if child.running_mean is not None:
+                    child.running_mean.normal_(generator=generator).mul_(0.1)
+                    child.running_var.uniform_(0.5, 1.5, generator=generator)
+                if child.affine:
+                    child.weight.uniform_(0.5, 1.5, generator=generator)
+                    child.bias.normal_(generator=generator).mul_(0.1)
+    module.eval().requires_grad_(requires_grad=False)
+    with torch.inference_mode():
+        output = module(torch.zeros(1, *shape))
+    return FloatModel(module, shape, tuple(output.shape[1:]), "test", True, None, 0, 0, 0)
+
+
+def samples(shape: tuple[int, ...] = SHAPE, count: int = 16, seed: int = 0) -> Samples:
+    data = np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+    return Samples(data, "noise", tuple(f"noise[{number}]" for number in range(count)))
+
+
+def target(engine_name: str = "onednn", bits: int = 8, isa: str = "avx512_vnni") -> Target:
+    cpu = "aarch64" if engine_name == "qnnpack" else "x86_64"
+    return Target(cpu, engine_name, None if cpu == "aarch64" else isa, bits, engine_name == "onednn", "any")
+
+
+def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> tuple[FloatModel, CalibratedModel]:
+    shape = tuple(spec.model.input_shape)
+    model = float_model(module, shape)
+    fused = fuse(model, spec, SilentProgress())
+    return model, calibrate(fused, data or samples(shape), 4, SilentProgress())
+
+
+def quantized(
+    module: nn.Module,
+    engine_name: str = "onednn",
+    bits: int = 8,
+    spec: Recipe | None = None,
+    data: Samples | None = None,
+) -> tuple[FloatModel, QuantizedModel]:
+    """Fuse, calibrate and quantize ``module``; return its FP32 and its INT8 form."""
+    spec = spec or recipe()
+    model, stats = calibrated(module, spec, data)
+    return model, quantize(stats, model.module, spec, target(engine_name, bits))
+
+
+def run(model: FloatModel | QuantizedModel, data: Samples) -> np.ndarray:
+    with torch.inference_mode(), engine(model.target.engine if isinstance(model, QuantizedModel) else "fbgemm"):
+        output: np.ndarray = model.module(data.tensor(slice(None)).contiguous(memory_format=layout(data))).numpy()
+    return output
+
+
+def layout(data: Samples) -> torch.memory_format:
+    return torch.channels_last if data.data.ndim == 4 else torch.contiguous_format
