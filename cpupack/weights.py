@@ -108,11 +108,7 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             reason = getattr(error, "reason", error)
             if spec.weights_fallback == "random":
-                progress.warn(
-                    f"RANDOM WEIGHTS: {file_name} could not be downloaded ({reason}) and the recipe has "
-                    'weights_fallback = "random"; speed is real, predictions mean nothing'
-                )
-                return LoadedWeights(f"random (seed {spec.seed}), in place of {name} {spec.weights}", random=True)
+                return _fall_back(module, loaded, f"{name} {spec.weights}", f"{file_name}: {reason}", progress)
             raise ModelError(
                 f"[model] weights: {file_name} could not be downloaded: {reason}",
                 hint=f"put the file at {cached}, or name a local path as [model] weights, "

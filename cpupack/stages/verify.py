@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cpupack import accuracy
@@ -64,7 +63,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     the module it was made from.
     """
     samples = reference.samples
-    actual = _replay(scripted, samples, samples.data, directory)
+    actual, golden_outputs = _replay(scripted, samples, directory)
     expected = _run_quantized(quantized, samples)
     if not np.array_equal(actual[: len(expected)], expected):
         largest = float(np.abs(actual[: len(expected)] - expected).max())
@@ -92,8 +91,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     kept = slice(0, _GOLDEN_SAMPLES)
     golden = {
         "input": samples.data[kept],
-        # Replayed on their own: dynamic quantization measures its ranges over the batch it is given.
-        "output": _replay(scripted, samples, samples.data[kept], directory),
+        "output": golden_outputs,
         "output_fp32": reference.outputs[kept],
     }
     return Contender(quantized, scripted, report, golden)
@@ -203,17 +201,23 @@ def _run_quantized(quantized: QuantizedModel, samples: Samples) -> FloatArray:
     return output
 
 
-def _replay(scripted: ScriptedModel, samples: Samples, data: npt.NDArray[Any], directory: Path) -> FloatArray:
-    inputs, outputs = directory / "replay-inputs.npy", directory / "replay-outputs.npy"
-    np.save(inputs, data)
+def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> tuple[FloatArray, FloatArray]:
+    """Return the saved model's outputs on all samples, and on the golden ones as one batch of their own.
+
+    They may differ: dynamic quantization measures its ranges over the batch that it is given.
+    """
+    inputs, outputs, golden = (directory / f"replay-{name}.npy" for name in ("inputs", "outputs", "golden"))
+    np.save(inputs, samples.data)
+    kept = min(_GOLDEN_SAMPLES, len(samples))
     spec = {
         "model": str(scripted.path),
         "engine": scripted.target.engine,
         "inputs": str(inputs),
-        "outputs": str(outputs),
-        "batch_size": BATCH_SIZE,
+        "jobs": [
+            {"outputs": str(outputs), "rows": len(samples), "batch_size": BATCH_SIZE},
+            {"outputs": str(golden), "rows": kept, "batch_size": kept},
+        ],
         "preprocess": samples.preprocess.to_dict() if samples.preprocess else None,
     }
     run_worker("replay", spec, directory / "replay.json")
-    result: FloatArray = np.load(outputs)
-    return result
+    return np.load(outputs), np.load(golden)

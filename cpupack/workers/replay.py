@@ -1,6 +1,7 @@
 """``python -m cpupack.workers.replay SPEC.json``: run a saved model in a fresh process, as the wheel will.
 
-SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``outputs`` (.npy, written), ``batch_size`` and ``preprocess``.
+SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``jobs`` (each ``outputs``, a .npy to write, ``rows`` and
+``batch_size``) and ``preprocess``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from cpupack.runtime.preprocess import PreprocessSpec, normalize
 
 
 def main(spec_path: str) -> None:
-    """Run uint8 pixels ``(n, h, w, c)`` or float32 ``(n, *input_shape)``; save float32 ``(n, *output_shape)``."""
+    """Run uint8 pixels ``(n, h, w, c)`` or float32 ``(n, *input_shape)``; save float32 ``(rows, *output_shape)``."""
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     data = np.load(spec["inputs"], mmap_mode="r")
     preprocess = PreprocessSpec.from_dict(spec["preprocess"]) if spec["preprocess"] else None
-    rows = []
     with InstancePool(Path(spec["model"]), spec["engine"], torch.get_num_threads(), instances=1) as pool:
-        for start in range(0, len(data), spec["batch_size"]):
-            chunk = np.array(data[start : start + spec["batch_size"]])
-            rows.append(pool.run(torch.from_numpy(normalize(chunk, preprocess) if preprocess else chunk)).numpy())
-    np.save(spec["outputs"], np.concatenate(rows))
+        for job in spec["jobs"]:
+            outputs = []
+            for start in range(0, job["rows"], job["batch_size"]):
+                chunk = np.array(data[start : min(start + job["batch_size"], job["rows"])])
+                batch = torch.from_numpy(normalize(chunk, preprocess) if preprocess else chunk)
+                outputs.append(pool.run(batch).numpy())
+            np.save(job["outputs"], np.concatenate(outputs))
 
 
 if __name__ == "__main__":
