@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,10 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cpupack import __version__
-from cpupack.errors import CpupackError, UsageError
+from cpupack.errors import CpupackError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from cpupack.recipe import LoadedRecipe
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 _RECIPES = click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path(path_type=Path))
 _RECIPE = click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -32,7 +36,23 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 _QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InterruptedError(Exception):
+    """A signal asked to stop. click would print an empty line for KeyboardInterrupt and forget which signal it was."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise _InterruptedError(*(interrupt.args or (signal.SIGINT,))) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cpupack")
 def cli() -> None:
     """Turn a PyTorch model into a tuned, verified INT8 wheel for CPUs.
@@ -94,14 +114,15 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_
         answers.append(answer)
     if as_json:
         click.echo(json.dumps({"recipes": answers}, indent=2))
-    sys.exit(worst)
+    click.get_current_context().exit(worst)
 
 
 def _check_deep(loaded: LoadedRecipe) -> dict[str, Any]:
     from cpupack.pipeline import check_model
     from cpupack.progress import SilentProgress
 
-    model, fused = check_model(loaded, SilentProgress())
+    with redirect_stdout(sys.stderr):  # the recipe may name code that prints
+        model, fused = check_model(loaded, SilentProgress())
     return {
         "parameters": model.parameters,
         "macs": model.macs,
@@ -145,35 +166,63 @@ def build(
     as_json: bool,
 ) -> None:
     """Build wheels. The last lines of stdout are their paths, one a line."""
-    from cpupack.recipe_file import load_recipe
-
-    loaded = [load_recipe(path, overrides) for path in recipes]
+    loaded = _load_recipes(recipes, overrides)
 
     from rich.console import Console
 
-    from cpupack.console import ConsoleProgress
+    from cpupack.console import ConsoleProgress, show_warning
     from cpupack.pipeline import BuildOptions
     from cpupack.pipeline import build as build_wheels
-    from cpupack.summary import summary_dict, summary_text
+    from cpupack.summary import summary_dict, summary_text, times_text
 
     console = Console(stderr=True)
-    options = BuildOptions(out=out, cpus=targets, tune=not no_tune)
-    answers, paths = [], []
+    options = BuildOptions(out=out, cpus=tuple(dict.fromkeys(targets)), tune=not no_tune)
+    answers = []
     for each in loaded:
-        progress = ConsoleProgress(console, quiet=quiet or as_json)
-        for result in build_wheels(each, options, progress):
+        progress = ConsoleProgress(console, quiet=quiet)
+        with redirect_stdout(sys.stderr):  # the recipe may name code that prints
+            results = build_wheels(each, options, progress)
+        for result in results:
             answers.append(summary_dict(result, progress.times_s, progress.warnings))
-            paths.append(result.wheel.path)
             if not (quiet or as_json):
-                console.print(summary_text(result, progress.times_s))
+                console.print(summary_text(result), soft_wrap=True)
         if not (quiet or as_json):
+            console.print(times_text(progress.times_s), soft_wrap=True)
             for warning in progress.warnings:
-                console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+                show_warning(console, warning)
+        if not as_json:
+            for result in results:
+                click.echo(result.wheel.path)
     if as_json:
         click.echo(json.dumps({"wheels": answers}, indent=2, allow_nan=False))
-    else:
-        for path in paths:
-            click.echo(path)
+
+
+def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
+    """Load every recipe before anything is built, and report the problems of all of them."""
+    from cpupack.recipe_file import load_recipe
+
+    loaded: dict[str, LoadedRecipe] = {}
+    failed: list[RecipeError] = []
+    for path in paths:
+        try:
+            recipe = load_recipe(path, overrides)
+        except RecipeError as error:
+            failed.append(error)
+            continue
+        package = recipe.recipe.package
+        wheel = f"{package.import_name} {package.version}"
+        if wheel in loaded:
+            raise UsageError(
+                f"{loaded[wheel].path} and {recipe.path} both build {wheel}",
+                hint="give them different [package] names or versions, or build them one by one into different --out",
+            )
+        loaded[wheel] = recipe
+    if failed:
+        hint = f"mend them and run `cpupack check {' '.join(map(str, paths))}`"
+        raise RecipeError(
+            "\n".join(error.message for error in failed), hint=failed[0].hint if len(failed) == 1 else hint
+        )
+    return list(loaded.values())
 
 
 @cli.command()
@@ -195,7 +244,7 @@ def inspect(wheel: Path, as_json: bool) -> None:
 @_SET
 @_JSON
 def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Print every chain that can be fused, as TOML to paste into a recipe."""
+    """Print the fusible chains as TOML to paste into a recipe."""
     from cpupack.recipe_file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -204,24 +253,37 @@ def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from cpupack.progress import SilentProgress
     from cpupack.templates import render
 
-    chains = fusible_chains(loaded, SilentProgress())
+    with redirect_stdout(sys.stderr):  # the recipe may name code that prints
+        chains = fusible_chains(loaded, SilentProgress())
     if as_json:
         click.echo(json.dumps({"modules": [list(chain) for chain in chains]}, indent=2))
     else:
         click.echo(render("recipe/fuse.toml.j2", chains=[list(chain) for chain in chains]), nl=False)
 
 
+@cli.command()
+@_JSON
+def doctor(as_json: bool) -> None:
+    """Show what this host can build and run, and what is missing."""
+    from cpupack.doctor import collect, format_doctor
+
+    facts = collect()
+    click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else format_doctor(facts))
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code of what happened (see ``errors.py``; 130 for an interrupt)."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command line and exit with the code of what happened.
+
+    See ``errors.py``; an interrupt exits as a shell reports it, 130 for Ctrl-C.
+    """
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that must stay
+            signal.signal(signum, _interrupt)
     try:
-        cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("\ncpupack: interrupted; nothing was written", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("\ncpupack: interrupted; nothing was written", err=True)
-        sys.exit(130)
+        code = cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
+    except (_InterruptedError, click.exceptions.Abort) as error:
+        _say_interrupted()
+        sys.exit(128 + (error.signum if isinstance(error, _InterruptedError) else signal.SIGINT))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -232,15 +294,30 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         traceback.print_exc()
         click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
         sys.exit(1)
-    sys.exit(0)
+    sys.exit(code or 0)
 
 
 def _print_error(error: CpupackError) -> None:
-    click.echo(f"error: {error}", err=True)
+    lines = error.message.splitlines()
+    if isinstance(error, RecipeError) and len(lines) > 1:
+        lines = [f"{len(lines)} problems", *(f"  {line}" for line in lines)]
+    click.echo("\n".join([f"{_styled('error:', fg='red', bold=True)} {lines[0]}", *lines[1:]]), err=True)
+    if error.hint is not None:
+        click.echo(f"  {_styled('hint:', bold=True)} {error.hint}", err=True)
 
 
-def _interrupt(_: int, __: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _say_interrupted() -> None:
+    # A terminal has just echoed ^C, and the cursor stands behind it.
+    click.echo(("\n" if sys.stderr.isatty() else "") + "cpupack: interrupted", err=True)
+
+
+def _styled(text: str, **style: Any) -> str:
+    """Style a word for a terminal; click leaves it plain elsewhere, and NO_COLOR (no-color.org) everywhere."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def _interrupt(signum: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signum)
 
 
 if __name__ == "__main__":

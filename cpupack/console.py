@@ -6,20 +6,22 @@ Everything here goes to stderr; stdout belongs to the answer (wheel paths, JSON,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 _PLAIN_INTERVAL_S = 5.0
+_TITLE_WIDTH = 32
 
 
 class ConsoleProgress:
     """Shows stages and keeps their wall times and all warnings for the summary.
 
-    ``quiet`` shows warnings only. Plain output repeats a running stage's progress at most every five seconds.
+    ``quiet`` shows warnings only. Plain output repeats a running stage's progress at most every five seconds. A warning
+    that was given before is neither shown nor kept again.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,27 +43,32 @@ class ConsoleProgress:
             if not self._quiet and self._live is None:
                 self._console.print(f"{title} ...", highlight=False, markup=False)
             yield
-        elapsed = self._clock() - start
-        self.times_s[title] = self.times_s.get(title, 0.0) + elapsed
+        elapsed_s = self._clock() - start
+        self.times_s[title] = self.times_s.get(title, 0.0) + elapsed_s
         if not self._quiet:
-            self._console.print(f"[green]done[/] {escape(title)} [dim]{elapsed:.1f} s[/]", highlight=False)
+            line = f"[green]done[/] {escape(f'{title:<{_TITLE_WIDTH}}')} {elapsed_s:6.1f} s"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def step(self, done: int, total: int, what: str = "") -> None:
         """Move the bar; on plain output say so now and then."""
         if self._live is not None:
             bar, task = self._live
-            bar.update(task, completed=done, total=total, what=what)
+            bar.update(task, completed=done, total=total, what=escape(what))
         elif not self._quiet and done < total and self._clock() - self._last_line >= _PLAIN_INTERVAL_S:
             self._last_line = self._clock()
-            self._console.print(f"{self._title}: {done}/{total} {what}".rstrip(), highlight=False, markup=False)
+            line = f"  {self._title}: {done}/{total} {what}".rstrip()
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
+        """Say something below the stage's title, except when quiet."""
         if not self._quiet:
             self._console.print(f"  {text}", highlight=False, markup=False, style="dim", soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
-        self._console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        """Show a warning, even when quiet, and keep it for the summary."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            show_warning(self._console, text)
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[None]:
@@ -71,8 +78,9 @@ class ConsoleProgress:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed}/{task.total} {task.fields[what]}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[what]}"),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
@@ -81,3 +89,20 @@ class ConsoleProgress:
                 yield
             finally:
                 self._live = None
+
+
+def show_warning(console: Console, text: str) -> None:
+    """Print one warning, untouched by markup and wrapping."""
+    console.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def flow(items: Iterable[str], width: int, joint: str = ", ") -> list[str]:
+    """Return lines of ``items`` with ``joint`` between them, as many a line as fit in ``width``; no item is broken."""
+    end = joint.rstrip()
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(joint) + len(item) + len(end) <= width:
+            lines[-1] += joint + item
+        else:
+            lines = [*lines[:-1], lines[-1] + end, item] if lines else [item]
+    return lines

@@ -4,66 +4,97 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.text import Text
 
-from cpupack.artifacts import Contender, VerifyReport
+from cpupack.artifacts import Contender, Gate, VerifyReport
+from cpupack.console import flow
+from cpupack.facts import megabytes
 from cpupack.pipeline import BuildResult
 
+_LABEL_WIDTH = 11
+_WIDTH = 80 - 2 - _LABEL_WIDTH
+_LISTED_NOTES = 5
 
-def summary_dict(result: BuildResult, times_s: dict[str, float], warnings: list[str]) -> dict[str, Any]:
-    """Return the facts of one wheel's build for ``--json``."""
-    report = dataclasses.asdict(result.contender.report)
+Row = tuple[str, ...]
+"""A fact: its label, the text, and a style where it has one."""
+
+
+def summary_dict(result: BuildResult, times_s: Mapping[str, float], warnings: list[str]) -> dict[str, Any]:
+    """Return the facts of one wheel's build for ``--json``. Sizes in bytes, times in seconds; no infinities."""
     return {
         "wheel": str(result.wheel.path),
         "sha256": result.wheel.sha256,
         "wheel_bytes": result.wheel.size_bytes,
+        "distribution": result.wheel.distribution,
+        "version": result.wheel.version,
+        "platform_tag": result.wheel.platform_tag,
+        "weights": result.model.weights_origin,
+        "random_weights": result.model.random_weights,
         "fp32_bytes": result.model.fp32_bytes,
         "int8_bytes": result.contender.scripted.size_bytes,
-        "random_weights": result.model.random_weights,
+        "int8_operators": result.contender.scripted.int8_operators,
+        "fp32_operators": result.contender.scripted.fp32_operators,
         "target": dataclasses.asdict(result.contender.scripted.target),
         "engines": {each.scripted.target.engine: _engine(each) for each in result.raced}
         | {name: {"failed": why} for name, why in result.failed.items()},
-        "report": {key: _finite(value) for key, value in report.items()},
-        "plan": dataclasses.asdict(result.plan),
+        "report": _finite(dataclasses.asdict(result.contender.report)),
+        "notes": list(result.contender.quantized.notes),
+        "plan": _finite(dataclasses.asdict(result.plan)),
         "stages_s": {title: round(seconds, 3) for title, seconds in times_s.items()},
-        "warnings": warnings,
+        "warnings": list(warnings),
     }
 
 
-def summary_text(result: BuildResult, times_s: dict[str, float]) -> RenderableType:
-    """Return the summary that a build prints for one wheel."""
+def summary_text(result: BuildResult) -> Text:
+    """Return the summary that a build prints for one wheel, at most 80 columns where no name is longer."""
     model, contender = result.model, result.contender
-    target, report = contender.scripted.target, contender.report
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold")
-    facts.add_column()
-    rows = [
-        ("wheel", f"{result.wheel.path.name} ({_mb(result.wheel.size_bytes)})"),
-        ("weights", model.weights_origin),
-        ("size", f"FP32 {_mb(model.fp32_bytes)} -> INT8 {_mb(contender.scripted.size_bytes)}"),
-        ("operators", f"{contender.scripted.int8_operators} INT8, {contender.scripted.fp32_operators} FP32"),
+    scripted, report = contender.scripted, contender.report
+    rows: list[Row] = [
+        ("weights", *_weights(result)),
+        ("size", f"FP32 {megabytes(model.fp32_bytes)} -> INT8 {megabytes(scripted.size_bytes)}"),
+        ("operators", f"{scripted.int8_operators} INT8, {scripted.fp32_operators} FP32"),
+        *(("", note) for note in _notes(contender.quantized.notes)),
         ("engine", _engine_line(result)),
-        ("outputs", _outputs(report)),
+        ("runs on", _runs_on(result)),
+        *(("outputs" * (number == 0), line) for number, line in enumerate(_outputs(report))),
         *_accuracy(report),
-        *([("speed", _speed(report))] if report.speedup else []),
+        ("speed", *_speed(report)),
+        *(("gate", _gate(gate)) for gate in report.gates),
         ("setting", _setting(result)),
-        *[("gate", f"{gate.name} = {gate.bound:g}: measured {gate.measured:.4g}") for gate in report.gates],
-        ("time", f"{sum(times_s.values()):.0f} s: " + ", ".join(f"{k} {v:.1f}" for k, v in times_s.items())),
     ]
-    if target.isa:
-        rows.insert(
-            5,
-            (
-                "runs on",
-                f"{target.cpu} with {target.isa} or better, {target.activation_bits}-bit activations",
-            ),
-        )
-    for name, value in rows:
-        facts.add_row(name, value)
-    return Group("", facts)
+    heading = Text.assemble("\n", (result.wheel.path.name, "bold"), f"  {megabytes(result.wheel.size_bytes)}\n")
+    return heading + _lines(rows)
+
+
+def times_text(times_s: Mapping[str, float]) -> Text:
+    """Return the wall time of a build and of each of its stages, in seconds."""
+    stages = flow((f"{title} {seconds:.1f}" for title, seconds in times_s.items()), _WIDTH)
+    return _lines([("time", f"{sum(times_s.values()):.0f} s"), *(("", line) for line in stages)])
+
+
+def _lines(rows: Iterable[Row]) -> Text:
+    """Return aligned lines. Not a rich table: that fills every line with spaces and folds long names."""
+    lines = []
+    for label, text, *style in rows:
+        for number, part in enumerate(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)):
+            name = label if number == 0 else ""
+            lines.append(Text.assemble((f"  {name:<{_LABEL_WIDTH}}", "bold"), (part, style[0] if style else "")))
+    return Text("\n").join(lines)
+
+
+def _weights(result: BuildResult) -> tuple[str, ...]:
+    if not result.model.random_weights:
+        return (result.model.weights_origin,)
+    return f"RANDOM, not trained: {result.model.weights_origin}", "bold red"
+
+
+def _notes(notes: tuple[str, ...]) -> list[str]:
+    more = len(notes) - _LISTED_NOTES
+    return [*notes[:_LISTED_NOTES], *([f"and {more} more, see `cpupack inspect --json`"] if more > 0 else [])]
 
 
 def _engine(each: Contender) -> dict[str, Any]:
@@ -80,60 +111,80 @@ def _engine_line(result: BuildResult) -> str:
     others = []
     for each in result.raced:
         if each.scripted.target.engine != chosen:
-            speed = f"{each.report.speedup:.2f}x" if each.report.speedup else ""
-            others.append(f"{each.scripted.target.engine} {speed}{'' if each.report.passed else ', a gate failed'}")
-    others += [f"{name} failed" for name in result.failed]
-    return chosen + (f" (others: {'; '.join(others)})" if others else "")
+            speed = f" {each.report.speedup:.2f}x" if each.report.speedup else ""
+            others.append(f"{each.scripted.target.engine}{speed}{'' if each.report.passed else ' but a gate failed'}")
+    others += [f"{name} cannot run it" for name in result.failed]
+    return chosen + (f" (others: {', '.join(others)})" if others else "")
 
 
-def _outputs(report: VerifyReport) -> str:
-    return (
-        f"SQNR {report.sqnr_db:.1f} dB, cosine {report.cosine:.4f}, same top-1 as FP32 {report.agreement:.1%} "
-        f"({report.samples} samples, {report.data})"
-    )
+def _runs_on(result: BuildResult) -> str:
+    target = result.contender.scripted.target
+    isa = f" with {target.isa} or better" if target.isa else ""
+    return f"{target.cpu}{isa}, {target.activation_bits}-bit activations"
+
+
+def _outputs(report: VerifyReport) -> tuple[str, str]:
+    sqnr = "exactly FP32's" if report.sqnr_db == math.inf else f"SQNR {report.sqnr_db:.1f} dB"
+    samples = f"on {report.samples} sample{'s' if report.samples != 1 else ''} of {report.data}"
+    return f"{sqnr}, cosine {report.cosine:.4f}, same top-1 as FP32 {report.agreement:.1%}", samples
 
 
 def _accuracy(report: VerifyReport) -> list[tuple[str, str]]:
     if report.top1_fp32 is None or report.top1_int8 is None or report.top5_fp32 is None or report.top5_int8 is None:
         return []
-    drop = (report.top1_fp32 - report.top1_int8) * 100
     return [
+        ("top-1", f"FP32 {report.top1_fp32:.2%}, INT8 {report.top1_int8:.2%} ({_points(report)})"),
         (
-            "accuracy",
-            f"top-1 FP32 {report.top1_fp32:.2%}, INT8 {report.top1_int8:.2%} (drop {drop:+.2f} points); "
-            f"top-5 {report.top5_fp32:.2%}, {report.top5_int8:.2%} on {report.labelled_samples} labelled samples",
-        )
+            "top-5",
+            f"FP32 {report.top5_fp32:.2%}, INT8 {report.top5_int8:.2%}, on {report.labelled_samples} labelled samples",
+        ),
     ]
 
 
-def _speed(report: VerifyReport) -> str:
+def _points(report: VerifyReport) -> str:
+    assert report.top1_fp32 is not None
+    assert report.top1_int8 is not None
+    change = (report.top1_int8 - report.top1_fp32) * 100
+    return "equal" if change == 0 else f"{change:+.2f} points"
+
+
+def _speed(report: VerifyReport) -> tuple[str, ...]:
+    if report.speedup is None:
+        return ("not measured: this host is of another CPU family",)
     row = report.speed_rows[0]
-    return (
-        f"{report.speedup:.2f}x FP32 torch (batch {row['batch_size']}, {row['threads']} thread"
-        f"{'s' if row['threads'] > 1 else ''}, interleaved)"
-    )
+    threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    text = f"{report.speedup:.2f}x FP32 torch at batch {row['batch_size']}, {threads}, interleaved"
+    return (text,) if report.speedup >= 1.0 else (f"{text}: SLOWER", "yellow")
+
+
+def _gate(gate: Gate) -> str:
+    return f"{gate.name} = {gate.bound:g} holds: {gate.measured:.4g}"
 
 
 def _setting(result: BuildResult) -> str:
     plan = result.plan
     if not plan.tuned:
         return f"not tuned: {plan.reason.removeprefix('not tuned: ')}"
+    setting = (plan.threads, plan.instances, plan.batch_size)
     measured = [
         row
         for row in plan.rows
-        if (row["threads"], row["instances"], row["batch_size"]) == (plan.threads, plan.instances, plan.batch_size)
+        if "error" not in row and (row["threads"], row["instances"], row["batch_size"]) == setting
     ]
-    best = max(measured, key=lambda row: float(row["throughput_per_s"]))
-    return (
+    text = (
         f"{plan.instances} instance{'s' if plan.instances != 1 else ''} x {plan.threads} "
-        f"thread{'s' if plan.threads != 1 else ''}, batch {plan.batch_size}: "
-        f"{best['throughput_per_s']:.0f} samples/s, p99 {best['latency_ms']['p99']:.1f} ms a batch"
+        f"thread{'s' if plan.threads != 1 else ''}, batch {plan.batch_size}"
     )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+    if not measured:
+        return text
+    best = max(measured, key=lambda row: float(row["throughput_per_s"]))
+    return f"{text}: {best['throughput_per_s']:,.0f} samples/s, p99 {best['latency_ms']['p99']:.1f} ms"
 
 
 def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Replace what JSON has no word for, infinity and NaN, by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

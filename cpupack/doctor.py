@@ -1,0 +1,188 @@
+"""What this host can build and run: the facts that a question about a failed build begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from cpupack import __version__
+from cpupack.console import flow
+from cpupack.errors import ModelError
+from cpupack.model_sources import import_torchvision
+from cpupack.quantized_engine import supported_engines
+from cpupack.runtime import host
+from cpupack.runtime.cpu import ISA_LEVELS
+from cpupack.targets import arm, x86
+
+EXTRAS = {"torchvision": "torchvision", "timm": "timm", "digits": "scikit-learn"}
+"""The distribution that each extra of pyproject.toml brings (``dev`` is not for users)."""
+
+_WIDTH = 66
+_ALLOCATORS = {"libc": "libc (preloading tcmalloc often gives 5 to 15 % more speed)"}
+_MATCHING, _SHIMMED, _ABSENT, _BROKEN = "matching", "shimmed", "absent", "broken"
+_TORCHVISION = {
+    _MATCHING: "its operators load beside this torch",
+    _SHIMMED: "its C++ operators do not load beside this torch (another build); models and transforms work",
+    _BROKEN: "installed, but importing it fails",
+    _ABSENT: 'not installed; torchvision: recipes need it: pip install "cpupack[torchvision]"',
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """What can be done here for one CPU family. ``isa`` is what ``isa = "auto"`` makes a wheel need."""
+
+    cpu: str
+    engines: tuple[str, ...]
+    isa: str | None
+    activation_bits: int | None
+    runs_here: bool
+
+
+def collect() -> dict[str, Any]:
+    """Return the facts of this host and installation, ready for JSON."""
+    facts = host.describe()
+    engines = supported_engines()
+    return {
+        "cpupack": __version__,
+        "host": facts,
+        "torch": {
+            "version": torch.__version__,
+            "build": _torch_build(),
+            "quantized_engines": engines,
+            "default_threads": torch.get_num_threads(),
+        },
+        "torchvision": _torchvision(),
+        "builds": [vars(build) for build in _builds(facts["machine"], facts["isa"], engines)],
+        "extras": {extra: _version(distribution) for extra, distribution in EXTRAS.items()},
+        "problems": _problems(facts, engines),
+    }
+
+
+def format_doctor(facts: dict[str, Any]) -> str:
+    """Return the facts as aligned text, at most 80 columns where nothing in it is longer by itself."""
+    here, with_torch, vision = facts["host"], facts["torch"], facts["torchvision"]
+    rows = [
+        ("cpupack", f"{facts['cpupack']}, Python {here['python']}, {here['os']}"),
+        ("CPU", f"{here['cpu']}, {here['machine']}"),
+        ("ISA level", _isa(here)),
+        ("CPU flags", " ".join(here["flags"]) or "none that matter here"),
+        ("cores", f"{here['cores_usable']} usable: {here['cores_usable_reason']}"),
+        ("memory", f"{here['memory_bytes'] / 2**30:.1f} GiB" if here["memory_bytes"] else "unknown"),
+        ("allocator", _ALLOCATORS.get(here["allocator"], here["allocator"])),
+        ("torch", f"{with_torch['version']}, {with_torch['build']}"),
+        ("engines", ", ".join(with_torch["quantized_engines"]) or "none"),
+        ("torchvision", (f"{vision['version']}, " if vision["version"] else "") + _TORCHVISION[vision["state"]]),
+        *((f"extra {extra}", version or f'no: pip install "cpupack[{extra}]"')
+          for extra, version in facts["extras"].items() if extra != "torchvision"),
+        *((f"build {build['cpu']}", _build_text(build)) for build in facts["builds"]),
+    ]  # fmt: skip
+    width = max(len(label) for label, _ in rows) + 2
+    lines = []
+    for label, text in rows:
+        first, *rest = flow(text.split(" "), _WIDTH, joint=" ")
+        lines += [f"{label:<{width}}{first}", *(" " * width + line for line in rest)]
+    lines += ["", *(f"problem: {problem}" for problem in facts["problems"])]
+    return "\n".join([*lines, *([] if facts["problems"] else ["Nothing is wrong here."])])
+
+
+def _isa(here: dict[str, Any]) -> str:
+    if here["machine"] != "x86_64":
+        return "of x86-64 only"
+    if here["isa"] is None:
+        return "below avx2"
+    return f"{here['isa']} (of {', '.join(ISA_LEVELS)})"
+
+
+def _build_text(build: dict[str, Any]) -> str:
+    if not build["engines"]:
+        return "cannot be built: this torch has no engine for it"
+    text = f"engine{'s' * (len(build['engines']) > 1)} {', '.join(build['engines'])}"
+    if build["isa"]:
+        text += f"; wheels need {build['isa']} or better"
+    if build["activation_bits"]:
+        text += f"; {build['activation_bits']}-bit activations"
+    elif build["cpu"] == "x86_64":
+        text += "; name [target.x86_64] isa in the recipe"
+    return text + ("; timed and tuned here" if build["runs_here"] else "; verified here, neither timed nor tuned")
+
+
+def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, Build]:
+    needed = x86.floor(isa) if isa else None
+    wanted = x86.engines(needed or ISA_LEVELS[0])
+    return (
+        Build(
+            "x86_64",
+            tuple(engine for engine in wanted if engine in engines),
+            needed,
+            x86.activation_bits(needed) if needed else None,
+            machine == "x86_64",
+        ),
+        Build(
+            "aarch64",
+            tuple(engine for engine in (arm.ENGINE,) if engine in engines),
+            None,
+            arm.ACTIVATION_BITS,
+            machine == "aarch64",
+        ),
+    )
+
+
+def _torch_build() -> str:
+    for name, version in (("CUDA", torch.version.cuda), ("ROCm", torch.version.hip)):
+        if version:
+            return f"{name} {version} build (a CPU build is enough, and gigabytes smaller)"
+    return "CPU build"
+
+
+def _torchvision() -> dict[str, Any]:
+    """Return the version of torchvision and how it stands to this torch."""
+    try:
+        import_torchvision()
+    except ModelError:
+        return {"version": None, "state": _ABSENT}
+    except (ImportError, OSError, RuntimeError):  # of a build for another torch or Python
+        return {"version": _version("torchvision"), "state": _BROKEN}
+    # import_torchvision declares the operator where the extension does not load; only the extension has its kernel.
+    loaded = torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
+    return {"version": _version("torchvision"), "state": _MATCHING if loaded else _SHIMMED}
+
+
+def _problems(facts: dict[str, Any], engines: list[str]) -> list[str]:
+    problems = []
+    if facts["machine"] == "x86_64" and facts["isa"] is None:
+        problems.append("this CPU has no AVX2; wheels for x86_64 do not run here")
+    if not engines:
+        problems.append("this torch build has no quantized engine; install an official CPU build")
+    return problems + _unmet()
+
+
+def _unmet() -> list[str]:
+    """Return the declared dependencies of cpupack whose installed version is not in their range."""
+    try:
+        declared = metadata.requires("cpupack") or []
+    except metadata.PackageNotFoundError:  # a source checkout that was never installed declares nothing
+        return []
+    problems = []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            extra = any(requirement.marker.evaluate({"extra": name}) for name in EXTRAS)
+            if not extra or _version(requirement.name) is None:
+                continue
+        version = _version(requirement.name)
+        if version is None:
+            problems.append(f"{requirement.name} is not installed; cpupack needs {requirement.specifier}")
+        elif not requirement.specifier.contains(version, prereleases=True):
+            problems.append(f"{requirement.name} {version} is installed; cpupack needs {requirement.specifier}")
+    return problems
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
