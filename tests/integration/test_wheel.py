@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from fresh_venv import Environment, make_environment
 from PIL import Image
 from tiny_wheel import LABELS, TinyWheel
 
@@ -24,25 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(machine() != "x86_64", reason="the tiny wheel is built for x86_64"),
 ]
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment outside the checkout."""
-
-    root: Path
-
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # Without what the test run itself sets: PYTHONPATH would make the checkout importable.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
-        kept |= {"XDG_CACHE_HOME": str(self.root / "cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        command = [str(self.root / "bin" / program), *arguments]
-        return subprocess.run(command, cwd=self.root, env=kept, capture_output=True, text=True, check=False)
-
-    def json(self, program: str, *arguments: str) -> dict:
-        done = self.run(program, *arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -57,24 +36,7 @@ def wheel(staged: StagedProject, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """Make a virtual environment that sees this one's packages except cpupack; install the wheel with pip.
-
-    With its dependencies and without an index: pip itself checks that the ranges take the installed torch. No
-    pip and setuptools of its own, which would hide those that the shared torch asks for.
-    """
-    root = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
-    shared = root / "shared"
-    shared.mkdir()
-    for entry in Path(torch.__file__).parents[1].iterdir():
-        if not entry.name.startswith(("cpupack", "_cpupack", "__editable__")) and entry.suffix != ".pth":
-            (shared / entry.name).symlink_to(entry)
-    (site_packages,) = root.glob("lib/python*/site-packages")
-    (site_packages / "shared.pth").write_text(f"{shared}\n")
-    environment = Environment(root)
-    done = environment.run("python", "-m", "pip", "install", "--no-index", str(wheel))
-    assert done.returncode == 0, done.stderr
-    return environment
+    return make_environment(tmp_path_factory.mktemp("venv"), wheel)
 
 
 def test_cpupack_is_not_there(environment: Environment) -> None:
@@ -140,9 +102,7 @@ def test_a_changed_file_is_refused(environment: Environment) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_pip_refuses_the_wheel_of_another_cpu(
-    environment: Environment, tiny: TinyWheel, tmp_path: Path
-) -> None:
+def test_pip_refuses_the_wheel_of_another_cpu(environment: Environment, tiny: TinyWheel, tmp_path: Path) -> None:
     other = build_wheel(stage_project(tiny.contents(cpu="aarch64"), tmp_path / "project"), tmp_path / "dist")
     done = environment.run("python", "-m", "pip", "install", "--no-index", "--no-deps", str(other.path))
     assert done.returncode != 0

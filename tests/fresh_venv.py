@@ -1,0 +1,53 @@
+"""A virtual environment as a user of a wheel has it: torch and its friends, and no cpupack."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment outside the checkout."""
+
+    root: Path
+
+    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        # Without what the test run itself sets: PYTHONPATH would make the checkout importable.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
+        kept |= {"XDG_CACHE_HOME": str(self.root / "cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        command = [str(self.root / "bin" / program), *arguments]
+        return subprocess.run(command, cwd=self.root, env=kept, capture_output=True, text=True, check=False)
+
+    def json(self, program: str, *arguments: str) -> dict[str, Any]:
+        done = self.run(program, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+
+def make_environment(root: Path, wheel: Path) -> Environment:
+    """Make a virtual environment that sees this one's packages except cpupack; install the wheel with pip.
+
+    With its dependencies and without an index: pip itself checks that the ranges take the installed torch. No
+    pip and setuptools of its own, which would hide those that the shared torch asks for.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    shared = root / "shared"
+    shared.mkdir()
+    for entry in Path(torch.__file__).parents[1].iterdir():
+        if not entry.name.startswith(("cpupack", "_cpupack", "__editable__")) and entry.suffix != ".pth":
+            (shared / entry.name).symlink_to(entry)
+    (site_packages,) = root.glob("lib/python*/site-packages")
+    (site_packages / "shared.pth").write_text(f"{shared}\n")
+    environment = Environment(root)
+    done = environment.run("python", "-m", "pip", "install", "--no-index", str(wheel))
+    assert done.returncode == 0, done.stderr
+    return environment
