@@ -145,7 +145,7 @@ def call_factory(factory: Callable[..., Any], kwargs: dict[str, Any], what: str)
         return factory(**kwargs)
     except CpupackError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a training script calls sys.exit(), and that must not end the build
         raise ModelError(f"{what} failed: {describe_failure(error)}") from error
 
 
@@ -163,7 +163,7 @@ def _import_file(path: Path, key: str) -> ModuleType:
         sys.path.append(directory)  # the file's own neighbours can be imported, after everything installed
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{key}: importing {path} failed: {describe_failure(error)}") from error
     return module
 
@@ -176,5 +176,5 @@ def _import_name(name: str, key: str) -> ModuleType:
             f"{key}: no module named {error.name!r}",
             hint=f"install it beside cpupack, or give a file: python:{name.replace('.', '/')}.py:factory",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{key}: importing {name} failed: {describe_failure(error)}") from error

@@ -26,7 +26,7 @@ from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
-from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, stage_project
+from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.quantize import check_skip, quantize
 from cpupack.stages.script import script, script_float
 from cpupack.stages.tune import tune
@@ -88,9 +88,10 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
             plan = _tune(staged, loaded, winner, options, progress)
             finished.append((finish(staged, plan), winner, raced, failed, plan))
         with progress.stage("package"):
+            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
             return [
-                BuildResult(build_wheel(staged, options.out), prepared.model, winner, tuple(raced), failed, plan)
-                for staged, winner, raced, failed, plan in finished
+                BuildResult(wheel, prepared.model, winner, tuple(raced), failed, plan)
+                for wheel, (_, winner, raced, failed, plan) in zip(wheels, finished, strict=True)
             ]
 
 
@@ -99,6 +100,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     recipe = loaded.recipe
     with progress.stage("load"):
         model = load(loaded, progress)
+        check_skip(model.module, recipe.quantize.skip)  # the quantize stage would say it after the calibration
     with progress.stage("fuse"):
         fused = fuse(model, recipe, progress)
     with progress.stage("read data"):

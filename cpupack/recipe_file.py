@@ -70,7 +70,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     recipe, problems, final = parse_recipe(text, str(path), path.resolve().parent, overrides)
     if recipe is None:
         told = [f"{place}: {text}" for place, text in problems]
-        raise RecipeError("\n".join(told), hint=_hint(path, len(problems)))
+        raise RecipeError("\n".join(told), hint=_hint(path, problems))
     return LoadedRecipe(recipe=recipe, path=path.resolve(), text=final)
 
 
@@ -111,9 +111,12 @@ def _read(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _hint(path: Path, count: int) -> str:
-    them = "it" if count == 1 else f"the {count} problems"
-    return f"mend {them} and run `cpupack check {path}`; docs/reference/recipe.md describes every key"
+def _hint(path: Path, problems: Sequence[Told]) -> str:
+    them = "it" if len(problems) == 1 else f"the {len(problems)} problems"
+    # `cpupack check FILE` finds nothing wrong where only the options are.
+    in_file = any(place != SET for place, _ in problems)
+    again = f" and run `cpupack check {path}`" if in_file else ""
+    return f"mend {them}{again}; docs/reference/recipe.md describes every key"
 
 
 def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Told:

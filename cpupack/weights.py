@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pickle
+import struct
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +24,20 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.user_code import first_line
 
+_UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+"""What torch.load raises for files that are no checkpoint."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _LISTED = 8
 _SETTLING_SAMPLES = 8
@@ -46,6 +62,7 @@ def load_weights(module: nn.Module, loaded: LoadedRecipe, progress: Progress) ->
     spec = loaded.recipe.model
     kind, _, name = spec.source.partition(":")
     if spec.weights == "random":
+        progress.warn('RANDOM WEIGHTS: the recipe has weights = "random". Speed is real, predictions mean nothing')
         settle_batch_norms(module, spec.input_shape, spec.seed)
         return LoadedWeights(f"random (seed {spec.seed})", random=True)
     if spec.weights == "factory":
@@ -173,14 +190,19 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError, KeyError) as error:
+        with warnings.catch_warnings():
+            # A remark of torch.load on files that torch.save did not write; what is wrong with them is said below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
         if "TorchScript" in str(error) or "torch.jit" in str(error):
             reason = "it is a TorchScript archive"
         elif "Weights only load failed" in str(error) or "GLOBAL" in str(error):
-            reason = "it holds pickled Python objects, and those are not executed"
+            reason = "it is damaged, or holds pickled Python objects, and those are not executed"
         else:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            # A KeyError here is an opcode that pickle does not know, an EOFError has no words at all.
+            worded = not isinstance(error, KeyError | EOFError | IndexError | UnicodeDecodeError) and str(error).strip()
+            reason = first_line(error) if worded else "torch.save did not write it, or it is cut off"
         raise ModelError(
             f"[model] weights: {path} is not a state dict: {reason}",
             hint="save the tensors alone: torch.save(model.state_dict(), path)",

@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hatchling.builders.wheel import WheelBuilder
@@ -51,7 +52,7 @@ def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
             built = _run_hatchling(staged, Path(directory))
             _check_contents(staged, built)
             out.mkdir(parents=True, exist_ok=True)
-            path = _publish(built, out)
+            (path,) = _publish([built], out)
     except OSError as error:
         raise PackagingError(
             f"cannot write the wheel: {error}", hint="check space and permissions"
@@ -64,6 +65,16 @@ def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
         version=staged.version,
         platform_tag=staged.platform_tag,
     )
+
+
+def publish(wheels: Sequence[BuiltWheel], out: Path) -> list[BuiltWheel]:
+    """Put finished wheels into ``out``, all of them or none. Raises PackagingError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = _publish([wheel.path for wheel in wheels], out)
+    except OSError as error:
+        raise PackagingError(f"cannot write the wheel: {error}", hint="check space and permissions") from error
+    return [replace(wheel, path=path) for wheel, path in zip(wheels, paths, strict=True)]
 
 
 def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
@@ -110,13 +121,13 @@ def _check_contents(staged: StagedProject, built: Path) -> None:
         raise PackagingError(f"the wheel differs from its manifest in {', '.join(sorted(found ^ wanted))}")
 
 
-def _publish(built: Path, out: Path) -> Path:
-    """Copy ``built`` into ``out`` under a hidden name, then rename it: a reader sees all of it or none."""
-    target = out / built.name
-    part = out / f".{built.name}.{os.getpid()}.part"
+def _publish(built: Sequence[Path], out: Path) -> list[Path]:
+    """Copy ``built`` into ``out`` under hidden names, then rename them: a reader sees all of a wheel or none."""
+    parts = [out / f".{wheel.name}.{os.getpid()}.part" for wheel in built]
     try:
-        shutil.copy(built, part)
-        part.replace(target)
+        for wheel, part in zip(built, parts, strict=True):
+            shutil.copy(wheel, part)
+        return [part.replace(out / wheel.name) for wheel, part in zip(built, parts, strict=True)]
     finally:
-        part.unlink(missing_ok=True)
-    return target
+        for part in parts:
+            part.unlink(missing_ok=True)

@@ -61,7 +61,7 @@ def _items(factory: Any, request: Request) -> Iterator[Any]:
             return
     except CpupackError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CalibrationError(f"{request.spec} failed: {describe_failure(error)}") from error
     raise CalibrationError(
         f"{request.spec} returned {type(made).__name__}",

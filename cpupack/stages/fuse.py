@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import fx
 
 from cpupack.artifacts import FloatModel, FusedModel
@@ -38,6 +40,12 @@ def fuse(model: FloatModel, recipe: Recipe, progress: Progress) -> FusedModel:
         graph.delete_all_unused_submodules()
         module, style = graph.eval(), "fx"
     difference, largest = largest_difference(model.module, module, model.input_shape)
+    if not math.isfinite(largest):
+        raise ModelError(
+            f"[model] {recipe.model.source} gives NaN or infinity on normal random inputs, so its fusion cannot be "
+            "checked",
+            hint="does the checkpoint hold NaN? Or is there a division, a logarithm or a root of any input?",
+        )
     if not difference <= _RELATIVE_TOLERANCE * largest:
         raise ModelError(
             f"[fuse] the fused model's FP32 output differs by {difference:.3g} (largest output {largest:.3g})",

@@ -38,9 +38,9 @@ from cpupack.runtime import host
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
 from cpupack.templates import render
-from cpupack.wheel import build_wheel, check_out
+from cpupack.wheel import build_wheel, check_out, publish
 
-__all__ = ["WheelContents", "build_wheel", "check_out", "finish", "requirements", "stage_project"]
+__all__ = ["WheelContents", "build_wheel", "check_out", "finish", "publish", "requirements", "stage_project"]
 
 MODEL_NAME = "model.pt"
 GOLDEN_NAME = "golden.npz"
