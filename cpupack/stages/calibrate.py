@@ -49,8 +49,8 @@ class _Recorder:
             return
         if not self.collectors[name].add(value):
             raise CalibrationError(
-                f"the output of {name} is not finite (or beyond 8e37) on the calibration samples {self.batch_names[0]} to "
-                f"{self.batch_names[-1]}",
+                f"the output of {name} is not finite (or beyond 8e37) on the calibration samples "
+                f"{self.batch_names[0]} to {self.batch_names[-1]}",
                 hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
             )
 

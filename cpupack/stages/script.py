@@ -41,7 +41,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
         except (RuntimeError, TypeError, ValueError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",
-                hint="an operator without an INT8 form: keep its module in FP32 with [quantize] skip, or move it outside "
+                hint="an operator has no INT8 form: keep its module in FP32 with [quantize] skip, or move it outside "
                 "QuantStub and DeQuantStub where the model has its own",
             ) from error
         if int8 == 0:

@@ -15,19 +15,29 @@ _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.Con
 """Modules whose output is a tensor of its own, not a view of their input."""
 
 
-def lower_relu6(graph_module: fx.GraphModule) -> int:
-    """Turn every fused conv + ReLU6 into conv + ReLU, in place; return how many.
+def lower_relu6(graph_module: fx.GraphModule, activation_bits: int) -> None:
+    """Turn every fused conv + ReLU6 into what INT8 runs, in place.
 
-    The statistics of the call are those after the ReLU6, so its range ends at or below 6 and the requantization to that
-    range clamps exactly where ReLU6 does.
+    The statistics of the call are those after the ReLU6, so its range ends at or below 6. With 8 bits the
+    requantization to that range clamps exactly where ReLU6 does, and conv + ReLU is all it takes. With 7 bits it clamps
+    at 255, twice the range, so the ReLU6 stays a call of its own.
     """
-    lowered = 0
-    for node in graph_module.graph.nodes:
+    for node in list(graph_module.graph.nodes):
         module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ConvReLU6):
-            graph_module.add_submodule(str(node.target), with_relu(module[0]))
-            lowered += 1
-    return lowered
+        if not isinstance(module, ConvReLU6):
+            continue
+        name = str(node.target)
+        if activation_bits == 8:
+            graph_module.add_submodule(name, with_relu(module[0]))
+            continue
+        graph_module.add_submodule(name, module[0])
+        graph_module.add_submodule(f"{name}_relu6", module[1])
+        with graph_module.graph.inserting_after(node):
+            clamp = graph_module.graph.call_module(f"{name}_relu6")
+        node.replace_all_uses_with(clamp)
+        clamp.args = (node,)
+        clamp.meta.update(node.meta)
+    graph_module.recompile()
 
 
 def fuse_conv_add(graph_module: fx.GraphModule) -> int:
@@ -35,7 +45,7 @@ def fuse_conv_add(graph_module: fx.GraphModule) -> int:
 
     ``quantized::conv2d_add[_relu]`` writes its result into the accumulator's memory, and FX does not check who else
     reads it. Here the accumulator must be a tensor of its own whose every other reader comes before the convolution
-    because the convolution depends on it.
+    because the convolution depends on it, and whose memory the convolution does not read itself.
     """
     fused = 0
     for add in list(graph_module.graph.nodes):
@@ -56,27 +66,52 @@ def _can_accumulate(graph_module: fx.GraphModule, add: fx.Node, conv: object, ac
         return False
     if not _is_module(graph_module, conv, (nn.Conv2d,)) or list(conv.users) != [add]:
         return False
-    if conv.args == (accumulator,) or not _owns_memory(graph_module, accumulator):
+    if _may_share(graph_module, conv.all_input_nodes[0], accumulator) or not _owns_memory(graph_module, accumulator):
         return False
     if conv.meta.get("shape") != accumulator.meta.get("shape"):
         return False  # a broadcast sum
     ancestors = _ancestors(conv)
-    return all(reader is add or reader in ancestors for reader in accumulator.users)
+    pending = [accumulator]
+    while pending:  # the accumulator, and whatever may be a view of it
+        for reader in pending.pop().users:
+            if reader is not add and reader not in ancestors:
+                return False
+            if reader is not add and not _is_fresh(graph_module, reader):
+                pending.append(reader)
+    return True
 
 
 def _is_module(graph_module: fx.GraphModule, node: fx.Node, types: tuple[type[nn.Module], ...]) -> bool:
     return node.op == "call_module" and type(graph_module.get_submodule(str(node.target))) in types
 
 
-def _owns_memory(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call returns a new tensor: a whitelist, since any operator not on it may return a view."""
+def _is_fresh(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call writes a new tensor whatever it reads: a whitelist, since any other operator may return a view."""
     if node.op == "call_function" and node.target in _ADDS:
         return True
+    return _is_module(graph_module, node, _FRESH_MODULES)
+
+
+def _owns_memory(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call's output is a tensor that no other call's output shares."""
     if _is_module(graph_module, node, (nn.ReLU,)):
         # An in-place ReLU returns its input's memory, so that must be a tensor of its own that only the ReLU reads.
         source = node.args[0]
         return isinstance(source, fx.Node) and list(source.users) == [node] and _owns_memory(graph_module, source)
-    return _is_module(graph_module, node, _FRESH_MODULES)
+    return _is_fresh(graph_module, node)
+
+
+def _may_share(graph_module: fx.GraphModule, node: fx.Node, other: fx.Node) -> bool:
+    """Whether ``node`` is ``other`` or may be a view of it, or of what it was made from in place."""
+    pending, seen = [node], set[fx.Node]()
+    while pending:
+        each = pending.pop()
+        if each is other:
+            return True
+        if each not in seen and not _is_fresh(graph_module, each):
+            seen.add(each)
+            pending.extend(each.all_input_nodes)
+    return False
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

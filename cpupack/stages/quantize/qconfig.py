@@ -35,8 +35,9 @@ class StatsObserver(ObserverBase):
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale float32 ``(1,)`` and zero point int64 ``(1,)``; an observer that nothing reads has no range."""
         low, high = self.range or (0.0, 1.0)
-        # A tensor that is always zero still needs a scale; any will do.
-        scale = (high - low) / (self.levels - 1) or 1.0
+        scale = (high - low) / (self.levels - 1)
+        if scale < torch.finfo(torch.float32).tiny:
+            scale = 1.0  # a tensor that is always zero still needs a scale, and 1 / scale must be finite; any will do
         zero_point = min(max(round(-low / scale), 0), self.levels - 1)
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
 

@@ -158,8 +158,8 @@ def least_kl_divergence(stats: ActivationStats, levels: int) -> tuple[float, flo
 
     Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each candidate threshold the reference P is the histogram
     with the outliers added to its last bin, Q is the same bins merged to ``levels`` steps and spread back over the
-    non-empty ones; the threshold with the least KL(P || Q) wins. A two-sided tensor shrinks both ends by the same
-    share. The bin at zero counts like its neighbour (as in NVIDIA's pytorch-quantization): a ReLU piles half of all
+    non-empty ones; the threshold with the least KL(P || Q) wins. The threshold is one of magnitude, as theirs: it cuts
+    an end only where that reaches beyond it. The bin at zero counts like its neighbour (as in NVIDIA's pytorch-quantization): a ReLU piles half of all
     values there, zero is exact under every threshold, and spreading that pile over a step would make every wide
     threshold look bad.
     """
@@ -167,19 +167,20 @@ def least_kl_divergence(stats: ActivationStats, levels: int) -> tuple[float, flo
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     if counts.size <= levels:
         return low, high
-    best_share, least = 1.0, np.inf
+    farthest = max(-low, high)
+    best, least = farthest, np.inf
     zero = round(-edges[0] / stats.bin_width)
     if 0 <= zero < counts.size - 1:
         counts[zero] = counts[zero + 1]
-    for share in np.arange(levels / counts.size, 1.0 + 1e-9, 1.0 / (2 * _CANDIDATES)):
-        first = max(int(np.floor(zero + low * share / stats.bin_width)), 0)
-        last = min(int(np.ceil(zero + high * share / stats.bin_width)), counts.size)
+    for threshold in np.linspace(levels / counts.size, 1.0, 2 * _CANDIDATES) * farthest:
+        first = max(int(np.floor(zero - threshold / stats.bin_width)), 0)
+        last = min(int(np.ceil(zero + threshold / stats.bin_width)), counts.size)
         if last - first < levels:
             continue
         divergence = kl_divergence(counts, first, last, levels)
         if divergence < least:
-            least, best_share = divergence, float(share)
-    return low * best_share, high * best_share
+            least, best = divergence, float(threshold)
+    return max(low, -best), min(high, best)
 
 
 def kl_divergence(counts: Array, first: int, last: int, levels: int) -> float:

@@ -41,7 +41,7 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
     ``skip`` that the model does not have.
     """
     graph = _copy_with_stats(calibrated, example)
-    lower_relu6(graph)
+    lower_relu6(graph, target.activation_bits)
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
@@ -125,7 +125,7 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
 
 
 def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> None:
-    """Give every call inside the skipped modules no qconfig.
+    """Give every call inside the skipped modules, and what torch would quantize wrongly, no qconfig.
 
     Module calls go by name. A function call has lost its scope when FX retraces the graph, so it is named by its order
     among the calls of that function.
@@ -134,7 +134,8 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
     for node in graph.graph.nodes:
         order = seen.get(node.target, 0)
         seen[node.target] = order + 1
-        if not any(_inside(node, name) for name in skip):
+        # quantized::add has no alpha, and torch drops it without a word.
+        if not any(_inside(node, name) for name in skip) and "alpha" not in node.kwargs:
             continue
         if node.op == "call_module":
             mapping.set_module_name(str(node.target), None)
