@@ -76,12 +76,15 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
 
     Raises the CpupackError of the stage that failed.
     """
+    cpus = options.cpus or tuple(loaded.recipe.target.cpu)
     check_out(options.out)
+    for cpu in cpus:
+        candidates(loaded.recipe, cpu, supported_engines())  # an engine that is not to be had is said before the work
     with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
         work = Path(name)
         prepared = prepare(loaded, work, progress)
         finished = []
-        for cpu in options.cpus or tuple(loaded.recipe.target.cpu):
+        for cpu in cpus:
             raced, failed = contend(prepared, cpu, work, progress)
             winner = choose(raced)
             staged = _stage(prepared, winner, work / cpu, progress)

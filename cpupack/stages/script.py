@@ -35,7 +35,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     Raises QuantizationError when the module does not run, has no INT8 operator, or cannot be traced, naming the line.
     """
     example = _example(input_shape)
-    with engine(quantized.target.engine):
+    with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
         except (RuntimeError, TypeError, ValueError) as error:
@@ -116,12 +116,14 @@ def _save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool)
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence torch.jit's announcement of its own deprecation, and the tracer's remarks on constants it takes over.
+    """Silence the announcements of deprecation, and the tracer's remarks on constants it takes over.
 
+    Quantized tensors announce theirs once in a process, with the first one: here when no weight was quantized before.
     A trace that does depend on data shows up in verification, where other inputs and batch sizes are compared.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
         warnings.filterwarnings(
             "ignore",
             category=torch.jit.TracerWarning,  # type: ignore[attr-defined]  # public, not in __all__

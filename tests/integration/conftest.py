@@ -1,0 +1,57 @@
+"""Fixtures of the integration tests: a stranger's project, and the command line run in it."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_recipes import Project, make_project
+
+from cpupack.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project for session fixtures; tests take ``project`` and may change it."""
+    return make_project(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def cpupack(
+    project: Project, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Outcome]]:
+    """Run the command line in the project's directory, in this process: torch is imported once for all tests."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("TMPDIR", str(project.root / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: str) -> Outcome:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert isinstance(left.value.code, int)
+        return Outcome(left.value.code, *capfd.readouterr())
+
+    yield run
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
