@@ -231,6 +231,27 @@ def _evaluation(loaded: LoadedRecipe, calibration: Samples | None, progress: Pro
     )
 
 
+def stage_untuned(
+    loaded: LoadedRecipe, cpu: str, work: Path, progress: Progress
+) -> tuple[Prepared, Contender, StagedProject]:
+    """Build for one CPU up to the runner's project, which runs as it is (``cpupack compare`` sets its own plans)."""
+    prepared = prepare(loaded, work, progress)
+    raced, _ = contend(prepared, cpu, work, progress)
+    winner = choose(raced)
+    return prepared, winner, _stage(prepared, winner, work / cpu, progress)
+
+
+def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:
+    """Load the FP32 model and the data of a recipe and run the one on the other: no INT8 model is made."""
+    with progress.stage("load"):
+        model = load(loaded, progress)
+    with progress.stage("read data"):
+        calibration = _calibration(loaded, progress)
+        evaluation = _evaluation(loaded, calibration, progress)
+    with progress.stage("run FP32"):
+        return model, calibration, run_reference(model, evaluation, progress)
+
+
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
