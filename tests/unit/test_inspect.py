@@ -121,9 +121,7 @@ def test_a_wheel_that_cpupack_did_not_make(tmp_path: Path) -> None:
         inspect(wheel)
 
 
-@pytest.mark.parametrize(
-    "change", [{"tiny_int8/manifest.json": text} for text in (b"{", b'{"schema": 9}', b"\xff")]
-)
+@pytest.mark.parametrize("change", [{"tiny_int8/manifest.json": text} for text in (b"{", b'{"schema": 9}', b"\xff")])
 def test_an_unreadable_manifest(built: Path, tmp_path: Path, change: dict[str, bytes | None]) -> None:
     with pytest.raises(UsageError, match=r"manifest\.json"):
         inspect(rewrite(built, tmp_path / built.name, change))
@@ -150,9 +148,7 @@ def test_flipped_bits_in_a_member(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(built) as archive:
         info = archive.getinfo(MODEL)
     data = bytearray(built.read_bytes())
-    middle = (
-        info.header_offset + 30 + len(info.filename) + info.compress_size // 2
-    )  # 30: a local header's fixed part
+    middle = info.header_offset + 30 + len(info.filename) + info.compress_size // 2  # 30: a local header's fixed part
     data[middle] ^= 0xFF
     Path(damaged).write_bytes(data)
     with pytest.raises(UsageError, match="damaged"):

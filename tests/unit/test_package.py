@@ -78,9 +78,7 @@ def test_no_python_in_the_package_imports_cpupack(staged: StagedProject) -> None
 
 def test_the_manifest_hashes_every_file_but_itself(staged: StagedProject) -> None:
     manifest = read_manifest(staged.package_dir)
-    shipped = {
-        p.relative_to(staged.package_dir).as_posix() for p in staged.package_dir.rglob("*") if p.is_file()
-    }
+    shipped = {p.relative_to(staged.package_dir).as_posix() for p in staged.package_dir.rglob("*") if p.is_file()}
     assert set(manifest.files) == shipped - {"manifest.json"}
     check_files(staged.package_dir, manifest)
 
@@ -169,9 +167,7 @@ def test_a_used_directory_is_refused(tiny: TinyWheel, staged: StagedProject) -> 
         stage_project(tiny.contents(), staged.root)
 
 
-def test_damaged_templates_are_noticed(
-    tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_templates_are_noticed(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = package.render
     monkeypatch.setattr(package, "render", lambda path, /, **values: real(path, **{**values, "version": "9"}))
     with pytest.raises(PackagingError, match=r"version = '9', not '1\.0\.0'"):
@@ -183,9 +179,7 @@ def test_damaged_templates_are_noticed(
 
 def run_python(staged: StagedProject, code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(staged.root / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -207,9 +201,7 @@ def test_the_bound_runner_takes_every_option_of_the_runtimes(staged: StagedProje
     from cpupack.runtime.runner import Runner
 
     tree = ast.parse((staged.package_dir / "_bound.py").read_text())
-    init = next(
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    )
+    init = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     wanted = [name for name in inspect.signature(Runner).parameters if name != "package_dir"]
     assert [argument.arg for argument in init.args.kwonlyargs] == wanted
 
@@ -249,9 +241,7 @@ def test_finish_writes_the_plan_and_keeps_the_hashes_true(staged: StagedProject)
     manifest = read_manifest(finish(staged, PLAN).package_dir)
     check_files(staged.package_dir, manifest)
     assert (manifest.plan.threads, manifest.plan.instances, manifest.plan.batch_size) == (1, 2, 4)
-    assert (
-        manifest.bench["build"]["throughput_per_s"] == 205.0
-    )  # the median of the chosen setting's three measurements
+    assert manifest.bench["build"]["throughput_per_s"] == 205.0  # the median of the chosen setting's three measurements
     assert len(json.loads((staged.package_dir / "tune.json").read_text())["rows"]) == len(PLAN.rows)
     assert not any("__pycache__" in name for name in manifest.files)
     assert "2 x 1 threads, batch 4" in (staged.root / "README.md").read_text()
@@ -289,9 +279,7 @@ def test_the_wheel_has_an_sbom(staged: StagedProject, tmp_path: Path) -> None:
 
 def test_equal_inputs_make_equal_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
     built = [
-        build_wheel(
-            finish(stage_project(tiny.contents(), tmp_path / name / "project"), PLAN), tmp_path / name
-        )
+        build_wheel(finish(stage_project(tiny.contents(), tmp_path / name / "project"), PLAN), tmp_path / name)
         for name in ("one", "two")
     ]
     assert built[0].path.read_bytes() == built[1].path.read_bytes()
@@ -314,18 +302,14 @@ def test_two_targets_make_two_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
     assert names == [f"tiny_int8-1.0.0-py3-none-manylinux_2_28_{cpu}.whl" for cpu in ("aarch64", "x86_64")]
 
 
-def test_an_ignore_file_around_the_project_does_not_thin_the_wheel(
-    staged: StagedProject, tmp_path: Path
-) -> None:
+def test_an_ignore_file_around_the_project_does_not_thin_the_wheel(staged: StagedProject, tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / ".gitignore").write_text("*.pt\n*.npz\nproject/\n")
     with zipfile.ZipFile(build_wheel(staged, tmp_path / "dist").path) as wheel:
         assert {"tiny_int8/model.pt", "tiny_int8/golden.npz"} <= set(wheel.namelist())
 
 
-def test_a_file_the_manifest_does_not_know_is_not_packed_quietly(
-    staged: StagedProject, tmp_path: Path
-) -> None:
+def test_a_file_the_manifest_does_not_know_is_not_packed_quietly(staged: StagedProject, tmp_path: Path) -> None:
     (staged.package_dir / "stray.txt").write_text("x")
     with pytest.raises(PackagingError, match=r"tiny_int8/stray\.txt"):
         build_wheel(staged, tmp_path / "dist")
