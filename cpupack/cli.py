@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cpupack import __version__
+from cpupack.commands.compare import compare
 from cpupack.errors import CpupackError, RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ def cli() -> None:
 
     A recipe (TOML) names the model, its calibration data and the target CPU; `cpupack build` makes the wheel.
     """
+
+
+cli.add_command(compare)
 
 
 @cli.command()

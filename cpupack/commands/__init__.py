@@ -1,0 +1,1 @@
+"""Commands of their own module: ``cli.py`` adds them to the group. Like it, they may print."""

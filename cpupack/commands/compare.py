@@ -1,0 +1,144 @@
+"""``cpupack compare``."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cpupack.errors import UsageError
+from cpupack.peers import PEERS
+
+_HTML_HINT = "name a file in a directory that exists"
+
+
+@click.command()
+@click.argument("recipe_or_wheel", metavar="RECIPE_OR_WHEEL", type=click.Path(path_type=Path))
+@click.option("--against", metavar="ENGINE,...", help=f"Engines to compare with: {','.join(PEERS)} (default: all).")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="With a wheel: the recipe it was built from. By default the recipe in the wheel, its relative paths taken "
+    "from the current directory.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@click.option(
+    "--input",
+    "input_kind",
+    type=click.Choice(["float32", "uint8"]),
+    default="float32",
+    show_default=True,
+    help="What every engine is given: normalized floats, or pixels that it has to normalize.",
+)
+@click.option(
+    "--end-to-end",
+    "files",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Also measure from the JPEG files in DIR to outputs; the peers decode with Pillow.",
+)
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Measuring time of each engine's search for its best setting; starting and compiling are not counted.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Rounds of each mode.")
+@click.option(
+    "--round-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="Measured time of one engine in one round.",
+)
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every raw round on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
+def compare(
+    recipe_or_wheel: Path,
+    against: str | None,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    input_kind: str,
+    files: Path | None,
+    budget_s: float,
+    rounds: int,
+    round_s: float,
+    html: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure a package side by side with other engines, on the same cores, model and data.
+
+    A RECIPE is built first, as `cpupack build` does, into a temporary directory. A WHEEL is measured as it is. It holds
+    no FP32 model, so the other engines' models are made from its recipe: the one given with --recipe, or the one in the
+    wheel when everything it names is found from the current directory. Its FP32 outputs must be those of the build.
+
+    Each engine quantizes the same FP32 model with the same calibration data by its own recommended method, and serves
+    in a process of its own at its own best threads x instances x batch. Rounds are interleaved, everything not being
+    measured is stopped, and the ratios are medians of paired rounds. An engine that is not installed or fails is a row
+    that says so; one that --against names must be installed (pip install 'cpupack[compare]').
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else PEERS
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"--html {html}: {html.parent} is not a directory", hint=_HTML_HINT)
+
+    from cpupack import compare as comparison
+
+    options = comparison.CompareOptions(
+        against=names,
+        explicit=against is not None,
+        budget_s=budget_s,
+        rounds=rounds,
+        round_s=round_s,
+        input_kind=input_kind,
+        files=files,
+    )
+    comparison.check_peers(options)
+    with redirect_stdout(sys.stderr):  # the recipe may name code that prints
+        found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet or as_json)
+
+    from cpupack.compare_report import format_table, render_html
+
+    if html is not None:
+        html.write_text(render_html(found), encoding="utf-8")
+    click.echo(json.dumps(_finite(found), indent=2, allow_nan=False) if as_json else format_table(found))
+
+
+def _run(source: Path, recipe: Path | None, overrides: tuple[str, ...], options: Any, *, quiet: bool) -> dict[str, Any]:
+    from rich.console import Console
+
+    from cpupack import compare as comparison
+    from cpupack.compare_report import result
+    from cpupack.compare_subject import from_recipe, from_wheel
+    from cpupack.console import ConsoleProgress
+    from cpupack.recipe_file import load_recipe
+
+    wheel = source.suffix == ".whl"
+    if recipe is not None and not wheel:
+        raise UsageError(f"--recipe goes with a wheel, and {source} is none", hint="leave it out")
+    loaded = None if wheel else load_recipe(source, overrides)
+    progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
+    with tempfile.TemporaryDirectory(prefix="cpupack-compare-") as directory:
+        work = Path(directory)
+        if loaded is not None:
+            subject = from_recipe(loaded, work, progress)
+        else:
+            subject = from_wheel(source, recipe, overrides, work, progress)
+        return result(subject, options, comparison.measure(subject, options, work, progress))
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON cannot say: infinite and undefined numbers become null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

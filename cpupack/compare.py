@@ -1,0 +1,257 @@
+"""Our package against other engines on the same cores, the same FP32 model and the same data.
+
+The rules are in ``compare_rounds`` (one process each, interleaved rounds, those not measured are stopped) and in
+``compare_stats`` (ratios of paired rounds); here is the order: build all, search all, then measure each mode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpupack.compare_rounds import BUILD_TIMEOUT_S, Field, Row, find_setting
+from cpupack.compare_rounds import field as open_field
+from cpupack.compare_subject import Subject
+from cpupack.errors import UsageError, VerificationError
+from cpupack.peers import ENGINES, EXTRA, OURS, PEERS
+from cpupack.peers.job import Job
+from cpupack.peers.process import EngineFailedError, EngineProcess
+from cpupack.progress import Progress
+from cpupack.runtime.accuracy import agreement, sqnr_db
+from cpupack.runtime.search import Outcome, Setting, TuningFailedError, make_space
+from cpupack.runtime.tune import row_text
+
+SETTLE_S = 0.2
+"""A stopped process runs this long before its round is timed: its caches are cold and its threads asleep."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What the command line asks for. ``explicit`` says that the peers were named, not taken from the default."""
+
+    against: tuple[str, ...] = PEERS
+    explicit: bool = False
+    budget_s: float = 30.0
+    rounds: int = 15
+    round_s: float = 1.5
+    input_kind: str = "float32"
+    files: Path | None = None
+
+
+@dataclass
+class Entry:
+    """One engine in the comparison. ``status`` is ``ok``, ``missing`` or ``failed``, with the reason."""
+
+    name: str
+    status: str = "ok"
+    reason: str = ""
+    settings: str = ""
+    setting: Setting | None = None
+    outcome: Outcome | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+
+    def fail(self, reason: str) -> None:
+        """Take the engine out. Raises VerificationError for our own, without which there is nothing to compare."""
+        if self.name == OURS:
+            raise VerificationError(f"the package under comparison failed: {reason}")
+        self.status, self.reason = "failed", reason
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything measured: the engines, the raw rows of each mode, and the number of image files or None."""
+
+    entries: dict[str, Entry]
+    throughput: list[Row]
+    latency: list[Row]
+    end_to_end: list[Row] | None = None
+    files: int | None = None
+
+
+def check_peers(options: CompareOptions) -> None:
+    """Raise UsageError for an unknown peer, or for one that was named and is not installed."""
+    for name in options.against:
+        if name not in PEERS:
+            raise UsageError(f"--against {name}: unknown engine", hint=f"known are {', '.join(PEERS)}")
+    if options.explicit:
+        missing = {name: ENGINES[name].missing() for name in options.against if ENGINES[name].missing()}
+        if missing:
+            told = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
+            raise UsageError(f"not installed: {told}", hint=f"pip install '{EXTRA}'")
+
+
+def measure(subject: Subject, options: CompareOptions, work: Path, progress: Progress) -> Measured:
+    """Run the whole comparison below ``work``.
+
+    A peer that fails is out and says why. Raises VerificationError when our own package does.
+    """
+    files = _image_files(options.files, subject)
+    entries = {name: Entry(name) for name in (OURS, *options.against)}
+    jobs = {name: _job(subject, name, options, work) for name in entries}
+    for entry in entries.values():
+        if missing := ENGINES[entry.name].missing():
+            entry.status, entry.reason = "missing", f"not installed: {', '.join(missing)} (pip install '{EXTRA}')"
+    with progress.stage("build the peers' models"):
+        _each(entries, lambda entry: _build(entry, jobs[entry.name], work), progress)
+    with progress.stage("search settings"):
+        _each(entries, lambda entry: _search(entry, jobs[entry.name], subject, options, work, progress), progress)
+
+    best = {name: jobs[name].at(_setting(entry)) for name, entry in _in(entries).items()}
+    with progress.stage("throughput"), open_field(best, work) as running:
+        throughput = _play(
+            running,
+            entries,
+            lambda entry, process: _enter_throughput(entry, process, subject, work),
+            lambda process: process.ask("round", duration_s=options.round_s, settle_s=SETTLE_S),
+            options.rounds,
+            progress,
+        )
+    every_core = Setting(threads=subject.job.cores, instances=1, batch_size=1)
+    single = {name: jobs[name].at(every_core, single=True) for name in _in(entries)}
+    with progress.stage("latency"), open_field(single, work) as running:
+        latency = _play(
+            running,
+            entries,
+            lambda entry, process: _warm(entry, process, "latency"),
+            lambda process: process.ask("round", duration_s=options.round_s, settle_s=SETTLE_S),
+            options.rounds,
+            progress,
+        )
+    if files is None:
+        return Measured(entries, throughput, latency)
+    best = {name: best[name] for name in _in(entries)}
+    with progress.stage("end to end"), open_field(best, work) as running:
+        end_to_end = _play(
+            running,
+            entries,
+            lambda _entry, process: _enter_files(process, files),
+            lambda process: process.ask("files", paths=files, duration_s=options.round_s),
+            options.rounds,
+            progress,
+        )
+    return Measured(entries, throughput, latency, end_to_end, len(files))
+
+
+def _job(subject: Subject, name: str, options: CompareOptions, work: Path) -> Job:
+    directory = work / "engines" / name
+    directory.mkdir(parents=True)
+    return dataclasses.replace(
+        subject.job, engine=name, directory=str(directory), input_kind=options.input_kind, threads=subject.job.cores
+    )
+
+
+def _each(entries: dict[str, Entry], action: Callable[[Entry], None], progress: Progress) -> None:
+    for number, (name, entry) in enumerate(_in(entries).items()):
+        progress.step(number, len(entries), name)
+        try:
+            action(entry)
+        except (EngineFailedError, TuningFailedError) as error:
+            entry.fail(str(error))
+            progress.warn(f"{name} is out: {error}")
+
+
+def _in(entries: dict[str, Entry]) -> dict[str, Entry]:
+    return {name: entry for name, entry in entries.items() if entry.status == "ok"}
+
+
+def _build(entry: Entry, job: Job, work: Path) -> None:
+    with EngineProcess(job, work / f"build-{entry.name}", timeout_s=BUILD_TIMEOUT_S) as process:
+        entry.settings = process.ask("build")["settings"]
+
+
+def _search(entry: Entry, job: Job, subject: Subject, options: CompareOptions, work: Path, progress: Progress) -> None:
+    space = make_space(job.cores, "throughput", None, subject.recipe.recipe.tune.batch_sizes)
+
+    def show(row: Row) -> None:
+        progress.note(f"{entry.name}: {row_text(row)}")
+
+    entry.outcome = find_setting(job, space, options.budget_s, work, show)
+    entry.setting = entry.outcome.setting
+
+
+def _setting(entry: Entry) -> Setting:
+    assert entry.setting is not None
+    return entry.setting
+
+
+def _enter_throughput(entry: Entry, process: EngineProcess, subject: Subject, work: Path) -> None:
+    """Open, take the outputs from the very process that is then timed, and warm up."""
+    process.ask("open")
+    outputs = work / f"outputs-{entry.name}.npy"
+    process.ask("evaluate", outputs=str(outputs))
+    actual = np.load(outputs)
+    if actual.shape != subject.reference.outputs.shape:
+        raise EngineFailedError(f"its outputs are {actual.shape}, the FP32 model's {subject.reference.outputs.shape}")
+    entry.agreement = agreement(subject.reference.outputs, actual)
+    entry.sqnr_db = sqnr_db(subject.reference.outputs, actual)
+    _note_memory(entry, process, "throughput")
+
+
+def _warm(entry: Entry, process: EngineProcess, mode: str) -> None:
+    process.ask("open")
+    _note_memory(entry, process, mode)
+
+
+def _note_memory(entry: Entry, process: EngineProcess, mode: str) -> None:
+    entry.memory_bytes[mode] = process.ask("warm")["peak_memory_bytes"]
+
+
+def _enter_files(process: EngineProcess, files: Sequence[str]) -> None:
+    process.ask("open_files")
+    process.ask("files", paths=files, duration_s=0.01)
+
+
+def _play(
+    running: Field,
+    entries: dict[str, Entry],
+    prepare: Callable[[Entry, EngineProcess], None],
+    measure_one: Callable[[EngineProcess], Row],
+    rounds: int,
+    progress: Progress,
+) -> list[Row]:
+    """Start every engine that is still in, play the rounds, and take out those that failed."""
+    for name, entry in _in(entries).items():
+        progress.note(f"starting {name}")
+        running.enter(name, partial(prepare, entry))
+    rows = running.play(rounds, measure_one, progress)
+    for name, reason in running.failed.items():
+        entries[name].fail(reason)
+        progress.warn(f"{name} is out: {reason}")
+    return rows
+
+
+def _image_files(directory: Path | None, subject: Subject) -> list[str] | None:
+    """Return the JPEG files below ``directory``, sorted. Raises UsageError when there are none or none can be used."""
+    if directory is None:
+        return None
+    if subject.manifest.preprocess is None:
+        raise UsageError("--end-to-end needs a model of images; this recipe has no [preprocess]")
+    found = sorted(str(path.resolve()) for path in directory.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+    if not found:
+        raise UsageError(f"--end-to-end {directory}: no .jpg or .jpeg file is there")
+    return found
+
+
+def facts(entry: Entry) -> dict[str, Any]:
+    """Return an engine's facts for the report."""
+    engine, outcome = ENGINES[entry.name], entry.outcome
+    return {
+        "title": engine.title,
+        "status": entry.status,
+        "reason": entry.reason,
+        "versions": {} if entry.status == "missing" else engine.versions(),
+        "settings": entry.settings,
+        "setting": None if entry.setting is None else dataclasses.asdict(entry.setting),
+        "search": None if outcome is None else {"reason": outcome.reason, "rows": list(outcome.rows)},
+        "agreement": entry.agreement,
+        "sqnr_db": entry.sqnr_db,
+        "peak_memory_bytes": entry.memory_bytes,
+    }

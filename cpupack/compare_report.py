@@ -1,0 +1,174 @@
+"""A comparison as JSON, as a table for a terminal, and as a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+import cpupack
+from cpupack.compare import SETTLE_S, CompareOptions, Measured, facts
+from cpupack.compare_rounds import Row
+from cpupack.compare_stats import paired_ratio
+from cpupack.compare_subject import Subject
+from cpupack.peers import ENGINES, OURS
+from cpupack.runtime import host
+
+SCHEMA = 1
+_INPUTS = {
+    "float32": "float32, normalized before the clock starts, in each engine's own layout",
+    "uint8": "uint8 pixels; normalizing them is part of every engine's time",
+}
+
+
+def result(subject: Subject, options: CompareOptions, measured: Measured) -> dict[str, Any]:
+    """Return the whole comparison, JSON-ready: what was compared, the rules, every raw round, and the ratios."""
+    model, manifest, job = subject.model, subject.manifest, subject.job
+    modes = {
+        "throughput": _mode(measured.throughput, _throughput, invert=False),
+        "latency": _mode([_without_calls(row) for row in measured.latency], _p50_ms, invert=True),
+    }
+    for name, engine in modes["latency"]["engines"].items():
+        engine |= _pooled([row for row in measured.latency if row["engine"] == name])
+    if measured.end_to_end is not None:
+        modes["end_to_end"] = _mode(measured.end_to_end, _throughput, invert=False) | {"files": measured.files}
+    return {
+        "schema": SCHEMA,
+        "cpupack": cpupack.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "source": subject.recipe.recipe.model.source,
+            "weights": model.weights_origin,
+            "random_weights": model.random_weights,
+            "input_shape": list(model.input_shape),
+            "parameters": model.parameters,
+            "macs": model.macs,
+            "engine": manifest.target["engine"],
+        },
+        "data": {
+            "calibration": _data(subject.calibration.origin, len(subject.calibration)) if subject.calibration else None,
+            "evaluation": _data(subject.reference.samples.origin, len(subject.reference.samples)),
+        },
+        "rules": {
+            "input": options.input_kind,
+            "input_text": _INPUTS[options.input_kind],
+            "cores": job.cores,
+            "budget_s": options.budget_s,
+            "batch_sizes": sorted(subject.recipe.recipe.tune.batch_sizes),
+            "rounds": options.rounds,
+            "round_s": options.round_s,
+            "settle_s": SETTLE_S,
+            "order": "alternating; every process but the one measured is stopped",
+            "ratio": "median of per-round ratios, 95 % bootstrap interval; above 1 cpupack is faster",
+        },
+        "host": host.describe(engine=manifest.target["engine"]),
+        "engines": {name: facts(entry) for name, entry in measured.entries.items()},
+        **modes,
+    }
+
+
+def _data(origin: str, count: int) -> dict[str, Any]:
+    return {"origin": origin, "samples": count}
+
+
+def _throughput(row: Row) -> float:
+    return float(row["throughput_per_s"])
+
+
+def _p50_ms(row: Row) -> float:
+    return float(row["latency_ms"]["p50"])
+
+
+def _without_calls(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name != "calls_ms"}
+
+
+def _pooled(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return p50 and p99 over the calls of all rounds: one round alone has too few for a p99."""
+    calls_ms = np.concatenate([row["calls_ms"] for row in rows])
+    p50, p99 = np.percentile(calls_ms, [50, 99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99), "calls": len(calls_ms)}
+
+
+def _mode(rows: list[Row], value: Callable[[Row], float], *, invert: bool) -> dict[str, Any]:
+    """Return medians and ratios to ours of one mode; ``invert`` where smaller is better. Above 1 ours is better."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["engine"], []).append(value(row))
+    ours = values[OURS]
+    engines: dict[str, dict[str, Any]] = {}
+    for name, theirs in values.items():
+        engines[name] = {"median": float(np.median(theirs))}
+        if name != OURS:
+            ratio = paired_ratio(theirs, ours) if invert else paired_ratio(ours, theirs)
+            engines[name]["ratio"] = asdict(ratio)
+    peers = {name: engine["ratio"]["median"] for name, engine in engines.items() if name != OURS}
+    return {"engines": engines, "best_peer": min(peers, key=peers.__getitem__) if peers else None, "rows": rows}
+
+
+def format_table(found: dict[str, Any]) -> str:
+    """Return the comparison for a terminal, 100 columns wide."""
+    model, rules, machine = found["model"], found["rules"], found["host"]
+    lines = [f"{model['name']} {model['version']} ({model['source']}) on {rules['cores']} cores of {machine['cpu']}"]
+    lines.append(f"input: {rules['input_text']}")
+    if model["random_weights"]:
+        lines.append("random weights: the speed is real; SQNR and agreement are of meaningless outputs")
+    lines += ["", f"{'':<12}{'best setting':<16}{'samples/s':>10}  {'cpupack is faster by':<22}{'SQNR':>9}{'agree':>8}"]
+    for name, engine in found["engines"].items():
+        lines.append(_throughput_line(name, engine, found["throughput"]["engines"].get(name)))
+    lines += ["", f"{'one request, all cores':<28}{'p50 ms':>10}  {'cpupack is faster by':<22}{'p99 ms':>9}"]
+    for name, row in found["latency"]["engines"].items():
+        lines.append(f"{name:<28}{row['p50_ms']:>10.2f}  {_ratio_text(row):<22}{row['p99_ms']:>9.2f}")
+    if "end_to_end" in found:
+        mode = found["end_to_end"]
+        title = f"from {mode['files']} JPEG files"
+        lines += ["", f"{title:<28}{'images/s':>10}  {'cpupack is faster by':<22}"]
+        for name, row in mode["engines"].items():
+            lines.append(f"{name:<28}{row['median']:>10,.1f}  {_ratio_text(row)}".rstrip())
+    lines += ["", f"faster by: median of {rules['rounds']} paired rounds, 95 % interval; outputs against FP32 on "]
+    data = found["data"]["evaluation"]
+    lines[-1] += f"{data['samples']} samples ({data['origin']})"
+    lines += [f"{name}: {engine['settings']}" for name, engine in found["engines"].items() if engine["settings"]]
+    return "\n".join(lines)
+
+
+def _throughput_line(name: str, engine: dict[str, Any], row: dict[str, Any] | None) -> str:
+    if row is None:
+        return f"{name:<12}{engine['status']}: {engine['reason']}"
+    return (
+        f"{name:<12}{setting_text(engine['setting']):<16}{row['median']:>10,.1f}  {_ratio_text(row):<22}"
+        f"{db_text(engine['sqnr_db']):>9}{engine['agreement']:>8.1%}"
+    )
+
+
+def setting_text(setting: dict[str, int]) -> str:
+    """Return ``2x1 batch 8``: instances x threads."""
+    return f"{setting['instances']}x{setting['threads']} batch {setting['batch_size']}"
+
+
+def db_text(value: float) -> str:
+    """Return decibels, ``equal`` for infinite ones."""
+    return "equal" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
+
+
+def _ratio_text(row: dict[str, Any]) -> str:
+    ratio = row.get("ratio")
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+
+
+def title(name: str) -> str:
+    """Return an engine's name as people know it."""
+    return ENGINES[name].title
+
+
+def render_html(found: dict[str, Any]) -> str:
+    """Return the comparison as one page without scripts."""
+    from cpupack.templates import render
+
+    return render("report/compare.html.j2", found=found, title=title, setting_text=setting_text, db_text=db_text)

@@ -1,0 +1,139 @@
+"""What is compared: the package of a recipe or of a wheel, and the FP32 model and data that all engines are given."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpupack import pipeline
+from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.errors import UsageError
+from cpupack.inspect_wheel import inspect
+from cpupack.peers.job import Data, Job
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe
+from cpupack.recipe_file import load_recipe, parse_recipe
+from cpupack.runtime.accuracy import sqnr_db
+from cpupack.runtime.cpu import machine
+from cpupack.runtime.host import HostProbe
+from cpupack.runtime.manifest import Manifest, read_manifest
+from cpupack.runtime.preprocess import PreprocessSpec, normalize
+
+_SAME_MODEL_DB = 60.0
+"""FP32 outputs of equal weights, on another CPU or with other threads, agree at least this well."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Our side of the comparison. ``job`` is what every engine's process is told, but for its name and setting."""
+
+    recipe: LoadedRecipe
+    manifest: Manifest
+    model: FloatModel
+    reference: Reference
+    calibration: Samples | None
+    job: Job
+
+
+def from_recipe(loaded: LoadedRecipe, work: Path, progress: Progress) -> Subject:
+    """Build the recipe's package below ``work``. Raises the CpupackError of the stage that failed."""
+    cpu = machine()
+    if cpu not in loaded.recipe.target.cpu:
+        raise UsageError(
+            f"{loaded.path}: [target] cpu is {', '.join(loaded.recipe.target.cpu)}, and this host is {cpu}",
+            hint="compare on a host that the recipe builds for, or --set target.cpu",
+        )
+    prepared, _, staged = pipeline.stage_untuned(loaded, cpu, work, progress)
+    return _subject(loaded, staged.package_dir, prepared.model, prepared.reference, prepared.calibration, work)
+
+
+def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], work: Path, progress: Progress) -> Subject:
+    """Unpack a wheel below ``work`` and load the FP32 model it was built from.
+
+    Raises UsageError when the wheel is damaged or for another CPU, when its recipe cannot be used from here, or when
+    the recipe's FP32 model does not answer as the one that the wheel was built from.
+    """
+    found = inspect(wheel)
+    if found.problems:
+        raise UsageError(f"{wheel} is not what was built: {found.problems[0]}", hint="build or copy it again")
+    if found.manifest.target["cpu"] != machine():
+        raise UsageError(f"{wheel} is for {found.manifest.target['cpu']}, and this host is {machine()}")
+    source = work / "wheel"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(source)
+    package_dir = source / found.manifest.import_name
+    loaded = load_recipe(recipe, overrides) if recipe else _packed_recipe(wheel, package_dir, overrides)
+    model, calibration, reference = pipeline.run_float(loaded, progress)
+    _check_same_model(wheel, loaded, package_dir, model)
+    return _subject(loaded, package_dir, model, reference, calibration, work)
+
+
+def _packed_recipe(wheel: Path, package_dir: Path, overrides: tuple[str, ...]) -> LoadedRecipe:
+    """Read the recipe in the wheel as if it lay in the current directory."""
+    path = Path.cwd() / f"{wheel.name} recipe.toml"
+    text = (package_dir / "recipe.toml").read_text(encoding="utf-8")
+    recipe, problems, final = parse_recipe(text, str(path.name), path.parent, overrides)
+    if recipe is None:
+        told = "\n".join(f"{place}: {text}" for place, text in problems)
+        raise UsageError(
+            f"the recipe in {wheel} cannot be used from {path.parent}:\n{told}",
+            hint="name the recipe that the wheel was built from: --recipe RECIPE",
+        )
+    return LoadedRecipe(recipe=recipe, path=path, text=final)
+
+
+def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, model: FloatModel) -> None:
+    """Compare the FP32 outputs that the wheel kept from its build with the recipe's model now."""
+    with np.load(package_dir / "golden.npz") as golden:
+        stored, expected = golden["input"], golden["output_fp32"]
+    spec = loaded.recipe.preprocess
+    if stored.dtype == np.uint8 and spec is not None:
+        stored = normalize(stored, PreprocessSpec.from_dict(spec.model_dump()))
+    fits = stored.dtype == np.float32 and stored.shape[1:] == model.input_shape
+    with torch.inference_mode():
+        actual = model.module(torch.from_numpy(np.ascontiguousarray(stored))).numpy() if fits else None
+    if actual is None or actual.shape != expected.shape or sqnr_db(expected, actual) < _SAME_MODEL_DB:
+        raise UsageError(
+            f"the FP32 model of {loaded.path.name} is not the one {wheel.name} was built from: its outputs differ",
+            hint="name the recipe of the build with --recipe; weights that fell back to random must do so here too",
+        )
+
+
+def _subject(
+    loaded: LoadedRecipe,
+    package_dir: Path,
+    model: FloatModel,
+    reference: Reference,
+    calibration: Samples | None,
+    work: Path,
+) -> Subject:
+    manifest = read_manifest(package_dir)
+    outputs = work / "reference.npy"
+    np.save(outputs, reference.outputs)
+    job = Job(
+        engine="",
+        directory="",
+        recipe_path=str(loaded.path),
+        recipe_text=loaded.text,
+        input_shape=model.input_shape,
+        calibration=_saved(calibration, work / "calibration.npy") if calibration else None,
+        calibration_batch=loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1,
+        evaluation=_saved(reference.samples, work / "evaluation.npy"),
+        reference=str(outputs),
+        package={"source": str(package_dir.parent), "import_name": package_dir.name},
+        dynamic=loaded.recipe.quantize.mode == "dynamic",
+        cores=HostProbe().budget().usable,
+        activation_bits=manifest.target["activation_bits"],
+    )
+    return Subject(loaded, manifest, model, reference, calibration, job)
+
+
+def _saved(samples: Samples, path: Path) -> Data:
+    np.save(path, samples.data)
+    preprocess: dict[str, Any] | None = samples.preprocess.to_dict() if samples.preprocess else None
+    return Data(str(path), len(samples), preprocess)

@@ -1,0 +1,55 @@
+"""The engines that ``cpupack compare`` measures: what each is, what it needs, and which module drives it.
+
+Each module has two functions, called in a worker process of that engine alone (``workers/peer.py``):
+``build(job)`` makes the engine's model from the same FP32 model and calibration data as all the others, with the
+settings its own documentation recommends, and says what they were; ``open_pool(job)`` loads it and serves batches.
+No module here is imported by the process that compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata, util
+
+OURS = "cpupack"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine: the module below ``cpupack.peers`` that drives it, and the distributions it must find installed."""
+
+    name: str
+    title: str
+    module: str
+    requires: tuple[str, ...] = ("torch",)
+    imports: tuple[str, ...] = ("torch",)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return the distributions that are not installed."""
+        return tuple(
+            name for name, module in zip(self.requires, self.imports, strict=True) if util.find_spec(module) is None
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Return the installed version of each distribution."""
+        return {name: metadata.version(name) for name in self.requires}
+
+
+_ENGINES = (
+    Engine(OURS, "cpupack", "own"),
+    Engine("eager", "PyTorch eager, FP32", "eager"),
+    Engine("fbgemm", "PyTorch fbgemm, INT8", "fbgemm"),
+    Engine(
+        "onnxruntime",
+        "ONNX Runtime, INT8",
+        "onnxruntime",
+        ("onnxruntime", "onnx", "onnxscript"),
+        ("onnxruntime", "onnx", "onnxscript"),
+    ),
+    Engine("openvino", "OpenVINO, INT8", "openvino", ("openvino", "nncf"), ("openvino", "nncf")),
+    Engine("inductor", "torch.compile, INT8", "inductor", ("torch", "torchao"), ("torch", "torchao")),
+)
+
+ENGINES = {engine.name: engine for engine in _ENGINES}
+PEERS = tuple(name for name in ENGINES if name != OURS)
+EXTRA = "cpupack[compare]"

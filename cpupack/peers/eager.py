@@ -1,0 +1,19 @@
+"""FP32 as people run it: the module in eval mode under ``torch.inference_mode``, in the default layout."""
+
+from __future__ import annotations
+
+from cpupack.peers.job import Job
+from cpupack.peers.pools import ThreadedPool
+from cpupack.peers.torch_pool import torch_pool
+
+
+def build(job: Job) -> str:
+    """Nothing to make; the model is loaded again to see that it is the same."""
+    job.model()
+    return "eval mode, inference_mode, FP32, contiguous (NCHW)"
+
+
+def open_pool(job: Job) -> ThreadedPool:
+    """Serve one module, shared by all instances."""
+    module = job.model()
+    return torch_pool(job, lambda: module)

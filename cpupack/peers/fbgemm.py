@@ -1,0 +1,52 @@
+"""INT8 as PyTorch's static quantization tutorials do it: FX, the default fbgemm qconfig, saved as TorchScript.
+
+https://docs.pytorch.org/tutorials/prototype/fx_graph_mode_ptq_static.html. torch.ao.quantization belongs to
+``stages/quantize``; this module is the exception, since being the plain tutorial is its whole purpose.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from cpupack.peers.job import Job
+from cpupack.peers.pools import ThreadedPool
+from cpupack.peers.torch_pool import torch_pool
+
+_MODEL = "model.pt"
+
+
+def build(job: Job) -> str:
+    """Quantize with torch's defaults and save TorchScript."""
+    from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    torch.backends.quantized.engine = "fbgemm"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations of the tutorial's own functions
+        model = job.model()
+        if job.dynamic:
+            quantized: torch.nn.Module = quantize_dynamic(model, dtype=torch.qint8)
+            said = "quantize_dynamic, int8 weights"
+        else:
+            batches = [torch.from_numpy(batch) for batch in job.calibration_batches()]
+            prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), (batches[0],))
+            for batch in batches:
+                prepared(batch)
+            quantized = convert_fx(prepared)
+            said = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
+        # Traced: torch.jit.script fails on some of the annotations that torch.fx generates; the operators are the same.
+        example = torch.from_numpy(np.ascontiguousarray(job.evaluation.floats(slice(0, 2))))
+        torch.jit.trace(quantized, example, check_trace=False).save(str(job.work / _MODEL))
+    return said
+
+
+def open_pool(job: Job) -> ThreadedPool:
+    """Load the TorchScript once; all instances share it."""
+    torch.backends.quantized.engine = "fbgemm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        module = torch.jit.load(str(job.work / _MODEL)).eval()
+    return torch_pool(job, lambda: module)

@@ -1,0 +1,59 @@
+"""From image files to outputs: Pillow and threads for the peers, ``Runner.predict`` for the wheel.
+
+The peers get what a careful user writes: files decoded in as many threads as there are cores, with the pixels that the
+model was evaluated on, and every instance kept busy while the next batches are decoded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from cpupack.peers.job import Array, Job, PeerError, Pool
+from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+
+Feed = Callable[[Sequence[str]], int]
+"""Runs all files and returns how many there were."""
+
+
+def runner_feed(runner: Any) -> Feed:
+    """Feed a wheel's Runner its own way."""
+    return lambda paths: len(runner.predict(list(paths), top_k=1))
+
+
+def pillow_feed(pool: Pool, job: Job) -> Feed:
+    """Feed a peer: decode and normalize in ``job.cores`` threads, at most a batch ahead of each instance."""
+    if job.evaluation.preprocess is None:
+        raise PeerError("the recipe has no [preprocess], so its model takes no image files")
+    spec = PreprocessSpec.from_dict(job.evaluation.preprocess)
+    decoders = ThreadPoolExecutor(job.cores, "decode")
+
+    def pixels(path: str) -> Array:
+        return to_pixels(decode_image(path), spec)
+
+    def feed(paths: Sequence[str]) -> int:
+        ahead = job.batch_size * (pool.instances + 1)
+        decoding = deque(decoders.submit(pixels, path) for path in paths[:ahead])
+        position = len(decoding)
+        running: deque[Future[Any]] = deque()
+        number = 0
+        while decoding:
+            size = min(job.batch_size, len(decoding))
+            stored = np.stack([decoding.popleft().result() for _ in range(size)])
+            for path in paths[position : position + size]:
+                decoding.append(decoders.submit(pixels, path))
+            position += size
+            stored = stored[np.arange(job.batch_size) % size]
+            running.append(pool.submit(pool.adapt(job.ready(stored)), number % pool.instances))
+            number += 1
+            while len(running) > pool.instances:
+                running.popleft().result()
+        while running:
+            running.popleft().result()
+        return len(paths)
+
+    return feed

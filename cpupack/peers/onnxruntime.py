@@ -1,0 +1,80 @@
+"""ONNX Runtime INT8: its own preprocessing of the graph, then ``quantize_static``, QDQ, per channel.
+
+Types after the docstring of ``quantize_static`` (U8 activations, S8 weights on x86-64; 7-bit weights without VNNI)
+and https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cpupack.peers.job import Array, Job
+from cpupack.peers.pools import Call, ThreadedPool
+
+_MODEL = "model.onnx"
+
+
+def build(job: Job) -> str:
+    """Export, preprocess and quantize."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_dynamic,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    from cpupack.peers.onnx_export import INPUT, export
+
+    exported, prepared, made = (job.work / name for name in ("fp32.onnx", "prepared.onnx", _MODEL))
+    export(job, exported)
+    quant_pre_process(str(exported), str(prepared))
+    if job.dynamic:
+        quantize_dynamic(prepared, made, per_channel=True, weight_type=QuantType.QInt8)
+        return "quant_pre_process, quantize_dynamic per channel"
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
+        def __init__(self) -> None:
+            self._batches = job.calibration_batches()
+
+        def get_next(self) -> dict[str, Array] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    reduce = job.activation_bits < 8
+    quantize_static(
+        prepared,
+        made,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=reduce,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    weights = "7-bit weights (no VNNI)" if reduce else "S8 weights"
+    return f"quant_pre_process, quantize_static QDQ per channel, U8 activations, {weights}, MinMax"
+
+
+def open_pool(job: Job) -> ThreadedPool:
+    """Make one session for each instance, with ``job.threads`` intra-op threads and all graph optimizations."""
+    import onnxruntime as ort
+
+    def load() -> Call:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = job.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        session = ort.InferenceSession(str(job.work / _MODEL), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+
+        def call(batch: Array) -> Any:
+            return session.run(None, {name: np.ascontiguousarray(job.floats(batch))})[0]
+
+        return call
+
+    return ThreadedPool(job, load, np.ascontiguousarray)

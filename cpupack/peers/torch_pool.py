@@ -1,0 +1,38 @@
+"""What the peers that run in torch share: threads of an instance, layouts, and pixels to floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpupack.layout import batch_channels_last
+from cpupack.peers.job import Array, Job
+from cpupack.peers.pools import Call, ThreadedPool
+
+
+def torch_pool(
+    job: Job, load: Callable[[], Callable[[torch.Tensor], torch.Tensor]], *, channels_last: bool = False
+) -> ThreadedPool:
+    """Serve a torch callable from threads that each have ``job.threads`` OpenMP threads."""
+
+    def tensor(batch: Array) -> torch.Tensor:
+        found = torch.from_numpy(np.ascontiguousarray(batch))
+        return batch_channels_last(found) if channels_last else found
+
+    def load_in_thread() -> Call:
+        torch.set_num_threads(job.threads)  # of the calling thread: each OpenMP master has its own
+        module = load()
+
+        def call(batch: Any) -> torch.Tensor:
+            with torch.inference_mode():
+                return module(batch)
+
+        def call_pixels(batch: Array) -> torch.Tensor:
+            return call(tensor(job.floats(batch)))
+
+        return call_pixels if job.input_kind == "uint8" else call
+
+    return ThreadedPool(job, load_in_thread, np.ascontiguousarray if job.input_kind == "uint8" else tensor)

@@ -1,0 +1,172 @@
+"""``python -m cpupack.workers.peer JOB.json``: one engine in a process of its own, told what to do line by line.
+
+Commands are JSON objects, a line each, on stdin; each is answered with one on stdout (``{"error": ...}`` when it
+fails). Whatever the engine's libraries print goes to stderr. The process ends with its stdin, and with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpupack.peers import ENGINES, OURS
+from cpupack.peers.job import Job, Pool
+from cpupack.runtime import bench, scenarios, stats
+from cpupack.runtime.host import HostProbe
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_WARMUP_S = 3.0
+
+
+def main(job_path: str) -> None:
+    """Answer commands until there are no more."""
+    _die_with_parent()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    server = _Server(Job.read(Path(job_path)))
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = server.commands[command.pop("do")](**command)
+        except Exception as error:  # noqa: BLE001 - other people's libraries raise anything; the parent tells it
+            answer = {"error": _words(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process with its parent: a stopped process would not see its stdin end."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
+        sys.exit("the parent is gone")
+
+
+def _words(error: Exception) -> str:
+    """Return the error's type and its first line with words in it."""
+    lines = [line.strip() for line in str(error).splitlines() if any(char.isalpha() for char in line)]
+    name = type(error).__name__
+    return lines[0] if lines and name == "PeerError" else f"{name}: {lines[0]}" if lines else name
+
+
+class _Server:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._engine: Any = import_module(f"cpupack.peers.{ENGINES[job.engine].module}")
+        self._scenario = scenarios.SCENARIOS["single-stream" if job.single else "offline"]
+        self._clock = scenarios.WallClock()
+        self._pool: Pool | None = None
+        self._batches: list[Any] = []
+        self.commands: dict[str, Callable[..., dict[str, Any]]] = {
+            "build": self._build,
+            "open": self._open,
+            "warm": self._warm,
+            "bench": self._bench,
+            "round": self._round,
+            "evaluate": self._evaluate,
+            "open_files": self._open_files,
+            "files": self._files,
+        }
+
+    def _build(self) -> dict[str, Any]:
+        return {"settings": self._engine.build(self._job)}
+
+    def _open(self) -> dict[str, Any]:
+        """Load the engine with the job's setting and run every instance once."""
+        begin_s = time.perf_counter()
+        self._pool = pool = self._engine.open_pool(self._job)
+        self._batches = [pool.adapt(batch) for batch in self._job.stored_batches()]
+        for number in range(pool.instances):
+            pool.submit(self._batches[0], number).result()
+        return {"open_s": time.perf_counter() - begin_s}
+
+    def _warm(self) -> dict[str, Any]:
+        """Run until call times are steady. Returns also the memory of the process in bytes."""
+        pool = self._opened()
+        if self._job.single:
+            self._scenario.drive(pool, self._batches, 1, self._clock, _WARMUP_S / 3)
+        else:
+            bench.warm_up(pool, self._batches, self._job.batch_size, self._clock, _WARMUP_S)
+        return {"peak_memory_bytes": HostProbe().peak_memory_bytes()}
+
+    def _bench(self, duration_s: float) -> dict[str, Any]:
+        """Measure once, for the search, with the bench that ships in every wheel."""
+        measured = bench.measure(
+            self._opened(),
+            self._batches,
+            self._job.batch_size,
+            self._scenario,
+            duration_s,
+            duration_s,
+            self._clock,
+            HostProbe(),
+        )
+        kept = ("throughput_per_s", "latency_ms", "duration_s", "samples", "calls", "disturbed")
+        return {name: measured[name] for name in kept}
+
+    def _round(self, duration_s: float, settle_s: float) -> dict[str, Any]:
+        """Measure one round, after ``settle_s`` for caches and threads that were stopped."""
+        pool, size = self._opened(), self._job.batch_size
+        self._scenario.drive(pool, self._batches, size, self._clock, settle_s)
+        calls = self._scenario.drive(pool, self._batches, size, self._clock, duration_s)
+        begin_s = float(calls.start_s.min())
+        # Up to here every instance was busy; the calls that others still had under way count by their share.
+        end_s = min(float(calls.end_s[calls.instance == number].max()) for number in np.unique(calls.instance))
+        row = {
+            "calls": len(calls),
+            "duration_s": end_s - begin_s,
+            "throughput_per_s": calls.samples_between(begin_s, end_s) / (end_s - begin_s),
+            "latency_ms": stats.latency_summary(calls.latency_ms),
+        }
+        return row | ({"calls_ms": [round(float(each), 5) for each in calls.latency_ms]} if self._job.single else {})
+
+    def _evaluate(self, outputs: str) -> dict[str, Any]:
+        """Run all evaluation samples and save the outputs, float32 ``(n, *output_shape)``."""
+        pool, job = self._opened(), self._job
+        found = []
+        for start in range(0, job.evaluation.count, job.batch_size):
+            stored = job.evaluation.load(slice(start, start + job.batch_size))
+            rows = np.arange(job.batch_size) % len(stored)  # a tail is filled up: some engines take one size only
+            output = np.asarray(pool.submit(pool.adapt(job.ready(stored[rows])), 0).result())
+            found.append(np.array(output[: len(stored)], np.float32))
+        np.save(outputs, np.concatenate(found))
+        return {}
+
+    def _open_files(self) -> dict[str, Any]:
+        from cpupack.peers import files, own
+
+        job = self._job
+        if job.engine == OURS:
+            self._feed = files.runner_feed(own.open_runner(job))
+        else:
+            self._pool = self._engine.open_pool(job)
+            self._feed = files.pillow_feed(self._opened(), job)
+        return {}
+
+    def _files(self, paths: list[str], duration_s: float) -> dict[str, Any]:
+        """Go from files to outputs, all of ``paths`` again and again for ``duration_s``."""
+        begin_s = now_s = time.perf_counter()
+        images = 0
+        while now_s - begin_s < duration_s:
+            images += self._feed(paths)
+            now_s = time.perf_counter()
+        return {"images": images, "duration_s": now_s - begin_s, "throughput_per_s": images / (now_s - begin_s)}
+
+    def _opened(self) -> Pool:
+        if self._pool is None:
+            raise RuntimeError("no engine is open")
+        return self._pool
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
