@@ -12,5 +12,10 @@ def batch_channels_last(batch: torch.Tensor) -> torch.Tensor:
 
 
 def weights_channels_last(module: nn.Module) -> nn.Module:
-    """Bring a module's 4-D parameters and buffers into channels_last, in place, and return it."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # stubs lack it
+    """Bring a module's 4-D parameters and buffers into channels_last, in place, and return it.
+
+    ``module.to(memory_format=...)`` does the same, but raises for the 5-D weights of a Conv3d.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = batch_channels_last(tensor.data)
+    return module

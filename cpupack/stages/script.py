@@ -38,7 +38,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",
                 hint="an operator has no INT8 form: keep its module in FP32 with [quantize] skip, or move it outside "
@@ -89,7 +89,9 @@ class _OperatorCounter(TorchDispatchMode):
             return result
         self.calls[f"{namespace}::{name}"] += 1
         if name not in _CONVERSIONS:
-            if namespace in {"quantized", "onednn"} or any(each.is_quantized for each in tensors):
+            # aten::quantized_lstm and quantized_gru take float tensors and pack their weights out of sight.
+            named_so = namespace in {"quantized", "onednn"} or name.startswith("quantized_")
+            if named_so or any(each.is_quantized for each in tensors):
                 self.int8 += 1
             elif any(each.is_floating_point() for each in tensors):
                 self.fp32 += 1

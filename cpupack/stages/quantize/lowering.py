@@ -1,14 +1,19 @@
-"""FP32 rewrites for INT8 alone: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU whose range ends at 6."""
+"""FP32 rewrites for INT8 alone: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU whose range ends at 6.
+
+Also what torch cannot do in INT8, or does wrongly: those calls are hidden from it.
+"""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
 from torch import fx, nn
 
-from cpupack.graph.fused import ConvReLU6, with_relu
+from cpupack.graph.fused import CONVS, ConvReLU6, with_relu
 
 _ADDS = (operator.add, torch.add)
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
@@ -38,6 +43,44 @@ def lower_relu6(graph_module: fx.GraphModule, activation_bits: int) -> None:
         clamp.args = (node,)
         clamp.meta.update(node.meta)
     graph_module.recompile()
+
+
+class InFloat(nn.Module):
+    """A call that stays FP32: hidden from torch's lowering, which goes by type and ignores a missing qconfig."""
+
+    def __init__(self, call: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.call(*args, **kwargs)
+
+
+def keep_float(graph_module: fx.GraphModule, targets: Collection[Any]) -> None:
+    """Hide the calls of ``targets`` (module classes, functions, method names), in place."""
+    for number, node in enumerate(list(graph_module.graph.nodes)):
+        if node.op == "call_module":
+            module = graph_module.get_submodule(str(node.target))
+            if type(module) in targets:
+                graph_module.add_submodule(str(node.target), InFloat(module))
+        elif node.op in {"call_function", "call_method"} and node.target in targets:
+            name = f"in_float_{number}"
+            call = node.target if callable(node.target) else getattr(torch.Tensor, node.target)
+            graph_module.add_submodule(name, InFloat(call))
+            node.op, node.target = "call_module", name
+    graph_module.recompile()
+
+
+def spell_out_padding(graph_module: fx.GraphModule) -> None:
+    """Turn ``padding="same"`` and ``"valid"`` into numbers, in place: INT8 convolutions take nothing else."""
+    for module in graph_module.modules():
+        if isinstance(module, CONVS) and isinstance(module.padding, str):
+            total = [
+                (size - 1) * dilation if module.padding == "same" else 0
+                for size, dilation in zip(module.kernel_size, module.dilation, strict=True)
+            ]
+            if all(each % 2 == 0 for each in total):  # else more on one side, which a number cannot say
+                module.padding = tuple(each // 2 for each in total)
 
 
 def fuse_conv_add(graph_module: fx.GraphModule) -> int:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import nn
 from torch.ao.quantization import (
     PerChannelMinMaxObserver,
     QConfig,
     QConfigMapping,
+    default_weight_observer,
     get_default_qconfig_mapping,
 )
 from torch.ao.quantization.observer import HistogramObserver, ObserverBase
 
+from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.targets import Target
 
 
@@ -61,7 +65,7 @@ def qconfig_mapping(target: Target) -> QConfigMapping:
     """Return torch's default mapping for the engine with our qconfig in place of its histogram observers.
 
     Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the
-    weights of transposed convolutions (channel axis 1) and normalization layers (not quantized).
+    weights of normalization layers (not quantized).
     """
     own = static_qconfig(target)
     mapping = get_default_qconfig_mapping(target.engine)
@@ -69,4 +73,21 @@ def qconfig_mapping(target: Target) -> QConfigMapping:
     for object_type, default in list(mapping.object_type_qconfigs.items()):
         if default is not None and isinstance(default.activation(), HistogramObserver):
             mapping.set_object_type(object_type, QConfig(activation=own.activation, weight=default.weight))
+    for object_type in TRANSPOSED_CONVS:
+        mapping.set_object_type(object_type, transposed_qconfig(target))
     return mapping
+
+
+def transposed_qconfig(target: Target) -> QConfig:
+    """Return the qconfig of transposed convolutions, whose INT8 modules take one weight scale for all channels."""
+    return QConfig(activation=static_qconfig(target).activation, weight=default_weight_observer)
+
+
+def wrong_types(engine: str) -> tuple[Any, ...]:
+    """Return the modules and functions whose INT8 form in torch 2.13 answers wrongly; they stay FP32.
+
+    PReLU: the quantized weights. qnnpack's clamp: writes a channels_last tensor in contiguous order. The sweep over
+    layers in tests/unit/test_quantize.py shows both.
+    """
+    clamps = (nn.Hardtanh, nn.ReLU6, F.hardtanh, F.hardtanh_, F.relu6, torch.clamp, "clamp", "clamp_")
+    return (nn.PReLU, F.prelu, *(clamps if engine == "qnnpack" else ()))

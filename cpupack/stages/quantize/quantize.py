@@ -13,7 +13,7 @@ from cpupack.layout import weights_channels_last
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.stages.quantize.dynamic import quantize_dynamically
-from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
+from cpupack.stages.quantize.static import check_skip, is_within, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 from cpupack.user_code import describe_failure
 
@@ -36,6 +36,7 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
     """
     spec = recipe.quantize
     check_skip(original, spec.skip)
+    spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
     with engine(target.engine), warnings.catch_warnings():
         # The deprecation of torch.ao.quantization is known: this package is its one user here.
@@ -70,7 +71,12 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
     return QuantizedModel(module, target, tuple(kept))
 
 
+def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:
+    """Return the fused modules that a skipped one is part of: a chain is one call and stays FP32 as a whole."""
+    return [chain[0] for chain in calibrated.fused.chains if any(is_within(name, skip) for name in chain)]
+
+
 def _reason(name: str, module: nn.Module, skip: list[str], target: Target) -> str:
-    if any(name == each or name.startswith(each + ".") for each in skip):
+    if is_within(name, skip):
         return ": listed in skip"
     return f": {target.engine} has no right INT8 form of it" if transposes_wrongly(target.engine, module) else ""

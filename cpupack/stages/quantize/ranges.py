@@ -159,9 +159,9 @@ def least_kl_divergence(stats: ActivationStats, levels: int) -> tuple[float, flo
     Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each candidate threshold the reference P is the histogram
     with the outliers added to its last bin, Q is the same bins merged to ``levels`` steps and spread back over the
     non-empty ones; the threshold with the least KL(P || Q) wins. The threshold is one of magnitude, as theirs: it cuts
-    an end only where that reaches beyond it. The bin at zero counts like its neighbour (as in NVIDIA's pytorch-quantization): a ReLU piles half of all
-    values there, zero is exact under every threshold, and spreading that pile over a step would make every wide
-    threshold look bad.
+    an end only where that reaches beyond it. The bin at zero counts like its neighbour (as in NVIDIA's
+    pytorch-quantization): a ReLU piles half of all values there, zero is exact under every threshold, and spreading
+    that pile over a step would make every wide threshold look bad.
     """
     edges, counts = stats.occupied()
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)

@@ -8,20 +8,27 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.ao.quantization import QConfig, QConfigMapping, convert, default_weight_observer, prepare
+from torch.ao.quantization import QConfigMapping, convert, prepare
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.backend_config.fbgemm import get_fbgemm_backend_config
 from torch.ao.quantization.backend_config.onednn import get_onednn_backend_config
 from torch.ao.quantization.backend_config.qnnpack import get_qnnpack_backend_config
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
+from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.recipe import Quantize
-from cpupack.stages.quantize.lowering import fuse_conv_add, lower_relu6
-from cpupack.stages.quantize.qconfig import StatsObserver, qconfig_mapping, static_qconfig
+from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
+from cpupack.stages.quantize.qconfig import (
+    StatsObserver,
+    qconfig_mapping,
+    static_qconfig,
+    transposed_qconfig,
+    wrong_types,
+)
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.targets import Target
 
@@ -42,6 +49,8 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
+    spell_out_padding(graph)
+    keep_float(graph, wrong_types(target.engine))
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
@@ -51,7 +60,8 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
     backend = _without_fusers(_BACKENDS[target.engine]())
-    prepared = prepare_fx(graph, mapping, (example,), backend_config=backend)
+    opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
+    prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
     _set_ranges(prepared, graph, calibrated, recipe)
     converted: nn.Module = convert_fx(prepared, backend_config=backend)
     return converted
@@ -60,16 +70,14 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
 def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target) -> nn.Module:
     """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` works by module name."""
     module = copy.deepcopy(calibrated.fused.module)
-    own = static_qconfig(target)
-    module.qconfig = own  # type: ignore[assignment]  # where torch's eager mode looks for it
+    module.qconfig = static_qconfig(target)  # type: ignore[assignment]  # where torch's eager mode looks for it
     for name, child in module.named_modules():
-        skipped = any(name == each or name.startswith(each + ".") for each in recipe.skip)
-        if skipped or transposes_wrongly(target.engine, child):
+        skipped = is_within(name, recipe.skip)
+        wrong = type(child) in wrong_types(target.engine) or transposes_wrongly(target.engine, child)
+        if skipped or wrong:
             child.qconfig = None  # torch's way to say FP32
         elif isinstance(child, TRANSPOSED_CONVS):
-            # Their quantized modules take no weights with one scale a channel.
-            per_tensor = QConfig(activation=own.activation, weight=default_weight_observer)
-            child.qconfig = per_tensor  # type: ignore[assignment]  # as above
+            child.qconfig = transposed_qconfig(target)  # type: ignore[assignment]  # as above
     prepare(module, inplace=True)
     for name, observer in module.named_modules():
         if isinstance(observer, StatsObserver):
@@ -135,7 +143,7 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
         order = seen.get(node.target, 0)
         seen[node.target] = order + 1
         # quantized::add has no alpha, and torch drops it without a word.
-        if not any(_inside(node, name) for name in skip) and "alpha" not in node.kwargs:
+        if not _inside(node, skip) and "alpha" not in node.kwargs:
             continue
         if node.op == "call_module":
             mapping.set_module_name(str(node.target), None)
@@ -143,11 +151,15 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
             mapping.set_module_name_object_type_order("", node.target, order, None)
 
 
-def _inside(node: fx.Node, name: str) -> bool:
-    if node.op == "call_module" and (str(node.target) == name or str(node.target).startswith(name + ".")):
+def _inside(node: fx.Node, skip: list[str]) -> bool:
+    if node.op == "call_module" and is_within(str(node.target), skip):
         return True
-    scopes = (path for path, _ in node.meta.get("nn_module_stack", {}).values())
-    return any(path == name or path.startswith(name + ".") for path in scopes)
+    return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
+
+
+def is_within(name: str, skip: list[str]) -> bool:
+    """Whether a module is one of those listed, or below one."""
+    return any(name == each or name.startswith(each + ".") for each in skip)
 
 
 def _without_fusers(backend: BackendConfig) -> BackendConfig:

@@ -1,0 +1,91 @@
+"""Dynamic quantization of linear and recurrent models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ENGINES, Recorder, float_model, quantized, recipe, run, samples
+from torch import nn
+
+from cpupack import accuracy
+from cpupack.errors import QuantizationError
+from cpupack.recipe import Recipe
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.fuse import fuse
+from cpupack.stages.script import script
+from cpupack.workers.client import run_worker
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.Module] = nn.LSTM) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = kind(6, 16, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def dynamic(shape: tuple[int, ...], **quantize: object) -> Recipe:
+    return recipe(shape, quantize={"mode": "dynamic", **quantize})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("module", "shape"), [(mlp(), (6,)), (Recurrent(), (5, 6)), (Recurrent(nn.GRU), (5, 6))], ids=["mlp", "lstm", "gru"]
+)
+def test_int8_is_close_to_fp32(module: nn.Module, shape: tuple[int, ...], engine: str) -> None:
+    spec, data = dynamic(shape), samples(shape)
+    model, int8 = quantized(module, engine, spec=spec, data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
+    assert int8.notes == ()
+    kinds = [type(child).__module__ for child in int8.module.modules()]
+    assert any("quantized.dynamic" in kind for kind in kinds)
+
+
+def test_nothing_is_fused_or_calibrated() -> None:
+    model = float_model(mlp(), (6,))
+    fused = fuse(model, dynamic((6,)), Recorder())
+    assert (fused.style, fused.chains, fused.module) == ("dynamic", (), model.module)
+    assert calibrate(fused, samples((6,)), 4, Recorder()).stats == {}
+
+
+def test_skipped_modules_stay_fp32_and_are_named() -> None:
+    _, int8 = quantized(Recurrent(), spec=dynamic((5, 6), skip=["head"]), data=samples((5, 6)))
+    assert type(int8.module.head) is nn.Linear
+    assert int8.notes == ("head (Linear) stayed FP32: listed in skip",)
+
+
+@pytest.mark.parametrize(
+    ("module", "skip", "shape"), [(nn.Sequential(nn.Conv2d(3, 4, 3)), [], (3, 8, 8)), (mlp(), ["0", "2"], (6,))]
+)
+def test_nothing_to_quantize_is_an_error(module: nn.Module, skip: list[str], shape: tuple[int, ...]) -> None:
+    with pytest.raises(QuantizationError, match="has none to quantize") as caught:
+        quantized(module, spec=dynamic(shape, skip=skip), data=samples(shape))
+    assert caught.value.exit_code == 5
+
+
+def test_the_saved_lstm_answers_as_the_module_for_any_batch(tmp_path: Path) -> None:
+    data = samples((5, 6), count=7)
+    _, int8 = quantized(Recurrent(), spec=dynamic((5, 6)), data=data)
+    saved = script(int8, (5, 6), tmp_path / "lstm.pt")
+    assert saved.int8_operators >= 2
+    np.save(tmp_path / "in.npy", data.data)
+    spec = {
+        "model": str(saved.path),
+        "engine": "onednn",
+        "inputs": str(tmp_path / "in.npy"),
+        "jobs": [{"outputs": str(tmp_path / "out.npy"), "rows": 7, "batch_size": 16}],
+        "preprocess": None,
+    }
+    run_worker("replay", spec, tmp_path / "spec.json")
+    assert np.array_equal(np.load(tmp_path / "out.npy"), run(int8, data))
