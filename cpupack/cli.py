@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -122,6 +123,7 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_
 
 
 def _check_deep(loaded: LoadedRecipe) -> dict[str, Any]:
+    _import_torch()
     from cpupack.pipeline import check_model
     from cpupack.progress import SilentProgress
 
@@ -172,6 +174,7 @@ def build(
     """Build wheels. The last lines of stdout are their paths, one a line."""
     loaded = _load_recipes(recipes, overrides)
 
+    _import_torch()
     from rich.console import Console
 
     from cpupack.console import ConsoleProgress, show_warning
@@ -253,6 +256,7 @@ def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     loaded = load_recipe(recipe, overrides)
 
+    _import_torch()
     from cpupack.pipeline import fusible_chains
     from cpupack.progress import SilentProgress
     from cpupack.templates import render
@@ -269,6 +273,7 @@ def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @_JSON
 def doctor(as_json: bool) -> None:
     """Show what this host can build and run, and what is missing."""
+    _import_torch()
     from cpupack.doctor import collect, format_doctor
 
     facts = collect()
@@ -299,6 +304,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
         sys.exit(1)
     sys.exit(code or 0)
+
+
+def _import_torch() -> None:
+    """Import torch with interrupts held back: its C++ parts abort the process when one comes in the middle."""
+    waiting: list[int] = []
+    before = {
+        signum: signal.signal(signum, lambda number, _: waiting.append(number))
+        for signum in (signal.SIGINT, *_SIGNALS)
+        if signal.getsignal(signum) != signal.SIG_IGN
+    }
+    try:
+        importlib.import_module("torch")
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if waiting:
+        raise KeyboardInterrupt(waiting[0])
 
 
 def _print_error(error: CpupackError) -> None:
