@@ -1,0 +1,140 @@
+"""The table and the page of a comparison, from made-up rounds."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import SHAPE, recipe
+from tiny_wheel import TinyWheel
+
+from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.compare import CompareOptions, Entry, Measured
+from cpupack.compare_report import format_table, render_html, result
+from cpupack.compare_subject import Subject
+from cpupack.peers.job import Data, Job
+from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.manifest import Manifest, read_manifest
+from cpupack.runtime.search import Setting
+from cpupack.stages.package import stage_project
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    staged = stage_project(tiny.contents(random_weights=True), tmp_path_factory.mktemp("staged") / "project")
+    return read_manifest(staged.package_dir)
+
+
+@pytest.fixture
+def subject(manifest: Manifest, tiny: TinyWheel, tmp_path: Path) -> Subject:
+    data = np.zeros((4, *SHAPE), np.float32)
+    samples = Samples(data, "arrays:<eval>.npz", tuple("abcd"))
+    model = FloatModel(tiny.module, SHAPE, (3,), "random, seed 0", True, None, 10, 100, 40)
+    job = Job(
+        engine="",
+        directory="",
+        recipe_path="recipe.toml",
+        recipe_text="",
+        input_shape=SHAPE,
+        calibration=None,
+        calibration_batch=1,
+        evaluation=Data("evaluation.npy", 4, None),
+        reference="reference.npy",
+        package={},
+        dynamic=False,
+        cores=2,
+        activation_bits=8,
+    )
+    loaded = LoadedRecipe(recipe=recipe(), path=tmp_path / "recipe.toml", text="")
+    return Subject(loaded, manifest, model, Reference(samples, np.zeros((4, 3), np.float32)), None, job)
+
+
+def entry(name: str, *, sqnr_db: float = 30.0) -> Entry:
+    return Entry(name, setting=Setting(1, 2, 8), agreement=0.75, sqnr_db=sqnr_db, settings=f"how {name} was made")
+
+
+def rows(**rates: list[float]) -> list[dict[str, object]]:
+    """Return throughput rounds and, from the same numbers, latencies of one call each."""
+    return [
+        {
+            "round": number,
+            "position": 0,
+            "engine": name,
+            "throughput_per_s": rate,
+            "latency_ms": {"p50": 1000.0 / rate},
+            "calls_ms": [1000.0 / rate],
+        }
+        for name, values in rates.items()
+        for number, rate in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def found(subject: Subject) -> dict[str, object]:
+    played = rows(cpupack=[200.0, 100.0, 400.0], eager=[50.0, 50.0, 100.0], fbgemm=[100.0, 80.0, 200.0])
+    entries = {name: entry(name) for name in ("cpupack", "eager", "fbgemm")}
+    entries["eager"].sqnr_db = float("inf")
+    entries["openvino"] = Entry("openvino", status="failed", reason="RuntimeError: <no> such layer")
+    return result(subject, CompareOptions(rounds=3), Measured(entries, played, played))
+
+
+def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str, object]) -> None:
+    for mode in ("throughput", "latency"):
+        engines = found[mode]["engines"]  # type: ignore[index]
+        assert engines["eager"]["ratio"]["rounds"] == pytest.approx((4.0, 2.0, 4.0))
+        assert engines["fbgemm"]["ratio"]["median"] == pytest.approx(2.0)  # of 2, 1.25, 2
+        assert "ratio" not in engines["cpupack"]
+
+
+def test_the_best_peer_is_the_one_with_the_smallest_ratio(found: dict[str, object]) -> None:
+    assert found["throughput"]["best_peer"] == "fbgemm"  # type: ignore[index]
+
+
+def test_raw_rounds_are_kept_but_not_each_call(found: dict[str, object]) -> None:
+    assert len(found["throughput"]["rows"]) == 9  # type: ignore[index]
+    assert all("calls_ms" not in row for row in found["latency"]["rows"])  # type: ignore[index]
+    assert found["latency"]["engines"]["cpupack"]["calls"] == 3  # type: ignore[index]
+    json.dumps(found)
+
+
+def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str, object]) -> None:
+    table = format_table(found)
+    (line,) = [line for line in table.splitlines() if line.startswith("fbgemm") and "batch 8" in line]
+    assert "2.00 (1.25 to 2.00)" in line
+    assert "30.0 dB" in line
+    assert "75.0%" in line
+    assert "openvino    failed: RuntimeError: <no> such layer" in table
+    assert "random weights" in table
+    assert "equal" in table
+    assert max(map(len, table.splitlines())) <= 120
+
+
+def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, object]) -> None:
+    page = render_html(found)
+    assert "&lt;no&gt; such layer" in page
+    assert "<no>" not in page
+    assert "arrays:&lt;eval&gt;.npz" in page
+    checker = _Balanced()
+    checker.feed(page)
+    assert checker.open == []
+
+
+class _Balanced(html.parser.HTMLParser):
+    """Keeps the elements that are still open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in {"meta"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
