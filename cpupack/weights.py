@@ -93,6 +93,7 @@ def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int) -> 
     module.eval()
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
+        norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # a plain average, so one batch sets the statistics entirely
     noise = torch.randn(_SETTLING_SAMPLES, *input_shape, generator=torch.Generator().manual_seed(seed))

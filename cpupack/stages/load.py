@@ -26,9 +26,10 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
     module = build_module(loaded)
+    module.eval()
+    output_shape, macs = _try_forward(module, spec.source, tuple(spec.input_shape))
     weights = load_weights(module, loaded, progress)
     module.eval().requires_grad_(requires_grad=False)
-    output_shape, macs = _try_forward(module, spec.source, tuple(spec.input_shape))
     return FloatModel(
         module=module,
         input_shape=tuple(spec.input_shape),

@@ -1,0 +1,141 @@
+"""Who may import whom, read from the sources; and that light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cpupack
+
+ROOT = Path(cpupack.__file__).parent
+SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
+RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "__future__"}
+PRINTERS = {"cli.py", "runtime/cli.py"}
+TUTORIAL = "peers/fbgemm.py"  # quantizes and saves as PyTorch's own tutorial does, to be compared with
+
+
+def imports(file: str) -> Iterator[str]:
+    """Yield the absolute dotted name of everything that a file imports, wherever in it."""
+    package = ["cpupack", *Path(file).parent.parts]
+    for node in ast.walk(SOURCES[file]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def files_importing(package: str) -> set[str]:
+    return {file for file in SOURCES if any(within(name, package) for name in imports(file))}
+
+
+def stage_of(file: str) -> str | None:
+    """Return the stage a file belongs to; a directory under stages/ is one stage."""
+    parts = Path(file).parts
+    return Path(parts[1]).stem if parts[0] == "stages" and parts[1] != "__init__.py" else None
+
+
+def test_the_runtime_imports_itself_torch_numpy_pillow_and_psutil_only() -> None:
+    for file in (file for file in SOURCES if file.startswith("runtime/")):
+        for node in ast.walk(SOURCES[file]):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level <= 1, f"{file} leaves its own package"
+                names = [node.module or ""] if node.level == 0 else []
+            else:
+                continue
+            for name in names:
+                top = name.partition(".")[0]
+                assert top in RUNTIME_MAY_IMPORT or top in sys.stdlib_module_names, f"{file} imports {name}"
+
+
+def test_no_stage_imports_another() -> None:
+    for file in SOURCES:
+        own = stage_of(file)
+        if own is None:
+            continue
+        for name in imports(file):
+            if within(name, "cpupack.stages"):
+                parts = name.split(".")
+                assert len(parts) < 3 or parts[2] == own, f"{file} imports {name}"
+
+
+def test_only_the_pipeline_knows_the_stages() -> None:
+    outside = {file for file in files_importing("cpupack.stages") if stage_of(file) is None}
+    # A peer's worker process builds the FP32 model that the recipe names, and for that needs the load stage alone.
+    assert {name for name in imports("peers/job.py") if within(name, "cpupack.stages")} <= {
+        "cpupack.stages.load",
+        "cpupack.stages.load.load",
+    }
+    assert outside <= {"pipeline.py", "peers/job.py"}
+
+
+def test_the_quantize_stage_owns_torch_ao_quantization() -> None:
+    users = files_importing("torch.ao.quantization") - {TUTORIAL}
+    assert users
+    assert all(file.startswith("stages/quantize/") for file in users)
+    owners = ("stages/quantize/", "graph/", TUTORIAL)
+    assert all(file.startswith(owners) for file in files_importing("torch.ao.nn"))
+
+
+def test_torch_jit_has_one_owner_in_the_build_and_one_in_the_runner() -> None:
+    users = {
+        file
+        for file, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.jit"
+    }
+    assert (users | files_importing("torch.jit")) - {TUTORIAL} == {"stages/script.py", "runtime/pool.py"}
+
+
+def test_only_the_command_lines_print_or_exit() -> None:
+    for file, tree in SOURCES.items():
+        if file in PRINTERS or file.startswith("workers/"):  # a worker is a process of its own
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"print", "sys.exit", "exit", "os._exit", "click.echo"}, f"{file}: {called}"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT.parent, check=False)
+
+
+RECIPE = """
+schema = 1
+package = { name = "light" }
+model = { source = "python:m.py:make", weights = "random", input_shape = [3, 8, 8] }
+quantize = { mode = "dynamic" }
+"""
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    finished = run("-c", "import sys, cpupack.cli; print(sorted({'torch', 'torchvision'} & set(sys.modules)))")
+    assert (finished.stdout.strip(), finished.returncode) == ("[]", 0), finished.stderr
+
+
+def test_checking_a_recipe_loads_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("def make(): ...")
+    recipe = tmp_path / "light.toml"
+    recipe.write_text(RECIPE)
+    code = """
+import sys
+from cpupack.cli import main
+try:
+    main(["check", sys.argv[1]])
+except SystemExit as stopped:
+    print(stopped.code, "torch" in sys.modules)
+"""
+    finished = run("-c", code, str(recipe))
+    assert finished.stdout.splitlines()[-1] == "0 False", finished.stdout + finished.stderr

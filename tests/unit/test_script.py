@@ -1,0 +1,65 @@
+"""Scripting: the file on disk, its operator counts, and batch sizes other than the traced one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import ENGINES, SHAPE, float_model, quantized, run, samples
+from torch import nn
+
+from cpupack.artifacts import QuantizedModel
+from cpupack.errors import QuantizationError
+from cpupack.runtime.pool import InstancePool
+from cpupack.stages.script import count_operators, script, script_float
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5))
+
+
+def test_operators_are_counted_by_what_they_compute_in() -> None:
+    example = torch.zeros(1, *SHAPE)
+    _, int8, fp32 = count_operators(float_model(net()).module, example)
+    assert (int8, fp32) == (0, 4)  # conv, relu, pool, linear; the reshape computes nothing
+    _, converted = quantized(net(), "fbgemm")
+    calls, int8, fp32 = count_operators(converted.module, example)
+    assert (int8, fp32) == (3, 0)
+    assert calls["quantized::conv2d_relu"] == calls["quantized::linear"] == 1
+    assert "aten::quantize_per_tensor" in calls
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_saved_file_answers_as_the_module_for_any_batch(engine: str, tmp_path: Path) -> None:
+    _, int8 = quantized(net(), engine)
+    path = tmp_path / "model.pt"
+    scripted = script(int8, SHAPE, path)
+    assert (scripted.path, scripted.size_bytes, scripted.target) == (path, path.stat().st_size, int8.target)
+    assert (scripted.int8_operators, scripted.fp32_operators) == (3, 0)
+    with InstancePool(path, engine, threads=1, instances=1) as pool:
+        for count in (1, 2, 7):
+            data = samples(count=count)
+            assert np.array_equal(pool.run(data.tensor(slice(None))).numpy(), run(int8, data))
+
+
+def test_the_fp32_model_is_saved_for_comparison(tmp_path: Path) -> None:
+    model = float_model(net())
+    path = script_float(model, tmp_path / "float.pt")
+    data = samples(count=5)
+    with InstancePool(path, "fbgemm", threads=1, instances=1) as pool:
+        np.testing.assert_allclose(pool.run(data.tensor(slice(None))).numpy(), run(model, data), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_that_does_not_run_in_int8_is_an_error_that_names_the_reason(tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.quantize_per_tensor(x, 1.0, 0, torch.quint8) @ x  # no such operator
+
+    _, int8 = quantized(net(), "fbgemm")
+    with pytest.raises(QuantizationError, match="the fbgemm model does not run: ") as caught:
+        script(QuantizedModel(Broken(), int8.target), SHAPE, tmp_path / "model.pt")
+    assert caught.value.exit_code == 5
+    assert "no such operator" in str(caught.value)

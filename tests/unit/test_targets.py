@@ -1,0 +1,102 @@
+"""Targets: which engines and how many bits an instruction set allows, and what this host refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_models import recipe
+
+from cpupack.errors import QuantizationError
+from cpupack.targets import Target, candidates
+from cpupack.targets import target as module
+
+ALL = ["fbgemm", "x86", "onednn", "qnnpack"]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretend to be a CPU: family and instruction set are the host's boundary."""
+
+    def pretend(isa: str | None, family: str = "x86_64") -> None:
+        monkeypatch.setattr(module, "detect_isa", lambda: isa)
+        monkeypatch.setattr(module, "machine", lambda: family)
+
+    return pretend
+
+
+def engines(isa: str = "auto", engine: str = "auto", supported: list[str] | None = None) -> list[Target]:
+    spec = recipe(target={"x86_64": {"isa": isa, "engine": engine}})
+    return candidates(spec, "x86_64", ALL if supported is None else supported)
+
+
+@pytest.mark.parametrize(
+    ("isa", "floor", "bits", "names"),
+    [
+        ("avx2", "avx2", 7, ["fbgemm", "onednn"]),
+        ("avx512", "avx2", 7, ["fbgemm", "onednn"]),
+        ("avx512_vnni", "avx512_vnni", 8, ["onednn", "x86", "fbgemm"]),
+        ("amx", "avx512_vnni", 8, ["onednn", "x86", "fbgemm"]),
+    ],
+)
+def test_auto_takes_the_least_set_that_multiplies_like_this_host(
+    host: Any, isa: str, floor: str, bits: int, names: list[str]
+) -> None:
+    host(isa)
+    found = engines()
+    assert [each.engine for each in found] == names
+    assert {(each.isa, each.activation_bits, each.cpu) for each in found} == {(floor, bits, "x86_64")}
+    assert [each.conv_add for each in found] == [name == "onednn" for name in names]
+    assert all(each.runs_here for each in found)
+    assert all(each.platform_tag.endswith("_x86_64") for each in found)
+
+
+def test_a_lesser_set_than_the_hosts_gets_its_own_bits(host: Any) -> None:
+    host("amx")
+    assert {each.activation_bits for each in engines("avx2")} == {7}
+    assert {each.activation_bits for each in engines("avx512")} == {7}
+    assert {each.activation_bits for each in engines("avx512_vnni")} == {8}
+
+
+def test_a_named_engine_is_the_only_candidate(host: Any) -> None:
+    host("avx2")
+    assert [each.engine for each in engines(engine="x86")] == ["x86"]
+
+
+def test_more_than_this_cpu_has_is_refused(host: Any) -> None:
+    host("avx2")
+    with pytest.raises(QuantizationError, match='isa = "avx512_vnni": this CPU has avx2') as caught:
+        engines("avx512_vnni")
+    assert caught.value.exit_code == 5
+    host(None)
+    with pytest.raises(QuantizationError, match="this CPU has no AVX2"):
+        engines("avx2")
+    with pytest.raises(QuantizationError, match="this host has no AVX2"):
+        engines()
+
+
+def test_on_another_family_the_set_must_be_named(host: Any) -> None:
+    host(None, "aarch64")
+    with pytest.raises(QuantizationError, match="this host is aarch64"):
+        engines()
+    found = engines("avx2")
+    assert not any(each.runs_here for each in found)
+
+
+def test_an_engine_that_torch_lacks_is_refused_or_left_out(host: Any) -> None:
+    host("avx512_vnni")
+    with pytest.raises(QuantizationError, match=r'engine = "onednn" is not in this torch build \(it has fbgemm\)'):
+        engines(engine="onednn", supported=["fbgemm"])
+    assert [each.engine for each in engines(supported=["fbgemm", "qnnpack"])] == ["fbgemm"]
+    with pytest.raises(QuantizationError, match=r"no quantized engine for x86-64 \(it has none\)"):
+        engines(supported=[])
+
+
+def test_aarch64_is_qnnpack_with_8_bits_and_no_instruction_set(host: Any) -> None:
+    host("amx")
+    (found,) = candidates(recipe(), "aarch64", ALL)
+    assert (found.engine, found.isa, found.activation_bits, found.conv_add) == ("qnnpack", None, 8, False)
+    assert found.platform_tag.endswith("_aarch64")
+    assert not found.runs_here
+    with pytest.raises(QuantizationError, match=r'\[target.aarch64\] engine = "qnnpack"'):
+        candidates(recipe(), "aarch64", ["fbgemm"])
