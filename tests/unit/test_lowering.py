@@ -147,7 +147,7 @@ def test_relu6_never_lets_more_than_6_through(engine: str, bits: int) -> None:
     expected, actual = run(model, data), run(int8, data)
     assert expected.max() == 6.0
     assert np.mean(expected == 6.0) > 0.05
-    assert 0.0 <= actual.min()
+    assert actual.min() >= 0.0
     # 6 is a step of the grid: exactly it in real numbers, to float32's rounding of the scale here.
     assert actual.max() == pytest.approx(6.0, rel=1e-6)
     # With 8 bits the range is the clamp; with 7 a byte holds twice the range, and the ReLU6 must stay.

@@ -13,7 +13,7 @@ from cpupack.stages.quantize.ranges import choose_range, quantization_mse
 from cpupack.statistics import HALF_BINS, ActivationStats, StatsCollector
 
 OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "mse", "entropy")
-SEEDS = range(6)
+SEEDS = range(3)
 
 
 def draw(kind: str, rng: np.random.Generator, size: int = 4000) -> np.ndarray:
