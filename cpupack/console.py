@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 _PLAIN_INTERVAL_S = 5.0
 _TITLE_WIDTH = 32
@@ -31,6 +31,7 @@ class ConsoleProgress:
         self._quiet = quiet
         self._clock = clock
         self._title = ""
+        self._headed = False
         self._last_line = 0.0
         self._live: tuple[Progress, TaskID] | None = None
 
@@ -38,10 +39,10 @@ class ConsoleProgress:
     def stage(self, title: str) -> Iterator[None]:
         """Enter a stage; its time is kept under ``title`` (added up when a title comes twice)."""
         start = self._last_line = self._clock()
-        self._title = title
+        self._title, self._headed = title, False
         with self._bar(title):
-            if not self._quiet and self._live is None:
-                self._console.print(f"{title} ...", highlight=False, markup=False)
+            if self._live is None:
+                self._head()
             yield
         elapsed_s = self._clock() - start
         self.times_s[title] = self.times_s.get(title, 0.0) + elapsed_s
@@ -53,7 +54,7 @@ class ConsoleProgress:
         """Move the bar; on plain output say so now and then."""
         if self._live is not None:
             bar, task = self._live
-            bar.update(task, completed=done, total=total, what=escape(what))
+            bar.update(task, completed=done, total=total, count=escape(f"{done}/{total} {what}".rstrip()))
         elif not self._quiet and done < total and self._clock() - self._last_line >= _PLAIN_INTERVAL_S:
             self._last_line = self._clock()
             line = f"  {self._title}: {done}/{total} {what}".rstrip()
@@ -62,6 +63,7 @@ class ConsoleProgress:
     def note(self, text: str) -> None:
         """Say something below the stage's title, except when quiet."""
         if not self._quiet:
+            self._head()
             self._console.print(f"  {text}", highlight=False, markup=False, style="dim", soft_wrap=True)
 
     def warn(self, text: str) -> None:
@@ -69,6 +71,12 @@ class ConsoleProgress:
         if text not in self.warnings:
             self.warnings.append(text)
             show_warning(self._console, text)
+
+    def _head(self) -> None:
+        """Print the stage's title once: at its start, or before its first note where the bar shows it."""
+        if not (self._quiet or self._headed) and self._title:
+            self._headed = True
+            self._console.print(f"{self._title} ...", highlight=False, markup=False)
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[None]:
@@ -79,12 +87,11 @@ class ConsoleProgress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[what]}"),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            self._live = bar, bar.add_task(escape(title), total=None, what="")
+            self._live = bar, bar.add_task(escape(title), total=None, count="")
             try:
                 yield
             finally:

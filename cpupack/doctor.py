@@ -28,7 +28,7 @@ _TORCHVISION = {
     _MATCHING: "its operators load beside this torch",
     _SHIMMED: "its C++ operators do not load beside this torch (another build); models and transforms work",
     _BROKEN: "installed, but importing it fails",
-    _ABSENT: 'not installed; torchvision: recipes need it: pip install "cpupack[torchvision]"',
+    _ABSENT: 'no: pip install "cpupack[torchvision]"',
 }
 
 
@@ -37,7 +37,7 @@ class Build:
     """What can be done here for one CPU family. ``isa`` is what ``isa = "auto"`` makes a wheel need."""
 
     cpu: str
-    engines: tuple[str, ...]
+    engines: list[str]
     isa: str | None
     activation_bits: int | None
     runs_here: bool
@@ -117,14 +117,14 @@ def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, B
     return (
         Build(
             "x86_64",
-            tuple(engine for engine in wanted if engine in engines),
+            [engine for engine in wanted if engine in engines],
             needed,
             x86.activation_bits(needed) if needed else None,
             machine == "x86_64",
         ),
         Build(
             "aarch64",
-            tuple(engine for engine in (arm.ENGINE,) if engine in engines),
+            [engine for engine in (arm.ENGINE,) if engine in engines],
             None,
             arm.ACTIVATION_BITS,
             machine == "aarch64",

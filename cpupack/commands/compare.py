@@ -18,7 +18,7 @@ from cpupack.peers import PEERS
 _HTML_HINT = "name a file in a directory that exists"
 
 
-@click.command()
+@click.command(short_help="Measure a package beside other engines, on equal terms.")
 @click.argument("recipe_or_wheel", metavar="RECIPE_OR_WHEEL", type=click.Path(path_type=Path))
 @click.option("--against", metavar="ENGINE,...", help=f"Engines to compare with: {','.join(PEERS)} (default: all).")
 @click.option(

@@ -39,7 +39,8 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
 
     def show(row: dict[str, Any]) -> None:
         spent_s = min(time.monotonic() - started_s, wish.budget_s)
-        progress.step(round(spent_s), max(1, round(wish.budget_s)), row_text(row))
+        progress.step(round(spent_s), max(1, round(wish.budget_s)), "s")
+        progress.note(row_text(row))
 
     try:
         outcome = search(

@@ -1,0 +1,373 @@
+"""Whole builds of a stranger's tiny model, and the wheels they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pexpect
+import pytest
+import tomli
+from conftest import Outcome
+from fresh_venv import Environment, make_environment
+from PIL import Image
+from tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Project
+
+from cpupack.runtime.cpu import machine
+
+Cpupack = Callable[..., Outcome]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
+]
+
+_X86 = "tiny_colors-1.2.3-py3-none-manylinux_2_28_x86_64.whl"
+_ARM = "tiny_colors-1.2.3-py3-none-manylinux_2_28_aarch64.whl"
+
+
+@pytest.fixture(scope="session")
+def both(shared_project: Project) -> tuple[Path, Path]:
+    """Build for both CPU families in a process of its own, with labelled data, gates and a second version."""
+    done = shared_project.run(
+        "build", "colors.toml", *FAST, "--out", "dist/new", "--set", "package.version=1.2.3",
+        "--set", 'target.cpu=["x86_64", "aarch64"]', "--set", "evaluation.source=images:photos",
+        "--set", "evaluation.max_drop=0.0", "--set", "evaluation.min_top1=1.0", "--set", "evaluation.min_sqnr_db=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"dist/new/{_X86}\ndist/new/{_ARM}\n"
+    (shared_project.root / "stderr").write_text(done.stderr)
+    directory = shared_project.root / "dist" / "new"
+    assert sorted(path.name for path in directory.iterdir()) == [_ARM, _X86]
+    return directory / _X86, directory / _ARM
+
+
+@pytest.fixture(scope="session")
+def environment(both: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return make_environment(tmp_path_factory.mktemp("venv"), both[0])
+
+
+@pytest.fixture
+def photos(shared_project: Project) -> list[str]:
+    return [str(shared_project.root / "photos" / name / "0.jpg") for name in CLASSES]
+
+
+def test_the_recipe_of_an_own_model_is_short() -> None:
+    assert len(RECIPE.splitlines()) < 20
+
+
+def test_plain_progress(both: tuple[Path, Path], shared_project: Project) -> None:
+    text = (shared_project.root / "stderr").read_text()
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    for stage in ("load", "calibrate", "quantize and verify (x86_64)", "quantize and verify (aarch64)", "package"):
+        assert f"{stage} ..." in lines
+        assert any(line.startswith(f"done {stage} ") and line.endswith(" s") for line in lines)
+    assert "this file prints while it is imported" in lines  # which would spoil stdout
+    assert "Warning" not in text
+
+
+def test_the_summary_fits_a_terminal(both: tuple[Path, Path], shared_project: Project) -> None:
+    lines = (shared_project.root / "stderr").read_text().splitlines()
+    summary = lines[next(number for number, line in enumerate(lines) if line.startswith(_X86)) :]
+    assert any(line.startswith(_ARM) for line in summary)
+    assert [line for line in summary if len(line) > 80] == []
+    assert [line for line in summary if line != line.rstrip()] == []
+    assert "  top-1      FP32 100.00%, INT8 100.00% (equal)" in summary
+    assert "  weights    colors.pt" in summary
+    assert any(line.startswith("  gate       min_top1 = 1 holds: 1") for line in summary)
+    assert "  speed      not measured: this host is of another CPU family" in summary
+    (total,) = [line for line in summary if line.startswith("  time ")]
+    assert total.endswith(" s")
+    assert any("calibrate 0." in line or "calibrate 1." in line for line in summary)
+
+
+def test_pip_takes_this_cpus_wheel_and_refuses_the_other(both: tuple[Path, Path], environment: Environment) -> None:
+    done = environment.run("python", "-m", "pip", "install", "--no-index", "--no-deps", str(both[1]))
+    assert done.returncode != 0
+    assert "is not a supported wheel on this platform" in done.stderr
+
+
+def test_inspect(both: tuple[Path, Path], shared_project: Project) -> None:
+    for path, cpu in zip(both, ("x86_64", "aarch64"), strict=True):
+        found = json.loads(shared_project.run("inspect", str(path), "--json").stdout)
+        assert found["integrity"] == {"ok": True, "problems": []}
+        assert found["tags"] == [f"py3-none-manylinux_2_28_{cpu}"]
+        assert found["target"]["cpu"] == cpu
+        assert found["model"]["int8_operators"] > 0
+    text = shared_project.run("inspect", str(both[0])).stdout
+    assert "All hashes agree with the manifest and RECORD." in text
+
+
+def test_a_damaged_wheel_is_an_error(both: tuple[Path, Path], cpupack: Cpupack, tmp_path: Path) -> None:
+    damaged = tmp_path / both[0].name
+    damaged.write_bytes(both[0].read_bytes()[:-100])
+    done = cpupack("inspect", str(damaged))
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+
+
+def test_info(environment: Environment) -> None:
+    assert environment.run("tiny-colors", "--version").stdout == "tiny-colors 1.2.3\n"
+    assert environment.json("tiny-colors", "info")
+    done = environment.run("tiny-colors", "info")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "colors.pt" in done.stdout
+
+
+def test_verify_in_the_environment(environment: Environment) -> None:
+    found = environment.json("tiny-colors", "verify")
+    assert found["passed"]
+    assert found["equal"]
+    done = environment.run("tiny-colors", "verify")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "verified"
+
+
+def test_predict_knows_the_colours(environment: Environment, photos: list[str]) -> None:
+    done = environment.run("tiny-colors", "predict", *photos, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)["predictions"]
+    assert [one["top"][0]["label"] for one in found] == list(CLASSES)
+    assert [one["input"] for one in found] == photos
+
+
+def test_bench_in_the_environment(environment: Environment) -> None:
+    result = environment.json("tiny-colors", "bench", "--duration", "0.2")
+    assert {"scenario", "batch_size", "threads", "instances", "duration_s", "samples", "throughput_per_s", "latency_ms",
+            "valid", "invalid_reasons", "host", "manifest"} <= set(result)  # fmt: skip
+    assert {"mean", "p50", "p90", "p95", "p99", "p99_9", "min", "max"} <= set(result["latency_ms"])
+    done = environment.run("tiny-colors-bench", "--duration", "0.2")
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_tune_in_the_environment(environment: Environment) -> None:
+    options = ("--budget-s", "4", "--threads", "1", "--batch-sizes", "1,8")
+    result = environment.json("tiny-colors", "tune", *options)
+    assert Path(result["path"]).is_file()
+    assert Path(result["path"]).is_relative_to(environment.root / "cache")
+    assert result["batch_size"] in {1, 8}
+    assert "tuned on this host" in environment.run("tiny-colors", "info").stdout
+
+
+def _bad_inputs(root: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    (root / "text.jpg").write_text("not an image")
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(root / "whole.jpg")
+    (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:600])
+    (root / "empty.png").touch()
+    np.save(root / "array.npy", np.zeros((3, SIZE, SIZE), np.float32))
+    return {path.name: path for path in root.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("text.jpg", "is not an image that Pillow can read"),
+        ("cut.jpg", "is a truncated or damaged image"),
+        ("empty.png", "is empty"),
+        ("array.npy", "is not an image that Pillow can read"),
+        ("gone.jpg", "no such file"),
+    ],
+)
+def test_bad_inputs_of_the_runner(environment: Environment, tmp_path: Path, name: str, words: str) -> None:
+    path = _bad_inputs(tmp_path).get(name, tmp_path / name)
+    done = environment.run("tiny-colors", "predict", str(path))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("tiny-colors: error: ")
+    assert done.stderr.count("\n") == 1
+    assert name in done.stderr
+    assert words in done.stderr
+
+
+def test_bad_arguments_of_the_runner(environment: Environment) -> None:
+    code = (
+        "import numpy, tiny_colors\n"
+        "from tiny_colors import Runner\n"
+        "from tiny_colors._runtime.errors import InputError\n"
+        "with Runner(threads=1, instances=1) as runner:\n"
+        "    for call in (lambda: runner.predict([]), lambda: runner(numpy.zeros((1, 3, 4, 4), 'float32')),\n"
+        "                 lambda: runner(numpy.zeros((0, 3, 16, 16), 'float32')),\n"
+        "                 lambda: runner(numpy.zeros((1, 3, 16, 16), 'float64')), lambda: runner('photo.jpg')):\n"
+        "        try:\n"
+        "            call()\n"
+        "        except InputError as error:\n"
+        "            print(error)\n"
+    )
+    done = environment.run("python", "-c", code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 5
+
+
+def test_json_and_a_real_tune(cpupack: Cpupack, project: Project) -> None:
+    """Every engine of this CPU races; stdout is one JSON object although the model's file prints."""
+    project.write(
+        "data.py",
+        "from PIL import Image\nfrom pathlib import Path\n\nHERE = Path(__file__).parent\n\n\n"
+        "def load():\n    for path in sorted(HERE.glob('photos/*/*.jpg')):\n        yield Image.open(path)\n",
+    )
+    done = cpupack(
+        "build", "colors.toml", "--json", "--set", "calibration.source=python:data.py:load",
+        "--set", "tune.budget_s=6", "--set", "tune.threads=[1]", "--set", "tune.batch_sizes=[1, 4]",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (wheel,) = json.loads(done.out)["wheels"]
+    assert Path(wheel["wheel"]).is_file()
+    assert wheel["wheel_bytes"] == Path(wheel["wheel"]).stat().st_size
+    assert len(wheel["engines"]) >= 2
+    assert wheel["plan"]["tuned"]
+    assert wheel["plan"]["batch_size"] in {1, 4}
+    assert wheel["plan"]["rows"]
+    assert not wheel["random_weights"]
+    assert wheel["report"]["equal_to_quantized"]
+    assert wheel["report"]["data"] == "python:data.py:load"
+    assert "tune (x86_64)" in wheel["stages_s"]
+    assert wheel["stages_s"]["load"] > 0
+
+
+def test_random_weights_are_unmistakable(cpupack: Cpupack) -> None:
+    done = cpupack(
+        "build", "colors.toml", *FAST, "--set", "model.weights=random", "--set", "calibration.source=synthetic"
+    )
+    assert done.code == 0, done.err
+    assert done.out == "dist/tiny_colors-0.1.0+random-py3-none-manylinux_2_28_x86_64.whl\n"
+    progress, summary = done.err.split("\ntiny_colors-0.1.0+random")
+    for warning in ("warning: RANDOM WEIGHTS", "warning: synthetic data"):
+        assert progress.count(warning) == 1  # though calibration and comparison are both synthetic
+        assert summary.count(warning) == 1
+    assert "  weights    RANDOM, not trained: random (seed 0)" in summary
+
+
+def test_quiet_shows_warnings_and_the_answer(cpupack: Cpupack) -> None:
+    done = cpupack("build", "colors.toml", *FAST, "-q", "--set", "calibration.samples=50")
+    assert done.code == 0, done.err
+    assert done.out == "dist/tiny_colors-0.1.0-py3-none-manylinux_2_28_x86_64.whl\n"
+    printed, warning = done.err.splitlines()
+    assert printed == "this file prints while it is imported"
+    assert warning == f"warning: images:photos has {3 * PHOTOS_EACH} usable samples; 50 were asked for"
+
+
+def test_a_recurrent_model_in_dynamic_mode(cpupack: Cpupack, project: Project) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((24, 12, 6), np.float32)
+    np.savez(project.root / "series.npz", data=data, labels=np.arange(24) % 4)
+    project.write(
+        "series.toml",
+        'schema = 1\n[package]\nname = "series"\n[model]\nsource = "python:models.py:recurrent"\n'
+        'weights = "factory"\ninput_shape = [12, 6]\n[quantize]\nmode = "dynamic"\n'
+        '[evaluation]\nsource = "arrays:series.npz"\nmin_agreement = 0.9\n',
+    )
+    built = cpupack("build", "series.toml", "--json", *FAST)
+    assert built.code == 0, built.err
+    (wheel,) = json.loads(built.out)["wheels"]
+    assert wheel["report"]["labelled_samples"] == 24
+    assert wheel["int8_operators"] >= 1  # torch counts the LSTM's kernels as one with FP32 activations
+    with zipfile.ZipFile(wheel["wheel"]) as archive:
+        archive.extractall(project.root / "installed")
+    np.save(project.root / "good.npy", data[0])
+    np.save(project.root / "shape.npy", data[0, :, :5])
+    np.save(project.root / "dtype.npy", np.zeros((12, 6), np.int64))
+    assert _predict(project, "good.npy").returncode == 0
+    for name, words in (("shape.npy", "(12, 5)"), ("dtype.npy", "int64"), ("series.toml", ".npy")):
+        done = _predict(project, name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("series: error: ")
+        assert done.stderr.count("\n") == 1
+        assert words in done.stderr
+
+
+def _predict(project: Project, name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "series", "predict", name], cwd=project.root, capture_output=True, text=True,
+        check=False, env={**project.environ(), "PYTHONPATH": str(project.root / "installed")},
+    )  # fmt: skip
+
+
+def test_a_model_with_its_own_stubs(cpupack: Cpupack, project: Project) -> None:
+    """FX cannot trace it; pixels of the model's size come from an array."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, SIZE, SIZE, 3), np.uint8)
+    np.savez(project.root / "pixels.npz", images=pixels)
+    settings = (
+        "model.source=python:models.py:stubbed",
+        "model.weights=factory",
+        "calibration.source=arrays:pixels.npz",
+    )
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    listed = tomli.loads(cpupack("fusions", "colors.toml", *arguments).out)
+    assert listed["fuse"]["modules"] == [["conv", "bn", "relu"]]
+    done = cpupack("build", "colors.toml", "--json", *FAST, *arguments)
+    assert done.code == 0, done.err
+    (wheel,) = json.loads(done.out)["wheels"]
+    assert wheel["fp32_operators"] == 0
+
+
+def test_fusions_can_be_pasted(cpupack: Cpupack, project: Project) -> None:
+    done = cpupack("fusions", "colors.toml")
+    assert done.code == 0
+    assert done.err == "this file prints while it is imported\n"
+    assert json.loads(cpupack("fusions", "colors.toml", "--json").out) == tomli.loads(done.out)["fuse"]
+    project.write("pasted.toml", project.recipe.read_text() + "\n" + done.out)
+    checked = cpupack("check", "--deep", "pasted.toml")
+    assert (checked.code, checked.out.count("2 fused chains")) == (0, 1), checked.err
+
+
+def test_corrupt_photos_are_skipped_where_the_recipe_says_so(cpupack: Cpupack, project: Project) -> None:
+    project.write("photos/red/2.jpg", "not an image")
+    done = cpupack("build", "colors.toml", *FAST, "--quiet", "--set", "calibration.skip_corrupt=true")
+    assert done.code == 0, done.err
+    assert f"warning: skipped: {project.root}/photos/red/2.jpg is not an image that Pillow can read" in done.err
+
+
+def test_no_target_but_the_one_asked_for(cpupack: Cpupack, project: Project) -> None:
+    done = cpupack("build", "colors.toml", *FAST, "-q", "--target", "aarch64", "--target", "aarch64")
+    assert done.code == 0, done.err
+    assert done.out == "dist/tiny_colors-0.1.0-py3-none-manylinux_2_28_aarch64.whl\n"
+    assert [path for path in project.left_behind() if "x86_64" in path] == []
+
+
+def _terminal(project: Project, *arguments: str, **variables: str) -> str:
+    """Run on a terminal of 80 columns and return everything that it showed."""
+    environ = {key: value for key, value in project.environ().items() if key not in {"NO_COLOR", "COLUMNS", "CI"}}
+    child = pexpect.spawn(
+        sys.executable, ["-m", "cpupack", *arguments], cwd=str(project.root), dimensions=(24, 80), encoding="utf-8",
+        env={**environ, "TERM": "xterm-256color", **variables}, timeout=120,
+    )  # fmt: skip
+    shown = child.read()
+    child.close()
+    return str(shown)
+
+
+def test_a_terminal_shows_a_bar(project: Project) -> None:
+    shown = _terminal(project, "build", "colors.toml", *FAST)
+    assert "\x1b[?25l" in shown  # the cursor is hidden while the bar moves
+    assert "\x1b[?25h" in shown
+    assert "━" in shown
+    assert "calibrate ..." not in shown  # the bar says it
+    assert shown.rstrip().endswith("dist/tiny_colors-0.1.0-py3-none-manylinux_2_28_x86_64.whl")
+
+
+def test_no_color(project: Project) -> None:
+    colour = "\x1b[31m", "\x1b[1;31m", "\x1b[31m\x1b[1m"
+    shown = _terminal(project, "build", "gone.toml")
+    assert any(code in shown for code in colour)
+    plain = _terminal(project, "build", "gone.toml", NO_COLOR="1")
+    assert plain.startswith("error: gone.toml: no such file\r\n")
+    assert "\x1b" not in plain
+
+
+def test_doctor(cpupack: Cpupack) -> None:
+    done = cpupack("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert [line for line in done.out.splitlines() if len(line) > 80] == []
+    facts = json.loads(cpupack("doctor", "--json").out)
+    assert facts["host"]["cores_usable"] <= len(os.sched_getaffinity(0))
+    assert set(facts["torch"]["quantized_engines"]) >= {"fbgemm"}
+    assert {build["cpu"] for build in facts["builds"]} == {"x86_64", "aarch64"}
