@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.compare_rounds import BUILD_TIMEOUT_S, Field, Row, find_setting
-from cpupack.compare_rounds import field as open_field
+from cpupack.compare_options import CompareOptions
+from cpupack.compare_rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
 from cpupack.compare_subject import Subject
 from cpupack.errors import UsageError, VerificationError
-from cpupack.peers import ENGINES, EXTRA, OURS, PEERS
+from cpupack.peers import ENGINES, EXTRA, OURS, PEAK
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
@@ -29,19 +29,6 @@ from cpupack.runtime.tune import row_text
 
 SETTLE_S = 0.2
 """A stopped process runs this long before its round is timed: its caches are cold and its threads asleep."""
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What the command line asks for. ``explicit`` says that the peers were named, not taken from the default."""
-
-    against: tuple[str, ...] = PEERS
-    explicit: bool = False
-    budget_s: float = 30.0
-    rounds: int = 15
-    round_s: float = 1.5
-    input_kind: str = "float32"
-    files: Path | None = None
 
 
 @dataclass
@@ -67,25 +54,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything measured: the engines, the raw rows of each mode, and the number of image files or None."""
+    """Everything measured: the engines, and the raw rows of ``throughput``, ``latency`` and perhaps ``end_to_end``.
+
+    Rows of the engine ``PEAK`` are of the yardstick. ``files`` is the number of image files, None without them.
+    """
 
     entries: dict[str, Entry]
-    throughput: list[Row]
-    latency: list[Row]
-    end_to_end: list[Row] | None = None
+    rows: dict[str, list[Row]]
     files: int | None = None
 
 
-def check_peers(options: CompareOptions) -> None:
-    """Raise UsageError for an unknown peer, or for one that was named and is not installed."""
-    for name in options.against:
-        if name not in PEERS:
-            raise UsageError(f"--against {name}: unknown engine", hint=f"known are {', '.join(PEERS)}")
-    if options.explicit:
-        missing = {name: ENGINES[name].missing() for name in options.against if ENGINES[name].missing()}
-        if missing:
-            told = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
-            raise UsageError(f"not installed: {told}", hint=f"pip install '{EXTRA}'")
+@dataclass(frozen=True)
+class _Mode:
+    """One way to measure: each engine's job, how its process gets ready, and what it is asked once a round."""
+
+    name: str
+    job: Callable[[Entry], Job]
+    enter: Callable[[Entry, EngineProcess], None]
+    ask: Callable[[EngineProcess], Row]
 
 
 def measure(subject: Subject, options: CompareOptions, work: Path, progress: Progress) -> Measured:
@@ -95,7 +81,7 @@ def measure(subject: Subject, options: CompareOptions, work: Path, progress: Pro
     """
     files = _image_files(options.files, subject)
     entries = {name: Entry(name) for name in (OURS, *options.against)}
-    jobs = {name: _job(subject, name, options, work) for name in entries}
+    jobs = {name: _job(subject, name, options, work) for name in (*entries, PEAK)}
     for entry in entries.values():
         if missing := ENGINES[entry.name].missing():
             entry.status, entry.reason = "missing", f"not installed: {', '.join(missing)} (pip install '{EXTRA}')"
@@ -103,41 +89,59 @@ def measure(subject: Subject, options: CompareOptions, work: Path, progress: Pro
         _each(entries, lambda entry: _build(entry, jobs[entry.name], work), progress)
     with progress.stage("search settings"):
         _each(entries, lambda entry: _search(entry, jobs[entry.name], subject, options, work, progress), progress)
+    rows = {}
+    for mode in _modes(subject, jobs, options, files, work):
+        with progress.stage(f"measure {mode.name}"):
+            rows[mode.name] = _play(mode, entries, jobs, options.rounds, work, progress)
+    return Measured(entries, rows, len(files) if files else None)
 
-    best = {name: jobs[name].at(_setting(entry)) for name, entry in _in(entries).items()}
-    with progress.stage("throughput"), open_field(best, work) as running:
-        throughput = _play(
-            running,
-            entries,
-            lambda entry, process: _enter_throughput(entry, process, subject, work),
-            lambda process: process.ask("round", duration_s=options.round_s, settle_s=SETTLE_S),
-            options.rounds,
-            progress,
-        )
+
+def _modes(
+    subject: Subject, jobs: dict[str, Job], options: CompareOptions, files: list[str] | None, work: Path
+) -> list[_Mode]:
+    def ask_round(process: EngineProcess) -> Row:
+        return process.ask("round", duration_s=options.round_s, settle_s=SETTLE_S)
+
+    def best(entry: Entry) -> Job:
+        assert entry.setting is not None
+        return jobs[entry.name].at(entry.setting)
+
     every_core = Setting(threads=subject.job.cores, instances=1, batch_size=1)
-    single = {name: jobs[name].at(every_core, single=True) for name in _in(entries)}
-    with progress.stage("latency"), open_field(single, work) as running:
-        latency = _play(
-            running,
-            entries,
-            lambda entry, process: _warm(entry, process, "latency"),
-            lambda process: process.ask("round", duration_s=options.round_s, settle_s=SETTLE_S),
-            options.rounds,
-            progress,
+    modes = [
+        _Mode("throughput", best, partial(_enter_throughput, subject, work), ask_round),
+        _Mode("latency", lambda entry: jobs[entry.name].at(every_core, single=True), _enter_latency, ask_round),
+    ]
+    if files:
+        modes.append(
+            _Mode(
+                "end_to_end",
+                best,
+                lambda _entry, process: _enter_files(process, files),
+                lambda process: process.ask("files", paths=files, duration_s=options.round_s),
+            )
         )
-    if files is None:
-        return Measured(entries, throughput, latency)
-    best = {name: best[name] for name in _in(entries)}
-    with progress.stage("end to end"), open_field(best, work) as running:
-        end_to_end = _play(
-            running,
-            entries,
-            lambda _entry, process: _enter_files(process, files),
-            lambda process: process.ask("files", paths=files, duration_s=options.round_s),
-            options.rounds,
-            progress,
-        )
-    return Measured(entries, throughput, latency, end_to_end, len(files))
+    return modes
+
+
+def _play(
+    mode: _Mode, entries: dict[str, Entry], jobs: dict[str, Job], rounds: int, work: Path, progress: Progress
+) -> list[Row]:
+    """Start every engine that is still in, play the rounds, and take out those that failed."""
+    with field_of(work) as running:
+        if mode.name == "throughput":
+            one_a_core = Setting(threads=1, instances=jobs[PEAK].cores, batch_size=1)
+            running.enter(jobs[PEAK].at(one_a_core), _enter_peak)
+        for name, entry in _in(entries).items():
+            progress.note(f"starting {name}")
+            running.enter(mode.job(entry), partial(mode.enter, entry))
+        rows = running.play(rounds, mode.ask, progress)
+    for name, reason in running.failed.items():
+        if name == PEAK:
+            progress.warn(f"the INT8 peak could not be measured: {reason}")
+            continue
+        entries[name].fail(reason)
+        progress.warn(f"{name} is out: {reason}")
+    return rows
 
 
 def _job(subject: Subject, name: str, options: CompareOptions, work: Path) -> Job:
@@ -177,12 +181,7 @@ def _search(entry: Entry, job: Job, subject: Subject, options: CompareOptions, w
     entry.setting = entry.outcome.setting
 
 
-def _setting(entry: Entry) -> Setting:
-    assert entry.setting is not None
-    return entry.setting
-
-
-def _enter_throughput(entry: Entry, process: EngineProcess, subject: Subject, work: Path) -> None:
+def _enter_throughput(subject: Subject, work: Path, entry: Entry, process: EngineProcess) -> None:
     """Open, take the outputs from the very process that is then timed, and warm up."""
     process.ask("open")
     outputs = work / f"outputs-{entry.name}.npy"
@@ -192,40 +191,22 @@ def _enter_throughput(entry: Entry, process: EngineProcess, subject: Subject, wo
         raise EngineFailedError(f"its outputs are {actual.shape}, the FP32 model's {subject.reference.outputs.shape}")
     entry.agreement = agreement(subject.reference.outputs, actual)
     entry.sqnr_db = sqnr_db(subject.reference.outputs, actual)
-    _note_memory(entry, process, "throughput")
+    entry.memory_bytes["throughput"] = process.ask("warm")["peak_memory_bytes"]
 
 
-def _warm(entry: Entry, process: EngineProcess, mode: str) -> None:
+def _enter_latency(entry: Entry, process: EngineProcess) -> None:
     process.ask("open")
-    _note_memory(entry, process, mode)
+    entry.memory_bytes["latency"] = process.ask("warm")["peak_memory_bytes"]
 
 
-def _note_memory(entry: Entry, process: EngineProcess, mode: str) -> None:
-    entry.memory_bytes[mode] = process.ask("warm")["peak_memory_bytes"]
+def _enter_peak(process: EngineProcess) -> None:
+    process.ask("open")
+    process.ask("warm")
 
 
 def _enter_files(process: EngineProcess, files: Sequence[str]) -> None:
     process.ask("open_files")
     process.ask("files", paths=files, duration_s=0.01)
-
-
-def _play(
-    running: Field,
-    entries: dict[str, Entry],
-    prepare: Callable[[Entry, EngineProcess], None],
-    measure_one: Callable[[EngineProcess], Row],
-    rounds: int,
-    progress: Progress,
-) -> list[Row]:
-    """Start every engine that is still in, play the rounds, and take out those that failed."""
-    for name, entry in _in(entries).items():
-        progress.note(f"starting {name}")
-        running.enter(name, partial(prepare, entry))
-    rows = running.play(rounds, measure_one, progress)
-    for name, reason in running.failed.items():
-        entries[name].fail(reason)
-        progress.warn(f"{name} is out: {reason}")
-    return rows
 
 
 def _image_files(directory: Path | None, subject: Subject) -> list[str] | None:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 import cpupack
-from cpupack.compare import SETTLE_S, CompareOptions, Measured, facts
+from cpupack.compare import SETTLE_S, Measured, facts
+from cpupack.compare_options import CompareOptions
 from cpupack.compare_rounds import Row
 from cpupack.compare_stats import paired_ratio
 from cpupack.compare_subject import Subject
-from cpupack.peers import ENGINES, OURS
+from cpupack.peers import ENGINES, OURS, PEAK
+from cpupack.peers.peak import MACS
 from cpupack.runtime import host
 
 SCHEMA = 1
@@ -28,14 +30,17 @@ _INPUTS = {
 def result(subject: Subject, options: CompareOptions, measured: Measured) -> dict[str, Any]:
     """Return the whole comparison, JSON-ready: what was compared, the rules, every raw round, and the ratios."""
     model, manifest, job = subject.model, subject.manifest, subject.job
+    played, latency = measured.rows["throughput"], measured.rows["latency"]
+    peak = [row for row in played if row["engine"] == PEAK]
     modes = {
-        "throughput": _mode(measured.throughput, _throughput, invert=False),
-        "latency": _mode([_without_calls(row) for row in measured.latency], _p50_ms, invert=True),
+        "throughput": _mode([row for row in played if row["engine"] != PEAK], _throughput, invert=False),
+        "latency": _mode([_without_calls(row) for row in latency], _p50_ms, invert=True),
     }
     for name, engine in modes["latency"]["engines"].items():
-        engine |= _pooled([row for row in measured.latency if row["engine"] == name])
-    if measured.end_to_end is not None:
-        modes["end_to_end"] = _mode(measured.end_to_end, _throughput, invert=False) | {"files": measured.files}
+        engine |= _pooled([row for row in latency if row["engine"] == name])
+    if "end_to_end" in measured.rows:
+        files = measured.rows["end_to_end"]
+        modes["end_to_end"] = _mode(files, _throughput, invert=False) | {"files": measured.files}
     return {
         "schema": SCHEMA,
         "cpupack": cpupack.__version__,
@@ -70,7 +75,16 @@ def result(subject: Subject, options: CompareOptions, measured: Measured) -> dic
         "host": host.describe(engine=manifest.target["engine"]),
         "engines": {name: facts(entry) for name, entry in measured.entries.items()},
         **modes,
+        "int8_peak": _peak(peak, modes["throughput"]["rows"], model.macs) if peak else None,
     }
+
+
+def _peak(rows: list[Row], played: list[Row], macs: int) -> dict[str, Any]:
+    """Return the CPU's measured INT8 rate in multiply-adds a second and the share of it that our package reaches."""
+    peaks = [_throughput(row) * MACS for row in rows]
+    ours = [_throughput(row) * macs for row in played if row["engine"] == OURS]
+    share = paired_ratio(ours, peaks)
+    return {"macs_per_s": float(np.median(peaks)), "cpupack_share": asdict(share), "rows": rows}
 
 
 def _data(origin: str, count: int) -> dict[str, Any]:
@@ -131,11 +145,27 @@ def format_table(found: dict[str, Any]) -> str:
         lines += ["", f"{title:<28}{'images/s':>10}  {'cpupack is faster by':<22}"]
         for name, row in mode["engines"].items():
             lines.append(f"{name:<28}{row['median']:>10,.1f}  {_ratio_text(row)}".rstrip())
+    lines += ["", *_verdict(found)]
     lines += ["", f"faster by: median of {rules['rounds']} paired rounds, 95 % interval; outputs against FP32 on "]
     data = found["data"]["evaluation"]
     lines[-1] += f"{data['samples']} samples ({data['origin']})"
     lines += [f"{name}: {engine['settings']}" for name, engine in found["engines"].items() if engine["settings"]]
     return "\n".join(lines)
+
+
+def _verdict(found: dict[str, Any]) -> list[str]:
+    """Return a line for each mode with the best of the others, and the share of the CPU's INT8 peak."""
+    lines = []
+    for mode, words in (("throughput", "throughput"), ("latency", "batch-1 p50"), ("end_to_end", "JPEG to output")):
+        best = found[mode]["best_peer"] if mode in found else None
+        if best is not None:
+            lines.append(f"{words}: {_ratio_text(found[mode]['engines'][best])} of the best other engine, {best}")
+    if peak := found["int8_peak"]:
+        lines.append(
+            f"INT8 peak: {peak['cpupack_share']['median']:.0%} of {peak['macs_per_s'] / 1e9:,.0f} G multiply-adds/s, "
+            "measured in the same rounds"
+        )
+    return lines
 
 
 def _throughput_line(name: str, engine: dict[str, Any], row: dict[str, Any] | None) -> str:

@@ -28,19 +28,20 @@ def order(names: Sequence[str], number: int) -> list[str]:
 class Field:
     """The engines of one mode that are still in it. What fails is out, with its reason in ``failed``."""
 
-    def __init__(self, stack: ExitStack, jobs: dict[str, Job], work: Path) -> None:
+    def __init__(self, stack: ExitStack, work: Path) -> None:
         self.failed: dict[str, str] = {}
-        self._stack, self._jobs, self._work = stack, jobs, work
+        self._stack, self._work = stack, work
         self._processes: dict[str, EngineProcess] = {}
 
     @property
     def names(self) -> list[str]:
         return list(self._processes)
 
-    def enter(self, name: str, prepare: Callable[[EngineProcess], None]) -> None:
+    def enter(self, job: Job, prepare: Callable[[EngineProcess], None]) -> None:
         """Start an engine, prepare it, and stop it until its turn."""
+        name = job.engine
         scratch = self._work / f"serve-{name}"
-        process = self._stack.enter_context(EngineProcess(self._jobs[name], scratch, timeout_s=SERVE_TIMEOUT_S))
+        process = self._stack.enter_context(EngineProcess(job, scratch, timeout_s=SERVE_TIMEOUT_S))
         try:
             prepare(process)
         except EngineFailedError as error:
@@ -75,10 +76,10 @@ class Field:
 
 
 @contextmanager
-def field(jobs: dict[str, Job], work: Path) -> Iterator[Field]:
+def field_of(work: Path) -> Iterator[Field]:
     """Return an empty field; its processes are killed at the end, whatever happens."""
     with ExitStack() as stack:
-        yield Field(stack, jobs, work)
+        yield Field(stack, work)
 
 
 class SearchClock:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cpupack.compare_options import CompareOptions, check_peers
 from cpupack.errors import UsageError
 from cpupack.peers import PEERS
 
@@ -90,9 +91,7 @@ def compare(
     if html is not None and not html.parent.is_dir():
         raise UsageError(f"--html {html}: {html.parent} is not a directory", hint=_HTML_HINT)
 
-    from cpupack import compare as comparison
-
-    options = comparison.CompareOptions(
+    options = CompareOptions(
         against=names,
         explicit=against is not None,
         budget_s=budget_s,
@@ -101,7 +100,7 @@ def compare(
         input_kind=input_kind,
         files=files,
     )
-    comparison.check_peers(options)
+    check_peers(options)
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
         found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet or as_json)
 
@@ -112,19 +111,26 @@ def compare(
     click.echo(json.dumps(_finite(found), indent=2, allow_nan=False) if as_json else format_table(found))
 
 
-def _run(source: Path, recipe: Path | None, overrides: tuple[str, ...], options: Any, *, quiet: bool) -> dict[str, Any]:
-    from rich.console import Console
-
-    from cpupack import compare as comparison
-    from cpupack.compare_report import result
-    from cpupack.compare_subject import from_recipe, from_wheel
-    from cpupack.console import ConsoleProgress
+def _run(
+    source: Path, recipe: Path | None, overrides: tuple[str, ...], options: CompareOptions, *, quiet: bool
+) -> dict[str, Any]:
     from cpupack.recipe_file import load_recipe
 
     wheel = source.suffix == ".whl"
     if recipe is not None and not wheel:
         raise UsageError(f"--recipe goes with a wheel, and {source} is none", hint="leave it out")
     loaded = None if wheel else load_recipe(source, overrides)
+
+    from cpupack.cli import _import_torch  # here: cli.py imports this module
+
+    _import_torch()
+    from rich.console import Console
+
+    from cpupack.compare import measure
+    from cpupack.compare_report import result
+    from cpupack.compare_subject import from_recipe, from_wheel
+    from cpupack.console import ConsoleProgress
+
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
     with tempfile.TemporaryDirectory(prefix="cpupack-compare-") as directory:
         work = Path(directory)
@@ -132,7 +138,7 @@ def _run(source: Path, recipe: Path | None, overrides: tuple[str, ...], options:
             subject = from_recipe(loaded, work, progress)
         else:
             subject = from_wheel(source, recipe, overrides, work, progress)
-        return result(subject, options, comparison.measure(subject, options, work, progress))
+        return result(subject, options, measure(subject, options, work, progress))
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata, util
 
-OURS = "cpupack"
+OURS, PEAK = "cpupack", "peak"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ _ENGINES = (
     ),
     Engine("openvino", "OpenVINO, INT8", "openvino", ("openvino", "nncf"), ("openvino", "nncf")),
     Engine("inductor", "torch.compile, INT8", "inductor", ("torch", "torchao"), ("torch", "torchao")),
+    Engine(PEAK, "INT8 peak of this CPU", "peak"),
 )
 
 ENGINES = {engine.name: engine for engine in _ENGINES}
-PEERS = tuple(name for name in ENGINES if name != OURS)
+PEERS = tuple(name for name in ENGINES if name not in {OURS, PEAK})
 EXTRA = "cpupack[compare]"

@@ -1,16 +1,18 @@
-"""The wheel's own package, as it ships: its Runner with the setting given, and the pool in it."""
+"""The wheel's own package, as it ships and as its users call it: ``runner(batch)``."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import warnings
 from typing import Any
 
-import numpy as np
-
 from cpupack.peers.job import Array, Job
 from cpupack.peers.pools import Call, ThreadedPool
+
+_CALLERS_PER_INSTANCE = 2
+"""One call is prepared while another is computed, as ``Runner.predict`` does it and as any server would."""
 
 
 def build(job: Job) -> str:
@@ -27,32 +29,15 @@ def open_runner(job: Job) -> Any:
         return package.Runner(threads=job.threads, instances=job.instances, batch_size=job.batch_size)
 
 
-def open_pool(job: Job) -> OwnPool | ThreadedPool:
-    """Serve floats through the runner's pool, pixels through the runner itself, which normalizes them."""
+def open_pool(job: Job) -> ThreadedPool:
+    """Call the runner from threads of the caller's; the computing threads are the runner's own."""
     runner = open_runner(job)
-    if job.input_kind == "uint8":
 
-        def load() -> Call:
-            return lambda batch: runner(batch)
+    def load() -> Call:
+        def call(batch: Array) -> Any:
+            return runner(batch)
 
-        return ThreadedPool(job, load, np.ascontiguousarray)
-    return OwnPool(runner)
+        return call
 
-
-class OwnPool:
-    """``runtime.pool.InstancePool`` of the wheel, which takes float32 tensors."""
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self.instances: int = runner.plan.instances
-
-    def submit(self, batch: Any, instance: int | None = None) -> Any:
-        return self._runner.pool.submit(batch, instance)
-
-    def adapt(self, batch: Array) -> Any:
-        import torch
-
-        return torch.from_numpy(batch)
-
-    def close(self) -> None:
-        self._runner.close()
+    callers = job if job.single else dataclasses.replace(job, instances=_CALLERS_PER_INSTANCE * job.instances)
+    return ThreadedPool(callers, load, lambda batch: batch)  # normalized pixels have the strides of channels_last

@@ -12,10 +12,12 @@ from tiny_models import SHAPE, recipe
 from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import FloatModel, Reference, Samples
-from cpupack.compare import CompareOptions, Entry, Measured
+from cpupack.compare import Entry, Measured
+from cpupack.compare_options import CompareOptions
 from cpupack.compare_report import format_table, render_html, result
 from cpupack.compare_subject import Subject
 from cpupack.peers.job import Data, Job
+from cpupack.peers.peak import MACS
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.search import Setting
@@ -78,7 +80,11 @@ def found(subject: Subject) -> dict[str, object]:
     entries = {name: entry(name) for name in ("cpupack", "eager", "fbgemm")}
     entries["eager"].sqnr_db = float("inf")
     entries["openvino"] = Entry("openvino", status="failed", reason="RuntimeError: <no> such layer")
-    return result(subject, CompareOptions(rounds=3), Measured(entries, played, played))
+    return result(
+        subject,
+        CompareOptions(rounds=3),
+        Measured(entries, {"throughput": [*played, *rows(peak=[1e6, 1e6, 1e6])], "latency": played}),
+    )
 
 
 def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str, object]) -> None:
@@ -91,6 +97,13 @@ def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str
 
 def test_the_best_peer_is_the_one_with_the_smallest_ratio(found: dict[str, object]) -> None:
     assert found["throughput"]["best_peer"] == "fbgemm"  # type: ignore[index]
+
+
+def test_the_share_of_the_peak_is_of_multiply_adds_in_the_same_round(found: dict[str, object]) -> None:
+    """The tiny model has 100 multiply-adds; the yardstick did a million products of MACS in each round."""
+    share = found["int8_peak"]["cpupack_share"]  # type: ignore[index]
+    assert share["rounds"] == pytest.approx([rate * 100 / (1e6 * MACS) for rate in (200.0, 100.0, 400.0)])
+    assert "peak" not in found["throughput"]["engines"]  # type: ignore[index]
 
 
 def test_raw_rounds_are_kept_but_not_each_call(found: dict[str, object]) -> None:
