@@ -1,7 +1,8 @@
 # make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
+# make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make test   formatting, lint, types, then every test
 #
-# Both do all their own set-up in .venv; the second run skips what is there. To choose another torch, for instance one
+# All do their own set-up in .venv; the second run skips what is there. To choose another torch, for instance one
 # already downloaded: make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."
 
 SHELL := /bin/bash
@@ -13,6 +14,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 PIP_ARGS ?=
+# For make bench: which models (default all), and options of `cpupack compare`, such as --input uint8.
+MODELS ?=
+COMPARE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +24,7 @@ READY := $(VENV)/.ready
 PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
 
-.PHONY: help setup demo test lint fast slow clean
+.PHONY: help setup demo bench test lint fast slow clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,6 +55,10 @@ demo: $(READY)
 	@echo
 	cd $(DEMO) && venv/bin/resnet50-int8 predict china.jpg
 	@echo; echo "The wheel is in $(DEMO)/dist, the environment in $(DEMO)/venv."
+
+bench: $(READY)
+	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare]"
+	$(BIN)/python benchmarks/compare.py $(MODELS) -- $(COMPARE_ARGS)
 
 test: lint fast slow
 

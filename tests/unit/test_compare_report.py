@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_models import SHAPE, recipe
 from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.commands.compare import _finite
 from cpupack.compare import Entry, Measured
 from cpupack.compare_options import CompareOptions
 from cpupack.compare_report import format_table, render_html, result
@@ -133,6 +135,23 @@ def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, object
     checker = _Balanced()
     checker.feed(page)
     assert checker.open == []
+
+
+def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, object], tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "compare.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_compare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmarks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmarks)
+    benchmarks.RESULTS = tmp_path
+    (tmp_path / "resnet18.json").write_text(json.dumps(_finite(found)))
+    page = benchmarks.table()
+    assert "## resnet18" in page
+    assert "## resnet50" not in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| fbgemm |")]
+    assert row.split(" | ")[1:4] == ["2 x 1, batch 8", "100.0", "2.00 (1.25 to 2.00)"]
+    assert {line.count("|") for line in page.splitlines() if line.startswith("|")} == {10}
 
 
 class _Balanced(html.parser.HTMLParser):

@@ -1,0 +1,122 @@
+"""Runs ``cpupack compare`` on every torchvision recipe and keeps the answers: ``python benchmarks/compare.py``.
+
+Each model's answer goes to benchmarks/results/MODEL.json with all raw rounds, and the table of all results there to
+benchmarks/README.md. ``--table`` writes the table anew and measures nothing. What follows ``--`` goes to
+``cpupack compare``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+TABLE = Path(__file__).parent / "README.md"
+MODELS = ("resnet50", "resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0")
+_HEAD = """\
+# Side by side with other engines
+
+<!-- Written by `python benchmarks/compare.py`. -->
+
+The columns "cpupack" say how many times faster it is: medians of paired, interleaved rounds with 95 % intervals. Each
+engine ran in a process of its own at its own best threads x instances x batch, from the same FP32 model and calibration
+data; `cpupack compare --help` has the rules, results/ every raw round.
+"""
+
+
+def main() -> None:
+    """Measure the models that are asked for, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
+    parser.add_argument("--table", action="store_true", help="write the table from the results that are there")
+    own, passed = _split(sys.argv[1:])
+    arguments = parser.parse_args(own)
+    unknown = sorted(set(arguments.models) - set(MODELS))
+    if unknown:
+        parser.error(f"no such model: {', '.join(unknown)}")
+    if not arguments.table:
+        for model in arguments.models or MODELS:
+            measure(model, passed)
+    TABLE.write_text(table(), encoding="utf-8")
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+def measure(model: str, options: list[str]) -> None:
+    """Run one comparison and keep its answer; a failure leaves the last one as it was."""
+    print(f"== {model}", file=sys.stderr, flush=True)  # noqa: T201 - a script
+    command = [sys.executable, "-m", "cpupack", "compare", str(ROOT / "recipes" / f"{model}.toml"), "--json", *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    RESULTS.mkdir(exist_ok=True)
+    part = RESULTS / f"{model}.json.part"
+    part.write_bytes(done.stdout)
+    part.replace(RESULTS / f"{model}.json")
+
+
+def table() -> str:
+    """Return the page of all results."""
+    found = {
+        name: json.loads(path.read_text("utf-8")) for name in MODELS if (path := RESULTS / f"{name}.json").exists()
+    }
+    parts = [_HEAD]
+    for name, result in found.items():
+        parts += [f"## {name}", "", _facts(result), "", *_rows(result), "", *_closing(result)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _facts(result: dict[str, Any]) -> str:
+    host, rules = result["host"], result["rules"]
+    weights = "random weights" if result["model"]["random_weights"] else result["model"]["weights"]
+    versions = {what: version for engine in result["engines"].values() for what, version in engine["versions"].items()}
+    return (
+        f"{result['date'][:10]}, {rules['cores']} cores of {host['cpu']} ({host['isa']}), {weights}; input: "
+        f"{rules['input_text']}; {', '.join(f'{what} {version}' for what, version in sorted(versions.items()))}."
+    )
+
+
+def _rows(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "| engine | setting | samples/s | cpupack | p50 ms | p99 ms | cpupack | SQNR | same class |",
+        "|---|---|---:|---|---:|---:|---|---:|---:|",
+    ]
+    for name, engine in result["engines"].items():
+        fast, quick = (result[mode]["engines"].get(name) for mode in ("throughput", "latency"))
+        if not (fast and quick):
+            lines.append(f"| {name} | {engine['status']}: {engine['reason']} |" + " |" * 7)
+            continue
+        setting = engine["setting"]
+        sqnr = "equal" if engine["sqnr_db"] is None else f"{engine['sqnr_db']:.1f} dB"
+        lines.append(
+            f"| {name} | {setting['instances']} x {setting['threads']}, batch {setting['batch_size']} "
+            f"| {fast['median']:,.1f} | {_ratio(fast)} | {quick['p50_ms']:.2f} | {quick['p99_ms']:.2f} "
+            f"| {_ratio(quick)} | {sqnr} | {engine['agreement']:.1%} |"
+        )
+    return lines
+
+
+def _closing(result: dict[str, Any]) -> list[str]:
+    lines = []
+    if files := result.get("end_to_end"):
+        rates = [f"{name} {row['median']:,.1f} {_ratio(row)}".rstrip() for name, row in files["engines"].items()]
+        lines.append(f"From {files['files']} JPEG files, images/s: {'; '.join(rates)}.")
+    if peak := result["int8_peak"]:
+        share = peak["cpupack_share"]["median"]
+        lines.append(f"cpupack does {share:.0%} of the INT8 rate measured in the same rounds.")
+    return [*lines, ""] if lines else []
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    ratio = row.get("ratio")
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+
+
+if __name__ == "__main__":
+    main()
