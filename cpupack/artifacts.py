@@ -43,9 +43,7 @@ class Samples:
         wanted = np.uint8 if self.preprocess else np.float32
         if self.data.dtype != wanted:
             raise TypeError(f"samples are {self.data.dtype}, not {np.dtype(wanted)}")
-        if len(self.names) != len(self.data) or (
-            self.labels is not None and len(self.labels) != len(self.data)
-        ):
+        if len(self.names) != len(self.data) or (self.labels is not None and len(self.labels) != len(self.data)):
             raise ValueError("data, names and labels have different lengths")
 
     def __len__(self) -> int:
@@ -59,9 +57,7 @@ class Samples:
     def tensor(self, rows: slice) -> torch.Tensor:
         """Return the model input for ``rows`` as float32."""
         chunk = self.data[rows]
-        return torch.from_numpy(
-            normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk)
-        )
+        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk))
 
 
 @dataclass(frozen=True)
@@ -116,11 +112,15 @@ class CalibratedModel:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """An INT8 module for one target. ``notes`` names what stayed FP32 and why."""
+    """An INT8 module for one target. ``notes`` names what stayed FP32 and why.
+
+    ``module`` takes float32 inputs; a ``PixelModel`` (``pixel_input``) takes uint8 pixels with a mask channel as well.
+    """
 
     module: torch.nn.Module
     target: Target
     notes: tuple[str, ...] = ()
+    pixel_input: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class ScriptedModel:
     int8_operators: int
     fp32_operators: int
     operators: dict[str, int] = field(default_factory=dict)
+    pixel_input: bool = False
 
 
 @dataclass(frozen=True)

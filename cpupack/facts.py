@@ -44,9 +44,7 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
         verdict = "held" if gate["passed"] else "FAILED"
         rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}, bound {gate['bound']:g}: {verdict}"))
     if accuracy["speedup"] is not None:
-        rows.append(
-            ("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads")
-        )
+        rows.append(("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads"))
     return rows
 
 

@@ -52,9 +52,7 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for ``--json``: the manifest's sections, metadata, files and integrity."""
         facts = dataclasses.asdict(self.manifest)
-        del facts[
-            "files"
-        ]  # every file is in "members", with the hash it has rather than the one it should have
+        del facts["files"]  # every file is in "members", with the hash it has rather than the one it should have
         return {
             "path": str(self.path),
             "size_bytes": self.size_bytes,
@@ -77,9 +75,7 @@ def inspect(path: Path) -> Inspection:
         with zipfile.ZipFile(path) as archive:
             return _inspect(path, archive)
     except zipfile.BadZipFile as error:
-        raise UsageError(
-            f"{path} is not a wheel, or a damaged one: {error}", hint="build it again"
-        ) from error
+        raise UsageError(f"{path} is not a wheel, or a damaged one: {error}", hint="build it again") from error
     except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # the last: it is encrypted
         raise UsageError(f"{path} is damaged: {error}", hint="build it again, or copy it again") from error
     except OSError as error:
@@ -89,9 +85,7 @@ def inspect(path: Path) -> Inspection:
 def format_inspection(inspection: Inspection) -> str:
     """Return the facts as text for a terminal: facts, dependencies, files, and the verdict on the hashes."""
     manifest = inspection.manifest
-    lines = [
-        f"{manifest.name} {manifest.version}  ({inspection.path.name}, {megabytes(inspection.size_bytes)})"
-    ]
+    lines = [f"{manifest.name} {manifest.version}  ({inspection.path.name}, {megabytes(inspection.size_bytes)})"]
     if manifest.random_weights:
         lines.append("WARNING: random weights; the predictions mean nothing")
     rows = [
@@ -104,9 +98,7 @@ def format_inspection(inspection: Inspection) -> str:
     lines += ["", *(f"{label:<{width}}  {value}" for label, value in rows)]
     lines += ["", "Operators", *_operator_lines(manifest)]
     lines += ["", f"Files{'bytes':>26}{'in wheel':>12}"]
-    lines += [
-        f"{member.bytes:>31,}{member.compressed_bytes:>12,}  {member.name}" for member in inspection.members
-    ]
+    lines += [f"{member.bytes:>31,}{member.compressed_bytes:>12,}  {member.name}" for member in inspection.members]
     lines.append("")
     if inspection.problems:
         lines.append(f"DAMAGED: {len(inspection.problems)} files are not what was built")
@@ -118,9 +110,7 @@ def format_inspection(inspection: Inspection) -> str:
 
 def _operator_lines(manifest: Manifest) -> list[str]:
     counts: dict[str, int] = manifest.model["operators"]
-    return [
-        f"{count:>6}  {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    return [f"{count:>6}  {name}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:

@@ -148,6 +148,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
                 contenders,
                 prepared.float_path,
                 prepared.model.input_shape,
+                prepared.reference.samples.preprocess,
                 work,
                 batch_size=1 if latency else _RACE_BATCH,
                 threads=HostProbe().budget().usable if latency else 1,

@@ -59,9 +59,7 @@ def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str])
         ),
         components=[model, runtime, *required],
         dependencies=[
-            Dependency(
-                wheel.bom_ref, dependencies=[Dependency(c.bom_ref) for c in (model, runtime, *required)]
-            ),
+            Dependency(wheel.bom_ref, dependencies=[Dependency(c.bom_ref) for c in (model, runtime, *required)]),
             Dependency(runtime.bom_ref, dependencies=[Dependency(c.bom_ref) for c in required]),
         ],
     )

@@ -35,9 +35,7 @@ def check_out(out: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise PackagingError(
-            f"cannot write to {existing}: {error.strerror}", hint="choose another --out"
-        ) from error
+        raise PackagingError(f"cannot write to {existing}: {error.strerror}", hint="choose another --out") from error
 
 
 def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
@@ -54,9 +52,7 @@ def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
             out.mkdir(parents=True, exist_ok=True)
             (path,) = _publish([built], out)
     except OSError as error:
-        raise PackagingError(
-            f"cannot write the wheel: {error}", hint="check space and permissions"
-        ) from error
+        raise PackagingError(f"cannot write the wheel: {error}", hint="check space and permissions") from error
     return BuiltWheel(
         path=path,
         sha256=hash_file(path),

@@ -20,8 +20,9 @@ from .cgroup import read_text
 from .contract import check_cpu, check_torch, model_path
 from .errors import InputError
 from .host import HostProbe
+from .inputs import random_input
 from .manifest import Manifest, check_files, read_manifest
-from .preprocess import PreprocessSpec, normalize
+from .preprocess import PreprocessSpec
 from .scenarios import SCENARIOS, Clock, Pool, Scenario, WallClock, closed_loop
 from .verdict import disturbances, read_counters, weaknesses
 
@@ -149,7 +150,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
             "total": imported_ms + load_ms + first_call_ms,
         },
         "peak_memory_bytes": probe.peak_memory_bytes(),
-        "input": "float32",
+        "input": "uint8" if manifest.pixel_input else "float32",
         "input_data": _input_data(manifest, len(batches)),
         "seed": args.seed,
         "host": host.describe(probe, engine=engine),
@@ -253,29 +254,30 @@ class _Shape:
 
 
 def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[torch.Tensor]:
-    """Return distinct float32 batches ``(batch_size, *input_shape)``, equal for equal seeds.
+    """Return distinct batches of what the model takes, equal for equal seeds.
 
-    With preprocessing they are random uint8 pixels, normalized as the runner does it; else standard normal
-    values. Several are used in turn, since one buffer again and again would sit in the cache as no real input
-    does.
+    Random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to float32),
+    else standard normal values. Several are used in turn, since one buffer again and again would sit in the cache as no
+    real input does.
     """
     import torch
 
     shape = _Shape((batch_size, *manifest.input_shape))
     generator = np.random.default_rng(seed)
-    if manifest.preprocess is None:
-        return [torch.from_numpy(generator.standard_normal(shape.batch, dtype=np.float32)) for _ in range(shape.count)]
-    spec = PreprocessSpec.from_dict(manifest.preprocess)
-    channels, height, width = manifest.input_shape
-    pixels = (batch_size, height, width, channels)
+    spec = PreprocessSpec.from_dict(manifest.preprocess) if manifest.preprocess else None
     return [
-        torch.from_numpy(normalize(generator.integers(0, 256, pixels, dtype=np.uint8), spec))
+        torch.from_numpy(
+            random_input(generator, batch_size, manifest.input_shape, spec, pixel_input=manifest.pixel_input)
+        )
         for _ in range(shape.count)
     ]
 
 
 def _input_data(manifest: Manifest, count: int) -> str:
-    kind = "random uint8 pixels, normalized beforehand" if manifest.preprocess else "standard normal values"
+    if manifest.preprocess is None:
+        kind = "standard normal values"
+    else:
+        kind = "random pixels" if manifest.pixel_input else "random uint8 pixels, normalized beforehand"
     return f"{count} distinct batches of {kind}"
 
 

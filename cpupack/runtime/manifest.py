@@ -83,6 +83,11 @@ class Manifest:
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.model["input_shape"])
 
+    @property
+    def pixel_input(self) -> bool:
+        """Whether the model takes uint8 pixels with a mask channel as well (see ``inputs.py``)."""
+        return bool(self.model.get("pixel_input", False))
+
     def to_json(self) -> str:
         """Return the file's text: keys sorted, so that equal manifests give equal bytes."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"

@@ -65,12 +65,11 @@ class InstancePool:
         future.add_done_callback(lambda _: self._finished(chosen))
         return future
 
-    def warm(self, batch_size: int, input_shape: tuple[int, ...], calls: int = 3) -> None:
-        """Run ``calls`` batches of the exact shape on every instance.
+    def warm(self, batch: torch.Tensor, calls: int = 3) -> None:
+        """Run ``batch`` ``calls`` times on every instance.
 
         The JIT profiles the first call and compiles at the second; oneDNN makes a primitive per input shape.
         """
-        batch = torch.rand((batch_size, *input_shape), generator=torch.Generator().manual_seed(0))
         waiting = [self.submit(batch, number) for number in range(self.instances) for _ in range(calls)]
         for future in waiting:
             future.result()

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from . import plan as planning
 from .contract import check_cpu, check_torch, model_path
 from .errors import HostError, InputError, IntegrityError, RunnerError
+from .inputs import model_input, random_input
 from .manifest import Manifest, check_files, read_manifest
-from .preprocess import ImageSource, PreprocessSpec, decode_image, normalize, to_pixels
+from .preprocess import ImageSource, PreprocessSpec, decode_image, to_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ class Runner:
         try:
             # One input alone is the other shape that every caller uses.
             for size in sorted({1, self.plan.batch_size}):
-                self.pool.warm(size, self.manifest.input_shape)
+                self.pool.warm(self._example(size))
         except BaseException:
             self.pool.close()
             raise
@@ -131,7 +132,7 @@ class Runner:
         """Return the logits, float32 ``(n, ...)``: a tensor for a tensor, an array for an array.
 
         ``batch`` is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
-        model's size, which are normalized first. Raises InputError saying what was expected.
+        model's size. Raises InputError saying what was expected.
         """
         import torch
 
@@ -160,6 +161,19 @@ class Runner:
         return (
             f"<Runner {self.manifest.name} {self.manifest.version}: "
             f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
+        )
+
+    def _example(self, batch_size: int) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(
+            random_input(
+                np.random.default_rng(0),
+                batch_size,
+                self.manifest.input_shape,
+                self._spec,
+                pixel_input=self.manifest.pixel_input,
+            )
         )
 
     def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -217,10 +231,10 @@ class Runner:
         waiting: deque[tuple[Future[torch.Tensor], int]] = deque()
         for number, batch in enumerate(batches):
             count = len(batch)
-            floats = normalize(batch, self._spec) if self._spec and batch.dtype == np.uint8 else batch
             if number and count < size:
-                floats = np.concatenate([floats, np.zeros((size - count, *floats.shape[1:]), np.float32)])
-            waiting.append((self.pool.submit(torch.from_numpy(_shareable(floats))), count))
+                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), batch.dtype)])
+            ready = model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
+            waiting.append((self.pool.submit(torch.from_numpy(_shareable(ready))), count))
             if len(waiting) >= 2 * self.plan.instances:
                 yield _rows(*waiting.popleft())
         while waiting:

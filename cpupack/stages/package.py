@@ -144,10 +144,7 @@ def _torch_range(torch_version: str) -> str:
 def _checked_import_name(name: str, import_name: str) -> str:
     if not import_name.isidentifier() or keyword.iskeyword(import_name):
         why = "which Python cannot import"
-    elif (
-        import_name in {"torch", "numpy", "pil", "psutil", "cpupack"}
-        or import_name in sys.stdlib_module_names
-    ):
+    elif import_name in {"torch", "numpy", "pil", "psutil", "cpupack"} or import_name in sys.stdlib_module_names:
         why = "which hides a module of that name"
     else:
         return import_name
@@ -166,9 +163,7 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
     )
     report = dataclasses.asdict(contents.report)
     del report["speed_rows"]  # the raw measurements are in verify.json
-    description = (
-        recipe.package.description or f"{recipe.model.source} quantized to INT8 for {target.cpu} CPUs."
-    )
+    description = recipe.package.description or f"{recipe.model.source} quantized to INT8 for {target.cpu} CPUs."
     calibration = contents.calibration
     return Manifest(
         name=staged.distribution,
@@ -186,6 +181,7 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "macs": model.macs,
             "fp32_bytes": model.fp32_bytes,
             "int8_bytes": scripted.size_bytes,
+            "pixel_input": scripted.pixel_input,
             "int8_operators": scripted.int8_operators,
             "fp32_operators": scripted.fp32_operators,
             "operators": dict(scripted.operators),
@@ -261,9 +257,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
         _write_labels(package_dir / LABELS_NAME, contents.model.labels)
     (package_dir / "recipe.toml").write_text(contents.loaded.text, encoding="utf-8")
     _write_json(package_dir / "verify.json", dataclasses.asdict(contents.report))
-    untuned = TunePlan(
-        tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build"
-    )
+    untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
     _write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
 
 
@@ -290,9 +284,7 @@ def _write_project(contents: WheelContents, staged: StagedProject, manifest: Man
     text = render("project/pyproject.toml.j2", **context)
     _check_pyproject(text, context)
     (staged.root / "pyproject.toml").write_text(text, encoding="utf-8")
-    _write_python(
-        staged.root / "hatch_build.py", "project/hatch_build.py.j2", {"platform_tag": staged.platform_tag}
-    )
+    _write_python(staged.root / "hatch_build.py", "project/hatch_build.py.j2", {"platform_tag": staged.platform_tag})
     (staged.root / sbom_name).parent.mkdir()
     bill = sbom.render_sbom(manifest, model_file=MODEL_NAME, requirements=needed)
     (staged.root / sbom_name).write_text(bill, encoding="utf-8")
@@ -328,9 +320,7 @@ def _write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
 def _write_labels(path: Path, labels: tuple[str, ...]) -> None:
     for index, label in enumerate(labels):
         if len(label.splitlines()) != 1:
-            raise PackagingError(
-                f"label {index} is {label!r}: not one line of text", hint="mend [model] labels"
-            )
+            raise PackagingError(f"label {index} is {label!r}: not one line of text", hint="mend [model] labels")
     path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
@@ -339,9 +329,7 @@ def _write_python(path: Path, template: str, context: dict[str, Any]) -> None:
     try:
         compile(text, path.name, "exec", dont_inherit=True)
     except SyntaxError as error:
-        raise PackagingError(
-            f"rendered {path.name} is not Python: {error}", hint="this is a bug in cpupack"
-        ) from error
+        raise PackagingError(f"rendered {path.name} is not Python: {error}", hint="this is a bug in cpupack") from error
     path.write_text(text, encoding="utf-8")
 
 
@@ -350,16 +338,11 @@ def _check_pyproject(text: str, context: dict[str, Any]) -> None:
     try:
         parsed = tomli.loads(text)
         wheel = parsed["tool"]["hatch"]["build"]["targets"]["wheel"]
-        said = {
-            key: parsed["project"][key]
-            for key in ("name", "version", "description", "dependencies", "scripts")
-        }
+        said = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
         said |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
         said["import_name"] = wheel["packages"][0].removeprefix("src/")
     except (tomli.TOMLDecodeError, KeyError) as error:
-        raise PackagingError(
-            f"rendered pyproject.toml is damaged: {error}", hint="this is a bug in cpupack"
-        ) from error
+        raise PackagingError(f"rendered pyproject.toml is damaged: {error}", hint="this is a bug in cpupack") from error
     for key, value in said.items():
         if value != context[key]:
             raise PackagingError(
@@ -392,6 +375,4 @@ def _plain(value: Any) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(
-        json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
 from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.pixel_model import PixelModel
 from cpupack.quantized_engine import engine
 from cpupack.user_code import describe_failure
 
@@ -50,7 +51,9 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
                 hint="[quantize] skip names too much, or no operator of the model has an INT8 form",
             )
         _save(quantized.module, example, path, freeze=True)
-    return ScriptedModel(path, quantized.target, path.stat().st_size, int8, fp32, operators)
+    return ScriptedModel(
+        path, quantized.target, path.stat().st_size, int8, fp32, operators, pixel_input=quantized.pixel_input
+    )
 
 
 def script_float(model: FloatModel, path: Path) -> Path:
@@ -102,10 +105,24 @@ def _example(input_shape: tuple[int, ...]) -> torch.Tensor:
     return batch_channels_last(torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)))
 
 
+def _trace(module: nn.Module, example: torch.Tensor) -> Any:
+    """Trace a module; of a ``PixelModel`` the parts are traced and its choice between them is scripted."""
+    if not isinstance(module, PixelModel):
+        return torch.jit.trace(module, example, check_trace=False)
+    pixels = torch.zeros(1, example.shape[1] + 1, *example.shape[2:], dtype=torch.uint8)
+    stem = module.float_stem(example)
+    parts = (
+        torch.jit.trace(module.pixel_stem, batch_channels_last(pixels), check_trace=False),
+        torch.jit.trace(module.float_stem, example, check_trace=False),
+        torch.jit.trace(module.body, stem, check_trace=False),
+    )
+    return torch.jit.script(PixelModel(*parts).eval())
+
+
 def _save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool) -> None:
     try:
         with torch.inference_mode(), _quiet():
-            traced = torch.jit.trace(module.eval(), example, check_trace=False)
+            traced = _trace(module.eval(), example)
             if freeze:
                 traced = torch.jit.freeze(traced.eval())
             torch.jit.save(traced, str(path))

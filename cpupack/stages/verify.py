@@ -29,6 +29,8 @@ from cpupack.layout import batch_channels_last
 from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Evaluation
+from cpupack.runtime.inputs import model_input
+from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16
@@ -63,14 +65,17 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     the module it was made from.
     """
     samples = reference.samples
-    actual, golden_outputs = _replay(scripted, samples, directory)
-    expected = _run_quantized(quantized, samples)
-    if not np.array_equal(actual[: len(expected)], expected):
-        largest = float(np.abs(actual[: len(expected)] - expected).max())
-        raise VerificationError(
-            f"the saved {scripted.target.engine} model differs from the quantized module by up to {largest:.3g}",
-            hint="the trace depends on its example input; make forward independent of batch size and values",
-        )
+    replayed = _replay(scripted, samples, directory)
+    actual = replayed["all"]
+    for name in {"all", "floats"} & replayed.keys():
+        expected = _run_quantized(quantized, samples, pixel_input=scripted.pixel_input and name == "all")
+        got = replayed[name][: len(expected)]
+        if not np.array_equal(got, expected):
+            raise VerificationError(
+                f"the saved {scripted.target.engine} model differs from the quantized module by up to "
+                f"{float(np.abs(got - expected).max()):.3g}",
+                hint="the trace depends on its example input; make forward independent of batch size and values",
+            )
     report = VerifyReport(
         data=samples.origin,
         samples=len(samples),
@@ -91,7 +96,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     kept = slice(0, _GOLDEN_SAMPLES)
     golden = {
         "input": samples.data[kept],
-        "output": golden_outputs,
+        "output": replayed["golden"],
         "output_fp32": reference.outputs[kept],
     }
     return Contender(quantized, scripted, report, golden)
@@ -101,6 +106,7 @@ def race(
     contenders: Sequence[Contender],
     float_path: Path,
     input_shape: tuple[int, ...],
+    preprocess: PreprocessSpec | None,
     directory: Path,
     *,
     batch_size: int,
@@ -108,14 +114,23 @@ def race(
 ) -> list[Contender]:
     """Time the contenders and FP32 in one fresh process, interleaved; return them with their speedup, fastest first.
 
+    Each is given what its runner would give it: pixels where it takes them, floats normalized beforehand where not.
     The speedup is the median over the rounds of FP32's time by the contender's. Rows are ``{round, name, latency_ms}``.
     """
-    entries = [{"name": "fp32", "path": str(float_path), "engine": contenders[0].scripted.target.engine}]
+    entries: list[dict[str, Any]] = [
+        {
+            "name": "fp32",
+            "path": str(float_path),
+            "engine": contenders[0].scripted.target.engine,
+            "pixel_input": False,
+        }
+    ]
     entries += [
         {
             "name": each.scripted.target.engine,
             "path": str(each.scripted.path),
             "engine": each.scripted.target.engine,
+            "pixel_input": each.scripted.pixel_input,
         }
         for each in contenders
     ]
@@ -123,6 +138,7 @@ def race(
     spec = {
         "entries": entries,
         "input_shape": list(input_shape),
+        "preprocess": preprocess.to_dict() if preprocess else None,
         "batch_size": batch_size,
         "threads": threads,
         "rounds": _ROUNDS,
@@ -194,31 +210,42 @@ def _median_ratio(rows: list[dict[str, Any]], name: str) -> float:
     return median(times["fp32"] / times[name] for times in by_round.values())
 
 
-def _run_quantized(quantized: QuantizedModel, samples: Samples) -> FloatArray:
+def _run_quantized(quantized: QuantizedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
     """Run the first samples through the INT8 module here, in the batches that the replay uses."""
+    data = samples.data[: min(_EQUAL_SAMPLES, BATCH_SIZE)]
+    batch = torch.from_numpy(model_input(data, samples.preprocess, pixel_input=pixel_input))
     with torch.inference_mode(), engine(quantized.target.engine):
-        batch = batch_channels_last(samples.tensor(slice(0, min(_EQUAL_SAMPLES, BATCH_SIZE))))
-        output: FloatArray = quantized.module(batch).numpy()
+        output: FloatArray = quantized.module(batch_channels_last(batch)).numpy()
     return output
 
 
-def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> tuple[FloatArray, FloatArray]:
-    """Return the saved model's outputs on all samples, and on the golden ones as one batch of their own.
+def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[str, FloatArray]:
+    """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first as ``floats``.
 
-    They may differ: dynamic quantization measures its ranges over the batch that it is given.
+    The golden ones are a batch of their own, because dynamic quantization measures its ranges over its batch. Floats
+    are the other input of a model that takes pixels.
     """
-    inputs, outputs, golden = (directory / f"replay-{name}.npy" for name in ("inputs", "outputs", "golden"))
+    inputs = directory / "replay-inputs.npy"
     np.save(inputs, samples.data)
-    kept = min(_GOLDEN_SAMPLES, len(samples))
+    rows = {"all": len(samples), "golden": min(_GOLDEN_SAMPLES, len(samples))}
+    if scripted.pixel_input:
+        rows["floats"] = min(_EQUAL_SAMPLES, len(samples))
+    jobs = {
+        name: {
+            "outputs": str(directory / f"replay-{name}.npy"),
+            "rows": count,
+            "batch_size": min(count, BATCH_SIZE),
+            "floats": name == "floats",
+        }
+        for name, count in rows.items()
+    }
     spec = {
         "model": str(scripted.path),
         "engine": scripted.target.engine,
         "inputs": str(inputs),
-        "jobs": [
-            {"outputs": str(outputs), "rows": len(samples), "batch_size": BATCH_SIZE},
-            {"outputs": str(golden), "rows": kept, "batch_size": kept},
-        ],
+        "jobs": list(jobs.values()),
         "preprocess": samples.preprocess.to_dict() if samples.preprocess else None,
+        "pixel_input": scripted.pixel_input,
     }
     run_worker("replay", spec, directory / "replay.json")
-    return np.load(outputs), np.load(golden)
+    return {name: np.load(str(job["outputs"])) for name, job in jobs.items()}

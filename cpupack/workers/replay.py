@@ -1,7 +1,7 @@
 """``python -m cpupack.workers.replay SPEC.json``: run a saved model in a fresh process, as the wheel will.
 
-SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``jobs`` (each ``outputs``, a .npy to write, ``rows`` and
-``batch_size``) and ``preprocess``.
+SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``preprocess``, ``pixel_input`` and ``jobs``: each ``outputs`` (a
+.npy to write), ``rows``, ``batch_size`` and ``floats`` (normalize, also where the model takes pixels).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpupack.runtime.inputs import model_input
 from cpupack.runtime.pool import InstancePool
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.preprocess import PreprocessSpec
 
 
 def main(spec_path: str) -> None:
@@ -27,8 +28,8 @@ def main(spec_path: str) -> None:
             outputs = []
             for start in range(0, job["rows"], job["batch_size"]):
                 chunk = np.array(data[start : min(start + job["batch_size"], job["rows"])])
-                batch = torch.from_numpy(normalize(chunk, preprocess) if preprocess else chunk)
-                outputs.append(pool.run(batch).numpy())
+                ready = model_input(chunk, preprocess, pixel_input=spec["pixel_input"] and not job["floats"])
+                outputs.append(pool.run(torch.from_numpy(ready)).numpy())
             np.save(job["outputs"], np.concatenate(outputs))
 
 

@@ -87,7 +87,7 @@ def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
 
 def test_warm_runs_on_every_instance(package_dir: Path) -> None:
     with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=2, instances=2) as pool:
-        pool.warm(3, tiny.INPUT_SHAPE)
+        pool.warm(torch.zeros(3, *tiny.INPUT_SHAPE))
         assert pool.run(torch.rand(3, *tiny.INPUT_SHAPE), 1).shape == (3, tiny.CLASSES)
 
 
@@ -110,7 +110,7 @@ def test_interpreter_ends_without_close(package_dir: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from cpupack.runtime.pool import InstancePool\n"
         f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 2)\n"
-        f"pool.warm(1, {tiny.INPUT_SHAPE}); print('ran')"
+        f"pool.warm(torch.zeros(1, *{tiny.INPUT_SHAPE})); print('ran')"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False,

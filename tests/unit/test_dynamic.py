@@ -84,8 +84,9 @@ def test_the_saved_lstm_answers_as_the_module_for_any_batch(tmp_path: Path) -> N
         "model": str(saved.path),
         "engine": "onednn",
         "inputs": str(tmp_path / "in.npy"),
-        "jobs": [{"outputs": str(tmp_path / "out.npy"), "rows": 7, "batch_size": 16}],
+        "jobs": [{"outputs": str(tmp_path / "out.npy"), "rows": 7, "batch_size": 16, "floats": False}],
         "preprocess": None,
+        "pixel_input": False,
     }
     run_worker("replay", spec, tmp_path / "spec.json")
     assert np.array_equal(np.load(tmp_path / "out.npy"), run(int8, data))

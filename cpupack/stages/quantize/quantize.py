@@ -10,8 +10,10 @@ from torch import nn
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
 from cpupack.layout import weights_channels_last
+from cpupack.pixel_model import PixelModel
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
+from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.static import check_skip, is_within, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
@@ -44,7 +46,7 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
         try:
             match calibrated.fused.style:
                 case "fx":
-                    module = quantize_fx(calibrated, spec, target, example)
+                    module = quantize_fx(calibrated, spec, target, example, _preprocess(recipe))
                 case "eager":
                     module = quantize_eager(calibrated, spec, target)
                 case _:
@@ -68,7 +70,11 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
         for name, child in module.named_modules()
         if type(child) in _WEIGHTED
     ]
-    return QuantizedModel(module, target, tuple(kept))
+    return QuantizedModel(module, target, tuple(kept), pixel_input=isinstance(module, PixelModel))
+
+
+def _preprocess(recipe: Recipe) -> PreprocessSpec | None:
+    return PreprocessSpec.from_dict(recipe.preprocess.model_dump()) if recipe.preprocess else None
 
 
 def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:

@@ -21,7 +21,9 @@ from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.recipe import Quantize
+from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
+from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
     StatsObserver,
     qconfig_mapping,
@@ -41,11 +43,18 @@ _BACKENDS = {
 _STATS = "cpupack_stats"
 
 
-def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, example: torch.Tensor) -> nn.Module:
+def quantize_fx(
+    calibrated: CalibratedModel,
+    recipe: Quantize,
+    target: Target,
+    example: torch.Tensor,
+    preprocess: PreprocessSpec | None,
+) -> nn.Module:
     """Quantize a fused graph module with the ranges that the observer chooses from its statistics.
 
-    ``example`` is one float32 input batch. The calibrated model is not changed. Raises QuantizationError for a name in
-    ``skip`` that the model does not have.
+    ``example`` is one float32 input batch. With ``preprocess`` the result is a ``PixelModel`` where the graph allows
+    it. The calibrated model is not changed. Raises QuantizationError for a name in ``skip`` that the model does not
+    have.
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
@@ -63,8 +72,10 @@ def quantize_fx(calibrated: CalibratedModel, recipe: Quantize, target: Target, e
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
     _set_ranges(prepared, graph, calibrated, recipe)
-    converted: nn.Module = convert_fx(prepared, backend_config=backend)
-    return converted
+    converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
+    if preprocess is None:
+        return converted
+    return take_pixels(converted, graph, preprocess, target) or converted
 
 
 def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target) -> nn.Module:

@@ -106,7 +106,7 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
     monkeypatch.setattr("cpupack.stages.verify._ROUNDS", 3)
     monkeypatch.setattr("cpupack.stages.verify._ROUND_S", 0.01)
     path = script_float(float_model(net()), tmp_path / "float.pt")
-    (timed,) = race([contender], path, SHAPE, tmp_path, batch_size=2, threads=1)
+    (timed,) = race([contender], path, SHAPE, None, tmp_path, batch_size=2, threads=1)
     rows = timed.report.speed_rows
     assert [row["name"] for row in rows] == ["fp32", "fbgemm", "fbgemm", "fp32", "fp32", "fbgemm"]
     assert {(row["batch_size"], row["threads"]) for row in rows} == {(2, 1)}
