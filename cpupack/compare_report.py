@@ -137,8 +137,8 @@ def format_table(found: dict[str, Any]) -> str:
     for name, engine in found["engines"].items():
         lines.append(_throughput_line(name, engine, found["throughput"]["engines"].get(name)))
     lines += ["", f"{'one request, all cores':<28}{'p50 ms':>10}  {'cpupack is faster by':<22}{'p99 ms':>9}"]
-    for name, row in found["latency"]["engines"].items():
-        lines.append(f"{name:<28}{row['p50_ms']:>10.2f}  {_ratio_text(row):<22}{row['p99_ms']:>9.2f}")
+    for name, engine in found["engines"].items():
+        lines += _latency_lines(name, engine, found["latency"]["engines"].get(name))
     if "end_to_end" in found:
         mode = found["end_to_end"]
         title = f"from {mode['files']} JPEG files"
@@ -175,6 +175,13 @@ def _throughput_line(name: str, engine: dict[str, Any], row: dict[str, Any] | No
         f"{name:<12}{setting_text(engine['setting']):<16}{row['median']:>10,.1f}  {_ratio_text(row):<22}"
         f"{db_text(engine['sqnr_db']):>9}{engine['agreement']:>8.1%}"
     )
+
+
+def _latency_lines(name: str, engine: dict[str, Any], row: dict[str, Any] | None) -> list[str]:
+    if row is not None:
+        return [f"{name:<28}{row['p50_ms']:>10.2f}  {_ratio_text(row):<22}{row['p99_ms']:>9.2f}"]
+    # What was out before has its line above.
+    return [f"{name:<28}{engine['status']}: {engine['reason']}"] if engine["agreement"] is not None else []
 
 
 def setting_text(setting: dict[str, int]) -> str:

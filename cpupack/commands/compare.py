@@ -102,7 +102,7 @@ def compare(
     )
     check_peers(options)
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-        found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet or as_json)
+        found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
 
     from cpupack.compare_report import format_table, render_html
 

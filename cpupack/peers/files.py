@@ -32,23 +32,24 @@ def pillow_feed(pool: Pool, job: Job) -> Feed:
     spec = PreprocessSpec.from_dict(job.evaluation.preprocess)
     decoders = ThreadPoolExecutor(job.cores, "decode")
 
-    def pixels(path: str) -> Array:
-        return to_pixels(decode_image(path), spec)
+    def ready(path: str) -> Array:
+        return job.ready(to_pixels(decode_image(path), spec)[None])
 
     def feed(paths: Sequence[str]) -> int:
         ahead = job.batch_size * (pool.instances + 1)
-        decoding = deque(decoders.submit(pixels, path) for path in paths[:ahead])
+        decoding = deque(decoders.submit(ready, path) for path in paths[:ahead])
         position = len(decoding)
         running: deque[Future[Any]] = deque()
         number = 0
         while decoding:
             size = min(job.batch_size, len(decoding))
-            stored = np.stack([decoding.popleft().result() for _ in range(size)])
+            batch = np.concatenate([decoding.popleft().result() for _ in range(size)])
             for path in paths[position : position + size]:
-                decoding.append(decoders.submit(pixels, path))
+                decoding.append(decoders.submit(ready, path))
             position += size
-            stored = stored[np.arange(job.batch_size) % size]
-            running.append(pool.submit(pool.adapt(job.ready(stored)), number % pool.instances))
+            if size < job.batch_size:
+                batch = batch[np.arange(job.batch_size) % size]
+            running.append(pool.submit(pool.adapt(batch), number % pool.instances))
             number += 1
             while len(running) > pool.instances:
                 running.popleft().result()

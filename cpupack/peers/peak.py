@@ -1,7 +1,8 @@
 """How fast this CPU multiplies INT8 numbers at all: the yardstick beside the engines, measured in the same rounds.
 
-One thread a core multiplies matrices that fit its second-level cache, uint8 by int8, with oneDNN's kernels as torch
-ships them. One sample is one multiplication, of ``MACS`` multiply-adds.
+One thread a core runs a 3x3 convolution of the middle of a ResNet, by oneDNN's kernels as torch ships them, in buffers
+that fit the second-level cache. Of the matrix products and convolutions tried it came nearest to the arithmetic limit
+(with AMX a fifth above large matrix products). One sample is one call, of ``MACS`` multiply-adds.
 """
 
 from __future__ import annotations
@@ -12,29 +13,38 @@ from typing import Any
 from cpupack.peers.job import Job
 from cpupack.peers.pools import Call, ThreadedPool
 
-_ROWS, _DEPTH, _WIDTH = 512, 1024, 512
-"""1.25 MB of weights, inputs and outputs a thread."""
-MACS = _ROWS * _DEPTH * _WIDTH
+_IMAGES, _CHANNELS, _SIZE, _KERNEL = 4, 256, 14, 3
+MACS = _IMAGES * _SIZE**2 * _CHANNELS**2 * _KERNEL**2
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Serve the multiplication; batches are ignored, each thread has its own matrices."""
+    """Serve the convolution; batches are ignored, each thread has its own buffers."""
     import torch  # here: who needs MACS alone does not need torch
+
+    from cpupack.layout import batch_channels_last
 
     torch.backends.quantized.engine = "onednn"
 
     def load() -> Call:
         torch.set_num_threads(job.threads)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, generator=generator)
+        inputs = torch.rand(_IMAGES, _CHANNELS, _SIZE, _SIZE, generator=generator)
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # quantized tensors announce their own deprecation
-            generator = torch.Generator().manual_seed(0)
-            weights = torch.quantize_per_tensor(torch.randn(_WIDTH, _DEPTH, generator=generator), 0.05, 0, torch.qint8)
-            packed = torch.ops.quantized.linear_prepack(weights, None)
-            inputs = torch.quantize_per_tensor(torch.rand(_ROWS, _DEPTH, generator=generator), 0.01, 0, torch.quint8)
+            packed = torch.ops.quantized.conv2d_prepack(
+                torch.quantize_per_tensor(batch_channels_last(weights), 0.05, 0, torch.qint8),
+                None,
+                [1, 1],
+                [_KERNEL // 2, _KERNEL // 2],
+                [1, 1],
+                1,
+            )
+            pixels = torch.quantize_per_tensor(batch_channels_last(inputs), 0.01, 0, torch.quint8)
 
         def call(_: Any) -> Any:
             with torch.inference_mode():
-                return torch.ops.quantized.linear(inputs, packed, 10.0, 128)
+                return torch.ops.quantized.conv2d_relu(pixels, packed, 10.0, 0)
 
         return call
 
