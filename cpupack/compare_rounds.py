@@ -16,7 +16,7 @@ from cpupack.runtime.search import MeasurementFailedError, Outcome, Setting, Spa
 Row = dict[str, Any]
 BUILD_TIMEOUT_S = 3600.0
 SERVE_TIMEOUT_S = 900.0
-_WALL_PER_BUDGET = 8.0
+_WALL_PER_BUDGET = 20.0
 """A search ends after this many times its budget on the wall: an engine that compiles takes long to start."""
 
 

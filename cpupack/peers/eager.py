@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpupack.peers.job import Job
 from cpupack.peers.pools import ThreadedPool
-from cpupack.peers.torch_pool import torch_pool
+from cpupack.peers.torch_pool import keep_out_of_openmp, torch_pool
 
 
 def build(job: Job) -> str:
@@ -15,5 +15,6 @@ def build(job: Job) -> str:
 
 def open_pool(job: Job) -> ThreadedPool:
     """Serve one module, shared by all instances."""
+    keep_out_of_openmp(job)
     module = job.model()
     return torch_pool(job, lambda: module)

@@ -13,7 +13,7 @@ import torch
 
 from cpupack.peers.job import Job
 from cpupack.peers.pools import ThreadedPool
-from cpupack.peers.torch_pool import torch_pool
+from cpupack.peers.torch_pool import keep_out_of_openmp, torch_pool
 
 _MODEL = "model.pt"
 
@@ -45,6 +45,7 @@ def build(job: Job) -> str:
 
 def open_pool(job: Job) -> ThreadedPool:
     """Load the TorchScript once; all instances share it."""
+    keep_out_of_openmp(job)
     torch.backends.quantized.engine = "fbgemm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation

@@ -15,7 +15,7 @@ import torch
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.peers.job import Job, PeerError
 from cpupack.peers.pools import ThreadedPool
-from cpupack.peers.torch_pool import torch_pool
+from cpupack.peers.torch_pool import keep_out_of_openmp, torch_pool
 
 _MODEL = "model.pt2"
 
@@ -63,6 +63,7 @@ def open_pool(job: Job) -> ThreadedPool:
 
     if not config.freezing:
         raise PeerError("torch._inductor was imported before its environment was set, and would not freeze weights")
+    keep_out_of_openmp(job)
     loaded = torch.export.load(str(job.work / _MODEL)).module()
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(loaded, dynamic=False)
 

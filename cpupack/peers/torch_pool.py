@@ -13,6 +13,14 @@ from cpupack.peers.job import Array, Job
 from cpupack.peers.pools import Call, ThreadedPool
 
 
+def keep_out_of_openmp(job: Job) -> None:
+    """Keep the loading thread from making OpenMP workers of its own, except where it is also the serving one.
+
+    libgomp stops spinning for good once it manages more threads than there are CPUs, and the instances would be slower.
+    """
+    torch.set_num_threads(job.threads if job.single else 1)
+
+
 def torch_pool(
     job: Job, load: Callable[[], Callable[[torch.Tensor], torch.Tensor]], *, channels_last: bool = False
 ) -> ThreadedPool:

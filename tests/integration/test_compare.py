@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -89,22 +90,18 @@ def test_an_optional_engine(project: Project, name: str) -> None:
     assert len(found["latency"]["rows"]) == len(found["end_to_end"]["rows"]) == ROUNDS * 2
 
 
-@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino"])
-def test_pixels_give_the_same_outputs_as_floats(project: Project, name: str) -> None:
-    if missing := ENGINES[name].missing():
-        pytest.skip(f"not installed: {', '.join(missing)} (extra: compare)")
+def test_pixels_give_the_same_outputs_as_floats(project: Project) -> None:
+    """eager normalizes as all but OpenVINO do, which has it in its graph; our package does it its own way."""
+    names = [name for name in ("eager", "openvino") if not ENGINES[name].missing()]
     scaled = ("--set", "preprocess.mean=[0.4, 0.5, 0.6]", "--set", "preprocess.std=[0.2, 0.3, 0.4]")
     floats, pixels = (
-        compare(project, "colors.toml", "--against", name, *scaled, "--input", kind)["engines"]
+        compare(project, "colors.toml", "--against", ",".join(names), *scaled, "--input", kind)["engines"]
         for kind in ("float32", "uint8")
     )
-    for engine in ("cpupack", name):
-        if floats[engine]["sqnr_db"] is not None and pixels[engine]["sqnr_db"] is not None:
-            # Rounding in another order moves a value by a step here and there; a wrong mean would cost far more.
-            assert (
-                pixels[engine]["sqnr_db"] == pytest.approx(floats[engine]["sqnr_db"], abs=3.0)
-                or min(pixels[engine]["sqnr_db"], floats[engine]["sqnr_db"]) > 60
-            )
+    for name in ("cpupack", *names):
+        # Rounding in another order moves a value by a step here and there; a wrong mean would cost far more.
+        before, after = (found[name]["sqnr_db"] or math.inf for found in (floats, pixels))
+        assert min(before, after) > 60 or after == pytest.approx(before, abs=3.0), name
 
 
 def test_an_engine_that_fails_is_a_row_that_says_so(project: Project) -> None:
