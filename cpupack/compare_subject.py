@@ -120,11 +120,14 @@ def _subject(
     reference = _spread(reference)
     outputs = work / "reference.npy"
     np.save(outputs, reference.outputs)
+    weights = work / "weights.pt"
+    torch.save(model.module.state_dict(), weights)
     job = Job(
         engine="",
         directory="",
         recipe_path=str(loaded.path),
         recipe_text=loaded.text,
+        weights=str(weights),
         input_shape=model.input_shape,
         calibration=_saved(calibration, work / "calibration.npy") if calibration else None,
         calibration_batch=loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1,

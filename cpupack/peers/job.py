@@ -70,6 +70,7 @@ class Data:
 class Job:
     """One engine's work in one process. ``directory`` keeps what ``build`` makes for ``open_pool``.
 
+    ``weights`` is the state dict of the FP32 model, ``reference`` its outputs on the evaluation samples (``.npy``).
     ``input_kind`` is ``float32`` (batches are normalized beforehand) or ``uint8`` (the engine is given pixels, and
     normalizing is part of its time). ``package`` is ``{source, import_name}`` of the wheel under comparison.
     ``cores`` are those it may use; ``activation_bits`` is 7 where 8 would saturate on this CPU.
@@ -79,6 +80,7 @@ class Job:
     directory: str
     recipe_path: str
     recipe_text: str
+    weights: str
     input_shape: tuple[int, ...]
     calibration: Data | None
     calibration_batch: int
@@ -121,24 +123,29 @@ class Job:
         return Path(self.directory)
 
     def model(self) -> torch.nn.Module:
-        """Load the FP32 model of the recipe, as the build did. Raises PeerError when it is not the same model."""
+        """Return the FP32 model of the recipe with the weights that the build loaded.
+
+        Raises PeerError when it does not answer as the build's did.
+        """
         import torch
 
-        from cpupack.progress import SilentProgress
+        from cpupack.model_sources import build_module
         from cpupack.recipe import LoadedRecipe
         from cpupack.recipe_file import parse_recipe
-        from cpupack.stages.load import load
 
         path = Path(self.recipe_path)
         recipe, problems, text = parse_recipe(self.recipe_text, str(path), path.parent)
         if recipe is None:
             raise PeerError("; ".join(text for _, text in problems))
-        module = load(LoadedRecipe(recipe=recipe, path=path, text=text), SilentProgress()).module
+        torch.manual_seed(recipe.model.seed)
+        module = build_module(LoadedRecipe(recipe=recipe, path=path, text=text))
+        module.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
+        module.eval().requires_grad_(requires_grad=False)
         rows = slice(0, _CHECKED_SAMPLES)
         with torch.inference_mode():
             outputs = module(torch.from_numpy(np.ascontiguousarray(self.evaluation.floats(rows)))).numpy()
         if sqnr_db(np.load(self.reference)[rows], outputs) < _SAME_MODEL_DB:
-            raise PeerError("the recipe gives another model each time it is loaded; make its weights the same")
+            raise PeerError("the recipe gives another model each time it is made; make its factory deterministic")
         return module
 
     def calibration_batches(self, batch_size: int | None = None) -> Iterator[npt.NDArray[np.float32]]:

@@ -119,6 +119,8 @@ def _environment(inherited: Mapping[str, str], work: Path) -> dict[str, str]:
     scratch = work / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     search_path = [str(_PACKAGE_PARENT), *filter(None, [inherited.get("PYTHONPATH")])]
+    if {"", str(Path.cwd())} & set(sys.path):
+        search_path.append(str(Path.cwd()))  # where the recipe's own modules may be; the child works elsewhere
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(search_path),

@@ -32,6 +32,7 @@ def job(directory: Path, **changes: Any) -> Job:
         "directory": str(directory),
         "recipe_path": "recipe.toml",
         "recipe_text": "",
+        "weights": "weights.pt",
         "input_shape": (3, SIZE, SIZE),
         "calibration": None,
         "calibration_batch": 2,

@@ -42,6 +42,7 @@ def subject(manifest: Manifest, tiny: TinyWheel, tmp_path: Path) -> Subject:
         directory="",
         recipe_path="recipe.toml",
         recipe_text="",
+        weights="weights.pt",
         input_shape=SHAPE,
         calibration=None,
         calibration_batch=1,
