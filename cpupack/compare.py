@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.compare_options import CompareOptions
+from cpupack.compare_options import CompareOptions, image_files
 from cpupack.compare_rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
 from cpupack.compare_subject import Subject
-from cpupack.errors import UsageError, VerificationError
+from cpupack.errors import VerificationError
 from cpupack.peers import ENGINES, EXTRA, OURS, PEAK
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
@@ -79,7 +79,7 @@ def measure(subject: Subject, options: CompareOptions, work: Path, progress: Pro
 
     A peer that fails is out and says why. Raises VerificationError when our own package does.
     """
-    files = _image_files(options.files, subject)
+    files = image_files(options.files) if options.files else None
     entries = {name: Entry(name) for name in (OURS, *options.against)}
     jobs = {name: _job(subject, name, options, work) for name in (*entries, PEAK)}
     for entry in entries.values():
@@ -207,18 +207,6 @@ def _enter_peak(process: EngineProcess) -> None:
 def _enter_files(process: EngineProcess, files: Sequence[str]) -> None:
     process.ask("open_files")
     process.ask("files", paths=files, duration_s=0.01)
-
-
-def _image_files(directory: Path | None, subject: Subject) -> list[str] | None:
-    """Return the JPEG files below ``directory``, sorted. Raises UsageError when there are none or none can be used."""
-    if directory is None:
-        return None
-    if subject.manifest.preprocess is None:
-        raise UsageError("--end-to-end needs a model of images; this recipe has no [preprocess]")
-    found = sorted(str(path.resolve()) for path in directory.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
-    if not found:
-        raise UsageError(f"--end-to-end {directory}: no .jpg or .jpeg file is there")
-    return found
 
 
 def facts(entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cpupack.compare_options import CompareOptions, check_peers
+from cpupack.compare_options import CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.peers import PEERS
 
@@ -32,10 +32,11 @@ _HTML_HINT = "name a file in a directory that exists"
 @click.option(
     "--input",
     "input_kind",
-    type=click.Choice(["float32", "uint8"]),
-    default="float32",
+    type=click.Choice(["auto", "float32", "uint8"]),
+    default="auto",
     show_default=True,
-    help="What every engine is given: normalized floats, or pixels that it has to normalize.",
+    help="What every engine is given: normalized floats, or pixels that it has to normalize; auto is pixels for models "
+    "of images.",
 )
 @click.option(
     "--end-to-end",
@@ -120,6 +121,8 @@ def _run(
     if recipe is not None and not wheel:
         raise UsageError(f"--recipe goes with a wheel, and {source} is none", hint="leave it out")
     loaded = None if wheel else load_recipe(source, overrides)
+    if loaded is not None:
+        options = settle(options, loaded.recipe)
 
     from cpupack.cli import _import_torch  # here: cli.py imports this module
 
@@ -138,6 +141,7 @@ def _run(
             subject = from_recipe(loaded, work, progress)
         else:
             subject = from_wheel(source, recipe, overrides, work, progress)
+            options = settle(options, subject.recipe.recipe)
         return result(subject, options, measure(subject, options, work, progress))
 
 

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import recipe
 
 from cpupack.cli import main
+from cpupack.compare_options import CompareOptions, settle
+from cpupack.errors import UsageError
 from cpupack.peers import ENGINES, PEERS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
@@ -45,6 +48,23 @@ def test_a_recipe_option_without_a_wheel_is_a_usage_error(capsys: pytest.Capture
 def test_the_page_needs_a_directory_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(RECIPE), "--html", str(tmp_path / "no" / "page.html")) == 2
     assert "--html" in capsys.readouterr().err
+
+
+def test_a_directory_without_jpegs_is_a_usage_error_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(str(RECIPE), "--against", "eager", "--end-to-end", str(tmp_path)) == 2
+    assert "no .jpg" in capsys.readouterr().err
+
+
+def test_a_model_of_images_is_given_pixels_and_others_floats() -> None:
+    images, arrays = (recipe(**tables) for tables in ({"preprocess": {"resize": 8, "crop": 8}}, {}))
+    assert settle(CompareOptions(), images).input_kind == "uint8"
+    assert settle(CompareOptions(), arrays).input_kind == "float32"
+    assert settle(CompareOptions(input_kind="float32"), images).input_kind == "float32"
+    for options in (CompareOptions(input_kind="uint8"), CompareOptions(files=RECIPE.parent)):
+        with pytest.raises(UsageError, match="no \\[preprocess\\]"):
+            settle(options, arrays)
 
 
 def test_a_file_that_is_no_wheel_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def found(subject: Subject) -> dict[str, object]:
     entries["openvino"] = Entry("openvino", status="failed", reason="RuntimeError: <no> such layer")
     return result(
         subject,
-        CompareOptions(rounds=3),
+        CompareOptions(rounds=3, input_kind="float32"),
         Measured(entries, {"throughput": [*played, *rows(peak=[1e6, 1e6, 1e6])], "latency": played}),
     )
 
