@@ -142,7 +142,7 @@ def format_table(found: dict[str, Any]) -> str:
     if "end_to_end" in found:
         mode = found["end_to_end"]
         title = f"from {mode['files']} JPEG files"
-        lines += ["", f"{title:<28}{'images/s':>10}  {'cpupack is faster by':<22}"]
+        lines += ["", f"{title:<28}{'images/s':>10}  cpupack is faster by"]
         for name, row in mode["engines"].items():
             lines.append(f"{name:<28}{row['median']:>10,.1f}  {_ratio_text(row)}".rstrip())
     lines += ["", *_verdict(found)]
