@@ -13,7 +13,7 @@ from cpupack.pixel_model import PixelModel, fold_normalization
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.inputs import mask_value, model_input, pixel_zero_point
+from cpupack.runtime.inputs import mask_value, model_input, pixel_zero_point, with_mask
 from cpupack.runtime.preprocess import PreprocessSpec, normalize
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
@@ -71,6 +71,16 @@ def test_model_input_keeps_pixels_and_adds_the_mask():
     assert model_input(pixels, spec, pixel_input=False).dtype == np.float32
     floats = np.zeros((1, 3, 12, 12), np.float32)
     assert model_input(floats, spec, pixel_input=True) is floats
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 1, 2, 3), (2, 5, 7, 3), (2, 5, 7, 1), (3, 4, 4, 4)])
+@pytest.mark.parametrize("layout", ["contiguous", "view"])
+def test_mask_is_put_behind_every_pixel(shape, layout):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if layout == "view":
+        pixels = pixels[:, ::-1]
+    expected = np.concatenate([pixels, np.full((*shape[:3], 1), 117, np.uint8)], axis=3)
+    assert np.array_equal(with_mask(pixels, 117), expected)
 
 
 def plain_net(**conv: object) -> nn.Module:
