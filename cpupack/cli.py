@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -11,7 +10,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -19,11 +17,10 @@ import click
 from cpupack import __version__
 from cpupack.commands.compare import compare
 from cpupack.errors import CpupackError, RecipeError, UsageError
+from cpupack.interrupts import import_torch, install_handlers
 
 if TYPE_CHECKING:
     from cpupack.recipe import LoadedRecipe
-
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 _RECIPES = click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path(path_type=Path))
 _RECIPE = click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -85,7 +82,7 @@ cli.add_command(compare)
 )
 def init(name: str, source: str, directory: Path) -> None:
     """Write a commented recipe NAME.toml."""
-    from cpupack.init import init_recipe
+    from cpupack.recipe.init import init_recipe
 
     path = init_recipe(name, source, directory)
     click.echo(f"next: edit the calibration source, then `cpupack check {path}`", err=True)
@@ -99,7 +96,7 @@ def init(name: str, source: str, directory: Path) -> None:
 @_JSON
 def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
     """Validate recipes and report every problem at once."""
-    from cpupack.recipe_file import load_recipe
+    from cpupack.recipe.file import load_recipe
 
     answers, worst = [], 0
     for path in recipes:
@@ -123,7 +120,7 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_
 
 
 def _check_deep(loaded: LoadedRecipe) -> dict[str, Any]:
-    _import_torch()
+    import_torch()
     from cpupack.pipeline import check_model
     from cpupack.progress import SilentProgress
 
@@ -174,7 +171,7 @@ def build(
     """Build wheels. The last lines of stdout are their paths, one a line."""
     loaded = _load_recipes(recipes, overrides)
 
-    _import_torch()
+    import_torch()
     from rich.console import Console
 
     from cpupack.console import ConsoleProgress, show_warning
@@ -206,7 +203,7 @@ def build(
 
 def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
     """Load every recipe before anything is built, and report the problems of all of them."""
-    from cpupack.recipe_file import load_recipe
+    from cpupack.recipe.file import load_recipe
 
     loaded: dict[str, LoadedRecipe] = {}
     failed: list[RecipeError] = []
@@ -237,8 +234,8 @@ def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[Loade
 @_JSON
 def inspect(wheel: Path, as_json: bool) -> None:
     """Show what is inside a wheel, and check its hashes."""
-    from cpupack.inspect_wheel import format_inspection
-    from cpupack.inspect_wheel import inspect as inspect_wheel
+    from cpupack.wheel.inspect import format_inspection
+    from cpupack.wheel.inspect import inspect as inspect_wheel
 
     found = inspect_wheel(wheel)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else format_inspection(found))
@@ -252,11 +249,11 @@ def inspect(wheel: Path, as_json: bool) -> None:
 @_JSON
 def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Print the fusible chains as TOML to paste into a recipe."""
-    from cpupack.recipe_file import load_recipe
+    from cpupack.recipe.file import load_recipe
 
     loaded = load_recipe(recipe, overrides)
 
-    _import_torch()
+    import_torch()
     from cpupack.pipeline import fusible_chains
     from cpupack.progress import SilentProgress
     from cpupack.templates import render
@@ -273,7 +270,7 @@ def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @_JSON
 def doctor(as_json: bool) -> None:
     """Show what this host can build and run, and what is missing."""
-    _import_torch()
+    import_torch()
     from cpupack.doctor import collect, format_doctor
 
     facts = collect()
@@ -285,9 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     See ``errors.py``; an interrupt exits as a shell reports it, 130 for Ctrl-C.
     """
-    for signum in _SIGNALS:
-        if signal.getsignal(signum) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that must stay
-            signal.signal(signum, _interrupt)
+    install_handlers()
     try:
         code = cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
     except (_InterruptedError, click.exceptions.Abort) as error:
@@ -304,23 +299,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
         sys.exit(1)
     sys.exit(code or 0)
-
-
-def _import_torch() -> None:
-    """Import torch with interrupts held back: its C++ parts abort the process when one comes in the middle."""
-    waiting: list[int] = []
-    before = {
-        signum: signal.signal(signum, lambda number, _: waiting.append(number))
-        for signum in (signal.SIGINT, *_SIGNALS)
-        if signal.getsignal(signum) != signal.SIG_IGN
-    }
-    try:
-        importlib.import_module("torch")
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    if waiting:
-        raise KeyboardInterrupt(waiting[0])
 
 
 def _print_error(error: CpupackError) -> None:
@@ -340,10 +318,6 @@ def _say_interrupted() -> None:
 def _styled(text: str, **style: Any) -> str:
     """Style a word for a terminal; click leaves it plain elsewhere, and NO_COLOR (no-color.org) everywhere."""
     return text if os.environ.get("NO_COLOR") else click.style(text, **style)
-
-
-def _interrupt(signum: int, _: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(signum)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from cpupack.artifacts import Contender, Gate, VerifyReport
 from cpupack.console import flow
-from cpupack.facts import megabytes
 from cpupack.pipeline import BuildResult
+from cpupack.wheel.facts import megabytes
 
 _LABEL_WIDTH = 11
 _WIDTH = 80 - 2 - _LABEL_WIDTH

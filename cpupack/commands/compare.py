@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from cpupack.compare_options import CompareOptions, check_peers, settle
+from cpupack.comparison.options import CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
+from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
 
 _HTML_HINT = "name a file in a directory that exists"
@@ -105,7 +106,7 @@ def compare(
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
         found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
 
-    from cpupack.compare_report import format_table, render_html
+    from cpupack.comparison.report import format_table, render_html
 
     if html is not None:
         html.write_text(render_html(found), encoding="utf-8")
@@ -115,7 +116,7 @@ def compare(
 def _run(
     source: Path, recipe: Path | None, overrides: tuple[str, ...], options: CompareOptions, *, quiet: bool
 ) -> dict[str, Any]:
-    from cpupack.recipe_file import load_recipe
+    from cpupack.recipe.file import load_recipe
 
     wheel = source.suffix == ".whl"
     if recipe is not None and not wheel:
@@ -124,14 +125,12 @@ def _run(
     if loaded is not None:
         options = settle(options, loaded.recipe)
 
-    from cpupack.cli import _import_torch  # here: cli.py imports this module
-
-    _import_torch()
+    import_torch()
     from rich.console import Console
 
-    from cpupack.compare import measure
-    from cpupack.compare_report import result
-    from cpupack.compare_subject import from_recipe, from_wheel
+    from cpupack.comparison.report import result
+    from cpupack.comparison.run import measure
+    from cpupack.comparison.subject import from_recipe, from_wheel
     from cpupack.console import ConsoleProgress
 
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.errors import ModelError
-from cpupack.user_code import describe_failure
+from cpupack.model.user_code import describe_failure
 
 _NOOP_MODULES = (nn.Identity, nn.modules.dropout._DropoutNd)  # the base of every dropout module
 _NOOP_FUNCTIONS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)

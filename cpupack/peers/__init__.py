@@ -31,8 +31,9 @@ class Engine:
         )
 
     def versions(self) -> dict[str, str]:
-        """Return the installed version of each distribution."""
-        return {name: metadata.version(name) for name in self.requires}
+        """Return the version of each distribution that is installed."""
+        absent = self.missing()
+        return {name: metadata.version(name) for name in self.requires if name not in absent}
 
 
 _ENGINES = (

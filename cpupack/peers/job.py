@@ -129,9 +129,9 @@ class Job:
         """
         import torch
 
-        from cpupack.model_sources import build_module
+        from cpupack.model.sources import build_module
         from cpupack.recipe import LoadedRecipe
-        from cpupack.recipe_file import parse_recipe
+        from cpupack.recipe.file import parse_recipe
 
         path = Path(self.recipe_path)
         recipe, problems, text = parse_recipe(self.recipe_text, str(path), path.parent)

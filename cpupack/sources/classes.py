@@ -46,7 +46,7 @@ def _labels(request: Request) -> list[str] | None:
     if labels is None or isinstance(labels, list):
         return labels
     if labels == "imagenet":
-        from cpupack.model_sources import imagenet_labels  # here, because it imports torchvision
+        from cpupack.model.sources import imagenet_labels  # here, because it imports torchvision
 
         return list(imagenet_labels())
     path = request.loaded.resolve(labels)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError, CpupackError, ModelError
-from cpupack.model_sources import load_factory
+from cpupack.model.sources import load_factory
+from cpupack.model.user_code import describe_failure
 from cpupack.sources.request import Request, floats_of, pixels_of
-from cpupack.user_code import describe_failure
 
 
 def read(spec: str, request: Request) -> Samples:

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import CpupackError, ModelError
-from cpupack.model_sources import build_module, imagenet_labels
+from cpupack.model.sources import build_module, imagenet_labels
+from cpupack.model.user_code import describe_failure
+from cpupack.model.weights import LoadedWeights, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.user_code import describe_failure
-from cpupack.weights import LoadedWeights, load_weights
 
 
 def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:

@@ -21,7 +21,6 @@ from packaging.version import Version
 
 import cpupack
 import cpupack.runtime
-from cpupack import sbom
 from cpupack.artifacts import (
     FloatModel,
     FusedModel,
@@ -32,13 +31,14 @@ from cpupack.artifacts import (
     VerifyReport,
 )
 from cpupack.errors import PackagingError
-from cpupack.facts import fact_rows
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime import host
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
 from cpupack.templates import render
-from cpupack.wheel import build_wheel, check_out, publish
+from cpupack.wheel import sbom
+from cpupack.wheel.build import build_wheel, check_out, publish
+from cpupack.wheel.facts import fact_rows
 
 __all__ = ["WheelContents", "build_wheel", "check_out", "finish", "publish", "requirements", "stage_project"]
 

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
-from cpupack.pixel_model import PixelModel
+from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
-from cpupack.user_code import describe_failure
 
 _CONVERSIONS = frozenset({"quantize_per_tensor", "quantize_per_channel", "dequantize", "quantize_per_tensor_dynamic"})
 _LAYOUT = frozenset(

@@ -14,7 +14,7 @@ import click
 import pytest
 
 import cpupack
-from cpupack import cli, errors
+from cpupack import cli, errors, interrupts
 from cpupack.cli import main
 
 RECIPE = """\
@@ -101,7 +101,7 @@ def test_errors_exit_with_their_code(
     def fail(_: Path) -> None:
         raise error("it broke:\n  here", hint="mend it")
 
-    monkeypatch.setattr("cpupack.inspect_wheel.inspect", fail)
+    monkeypatch.setattr("cpupack.wheel.inspect.inspect", fail)
     code, out, err = run("inspect", "some.whl")
     assert (code, out) == (error.exit_code, "")
     lines = ["error: it broke:", "  here"] if error is not errors.RecipeError else ["error: 2 problems", "  it broke:"]
@@ -129,7 +129,7 @@ def test_a_bug_shows_its_traceback_and_exits_1(
     def fail(_: Path) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("cpupack.inspect_wheel.inspect", fail)
+    monkeypatch.setattr("cpupack.wheel.inspect.inspect", fail)
     code, out, err = run("inspect", "some.whl")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
@@ -146,12 +146,12 @@ def test_interrupts_are_one_line(
     def fail(_: Path) -> None:
         raise raised
 
-    monkeypatch.setattr("cpupack.inspect_wheel.inspect", fail)
+    monkeypatch.setattr("cpupack.wheel.inspect.inspect", fail)
     assert run("inspect", "some.whl") == (code, "", "cpupack: interrupted\n")
 
 
 def test_a_stop_becomes_an_interrupt(run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpupack.inspect_wheel.inspect", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("cpupack.wheel.inspect.inspect", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     code, _, err = run("inspect", "some.whl")
     assert (code, err) == (143, "cpupack: interrupted\n")
 
@@ -169,10 +169,10 @@ def test_an_interrupt_waits_for_the_import_of_torch(monkeypatch: pytest.MonkeyPa
         os.kill(os.getpid(), signal.SIGINT)
         seen.append(name)
 
-    monkeypatch.setattr(cli.importlib, "import_module", slow_import)
+    monkeypatch.setattr(interrupts.importlib, "import_module", slow_import)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
-        cli._import_torch()
+        interrupts.import_torch()
     assert seen == ["torch"]
     assert caught.value.args == (signal.SIGINT,)
     assert signal.getsignal(signal.SIGINT) == before

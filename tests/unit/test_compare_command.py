@@ -10,7 +10,7 @@ import pytest
 from tiny_models import recipe
 
 from cpupack.cli import main
-from cpupack.compare_options import CompareOptions, settle
+from cpupack.comparison.options import CompareOptions, settle
 from cpupack.errors import UsageError
 from cpupack.peers import ENGINES, PEERS
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpupack.compare_rounds import Field
+from cpupack.comparison.rounds import Field
 from cpupack.peers.files import pillow_feed
 from cpupack.peers.job import Data, Job, PeerError
 from cpupack.peers.pools import ThreadedPool

@@ -14,10 +14,10 @@ from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import FloatModel, Reference, Samples
 from cpupack.commands.compare import _finite
-from cpupack.compare import Entry, Measured
-from cpupack.compare_options import CompareOptions
-from cpupack.compare_report import format_table, render_html, result
-from cpupack.compare_subject import Subject
+from cpupack.comparison.options import CompareOptions
+from cpupack.comparison.report import format_table, render_html, result
+from cpupack.comparison.run import Entry, Measured
+from cpupack.comparison.subject import Subject
 from cpupack.peers.job import Data, Job
 from cpupack.peers.peak import MACS
 from cpupack.recipe import LoadedRecipe

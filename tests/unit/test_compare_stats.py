@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cpupack.compare_rounds import SearchClock, order
-from cpupack.compare_stats import paired_ratio
+from cpupack.comparison.rounds import SearchClock, order
+from cpupack.comparison.stats import paired_ratio
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_not_the_ratio_of_medians() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cpupack import errors
 from cpupack.cli import cli
-from cpupack.recipe_file import parse_recipe
+from cpupack.recipe.file import parse_recipe
 from cpupack.runtime import cli as wheel_cli
 
 ROOT = Path(__file__).parents[2]

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import tomli
 
-from cpupack import init
 from cpupack.errors import UsageError
-from cpupack.init import init_recipe
-from cpupack.recipe_file import load_recipe
+from cpupack.recipe import init
+from cpupack.recipe.file import load_recipe
+from cpupack.recipe.init import init_recipe
 from cpupack.templates import to_toml
 
 
@@ -77,7 +77,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_known_preprocessing_is_torchvisions(name: str) -> None:
     pytest.importorskip("torch")
     from cpupack.errors import ModelError
-    from cpupack.model_sources import import_torchvision
+    from cpupack.model.sources import import_torchvision
 
     try:
         import_torchvision()

@@ -13,8 +13,8 @@ import pytest
 from tiny_wheel import TinyWheel
 
 from cpupack.errors import UsageError
-from cpupack.inspect_wheel import format_inspection, inspect
 from cpupack.stages.package import build_wheel, stage_project
+from cpupack.wheel.inspect import format_inspection, inspect
 
 MODEL = "tiny_int8/model.pt"
 
@@ -156,6 +156,6 @@ def test_flipped_bits_in_a_member(built: Path, tmp_path: Path) -> None:
 
 
 def test_inspecting_does_not_import_torch() -> None:
-    code = "import sys, cpupack.inspect_wheel; sys.exit('torch' in sys.modules)"
+    code = "import sys, cpupack.wheel.inspect; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

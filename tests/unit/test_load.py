@@ -12,7 +12,7 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
-from cpupack.model_sources import build_module, import_torchvision
+from cpupack.model.sources import build_module, import_torchvision
 from cpupack.stages.load import load
 
 SOURCE = """

@@ -9,7 +9,7 @@ from torch import nn
 
 from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import CalibratedModel, FloatModel, Samples
-from cpupack.pixel_model import PixelModel, fold_normalization
+from cpupack.graph.pixel_model import PixelModel, fold_normalization
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe

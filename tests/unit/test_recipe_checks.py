@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cpupack.errors import RecipeError
-from cpupack.recipe_file import load_recipe
+from cpupack.recipe.file import load_recipe
 
 BASE: dict[str, dict[str, str]] = {
     "package": {"name": '"net"'},

@@ -9,7 +9,7 @@ import pytest
 import tomli
 
 from cpupack.errors import RecipeError
-from cpupack.recipe_file import load_recipe
+from cpupack.recipe.file import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -79,7 +79,7 @@ def test_files_of_windows_editors(tmp_path: Path, data: bytes) -> None:
 
 def test_checking_imports_no_torch() -> None:
     code = (
-        "import sys, pathlib; from cpupack.recipe_file import load_recipe;"
+        "import sys, pathlib; from cpupack.recipe.file import load_recipe;"
         f"load_recipe(pathlib.Path({str(RECIPES[0])!r}), ['calibration.samples=2']);"
         "print([name for name in ('torch', 'numpy', 'jinja2') if name in sys.modules])"
     )

@@ -3,7 +3,7 @@
 import pytest
 import tomli
 
-from cpupack.recipe_lines import key_lines, split_key
+from cpupack.recipe.lines import key_lines, split_key
 
 AWKWARD = '''\
 # [not.a.table]

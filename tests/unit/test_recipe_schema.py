@@ -6,8 +6,8 @@ import jsonschema
 import pytest
 import tomli
 
-from cpupack import recipe_schema
 from cpupack.recipe import Recipe
+from cpupack.recipe import schema as recipe_schema
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 )
 def test_the_committed_reference_is_current(name: str, make: Callable[[], str]) -> None:
     committed = (recipe_schema.REFERENCE / name).read_text(encoding="utf-8")
-    assert committed == make(), "run python -m cpupack.recipe_schema"
+    assert committed == make(), "run python -m cpupack.recipe.schema"
 
 
 def test_it_is_a_json_schema() -> None:

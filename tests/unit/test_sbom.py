@@ -12,8 +12,8 @@ from cyclonedx.validation import make_schemabased_validator
 from tiny_wheel import TinyWheel
 
 from cpupack.runtime.manifest import FileEntry, Manifest, read_manifest
-from cpupack.sbom import render_sbom
 from cpupack.stages.package import stage_project
+from cpupack.wheel.sbom import render_sbom
 
 REQUIREMENTS = ["torch>=2.10,<2.14", "numpy>=1.26,<3"]
 

@@ -15,8 +15,8 @@ from tiny_models import Recorder, loaded
 from torch import nn
 
 from cpupack.errors import ModelError
-from cpupack.model_sources import import_torchvision
-from cpupack.weights import LoadedWeights, load_weights
+from cpupack.model.sources import import_torchvision
+from cpupack.model.weights import LoadedWeights, load_weights
 
 
 def net(channels: int = 4) -> nn.Sequential:

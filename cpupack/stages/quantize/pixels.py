@@ -12,7 +12,7 @@ import torch.ao.nn.quantized as nnq
 from torch import fx, nn
 from torch.ao.quantization import PerChannelMinMaxObserver
 
-from cpupack.pixel_model import PixelModel, PixelStem, fold_normalization
+from cpupack.graph.pixel_model import PixelModel, PixelStem, fold_normalization
 from cpupack.runtime.inputs import pixel_zero_point
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.qconfig import static_qconfig

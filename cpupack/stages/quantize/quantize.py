@@ -9,15 +9,15 @@ from torch import nn
 
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
-from cpupack.pixel_model import PixelModel
+from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.static import check_skip, is_within, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
-from cpupack.user_code import describe_failure
 
 _WEIGHTED = (
     nn.Conv1d,

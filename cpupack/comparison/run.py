@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.compare_options import CompareOptions, image_files
-from cpupack.compare_rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
-from cpupack.compare_subject import Subject
+from cpupack.comparison.options import CompareOptions, image_files
+from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
+from cpupack.comparison.subject import Subject
 from cpupack.errors import VerificationError
 from cpupack.peers import ENGINES, EXTRA, OURS, PEAK
 from cpupack.peers.job import Job

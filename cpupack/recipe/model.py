@@ -1,6 +1,6 @@
 """The recipe: what a user writes, as validated, frozen models (``schema = 1``).
 
-This module knows the shape of a recipe and nothing of files: ``recipe_file.py`` parses TOML and reports
+This module knows the shape of a recipe and nothing of files: ``file.py`` parses TOML and reports
 problems. Each field's ``description`` is the reference documentation; the JSON Schema is generated from here.
 """
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.errors import UsageError
-from cpupack.facts import fact_rows, megabytes
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from cpupack.wheel.facts import fact_rows, megabytes
 
 _CHUNK_BYTES = 1 << 20
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cpupack import recipe_schema
 from cpupack.recipe import Recipe
-from cpupack.recipe_lines import Key
+from cpupack.recipe import schema as recipe_schema
+from cpupack.recipe.lines import Key
 from cpupack.templates import to_toml
 
 _VALUE_WIDTH = 60

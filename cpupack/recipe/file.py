@@ -13,12 +13,12 @@ from typing import Any
 
 import tomli
 
-from cpupack import recipe_schema
 from cpupack.errors import RecipeError
 from cpupack.recipe import LoadedRecipe, Recipe
-from cpupack.recipe_checks import cross_problems
-from cpupack.recipe_lines import Key, key_lines, split_key
-from cpupack.recipe_problems import dotted, schema_problems, unknown_key, without_consequences
+from cpupack.recipe import schema as recipe_schema
+from cpupack.recipe.checks import cross_problems
+from cpupack.recipe.lines import Key, key_lines, split_key
+from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
 
 Told = tuple[str, str]
 """A problem as it is told: the place (``FILE:LINE`` or ``--set``) and the text."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 import cpupack
-from cpupack.compare import SETTLE_S, Measured, facts
-from cpupack.compare_options import CompareOptions
-from cpupack.compare_rounds import Row
-from cpupack.compare_stats import paired_ratio
-from cpupack.compare_subject import Subject
+from cpupack.comparison.options import CompareOptions
+from cpupack.comparison.rounds import Row
+from cpupack.comparison.run import SETTLE_S, Measured, facts
+from cpupack.comparison.stats import paired_ratio
+from cpupack.comparison.subject import Subject
 from cpupack.peers import ENGINES, OURS, PEAK
 from cpupack.peers.peak import MACS
 from cpupack.runtime import host

@@ -1,6 +1,6 @@
 """The recipe's JSON Schema and its reference page, both generated from ``recipe.py``.
 
-``python -m cpupack.recipe_schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a
+``python -m cpupack.recipe.schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a
 test keeps them current. Error messages take their words from the same schema.
 """
 
@@ -17,12 +17,12 @@ from cpupack.recipe import Recipe
 
 Node = dict[str, Any]
 
-REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 
 _PREFACE = """\
 # Recipe reference
 
-<!-- Generated from cpupack/recipe.py by `python -m cpupack.recipe_schema`; a test keeps it current. -->
+<!-- Generated from cpupack/recipe/model.py by `python -m cpupack.recipe.schema`; a test keeps it current. -->
 
 A recipe is one TOML file. `cpupack init NAME --model torchvision:resnet18` writes one to start from, and
 `cpupack check RECIPE` reports every problem in it with file, line and key. Relative paths start at the

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
-from cpupack.model_sources import timm_builder
+from cpupack.model.sources import timm_builder
+from cpupack.model.user_code import first_line
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.user_code import first_line
 
 _UNREADABLE = (
     AssertionError,

@@ -14,16 +14,16 @@ import torch
 from cpupack import pipeline
 from cpupack.artifacts import FloatModel, Reference, Samples
 from cpupack.errors import UsageError
-from cpupack.inspect_wheel import inspect
 from cpupack.peers.job import Data, Job
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.recipe_file import load_recipe, parse_recipe
+from cpupack.recipe.file import load_recipe, parse_recipe
 from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.cpu import machine
 from cpupack.runtime.host import HostProbe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.wheel.inspect import inspect
 
 _SAME_MODEL_DB = 60.0
 """FP32 outputs of equal weights, on another CPU or with other threads, agree at least this well."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.errors import UsageError
-from cpupack.recipe_file import parse_recipe
+from cpupack.recipe.file import parse_recipe
 from cpupack.templates import render
 
 _TEMPLATE = "recipe/recipe.toml.j2"

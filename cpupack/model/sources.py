@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from cpupack.errors import CpupackError, ModelError
+from cpupack.model.user_code import describe_failure
 from cpupack.recipe import LoadedRecipe
-from cpupack.user_code import describe_failure
 
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 

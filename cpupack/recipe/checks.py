@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.recipe import Recipe, import_name
-from cpupack.recipe_lines import Key
-from cpupack.recipe_problems import Problem, nearest
+from cpupack.recipe.lines import Key
+from cpupack.recipe.problems import Problem, nearest
 
 CHANNELS = {"RGB": 3, "L": 1}
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")

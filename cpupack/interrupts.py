@@ -1,0 +1,38 @@
+"""Signals that ask to stop: all of them become KeyboardInterrupt with the signal's number."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from types import FrameType
+from typing import NoReturn
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def install_handlers() -> None:
+    """Make SIGTERM and SIGHUP interrupt like Ctrl-C, so that temporary files and children are cleaned up."""
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) == signal.SIG_DFL:  # nohup ignores SIGHUP, and that must stay
+            signal.signal(signum, _interrupt)
+
+
+def import_torch() -> None:
+    """Import torch with interrupts held back: its C++ parts abort the process when one comes in the middle."""
+    waiting: list[int] = []
+    before = {
+        signum: signal.signal(signum, lambda number, _: waiting.append(number))
+        for signum in (signal.SIGINT, *_SIGNALS)
+        if signal.getsignal(signum) != signal.SIG_IGN
+    }
+    try:
+        importlib.import_module("torch")
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if waiting:
+        raise KeyboardInterrupt(waiting[0])
+
+
+def _interrupt(signum: int, _: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(signum)

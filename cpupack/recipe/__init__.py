@@ -1,0 +1,50 @@
+"""The recipe: its shape (``model``), reading and checking a file, the generated reference, and writing a new one.
+
+Importing this loads pydantic and nothing slower; torch never.
+"""
+
+from cpupack.recipe.model import (
+    Bench,
+    Calibration,
+    Cpu,
+    Engine,
+    Evaluation,
+    Fuse,
+    Isa,
+    LoadedRecipe,
+    Model,
+    ObserverName,
+    Package,
+    Preprocess,
+    Quantize,
+    Recipe,
+    Table,
+    Target,
+    TargetArm,
+    TargetX86,
+    Tune,
+    import_name,
+)
+
+__all__ = [
+    "Bench",
+    "Calibration",
+    "Cpu",
+    "Engine",
+    "Evaluation",
+    "Fuse",
+    "Isa",
+    "LoadedRecipe",
+    "Model",
+    "ObserverName",
+    "Package",
+    "Preprocess",
+    "Quantize",
+    "Recipe",
+    "Table",
+    "Target",
+    "TargetArm",
+    "TargetX86",
+    "Tune",
+    "import_name",
+]

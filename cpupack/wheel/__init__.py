@@ -1,0 +1,1 @@
+"""Wheels: building one from a staged project, and reading one back."""
