@@ -148,7 +148,7 @@ class FakeProcess:
 def play(*processes: FakeProcess, rounds: int) -> tuple[list[dict[str, Any]], Field]:
     with ExitStack() as stack:
         field = Field(stack, Path())
-        field._processes.update({each.name: each for each in processes})  # type: ignore[misc]
+        field._processes.update({each.name: each for each in processes})
         states = []
 
         def measure(process: Any) -> dict[str, Any]:

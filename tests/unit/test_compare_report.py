@@ -6,6 +6,7 @@ import html.parser
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def rows(**rates: list[float]) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def found(subject: Subject) -> dict[str, object]:
+def found(subject: Subject) -> dict[str, Any]:
     played = rows(cpupack=[200.0, 100.0, 400.0], eager=[50.0, 50.0, 100.0], fbgemm=[100.0, 80.0, 200.0])
     entries = {name: entry(name) for name in ("cpupack", "eager", "fbgemm")}
     entries["eager"].sqnr_db = float("inf")
@@ -90,33 +91,33 @@ def found(subject: Subject) -> dict[str, object]:
     )
 
 
-def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str, object]) -> None:
+def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str, Any]) -> None:
     for mode in ("throughput", "latency"):
-        engines = found[mode]["engines"]  # type: ignore[index]
+        engines = found[mode]["engines"]
         assert engines["eager"]["ratio"]["rounds"] == pytest.approx((4.0, 2.0, 4.0))
         assert engines["fbgemm"]["ratio"]["median"] == pytest.approx(2.0)  # of 2, 1.25, 2
         assert "ratio" not in engines["cpupack"]
 
 
-def test_the_best_peer_is_the_one_with_the_smallest_ratio(found: dict[str, object]) -> None:
-    assert found["throughput"]["best_peer"] == "fbgemm"  # type: ignore[index]
+def test_the_best_peer_is_the_one_with_the_smallest_ratio(found: dict[str, Any]) -> None:
+    assert found["throughput"]["best_peer"] == "fbgemm"
 
 
-def test_the_share_of_the_peak_is_of_multiply_adds_in_the_same_round(found: dict[str, object]) -> None:
+def test_the_share_of_the_peak_is_of_multiply_adds_in_the_same_round(found: dict[str, Any]) -> None:
     """The tiny model has 100 multiply-adds; the yardstick did a million products of MACS in each round."""
-    share = found["int8_peak"]["cpupack_share"]  # type: ignore[index]
+    share = found["int8_peak"]["cpupack_share"]
     assert share["rounds"] == pytest.approx([rate * 100 / (1e6 * MACS) for rate in (200.0, 100.0, 400.0)])
-    assert "peak" not in found["throughput"]["engines"]  # type: ignore[index]
+    assert "peak" not in found["throughput"]["engines"]
 
 
-def test_raw_rounds_are_kept_but_not_each_call(found: dict[str, object]) -> None:
-    assert len(found["throughput"]["rows"]) == 9  # type: ignore[index]
-    assert all("calls_ms" not in row for row in found["latency"]["rows"])  # type: ignore[index]
-    assert found["latency"]["engines"]["cpupack"]["calls"] == 3  # type: ignore[index]
+def test_raw_rounds_are_kept_but_not_each_call(found: dict[str, Any]) -> None:
+    assert len(found["throughput"]["rows"]) == 9
+    assert all("calls_ms" not in row for row in found["latency"]["rows"])
+    assert found["latency"]["engines"]["cpupack"]["calls"] == 3
     json.dumps(found)
 
 
-def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str, object]) -> None:
+def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str, Any]) -> None:
     table = format_table(found)
     (line,) = [line for line in table.splitlines() if line.startswith("fbgemm") and "batch 8" in line]
     assert "2.00 (1.25 to 2.00)" in line
@@ -128,7 +129,7 @@ def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str,
     assert max(map(len, table.splitlines())) <= 120
 
 
-def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, object]) -> None:
+def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, Any]) -> None:
     page = render_html(found)
     assert "&lt;no&gt; such layer" in page
     assert "<no>" not in page
@@ -138,7 +139,7 @@ def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, object
     assert checker.open == []
 
 
-def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, object], tmp_path: Path) -> None:
+def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, Any], tmp_path: Path) -> None:
     path = Path(__file__).parents[2] / "benchmarks" / "compare.py"
     spec = importlib.util.spec_from_file_location("benchmarks_compare", path)
     assert spec is not None
