@@ -147,6 +147,14 @@ class Quantize(Table):
     """How an activation's range is chosen from the calibration data."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     """Share of values the ``percentile`` observer keeps."""
+    weights: Literal["per_channel", "per_tensor"] = "per_channel"
+    """One weight scale for each output channel, or one for the whole layer."""
+    equalize: bool = False
+    """Cross-layer equalization: even out the channels of consecutive layers before they are quantized."""
+    bias_correction: bool = True
+    """Take the mean error that quantization adds to each channel, measured on the calibration data, off the bias."""
+    rounding: Literal["nearest", "adaround"] = "nearest"
+    """``nearest`` rounds each weight alone; ``adaround`` rounds them so that the layer's output changes least."""
     skip: list[Text] = []
     """Module names (with everything below them) kept in FP32."""
 
