@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cpupack.recipe import Recipe, import_name
+from cpupack.recipe import Evaluation, Recipe, import_name
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem, nearest
 
@@ -272,6 +272,25 @@ def _quantize(view: View) -> Iterator[Problem]:
         )
 
 
+def _recovery(view: View) -> Iterator[Problem]:
+    if not view("quantize", "recover"):
+        if view.given("quantize", "budget_s"):
+            yield Problem(("quantize", "budget_s"), "has no effect without recover = true")
+        return
+    if not any(view(*key) is not None for key in _accuracy_gates()):
+        yield Problem(
+            ("quantize", "recover"),
+            "has nothing to recover: [evaluation] sets no gate on accuracy; add one of "
+            + ", ".join(name for _, name in _accuracy_gates()),
+        )
+
+
+def _accuracy_gates() -> list[tuple[str, str]]:
+    """Return the keys of ``[evaluation]`` that bound what INT8 answers; min_speedup bounds how fast it does."""
+    bounds = [name for name in Evaluation.model_fields if name.startswith(("min_", "max_"))]
+    return [("evaluation", name) for name in bounds if name != "min_speedup"]
+
+
 def _calibration(view: View) -> Iterator[Problem]:
     if view.given("calibration"):
         yield from _data_source(view, "calibration")
@@ -360,6 +379,7 @@ CHECKS: tuple[Check, ...] = (
     _labels,
     _preprocess,
     _quantize,
+    _recovery,
     _calibration,
     _evaluation,
     _duplicates,

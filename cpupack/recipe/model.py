@@ -157,6 +157,10 @@ class Quantize(Table):
     """``nearest`` rounds each weight alone; ``adaround`` rounds them so that the layer's output changes least."""
     skip: list[Text] = []
     """Module names (with everything below them) kept in FP32."""
+    recover: bool = False
+    """When a gate on accuracy fails, search for settings with which all gates hold (docs/how-to/recover.md)."""
+    budget_s: PositiveFloat = 600.0
+    """Time for that search, in seconds; no trial starts that would not end within it."""
 
 
 class Calibration(Table):

@@ -70,6 +70,7 @@ def problems(directory: Path, changes: dict[str, str | None]) -> list[str]:
         {"preprocess": None, "model.input_shape": "[16]"},
         {"quantize.mode": '"dynamic"', "calibration": None},
         {"quantize.observer": '"percentile"', "quantize.percentile": "99.9"},
+        {"quantize.recover": "true", "quantize.budget_s": "60", "evaluation.min_sqnr_db": "10"},
         {"preprocess.crop": None, "preprocess.resize": "[224, 224]"},
         {"preprocess.crop": None},
         {"preprocess.mode": '"L"', "model.input_shape": "[1, 224, 224]", "preprocess.mean": "[0.5]"},
@@ -184,6 +185,12 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"quantize.mode": '"dynamic"', "fuse.modules": '[["a", "b"]]'},
             'fuse.modules: has no effect with mode = "dynamic"; leave it out',
+        ),
+        ({"quantize.budget_s": "60"}, "quantize.budget_s: has no effect without recover = true"),
+        (
+            {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},
+            "quantize.recover: has nothing to recover: [evaluation] sets no gate on accuracy; add one of max_drop, "
+            "min_top1, min_agreement, min_sqnr_db",
         ),
         ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "histogram"'),
         (
