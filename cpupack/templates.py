@@ -1,8 +1,8 @@
 """Where the Jinja templates are, and the environment that renders them.
 
 A source checkout keeps them in ``templates/`` beside the package; a wheel carries the same files as
-``cpupack/templates``. Undefined names are errors, and TOML values go through the ``toml`` filter, never
-through quotes written in a template.
+``cpupack/templates``. What the runtime ships is there as ``runtime/NAME``. Undefined names are errors, values in HTML
+are escaped, and TOML values go through the ``toml`` filter, never through quotes written in a template.
 """
 
 from __future__ import annotations
@@ -37,15 +37,20 @@ def environment() -> jinja2.Environment:
     """Return the environment of all templates: the ``toml`` filter, and undefined names are errors."""
     import jinja2  # here, because `cpupack check` and `--help` never render anything
 
+    import cpupack
+    from cpupack.runtime.pages import loader
+
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates_dir()),
+        loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(templates_dir()), loader()]),
         undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701 - the templates are TOML, Python and Markdown; TOML values use the toml filter
+        # The others are TOML, Python and Markdown; TOML values use the toml filter.
+        autoescape=jinja2.select_autoescape(("html.j2",), default=False),
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     env.filters["toml"] = to_toml
+    env.globals["cpupack_version"] = cpupack.__version__
     return env
 
 

@@ -48,8 +48,9 @@ LABELS_NAME = "labels.txt"
 TUNE_NAME = "tune.json"
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.11"
-RUNTIME_REQUIREMENTS = ("numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
+RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
 BUILD_REQUIRES = "hatchling>=1.28,<2"
+_TAKEN = frozenset({"torch", "numpy", "pil", "psutil", "jinja2", "cpupack"})
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def finish(staged: StagedProject, plan: TunePlan) -> StagedProject:
 def requirements(torch_version: str) -> list[str]:
     """Return the wheel's dependencies; torch from the oldest cpupack supports to the builder's minor."""
     # Pillow in every wheel: the runtime is one body of code, and its runner imports its preprocessing.
+    # Jinja2 is one of torch's own dependencies: it renders the bench's page and adds nothing to an installation.
     return [f"torch{_torch_range(torch_version)}", *RUNTIME_REQUIREMENTS]
 
 
@@ -144,7 +146,10 @@ def _torch_range(torch_version: str) -> str:
 def _checked_import_name(name: str, import_name: str) -> str:
     if not import_name.isidentifier() or keyword.iskeyword(import_name):
         why = "which Python cannot import"
-    elif import_name in {"torch", "numpy", "pil", "psutil", "cpupack"} or import_name in sys.stdlib_module_names:
+    elif (
+        import_name in {"torch", "numpy", "pil", "psutil", "jinja2", "cpupack"}
+        or import_name in sys.stdlib_module_names
+    ):
         why = "which hides a module of that name"
     else:
         return import_name
@@ -246,10 +251,10 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     }
     for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
         _write_python(package_dir / name, f"project/{name}.j2", context)
-    runtime_dir = package_dir / "_runtime"
-    runtime_dir.mkdir()
-    for source in sorted(Path(cpupack.runtime.__file__).parent.glob("*.py")):
-        shutil.copyfile(source, runtime_dir / source.name)
+    runtime = Path(cpupack.runtime.__file__).parent
+    (package_dir / "_runtime" / "templates").mkdir(parents=True)
+    for source in sorted([*runtime.glob("*.py"), *runtime.glob("templates/*.j2")]):
+        shutil.copyfile(source, package_dir / "_runtime" / source.relative_to(runtime))
     (package_dir / "py.typed").touch()
     shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
     _write_arrays(package_dir / GOLDEN_NAME, contents.golden)

@@ -64,8 +64,11 @@ def test_the_package_has_what_the_contract_names(staged: StagedProject) -> None:
 
 def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
     runtime = Path(cpupack.__file__).parent / "runtime"
-    copied = {path.name: path.read_bytes() for path in (staged.package_dir / "_runtime").iterdir()}
-    assert copied == {path.name: path.read_bytes() for path in runtime.glob("*.py")}
+    shipped = staged.package_dir / "_runtime"
+    copied = {path.relative_to(shipped): path.read_bytes() for path in shipped.rglob("*") if path.is_file()}
+    sources = [*runtime.glob("*.py"), *runtime.glob("templates/*.j2")]
+    assert copied == {path.relative_to(runtime): path.read_bytes() for path in sources}
+    assert Path("templates/base.html.j2") in copied
 
 
 def test_no_python_in_the_package_imports_cpupack(staged: StagedProject) -> None:
@@ -129,6 +132,7 @@ def test_metadata(staged: StagedProject) -> None:
     }
     assert [Requirement(text).name for text in project["dependencies"]] == [
         "torch",
+        "jinja2",
         "numpy",
         "pillow",
         "psutil",
