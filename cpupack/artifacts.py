@@ -6,6 +6,8 @@ recipe -> FloatModel -> FusedModel -> CalibratedModel -> QuantizedModel -> Scrip
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +196,65 @@ class Contender:
     scripted: ScriptedModel
     report: VerifyReport
     golden: dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that recovery built, verified and timed.
+
+    ``settings`` holds the keys of ``[quantize]`` that differ from the recipe's. ``drop`` is the fall of top-1 accuracy,
+    None without labels; ``speedup`` is over FP32, None where this host cannot time the target. A setting that could
+    not be built has ``error`` and no numbers.
+    """
+
+    label: str
+    engine: str
+    settings: dict[str, Any]
+    seconds: float
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    drop: float | None = None
+    speedup: float | None = None
+    gates: tuple[Gate, ...] = ()
+    passed: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The search for settings with which all gates hold, and what it found.
+
+    ``trials`` are in the order they were made, the recipe's own setting first; ``winner`` is an index into them, and
+    ``pareto`` holds the indices of those that no other beats in both SQNR and speed. ``toml`` is the ``[quantize]``
+    table to paste. ``engine`` was searched on, for the reason ``why``. ``stopped`` says what the budget left untried.
+    """
+
+    trials: tuple[Trial, ...]
+    winner: int
+    pareto: tuple[int, ...]
+    toml: str
+    engine: str
+    why: str
+    budget_s: float
+    seconds: float
+    stopped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the search as JSON can say it; infinite SQNR (outputs equal to FP32's) becomes None."""
+        trials = []
+        for number, trial in enumerate(self.trials):
+            trials.append({**dataclasses.asdict(trial), "pareto": number in self.pareto})
+        whole = {**dataclasses.asdict(self), "trials": trials, "pareto": list(self.pareto)}
+        finite: dict[str, Any] = _finite(whole)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
