@@ -9,14 +9,15 @@ from __future__ import annotations
 import keyword
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cpupack.recipe import Evaluation, Recipe, import_name
+from cpupack.recipe import Evaluation, gates, import_name
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem, nearest
+from cpupack.recipe.view import Check, UnusableError, View
 
 CHANNELS = {"RGB": 3, "L": 1}
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
@@ -25,71 +26,7 @@ DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
 _ENUM_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "cpupack"})
-_NO_LABELS = ("min_agreement", "min_sqnr_db", "min_speedup")
-
-
-class UnusableError(Exception):
-    """The value asked for is one of those already reported."""
-
-
-class View:
-    """A recipe's values, with defaults, less the ones that are known to be wrong.
-
-    ``directory`` is where relative paths start.
-    """
-
-    def __init__(self, data: Mapping[str, Any], wrong: set[Key], directory: Path) -> None:
-        self._data = data
-        self._wrong = wrong
-        self._directory = directory
-
-    def __call__(self, *key: str) -> Any:
-        """Return the value of ``key``, its default, or None where its table is absent and has no default.
-
-        Raises UnusableError when the value is missing or wrong, which is then reported already.
-        """
-        if any(wrong[: len(key)] == key or key[: len(wrong)] == wrong for wrong in self._wrong):
-            raise UnusableError
-        value: Any = self._data
-        for part in key:
-            if part not in value:
-                return _default(key, table_given=key[0] in self._data)
-            value = value[part]
-        return value
-
-    def given(self, *key: str) -> bool:
-        """Whether the file itself has ``key``."""
-        value: Any = self._data
-        for part in key:
-            if not isinstance(value, Mapping) or part not in value:
-                return False
-            value = value[part]
-        return True
-
-    def path(self, text: str) -> Path:
-        """Return a path of the recipe made absolute."""
-        return (self._directory / text).resolve()
-
-
-def _default(key: tuple[str, ...], *, table_given: bool) -> Any:
-    table = Recipe.model_fields[key[0]]
-    if not table_given and (table.is_required() or table.default is None):
-        if table.is_required():
-            raise UnusableError
-        return None
-    model: Any = Recipe
-    for part in key[:-1]:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if hasattr(option, "model_fields"))
-    field = model.model_fields[key[-1]]
-    if field.is_required():
-        raise UnusableError
-    return field.get_default(call_default_factory=True)
-
-
-Check = Callable[[View], Iterator[Problem]]
+_TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
 
 
 def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Path) -> list[Problem]:
@@ -298,20 +235,16 @@ def _calibration(view: View) -> Iterator[Problem]:
 
 def _evaluation(view: View) -> Iterator[Problem]:
     source = view("evaluation", "source")
-    if source is None:
-        for key in ("max_drop", "min_top1"):
-            if view.given("evaluation", key):
-                yield Problem(("evaluation", key), "needs labelled data; set evaluation.source")
-        for key in ("samples", "skip_corrupt"):
-            if view.given("evaluation", key):
-                yield Problem(("evaluation", key), "has no effect without evaluation.source")
-    elif source == "synthetic":
-        yield Problem(
-            ("evaluation", "source"),
-            "synthetic data has no labels; leave source out, " + ", ".join(_NO_LABELS) + " do not need it",
-        )
-    else:
+    if source is not None and source != "synthetic":
         yield from _data_source(view, "evaluation")
+    metric = view("evaluation", "metric")
+    if metric is not None:
+        kind, _, spec = metric.partition(":")
+        if kind == "python":
+            yield from _factory(view, ("evaluation", "metric"), spec)
+        else:
+            message = f'must be python:FILE.py:function or python:pkg.mod:function, not "{metric}"'
+            yield Problem(("evaluation", "metric"), message)
 
 
 def _data_source(view: View, table: str) -> Iterator[Problem]:
@@ -382,6 +315,7 @@ CHECKS: tuple[Check, ...] = (
     _recovery,
     _calibration,
     _evaluation,
+    *gates.CHECKS,
     _duplicates,
     _fuse,
 )

@@ -182,7 +182,7 @@ class Evaluation(Table):
     """Gates that must hold or the build fails with exit code 6."""
 
     source: Text | None = None
-    """Labelled data: ``images:DIR`` with class folders, ``arrays:FILE.npz`` with ``labels``, or
+    """Labelled data: ``images:DIR`` with class folders, ``arrays:FILE.npz`` with ``labels`` or ``targets``, or
     ``python:FILE.py:factory``. Absent, gates that need no labels are measured on other data."""
     samples: PositiveInt | None = None
     """At most this many samples; absent means all."""
@@ -196,6 +196,18 @@ class Evaluation(Table):
     """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB."""
     min_speedup: PositiveFloat | None = None
     """Smallest throughput ratio over the FP32 model on this host (only for targets this host can time)."""
+    metric: Text | None = None
+    """``python:FILE.py:function``: your own measure, ``function(outputs, targets) -> float`` on numpy arrays."""
+    metric_goal: Literal["max", "min"] = "max"
+    """Whether larger (``max``) or smaller (``min``, for errors) values of ``metric`` are better."""
+    min_metric: Finite | None = None
+    """Smallest ``metric`` of the INT8 model, for ``metric_goal = "max"``."""
+    max_metric: Finite | None = None
+    """Largest ``metric`` of the INT8 model, for ``metric_goal = "min"``."""
+    max_metric_drop: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
+    """How much worse than FP32's the INT8 model's ``metric`` may be, in the metric's own unit."""
+    confident: bool = False
+    """Judge each gate by the worse end of its 95 % interval, not by the measured value."""
     skip_corrupt: bool = False
     """Skip images that cannot be decoded (each is named) instead of failing."""
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cpupack.errors import RecipeError
@@ -49,6 +50,15 @@ def problems(directory: Path, changes: dict[str, str | None]) -> list[str]:
     return []
 
 
+def files(directory: Path) -> None:
+    """Make what the recipes below name."""
+    for name in ("pictures/cat", "loose", "folder.pt"):
+        (directory / name).mkdir(parents=True)
+    for name in ("labels.txt", "net.pt", "net.py"):
+        (directory / name).touch()
+    np.savez(directory / "data.npz", data=np.zeros((2, 4), np.float32))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,6 +76,15 @@ def problems(directory: Path, changes: dict[str, str | None]) -> list[str]:
         {"calibration.source": '"arrays:data.npz"'},
         {"calibration.source": '"python:net.py:data"'},
         {"evaluation.source": '"images:pictures"', "evaluation.max_drop": "0.01"},
+        {"evaluation.source": '"images:loose"', "evaluation.min_sqnr_db": "10"},
+        {"evaluation.source": '"arrays:data.npz"', "evaluation.min_agreement": "0.9", "evaluation.confident": "true"},
+        {
+            "evaluation.source": '"images:pictures"',
+            "evaluation.metric": '"python:net.py:f"',
+            "evaluation.metric_goal": '"min"',
+            "evaluation.max_metric": "0.5",
+            "evaluation.max_metric_drop": "0.1",
+        },
         {"evaluation.min_sqnr_db": "10", "evaluation.min_speedup": "1.5", "evaluation.min_agreement": "0.9"},
         {"preprocess": None, "model.input_shape": "[16]"},
         {"quantize.mode": '"dynamic"', "calibration": None},
@@ -79,9 +98,7 @@ def problems(directory: Path, changes: dict[str, str | None]) -> list[str]:
     ],
 )
 def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
-    (tmp_path / "pictures").mkdir()
-    for name in ("labels.txt", "net.pt", "net.py", "data.npz"):
-        (tmp_path / name).touch()
+    files(tmp_path)
     assert problems(tmp_path, changes) == []
 
 
@@ -190,7 +207,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},
             "quantize.recover: has nothing to recover: [evaluation] sets no gate on accuracy; add one of max_drop, "
-            "min_top1, min_agreement, min_sqnr_db",
+            "min_top1, min_agreement, min_sqnr_db, min_metric, max_metric, max_metric_drop",
         ),
         ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "histogram"'),
         (
@@ -230,16 +247,56 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             "evaluation.source: synthetic data has no labels; leave source out, min_agreement, min_sqnr_db, "
             "min_speedup do not need it",
         ),
+        (
+            {"evaluation.metric": '"python:net.py:f"'},
+            "evaluation.metric: needs data with targets; set evaluation.source",
+        ),
+        (
+            {"evaluation.min_metric": "0.5"},
+            "evaluation.min_metric: has no effect without evaluation.metric",
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.metric": '"net.py:f"'},
+            'evaluation.metric: must be python:FILE.py:function or python:pkg.mod:function, not "net.py:f"',
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.metric": '"python:nett.py:f"'},
+            'evaluation.metric: DIR/nett.py does not exist; did you mean "net.py"?',
+        ),
+        (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"python:net.py:f"',
+                "evaluation.metric_goal": '"min"',
+                "evaluation.min_metric": "0.5",
+            },
+            'evaluation.min_metric: bounds the wrong end: with metric_goal = "min" smaller is better; '
+            'did you mean "max_metric"?',
+        ),
+        (
+            {"evaluation.source": '"images:loose"', "evaluation.min_top1": "0.5"},
+            "evaluation.min_top1: needs a folder for each class, and DIR/loose has no folders",
+        ),
+        (
+            {"evaluation.source": '"arrays:data.npz"', "evaluation.max_drop": "0.5"},
+            'evaluation.max_drop: needs an array "labels", and DIR/data.npz has data',
+        ),
+        (
+            {"evaluation.source": '"arrays:data.npz"', "evaluation.metric": '"python:net.py:f"'},
+            'evaluation.metric: needs an array "targets" (or "labels"), and DIR/data.npz has data',
+        ),
+        (
+            {"evaluation.confident": "true"},
+            "evaluation.confident: has no effect without a gate; set one of max_drop, min_top1, min_agreement, "
+            "min_sqnr_db, min_speedup, min_metric, max_metric, max_metric_drop",
+        ),
         ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" is there twice'),
         ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 is there twice"),
         ({"fuse.modules": '[["a", "b"], ["c", "a"]]'}, 'fuse.modules[1][1]: "a" is already in chain 0'),
     ],
 )
 def test_contradiction(tmp_path: Path, changes: dict[str, str | None], expected: str) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "folder.pt").mkdir()
-    for name in ("net.pt", "net.py"):
-        (tmp_path / name).touch()
+    files(tmp_path)
     assert problems(tmp_path, changes) == [expected]
 
 

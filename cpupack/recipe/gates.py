@@ -1,0 +1,91 @@
+"""What ``[evaluation]`` asks of its data: gates that need labels, targets or a metric which are not there."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpupack.recipe.problems import Problem
+from cpupack.recipe.view import Check, View
+
+LABEL_GATES = ("max_drop", "min_top1")
+METRIC_GATES = ("min_metric", "max_metric", "max_metric_drop")
+OTHER_GATES = ("min_agreement", "min_sqnr_db", "min_speedup")
+"""Gates that any data will do for."""
+
+_TABLE = "evaluation"
+
+
+def _data(view: View) -> Iterator[Problem]:
+    source = view(_TABLE, "source")
+    if source is None:
+        for key in LABEL_GATES:
+            if view.given(_TABLE, key):
+                yield Problem((_TABLE, key), "needs labelled data; set evaluation.source")
+        if view.given(_TABLE, "metric"):
+            yield Problem((_TABLE, "metric"), "needs data with targets; set evaluation.source")
+        for key in ("samples", "skip_corrupt"):
+            if view.given(_TABLE, key):
+                yield Problem((_TABLE, key), "has no effect without evaluation.source")
+        return
+    kind, _, place = source.partition(":")
+    if kind == "synthetic":
+        yield Problem(
+            (_TABLE, "source"),
+            "synthetic data has no labels; leave source out, " + ", ".join(OTHER_GATES) + " do not need it",
+        )
+    elif kind == "arrays":
+        yield from _arrays(view, view.path(place))
+    elif kind == "images":
+        yield from _images(view, view.path(place))
+
+
+def _arrays(view: View, path: Path) -> Iterator[Problem]:
+    names = _array_names(path)
+    if names is None:
+        return  # a file that is not there is reported by itself; a damaged one where it is read
+    has = f"{path} has {', '.join(names) or 'none'}"
+    for key in LABEL_GATES:
+        if view.given(_TABLE, key) and "labels" not in names:
+            yield Problem((_TABLE, key), f'needs an array "labels", and {has}')
+    if view.given(_TABLE, "metric") and not {"labels", "targets"} & set(names):
+        yield Problem((_TABLE, "metric"), f'needs an array "targets" (or "labels"), and {has}')
+
+
+def _array_names(path: Path) -> list[str] | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return None
+
+
+def _images(view: View, directory: Path) -> Iterator[Problem]:
+    if not directory.is_dir() or any(each.is_dir() for each in directory.iterdir()):
+        return
+    for key in (*LABEL_GATES, "metric"):
+        if view.given(_TABLE, key):
+            yield Problem((_TABLE, key), f"needs a folder for each class, and {directory} has no folders")
+
+
+def _metric(view: View) -> Iterator[Problem]:
+    if not view.given(_TABLE, "metric"):
+        for key in (*METRIC_GATES, "metric_goal"):
+            if view.given(_TABLE, key):
+                yield Problem((_TABLE, key), "has no effect without evaluation.metric")
+        return
+    goal = view(_TABLE, "metric_goal")
+    wrong, right = ("max_metric", "min_metric") if goal == "max" else ("min_metric", "max_metric")
+    if view.given(_TABLE, wrong):
+        better = "larger" if goal == "max" else "smaller"
+        yield Problem((_TABLE, wrong), f'bounds the wrong end: with metric_goal = "{goal}" {better} is better', right)
+
+
+def _confident(view: View) -> Iterator[Problem]:
+    gates = (*LABEL_GATES, *OTHER_GATES, *METRIC_GATES)
+    if view.given(_TABLE, "confident") and not any(view.given(_TABLE, key) for key in gates):
+        yield Problem((_TABLE, "confident"), "has no effect without a gate; set one of " + ", ".join(gates))
+
+
+CHECKS: tuple[Check, ...] = (_data, _metric, _confident)
