@@ -1,0 +1,8 @@
+"""Which layers lose the most when they alone are INT8. Pure analysis of the fused FP32 model: no engine, no stage.
+
+``rank`` measures and orders the layers; ``report`` shows them.
+"""
+
+from cpupack.sensitivity.rank import LayerSensitivity, rank
+
+__all__ = ["LayerSensitivity", "rank"]

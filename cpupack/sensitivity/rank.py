@@ -1,0 +1,125 @@
+"""Rank layers by what is lost when each of them alone is INT8."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cpupack import accuracy
+from cpupack.artifacts import FusedModel, Samples
+from cpupack.layout import batch_channels_last
+from cpupack.progress import Progress
+from cpupack.sensitivity.rounding import Noise, Range, round_weight
+from cpupack.sensitivity.trials import Layer, trials_of
+
+BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One layer's share in the loss, measured with every other layer in FP32.
+
+    ``name`` is the module's path in the FP32 model (of a fused chain: its first module), or the graph's name of a
+    function call. ``skip`` is what ``[quantize] skip`` takes to keep the layer in FP32, None for a function call.
+    ``weight_sqnr_db`` compares the int8 weights with the FP32 ones (None without weights), ``activation_sqnr_db`` the
+    layer's output before and after rounding to its calibrated range (None where INT8 leaves it FP32: dynamic mode),
+    ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), ``top1_drop`` the
+    loss of top-1 accuracy as a fraction, None without labels. ``noise_share`` is this layer's part (0 to 1) of the sum
+    of all layers' noise in the model's outputs.
+    """
+
+    name: str
+    kind: str
+    skip: str | None
+    weight_sqnr_db: float | None
+    activation_sqnr_db: float | None
+    output_sqnr_db: float
+    agreement: float
+    top1_drop: float | None
+    noise_share: float
+
+
+def rank(
+    fused: FusedModel,
+    ranges: Mapping[str, Range],
+    samples: Samples,
+    progress: Progress,
+    *,
+    levels: int = 256,
+    count: int = 64,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[LayerSensitivity, ...]:
+    """Return every layer that INT8 rounds, the most sensitive first: by the SQNR of the model's outputs.
+
+    ``ranges`` maps a name of ``CalibratedModel.stats`` to the (low, high) that INT8 covers, with low <= 0 <= high;
+    empty for dynamic quantization, where inputs are measured as they come. ``levels`` is 256 for 8-bit activations,
+    128 for 7 bits. ``count`` samples, spread evenly over ``samples``, are run in batches of ``batch_size``.
+
+    A layer that is INT8 has its inputs, its weights (symmetric, per channel) and its output rounded. All else stays
+    FP32, and what runs before the layer is run once for all layers. The order is by SQNR because that is continuous:
+    a few dozen samples seldom change their class at all, and then by one sample more or less.
+    """
+    chosen = spread(samples, count)
+    trials = trials_of(fused, ranges, levels)
+    outputs: list[list[np.ndarray]] = [[] for _ in trials.layers]
+    noises = [Noise() for _ in trials.layers]
+    references: list[np.ndarray] = []
+    batches = -(-len(chosen) // batch_size)
+    with torch.inference_mode():
+        for number, batch in enumerate(chosen.batches(batch_size)):
+            for done, (index, output) in enumerate(trials.run(batch_channels_last(batch), noises)):
+                outputs[index].append(output.numpy())
+                progress.step(number * len(trials.layers) + done + 1, batches * len(trials.layers), "layers x batches")
+            references.append(trials.reference.numpy())
+        reference = np.concatenate(references)
+        measured = [
+            _measure(layer, noise, reference, np.concatenate(parts), chosen)
+            for layer, noise, parts in zip(trials.layers, noises, outputs, strict=True)
+        ]
+    return tuple(sorted(_shared_out(measured), key=lambda each: each.output_sqnr_db))
+
+
+def spread(samples: Samples, count: int) -> Samples:
+    """Return ``count`` samples spread evenly over all of them: class folders come class by class."""
+    if count >= len(samples):
+        return samples
+    rows = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
+    return dataclasses.replace(
+        samples,
+        data=samples.data[rows],
+        names=tuple(samples.names[row] for row in rows),
+        labels=None if samples.labels is None else samples.labels[rows],
+    )
+
+
+def _measure(
+    layer: Layer, noise: Noise, reference: np.ndarray, output: np.ndarray, samples: Samples
+) -> LayerSensitivity:
+    drop = None
+    if samples.labels is not None:
+        before, after = (accuracy.top_k(each, samples.labels, 1) for each in (reference, output))
+        drop = before - after
+    weights = Noise()
+    for weight, axis in layer.weights:
+        weights.add(weight, round_weight(weight, axis))
+    return LayerSensitivity(
+        name=layer.name,
+        kind=layer.kind,
+        skip=layer.skip,
+        weight_sqnr_db=weights.sqnr_db if layer.weights else None,
+        activation_sqnr_db=noise.sqnr_db if layer.rounds_output else None,
+        output_sqnr_db=accuracy.sqnr_db(reference, output),
+        agreement=accuracy.agreement(reference, output),
+        top1_drop=drop,
+        noise_share=0.0,
+    )
+
+
+def _shared_out(layers: list[LayerSensitivity]) -> list[LayerSensitivity]:
+    noise = np.array([10.0 ** (-np.clip(layer.output_sqnr_db, -200.0, 300.0) / 10.0) for layer in layers])
+    shares = noise / noise.sum() if layers else noise
+    return [dataclasses.replace(layer, noise_share=float(share)) for layer, share in zip(layers, shares, strict=True)]

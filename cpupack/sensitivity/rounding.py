@@ -1,0 +1,59 @@
+"""What INT8 does to a tensor, computed in FP32: rounded to 8 bits and back ("fake quantization")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Range = tuple[float, float]
+
+WEIGHT_LEVELS = (-128, 127)
+
+
+def round_activation(values: torch.Tensor, limits: Range, levels: int) -> torch.Tensor:
+    """Return float32 ``values`` rounded to ``levels`` steps between ``limits`` (low <= 0 <= high), clipped outside.
+
+    Affine per tensor, as torch's ``fake_quantize_per_tensor_affine``: zero is exactly one of the steps.
+    """
+    low, high = limits
+    scale = (high - low) / (levels - 1)
+    if scale < torch.finfo(torch.float32).tiny:
+        return values.clone()  # a tensor that was always zero
+    zero_point = min(max(round(-low / scale), 0), levels - 1)
+    return torch.fake_quantize_per_tensor_affine(values, scale, zero_point, 0, levels - 1)
+
+
+def round_weight(weight: torch.Tensor, channel_axis: int | None) -> torch.Tensor:
+    """Return float32 ``weight`` rounded to int8, symmetric; one scale a channel, or one for all (axis None).
+
+    The scale is that of torch's ``PerChannelMinMaxObserver`` for -128..127: the largest magnitude by 127.5.
+    """
+    lowest, highest = WEIGHT_LEVELS
+    if channel_axis is None:
+        largest = weight.abs().amax()
+    else:
+        largest = weight.abs().amax(dim=[axis for axis in range(weight.ndim) if axis != channel_axis], keepdim=True)
+    scale = (largest / ((highest - lowest) / 2)).clamp(min=torch.finfo(torch.float32).eps)
+    return torch.clamp(torch.round(weight / scale), lowest, highest) * scale
+
+
+class Noise:
+    """Sums signal and noise over batches, so that an SQNR needs no whole tensor."""
+
+    def __init__(self) -> None:
+        self._signal = self._noise = 0.0
+
+    def add(self, reference: torch.Tensor, actual: torch.Tensor) -> None:
+        """Add a batch: the FP32 values and what became of them, of one shape."""
+        self._signal += float(reference.square().sum(dtype=torch.float64))
+        self._noise += float((reference - actual).square().sum(dtype=torch.float64))
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10(signal / noise): infinite without noise, minus infinity without signal or with values not finite."""
+        if self._noise == 0.0:
+            return math.inf
+        if self._signal == 0.0 or not math.isfinite(self._noise):
+            return -math.inf
+        return 10.0 * math.log10(self._signal / self._noise)
