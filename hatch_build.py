@@ -1,0 +1,75 @@
+"""Build hook: compile kernels/*.c into the package, with the compiler that pip brings (ziglang: clang, lld, any glibc).
+
+The library is for x86-64 whatever the host is: it ships inside the wheels that cpupack builds, and those are for x86-64
+on an aarch64 host too. ``python hatch_build.py`` compiles in a checkout where ziglang is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+LIBRARY = "cpupack/runtime/kernels/cpupack_int8.x86_64.so"
+SOURCES = "kernels"
+COMPILER = "ziglang"
+
+FLAGS = (
+    # The C library of manylinux_2_28, whatever the host has. The kernels themselves raise the instruction set function
+    # by function (__attribute__((target))), after the loader has asked the CPU; the rest needs what every CPU with
+    # AVX-512 has.
+    *("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3"),
+    *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-pthread"),
+    # torch's exceptions pass through the frame of the operator (kernels/register.c).
+    "-fexceptions",
+    # Equal sources make an equal file: no debug information, no paths, no build id.
+    *("-g0", "-s", "-Wl,--build-id=none"),
+    *("-shared", f"-Wl,--version-script={SOURCES}/exports.map"),
+)
+
+
+class Kernels(BuildHookInterface):
+    """Compiles the native kernels before a wheel, or an editable installation, is put together."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        compile_kernels(Path(self.root))
+
+
+def compile_kernels(root: Path) -> Path:
+    """Compile what lies in ``root/kernels`` unless the library is newer than its sources. Returns its path.
+
+    Raises RuntimeError when there is no compiler, or with what the compiler says.
+    """
+    library, sources = root / LIBRARY, sorted((root / SOURCES).iterdir())
+    newest_s = max(path.stat().st_mtime for path in (*sources, Path(__file__)))
+    if library.exists() and library.stat().st_mtime >= newest_s:
+        return library
+    if importlib.util.find_spec(COMPILER) is None:
+        raise RuntimeError(f"{COMPILER} is not installed, and compiles the native kernels; run: pip install {COMPILER}")
+    library.parent.mkdir(exist_ok=True)
+    # In a directory of its own and renamed: a running process may have the old file mapped, and writing into that
+    # would change its code.
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compile-") as directory:
+        built = Path(directory) / library.name
+        names = [str(path.relative_to(root)) for path in sources if path.suffix == ".c"]
+        command = [sys.executable, "-m", COMPILER, "cc", *FLAGS, *names, "-lm", "-o", str(built)]
+        # The compiler's cache would be in the home directory, which a build need not have.
+        caches = {f"ZIG_{kind}_CACHE_DIR": str(root / "build" / "zig") for kind in ("GLOBAL", "LOCAL")}
+        done = subprocess.run(
+            command, cwd=root, env={**caches, **os.environ}, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"the native kernels do not compile:\n{done.stderr.strip()}")
+        sys.stderr.write(done.stderr)
+        built.replace(library)
+    return library
+
+
+if __name__ == "__main__":
+    print(compile_kernels(Path(__file__).parent))  # noqa: T201
