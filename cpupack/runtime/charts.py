@@ -143,7 +143,7 @@ def scatter(
             mine = sorted((point for point in points if point.series == name), key=lambda one: one.x)
             line = tuple((plot.at_x(point.x), plot.at_y(point.y)) for point in mine)
             plot.marks.append(Path(line, f"curve {_series(number)}"))
-    labels = Labels(plot.width, plot.height - plot.bottom)
+    labels = Labels(plot.width, plot.height - plot.bottom, above=joined)
     for point in points:
         labels.block(plot.at_x(point.x), plot.at_y(point.y))
     for point in sorted(points, key=lambda one: (not one.chosen, -one.y)):
@@ -255,7 +255,7 @@ def _cell(cell: Cell | None, x: float, y: float, width: float, height: float, lo
         return [Rect(x, y, width, height, "empty", tip=cell.tip if cell else ""), Text(*middle, text, "", "middle")]
     level = (cell.value - low) / (high - low) if high > low else 1.0
     marks: list[Mark] = [Rect(x, y, width, height, "heat", rounded(0.06 + 0.94 * level, 3), cell.tip)]
-    style = "on-heat" if level > 0.5 else "strong"
+    style = "on-heat" if level > 0.62 else "strong"
     marks.append(Text(*middle, cell.text, style, "middle"))
     if cell.chosen:
         marks.append(Rect(x, y, width, height, "chosen"))

@@ -125,10 +125,13 @@ class Plot:
 
 
 class Labels:
-    """Puts labels beside their points, or leaves them out where they would cover another or a point."""
+    """Puts labels beside their points, or leaves them out where they would cover another or a point.
 
-    def __init__(self, width: float, floor: float) -> None:
-        self._width, self._floor = width, floor
+    ``above`` tries above and below first: beside their points they would cross a line that joins these.
+    """
+
+    def __init__(self, width: float, floor: float, *, above: bool) -> None:
+        self._width, self._floor, self._above = width, floor, above
         self._taken: list[tuple[float, float, float, float]] = []
 
     def block(self, x: float, y: float) -> None:
@@ -143,7 +146,7 @@ class Labels:
             (x, y - 10, "middle", x - wide / 2),
             (x, y + 18, "middle", x - wide / 2),
         ]
-        for at_x, at_y, anchor, left in choices:
+        for at_x, at_y, anchor, left in choices[2:] + choices[:2] if self._above else choices:
             box = (left, at_y - 10, left + wide, at_y + 2)
             inside = left >= 0 and left + wide <= self._width and at_y - 10 >= 12 and at_y <= self._floor
             if inside and not any(_overlap(box, other) for other in self._taken):
