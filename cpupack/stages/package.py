@@ -24,6 +24,7 @@ import cpupack.runtime
 from cpupack.artifacts import (
     FloatModel,
     FusedModel,
+    Recovery,
     Samples,
     ScriptedModel,
     StagedProject,
@@ -35,7 +36,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.runtime import host
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
-from cpupack.templates import render
+from cpupack.templates import render, to_toml
 from cpupack.wheel import sbom
 from cpupack.wheel.build import build_wheel, check_out, publish
 from cpupack.wheel.facts import fact_rows
@@ -46,6 +47,8 @@ MODEL_NAME = "model.pt"
 GOLDEN_NAME = "golden.npz"
 LABELS_NAME = "labels.txt"
 TUNE_NAME = "tune.json"
+RECOVERED_NAME = "recovered.toml"
+RECOVERY_NAME = "recovery.json"
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.11"
 RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
@@ -70,6 +73,7 @@ class WheelContents:
     calibration: Samples | None
     golden: dict[str, npt.NDArray[Any]]
     notes: tuple[str, ...] = ()
+    recovery: Recovery | None = None
 
     def __post_init__(self) -> None:
         if missing := {"input", "output", "output_fp32"} - set(self.golden):
@@ -199,7 +203,7 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "style": contents.fused.style,
             "fused_chains": len(contents.fused.chains),
             "fusion_max_abs_diff": contents.fused.max_abs_diff,
-            "notes": list(contents.notes),
+            "notes": [*_recovered(contents), *contents.notes],
         },
         calibration=None
         if calibration is None
@@ -229,6 +233,16 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         },
         files={},
     )
+
+
+def _recovered(contents: WheelContents) -> list[str]:
+    """Return the note that says which settings are not those of ``recipe.toml``."""
+    recovery = contents.recovery
+    if recovery is None:
+        return []
+    settings = recovery.trials[recovery.winner].settings
+    words = ", ".join(f"{key} = {to_toml(value)}" for key, value in settings.items())
+    return [f"recovery set {words}; {RECOVERED_NAME} is the table that takes the place of recipe.toml's [quantize]"]
 
 
 def _chosen_row(plan: TunePlan) -> dict[str, Any] | None:
@@ -261,6 +275,9 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     if contents.model.labels:
         _write_labels(package_dir / LABELS_NAME, contents.model.labels)
     (package_dir / "recipe.toml").write_text(contents.loaded.text, encoding="utf-8")
+    if contents.recovery is not None:
+        (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
+        _write_json(package_dir / RECOVERY_NAME, contents.recovery.to_dict())
     _write_json(package_dir / "verify.json", dataclasses.asdict(contents.report))
     untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
     _write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))

@@ -1,0 +1,8 @@
+"""Automatic recovery: the search for settings with which every gate holds, at the least loss of speed.
+
+Nothing here builds a model: ``pipeline.py`` hands in how a trial is built, so the search is plain logic.
+"""
+
+from cpupack.recovery.run import Recovered, Workshop, recover, wanted
+
+__all__ = ["Recovered", "Workshop", "recover", "wanted"]

@@ -1,0 +1,94 @@
+"""How far a trial is from its gates, which of two is closer, and which trials no other beats (the Pareto front)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from cpupack.artifacts import Contender, Gate, Trial
+
+SPEED_GATE = "min_speedup"
+HELPED_DB = 0.1
+_SMALLEST_SHARE = 1e-4
+_LEAST_SHORTFALL_DB = 0.01
+
+
+def shortfall_db(gates: Iterable[Gate]) -> float:
+    """Return by how much the gates are missed, 0 when all hold: the sum of error over allowed error, in dB.
+
+    Decibels, because that is what an SQNR is short by, and because an error twice what is allowed is then 3 dB short
+    whether it is counted in noise power, in lost points or in changed answers.
+    """
+    return sum(_gate_shortfall_db(gate) for gate in gates if not gate.passed)
+
+
+def _gate_shortfall_db(gate: Gate) -> float:
+    if not math.isfinite(gate.measured):
+        return math.inf
+    if gate.name == "min_sqnr_db":
+        short = gate.bound - gate.measured
+    elif gate.name.startswith("max_"):
+        short = _ratio_db(gate.measured, gate.bound)
+    elif 0.0 <= gate.measured <= 1.0 and gate.bound <= 1.0:
+        short = _ratio_db(1.0 - gate.measured, 1.0 - gate.bound)
+    else:
+        short = 10.0 * math.log10(1.0 + abs(gate.bound - gate.measured) / max(abs(gate.bound), _SMALLEST_SHARE))
+    return max(short, _LEAST_SHORTFALL_DB)
+
+
+def _ratio_db(error: float, allowed: float) -> float:
+    return 10.0 * math.log10(max(error, _SMALLEST_SHARE) / max(allowed, _SMALLEST_SHARE))
+
+
+def accurate(gates: Iterable[Gate]) -> bool:
+    """Whether every gate holds but, perhaps, the one on speed."""
+    return all(gate.passed for gate in gates if gate.name != SPEED_GATE)
+
+
+def trial_shortfall_db(trial: Trial) -> float:
+    """Return ``shortfall_db`` of a trial's gates, infinite for one that could not be built."""
+    return math.inf if trial.error is not None else shortfall_db(trial.gates)
+
+
+def helped(trial: Trial, before: Trial) -> bool:
+    """Whether a trial is closer to its gates; where that is equal, whether its SQNR is higher."""
+    gained = trial_shortfall_db(before) - trial_shortfall_db(trial)
+    if math.isnan(gained) or abs(gained) < HELPED_DB:  # inf - inf
+        gained = _sqnr(trial) - _sqnr(before)
+    return gained >= HELPED_DB
+
+
+def closest(contenders: Sequence[Contender]) -> Contender | None:
+    """Return the contender with the least shortfall whose accuracy is what fails, the first of equals; or None.
+
+    One that is too slow in INT8 already is out: nothing that recovers accuracy makes it faster.
+    """
+    mendable = [
+        each
+        for each in contenders
+        if not accurate(each.report.gates) and all(gate.passed for gate in each.report.gates if gate.name == SPEED_GATE)
+    ]
+    return min(mendable, key=lambda each: shortfall_db(each.report.gates), default=None)
+
+
+def pareto_front(trials: Sequence[Trial]) -> tuple[int, ...]:
+    """Return the indices of the trials that no other beats: none is as good in both SQNR and speed, better in one.
+
+    Where speed was not measured it counts as equal.
+    """
+    points = [
+        (number, _sqnr(trial), trial.speedup or 0.0) for number, trial in enumerate(trials) if trial.error is None
+    ]
+    return tuple(
+        number
+        for number, sqnr, speed in points
+        if not any(
+            other_sqnr >= sqnr and other_speed >= speed and (other_sqnr > sqnr or other_speed > speed)
+            for _, other_sqnr, other_speed in points
+        )
+    )
+
+
+def _sqnr(trial: Trial) -> float:
+    """Return the trial's SQNR; what has none (not built, not finite outputs) is worse than anything."""
+    return trial.sqnr_db if trial.sqnr_db is not None and not math.isnan(trial.sqnr_db) else -math.inf

@@ -1,0 +1,186 @@
+"""A recovery from end to end: choose the engine, search, check the other engines with what was found, tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpupack.artifacts import Contender, Recovery, Trial, VerifyReport
+from cpupack.errors import QuantizationError, VerificationError
+from cpupack.progress import Progress
+from cpupack.recipe import Quantize
+from cpupack.recovery.closeness import closest, pareto_front, shortfall_db
+from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
+from cpupack.recovery.settings import KNOBS, differences, render_toml
+from cpupack.recovery.table import closest_table
+from cpupack.targets import Target
+
+_STATIC_ONLY = frozenset({"observer", "bias_correction", "equalize", "rounding", "weights"})
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """How ``pipeline.py`` builds. ``build`` quantizes for a target, verifies, times against FP32 and judges the gates;
+    ``rank`` returns the layers that may be kept in FP32 on a target, the most sensitive first.
+
+    ``style`` is the fused model's. ``layers`` are the names of what has weights, in the order of execution.
+    """
+
+    build: Callable[[Quantize, Target], Contender]
+    rank: Callable[[Quantize, Target], Sequence[str]]
+    style: str
+    layers: Sequence[str]
+    progress: Progress
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The settings with which all gates hold, and every engine built with them, fastest first."""
+
+    quantize: Quantize
+    contenders: tuple[Contender, ...]
+    recovery: Recovery
+
+
+def wanted(quantize: Quantize, contenders: Sequence[Contender]) -> bool:
+    """Whether a build asks for recovery and it can help: no engine passes, and accuracy is what one of them lacks."""
+    return quantize.recover and not any(each.report.passed for each in contenders) and closest(contenders) is not None
+
+
+def knobs_of(style: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Return the settings of ``KNOBS`` that change anything: dynamic quantization has only layers to keep in FP32."""
+    return tuple(knob for knob in KNOBS if not (style == "dynamic" and knob[0] in _STATIC_ONLY))
+
+
+def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float, workshop: Workshop) -> Recovered:
+    """Search for settings with which every gate holds, and check the other engines with them.
+
+    ``contenders`` are the engines as the recipe sets them, fastest first; ``built_s`` is how long one took. Raises
+    VerificationError with the closest trials when the budget or the search ends without one that passes.
+    """
+    best = closest(contenders)
+    assert best is not None  # ``wanted`` says so
+    target = best.scripted.target
+    why = _why(best, contenders)
+    workshop.progress.note(f"recovery on {target.engine}: {why}")
+    passing: dict[str, Contender] = {}
+
+    def measure(setting: Quantize) -> VerifyReport:
+        contender = workshop.build(setting, target)
+        if contender.report.passed:
+            passing[setting.model_dump_json()] = contender
+        return contender.report
+
+    first = as_trial("as in the recipe", target.engine, {}, built_s, best.report)
+    workbench = Workbench(
+        engine=target.engine,
+        measure=measure,
+        knobs=knobs_of(workshop.style),
+        layers=workshop.layers,
+        rank=lambda setting: workshop.rank(setting, target),
+        budget_s=quantize.budget_s,
+        clock=workshop.clock,
+        progress=workshop.progress,
+    )
+    found = search(quantize, first, workbench)
+    if found.winner is None:
+        raise _not_recovered(found, quantize, target.engine, contenders)
+    if found.stopped is not None:
+        workshop.progress.warn(
+            f"recovery ended with [quantize] budget_s = {quantize.budget_s:g} before it tried {found.stopped}; "
+            "settings that lose less speed may exist"
+        )
+    setting = found.settings[found.winner]
+    others = [each.scripted.target for each in contenders if each is not best]
+    trials, built = _on_other_engines(setting, quantize, others, found, workshop)
+    finished = sorted([passing[setting.model_dump_json()], *built], key=lambda each: each.report.speedup or 0.0)[::-1]
+    every = (*found.trials, *trials)
+    candidates = [number for number in range(len(every)) if number == found.winner or number >= len(found.trials)]
+    fastest = fastest_passing([every[number] for number in candidates])
+    assert fastest is not None  # the winner passes
+    winner = candidates[fastest]
+    return Recovered(
+        setting,
+        tuple(sorted(finished, key=lambda each: each.scripted.target.engine != every[winner].engine)),
+        Recovery(
+            trials=every,
+            winner=winner,
+            pareto=pareto_front(every),
+            toml=render_toml(setting, quantize, _facts(every[winner])),
+            engine=target.engine,
+            why=why,
+            budget_s=quantize.budget_s,
+            seconds=found.seconds + sum(trial.seconds for trial in trials),
+            stopped=found.stopped,
+        ),
+    )
+
+
+def _why(best: Contender, contenders: Sequence[Contender]) -> str:
+    if len(contenders) == 1:
+        return "the one engine there is"
+    short = shortfall_db(best.report.gates)
+    rivals = [
+        f"{each.scripted.target.engine} {shortfall_db(each.report.gates):.1f} dB"
+        for each in contenders
+        if each is not best
+    ]
+    return f"closest to its gates, {short:.1f} dB short ({', '.join(rivals)})"
+
+
+def _on_other_engines(
+    setting: Quantize, recipe: Quantize, others: Sequence[Target], found: Found, workshop: Workshop
+) -> tuple[list[Trial], list[Contender]]:
+    """Build the other engines with the settings found, as far as the budget goes; another may pass and be faster."""
+    trials: list[Trial] = []
+    built: list[Contender] = []
+    spent = found.seconds
+    longest = max(trial.seconds for trial in found.trials)
+    for target in others:
+        if spent + longest > recipe.budget_s:
+            workshop.progress.note(f"{target.engine} is not tried with these settings: the budget is spent")
+            continue
+        begin = workshop.clock()
+        label, settings = f"the same on {target.engine}", differences(setting, recipe)
+        try:
+            contender = workshop.build(setting, target)
+        except (QuantizationError, VerificationError) as error:
+            trials.append(
+                Trial(label, target.engine, settings, workshop.clock() - begin, error=error.message.splitlines()[0])
+            )
+        else:
+            built.append(contender)
+            trials.append(as_trial(label, target.engine, settings, workshop.clock() - begin, contender.report))
+        spent += trials[-1].seconds
+    return trials, built
+
+
+def _facts(winner: Trial) -> list[str]:
+    speed = f", {winner.speedup:.2f}x FP32" if winner.speedup is not None else ""
+    sqnr = f"SQNR {winner.sqnr_db:.1f} dB" if winner.sqnr_db is not None else "no SQNR"
+    return [f"Found by recovery on {winner.engine}: {sqnr}{speed}. Put it in the place of the recipe's [quantize]."]
+
+
+def _not_recovered(found: Found, quantize: Quantize, engine: str, contenders: Sequence[Contender]) -> VerificationError:
+    tried = len(found.trials) - 1
+    head = f"[evaluation] the gates do not hold (on {contenders[0].report.data}), and recovery on {engine} found no way"
+    if tried == 0:
+        return VerificationError(
+            f"{head}: [quantize] budget_s = {quantize.budget_s:g} is too short for one trial, which takes about "
+            f"{found.trials[0].seconds:.0f} s",
+            hint=f"set budget_s = {max(600, round(60 * found.trials[0].seconds))} or so",
+        )
+    words = [
+        f"{head}; {tried} trial{'s' if tried > 1 else ''} in {found.seconds:.0f} s, the closest first:",
+        *(f"  {line}" for line in closest_table(found.trials)),
+        f"  tried: {'; '.join(trial.label for trial in found.trials[1:])}",
+    ]
+    if found.stopped is not None:
+        words.append(f"  not tried, as budget_s = {quantize.budget_s:g} was spent: {found.stopped} and what follows")
+        hint = "raise [quantize] budget_s, or lower the gate that is nearest"
+    else:
+        hint = "more or better calibration samples, or a lower gate; with every layer of weights in FP32 it is no INT8"
+    return VerificationError("\n".join(words), hint=hint)

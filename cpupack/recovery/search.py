@@ -1,0 +1,251 @@
+"""The search: settings that cost no speed first, then layers back to FP32, as few as hold every gate."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cpupack.artifacts import Trial, VerifyReport
+from cpupack.errors import QuantizationError, VerificationError
+from cpupack.progress import Progress
+from cpupack.recipe import Quantize
+from cpupack.recovery.closeness import accurate, helped
+from cpupack.recovery.settings import changed, differences, in_words, with_skip
+
+_SAME_SPEED = 0.97
+"""Speeds closer than this are one speed: that is how far two timings of one model lie apart."""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What the search needs of a build.
+
+    ``measure`` builds a setting, verifies and times it on ``engine`` and judges the gates; it raises QuantizationError
+    or VerificationError where that cannot be done. ``knobs`` are the settings of ``settings.KNOBS`` that mean something
+    for this model. ``layers`` are the names of what has weights, in the order of execution; ``rank`` returns them with
+    the most sensitive first, and is called at most once. ``clock`` is in seconds.
+    """
+
+    engine: str
+    measure: Callable[[Quantize], VerifyReport]
+    knobs: Sequence[tuple[str, Sequence[Any]]]
+    layers: Sequence[str]
+    rank: Callable[[Quantize], Sequence[str]]
+    budget_s: float
+    clock: Callable[[], float]
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search ended with. ``settings`` go with ``trials``; ``winner`` is None when no trial passed.
+
+    ``stopped`` is what the budget left untried, None when the search came to its end.
+    """
+
+    trials: tuple[Trial, ...]
+    settings: tuple[Quantize, ...]
+    winner: int | None
+    stopped: str | None
+    seconds: float
+
+
+def search(recipe: Quantize, failed: Trial, workbench: Workbench) -> Found:
+    """Search from the recipe's settings, which ``failed``, and return every trial with the best that passes.
+
+    In order: each knob's values, kept where they help; first and last layer in FP32; the most sensitive layers in FP32,
+    the fewest that do found by doubling and bisection; then layers given back to INT8 while the gates hold. The first
+    knob that makes all gates hold ends the search, since it costs no speed. Raises nothing of its own.
+    """
+    run = _Search(recipe, failed, workbench)
+    stopped = None
+    try:
+        run.all_of_it()
+    except _BudgetSpentError as spent:
+        stopped = spent.untried
+    return Found(
+        tuple(run.trials), tuple(run.settings), fastest_passing(run.trials), stopped, workbench.clock() - run.start
+    )
+
+
+def fastest_passing(trials: Sequence[Trial]) -> int | None:
+    """Return the index of the fastest trial that passes, None when none does.
+
+    Among those of one speed the one with the fewest layers in FP32 wins, then the one with the highest SQNR.
+    """
+    passing = [number for number, trial in enumerate(trials) if trial.passed]
+    if not passing:
+        return None
+    fastest = max(trials[number].speedup or 0.0 for number in passing)
+    as_fast = [number for number in passing if (trials[number].speedup or 0.0) >= _SAME_SPEED * fastest]
+    return min(as_fast, key=lambda number: (_fp32_layers(trials[number]), -(trials[number].sqnr_db or 0.0)))
+
+
+def _fp32_layers(trial: Trial) -> int:
+    return len(trial.settings.get("skip", ()))
+
+
+class _BudgetSpentError(Exception):
+    def __init__(self, untried: str) -> None:
+        super().__init__(untried)
+        self.untried = untried
+
+
+class _Search:
+    def __init__(self, recipe: Quantize, failed: Trial, workbench: Workbench) -> None:
+        self.trials, self.settings = [failed], [recipe]
+        self.start = workbench.clock()
+        self._recipe = recipe
+        self._workbench = workbench
+        self._known = {recipe.model_dump_json(): failed}
+
+    def all_of_it(self) -> None:
+        settings = self._turn_knobs(self._recipe)
+        if not self._known[settings.model_dump_json()].passed:
+            self._keep_layers_in_fp32(settings)
+
+    def _turn_knobs(self, settings: Quantize) -> Quantize:
+        """Try the values of one knob after another; return the settings with those that helped."""
+        for key, values in self._workbench.knobs:
+            best, before = settings, settings
+            for value in values:
+                if value == getattr(before, key):
+                    continue
+                setting = changed(before, {key: value})
+                trial = self._try(in_words({key: value}), setting)
+                if trial.passed:
+                    return setting
+                if helped(trial, self._known[best.model_dump_json()]):
+                    best = setting
+            settings = best
+        return settings
+
+    def _keep_layers_in_fp32(self, settings: Quantize) -> None:
+        layers = [name for name in self._workbench.layers if name not in settings.skip]
+        ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
+        most = None
+        base = settings
+        kept: list[str] = []
+        if len(ends) < len(layers):
+            with_ends = with_skip(settings, ends)
+            trial = self._try("first and last layer in FP32", with_ends)
+            if accurate(trial.gates) and trial.error is None:
+                kept = self._give_back(settings, ends)
+                most = len(kept) - 1  # fewer layers, if they are others
+                if most < 1:
+                    return
+            elif helped(trial, self._known[settings.model_dump_json()]):
+                base, kept = with_ends, ends
+        ranked = self._rank(settings)
+        if most is None:
+            ranked = [name for name in ranked if name not in kept]
+            most = len(ranked) - 1  # a model without any INT8 layer is none
+        else:
+            kept = []
+        needed = self._fewest(base, ranked, most)
+        if needed:
+            # The least sensitive are given back first; the ends have earned their place by custom, not by rank.
+            self._give_back(settings, [*kept, *reversed(ranked[:needed])])
+
+    def _rank(self, settings: Quantize) -> list[str]:
+        self._check_budget("the most sensitive layers in FP32")
+        return [name for name in self._workbench.rank(settings) if name not in settings.skip]
+
+    def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
+        """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""
+        works, fails, count = None, 0, 1
+        while works is None and fails < most:
+            count = min(count, most)
+            if self._accurate_with(settings, ranked[:count]):
+                works = count
+            else:
+                fails, count = count, 2 * count
+        while works is not None and works - fails > 1:
+            middle = (works + fails) // 2
+            if self._accurate_with(settings, ranked[:middle]):
+                works = middle
+            else:
+                fails = middle
+        return works
+
+    def _accurate_with(self, settings: Quantize, names: Sequence[str]) -> bool:
+        label = f"{len(names)} most sensitive in FP32" if len(names) > 1 else f"{names[0]} in FP32"
+        trial = self._try(label, with_skip(settings, names))
+        return trial.error is None and accurate(trial.gates)
+
+    def _give_back(self, settings: Quantize, names: Sequence[str]) -> list[str]:
+        """Return to INT8 what need not be in FP32, in the order given: halves first, then quarters, then one by one."""
+        kept = list(names)
+        size = max(1, len(kept) // 2)
+        while size and kept:
+            for chunk in [kept[start : start + size] for start in range(0, len(kept), size)]:
+                rest = [name for name in kept if name not in chunk]
+                trial = self._try(f"{', '.join(chunk)} back in INT8", with_skip(settings, rest))
+                if trial.error is None and accurate(trial.gates):
+                    kept = rest
+            size //= 2
+        return kept
+
+    def _try(self, label: str, setting: Quantize) -> Trial:
+        key = _sorted_skip(setting).model_dump_json()
+        if key in self._known:
+            return self._known[key]
+        self._check_budget(label)
+        trial = self._measured(label, setting)
+        self._known[key] = self._known[setting.model_dump_json()] = trial
+        self.trials.append(trial)
+        self.settings.append(setting)
+        self._tell(trial)
+        return trial
+
+    def _check_budget(self, what: str) -> None:
+        """Stop where another trial, as long as trials are, would end after the budget."""
+        spent = self._workbench.clock() - self.start
+        if spent + statistics.median(trial.seconds for trial in self.trials) > self._workbench.budget_s:
+            raise _BudgetSpentError(what)
+
+    def _measured(self, label: str, setting: Quantize) -> Trial:
+        begin = self._workbench.clock()
+        settings = differences(setting, self._recipe)
+        try:
+            report = self._workbench.measure(setting)
+        except (QuantizationError, VerificationError) as error:
+            seconds = self._workbench.clock() - begin
+            return Trial(label, self._workbench.engine, settings, seconds, error=error.message)
+        return as_trial(label, self._workbench.engine, settings, self._workbench.clock() - begin, report)
+
+    def _tell(self, trial: Trial) -> None:
+        progress = self._workbench.progress
+        spent = self._workbench.clock() - self.start
+        progress.step(min(round(spent), round(self._workbench.budget_s)), round(self._workbench.budget_s), "s")
+        if trial.error is not None:
+            progress.note(f"{trial.label}: {trial.error.splitlines()[0]}")
+        else:
+            speed = f", {trial.speedup:.2f}x FP32" if trial.speedup is not None else ""
+            verdict = "every gate holds" if trial.passed else "a gate fails"
+            progress.note(f"{trial.label}: SQNR {trial.sqnr_db:.1f} dB{speed}, {verdict}")
+
+
+def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, report: VerifyReport) -> Trial:
+    """Return the trial that a verified and judged build is."""
+    drop = (
+        report.top1_fp32 - report.top1_int8 if report.top1_fp32 is not None and report.top1_int8 is not None else None
+    )
+    return Trial(
+        label,
+        engine,
+        settings,
+        seconds,
+        sqnr_db=report.sqnr_db,
+        agreement=report.agreement,
+        drop=drop,
+        speedup=report.speedup,
+        gates=report.gates,
+        passed=report.passed,
+    )
+
+
+def _sorted_skip(setting: Quantize) -> Quantize:
+    return changed(setting, {"skip": sorted(setting.skip)})
