@@ -1,0 +1,327 @@
+/* Dense convolutions and linear layers as matrix products: rows are output pixels, columns output channels.
+ *
+ * Nothing is copied to get there: for each row of the kernel, the values that an output pixel reads are contiguous in
+ * NHWC memory (kernel width x channels), so a tile of sixteen neighbouring outputs is one strided load. Outputs are
+ * taken in blocks of 32 x 32: two by two tiles of 16 x 16 sums with AMX, and the same sums by VNNI where there is no
+ * AMX, so that both give the same bytes.
+ */
+#include <string.h>
+
+#include "kernels.h"
+
+#include <immintrin.h>
+
+CPUPACK_VNNI_BEGIN
+#include "simd.h"
+
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t column_bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+struct operand {
+    const uint8_t *first, *second; /* input of the two tiles of rows */
+    int64_t stride;                /* from one row to the next, in bytes */
+};
+
+static CPUPACK_AMX void configure(int chunk_bytes) {
+    struct tile_config config;
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
+    for (int i = 0; i < 4; i++)
+        config.rows[i] = 16, config.column_bytes[i] = 64;
+    for (int i = 4; i < 6; i++)
+        config.rows[i] = 16, config.column_bytes[i] = (uint16_t)chunk_bytes;
+    for (int i = 6; i < 8; i++)
+        config.rows[i] = (uint8_t)(chunk_bytes / 4), config.column_bytes[i] = 64;
+    _tile_loadconfig(&config);
+}
+
+static CPUPACK_AMX void release(void) { _tile_release(); }
+
+void release_tiles(const struct worker *worker) {
+    if (worker->cpu.amx)
+        release();
+}
+
+/* 32 x 32 sums into `sums` (rows of 32). */
+static CPUPACK_AMX void multiply_amx(const struct step *step, struct operand a, const int8_t *b, int32_t *sums) {
+    const int chunks = step->spec.chunks, bytes = step->spec.chunk_bytes, b_tile = 16 * bytes;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int run = 0; run < step->spec.runs; run++) {
+        const uint8_t *first = a.first + step->run_offsets[run], *second = a.second + step->run_offsets[run];
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            _tile_loadd(6, b, 64);
+            _tile_loadd(4, first, a.stride);
+            _tile_loadd(5, second, a.stride);
+            _tile_loadd(7, b + b_tile, 64);
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(2, 5, 6);
+            _tile_dpbusd(1, 4, 7);
+            _tile_dpbusd(3, 5, 7);
+            first += bytes;
+            second += bytes;
+            b += 2 * b_tile;
+        }
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(1, sums + 16, 128);
+    _tile_stored(2, sums + 16 * BLOCK, 128);
+    _tile_stored(3, sums + 16 * BLOCK + 16, 128);
+}
+
+/* 32 rows x 16 columns: for layers that end with half a block. */
+static CPUPACK_AMX void multiply_amx_half(const struct step *step, struct operand a, const int8_t *b, int32_t *sums) {
+    const int chunks = step->spec.chunks, bytes = step->spec.chunk_bytes, b_tile = 16 * bytes;
+    _tile_zero(0);
+    _tile_zero(2);
+    for (int run = 0; run < step->spec.runs; run++) {
+        const uint8_t *first = a.first + step->run_offsets[run], *second = a.second + step->run_offsets[run];
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            _tile_loadd(6, b, 64);
+            _tile_loadd(4, first, a.stride);
+            _tile_loadd(5, second, a.stride);
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(2, 5, 6);
+            first += bytes;
+            second += bytes;
+            b += 2 * b_tile;
+        }
+    }
+    _tile_stored(0, sums, 128);
+    _tile_stored(2, sums + 16 * BLOCK, 128);
+}
+
+/* Eight rows x 32 columns. */
+static void multiply_vnni_rows(const struct step *step, const uint8_t *a, int64_t stride, const int8_t *b,
+                               int32_t *sums) {
+    const int chunks = step->spec.chunks, bytes = step->spec.chunk_bytes, b_tile = 16 * bytes;
+    __m512i left[8], right[8];
+    for (int i = 0; i < 8; i++)
+        left[i] = right[i] = _mm512_setzero_si512();
+    for (int run = 0; run < step->spec.runs; run++) {
+        const uint8_t *from = a + step->run_offsets[run];
+        for (int chunk = 0; chunk < chunks; chunk++) {
+            for (int k = 0; k < bytes; k += 4) {
+                __m512i b0 = _mm512_loadu_si512(b + 16 * k), b1 = _mm512_loadu_si512(b + b_tile + 16 * k);
+                for (int i = 0; i < 8; i++) {
+                    int32_t four;
+                    memcpy(&four, from + i * stride + k, 4);
+                    __m512i broadcast = _mm512_set1_epi32(four);
+                    left[i] = _mm512_dpbusd_epi32(left[i], broadcast, b0);
+                    right[i] = _mm512_dpbusd_epi32(right[i], broadcast, b1);
+                }
+            }
+            from += bytes;
+            b += 2 * b_tile;
+        }
+    }
+    for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(sums + i * BLOCK, left[i]);
+        _mm512_storeu_si512(sums + i * BLOCK + 16, right[i]);
+    }
+}
+
+static void multiply_vnni(const struct step *step, struct operand a, const int8_t *b, int32_t *sums) {
+    for (int half = 0; half < 2; half++) {
+        const uint8_t *from = half ? a.second : a.first;
+        for (int i = 0; i < 2; i++)
+            multiply_vnni_rows(step, from + 8 * i * a.stride, a.stride, b, sums + (16 * half + 8 * i) * BLOCK);
+    }
+}
+
+#define NAME(name) name##_plain
+#define LOOK_UP_PREPARE(table, used)
+#define LOOK_UP(codes, table) look_up_plain(codes, table)
+#include "finish.inc"
+#undef NAME
+#undef LOOK_UP_PREPARE
+#undef LOOK_UP
+CPUPACK_END
+CPUPACK_VBMI_BEGIN
+#define NAME(name) name##_vbmi
+#define LOOK_UP_PREPARE(from, used)                                                                                    \
+    struct table256 entries;                                                                                           \
+    if (used)                                                                                                          \
+        entries = load_table(from);
+#define LOOK_UP(codes, table) look_up_vbmi(codes, &entries)
+#include "vbmi.h"
+#include "finish.inc"
+#undef NAME
+#undef LOOK_UP_PREPARE
+#undef LOOK_UP
+CPUPACK_END
+CPUPACK_VNNI_BEGIN
+
+static void finish_float(const struct step *step, const int32_t *sums, const struct row *rows, int64_t channel,
+                         int channels) {
+    for (int half = 0; half < 2 && 16 * half < channels; half++) {
+        int left = channels - 16 * half;
+        __mmask16 real = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        __m512 scale = _mm512_loadu_ps(step->scales + channel + 16 * half);
+        __m512 bias = _mm512_loadu_ps(step->biases + channel + 16 * half);
+        for (int i = 0; i < BLOCK; i++) {
+            if (rows[i].out == NULL)
+                continue;
+            __m512 y = _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i * BLOCK + 16 * half));
+            float *to = (float *)rows[i].out + channel + 16 * half;
+            _mm512_mask_storeu_ps(to, real, _mm512_fmadd_ps(y, scale, bias));
+        }
+    }
+}
+
+typedef void finisher(const struct step *, const int32_t *, const struct row *, int64_t, int);
+
+static finisher *choose_finisher(const struct step *step, const struct cpu *cpu) {
+    const int residual = step->spec.flags & FLAG_RESIDUAL, table = step->spec.flags & FLAG_TABLE;
+    if (step->spec.flags & FLAG_FLOAT_OUT)
+        return finish_float;
+    if (cpu->vbmi) {
+        if (table)
+            return residual ? finish_residual_table_vbmi : finish_table_vbmi;
+        return residual ? finish_residual_vbmi : finish_plain_vbmi;
+    }
+    if (table)
+        return residual ? finish_residual_table_plain : finish_table_plain;
+    return residual ? finish_residual_plain : finish_plain_plain;
+}
+
+/* How output positions are numbered, so that sixteen in a row are one strided load.
+ *
+ * `line` positions make up one line, of which the first `valid` are outputs; `lines` lines make up one sample.
+ * A line is one row of the image cut to whole tiles, or the rows end to end with what lies between them.
+ */
+struct numbering {
+    int64_t line, valid, lines, samples; /* samples: numbered apart, each starting at a tile */
+    int64_t tiles_per_sample;
+    int whole_batch; /* one run over the whole batch */
+};
+
+static struct numbering number(const struct step *step) {
+    const struct view *in = &step->in, *out = &step->out;
+    const struct cpupack_layer *spec = &step->spec;
+    const int64_t pitch = in->width + 2 * in->halo_x, pixels = (int64_t)out->height * out->width;
+    const int dense = spec->kernel_h == 1 && spec->kernel_w == 1 && spec->stride_h == 1 && spec->stride_w == 1 &&
+                      in->halo_x == 0 && in->halo_y == 0 && in->sample == pixels * in->pixel;
+    if (dense) {
+        struct numbering all = {pixels * step->batch, pixels * step->batch, 1, 1, 0, 1};
+        all.tiles_per_sample = (all.line + TILE - 1) / TILE;
+        return all;
+    }
+    const int64_t by_row = (int64_t)out->height * ((out->width + TILE - 1) / TILE);
+    const int64_t end_to_end = ((out->height - 1) * pitch + out->width + TILE - 1) / TILE;
+    if (spec->stride_h == spec->stride_w && end_to_end < by_row) {
+        struct numbering joined = {pitch, out->width, out->height, step->batch, end_to_end, 0};
+        return joined;
+    }
+    const int64_t padded = (out->width + TILE - 1) / TILE * TILE;
+    struct numbering apart = {padded, out->width, out->height, step->batch, by_row, 0};
+    return apart;
+}
+
+/* The input of tile `tile` and what its sixteen rows write. */
+static const uint8_t *locate(const struct step *step, const struct numbering *number, int64_t tile, float *output,
+                             struct row *rows) {
+    const struct view *in = &step->in, *out = &step->out, *residual = &step->in2;
+    const struct cpupack_layer *spec = &step->spec;
+    const int64_t sample = tile / number->tiles_per_sample, position = tile % number->tiles_per_sample * TILE;
+    int64_t y = position / number->line, x = position % number->line;
+    const uint8_t *from;
+    if (number->whole_batch)
+        from = in->first + position * in->pixel;
+    else
+        from = in->first + sample * in->sample + (y * spec->stride_h - spec->pad_h) * in->row +
+               (x * spec->stride_w - spec->pad_w) * in->pixel;
+    for (int i = 0; i < TILE; i++) {
+        rows[i].out = NULL;
+        rows[i].residual = NULL;
+        if (number->whole_batch) {
+            const int64_t at = position + i, each = (int64_t)out->height * out->width;
+            if (at < number->line) {
+                const int64_t n = at / each, oy = at % each / out->width, ox = at % each % out->width;
+                if (output != NULL)
+                    rows[i].out = (uint8_t *)(output + at * spec->channels_out);
+                else
+                    rows[i].out = out->first + n * out->sample + oy * out->row + ox * out->pixel;
+                if (residual->first != NULL)
+                    rows[i].residual = residual->first + n * residual->sample + oy * residual->row + ox * residual->pixel;
+            }
+        } else if (x < number->valid && y < number->lines) {
+            if (output != NULL)
+                rows[i].out = (uint8_t *)(output + ((sample * out->height + y) * out->width + x) * spec->channels_out);
+            else
+                rows[i].out = out->first + sample * out->sample + y * out->row + x * out->pixel;
+            if (residual->first != NULL)
+                rows[i].residual = residual->first + sample * residual->sample + y * residual->row + x * residual->pixel;
+        }
+        if (++x == number->line)
+            x = 0, y++;
+    }
+    return from;
+}
+
+/* Rows [begin, end) of tiles x columns [from, to) of blocks. */
+static void run_part(const struct step *step, struct worker *worker, const struct numbering *number, float *output,
+                     int64_t begin, int64_t end, int64_t block_from, int64_t block_to) {
+    const struct cpupack_layer *spec = &step->spec;
+    const int64_t block_bytes = (int64_t)2 * 16 * spec->chunk_bytes * spec->chunks * spec->runs;
+    const int64_t stride = number->whole_batch ? step->in.pixel : step->in.pixel * spec->stride_w;
+    finisher *finish_block = choose_finisher(step, &worker->cpu);
+    /* Few weights: finish each output row at once. Many: keep a block of them while it meets many rows. */
+    int64_t at_once = 2;
+    if (block_bytes * (block_to - block_from) > 32 * 1024) {
+        const int64_t tile_bytes = TILE * stride + 1;
+        at_once = 192 * 1024 / tile_bytes / 2 * 2;
+        if (at_once < 2)
+            at_once = 2;
+        if (at_once > ROWS_AT_ONCE / TILE)
+            at_once = ROWS_AT_ONCE / TILE;
+    }
+    const uint8_t *from[ROWS_AT_ONCE / TILE];
+    for (int64_t tile = begin; tile < end; tile += at_once) {
+        const int64_t count = end - tile < at_once ? end - tile : at_once;
+        for (int64_t i = 0; i < count; i++)
+            from[i] = locate(step, number, tile + i, output, worker->rows + TILE * i);
+        if (count % 2) {
+            from[count] = from[count - 1];
+            memset(worker->rows + TILE * count, 0, TILE * sizeof *worker->rows);
+        }
+        for (int64_t block = block_from; block < block_to; block++) {
+            const int8_t *weights = step->weights + block * block_bytes;
+            const int64_t channel = BLOCK * block, left = spec->channels_out - channel;
+            const int channels = left < BLOCK ? (int)left : BLOCK;
+            for (int64_t i = 0; i < count; i += 2) {
+                struct operand a = {from[i], from[i + 1], stride};
+                if (!worker->cpu.amx)
+                    multiply_vnni(step, a, weights, worker->sums);
+                else if (channels <= 16)
+                    multiply_amx_half(step, a, weights, worker->sums);
+                else
+                    multiply_amx(step, a, weights, worker->sums);
+                finish_block(step, worker->sums, worker->rows + TILE * i, channel, channels);
+            }
+        }
+    }
+}
+
+void run_conv(const struct step *step, struct worker *worker, float *output) {
+    const struct numbering numbering = number(step);
+    const int64_t tiles = numbering.tiles_per_sample * numbering.samples;
+    const int64_t blocks = (step->spec.channels_out + BLOCK - 1) / BLOCK;
+    float *floats = step->spec.flags & FLAG_FLOAT_OUT ? output : NULL;
+    if (worker->cpu.amx)
+        configure(step->spec.chunk_bytes);
+    int64_t begin, end;
+    if ((tiles + 1) / 2 >= 8 * worker->count || blocks < worker->count) {
+        share(worker, (tiles + 1) / 2, &begin, &end);
+        run_part(step, worker, &numbering, floats, 2 * begin, 2 * end < tiles ? 2 * end : tiles, 0, blocks);
+    } else {
+        share(worker, blocks, &begin, &end);
+        run_part(step, worker, &numbering, floats, 0, tiles, begin, end);
+    }
+}
+CPUPACK_END

@@ -1,0 +1,501 @@
+/* Runs programs: checks them, lays out memory for a batch, and takes a team of threads through the layers. */
+#define _GNU_SOURCE
+#include "engine.h"
+
+#include <cpuid.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernels.h"
+#include "team.h"
+
+enum {
+    OK = 0,
+    ERROR_PROGRAM = 1,
+    ERROR_MEMORY = 2,
+    ERROR_CPU = 3,
+    ERROR_INPUT = 4,
+};
+
+const char *cpupack_error(int code) {
+    switch (code) {
+    case OK:
+        return "no error";
+    case ERROR_PROGRAM:
+        return "the program is damaged or was made for another version of these kernels";
+    case ERROR_MEMORY:
+        return "not enough memory for the activations of this batch";
+    case ERROR_CPU:
+        return "these kernels need a CPU with AVX512-VNNI";
+    case ERROR_INPUT:
+        return "this program does not take inputs of this type";
+    default:
+        return "unknown error";
+    }
+}
+
+/* ---- the CPU ---- */
+
+static struct cpu detected;
+static int usable;
+static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
+
+static int amx_permitted(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static uint64_t enabled_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+/* CPUPACK_ISA=vnni leaves AMX unused: for comparing the two. */
+static void detect(void) {
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+        return;
+    const uint64_t state = enabled_state();
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (state & 0xe6) != 0xe6)
+        return;
+    const uint32_t base = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX512 F, DQ, BW, VL */
+    usable = (b & base) == base && (c & 1u << 11);                   /* VNNI */
+    if (!usable)
+        return;
+    detected.vbmi = (c & 1u << 1) != 0;
+    const char *wish = getenv("CPUPACK_ISA");
+    if (wish == NULL || strcmp(wish, "vnni") != 0)
+        detected.amx = (d & 1u << 24) && (d & 1u << 25) && (state & 0x60000) == 0x60000 && amx_permitted();
+}
+
+const char *cpupack_isa(void) {
+    pthread_once(&detect_once, detect);
+    return !usable ? NULL : detected.amx ? "amx" : "vnni";
+}
+
+/* ---- contexts: a program and a batch size with their memory, one for each thread that asks ---- */
+
+struct context {
+    struct context *next;
+    const uint8_t *program;
+    int32_t identity[3];
+    int64_t batch;
+    uint64_t used;
+    const struct cpupack_header *header;
+    struct step *steps;
+    int64_t *run_offsets;
+    uint8_t *arena;
+    size_t arena_bytes;
+};
+
+static void free_context(struct context *context) {
+    if (context->arena != NULL)
+        munmap(context->arena, context->arena_bytes);
+    free(context->steps);
+    free(context->run_offsets);
+    free(context);
+}
+
+static int inside(int64_t offset, int64_t count, int64_t bytes) {
+    return offset >= 0 && count >= 0 && offset <= bytes - count;
+}
+
+/* Bytes of constants that a layer reads behind its four offsets. */
+static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
+    if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
+        return 0;
+    int64_t channels, weights;
+    if (spec->op == OP_CONV) {
+        const int64_t blocks = (spec->channels_out + BLOCK - 1) / BLOCK;
+        channels = blocks * BLOCK;
+        if (spec->runs < 1 || spec->chunks < 1 || spec->chunk_bytes < 4 || spec->chunk_bytes > 64 || spec->chunk_bytes % 4)
+            return 0;
+        if (spec->runs != spec->kernel_h && spec->runs != spec->kernel_h * spec->kernel_w)
+            return 0;
+        weights = blocks * 32 * spec->chunk_bytes * spec->chunks * spec->runs;
+    } else if (spec->op == OP_DEPTHWISE) {
+        channels = (channels_in + 63) / 64 * 64;
+        const int five = spec->kernel_w == 5, two = spec->stride_w == 2;
+        int64_t taps = (int64_t)spec->kernel_h * spec->kernel_w;
+        if (spec->runs == 1) {
+            if (spec->kernel_h != spec->kernel_w || (spec->kernel_w != 3 && !five) || spec->dilation_h != 1 ||
+                spec->dilation_w != 1 || spec->stride_w < 1 || spec->stride_w > 2)
+                return 0;
+            taps = five ? (two ? 20 : 40) : (two ? 3 : 6);
+        }
+        weights = channels * 4 * taps;
+    } else {
+        return 1;
+    }
+    return inside(spec->weights, weights, bytes) && inside(spec->scales, 4 * channels, bytes) &&
+           inside(spec->biases, 4 * channels, bytes);
+}
+
+static struct view view_of(const struct cpupack_buffer *buffer, uint8_t *arena, int64_t batch) {
+    struct view view;
+    memset(&view, 0, sizeof view);
+    view.height = buffer->height, view.width = buffer->width, view.channels = buffer->channels;
+    view.halo_y = buffer->halo_y, view.halo_x = buffer->halo_x, view.fill = buffer->fill;
+    view.pixel = buffer->channels;
+    view.row = (int64_t)(buffer->width + 2 * buffer->halo_x) * view.pixel;
+    view.sample = buffer->sample_bytes;
+    view.first = arena + buffer->offset * batch + buffer->halo_y * view.row + buffer->halo_x * view.pixel;
+    return view;
+}
+
+static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
+    for (int i = 0; i < header->buffers; i++) {
+        const struct cpupack_buffer *each = buffers + i;
+        if (each->height < 1 || each->width < 1 || each->channels < 1 || each->halo_x < 0 || each->halo_y < 0)
+            return 0;
+        const int64_t bytes = (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
+        if (bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
+            return 0;
+    }
+    return 1;
+}
+
+/* What a window needs of its input: that every pixel it reads lies in the halo at most. */
+static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in, const struct cpupack_buffer *out) {
+    if (spec->kernel_h < 1 || spec->kernel_w < 1 || spec->stride_h < 1 || spec->stride_w < 1 || spec->dilation_h < 1 ||
+        spec->dilation_w < 1 || spec->pad_h < 0 || spec->pad_w < 0)
+        return 0;
+    if (spec->op != OP_AVERAGE_POOL && (spec->pad_h > in->halo_y || spec->pad_w > in->halo_x))
+        return 0;
+    const int64_t bottom = (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h + (spec->kernel_h - 1) * spec->dilation_h;
+    const int64_t right = (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w + (spec->kernel_w - 1) * spec->dilation_w;
+    return bottom < in->height + spec->pad_h && right < in->width + spec->pad_w;
+}
+
+static int same_size(const struct cpupack_buffer *a, const struct cpupack_buffer *b, int channels) {
+    return a->height == b->height && a->width == b->width && (!channels || a->channels == b->channels);
+}
+
+static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack_header *header,
+                          const struct cpupack_buffer *buffers, int64_t constants) {
+    const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
+    const int both = spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL;
+    if (spec->op < 0 || spec->op > OP_AVERAGE_POOL || (to_caller && spec->op != OP_CONV))
+        return 0;
+    if ((!from_caller && (spec->input < 0 || spec->input >= header->buffers)) ||
+        (!to_caller && (spec->output < 0 || spec->output >= header->buffers)) ||
+        (both && (spec->input2 < 0 || spec->input2 >= header->buffers)))
+        return 0;
+    const struct cpupack_buffer *in = from_caller ? NULL : buffers + spec->input;
+    const struct cpupack_buffer *in2 = both ? buffers + spec->input2 : NULL;
+    struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
+    const struct cpupack_buffer *out = to_caller ? &result : buffers + spec->output;
+    if (to_caller && spec->channels_out != header->outputs)
+        return 0;
+    switch (spec->op) {
+    case OP_INPUT_PIXELS:
+        return out->channels == header->input_channels_pixels && out->height == header->input_height &&
+               out->width == header->input_width;
+    case OP_INPUT_FLOAT:
+        return out->channels == header->input_channels_float && out->height == header->input_height &&
+               out->width == header->input_width;
+    case OP_CONV:
+        if (out->channels != spec->channels_out || !window_fits(spec, in, out))
+            return 0;
+        if (spec->chunks > 1 << 16 ||
+            (int64_t)spec->chunks * spec->chunk_bytes < (int64_t)in->channels * (spec->runs == spec->kernel_h ? spec->kernel_w : 1))
+            return 0;
+        if (in2 != NULL && !same_size(out, in2, 1))
+            return 0;
+        break;
+    case OP_DEPTHWISE:
+        if (out->channels != in->channels || !window_fits(spec, in, out))
+            return 0;
+        break;
+    case OP_MAX_POOL:
+    case OP_AVERAGE_POOL:
+        if (out->channels != in->channels || !window_fits(spec, in, out))
+            return 0;
+        break;
+    case OP_GLOBAL_AVERAGE:
+        if (out->channels != in->channels || out->height != 1 || out->width != 1)
+            return 0;
+        break;
+    case OP_SCALE:
+        if (!same_size(in, out, 1) || in2->channels != in->channels || in2->height != 1 || in2->width != 1)
+            return 0;
+        break;
+    case OP_ADD:
+        if (!same_size(in, out, 1) || !same_size(in2, out, 1))
+            return 0;
+        break;
+    case OP_TABLE:
+        if (!same_size(in, out, 0) || spec->channel_offset < 0 || spec->channel_offset + in->channels > out->channels)
+            return 0;
+        break;
+    }
+    return constants_hold(spec, in != NULL ? in->channels : 0, constants);
+}
+
+/* Tiles may read past the last pixel they need: this much is always mapped behind the arena. */
+static int64_t slack_of(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
+    int64_t most = 0;
+    for (int i = 0; i < header->buffers; i++) {
+        const struct cpupack_buffer *each = buffers + i;
+        const int64_t row = (int64_t)(each->width + 2 * each->halo_x) * each->channels;
+        const int64_t reach = 20 * row + 64 * (int64_t)each->channels + 4096;
+        most = reach > most ? reach : most;
+    }
+    return most;
+}
+
+static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct context **made) {
+    const struct cpupack_header *header = (const struct cpupack_header *)program;
+    if (bytes < (int64_t)sizeof *header || header->magic != CPUPACK_MAGIC || header->version != 1 ||
+        header->buffers < 1 || header->layers < 1 || header->buffers > 1 << 16 || header->layers > 1 << 16)
+        return ERROR_PROGRAM;
+    const int64_t buffers_at = sizeof *header;
+    const int64_t layers_at = buffers_at + header->buffers * (int64_t)sizeof(struct cpupack_buffer);
+    const int64_t ends_at = layers_at + header->layers * (int64_t)sizeof(struct cpupack_layer);
+    if (header->constants < ends_at || header->constants > bytes || header->arena_bytes < 0)
+        return ERROR_PROGRAM;
+    const struct cpupack_buffer *buffers = (const struct cpupack_buffer *)(program + buffers_at);
+    const struct cpupack_layer *layers = (const struct cpupack_layer *)(program + layers_at);
+    const uint8_t *constants = program + header->constants;
+    if (!buffers_fit(header, buffers))
+        return ERROR_PROGRAM;
+    int64_t runs = 0;
+    for (int i = 0; i < header->layers; i++) {
+        if (!layer_is_sound(layers + i, header, buffers, bytes - header->constants))
+            return ERROR_PROGRAM;
+        runs += layers[i].op == OP_CONV ? layers[i].runs : 0;
+    }
+    struct context *context = calloc(1, sizeof *context);
+    if (context == NULL)
+        return ERROR_MEMORY;
+    context->program = program;
+    memcpy(context->identity, header->identity, sizeof context->identity);
+    context->batch = batch;
+    context->header = header;
+    context->steps = calloc((size_t)header->layers, sizeof *context->steps);
+    context->run_offsets = calloc((size_t)(runs ? runs : 1), sizeof *context->run_offsets);
+    const int64_t slack = slack_of(header, buffers);
+    context->arena_bytes = (size_t)(slack + header->arena_bytes * batch + slack);
+    context->arena = mmap(NULL, context->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (context->arena == MAP_FAILED)
+        context->arena = NULL;
+    if (context->steps == NULL || context->run_offsets == NULL || context->arena == NULL) {
+        free_context(context);
+        return ERROR_MEMORY;
+    }
+    madvise(context->arena, context->arena_bytes, MADV_HUGEPAGE); /* refused: small pages serve too */
+    int64_t *offsets = context->run_offsets;
+    for (int i = 0; i < header->layers; i++) {
+        struct step *step = context->steps + i;
+        step->spec = layers[i];
+        step->batch = (int)batch;
+        uint8_t *arena = context->arena + slack;
+        if (step->spec.op > OP_INPUT_FLOAT)
+            step->in = view_of(buffers + step->spec.input, arena, batch);
+        if (step->spec.op == OP_ADD || step->spec.op == OP_SCALE || step->spec.flags & FLAG_RESIDUAL)
+            step->in2 = view_of(buffers + step->spec.input2, arena, batch);
+        if (step->spec.flags & FLAG_FLOAT_OUT)
+            step->out.height = step->out.width = 1, step->out.channels = step->spec.channels_out;
+        else
+            step->out = view_of(buffers + step->spec.output, arena, batch);
+        step->weights = (const int8_t *)(constants + step->spec.weights);
+        step->scales = (const float *)(constants + step->spec.scales);
+        step->biases = (const float *)(constants + step->spec.biases);
+        step->table = constants + step->spec.table;
+        if (step->spec.op == OP_CONV) {
+            step->run_offsets = offsets;
+            const int joined = step->spec.runs == step->spec.kernel_h;
+            for (int run = 0; run < step->spec.runs; run++) {
+                const int ky = joined ? run : run / step->spec.kernel_w, kx = joined ? 0 : run % step->spec.kernel_w;
+                *offsets++ = ky * step->spec.dilation_h * step->in.row + kx * step->spec.dilation_w * step->in.pixel;
+            }
+        }
+    }
+    *made = context;
+    return OK;
+}
+
+/* ---- a thread's contexts and its team ---- */
+
+enum { CONTEXTS_KEPT = 12 };
+
+struct session {
+    struct context *contexts;
+    uint64_t clock;
+    int threads;
+    struct team *team;
+};
+
+static pthread_key_t session_key;
+static pthread_once_t session_once = PTHREAD_ONCE_INIT;
+
+static void end_session(void *pointer) {
+    struct session *session = pointer;
+    while (session->contexts != NULL) {
+        struct context *next = session->contexts->next;
+        free_context(session->contexts);
+        session->contexts = next;
+    }
+    end_team(session->team);
+    free(session);
+}
+
+static void make_session_key(void) { pthread_key_create(&session_key, end_session); }
+
+static struct session *this_session(void) {
+    pthread_once(&session_once, make_session_key);
+    struct session *session = pthread_getspecific(session_key);
+    if (session == NULL && (session = calloc(1, sizeof *session)) != NULL) {
+        session->threads = 1;
+        if (pthread_setspecific(session_key, session) != 0) {
+            free(session);
+            return NULL;
+        }
+    }
+    return session;
+}
+
+void cpupack_set_threads(int threads) {
+    struct session *session = this_session();
+    if (session == NULL || threads < 1)
+        return;
+    session->threads = threads;
+}
+
+static int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch,
+                        struct context **found) {
+    const struct cpupack_header *header = (const struct cpupack_header *)program;
+    if (bytes < (int64_t)sizeof *header)
+        return ERROR_PROGRAM;
+    int count = 0;
+    struct context **oldest = NULL;
+    for (struct context **each = &session->contexts; *each != NULL; each = &(*each)->next, count++) {
+        struct context *here = *each;
+        if (here->program == program && here->batch == batch &&
+            memcmp(here->identity, header->identity, sizeof here->identity) == 0) {
+            here->used = ++session->clock;
+            *found = here;
+            return OK;
+        }
+        if (oldest == NULL || here->used < (*oldest)->used)
+            oldest = each;
+    }
+    struct context *made = NULL;
+    const int code = make_context(program, bytes, batch, &made);
+    if (code != OK)
+        return code;
+    if (count >= CONTEXTS_KEPT) {
+        struct context *gone = *oldest;
+        *oldest = gone->next;
+        free_context(gone);
+    }
+    made->used = ++session->clock;
+    made->next = session->contexts;
+    session->contexts = made;
+    *found = made;
+    return OK;
+}
+
+/* ---- running ---- */
+
+struct job {
+    const struct context *context;
+    const void *input;
+    int input_is_float;
+    float *output;
+};
+
+static void fill_halo(const struct view *view, int batch, const struct worker *worker) {
+    if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0))
+        return;
+    const int64_t lines = view->height + 2 * view->halo_y;
+    const size_t side = (size_t)(view->halo_x * view->pixel);
+    int64_t begin, end;
+    share(worker, batch * lines, &begin, &end);
+    for (int64_t line = begin; line < end; line++) {
+        const int64_t y = line % lines - view->halo_y;
+        uint8_t *row = view->first + line / lines * view->sample + y * view->row - (int64_t)side;
+        if (y < 0 || y >= view->height) {
+            memset(row, view->fill, (size_t)view->row);
+        } else if (side) {
+            memset(row, view->fill, side);
+            memset(row + side + view->width * view->pixel, view->fill, side);
+        }
+    }
+}
+
+static void run_layers(void *pointer, struct worker *worker, struct team *team) {
+    const struct job *job = pointer;
+    const struct context *context = job->context;
+    for (int i = 0; i < context->header->layers; i++) {
+        const struct step *step = context->steps + i;
+        if (step->spec.flags & (job->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT))
+            continue;
+        fill_halo(&step->out, step->batch, worker);
+        switch (step->spec.op) {
+        case OP_INPUT_PIXELS:
+        case OP_INPUT_FLOAT:
+            run_input(step, worker, job->input);
+            break;
+        case OP_CONV:
+            run_conv(step, worker, job->output);
+            break;
+        case OP_DEPTHWISE:
+            run_depthwise(step, worker);
+            break;
+        case OP_MAX_POOL:
+            run_max_pool(step, worker);
+            break;
+        case OP_GLOBAL_AVERAGE:
+            run_global_average(step, worker);
+            break;
+        case OP_SCALE:
+            run_scale(step, worker);
+            break;
+        case OP_ADD:
+            run_add(step, worker);
+            break;
+        case OP_TABLE:
+            run_table(step, worker);
+            break;
+        case OP_AVERAGE_POOL:
+            run_average_pool(step, worker);
+            break;
+        }
+        if (team != NULL)
+            meet(team, worker);
+    }
+    release_tiles(worker);
+}
+
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
+                    int64_t batch, float *output) {
+    if (cpupack_isa() == NULL)
+        return ERROR_CPU;
+    struct session *session = this_session();
+    if (session == NULL)
+        return ERROR_MEMORY;
+    if (batch < 1 || batch > 1 << 16)
+        return ERROR_INPUT;
+    struct context *context = NULL;
+    int code = find_context(session, program, program_bytes, batch, &context);
+    if (code != OK)
+        return code;
+    if (input_is_float ? !context->header->input_channels_float : !context->header->input_channels_pixels)
+        return ERROR_INPUT;
+    if (session->team == NULL || team_size(session->team) != session->threads) {
+        end_team(session->team);
+        session->team = start_team(session->threads, detected);
+        if (session->team == NULL)
+            return ERROR_MEMORY;
+    }
+    struct job job = {context, input, input_is_float, output};
+    run_team(session->team, run_layers, &job);
+    return OK;
+}
