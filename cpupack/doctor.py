@@ -14,7 +14,7 @@ from cpupack.console import flow
 from cpupack.errors import ModelError
 from cpupack.model.sources import import_torchvision
 from cpupack.quantized_engine import supported_engines
-from cpupack.runtime import host
+from cpupack.runtime import host, native
 from cpupack.runtime.cpu import ISA_LEVELS
 from cpupack.targets import arm, x86
 
@@ -53,9 +53,10 @@ def collect() -> dict[str, Any]:
         "torch": {
             "version": torch.__version__,
             "build": _torch_build(),
-            "quantized_engines": engines,
+            "quantized_engines": [engine for engine in engines if engine != native.ENGINE],
             "default_threads": torch.get_num_threads(),
         },
+        "native": native.describe(),
         "torchvision": _torchvision(),
         "builds": [vars(build) for build in _builds(facts["machine"], facts["isa"], engines)],
         "extras": {extra: _version(distribution) for extra, distribution in EXTRAS.items()},
@@ -76,6 +77,7 @@ def format_doctor(facts: dict[str, Any]) -> str:
         ("allocator", _ALLOCATORS.get(here["allocator"], here["allocator"])),
         ("torch", f"{with_torch['version']}, {with_torch['build']}"),
         ("engines", ", ".join(with_torch["quantized_engines"]) or "none"),
+        ("native kernels", _native(here, facts["native"])),
         ("torchvision", (f"{vision['version']}, " if vision["version"] else "") + _TORCHVISION[vision["state"]]),
         *((f"extra {extra}", version or f'no: pip install "cpupack[{extra}]"')
           for extra, version in facts["extras"].items() if extra != "torchvision"),
@@ -88,6 +90,14 @@ def format_doctor(facts: dict[str, Any]) -> str:
         lines += [f"{label:<{width}}{first}", *(" " * width + line for line in rest)]
     lines += ["", *(f"problem: {problem}" for problem in facts["problems"])]
     return "\n".join([*lines, *([] if facts["problems"] else ["Nothing is wrong here."])])
+
+
+def _native(here: dict[str, Any], kernels: dict[str, Any]) -> str:
+    if kernels["problem"] is None:
+        return str(kernels["isa"])
+    if here["machine"] == native.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(native.ISA) :]:
+        return "not built: run make kernels in the checkout, or install cpupack again"
+    return f"not on this CPU: they need {native.ISA}"
 
 
 def _isa(here: dict[str, Any]) -> str:

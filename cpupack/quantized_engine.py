@@ -1,4 +1,4 @@
-"""torch's quantized engine: one setting for the process, read when weights are packed."""
+"""The engine of a quantized model: torch's, one setting for the process read when weights are packed, or our own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,30 @@ from contextlib import contextmanager
 
 import torch
 
+from cpupack.errors import QuantizationError
+from cpupack.runtime import native
+from cpupack.runtime.errors import HostError
+
 
 def supported_engines() -> list[str]:
-    """Return the quantized engines of this torch build."""
-    return [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    """Return the quantized engines of this torch build, and ``native`` where the kernels are built and run."""
+    ours = [native.ENGINE] if native.describe()["problem"] is None else []
+    return [*ours, *(name for name in torch.backends.quantized.supported_engines if name != "none")]
 
 
 @contextmanager
 def engine(name: str) -> Iterator[None]:
-    """Set the engine for a block and put the old one back."""
+    """Set torch's engine for a block and put the old one back; of ``native`` only define the operator.
+
+    Raises QuantizationError when the native kernels cannot run here.
+    """
+    if name == native.ENGINE:
+        try:
+            native.load()
+        except HostError as error:
+            raise QuantizationError(str(error), hint="cpupack doctor shows what runs here") from error
+        yield
+        return
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = name
     try:

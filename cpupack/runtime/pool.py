@@ -10,13 +10,14 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import native
 from .errors import HostError, RunnerError
 
 
@@ -25,7 +26,8 @@ class InstancePool:
 
     An instance is loaded, warmed and run by one thread only: with libgomp a second master makes a second set
     of workers, and more threads than CPUs stop spinning (25 % slower at batch 1). The JIT call releases the
-    GIL, so instances run in parallel. Raises HostError when torch lacks ``engine`` or cannot load the file.
+    GIL, so instances run in parallel. Raises HostError when ``engine`` is not to be had here or torch cannot
+    load the file.
     """
 
     def __init__(self, model_path: Path, engine: str, threads: int, instances: int) -> None:
@@ -90,7 +92,10 @@ class InstancePool:
 
 
 def check_engine(engine: str) -> None:
-    """Raise HostError unless this torch build has ``engine``."""
+    """Raise HostError unless this torch build has ``engine``, or this host can run the native kernels."""
+    if engine == native.ENGINE:
+        native.load()
+        return
     supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     if engine not in supported:
         raise HostError(
@@ -157,6 +162,11 @@ def _set_engine(engine: str) -> None:
 _gate = _EngineGate()
 
 
+def _engine_set(engine: str) -> AbstractContextManager[None]:
+    """Return the block in which a model of ``engine`` may load and run. The native kernels do not read the setting."""
+    return nullcontext() if engine == native.ENGINE else _gate.hold(engine)
+
+
 @dataclass(frozen=True)
 class _Load:
     """Loads the model on the thread that will serve it."""
@@ -167,8 +177,11 @@ class _Load:
 
     def __call__(self) -> Callable[[torch.Tensor], torch.Tensor]:
         torch.set_num_threads(self.threads)
+        if self.engine == native.ENGINE:
+            native.load()
+            native.set_threads(self.threads)
         try:
-            with _gate.hold(self.engine), _deprecations_silenced:
+            with _engine_set(self.engine), _deprecations_silenced:
                 module = torch.jit.load(str(self.path), map_location="cpu")
                 module.eval()
         except (RuntimeError, ValueError) as error:
@@ -177,7 +190,7 @@ class _Load:
         def call(batch: torch.Tensor) -> torch.Tensor:
             if batch.dim() == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
-            with _gate.hold(self.engine), torch.inference_mode():
+            with _engine_set(self.engine), torch.inference_mode():
                 output = module(batch)
             if not isinstance(output, torch.Tensor):
                 raise RunnerError(f"the model returned {type(output).__name__}; expected one tensor")

@@ -30,7 +30,7 @@ def test_this_environment_is_sound(facts: dict[str, Any]) -> None:
 
 def test_the_text_is_aligned_and_narrow(facts: dict[str, Any]) -> None:
     table, _ = doctor.format_doctor(facts).split("\n\n")
-    labels = [line[:15] for line in table.splitlines()]
+    labels = [line[:16] for line in table.splitlines()]
     assert all(label.endswith("  ") for label in labels)
     assert all(len(line) <= 80 for line in table.splitlines())
     assert facts["host"]["cpu"] in table
@@ -61,7 +61,7 @@ def test_an_arm_host(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = doctor.collect()
     text = doctor.format_doctor(facts)
     assert facts["problems"] == []
-    assert "build x86_64   cannot be built: this torch has no engine for it" in text
+    assert "build x86_64    cannot be built: this torch has no engine for it" in text
     assert "timed and tuned here" in " ".join(text.split())
 
 

@@ -1,0 +1,157 @@
+"""cpupack's own INT8 kernels: the library beside this file, made one torch operator (``cpupack::run_1``).
+
+The operator is for the whole process, as torch's operators are, and packages of several models may each bring the
+library: the first to load it serves all. Its name ends in the number of the format of the programs it runs.
+Imports torch only to load.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from . import cpu
+from .errors import HostError
+from .manifest import hash_file
+
+ENGINE = "native"
+"""The engine's name in manifests and recipes, beside those of torch."""
+
+OPERATOR = "cpupack::run_1"
+LIBRARY = Path("kernels") / "cpupack_int8.x86_64.so"
+"""Path of the library relative to the runtime."""
+
+MACHINE, ISA = "x86_64", "avx512_vnni"
+"""What the kernels need."""
+
+_REMEDY = 'build the wheel again with [target.x86_64] engine = "auto", here or on a CPU like this one'
+
+
+class _Process(ModuleType):
+    """What the copies of this module in one process share; in ``sys.modules``, under a name of the format."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "The cpupack kernels that this process has loaded.")
+        self.lock = threading.Lock()
+        self.path: Path | None = None
+        self.library: ctypes.CDLL | None = None
+
+
+_NAME = f"_{OPERATOR.replace('::', '_')}"
+# Another package's copy of this class may have made it: that has the same three attributes.
+_process: Any = sys.modules.setdefault(_NAME, _Process(_NAME))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels here: ``isa`` is the path they take (``amx``, ``vnni``), ``problem`` why they do not run, or None.
+
+    ``path`` is None where there is no library; ``loaded`` says that this process runs it.
+    """
+
+    path: str | None
+    sha256: str | None
+    isa: str | None
+    loaded: bool
+    problem: str | None
+
+
+def load() -> None:
+    """Load the library and define the operator, once for each process; may be called again, from any thread.
+
+    Raises HostError when this CPU, system or torch cannot run it, or when there is no library.
+    """
+    with _process.lock:
+        if _process.library is not None:
+            return
+        path = _own_path()
+        problem = _problem(path)
+        if problem is not None:
+            raise HostError(problem)
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise HostError(
+                f"the system does not load the native kernels: {error}; they need glibc 2.28 or later, and a file "
+                "system that allows programs"
+            ) from error
+        library.cpupack_isa.restype = ctypes.c_char_p
+        if library.cpupack_isa() is None:
+            raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
+        _register(library)
+        _process.path, _process.library = path, library
+
+
+def set_threads(count: int) -> None:
+    """Set how many threads a call from the calling thread computes with, itself included. ``load`` comes first."""
+    if count < 1:
+        raise ValueError(f"count is {count}; it starts at 1")
+    _process.library.cpupack_set_threads(count)
+
+
+def describe() -> dict[str, Any]:
+    """Return the fields of ``Kernels`` as a dict. Loads neither the library nor torch."""
+    library = _process.library
+    path = _process.path or _own_path()
+    exists, problem = path.is_file(), None if library else _problem(path)
+    isa = None
+    if library is not None:
+        isa = library.cpupack_isa().decode()
+    elif problem is None:
+        isa = "amx" if cpu.detect_isa() == "amx" else "vnni"
+    return asdict(
+        Kernels(
+            path=str(path) if exists else None,
+            sha256=hash_file(path) if exists else None,
+            isa=isa,
+            loaded=library is not None,
+            problem=problem,
+        )
+    )
+
+
+def _own_path() -> Path:
+    return Path(__file__).parent / LIBRARY
+
+
+def _problem(path: Path) -> str | None:
+    """Return what speaks against loading ``path`` here, without trying."""
+    if cpu.machine() != MACHINE:
+        return f"the native kernels are for {MACHINE} and this host is {cpu.machine()}; use its {cpu.machine()} wheel"
+    isa = cpu.detect_isa()
+    if isa is None or cpu.ISA_LEVELS.index(isa) < cpu.ISA_LEVELS.index(ISA):
+        return f"the native kernels need {ISA} and this CPU has {isa or 'no AVX2'}; {_REMEDY}"
+    if not path.is_file():
+        return f"the native kernels are not built: {path} is missing; in a checkout run: make kernels; else reinstall"
+    return None
+
+
+def _register(library: ctypes.CDLL) -> None:
+    """Give the library the functions of torch's C ABI that it asks for by name, and have it define the operator."""
+    import torch
+
+    library.cpupack_torch_symbol.restype = ctypes.c_char_p
+    names: list[str] = []
+    while (name := library.cpupack_torch_symbol(len(names))) is not None:
+        names.append(name.decode())
+    try:
+        # By the name it was loaded under: wherever it lies, and never a second one.
+        libtorch = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        functions = [ctypes.cast(libtorch[name], ctypes.c_void_p) for name in names]
+    except (OSError, AttributeError) as error:
+        raise HostError(
+            f"torch {torch.__version__} has no C interface for the native kernels ({error}); install an official CPU "
+            "build of torch 2.10 or later"
+        ) from error
+    step = library.cpupack_register((ctypes.c_void_p * len(names))(*functions))
+    if step != 0:
+        raise HostError(
+            f"torch {torch.__version__} refused the operator {OPERATOR} (step {step}, its reason is on stderr); "
+            "another library in this process may have one of that name"
+        )
