@@ -1,0 +1,86 @@
+"""What a build knows in the end, as JSON: ``build --json`` prints it, and the wheel carries it as build.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cpupack.artifacts import Contender, FloatModel, TunePlan
+
+
+def build_facts(
+    model: FloatModel,
+    contender: Contender,
+    raced: Sequence[Contender],
+    failed: Mapping[str, str],
+    plan: TunePlan,
+    *,
+    times_s: Mapping[str, float],
+    warnings: Sequence[str],
+    sections: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the facts of one wheel's build. Sizes in bytes, times in seconds; no infinities.
+
+    ``contender`` is what was packaged and ``raced`` all that were, with ``failed`` for the engines that could not be
+    built. ``sections`` adds what not every build has (calibration, recovery, saturation, layers): dataclasses or plain
+    values; a section without content is left out. ``times_s`` are the stages so far.
+    """
+    scripted = contender.scripted
+    facts = {
+        "weights": model.weights_origin,
+        "random_weights": model.random_weights,
+        "fp32_bytes": model.fp32_bytes,
+        "int8_bytes": scripted.size_bytes,
+        "int8_operators": scripted.int8_operators,
+        "fp32_operators": scripted.fp32_operators,
+        "target": scripted.target,
+        "engines": {each.scripted.target.engine: _engine(each) for each in raced}
+        | {name: {"failed": why} for name, why in failed.items()},
+        "report": contender.report,
+        "notes": contender.quantized.notes,
+        "plan": plan,
+        **{name: section for name, section in sections.items() if section},
+        "stages_s": {title: round(seconds, 3) for title, seconds in times_s.items()},
+        "warnings": list(warnings),
+    }
+    plain: dict[str, Any] = to_plain(facts)
+    return plain
+
+
+def to_plain(value: Any) -> Any:
+    """Return ``value`` as JSON can say it, at any depth: dataclasses as objects, what is not finite as None.
+
+    Raises TypeError for what is neither data nor a container of it.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(each) for key, each in value.items()}
+    if isinstance(value, frozenset | set):
+        return [to_plain(each) for each in sorted(value)]
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [to_plain(each) for each in value]
+    raise TypeError(f"{type(value).__name__} is no data: {value!r}")
+
+
+def _engine(each: Contender) -> dict[str, Any]:
+    return {
+        "speedup": each.report.speedup,
+        "sqnr_db": each.report.sqnr_db,
+        "agreement": each.report.agreement,
+        "passed": each.report.passed,
+        "int8_bytes": each.scripted.size_bytes,
+        "gates": each.report.gates,
+    }
