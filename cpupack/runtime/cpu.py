@@ -16,6 +16,11 @@ _FLAGS = {
     "amx": {"amx_tile", "amx_int8"},
 }
 
+_ID_FIELDS = (
+    "vendor_id", "cpu family", "model", "stepping",
+    "CPU implementer", "CPU variant", "CPU part", "CPU revision",
+)  # fmt: skip
+
 
 @cache
 def cpu_info() -> tuple[str, frozenset[str]]:
@@ -33,6 +38,18 @@ def cpu_info() -> tuple[str, frozenset[str]]:
                 flags = frozenset(value.split())
                 break
     return name, flags
+
+
+@cache
+def cpu_id() -> str:
+    """Return the vendor's number of this CPU: family-model-stepping on x86, variant and part on Arm, "" if unknown."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    facts: dict[str, str] = {}
+    for line in text.split("\n\n", 1)[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    return " ".join(facts[key] for key in _ID_FIELDS if key in facts)
 
 
 def machine() -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from . import cgroup
-from .cpu import cpu_info, detect_isa, machine
+from .cpu import cpu_id, cpu_info, detect_isa, machine
+from .topology import Topology, physical_cores, read_topology
 
 FLAGS_OF_INTEREST = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16",
@@ -45,10 +46,19 @@ class CpuBudget:
         return max(1, min(limits))
 
     @property
+    def most(self) -> int:
+        """The threads that may run at once when SMT siblings work too: at most twice ``usable``."""
+        limits = [len(self.cpus), 2 * self.physical]
+        limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
+        return max(self.usable, min(limits))
+
+    @property
     def reason(self) -> str:
         """One clause that names every limit, the binding ones first, as ``info`` prints it."""
         limits = [(self.affinity, f"the CPU affinity allows {self.affinity}")]
-        limits += [(self.physical, f"the allowed CPUs have {self.physical} physical core{'s' * (self.physical != 1)}")]
+        smt = f" for {len(self.cpus)} SMT threads" if len(self.cpus) > self.physical else ""
+        cores = f"{self.physical} physical core{'s' * (self.physical != 1)}"
+        limits += [(self.physical, f"the allowed CPUs have {cores}{smt}")]
         if self.cpuset is not None:
             limits.append((self.cpuset, f"the cpuset has {self.cpuset}"))
         if self.quota is not None:
@@ -75,7 +85,7 @@ class HostProbe:
             affinity=len(affinity),
             cpuset=len(cpuset) if cpuset else None,
             quota=cgroup.cpu_quota(self.root),
-            physical=self.physical_cores(allowed),
+            physical=physical_cores(self.root, allowed),
             cpus=allowed,
         )
 
@@ -84,17 +94,9 @@ class HostProbe:
         text = cgroup.read_text(self.root / "sys/devices/system/cpu/online")
         return cgroup.parse_cpu_list(text) if text else frozenset(range(os.cpu_count() or 1))
 
-    def physical_cores(self, cpus: frozenset[int]) -> int:
-        """Return the number of different cores among ``cpus``: SMT siblings count once."""
-        return len({self._siblings(cpu) for cpu in cpus})
-
-    def _siblings(self, cpu: int) -> str:
-        topology = self.root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        return (
-            cgroup.read_text(topology / "core_cpus_list")
-            or cgroup.read_text(topology / "thread_siblings_list")  # kernels before 5.3
-            or str(cpu)
-        )
+    def topology(self) -> Topology:
+        """Return the NUMA nodes of the CPUs that this process may use."""
+        return read_topology(self.root, self.budget().cpus)
 
     def governor(self) -> str | None:
         """Return the frequency governor of the first CPU, None where the kernel scales none."""
@@ -143,9 +145,17 @@ class HostProbe:
 
 
 def fingerprint(probe: HostProbe | None = None) -> dict[str, Any]:
-    """Return what must be equal for a tuned table to be trusted: CPU model, cores and ISA."""
+    """Return what must be equal for a tuned table to be trusted: CPU name and model, cores and ISA.
+
+    Clouds give many CPUs one name, and Arm has none, hence ``cpu_id``.
+    """
     probe = probe or HostProbe()
-    return {"cpu": cpu_info()[0], "cores_physical": probe.physical_cores(probe.online()), "isa": detect_isa()}
+    return {
+        "cpu": cpu_info()[0],
+        "cpu_id": cpu_id(),
+        "cores_physical": physical_cores(probe.root, probe.online()),
+        "isa": detect_isa(),
+    }
 
 
 def describe(probe: HostProbe | None = None, *, engine: str | None = None) -> dict[str, Any]:
@@ -159,6 +169,8 @@ def describe(probe: HostProbe | None = None, *, engine: str | None = None) -> di
         "flags": [flag for flag in FLAGS_OF_INTEREST if flag in flags],
         "cores_usable": budget.usable,
         "cores_usable_reason": budget.reason,
+        "smt": len(budget.cpus) > budget.physical,
+        "numa_nodes": len(probe.topology().nodes),
         "cpus_affinity": budget.affinity,
         "cgroup_quota": budget.quota,
         "governor": probe.governor(),

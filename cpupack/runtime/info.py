@@ -15,6 +15,10 @@ from .manifest import Manifest, read_manifest
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
+_ORDER = (
+    "explicit arguments, OMP_NUM_THREADS (else MKL_NUM_THREADS), this host's tuned table, the build's tuned plan on an "
+    "equal CPU, the usable cores; the first that has a number decides"
+)
 
 
 def collect(package_dir: Path) -> dict[str, Any]:
@@ -75,8 +79,12 @@ def format_info(facts: dict[str, Any]) -> str:
     lines += _section(
         "Plan here",
         {
-            key.replace("_", " "): f"{plan[key]} - {plan['reasons'][key]}"
-            for key in ("threads", "instances", "batch_size")
+            **{
+                key.replace("_", " "): f"{plan[key]} - {plan['reasons'][key]}"
+                for key in ("threads", "instances", "batch_size")
+            },
+            "cpus": _cpus(plan),
+            "order": _ORDER,
         },
     )
     lines.append("")
@@ -124,6 +132,31 @@ def _wrapped(text: str, indent: int) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     ) or [margin]
+
+
+def _cpus(plan: dict[str, Any]) -> str:
+    reason = str(plan["reasons"]["cpus"])
+    if plan["cpus"] is None:
+        return reason
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for number, cpus in enumerate(plan["cpus"]):
+        groups.setdefault(tuple(cpus), []).append(str(number))
+    pinned = [
+        f"instance{'s' * (len(numbers) > 1)} {', '.join(numbers)} on CPUs {_ranges(cpus)}"
+        for cpus, numbers in groups.items()
+    ]
+    return "; ".join(pinned) + f" - {reason}"
+
+
+def _ranges(cpus: tuple[int, ...]) -> str:
+    """Return CPUs as the kernel lists them: ``0-3,8``."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][1] + 1:
+            runs[-1][1] = cpu
+        else:
+            runs.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _input(manifest: dict[str, Any]) -> str:

@@ -1,20 +1,25 @@
 """Decides threads, instances and batch size on the host at hand, and says why. No torch is imported here.
 
-Each number comes from the first of these that has it: the caller's explicit argument; for threads, the user's
-own ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS`` (never overwritten); the host-tuned table; the build's tuned
-plan, when it was made on an equal CPU; the cores this process may use.
+Each number comes from the first of these that has it:
+
+1. the caller's explicit argument;
+2. for threads, the user's own ``OMP_NUM_THREADS``, else ``MKL_NUM_THREADS``; neither is ever overwritten;
+3. the host-tuned table, when it was made on this CPU with as many usable cores;
+4. the build's tuned plan, on the same condition;
+5. the cores this process may use.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from . import host, tuned
 from .host import HostProbe
 from .manifest import Manifest
+from .topology import Topology, binding_variable, spread
 
 DEFAULT_BATCH_SIZE = 8
 """Batch size for throughput where nothing was tuned: past it the INT8 models measured here gain little."""
@@ -27,8 +32,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class Plan:
     """How to run: ``instances`` of the model with ``threads`` each, fed ``batch_size`` samples a call.
 
-    ``reasons`` has one sentence for each of the three. ``source`` is ``host-tuned``, ``build-tuned`` or
-    ``host``.
+    ``cpus`` are the CPUs that each instance keeps to, None where the scheduler decides. ``reasons`` has a sentence
+    for each of these four. ``source`` is ``host-tuned``, ``build-tuned`` or ``host``.
     """
 
     threads: int
@@ -36,6 +41,15 @@ class Plan:
     batch_size: int
     reasons: dict[str, str]
     source: str
+    cpus: tuple[tuple[int, ...], ...] | None = None
+
+
+def placement(plan: Plan, topology: Topology) -> tuple[frozenset[int], ...] | None:
+    """Return for each instance of ``plan`` the CPUs it should keep to, None where there is only one NUMA node.
+
+    All threads of an instance stay on one node as far as one has room, and instances are spread over the nodes.
+    """
+    return spread(plan.threads, plan.instances, topology)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,8 @@ def decide(
             raise ValueError(f"{name} is {value}; it starts at 1")
     probe = probe or HostProbe()
     budget = probe.budget()
-    base = _base(manifest, objective, budget, environ, probe)
+    topology = probe.topology()
+    base = _base(manifest, objective, budget, topology, environ, probe)
     variable, user_threads = _user_threads(environ)
     reasons = dict(base.why)
 
@@ -93,49 +108,69 @@ def decide(
     if batch_size is not None:
         reasons["batch_size"] = "given explicitly."
     wanted = chosen_threads * chosen_instances
-    if wanted > budget.usable:
+    if wanted > budget.most:
         reasons["threads"] += (
             f" {chosen_threads} x {chosen_instances} threads are more than {_cores(budget.usable)} "
             f"({budget.reason}), so they will share."
         )
-    return Plan(
+    elif wanted > budget.usable:
+        reasons["threads"] += f" {wanted} threads on {_cores(budget.usable)}: SMT siblings work too."
+    decided = Plan(
         chosen_threads,
         chosen_instances,
         base.batch_size if batch_size is None else batch_size,
         reasons,
         base.source,
     )
+    return _placed(decided, topology, environ)
+
+
+def _placed(plan: Plan, topology: Topology, environ: Mapping[str, str]) -> Plan:
+    nodes = len(topology.nodes)
+    if nodes == 1:
+        return _with_cpus(plan, None, "left to the scheduler: one NUMA node.")
+    if variable := binding_variable(environ):
+        return _with_cpus(plan, None, f"left to OpenMP: {variable} is set to {environ[variable]}.")
+    cpus = placement(plan, topology)
+    if cpus is None or all(own == topology.cpus for own in cpus):
+        return _with_cpus(plan, None, f"left to the scheduler: no NUMA node has {plan.threads} CPUs free.")
+    used = sum(any(own == node.cpus for own in cpus) for node in topology.nodes)
+    text = f"{nodes} NUMA nodes: the threads of an instance stay on one, {_count(plan.instances, 'instance')} on {used}"
+    return _with_cpus(plan, cpus, f"{text}.")
+
+
+def _with_cpus(plan: Plan, cpus: tuple[frozenset[int], ...] | None, why: str) -> Plan:
+    lists = None if cpus is None else tuple(tuple(sorted(own)) for own in cpus)
+    return dataclasses.replace(plan, cpus=lists, reasons={**plan.reasons, "cpus": why})
 
 
 def _base(
     manifest: Manifest,
     wanted: str | None,
     budget: host.CpuBudget,
+    topology: Topology,
     environ: Mapping[str, str],
     probe: HostProbe,
 ) -> _Base:
     objective = wanted or manifest.plan.objective
-    here = host.fingerprint(probe)
     refused: list[str] = []
 
-    path = tuned.table_path(manifest, environ)
-    table = tuned.read_table(path, rerun=f"{manifest.name} tune")
-    if table is not None:
-        problem = _mismatch(table.fingerprint, here, table.cores_usable, table.threads * table.instances, budget.usable)
-        if table.model != tuned.model_digest(manifest):
-            problem = "it is of another build of this package"
+    found = tuned.find_table(manifest, environ, probe)
+    if (table := found.table) is not None:
+        problem = found.problem or _too_many(table.wanted, budget)
         if wanted is not None and table.objective != wanted:
             problem = f"it is tuned for {table.objective}, not {objective}"
         if problem is None:
-            text = f"tuned on this host for {table.objective} ({path})."
+            when = f" on {table.tuned_at[:10]}" if table.tuned_at else ""
+            text = f"tuned on this host for {table.objective}{when} ({found.path})."
             return _Base(table.threads, table.instances, table.batch_size, "host-tuned", _same(text))
         refused.append(f"The host-tuned table was not used: {problem}.")
 
     plan = manifest.plan
     if plan.tuned and plan.threads and plan.instances and plan.batch_size:
         built_on = manifest.build.get("host") or {}
-        cores = built_on.get("cores_usable")
-        problem = _mismatch(built_on, here, cores, plan.threads * plan.instances, budget.usable)
+        problem = tuned.mismatch(built_on, built_on.get("cores_usable"), probe)
+        problem = problem or _too_many(plan.threads * plan.instances, budget)
         if plan.objective != objective:
             problem = f"it is tuned for {plan.objective}, not {objective}"
         if problem is None:
@@ -143,21 +178,26 @@ def _base(
             return _Base(plan.threads, plan.instances, plan.batch_size, "build-tuned", _same(text))
         refused.append(f"The build's tuned plan was not used: {problem}.")
 
-    derived = _derived(manifest, objective, budget)
+    derived = _derived(manifest, objective, budget, topology)
     # Said once: the threads are what the tables would have changed first.
     derived.why["threads"] = " ".join([derived.why["threads"], *refused])
     return derived
 
 
-def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget) -> _Base:
+def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget, topology: Topology) -> _Base:
     cores = f"{_cores(budget.usable)} ({budget.reason})"
     if objective == "latency":
+        largest = max(node.cores for node in topology.nodes)
+        if largest < budget.usable:
+            text = f"latency: the cores of one NUMA node for one request, {largest} of {cores}."
+        else:
+            text = f"latency: every core for one request, {cores}."
         why = {
-            "threads": f"latency: every core for one request, {cores}.",
+            "threads": text,
             "instances": "latency: one request at a time.",
             "batch_size": "latency: one sample a request.",
         }
-        return _Base(budget.usable, 1, 1, "host", why)
+        return _Base(min(budget.usable, largest), 1, 1, "host", why)
     why = {
         "threads": "throughput: one thread an instance wastes none on synchronization.",
         "instances": f"throughput: one a core, {cores}.",
@@ -167,18 +207,11 @@ def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget) -> _Bas
     return _Base(1, budget.usable, built or DEFAULT_BATCH_SIZE, "host", why)
 
 
-def _mismatch(
-    made_on: Mapping[str, Any], here: Mapping[str, Any], cores: int | None, wanted: int, usable: int
-) -> str | None:
-    """Return why a table does not hold here, None when it does."""
-    for key, value in here.items():
-        if made_on.get(key) != value:
-            return f"it was made with {key} = {made_on.get(key)!r}, and here it is {value!r}"
-    if cores is not None and cores != usable:
-        return f"it was made with {_cores(cores)}, and here there {'is' if usable == 1 else 'are'} {usable}"
-    if wanted > usable:
-        return f"it wants {wanted} threads, and here there {'is' if usable == 1 else 'are'} {_cores(usable)}"
-    return None
+def _too_many(wanted: int, budget: host.CpuBudget) -> str | None:
+    """Return why a setting of so many threads cannot be used, None when it can."""
+    if wanted <= budget.most:
+        return None
+    return f"it wants {wanted} threads, and here there {'is' if budget.usable == 1 else 'are'} {_cores(budget.usable)}"
 
 
 def user_threads(environ: Mapping[str, str] = os.environ) -> int | None:

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import host
 from .errors import InputError
+from .host import HostProbe
 from .manifest import Manifest
 
 TUNED_SCHEMA = 1
@@ -23,7 +25,8 @@ class TunedTable:
     """One tuned setting with the host and the build it holds for, and every row it was chosen from.
 
     ``fingerprint`` is ``host.fingerprint()``, ``cores_usable`` the cores the search could use, ``model`` the
-    digest of ``model_digest``. ``searched_s`` in seconds, ``max_latency_ms`` the p99 bound or None.
+    digest of ``model_digest``. ``searched_s`` in seconds, ``max_latency_ms`` the p99 bound or None, ``tuned_at`` the
+    time of the search (ISO 8601), "" in tables of older versions.
     """
 
     fingerprint: dict[str, Any]
@@ -37,6 +40,7 @@ class TunedTable:
     reason: str
     searched_s: float
     rows: list[dict[str, Any]]
+    tuned_at: str = ""
     schema: int = TUNED_SCHEMA
 
     def __post_init__(self) -> None:
@@ -48,6 +52,47 @@ class TunedTable:
             raise ValueError(f"schema is {self.schema!r}, not {TUNED_SCHEMA}")
         if not isinstance(self.fingerprint, dict) or not isinstance(self.rows, list):
             raise TypeError("fingerprint is not an object or rows is not a list")
+        if not all(isinstance(row, dict) for row in self.rows):
+            raise TypeError("rows holds something that is not an object")
+
+    @property
+    def wanted(self) -> int:
+        """The threads of all instances together."""
+        return self.threads * self.instances
+
+
+@dataclass(frozen=True)
+class Found:
+    """The host-tuned table's ``path``, what is there, and the reason not to trust it (None: it holds here)."""
+
+    path: Path
+    table: TunedTable | None
+    problem: str | None = None
+
+
+def find_table(manifest: Manifest, environ: Mapping[str, str], probe: HostProbe) -> Found:
+    """Return the host-tuned table of this package and whether it was made on this CPU, with these cores."""
+    path = table_path(manifest, environ)
+    table = read_table(path, rerun=f"{manifest.name} tune")
+    if table is None:
+        return Found(path, None)
+    problem = mismatch(table.fingerprint, table.cores_usable, probe)
+    if table.model != model_digest(manifest):
+        problem = "it is of another build of this package"
+    return Found(path, table, problem)
+
+
+def mismatch(made_on: Mapping[str, Any], cores_usable: int | None, probe: HostProbe) -> str | None:
+    """Return why measurements made on a host of that fingerprint do not hold here, None when they do."""
+    for key, value in host.fingerprint(probe).items():
+        if made_on.get(key) != value:
+            return f"it was made with {key} = {made_on.get(key)!r}, and here it is {value!r}"
+    usable = probe.budget().usable
+    if cores_usable is not None and cores_usable != usable:
+        plural = "" if cores_usable == 1 else "s"
+        are = "is" if usable == 1 else "are"
+        return f"it was made with {cores_usable} usable core{plural}, and here there {are} {usable}"
+    return None
 
 
 def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path:
