@@ -123,55 +123,47 @@ class _Search:
         return settings
 
     def _keep_layers_in_fp32(self, settings: Quantize) -> None:
-        layers = [name for name in self._workbench.layers if name not in settings.skip]
+        """Try first and last layer, then the most sensitive ones, and give back what need not be in FP32.
+
+        The ranking starts from no layer even where first and last helped: where they matter they rank high, and where
+        they do not they would cost speed for nothing.
+        """
+        layers = [name for name in self._workbench.layers if not _within(name, settings.skip)]
         ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
-        most = None
-        base = settings
-        kept: list[str] = []
-        if len(ends) < len(layers):
-            with_ends = with_skip(settings, ends)
-            trial = self._try("first and last layer in FP32", with_ends)
-            if accurate(trial.gates) and trial.error is None:
-                kept = self._give_back(settings, ends)
-                most = len(kept) - 1  # fewer layers, if they are others
-                if most < 1:
-                    return
-            elif helped(trial, self._known[settings.model_dump_json()]):
-                base, kept = with_ends, ends
+        most = len(layers) - 1  # a model without any INT8 layer is none
+        if 0 < len(ends) <= most and self._accurate_with(settings, ends, "first and last layer in FP32"):
+            kept = self._give_back(settings, ends)
+            most = min(most, len(kept) - 1)  # fewer, if they are others
+        if most < 1:
+            return
         ranked = self._rank(settings)
-        if most is None:
-            ranked = [name for name in ranked if name not in kept]
-            most = len(ranked) - 1  # a model without any INT8 layer is none
-        else:
-            kept = []
-        needed = self._fewest(base, ranked, most)
+        needed = self._fewest(settings, ranked, most)
         if needed:
-            # The least sensitive are given back first; the ends have earned their place by custom, not by rank.
-            self._give_back(settings, [*kept, *reversed(ranked[:needed])])
+            self._give_back(settings, ranked[:needed][::-1])  # the least sensitive first
 
     def _rank(self, settings: Quantize) -> list[str]:
         self._check_budget("the most sensitive layers in FP32")
-        return [name for name in self._workbench.rank(settings) if name not in settings.skip]
+        return [name for name in self._workbench.rank(settings) if not _within(name, settings.skip)]
 
     def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
         """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""
         works, fails, count = None, 0, 1
+        most = min(most, len(ranked))
         while works is None and fails < most:
             count = min(count, most)
-            if self._accurate_with(settings, ranked[:count]):
+            if self._accurate_with(settings, ranked[:count], _most_sensitive(ranked[:count])):
                 works = count
             else:
                 fails, count = count, 2 * count
         while works is not None and works - fails > 1:
             middle = (works + fails) // 2
-            if self._accurate_with(settings, ranked[:middle]):
+            if self._accurate_with(settings, ranked[:middle], _most_sensitive(ranked[:middle])):
                 works = middle
             else:
                 fails = middle
         return works
 
-    def _accurate_with(self, settings: Quantize, names: Sequence[str]) -> bool:
-        label = f"{len(names)} most sensitive in FP32" if len(names) > 1 else f"{names[0]} in FP32"
+    def _accurate_with(self, settings: Quantize, names: Sequence[str], label: str) -> bool:
         trial = self._try(label, with_skip(settings, names))
         return trial.error is None and accurate(trial.gates)
 
@@ -182,8 +174,8 @@ class _Search:
         while size and kept:
             for chunk in [kept[start : start + size] for start in range(0, len(kept), size)]:
                 rest = [name for name in kept if name not in chunk]
-                trial = self._try(f"{', '.join(chunk)} back in INT8", with_skip(settings, rest))
-                if trial.error is None and accurate(trial.gates):
+                what = chunk[0] if len(chunk) == 1 else f"{len(chunk)} layers"
+                if self._accurate_with(settings, rest, f"{what} back in INT8"):
                     kept = rest
             size //= 2
         return kept
@@ -245,6 +237,14 @@ def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, 
         gates=report.gates,
         passed=report.passed,
     )
+
+
+def _most_sensitive(names: Sequence[str]) -> str:
+    return f"{len(names)} most sensitive in FP32" if len(names) > 1 else f"{names[0]} in FP32"
+
+
+def _within(name: str, skip: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(each + ".") for each in skip)
 
 
 def _sorted_skip(setting: Quantize) -> Quantize:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from cpupack.artifacts import Recovery, Trial
 from cpupack.recovery.closeness import trial_shortfall_db
 
 _SHOWN = 5
-_LABEL = 34
+_LABEL = 30
+_ERROR = 67 - _LABEL - 3
 
 
 def recovery_table(recovery: Recovery) -> list[str]:
@@ -34,7 +36,8 @@ def _heading(trials: Sequence[Trial]) -> str:
 
 def _line(trial: Trial, mark: str) -> str:
     if trial.error is not None:
-        return f"{mark} {trial.label:<{_LABEL}} {trial.error.splitlines()[0]}"
+        why = textwrap.shorten(trial.error.splitlines()[0], _ERROR, placeholder=" ...")
+        return f"{mark} {trial.label:<{_LABEL}} {why}"
     share = trial.drop if trial.drop is not None else trial.agreement
     speed = f"{trial.speedup:.2f}x" if trial.speedup is not None else "-"
     failed = ", ".join(gate.name for gate in trial.gates if not gate.passed)
