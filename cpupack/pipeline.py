@@ -22,12 +22,14 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.host import HostProbe
+from cpupack.sensitivity.report import SensitivityReport, report_on
 from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.quantize import check_skip, quantize
+from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script, script_float
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import choose, compare, judge, race, run_reference
@@ -258,6 +260,24 @@ def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, F
     model = load(loaded, progress)
     check_skip(model.module, loaded.recipe.quantize.skip)
     return model, fuse(model, loaded.recipe, progress)
+
+
+def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> SensitivityReport:
+    """Rank the layers of a recipe's model by what each costs in INT8, on ``count`` samples; no INT8 model is made."""
+    spec = loaded.recipe.quantize
+    with progress.stage("load"):
+        model = load(loaded, progress)
+    with progress.stage("fuse"):
+        fused = fuse(model, loaded.recipe, progress)
+    with progress.stage("read data"):
+        calibration = _calibration(loaded, progress)
+        evaluation = _evaluation(loaded, calibration, progress)
+    with progress.stage("calibrate"):
+        batch_size = loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1
+        calibrated = calibrate(fused, calibration, batch_size, progress)
+        ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
+    with progress.stage("rank"):
+        return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count)
 
 
 def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:

@@ -10,13 +10,16 @@ import numpy as np
 import torch
 
 from cpupack import accuracy
-from cpupack.artifacts import FusedModel, Samples
+from cpupack.artifacts import FloatArray, FusedModel, Samples
 from cpupack.layout import batch_channels_last
+from cpupack.metric import Metric
 from cpupack.progress import Progress
 from cpupack.sensitivity.rounding import Noise, Range, round_weight
 from cpupack.sensitivity.trials import Layer, trials_of
 
 BATCH_SIZE = 8
+COUNT = 32
+"""Samples by default. The SQNR of the outputs is an average over all their values and settles early."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class LayerSensitivity:
     function call. ``skip`` is what ``[quantize] skip`` takes to keep the layer in FP32, None for a function call.
     ``weight_sqnr_db`` compares the int8 weights with the FP32 ones (None without weights), ``activation_sqnr_db`` the
     layer's output before and after rounding to its calibrated range (None where INT8 leaves it FP32: dynamic mode),
-    ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), ``top1_drop`` the
-    loss of top-1 accuracy as a fraction, None without labels. ``noise_share`` is this layer's part (0 to 1) of the sum
-    of all layers' noise in the model's outputs.
+    ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), None where the output
+    is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a fraction, None without labels; ``metric_drop``
+    how much worse the user's metric gets, None without one. ``noise_share`` is this layer's part (0 to 1) of the sum of
+    all layers' noise in the model's outputs.
     """
 
     name: str
@@ -38,8 +42,9 @@ class LayerSensitivity:
     weight_sqnr_db: float | None
     activation_sqnr_db: float | None
     output_sqnr_db: float
-    agreement: float
+    agreement: float | None
     top1_drop: float | None
+    metric_drop: float | None
     noise_share: float
 
 
@@ -50,14 +55,16 @@ def rank(
     progress: Progress,
     *,
     levels: int = 256,
-    count: int = 64,
+    count: int = COUNT,
+    metric: Metric | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[LayerSensitivity, ...]:
     """Return every layer that INT8 rounds, the most sensitive first: by the SQNR of the model's outputs.
 
     ``ranges`` maps a name of ``CalibratedModel.stats`` to the (low, high) that INT8 covers, with low <= 0 <= high;
     empty for dynamic quantization, where inputs are measured as they come. ``levels`` is 256 for 8-bit activations,
-    128 for 7 bits. ``count`` samples, spread evenly over ``samples``, are run in batches of ``batch_size``.
+    128 for 7 bits. ``count`` samples, spread evenly over ``samples``, are run in batches of ``batch_size``. ``metric``
+    is measured where the samples have targets.
 
     A layer that is INT8 has its inputs, its weights (symmetric, per channel) and its output rounded. All else stays
     FP32, and what runs before the layer is run once for all layers. The order is by SQNR because that is continuous:
@@ -65,9 +72,9 @@ def rank(
     """
     chosen = spread(samples, count)
     trials = trials_of(fused, ranges, levels)
-    outputs: list[list[np.ndarray]] = [[] for _ in trials.layers]
+    outputs: list[list[FloatArray]] = [[] for _ in trials.layers]
     noises = [Noise() for _ in trials.layers]
-    references: list[np.ndarray] = []
+    references: list[FloatArray] = []
     batches = -(-len(chosen) // batch_size)
     with torch.inference_mode():
         for number, batch in enumerate(chosen.batches(batch_size)):
@@ -77,7 +84,7 @@ def rank(
             references.append(trials.reference.numpy())
         reference = np.concatenate(references)
         measured = [
-            _measure(layer, noise, reference, np.concatenate(parts), chosen)
+            _measure(layer, noise, reference, np.concatenate(parts), chosen, metric)
             for layer, noise, parts in zip(trials.layers, noises, outputs, strict=True)
         ]
     return tuple(sorted(_shared_out(measured), key=lambda each: each.output_sqnr_db))
@@ -93,16 +100,25 @@ def spread(samples: Samples, count: int) -> Samples:
         data=samples.data[rows],
         names=tuple(samples.names[row] for row in rows),
         labels=None if samples.labels is None else samples.labels[rows],
+        targets=None if samples.targets is None else samples.targets[rows],
     )
 
 
 def _measure(
-    layer: Layer, noise: Noise, reference: np.ndarray, output: np.ndarray, samples: Samples
+    layer: Layer,
+    noise: Noise,
+    reference: FloatArray,
+    output: FloatArray,
+    samples: Samples,
+    metric: Metric | None,
 ) -> LayerSensitivity:
-    drop = None
-    if samples.labels is not None:
-        before, after = (accuracy.top_k(each, samples.labels, 1) for each in (reference, output))
-        drop = before - after
+    classes = accuracy.has_classes(reference.shape[1:])
+    top1_drop = metric_drop = None
+    if classes and samples.labels is not None:
+        top1_drop = accuracy.top_k(reference, samples.labels, 1) - accuracy.top_k(output, samples.labels, 1)
+    if metric is not None and samples.targets is not None:
+        loss = metric(reference, samples.targets) - metric(output, samples.targets)
+        metric_drop = loss if metric.goal == "max" else -loss
     weights = Noise()
     for weight, axis in layer.weights:
         weights.add(weight, round_weight(weight, axis))
@@ -113,8 +129,9 @@ def _measure(
         weight_sqnr_db=weights.sqnr_db if layer.weights else None,
         activation_sqnr_db=noise.sqnr_db if layer.rounds_output else None,
         output_sqnr_db=accuracy.sqnr_db(reference, output),
-        agreement=accuracy.agreement(reference, output),
-        top1_drop=drop,
+        agreement=accuracy.agreement(reference, output) if classes else None,
+        top1_drop=top1_drop,
+        metric_drop=metric_drop,
         noise_share=0.0,
     )
 

@@ -7,6 +7,7 @@ Everything here is numpy on one histogram; nothing depends on an engine. Each fu
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,13 @@ def choose_range(stats: ActivationStats, observer: str, levels: int, percentile:
         case _:
             raise ValueError(f"unknown observer {observer!r}")
     return min(max(low, stats.minimum), 0.0), max(min(high, stats.maximum), 0.0)
+
+
+def choose_ranges(
+    stats: Mapping[str, ActivationStats], observer: str, levels: int, percentile: float = 99.99
+) -> dict[str, tuple[float, float]]:
+    """Return the range of every activation, by its name in ``CalibratedModel.stats``; see ``choose_range``."""
+    return {name: choose_range(each, observer, levels, percentile) for name, each in stats.items()}
 
 
 def moving_average(stats: ActivationStats) -> tuple[float, float]:
