@@ -16,6 +16,7 @@ import click
 
 from cpupack import __version__
 from cpupack.commands.compare import compare
+from cpupack.commands.report import report
 from cpupack.commands.sensitivity import sensitivity
 from cpupack.errors import CpupackError, RecipeError, UsageError
 from cpupack.interrupts import import_torch, install_handlers
@@ -62,6 +63,7 @@ def cli() -> None:
 
 
 cli.add_command(compare)
+cli.add_command(report)
 cli.add_command(sensitivity)
 
 
