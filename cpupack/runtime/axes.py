@@ -59,8 +59,12 @@ def _nines(percent: float) -> float:
 
 
 def linear(label: str, values: Sequence[float], *, zero: bool = True, room: float = 0.0) -> Axis:
-    """Return a linear axis over finite ``values``, from 0 with ``zero``; ``room`` is left at the top, as a share."""
+    """Return a linear axis over finite ``values``, from 0 with ``zero``.
+
+    ``room`` is left at the top, and at the bottom where that is not 0, as a share of the range.
+    """
     low, high = (min(0.0, *values), max(0.0, *values)) if zero else (min(values), max(values))
+    low -= 0.0 if zero else (high - low) * room
     high += (high - low) * room
     if high <= low:
         high = low + (abs(low) or 1.0)

@@ -142,7 +142,7 @@ def value_text(value: Any) -> str:
         case str():
             return value
         case Mapping():
-            return ", ".join(f"{humanized(str(key))} {value_text(each)}" for key, each in value.items())
+            return ", ".join(f"{str(key).replace('_', ' ')} {value_text(each)}" for key, each in value.items())
         case Sequence():
             return ", ".join(value_text(each) for each in value)
     return str(value)

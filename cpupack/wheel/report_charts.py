@@ -13,6 +13,7 @@ from cpupack.runtime.shapes import Chart
 from cpupack.wheel.facts import megabytes
 
 WORST_LAYERS = 24
+HOLD = "all gates hold"
 
 Facts = Mapping[str, Any]
 
@@ -28,7 +29,7 @@ def accuracy_charts(report: Facts) -> list[Chart]:
             _interval_bar(label, value, report.get(f"{key}_{label.lower()}_ci95"), style)
             for label, value, style in (("FP32", fp32, "bar-quiet"), ("INT8", int8, "bar"))
         ]
-        found.append(charts.bars(f"{name} accuracy", rows, "%", zero=False))
+        found.append(charts.bars(f"{name} accuracy", rows, "% of the labelled samples", zero=False))
     return found
 
 
@@ -100,14 +101,14 @@ def recovery_chart(recovery: Facts) -> Chart | None:
             float(trial["speedup"]),
             float(trial["sqnr_db"]),
             str(trial["label"]),
-            "all gates hold" if trial.get("passed") else "a gate fails",
+            HOLD if trial.get("passed") else "a gate fails",
             f"{trial['label']}: {trial['speedup']:.2f} times FP32, {trial['sqnr_db']:.1f} dB",
             number == recovery.get("winner"),
         )
         for number, trial in trials
     }
     front = [points[number] for number, trial in trials if trial.get("pareto")]
-    ordered = sorted(points.values(), key=lambda point: point.series)
+    ordered = sorted(points.values(), key=lambda point: point.series != HOLD)
     return charts.scatter(
         "Accuracy against speed of every trial", ordered, "times FP32", "SQNR, dB", front=front, x_zero=False
     )
