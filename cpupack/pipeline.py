@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpupack import recovery
 from cpupack.artifacts import (
     BuiltWheel,
     CalibratedModel,
     Contender,
     FloatModel,
     FusedModel,
+    Recovery,
     Reference,
     Samples,
     StagedProject,
@@ -20,9 +25,11 @@ from cpupack.artifacts import (
 from cpupack.errors import QuantizationError
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
-from cpupack.recipe import LoadedRecipe
+from cpupack.recipe import LoadedRecipe, Quantize
 from cpupack.runtime.host import HostProbe
+from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
+from cpupack.sensitivity.trials import trials_of
 from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse, list_chains
@@ -71,6 +78,21 @@ class BuildResult:
     raced: tuple[Contender, ...]
     failed: dict[str, str]
     plan: TunePlan
+    recovery: Recovery | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One CPU's engines after the gates, the winner first in line to be packaged.
+
+    ``prepared`` has the recipe's settings, or those that ``recovery`` found.
+    """
+
+    prepared: Prepared
+    winner: Contender
+    raced: tuple[Contender, ...]
+    failed: dict[str, str]
+    recovery: Recovery | None = None
 
 
 def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> list[BuildResult]:
@@ -87,16 +109,17 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
         prepared = prepare(loaded, work, progress)
         finished = []
         for cpu in cpus:
-            raced, failed = contend(prepared, cpu, work, progress)
-            winner = choose(raced)
-            staged = _stage(prepared, winner, work / cpu, progress)
-            plan = _tune(staged, loaded, winner, options, progress)
-            finished.append((finish(staged, plan), winner, raced, failed, plan))
+            settled = settle(prepared, cpu, work, progress)
+            staged = _stage(settled, work / cpu, progress)
+            plan = _tune(staged, loaded, settled.winner, options, progress)
+            finished.append((finish(staged, plan), settled, plan))
         with progress.stage("package"):
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
             return [
-                BuildResult(wheel, prepared.model, winner, tuple(raced), failed, plan)
-                for wheel, (_, winner, raced, failed, plan) in zip(wheels, finished, strict=True)
+                BuildResult(
+                    wheel, prepared.model, settled.winner, settled.raced, settled.failed, plan, settled.recovery
+                )
+                for wheel, (_, settled, plan) in zip(wheels, finished, strict=True)
             ]
 
 
@@ -132,7 +155,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
     with progress.stage(f"quantize and verify ({cpu})"):
         for number, target in enumerate(targets):
             try:
-                contenders.append(_contender(prepared, target, work))
+                contenders.append(_contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt"))
             except QuantizationError as error:
                 if len(targets) == 1:
                     raise
@@ -144,28 +167,81 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
             "no engine can run this model:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items())
         )
     if contenders[0].scripted.target.runs_here:
-        latency = recipe.tune.objective == "latency"
         with progress.stage(f"time against FP32 ({cpu})"):
-            contenders = race(
-                contenders,
-                prepared.float_path,
-                prepared.model.input_shape,
-                prepared.reference.samples.preprocess,
-                work,
-                batch_size=1 if latency else _RACE_BATCH,
-                threads=HostProbe().budget().usable if latency else 1,
-            )
+            contenders = _raced(prepared, contenders, work)
     return [judge(each, recipe.evaluation) for each in contenders], failed
 
 
-def _contender(prepared: Prepared, target: Target, work: Path) -> Contender:
+def settle(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> Settled:
+    """Build the engines of a CPU and choose; where no gate holds and the recipe says so, recover first.
+
+    Raises VerificationError when no engine passes every gate in the end.
+    """
+    started = time.monotonic()
+    raced, failed = contend(prepared, cpu, work, progress)
+    spec = prepared.loaded.recipe.quantize
+    if not recovery.wanted(spec, raced):
+        return Settled(prepared, choose(raced), tuple(raced), failed)
+    with progress.stage(f"recover ({cpu})"):
+        built_s = (time.monotonic() - started) / len(raced)
+        found = recovery.recover(spec, raced, built_s, _workshop(prepared, work, progress))
+    return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
+
+
+def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Workshop:
+    numbers = itertools.count(1)
+
+    def build_trial(spec: Quantize, target: Target) -> Contender:
+        path = work / f"{target.cpu}-trial-{next(numbers)}.pt"
+        contender = _contender(_with(prepared, spec), target, work, path)
+        if target.runs_here:
+            (contender,) = _raced(prepared, [contender], work)
+        contender = judge(contender, prepared.loaded.recipe.evaluation)
+        if not contender.report.passed:
+            path.unlink()
+        return contender
+
+    def ranked(spec: Quantize, target: Target) -> list[str]:
+        levels = 2**target.activation_bits
+        ranges = choose_ranges(prepared.calibrated.stats, spec.observer, levels, spec.percentile)
+        found = rank(prepared.fused, ranges, prepared.reference.samples, progress, levels=levels)
+        return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
+
+    anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))
+    layers = trials_of(prepared.fused, anything, levels=256).layers
+    weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
+    return recovery.Workshop(build_trial, ranked, prepared.fused.style, weighted, progress)
+
+
+def _with(prepared: Prepared, spec: Quantize) -> Prepared:
+    """Return the same with another ``[quantize]`` table; the recipe's text stays as it was written."""
+    loaded = prepared.loaded
+    recipe = loaded.recipe.model_copy(update={"quantize": spec})
+    return dataclasses.replace(prepared, loaded=loaded.model_copy(update={"recipe": recipe}))
+
+
+def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[Contender]:
+    """Time contenders for this host against FP32, as the recipe's objective would run them."""
+    latency = prepared.loaded.recipe.tune.objective == "latency"
+    return race(
+        contenders,
+        prepared.float_path,
+        prepared.model.input_shape,
+        prepared.reference.samples.preprocess,
+        work,
+        batch_size=1 if latency else _RACE_BATCH,
+        threads=HostProbe().budget().usable if latency else 1,
+    )
+
+
+def _contender(prepared: Prepared, target: Target, work: Path, path: Path) -> Contender:
     quantized = quantize(prepared.calibrated, prepared.model.module, prepared.loaded.recipe, target)
-    path = work / f"{target.cpu}-{target.engine}.pt"
     scripted = script(quantized, prepared.model.input_shape, path)
     return compare(quantized, scripted, prepared.reference, work)
 
 
-def _stage(prepared: Prepared, winner: Contender, directory: Path, progress: Progress) -> StagedProject:
+def _stage(settled: Settled, directory: Path, progress: Progress) -> StagedProject:
+    prepared, winner = settled.prepared, settled.winner
     with progress.stage(f"stage ({winner.scripted.target.cpu})"):
         contents = WheelContents(
             loaded=prepared.loaded,
@@ -177,6 +253,7 @@ def _stage(prepared: Prepared, winner: Contender, directory: Path, progress: Pro
             calibration=prepared.calibration,
             golden=winner.golden,
             notes=winner.quantized.notes,
+            recovery=settled.recovery,
         )
         return stage_project(contents, directory)
 
@@ -239,9 +316,8 @@ def stage_untuned(
 ) -> tuple[Prepared, Contender, StagedProject]:
     """Build for one CPU up to the runner's project, which runs as it is (``cpupack compare`` sets its own plans)."""
     prepared = prepare(loaded, work, progress)
-    raced, _ = contend(prepared, cpu, work, progress)
-    winner = choose(raced)
-    return prepared, winner, _stage(prepared, winner, work / cpu, progress)
+    settled = settle(prepared, cpu, work, progress)
+    return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 
 def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:
