@@ -104,7 +104,7 @@ def _crossing(rejected_by: Callable[[float], float], inside: float, outside: flo
 
 
 def sqnr_interval_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> Interval | None:
-    """Return the interval of ``sqnr_db`` over samples (axis 0); None for fewer than two, or without a finite ratio.
+    """Return the interval of ``sqnr_db`` over samples (axis 0); None for fewer than two or a ratio of nothing.
 
     The noise by the signal is a ratio of two means over samples; its variance is that of the ratio estimator (Cochran,
     Sampling Techniques, 3rd edition, 6.4), taken to decibels by the delta method.
@@ -113,7 +113,9 @@ def sqnr_interval_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> I
     exact = reference.astype(np.float64).reshape(count, -1)
     signal = np.square(exact).sum(axis=1)
     noise = np.square(exact - actual.reshape(count, -1)).sum(axis=1)
-    if count < 2 or not (0.0 < signal.sum() < math.inf and 0.0 < noise.sum() < math.inf):
+    if noise.sum() == 0.0:
+        return math.inf, math.inf
+    if count < 2 or not (0.0 < signal.sum() < math.inf and noise.sum() < math.inf):
         return None
     ratio = noise.sum() / signal.sum()
     residual = noise - ratio * signal

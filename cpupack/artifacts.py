@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cpupack.metric import Metric
 from cpupack.runtime.preprocess import PreprocessSpec, normalize
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
 FloatArray = npt.NDArray[np.float32]
+Interval = tuple[float, float]
+"""Lower and upper end."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Samples:
     """Inputs held in memory: pixels as uint8 (normalized batch by batch), anything else as float32.
 
     ``data`` is uint8 ``(n, height, width, channels)`` when ``preprocess`` is set, else float32 ``(n, *input_shape)``.
-    ``labels`` is int64 ``(n,)`` or None. ``names`` says where each sample came from. ``origin`` is the recipe's words.
+    ``labels`` is int64 ``(n,)`` or None. ``targets`` ``(n, ...)`` of any dtype is what a user's metric compares the
+    outputs with, None where there is no metric. ``names`` says where each sample came from. ``origin`` is the recipe's
+    words.
     """
 
     data: npt.NDArray[Any]
@@ -40,13 +45,15 @@ class Samples:
     class_names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     synthetic: bool = False
+    targets: npt.NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         wanted = np.uint8 if self.preprocess else np.float32
         if self.data.dtype != wanted:
             raise TypeError(f"samples are {self.data.dtype}, not {np.dtype(wanted)}")
-        if len(self.names) != len(self.data) or (self.labels is not None and len(self.labels) != len(self.data)):
-            raise ValueError("data, names and labels have different lengths")
+        parts = (self.names, self.labels, self.targets)
+        if any(part is not None and len(part) != len(self.data) for part in parts):
+            raise ValueError("data, names, labels and targets have different lengths")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -140,21 +147,33 @@ class ScriptedModel:
 
 @dataclass(frozen=True)
 class Gate:
-    """One bound of ``[evaluation]`` and whether it held."""
+    """One bound of ``[evaluation]`` and whether it held.
+
+    ``ci95`` is the 95 % interval of ``measured``, None where there is none. ``proven`` says that the interval's worse
+    end holds the bound too, so that the samples show it; where not, ``note`` says so in words. ``confident`` gates are
+    judged by that end, all others by ``measured``.
+    """
 
     name: str
     bound: float
     measured: float
     passed: bool
+    proven: bool = False
+    ci95: Interval | None = None
+    confident: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What the saved model does, against FP32 and against the quantized module it came from.
 
-    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax; top-1/top-5 are fractions, None without
-    labels. ``speedup`` is the median of interleaved FP32/INT8 time ratios at the same batch and threads, None when
-    this host cannot time the target. ``data`` says what was compared on.
+    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax (None where the output is not
+    ``(classes,)``); top-1/top-5 are fractions, None without labels; their drop is FP32's less INT8's. ``metric``
+    names the user's own, ``metric_drop`` is how much worse INT8 is, whatever its goal. ``speedup`` is the median of
+    interleaved FP32/INT8 time ratios at the same batch and threads, None when this host cannot time the target.
+    ``*_ci95`` are 95 % intervals (``accuracy.py`` names the methods); those of ``metric`` are measured for
+    ``confident`` gates alone. ``data`` says what was compared on.
     """
 
     data: str
@@ -162,7 +181,7 @@ class VerifyReport:
     equal_to_quantized: bool
     sqnr_db: float
     cosine: float
-    agreement: float
+    agreement: float | None
     labelled_samples: int = 0
     top1_fp32: float | None = None
     top1_int8: float | None = None
@@ -171,6 +190,24 @@ class VerifyReport:
     speedup: float | None = None
     speed_rows: tuple[dict[str, Any], ...] = ()
     gates: tuple[Gate, ...] = ()
+    sqnr_db_ci95: Interval | None = None
+    agreement_ci95: Interval | None = None
+    top1_fp32_ci95: Interval | None = None
+    top1_int8_ci95: Interval | None = None
+    top5_fp32_ci95: Interval | None = None
+    top5_int8_ci95: Interval | None = None
+    top1_drop_ci95: Interval | None = None
+    top1_lost: int | None = None
+    """Labelled samples that FP32 has right and INT8 wrong; ``top1_won`` are the reverse."""
+    top1_won: int | None = None
+    speedup_ci95: Interval | None = None
+    metric: str | None = None
+    metric_goal: str | None = None
+    metric_fp32: float | None = None
+    metric_int8: float | None = None
+    metric_int8_ci95: Interval | None = None
+    metric_drop: float | None = None
+    metric_drop_ci95: Interval | None = None
 
     @property
     def passed(self) -> bool:
@@ -179,10 +216,14 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Reference:
-    """The FP32 model's outputs ``(n, *output_shape)`` on the samples that INT8 is compared on."""
+    """The FP32 model's outputs ``(n, *output_shape)`` on the samples that INT8 is compared on.
+
+    ``metric`` is the user's own measure, None where the recipe names none.
+    """
 
     samples: Samples
     outputs: FloatArray
+    metric: Metric | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from cpupack.artifacts import Contender, Gate, VerifyReport
+from cpupack.artifacts import Contender, Gate, Interval, VerifyReport
 from cpupack.console import flow
 from cpupack.pipeline import BuildResult
 from cpupack.wheel.facts import megabytes
@@ -126,26 +126,39 @@ def _runs_on(result: BuildResult) -> str:
 def _outputs(report: VerifyReport) -> tuple[str, str]:
     sqnr = "exactly FP32's" if report.sqnr_db == math.inf else f"SQNR {report.sqnr_db:.1f} dB"
     samples = f"on {report.samples} sample{'s' if report.samples != 1 else ''} of {report.data}"
-    return f"{sqnr}, cosine {report.cosine:.4f}, same top-1 as FP32 {report.agreement:.1%}", samples
+    same = "" if report.agreement is None else f", same top-1 as FP32 {report.agreement:.1%}"
+    return f"{sqnr}, cosine {report.cosine:.4f}{same}", samples
 
 
 def _accuracy(report: VerifyReport) -> list[tuple[str, str]]:
-    if report.top1_fp32 is None or report.top1_int8 is None or report.top5_fp32 is None or report.top5_int8 is None:
-        return []
-    return [
-        ("top-1", f"FP32 {report.top1_fp32:.2%}, INT8 {report.top1_int8:.2%} ({_points(report)})"),
-        (
-            "top-5",
-            f"FP32 {report.top5_fp32:.2%}, INT8 {report.top5_int8:.2%}, on {report.labelled_samples} labelled samples",
-        ),
-    ]
+    """Return the rows on labels and targets; intervals are of 95 %."""
+    rows = []
+    if report.top1_fp32 is not None and report.top5_fp32 is not None:
+        rows = [
+            ("top-1", _top(report.top1_fp32, report.top1_fp32_ci95, report.top1_int8, report.top1_int8_ci95)),
+            ("", _drop(report)),
+            ("top-5", _top(report.top5_fp32, report.top5_fp32_ci95, report.top5_int8, report.top5_int8_ci95)),
+        ]
+    if report.metric is not None:
+        rows.append(("metric", f"FP32 {report.metric_fp32:.6g}, INT8 {report.metric_int8:.6g} ({report.metric})"))
+    return rows
 
 
-def _points(report: VerifyReport) -> str:
+def _top(fp32: float, fp32_ci95: Interval | None, int8: float | None, int8_ci95: Interval | None) -> str:
+    assert int8 is not None
+    return f"FP32 {fp32:.2%}{_span(fp32_ci95)}, INT8 {int8:.2%}{_span(int8_ci95)}"
+
+
+def _span(ci95: Interval | None) -> str:
+    return f" [{ci95[0] * 100:.2f}, {ci95[1] * 100:.2f}]" if ci95 else ""
+
+
+def _drop(report: VerifyReport) -> str:
     assert report.top1_fp32 is not None
     assert report.top1_int8 is not None
-    change = (report.top1_int8 - report.top1_fp32) * 100
-    return "equal" if change == 0 else f"{change:+.2f} points"
+    drop = (report.top1_fp32 - report.top1_int8) * 100
+    text = "no drop" if drop == 0 else f"drop {drop:.2f} points" if drop > 0 else f"gain {-drop:.2f} points"
+    return f"{text}{_span(report.top1_drop_ci95)} on {report.labelled_samples:,} labelled samples (95 % intervals)"
 
 
 def _speed(report: VerifyReport) -> tuple[str, ...]:
@@ -158,7 +171,11 @@ def _speed(report: VerifyReport) -> tuple[str, ...]:
 
 
 def _gate(gate: Gate) -> str:
-    return f"{gate.name} = {gate.bound:g} holds: {gate.measured:.4g}"
+    text = f"{gate.name} = {gate.bound:g} holds: {gate.measured:.4g}"
+    if gate.ci95 is None or not all(map(math.isfinite, gate.ci95)):
+        return text
+    shown = "" if gate.proven else ", NOT PROVEN by this many samples"
+    return f"{text} [{gate.ci95[0]:.4g}, {gate.ci95[1]:.4g}]{shown}"
 
 
 def _setting(result: BuildResult) -> str:

@@ -23,11 +23,15 @@ def open_source(
     skip_corrupt: bool,
     labelled: bool,
     progress: Progress,
+    required: bool = True,
+    targets: bool = False,
 ) -> Samples:
     """Read the data that ``spec`` (``[calibration] source`` or ``[evaluation] source``) names.
 
     ``samples`` is the most to take, None for all; the choice depends on ``seed`` alone. ``labelled`` asks for
-    class indices. Raises CalibrationError when the data is missing, unusable, or not what the model takes.
+    class indices, an error where there are none unless ``required`` is false. ``targets`` asks for what a metric
+    compares outputs with: an array of any shape, or the labels where there is none. Raises CalibrationError when the
+    data is missing, unusable, or not what the model takes.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _KINDS:
@@ -35,5 +39,5 @@ def open_source(
             f'no data source "{spec}"',
             hint="images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic",
         )
-    request = Request(spec, loaded, samples, seed, skip_corrupt, labelled, progress)
+    request = Request(spec, loaded, samples, seed, skip_corrupt, labelled, progress, required, targets)
     return _KINDS[kind](rest, request)

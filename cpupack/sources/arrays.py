@@ -15,6 +15,7 @@ from cpupack.sources.request import Array, Request, floats_of, pixels_of
 
 DATA_KEYS = ("data", "images", "x")
 LABELS_KEY = "labels"
+TARGETS_KEY = "targets"
 
 
 def read(file: str, request: Request) -> Samples:
@@ -36,14 +37,16 @@ def read(file: str, request: Request) -> Samples:
     if data.ndim == 0 or len(data) == 0:
         raise CalibrationError(f"{request.spec}: the array {found[0]} of {path} is empty")
     labels = _labels(arrays, len(data), request) if request.labelled else None
+    targets = _targets(arrays, len(data), request) if request.targets else None
     rows = request.choose(len(data))
     names = [f"row {row}" for row in rows]
     labels = labels[rows] if labels is not None else None
+    targets = targets[rows] if targets is not None else None
     if data.dtype == np.uint8 and request.preprocess is not None:
         request.check_memory(len(rows))
         pixels = np.stack([pixels_of(data[row], request, name) for row, name in zip(rows, names, strict=True)])
-        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
-    return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels)
+        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels=labels, targets=targets)
+    return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels, targets=targets)
 
 
 def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
@@ -55,7 +58,9 @@ def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
         with path.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
-                return {key: loaded[key] for key in (*DATA_KEYS, LABELS_KEY) if key in loaded}, loaded.files
+                return {
+                    key: loaded[key] for key in (*DATA_KEYS, LABELS_KEY, TARGETS_KEY) if key in loaded
+                }, loaded.files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{request.spec}: {path} cannot be read as .npz: {error}") from error
     raise CalibrationError(
@@ -64,18 +69,41 @@ def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
     )
 
 
-def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArray[np.int64]:
+def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArray[np.int64] | None:
+    """Return the class indices; what is no such array is an error where labels are required, else a warning."""
     if LABELS_KEY not in arrays:
+        if not request.required:
+            return None
         raise CalibrationError(
             f'{request.spec}: there is no array "{LABELS_KEY}", and accuracy needs one',
             hint="np.savez(path, data=..., labels=...)",
         )
     labels = arrays[LABELS_KEY]
+    problem = None
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise CalibrationError(
-            f"{request.spec}: labels are {labels.dtype} of shape {labels.shape}; "
-            f"they must be {count} integers, one for each sample"
+        problem = (
+            f"labels are {labels.dtype} of shape {labels.shape}; they must be {count} integers, one for each sample"
         )
-    if labels.min() < 0:
-        raise CalibrationError(f"{request.spec}: label {labels.min()} of row {labels.argmin()} is negative")
-    return labels.astype(np.int64)
+    elif labels.min() < 0:
+        problem = f"label {labels.min()} of row {labels.argmin()} is negative"
+    if problem is None:
+        return labels.astype(np.int64)
+    if request.required:
+        raise CalibrationError(f"{request.spec}: {problem}")
+    request.progress.warn(f"{request.spec}: accuracy is not measured: {problem}")
+    return None
+
+
+def _targets(arrays: dict[str, Array], count: int, request: Request) -> Array:
+    key = TARGETS_KEY if TARGETS_KEY in arrays else LABELS_KEY
+    if key not in arrays:
+        raise CalibrationError(
+            f'{request.spec}: there is no array "{TARGETS_KEY}" (or "{LABELS_KEY}"), and the metric needs one',
+            hint="np.savez(path, data=..., targets=...)",
+        )
+    targets = arrays[key]
+    if targets.ndim == 0 or len(targets) != count:
+        raise CalibrationError(
+            f"{request.spec}: {key} have shape {targets.shape}; their first dimension must be the {count} samples"
+        )
+    return targets

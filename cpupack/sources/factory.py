@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from cpupack.artifacts import Samples
@@ -19,9 +20,9 @@ from cpupack.sources.request import Request, floats_of, pixels_of
 def read(spec: str, request: Request) -> Samples:
     """Call the factory without arguments and take the first ``request.samples`` items of what it returns.
 
-    An item is one sample or a ``(sample, label)`` pair; a sample is a PIL image or uint8 pixels
-    ``(height, width, channels)`` where the recipe has [preprocess], else floats of the model's input shape
-    (arrays or tensors).
+    An item is one sample, a ``(sample, label)`` pair, or a ``(sample, target)`` pair for a metric with a target of any
+    shape. A sample is a PIL image or uint8 pixels ``(height, width, channels)`` where the recipe has [preprocess], else
+    floats of the model's input shape (arrays or tensors).
     """
     try:
         factory = load_factory(spec, request.loaded, key=f"source {request.spec}")
@@ -33,14 +34,13 @@ def read(spec: str, request: Request) -> Samples:
     request.warn_if_few(len(items))
     pairs = [_pair(item) for item in items]
     names = [f"item {index}" for index in range(len(items))]
-    labels = None
-    if request.labelled:
-        found = [_label(label, name, request) for (_, label), name in zip(pairs, names, strict=True)]
-        labels = np.array(found, np.int64)
+    seconds = [second for _, second in pairs]
+    labels = _labels(seconds, names, request) if request.labelled else None
+    targets = _targets(seconds, names, request) if request.targets else None
     samples = [value if isinstance(value, Image.Image) else _array(value) for value, _ in pairs]
     if request.preprocess is not None and all(map(_is_pixels, samples)):
         pixels = np.stack([pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)])
-        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels)
+        return Samples(pixels, request.spec, tuple(names), request.preprocess, labels=labels, targets=targets)
     floats = []
     for sample, name in zip(samples, names, strict=True):
         if isinstance(sample, Image.Image):
@@ -49,7 +49,7 @@ def read(spec: str, request: Request) -> Samples:
                 + ("others are not" if request.preprocess else "the recipe has no [preprocess]")
             )
         floats.append(floats_of(sample[None], request, [name])[0])
-    return Samples(np.stack(floats), request.spec, tuple(names), labels=labels)
+    return Samples(np.stack(floats), request.spec, tuple(names), labels=labels, targets=targets)
 
 
 def _items(factory: Any, request: Request) -> Iterator[Any]:
@@ -83,13 +83,43 @@ def _is_pixels(sample: Any) -> bool:
     return isinstance(sample, Image.Image) or sample.dtype == np.uint8
 
 
-def _label(label: Any, name: str, request: Request) -> int:
+def _labels(labels: list[Any], names: list[str], request: Request) -> npt.NDArray[np.int64] | None:
+    """Return class indices, None where they are not required and the second parts of the pairs are something else."""
+    if not request.required and not all(map(_is_index, labels)):
+        return None
+    return np.array([_label(label, name, request) for label, name in zip(labels, names, strict=True)], np.int64)
+
+
+def _is_index(label: Any) -> bool:
     number = np.asarray(label) if label is not None else None
-    if number is None or number.shape != () or number.dtype.kind not in "iu" or number < 0:
+    return number is not None and number.shape == () and number.dtype.kind in "iu" and bool(number >= 0)
+
+
+def _label(label: Any, name: str, request: Request) -> int:
+    if not _is_index(label):
         raise CalibrationError(
             f"{request.spec}: {name} has no label, and accuracy needs one"
-            if number is None
+            if label is None
             else f"{request.spec}: the label of {name} is {label!r}; it must be a class index",
             hint="yield (sample, label) pairs",
         )
-    return int(number)
+    return int(label)
+
+
+def _targets(targets: list[Any], names: list[str], request: Request) -> np.ndarray[Any, Any]:
+    """Return the targets as one array. Raises CalibrationError where one is missing or of another shape."""
+    arrays = []
+    for target, name in zip(targets, names, strict=True):
+        if target is None:
+            raise CalibrationError(
+                f"{request.spec}: {name} has no target, and the metric needs one",
+                hint="yield (sample, target) pairs",
+            )
+        arrays.append(np.asarray(target))
+        if arrays[-1].shape != arrays[0].shape:
+            raise CalibrationError(
+                f"{request.spec}: the target of {name} has shape {arrays[-1].shape}, "
+                f"and that of {names[0]} {arrays[0].shape}",
+                hint="pad them to one shape",
+            )
+    return np.stack(arrays)

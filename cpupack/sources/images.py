@@ -33,7 +33,7 @@ def read(directory: str, request: Request) -> Samples:
     files = _image_files(root)
     if not files:
         raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
-    classes = _classes(root, files, request) if request.labelled else None
+    classes = _classes_if_any(root, files, request) if request.labelled or request.targets else None
     order = np.random.default_rng(request.seed).permutation(len(files))
     wanted = len(files) if request.samples is None else min(request.samples, len(files))
     request.check_memory(wanted)
@@ -42,13 +42,16 @@ def read(directory: str, request: Request) -> Samples:
         raise CalibrationError(f"{request.spec}: none of the {len(files)} images below {root} can be decoded")
     request.warn_if_few(len(decoded))
     chosen = sorted(decoded)
-    labels = [classes[_class_of(name)] for name in chosen] if classes is not None else None
+    classes_of = None
+    if classes is not None:
+        classes_of = np.array([classes[_class_of(name)] for name in chosen], np.int64)
     return Samples(
         data=np.stack([decoded[name] for name in chosen]),
         origin=request.spec,
         names=tuple(chosen),
         preprocess=request.preprocess,
-        labels=np.array(labels, np.int64) if labels is not None else None,
+        labels=classes_of if request.labelled else None,
+        targets=classes_of if request.targets else None,
         class_names=tuple(sorted(classes, key=classes.__getitem__)) if classes is not None else (),
         skipped=tuple(sorted(skipped)),
     )
@@ -82,6 +85,19 @@ def _what_is_there(root: Path) -> str:
         return "the directory is empty; put images into it"
     listed = ", ".join(others[:_LISTED]) + (" ..." if len(others) > _LISTED else "")
     return f"nothing in it has an extension that Pillow opens; it holds {listed}"
+
+
+def _classes_if_any(root: Path, files: list[str], request: Request) -> dict[str, int] | None:
+    """Return the class of each folder, None where there is no class for each image and none is required."""
+    if request.required or request.targets:
+        return _classes(root, files, request)
+    if any("/" not in name for name in files):
+        return None
+    try:
+        return _classes(root, files, request)
+    except CalibrationError as error:
+        request.progress.warn(f"accuracy is not measured: {error.message}")
+        return None
 
 
 def _classes(root: Path, files: list[str], request: Request) -> dict[str, int]:

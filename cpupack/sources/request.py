@@ -33,7 +33,8 @@ _MAX_WORKERS = 8
 class Request:
     """One question to a source: which data, how much of it, and what the model takes.
 
-    ``samples`` None means all. ``labelled`` asks for a class index with each sample.
+    ``samples`` None means all. ``labelled`` asks for a class index with each sample, and ``targets`` for what a user's
+    metric compares outputs with. What the data does not have is an error where it is ``required``, else left out.
     """
 
     spec: str
@@ -43,6 +44,8 @@ class Request:
     skip_corrupt: bool
     labelled: bool
     progress: Progress
+    required: bool = True
+    targets: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -34,12 +34,18 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
     compared = f"on {accuracy['samples']} samples ({accuracy['data']})"
     sqnr = accuracy["sqnr_db"]
     rows = [("Outputs against FP32", f"SQNR {'infinite' if sqnr is None else f'{sqnr:.1f} dB'} {compared}")]
-    rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
+    if accuracy["agreement"] is not None:
+        rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
     for key, label in (("top1", "Top-1"), ("top5", "Top-5")):
         fp32, int8 = accuracy[f"{key}_fp32"], accuracy[f"{key}_int8"]
         if fp32 is not None and int8 is not None:
             labelled = accuracy["labelled_samples"]
-            rows.append((label, f"INT8 {int8:.2%}, FP32 {fp32:.2%} on {labelled} labelled samples"))
+            interval = accuracy.get(f"{key}_int8_ci95")
+            span = f" (95 % interval {interval[0] * 100:.2f} to {interval[1] * 100:.2f})" if interval else ""
+            rows.append((label, f"INT8 {int8:.2%}{span}, FP32 {fp32:.2%} on {labelled} labelled samples"))
+    if accuracy.get("metric") is not None:
+        measured = f"INT8 {accuracy['metric_int8']:.6g}, FP32 {accuracy['metric_fp32']:.6g}"
+        rows.append(("Metric", f"{measured} ({accuracy['metric']}, {accuracy['metric_goal']})"))
     for gate in accuracy["gates"]:
         verdict = "held" if gate["passed"] else "FAILED"
         rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}, bound {gate['bound']:g}: {verdict}"))

@@ -92,10 +92,10 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
-    for name in ("model.py", "shapes.pt"):
+    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz"):
         (tmp_path / name).touch()
-    for name in ("photos", "held-out"):
-        (tmp_path / name).mkdir()
+    for name in ("photos/cat", "held-out/cat"):
+        (tmp_path / name).mkdir(parents=True)
     for block in blocks(page, "toml"):
         text = block if "schema = 1" in block else f"{MINIMAL}{block}"
         recipe, problems, _ = parse_recipe(text, page.name, tmp_path)

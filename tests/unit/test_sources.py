@@ -51,6 +51,8 @@ def read(tmp_path: Path, progress: Recorder) -> Open:
         seed: int = 0,
         skip_corrupt: bool = False,
         labelled: bool = False,
+        required: bool = True,
+        targets: bool = False,
     ) -> Samples:
         data: dict[str, Any] = {
             "schema": 1,
@@ -70,6 +72,8 @@ def read(tmp_path: Path, progress: Recorder) -> Open:
             skip_corrupt=skip_corrupt,
             labelled=labelled,
             progress=progress,
+            required=required,
+            targets=targets,
         )
 
     return open_it
@@ -502,3 +506,76 @@ def test_synthetic_data_has_no_labels(read: Open) -> None:
 def test_unknown_source(read: Open) -> None:
     with pytest.raises(CalibrationError, match='no data source "pictures:x"'):
         read("pictures:x")
+
+
+# labels that no gate needs, and targets
+
+
+def test_labels_that_are_not_required_are_taken_where_they_are(tmp_path: Path, read: Open, progress: Recorder) -> None:
+    data = np.zeros((3, 4), np.float32)
+    wanted = {"shape": (4,), "preprocess": None, "labelled": True, "required": False}
+    np.savez(tmp_path / "with.npz", data=data, labels=[0, 2, 1])
+    np.savez(tmp_path / "without.npz", data=data)
+    np.savez(tmp_path / "others.npz", data=data, labels=[0.5, 2.0, 1.0])
+    found = read("arrays:with.npz", **wanted)
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, 2, 1]
+    assert read("arrays:without.npz", **wanted).labels is None
+    assert progress.warnings == []
+    assert read("arrays:others.npz", **wanted).labels is None
+    assert progress.warnings == [
+        "arrays:others.npz: accuracy is not measured: labels are float64 of shape (3,); "
+        "they must be 3 integers, one for each sample"
+    ]
+
+
+def test_images_need_no_folders_where_no_label_is_required(tmp_path: Path, read: Open, progress: Recorder) -> None:
+    picture(tmp_path / "pics" / "cat" / "0.png")
+    picture(tmp_path / "pics" / "dog" / "0.png")
+    labelled = read("images:pics", labelled=True, required=False)
+    assert labelled.labels is not None
+    assert labelled.labels.tolist() == [0, 1]
+    assert read("images:pics", targets=True).targets.tolist() == [0, 1]
+    strange = read("images:pics", labelled=True, required=False, labels=["ant", "bee", "cat"])
+    assert strange.labels is None
+    assert progress.warnings[0].startswith("accuracy is not measured: images:pics: 2 class folders for 3 labels")
+    picture(tmp_path / "pics" / "loose.png")
+    assert read("images:pics", labelled=True, required=False).labels is None
+    with pytest.raises(CalibrationError, match="1 images are directly in"):
+        read("images:pics", targets=True)
+
+
+def test_targets_of_arrays_have_any_shape_and_follow_their_rows(tmp_path: Path, read: Open) -> None:
+    wanted = {"shape": (4,), "preprocess": None, "targets": True}
+    data, masks = np.arange(40, dtype=np.float32).reshape(10, 4), np.arange(60).reshape(10, 2, 3)
+    np.savez(tmp_path / "masks.npz", data=data, targets=masks, labels=np.zeros(10, int))
+    found = read("arrays:masks.npz", **wanted, samples=4, seed=3)
+    rows = (found.data[:, 0] / 4).astype(int)
+    assert found.targets is not None
+    assert np.array_equal(found.targets, masks[rows])
+    np.savez(tmp_path / "labels.npz", data=data, labels=np.arange(10))
+    assert read("arrays:labels.npz", **wanted).targets.tolist() == list(range(10))
+    np.savez(tmp_path / "none.npz", data=data)
+    with pytest.raises(CalibrationError, match=r'no array "targets" \(or "labels"\), and the metric needs one'):
+        read("arrays:none.npz", **wanted)
+    np.savez(tmp_path / "few.npz", data=data, targets=masks[:9])
+    with pytest.raises(CalibrationError, match=r"targets have shape \(9, 2, 3\); their first dimension must be the 10"):
+        read("arrays:few.npz", **wanted)
+
+
+def test_targets_of_a_factory(tmp_path: Path, read: Open) -> None:
+    wanted = {"shape": (4,), "preprocess": None, "labelled": True, "required": False, "targets": True}
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def boxes():\n    yield from ((np.zeros(4, np.float32), np.full((2, 4), n)) for n in range(3))\n"
+        "def some():\n    yield np.zeros(4, np.float32), 1.5\n    yield np.zeros(4, np.float32)\n"
+        "def ragged():\n    yield from ((np.zeros(4, np.float32), np.zeros(n)) for n in (1, 2))\n"
+    )
+    found = read("python:data.py:boxes", **wanted)
+    assert found.labels is None
+    assert found.targets is not None
+    assert found.targets[:, 0, 0].tolist() == [0, 1, 2]
+    with pytest.raises(CalibrationError, match="item 1 has no target, and the metric needs one"):
+        read("python:data.py:some", **wanted)
+    with pytest.raises(CalibrationError, match=r"the target of item 1 has shape \(2,\), and that of item 0 \(1,\)"):
+        read("python:data.py:ragged", **wanted)

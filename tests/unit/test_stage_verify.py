@@ -10,15 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import SHAPE, Recorder, float_model, quantized, samples, target
+from tiny_models import SHAPE, Recorder, float_model, loaded, quantized, samples, target
 from torch import nn
 
 from cpupack import accuracy
-from cpupack.artifacts import Contender, QuantizedModel, ScriptedModel, VerifyReport
-from cpupack.errors import CalibrationError, VerificationError
+from cpupack.artifacts import Contender, QuantizedModel, Samples, ScriptedModel, VerifyReport
+from cpupack.errors import CalibrationError, RecipeError, VerificationError
 from cpupack.recipe import Evaluation
 from cpupack.stages.script import script, script_float
-from cpupack.stages.verify import choose, compare, judge, race, run_reference
+from cpupack.stages.verify import (
+    check_gates,
+    choose,
+    compare,
+    doubts,
+    judge,
+    load_metric,
+    race,
+    run_reference,
+)
 
 
 def net() -> nn.Sequential:
@@ -50,6 +59,20 @@ def test_the_report_compares_a_fresh_process_with_fp32(contender: Contender) -> 
     assert report.top1_fp32 == accuracy.top_k(expected, labels, 1)
     assert report.top5_fp32 == accuracy.top_k(expected, labels, 5)
     assert report.top1_int8 is not None
+    assert report.top1_lost is not None
+    assert report.top1_won is not None
+    assert report.top1_fp32 - report.top1_int8 == pytest.approx((report.top1_lost - report.top1_won) / 20)
+    assert report.top1_drop_ci95 == accuracy.paired_interval(report.top1_lost, report.top1_won, 20)
+    assert report.top5_fp32_ci95 == accuracy.wilson_interval(round(20 * report.top5_fp32), 20)
+
+
+def test_outputs_without_classes_have_no_agreement(contender: Contender, tmp_path: Path) -> None:
+    assert contender.report.agreement is not None
+    model, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "fbgemm")
+    reference = run_reference(model, samples(count=4), Recorder())
+    report = compare(int8, script(int8, SHAPE, tmp_path / "model.pt"), reference, tmp_path).report
+    assert (report.agreement, report.agreement_ci95) == (None, None)
+    assert report.sqnr_db > 20.0
 
 
 def test_golden_outputs_are_of_the_first_samples(contender: Contender) -> None:
@@ -103,8 +126,8 @@ def test_a_label_without_a_class_is_an_error() -> None:
 def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_rows(
     contender: Contender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cpupack.stages.verify._ROUNDS", 3)
-    monkeypatch.setattr("cpupack.stages.verify._ROUND_S", 0.01)
+    monkeypatch.setattr("cpupack.stages.verify.timing._ROUNDS", 3)
+    monkeypatch.setattr("cpupack.stages.verify.timing._ROUND_S", 0.01)
     path = script_float(float_model(net()), tmp_path / "float.pt")
     (timed,) = race([contender], path, SHAPE, None, tmp_path, batch_size=2, threads=1)
     rows = timed.report.speed_rows
@@ -115,6 +138,130 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
         times = {row["name"]: row["latency_ms"] for row in rows if row["round"] == number}
         ratios.append(times["fp32"] / times["fbgemm"])
     assert timed.report.speedup == pytest.approx(median(ratios))
+    assert timed.report.speedup_ci95 is None  # three rounds are too few for 95 %
+
+
+METRICS = """
+def error(outputs, targets):
+    return abs(outputs.sum(axis=(1, 2, 3)) - targets).mean()
+
+def score(outputs, targets):
+    outputs[:] = 0.0  # a function may write into what it gets
+    return -1.0
+
+def fails(outputs, targets):
+    return outputs @ targets
+
+def empty(outputs, targets):
+    return None
+
+def infinite(outputs, targets):
+    return float("inf")
+"""
+
+
+def measured_with(directory: Path, data: Samples, **evaluation: Any) -> VerifyReport:
+    (directory / "metrics.py").write_text(METRICS)
+    spec = loaded(directory, evaluation={"source": "arrays:x.npz", **evaluation})
+    model, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3)), "fbgemm", spec=spec.recipe)
+    reference = run_reference(model, data, Recorder(), metric=load_metric(spec))
+    contender = compare(int8, script(int8, SHAPE, directory / "model.pt"), reference, directory)
+    return judge(contender, spec.recipe.evaluation).report
+
+
+def with_targets(count: int = 12) -> Samples:
+    """Return samples whose targets are what the FP32 model's outputs sum up to, so that its error is zero."""
+    data = samples(count=count)
+    model, _ = quantized(nn.Sequential(nn.Conv2d(3, 4, 3)), "fbgemm")
+    with torch.inference_mode():
+        sums = model.module(data.tensor(slice(None))).sum(dim=(1, 2, 3)).numpy()
+    return dataclasses.replace(data, targets=sums)
+
+
+def test_a_users_metric_judges_both_models(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = with_targets()
+    torch.manual_seed(0)
+    report = measured_with(
+        tmp_path,
+        data,
+        metric="python:metrics.py:error",
+        metric_goal="min",
+        max_metric=100.0,
+        max_metric_drop=1e-6,
+        confident=True,
+    )
+    assert report.metric == "python:metrics.py:error"
+    assert report.metric_fp32 == pytest.approx(0.0, abs=1e-4)
+    assert report.metric_int8 is not None
+    assert report.metric_int8 > 1e-3
+    assert report.metric_drop == pytest.approx(report.metric_int8 - report.metric_fp32)
+    assert [(gate.name, gate.passed, gate.proven) for gate in report.gates] == [
+        ("max_metric", True, True),
+        ("max_metric_drop", False, False),
+    ]
+    assert report.metric_int8_ci95 is not None
+    low, high = report.metric_int8_ci95
+    assert low < report.metric_int8 < high
+
+
+def test_where_larger_is_better_the_drop_is_the_other_way(tmp_path: Path) -> None:
+    data = dataclasses.replace(samples(count=4), targets=np.zeros((4, 2, 3)))
+    report = measured_with(tmp_path, data, metric="python:metrics.py:score", min_metric=-0.5, max_metric_drop=0.0)
+    assert (report.metric_fp32, report.metric_int8, report.metric_drop) == (-1.0, -1.0, 0.0)
+    assert [(gate.name, gate.passed) for gate in report.gates] == [("min_metric", False), ("max_metric_drop", True)]
+    assert report.metric_int8_ci95 is None  # some thousand calls, for confident gates alone
+    assert report.sqnr_db < 100.0  # the outputs are those of the models, not what the function wrote
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            "fails",
+            r"metric python:metrics.py:fails failed: ValueError: matmul.*metrics.py:10: return outputs @ targets",
+        ),
+        ("empty", r"metric python:metrics.py:empty returned None; it must be one finite number"),
+        ("infinite", r"metric python:metrics.py:infinite returned inf"),
+    ],
+)
+def test_a_metric_that_fails_is_named(function: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.py").write_text(METRICS)
+    metric = load_metric(
+        loaded(tmp_path, evaluation={"source": "arrays:x.npz", "metric": f"python:metrics.py:{function}"})
+    )
+    assert metric is not None
+    with pytest.raises(VerificationError, match=words):
+        metric(np.zeros((4, 5), np.float32), np.zeros(4))
+
+
+def test_a_metric_that_is_not_there_is_an_error_of_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "metrics.py").write_text(METRICS)
+    spec = loaded(tmp_path, evaluation={"source": "arrays:x.npz", "metric": "python:metrics.py:eror"})
+    with pytest.raises(
+        RecipeError, match=r"\[evaluation\] metric: metrics.py has no function or class 'eror'"
+    ) as caught:
+        load_metric(spec)
+    assert caught.value.hint == "did you mean error?"
+    assert load_metric(loaded(tmp_path)) is None
+
+
+def test_labels_that_no_gate_needs_are_dropped_where_they_do_not_fit() -> None:
+    recorder = Recorder()
+    data = dataclasses.replace(samples(count=3), labels=np.array([0, 6, 1]))
+    reference = run_reference(float_model(net()), data, recorder, labels_required=False)
+    assert reference.samples.labels is None
+    assert recorder.warnings == ["accuracy is not measured: noise has class 6, the model's output has shape (6,)"]
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 8, 8), ()])
+def test_gates_on_classes_need_classes(shape: tuple[int, ...]) -> None:
+    for name in ("max_drop", "min_top1", "min_agreement"):
+        with pytest.raises(RecipeError, match=rf"{name} is about classes, and the model's output has shape") as caught:
+            check_gates(Evaluation(**{name: 0.5}), shape)
+        assert caught.value.exit_code == 2
+    check_gates(Evaluation(min_sqnr_db=10.0), shape)
+    check_gates(Evaluation(min_agreement=0.5), (2,))
 
 
 def made_up(engine: str = "fbgemm", **facts: Any) -> Contender:
@@ -187,3 +334,68 @@ def test_when_none_passes_the_error_has_every_number() -> None:
         "  fbgemm: min_speedup = 1.5, measured 2  ok",
     ]
     assert caught.value.exit_code == 6
+
+
+def equal_on(count: int, **evaluation: Any) -> Contender:
+    """Return a contender that answered every one of ``count`` samples as FP32 did, 90 % of them right."""
+    right = round(0.9 * count)
+    facts = {
+        "samples": count,
+        "labelled_samples": count,
+        "top1_fp32": right / count,
+        "top1_int8": right / count,
+        "top1_int8_ci95": accuracy.wilson_interval(right, count),
+        "top1_lost": 0,
+        "top1_won": 0,
+        "top1_drop_ci95": accuracy.paired_interval(0, 0, count),
+    }
+    return judge(made_up(**facts), Evaluation(**evaluation))
+
+
+def test_a_hundred_samples_cannot_prove_a_tenth_of_a_point() -> None:
+    few = equal_on(100, max_drop=0.001)
+    (gate,) = few.report.gates
+    assert (gate.passed, gate.proven) == (True, False)
+    # Without any difference the interval ends at z^2 / (n + z^2), so 0.1 points take n = 999 z^2 = 3838 samples.
+    assert doubts(few) == [
+        "max_drop = 0.001 is not proven: measured 0.00 points on 100 samples, 95 % interval -3.70 to 3.70: "
+        "this many samples cannot show 0.1 points; about 3,900 would"
+    ]
+    enough = equal_on(3838, max_drop=0.001)
+    assert enough.report.gates[0].proven
+    assert doubts(enough) == []
+    assert not equal_on(3837, max_drop=0.001).report.gates[0].proven
+
+
+def test_confident_gates_are_judged_by_the_worse_end() -> None:
+    refused = equal_on(100, max_drop=0.001, confident=True)
+    assert not refused.report.passed
+    with pytest.raises(VerificationError) as caught:
+        choose([refused])
+    assert caught.value.message.splitlines()[1:] == [
+        "  fbgemm: max_drop = 0.001, measured 0 (95 % interval -0.03699 to 0.03699)  FAILED",
+        "    max_drop = 0.001 is not proven: measured 0.00 points on 100 samples, 95 % interval -3.70 to 3.70: "
+        "this many samples cannot show 0.1 points; about 3,900 would",
+    ]
+    assert equal_on(3838, max_drop=0.001, confident=True).report.passed
+    assert not equal_on(100, min_top1=0.89, confident=True).report.passed
+    assert equal_on(100, min_top1=0.80, confident=True).report.passed
+
+
+def test_a_bound_that_is_the_measured_value_is_never_shown() -> None:
+    (note,) = doubts(equal_on(100, max_drop=0.0))
+    assert note.endswith("no number of samples shows a bound that is the measured value itself")
+
+
+def test_samples_for_decibels_follow_from_the_width() -> None:
+    close = made_up(sqnr_db=30.0, sqnr_db_ci95=(28.0, 32.0), samples=100)
+    (note,) = doubts(judge(close, Evaluation(min_sqnr_db=29.0)))
+    # Half the width is four times the samples.
+    assert note.endswith("cannot show 29 dB; about 400 would")
+
+
+def test_speed_is_as_sure_as_its_slowest_round() -> None:
+    timed = made_up(speedup=2.0, speedup_ci95=(1.4, 2.2))
+    assert judge(timed, Evaluation(min_speedup=1.5)).report.passed
+    assert not judge(timed, Evaluation(min_speedup=1.5, confident=True)).report.passed
+    assert judge(timed, Evaluation(min_speedup=1.3, confident=True)).report.passed

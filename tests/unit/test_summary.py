@@ -148,12 +148,32 @@ def test_other_engines_are_compared(finished: Finished) -> None:
     assert rows(result)["engine"] == "fbgemm (others: onednn 1.50x, x86 1.25x but a gate failed, qnnpack cannot run it)"
 
 
-def test_accuracy(finished: Finished) -> None:
-    found = rows(finished.result(labelled_samples=360, top1_fp32=0.98, top1_int8=0.975, top5_fp32=1.0, top5_int8=0.999))
-    assert found["top-1"] == "FP32 98.00%, INT8 97.50% (-0.50 points)"
-    assert found["top-5"] == "FP32 100.00%, INT8 99.90%, on 360 labelled samples"
-    equal = rows(finished.result(labelled_samples=360, top1_fp32=0.9, top1_int8=0.9, top5_fp32=1.0, top5_int8=1.0))
-    assert equal["top-1"].endswith("(equal)")
+def test_accuracy_with_its_intervals(finished: Finished) -> None:
+    shares = {"top1_fp32": 0.98, "top1_int8": 0.975, "top5_fp32": 1.0, "top5_int8": 0.999}
+    found = rows(finished.result(labelled_samples=360, **shares))
+    assert found["top-1"] == "FP32 98.00%, INT8 97.50% drop 0.50 points on 360 labelled samples (95 % intervals)"
+    assert found["top-5"] == "FP32 100.00%, INT8 99.90%"
+    intervals = {"top1_fp32_ci95": (0.96, 0.99), "top1_int8_ci95": (0.95, 0.985), "top1_drop_ci95": (-0.005, 0.015)}
+    sure = rows(finished.result(labelled_samples=360, **shares, **intervals))
+    assert sure["top-1"].startswith(
+        "FP32 98.00% [96.00, 99.00], INT8 97.50% [95.00, 98.50] drop 0.50 points [-0.50, 1.50]"
+    )
+    equal = rows(finished.result(labelled_samples=360, **{**shares, "top1_int8": 0.98}))
+    assert "INT8 98.00% no drop on 360" in equal["top-1"]
+
+
+def test_a_gate_that_is_not_proven_says_so(finished: Finished) -> None:
+    gate = Gate("max_drop", 0.001, 0.0, passed=True, ci95=(-0.037, 0.037))
+    found = rows(finished.result(gates=(gate,)))
+    assert found["gate"] == "max_drop = 0.001 holds: 0 [-0.037, 0.037], NOT PROVEN by this many samples"
+    proven = dataclasses.replace(gate, bound=0.05, proven=True)
+    assert rows(finished.result(gates=(proven,)))["gate"] == "max_drop = 0.05 holds: 0 [-0.037, 0.037]"
+
+
+def test_a_users_metric_and_outputs_without_classes(finished: Finished) -> None:
+    found = rows(finished.result(agreement=None, metric="python:m.py:rmse", metric_fp32=0.5, metric_int8=0.5123456))
+    assert found["metric"] == "FP32 0.5, INT8 0.512346 (python:m.py:rmse)"
+    assert "same top-1" not in found["outputs"]
 
 
 def test_slower_than_fp32_is_said(finished: Finished) -> None:

@@ -1,0 +1,55 @@
+"""``[evaluation] metric``: the user's own function of outputs and targets, called and its answer checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.errors import CpupackError, VerificationError
+from cpupack.model.user_code import describe_failure
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A user's measure of outputs.
+
+    ``name`` is the recipe's words, ``goal`` is ``max`` or ``min``: which is better. ``resampled`` asks for intervals,
+    which take some thousand calls.
+    """
+
+    name: str
+    goal: str
+    function: Callable[..., Any]
+    resampled: bool = False
+
+    def __call__(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> float:
+        """Return the function's answer on outputs ``(n, *output_shape)`` and targets ``(n, ...)``.
+
+        It gets copies, so that it may change them. Raises VerificationError naming it when it fails or answers with
+        anything but one finite number.
+        """
+        try:
+            answer = self.function(outputs.copy(), targets.copy())
+        except CpupackError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise VerificationError(f"[evaluation] metric {self.name} failed: {describe_failure(error)}") from error
+        try:
+            value = float(answer)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise VerificationError(
+                f"[evaluation] metric {self.name} returned {answer!r}; it must be one finite number",
+                hint="the function gets outputs (n, ...) and targets (n, ...) as numpy arrays and returns a float",
+            )
+        return value
+
+    def drop(self, fp32: float, int8: float) -> float:
+        """Return how much worse INT8 is than FP32, negative where it is better."""
+        return fp32 - int8 if self.goal == "max" else int8 - fp32

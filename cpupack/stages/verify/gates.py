@@ -1,0 +1,175 @@
+"""The gates of ``[evaluation]``: what each needs, if it holds, if the samples show it, and who passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cpupack import accuracy
+from cpupack.artifacts import Contender, Gate, Interval, VerifyReport
+from cpupack.errors import RecipeError, VerificationError
+from cpupack.recipe import Evaluation
+
+_CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
+_ROUNDING = 1e-9
+
+IntervalOf = Callable[[int], Interval]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What one gate is about. ``interval_of`` gives the interval that another number of samples would have."""
+
+    value: float
+    ci95: Interval | None
+    samples: int = 0
+    interval_of: IntervalOf | None = None
+    unit: str = ""
+    factor: float = 1.0
+
+
+def check_gates(evaluation: Evaluation, output_shape: tuple[int, ...]) -> None:
+    """Raise RecipeError for a gate on classes where the model's output (without the batch) is not ``(classes,)``."""
+    if accuracy.has_classes(output_shape):
+        return
+    for name in _CLASS_GATES:
+        if getattr(evaluation, name) is not None:
+            raise RecipeError(
+                f"[evaluation] {name} is about classes, and the model's output has shape {output_shape} for a sample, "
+                "not (classes,)",
+                hint="gate such a model with min_sqnr_db, or with a metric of your own (evaluation.metric)",
+            )
+
+
+def judge(contender: Contender, evaluation: Evaluation) -> Contender:
+    """Return the contender with each gate that the recipe sets and that could be measured."""
+    gates = []
+    for name, measured in _measured(contender.report):
+        bound = getattr(evaluation, name)
+        if bound is not None:
+            gates.append(_gate(name, bound, measured, confident=evaluation.confident))
+    return dataclasses.replace(contender, report=dataclasses.replace(contender.report, gates=tuple(gates)))
+
+
+def choose(contenders: Sequence[Contender]) -> Contender:
+    """Return the first contender that passes every gate; give the fastest first.
+
+    Raises VerificationError with the numbers of all of them when none does.
+    """
+    for each in contenders:
+        if each.report.passed:
+            return each
+    lines = []
+    for each in contenders:
+        for gate in each.report.gates:
+            measured = f"measured {gate.measured:.4g}"
+            if gate.confident:
+                measured += f" ({_interval_text(gate.ci95)})"
+            verdict = "ok" if gate.passed else "FAILED"
+            lines.append(f"  {each.scripted.target.engine}: {gate.name} = {gate.bound:g}, {measured}  {verdict}")
+            if gate.note and not gate.passed:
+                lines.append(f"    {gate.note}")
+    raise VerificationError(
+        f"[evaluation] the gates do not hold (on {contenders[0].report.data}):\n" + "\n".join(lines),
+        hint="more calibration samples, another [quantize] observer, or [quantize] skip for sensitive layers",
+    )
+
+
+def doubts(contender: Contender) -> list[str]:
+    """Return a sentence for each gate that holds as measured, but that so few samples cannot show."""
+    return [gate.note for gate in contender.report.gates if gate.passed and gate.note]
+
+
+def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
+    """Yield each gate's name and its measurement, where there is one."""
+    labelled, samples = report.labelled_samples, report.samples
+    if report.top1_fp32 is not None and report.top1_int8 is not None:
+        drop, lost, won = report.top1_fp32 - report.top1_int8, report.top1_lost or 0, report.top1_won or 0
+
+        def drop_of(count: int) -> Interval:
+            return accuracy.paired_interval(lost * count / labelled, won * count / labelled, count)
+
+        yield "max_drop", _Measured(drop, report.top1_drop_ci95, labelled, drop_of, " points", 100.0)
+    if (top1 := report.top1_int8) is not None:
+        yield "min_top1", _share(top1, report.top1_int8_ci95, labelled)
+    if (agreement := report.agreement) is not None:
+        yield "min_agreement", _share(agreement, report.agreement_ci95, samples)
+    sqnr = _Measured(report.sqnr_db, report.sqnr_db_ci95, samples, _shrinking(report.sqnr_db_ci95, samples), " dB")
+    yield "min_sqnr_db", sqnr
+    if report.speedup is not None:
+        yield "min_speedup", _Measured(report.speedup, report.speedup_ci95, unit="x")
+    if report.metric_int8 is not None:
+        ci95 = report.metric_int8_ci95
+        measured = _Measured(report.metric_int8, ci95, samples, _shrinking(ci95, samples))
+        yield "min_metric", measured
+        yield "max_metric", measured
+    if report.metric_drop is not None:
+        ci95 = report.metric_drop_ci95
+        yield "max_metric_drop", _Measured(report.metric_drop, ci95, samples, _shrinking(ci95, samples))
+
+
+def _share(value: float, ci95: Interval | None, samples: int) -> _Measured:
+    return _Measured(value, ci95, samples, lambda n: accuracy.wilson_interval(value * n, n), " %", 100.0)
+
+
+def _shrinking(ci95: Interval | None, samples: int) -> IntervalOf | None:
+    """Return how an interval that narrows with the root of the samples does so."""
+    if ci95 is None:
+        return None
+    low, high = ci95
+    middle, half = (low + high) / 2.0, (high - low) / 2.0
+
+    def interval_of(count: int) -> Interval:
+        width = half * math.sqrt(samples / count)
+        return middle - width, middle + width
+
+    return interval_of
+
+
+def _gate(name: str, bound: float, measured: _Measured, *, confident: bool) -> Gate:
+    most = name.startswith("max_")
+
+    def holds(value: float) -> bool:
+        # 0.80 - 0.79 is a little more than 0.01 in binary; no sample count makes a step as small as 1e-9.
+        return value <= bound + _ROUNDING * max(1.0, abs(bound)) if most else value >= bound
+
+    def shown_by(interval: Interval) -> bool:
+        return holds(interval[1] if most else interval[0])
+
+    proven = measured.ci95 is not None and holds(measured.value) and shown_by(measured.ci95)
+    note = ""
+    if measured.ci95 is not None and holds(measured.value) and not proven:
+        note = _note(name, bound, measured, shown_by)
+    passed = proven if confident else holds(measured.value)
+    return Gate(name, bound, measured.value, passed, proven, measured.ci95, confident, note)
+
+
+def _note(name: str, bound: float, measured: _Measured, shown_by: Callable[[Interval], bool]) -> str:
+    """Say that the samples do not show a gate that holds as measured, and how many would."""
+    assert measured.ci95 is not None
+    factor, unit = measured.factor, measured.unit
+    value, low, high = (_number(each * factor) for each in (measured.value, *measured.ci95))
+    on = f" on {measured.samples:,} samples" if measured.samples else ""
+    text = f"{name} = {bound:g} is not proven: measured {value}{unit}{on}, 95 % interval {low} to {high}"
+    if (interval_of := measured.interval_of) is None:
+        return text
+    needed = accuracy.samples_needed(lambda count: shown_by(interval_of(count)), measured.samples)
+    if needed is None:
+        return f"{text}: no number of samples shows a bound that is the measured value itself"
+    return f"{text}: this many samples cannot show {bound * factor:g}{unit}; about {_rounded_up(needed):,} would"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.01 or value == 0.0 else f"{value:.2g}"
+
+
+def _rounded_up(count: int) -> int:
+    """Round up to two significant digits: the estimate is no better than that."""
+    step: int = 10 ** max(len(str(count)) - 2, 0)
+    return -(-count // step) * step
+
+
+def _interval_text(ci95: Interval | None) -> str:
+    return "no interval" if ci95 is None else f"95 % interval {ci95[0]:.4g} to {ci95[1]:.4g}"

@@ -1,0 +1,224 @@
+"""Run the FP32 model, then the saved one in a fresh process, and measure how far apart they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack import accuracy
+from cpupack.artifacts import (
+    Contender,
+    FloatArray,
+    FloatModel,
+    QuantizedModel,
+    Reference,
+    Samples,
+    ScriptedModel,
+    VerifyReport,
+)
+from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
+from cpupack.layout import batch_channels_last
+from cpupack.metric import Metric
+from cpupack.model.sources import load_factory
+from cpupack.progress import Progress
+from cpupack.quantized_engine import engine
+from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.inputs import model_input
+from cpupack.workers.client import run_worker
+
+BATCH_SIZE = 16
+_EQUAL_SAMPLES = 16
+_GOLDEN_SAMPLES = 4
+
+
+def load_metric(loaded: LoadedRecipe) -> Metric | None:
+    """Import the function of ``[evaluation] metric``, None where the recipe names none.
+
+    Raises RecipeError when there is no such function or its file cannot be imported.
+    """
+    evaluation = loaded.recipe.evaluation
+    if evaluation.metric is None:
+        return None
+    try:
+        function = load_factory(evaluation.metric.partition(":")[2], loaded, key="[evaluation] metric")
+    except ModelError as error:
+        raise RecipeError(error.message, hint=error.hint) from error
+    return Metric(evaluation.metric, evaluation.metric_goal, function, resampled=evaluation.confident)
+
+
+def run_reference(
+    model: FloatModel,
+    samples: Samples,
+    progress: Progress,
+    *,
+    metric: Metric | None = None,
+    labels_required: bool = True,
+) -> Reference:
+    """Run the FP32 model as loaded.
+
+    Raises CalibrationError for labels that the model has no class for; where no gate requires them, that is a warning
+    and accuracy is not measured.
+    """
+    if samples.labels is not None:
+        classes = model.output_shape[0] if len(model.output_shape) == 1 else 0
+        largest = int(samples.labels.max())
+        if largest >= classes:
+            problem = f"{samples.origin} has class {largest}, the model's output has shape {model.output_shape}"
+            if labels_required:
+                raise CalibrationError(
+                    f"[evaluation] {problem}",
+                    hint="class folders are numbered in alphabetical order, or matched with [model] labels by name",
+                )
+            progress.warn(f"accuracy is not measured: {problem}")
+            samples = dataclasses.replace(samples, labels=None)
+    rows: list[FloatArray] = []
+    with torch.inference_mode():
+        for batch in samples.batches(BATCH_SIZE):
+            rows.append(model.module(batch_channels_last(batch)).numpy())
+            progress.step(sum(map(len, rows)), len(samples), "samples")
+    return Reference(samples, np.concatenate(rows), metric)
+
+
+def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
+    """Reload the saved model in a fresh process and compare it with the INT8 module and with FP32.
+
+    ``directory`` takes the exchanged files. Raises VerificationError when the saved model does not answer exactly as
+    the module it was made from.
+    """
+    samples = reference.samples
+    replayed = _replay(scripted, samples, directory)
+    actual = replayed["all"]
+    for name in {"all", "floats"} & replayed.keys():
+        expected = _run_quantized(quantized, samples, pixel_input=scripted.pixel_input and name == "all")
+        got = replayed[name][: len(expected)]
+        if not np.array_equal(got, expected):
+            raise VerificationError(
+                f"the saved {scripted.target.engine} model differs from the quantized module by up to "
+                f"{float(np.abs(got - expected).max()):.3g}",
+                hint="the trace depends on its example input; make forward independent of batch size and values",
+            )
+    report = dataclasses.replace(
+        _distance(reference, actual), **_top_k(reference, actual), **_metric(reference, actual)
+    )
+    kept = slice(0, _GOLDEN_SAMPLES)
+    golden = {
+        "input": samples.data[kept],
+        "output": replayed["golden"],
+        "output_fp32": reference.outputs[kept],
+    }
+    return Contender(quantized, scripted, report, golden)
+
+
+def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
+    """Return a report of what needs no labels."""
+    samples, expected = reference.samples, reference.outputs
+    report = VerifyReport(
+        data=samples.origin,
+        samples=len(samples),
+        equal_to_quantized=True,
+        sqnr_db=accuracy.sqnr_db(expected, actual),
+        cosine=accuracy.cosine(expected, actual),
+        agreement=None,
+        sqnr_db_ci95=accuracy.sqnr_interval_db(expected, actual),
+    )
+    if not accuracy.has_classes(expected.shape[1:]):
+        return report
+    same = int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
+    return dataclasses.replace(
+        report, agreement=same / len(samples), agreement_ci95=accuracy.wilson_interval(same, len(samples))
+    )
+
+
+def _top_k(reference: Reference, actual: FloatArray) -> dict[str, Any]:
+    """Return the report's fields on top-1 and top-5, none without labels."""
+    labels = reference.samples.labels
+    if labels is None:
+        return {}
+    fields: dict[str, Any] = {"labelled_samples": len(labels)}
+    right = {}
+    for k in (1, 5):
+        for name, outputs in (("fp32", reference.outputs), ("int8", actual)):
+            found = right[k, name] = accuracy.hits(outputs, labels, k)
+            fields[f"top{k}_{name}"] = float(found.mean())
+            fields[f"top{k}_{name}_ci95"] = accuracy.wilson_interval(int(found.sum()), len(labels))
+    lost = int((right[1, "fp32"] & ~right[1, "int8"]).sum())
+    won = int((right[1, "int8"] & ~right[1, "fp32"]).sum())
+    return fields | {
+        "top1_lost": lost,
+        "top1_won": won,
+        "top1_drop_ci95": accuracy.paired_interval(lost, won, len(labels)),
+    }
+
+
+def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
+    """Return the report's fields on the user's metric, none where there is none."""
+    metric, targets = reference.metric, reference.samples.targets
+    if metric is None or targets is None:
+        return {}
+    fp32, int8 = metric(reference.outputs, targets), metric(actual, targets)
+    fields = {
+        "metric": metric.name,
+        "metric_goal": metric.goal,
+        "metric_fp32": fp32,
+        "metric_int8": int8,
+        "metric_drop": metric.drop(fp32, int8),
+    }
+    if not metric.resampled:
+        return fields
+
+    def int8_on(rows: npt.NDArray[np.int64]) -> float:
+        return metric(actual[rows], targets[rows])
+
+    def drop_on(rows: npt.NDArray[np.int64]) -> float:
+        return metric.drop(metric(reference.outputs[rows], targets[rows]), int8_on(rows))
+
+    return fields | {
+        "metric_int8_ci95": accuracy.bootstrap_interval(int8_on, len(targets)),
+        "metric_drop_ci95": accuracy.bootstrap_interval(drop_on, len(targets)),
+    }
+
+
+def _run_quantized(quantized: QuantizedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
+    """Run the first samples through the INT8 module here, in the batches that the replay uses."""
+    data = samples.data[: min(_EQUAL_SAMPLES, BATCH_SIZE)]
+    batch = torch.from_numpy(model_input(data, samples.preprocess, pixel_input=pixel_input))
+    with torch.inference_mode(), engine(quantized.target.engine):
+        output: FloatArray = quantized.module(batch_channels_last(batch)).numpy()
+    return output
+
+
+def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[str, FloatArray]:
+    """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first as ``floats``.
+
+    The golden ones are a batch of their own, because dynamic quantization measures its ranges over its batch. Floats
+    are the other input of a model that takes pixels.
+    """
+    inputs = directory / "replay-inputs.npy"
+    np.save(inputs, samples.data)
+    rows = {"all": len(samples), "golden": min(_GOLDEN_SAMPLES, len(samples))}
+    if scripted.pixel_input:
+        rows["floats"] = min(_EQUAL_SAMPLES, len(samples))
+    jobs = {
+        name: {
+            "outputs": str(directory / f"replay-{name}.npy"),
+            "rows": count,
+            "batch_size": min(count, BATCH_SIZE),
+            "floats": name == "floats",
+        }
+        for name, count in rows.items()
+    }
+    spec = {
+        "model": str(scripted.path),
+        "engine": scripted.target.engine,
+        "inputs": str(inputs),
+        "jobs": list(jobs.values()),
+        "preprocess": samples.preprocess.to_dict() if samples.preprocess else None,
+        "pixel_input": scripted.pixel_input,
+    }
+    run_worker("replay", spec, directory / "replay.json")
+    return {name: np.load(str(job["outputs"])) for name, job in jobs.items()}
