@@ -25,7 +25,8 @@ from cpupack.artifacts import (
 from cpupack.errors import QuantizationError
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
-from cpupack.recipe import LoadedRecipe, Quantize
+from cpupack.recipe import Evaluation, LoadedRecipe, Quantize
+from cpupack.recipe.gates import LABEL_GATES
 from cpupack.runtime.host import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
@@ -39,7 +40,7 @@ from cpupack.stages.quantize import check_skip, quantize
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script, script_float
 from cpupack.stages.tune import tune
-from cpupack.stages.verify import choose, compare, judge, race, run_reference
+from cpupack.stages.verify import check_gates, choose, compare, doubts, judge, load_metric, race, run_reference
 from cpupack.targets import Target, candidates
 
 _RACE_BATCH = 8
@@ -110,6 +111,8 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
         finished = []
         for cpu in cpus:
             settled = settle(prepared, cpu, work, progress)
+            for doubt in doubts(settled.winner):
+                progress.warn(doubt)
             staged = _stage(settled, work / cpu, progress)
             plan = _tune(staged, loaded, settled.winner, options, progress)
             finished.append((finish(staged, plan), settled, plan))
@@ -129,6 +132,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     with progress.stage("load"):
         model = load(loaded, progress)
         check_skip(model.module, recipe.quantize.skip)  # the quantize stage would say it after the calibration
+        check_gates(recipe.evaluation, model.output_shape)
+        metric = load_metric(loaded)
     with progress.stage("fuse"):
         fused = fuse(model, recipe, progress)
     with progress.stage("read data"):
@@ -138,7 +143,9 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         batch_size = recipe.calibration.batch_size if recipe.calibration else 1
         calibrated = calibrate(fused, calibration, batch_size, progress)
     with progress.stage("run FP32"):
-        reference = run_reference(model, evaluation, progress)
+        reference = run_reference(
+            model, evaluation, progress, metric=metric, labels_required=_needs_labels(recipe.evaluation)
+        )
         float_path = script_float(model, work / "float.pt")
     return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path)
 
@@ -295,6 +302,8 @@ def _evaluation(loaded: LoadedRecipe, calibration: Samples | None, progress: Pro
             skip_corrupt=spec.skip_corrupt,
             labelled=True,
             progress=progress,
+            required=_needs_labels(spec),
+            targets=spec.metric is not None,
         )
     if calibration is not None and not calibration.synthetic:
         return calibration
@@ -309,6 +318,10 @@ def _evaluation(loaded: LoadedRecipe, calibration: Samples | None, progress: Pro
         labelled=False,
         progress=progress,
     )
+
+
+def _needs_labels(spec: Evaluation) -> bool:
+    return any(getattr(spec, gate) is not None for gate in LABEL_GATES)
 
 
 def stage_untuned(
@@ -328,13 +341,16 @@ def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Sam
         calibration = _calibration(loaded, progress)
         evaluation = _evaluation(loaded, calibration, progress)
     with progress.stage("run FP32"):
-        return model, calibration, run_reference(model, evaluation, progress)
+        required = _needs_labels(loaded.recipe.evaluation)
+        return model, calibration, run_reference(model, evaluation, progress, labels_required=required)
 
 
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
     check_skip(model.module, loaded.recipe.quantize.skip)
+    check_gates(loaded.recipe.evaluation, model.output_shape)
+    load_metric(loaded)
     return model, fuse(model, loaded.recipe, progress)
 
 
