@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -10,9 +9,10 @@ from typing import Any
 
 from rich.text import Text
 
-from cpupack.artifacts import Contender, Gate, Interval, VerifyReport
+from cpupack.artifacts import Gate, Interval, Recovery, VerifyReport
 from cpupack.console import flow
 from cpupack.pipeline import BuildResult
+from cpupack.recovery.table import recovery_table
 from cpupack.wheel.facts import megabytes
 
 _LABEL_WIDTH = 11
@@ -24,7 +24,7 @@ Row = tuple[str, ...]
 
 
 def summary_dict(result: BuildResult, times_s: Mapping[str, float], warnings: list[str]) -> dict[str, Any]:
-    """Return the facts of one wheel's build for ``--json``. Sizes in bytes, times in seconds; no infinities."""
+    """Return the facts of one wheel's build for ``--json``: the file, its ``build.json``, the times of all stages."""
     return {
         "wheel": str(result.wheel.path),
         "sha256": result.wheel.sha256,
@@ -32,18 +32,7 @@ def summary_dict(result: BuildResult, times_s: Mapping[str, float], warnings: li
         "distribution": result.wheel.distribution,
         "version": result.wheel.version,
         "platform_tag": result.wheel.platform_tag,
-        "weights": result.model.weights_origin,
-        "random_weights": result.model.random_weights,
-        "fp32_bytes": result.model.fp32_bytes,
-        "int8_bytes": result.contender.scripted.size_bytes,
-        "int8_operators": result.contender.scripted.int8_operators,
-        "fp32_operators": result.contender.scripted.fp32_operators,
-        "target": dataclasses.asdict(result.contender.scripted.target),
-        "engines": {each.scripted.target.engine: _engine(each) for each in result.raced}
-        | {name: {"failed": why} for name, why in result.failed.items()},
-        "report": _finite(dataclasses.asdict(result.contender.report)),
-        "notes": list(result.contender.quantized.notes),
-        "plan": _finite(dataclasses.asdict(result.plan)),
+        **result.facts,
         "stages_s": {title: round(seconds, 3) for title, seconds in times_s.items()},
         "warnings": list(warnings),
     }
@@ -67,7 +56,7 @@ def summary_text(result: BuildResult) -> Text:
         ("setting", _setting(result)),
     ]
     heading = Text.assemble("\n", (result.wheel.path.name, "bold"), f"  {megabytes(result.wheel.size_bytes)}\n")
-    return heading + _lines(rows)
+    return heading + _lines(rows) + _recovery(result.recovery)
 
 
 def times_text(times_s: Mapping[str, float]) -> Text:
@@ -86,6 +75,22 @@ def _lines(rows: Iterable[Row]) -> Text:
     return Text("\n").join(lines)
 
 
+def _recovery(recovery: Recovery | None) -> Text:
+    """Return what recovery tried and the TOML to paste, which stands at the margin as it is."""
+    if recovery is None:
+        return Text()
+    trials = len(recovery.trials) - 1
+    told = (
+        f"the recipe's own settings failed a gate; {trials} trial{'s' if trials > 1 else ''} in "
+        f"{recovery.seconds:.0f} s on {recovery.engine}: {recovery.why}"
+    )
+    if recovery.stopped is not None:
+        told += f"; budget_s ended it before {recovery.stopped}"
+    marks = "> chosen, * no other is better in both SQNR and speed; this is the table for the recipe:"
+    lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"  {marks}", "", recovery.toml]
+    return Text("\n") + _lines([("recovered", told)]) + Text("\n".join(lines))
+
+
 def _weights(result: BuildResult) -> tuple[str, ...]:
     if not result.model.random_weights:
         return (result.model.weights_origin,)
@@ -95,15 +100,6 @@ def _weights(result: BuildResult) -> tuple[str, ...]:
 def _notes(notes: tuple[str, ...]) -> list[str]:
     more = len(notes) - _LISTED_NOTES
     return [*notes[:_LISTED_NOTES], *([f"and {more} more, see `cpupack inspect --json`"] if more > 0 else [])]
-
-
-def _engine(each: Contender) -> dict[str, Any]:
-    return {
-        "speedup": each.report.speedup,
-        "sqnr_db": _finite(each.report.sqnr_db),
-        "passed": each.report.passed,
-        "int8_bytes": each.scripted.size_bytes,
-    }
 
 
 def _engine_line(result: BuildResult) -> str:
@@ -196,12 +192,3 @@ def _setting(result: BuildResult) -> str:
         return text
     best = max(measured, key=lambda row: float(row["throughput_per_s"]))
     return f"{text}: {best['throughput_per_s']:,.0f} samples/s, p99 {best['latency_ms']['p99']:.1f} ms"
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no word for, infinity and NaN, by None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

@@ -23,16 +23,20 @@ def shortfall_db(gates: Iterable[Gate]) -> float:
 
 
 def _gate_shortfall_db(gate: Gate) -> float:
-    if not math.isfinite(gate.measured):
+    most = gate.name.startswith("max_")
+    value = gate.measured
+    if gate.confident and gate.ci95 is not None:  # judged by the worse end of its interval
+        value = gate.ci95[1] if most else gate.ci95[0]
+    if not math.isfinite(value):
         return math.inf
     if gate.name == "min_sqnr_db":
-        short = gate.bound - gate.measured
-    elif gate.name.startswith("max_"):
-        short = _ratio_db(gate.measured, gate.bound)
-    elif 0.0 <= gate.measured <= 1.0 and gate.bound <= 1.0:
-        short = _ratio_db(1.0 - gate.measured, 1.0 - gate.bound)
+        short = gate.bound - value
+    elif most:
+        short = _ratio_db(value, gate.bound)
+    elif 0.0 <= value <= 1.0 and gate.bound <= 1.0:
+        short = _ratio_db(1.0 - value, 1.0 - gate.bound)
     else:
-        short = 10.0 * math.log10(1.0 + abs(gate.bound - gate.measured) / max(abs(gate.bound), _SMALLEST_SHARE))
+        short = 10.0 * math.log10(1.0 + abs(gate.bound - value) / max(abs(gate.bound), _SMALLEST_SHARE))
     return max(short, _LEAST_SHORTFALL_DB)
 
 

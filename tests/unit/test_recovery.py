@@ -237,6 +237,8 @@ def test_the_front_is_what_no_trial_beats_in_both() -> None:
         (Gate("min_metric", -10.0, -19.0, False), 10 * math.log10(1.9)),
         (Gate("min_sqnr_db", 20.0, math.nan, False), math.inf),
         (Gate("min_sqnr_db", 20.0, 21.0, True), 0.0),
+        (Gate("min_sqnr_db", 20.0, 21.0, False, ci95=(17.0, 25.0), confident=True), 3.0),
+        (Gate("max_drop", 0.01, 0.0, False, ci95=(-0.02, 0.02), confident=True), 10 * math.log10(2)),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

@@ -73,7 +73,7 @@ def choose(contenders: Sequence[Contender]) -> Contender:
                 lines.append(f"    {gate.note}")
     raise VerificationError(
         f"[evaluation] the gates do not hold (on {contenders[0].report.data}):\n" + "\n".join(lines),
-        hint="more calibration samples, another [quantize] observer, or [quantize] skip for sensitive layers",
+        hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md",
     )
 
 
