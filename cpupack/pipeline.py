@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cpupack import recovery
 from cpupack.artifacts import (
@@ -22,6 +23,7 @@ from cpupack.artifacts import (
     StagedProject,
     TunePlan,
 )
+from cpupack.build_facts import build_facts
 from cpupack.errors import QuantizationError
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -71,7 +73,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One finished wheel with the facts of its summary. ``failed`` maps an engine to why it could not be built."""
+    """One finished wheel with what its summary says. ``failed`` maps an engine to why it could not be built.
+
+    ``facts`` is the wheel's ``build.json`` (see ``build_facts.py``).
+    """
 
     wheel: BuiltWheel
     model: FloatModel
@@ -80,6 +85,7 @@ class BuildResult:
     failed: dict[str, str]
     plan: TunePlan
     recovery: Recovery | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,15 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
                 progress.warn(doubt)
             staged = _stage(settled, work / cpu, progress)
             plan = _tune(staged, loaded, settled.winner, options, progress)
-            finished.append((finish(staged, plan), settled, plan))
+            facts = _facts(settled, plan, progress)
+            finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
             return [
                 BuildResult(
-                    wheel, prepared.model, settled.winner, settled.raced, settled.failed, plan, settled.recovery
+                    wheel, prepared.model, settled.winner, settled.raced, settled.failed, plan, settled.recovery, facts
                 )
-                for wheel, (_, settled, plan) in zip(wheels, finished, strict=True)
+                for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
             ]
 
 
@@ -273,6 +280,20 @@ def _tune(
         return TunePlan(tuned=False, objective=loaded.recipe.tune.objective, reason="built with --no-tune")
     with progress.stage(f"tune ({target.cpu})"):
         return tune(staged, loaded.recipe, target, progress)
+
+
+def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, Any]:
+    """Return what the wheel will say about its build; times are of the stages up to here."""
+    return build_facts(
+        settled.prepared.model,
+        settled.winner,
+        settled.raced,
+        settled.failed,
+        plan,
+        times_s=progress.times_s,
+        warnings=progress.warnings,
+        sections={"recovery": settled.recovery.to_dict() if settled.recovery else None},
+    )
 
 
 def _calibration(loaded: LoadedRecipe, progress: Progress) -> Samples | None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 from typing import Protocol
 
 
 class Progress(Protocol):
     """Where a stage reports to. Stages never print."""
+
+    @property
+    def times_s(self) -> Mapping[str, float]:
+        """The wall time of each finished stage by its title."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What ``warn`` was given, each text once."""
 
     def stage(self, title: str) -> AbstractContextManager[None]:
         """Enter a stage; its wall time is recorded under ``title``."""
@@ -23,7 +33,10 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Says nothing."""
+    """Says nothing and keeps nothing."""
+
+    times_s: Mapping[str, float] = MappingProxyType({})
+    warnings: Sequence[str] = ()
 
     def stage(self, title: str) -> AbstractContextManager[None]:
         return nullcontext()

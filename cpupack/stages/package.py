@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from cpupack.artifacts import (
 )
 from cpupack.errors import PackagingError
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime import host
+from cpupack.runtime import host, native
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
 from cpupack.templates import render, to_toml
@@ -47,6 +48,7 @@ MODEL_NAME = "model.pt"
 GOLDEN_NAME = "golden.npz"
 LABELS_NAME = "labels.txt"
 TUNE_NAME = "tune.json"
+BUILD_NAME = "build.json"
 RECOVERED_NAME = "recovered.toml"
 RECOVERY_NAME = "recovery.json"
 OLDEST_TORCH = "2.10"
@@ -111,10 +113,14 @@ def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
     return staged
 
 
-def finish(staged: StagedProject, plan: TunePlan) -> StagedProject:
-    """Write the tuned plan into ``tune.json``, the manifest (plan, bench, hashes) and the README."""
+def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> StagedProject:
+    """Write the tuned plan into ``tune.json``, the manifest (plan, bench, hashes) and the README.
+
+    ``facts`` (of ``build_facts.py``) go into ``build.json``, which ``cpupack report`` reads.
+    """
     manifest = read_manifest(staged.package_dir)
     _write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
+    _write_json(staged.package_dir / BUILD_NAME, dict(facts))
     entry = PlanEntry(
         plan.tuned,
         plan.objective,
@@ -266,9 +272,11 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
         _write_python(package_dir / name, f"project/{name}.j2", context)
     runtime = Path(cpupack.runtime.__file__).parent
-    (package_dir / "_runtime" / "templates").mkdir(parents=True)
-    for source in sorted([*runtime.glob("*.py"), *runtime.glob("templates/*.j2")]):
-        shutil.copyfile(source, package_dir / "_runtime" / source.relative_to(runtime))
+    kernels = [runtime / native.LIBRARY] if contents.target.engine == native.ENGINE else []
+    for source in sorted([*runtime.glob("*.py"), *runtime.glob("templates/*.j2"), *kernels]):
+        copy = package_dir / "_runtime" / source.relative_to(runtime)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
     (package_dir / "py.typed").touch()
     shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
     _write_arrays(package_dir / GOLDEN_NAME, contents.golden)

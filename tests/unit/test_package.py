@@ -27,6 +27,7 @@ from cpupack.stages import package
 from cpupack.stages.package import build_wheel, check_out, finish, requirements, stage_project
 
 ROOT = Path(__file__).resolve().parents[2]
+FACTS = {"weights": "weights.pt", "stages_s": {"load": 1.5}, "report": {"sqnr_db": 41.5}}
 PLAN = TunePlan(
     tuned=True,
     objective="throughput",
@@ -242,17 +243,19 @@ def test_finish_writes_the_plan_and_keeps_the_hashes_true(staged: StagedProject)
     compiled = staged.package_dir / "__pycache__" / "x.pyc"
     compiled.parent.mkdir()
     compiled.touch()
-    manifest = read_manifest(finish(staged, PLAN).package_dir)
+    manifest = read_manifest(finish(staged, PLAN, FACTS).package_dir)
     check_files(staged.package_dir, manifest)
     assert (manifest.plan.threads, manifest.plan.instances, manifest.plan.batch_size) == (1, 2, 4)
     assert manifest.bench["build"]["throughput_per_s"] == 205.0  # the median of the chosen setting's three measurements
     assert len(json.loads((staged.package_dir / "tune.json").read_text())["rows"]) == len(PLAN.rows)
     assert not any("__pycache__" in name for name in manifest.files)
+    assert json.loads((staged.package_dir / "build.json").read_text()) == FACTS
+    assert "build.json" in manifest.files
     assert "2 x 1 threads, batch 4" in (staged.root / "README.md").read_text()
 
 
 def test_finish_without_tuning_says_why(staged: StagedProject) -> None:
-    finish(staged, TunePlan(tuned=False, objective="throughput", reason="--no-tune"))
+    finish(staged, TunePlan(tuned=False, objective="throughput", reason="--no-tune"), FACTS)
     assert not read_manifest(staged.package_dir).plan.tuned
     assert "made on the host (--no-tune)" in (staged.root / "README.md").read_text()
 
@@ -283,7 +286,7 @@ def test_the_wheel_has_an_sbom(staged: StagedProject, tmp_path: Path) -> None:
 
 def test_equal_inputs_make_equal_wheels(tiny: TinyWheel, tmp_path: Path) -> None:
     built = [
-        build_wheel(finish(stage_project(tiny.contents(), tmp_path / name / "project"), PLAN), tmp_path / name)
+        build_wheel(finish(stage_project(tiny.contents(), tmp_path / name / "project"), PLAN, FACTS), tmp_path / name)
         for name in ("one", "two")
     ]
     assert built[0].path.read_bytes() == built[1].path.read_bytes()

@@ -12,6 +12,7 @@ import pytest
 from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import BuiltWheel, Contender, Gate, QuantizedModel, TunePlan, VerifyReport
+from cpupack.build_facts import build_facts
 from cpupack.pipeline import BuildResult
 from cpupack.summary import summary_dict, summary_text, times_text
 
@@ -69,9 +70,11 @@ class Finished:
         name = f"tiny_int8-1.0.0-py3-none-{contents.target.platform_tag}.whl"
         wheel = BuiltWheel(self.directory / name, "ab" * 32, 71_234, "tiny-int8", "1.0.0", contents.target.platform_tag)
         raced = (contender, *(_other(contender, *each) for each in changes.get("others", ())))
-        return BuildResult(
-            wheel, contents.model, contender, raced, changes.get("failed", {}), changes.get("plan", UNTUNED)
+        failed, plan = changes.get("failed", {}), changes.get("plan", UNTUNED)
+        facts = build_facts(
+            contents.model, contender, raced, failed, plan, times_s=TIMES_S, warnings=["early"], sections={}
         )
+        return BuildResult(wheel, contents.model, contender, raced, failed, plan, facts=facts)
 
 
 _REPORT_FIELDS = {field.name for field in dataclasses.fields(VerifyReport)}
