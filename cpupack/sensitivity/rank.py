@@ -26,14 +26,14 @@ COUNT = 32
 class LayerSensitivity:
     """One layer's share in the loss, measured with every other layer in FP32.
 
-    ``name`` is the module's path in the FP32 model (of a fused chain: its first module), or the graph's name of a
-    function call. ``skip`` is what ``[quantize] skip`` takes to keep the layer in FP32, None for a function call.
-    ``weight_sqnr_db`` compares the int8 weights with the FP32 ones (None without weights), ``activation_sqnr_db`` the
-    layer's output before and after rounding to its calibrated range (None where INT8 leaves it FP32: dynamic mode),
-    ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), None where the output
-    is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a fraction, None without labels; ``metric_drop``
-    how much worse the user's metric gets, None without one. ``noise_share`` is this layer's part (0 to 1) of the sum of
-    all layers' noise in the model's outputs.
+    ``name`` is the module's path in the FP32 model (of a fused chain: its first module), or for a function call that of
+    the module that calls it and the graph's name: ``layer1.0.add``. ``skip`` is what ``[quantize] skip`` takes to keep
+    the layer in FP32, None for a function call. ``weight_sqnr_db`` compares the int8 weights with the FP32 ones (None
+    without weights), ``activation_sqnr_db`` the layer's output before and after rounding to its calibrated range (None
+    where INT8 leaves it FP32: dynamic mode), ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of
+    equal top-1 (0 to 1), None where the output is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a
+    fraction, None without labels; ``metric_drop`` how much worse the user's metric gets, None without one.
+    ``noise_share`` is this layer's part (0 to 1) of the sum of all layers' noise in the model's outputs.
     """
 
     name: str

@@ -49,7 +49,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 class Site:
     """One layer of a graph: ``node`` computes it, ``last`` is the ReLU that INT8 runs with it, or ``node`` itself.
 
-    ``name`` is the module's path, or the node's name where a function is called.
+    ``name`` is the module's path; where a function is called, that of the module that calls it and the node's name.
     """
 
     node: fx.Node
@@ -76,12 +76,18 @@ def find_sites(graph: fx.GraphModule, ranges: Mapping[str, Any]) -> list[Site]:
             relu = _only_relu(graph, node)
             if relu is not None:
                 last, kind = relu, f"{kind}+ReLU"
-            site = (node.name, kind, None, _function_weights(graph, node))
+            site = (scoped_name(node), kind, None, _function_weights(graph, node))
         else:
             continue
         if last.name in ranges:
             sites.append(Site(node, last, *site))
     return sites
+
+
+def scoped_name(node: fx.Node) -> str:
+    """Return a function call's name below the module that calls it: ``layer1.0.add``."""
+    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"{scopes[-1]}.{node.name}" if scopes and scopes[-1] else node.name
 
 
 def core(module: nn.Module) -> nn.Module:
