@@ -50,7 +50,6 @@ LABELS_NAME = "labels.txt"
 TUNE_NAME = "tune.json"
 BUILD_NAME = "build.json"
 RECOVERED_NAME = "recovered.toml"
-RECOVERY_NAME = "recovery.json"
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.11"
 RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
@@ -285,7 +284,6 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     (package_dir / "recipe.toml").write_text(contents.loaded.text, encoding="utf-8")
     if contents.recovery is not None:
         (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
-        _write_json(package_dir / RECOVERY_NAME, contents.recovery.to_dict())
     _write_json(package_dir / "verify.json", dataclasses.asdict(contents.report))
     untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
     _write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
