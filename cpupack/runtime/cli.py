@@ -156,7 +156,10 @@ def _info(package_dir: Path, _: argparse.Namespace) -> Result:
 
 
 def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
-    result = tune.run(package_dir, args, on_row=lambda row: _say(sys.stderr, tune.row_text(row)))
+    def show(row: dict[str, Any], spent_s: float) -> None:
+        _say(sys.stderr, f"{spent_s:4.0f} of {args.budget_s:.0f} s  {tune.row_text(row)}")
+
+    result = tune.run(package_dir, args, show, on_start=lambda text: _say(sys.stderr, text))
     return result, tune.format_table(result), EXIT_OK
 
 

@@ -2,33 +2,52 @@
 
 It knows no processes and no clock of its own: ``measure`` and ``clock`` come from outside, so tests drive it
 with made-up machines. Starting a process costs more than measuring in it, so the order matters more than the
-count: all layouts at a middle batch size, then the batch sizes of the best layouts outward from there, then
-the leaders again in turn, since neighbours differ by less than the machine's mood within one measurement.
+count. A coarse grid first: some of the layouts at a middle batch size. Then refinement: the neighbours of the best
+layout, twice the threads where the CPU has SMT, and the batch sizes of the good layouts outward from the middle. Then
+the finals: the leaders, and the setting in use so far, again and again in turn, until the best of them beats each
+other one by more than the noise (``noise.py``). Probes are not counted there: the best of many looks better than it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median, median_high, median_low
 from typing import Any
 
 from .errors import RunnerError
+from .noise import Fit, fit
+from .space import Layout, Setting, Space, layout_of, make_space, measured_setting, setting_of, weight
 
 PROBE_S, PROBE_MIN_S, PROBE_MAX_S = 1 / 60, 0.5, 3.0
-"""Measured time of one probe, as a share of the budget, and its bounds in seconds."""
-EXPLORE_SHARES = (0.7, 0.9)
-"""Share of the budget after which no new setting is begun, in the first and the second pass."""
-WORTH_WALKING = 0.8
+"""Measured time of one probe, as a share of the budget, and its bounds in seconds: starting a process costs more."""
+EXPLORE_SHARES = (0.6, 0.85)
+"""Share of the budget after which no new setting is begun, before the finals and after them."""
+COARSE = 4
+"""Layouts of one kind in the coarse grid at most."""
+WORTH_WALKING = 0.9
 """A layout whose probe is below this share of the best layout's is not looked at further."""
-PAST_THE_PEAK, WELL_PAST = 0.97, 0.9
-"""A walk over batch sizes ends at two settings below the first share of the layout's best, or one below the second."""
-LEADERS, MAX_ROUNDS = 3, 5
-"""At most so many leaders are measured at most so many times."""
-SECOND_CHANCE, LEADER_SHARE = 0.6, 0.92
-"""Share of the best that earns a second measurement, and further ones: one run alone may have been disturbed."""
-TIE = 0.02
-"""Settings this close are equal; the one with fewer samples in flight wins, since its latency is lower."""
+FINALISTS, MIN_ROUNDS, MAX_ROUNDS = 3, 2, 5
+"""At most so many leaders are measured again in at least and at most so many rounds."""
+LEADER_SHARE, INCUMBENT_SHARE = 0.9, 0.8
+"""Share of the best probe that makes a finalist, and that which the setting in use needs."""
+DISTURBED_RARELY = 3
+"""A disturbed probe is repeated while at most one run in so many was disturbed."""
+TIE, MOST_GIVEN_UP = 0.02, 0.03
+"""Settings this close are equal whatever the noise, and not even a noisy host makes equal what is further apart; of
+equals the one in use wins, else the one with fewer samples in flight, since its latency is lower."""
+
+
+__all__ = [
+    "MeasurementFailedError",
+    "Outcome",
+    "Setting",
+    "Space",
+    "TuningFailedError",
+    "make_space",
+    "search",
+]
 
 
 class TuningFailedError(RunnerError):
@@ -39,44 +58,12 @@ class MeasurementFailedError(RunnerError):
     """One setting could not be measured; the search goes on without it."""
 
 
-@dataclass(frozen=True, order=True)
-class Setting:
-    """``instances`` copies of the model with ``threads`` each, ``batch_size`` samples a call."""
-
-    threads: int
-    instances: int
-    batch_size: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.instances} instance{'s' * (self.instances != 1)} x {self.threads} "
-            f"thread{'s' * (self.threads != 1)}, batch {self.batch_size}"
-        )
-
-
-@dataclass(frozen=True)
-class Space:
-    """What may be chosen: layouts ``(threads, instances)``, best guess first, and ascending batch sizes."""
-
-    layouts: tuple[tuple[int, int], ...]
-    batch_sizes: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.layouts or not self.batch_sizes:
-            raise ValueError("a search needs at least one layout and one batch size")
-
-    @property
-    def most_threads(self) -> int:
-        """The threads of the layouts that use every core."""
-        return max(threads * instances for threads, instances in self.layouts)
-
-    def __len__(self) -> int:
-        return len(self.layouts) * len(self.batch_sizes)
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """The chosen setting, the sentence that says why, and every row measured. ``searched_s`` in seconds."""
+    """The chosen setting, the sentence that says why, and every row measured. ``searched_s`` in seconds.
+
+    ``noise`` is the standard deviation of one measurement as a share, None where the finals could not tell.
+    """
 
     setting: Setting
     reason: str
@@ -84,6 +71,7 @@ class Outcome:
     measured: int
     total: int
     searched_s: float
+    noise: float | None = None
 
     @property
     def disturbed(self) -> int:
@@ -95,20 +83,6 @@ Measure = Callable[[Setting, float], dict[str, Any]]
 """(setting, duration_s) -> bench result with throughput_per_s and latency_ms {p50, p99}."""
 
 
-def make_space(usable: int, objective: str, threads: Sequence[int] | None, batch_sizes: Sequence[int]) -> Space:
-    """Return the settings worth measuring on ``usable`` cores; ``threads`` None means its divisors.
-
-    ``latency`` asks for one request at a time: one instance, and the smallest batch size.
-    """
-    wanted = sorted(set(threads)) if threads else [n for n in range(1, usable + 1) if usable % n == 0]
-    if objective == "latency":
-        return Space(tuple((n, 1) for n in reversed(wanted)), (min(batch_sizes),))
-    full = [(n, max(1, usable // n)) for n in wanted]
-    # One instance alone wins only under a tight latency bound, so those come last.
-    single = [(n, 1) for n in reversed(wanted) if (n, 1) not in full]
-    return Space(tuple(full + single), tuple(sorted(set(batch_sizes))))
-
-
 def search(
     measure: Measure,
     space: Space,
@@ -117,24 +91,26 @@ def search(
     budget_s: float,
     clock: Callable[[], float],
     on_row: Callable[[dict[str, Any]], None] = lambda _row: None,
+    incumbent: Setting | None = None,
 ) -> Outcome:
     """Find the setting of highest throughput, or of lowest p99 for ``latency``, within ``budget_s`` seconds.
 
-    A setting is judged by the median of its measurements, and not chosen when its median p99 is above
-    ``max_latency_ms``. At least one setting is measured however small the budget. ``on_row`` sees each row as
-    it comes. Raises TuningFailedError when nothing could be measured or nothing meets the bound.
+    A setting is not chosen when its median p99 is above ``max_latency_ms``. ``incumbent`` is what is used so far: it is
+    kept unless another setting beats it by more than the noise. At least one setting is measured however small the
+    budget. ``on_row`` sees each row as it comes. Raises TuningFailedError when nothing could be measured or nothing
+    meets the bound.
     """
-    run = _Run(measure, space, objective, max_latency_ms, budget_s, clock, on_row, started_s=clock())
+    run = _Run(measure, space, objective, max_latency_ms, budget_s, clock, on_row, incumbent, started_s=clock())
     run.share = EXPLORE_SHARES[0]
     run.explore()
-    run.repeat_leaders()
-    # What the leaders leave over goes to settings that now look better, and what those leave over to new
-    # leaders.
+    run.finals()
+    # The finals may have another order than the probes: what is next to their winner is looked at too. And one step
+    # further, since a probe that was disturbed may hide a better setting behind it.
     run.share, seen = EXPLORE_SHARES[1], 0
     while len(run.rows) > seen:
-        seen, run.out_of_time = len(run.rows), False
+        seen, run.out_of_time, run.reach = len(run.rows), False, 2
         run.explore()
-        run.repeat_leaders()
+        run.finals()
     return run.outcome()
 
 
@@ -147,56 +123,65 @@ class _Run:
     budget_s: float
     clock: Callable[[], float]
     on_row: Callable[[dict[str, Any]], None]
+    incumbent: Setting | None
     started_s: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     results: dict[Setting, list[dict[str, Any]]] = field(default_factory=dict)
     share: float = 1.0
     out_of_time: bool = False
+    reach: int = 1
 
     def explore(self) -> None:
-        """Probe the layouts that use every core, walk batch sizes of the good ones; then the other layouts."""
+        """Measure each setting that is worth it and was not measured before, once."""
         sizes = self.space.batch_sizes
         middle = (len(sizes) - 1) // 2
-        full = [layout for layout in self.space.layouts if layout[0] * layout[1] == self.space.most_threads]
-        probed: list[Setting] = []
-        for layouts in (full, [layout for layout in self.space.layouts if layout not in full]):
-            new = [_setting(layout, sizes[middle]) for layout in layouts]
-            probed += [setting for setting in new if self._try(setting)]
-            probed.sort(key=self._rank, reverse=True)
-            for setting in probed:
-                if setting in new and self._worth_walking(setting, probed[0]):
-                    self._walk((setting.threads, setting.instances), middle)
+        if self.incumbent is not None and self.incumbent in self.space:
+            self._try(self.incumbent)
+        full, smt, alone = self.space.kinds()
+        self._coarse(full, sizes[middle])
+        threads = max(full, key=lambda one: self._rank(setting_of(one, sizes[middle])))[0]
+        near = [setting_of(one, sizes[middle]) for one in smt]
+        self._climb(near, [one for one in near if one.threads in (threads, 2 * threads)], reach=1)
+        self._walk_good(full + smt, middle)
+        # Part of the cores, or one call at a time, is of use only where latency counts.
+        if alone and (self.max_latency_ms is not None or self.objective == "latency"):
+            self._coarse(alone, sizes[middle])
+            self._walk_good(alone, middle)
         if not self._feasible():
             # The last resort before saying that it cannot be done.
             for layout in self.space.layouts:
-                self._try(_setting(layout, sizes[0]))
+                self._try(setting_of(layout, sizes[0]))
 
-    def _walk(self, layout: tuple[int, int], start: int) -> None:
-        """Measure batch sizes upward, then downward, each until it gets worse."""
+    def _coarse(self, layouts: list[Layout], batch_size: int) -> None:
+        """Measure some layouts evenly spaced from fewest to most threads, then those around the best."""
+        line = [setting_of(one, batch_size) for one in layouts]
+        self._climb(line, [*line[:: -(-len(line) // COARSE)], line[-1]], reach=1)
+
+    def _walk_good(self, layouts: list[Layout], middle: int) -> None:
+        """Look for the best batch size of each layout whose probe at the middle one was good."""
         sizes = self.space.batch_sizes
-        for indices in (range(start + 1, len(sizes)), range(start - 1, -1, -1)):
-            upward = indices.step > 0
-            first = _setting(layout, sizes[start])
-            if not upward and self._meets(first) and self._value(first) < PAST_THE_PEAK * self._peak(layout):
-                break  # it rose on the way up, so it falls on the way down
-            below = 0
-            for index in indices:
-                if upward and not self._meets(_setting(layout, sizes[index - 1])):
-                    break  # p99 grows with the batch
-                setting = _setting(layout, sizes[index])
-                if not self._try(setting):
-                    break
-                if not self._meets(setting):
-                    continue
-                share = self._value(setting) / self._peak(layout)
-                below = below + 1 if share < PAST_THE_PEAK else 0
-                if share < WELL_PAST or below == 2:
-                    break
+        probed = [setting for setting in self.results if setting.batch_size == sizes[middle]]
+        best = max(probed, key=self._rank, default=None)
+        for setting in sorted(probed, key=self._rank, reverse=True):
+            if best is not None and layout_of(setting) in layouts and self._worth_walking(setting, best):
+                self._climb([setting_of(layout_of(setting), size) for size in sizes], [setting], self.reach)
 
-    def _peak(self, layout: tuple[int, int]) -> float:
-        """Return the best value of a layout among its settings that meet the bound, 0 if none does."""
-        found = [s for s in self._feasible() if (s.threads, s.instances) == layout]
-        return max(map(self._value, found), default=0.0)
+    def _climb(self, line: list[Setting], start: list[Setting], reach: int) -> None:
+        """Measure ``start``, then what is within ``reach`` of the best of ``line``, until all of that is measured."""
+        for setting in start:
+            self._try(setting)
+        steps = [step for distance in range(1, reach + 1) for step in (distance, -distance)]
+        while measured := [setting for setting in line if setting in self.results]:
+            at = line.index(max(measured, key=self._rank))
+            around = [line[at + step] for step in steps if 0 <= at + step < len(line)]
+            new = [one for one in around if not self._attempts(one) and not self._beyond_bound(one)]
+            if not new or not (self._try(new[0]) or self._attempts(new[0])):
+                return
+
+    def _beyond_bound(self, setting: Setting) -> bool:
+        """Return whether a smaller batch of the same layout is too slow or failed: p99 and memory grow with it."""
+        smaller = {measured_setting(row) for row in self.rows if row["batch_size"] < setting.batch_size}
+        return any(layout_of(one) == layout_of(setting) and not self._meets(one) for one in smaller)
 
     def _worth_walking(self, probe: Setting, best: Setting) -> bool:
         if self._meets(probe) and self._meets(best):
@@ -204,30 +189,66 @@ class _Run:
         # Above the bound the rates say little: smaller batches decide, unless another layout fits already.
         return not self._meets(best) or self._meets(probe)
 
-    def repeat_leaders(self) -> None:
-        for round_number in range(1, MAX_ROUNDS):
-            for setting in self._leaders(SECOND_CHANCE if round_number == 1 else LEADER_SHARE):
-                if self._attempts(setting) <= round_number and not self._run_one(setting, round_number):
+    def finals(self) -> None:
+        """Measure the finalists in rounds, forward and backward in turn, until the best of them is known."""
+        finalists = self._finalists()
+        for number in range(1, MAX_ROUNDS + 1):
+            missing = [one for one in finalists if self._final_runs(one) < number]
+            for setting in missing if number % 2 else reversed(missing):
+                if not self._run_one(setting, number):
+                    return
+            finalists = [one for one in finalists if self._meets(one)]
+            if number >= MIN_ROUNDS and (found := self._fit(finalists)) is not None:
+                best = max(finalists, key=found.level.__getitem__)
+                finalists = [one for one in finalists if one == best or not self._settled(found, best, one)]
+                if len(finalists) == 1:
                     return
 
-    def _leaders(self, share: float) -> list[Setting]:
+    def _finalists(self) -> list[Setting]:
+        """Return the best by their probes, the runner-up in any case, and the incumbent unless it is far behind."""
         feasible = sorted(self._feasible(), key=self._value, reverse=True)
-        return [s for s in feasible[:LEADERS] if self._value(s) >= share * self._value(feasible[0])]
+        leaders = [s for s in feasible[:FINALISTS] if self._value(s) >= LEADER_SHARE * self._value(feasible[0])]
+        chosen = leaders if len(leaders) > 1 else feasible[:2]
+        if self.incumbent in feasible and self._value(self.incumbent) >= INCUMBENT_SHARE * self._value(feasible[0]):
+            chosen = [*chosen, self.incumbent]
+        return list(dict.fromkeys(chosen))
+
+    @staticmethod
+    def _settled(found: Fit[Setting], best: Setting, other: Setting) -> bool:
+        """Return whether more rounds would not change what is chosen of the two."""
+        gain, margin = found.gain(best, other), found.margin(best, other)
+        return gain > max(margin, TIE) or gain + margin < TIE
+
+    def _fit(self, settings: Sequence[Setting]) -> Fit[Setting] | None:
+        """Return the model of what the finals measured of ``settings``, None while they tell no noise."""
+        final = [
+            (setting, int(row["round"]), self._row_value(row))
+            for setting in settings
+            for row in _undisturbed([row for row in self.results.get(setting, []) if row["round"]])
+        ]
+        return fit(final)
+
+    def _final_runs(self, setting: Setting) -> int:
+        return sum(bool(row["round"]) and measured_setting(row) == setting for row in self.rows)
 
     def _try(self, setting: Setting) -> bool:
         """Measure a setting not seen before. Returns whether it has a result."""
         if not self._attempts(setting):
-            self._run_one(setting, 0)
+            done = self._run_one(setting, 0)
+            # Where a disturbance is the exception it is worth a second look; where it is the rule it would not help.
+            rarely = len(self.rows) >= DISTURBED_RARELY * _disturbed(self.rows)
+            if done and rarely and self.rows[-1].get("disturbed"):
+                self._run_one(setting, 0)
         return setting in self.results
 
     def _attempts(self, setting: Setting) -> int:
-        return sum(_of(row) == setting for row in self.rows)
+        return sum(measured_setting(row) == setting for row in self.rows)
 
     def _run_one(self, setting: Setting, round_number: int) -> bool:
         """Measure and return true, or return false when that would probably outlast the budget."""
-        duration_s = min(PROBE_MAX_S, max(PROBE_MIN_S, self.budget_s * PROBE_S)) * (2 if round_number else 1)
+        duration_s = min(PROBE_MAX_S, max(PROBE_MIN_S, self.budget_s * PROBE_S))
         spent_s = self.clock() - self.started_s
-        # Until something fits the bound there is nothing to repeat, so exploring may have it all.
+        # Until something fits the bound there are no finals, so exploring may have it all.
         share = self.share if round_number == 0 and self._feasible() else 1.0
         if self.rows and spent_s + self._estimate_s(setting, duration_s) > self.budget_s * share:
             self.out_of_time = True
@@ -241,7 +262,7 @@ class _Run:
             self.results.pop(setting, None)  # what fails once is not chosen, however fast it was before
         else:
             row |= {**result, **row, "cost_s": self.clock() - begin_s}
-            if not any("error" in earlier for earlier in self.rows if _of(earlier) == setting):
+            if not any("error" in earlier for earlier in self.rows if measured_setting(earlier) == setting):
                 self.results.setdefault(setting, []).append(row)
         self.rows.append(row)
         self.on_row(row)
@@ -260,23 +281,24 @@ class _Run:
         start_s = median(
             max(0.0, row["cost_s"] - row.get("duration_s", duration_s) - calls * call_s(row)) for row in good
         )
-        alike = [r for r in good if (r["threads"], r["instances"]) == (setting.threads, setting.instances)] or good
+        alike = [row for row in good if layout_of(measured_setting(row)) == layout_of(setting)] or good
         nearest = min(alike, key=lambda row: abs(row["batch_size"] - setting.batch_size))
         expected_call_s = call_s(nearest) * max(1.0, setting.batch_size / nearest["batch_size"])
-        return float(start_s + max(duration_s, expected_call_s) + calls * expected_call_s)
+        return 1.02 * float(start_s + max(duration_s, expected_call_s) + calls * expected_call_s)
 
     def _value(self, setting: Setting) -> float:
         """Return the figure to maximise: samples a second, or requests a second at the p99 latency."""
-        if self.objective == "latency":
-            return 1000.0 / self._p99_ms(setting)
-        return self._rate_per_s(setting)
+        return 1000.0 / self._p99_ms(setting) if self.objective == "latency" else self._rate_per_s(setting)
+
+    def _row_value(self, row: dict[str, Any]) -> float:
+        return 1000.0 / row["latency_ms"]["p99"] if self.objective == "latency" else float(row["throughput_per_s"])
 
     # Of an even number of runs the better middle one counts: what disturbs a run only ever slows it.
     def _rate_per_s(self, setting: Setting) -> float:
-        return float(median_high(row["throughput_per_s"] for row in self.results[setting]))
+        return float(median_high(row["throughput_per_s"] for row in _undisturbed(self.results[setting])))
 
     def _p99_ms(self, setting: Setting) -> float:
-        return float(median_low(row["latency_ms"]["p99"] for row in self.results[setting]))
+        return float(median_low(row["latency_ms"]["p99"] for row in _undisturbed(self.results[setting])))
 
     def _meets(self, setting: Setting) -> bool:
         if setting not in self.results:
@@ -287,6 +309,8 @@ class _Run:
         return [setting for setting in self.results if self._meets(setting)]
 
     def _rank(self, setting: Setting) -> tuple[bool, float]:
+        if setting not in self.results:
+            return False, -math.inf
         meets = self._meets(setting)
         return meets, self._value(setting) if meets else -self._p99_ms(setting)
 
@@ -308,22 +332,49 @@ class _Run:
             )
         if self.objective == "throughput" and 2 * _disturbed(self.rows) > len(self.rows):
             # On a busy host a layout that leaves cores idle looks good for keeping out of the others' way.
-            every_core = [s for s in feasible if s.threads * s.instances == self.space.most_threads]
+            every_core = [s for s in feasible if s.threads * s.instances >= self.space.full_threads]
             tried += ", so only settings that use every core were considered" if every_core else ""
             feasible = every_core or feasible
         # A single lucky run does not win against settings that held up when repeated.
         repeated = [setting for setting in feasible if len(self.results[setting]) > 1] or feasible
-        top = max(self._value(setting) for setting in repeated)
-        equal = [setting for setting in repeated if self._value(setting) >= (1 - TIE) * top]
-        chosen = min(equal, key=lambda s: (s.batch_size * s.instances, s.threads * s.instances, -self._value(s)))
+        found = self._fit(repeated)
+        chosen, why = self._decide(found) if found is not None else self._by_median(repeated)
         return Outcome(
             chosen,
-            f"{chosen}: {self._figure(chosen)}{self._margin(chosen, repeated)}; {tried}",
+            f"{chosen}: {self._figure(chosen)}{why}; {tried}",
             tuple(self.rows),
             len(self.results),
             len(self.space),
             self.clock() - self.started_s,
+            None if found is None else found.noise,
         )
+
+    def _decide(self, found: Fit[Setting]) -> tuple[Setting, str]:
+        """Return the best setting, or an equal one that is in use already or simpler, and the reason."""
+        ranked = sorted(found.level, key=found.level.__getitem__, reverse=True)
+        best = ranked[0]
+        equal = [s for s in ranked if found.gain(best, s) <= max(TIE, min(MOST_GIVEN_UP, found.margin(best, s)))]
+        noise = f"one run varies by {found.noise:.1%}"
+        if self.incumbent in equal:
+            if self.incumbent == best:
+                return best, f", the setting in use, and nothing was better ({noise})"
+            gain = found.gain(best, self.incumbent)
+            return self.incumbent, f", the setting in use: {best} is {gain:+.1%}, not more than the noise ({noise})"
+        chosen = min(equal, key=lambda s: (*weight(s), -found.level[s]))
+        if chosen != best:
+            gain = found.gain(best, chosen)
+            return chosen, f", lighter than {best}, which is {gain:+.1%}, not more than the noise ({noise})"
+        second = ranked[1]
+        beats = "more than" if found.beats(best, second) else "not more than"
+        return best, f", {found.gain(best, second):+.1%} against {second}, {beats} the noise ({noise})"
+
+    def _by_median(self, settings: list[Setting]) -> tuple[Setting, str]:
+        """Choose without knowing the noise, for want of time or of another setting to compare with."""
+        top = max(self._value(setting) for setting in settings)
+        equal = [setting for setting in settings if self._value(setting) >= (1 - TIE) * top]
+        if self.incumbent in equal:
+            return self.incumbent, ", the setting in use"
+        return min(equal, key=lambda s: (*weight(s), -self._value(s))), ", too few runs to tell the noise"
 
     def _figure(self, setting: Setting) -> str:
         runs = len(self.results[setting])
@@ -334,24 +385,11 @@ class _Run:
             return f"{p99}{bound} ({median_of})"
         return f"{self._rate_per_s(setting):.1f} samples/s, {p99}{bound} ({median_of})"
 
-    def _margin(self, chosen: Setting, repeated: list[Setting]) -> str:
-        others = [setting for setting in repeated if setting != chosen]
-        if not others:
-            return ""
-        second = max(others, key=self._value)
-        gain = self._value(chosen) / self._value(second) - 1
-        if abs(gain) <= TIE:
-            return f", equal to {second} within {TIE:.0%} and lighter" if gain <= 0 else f", about equal to {second}"
-        return f", {gain:.0%} better than {second}"
+
+def _undisturbed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that nothing disturbed, all where there is no such row."""
+    return [row for row in rows if not row.get("disturbed")] or rows
 
 
 def _disturbed(rows: Sequence[dict[str, Any]]) -> int:
     return sum(bool(row.get("disturbed")) for row in rows)
-
-
-def _setting(layout: tuple[int, int], batch_size: int) -> Setting:
-    return Setting(layout[0], layout[1], batch_size)
-
-
-def _of(row: dict[str, Any]) -> Setting:
-    return Setting(row["threads"], row["instances"], row["batch_size"])

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +141,17 @@ def _thread_list(text: str) -> tuple[int, ...] | None:
 
 
 def run(
-    package_dir: Path, args: argparse.Namespace, on_row: Callable[[dict[str, Any]], None] = lambda _row: None
+    package_dir: Path,
+    args: argparse.Namespace,
+    on_row: Callable[[dict[str, Any], float], None] = lambda _row, _spent_s: None,
+    on_start: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
     """Search this host as ``args`` (of ``add_arguments``) say and keep the result in the user's cache.
 
-    Returns the table as written, with ``path``, ``settings_measured`` and ``settings_total``. ``on_row`` sees
-    each measurement as it comes. Raises TuningFailedError; InputError, before searching, for an unwritable
-    cache.
+    Returns the table as written, with ``path``, ``settings_measured``, ``settings_total``, ``noise`` (of one
+    measurement, as a share, or None) and ``before`` (the setting in use so far). ``on_start`` is told what will be
+    searched, ``on_row`` sees each measurement and the seconds spent. Raises TuningFailedError; InputError, before
+    searching, for an unwritable cache.
     """
     manifest = read_manifest(package_dir)
     check_cpu(manifest)
@@ -157,7 +162,7 @@ def run(
     if bound is None and objective == manifest.plan.objective:
         bound = manifest.plan.max_latency_ms
     probe = HostProbe()
-    usable = probe.budget().usable
+    budget = probe.budget()
     threads = args.threads
     if threads is None and (wished := plan.user_threads()) is not None:
         threads = (wished,)  # the next Runner will obey the variable too
@@ -168,18 +173,24 @@ def run(
         os.environ,
         timeout_s=max(120.0, args.budget_s),
     )
+    space = make_space(budget.usable, objective, threads, args.batch_sizes, budget.most)
+    in_use = plan.decide(manifest, objective=objective, probe=probe)
+    incumbent = Setting(in_use.threads, in_use.instances, in_use.batch_size)
+    started_s = time.monotonic()
+    on_start(f"{len(space)} settings for {objective} on {budget.usable} usable cores; in use so far: {incumbent}")
     outcome = search(
         measure,
-        make_space(usable, objective, threads, args.batch_sizes),
+        space,
         objective,
         bound,
         args.budget_s,
         time.monotonic,
-        on_row,
+        lambda row: on_row(row, time.monotonic() - started_s),
+        incumbent,
     )
     table = tuned.TunedTable(
         fingerprint=host.fingerprint(probe),
-        cores_usable=usable,
+        cores_usable=budget.usable,
         model=tuned.model_digest(manifest),
         objective=objective,
         max_latency_ms=bound,
@@ -189,6 +200,7 @@ def run(
         reason=outcome.reason,
         searched_s=outcome.searched_s,
         rows=list(outcome.rows),
+        tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     tuned.write_table(path, table)
     return {
@@ -196,6 +208,8 @@ def run(
         "path": str(path),
         "settings_measured": outcome.measured,
         "settings_total": outcome.total,
+        "noise": outcome.noise,
+        "before": {**asdict(incumbent), "source": in_use.source},
     }
 
 
@@ -203,7 +217,8 @@ def row_text(row: dict[str, Any]) -> str:
     """Return one measurement as a line, for progress."""
     if "error" in row:
         return f"failed: {row['error']}"
-    again = f" (again, {row['round'] + 1})" if row["round"] else ""
+    again = f" (finals, round {row['round']})" if row["round"] else ""
+    again += ", disturbed" if row.get("disturbed") else ""
     latency = row["latency_ms"]
     return (
         f"{setting_text(row)}: {row['throughput_per_s']:,.1f} samples/s, p50 {latency['p50']:.1f} ms, "

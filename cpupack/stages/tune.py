@@ -34,7 +34,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
         progress.note(reason)
         return TunePlan(tuned=False, objective=wish.objective, max_latency_ms=wish.max_latency_ms, reason=reason)
     threads = None if wish.threads == "auto" else wish.threads
-    usable = HostProbe().budget().usable
+    budget = HostProbe().budget()
     started_s = time.monotonic()
 
     def show(row: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
     try:
         outcome = search(
             _bench(staged, wish.objective, wish.budget_s),
-            make_space(usable, wish.objective, threads, wish.batch_sizes),
+            make_space(budget.usable, wish.objective, threads, wish.batch_sizes, budget.most),
             wish.objective,
             wish.max_latency_ms,
             wish.budget_s,

@@ -88,11 +88,11 @@ def test_two_cores_have_three_layouts_the_full_ones_first() -> None:
 
 def test_auto_threads_are_the_divisors_of_the_usable_cores() -> None:
     assert {threads for threads, _ in make_space(12, "throughput", None, [1]).layouts} == {1, 2, 3, 4, 6, 12}
-    assert make_space(6, "throughput", [4], [8, 1, 8]) == Space(((4, 1),), (1, 8))
+    assert make_space(6, "throughput", [4], [8, 1, 8]) == Space(((4, 1),), (1, 8), cores=6)
 
 
 def test_latency_is_one_request_at_the_smallest_batch() -> None:
-    assert make_space(4, "latency", None, [8, 2]) == Space(((4, 1), (2, 1), (1, 1)), (2,))
+    assert make_space(4, "latency", None, [8, 2]) == Space(((4, 1), (2, 1), (1, 1)), (2,), cores=4)
 
 
 @pytest.mark.parametrize("rate", [rising, falling, threads_win])
