@@ -35,6 +35,7 @@ static CPUPACK_AMX void configure(int chunk_bytes) {
         config.rows[i] = 16, config.column_bytes[i] = (uint16_t)chunk_bytes;
     for (int i = 6; i < 8; i++)
         config.rows[i] = (uint8_t)(chunk_bytes / 4), config.column_bytes[i] = 64;
+    __asm__ volatile("" ::: "memory"); /* GCC 12 takes the first bytes alone for the operand */
     _tile_loadconfig(&config);
 }
 
@@ -294,8 +295,9 @@ static void run_part(const struct step *step, struct worker *worker, const struc
             const int8_t *weights = step->weights + block * block_bytes;
             const int64_t channel = BLOCK * block, left = spec->channels_out - channel;
             const int channels = left < BLOCK ? (int)left : BLOCK;
+            const int64_t span = spec->span_out ? channel / spec->span_out * spec->span_in : 0;
             for (int64_t i = 0; i < count; i += 2) {
-                struct operand a = {from[i], from[i + 1], stride};
+                struct operand a = {from[i] + span, from[i + 1] + span, stride};
                 if (!worker->cpu.amx)
                     multiply_vnni(step, a, weights, worker->sums);
                 else if (channels <= 16)

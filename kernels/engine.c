@@ -177,6 +177,16 @@ static int same_size(const struct cpupack_buffer *a, const struct cpupack_buffer
     return a->height == b->height && a->width == b->width && (!channels || a->channels == b->channels);
 }
 
+static int spans_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in) {
+    if (spec->chunks < 1 || spec->chunks > 1 << 16 || spec->span_out < 0 || spec->span_in < 0 || spec->span_out % BLOCK)
+        return 0;
+    if (spec->span_out && (spec->channels_out - 1) / spec->span_out * (int64_t)spec->span_in + spec->span_in > in->channels)
+        return 0;
+    const int64_t read = spec->span_out ? spec->span_in : in->channels;
+    const int joined = spec->runs == spec->kernel_h && !spec->span_out;
+    return (int64_t)spec->chunks * spec->chunk_bytes >= read * (joined ? spec->kernel_w : 1);
+}
+
 static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack_header *header,
                           const struct cpupack_buffer *buffers, int64_t constants) {
     const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
@@ -203,8 +213,7 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
     case OP_CONV:
         if (out->channels != spec->channels_out || !window_fits(spec, in, out))
             return 0;
-        if (spec->chunks > 1 << 16 ||
-            (int64_t)spec->chunks * spec->chunk_bytes < (int64_t)in->channels * (spec->runs == spec->kernel_h ? spec->kernel_w : 1))
+        if (!spans_fit(spec, in))
             return 0;
         if (in2 != NULL && !same_size(out, in2, 1))
             return 0;
@@ -310,7 +319,7 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
         step->table = constants + step->spec.table;
         if (step->spec.op == OP_CONV) {
             step->run_offsets = offsets;
-            const int joined = step->spec.runs == step->spec.kernel_h;
+            const int joined = step->spec.runs == step->spec.kernel_h && !step->spec.span_out;
             for (int run = 0; run < step->spec.runs; run++) {
                 const int ky = joined ? run : run / step->spec.kernel_w, kx = joined ? 0 : run % step->spec.kernel_w;
                 *offsets++ = ky * step->spec.dilation_h * step->in.row + kx * step->spec.dilation_w * step->in.pixel;

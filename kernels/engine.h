@@ -60,7 +60,8 @@ struct cpupack_layer {
     int32_t input_zero_point, input2_zero_point, output_zero_point, low, high;
     float scale, scale2; /* meaning depends on the operation */
     int32_t channel_offset; /* OP_TABLE: first channel of the slice in the output */
-    int32_t reserved[3];
+    int32_t span_out, span_in; /* OP_CONV with groups: so many outputs read so many inputs; 0 when all read all */
+    int32_t reserved;
     int64_t weights, scales, biases, table; /* offsets in the constants */
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
@@ -45,6 +46,19 @@ def remove_inference_noops(graph_module: fx.GraphModule) -> None:
     graph_module.graph.lint()
     graph_module.recompile()
     graph_module.delete_all_unused_submodules()
+
+
+def record_shapes(graph_module: fx.GraphModule, example: torch.Tensor) -> None:
+    """Run ``example`` and note each call's output shape in ``node.meta["shape"]`` (None where it is no tensor)."""
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+            return value
+
+    with torch.inference_mode():
+        Shapes(graph_module).run(example)
 
 
 def _is_noop(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

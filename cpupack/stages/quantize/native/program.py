@@ -1,0 +1,188 @@
+"""Programs for the INT8 engine: buffers and layers as bytes, laid out as ``kernels/engine.h`` reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_MAGIC = 0x314B5043
+_VERSION = 1
+_ALIGNMENT = 64
+
+_HEADER = np.dtype(
+    [
+        ("magic", "<i4"), ("version", "<i4"), ("buffers", "<i4"), ("layers", "<i4"),
+        ("input_channels_pixels", "<i4"), ("input_channels_float", "<i4"), ("input_height", "<i4"),
+        ("input_width", "<i4"), ("outputs", "<i4"), ("identity", "<i4", 3), ("arena_bytes", "<i8"),
+        ("constants", "<i8"),
+    ]
+)  # fmt: skip
+_BUFFER = np.dtype(
+    [
+        ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("halo_y", "<i4"), ("halo_x", "<i4"),
+        ("fill", "<i4"), ("offset", "<i8"), ("sample_bytes", "<i8"),
+    ]
+)  # fmt: skip
+_INTEGERS = (
+    "op", "flags", "input", "input2", "output", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w",
+    "dilation_h", "dilation_w", "channels_out", "runs", "chunks", "chunk_bytes", "input_zero_point",
+    "input2_zero_point", "output_zero_point", "low", "high",
+)  # fmt: skip
+_CONSTANTS = ("weights", "scales", "biases", "table")
+_LAYER = np.dtype(
+    [(name, "<i4") for name in _INTEGERS]
+    + [("scale", "<f4"), ("scale2", "<f4"), ("channel_offset", "<i4"), ("span_out", "<i4"), ("span_in", "<i4")]
+    + [("reserved", "<i4")]
+    + [(name, "<i8") for name in _CONSTANTS]
+)
+
+
+class Op(IntEnum):
+    """What a layer does (``enum cpupack_op``)."""
+
+    INPUT_PIXELS = 0
+    INPUT_FLOAT = 1
+    CONV = 2
+    DEPTHWISE = 3
+    MAX_POOL = 4
+    GLOBAL_AVERAGE = 5
+    SCALE = 6
+    ADD = 7
+    TABLE = 8
+    AVERAGE_POOL = 9
+
+
+class Flag(IntFlag):
+    """How it does it (``enum cpupack_flag``)."""
+
+    FLOAT_OUT = 1
+    TABLE = 2
+    RESIDUAL = 4
+    ONLY_PIXELS = 8
+    ONLY_FLOAT = 16
+    INCLUDE_PAD = 32
+
+
+@dataclass
+class Buffer:
+    """One activation: uint8 codes ``(height, width, channels)``, value = (code - zero_point) * scale.
+
+    Windows read up to ``halo`` rows and columns beyond the edges, where ``fill`` stands; None until somebody asks.
+    """
+
+    height: int
+    width: int
+    channels: int
+    scale: float
+    zero_point: int
+    halo: tuple[int, int] = (0, 0)
+    fill: int | None = None
+
+    @property
+    def sample_bytes(self) -> int:
+        return (self.height + 2 * self.halo[0]) * (self.width + 2 * self.halo[1]) * self.channels
+
+
+@dataclass
+class Layer:
+    """One call. ``fields`` are the members of ``struct cpupack_layer`` that are not zero (kernel and stride: one)."""
+
+    op: Op
+    flags: Flag = Flag(0)
+    input: int = -1
+    input2: int = -1
+    output: int = -1
+    fields: dict[str, float] = field(default_factory=dict)
+    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def reads(self) -> list[int]:
+        return [each for each in (self.input, self.input2) if each >= 0]
+
+
+@dataclass
+class Program:
+    """Layers in order, with their buffers. ``outputs`` is the number of float32 results for each sample."""
+
+    input_height: int
+    input_width: int
+    input_channels_float: int
+    input_channels_pixels: int = 0
+    outputs: int = 0
+    buffers: list[Buffer] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+
+    def add_buffer(self, buffer: Buffer) -> int:
+        """Add a buffer and return its number."""
+        self.buffers.append(buffer)
+        return len(self.buffers) - 1
+
+    def to_bytes(self) -> bytes:
+        """Return the program as the engine reads it."""
+        offsets, arena_bytes = plan_memory(self.buffers, self.layers)
+        buffers = np.zeros(len(self.buffers), _BUFFER)
+        for row, each, offset in zip(buffers, self.buffers, offsets, strict=True):
+            row["height"], row["width"], row["channels"] = each.height, each.width, each.channels
+            row["halo_y"], row["halo_x"] = each.halo
+            row["fill"] = each.fill or 0
+            row["offset"], row["sample_bytes"] = offset, each.sample_bytes
+        constants = bytearray()
+        layers = np.zeros(len(self.layers), _LAYER)
+        for row, layer in zip(layers, self.layers, strict=True):
+            for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"):
+                row[name] = 1
+            row["high"] = 255
+            row["op"], row["flags"] = layer.op, layer.flags
+            row["input"], row["input2"], row["output"] = layer.input, layer.input2, layer.output
+            for name, value in layer.fields.items():
+                row[name] = value
+            for name, array in layer.constants.items():
+                constants += bytes(-len(constants) % _ALIGNMENT)
+                row[name] = len(constants)
+                constants += np.ascontiguousarray(array).tobytes()
+        header = np.zeros(1, _HEADER)
+        before = _HEADER.itemsize + buffers.nbytes + layers.nbytes
+        header["magic"], header["version"] = _MAGIC, _VERSION
+        header["buffers"], header["layers"] = len(buffers), len(layers)
+        header["input_height"], header["input_width"] = self.input_height, self.input_width
+        header["input_channels_float"] = self.input_channels_float
+        header["input_channels_pixels"] = self.input_channels_pixels
+        header["outputs"], header["arena_bytes"] = self.outputs, arena_bytes
+        header["constants"] = before + -before % _ALIGNMENT
+        digest = hashlib.sha256(buffers.tobytes() + layers.tobytes() + bytes(constants)).digest()
+        header["identity"] = np.frombuffer(digest[:12], "<i4")
+        text = header.tobytes() + buffers.tobytes() + layers.tobytes()
+        return text + bytes(-len(text) % _ALIGNMENT) + bytes(constants)
+
+
+def plan_memory(buffers: list[Buffer], layers: list[Layer]) -> tuple[list[int], int]:
+    """Return each buffer's offset in the arena and the arena's size, in bytes for one sample.
+
+    Buffers that are never alive together share memory: the largest is placed first, each at the lowest offset where it
+    meets no other that is alive with it (Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net
+    Inference", greedy by size).
+    """
+    first = dict.fromkeys(range(len(buffers)), len(layers))
+    last = dict.fromkeys(range(len(buffers)), -1)
+    for position, layer in enumerate(layers):
+        for number in (*layer.reads(), layer.output):
+            if number >= 0:
+                first[number] = min(first[number], position)
+                last[number] = max(last[number], position)
+    sizes = [each.sample_bytes + -each.sample_bytes % _ALIGNMENT for each in buffers]
+    offsets = [0] * len(buffers)
+    placed: list[int] = []
+    for number in sorted(range(len(buffers)), key=lambda each: -sizes[each]):
+        together = [other for other in placed if first[other] <= last[number] and first[number] <= last[other]]
+        offset = 0
+        for other in sorted(together, key=lambda each: offsets[each]):
+            if offset + sizes[number] <= offsets[other]:
+                break
+            offset = max(offset, offsets[other] + sizes[other])
+        offsets[number] = offset
+        placed.append(number)
+    return offsets, max((offset + size for offset, size in zip(offsets, sizes, strict=True)), default=0)

@@ -1,0 +1,89 @@
+"""What flows through a lowered graph, and functions of one value as tables of 256 codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.ao.nn.intrinsic as nni
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx, nn
+
+from cpupack.graph.fused import ConvReLU6
+from cpupack.stages.quantize.native.program import Buffer
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.ELU,
+    nn.LeakyReLU, nn.Mish, nn.Softplus, nn.SELU, nn.CELU, nn.LogSigmoid, nn.Softsign,
+)  # fmt: skip
+_FUNCTIONS = (
+    torch.relu, F.relu, F.relu_, F.relu6, F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid, F.sigmoid, torch.tanh,
+    F.tanh, F.gelu, F.elu, F.leaky_relu, F.mish, F.softplus, F.hardtanh, torch.clamp, F.selu, F.celu,
+)  # fmt: skip
+_METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_")
+_RELUS = (torch.relu, F.relu, F.relu_, "relu", "relu_")
+_TOLERATED_STEPS = 0.25
+
+
+@dataclass(frozen=True)
+class Value:
+    """A buffer; ``flattened`` when its sample is one vector in the order channels, height, width."""
+
+    buffer: int
+    flattened: bool = False
+
+
+def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
+    """Return the function of one value that a call is, or None."""
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return module if type(module) in _MODULES else None
+    if node.op == "call_function" and node.target in _FUNCTIONS or node.op == "call_method" and node.target in _METHODS:
+        if any(isinstance(each, fx.Node) for each in (*node.args[1:], *node.kwargs.values())):
+            return None
+        target: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+        return lambda x: target(x.clone(), *node.args[1:], **node.kwargs)
+    return None
+
+
+def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call's results are clamped at zero by a ReLU or ReLU6 as its last step.
+
+    A ReLU6's range ends at or below 6, so that rounding to its codes clamps it above.
+    """
+    if node.op == "call_module":
+        module = graph.get_submodule(str(node.target))
+        return isinstance(module, nn.ReLU | nn.ReLU6 | nni.ConvReLU2d | nni.LinearReLU | ConvReLU6)
+    return node.target in _RELUS or node.target is F.relu6
+
+
+def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[np.uint8]:
+    """Return the result's code for each of the source's 256 codes."""
+    values = (torch.arange(256, dtype=torch.float64) - source.zero_point) * source.scale
+    outputs = function(values.float()).double().numpy()
+    codes = np.rint(outputs / result.scale) + result.zero_point
+    return np.clip(codes, 0, 255).astype(np.uint8)
+
+
+def useful_range(function: Function, limits: tuple[float, float], result: Buffer) -> tuple[float, float]:
+    """Cut from a range what the function flattens: there finer steps elsewhere are worth more.
+
+    Beyond either end the function must not move by more than a quarter of the result's step (hardswish below -3, SiLU
+    far below zero, sigmoids on both sides). Zero stays inside.
+    """
+    points = torch.linspace(limits[0], limits[1], 4097, dtype=torch.float64)
+    outputs = function(points.float()).double().numpy()
+    tolerance = _TOLERATED_STEPS * result.scale
+    rising = np.maximum.accumulate(outputs) - np.minimum.accumulate(outputs)
+    falling = (np.maximum.accumulate(outputs[::-1]) - np.minimum.accumulate(outputs[::-1]))[::-1]
+    start = int(np.searchsorted(rising > tolerance, True)) - 1
+    end = len(points) - int(np.searchsorted(falling[::-1] > tolerance, True))
+    low = float(points[max(start, 0)])
+    high = float(points[min(end, len(points) - 1)])
+    return min(low, 0.0), max(high, 0.0)
