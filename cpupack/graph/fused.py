@@ -23,6 +23,14 @@ _WITH_RELU: dict[type[nn.Module], Any] = {
 }
 
 
+def channel_axis(module: nn.Module) -> int | None:
+    """Return the dimension of the output that holds the channels of a layer with weights, fused or not."""
+    inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
+    if isinstance(inner, nn.Linear):
+        return -1
+    return 1 if isinstance(inner, CONVS + TRANSPOSED_CONVS) else None
+
+
 class ConvReLU6(nn.Sequential):
     """A convolution and its ReLU6. INT8 runs it as conv + ReLU: a range that ends at 6 clamps there for free."""
 

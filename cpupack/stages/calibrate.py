@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from cpupack.artifacts import CalibratedModel, FusedModel, Samples
 from cpupack.errors import CalibrationError
+from cpupack.graph.fused import channel_axis
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.progress import Progress
 from cpupack.statistics import StatsCollector
@@ -40,13 +40,17 @@ class _Recorder:
     """Collects the output of every call, by the name the quantize stage knows it by."""
 
     def __init__(self) -> None:
-        self.collectors: defaultdict[str, StatsCollector] = defaultdict(StatsCollector)
+        self.collectors: dict[str, StatsCollector] = {}
         self.batch_names: tuple[str, ...] = ()
         self._hooks: list[RemovableHandle] = []
 
-    def record(self, name: str, value: Any) -> None:
+    def record(self, name: str, value: Any, module: nn.Module | None = None) -> None:
+        """Collect one call's output; ``module`` is what made it where that is a module."""
         if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()):
             return
+        if name not in self.collectors:
+            axis = channel_axis(module) if module is not None and value.ndim > 1 else None
+            self.collectors[name] = StatsCollector(axis)
         if not self.collectors[name].add(value):
             raise CalibrationError(
                 f"the output of {name} is not finite (or beyond 8e37) on the calibration samples "
@@ -64,9 +68,9 @@ class _Recorder:
         return module
 
     def _hook(self, name: str) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
             # FloatFunctional passes its result through a child of this name, where eager mode puts the observer.
-            self.record(name.removesuffix(".activation_post_process"), output)
+            self.record(name.removesuffix(".activation_post_process"), output, module)
 
         return hook
 
@@ -84,5 +88,6 @@ class _RecordingInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op not in {"output", "get_attr"}:
-            self._recorder.record(n.name, value)
+            module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+            self._recorder.record(n.name, value, module)
         return value
