@@ -26,7 +26,7 @@ class ActivationStats:
 
     ``batch_min`` and ``batch_max`` are float32, one per batch, in order. ``counts`` is int64 ``(2 * HALF_BINS,)``: bin
     i holds the values in ``[(i - HALF_BINS) * bin_width, (i + 1 - HALF_BINS) * bin_width)``; zero is always an edge.
-    ``channel_min`` and ``channel_max`` are float32 ``(channels,)`` of a layer's output, None where channels mean nothing.
+    ``channel_min`` and ``channel_max`` are float32 ``(channels,)`` of a layer with weights, None for anything else.
     """
 
     batch_min: npt.NDArray[np.float32]

@@ -24,11 +24,12 @@ _WITH_RELU: dict[type[nn.Module], Any] = {
 
 
 def channel_axis(module: nn.Module) -> int | None:
-    """Return the dimension of the output that holds the channels of a layer with weights, fused or not."""
+    """Return the dimension, from the end, of the output that holds the channels of a layer with weights, fused or not.
+
+    None for a module without them.
+    """
     inner = module[0] if isinstance(module, nn.Sequential) and len(module) else module
-    if isinstance(inner, nn.Linear):
-        return -1
-    return 1 if isinstance(inner, CONVS + TRANSPOSED_CONVS) else None
+    return 1 - inner.weight.ndim if isinstance(inner, (nn.Linear, *CONVS, *TRANSPOSED_CONVS)) else None
 
 
 class ConvReLU6(nn.Sequential):
