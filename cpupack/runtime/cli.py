@@ -1,4 +1,4 @@
-"""The packaged model's command line: ``info | verify | predict | bench | tune``.
+"""The packaged model's command line: ``info | verify | predict | bench | tune | plan``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import bench, info, tune
+from . import bench, capacity, info, tune
 from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import read_manifest
 from .runner import Prediction, RandomWeightsWarning, Runner
@@ -84,6 +84,10 @@ def _parser(prog: str) -> _Parser:
     tuning = add("tune", "find the best threads, instances and batch size on this host and remember them")
     tune.add_arguments(tuning)
     _add_json(tuning, _tune)
+
+    planning = add("plan", "say which setting carries a rate of requests within a latency bound, or how many hosts")
+    capacity.add_arguments(planning)
+    _add_json(planning, _plan)
     return parser
 
 
@@ -104,7 +108,7 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
         _say(sys.stdout, f"{manifest.name} {manifest.version}")
         return EXIT_OK
     if not hasattr(args, "command"):
-        parser.error("which command? info, verify, predict, bench or tune")
+        parser.error("which command? info, verify, predict, bench, tune or plan")
     facts, text, code = args.command(package_dir, args)
     _say(sys.stdout, json.dumps(_finite(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
@@ -163,9 +167,21 @@ def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
     return result, tune.format_table(result), EXIT_OK
 
 
+def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
+    answer = capacity.run(package_dir, args)
+    return answer, capacity.format_plan(answer), EXIT_OK
+
+
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
-    result = bench.run(package_dir, args)
-    return result, bench.format_table(result), EXIT_OK
+    result = bench.run(package_dir, args, lambda text: _say(sys.stderr, text))
+    return result, bench.format_table(result), _judged(result) if args.strict else EXIT_OK
+
+
+def _judged(result: dict[str, Any]) -> int:
+    """Return the exit code of ``bench --strict``: a figure that cannot be believed comes before one that is bad."""
+    if not result["valid"]:
+        return EXIT_HOST
+    return EXIT_FAILED if result.get("server", {}).get("passed") is False else EXIT_OK
 
 
 def _verify(package_dir: Path, _: argparse.Namespace) -> Result:
