@@ -244,8 +244,8 @@ class Trial:
     """One setting that recovery built, verified and timed.
 
     ``settings`` holds the keys of ``[quantize]`` that differ from the recipe's. ``drop`` is the fall of top-1 accuracy,
-    None without labels; ``speedup`` is over FP32, None where this host cannot time the target. A setting that could
-    not be built has ``error`` and no numbers.
+    None without labels; ``speedup`` is over FP32 with its 95 % interval, None where this host cannot time the target. A
+    setting that could not be built has ``error`` and no numbers.
     """
 
     label: str
@@ -256,6 +256,7 @@ class Trial:
     agreement: float | None = None
     drop: float | None = None
     speedup: float | None = None
+    speedup_ci95: Interval | None = None
     gates: tuple[Gate, ...] = ()
     passed: bool = False
     error: str | None = None

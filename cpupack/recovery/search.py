@@ -15,7 +15,7 @@ from cpupack.recovery.closeness import accurate, helped
 from cpupack.recovery.settings import changed, differences, in_words, with_skip
 
 _SAME_SPEED = 0.97
-"""Speeds closer than this are one speed: that is how far two timings of one model lie apart."""
+"""Speeds closer than this are one speed, and so are those whose intervals overlap."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,20 @@ def fastest_passing(trials: Sequence[Trial]) -> int | None:
     passing = [number for number, trial in enumerate(trials) if trial.passed]
     if not passing:
         return None
-    fastest = max(trials[number].speedup or 0.0 for number in passing)
-    as_fast = [number for number in passing if (trials[number].speedup or 0.0) >= _SAME_SPEED * fastest]
+    fastest = max((trials[number] for number in passing), key=lambda trial: trial.speedup or 0.0)
+    as_fast = [number for number in passing if _as_fast(trials[number], fastest)]
     return min(as_fast, key=lambda number: (_fp32_layers(trials[number]), -(trials[number].sqnr_db or 0.0)))
+
+
+def _as_fast(trial: Trial, fastest: Trial) -> bool:
+    """Whether two speeds, the second of them the greater, cannot be told apart."""
+    if (trial.speedup or 0.0) >= _SAME_SPEED * (fastest.speedup or 0.0):
+        return True
+    return (
+        trial.speedup_ci95 is not None
+        and fastest.speedup_ci95 is not None
+        and trial.speedup_ci95[1] >= fastest.speedup_ci95[0]
+    )
 
 
 def _fp32_layers(trial: Trial) -> int:
@@ -234,6 +245,7 @@ def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, 
         agreement=report.agreement,
         drop=drop,
         speedup=report.speedup,
+        speedup_ci95=report.speedup_ci95,
         gates=report.gates,
         passed=report.passed,
     )

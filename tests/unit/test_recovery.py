@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -217,6 +218,14 @@ def test_the_fastest_wins_then_the_fewest_layers_then_the_sqnr() -> None:
     assert fastest_passing([_trial(30, 2.02, skip="ab"), _trial(20, 1.99, skip="a"), _trial(25, 1.99, skip="b")]) == 2
     assert fastest_passing([_trial(30, None, skip="ab"), _trial(20, None, skip="a")]) == 1
     assert fastest_passing([_trial(30, 1.0, passed=False)]) is None
+    # or intervals that overlap: nobody knows which of the two is faster
+    wide, narrow = ((1.5, 2.5), (1.7, 1.9)), ((2.0, 2.5), (1.7, 1.9))
+    for (faster, slower), expected in ((wide, 1), (narrow, 0)):
+        pair = (
+            dataclasses.replace(_trial(30, 2.2, skip="ab"), speedup_ci95=faster),
+            dataclasses.replace(_trial(30, 1.8, skip="a"), speedup_ci95=slower),
+        )
+        assert fastest_passing(pair) == expected
 
 
 def test_the_front_is_what_no_trial_beats_in_both() -> None:
@@ -249,7 +258,7 @@ def test_how_short_a_gate_is(gate: Gate, expected_db: float) -> None:
 def test_a_step_helps_by_its_gates_then_by_its_sqnr() -> None:
     def trial(sqnr_db: float, drop: float) -> Trial:
         gate = Gate("max_drop", 0.01, drop, drop <= 0.01)
-        return Trial("t", "onednn", {}, 1.0, sqnr_db, 0.9, drop, 1.0, (gate,), gate.passed)
+        return Trial("t", "onednn", {}, 1.0, sqnr_db, 0.9, drop, 1.0, gates=(gate,), passed=gate.passed)
 
     assert helped(trial(10.0, 0.05), trial(20.0, 0.10))
     assert helped(trial(20.2, 0.05), trial(20.0, 0.05))
