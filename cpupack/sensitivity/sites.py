@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
+from cpupack.graph.names import core, kind_of, scoped_name
 from cpupack.sensitivity.rounding import round_weight
 
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
@@ -82,23 +83,6 @@ def find_sites(graph: fx.GraphModule, ranges: Mapping[str, Any]) -> list[Site]:
         if last.name in ranges:
             sites.append(Site(node, last, *site))
     return sites
-
-
-def scoped_name(node: fx.Node) -> str:
-    """Return a function call's name below the module that calls it: ``layer1.0.add``."""
-    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return f"{scopes[-1]}.{node.name}" if scopes and scopes[-1] else node.name
-
-
-def core(module: nn.Module) -> nn.Module:
-    """Return what computes in a fused module: the first of its chain."""
-    return module[0] if isinstance(module, nn.Sequential) else module
-
-
-def kind_of(module: nn.Module) -> str:
-    """Return a fused module as people read it: ``Conv2d+ReLU``."""
-    parts = list(module) if isinstance(module, nn.Sequential) else [module]
-    return "+".join(type(part).__name__ for part in parts)
 
 
 def weights_of(module: nn.Module) -> dict[str, tuple[torch.Tensor, int | None]]:

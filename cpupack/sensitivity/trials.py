@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from cpupack.artifacts import FusedModel
+from cpupack.graph.names import kind_of
 from cpupack.layout import weights_channels_last
 from cpupack.sensitivity.rounding import Noise, Range, round_activation, round_weight
-from cpupack.sensitivity.sites import Site, find_sites, is_weight, kind_of, rounded_weights, weights_of
+from cpupack.sensitivity.sites import Site, find_sites, is_weight, rounded_weights, weights_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""What a layer is called: modules by their path, function calls by the module that makes them."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+
+def core(module: nn.Module) -> nn.Module:
+    """Return what computes in a fused module: the first of its chain."""
+    return module[0] if isinstance(module, nn.Sequential) and len(module) else module
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return a fused module as people read it: ``Conv2d+ReLU``."""
+    parts = list(module) if isinstance(module, nn.Sequential) and len(module) else [module]
+    return "+".join(type(part).__name__ for part in parts)
+
+
+def scoped_name(node: fx.Node) -> str:
+    """Return a node's name for people: a module's path; of a function call, its name below the module that calls it.
+
+    ``layer1.0.conv1``, ``layer1.0.add``.
+    """
+    if node.op == "call_module":
+        return str(node.target)
+    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return f"{scopes[-1]}.{node.name}" if scopes and scopes[-1] else node.name
