@@ -9,6 +9,7 @@ from dataclasses import dataclass
 WIDE = 20.0
 """A range whose ends differ by more than this factor is drawn on a logarithmic axis."""
 
+_DECADE = 8.0
 _PERCENT_TICKS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 _MAX_GAP = 0.35
 """Room after the last percentile for 100 %, which has no place on a logarithmic tail; in decades."""
@@ -79,11 +80,21 @@ def spread(label: str, values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
     if low <= 0.0 or high / low <= WIDE:
         return linear(label, values, room=0.04)
-    low, high = low / 1.15, high * 1.15
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
-    shown = tuple((tick, tick_text(tick, tick)) for tick in ticks if low <= tick <= high)
-    return Axis(label, low, high, shown, log=True)
+    return logarithmic(label, low / 1.15, high * 1.15)
+
+
+def logarithmic(label: str, low: float, high: float) -> Axis:
+    """Return a logarithmic axis that ends exactly at ``low`` and ``high``, both above 0."""
+    if high < low * 1.05:
+        low, high = low / 1.05, high * 1.05
+    if high / low >= _DECADE:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [(factor * 10.0**power, factor * 10.0**power) for power in decades for factor in (1, 2, 5)]
+    else:  # round numbers, since 1, 2 and 5 times a power of ten may have none here
+        step = _step(high - low)
+        ticks = [(number * step, step) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    shown = tuple((tick, tick_text(tick, step)) for tick, step in ticks if low <= tick <= high)
+    return Axis(f"{label}, logarithmic", low, high, shown, log=True)
 
 
 def tick_text(value: float, step: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .axes import Axis, PercentAxis, linear, spread
+from .axes import Axis, PercentAxis, linear, logarithmic
 from .shapes import CHAR, WIDTH, Chart, Dot, Labels, Line, Mark, Path, Plot, Rect, Text, rounded
 
 SERIES = 6
@@ -62,13 +62,14 @@ def histogram(
 ) -> Chart:
     """Return counts between ``edges`` (one more than counts, ascending), with vertical lines at ``marked`` values.
 
+    The axis is logarithmic where the bins grow. The edges must be above 0 then, and for a single bin.
     Raises ValueError when the numbers of edges and counts do not fit.
     """
     if len(edges) != len(counts) + 1 or not counts:
         raise ValueError(f"{len(counts)} counts need {len(counts) + 1} edges, not {len(edges)}")
-    x = spread(label, edges)
-    if not x.log:
-        x = linear(label, edges, zero=False)
+    grows = edges[0] > 0.0 and edges[-1] - edges[-2] > 1.5 * (edges[1] - edges[0])
+    # Bins of equal ratios are of equal width on a logarithmic axis alone.
+    x = logarithmic(label, edges[0], edges[-1]) if grows or len(counts) == 1 else linear(label, edges, zero=False)
     y = linear(noun, [float(count) for count in counts])
     plot = Plot(x, y, left=_gutter(y), height=270, top=44)
     floor = plot.at_y(y.low)
@@ -84,7 +85,7 @@ def histogram(
         row = 0 if at - half > row_ends[0] else 1
         if at - half > row_ends[row]:
             plot.marks.append(Text(at, 38 - 13 * row, name, "mark-text", "middle"))
-            row_ends[row] = at + half + 4
+            row_ends[row] = at + half + 9
         plot.marks.append(Line(at, 41 - 13 * row, at, floor, "mark"))
     most = max(range(len(counts)), key=lambda number: counts[number])
     named = ", ".join(f"{name} {value:,.3g}" for name, value in marked.items())
@@ -94,12 +95,14 @@ def histogram(
     return plot.chart(title, summary)
 
 
-def percentile_curve(title: str, percentiles: Sequence[tuple[float, float]], label: str) -> Chart:
+def percentile_curve(
+    title: str, percentiles: Sequence[tuple[float, float]], label: str, *, noun: str = "calls"
+) -> Chart:
     """Return values over percentiles ``(p, value)``, p from 0 to 100, on an axis that stretches the tail."""
     rows = sorted(percentiles)
     last = max((p for p, _ in rows if p < 100.0), default=99.0)
     y = linear(label, [value for _, value in rows], room=0.06)
-    plot = Plot(PercentAxis("percentile of the calls, the tail stretched", max(last, 90.0)), y, _gutter(y), 270)
+    plot = Plot(PercentAxis(f"percentile of the {noun}, the tail stretched", max(last, 90.0)), y, _gutter(y), 270)
     points = tuple((plot.at_x(p), plot.at_y(value)) for p, value in rows)
     plot.marks.append(Path(points, "curve s1"))
     named = [(p, value) for p, value in rows if p in {50.0, 90.0, 99.0, 99.9, 99.99, 100.0}]
@@ -115,26 +118,26 @@ def percentile_curve(title: str, percentiles: Sequence[tuple[float, float]], lab
 def scatter(
     title: str,
     points: Sequence[Point],
-    x_label: str,
-    y_label: str,
+    x: Axis,
+    y: Axis,
     *,
     joined: bool = False,
     front: Sequence[Point] = (),
+    level: float | None = None,
     height: float = 320.0,
-    x_zero: bool = True,
 ) -> Chart:
     """Return points with their labels where there is room; ``joined`` connects the points of each series by x.
 
-    ``front`` is a dashed line through points, for a Pareto front. A legend names the series where there are several.
+    ``front`` is a dashed line through points, for a Pareto front; ``level`` a horizontal line at a value of y. A legend
+    names the series where there are several.
     """
-    xs, ys = [point.x for point in points], [point.y for point in points]
-    x = spread(x_label, xs) if x_zero else linear(x_label, xs, zero=False, room=0.05)
-    y = linear(y_label, ys, room=0.08) if x_zero else linear(y_label, ys, zero=False, room=0.1)
     names = list(dict.fromkeys(point.series for point in points))
     legend = len(names) > 1
     plot = Plot(x, y, left=_gutter(y), height=height + (22 if legend else 0), bottom=64 if legend else 42)
     if legend:
         plot.marks += _legend(names, plot.left, plot.height - 27)
+    if level is not None:
+        plot.marks.append(Line(plot.left, plot.at_y(level), plot.width - plot.right, plot.at_y(level), "mark"))
     if front:
         line = tuple((plot.at_x(point.x), plot.at_y(point.y)) for point in sorted(front, key=lambda one: one.x))
         plot.marks.append(Path(line, "front"))
@@ -152,10 +155,10 @@ def scatter(
         plot.marks.append(Dot(*at, 4.2, style, point.tip or f"{point.label}: {point.x:,.4g}, {point.y:,.4g}"))
         if point.chosen:
             plot.marks.append(Dot(*at, 7.5, "ring"))
-        if placed := labels.place(*at, point.label, force=point.chosen):
+        if point.label and (placed := labels.place(*at, point.label, force=point.chosen)):
             plot.marks.append(Text(*placed[:2], point.label, "strong" if point.chosen else "", placed[2]))
     best = max(points, key=lambda point: point.y)
-    summary = f"{len(points)} points; highest {y_label} {best.y:,.4g} at {x_label} {best.x:,.4g} ({best.label})"
+    summary = f"{len(points)} points; highest {y.label} {best.y:,.4g} at {x.label} {best.x:,.4g} ({best.label})"
     summary += "".join(f"; chosen: {point.label} at {point.x:,.4g}, {point.y:,.4g}" for point in points if point.chosen)
     return plot.chart(title, summary + ".")
 

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import jinja2
 
-from . import charts, host, tuned
+from . import bench_charts, host, tuned
 from .bench import format_table, setting_text
-from .charts import Bar, Cell, Point
+from .bench_charts import Setting
 from .errors import InputError
 from .manifest import Manifest, read_manifest
-from .shapes import Chart
 
 TEMPLATES = Path(__file__).parent / "templates"
 TUNE_NAME = "tune.json"
 
-Setting = tuple[int, int, int]
-"""threads, instances, batch size"""
-
-_PERCENTILES = (
-    ("min", 0.0),
-    ("p50", 50.0),
-    ("p90", 90.0),
-    ("p95", 95.0),
-    ("p99", 99.0),
-    ("p99_9", 99.9),
-    ("max", 100.0),
-)
+_UNITS = {"server": ("a request", "requests"), "multi-stream": ("a query", "queries")}
+"""What the latency is of, and what is counted; elsewhere calls of the model."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +30,6 @@ class Tuning:
     rows: Sequence[Mapping[str, Any]]
     source: str
     chosen: Setting | None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One setting of a search with the medians of its runs; ``error`` where none of them succeeded."""
-
-    threads: int
-    instances: int
-    batch_size: int
-    throughput_per_s: float = 0.0
-    p50_ms: float = 0.0
-    p99_ms: float = 0.0
-    runs: int = 0
-    error: str | None = None
-
-    @property
-    def setting(self) -> Setting:
-        return self.threads, self.instances, self.batch_size
-
-    @property
-    def layout(self) -> str:
-        return f"{self.instances} x {self.threads}"
 
 
 def loader() -> jinja2.BaseLoader:
@@ -100,6 +65,7 @@ def bench_page(result: Mapping[str, Any], manifest: Manifest, tuning: Tuning | N
     ``latency_histogram`` {edges_ms, counts} and ``percentiles`` [[p, ms], ...] are drawn where the result has them,
     else the curve is drawn from ``latency_ms``. ``tuning`` adds the search's charts.
     """
+    unit, noun = _UNITS.get(result["scenario"], ("one" if result["batch_size"] == 1 else "a batch", "calls"))
     environment = jinja2.Environment(
         loader=loader(), undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -108,10 +74,13 @@ def bench_page(result: Mapping[str, Any], manifest: Manifest, tuning: Tuning | N
         manifest=manifest,
         setting=setting_text(dict(result)),
         terminal=format_table(dict(result)),
-        latency=latency_charts(result),
-        windows=_windows(result),
+        unit=unit,
+        noun=noun,
+        latency=bench_charts.latency_charts(result, noun),
+        windows=bench_charts.windows_chart(result),
+        peak_chart=bench_charts.peak_chart(result.get("peak")),
         tuning=tuning,
-        tuning_charts=tuning_charts(tuning.rows, tuning.chosen) if tuning else [],
+        tuning_charts=bench_charts.tuning_charts(tuning.rows, tuning.chosen) if tuning else [],
     )
 
 
@@ -133,99 +102,3 @@ def find_tuning(package_dir: Path, manifest: Manifest) -> Tuning | None:
     if plan.threads and plan.instances and plan.batch_size:
         chosen = (plan.threads, plan.instances, plan.batch_size)
     return Tuning(rows, source, chosen)
-
-
-def latency_charts(result: Mapping[str, Any]) -> list[Chart]:
-    """Return the histogram, where the result has one, and the percentile curve."""
-    latency = result["latency_ms"]
-    found = []
-    if histogram := result.get("latency_histogram"):
-        marked = {name.replace("_", "."): float(latency[name]) for name in ("p50", "p90", "p99")}
-        found.append(charts.histogram("Latency histogram", histogram["edges_ms"], histogram["counts"], "ms", marked))
-    points = [(float(p), float(ms)) for p, ms in result.get("percentiles") or []]
-    if not points:
-        points = [(p, float(latency[name])) for name, p in _PERCENTILES]
-    found.append(charts.percentile_curve("Latency by percentile", points, "ms"))
-    return found
-
-
-def _windows(result: Mapping[str, Any]) -> Chart | None:
-    rates = [float(rate) for rate in result.get("windows_per_s") or []]
-    if not rates:
-        return None
-    rows = [Bar(f"window {number}", rate, f"{rate:,.1f}") for number, rate in enumerate(rates, start=1)]
-    return charts.bars("Throughput over time", rows, "samples/s in equal parts of the measured time")
-
-
-def tuning_charts(rows: Sequence[Mapping[str, Any]], chosen: Setting | None) -> list[Chart]:
-    """Return the heat map and the scatter of a search's rows; nothing where no run succeeded."""
-    settings = settings_of(rows)
-    good = [each for each in settings if each.error is None]
-    if not good:
-        return []
-    return [_heat_map(settings, chosen), _trade_off(good, chosen)]
-
-
-def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """Return each setting once, in the order first measured, with the medians of its runs that succeeded."""
-    grouped: dict[Setting, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        grouped.setdefault((row["threads"], row["instances"], row["batch_size"]), []).append(row)
-    found = []
-    for setting, runs in grouped.items():
-        good = [run for run in runs if "error" not in run]
-        if not good:
-            found.append(Measured(*setting, error=str(runs[0]["error"])))
-            continue
-        figures = (
-            median(float(run["throughput_per_s"]) for run in good),
-            median(float(run["latency_ms"]["p50"]) for run in good),
-            median(float(run["latency_ms"]["p99"]) for run in good),
-        )
-        found.append(Measured(*setting, *figures, runs=len(good)))
-    return found
-
-
-def _heat_map(settings: Sequence[Measured], chosen: Setting | None) -> Chart:
-    layouts = sorted({(each.instances, each.threads) for each in settings})
-    batches = sorted({each.batch_size for each in settings})
-    cells = {}
-    for each in settings:
-        at = layouts.index((each.instances, each.threads)), batches.index(each.batch_size)
-        if each.error is not None:
-            cells[at] = Cell(None, "failed", tip=each.error)
-            continue
-        tip = f"{each.layout}, batch {each.batch_size}: {_figures(each)}"
-        cells[at] = Cell(each.throughput_per_s, _short(each.throughput_per_s), each.setting == chosen, tip)
-    return charts.heat_map(
-        "Throughput by setting, samples/s",
-        [f"{instances} x {threads}" for instances, threads in layouts],
-        [str(batch) for batch in batches],
-        cells,
-        "instances x threads",
-        "batch size",
-    )
-
-
-def _trade_off(settings: Sequence[Measured], chosen: Setting | None) -> Chart:
-    points = [
-        Point(
-            each.p99_ms,
-            each.throughput_per_s,
-            f"b{each.batch_size}",
-            each.layout,
-            f"{each.layout}, batch {each.batch_size}: {_figures(each)}",
-            each.setting == chosen,
-        )
-        for each in sorted(settings, key=lambda one: (one.instances, one.threads, one.batch_size))
-    ]
-    return charts.scatter("Throughput against latency", points, "p99 latency, ms", "samples/s", joined=True)
-
-
-def _figures(each: Measured) -> str:
-    runs = f", median of {each.runs} runs" if each.runs > 1 else ""
-    return f"{each.throughput_per_s:,.1f} samples/s, p50 {each.p50_ms:.2f} ms, p99 {each.p99_ms:.2f} ms{runs}"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or not math.isfinite(value) else f"{value:.1f}"

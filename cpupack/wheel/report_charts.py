@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpupack.runtime import charts
+from cpupack.runtime.axes import linear
+from cpupack.runtime.bench_charts import tuning_charts
 from cpupack.runtime.charts import Bar, Point
 from cpupack.runtime.manifest import PlanEntry
-from cpupack.runtime.pages import tuning_charts
 from cpupack.runtime.shapes import Chart
 from cpupack.wheel.facts import megabytes
 
@@ -109,6 +110,6 @@ def recovery_chart(recovery: Facts) -> Chart | None:
     }
     front = [points[number] for number, trial in trials if trial.get("pareto")]
     ordered = sorted(points.values(), key=lambda point: point.series != HOLD)
-    return charts.scatter(
-        "Accuracy against speed of every trial", ordered, "times FP32", "SQNR, dB", front=front, x_zero=False
-    )
+    x = linear("times FP32", [point.x for point in ordered], zero=False, room=0.06)
+    y = linear("SQNR, dB", [point.y for point in ordered], zero=False, room=0.08)
+    return charts.scatter("Accuracy against speed of every trial", ordered, x, y, front=front)
