@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpupack.runtime import native
 from cpupack.runtime.manifest import Manifest
 
 
@@ -20,7 +21,7 @@ def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("Operators", f"{model['int8_operators']} INT8, {model['fp32_operators']} FP32"),
         ("Quantization", _quantization(manifest)),
         ("Calibrated on", _calibration(manifest.calibration)),
-        ("Engine", f"{target['engine']}, {target['activation_bits']}-bit activations"),
+        ("Engine", f"{engine_text(target)}, {target['activation_bits']}-bit activations"),
         ("CPU required", target["cpu"] + (f" with {target['isa']} or better" if target["isa"] else "")),
         ("Torch required", manifest.torch["requires"]),
     ]
@@ -64,6 +65,11 @@ def plan_text(manifest: Manifest) -> str:
     if row is None:
         return text
     return f"{text}: {row['throughput_per_s']:.1f} samples/s on {manifest.build['host']['cpu']}"
+
+
+def engine_text(target: dict[str, Any]) -> str:
+    """Return the engine's name, and for our own what it is: unlike torch's it is in the wheel."""
+    return f"{target['engine']} (kernels in the wheel)" if target["engine"] == native.ENGINE else str(target["engine"])
 
 
 def scaled(count: int) -> str:

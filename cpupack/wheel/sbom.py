@@ -20,6 +20,7 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
+from cpupack.runtime import native
 from cpupack.runtime.manifest import Manifest
 
 _UNSERIALIZED = uuid.UUID(int=0)
@@ -49,6 +50,7 @@ def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str])
         description="the runner, copied from cpupack",
         licenses=[DisjunctiveLicense(id="Apache-2.0")],
     )
+    shipped = [model, runtime, *_kernels(manifest)]
     required = [_requirement(text) for text in requirements]
     bom = Bom(
         serial_number=_UNSERIALIZED,
@@ -57,9 +59,9 @@ def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str])
             tools=ToolRepository(components=[_tool(cpupack_version)]),
             timestamp=datetime.fromtimestamp(0, UTC),
         ),
-        components=[model, runtime, *required],
+        components=[*shipped, *required],
         dependencies=[
-            Dependency(wheel.bom_ref, dependencies=[Dependency(c.bom_ref) for c in (model, runtime, *required)]),
+            Dependency(wheel.bom_ref, dependencies=[Dependency(c.bom_ref) for c in (*shipped, *required)]),
             Dependency(runtime.bom_ref, dependencies=[Dependency(c.bom_ref) for c in required]),
         ],
     )
@@ -96,6 +98,27 @@ def _model(manifest: Manifest, model_file: str) -> Component:
         properties=[Property(name=name, value=value) for name, value in properties.items() if value],
         pedigree=Pedigree(ancestors=[floating]),
     )
+
+
+def _kernels(manifest: Manifest) -> list[Component]:
+    """Return the library of native kernels, if the wheel has it.
+
+    It is compiled from cpupack's own sources and links the C library of the host alone: nothing of the compiler's
+    own runtime ends up in it (tests/unit/test_kernels_build.py).
+    """
+    found = [name for name in manifest.files if name.endswith(native.LIBRARY.as_posix())]
+    return [
+        Component(
+            type=ComponentType.LIBRARY,
+            name="cpupack-kernels",
+            version=manifest.build["cpupack"],
+            bom_ref="kernels",
+            description=f"INT8 kernels for AVX-512 VNNI and AMX, {manifest.import_name}/{name}",
+            hashes=[_sha256(manifest.files[name].sha256)],
+            licenses=[DisjunctiveLicense(id="Apache-2.0")],
+        )
+        for name in found
+    ]
 
 
 def _requirement(text: str) -> Component:

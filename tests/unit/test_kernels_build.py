@@ -1,0 +1,159 @@
+"""The native library: how it is compiled, what it needs of a system, and that it ships where it belongs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tiny_wheel import TinyWheel
+
+import cpupack.runtime
+from cpupack.artifacts import StagedProject
+from cpupack.errors import PackagingError
+from cpupack.runtime import native
+from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.manifest import check_files, hash_file, read_manifest
+from cpupack.stages.package import build_wheel, stage_project
+from cpupack.wheel.inspect import format_inspection, inspect
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path(cpupack.runtime.__file__).parent / native.LIBRARY
+SHIPPED = f"_runtime/{native.LIBRARY.as_posix()}"
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A project of one source that compiles."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "cpupack" / "runtime").mkdir(parents=True)
+    (tmp_path / "kernels" / "one.c").write_text("int cpupack_one(void) { return 1; }\n")
+    shutil.copy(ROOT / "kernels" / "exports.map", tmp_path / "kernels")
+    return tmp_path
+
+
+def native_project(tiny: TinyWheel, directory: Path) -> StagedProject:
+    contents = tiny.contents()
+    target = dataclasses.replace(contents.target, engine=native.ENGINE)
+    return stage_project(dataclasses.replace(contents, target=target), directory)
+
+
+# --- compiling
+
+
+def test_the_hook_and_the_loader_mean_one_file(hook: ModuleType) -> None:
+    assert f"cpupack/runtime/{native.LIBRARY.as_posix()}" == hook.LIBRARY
+
+
+def test_it_is_compiled_again_only_after_a_change(hook: ModuleType, checkout: Path) -> None:
+    library = hook.compile_kernels(checkout)
+    assert b"cpupack_one" in library.read_bytes()
+    stamp = library.stat().st_mtime_ns
+    assert hook.compile_kernels(checkout).stat().st_mtime_ns == stamp
+    source = checkout / "kernels" / "one.c"
+    source.write_text("int cpupack_two(void) { return 2; }\n")
+    assert b"cpupack_two" in hook.compile_kernels(checkout).read_bytes()
+    assert [path.name for path in library.parent.iterdir()] == [library.name]
+
+
+def test_a_mistake_in_c_is_shown_and_keeps_the_old_library(hook: ModuleType, checkout: Path) -> None:
+    before = hook.compile_kernels(checkout).read_bytes()
+    (checkout / "kernels" / "one.c").write_text("int cpupack_one(void) { return nothing; }\n")
+    with pytest.raises(RuntimeError, match=r"do not compile:\n.*one\.c:1:.*error"):
+        hook.compile_kernels(checkout)
+    assert (checkout / hook.LIBRARY).read_bytes() == before
+
+
+def test_without_a_compiler_it_says_what_to_install(
+    hook: ModuleType, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, hook.COMPILER, None)
+    monkeypatch.setattr(hook.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="pip install ziglang"):
+        hook.compile_kernels(checkout)
+
+
+@pytest.mark.slow
+def test_the_sources_make_the_library_of_this_checkout_byte_for_byte(hook: ModuleType, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    (tmp_path / "cpupack" / "runtime").mkdir(parents=True)
+    assert hash_file(hook.compile_kernels(tmp_path)) == hash_file(LIBRARY)
+
+
+# --- what it needs
+
+
+def test_it_needs_the_c_library_of_manylinux_2_28_and_no_other() -> None:
+    data = LIBRARY.read_bytes()
+    versions = {tuple(map(int, found.split(b"."))) for found in re.findall(rb"GLIBC_([\d.]+)", data)}
+    assert versions
+    assert max(versions) <= (2, 28)
+    # PEP 600 lets these be taken from the system; ld-linux is that of thread-local variables.
+    libraries = {found.decode() for found in re.findall(rb"(?:lib[\w+-]+|ld-linux[\w-]*)\.so\.\d+", data)}
+    assert "libc.so.6" in libraries
+    assert libraries <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2"}
+
+
+def test_it_carries_no_path_of_the_machine_it_was_compiled_on() -> None:
+    assert str(ROOT).encode() not in LIBRARY.read_bytes()
+    assert b"/tmp/" not in LIBRARY.read_bytes()
+
+
+# --- shipping
+
+
+def test_a_native_wheel_has_it_hashed_and_in_its_bill_of_materials(tiny: TinyWheel, tmp_path: Path) -> None:
+    staged = native_project(tiny, tmp_path / "project")
+    entry = read_manifest(staged.package_dir).files[SHIPPED]
+    assert (entry.sha256, entry.bytes) == (hash_file(LIBRARY), LIBRARY.stat().st_size)
+    wheel = build_wheel(staged, tmp_path / "dist").path
+    assert wheel.name.endswith("-py3-none-manylinux_2_28_x86_64.whl")
+    inspection = inspect(wheel)
+    assert inspection.problems == ()
+    text = format_inspection(inspection)
+    assert f"tiny_int8/{SHIPPED}" in text
+    assert "native (kernels in the wheel)" in text
+    with zipfile.ZipFile(wheel) as archive:
+        bom = json.loads(archive.read("tiny_int8-1.0.0.dist-info/sboms/tiny_int8.cdx.json"))
+    (component,) = (each for each in bom["components"] if each["name"] == "cpupack-kernels")
+    assert component["hashes"] == [{"alg": "SHA-256", "content": hash_file(LIBRARY)}]
+    assert component["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    (wheel_needs,) = (each["dependsOn"] for each in bom["dependencies"] if each["ref"] == "wheel")
+    assert component["bom-ref"] in wheel_needs
+
+
+def test_a_changed_library_is_noticed_before_it_is_loaded(tiny: TinyWheel, tmp_path: Path) -> None:
+    package_dir = native_project(tiny, tmp_path / "project").package_dir
+    (package_dir / SHIPPED).write_bytes(b"something else")
+    with pytest.raises(IntegrityError, match=r"cpupack_int8\.x86_64\.so is not the file that was built"):
+        check_files(package_dir, read_manifest(package_dir))
+
+
+def test_wheels_of_other_engines_do_not_have_it(tiny: TinyWheel, tmp_path: Path) -> None:
+    for cpu in ("x86_64", "aarch64"):
+        staged = stage_project(tiny.contents(cpu=cpu), tmp_path / cpu)
+        assert SHIPPED not in read_manifest(staged.package_dir).files
+        assert "cpupack-kernels" not in (staged.root / "sbom" / "tiny_int8.cdx.json").read_text()
+
+
+def test_no_native_wheel_without_the_library(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LIBRARY", Path("kernels/not_built.so"))
+    with pytest.raises(PackagingError, match=r"not_built\.so"):
+        native_project(tiny, tmp_path / "project")
