@@ -1,6 +1,7 @@
 # make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
 # make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make test   formatting, lint, types, then every test
+# make kernels  compile kernels/*.c again after a change (an installation compiles them too)
 #
 # All do their own set-up in .venv; the second run skips what is there. To choose another torch, for instance one
 # already downloaded: make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."
@@ -23,13 +24,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
+KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
 
-.PHONY: help setup demo bench test lint fast slow clean
+.PHONY: help setup kernels demo bench test lint fast slow clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-setup: $(READY)
+setup: $(READY) $(KERNELS)
+
+kernels: $(KERNELS)
+
+$(KERNELS): $(wildcard kernels/*) hatch_build.py | $(READY)
+	$(BIN)/python hatch_build.py
 
 # torch first and pinned: what is installed afterwards then takes it as it is.
 $(READY): pyproject.toml Makefile
@@ -39,7 +46,7 @@ $(READY): pyproject.toml Makefile
 	$(BIN)/python $(PIP) -e ".[torchvision,digits,dev]"
 	touch $@
 
-demo: $(READY)
+demo: $(READY) $(KERNELS)
 	rm -rf $(DEMO)
 	$(BIN)/cpupack build recipes/resnet50.toml --target $$(uname -m) --out $(DEMO)/dist
 	$(PYTHON) -m venv $(DEMO)/venv
@@ -56,7 +63,7 @@ demo: $(READY)
 	cd $(DEMO) && venv/bin/resnet50-int8 predict china.jpg
 	@echo; echo "The wheel is in $(DEMO)/dist, the environment in $(DEMO)/venv."
 
-bench: $(READY)
+bench: $(READY) $(KERNELS)
 	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare]"
 	$(BIN)/python benchmarks/compare.py $(MODELS) -- $(COMPARE_ARGS)
 
@@ -67,11 +74,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-fast: $(READY)
+fast: $(READY) $(KERNELS)
 	$(BIN)/python -m pytest -m "not slow"
 
-slow: $(READY)
+slow: $(READY) $(KERNELS)
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) dist build $(dir $(KERNELS)) .pytest_cache .mypy_cache .ruff_cache
