@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from . import host
+from . import host, native
 from . import plan as planning
 from .contract import check_cpu, check_torch
 from .errors import HostError
@@ -28,11 +28,13 @@ def collect(package_dir: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(package_dir)
     here = host.describe(engine=manifest.target["engine"])
-    problems = _problems(manifest, here["torch"])
+    kernels = native.describe() if manifest.target["engine"] == native.ENGINE else None
+    problems = _problems(manifest, here["torch"], kernels)
     return {
         "manifest": dataclasses.asdict(manifest),
         "plan": dataclasses.asdict(planning.decide(manifest)),
         "host": here,
+        "kernels": kernels,
         "runs_here": not problems,
         "problems": problems,
     }
@@ -74,6 +76,7 @@ def format_info(facts: dict[str, Any]) -> str:
             "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
             "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
             "torch": here["torch"] or "not installed",
+            "kernels": _kernels(facts["kernels"]),
         },
     )
     lines += _section(
@@ -96,11 +99,13 @@ def format_info(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _problems(manifest: Manifest, installed_torch: str | None) -> list[str]:
+def _problems(manifest: Manifest, installed_torch: str | None, kernels: dict[str, Any] | None) -> list[str]:
     """Return why this host cannot run the package, as far as can be told without importing torch."""
     problems = []
     try:
         check_cpu(manifest)
+        if kernels is not None and kernels["problem"] is not None:
+            problems.append(kernels["problem"])
     except HostError as error:
         problems.append(str(error))
     if installed_torch is None:
@@ -110,6 +115,10 @@ def _problems(manifest: Manifest, installed_torch: str | None) -> list[str]:
     except HostError as error:
         problems.append(str(error))
     return problems
+
+
+def _kernels(kernels: dict[str, Any] | None) -> str | None:
+    return None if kernels is None else f"native, {kernels['isa'] or 'not usable'}"
 
 
 def _section(title: str, rows: dict[str, str | None]) -> list[str]:
