@@ -86,8 +86,8 @@ def _recovery(recovery: Recovery | None) -> Text:
     )
     if recovery.stopped is not None:
         told += f"; budget_s ended it before {recovery.stopped}"
-    marks = "> chosen, * no other is better in both SQNR and speed; this is the table for the recipe:"
-    lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"  {marks}", "", recovery.toml]
+    marks = "> chosen, * none other is better in both SQNR and speed. For the recipe:"
+    lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"    {marks}", "", recovery.toml]
     return Text("\n") + _lines([("recovered", told)]) + Text("\n".join(lines))
 
 

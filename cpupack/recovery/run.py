@@ -161,7 +161,10 @@ def _on_other_engines(
 def _facts(winner: Trial) -> list[str]:
     speed = f", {winner.speedup:.2f}x FP32" if winner.speedup is not None else ""
     sqnr = f"SQNR {winner.sqnr_db:.1f} dB" if winner.sqnr_db is not None else "no SQNR"
-    return [f"Found by recovery on {winner.engine}: {sqnr}{speed}. Put it in the place of the recipe's [quantize]."]
+    return [
+        f"Found by recovery on {winner.engine}: {sqnr}{speed}.",
+        "Put this table in the place of the recipe's [quantize].",
+    ]
 
 
 def _not_recovered(found: Found, quantize: Quantize, engine: str, contenders: Sequence[Contender]) -> VerificationError:
