@@ -1,4 +1,4 @@
-"""What a bench issues, when, and what it records: the load scenarios, after MLPerf Inference's LoadGen.
+"""What a bench issues, when, and what it records: the closed loops among MLPerf Inference's scenarios.
 
 A scenario drives a pool with the batches it is given and returns every call's start and end. It knows no
 torch and no wall clock: the pool and the clock come from outside, so a fake clock drives the same code.
@@ -7,6 +7,7 @@ torch and no wall clock: the pool and the clock come from outside, so a fake clo
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from array import array
@@ -19,6 +20,9 @@ import numpy as np
 
 from .errors import RunnerError
 from .stats import Calls
+
+QUERY_SAMPLES = 8
+"""Samples of a multi-stream query, as in MLPerf Inference since 2.0."""
 
 
 class Pool(Protocol):
@@ -38,6 +42,9 @@ class Clock(Protocol):
     def wait(self, future: Future[Any]) -> Any:
         """Wait for a future and return its result; raises what it raised."""
 
+    def sleep_until(self, time_s: float) -> None:
+        """Wait until ``now()`` is at least ``time_s``."""
+
 
 class WallClock:
     """The real, monotonic clock."""
@@ -47,6 +54,11 @@ class WallClock:
 
     def wait(self, future: Future[Any]) -> Any:
         return future.result()
+
+    def sleep_until(self, time_s: float) -> None:
+        # Never spinning: on a busy host that would take the time of a core from the model.
+        while (left_s := time_s - self.now()) > 0:
+            time.sleep(left_s)
 
 
 Drive = Callable[[Pool, Sequence[Any], int, Clock, float], Calls]
@@ -87,6 +99,26 @@ def single_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Cl
     return Calls(np.array(start), np.array(end), np.zeros(len(start), np.int64), batch_size)
 
 
+def multi_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float) -> Calls:
+    """Issue a query of ``QUERY_SAMPLES`` samples, wait for all of it, issue the next.
+
+    A query is cut into calls of ``batch_size``, which go to the instances in turn; the last is filled up where the size
+    does not divide the query. Returns one entry a query.
+    """
+    start, end = array("d"), array("d")
+    turn = itertools.cycle(batches)
+    calls = math.ceil(QUERY_SAMPLES / batch_size)
+    deadline = clock.now() + duration_s
+    while not end or end[-1] < deadline:
+        parts = [next(turn) for _ in range(calls)]
+        start.append(clock.now())
+        waiting = [pool.submit(part, number % pool.instances) for number, part in enumerate(parts)]
+        for future in waiting:
+            clock.wait(future)
+        end.append(clock.now())
+    return Calls(np.array(start), np.array(end), np.zeros(len(start), np.int64), QUERY_SAMPLES)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -94,6 +126,14 @@ SCENARIOS = {
         Scenario("offline", "all instances busy; the figure is throughput", None, "throughput_per_s", 10, offline),
         # 100 calls: below that the p99 is the maximum.
         Scenario("single-stream", "one request at a time; p90 latency", "latency", "p90", 100, single_stream),
+        Scenario(
+            "multi-stream",
+            f"queries of {QUERY_SAMPLES} samples, one at a time; p99 latency of a query",
+            None,
+            "p99",
+            100,
+            multi_stream,
+        ),
     )
 }
 

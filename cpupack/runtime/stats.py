@@ -1,7 +1,9 @@
-"""Figures from raw times: percentiles, rates of windows, intervals."""
+"""Figures from raw times: percentiles, histograms, rates of windows, intervals."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,11 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
+CURVE = (0, 1, 5, 10, 25, 50, 75, 80, 85, 90, 92.5, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
+"""The percentiles of the curve, denser towards the tail as in HdrHistogram's plots."""
+INTERVAL_STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+
+BETWEEN_RUNS = 0.01
+"""Relative standard deviation between runs that no single run can see: where memory came to lie, the host's mood.
+
+Measured with benchmarks/repeatability.py; docs/explanation/bench-figures.md has the numbers.
+"""
 
 Floats = npt.NDArray[np.float64]
 
 # Two-sided 95 % quantiles of Student's t by degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.2).
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045,
+)  # fmt: skip
+_NORMAL95 = 1.960
+_BLOCKS, _LEAST_IN_BLOCK = 30, 4
+_RESAMPLES = 300
+_BINS = 48
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,23 @@ def latency_summary(latency_ms: Floats) -> dict[str, float]:
     return summary | {"min": float(np.min(latency_ms)), "max": float(np.max(latency_ms))}
 
 
+def percentile_curve(latency_ms: Floats) -> list[list[float]]:
+    """Return ``[[percentile, ms], ...]`` of the raw values, from the least to the largest."""
+    return [[float(p), float(ms)] for p, ms in zip(CURVE, np.percentile(latency_ms, CURVE), strict=True)]
+
+
+def latency_histogram(latency_ms: Floats) -> dict[str, list[float]]:
+    """Return ``edges_ms`` (n + 1) and ``counts`` (n) of bins with equal ratios, which show body and tail alike.
+
+    The first edge is the least value and the last the largest; equal values share one bin of a thousandth's width.
+    """
+    low, high = max(float(np.min(latency_ms)), 1e-6), float(np.max(latency_ms))
+    edges = np.geomspace(low, high, _BINS + 1) if high > low * 1.001 else np.array([low, low * 1.001])
+    edges[0], edges[-1] = min(edges[0], float(np.min(latency_ms))), max(edges[-1], high)  # geomspace rounds
+    counts, _ = np.histogram(latency_ms, edges)
+    return {"edges_ms": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
+
+
 def window_rates(calls: Calls, begin_s: float, end_s: float, windows: int) -> list[float]:
     """Return samples a second in each of ``windows`` equal parts of the span."""
     edges = np.linspace(begin_s, end_s, windows + 1)
@@ -59,10 +94,73 @@ def window_rates(calls: Calls, begin_s: float, end_s: float, windows: int) -> li
     ]
 
 
-def interval_95(values: list[float]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of 2 to 10 values, by Student's t."""
-    if not 2 <= len(values) <= len(_T95) + 1:
-        raise ValueError(f"an interval needs 2 to {len(_T95) + 1} values, got {len(values)}")
-    half = _T95[len(values) - 2] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+def window_values(values: Floats, name: str, windows: int) -> list[float]:
+    """Return the mean, or the percentile ``name``, of each of ``windows`` parts with equally many values."""
+    parts = [part for part in np.array_split(values, windows) if len(part)]
+    if name == "mean":
+        return [float(np.mean(part)) for part in parts]
+    return [float(np.percentile(part, PERCENTILES[name])) for part in parts]
+
+
+def interval_95(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of 2 to 30 values, by Student's t."""
     mean = float(np.mean(values))
+    half = _t95(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return mean - half, mean + half
+
+
+def repeat_interval_95(figure: float, windows: Sequence[float]) -> tuple[float, float]:
+    """Return where a second run's ``figure`` falls 19 times in 20, on the same host in the same state.
+
+    A prediction interval, not one of confidence: the second run varies as the first one did, so its half is
+    t * s * sqrt(2 / n) for ``windows`` of standard deviation s (Hahn and Meeker, Statistical Intervals, 4.7), and in
+    quadrature the same of ``BETWEEN_RUNS``. Never below 0.
+    """
+    if len(windows) < 2:
+        return 0.0, math.inf
+    within = _t95(len(windows)) * float(np.std(windows, ddof=1)) * (2.0 / len(windows)) ** 0.5
+    between = _NORMAL95 * 2.0**0.5 * BETWEEN_RUNS * figure
+    half = math.hypot(within, between)
+    return max(figure - half, 0.0), figure + half
+
+
+def bootstrap_95(values: Floats, names: Sequence[str] = INTERVAL_STATISTICS) -> dict[str, tuple[float, float]]:
+    """Return the 95 % confidence interval of each statistic of a series in time order, "mean" or a percentile.
+
+    Block bootstrap (Kuensch 1989, not overlapping): neighbouring latencies depend on each other, in a queue above all,
+    so whole blocks are drawn, at most 30 of them and each much longer than the dependence. The spread is widened by
+    Student's t for that number of blocks. Reproducible: the draws have a fixed seed.
+    """
+    blocks = min(_BLOCKS, len(values) // _LEAST_IN_BLOCK)
+    if blocks < 2:
+        return {name: (float(np.min(values)), float(np.max(values))) for name in names}
+    sums = np.array([np.sum(part) for part in np.array_split(values, blocks)])
+    sizes = np.array([len(part) for part in np.array_split(values, blocks)])
+    order = np.argsort(values, kind="stable")
+    ordered, block_of = values[order], np.repeat(np.arange(blocks), sizes)[order]
+    shares = np.array([PERCENTILES[name] / 100.0 for name in names if name != "mean"])
+    draws = np.random.default_rng(0).multinomial(blocks, np.full(blocks, 1.0 / blocks), _RESAMPLES)
+    found = np.empty((_RESAMPLES, len(names)))
+    columns = [column for column, name in enumerate(names) if name != "mean"]
+    for row, weights in enumerate(draws):
+        if "mean" in names:
+            found[row, list(names).index("mean")] = float(weights @ sums) / float(weights @ sizes)
+        # The percentile of the drawn blocks without sorting them again: the weights, in order of the values.
+        running = np.cumsum(weights[block_of])
+        found[row, columns] = ordered[np.searchsorted(running, shares * running[-1])]
+    figures = latency_summary(values)
+    wider = _t95(blocks) / _NORMAL95 * (blocks / (blocks - 1)) ** 0.5
+    low, high = np.percentile(found, (2.5, 97.5), axis=0)
+    return {
+        name: (
+            figures[name] - wider * max(figures[name] - low[i], 0),
+            figures[name] + wider * max(high[i] - figures[name], 0),
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def _t95(values: int) -> float:
+    if not 2 <= values <= len(_T95) + 1:
+        raise ValueError(f"an interval needs 2 to {len(_T95) + 1} values, got {values}")
+    return _T95[values - 2]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import resource
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from . import cgroup
+from .frequency import cpu_mhz
 from .host import HostProbe
 
 MIN_DURATION_S = 1.0
@@ -17,6 +22,18 @@ MAX_STOLEN = 0.01
 """Share of the allowed CPUs' time that the hypervisor may take."""
 MAX_THROTTLED = 0.01
 """Share of the measured time that the control group may hold the process back."""
+MAX_CLOCK_CHANGE = 0.10
+"""Change of the CPUs' frequency from the begin of the measured time to its end, as a share."""
+MIN_SERVED = 0.95
+"""Share of the offered rate that a server must keep up with while requests arrive."""
+MAX_LATE_SHARE = 0.10
+"""Median lateness of the load generator, as a share of the median latency it is part of."""
+
+_MORE = {
+    "calls": "raise --duration or lower --batch-size",
+    "requests": "raise --duration",
+    "queries": "raise --duration",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,8 @@ class Counters:
     """The kernel's counters at one moment, all in seconds except ``throttled_count``.
 
     ``busy_s`` and ``stolen_s`` are of the allowed CPUs and all processes, None where there is no /proc/stat;
-    ``own_s`` is this process's CPU time.
+    ``own_s`` is this process's CPU time. Page faults are this process's, without I/O (minor) and with (major);
+    ``cpu_mhz`` is the mean frequency of the allowed CPUs, None where the kernel does not tell.
     """
 
     wall_s: float
@@ -33,12 +51,16 @@ class Counters:
     stolen_s: float | None
     throttled_count: int
     throttled_s: float
+    minor_faults: int = 0
+    major_faults: int = 0
+    cpu_mhz: float | None = None
 
 
 def read_counters(probe: HostProbe, cpus: frozenset[int]) -> Counters:
     """Read the counters now."""
     ticks = probe.cpu_ticks(cpus)
     count, seconds = cgroup.throttling(probe.root)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
     return Counters(
         wall_s=time.monotonic(),
         own_s=time.process_time(),
@@ -46,6 +68,9 @@ def read_counters(probe: HostProbe, cpus: frozenset[int]) -> Counters:
         stolen_s=ticks[1] if ticks else None,
         throttled_count=count,
         throttled_s=seconds,
+        minor_faults=usage.ru_minflt,
+        major_faults=usage.ru_majflt,
+        cpu_mhz=cpu_mhz(probe.root, cpus),
     )
 
 
@@ -71,22 +96,87 @@ def disturbances(before: Counters, after: Counters, cpus: int) -> list[str]:
         others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / available_s
         if others > MAX_OTHERS:
             found.append(f"busy host: other processes used {others * cpus:.1f} of {cpus} CPUs (limit {MAX_OTHERS:.0%})")
+    if before.cpu_mhz and after.cpu_mhz:
+        change = after.cpu_mhz / before.cpu_mhz - 1
+        if abs(change) > MAX_CLOCK_CHANGE:
+            found.append(
+                f"CPU frequency moved: {before.cpu_mhz:,.0f} MHz at the begin, {after.cpu_mhz:,.0f} MHz at the end "
+                f"(limit {MAX_CLOCK_CHANGE:.0%}); let the host warm up or fix its clock"
+            )
     return found
 
 
-def weaknesses(calls: int, min_calls: int, duration_s: float, rates: list[float]) -> list[str]:
-    """Return a sentence for each reason to doubt the measurement itself."""
+def weaknesses(calls: int, min_calls: int, duration_s: float, rates: Sequence[float]) -> list[str]:
+    """Return a sentence for each reason to doubt the measurement itself. ``rates`` are those of equal windows."""
+    return too_short(calls, min_calls, duration_s) + unsteady(rates, "throughput")
+
+
+def too_short(calls: int, min_calls: int, duration_s: float, unit: str = "calls") -> list[str]:
+    """Return a sentence for each way in which a measurement is too short to say anything."""
     found = []
     if duration_s < 0.99 * MIN_DURATION_S:  # the first call starts microseconds after the clock does
         found.append(f"too short: measured {duration_s:.2f} s (at least {MIN_DURATION_S:g} s)")
     if calls < min_calls:
-        found.append(f"too short: {calls} calls (at least {min_calls}); raise --duration or lower --batch-size")
-    mean = sum(rates) / len(rates)
-    if mean > 0:
-        spread = (max(rates) - min(rates)) / mean
-        if spread > MAX_WINDOW_SPREAD:
-            found.append(
-                f"unstable windows: the throughput of {len(rates)} equal windows differs by {spread:.0%} "
-                f"(limit {MAX_WINDOW_SPREAD:.0%})"
-            )
+        found.append(f"too short: {calls} {unit} (at least {min_calls}); {_MORE[unit]}")
     return found
+
+
+def unsteady(values: Sequence[float], of: str) -> list[str]:
+    """Return a sentence when a figure differs too much between equal windows, so that the host was noisy."""
+    mean = sum(values) / len(values) if values else 0.0
+    spread = (max(values) - min(values)) / mean if mean > 0 else 0.0
+    if spread <= MAX_WINDOW_SPREAD:
+        return []
+    return [
+        f"unstable windows: the {of} of {len(values)} equal windows differs by {spread:.0%} "
+        f"(limit {MAX_WINDOW_SPREAD:.0%})"
+    ]
+
+
+def unsettled(stable: bool, warmup_s: float) -> list[str]:
+    """Return a sentence when the warm-up ended before call times had settled."""
+    return [] if stable else [f"not warm: call times had not settled after {warmup_s:.1f} s; raise --warmup"]
+
+
+def overload(offered_per_s: float, served_per_s: float, unserved: int) -> list[str]:
+    """Return a sentence when requests came faster than they were served, so that latency grows with the duration."""
+    if served_per_s >= MIN_SERVED * offered_per_s and not unserved:
+        return []
+    left = f", {unserved:,} requests were never served" if unserved else ""
+    return [
+        f"overloaded: {served_per_s:,.1f} of {offered_per_s:,.1f} requests a second were served{left}; the queue grew "
+        "as long as requests came, so the latencies say how long that was; lower --rate"
+    ]
+
+
+def late_generator(late_ms: float, latency_ms: float) -> list[str]:
+    """Return a sentence when the load generator, not the model, is a good part of the median latency."""
+    if late_ms <= MAX_LATE_SHARE * latency_ms:
+        return []
+    return [
+        f"late load generator: the median request found an idle instance and was handed over {late_ms:.2f} ms after "
+        f"its arrival, of {latency_ms:.2f} ms in all (limit {MAX_LATE_SHARE:.0%}); leave a CPU free for it"
+    ]
+
+
+def other_place(host: Mapping[str, Any], built_on: Mapping[str, Any], built_torch: str | None) -> list[str]:
+    """Return a sentence for each thing that makes this host another one than the build's, or an unsteady one.
+
+    ``host`` is ``host.describe()``; ``built_on`` the manifest's ``build.host``; ``built_torch`` its torch version.
+    """
+    found = []
+    isa = built_on.get("isa")
+    if isa and host.get("isa") and isa != host["isa"]:
+        found.append(f"other ISA than the build: {host['isa']} here, {isa} there; other kernels run")
+    torch = host.get("torch")
+    if torch and built_torch and _release(torch) != _release(built_torch):
+        found.append(f"other torch than the build: {torch} here, {built_torch} there; install torch=={built_torch}")
+    governor = host.get("governor")
+    if governor and governor != "performance":
+        found.append(f"governor: the CPU frequency governor is {governor!r}, so the clock follows the load")
+    return found
+
+
+def _release(version: str) -> str:
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return match.group() if match else version

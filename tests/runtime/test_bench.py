@@ -39,6 +39,12 @@ class FakeClock:
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._events, (time_s, next(self._number), action))
 
+    def sleep_until(self, time_s: float) -> None:
+        while self._events and self._events[0][0] <= time_s:
+            self.time_s, _, action = heapq.heappop(self._events)
+            action()
+        self.time_s = max(self.time_s, time_s)
+
     def wait(self, future: Future[Any]) -> Any:
         while not future.done():
             self.time_s, _, action = heapq.heappop(self._events)

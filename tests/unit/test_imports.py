@@ -12,7 +12,7 @@ import cpupack
 
 ROOT = Path(cpupack.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
-RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "jinja2", "__future__"}
+RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "jinja2", "mlperf_loadgen", "__future__"}
 PRINTERS = {"cli.py", "runtime/cli.py"}
 TUTORIAL = "peers/fbgemm.py"  # quantizes and saves as PyTorch's own tutorial does, to be compared with
 

@@ -1,0 +1,185 @@
+"""What a bench feeds the model: made-up batches, or files through the whole runner."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from .contract import model_path
+from .errors import InputError
+from .inputs import random_input
+from .manifest import Manifest
+from .plan import Plan
+from .preprocess import PreprocessSpec
+from .scenarios import Pool
+
+if TYPE_CHECKING:
+    import torch
+
+    from .runner import Runner
+
+_BUFFER_BYTES = 128 * 2**20
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A pool that is ready, and what to hand it: ``batches_of(size)`` are distinct batches, to be used in turn.
+
+    ``samples`` is the number of distinct samples and ``sample_batch(indices)`` the batch of any of them. ``kind`` and
+    ``text`` describe the input in a result.
+    """
+
+    pool: Pool
+    batches_of: Callable[[int], Sequence[Any]]
+    samples: int
+    sample_batch: Callable[[Sequence[int]], Any]
+    kind: str
+    text: str
+
+
+@contextmanager
+def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -> Iterator[Feed]:
+    """Load the model and make inputs of ``plan.batch_size``, equal for equal seeds."""
+    import torch
+
+    from .pool import InstancePool
+
+    batches = make_batches(manifest, plan.batch_size, seed)
+
+    def batches_of(size: int) -> list[torch.Tensor]:
+        # Views: other parts of the same batches.
+        return [batch[start : start + size] for batch in batches for start in range(0, len(batch) - size + 1, size)]
+
+    def sample_batch(indices: Sequence[int]) -> torch.Tensor:
+        # cat, unlike stack, keeps channels_last.
+        return torch.cat([batches[n // plan.batch_size][n % plan.batch_size][None] for n in indices])
+
+    with InstancePool(
+        model_path(package_dir, manifest), manifest.target["engine"], plan.threads, plan.instances
+    ) as pool:
+        yield Feed(
+            pool=pool,
+            batches_of=batches_of,
+            samples=len(batches) * plan.batch_size,
+            sample_batch=sample_batch,
+            kind="uint8" if manifest.pixel_input else "float32",
+            text=f"{len(batches)} distinct batches of {_made_of(manifest)}",
+        )
+
+
+@contextmanager
+def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[Path], seed: int) -> Iterator[Feed]:
+    """Open the package's Runner and feed it files, in an order drawn with ``seed``."""
+    from .runner import Runner
+
+    order = [str(files[index]) for index in np.random.default_rng(seed).permutation(len(files))]
+    size_mb = sum(path.stat().st_size for path in files) / 1e6
+
+    def batches_of(size: int) -> list[list[str]]:
+        return [
+            [order[(start + offset) % len(order)] for offset in range(size)] for start in range(0, len(order), size)
+        ]
+
+    runner = Runner(
+        package_dir, threads=plan.threads, instances=plan.instances, batch_size=plan.batch_size, check=False
+    )
+    with runner, FilePool(runner, plan.instances) as pool:
+        yield Feed(
+            pool=pool,
+            batches_of=batches_of,
+            samples=len(order),
+            sample_batch=lambda indices: [order[index] for index in indices],
+            kind="files",
+            text=f"{len(order)} image files of {directory}, {size_mb:.1f} MB, decoded and preprocessed by the runner",
+        )
+
+
+class FilePool:
+    """``Runner.predict`` as a pool: one client thread for each instance, each waiting for its own answers.
+
+    A client decodes while another one's batch is computed. A batch is a list of paths; the future has the predictions,
+    or raises what ``predict`` raises.
+    """
+
+    def __init__(self, runner: Runner, clients: int) -> None:
+        self.instances = clients
+        self._runner = runner
+        self._clients = [ThreadPoolExecutor(1, thread_name_prefix=f"client-{number}") for number in range(clients)]
+
+    def submit(self, batch: list[str], instance: int | None = None) -> Future[Any]:
+        """Queue the files of one batch on a client."""
+        return self._clients[instance or 0].submit(self._predict, batch)
+
+    def _predict(self, batch: list[str]) -> Any:
+        return self._runner.predict(batch, batch_size=len(batch))
+
+    def __enter__(self) -> FilePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.shutdown(cancel_futures=True)
+
+
+def list_images(directory: Path, manifest: Manifest) -> list[Path]:
+    """Return every file below ``directory`` with an extension that Pillow opens, sorted.
+
+    Raises InputError when it is no directory, holds no image, or the model takes no images.
+    """
+    if manifest.preprocess is None:
+        raise InputError(f"--from images:{directory}: {manifest.name} takes arrays, not images")
+    if not directory.is_dir():
+        raise InputError(f"--from images:{directory}: no such directory")
+    Image.init()
+    extensions = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    found = sorted(
+        Path(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if not name.startswith(".") and Path(name).suffix.lower() in extensions
+    )
+    if not found:
+        others = sorted(path.name for path in directory.iterdir())
+        listed = ", ".join(others[:_NAMED]) + (" ..." if len(others) > _NAMED else "")
+        raise InputError(
+            f"--from images:{directory}: no file in it has an extension that Pillow opens; "
+            + (f"it holds {listed}" if others else "it is empty")
+        )
+    return found
+
+
+def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[torch.Tensor]:
+    """Return distinct batches of what the model takes, equal for equal seeds.
+
+    Random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to float32),
+    else standard normal values. Several are used in turn, since one buffer again and again would sit in the cache as no
+    real input does.
+    """
+    import torch
+
+    bytes_each = (1 if manifest.pixel_input else 4) * math.prod((batch_size, *manifest.input_shape))
+    count = max(3, min(16, _BUFFER_BYTES // bytes_each))
+    generator = np.random.default_rng(seed)
+    spec = PreprocessSpec.from_dict(manifest.preprocess) if manifest.preprocess else None
+    return [
+        torch.from_numpy(
+            random_input(generator, batch_size, manifest.input_shape, spec, pixel_input=manifest.pixel_input)
+        )
+        for _ in range(count)
+    ]
+
+
+def _made_of(manifest: Manifest) -> str:
+    if manifest.preprocess is None:
+        return "standard normal values"
+    return "random pixels" if manifest.pixel_input else "random uint8 pixels, normalized beforehand"
