@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,19 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def spread(self, count: int) -> Samples:
+        """Return ``count`` samples spread evenly over all of them (class folders come class by class), or all."""
+        if count >= len(self):
+            return self
+        rows = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        return replace(
+            self,
+            data=self.data[rows],
+            names=tuple(self.names[row] for row in rows),
+            labels=None if self.labels is None else self.labels[rows],
+            targets=None if self.targets is None else self.targets[rows],
+        )
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
         """Yield float32 model inputs ``(<=batch_size, *input_shape)``, normalized, in order."""
@@ -117,6 +130,62 @@ class CalibratedModel:
     stats: dict[str, ActivationStats]
     samples: int
     origin: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A calibrated tensor on other samples: its extremes, and the share of values (0 to 1) beyond the calibrated."""
+
+    minimum: float
+    maximum: float
+    outside_share: float
+
+
+@dataclass(frozen=True)
+class ActivationFact:
+    """What calibration tells about one tensor, named as in the FP32 model.
+
+    ``minimum`` and ``maximum`` were seen, ``low`` to ``high`` is the range that the observer chose for 8 bits.
+    ``moved`` is how far the extremes grew over the last quarter of the batches, by their width before (None for fewer
+    than four batches). ``clipped_share`` of the values (0 to 1) lie outside the chosen range. ``far_percentile`` is the
+    magnitude that one value in 10,000 exceeds, ``outlier_ratio`` the largest by it. ``channels`` is None for what has
+    no weights; ``constant_channels`` of them never change. ``exceeded`` is how far the evaluation data reaches beyond
+    the extremes, by their width, and ``exceeding_share`` the share of its values that do; None without such data.
+    """
+
+    name: str
+    minimum: float
+    maximum: float
+    low: float
+    high: float
+    moved: float | None
+    clipped_share: float
+    outlier_ratio: float
+    far_percentile: float
+    channels: int | None
+    constant_channels: int
+    exceeded: float | None
+    exceeding_share: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What a calibration tells about itself. ``data`` says what it was run on, ``warnings`` what to do about it.
+
+    ``evaluation_data`` is None where there is no other data to compare with.
+    """
+
+    samples: int
+    batches: int
+    data: str
+    observer: str
+    evaluation_data: str | None
+    activations: tuple[ActivationFact, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, ``activations`` as one dict each."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

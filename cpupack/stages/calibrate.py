@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from cpupack.artifacts import CalibratedModel, FusedModel, Samples
+from cpupack.artifacts import CalibratedModel, FusedModel, Samples, Seen
 from cpupack.errors import CalibrationError
 from cpupack.graph.fused import channel_axis
 from cpupack.layout import batch_channels_last, weights_channels_last
@@ -34,6 +35,20 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
             done += len(batch)
             progress.step(done, len(samples), "samples")
     return CalibratedModel(fused, recorder.finish(), samples=len(samples), origin=samples.origin)
+
+
+def observe(calibrated: CalibratedModel, samples: Samples, batch_size: int, progress: Progress) -> dict[str, Seen]:
+    """Run other samples through the model and return how far its tensors go there, by the names of the statistics."""
+    watcher = _Watcher(calibrated)
+    done = 0
+    with torch.inference_mode():
+        run = watcher.watch(calibrated.fused.module)
+        for batch in samples.batches(batch_size):
+            run(batch_channels_last(batch))
+            done += len(batch)
+            progress.step(done, len(samples), "samples")
+    watcher.finish()
+    return {name: watcher.seen(name) for name in watcher.extremes}
 
 
 class _Recorder:
@@ -78,6 +93,32 @@ class _Recorder:
         for hook in self._hooks:
             hook.remove()
         return {name: collector.finish() for name, collector in self.collectors.items()}
+
+
+class _Watcher(_Recorder):
+    """Keeps how far each calibrated tensor goes."""
+
+    def __init__(self, calibrated: CalibratedModel) -> None:
+        super().__init__()
+        self._stats = calibrated.stats
+        self.extremes: dict[str, tuple[float, float]] = {}
+        self._outside: Counter[str] = Counter()
+        self._values: Counter[str] = Counter()
+
+    def record(self, name: str, value: Any, module: nn.Module | None = None) -> None:
+        del module
+        stats = self._stats.get(name)
+        if stats is None or not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()):
+            return
+        low, high = float(value.amin()), float(value.amax())
+        if low < stats.minimum or high > stats.maximum:
+            self._outside[name] += int(((value < stats.minimum) | (value > stats.maximum)).sum())
+        self._values[name] += value.numel()
+        before = self.extremes.get(name, (low, high))
+        self.extremes[name] = min(before[0], low), max(before[1], high)
+
+    def seen(self, name: str) -> Seen:
+        return Seen(*self.extremes[name], self._outside[name] / self._values[name])
 
 
 class _RecordingInterpreter(fx.Interpreter):

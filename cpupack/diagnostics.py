@@ -1,0 +1,189 @@
+"""What the statistics of a calibration tell: did its ranges settle, are there outliers, dead channels, other data.
+
+Extremes stand for ranges here: an observer's range needs the whole histogram, which is not kept batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import fx
+
+from cpupack.artifacts import ActivationFact, CalibratedModel, CalibrationReport, Samples, Seen
+from cpupack.graph.names import scoped_name
+from cpupack.statistics import ActivationStats
+
+MOVED = EXCEEDED = 0.10
+"""Ranges that grew by more than this share of themselves are counted."""
+_MANY = 0.10
+"""One sample can stretch a range; this share of all ranges is more than that."""
+_FEWEST_BATCHES = 4
+_FAR = 10.0
+_TAIL = 1e-4
+
+
+def diagnose(
+    calibrated: CalibratedModel,
+    ranges: Mapping[str, tuple[float, float]],
+    observer: str,
+    seen: Mapping[str, Seen],
+    evaluation: Samples | None,
+) -> CalibrationReport:
+    """Return what a calibration's statistics tell.
+
+    ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` is what the same tensors
+    were on samples of ``evaluation``, empty and None where that is the calibration data itself.
+    """
+    names = _names(calibrated)
+    facts = tuple(
+        _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
+    )
+    batches = max((len(stats.batch_min) for stats in calibrated.stats.values()), default=0)
+    report = CalibrationReport(
+        samples=calibrated.samples,
+        batches=batches,
+        data=calibrated.origin,
+        observer=observer,
+        evaluation_data=evaluation.origin if evaluation is not None and seen else None,
+        activations=facts,
+        warnings=(),
+    )
+    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report))})
+
+
+def in_words(report: CalibrationReport) -> list[str]:
+    """Return the lines of a build's summary."""
+    lines = [f"{report.samples} samples in {report.batches} batch{'es' if report.batches != 1 else ''}"]
+    moved = [fact for fact in report.activations if fact.moved is not None]
+    if moved:
+        worst = max(moved, key=lambda fact: fact.moved or 0.0)
+        if worst.moved:
+            lines[0] += f"; in the last quarter ranges grew by {worst.moved:.1%} at most ({worst.name})"
+        else:
+            lines[0] += "; no range grew in the last quarter"
+    else:
+        lines[0] += f": too few to tell whether ranges settled (that takes {_FEWEST_BATCHES})"
+    constant = sum(fact.constant_channels for fact in report.activations)
+    channels = sum(fact.channels or 0 for fact in report.activations)
+    if constant:
+        lines.append(f"{constant} of {channels} channels never change")
+    if report.evaluation_data is not None:
+        worst = max(report.activations, key=lambda fact: fact.exceeded or 0.0)
+        beyond = f"exceeds them by {worst.exceeded:.1%} at most ({worst.name})" if worst.exceeded else "stays in them"
+        lines.append(f"the evaluation data {beyond}")
+    return lines
+
+
+def growth(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return how far the second range reaches beyond the first at either end, by the width of the first."""
+    beyond = max(before[0] - after[0], after[1] - before[1], 0.0)
+    width = before[1] - before[0]
+    if beyond == 0.0:
+        return 0.0
+    return beyond / width if width > 0.0 else float("inf")
+
+
+def moved(stats: ActivationStats) -> float | None:
+    """Return how much the extremes grew over the last quarter of the batches, None for fewer than four batches."""
+    batches = len(stats.batch_min)
+    if batches < _FEWEST_BATCHES:
+        return None
+    cut = batches - batches // 4
+    before = float(stats.batch_min[:cut].min()), float(stats.batch_max[:cut].max())
+    return growth(before, (stats.minimum, stats.maximum))
+
+
+def far_percentile(stats: ActivationStats) -> float:
+    """Return the magnitude that one value in 10,000 exceeds, to the width of a bin; never above the largest."""
+    edges, counts = stats.occupied()
+    outer = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
+    order = np.argsort(outer)
+    inside = np.cumsum(counts[order])
+    at = order[int(np.searchsorted(inside, (1.0 - _TAIL) * inside[-1]))]
+    return min(float(outer[at]), max(abs(stats.minimum), abs(stats.maximum)))
+
+
+def clipped_share(stats: ActivationStats, limits: tuple[float, float]) -> float:
+    """Return the share of values outside ``limits``, by bins: one that an end falls into counts by its middle."""
+    edges, counts = stats.occupied()
+    middles = (edges[:-1] + edges[1:]) / 2.0
+    outside = (middles < limits[0]) | (middles > limits[1])
+    return float(counts[outside].sum() / counts.sum())
+
+
+def _fact(name: str, stats: ActivationStats, limits: tuple[float, float], seen: Seen | None) -> ActivationFact:
+    largest, far = max(abs(stats.minimum), abs(stats.maximum)), far_percentile(stats)
+    channels, constant = None, 0
+    if stats.channel_min is not None and stats.channel_max is not None:
+        channels = len(stats.channel_min)
+        constant = int((stats.channel_min == stats.channel_max).sum())
+    calibrated = stats.minimum, stats.maximum
+    return ActivationFact(
+        name=name,
+        minimum=stats.minimum,
+        maximum=stats.maximum,
+        low=limits[0],
+        high=limits[1],
+        moved=moved(stats),
+        clipped_share=clipped_share(stats, limits),
+        outlier_ratio=largest / far if far > 0.0 else 1.0,
+        far_percentile=far,
+        channels=channels,
+        constant_channels=constant,
+        exceeded=None if seen is None else growth(calibrated, (seen.minimum, seen.maximum)),
+        exceeding_share=None if seen is None else seen.outside_share,
+    )
+
+
+def _warnings(report: CalibrationReport) -> list[str]:
+    facts = report.activations
+    found = []
+    grew = [fact for fact in facts if fact.moved is not None and fact.moved > MOVED]
+    if len(grew) > _MANY * len(facts):
+        worst = max(grew, key=lambda fact: fact.moved or 0.0)
+        found.append(
+            f"the calibration has not settled: {len(grew)} of {len(facts)} ranges grew by more than {MOVED:.0%} in the "
+            f"last quarter of its {report.batches} batches, most that of {worst.name} ({worst.moved:.0%}); give it "
+            f"more than {report.samples} [calibration] samples"
+        )
+    beyond = [fact for fact in facts if fact.exceeded is not None and fact.exceeded > EXCEEDED]
+    if len(beyond) > _MANY * len(facts):
+        worst = max(beyond, key=lambda fact: fact.exceeded or 0.0)
+        found.append(
+            f"the evaluation data ({report.evaluation_data}) is not like the calibration data: it exceeds {len(beyond)}"
+            f" of {len(facts)} ranges by more than {EXCEEDED:.0%}, most that of {worst.name} ({worst.exceeded:.0%}); "
+            "calibrate on data like that which the model will serve, or on more of it"
+        )
+    far = [fact for fact in facts if _reach(fact) > _FAR]
+    if far:
+        worst = max(far, key=_reach)
+        found.append(
+            f"outliers take most of the INT8 range of {_listed(far)}: the largest value of {worst.name} is "
+            f"{worst.outlier_ratio:.0f} times what 99.99 % stay below; [quantize] observer = "
+            f'"percentile" or "mse" gives them up, and [quantize] skip keeps such a layer in FP32'
+        )
+    dead = [fact for fact in facts if fact.channels and fact.constant_channels > fact.channels / 2]
+    if dead:
+        found.append(
+            f"more than half of the channels never change on the calibration data in {_listed(dead)}: either the model "
+            "does not use them, or the data does not reach them; look at [preprocess] and the weights"
+        )
+    return found
+
+
+def _reach(fact: ActivationFact) -> float:
+    """Return how many times further than 99.99 % of the values the chosen range reaches."""
+    return max(abs(fact.low), abs(fact.high)) / fact.far_percentile if fact.far_percentile > 0.0 else 1.0
+
+
+def _listed(facts: list[ActivationFact]) -> str:
+    names = list(dict.fromkeys(fact.name for fact in facts))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _names(calibrated: CalibratedModel) -> dict[str, str]:
+    module = calibrated.fused.module
+    if not isinstance(module, fx.GraphModule):
+        return {}
+    return {node.name: scoped_name(node) for node in module.graph.nodes}
