@@ -29,7 +29,7 @@ def test_commented_keys_are_real_keys(tmp_path: Path) -> None:
     lines = [line for line in lines if not line.startswith("#")]
     path = tmp_path / "all.toml"
     path.write_text("\n".join(line for line in lines if "torchvision's name" not in line))
-    (tmp_path / "data" / "val").mkdir(parents=True)
+    (tmp_path / "data" / "val" / "cat").mkdir(parents=True)
     assert load_recipe(path).recipe.evaluation.max_drop == 0.01
 
 
