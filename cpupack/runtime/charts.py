@@ -231,15 +231,6 @@ def bars(title: str, rows: Sequence[Bar], label: str, *, bound: float | None = N
     return plot.chart(title, f"{label}: {summary}{more}.")
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both x and y, both better when greater, by x."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda one: (-one.x, -one.y)):
-        if not front or point.y > front[-1].y:
-            front.append(point)
-    return front[::-1]
-
-
 def _legend(names: Sequence[str], left: float, y: float) -> list[Mark]:
     marks: list[Mark] = []
     x = left
