@@ -14,6 +14,7 @@ from cpupack import recovery
 from cpupack.artifacts import (
     BuiltWheel,
     CalibratedModel,
+    CalibrationReport,
     Contender,
     FloatModel,
     FusedModel,
@@ -24,6 +25,7 @@ from cpupack.artifacts import (
     TunePlan,
 )
 from cpupack.build_facts import build_facts
+from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -34,7 +36,7 @@ from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
 from cpupack.sensitivity.trials import trials_of
 from cpupack.sources import open_source
-from cpupack.stages.calibrate import calibrate
+from cpupack.stages.calibrate import calibrate, observe
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
@@ -47,6 +49,7 @@ from cpupack.targets import Target, candidates
 
 _RACE_BATCH = 8
 _SYNTHETIC_EVALUATION = 64
+_COMPARED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Prepared:
     calibration: Samples | None
     reference: Reference
     float_path: Path
+    diagnosis: CalibrationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class BuildResult:
     plan: TunePlan
     recovery: Recovery | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    calibration: CalibrationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,15 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
             return [
                 BuildResult(
-                    wheel, prepared.model, settled.winner, settled.raced, settled.failed, plan, settled.recovery, facts
+                    wheel,
+                    prepared.model,
+                    settled.winner,
+                    settled.raced,
+                    settled.failed,
+                    plan,
+                    settled.recovery,
+                    facts,
+                    prepared.diagnosis,
                 )
                 for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
             ]
@@ -149,12 +162,28 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     with progress.stage("calibrate"):
         batch_size = recipe.calibration.batch_size if recipe.calibration else 1
         calibrated = calibrate(fused, calibration, batch_size, progress)
+        diagnosis = _diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)
     with progress.stage("run FP32"):
         reference = run_reference(
             model, evaluation, progress, metric=metric, labels_required=_needs_labels(recipe.evaluation)
         )
         float_path = script_float(model, work / "float.pt")
-    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path)
+    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
+
+
+def _diagnosed(
+    calibrated: CalibratedModel, evaluation: Samples | None, spec: Quantize, progress: Progress
+) -> CalibrationReport | None:
+    """Look at the calibration's statistics, beside those of other data where there is any; None without statistics."""
+    if not calibrated.stats:
+        return None
+    some = evaluation.spread(_COMPARED_SAMPLES) if evaluation is not None else None
+    seen = observe(calibrated, some, _RACE_BATCH, progress) if some is not None else {}
+    ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
+    report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)
+    for warning in report.warnings:
+        progress.warn(warning)
+    return report
 
 
 def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tuple[list[Contender], dict[str, str]]:
@@ -292,7 +321,10 @@ def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, An
         plan,
         times_s=progress.times_s,
         warnings=progress.warnings,
-        sections={"recovery": settled.recovery.to_dict() if settled.recovery else None},
+        sections={
+            "recovery": settled.recovery.to_dict() if settled.recovery else None,
+            "calibration": settled.prepared.diagnosis,
+        },
     )
 
 

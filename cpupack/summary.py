@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from cpupack.artifacts import Gate, Interval, Recovery, VerifyReport
+from cpupack.artifacts import CalibrationReport, Gate, Interval, Recovery, VerifyReport
 from cpupack.console import flow
+from cpupack.diagnostics import in_words
 from cpupack.pipeline import BuildResult
 from cpupack.recovery.table import recovery_table
 from cpupack.wheel.facts import megabytes
@@ -44,6 +45,7 @@ def summary_text(result: BuildResult) -> Text:
     scripted, report = contender.scripted, contender.report
     rows: list[Row] = [
         ("weights", *_weights(result)),
+        *(("calibrated" * (number == 0), line) for number, line in enumerate(_calibration(result.calibration))),
         ("size", f"FP32 {megabytes(model.fp32_bytes)} -> INT8 {megabytes(scripted.size_bytes)}"),
         ("operators", f"{scripted.int8_operators} INT8, {scripted.fp32_operators} FP32"),
         *(("", note) for note in _notes(contender.quantized.notes)),
@@ -95,6 +97,10 @@ def _weights(result: BuildResult) -> tuple[str, ...]:
     if not result.model.random_weights:
         return (result.model.weights_origin,)
     return f"RANDOM, not trained: {result.model.weights_origin}", "bold red"
+
+
+def _calibration(report: CalibrationReport | None) -> list[str]:
+    return in_words(report) if report is not None else []
 
 
 def _notes(notes: tuple[str, ...]) -> list[str]:
