@@ -296,16 +296,66 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class LayerSaturation:
+    """What the 16-bit sums of one layer come to on a CPU without VNNI, with so many bits of activations.
+
+    ``bound`` is the largest magnitude that any uint8 activations give; at most 32767 is safe for any input. Of
+    ``pairs`` of weights whose products such a CPU may add, ``overflows`` overflow on the samples; ``largest`` is the
+    largest magnitude among those, None where none does. ``decision`` says it in words.
+    """
+
+    name: str
+    activation_bits: int
+    pairs: int
+    bound: int
+    overflows: int
+    largest: int | None
+    decision: str
+
+
+@dataclass(frozen=True)
+class SaturationReport:
+    """Why a model is safe on ``isa``, which adds pairs of products in 16 bits.
+
+    ``layers`` are those of the model as it is, on ``samples`` samples of ``origin``. ``limited`` names layers whose
+    weights are within -64..64. ``refused`` are the layers for which more activation bits were given up.
+    """
+
+    isa: str
+    activation_bits: int
+    samples: int
+    origin: str
+    layers: tuple[LayerSaturation, ...]
+    limited: tuple[str, ...] = ()
+    refused: tuple[LayerSaturation, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The finding in one sentence."""
+        always = sum(each.bound <= 2**15 - 1 for each in self.layers)
+        found = f"safe without VNNI: no 16-bit sum overflows on {self.samples} samples ({self.origin})"
+        text = f"{found}, in {always} of {len(self.layers)} layers none can; {self.activation_bits}-bit activations"
+        if self.refused and self.activation_bits == 7:
+            count = len({each.name for each in self.refused if each.activation_bits == 8})
+            text += f", 8 bits are not safe in {count} layer{'s' if count != 1 else ''}"
+        if self.limited:
+            text += f", 7-bit weights in {', '.join(self.limited)}"
+        return text
+
+
+@dataclass(frozen=True)
 class Contender:
     """One engine's saved INT8 model with its report.
 
-    ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples.
+    ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples. ``saturation``
+    is None for targets that add products in 32 bits, and for dynamic quantization, which never uses the eighth bit.
     """
 
     quantized: QuantizedModel
     scripted: ScriptedModel
     report: VerifyReport
     golden: dict[str, npt.NDArray[Any]]
+    saturation: SaturationReport | None = None
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ from cpupack.artifacts import (
     Contender,
     FloatModel,
     FusedModel,
+    QuantizedModel,
     Recovery,
     Reference,
     Samples,
+    SaturationReport,
     StagedProject,
     TunePlan,
 )
@@ -42,6 +44,7 @@ from cpupack.stages.load import load
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.quantize import check_skip, quantize
 from cpupack.stages.quantize.ranges import choose_ranges
+from cpupack.stages.saturate import make_safe
 from cpupack.stages.script import script, script_float
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import check_gates, choose, compare, doubts, judge, load_metric, race, run_reference
@@ -198,7 +201,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
     with progress.stage(f"quantize and verify ({cpu})"):
         for number, target in enumerate(targets):
             try:
-                contenders.append(_contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt"))
+                contenders.append(_contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt", progress))
             except QuantizationError as error:
                 if len(targets) == 1:
                     raise
@@ -236,7 +239,7 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
 
     def build_trial(spec: Quantize, target: Target) -> Contender:
         path = work / f"{target.cpu}-trial-{next(numbers)}.pt"
-        contender = _contender(_with(prepared, spec), target, work, path)
+        contender = _contender(_with(prepared, spec), target, work, path, progress)
         if target.runs_here:
             (contender,) = _raced(prepared, [contender], work)
         contender = judge(contender, prepared.loaded.recipe.evaluation)
@@ -277,10 +280,25 @@ def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[
     )
 
 
-def _contender(prepared: Prepared, target: Target, work: Path, path: Path) -> Contender:
-    quantized = quantize(prepared.calibrated, prepared.model.module, prepared.loaded.recipe, target)
+def _contender(prepared: Prepared, target: Target, work: Path, path: Path, progress: Progress) -> Contender:
+    quantized, saturation = _quantized(prepared, target, progress)
     scripted = script(quantized, prepared.model.input_shape, path)
-    return compare(quantized, scripted, prepared.reference, work)
+    contender = compare(quantized, scripted, prepared.reference, work)
+    return dataclasses.replace(contender, saturation=saturation)
+
+
+def _quantized(
+    prepared: Prepared, target: Target, progress: Progress
+) -> tuple[QuantizedModel, SaturationReport | None]:
+    """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
+
+    def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
+        recipe = prepared.loaded.recipe
+        return quantize(prepared.calibrated, prepared.model.module, recipe, target, limited)
+
+    if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
+        return quantize_for(target), None
+    return make_safe(quantize_for, target, prepared.calibration, progress)
 
 
 def _stage(settled: Settled, directory: Path, progress: Progress) -> StagedProject:

@@ -14,8 +14,9 @@ from cpupack.targets import arm, x86
 class Target:
     """One wheel's engine and CPU.
 
-    ``activation_bits`` is 8, or 7 (``reduce_range``) where 16-bit intermediate sums would saturate. ``isa`` is the
-    least instruction set the wheel is correct on, None on aarch64. ``conv_add`` says that the engine fuses
+    ``activation_bits`` is 8, or 7 (``reduce_range``) where 16-bit intermediate sums would saturate; what such a target
+    gets in the end is decided on the calibration data (the saturate stage). ``isa`` is the least instruction set the
+    wheel is correct on, None on aarch64. ``conv_add`` says that the engine fuses
     conv + add + relu.
     """
 
@@ -31,6 +32,11 @@ class Target:
     def runs_here(self) -> bool:
         """Whether this host is of the target's CPU family (tuning and speed are measured only then)."""
         return machine() == self.cpu
+
+    @property
+    def saturates(self) -> bool:
+        """Whether the least CPU of the target adds pairs of INT8 products in 16 bits."""
+        return self.isa is not None and not x86.has_vnni(self.isa)
 
 
 def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[Target]:

@@ -26,11 +26,11 @@ def take_pixels(
 ) -> PixelModel | None:
     """Return the model with a pixel input, or None when its input is not read by one INT8 convolution alone.
 
-    ``floats`` is the graph that was prepared: it has the first convolution's FP32 weights under the same name. With
-    7-bit activations there is no such model: full-range pixels would saturate.
+    ``floats`` is the graph that was prepared: it has the first convolution's FP32 weights under the same name. Where
+    16-bit sums would saturate there is no such model: pixels use the full range.
     """
     found = _first_convolution(converted)
-    if found is None or target.activation_bits != 8:
+    if found is None or target.activation_bits != 8 or target.saturates:
         return None
     quantize, conv = found
     name = str(conv.target)

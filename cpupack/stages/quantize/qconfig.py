@@ -61,6 +61,11 @@ def static_qconfig(target: Target) -> QConfig:
     )
 
 
+def limited_weights(qconfig: QConfig) -> QConfig:
+    """Return the same with weights of 7 bits, -64..64: two products with any uint8 fit in 16 bits."""
+    return QConfig(activation=qconfig.activation, weight=qconfig.weight.with_args(quant_min=-64, quant_max=63))
+
+
 def qconfig_mapping(target: Target) -> QConfigMapping:
     """Return torch's default mapping for the engine with our qconfig in place of its histogram observers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 
 import torch
 from torch import nn
@@ -30,10 +31,17 @@ _WEIGHTED = (
 )
 
 
-def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, target: Target) -> QuantizedModel:
+def quantize(
+    calibrated: CalibratedModel,
+    original: nn.Module,
+    recipe: Recipe,
+    target: Target,
+    limited: Collection[str] = (),
+) -> QuantizedModel:
     """Convert a calibrated model to INT8 for one target.
 
-    ``original`` is the FP32 model as loaded, whose module names ``skip`` uses. Raises QuantizationError when a skipped
+    ``original`` is the FP32 model as loaded, whose module names ``skip`` uses. ``limited`` names modules whose weights
+    get 7 bits (static quantization). Raises QuantizationError when a skipped
     name does not exist or torch cannot convert the model for this engine.
     """
     spec = recipe.quantize
@@ -46,9 +54,9 @@ def quantize(calibrated: CalibratedModel, original: nn.Module, recipe: Recipe, t
         try:
             match calibrated.fused.style:
                 case "fx":
-                    module = quantize_fx(calibrated, spec, target, example, _preprocess(recipe))
+                    module = quantize_fx(calibrated, spec, target, example, _preprocess(recipe), limited)
                 case "eager":
-                    module = quantize_eager(calibrated, spec, target)
+                    module = quantize_eager(calibrated, spec, target, limited)
                 case _:
                     module = quantize_dynamically(calibrated.fused.module, spec.skip, target)
         except (

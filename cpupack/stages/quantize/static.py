@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.ao.quantization import QConfigMapping, convert, prepare
+from torch.ao.quantization import QConfig, QConfigMapping, convert, prepare
 from torch.ao.quantization.backend_config import BackendConfig
 from torch.ao.quantization.backend_config.fbgemm import get_fbgemm_backend_config
 from torch.ao.quantization.backend_config.onednn import get_onednn_backend_config
@@ -26,6 +27,7 @@ from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float,
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
     StatsObserver,
+    limited_weights,
     qconfig_mapping,
     static_qconfig,
     transposed_qconfig,
@@ -49,12 +51,13 @@ def quantize_fx(
     target: Target,
     example: torch.Tensor,
     preprocess: PreprocessSpec | None,
+    limited: Collection[str] = (),
 ) -> nn.Module:
     """Quantize a fused graph module with the ranges that the observer chooses from its statistics.
 
     ``example`` is one float32 input batch. With ``preprocess`` the result is a ``PixelModel`` where the graph allows
-    it. The calibrated model is not changed. Raises QuantizationError for a name in ``skip`` that the model does not
-    have.
+    it. ``limited`` names modules whose weights get 7 bits. The calibrated model is not changed. Raises
+    QuantizationError for a name in ``skip`` that the model does not have.
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
@@ -68,6 +71,8 @@ def quantize_fx(
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
+        elif name in limited:
+            mapping.set_module_name(name, limited_weights(_qconfig_of(child, target)))
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
@@ -78,8 +83,10 @@ def quantize_fx(
     return take_pixels(converted, graph, preprocess, target) or converted
 
 
-def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target) -> nn.Module:
-    """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` works by module name."""
+def quantize_eager(
+    calibrated: CalibratedModel, recipe: Quantize, target: Target, limited: Collection[str] = ()
+) -> nn.Module:
+    """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` and ``limited`` work by module name."""
     module = copy.deepcopy(calibrated.fused.module)
     module.qconfig = static_qconfig(target)  # type: ignore[assignment]  # where torch's eager mode looks for it
     for name, child in module.named_modules():
@@ -87,6 +94,8 @@ def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target
         wrong = type(child) in wrong_types(target.engine) or transposes_wrongly(target.engine, child)
         if skipped or wrong:
             child.qconfig = None  # torch's way to say FP32
+        elif name in limited:
+            child.qconfig = limited_weights(_qconfig_of(child, target))
         elif isinstance(child, TRANSPOSED_CONVS):
             child.qconfig = transposed_qconfig(target)  # type: ignore[assignment]  # as above
     prepare(module, inplace=True)
@@ -95,6 +104,10 @@ def quantize_eager(calibrated: CalibratedModel, recipe: Quantize, target: Target
             _set_range(observer, [name.rpartition(".activation_post_process")[0]], calibrated, recipe)
     converted: nn.Module = convert(module, inplace=True)
     return converted
+
+
+def _qconfig_of(module: nn.Module, target: Target) -> QConfig:
+    return transposed_qconfig(target) if isinstance(module, TRANSPOSED_CONVS) else static_qconfig(target)
 
 
 def check_skip(module: nn.Module, skip: list[str]) -> None:
