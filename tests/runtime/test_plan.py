@@ -9,33 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plan_fixtures import manifest, numbers, table
 
 from cpupack.runtime import host, plan, tuned
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import HostProbe
-from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry
-
-
-def manifest(objective: str = "throughput", **build_plan: Any) -> Manifest:
-    entry = {"threads": None, "instances": None, "batch_size": None, **build_plan}
-    return Manifest(
-        name="tiny-int8",
-        import_name="tiny_int8",
-        version="1.0.0",
-        random_weights=False,
-        model={"input_shape": [3, 8, 8]},
-        target={},
-        preprocess=None,
-        labels=None,
-        quantize={},
-        calibration=None,
-        accuracy={},
-        plan=PlanEntry(bool(build_plan), objective, max_latency_ms=None, reason="", **entry),
-        bench={},
-        torch={},
-        build={"host": {**host.fingerprint(), "cores_usable": 4}},
-        files={"model.pt": FileEntry("a" * 64, 1)},
-    )
 
 
 @pytest.fixture
@@ -56,23 +34,6 @@ def _same_host(root: Path) -> Path:
     return root
 
 
-def table(**changes: Any) -> tuned.TunedTable:
-    fields = {
-        "fingerprint": host.fingerprint(),
-        "cores_usable": 4,
-        "model": tuned.model_digest(manifest()),
-        "objective": "throughput",
-        "max_latency_ms": None,
-        "threads": 2,
-        "instances": 2,
-        "batch_size": 32,
-        "reason": "measured",
-        "searched_s": 1.0,
-        "rows": [],
-    }
-    return tuned.TunedTable(**{**fields, **changes})
-
-
 @pytest.fixture
 def keep(cache: dict[str, str]) -> Callable[..., Path]:
     def write(**changes: Any) -> Path:
@@ -81,10 +42,6 @@ def keep(cache: dict[str, str]) -> Callable[..., Path]:
         return path
 
     return write
-
-
-def numbers(decided: plan.Plan) -> tuple[int, int, int]:
-    return decided.threads, decided.instances, decided.batch_size
 
 
 def test_throughput_fills_the_usable_cores_with_single_threads(four: HostProbe, cache: dict[str, str]) -> None:
