@@ -107,7 +107,7 @@ def far_percentile(stats: ActivationStats) -> float:
 def clipped_share(stats: ActivationStats, limits: tuple[float, float]) -> float:
     """Return the share of values outside ``limits``, by bins: one that an end falls into counts by its middle."""
     edges, counts = stats.occupied()
-    middles = (edges[:-1] + edges[1:]) / 2.0
+    middles = np.clip((edges[:-1] + edges[1:]) / 2.0, stats.minimum, stats.maximum)
     outside = (middles < limits[0]) | (middles > limits[1])
     return float(counts[outside].sum() / counts.sum())
 

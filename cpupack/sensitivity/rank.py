@@ -70,7 +70,7 @@ def rank(
     FP32, and what runs before the layer is run once for all layers. The order is by SQNR because that is continuous:
     a few dozen samples seldom change their class at all, and then by one sample more or less.
     """
-    chosen = spread(samples, count)
+    chosen = samples.spread(count)
     trials = trials_of(fused, ranges, levels)
     outputs: list[list[FloatArray]] = [[] for _ in trials.layers]
     noises = [Noise() for _ in trials.layers]
@@ -88,20 +88,6 @@ def rank(
             for layer, noise, parts in zip(trials.layers, noises, outputs, strict=True)
         ]
     return tuple(sorted(_shared_out(measured), key=lambda each: each.output_sqnr_db))
-
-
-def spread(samples: Samples, count: int) -> Samples:
-    """Return ``count`` samples spread evenly over all of them: class folders come class by class."""
-    if count >= len(samples):
-        return samples
-    rows = np.linspace(0, len(samples) - 1, count).round().astype(np.int64)
-    return dataclasses.replace(
-        samples,
-        data=samples.data[rows],
-        names=tuple(samples.names[row] for row in rows),
-        labels=None if samples.labels is None else samples.labels[rows],
-        targets=None if samples.targets is None else samples.targets[rows],
-    )
 
 
 def _measure(
