@@ -197,9 +197,9 @@ static finisher *choose_finisher(const struct step *step, const struct cpu *cpu)
  * A line is one row of the image cut to whole tiles, or the rows end to end with what lies between them.
  */
 struct numbering {
-    int64_t line, valid, lines, samples; /* samples: numbered apart, each starting at a tile */
-    int64_t tiles_per_sample;
-    int whole_batch; /* one run over the whole batch */
+    int64_t line, valid, lines;
+    int64_t tiles_per_sample, samples;
+    int whole_batch; /* samples follow each other without a gap: tiles run over their borders */
 };
 
 static struct numbering number(const struct step *step) {
@@ -209,105 +209,127 @@ static struct numbering number(const struct step *step) {
     const int dense = spec->kernel_h == 1 && spec->kernel_w == 1 && spec->stride_h == 1 && spec->stride_w == 1 &&
                       in->halo_x == 0 && in->halo_y == 0 && in->sample == pixels * in->pixel;
     if (dense) {
-        struct numbering all = {pixels * step->batch, pixels * step->batch, 1, 1, 0, 1};
-        all.tiles_per_sample = (all.line + TILE - 1) / TILE;
+        struct numbering all = {out->width, out->width, out->height, (pixels * step->batch + TILE - 1) / TILE, 1, 1};
         return all;
     }
     const int64_t by_row = (int64_t)out->height * ((out->width + TILE - 1) / TILE);
     const int64_t end_to_end = ((out->height - 1) * pitch + out->width + TILE - 1) / TILE;
     if (spec->stride_h == spec->stride_w && end_to_end < by_row) {
-        struct numbering joined = {pitch, out->width, out->height, step->batch, end_to_end, 0};
+        struct numbering joined = {pitch, out->width, out->height, end_to_end, step->batch, 0};
         return joined;
     }
     const int64_t padded = (out->width + TILE - 1) / TILE * TILE;
-    struct numbering apart = {padded, out->width, out->height, step->batch, by_row, 0};
+    struct numbering apart = {padded, out->width, out->height, by_row, step->batch, 0};
     return apart;
 }
 
 /* The input of tile `tile` and what its sixteen rows write. */
 static const uint8_t *locate(const struct step *step, const struct numbering *number, int64_t tile, float *output,
                              struct row *rows) {
-    const struct view *in = &step->in, *out = &step->out, *residual = &step->in2;
+    const struct view *in = &step->in, *residual = &step->in2;
     const struct cpupack_layer *spec = &step->spec;
-    const int64_t sample = tile / number->tiles_per_sample, position = tile % number->tiles_per_sample * TILE;
+    struct view out = step->out;
+    if (output != NULL) { /* the caller's array, without a border */
+        out.first = (uint8_t *)output;
+        out.pixel = spec->channels_out * (int64_t)sizeof(float);
+        out.row = out.width * out.pixel;
+        out.sample = out.height * out.row;
+    }
+    int64_t sample = tile / number->tiles_per_sample, position = tile % number->tiles_per_sample * TILE;
+    const int64_t each = number->line * number->lines;
+    if (number->whole_batch) {
+        sample = position / each;
+        position -= sample * each;
+    }
     int64_t y = position / number->line, x = position % number->line;
-    const uint8_t *from;
-    if (number->whole_batch)
-        from = in->first + position * in->pixel;
-    else
-        from = in->first + sample * in->sample + (y * spec->stride_h - spec->pad_h) * in->row +
-               (x * spec->stride_w - spec->pad_w) * in->pixel;
-    for (int i = 0; i < TILE; i++) {
-        rows[i].out = NULL;
-        rows[i].residual = NULL;
-        if (number->whole_batch) {
-            const int64_t at = position + i, each = (int64_t)out->height * out->width;
-            if (at < number->line) {
-                const int64_t n = at / each, oy = at % each / out->width, ox = at % each % out->width;
-                if (output != NULL)
-                    rows[i].out = (uint8_t *)(output + at * spec->channels_out);
-                else
-                    rows[i].out = out->first + n * out->sample + oy * out->row + ox * out->pixel;
-                if (residual->first != NULL)
-                    rows[i].residual = residual->first + n * residual->sample + oy * residual->row + ox * residual->pixel;
-            }
-        } else if (x < number->valid && y < number->lines) {
-            if (output != NULL)
-                rows[i].out = (uint8_t *)(output + ((sample * out->height + y) * out->width + x) * spec->channels_out);
-            else
-                rows[i].out = out->first + sample * out->sample + y * out->row + x * out->pixel;
-            if (residual->first != NULL)
-                rows[i].residual = residual->first + sample * residual->sample + y * residual->row + x * residual->pixel;
+    const uint8_t *from = in->first + sample * in->sample + (y * spec->stride_h - spec->pad_h) * in->row +
+                          (x * spec->stride_w - spec->pad_w) * in->pixel;
+    uint8_t *to = out.first + sample * out.sample + y * out.row + x * out.pixel;
+    const uint8_t *add = residual->first;
+    const int adds = add != NULL;
+    if (adds)
+        add += sample * residual->sample + y * residual->row + x * residual->pixel;
+    for (int i = 0; i < TILE;) {
+        if (sample >= step->batch || y >= number->lines) {
+            for (; i < TILE; i++)
+                rows[i].out = NULL;
+            break;
         }
-        if (++x == number->line)
+        for (; i < TILE && x < number->valid; i++, x++, to += out.pixel) {
+            rows[i].out = to;
+            rows[i].residual = add;
+            if (adds)
+                add += residual->pixel;
+        }
+        for (; i < TILE && x < number->line; i++, x++)
+            rows[i].out = NULL;
+        if (x == number->line) {
             x = 0, y++;
+            if (number->whole_batch && y == number->lines)
+                y = 0, sample++;
+            to = out.first + sample * out.sample + y * out.row;
+            if (adds)
+                add = residual->first + sample * residual->sample + y * residual->row;
+        }
     }
     return from;
 }
 
-/* Rows [begin, end) of tiles x columns [from, to) of blocks. */
+enum { WEIGHTS_TOGETHER = 640 * 1024 }; /* bytes */
+
+struct block {
+    const int32_t *sums; /* NULL for none */
+    const struct row *rows;
+    int64_t channel;
+    int channels;
+};
+
+/* Tiles [begin, end) of rows by blocks [block_from, block_to) of columns.
+ *
+ * Two tiles of rows meet one block of weights after the other: what the rows read stays in the first cache (windows
+ * overlap), weights stream from the second. As many blocks are taken together as that cache holds.
+ */
 static void run_part(const struct step *step, struct worker *worker, const struct numbering *number, float *output,
                      int64_t begin, int64_t end, int64_t block_from, int64_t block_to) {
     const struct cpupack_layer *spec = &step->spec;
     const int64_t block_bytes = (int64_t)2 * 16 * spec->chunk_bytes * spec->chunks * spec->runs;
     const int64_t stride = number->whole_batch ? step->in.pixel : step->in.pixel * spec->stride_w;
+    const int64_t together = block_bytes < WEIGHTS_TOGETHER ? WEIGHTS_TOGETHER / block_bytes : 1;
     finisher *finish_block = choose_finisher(step, &worker->cpu);
-    /* Few weights: finish each output row at once. Many: keep a block of them while it meets many rows. */
-    int64_t at_once = 2;
-    if (block_bytes * (block_to - block_from) > 32 * 1024) {
-        const int64_t tile_bytes = TILE * stride + 1;
-        at_once = 192 * 1024 / tile_bytes / 2 * 2;
-        if (at_once < 2)
-            at_once = 2;
-        if (at_once > ROWS_AT_ONCE / TILE)
-            at_once = ROWS_AT_ONCE / TILE;
-    }
-    const uint8_t *from[ROWS_AT_ONCE / TILE];
-    for (int64_t tile = begin; tile < end; tile += at_once) {
-        const int64_t count = end - tile < at_once ? end - tile : at_once;
-        for (int64_t i = 0; i < count; i++)
-            from[i] = locate(step, number, tile + i, output, worker->rows + TILE * i);
-        if (count % 2) {
-            from[count] = from[count - 1];
-            memset(worker->rows + TILE * count, 0, TILE * sizeof *worker->rows);
-        }
-        for (int64_t block = block_from; block < block_to; block++) {
-            const int8_t *weights = step->weights + block * block_bytes;
-            const int64_t channel = BLOCK * block, left = spec->channels_out - channel;
-            const int channels = left < BLOCK ? (int)left : BLOCK;
-            const int64_t span = spec->span_out ? channel / spec->span_out * spec->span_in : 0;
-            for (int64_t i = 0; i < count; i += 2) {
-                struct operand a = {from[i] + span, from[i + 1] + span, stride};
+    /* One block is multiplied while the one before is finished: sums take long from the tiles to memory. */
+    struct block waiting = {NULL, NULL, 0, 0};
+    int turn = 0;
+    for (int64_t first = block_from; first < block_to; first += together) {
+        const int64_t last = first + together < block_to ? first + together : block_to;
+        for (int64_t tile = begin; tile < end; tile += 2) {
+            struct row *rows = worker->rows + (tile / 2 & 1) * BLOCK;
+            struct operand a = {NULL, NULL, stride};
+            a.first = a.second = locate(step, number, tile, output, rows);
+            if (tile + 1 < end)
+                a.second = locate(step, number, tile + 1, output, rows + TILE);
+            else
+                memset(rows + TILE, 0, TILE * sizeof *rows);
+            for (int64_t block = first; block < last; block++) {
+                const int8_t *weights = step->weights + block * block_bytes;
+                const int64_t channel = BLOCK * block, left = spec->channels_out - channel;
+                const int channels = left < BLOCK ? (int)left : BLOCK;
+                const int64_t span = spec->span_out ? channel / spec->span_out * spec->span_in : 0;
+                const struct operand here = {a.first + span, a.second + span, stride};
+                int32_t *sums = worker->sums + BLOCK * BLOCK * (turn ^= 1);
                 if (!worker->cpu.amx)
-                    multiply_vnni(step, a, weights, worker->sums);
+                    multiply_vnni(step, here, weights, sums);
                 else if (channels <= 16)
-                    multiply_amx_half(step, a, weights, worker->sums);
+                    multiply_amx_half(step, here, weights, sums);
                 else
-                    multiply_amx(step, a, weights, worker->sums);
-                finish_block(step, worker->sums, worker->rows + TILE * i, channel, channels);
+                    multiply_amx(step, here, weights, sums);
+                if (waiting.sums != NULL)
+                    finish_block(step, waiting.sums, waiting.rows, waiting.channel, waiting.channels);
+                waiting = (struct block){sums, rows, channel, channels};
             }
         }
     }
+    if (waiting.sums != NULL)
+        finish_block(step, waiting.sums, waiting.rows, waiting.channel, waiting.channels);
 }
 
 void run_conv(const struct step *step, struct worker *worker, float *output) {

@@ -256,7 +256,7 @@ static int64_t slack_of(const struct cpupack_header *header, const struct cpupac
         const int64_t reach = 20 * row + 64 * (int64_t)each->channels + 4096;
         most = reach > most ? reach : most;
     }
-    return most;
+    return (most + 4095) / 4096 * 4096; /* cache lines stay whole where channels fill them */
 }
 
 static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct context **made) {

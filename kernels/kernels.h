@@ -47,8 +47,8 @@ struct cpu {
 struct worker {
     int index, count;
     struct cpu cpu;
-    int32_t *sums;        /* 32 x 32 */
-    struct row *rows;     /* ROWS_AT_ONCE */
+    int32_t *sums;        /* two of 32 x 32 */
+    struct row *rows;     /* two times 32 */
 };
 
 struct row {
@@ -58,7 +58,6 @@ struct row {
 
 #define TILE 16
 #define BLOCK 32
-#define ROWS_AT_ONCE 2048
 
 /* End the use of AMX by this thread: the kernel then saves less at a switch. */
 void release_tiles(const struct worker *worker);
