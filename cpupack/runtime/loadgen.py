@@ -55,11 +55,10 @@ _RATES = {"offline": "result_samples_per_second", server.NAME: "result_completed
 _MULTI_STREAM_QUERIES = 662
 """What its early stopping takes to estimate a p99; a run goes on until it has them, and for its duration."""
 _NO_BOUND_MS = 3_600_000.0
-_MARGIN, _STREAM_MARGIN = 1.2, 10.0
-"""LoadGen makes all queries beforehand for the rate it expects; too few of them and the run would be too short.
-
-A stream ends in time however many there are; offline all of them are run.
-"""
+_MARGIN = 1.2
+"""Offline is one query with as many samples as the expected rate needs; too few and the run would be too short."""
+_EXPECTED_NS = 100_000
+"""A stream's queries are made beforehand as for this latency: more than enough, and those left over cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +190,12 @@ def _settings(wish: Wish, feed: Feed, rate_per_s: float) -> Any:
             settings.offline_expected_qps = rate_per_s * _MARGIN
         case "single-stream":
             settings.min_query_count = SCENARIOS[wish.scenario].min_calls
-            settings.single_stream_expected_latency_ns = round(1e9 / (rate_per_s * _STREAM_MARGIN))
+            settings.single_stream_expected_latency_ns = _EXPECTED_NS
             settings.single_stream_target_latency_percentile = 0.90
         case "multi-stream":
             settings.min_query_count = _MULTI_STREAM_QUERIES
             settings.multi_stream_samples_per_query = QUERY_SAMPLES
-            settings.multi_stream_expected_latency_ns = round(1e9 * QUERY_SAMPLES / (rate_per_s * _STREAM_MARGIN))
+            settings.multi_stream_expected_latency_ns = _EXPECTED_NS
             settings.multi_stream_target_latency_percentile = 0.99
         case _:
             settings.min_query_count = server.MIN_REQUESTS
