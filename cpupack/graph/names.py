@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import fx, nn
 
 
@@ -14,6 +16,11 @@ def kind_of(module: nn.Module) -> str:
     """Return a fused module as people read it: ``Conv2d+ReLU``."""
     parts = list(module) if isinstance(module, nn.Sequential) and len(module) else [module]
     return "+".join(type(part).__name__ for part in parts)
+
+
+def is_within(name: str, modules: Collection[str]) -> bool:
+    """Whether a module is one of those listed, or below one."""
+    return any(name == each or name.startswith(each + ".") for each in modules)
 
 
 def scoped_name(node: fx.Node) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
+from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
-
-_CONVERSIONS = frozenset({"quantize_per_tensor", "quantize_per_channel", "dequantize", "quantize_per_tensor_dynamic"})
-_LAYOUT = frozenset(
-    """
-    _local_scalar_dense _reshape_alias _to_copy _unsafe_view alias chunk clone contiguous copy_ detach empty expand
-    flatten is_pinned item lift_fresh permute q_scale q_zero_point reshape select slice split split_with_sizes squeeze
-    t to transpose unbind unsqueeze view zeros
-    """.split()  # noqa: SIM905 - thirty quoted names would be three times as long
-)
 
 
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
@@ -68,37 +58,9 @@ def count_operators(module: nn.Module, example: torch.Tensor) -> tuple[dict[str,
     Conversions and changes of layout count in the table but in neither sum. A call is INT8 when it is one of torch's
     ``quantized`` operators or works on a quantized tensor.
     """
-    with _OperatorCounter() as counter, torch.inference_mode():
+    with OperatorCounter() as counter, torch.inference_mode():
         module(example)
-    return dict(sorted(counter.calls.items())), counter.int8, counter.fp32
-
-
-class _OperatorCounter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotation for it
-        self.calls: Counter[str] = Counter()
-        self.int8 = self.fp32 = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        namespace, _, name = func._schema.name.partition("::")
-        tensors = [each for each in (*args, result) if isinstance(each, torch.Tensor)]
-        for each in args:
-            if isinstance(each, (list, tuple)):
-                tensors.extend(item for item in each if isinstance(item, torch.Tensor))
-        if not tensors or name in _LAYOUT or "prepack" in name:
-            return result
-        self.calls[f"{namespace}::{name}"] += 1
-        if name not in _CONVERSIONS:
-            # aten::quantized_lstm and quantized_gru take float tensors and pack their weights out of sight.
-            named_so = namespace in {"quantized", "onednn"} or name.startswith("quantized_")
-            if named_so or any(each.is_quantized for each in tensors):
-                self.int8 += 1
-            elif any(each.is_floating_point() for each in tensors):
-                self.fp32 += 1
-        return result
+    return dict(sorted(counter.calls.items())), counter.int8.total(), counter.fp32.total()
 
 
 def _example(input_shape: tuple[int, ...]) -> torch.Tensor:

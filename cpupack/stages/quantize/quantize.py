@@ -10,6 +10,7 @@ from torch import nn
 
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.names import is_within
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -17,7 +18,7 @@ from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
-from cpupack.stages.quantize.static import check_skip, is_within, quantize_eager, quantize_fx, transposes_wrongly
+from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 
 _WEIGHTED = (

@@ -21,6 +21,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
+from cpupack.graph.names import is_within
 from cpupack.recipe import Quantize
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
@@ -179,11 +180,6 @@ def _inside(node: fx.Node, skip: list[str]) -> bool:
     if node.op == "call_module" and is_within(str(node.target), skip):
         return True
     return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
-
-
-def is_within(name: str, skip: list[str]) -> bool:
-    """Whether a module is one of those listed, or below one."""
-    return any(name == each or name.startswith(each + ".") for each in skip)
 
 
 def _without_fusers(backend: BackendConfig) -> BackendConfig:
