@@ -189,16 +189,40 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True)
+class LayerFact:
+    """What became of one layer. ``name`` is its path in the FP32 model, of a function call with the caller's path.
+
+    ``precision`` is ``int8`` or ``fp32``, ``kernel`` the operators that run it. ``scale`` and ``zero_point`` are its
+    output's, None where it has no such. ``weight_sqnr_db`` compares its weights with the FP32 ones (None without INT8
+    weights), ``output_sqnr_db`` its output with FP32's on a few samples, the error of all layers before it included
+    (None where the FP32 model has no such value). ``reason`` says why it stayed FP32.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    kernel: str
+    scale: float | None = None
+    zero_point: int | None = None
+    weight_sqnr_db: float | None = None
+    output_sqnr_db: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class QuantizedModel:
-    """An INT8 module for one target. ``notes`` names what stayed FP32 and why.
+    """An INT8 module for one target. ``notes`` names what stayed FP32 and why, ``float_reasons`` by module name.
 
     ``module`` takes float32 inputs; a ``PixelModel`` (``pixel_input``) takes uint8 pixels with a mask channel as well.
+    ``layers`` is filled by an engine that runs the whole network as one operator, whose module has no layers to see.
     """
 
     module: torch.nn.Module
     target: Target
     notes: tuple[str, ...] = ()
     pixel_input: bool = False
+    float_reasons: dict[str, str] = field(default_factory=dict)
+    layers: tuple[LayerFact, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -349,6 +373,7 @@ class Contender:
 
     ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples. ``saturation``
     is None for targets that add products in 32 bits, and for dynamic quantization, which never uses the eighth bit.
+    ``layers`` is filled for the winner alone.
     """
 
     quantized: QuantizedModel
@@ -356,6 +381,7 @@ class Contender:
     report: VerifyReport
     golden: dict[str, npt.NDArray[Any]]
     saturation: SaturationReport | None = None
+    layers: tuple[LayerFact, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
+from cpupack.stages.quantize.lowering import InFloat
 from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 
@@ -74,12 +75,36 @@ def quantize(
                 hint="keep the part it names in FP32 with [quantize] skip, or choose another engine",
             ) from error
     module = weights_channels_last(module.eval())
-    kept = [
-        f"{name} ({type(child).__name__}) stayed FP32{_reason(name, child, spec.skip, target)}"
-        for name, child in module.named_modules()
-        if type(child) in _WEIGHTED
+    kept = {
+        _name(path): child for path, child in module.named_modules() if type(child) in _WEIGHTED or _hidden(child)
+    }
+    reasons = {name: _reason(name, child, spec.skip, target) for name, child in kept.items()}
+    notes = [
+        f"{name} ({type(child).__name__}) stayed FP32{': ' if reasons[name] else ''}{reasons[name]}"
+        for name, child in kept.items()
+        if not _hidden(child)
     ]
-    return QuantizedModel(module, target, tuple(kept), pixel_input=isinstance(module, PixelModel))
+    return QuantizedModel(
+        module,
+        target,
+        tuple(notes),
+        pixel_input=isinstance(module, PixelModel),
+        float_reasons={name: reason for name, reason in reasons.items() if reason},
+    )
+
+
+def _name(path: str) -> str:
+    """Return a module's path without the part of a ``PixelModel`` that it is in."""
+    for part in ("body.", "float_stem.", "pixel_stem."):
+        if path.startswith(part):
+            return path.removeprefix(part)
+    return path
+
+
+def _hidden(module: nn.Module) -> bool:
+    """Whether a call was kept FP32 because its INT8 form is wrong; the modules it hides are below it."""
+    return isinstance(module, InFloat)
+
 
 
 def _preprocess(recipe: Recipe) -> PreprocessSpec | None:
@@ -93,5 +118,6 @@ def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:
 
 def _reason(name: str, module: nn.Module, skip: list[str], target: Target) -> str:
     if is_within(name, skip):
-        return ": listed in skip"
-    return f": {target.engine} has no right INT8 form of it" if transposes_wrongly(target.engine, module) else ""
+        return "listed in skip"
+    wrong = _hidden(module) or transposes_wrongly(target.engine, module)
+    return f"{target.engine} has no right INT8 form of it" if wrong else ""

@@ -1,0 +1,53 @@
+"""From an INT8 model beside the FP32 model it came from to one fact for each layer."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import fx, nn
+
+from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
+from cpupack.graph.pixel_model import PixelModel
+from cpupack.layers.facts import Setting
+from cpupack.layers.graphs import GraphLayers
+from cpupack.layers.modules import module_layers
+from cpupack.layout import batch_channels_last
+from cpupack.quantized_engine import engine
+from cpupack.runtime.inputs import model_input
+
+SAMPLES = 4
+
+
+def describe_layers(
+    quantized: QuantizedModel, calibrated: CalibratedModel, skip: list[str], samples: Samples
+) -> tuple[LayerFact, ...]:
+    """Run both models on a few samples and return a fact for every layer, in the order of execution.
+
+    ``calibrated`` is what ``quantized`` was made from, ``skip`` the recipe's. An engine whose module is one operator
+    for the whole network says its layers itself (``QuantizedModel.layers``); those are returned as they are.
+    """
+    if quantized.layers:
+        return quantized.layers
+    some = samples.spread(SAMPLES)
+    setting = Setting(quantized.target.engine, tuple(skip), quantized.float_reasons)
+    batch = batch_channels_last(some.tensor(slice(None)))
+    module, floats = quantized.module, calibrated.fused.module
+    with torch.inference_mode(), engine(quantized.target.engine), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*deprecated")
+        if not isinstance(floats, fx.GraphModule):
+            return module_layers(module, floats, batch, setting)
+        layers = GraphLayers(floats, batch, setting)
+        if not isinstance(module, PixelModel):
+            layers.walk(_graph(module), batch)
+            return layers.facts()
+        assert some.preprocess is not None
+        pixels = torch.from_numpy(model_input(some.data, some.preprocess, pixel_input=True))
+        stem = layers.pixel_stem(module, batch_channels_last(pixels), some.preprocess)
+        layers.walk(_graph(module.body), stem)
+        return layers.facts()
+
+
+def _graph(module: nn.Module) -> fx.GraphModule:
+    assert isinstance(module, fx.GraphModule)
+    return module

@@ -1,0 +1,137 @@
+"""The layers of a model without a graph (eager and dynamic quantization): both models are watched by hooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpupack.artifacts import LayerFact
+from cpupack.graph.names import kind_of
+from cpupack.layers.facts import Setting, float_weight, kernel_of, output_sqnr_db, qparams, weight_sqnr_db
+from cpupack.operators import OperatorCounter
+
+_STEP = ".activation_post_process"
+"""What FloatFunctional passes its results through; torch's eager mode has the observer there."""
+
+
+def module_layers(module: nn.Module, floats: nn.Module, batch: torch.Tensor, setting: Setting) -> tuple[LayerFact, ...]:
+    """Return the facts of an INT8 ``module`` whose children have the names of those of the FP32 model ``floats``."""
+    expected: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            expected[name] = output.clone() if isinstance(output, torch.Tensor) else output
+
+        return hook
+
+    handles = [child.register_forward_hook(keep(name)) for name, child in floats.named_modules() if name]
+    try:
+        floats(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Watch(module, floats, expected, setting).run(batch)
+
+
+class _Watch:
+    """Attributes every operator to the module whose forward calls it."""
+
+    def __init__(self, module: nn.Module, floats: nn.Module, expected: dict[str, Any], setting: Setting) -> None:
+        self._module = module
+        self._floats = dict(floats.named_modules())
+        self._expected, self._setting = expected, setting
+        self._facts: list[LayerFact] = []
+        self._frames: list[_Frame] = []
+        self._counter = OperatorCounter()
+
+    def run(self, batch: torch.Tensor) -> tuple[LayerFact, ...]:
+        handles = []
+        for name, child in self._module.named_modules():
+            handles.append(child.register_forward_pre_hook(self._enter(name)))
+            handles.append(child.register_forward_hook(self._leave(name, child)))
+        try:
+            with self._counter:
+                self._module(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tuple(self._facts)
+
+    def _enter(self, name: str) -> Any:
+        def hook(_: nn.Module, __: Any) -> None:
+            self._settle()
+            self._frames.append(_Frame(name))
+
+        return hook
+
+    def _leave(self, name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            self._settle()
+            frame = self._frames.pop()
+            if name.endswith(_STEP):  # the sum or product that the parent has just computed
+                whole = name.removesuffix(_STEP)
+                self._note(whole, whole.rpartition(".")[2], self._frames[-1].take(), output, None, name)
+            elif any(True for _ in module.children()) and not callable(getattr(module, "weight", None)):
+                for precision in ("int8", "fp32"):  # functions that the forward of a container calls itself
+                    for operator in getattr(frame.counts, precision):
+                        plain = operator.partition("::")[2]
+                        only = _Counts()
+                        getattr(only, precision)[operator] = 1
+                        self._note(f"{name}.{plain}".lstrip("."), plain, only, None, None, "")
+            else:
+                source = self._floats.get(name)
+                weight = float_weight(source) if source is not None else None
+                kind = kind_of(source) if source is not None else type(module).__name__
+                self._note(name, kind, frame.counts, output, weight_sqnr_db(module, weight), name)
+
+        return hook
+
+    def _settle(self) -> None:
+        """Give what has run since the last event to the innermost module."""
+        if self._frames:
+            self._frames[-1].counts.int8.update(self._counter.int8)
+            self._frames[-1].counts.fp32.update(self._counter.fp32)
+        self._counter.int8.clear()
+        self._counter.fp32.clear()
+
+    def _note(
+        self, name: str, kind: str, counts: _Counts, output: Any, weight_error: float | None, expected: str
+    ) -> None:
+        found = kernel_of(counts)
+        if found is None:
+            return
+        precision, kernel = found
+        scale, zero_point = qparams(output)
+        self._facts.append(
+            LayerFact(
+                name=name,
+                kind=kind,
+                precision=precision,
+                kernel=kernel,
+                scale=scale,
+                zero_point=zero_point,
+                weight_sqnr_db=weight_error,
+                output_sqnr_db=output_sqnr_db(self._expected.get(expected), output),
+                reason="" if precision == "int8" else self._setting.reason(name, kind),
+            )
+        )
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.int8: Counter[str] = Counter()
+        self.fp32: Counter[str] = Counter()
+
+
+class _Frame:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.counts = _Counts()
+
+    def take(self) -> _Counts:
+        """Return what has run in this frame, and forget it."""
+        counts, self.counts = self.counts, _Counts()
+        return counts

@@ -1,0 +1,105 @@
+"""Which node of the FP32 graph a node of the INT8 graph stands for.
+
+Quantizing renames nodes, hides modules and joins several into one. What stays is who reads whom: a module is found by
+its path, a function by what it reads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import fx, nn
+
+_PASSED_ON = (torch.quantize_per_tensor, torch.quantize_per_channel, torch.dequantize)
+_CLAMP = "_relu6"
+
+
+class Twins:
+    """Finds the FP32 node of every INT8 node that is given to ``find``, in the order of the graph."""
+
+    def __init__(self, floats: fx.GraphModule) -> None:
+        self._floats = floats
+        self._of: dict[fx.Node, fx.Node] = {}
+        self._taken: set[fx.Node] = set()
+        self._calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
+        for node in floats.graph.nodes:
+            if node.op == "call_module":
+                self._calls[str(node.target)].append(node)
+        self._order = {node: number for number, node in enumerate(floats.graph.nodes)}
+
+    def set(self, node: fx.Node, twin: fx.Node) -> None:
+        """Say it for a node that is known: an input."""
+        self._of[node] = twin
+
+    def get(self, node: fx.Node) -> fx.Node | None:
+        """Return what ``find`` found for a node."""
+        return self._of.get(node)
+
+    def find(self, node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+        """Return the FP32 node whose value ``node`` computes, None where there is none. ``module`` is what it calls."""
+        twin = self._find(node, module)
+        if twin is not None:
+            self._of[node] = twin
+        return twin
+
+    def _find(self, node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+        if node.target in _PASSED_ON or (node.op == "call_method" and node.target in {"dequantize", "to"}):
+            first = node.args[0]
+            return self._of.get(first) if isinstance(first, fx.Node) else None
+        if node.op == "get_attr":
+            named = (each for each in self._order if each.op == "get_attr" and each.target == node.target)
+            return next(named, None)
+        if node.op == "call_module" and (name := str(node.target)) in self._calls:
+            calls = self._calls[name]
+            return self._joined(calls.pop(0) if len(calls) > 1 else calls[0], type(module).__name__)
+        if node.op == "call_module" and str(node.target).removesuffix(_CLAMP) in self._calls:
+            return self._calls[str(node.target).removesuffix(_CLAMP)][0]
+        if node.op in {"call_function", "call_method", "call_module"}:
+            return self._by_inputs(node, module)
+        return None
+
+    def _joined(self, conv: fx.Node, kind: str) -> fx.Node:
+        """Return the last call of those that one operator runs: conv, the sum behind it, the ReLU behind that."""
+        if "Add" not in kind:
+            return conv
+        add = next(iter(conv.users))
+        return next(iter(add.users)) if "ReLU" in kind else add
+
+    def _by_inputs(self, node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+        read = {self._of[each] for each in node.all_input_nodes if each in self._of}
+        if not read:
+            return None
+        nearest = min(read, key=lambda each: len(each.users))
+        candidates = [
+            each
+            for each in sorted(nearest.users, key=self._order.__getitem__)
+            if set(each.all_input_nodes) == read and each not in self._taken and each.op != "output"
+        ]
+        name = called(node, module)
+        alike = [each for each in candidates if _alike(name, called(each, self._module(each)))]
+        if not alike and len(candidates) != 1:
+            return None
+        twin = (alike or candidates)[0]
+        self._taken.add(twin)
+        if name.endswith("relu") and "relu" not in called(twin, self._module(twin)) and len(twin.users) == 1:
+            twin = next(iter(twin.users))
+        return twin
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self._floats.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def called(node: fx.Node, module: nn.Module | None) -> str:
+    """Return what a node calls, in lower case and without the marks of in-place forms: ``add``, ``relu``."""
+    if module is not None:
+        inner = getattr(module, "call", None)  # a call that was hidden from torch to keep it FP32
+        name = getattr(inner, "__name__", type(inner).__name__) if callable(inner) else type(module).__name__
+    else:
+        name = getattr(node.target, "__name__", str(node.target))
+    name = name.lower().strip("_")
+    return name.removeprefix("i") if name in {"iadd", "imul", "isub"} else name
+
+
+def _alike(one: str, other: str) -> bool:
+    return one in other or other in one
