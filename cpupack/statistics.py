@@ -1,4 +1,4 @@
-"""What calibration keeps of an activation: extremes of every batch and one histogram. No engine, no observer.
+"""What calibration keeps of an activation: extremes of batches and samples, one histogram. No engine, no observer.
 
 Ranges are chosen from this afterwards (``stages/quantize/ranges.py``), so one pass over the data serves every engine
 and every observer.
@@ -27,6 +27,7 @@ class ActivationStats:
     ``batch_min`` and ``batch_max`` are float32, one per batch, in order. ``counts`` is int64 ``(2 * HALF_BINS,)``: bin
     i holds the values in ``[(i - HALF_BINS) * bin_width, (i + 1 - HALF_BINS) * bin_width)``; zero is always an edge.
     ``channel_min`` and ``channel_max`` are float32 ``(channels,)`` of a layer with weights, None for anything else.
+    ``sample_min`` and ``sample_max`` are float32, one per sample (per slice of the first dimension), in order.
     """
 
     batch_min: npt.NDArray[np.float32]
@@ -35,6 +36,8 @@ class ActivationStats:
     bin_width: float
     channel_min: npt.NDArray[np.float32] | None = None
     channel_max: npt.NDArray[np.float32] | None = None
+    sample_min: npt.NDArray[np.float32] | None = None
+    sample_max: npt.NDArray[np.float32] | None = None
 
     @property
     def minimum(self) -> float:
@@ -65,6 +68,7 @@ class StatsCollector:
         self._channels: tuple[torch.Tensor, torch.Tensor] | None = None
         self._batch_min: list[float] = []
         self._batch_max: list[float] = []
+        self._samples: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._counts = np.zeros(2 * HALF_BINS, dtype=np.int64)
         self._width = 0.0
         self._zeros_before_width = 0
@@ -75,9 +79,11 @@ class StatsCollector:
         NaN, infinity and anything beyond 8e37 cannot: no INT8 range covers such values and any others.
         """
         channels = None if self._channel_axis is None else _channel_extremes(values, self._channel_axis)
+        count = len(values) if values.ndim else 1
         values = _flat(values)
-        extremes = torch.aminmax(values) if channels is None else (channels[0].amin(), channels[1].amax())
-        low, high = (float(extreme) for extreme in extremes)
+        rows = values.view(count, -1)
+        samples = rows.amin(dim=1), rows.amax(dim=1)
+        low, high = float(samples[0].amin()), float(samples[1].amax())
         largest = max(-low, high)
         if not (math.isfinite(low) and math.isfinite(high) and largest < _LARGEST):
             return False
@@ -86,6 +92,7 @@ class StatsCollector:
         self._channels = channels
         self._batch_min.append(low)
         self._batch_max.append(high)
+        self._samples.append(samples)
         if largest == 0.0:
             self._zeros_before_width += values.numel()
             return True
@@ -111,6 +118,8 @@ class StatsCollector:
             self._width or 1.0 / HALF_BINS,
             channel_min,
             channel_max,
+            np.concatenate([each.numpy() for each, _ in self._samples]),
+            np.concatenate([each.numpy() for _, each in self._samples]),
         )
 
     def _widen(self) -> None:

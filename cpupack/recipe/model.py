@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
 Cpu = Literal["x86_64", "aarch64"]
-ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "entropy"]
+ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -143,8 +143,9 @@ class Quantize(Table):
 
     mode: Literal["static", "dynamic"] = "static"
     """``static`` calibrates activations; ``dynamic`` measures them at run time (linear and LSTM models)."""
-    observer: ObserverName = "histogram"
-    """How an activation's range is chosen from the calibration data."""
+    observer: ObserverName = "tail_mse"
+    """How an activation's range is chosen from the calibration data. ``tail_mse`` has the least squared error expected
+    on other data: it extrapolates the tails of what calibration saw."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     """Share of values the ``percentile`` observer keeps."""
     weights: Literal["per_channel", "per_tensor"] = "per_channel"

@@ -12,7 +12,7 @@ from cpupack.recipe import Quantize
 from cpupack.templates import render, to_toml
 
 KNOBS: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("observer", ("histogram", "mse", "percentile", "entropy")),
+    ("observer", ("tail_mse", "mse", "percentile", "entropy", "histogram")),
     ("weights", ("per_channel", "per_tensor")),
     ("bias_correction", (True, False)),
     ("equalize", (True, False)),
@@ -34,6 +34,31 @@ def changed(quantize: Quantize, update: Mapping[str, Any]) -> Quantize:
 def with_skip(quantize: Quantize, names: Sequence[str]) -> Quantize:
     """Return the table with more modules kept in FP32."""
     return changed(quantize, {"skip": [*quantize.skip, *(name for name in names if name not in quantize.skip)]})
+
+
+def within(name: str, skip: Sequence[str]) -> bool:
+    """Whether a layer is one of the modules in ``skip``, or below one."""
+    return any(name == each or name.startswith(each + ".") for each in skip)
+
+
+def whole_blocks(names: Sequence[str], layers: Sequence[str]) -> list[str]:
+    """Return the same layers in fewer names: a module whose ``layers`` are all among ``names`` stands for them.
+
+    That is also what makes the additions and activations between them FP32, which are calls and have no name. A module
+    with a single layer is not worth another name.
+    """
+    result: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            parent = ".".join(parts[:depth])
+            inside = [layer for layer in layers if within(layer, [parent])]
+            if len(inside) > 1 and all(within(layer, names) for layer in inside):
+                name = parent
+                break
+        if name not in result:
+            result.append(name)
+    return result
 
 
 def differences(quantize: Quantize, recipe: Quantize) -> dict[str, Any]:

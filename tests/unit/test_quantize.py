@@ -82,7 +82,7 @@ def test_a_resnet_stays_close_to_fp32_and_nothing_stays_fp32(engine: str, bits: 
     assert int8_calls >= 9  # seven convolutions, a linear layer, a pool
 
 
-@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"])
 def test_every_observer_leaves_a_usable_model(observer: str) -> None:
     # Clipping observers may give up tails that a net of this size needs, so the bound is that of a usable model.
     assert sqnr(resnet(), "fbgemm", quantize={"observer": observer})[0] > 12.0
@@ -106,6 +106,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "same padding": lambda: nn.Conv2d(3, 8, 3, padding="same"),
     "transposed conv": lambda: nn.ConvTranspose2d(3, 3, 2, stride=2),
     "transposed conv, channels": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 2, stride=2)),
+    "transposed conv, eights": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 8, 2, stride=2)),
     "transposed conv, output padding": lambda: nn.ConvTranspose2d(3, 3, 3, stride=2, output_padding=1),
     "transposed conv, batch norm": lambda: nn.Sequential(nn.ConvTranspose2d(3, 3, 2), nn.BatchNorm2d(3)),
     "batch norm, relu": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1)),

@@ -10,9 +10,11 @@ import torch
 from torch.ao.quantization.observer import HistogramObserver, MinMaxObserver, MovingAverageMinMaxObserver
 
 from cpupack.stages.quantize.ranges import choose_range, quantization_mse
+from cpupack.stages.quantize.tails import lower_tail, upper_tail
 from cpupack.statistics import HALF_BINS, ActivationStats, StatsCollector
 
-OBSERVERS = ("minmax", "moving_average", "histogram", "percentile", "mse", "entropy")
+SEEN_ONLY = ("minmax", "moving_average", "histogram", "percentile", "mse", "entropy")
+OBSERVERS = (*SEEN_ONLY, "tail_mse")
 SEEDS = range(3)
 
 
@@ -46,7 +48,7 @@ def collect(*batches: np.ndarray) -> ActivationStats:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("observer", OBSERVERS)
+@pytest.mark.parametrize("observer", SEEN_ONLY)
 def test_a_range_holds_zero_and_stays_inside_what_was_seen(observer: str, kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     batches = [draw(kind, rng, 500) for _ in range(3)]
@@ -196,3 +198,59 @@ def test_observers_that_clip_do_so_and_minmax_does_not() -> None:
 def test_an_unknown_observer_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown observer 'median'"):
         choose_range(collect(np.float32([1.0])), "median", 256)
+
+
+def test_a_tail_has_the_excess_of_the_distribution_that_it_was_fitted_to() -> None:
+    """The excess of a generalized Pareto distribution over any threshold is one again, with the same shape."""
+    rng = np.random.default_rng(0)
+    shape = 0.15
+
+    def draw_two_sided(*size: int) -> np.ndarray:
+        magnitude = ((1.0 - rng.random(size)) ** -shape - 1.0) / shape
+        return (magnitude * rng.choice([-1.0, 1.0], size)).astype(np.float32)
+
+    batches = [draw_two_sided(2000, 50) for _ in range(10)]
+    stats, future = collect(*batches), draw_two_sided(20_000_000)
+    for tail, sign in ((upper_tail(stats), 1.0), (lower_tail(stats), -1.0)):
+        assert tail is not None
+        drawn = sum(int((sign * each > tail.threshold).sum()) for each in batches)
+        assert tail.count == pytest.approx(drawn, rel=0.01)  # the bin that holds the threshold is in neither
+        for end in (1.1 * tail.threshold, 1.5 * tail.threshold):
+            excess = np.maximum(sign * future.astype(np.float64) - end, 0.0)
+            expected = float((excess**2).mean()) * sum(each.size for each in batches)
+            assert tail.squared_excess(end) == pytest.approx(expected, rel=0.25)
+
+
+def test_what_is_bounded_has_no_tail() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 300)).astype(np.float32)
+    stats = collect(pixels)
+    assert lower_tail(stats) is None
+    assert choose_range(stats, "tail_mse", 256)[1] == pytest.approx(255.0, rel=0.02)
+
+
+def test_tail_mse_loses_less_than_the_others_on_data_that_was_not_calibrated_on() -> None:
+    """Each sample has a strength of its own, as the deep layers of a classifier have."""
+    rng = np.random.default_rng(0)
+
+    def features(samples: int) -> np.ndarray:
+        strength = rng.exponential(1.0, (samples, 1))
+        return np.maximum(strength * rng.standard_normal((samples, 40)), 0.0).astype(np.float32)
+
+    unseen = features(20_000).astype(np.float64).ravel()
+    losses = dict.fromkeys(OBSERVERS, 0.0)
+    for _ in range(10):
+        stats = collect(features(100), features(100))
+        for observer in OBSERVERS:
+            low, high = choose_range(stats, observer, 256)
+            losses[observer] += quantization_mse(unseen, np.ones_like(unseen), low, high, 256)
+    others = [loss for observer, loss in losses.items() if observer != "tail_mse"]
+    assert losses["tail_mse"] < 0.5 * min(others)
+
+
+def test_tail_mse_is_mse_where_the_data_show_everything() -> None:
+    """Many values a sample, none of them special: the tail is what a larger draw from the same distribution shows."""
+    values = np.random.default_rng(0).standard_normal((64, 20_000)).astype(np.float32)
+    for ours, theirs in zip(
+        choose_range(collect(values), "tail_mse", 256), choose_range(collect(values), "mse", 256), strict=True
+    ):
+        assert ours == pytest.approx(theirs, rel=0.06)

@@ -209,7 +209,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             "quantize.recover: has nothing to recover: [evaluation] sets no gate on accuracy; add one of max_drop, "
             "min_top1, min_agreement, min_sqnr_db, min_metric, max_metric, max_metric_drop",
         ),
-        ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "histogram"'),
+        ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "tail_mse"'),
         (
             {"calibration.source": '"image:pictures"'},
             "calibration.source: must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic, "

@@ -64,7 +64,7 @@ def test_defaults(tmp_path: Path) -> None:
     path.write_text(MINIMAL)
     recipe = load_recipe(path).recipe
     assert recipe.schema_ == 1
-    assert recipe.quantize.observer == "histogram"
+    assert recipe.quantize.observer == "tail_mse"
     assert recipe.calibration is not None
     assert recipe.calibration.samples == 300
     assert recipe.target.cpu == ["x86_64"]

@@ -114,7 +114,7 @@ def test_dynamic_quantization_has_layers_alone() -> None:
     shop = Shop(lambda setting, _: 40.0 if "b" in setting.skip else 20.0, style="dynamic")
     found = shop.recover([contender("fbgemm", 20.0)], Quantize(mode="dynamic", recover=True))
     assert found.quantize.skip == ["b"]
-    assert all(setting.observer == "histogram" for _, setting in shop.built)
+    assert all(setting.observer == "tail_mse" for _, setting in shop.built)
 
 
 def test_no_way_found_tells_the_closest_and_all_that_was_tried() -> None:

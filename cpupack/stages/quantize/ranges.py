@@ -7,15 +7,19 @@ Everything here is numpy on one histogram; nothing depends on an engine. Each fu
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from cpupack.stages.quantize.tails import lower_tail, upper_tail
 from cpupack.statistics import ActivationStats
 
 _AVERAGING_CONSTANT = 0.01
 _CANDIDATES = 100
+_FARTHEST = 2.0
+"""How far beyond what was seen ``tail_mse`` may go, as a multiple."""
+_COARSE, _FINE = 0.05, 0.01
 
 Array = npt.NDArray[np.float64]
 
@@ -23,8 +27,11 @@ Array = npt.NDArray[np.float64]
 def choose_range(stats: ActivationStats, observer: str, levels: int, percentile: float = 99.99) -> tuple[float, float]:
     """Return the range to quantize to ``levels`` steps (256 for 8 bits, 128 for 7).
 
-    ``percentile`` (50 to 100] is used by the ``percentile`` observer alone. The result never exceeds what was seen.
+    ``percentile`` (50 to 100] is used by the ``percentile`` observer alone. The result does not exceed what was seen,
+    but with ``tail_mse``, which is for what was not.
     """
+    if observer == "tail_mse":
+        return least_mse_with_tails(stats, levels)
     match observer:
         case "minmax":
             low, high = stats.minimum, stats.maximum
@@ -100,13 +107,51 @@ def least_mse(stats: ActivationStats, levels: int) -> tuple[float, float]:
     return best_low, best_high
 
 
+def least_mse_with_tails(stats: ActivationStats, levels: int) -> tuple[float, float]:
+    """Return the range with the least expected squared error on data that calibration has not seen.
+
+    As ``least_mse``, but beyond the threshold of each tail the fitted distribution stands for the few values seen
+    there, so that the range may end beyond them. Each end is searched in steps of 5 %, then of 1 % around the best.
+    """
+    low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
+    edges, counts = stats.occupied()
+    centers = np.clip((edges[:-1] + edges[1:]) / 2.0, stats.minimum, stats.maximum)
+    below, above = lower_tail(stats), upper_tail(stats)
+    total = counts.sum()
+
+    def error(low: float, high: float) -> float:
+        seen, tails = counts, 0.0
+        if above is not None and high > above.threshold:
+            seen = np.where(centers > above.threshold, 0.0, seen)
+            tails += above.squared_excess(high)
+        if below is not None and -low > below.threshold:
+            seen = np.where(-centers > below.threshold, 0.0, seen)
+            tails += below.squared_excess(-low)
+        return (quantization_mse(centers, seen, low, high, levels) * seen.sum() + tails) / total
+
+    farthest = 1.0 if above is None and below is None else _FARTHEST
+    both = _least(lambda share: error(low * share, high * share), farthest)
+    best_low, best_high = low * both, high * both
+    if low < 0.0 < high:
+        best_low = low * _least(lambda share: error(low * share, best_high), 1.0 if below is None else _FARTHEST)
+        best_high = high * _least(lambda share: error(best_low, high * share), 1.0 if above is None else _FARTHEST)
+    return best_low, best_high
+
+
+def _least(error: Callable[[float], float], farthest: float) -> float:
+    """Return the share of what was seen with the least error, up to ``farthest``."""
+    coarse = min(np.linspace(farthest, _COARSE, round(farthest / _COARSE)), key=error)
+    fine = np.minimum(coarse + np.arange(_FINE - _COARSE, _COARSE, _FINE), farthest)
+    return float(min(fine, key=error))
+
+
 def quantization_mse(values: Array, weights: Array, low: float, high: float, levels: int) -> float:
     """Return the weighted mean squared error of affine quantization to ``[low, high]`` in ``levels`` steps."""
     scale = max(high - low, float(np.finfo(np.float32).tiny)) / (levels - 1)
     zero_point = np.clip(np.round(-low / scale), 0, levels - 1)
     steps = np.clip(np.round(values / scale) + zero_point, 0, levels - 1)
     error = (steps - zero_point) * scale - values
-    return float((weights * error**2).sum() / weights.sum())
+    return float((weights * error**2).sum() / max(weights.sum(), 1.0))
 
 
 def least_l2_error(stats: ActivationStats, levels: int) -> tuple[float, float]:
