@@ -123,11 +123,16 @@ def transposes_wrongly(engine: str, module: nn.Module) -> bool:
     """Whether an engine has no right INT8 form of a transposed convolution, which then stays FP32.
 
     oneDNN (which ``x86`` uses too) refuses output padding, and with unequal channels it answers noise: torch 2.13 swaps
-    the two channel dimensions of the packed weights. tests/unit/test_quantize.py shows both.
+    the two channel dimensions of the packed weights. fbgemm answers noise on its direct path, which takes kernels of
+    height 2 and width up to 6 where both channels are multiples of 8. tests/unit/test_quantize.py shows all three.
     """
-    if engine not in {"onednn", "x86"} or not isinstance(module, TRANSPOSED_CONVS):
+    if not isinstance(module, TRANSPOSED_CONVS):
         return False
-    return module.in_channels != module.out_channels or any(module.output_padding)
+    channels, kernel = (module.in_channels, module.out_channels), module.kernel_size
+    direct = len(kernel) == 2 and kernel[0] == 2 and kernel[1] <= 6 and not any(size % 8 for size in channels)
+    if engine in {"fbgemm", "x86"} and direct and module.groups == 1:
+        return True
+    return engine in {"onednn", "x86"} and (channels[0] != channels[1] or any(module.output_padding))
 
 
 def _unknown_skip(name: str, names: dict[str, nn.Module]) -> QuantizationError:
