@@ -79,7 +79,7 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
         engine=target.engine,
         measure=measure,
         knobs=knobs_of(workshop.style),
-        layers=workshop.layers,
+        layers=() if workshop.style == "eager" else workshop.layers,
         rank=lambda setting: workshop.rank(setting, target),
         budget_s=quantize.budget_s,
         clock=workshop.clock,
@@ -99,7 +99,7 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
     finished = sorted([passing[setting.model_dump_json()], *built], key=lambda each: each.report.speedup or 0.0)[::-1]
     every = (*found.trials, *trials)
     candidates = [number for number in range(len(every)) if number == found.winner or number >= len(found.trials)]
-    fastest = fastest_passing([every[number] for number in candidates])
+    fastest = fastest_passing([every[number] for number in candidates], workshop.layers)
     assert fastest is not None  # the winner passes
     winner = candidates[fastest]
     return Recovered(
@@ -185,5 +185,5 @@ def _not_recovered(found: Found, quantize: Quantize, engine: str, contenders: Se
         words.append(f"  not tried, as budget_s = {quantize.budget_s:g} was spent: {found.stopped} and what follows")
         hint = "raise [quantize] budget_s, or lower the gate that is nearest"
     else:
-        hint = "more or better calibration samples, or a lower gate; with every layer of weights in FP32 it is no INT8"
+        hint = "more or better calibration samples, or a lower gate"
     return VerificationError("\n".join(words), hint=hint)

@@ -12,7 +12,7 @@ from cpupack.errors import QuantizationError, VerificationError
 from cpupack.progress import Progress
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import accurate, helped
-from cpupack.recovery.settings import changed, differences, in_words, with_skip
+from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip, within
 
 _SAME_SPEED = 0.97
 """Speeds closer than this are one speed, and so are those whose intervals overlap."""
@@ -66,21 +66,29 @@ def search(recipe: Quantize, failed: Trial, workbench: Workbench) -> Found:
     except _BudgetSpentError as spent:
         stopped = spent.untried
     return Found(
-        tuple(run.trials), tuple(run.settings), fastest_passing(run.trials), stopped, workbench.clock() - run.start
+        tuple(run.trials),
+        tuple(run.settings),
+        fastest_passing(run.trials, workbench.layers),
+        stopped,
+        workbench.clock() - run.start,
     )
 
 
-def fastest_passing(trials: Sequence[Trial]) -> int | None:
+def fastest_passing(trials: Sequence[Trial], layers: Sequence[str]) -> int | None:
     """Return the index of the fastest trial that passes, None when none does.
 
-    Among those of one speed the one with the fewest layers in FP32 wins, then the one with the highest SQNR.
+    Among those of one speed the one with the fewest of the ``layers`` in FP32 wins, then the one with the highest SQNR.
     """
+
+    def in_fp32(trial: Trial) -> int:
+        return sum(within(layer, trial.settings.get("skip", ())) for layer in layers)
+
     passing = [number for number, trial in enumerate(trials) if trial.passed]
     if not passing:
         return None
     fastest = max((trials[number] for number in passing), key=lambda trial: trial.speedup or 0.0)
     as_fast = [number for number in passing if _as_fast(trials[number], fastest)]
-    return min(as_fast, key=lambda number: (_fp32_layers(trials[number]), -(trials[number].sqnr_db or 0.0)))
+    return min(as_fast, key=lambda number: (in_fp32(trials[number]), -(trials[number].sqnr_db or 0.0)))
 
 
 def _as_fast(trial: Trial, fastest: Trial) -> bool:
@@ -92,10 +100,6 @@ def _as_fast(trial: Trial, fastest: Trial) -> bool:
         and fastest.speedup_ci95 is not None
         and trial.speedup_ci95[1] >= fastest.speedup_ci95[0]
     )
-
-
-def _fp32_layers(trial: Trial) -> int:
-    return len(trial.settings.get("skip", ()))
 
 
 class _BudgetSpentError(Exception):
@@ -139,7 +143,7 @@ class _Search:
         The ranking starts from no layer even where first and last helped: where they matter they rank high, and where
         they do not they would cost speed for nothing.
         """
-        layers = [name for name in self._workbench.layers if not _within(name, settings.skip)]
+        layers = [name for name in self._workbench.layers if not within(name, settings.skip)]
         ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
         most = len(layers) - 1  # a model without any INT8 layer is none
         if 0 < len(ends) <= most and self._accurate_with(settings, ends, "first and last layer in FP32"):
@@ -154,7 +158,7 @@ class _Search:
 
     def _rank(self, settings: Quantize) -> list[str]:
         self._check_budget("the most sensitive layers in FP32")
-        return [name for name in self._workbench.rank(settings) if not _within(name, settings.skip)]
+        return [name for name in self._workbench.rank(settings) if not within(name, settings.skip)]
 
     def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
         """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""
@@ -175,7 +179,7 @@ class _Search:
         return works
 
     def _accurate_with(self, settings: Quantize, names: Sequence[str], label: str) -> bool:
-        trial = self._try(label, with_skip(settings, names))
+        trial = self._try(label, with_skip(settings, whole_blocks(names, self._workbench.layers)))
         return trial.error is None and accurate(trial.gates)
 
     def _give_back(self, settings: Quantize, names: Sequence[str]) -> list[str]:
@@ -253,10 +257,6 @@ def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, 
 
 def _most_sensitive(names: Sequence[str]) -> str:
     return f"{len(names)} most sensitive in FP32" if len(names) > 1 else f"{names[0]} in FP32"
-
-
-def _within(name: str, skip: Sequence[str]) -> bool:
-    return any(name == each or name.startswith(each + ".") for each in skip)
 
 
 def _sorted_skip(setting: Quantize) -> Quantize:

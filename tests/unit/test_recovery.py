@@ -17,7 +17,7 @@ from cpupack.errors import QuantizationError
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import helped, pareto_front, shortfall_db
 from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
-from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks
+from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks, within
 from cpupack.recovery.table import closest_table, recovery_table
 
 TRIAL_S = 10.0
@@ -48,12 +48,13 @@ class World:
         return self.report(setting)
 
     def report(self, setting: Quantize) -> VerifyReport:
-        noise = sum(power for name, power in self.layers.items() if name not in setting.skip)
+        int8 = [name for name in self.layers if not within(name, setting.skip)]
+        noise = sum(self.layers[name] for name in int8)
         for (key, value), factor in self.gains.items():
             if getattr(setting, key) == value:
                 noise *= factor
         sqnr_db = -10.0 * math.log10(noise) if noise else math.inf
-        speedup = 3.0 - self.slower * len(setting.skip)
+        speedup = 3.0 - self.slower * (len(self.layers) - len(int8))
         gates = (
             Gate("min_sqnr_db", self.bound_db, sqnr_db, sqnr_db >= self.bound_db),
             Gate("min_speedup", self.min_speedup, speedup, speedup >= self.min_speedup),
