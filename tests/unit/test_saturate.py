@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+import torch.nn.functional as F
 from tiny_models import Recorder, calibrated, recipe, run, samples, target
 from torch import nn
 
@@ -124,3 +124,150 @@ def test_transposed_convolutions_are_never_underestimated() -> None:
     watcher.add(codes, 0)
     # One of three pairs of channels, at four positions, for three outputs; no last with a first channel.
     assert watcher.finish() == PairSums(3 * (4 * 3 + 3), 51000, 12, 51000)
+
+
+class Functional(nn.Module):
+    """Calls a function with its own weights: there is no module whose weights could be limited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+
+def all_alike(channels: int = 8) -> nn.Module:
+    """Return a model whose weights all quantize to 127: any two neighbours overflow with codes above 128."""
+    module = nn.Sequential(nn.Conv2d(channels, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 1, bias=False))
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, 0.25)
+    return module
+
+
+def at_most(value: float, shape: tuple[int, ...], count: int = 8) -> Samples:
+    """Return samples that are 1 almost everywhere, and ``value`` in the first one at one place of every channel."""
+    data = np.ones((count, *shape), np.float32)
+    data[(0, ..., 0) if len(shape) > 1 else 0] = value
+    return Samples(data, "crafted", tuple(map(str, range(count))))
+
+
+def safe(
+    module: nn.Module,
+    data: Samples,
+    engine: str = "onednn",
+    observer: str = "minmax",
+    **quantization: Any,
+) -> tuple[QuantizedModel, Any, Recorder]:
+    shape = data.data.shape[1:]
+    spec = recipe(shape, quantize={"observer": observer, **quantization})
+    model, stats = calibrated(module, spec, data)
+    recorder = Recorder()
+
+    def build(where: Target, limited: frozenset[str]) -> QuantizedModel:
+        return quantize(stats, model.module, spec, where, limited)
+
+    return (*make_safe(build, target(engine, 7, "avx2"), data, recorder), recorder)
+
+
+@pytest.mark.parametrize("engine", ["onednn", "fbgemm"])
+def test_a_model_made_to_saturate_gets_7_bits(engine: str) -> None:
+    int8, report, recorder = safe(all_alike(), at_most(1.0, (8, 6, 6)), engine)
+    assert int8.target.activation_bits == report.activation_bits == 7
+    first = report.refused[0]
+    assert (first.name, first.activation_bits, first.largest) == ("0", 8, 2 * 127 * 255)
+    assert [each.decision for each in report.layers] == ["safe on these samples"] * 2
+    assert report.limited == ()
+    assert recorder.notes[0].startswith(f"{engine}: 8-bit activations are not safe without VNNI in 0 (284 of 284 pairs")
+    # 4 filters of 72 weights, each with its neighbour: 4 * 71 pairs.
+    assert int8.notes[-1] == report.text
+    assert f"8 bits are not safe in {len(report.refused)} layer" in report.text
+
+
+def test_values_beyond_the_range_limit_the_weights_of_their_layer() -> None:
+    # The range ends at 1, so 2 has code 254 of "7" bits; what follows is clipped by the range of its own tensor.
+    int8, report, _ = safe(all_alike(), at_most(2.0, (8, 6, 6)), observer="percentile", percentile=90.0)
+    assert report.limited == ("0", "2")
+    assert int8.target.activation_bits == 7
+    assert [each.decision for each in report.layers] == ["safe for any input"] * 2
+    assert all(each.bound <= 2 * 64 * 255 for each in report.layers)
+    assert {each.activation_bits for each in report.refused} == {7, 8}
+    assert report.text.endswith("7-bit weights in 0, 2")
+
+
+def test_limited_weights_are_as_close_as_7_bits_are() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 8, 3))
+    data = samples()
+    model, stats = calibrated(module, recipe(), data)
+    full = quantize(stats, model.module, recipe(), target("fbgemm"))
+    less = quantize(stats, model.module, recipe(), target("fbgemm"), {"0", "1"})
+    for name in ("0", "1"):
+        assert 63 <= less.module.get_submodule(name).weight().int_repr().abs().max() <= 64  # type: ignore[operator]
+        assert full.module.get_submodule(name).weight().int_repr().abs().max() >= 127  # type: ignore[operator]
+    expected = run(model, data)
+    noise = [np.square(run(each, data) - expected).sum() for each in (full, less)]
+    assert noise[0] < noise[1] < np.square(expected).sum() / 100
+
+
+def test_8_bits_stay_where_no_pair_can_overflow() -> None:
+    module = all_alike()
+    with torch.no_grad():
+        for parameter in module.parameters():  # neighbours of unlike signs
+            parameter[:, ::2] *= -1.0
+    int8, report, recorder = safe(module, at_most(1.0, (8, 6, 6)))
+    assert int8.target.activation_bits == report.activation_bits == 8
+    assert report.refused == ()
+    assert recorder.notes == []
+    assert report.text.endswith("8-bit activations")
+
+
+def test_made_up_samples_do_not_show_that_8_bits_are_safe() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3))
+    quiet = Samples(samples().data * 0.0, "zeros", samples().names)
+    assert safe(module, quiet)[0].target.activation_bits == 8
+    made_up = Samples(quiet.data, "synthetic", quiet.names, synthetic=True)
+    assert safe(module, made_up)[0].target.activation_bits == 7
+
+
+def test_what_overflows_in_the_end_fails_the_build() -> None:
+    with pytest.raises(VerificationError, match=r"16-bit sums of _packed_weight_0 \(20 of 20 pairs.*crafted") as caught:
+        safe(Functional(), at_most(2.0, (6,), count=64), observer="percentile", percentile=90.0)
+    assert caught.value.exit_code == 6
+
+
+EXACT = """
+import sys
+import numpy as np, torch
+directory = sys.argv[1]
+torch.backends.quantized.engine = "onednn"
+with torch.inference_mode():
+    for name in sys.argv[2:]:
+        model = torch.jit.load(f"{directory}/{name}.pt")
+        np.save(f"{directory}/{name}.npy", model(torch.from_numpy(np.load(f"{directory}/in.npy"))).numpy())
+"""
+
+
+def test_a_cpu_without_vnni_agrees(tmp_path: Path) -> None:
+    """oneDNN told to use no more than AVX2 saturates: the 8-bit model answers wrongly, the safe one as anywhere."""
+    data = at_most(1.0, (8, 6, 6))
+    module, spec = all_alike(), recipe((8, 6, 6), quantize={"observer": "minmax"})
+    model, stats = calibrated(module, spec, data)
+    unsafe = quantize(stats, model.module, spec, target("onednn", 8))
+    assert overflowing_layers(unsafe, data)[0].overflows
+    int8, _, _ = safe(module, data)
+    np.save(tmp_path / "in.npy", data.data)
+    for name, each in (("unsafe", unsafe), ("safe", int8)):
+        example = torch.from_numpy(data.data).contiguous(memory_format=torch.channels_last)
+        torch.jit.freeze(torch.jit.trace(each.module, example).eval()).save(str(tmp_path / f"{name}.pt"))
+    subprocess.run(
+        [sys.executable, "-c", EXACT, str(tmp_path), "unsafe", "safe"],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        check=True,
+    )
+    expected = run(model, data)
+    wrong, right = (np.load(tmp_path / f"{name}.npy") for name in ("unsafe", "safe"))
+    # Two products of 255 * 127 saturate at 32767 of 64770; what is left of them fits in the second layer.
+    assert np.allclose(wrong / expected, 32767 / 64770, rtol=0.02)
+    assert np.allclose(right, expected, rtol=0.02)
