@@ -29,6 +29,7 @@ from cpupack.artifacts import (
 from cpupack.build_facts import build_facts
 from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
+from cpupack.layers import describe_layers, float_notes
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Evaluation, LoadedRecipe, Quantize
@@ -124,7 +125,7 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
         prepared = prepare(loaded, work, progress)
         finished = []
         for cpu in cpus:
-            settled = settle(prepared, cpu, work, progress)
+            settled = _described(settle(prepared, cpu, work, progress), progress)
             for doubt in doubts(settled.winner):
                 progress.warn(doubt)
             staged = _stage(settled, work / cpu, progress)
@@ -301,6 +302,16 @@ def _quantized(
     return make_safe(quantize_for, target, prepared.calibration, progress)
 
 
+def _described(settled: Settled, progress: Progress) -> Settled:
+    """Return the same with the facts of the winner's layers, and a note for each that stayed FP32."""
+    prepared, winner = settled.prepared, settled.winner
+    with progress.stage(f"describe layers ({winner.scripted.target.cpu})"):
+        skip = prepared.loaded.recipe.quantize.skip
+        layers = describe_layers(winner.quantized, prepared.calibrated, skip, prepared.reference.samples)
+    quantized = dataclasses.replace(winner.quantized, notes=float_notes(layers) or winner.quantized.notes)
+    return dataclasses.replace(settled, winner=dataclasses.replace(winner, quantized=quantized, layers=layers))
+
+
 def _stage(settled: Settled, directory: Path, progress: Progress) -> StagedProject:
     prepared, winner = settled.prepared, settled.winner
     with progress.stage(f"stage ({winner.scripted.target.cpu})"):
@@ -342,6 +353,7 @@ def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, An
         sections={
             "recovery": settled.recovery.to_dict() if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
+            "layers": settled.winner.layers,
         },
     )
 

@@ -1,5 +1,5 @@
 """What became of each layer of a model: the operator that runs it, its scale, its error, and why it stayed FP32."""
 
-from cpupack.layers.describe import describe_layers
+from cpupack.layers.describe import describe_layers, float_notes
 
-__all__ = ["describe_layers"]
+__all__ = ["describe_layers", "float_notes"]

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
 from cpupack.graph.pixel_model import PixelModel
-from cpupack.layers.facts import Setting
+from cpupack.layers.facts import FOLLOWS, Setting
 from cpupack.layers.graphs import GraphLayers
 from cpupack.layers.modules import module_layers
 from cpupack.layout import batch_channels_last
@@ -46,6 +46,15 @@ def describe_layers(
         stem = layers.pixel_stem(module, batch_channels_last(pixels), some.preprocess)
         layers.walk(_graph(module.body), stem)
         return layers.facts()
+
+
+def float_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
+    """Return a line for each layer that stayed FP32, but for those that only follow another one."""
+    return tuple(
+        f"{layer.name} ({layer.kind}) stayed FP32: {layer.reason}"
+        for layer in layers
+        if layer.precision == "fp32" and not layer.reason.startswith(FOLLOWS)
+    )
 
 
 def _graph(module: nn.Module) -> fx.GraphModule:

@@ -14,6 +14,9 @@ from cpupack.graph.names import core, is_within
 from cpupack.sensitivity.rounding import Noise
 
 
+FOLLOWS = "works on the FP32 output of"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What decides why a layer stayed FP32. ``reasons`` are those that the quantize stage knows, by module name."""
@@ -29,10 +32,11 @@ class Setting:
         """
         if is_within(name, self.skip):
             return "listed in skip"
-        if known := self.reasons.get(target or name):
-            return known
+        for known in (target or name, f"{name}.0"):  # the second: the convolution in a fused chain
+            if known in self.reasons:
+                return self.reasons[known]
         if after:
-            return f"works on the FP32 output of {after}"
+            return f"{FOLLOWS} {after}"
         return f"torch has no INT8 form of {kind} here ({self.engine})"
 
 

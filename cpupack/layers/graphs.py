@@ -11,7 +11,7 @@ from cpupack.artifacts import LayerFact
 from cpupack.graph.names import kind_of, scoped_name
 from cpupack.graph.pixel_model import PixelModel, fold_normalization
 from cpupack.layers.facts import Setting, float_weight, kernel_of, output_sqnr_db, qparams, weight_sqnr_db
-from cpupack.layers.twins import Twins, called
+from cpupack.layers.twins import Twins, called, is_clamp
 from cpupack.operators import OperatorCounter
 from cpupack.runtime.preprocess import PreprocessSpec
 
@@ -93,6 +93,10 @@ class GraphLayers:
             own = self._own_call(node)
             weighted = own is not None and float_weight(self._module(own)) is not None
             reason = self._setting.reason(name, kind, target=str(node.target), after="" if weighted else after)
+        before = self._facts[-1] if self._facts else None
+        if before is not None and before.name == name and is_clamp(node):
+            self._facts.pop()  # the second half of a convolution with ReLU6, whose value is that of both
+            kernel, weight_error = f"{before.kernel} + {kernel}", before.weight_sqnr_db
         self._facts.append(
             LayerFact(
                 name=name,

@@ -53,8 +53,8 @@ class Twins:
         if node.op == "call_module" and (name := str(node.target)) in self._calls:
             calls = self._calls[name]
             return self._joined(calls.pop(0) if len(calls) > 1 else calls[0], type(module).__name__)
-        if node.op == "call_module" and str(node.target).removesuffix(_CLAMP) in self._calls:
-            return self._calls[str(node.target).removesuffix(_CLAMP)][0]
+        if is_clamp(node) and (name := str(node.target).removesuffix(_CLAMP)) in self._calls:
+            return self._calls[name][0]
         if node.op in {"call_function", "call_method", "call_module"}:
             return self._by_inputs(node, module)
         return None
@@ -88,6 +88,11 @@ class Twins:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self._floats.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_clamp(node: fx.Node) -> bool:
+    """Whether a node is the ReLU6 of a fused convolution, which 7 bits make a call of its own."""
+    return node.op == "call_module" and str(node.target).endswith(_CLAMP)
 
 
 def called(node: fx.Node, module: nn.Module | None) -> str:
