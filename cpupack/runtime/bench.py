@@ -167,11 +167,15 @@ def _measure(
 
     capacity = measure(feed.pool, cuts[size], size, SCENARIOS["offline"], peak.CAPACITY_S, args.warmup, clock, probe)
 
+    warmup_s: float | None = args.warmup
+
     def try_rate(rate_per_s: float, attempt: int) -> dict[str, Any]:
+        nonlocal warmup_s
         # Without a wish, as long as it takes to see enough requests.
         enough_s = 0.0 if args.duration else 1.1 * server.MIN_REQUESTS / rate_per_s
         load = Load(rate_per_s, max(duration_s, enough_s), args.seed + attempt, bound, stop_when_failed=True)
-        tried = measure_server(feed.pool, cuts, load, args.warmup, clock, probe)
+        tried = measure_server(feed.pool, cuts, load, warmup_s, clock, probe)
+        warmup_s = None
         on_note(peak.row_text(peak.row(tried)))
         return tried
 

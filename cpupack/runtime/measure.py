@@ -76,17 +76,18 @@ def measure_server(
     pool: Pool,
     cuts: Mapping[int, Sequence[Any]],
     load: Load,
-    warmup_s: float,
+    warmup_s: float | None,
     clock: Clock,
     probe: HostProbe,
 ) -> dict[str, Any]:
     """Warm up every size of a call, offer ``load``, judge. ``cuts`` has distinct batches for each size.
 
-    Returns what ``measure`` returns, and ``server`` with what was offered, waited for, and whether it passed.
+    ``warmup_s`` None means that the pool is warm already, from an earlier run of the same ``cuts``. Returns what
+    ``measure`` returns, and ``server`` with what was offered, waited for, and whether it passed.
     """
-    batch_size = max(cuts)
-    first = [closed_loop(pool, cuts[size], size, clock, lambda _calls, _now: False) for size in sorted(cuts)]
-    warmups = [warm_up(pool, cuts[size], size, clock, warmup_s / len(cuts)) for size in sorted(cuts)]
+    sizes = sorted(cuts) if warmup_s is not None else []
+    first = [closed_loop(pool, cuts[size], size, clock, lambda _calls, _now: False) for size in sizes]
+    warmups = [warm_up(pool, cuts[size], size, clock, (warmup_s or 0.0) / len(sizes)) for size in sizes]
     cpus = probe.budget().cpus
     before = read_counters(probe, cpus)
     requests = server.serve(pool, cuts, load, clock)
@@ -107,11 +108,11 @@ def measure_server(
     weak += unsettled(warmup["stable"], warmup["duration_s"])
     return {
         "scenario": server.NAME,
-        "batch_size": batch_size,
+        "batch_size": max(cuts),
         **figures,
         "calls": calls,
         "warmup": warmup,
-        "first_call_ms": max(float(calls.latency_ms.max()) for calls in first),
+        "first_call_ms": max((float(calls.latency_ms.max()) for calls in first), default=0.0),
         **judged(before, after, len(cpus), calls, weak),
     }
 
