@@ -111,6 +111,7 @@ def search(
         seen, run.out_of_time, run.reach = len(run.rows), False, 2
         run.explore()
         run.finals()
+    run.smallest_call()
     return run.outcome()
 
 
@@ -151,6 +152,13 @@ class _Run:
             # The last resort before saying that it cannot be done.
             for layout in self.space.layouts:
                 self._try(setting_of(layout, sizes[0]))
+
+    def smallest_call(self) -> None:
+        """Measure the best layout's smallest batch with the time that is left: planning for latency starts there."""
+        was, self.share = self.out_of_time, 1.0
+        if feasible := self._feasible():
+            self._try(setting_of(layout_of(max(feasible, key=self._value)), self.space.batch_sizes[0]))
+        self.out_of_time = was
 
     def _coarse(self, layouts: list[Layout], batch_size: int) -> None:
         """Measure some layouts evenly spaced from fewest to most threads, then those around the best."""

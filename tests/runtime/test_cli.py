@@ -118,7 +118,7 @@ def test_info_is_one_json_object(call: Callable[..., tuple[int, str, str]], pack
     facts = json.loads(out)
     assert (code, err, facts["problems"]) == (0, "", [])
     assert facts["manifest"] == json.loads(read_manifest(package_dir).to_json())
-    assert set(facts["plan"]["reasons"]) == {"threads", "instances", "batch_size"}
+    assert set(facts["plan"]["reasons"]) == {"threads", "instances", "batch_size", "cpus"}
 
 
 def test_info_works_where_the_package_does_not(

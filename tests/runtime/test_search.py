@@ -204,3 +204,11 @@ def test_equal_settings_are_rarely_told_apart() -> None:
         assert found is not None
         wrong += found.beats("a", "b")
     assert 5 <= wrong <= 40
+
+
+def test_time_left_over_goes_to_the_smallest_call_of_the_winner() -> None:
+    """Planning for a latency bound starts from it."""
+    machine = Machine(lambda setting: 500.0 * setting.batch_size**0.2, 0, 0.0)
+    outcome = run(machine, make_space(2, "throughput", [1], BATCHES), 300.0)
+    assert outcome.setting.batch_size == 64
+    assert any(row["batch_size"] == 1 and row["instances"] == 2 for row in outcome.rows)
