@@ -298,11 +298,11 @@ static void run_part(const struct step *step, struct worker *worker, const struc
     finisher *finish_block = choose_finisher(step, &worker->cpu);
     /* One block is multiplied while the one before is finished: sums take long from the tiles to memory. */
     struct block waiting = {NULL, NULL, 0, 0};
-    int turn = 0;
+    int turn = 0, pair = 0;
     for (int64_t first = block_from; first < block_to; first += together) {
         const int64_t last = first + together < block_to ? first + together : block_to;
         for (int64_t tile = begin; tile < end; tile += 2) {
-            struct row *rows = worker->rows + (tile / 2 & 1) * BLOCK;
+            struct row *rows = worker->rows + BLOCK * (pair ^= 1); /* the other ones may be waiting */
             struct operand a = {NULL, NULL, stride};
             a.first = a.second = locate(step, number, tile, output, rows);
             if (tile + 1 < end)

@@ -84,11 +84,12 @@ const char *cpupack_isa(void) {
 struct context {
     struct context *next;
     const uint8_t *program;
-    int32_t identity[3];
+    int32_t identity[2];
     int64_t batch;
     uint64_t used;
     const struct cpupack_header *header;
     struct step *steps;
+    uint8_t *passed; /* for each buffer: read after those layers, so that every sample keeps its own */
     int64_t *run_offsets;
     uint8_t *arena;
     size_t arena_bytes;
@@ -98,6 +99,7 @@ static void free_context(struct context *context) {
     if (context->arena != NULL)
         munmap(context->arena, context->arena_bytes);
     free(context->steps);
+    free(context->passed);
     free(context->run_offsets);
     free(context);
 }
@@ -262,7 +264,8 @@ static int64_t slack_of(const struct cpupack_header *header, const struct cpupac
 static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct context **made) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     if (bytes < (int64_t)sizeof *header || header->magic != CPUPACK_MAGIC || header->version != 1 ||
-        header->buffers < 1 || header->layers < 1 || header->buffers > 1 << 16 || header->layers > 1 << 16)
+        header->buffers < 1 || header->layers < 1 || header->buffers > 1 << 16 || header->layers > 1 << 16 ||
+        header->alone < 0 || header->alone > header->layers)
         return ERROR_PROGRAM;
     const int64_t buffers_at = sizeof *header;
     const int64_t layers_at = buffers_at + header->buffers * (int64_t)sizeof(struct cpupack_buffer);
@@ -288,17 +291,24 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
     context->batch = batch;
     context->header = header;
     context->steps = calloc((size_t)header->layers, sizeof *context->steps);
+    context->passed = calloc((size_t)header->buffers, 1);
     context->run_offsets = calloc((size_t)(runs ? runs : 1), sizeof *context->run_offsets);
     const int64_t slack = slack_of(header, buffers);
     context->arena_bytes = (size_t)(slack + header->arena_bytes * batch + slack);
     context->arena = mmap(NULL, context->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (context->arena == MAP_FAILED)
         context->arena = NULL;
-    if (context->steps == NULL || context->run_offsets == NULL || context->arena == NULL) {
+    if (context->steps == NULL || context->passed == NULL || context->run_offsets == NULL || context->arena == NULL) {
         free_context(context);
         return ERROR_MEMORY;
     }
     madvise(context->arena, context->arena_bytes, MADV_HUGEPAGE); /* refused: small pages serve too */
+    for (int i = header->alone; i < header->layers; i++) {
+        if (layers[i].op > OP_INPUT_FLOAT)
+            context->passed[layers[i].input] = 1;
+        if (layers[i].input2 >= 0)
+            context->passed[layers[i].input2] = 1;
+    }
     int64_t *offsets = context->run_offsets;
     for (int i = 0; i < header->layers; i++) {
         struct step *step = context->steps + i;
@@ -439,47 +449,77 @@ static void fill_halo(const struct view *view, int batch, const struct worker *w
     }
 }
 
-static void run_layers(void *pointer, struct worker *worker, struct team *team) {
-    const struct job *job = pointer;
+static void run_step(const struct step *step, struct worker *worker, const void *input, float *output) {
+    fill_halo(&step->out, step->batch, worker);
+    switch (step->spec.op) {
+    case OP_INPUT_PIXELS:
+    case OP_INPUT_FLOAT:
+        run_input(step, worker, input);
+        break;
+    case OP_CONV:
+        run_conv(step, worker, output);
+        break;
+    case OP_DEPTHWISE:
+        run_depthwise(step, worker);
+        break;
+    case OP_MAX_POOL:
+        run_max_pool(step, worker);
+        break;
+    case OP_GLOBAL_AVERAGE:
+        run_global_average(step, worker);
+        break;
+    case OP_SCALE:
+        run_scale(step, worker);
+        break;
+    case OP_ADD:
+        run_add(step, worker);
+        break;
+    case OP_TABLE:
+        run_table(step, worker);
+        break;
+    case OP_AVERAGE_POOL:
+        run_average_pool(step, worker);
+        break;
+    }
+}
+
+static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end, int sample) {
     const struct context *context = job->context;
-    for (int i = 0; i < context->header->layers; i++) {
+    const struct cpupack_header *header = context->header;
+    const int64_t pixels = (int64_t)header->input_height * header->input_width;
+    const char *input = job->input;
+    if (sample > 0)
+        input += sample * pixels *
+                 (job->input_is_float ? 4 * header->input_channels_float : header->input_channels_pixels);
+    for (int i = begin; i < end; i++) {
         const struct step *step = context->steps + i;
         if (step->spec.flags & (job->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT))
             continue;
-        fill_halo(&step->out, step->batch, worker);
-        switch (step->spec.op) {
-        case OP_INPUT_PIXELS:
-        case OP_INPUT_FLOAT:
-            run_input(step, worker, job->input);
-            break;
-        case OP_CONV:
-            run_conv(step, worker, job->output);
-            break;
-        case OP_DEPTHWISE:
-            run_depthwise(step, worker);
-            break;
-        case OP_MAX_POOL:
-            run_max_pool(step, worker);
-            break;
-        case OP_GLOBAL_AVERAGE:
-            run_global_average(step, worker);
-            break;
-        case OP_SCALE:
-            run_scale(step, worker);
-            break;
-        case OP_ADD:
-            run_add(step, worker);
-            break;
-        case OP_TABLE:
-            run_table(step, worker);
-            break;
-        case OP_AVERAGE_POOL:
-            run_average_pool(step, worker);
-            break;
+        if (sample < 0) {
+            run_step(step, worker, input, job->output);
+        } else {
+            struct step one = *step;
+            one.batch = 1;
+            if (one.in.first != NULL && context->passed[one.spec.input])
+                one.in.first += sample * one.in.sample;
+            if (one.in2.first != NULL && context->passed[one.spec.input2])
+                one.in2.first += sample * one.in2.sample;
+            if (one.out.first != NULL && context->passed[one.spec.output])
+                one.out.first += sample * one.out.sample;
+            run_step(&one, worker, input, job->output + (int64_t)sample * header->outputs);
         }
         if (team != NULL)
             meet(team, worker);
     }
+}
+
+static void run_layers(void *pointer, struct worker *worker, struct team *team) {
+    const struct job *job = pointer;
+    const struct context *context = job->context;
+    const int alone = context->header->alone;
+    for (int sample = 0; alone && sample < context->batch; sample++)
+        run_range(job, worker, team, 0, alone, sample);
+    run_range(job, worker, team, alone, context->header->layers, -1);
     release_tiles(worker);
 }
 

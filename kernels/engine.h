@@ -39,7 +39,8 @@ struct cpupack_header {
     int32_t magic, version, buffers, layers;
     int32_t input_channels_pixels, input_channels_float, input_height, input_width;
     int32_t outputs;            /* float32 results for each sample */
-    int32_t identity[3];        /* differs between programs: contexts are cached by it */
+    int32_t alone;              /* so many of the layers run sample by sample; what they leave is alive throughout */
+    int32_t identity[2];        /* differs between programs: contexts are cached by it */
     int64_t arena_bytes;        /* for each sample */
     int64_t constants;          /* offset of the constants in the program */
 };

@@ -5,12 +5,12 @@
 #include "engine.h"
 
 #if defined(__clang__)
-#define CPUPACK_VNNI_BEGIN                                                                                             \
-    _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma\"))), "    \
-            "apply_to=function)")
-#define CPUPACK_VBMI_BEGIN                                                                                             \
-    _Pragma("clang attribute push(__attribute__((target(\"avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni," \
-            "fma\"))), apply_to=function)")
+/* clang's _Pragma takes one string literal, not several in a row. */
+#define CPUPACK_PRAGMA(text) _Pragma(#text)
+#define CPUPACK_BEGIN(features)                                                                                        \
+    CPUPACK_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define CPUPACK_VNNI_BEGIN CPUPACK_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
+#define CPUPACK_VBMI_BEGIN CPUPACK_BEGIN("avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
 #define CPUPACK_END _Pragma("clang attribute pop")
 #else
 #define CPUPACK_VNNI_BEGIN                                                                                             \

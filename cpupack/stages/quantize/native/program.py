@@ -18,7 +18,7 @@ _HEADER = np.dtype(
     [
         ("magic", "<i4"), ("version", "<i4"), ("buffers", "<i4"), ("layers", "<i4"),
         ("input_channels_pixels", "<i4"), ("input_channels_float", "<i4"), ("input_height", "<i4"),
-        ("input_width", "<i4"), ("outputs", "<i4"), ("identity", "<i4", 3), ("arena_bytes", "<i8"),
+        ("input_width", "<i4"), ("outputs", "<i4"), ("alone", "<i4"), ("identity", "<i4", 2), ("arena_bytes", "<i8"),
         ("constants", "<i8"),
     ]
 )  # fmt: skip
@@ -123,7 +123,8 @@ class Program:
 
     def to_bytes(self) -> bytes:
         """Return the program as the engine reads it."""
-        offsets, arena_bytes = plan_memory(self.buffers, self.layers)
+        alone = layers_alone(self.buffers, self.layers)
+        offsets, arena_bytes = plan_memory(self.buffers, self.layers, alone)
         buffers = np.zeros(len(self.buffers), _BUFFER)
         for row, each, offset in zip(buffers, self.buffers, offsets, strict=True):
             row["height"], row["width"], row["channels"] = each.height, each.width, each.channels
@@ -151,16 +152,37 @@ class Program:
         header["input_height"], header["input_width"] = self.input_height, self.input_width
         header["input_channels_float"] = self.input_channels_float
         header["input_channels_pixels"] = self.input_channels_pixels
-        header["outputs"], header["arena_bytes"] = self.outputs, arena_bytes
+        header["outputs"], header["alone"], header["arena_bytes"] = self.outputs, alone, arena_bytes
         header["constants"] = before + -before % _ALIGNMENT
         digest = hashlib.sha256(buffers.tobytes() + layers.tobytes() + bytes(constants)).digest()
-        header["identity"] = np.frombuffer(digest[:12], "<i4")
+        header["identity"] = np.frombuffer(digest[:8], "<i4")
         text = header.tobytes() + buffers.tobytes() + layers.tobytes()
         return text + bytes(-len(text) % _ALIGNMENT) + bytes(constants)
 
 
-def plan_memory(buffers: list[Buffer], layers: list[Layer]) -> tuple[list[int], int]:
+def layers_alone(buffers: list[Buffer], layers: list[Layer]) -> int:
+    """Return how many of the first layers to run sample by sample: those with fewer weights than activations.
+
+    A sample's activations then stay in the second cache from layer to layer. Behind that point weights are the larger
+    part, and reading them once for the whole batch is what pays.
+    """
+    for position, layer in enumerate(layers):
+        if layer.op is not Op.CONV:
+            continue
+        out = buffers[layer.output] if layer.output >= 0 else None
+        if out is not None and (out.height, out.width) == (1, 1):
+            continue  # squeeze-and-excitation, between two layers of full size
+        through = buffers[layer.input].sample_bytes + (out.sample_bytes if out is not None else 0)
+        if layer.constants["weights"].nbytes > through:
+            return position
+    return len(layers)
+
+
+def plan_memory(buffers: list[Buffer], layers: list[Layer], alone: int) -> tuple[list[int], int]:
     """Return each buffer's offset in the arena and the arena's size, in bytes for one sample.
+
+    The first ``alone`` layers run again for every sample while what they leave to later layers waits: that is alive
+    from the start.
 
     Buffers that are never alive together share memory: the largest is placed first, each at the lowest offset where it
     meets no other that is alive with it (Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net
@@ -173,6 +195,9 @@ def plan_memory(buffers: list[Buffer], layers: list[Layer]) -> tuple[list[int], 
             if number >= 0:
                 first[number] = min(first[number], position)
                 last[number] = max(last[number], position)
+    for number in last:
+        if first[number] < alone <= last[number]:
+            first[number] = 0
     sizes = [each.sample_bytes + -each.sample_bytes % _ALIGNMENT for each in buffers]
     offsets = [0] * len(buffers)
     placed: list[int] = []
