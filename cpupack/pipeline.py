@@ -26,7 +26,7 @@ from cpupack.artifacts import (
     StagedProject,
     TunePlan,
 )
-from cpupack.build_facts import build_facts
+from cpupack.build_facts import build_facts, to_plain
 from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
 from cpupack.layers import describe_layers, float_notes
@@ -342,6 +342,7 @@ def _tune(
 
 def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, Any]:
     """Return what the wheel will say about its build; times are of the stages up to here."""
+    saturation = settled.winner.saturation
     return build_facts(
         settled.prepared.model,
         settled.winner,
@@ -354,6 +355,7 @@ def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, An
             "recovery": settled.recovery.to_dict() if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
+            "saturation": {"finding": saturation.text, **to_plain(saturation)} if saturation else None,
         },
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from . import charts
@@ -28,7 +27,7 @@ _PERCENTILES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting of a search with the medians of its runs; ``error`` where none of them succeeded."""
+    """One setting of a search with the median of its runs; ``error`` where none of them succeeded."""
 
     threads: int
     instances: int
@@ -102,7 +101,7 @@ def tuning_charts(rows: Sequence[Mapping[str, Any]], chosen: Setting | None) -> 
 
 
 def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
-    """Return each setting once, in the order first measured, with the medians of its runs that succeeded."""
+    """Return each setting once, in the order first measured, with the median of its runs that succeeded."""
     grouped: dict[Setting, list[Mapping[str, Any]]] = {}
     for row in rows:
         grouped.setdefault((row["threads"], row["instances"], row["batch_size"]), []).append(row)
@@ -112,11 +111,10 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
         if not good:
             found.append(Measured(*setting, error=str(runs[0]["error"])))
             continue
-        figures = (
-            median(float(run["throughput_per_s"]) for run in good),
-            median(float(run["latency_ms"]["p50"]) for run in good),
-            median(float(run["latency_ms"]["p99"]) for run in good),
-        )
+        # The run in the middle, whole: a median of each figure would be a run that never was.
+        run = sorted(good, key=lambda one: float(one["throughput_per_s"]))[len(good) // 2]
+        latency = run["latency_ms"]
+        figures = (float(run["throughput_per_s"]), float(latency["p50"]), float(latency["p99"]))
         found.append(Measured(*setting, *figures, runs=len(good)))
     return found
 

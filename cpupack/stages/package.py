@@ -119,7 +119,9 @@ def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> S
     """
     manifest = read_manifest(staged.package_dir)
     _write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
-    _write_json(staged.package_dir / BUILD_NAME, dict(facts))
+    # As it comes: a reader wants the engines by speed and the settings as they were tried.
+    text = json.dumps(_plain(dict(facts)), indent=2, allow_nan=False) + "\n"
+    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
     entry = PlanEntry(
         plan.tuned,
         plan.objective,

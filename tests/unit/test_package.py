@@ -99,7 +99,7 @@ def test_the_manifest_repeats_what_the_stages_measured(tiny: TinyWheel, staged: 
     assert manifest.labels == "labels.txt"
     assert not manifest.plan.tuned
     assert manifest.bench == {"duration_s": 5.0, "build": None}
-    assert set(manifest.build["host"]) == {"cpu", "cores_physical", "isa", "cores_usable"}
+    assert set(manifest.build["host"]) == {"cpu", "cpu_id", "cores_physical", "isa", "cores_usable"}
 
 
 def test_infinite_measurements_are_null_in_the_files(tiny: TinyWheel, tmp_path: Path) -> None:
