@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
+Engine = Literal["native", "fbgemm", "x86", "onednn", "qnnpack"]
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
 Cpu = Literal["x86_64", "aarch64"]
 ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
@@ -216,7 +216,7 @@ class Evaluation(Table):
 class TargetX86(Table):
     """Engine and instruction set on x86-64."""
 
-    engine: Literal["auto", "fbgemm", "x86", "onednn"] = "auto"
+    engine: Literal["auto", "native", "fbgemm", "x86", "onednn"] = "auto"
     """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates."""
     isa: Literal["auto"] | Isa = "auto"
     """The least instruction set the wheel must be correct on; ``auto`` is this host's."""
@@ -246,7 +246,7 @@ class Tune(Table):
     max_latency_ms: PositiveFloat | None = None
     """Settings with a p99 above this are not chosen."""
     threads: Literal["auto"] | Annotated[list[PositiveInt], Field(min_length=1)] = "auto"
-    """Threads of one instance to try; ``auto`` tries the divisors of the usable cores."""
+    """Threads of one instance to try; ``auto`` tries the divisors of the usable cores, and of twice that with SMT."""
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     """Batch sizes to try."""
     budget_s: PositiveFloat = 60.0
