@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_CONVERSIONS = frozenset({"quantize_per_tensor", "quantize_per_channel", "dequantize", "quantize_per_tensor_dynamic"})
+_CONVERSIONS = frozenset(
+    {
+        "quantize_per_tensor",
+        "quantize_per_channel",
+        "dequantize",
+        "quantize_per_tensor_dynamic",
+        "_make_per_tensor_quantized_tensor",
+    }
+)
 _LAYOUT = frozenset(
     """
     _local_scalar_dense _reshape_alias _to_copy _unsafe_view alias chunk clone contiguous copy_ detach empty expand
@@ -31,6 +39,11 @@ class OperatorCounter(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self.int8: Counter[str] = Counter()
         self.fp32: Counter[str] = Counter()
+
+    def forget(self) -> None:
+        """Count from nothing again."""
+        for counts in (self.calls, self.int8, self.fp32):
+            counts.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

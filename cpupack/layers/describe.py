@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
 from cpupack.graph.pixel_model import PixelModel
-from cpupack.layers.facts import FOLLOWS, Setting
+from cpupack.layers.facts import DYNAMIC, FOLLOWS, Setting
 from cpupack.layers.graphs import GraphLayers
 from cpupack.layers.modules import module_layers
 from cpupack.layout import batch_channels_last
@@ -30,7 +30,7 @@ def describe_layers(
     if quantized.layers:
         return quantized.layers
     some = samples.spread(SAMPLES)
-    setting = Setting(quantized.target.engine, tuple(skip), quantized.float_reasons)
+    setting = Setting(quantized.target.engine, calibrated.fused.style, tuple(skip), quantized.float_reasons)
     batch = batch_channels_last(some.tensor(slice(None)))
     module, floats = quantized.module, calibrated.fused.module
     with torch.inference_mode(), engine(quantized.target.engine), warnings.catch_warnings():
@@ -49,11 +49,11 @@ def describe_layers(
 
 
 def float_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
-    """Return a line for each layer that stayed FP32, but for those that only follow another one."""
+    """Return a line for each layer that stayed FP32, but for those that only follow another or could not be INT8."""
     return tuple(
         f"{layer.name} ({layer.kind}) stayed FP32: {layer.reason}"
         for layer in layers
-        if layer.precision == "fp32" and not layer.reason.startswith(FOLLOWS)
+        if layer.precision == "fp32" and not layer.reason.startswith((FOLLOWS, DYNAMIC))
     )
 
 

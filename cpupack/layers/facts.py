@@ -13,15 +13,19 @@ from torch import nn
 from cpupack.graph.names import core, is_within
 from cpupack.sensitivity.rounding import Noise
 
-
 FOLLOWS = "works on the FP32 output of"
+DYNAMIC = "dynamic quantization takes linear and recurrent layers only"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides why a layer stayed FP32. ``reasons`` are those that the quantize stage knows, by module name."""
+    """What decides why a layer stayed FP32. ``reasons`` are those that the quantize stage knows, by module name.
+
+    ``style`` is that of ``FusedModel``.
+    """
 
     engine: str
+    style: str
     skip: tuple[str, ...]
     reasons: Mapping[str, str]
 
@@ -37,7 +41,10 @@ class Setting:
                 return self.reasons[known]
         if after:
             return f"{FOLLOWS} {after}"
-        return f"torch has no INT8 form of {kind} here ({self.engine})"
+        if self.style == "dynamic":
+            return DYNAMIC
+        outside = ", or it is not between QuantStub and DeQuantStub" if self.style == "eager" else ""
+        return f"torch has no INT8 form of {kind} here ({self.engine}){outside}"
 
 
 class Counts(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,24 +69,21 @@ class _Watch:
         return hook
 
     def _leave(self, name: str, module: nn.Module) -> Any:
+        source = self._floats.get(name)
+
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             self._settle()
             frame = self._frames.pop()
             if name.endswith(_STEP):  # the sum or product that the parent has just computed
-                whole = name.removesuffix(_STEP)
-                self._note(whole, whole.rpartition(".")[2], self._frames[-1].take(), output, None, name)
-            elif any(True for _ in module.children()) and not callable(getattr(module, "weight", None)):
-                for precision in ("int8", "fp32"):  # functions that the forward of a container calls itself
-                    for operator in getattr(frame.counts, precision):
-                        plain = operator.partition("::")[2]
-                        only = _Counts()
-                        getattr(only, precision)[operator] = 1
-                        self._note(f"{name}.{plain}".lstrip("."), plain, only, None, None, "")
-            else:
-                source = self._floats.get(name)
+                self._note(name.removesuffix(_STEP), None, self._frames[-1].take(), output, None, name)
+            elif _is_layer(module, source):
                 weight = float_weight(source) if source is not None else None
                 kind = kind_of(source) if source is not None else type(module).__name__
                 self._note(name, kind, frame.counts, output, weight_sqnr_db(module, weight), name)
+            else:
+                for part in frame.counts.each():  # functions that the forward of a container calls itself
+                    self._note(f"{name}.", None, part, None, None, "")
+            self._counter.forget()  # the operators that these figures took
 
         return hook
 
@@ -94,16 +92,18 @@ class _Watch:
         if self._frames:
             self._frames[-1].counts.int8.update(self._counter.int8)
             self._frames[-1].counts.fp32.update(self._counter.fp32)
-        self._counter.int8.clear()
-        self._counter.fp32.clear()
+        self._counter.forget()
 
     def _note(
-        self, name: str, kind: str, counts: _Counts, output: Any, weight_error: float | None, expected: str
+        self, name: str, kind: str | None, counts: _Counts, output: Any, weight_error: float | None, expected: str
     ) -> None:
         found = kernel_of(counts)
         if found is None:
             return
         precision, kernel = found
+        if kind is None:
+            kind = kernel.rpartition("::")[2]
+            name = f"{name}{kind}".lstrip(".") if name.endswith(".") else name
         scale, zero_point = qparams(output)
         self._facts.append(
             LayerFact(
@@ -120,10 +120,25 @@ class _Watch:
         )
 
 
+def _is_layer(module: nn.Module, source: nn.Module | None) -> bool:
+    """Whether a module computes as a whole: it has no parts, or it is the INT8 form of one in the FP32 model."""
+    if callable(getattr(module, "weight", None)) or not any(True for _ in module.children()):
+        return True
+    return source is not None and not any(True for _ in source.children())
+
+
 class _Counts:
     def __init__(self) -> None:
         self.int8: Counter[str] = Counter()
         self.fp32: Counter[str] = Counter()
+
+    def each(self) -> Iterator[_Counts]:
+        """Yield the counts of each operator alone."""
+        for precision in ("int8", "fp32"):
+            for operator in getattr(self, precision):
+                alone = _Counts()
+                getattr(alone, precision)[operator] = 1
+                yield alone
 
 
 class _Frame:
