@@ -113,6 +113,7 @@ def render_report(report: WheelReport) -> str:
         megabytes=megabytes,
         scaled=scaled,
         text=value_text,
+        cell=cell_text,
         humanized=humanized,
         columns=columns_of,
     )
@@ -148,6 +149,11 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def cell_text(column: str, value: Any) -> str:
+    """Return a value of a table: decibels with one decimal, so that they align, others as ``value_text``."""
+    return f"{value:.1f}" if column.endswith("_db") and isinstance(value, float) else value_text(value)
+
+
 _UNITS: dict[str, Callable[[str], str]] = {
     "_db": lambda name: f"{name}, dB",
     "_ms": lambda name: f"{name}, ms",
@@ -161,7 +167,9 @@ def humanized(key: str) -> str:
     """Return a key of the JSON as a heading: ``output_sqnr_db`` is ``Output SQNR, dB``."""
     unit = max((ending for ending in _UNITS if key.endswith(ending)), key=len, default="")
     words = key.removesuffix(unit).replace("_", " ").strip()
-    words = " ".join({"sqnr": "SQNR", "fp32": "FP32", "int8": "INT8", "top1": "top-1"}.get(w, w) for w in words.split())
+    words = " ".join(
+        {"sqnr": "SQNR", "fp32": "FP32", "int8": "INT8", "top1": "top-1", "isa": "ISA"}.get(w, w) for w in words.split()
+    )
     words = words[:1].upper() + words[1:]
     return _UNITS[unit](words) if unit else words
 

@@ -77,8 +77,37 @@ RECOVERY = {
 SECTIONS: dict[str, Any] = {
     "layers": LAYERS,
     "recovery": RECOVERY,
-    "saturation": [{"name": "0", "bits": 8, "bound": 0.875, "overflows": 0, "decision": "8 bits are safe"}],
-    "calibration": {"samples": 4, "converged": True, "ranges": [{"name": "0", "moved": 0.03125}]},
+    "saturation": {
+        "finding": "safe without VNNI: no 16-bit sum overflows",
+        "isa": "avx2",
+        "layers": [{"name": "0", "activation_bits": 7, "bound": 21875, "overflows": 0, "decision": "7 bits are safe"}],
+        "refused": [{"name": "0", "activation_bits": 8, "bound": 43750, "overflows": 3, "decision": "overflows"}],
+    },
+    "calibration": {
+        "samples": 4,
+        "batches": 2,
+        "data": "images:photos",
+        "observer": "mse",
+        "evaluation_data": None,
+        "warnings": ["the ranges still moved"],
+        "activations": [
+            {
+                "name": "0",
+                "minimum": -1.5,
+                "maximum": 3.0625,
+                "low": -1.25,
+                "high": 2.5,
+                "moved": 0.03125,
+                "clipped_share": 0.00001,
+                "outlier_ratio": 1.375,
+                "far_percentile": 2.25,
+                "channels": 4,
+                "constant_channels": 1,
+                "exceeded": None,
+                "exceeding_share": None,
+            }
+        ],
+    },
 }
 OPTIONAL = ("layers", "recovery", "saturation", "tuning")
 
@@ -194,11 +223,14 @@ def test_every_section_shows_the_figures_of_the_facts(make: Make) -> None:
         "cosine": f"{accuracy['cosine']:.5f}",
         "gate": f"{accuracy['gates'][0]['measured']:.4g}",
         "tuned throughput": f"{manifest.bench['build']['throughput_per_s']:.0f}",
-        "weight sqnr": "38.25",
-        "output sqnr": "31.75",
+        "weight sqnr": "38.2",
+        "output sqnr": "31.8",
         "zero point": "117",
-        "bound": "0.875",
-        "moved": "0.03125",
+        "bound": "21875",
+        "refused bound": "43750",
+        "moved": "3.12",
+        "maximum": "3.062",
+        "outliers": "1.38",
         "trial": "22.5",
         "stage": "20.2",
     }
@@ -206,12 +238,15 @@ def test_every_section_shows_the_figures_of_the_facts(make: Make) -> None:
         assert text in shown, (what, text)
     for text in (
         "[quantize] skip names it",
-        "8 bits are safe",
+        "7 bits are safe",
         "it < could not & be built",
         'observer = "mse"',
         "x86 could not be built: no kernel",
         "head stays FP32: [quantize] skip",
         "only 4 samples",
+        "the ranges still moved",
+        "1 of 4",
+        "Safe without VNNI: no 16-bit sum overflows.",
         "quantized::conv2d_relu",
         found.sha256,
         "# the recipe as it was written",
