@@ -13,6 +13,7 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.native_model import NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -29,6 +30,9 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
+            if isinstance(quantized.module, NativeModel):  # one operator to torch
+                operators = quantized.module.operators
+                int8 = sum(operators.values())
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",

@@ -63,6 +63,11 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[T
             hint=f'build on a CPU with {isa}, or set isa = "auto"',
         )
     wanted = recipe.target.x86_64.engine
+    if wanted == "native" and not x86.has_vnni(isa):
+        raise QuantizationError(
+            f'[target.x86_64] engine = "native" needs VNNI, and isa = "{isa}" promises CPUs without it',
+            hint='set isa = "avx512_vnni", or engine = "auto"',
+        )
     if wanted != "auto":
         return [_available(_x86(wanted, isa), supported_engines)]
     found = [_x86(engine, isa) for engine in x86.engines(isa) if engine in supported_engines]

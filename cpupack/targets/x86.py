@@ -1,4 +1,4 @@
-"""x86-64: fbgemm, x86 and onednn.
+"""x86-64: our own kernels (native), and torch's fbgemm, x86 and onednn.
 
 Without VNNI the INT8 dot product is VPMADDUBSW, which adds two u8*s8 products in 16 bits and saturates: 8-bit
 activations are wrong there without a word, so activations get 7 bits (torch's ``reduce_range``). With VNNI the sums are
@@ -24,7 +24,7 @@ def floor(isa: str) -> str:
 
 def engines(isa: str) -> list[str]:
     """Engines worth building for ``isa``, best guess first. ``x86`` is fbgemm without VNNI, so it is left out there."""
-    return ["onednn", "x86", "fbgemm"] if has_vnni(isa) else ["fbgemm", "onednn"]
+    return ["native", "onednn", "x86", "fbgemm"] if has_vnni(isa) else ["fbgemm", "onednn"]
 
 
 def activation_bits(isa: str) -> int:

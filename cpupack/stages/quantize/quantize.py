@@ -11,14 +11,17 @@ from torch import nn
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within
+from cpupack.graph.native_model import NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
+from cpupack.runtime.native import ENGINE
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.lowering import InFloat
+from cpupack.stages.quantize.native.lower import lower
 from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 
@@ -50,6 +53,8 @@ def quantize(
     check_skip(original, spec.skip)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
+    if target.engine == ENGINE:
+        return _quantize_natively(calibrated, recipe, target)
     with engine(target.engine), warnings.catch_warnings():
         # The deprecation of torch.ao.quantization is known: this package is its one user here.
         warnings.filterwarnings("ignore", message="(?s).*deprecated")
@@ -91,6 +96,18 @@ def quantize(
         pixel_input=isinstance(module, PixelModel),
         float_reasons={name: reason for name, reason in reasons.items() if reason},
     )
+
+
+def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, target: Target) -> QuantizedModel:
+    """Lower to a program of the native engine, which runs whole models in INT8 or not at all."""
+    if recipe.quantize.skip:
+        raise QuantizationError(
+            "the native engine runs whole models in INT8, and [quantize] skip keeps a part of this one in FP32",
+            hint='use engine = "auto" or one of torch\'s engines for it',
+        )
+    program, layers = lower(calibrated, recipe.quantize, tuple(recipe.model.input_shape), _preprocess(recipe))
+    model = NativeModel(program.to_bytes(), program.outputs, program.operators())
+    return QuantizedModel(model.eval(), target, pixel_input=bool(program.input_channels_pixels), layers=layers)
 
 
 def _name(path: str) -> str:

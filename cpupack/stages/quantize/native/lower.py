@@ -13,7 +13,8 @@ import torch.ao.nn.intrinsic as nni
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
-from cpupack.artifacts import CalibratedModel
+from cpupack.accuracy import sqnr_db
+from cpupack.artifacts import CalibratedModel, LayerFact
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import ConvReLU6
 from cpupack.graph.pixel_model import fold_normalization
@@ -29,7 +30,7 @@ from cpupack.stages.quantize.native.pack import (
     pad_channels,
 )
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
-from cpupack.stages.quantize.native.values import Value, activation_of, is_relu, table_of, useful_range
+from cpupack.stages.quantize.native.values import Value, activation_of, is_relu, is_relu6, table_of, useful_range
 from cpupack.stages.quantize.ranges import choose_range
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -42,8 +43,8 @@ _MEANS = (torch.mean, "mean")
 
 def lower(
     calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...], preprocess: PreprocessSpec | None
-) -> Program:
-    """Return the program of a fused graph with the ranges that the observer chooses.
+) -> tuple[Program, tuple[LayerFact, ...]]:
+    """Return the program of a fused graph with the ranges that the observer chooses, and what became of each layer.
 
     With ``preprocess`` the program takes uint8 pixels too, where the input is read by one plain convolution alone.
     Raises QuantizationError naming the first layer that the engine has no kernel for.
@@ -54,7 +55,8 @@ def lower(
         raise QuantizationError(f"the native engine takes images (channels, height, width); the input is {input_shape}")
     graph = copy.deepcopy(calibrated.fused.module)
     record_shapes(graph, torch.zeros(1, *input_shape))
-    return _Lowering(graph, calibrated, recipe, input_shape, preprocess).run()
+    lowering = _Lowering(graph, calibrated, recipe, input_shape, preprocess)
+    return lowering.run(), tuple(lowering.facts)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class _Lowering:
         channels, height, width = input_shape
         self.program = Program(height, width, input_channels_float=channels)
         self.values: dict[fx.Node, Value] = {}
+        self.facts: list[LayerFact] = []
         self.absorbed: set[fx.Node] = set()  # what another call's kernel does on the way
         self.result: fx.Node = next(node for node in graph.graph.nodes if node.op == "output").args[0]  # type: ignore[assignment]  # checked below
 
@@ -96,7 +99,9 @@ class _Lowering:
             else:
                 self._call(node)
         if not self.program.outputs:
-            raise self._refusal(self.result, "as the last layer; the engine ends with a linear layer or a convolution to 1 x 1")
+            raise self._refusal(
+                self.result, "as the last layer; the engine ends with a linear layer or a convolution to 1 x 1"
+            )
         return self.program
 
     # ---- the graph ----
@@ -107,7 +112,9 @@ class _Lowering:
     def _refusal(self, node: fx.Node, what: str = "") -> QuantizationError:
         module = self._module(node)
         kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
-        return QuantizationError(f"the native engine has no kernel for {node.target if module is not None else node.name} ({kind}) {what}".rstrip())
+        return QuantizationError(
+            f"the native engine has no kernel for {node.target if module is not None else node.name} ({kind}) {what}".rstrip()
+        )
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
         readers = list(node.users)
@@ -117,7 +124,8 @@ class _Lowering:
         stats = self.calibrated.stats.get(node.name)
         if stats is None:
             raise QuantizationError(f"no calibration data went through {node.name}")
-        return choose_range(stats, self.recipe.observer, 256, self.recipe.percentile)
+        low, high = choose_range(stats, self.recipe.observer, 256, self.recipe.percentile)
+        return low, min(high, 6.0) if is_relu6(self.graph, node) else high
 
     def _buffer(self, height: int, width: int, channels: int, limits: tuple[float, float]) -> int:
         low, high = min(limits[0], 0.0), max(limits[1], 0.0)
@@ -145,8 +153,27 @@ class _Lowering:
             Buffer(buffer.height, buffer.width, buffer.channels, buffer.scale, buffer.zero_point, halo, fill)
         )
         same = np.arange(256, dtype=np.uint8)
-        self.program.layers.append(Layer(Op.TABLE, input=number, output=copy, constants={"table": same}))
+        self._append(Layer(Op.TABLE, input=number, output=copy, constants={"table": same}))
         return copy
+
+    def _append(self, layer: Layer, node: fx.Node | None = None, weight_sqnr_db: float | None = None) -> None:
+        """Append a layer; ``node`` is the call whose result it makes, None for copies and second forms."""
+        self.program.layers.append(layer)
+        if node is None:
+            return
+        module = self._module(node)
+        kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        result = self.program.buffers[layer.output] if layer.output >= 0 else None
+        fact = LayerFact(
+            name=str(node.target) if module is not None else node.name,
+            kind=kind,
+            precision="int8",
+            kernel=f"cpupack::{layer.op.name.lower()}",
+            scale=result.scale if result else None,
+            zero_point=result.zero_point if result else None,
+            weight_sqnr_db=weight_sqnr_db,
+        )
+        self.facts.append(fact)
 
     # ---- calls ----
 
@@ -156,14 +183,8 @@ class _Lowering:
             program.input_height, program.input_width, program.input_channels_float, self._range(node)
         )
         buffer = program.buffers[number]
-        program.layers.append(
-            Layer(
-                Op.INPUT_FLOAT,
-                Flag.ONLY_FLOAT,
-                output=number,
-                fields={"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point},
-            )
-        )
+        fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
+        self._append(Layer(Op.INPUT_FLOAT, Flag.ONLY_FLOAT, output=number, fields=fields))
         self.values[node] = Value(number)
 
     def _call(self, node: fx.Node) -> None:
@@ -266,7 +287,9 @@ class _Lowering:
             second = self.program.buffers[other.buffer]
             fields["scale2"] = second.scale / out_scale
             extra = -second.zero_point * second.scale / out_scale
-        self._emit(node, dense, value.buffer, output, other, flags, fields, constants, (out_scale, out_zero, extra), depthwise)
+        self._emit(
+            node, dense, value.buffer, output, other, flags, fields, constants, (out_scale, out_zero, extra), depthwise
+        )
         self.values[last] = Value(output, flattened=value.flattened or isinstance(self._module(node), nn.Linear))
 
     def _emit(
@@ -290,9 +313,11 @@ class _Lowering:
             variants = [(source, dense, flags | Flag.ONLY_FLOAT)]
             if self.preprocess is not None and dense.groups == 1:
                 program.input_channels_pixels = buffer.channels + 1
-                pixels = Buffer(buffer.height, buffer.width, buffer.channels + 1, 1.0, pixel_zero_point(self.preprocess))
+                pixels = Buffer(
+                    buffer.height, buffer.width, buffer.channels + 1, 1.0, pixel_zero_point(self.preprocess)
+                )
                 number = program.add_buffer(pixels)
-                program.layers.append(Layer(Op.INPUT_PIXELS, Flag.ONLY_PIXELS, output=number))
+                self._append(Layer(Op.INPUT_PIXELS, Flag.ONLY_PIXELS, output=number))
                 folded = _Dense(
                     fold_normalization(dense.weight, self.preprocess),
                     dense.bias, dense.stride, dense.padding, dense.dilation, 1,
@@ -316,17 +341,27 @@ class _Lowering:
             dilated = form.dilation != (1, 1)
             if depthwise and not flags & Flag.RESIDUAL:
                 packed, several = pack_depthwise(weights[:, 0], form.stride[1], dilated=dilated)
-                parts = {"weights": packed, "scales": interleave_channels(scales), "biases": interleave_channels(biases)}
+                parts = {
+                    "weights": packed,
+                    "scales": interleave_channels(scales),
+                    "biases": interleave_channels(biases),
+                }
                 op, layer_fields["runs"] = Op.DEPTHWISE, several
             else:
                 try:
                     conv = pack_conv(weights, form.groups, dilated=dilated)
                 except ValueError as error:
                     raise self._refusal(node, f"with {error}") from None
-                parts = {"weights": conv.weights, "scales": pad_channels(scales, BLOCK), "biases": pad_channels(biases, BLOCK)}
+                parts = {
+                    "weights": conv.weights,
+                    "scales": pad_channels(scales, BLOCK),
+                    "biases": pad_channels(biases, BLOCK),
+                }
                 op, layer_fields = Op.CONV, layer_fields | conv.fields()
             second = other.buffer if other is not None else -1
-            program.layers.append(Layer(op, form_flags, read, second, output, layer_fields, parts | constants))
+            layer = Layer(op, form_flags, read, second, output, layer_fields, parts | constants)
+            rounded = weights * weight_scales.reshape(-1, 1, 1, 1)
+            self._append(layer, None if form is not dense else node, sqnr_db(form.weight.numpy(), rounded))
 
     def _reads_input(self, node: fx.Node) -> bool:
         source = node.args[0]
@@ -335,10 +370,18 @@ class _Lowering:
     def _behind(self, node: fx.Node) -> tuple[fx.Node, Value | None]:
         """Return the last call that the kernel of ``node`` also does, and what it adds on the way."""
         last, other = node, None
-        if self._module(node) is not None and isinstance(self._module(node), nni.ConvReLU2d | nni.LinearReLU | ConvReLU6):
+        if self._module(node) is not None and isinstance(
+            self._module(node), nni.ConvReLU2d | nni.LinearReLU | ConvReLU6
+        ):
             return last, None
         reader = self._only_reader(node)
-        if reader is not None and reader.op == "call_function" and reader.target in _ADDS and len(reader.args) == 2 and not reader.kwargs:
+        if (
+            reader is not None
+            and reader.op == "call_function"
+            and reader.target in _ADDS
+            and len(reader.args) == 2
+            and not reader.kwargs
+        ):
             rest = [each for each in reader.args if each is not node]
             if len(rest) == 1 and isinstance(rest[0], fx.Node) and rest[0] in self.values:
                 found = self.values[rest[0]]
@@ -377,7 +420,7 @@ class _Lowering:
             "input2_zero_point": b.zero_point, "output_zero_point": result.zero_point,
             "low": result.zero_point if last is not node else 0,
         }  # fmt: skip
-        self.program.layers.append(Layer(Op.ADD, input=first.buffer, input2=second.buffer, output=output, fields=fields))
+        self._append(Layer(Op.ADD, input=first.buffer, input2=second.buffer, output=output, fields=fields), last)
         self.values[last] = Value(output)
 
     def _multiply(self, node: fx.Node) -> None:
@@ -395,9 +438,8 @@ class _Lowering:
             "scale": x.scale * factor.scale / result.scale, "input_zero_point": x.zero_point,
             "input2_zero_point": factor.zero_point, "output_zero_point": result.zero_point,
         }  # fmt: skip
-        self.program.layers.append(
-            Layer(Op.SCALE, input=values[1 - gate].buffer, input2=values[gate].buffer, output=output, fields=fields)
-        )
+        layer = Layer(Op.SCALE, input=values[1 - gate].buffer, input2=values[gate].buffer, output=output, fields=fields)
+        self._append(layer, node)
         self.values[node] = Value(output)
 
     def _activate(self, node: fx.Node) -> None:
@@ -407,7 +449,7 @@ class _Lowering:
         source = self.program.buffers[value.buffer]
         output = self._buffer(source.height, source.width, source.channels, self._range(node))
         table = table_of(function, source, self.program.buffers[output])
-        self.program.layers.append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}))
+        self._append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}), node)
         self.values[node] = Value(output, value.flattened)
 
     def _flatten(self, node: fx.Node, module: nn.Module | None) -> None:
@@ -420,15 +462,19 @@ class _Lowering:
         self.values[node] = Value(value.buffer, flattened=True)
 
     def _max_pool(self, node: fx.Node, module: nn.Module | None) -> None:
-        kernel, stride, padding, dilation, ceil = _pooling(node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"))
+        kernel, stride, padding, dilation, ceil = _pooling(
+            node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        )
         value = self._value(node.args[0], node)
         source = self.program.buffers[value.buffer]
         height, width = self._pooled(node)
-        padding = self._padding_for(source, (height, width), _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation or 1))
+        padding = self._padding_for(
+            source, (height, width), _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation or 1)
+        )
         read = self._read(value.buffer, padding[1], 0, node)
         output = self.program.add_buffer(Buffer(height, width, source.channels, source.scale, source.zero_point))
         fields = _window_fields(_pair(kernel), _pair(stride or kernel), padding[0], _pair(dilation or 1))
-        self.program.layers.append(Layer(Op.MAX_POOL, input=read, output=output, fields=fields))
+        self._append(Layer(Op.MAX_POOL, input=read, output=output, fields=fields), node)
         self.values[node] = Value(output)
 
     def _padding_for(
@@ -484,7 +530,7 @@ class _Lowering:
             "scale": source.scale / result.scale, "input_zero_point": source.zero_point,
             "output_zero_point": result.zero_point,
         }  # fmt: skip
-        self.program.layers.append(Layer(Op.GLOBAL_AVERAGE, input=value.buffer, output=output, fields=fields))
+        self._append(Layer(Op.GLOBAL_AVERAGE, input=value.buffer, output=output, fields=fields), node)
         self.values[node] = Value(output)
 
     def _average(
@@ -499,7 +545,7 @@ class _Lowering:
             "output_zero_point": result.zero_point,
         }  # fmt: skip
         flags = Flag.INCLUDE_PAD if include else Flag(0)
-        self.program.layers.append(Layer(Op.AVERAGE_POOL, flags, value.buffer, output=output, fields=fields))
+        self._append(Layer(Op.AVERAGE_POOL, flags, value.buffer, output=output, fields=fields), node)
         self.values[node] = Value(output)
 
     def _concatenate(self, node: fx.Node) -> None:
@@ -517,7 +563,7 @@ class _Lowering:
             table = table_of(lambda x: x, source, result)
             layer = Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table})
             layer.fields["channel_offset"] = offset
-            self.program.layers.append(layer)
+            self._append(layer, node if offset == 0 else None)
             offset += source.channels
         self.values[node] = Value(output)
 
@@ -535,7 +581,12 @@ def _window(source: Buffer, dense: _Dense) -> tuple[int, int]:
     sizes = [
         (length + 2 * pad - gap * (size - 1) - 1) // step + 1
         for length, pad, gap, size, step in zip(
-            (source.height, source.width), dense.padding, dense.dilation, dense.weight.shape[2:], dense.stride, strict=True
+            (source.height, source.width),
+            dense.padding,
+            dense.dilation,
+            dense.weight.shape[2:],
+            dense.stride,
+            strict=True,
         )
     ]
     return sizes[0], sizes[1]

@@ -89,7 +89,9 @@ def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[I
     """
     channels, height, width = weights.shape
     several = height == width and width in (3, 5) and stride in (1, 2) and not dilated
-    outputs, groups = {(3, 1): (2, 1), (3, 2): (1, 1), (5, 1): (4, 2), (5, 2): (2, 2)}[width, stride] if several else (1, width)
+    outputs, groups = (
+        {(3, 1): (2, 1), (3, 2): (1, 1), (5, 1): (4, 2), (5, 2): (2, 2)}[width, stride] if several else (1, width)
+    )
     places = np.zeros((channels, height, outputs, groups, 4), np.int8)
     for output in range(outputs):
         for tap in range(width):

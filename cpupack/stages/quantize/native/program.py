@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
@@ -120,6 +121,11 @@ class Program:
         """Add a buffer and return its number."""
         self.buffers.append(buffer)
         return len(self.buffers) - 1
+
+    def operators(self) -> dict[str, int]:
+        """Return how many layers of each kind one call runs."""
+        kinds = (each.op for each in self.layers if Flag.ONLY_FLOAT not in each.flags)
+        return dict(sorted(Counter(f"cpupack::{kind.name.lower()}" for kind in kinds).items()))
 
     def to_bytes(self) -> bytes:
         """Return the program as the engine reads it."""

@@ -53,14 +53,18 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
 
 
 def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call's results are clamped at zero by a ReLU or ReLU6 as its last step.
-
-    A ReLU6's range ends at or below 6, so that rounding to its codes clamps it above.
-    """
+    """Whether a ReLU or ReLU6 is a call's last step (a ReLU6's range ends at 6 or below: its codes clamp above)."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         return isinstance(module, nn.ReLU | nn.ReLU6 | nni.ConvReLU2d | nni.LinearReLU | ConvReLU6)
     return node.target in _RELUS or node.target is F.relu6
+
+
+def is_relu6(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call's results end at 6."""
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), nn.ReLU6 | ConvReLU6)
+    return node.target is F.relu6
 
 
 def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[np.uint8]:
