@@ -324,7 +324,7 @@ def _stage(settled: Settled, directory: Path, progress: Progress) -> StagedProje
             target=winner.scripted.target,
             calibration=prepared.calibration,
             golden=winner.golden,
-            notes=winner.quantized.notes,
+            notes=(*winner.quantized.notes, *([winner.saturation.text] if winner.saturation else [])),
             recovery=settled.recovery,
         )
         return stage_project(contents, directory)

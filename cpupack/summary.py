@@ -51,6 +51,7 @@ def summary_text(result: BuildResult) -> Text:
         *(("", note) for note in _notes(contender.quantized.notes)),
         ("engine", _engine_line(result)),
         ("runs on", _runs_on(result)),
+        *([("16-bit", contender.saturation.text)] if contender.saturation else []),
         *(("outputs" * (number == 0), line) for number, line in enumerate(_outputs(report))),
         *_accuracy(report),
         ("speed", *_speed(report)),

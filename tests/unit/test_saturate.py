@@ -180,7 +180,6 @@ def test_a_model_made_to_saturate_gets_7_bits(engine: str) -> None:
     assert report.limited == ()
     assert recorder.notes[0].startswith(f"{engine}: 8-bit activations are not safe without VNNI in 0 (284 of 284 pairs")
     # 4 filters of 72 weights, each with its neighbour: 4 * 71 pairs.
-    assert int8.notes[-1] == report.text
     assert f"8 bits are not safe in {len(report.refused)} layer" in report.text
 
 

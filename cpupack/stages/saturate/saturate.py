@@ -39,7 +39,7 @@ def make_safe(
         layers = overflowing_layers(quantized, samples)
         wrong = [each for each in layers if _refuses(each, synthetic=samples.synthetic and bits == 8)]
         if not wrong:
-            return _noted(quantized, layers, limited, refused, samples)
+            return quantized, _report(quantized.target, layers, limited, refused, samples)
         progress.note(f"{target.engine}: {bits}-bit activations are not safe without VNNI in {_names(wrong)}")
         refused += wrong
     while True:
@@ -55,7 +55,7 @@ def make_safe(
         layers = overflowing_layers(quantized, samples)
         wrong = [each for each in layers if each.overflows]
         if not wrong:
-            return _noted(quantized, layers, limited, refused, samples)
+            return quantized, _report(quantized.target, layers, limited, refused, samples)
 
 
 def overflowing_layers(quantized: QuantizedModel, samples: Samples) -> tuple[LayerSaturation, ...]:
@@ -84,20 +84,18 @@ def _refuses(layer: LayerSaturation, *, synthetic: bool) -> bool:
     return layer.overflows > 0 or (synthetic and layer.bound >= -LEAST)
 
 
-def _noted(
-    quantized: QuantizedModel,
+def _report(
+    target: Target,
     layers: tuple[LayerSaturation, ...],
     limited: frozenset[str],
     refused: list[LayerSaturation],
     samples: Samples,
-) -> tuple[QuantizedModel, SaturationReport]:
-    target = quantized.target
+) -> SaturationReport:
     assert target.isa is not None
-    order = [each.name for each in layers if each.name in limited]
-    report = SaturationReport(
-        target.isa, target.activation_bits, len(samples), samples.origin, layers, tuple(order), tuple(refused)
+    order = tuple(each.name for each in layers if each.name in limited)
+    return SaturationReport(
+        target.isa, target.activation_bits, len(samples), samples.origin, layers, order, tuple(refused)
     )
-    return dataclasses.replace(quantized, notes=(*quantized.notes, report.text)), report
 
 
 def _names(layers: list[LayerSaturation]) -> str:
