@@ -244,7 +244,7 @@ class _Run:
         if not self._attempts(setting):
             done = self._run_one(setting, 0)
             # Where a disturbance is the exception it is worth a second look; where it is the rule it would not help.
-            rarely = len(self.rows) >= DISTURBED_RARELY * _disturbed(self.rows)
+            rarely = _disturbed(self.rows) <= max(1, len(self.rows) // DISTURBED_RARELY)
             if done and rarely and self.rows[-1].get("disturbed"):
                 self._run_one(setting, 0)
         return setting in self.results

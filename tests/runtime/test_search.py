@@ -212,3 +212,16 @@ def test_time_left_over_goes_to_the_smallest_call_of_the_winner() -> None:
     outcome = run(machine, make_space(2, "throughput", [1], BATCHES), 300.0)
     assert outcome.setting.batch_size == 64
     assert any(row["batch_size"] == 1 and row["instances"] == 2 for row in outcome.rows)
+
+
+def test_the_first_probe_is_repeated_when_it_was_disturbed() -> None:
+    """The best layout is measured first; had its one run counted, the others would have won."""
+
+    class Stumbling(Machine):
+        def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
+            first = self.time_s == 0.0
+            row = super().__call__(setting, duration_s)
+            return {**row, "throughput_per_s": row["throughput_per_s"] * 0.2, "disturbed": True} if first else row
+
+    machine = Stumbling(lambda setting: 500.0 * setting.instances, 0, 0.0)
+    assert run(machine, make_space(2, "throughput", None, BATCHES), 45.0).setting.instances == 2
