@@ -444,6 +444,7 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
     spec = loaded.recipe.quantize
     with progress.stage("load"):
         model = load(loaded, progress)
+        metric = load_metric(loaded)
     with progress.stage("fuse"):
         fused = fuse(model, loaded.recipe, progress)
     with progress.stage("read data"):
@@ -454,7 +455,7 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
         calibrated = calibrate(fused, calibration, batch_size, progress)
         ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     with progress.stage("rank"):
-        return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count)
+        return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count, metric=metric)
 
 
 def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:

@@ -32,7 +32,7 @@ class LayerSensitivity:
     without weights), ``activation_sqnr_db`` the layer's output before and after rounding to its calibrated range (None
     where INT8 leaves it FP32: dynamic mode), ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of
     equal top-1 (0 to 1), None where the output is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a
-    fraction, None without labels; ``metric_drop`` how much worse the user's metric gets, None without one.
+    fraction, None without labels that the model has classes for; ``metric_drop`` how much worse the user's metric gets, None without one.
     ``noise_share`` is this layer's part (0 to 1) of the sum of all layers' noise in the model's outputs.
     """
 
@@ -100,7 +100,7 @@ def _measure(
 ) -> LayerSensitivity:
     classes = accuracy.has_classes(reference.shape[1:])
     top1_drop = metric_drop = None
-    if classes and samples.labels is not None:
+    if classes and samples.labels is not None and samples.labels.max() < reference.shape[1]:
         top1_drop = accuracy.top_k(reference, samples.labels, 1) - accuracy.top_k(output, samples.labels, 1)
     if metric is not None and samples.targets is not None:
         loss = metric(reference, samples.targets) - metric(output, samples.targets)
