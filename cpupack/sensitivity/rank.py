@@ -32,8 +32,8 @@ class LayerSensitivity:
     without weights), ``activation_sqnr_db`` the layer's output before and after rounding to its calibrated range (None
     where INT8 leaves it FP32: dynamic mode), ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of
     equal top-1 (0 to 1), None where the output is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a
-    fraction, None without labels that the model has classes for; ``metric_drop`` how much worse the user's metric gets, None without one.
-    ``noise_share`` is this layer's part (0 to 1) of the sum of all layers' noise in the model's outputs.
+    fraction, None without labels of the model's classes; ``metric_drop`` how much worse the user's metric gets, None
+    without one. ``noise_share`` is this layer's part (0 to 1) of the sum of all layers' noise in the model's outputs.
     """
 
     name: str
