@@ -68,7 +68,11 @@ def _of_build(package_dir: Path, manifest: Manifest) -> Reference:
         source="the build",
         row=row,
         rows=tuple(each for each in rows if "error" not in each),
-        host={**(manifest.build.get("host") or {}), "torch": manifest.torch.get("version"), **row.get("host", {})},
+        host={
+            **(manifest.build.get("host") or {}),
+            "torch": manifest.torch.get("version"),
+            "cpu_mhz": (row.get("cpu_mhz") or {}).get("end"),
+        },
         manifest={
             "name": manifest.name,
             "version": manifest.version,

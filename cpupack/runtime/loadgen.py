@@ -6,6 +6,7 @@ loadgen/README.md and test_settings.h of github.com/mlcommons/inference.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import threading
@@ -128,13 +129,21 @@ def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clo
         },
         "first_call_ms": max(float(calls.latency_ms.max()) for calls in first),
         "loadgen": {
-            "version": metadata.version(DISTRIBUTION),
+            "version": _version(),
             "out": str(out),
             "validity": results.get("result_validity"),
             "results": results,
         },
         **judged(before, after, len(cpus), system.model_calls, weak),
     }
+
+
+def _version() -> str:
+    # Built from its sources it goes by another name.
+    for name in (DISTRIBUTION, "mlperf-loadgen"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "of unknown version"
 
 
 def read_detail(path: Path) -> dict[str, Any]:

@@ -99,7 +99,12 @@ def test_the_terminal_shows_the_figures_of_the_json(tmp_path: Path) -> None:
 
 def test_the_build_is_compared_at_the_same_setting_where_it_was_measured(package_dir: Path, tmp_path: Path) -> None:
     rows = [
-        {**{key: RESULT[key] for key in ("scenario", "threads", "latency_ms")}, "batch_size": 8, **row}
+        {
+            **{key: RESULT[key] for key in ("scenario", "threads", "latency_ms")},
+            "batch_size": 8,
+            "cpu_mhz": {"begin": 1.0, "end": 1500.0},
+            **row,
+        }
         for row in (
             {"instances": 2, "throughput_per_s": 220.0},
             {"instances": 4, "throughput_per_s": 380.0},
@@ -114,6 +119,7 @@ def test_the_build_is_compared_at_the_same_setting_where_it_was_measured(package
     found = compare(RESULT, reference)
     assert found["against"] == "the build"
     assert found["reference"]["throughput_per_s"] == 390.0  # the median of the runs of this setting
+    assert {each["what"]: each["factor"] for each in found["differences"]}["clock"] == pytest.approx(2.0)
     elsewhere = compare({**RESULT, "instances": 3}, reference)
     assert elsewhere["reference"]["throughput_per_s"] == 220.0  # the build's choice
 
