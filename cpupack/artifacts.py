@@ -356,9 +356,10 @@ class SaturationReport:
     @property
     def text(self) -> str:
         """The finding in one sentence."""
-        always = sum(each.bound <= 2**15 - 1 for each in self.layers)
-        found = f"safe without VNNI: no 16-bit sum overflows on {self.samples} samples ({self.origin})"
-        text = f"{found}, in {always} of {len(self.layers)} layers none can; {self.activation_bits}-bit activations"
+        text = f"safe without VNNI: no 16-bit sum overflows on {self.samples} samples ({self.origin})"
+        if always := sum(each.bound <= 2**15 - 1 for each in self.layers):
+            text += f", in {always} of {len(self.layers)} layers whatever the input"
+        text += f"; {self.activation_bits}-bit activations"
         if self.refused and self.activation_bits == 7:
             count = len({each.name for each in self.refused if each.activation_bits == 8})
             text += f", 8 bits are not safe in {count} layer{'s' if count != 1 else ''}"
