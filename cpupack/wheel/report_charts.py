@@ -45,7 +45,7 @@ def _interval_bar(label: str, value: float, interval: Sequence[float] | None, st
 def layer_charts(layers: Sequence[Facts]) -> list[Chart]:
     """Return SQNR bars of the layers that are worst by output and by weights, in dB, worst first."""
     found = []
-    for key, what in (("output_sqnr_db", "output"), ("weight_sqnr_db", "weight")):
+    for key, what in (("output_sqnr_db", "output"), ("weight_sqnr_db", "weights")):
         known = sorted((layer for layer in layers if layer.get(key) is not None), key=lambda layer: float(layer[key]))
         if not known:
             continue

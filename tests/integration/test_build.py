@@ -16,6 +16,7 @@ import pytest
 import tomli
 from conftest import Outcome
 from fresh_venv import Environment, make_environment
+from page_checks import check_page, numbers
 from PIL import Image
 from tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Project
 
@@ -105,6 +106,19 @@ def test_inspect(both: tuple[Path, Path], shared_project: Project) -> None:
     assert "All hashes agree with the manifest and RECORD." in text
 
 
+def test_report(both: tuple[Path, Path], shared_project: Project, tmp_path: Path) -> None:
+    for path in both:
+        done = shared_project.run("report", str(path), "--out", str(tmp_path / path.stem))
+        target = tmp_path / path.stem / "tiny-colors-1.2.3.html"
+        assert (done.returncode, done.stdout) == (0, f"{target}\n"), done.stderr
+        page = check_page(target.read_text(encoding="utf-8"))
+        facts = json.loads(shared_project.run("report", str(path), "--json").stdout)["build_facts"]
+        assert {"accuracy", "layers", "calibration", "provenance"} <= page.with_id()
+        for layer in facts["layers"]:
+            assert layer["name"] in page.text
+        assert f"{facts['report']['sqnr_db']:.1f}" in numbers(page)
+
+
 def test_a_damaged_wheel_is_an_error(both: tuple[Path, Path], cpupack: Cpupack, tmp_path: Path) -> None:
     damaged = tmp_path / both[0].name
     damaged.write_bytes(both[0].read_bytes()[:-100])
@@ -136,6 +150,12 @@ def test_predict_knows_the_colours(environment: Environment, photos: list[str]) 
     found = json.loads(done.stdout)["predictions"]
     assert [one["top"][0]["label"] for one in found] == list(CLASSES)
     assert [one["input"] for one in found] == photos
+
+
+def test_the_benchs_page_in_the_environment(environment: Environment, tmp_path: Path) -> None:
+    result = environment.json("tiny-colors", "bench", "--duration", "0.2", "--html", str(tmp_path / "bench.html"))
+    page = check_page((tmp_path / "bench.html").read_text(encoding="utf-8"))
+    assert f"{result['latency_ms']['p99']:.2f}" in numbers(page)
 
 
 def test_bench_in_the_environment(environment: Environment) -> None:

@@ -264,7 +264,7 @@ def test_every_chart_is_there_and_says_what_it_shows(make: Make) -> None:
     wanted = {
         "Top-1 accuracy": "INT8 50.00 % [25.00, 75.00]",
         "SQNR of each layer's output": "0 31.8",
-        "SQNR of each layer's weight": "0 38.2",
+        "SQNR of each layer's weights": "0 38.2",
         "Size": "FP32 weights",
         "Speed against FP32": "onednn 1.25, a gate failed",
         "Throughput by setting": "chosen: 2 x 1, 8",
