@@ -106,6 +106,16 @@ def test_inspect(both: tuple[Path, Path], shared_project: Project) -> None:
     assert "All hashes agree with the manifest and RECORD." in text
 
 
+def test_inspect_layers(both: tuple[Path, Path], shared_project: Project) -> None:
+    for path in both:
+        layers = json.loads(shared_project.run("inspect", "--layers", "--json", str(path)).stdout)["layers"]
+        assert all(layer["kernel"] and layer["precision"] == "int8" for layer in layers)
+        assert sum(layer["weight_sqnr_db"] is not None for layer in layers) >= 2
+        shown = shared_project.run("inspect", "--layers", str(path)).stdout
+        assert all(layer["name"] in shown for layer in layers)
+        assert f"{len(layers)} of {len(layers)} layers run in INT8." in shown
+
+
 def test_report(both: tuple[Path, Path], shared_project: Project, tmp_path: Path) -> None:
     for path in both:
         done = shared_project.run("report", str(path), "--out", str(tmp_path / path.stem))
