@@ -97,6 +97,32 @@ def test_the_gates_hold_for_aarch64(tmp_path: Path) -> None:
     assert found["wheel"].endswith("_aarch64.whl")
 
 
+def test_a_wheel_for_cpus_without_vnni_is_shown_to_be_safe_and_agrees_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.py").write_text(
+        "def right(outputs, targets):\n    return float((outputs.argmax(axis=1) == targets).mean())\n"
+    )
+    settings = [
+        "target.x86_64.isa=avx2",
+        "target.x86_64.engine=onednn",
+        f"evaluation.metric=python:{tmp_path / 'metrics.py'}:right",
+        "evaluation.max_metric_drop=0.005",
+    ]
+    found = build(tmp_path / "dist", "--no-tune", *(part for each in settings for part in ("--set", each)))
+    report, saturation = found["report"], found["saturation"]
+    assert report["metric_int8"] == pytest.approx(report["top1_int8"])
+    assert [gate["name"] for gate in report["gates"] if gate["passed"]][-1] == "max_metric_drop"
+    assert found["target"]["isa"] == saturation["isa"] == "avx2"
+    assert found["target"]["activation_bits"] == saturation["activation_bits"]
+    assert saturation["layers"]
+    assert not any(layer["overflows"] for layer in saturation["layers"])
+    # oneDNN told to use no more than AVX2 is such a CPU; the golden outputs are of this host.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    environment = make_environment(tmp_path / "venv", Path(found["wheel"]))
+    assert environment.json("digits-int8", "verify")["passed"]
+
+
 def test_a_gate_that_fails_stops_the_build(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cpupack", "build", str(RECIPE), "--out", str(tmp_path / "dist"), "--no-tune"]
     impossible = ["--set", "evaluation.min_top1=1.0", "--set", "target.x86_64.engine=fbgemm"]
