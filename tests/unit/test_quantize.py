@@ -82,7 +82,9 @@ def test_a_resnet_stays_close_to_fp32_and_nothing_stays_fp32(engine: str, bits: 
     assert int8_calls >= 9  # seven convolutions, a linear layer, a pool
 
 
-@pytest.mark.parametrize("observer", ["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"])
+@pytest.mark.parametrize(
+    "observer", ["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
+)
 def test_every_observer_leaves_a_usable_model(observer: str) -> None:
     # Clipping observers may give up tails that a net of this size needs, so the bound is that of a usable model.
     assert sqnr(resnet(), "fbgemm", quantize={"observer": observer})[0] > 12.0
@@ -234,6 +236,20 @@ def test_skipped_modules_stay_fp32_with_the_functions_in_them() -> None:
     assert sum("built-in function add" in name for name in additions) == 1
     assert len(int8.notes) == 3
     assert all(note.startswith("5.") and note.endswith("stayed FP32: listed in skip") for note in int8.notes)
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "onednn", "qnnpack"])
+def test_what_only_fp32_layers_read_is_not_rounded_for_them(engine: str) -> None:
+    """The pooling before a classifier in FP32: its mean of INT8 values has finer steps than INT8 has."""
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def calls(skip: list[str]) -> list[str]:
+        _, int8 = quantized(layers, engine, spec=recipe(quantize={"skip": skip}))
+        found = [str(node.target) for node in int8.module.graph.nodes if node.op != "get_attr"]
+        return ["quantize" if "quantize_per_tensor" in name else name for name in found]
+
+    assert calls(["4"])[1:-1] == ["quantize", "0", "dequantize", "2", "3", "4"]
+    assert calls(["0"])[1:4] == ["0", "quantize", "2"]  # an INT8 layer reads it: the pooling stays INT8
 
 
 @pytest.mark.parametrize("skip", ["1", "2"])

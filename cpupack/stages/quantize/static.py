@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 from torch.ao.quantization import QConfig, QConfigMapping, convert, prepare
 from torch.ao.quantization.backend_config import BackendConfig
@@ -44,6 +45,11 @@ _BACKENDS = {
     "qnnpack": get_qnnpack_backend_config,
 }
 _STATS = "cpupack_stats"
+_AVERAGES = (
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+)
 
 
 def quantize_fx(
@@ -168,17 +174,44 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
     Module calls go by name. A function call has lost its scope when FX retraces the graph, so it is named by its order
     among the calls of that function.
     """
+    for_float = _for_float_readers(graph, skip)
     seen: dict[Any, int] = {}
     for node in graph.graph.nodes:
         order = seen.get(node.target, 0)
         seen[node.target] = order + 1
         # quantized::add has no alpha, and torch drops it without a word.
-        if not _inside(node, skip) and "alpha" not in node.kwargs:
+        if not _inside(node, skip) and node not in for_float and "alpha" not in node.kwargs:
             continue
         if node.op == "call_module":
             mapping.set_module_name(str(node.target), None)
         elif node.op == "call_function":
             mapping.set_module_name_object_type_order("", node.target, order, None)
+
+
+def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:
+    """Return the calls without weights that stay FP32 because only FP32 layers read them.
+
+    Of these, those between FP32 layers: in INT8 they would round for nothing. And averages of INT8 values, such as the
+    pooling before a classifier in FP32: their steps are finer than INT8 has. What is exact in INT8 stays INT8.
+    """
+    read_in_float: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        in_float = all(_inside(each, skip) or each in read_in_float for each in node.users)
+        if node.users and in_float and _weightless(graph, node):
+            read_in_float.add(node)
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if node in read_in_float:
+            target = type(graph.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+            if target in _AVERAGES or all(_inside(each, skip) or each in found for each in node.all_input_nodes):
+                found.add(node)
+    return found
+
+
+def _weightless(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return not any(True for _ in graph.get_submodule(str(node.target)).parameters())
+    return node.op == "call_function" and not any(each.op == "get_attr" for each in node.all_input_nodes)
 
 
 def _inside(node: fx.Node, skip: list[str]) -> bool:
