@@ -17,7 +17,7 @@ from cpupack.recovery.settings import KNOBS, differences, render_toml
 from cpupack.recovery.table import closest_table
 from cpupack.targets import Target
 
-_STATIC_ONLY = frozenset({"observer", "bias_correction", "equalize", "rounding", "weights"})
+_KNOBS_WITHOUT_GRAPH = {"eager": frozenset({"observer", "weights"}), "dynamic": frozenset[str]()}
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,13 @@ def wanted(quantize: Quantize, contenders: Sequence[Contender]) -> bool:
 
 
 def knobs_of(style: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Return the settings of ``KNOBS`` that change anything: dynamic quantization has only layers to keep in FP32."""
-    return tuple(knob for knob in KNOBS if not (style == "dynamic" and knob[0] in _STATIC_ONLY))
+    """Return the settings of ``KNOBS`` that a fused model's style allows.
+
+    A model with its own stubs (``eager``) has no graph to correct, and dynamic quantization has only layers to keep in
+    FP32.
+    """
+    allowed = _KNOBS_WITHOUT_GRAPH.get(style)
+    return tuple(knob for knob in KNOBS if allowed is None or knob[0] in allowed)
 
 
 def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float, workshop: Workshop) -> Recovered:

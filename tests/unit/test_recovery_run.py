@@ -111,6 +111,7 @@ def test_where_the_budget_ends_a_search_that_has_found_something_it_warns() -> N
 def test_dynamic_quantization_has_layers_alone() -> None:
     assert knobs_of("dynamic") == ()
     assert knobs_of("fx") == KNOBS
+    assert [key for key, _ in knobs_of("eager")] == ["observer", "weights"]
     shop = Shop(lambda setting, _: 40.0 if "b" in setting.skip else 20.0, style="dynamic")
     found = shop.recover([contender("fbgemm", 20.0)], Quantize(mode="dynamic", recover=True))
     assert found.quantize.skip == ["b"]
