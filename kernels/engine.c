@@ -84,6 +84,7 @@ const char *cpupack_isa(void) {
 struct context {
     struct context *next;
     const uint8_t *program;
+    int64_t program_bytes;
     int32_t identity[2];
     int64_t batch;
     uint64_t used;
@@ -108,6 +109,12 @@ static int inside(int64_t offset, int64_t count, int64_t bytes) {
     return offset >= 0 && count >= 0 && offset <= bytes - count;
 }
 
+/* A product of sizes; -1, which fits nowhere, where it is beyond every size that can be. */
+static int64_t times(int64_t a, int64_t b) {
+    int64_t product;
+    return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product) ? -1 : product;
+}
+
 /* Bytes of constants that a layer reads behind its four offsets. */
 static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
     if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
@@ -118,9 +125,9 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
         channels = blocks * BLOCK;
         if (spec->runs < 1 || spec->chunks < 1 || spec->chunk_bytes < 4 || spec->chunk_bytes > 64 || spec->chunk_bytes % 4)
             return 0;
-        if (spec->runs != spec->kernel_h && spec->runs != spec->kernel_h * spec->kernel_w)
+        if (spec->runs != spec->kernel_h && spec->runs != (int64_t)spec->kernel_h * spec->kernel_w)
             return 0;
-        weights = blocks * 32 * spec->chunk_bytes * spec->chunks * spec->runs;
+        weights = times(times(channels, (int64_t)spec->chunk_bytes * spec->chunks), spec->runs);
     } else if (spec->op == OP_DEPTHWISE) {
         channels = (channels_in + 63) / 64 * 64;
         const int five = spec->kernel_w == 5, two = spec->stride_w == 2;
@@ -131,7 +138,7 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
                 return 0;
             taps = five ? (two ? 20 : 40) : (two ? 3 : 6);
         }
-        weights = channels * 4 * taps;
+        weights = times(4 * channels, taps);
     } else {
         return 1;
     }
@@ -151,10 +158,16 @@ static struct view view_of(const struct cpupack_buffer *buffer, uint8_t *arena, 
     return view;
 }
 
+/* Beyond these nothing real is, and below them no product of theirs overflows. */
+enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
+static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
+
 static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
     for (int i = 0; i < header->buffers; i++) {
         const struct cpupack_buffer *each = buffers + i;
-        if (each->height < 1 || each->width < 1 || each->channels < 1 || each->halo_x < 0 || each->halo_y < 0)
+        if (each->height < 1 || each->width < 1 || each->channels < 1 || each->halo_x < 0 || each->halo_y < 0 ||
+            each->height > LONGEST_SIDE || each->width > LONGEST_SIDE || each->channels > MOST_CHANNELS ||
+            each->halo_x > LONGEST_SIDE || each->halo_y > LONGEST_SIDE)
             return 0;
         const int64_t bytes = (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
         if (bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
@@ -163,37 +176,53 @@ static int buffers_fit(const struct cpupack_header *header, const struct cpupack
     return 1;
 }
 
-/* What a window needs of its input: that every pixel it reads lies in the halo at most. */
+static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
+
+/* What a window needs of its input: that every pixel it reads lies in the halo at most. Averages stay in the image.
+ *
+ * A tile reads on behind a row's last output, by fifteen strides: with strides within a row that stays in the slack.
+ */
 static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in, const struct cpupack_buffer *out) {
-    if (spec->kernel_h < 1 || spec->kernel_w < 1 || spec->stride_h < 1 || spec->stride_w < 1 || spec->dilation_h < 1 ||
-        spec->dilation_w < 1 || spec->pad_h < 0 || spec->pad_w < 0)
+    if (!is_length(spec->kernel_h) || !is_length(spec->kernel_w) || !is_length(spec->stride_h) ||
+        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) ||
+        spec->pad_h < 0 || spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
         return 0;
-    if (spec->op != OP_AVERAGE_POOL && (spec->pad_h > in->halo_y || spec->pad_w > in->halo_x))
-        return 0;
-    const int64_t bottom = (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h + (spec->kernel_h - 1) * spec->dilation_h;
-    const int64_t right = (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w + (spec->kernel_w - 1) * spec->dilation_w;
-    return bottom < in->height + spec->pad_h && right < in->width + spec->pad_w;
+    if (spec->op == OP_AVERAGE_POOL)
+        return spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
+    const int64_t bottom = (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h +
+                           (int64_t)(spec->kernel_h - 1) * spec->dilation_h;
+    const int64_t right = (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w +
+                          (int64_t)(spec->kernel_w - 1) * spec->dilation_w;
+    return spec->pad_h <= in->halo_y && spec->pad_w <= in->halo_x && bottom < in->height + in->halo_y &&
+           right < in->width + in->halo_x;
 }
 
 static int same_size(const struct cpupack_buffer *a, const struct cpupack_buffer *b, int channels) {
     return a->height == b->height && a->width == b->width && (!channels || a->channels == b->channels);
 }
 
+static int slice_fits(const struct cpupack_layer *spec, int64_t channels, const struct cpupack_buffer *out) {
+    return spec->channel_offset >= 0 && channels >= 1 && spec->channel_offset + channels <= out->channels;
+}
+
+/* A convolution's blocks start inside the pixel, and their runs end at most 63 bytes behind what there is to read. */
 static int spans_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in) {
-    if (spec->chunks < 1 || spec->chunks > 1 << 16 || spec->span_out < 0 || spec->span_in < 0 || spec->span_out % BLOCK)
+    if (spec->chunks < 1 || spec->span_out < 0 || spec->span_in < 0)
         return 0;
-    if (spec->span_out && (spec->channels_out - 1) / spec->span_out * (int64_t)spec->span_in + spec->span_in > in->channels)
-        return 0;
-    const int64_t read = spec->span_out ? spec->span_in : in->channels;
+    const int64_t last = spec->span_out ? (int64_t)(spec->channels_out - 1) / spec->span_out * spec->span_in : 0;
     const int joined = spec->runs == spec->kernel_h && !spec->span_out;
-    return (int64_t)spec->chunks * spec->chunk_bytes >= read * (joined ? spec->kernel_w : 1);
+    const int64_t read = (int64_t)in->channels * (joined ? spec->kernel_w : 1);
+    return last + spec->span_in <= in->channels && (int64_t)spec->chunks * spec->chunk_bytes < read + 64;
 }
 
 static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack_header *header,
                           const struct cpupack_buffer *buffers, int64_t constants) {
     const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
     const int both = spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL;
-    if (spec->op < 0 || spec->op > OP_AVERAGE_POOL || (to_caller && spec->op != OP_CONV))
+    if (spec->op < 0 || spec->op > OP_OUTPUT || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+        spec->channels_out > MOST_CHANNELS)
+        return 0;
+    if (to_caller ? spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT : spec->op == OP_OUTPUT)
         return 0;
     if ((!from_caller && (spec->input < 0 || spec->input >= header->buffers)) ||
         (!to_caller && (spec->output < 0 || spec->output >= header->buffers)) ||
@@ -203,7 +232,7 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
     const struct cpupack_buffer *in2 = both ? buffers + spec->input2 : NULL;
     struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
     const struct cpupack_buffer *out = to_caller ? &result : buffers + spec->output;
-    if (to_caller && spec->channels_out != header->outputs)
+    if (to_caller && (spec->channels_out < 1 || spec->channels_out != header->outputs))
         return 0;
     switch (spec->op) {
     case OP_INPUT_PIXELS:
@@ -213,11 +242,9 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
         return out->channels == header->input_channels_float && out->height == header->input_height &&
                out->width == header->input_width;
     case OP_CONV:
-        if (out->channels != spec->channels_out || !window_fits(spec, in, out))
+        if (!slice_fits(spec, spec->channels_out, out) || !window_fits(spec, in, out) || !spans_fit(spec, in))
             return 0;
-        if (!spans_fit(spec, in))
-            return 0;
-        if (in2 != NULL && !same_size(out, in2, 1))
+        if (in2 != NULL && (!same_size(out, in2, 0) || in2->channels != spec->channels_out))
             return 0;
         break;
     case OP_DEPTHWISE:
@@ -242,7 +269,11 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
             return 0;
         break;
     case OP_TABLE:
-        if (!same_size(in, out, 0) || spec->channel_offset < 0 || spec->channel_offset + in->channels > out->channels)
+        if (!same_size(in, out, 0) || !slice_fits(spec, in->channels, out))
+            return 0;
+        break;
+    case OP_OUTPUT:
+        if ((int64_t)in->height * in->width * in->channels != header->outputs)
             return 0;
         break;
     }
@@ -265,7 +296,7 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     if (bytes < (int64_t)sizeof *header || header->magic != CPUPACK_MAGIC || header->version != 1 ||
         header->buffers < 1 || header->layers < 1 || header->buffers > 1 << 16 || header->layers > 1 << 16 ||
-        header->alone < 0 || header->alone > header->layers)
+        header->alone < 0 || header->alone > header->layers || header->arena_bytes > LARGEST_ARENA)
         return ERROR_PROGRAM;
     const int64_t buffers_at = sizeof *header;
     const int64_t layers_at = buffers_at + header->buffers * (int64_t)sizeof(struct cpupack_buffer);
@@ -287,6 +318,7 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
     if (context == NULL)
         return ERROR_MEMORY;
     context->program = program;
+    context->program_bytes = bytes;
     memcpy(context->identity, header->identity, sizeof context->identity);
     context->batch = batch;
     context->header = header;
@@ -323,6 +355,8 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
             step->out.height = step->out.width = 1, step->out.channels = step->spec.channels_out;
         else
             step->out = view_of(buffers + step->spec.output, arena, batch);
+        if (step->spec.op == OP_CONV && step->out.first != NULL)
+            step->out.first += step->spec.channel_offset;
         step->weights = (const int8_t *)(constants + step->spec.weights);
         step->scales = (const float *)(constants + step->spec.scales);
         step->biases = (const float *)(constants + step->spec.biases);
@@ -396,7 +430,7 @@ static int find_context(struct session *session, const uint8_t *program, int64_t
     struct context **oldest = NULL;
     for (struct context **each = &session->contexts; *each != NULL; each = &(*each)->next, count++) {
         struct context *here = *each;
-        if (here->program == program && here->batch == batch &&
+        if (here->program == program && here->program_bytes == bytes && here->batch == batch &&
             memcmp(here->identity, header->identity, sizeof here->identity) == 0) {
             here->used = ++session->clock;
             *found = here;
@@ -428,18 +462,27 @@ struct job {
     const void *input;
     int input_is_float;
     float *output;
+    int end; /* cpupack_look: so many layers */
 };
 
-static void fill_halo(const struct view *view, int batch, const struct worker *worker) {
+/* The first pixel of the buffer that a step writes, of which it may write a slice of the channels; NULL for none. */
+static uint8_t *first_pixel(const struct step *step) {
+    return step->spec.op == OP_CONV && step->out.first != NULL ? step->out.first - step->spec.channel_offset
+                                                               : step->out.first;
+}
+
+static void fill_halo(const struct step *step, int batch, const struct worker *worker) {
+    const struct view *view = &step->out;
     if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0))
         return;
+    uint8_t *first = first_pixel(step);
     const int64_t lines = view->height + 2 * view->halo_y;
     const size_t side = (size_t)(view->halo_x * view->pixel);
     int64_t begin, end;
     share(worker, batch * lines, &begin, &end);
     for (int64_t line = begin; line < end; line++) {
         const int64_t y = line % lines - view->halo_y;
-        uint8_t *row = view->first + line / lines * view->sample + y * view->row - (int64_t)side;
+        uint8_t *row = first + line / lines * view->sample + y * view->row - (int64_t)side;
         if (y < 0 || y >= view->height) {
             memset(row, view->fill, (size_t)view->row);
         } else if (side) {
@@ -450,7 +493,7 @@ static void fill_halo(const struct view *view, int batch, const struct worker *w
 }
 
 static void run_step(const struct step *step, struct worker *worker, const void *input, float *output) {
-    fill_halo(&step->out, step->batch, worker);
+    fill_halo(step, step->batch, worker);
     switch (step->spec.op) {
     case OP_INPUT_PIXELS:
     case OP_INPUT_FLOAT:
@@ -466,7 +509,7 @@ static void run_step(const struct step *step, struct worker *worker, const void 
         run_max_pool(step, worker);
         break;
     case OP_GLOBAL_AVERAGE:
-        run_global_average(step, worker);
+        run_global_average(step, worker, output);
         break;
     case OP_SCALE:
         run_scale(step, worker);
@@ -479,6 +522,9 @@ static void run_step(const struct step *step, struct worker *worker, const void 
         break;
     case OP_AVERAGE_POOL:
         run_average_pool(step, worker);
+        break;
+    case OP_OUTPUT:
+        run_output(step, worker, output);
         break;
     }
 }
@@ -523,28 +569,65 @@ static void run_layers(void *pointer, struct worker *worker, struct team *team) 
     release_tiles(worker);
 }
 
-int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
-                    int64_t batch, float *output) {
+/* Find or make what a call needs: the context, and the calling thread's team. */
+static int prepare(const uint8_t *program, int64_t bytes, int input_is_float, int64_t batch, struct session **session,
+                   struct context **context) {
     if (cpupack_isa() == NULL)
         return ERROR_CPU;
-    struct session *session = this_session();
-    if (session == NULL)
-        return ERROR_MEMORY;
     if (batch < 1 || batch > 1 << 16)
         return ERROR_INPUT;
-    struct context *context = NULL;
-    int code = find_context(session, program, program_bytes, batch, &context);
+    struct session *here = *session = this_session();
+    if (here == NULL)
+        return ERROR_MEMORY;
+    const int code = find_context(here, program, bytes, batch, context);
     if (code != OK)
         return code;
-    if (input_is_float ? !context->header->input_channels_float : !context->header->input_channels_pixels)
+    const struct cpupack_header *header = (*context)->header;
+    if (input_is_float ? header->input_channels_float < 1 : header->input_channels_pixels < 1)
         return ERROR_INPUT;
-    if (session->team == NULL || team_size(session->team) != session->threads) {
-        end_team(session->team);
-        session->team = start_team(session->threads, detected);
-        if (session->team == NULL)
-            return ERROR_MEMORY;
+    if (here->team == NULL || team_size(here->team) != here->threads) {
+        end_team(here->team);
+        here->team = start_team(here->threads, detected);
     }
-    struct job job = {context, input, input_is_float, output};
+    return here->team == NULL ? ERROR_MEMORY : OK;
+}
+
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
+                    int64_t batch, float *output) {
+    struct session *session;
+    struct context *context;
+    const int code = prepare(program, program_bytes, input_is_float, batch, &session, &context);
+    if (code != OK)
+        return code;
+    struct job job = {context, input, input_is_float, output, 0};
     run_team(session->team, run_layers, &job);
+    return OK;
+}
+
+static void run_up_to(void *pointer, struct worker *worker, struct team *team) {
+    const struct job *job = pointer;
+    run_range(job, worker, team, 0, job->end, -1);
+    release_tiles(worker);
+}
+
+int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                 int layer, uint8_t *codes) {
+    struct session *session;
+    struct context *context;
+    const int code = prepare(program, program_bytes, input_is_float, batch, &session, &context);
+    if (code != OK)
+        return code;
+    if (layer < 0 || layer >= context->header->layers)
+        return ERROR_INPUT;
+    const struct view *out = &context->steps[layer].out;
+    const uint8_t *first = first_pixel(context->steps + layer);
+    if (first == NULL)
+        return ERROR_INPUT;
+    struct job job = {context, input, input_is_float, NULL, layer + 1};
+    run_team(session->team, run_up_to, &job);
+    const size_t row = (size_t)(out->width * out->pixel);
+    for (int64_t sample = 0; sample < batch; sample++)
+        for (int64_t y = 0; y < out->height; y++, codes += row)
+            memcpy(codes, first + sample * out->sample + y * out->row, row);
     return OK;
 }

@@ -24,6 +24,7 @@ enum cpupack_op {
     OP_ADD = 7,
     OP_TABLE = 8,  /* a function of one value by a table of 256 results, into a slice of channels */
     OP_AVERAGE_POOL = 9,
+    OP_OUTPUT = 10, /* a buffer -> the caller's float32, NHWC */
 };
 
 enum cpupack_flag {
@@ -60,8 +61,8 @@ struct cpupack_layer {
     int32_t runs, chunks, chunk_bytes; /* OP_CONV: contiguous runs of K, each in chunks of at most 64 bytes */
     int32_t input_zero_point, input2_zero_point, output_zero_point, low, high;
     float scale, scale2; /* meaning depends on the operation */
-    int32_t channel_offset; /* OP_TABLE: first channel of the slice in the output */
-    int32_t span_out, span_in; /* OP_CONV with groups: so many outputs read so many inputs; 0 when all read all */
+    int32_t channel_offset; /* OP_TABLE, OP_CONV: first channel of the slice in the output */
+    int32_t span_out, span_in; /* OP_CONV: outputs and inputs of a group, whose first output says where to read; 0, 0 */
     int32_t reserved;
     int64_t weights, scales, biases, table; /* offsets in the constants */
 };
@@ -72,6 +73,12 @@ struct cpupack_error_text;
 int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
                     int64_t batch, float *output);
 const char *cpupack_error(int code);
+
+/* Run the layers up to `layer` and copy what it leaves, without the border: uint8 (batch, height, width, channels).
+ * The last layers, whose results are the caller's, leave nothing: an error.
+ */
+int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                 int layer, uint8_t *codes);
 
 /* How many threads the calling thread computes with, itself included. */
 void cpupack_set_threads(int threads);

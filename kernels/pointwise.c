@@ -55,6 +55,15 @@ INLINE __mmask64 first_bytes(int64_t count) {
     return count >= 64 ? ~(__mmask64)0 : (((__mmask64)1 << count) - 1);
 }
 
+/* The first `count` of 64 values. */
+INLINE void store_floats(float *to, const __m512 *values, int64_t count) {
+    for (int j = 0; j < 4; j++) {
+        const int64_t left = count - 16 * j;
+        const __mmask16 real = left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
+        _mm512_mask_storeu_ps(to + 16 * j, real, values[j]);
+    }
+}
+
 static void quantize_row(const float *from, uint8_t *to, int64_t count, float scale, float zero_point) {
     const __m512 factor = _mm512_set1_ps(scale), offset = _mm512_set1_ps(zero_point);
     for (int64_t i = 0; i < count; i += 64) {
@@ -152,7 +161,8 @@ void run_average_pool(const struct step *step, struct worker *worker) {
     }
 }
 
-void run_global_average(const struct step *step, struct worker *worker) {
+/* To codes, or with FLAG_FLOAT_OUT to the caller's values (then scale is the input's, and the zero point 0). */
+void run_global_average(const struct step *step, struct worker *worker, float *output) {
     const struct cpupack_layer *spec = &step->spec;
     const struct view *in = &step->in, *out = &step->out;
     const int64_t blocks = (in->channels + 63) / 64, pixels = (int64_t)in->height * in->width;
@@ -187,7 +197,10 @@ void run_global_average(const struct step *step, struct worker *worker) {
         __m512 y[4];
         for (int j = 0; j < 4; j++)
             y[j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[j]), factor, bias);
-        _mm512_mask_storeu_epi8(out->first + sample * out->sample + channel, real, to_bytes(y[0], y[1], y[2], y[3]));
+        if (spec->flags & FLAG_FLOAT_OUT)
+            store_floats(output + sample * in->channels + channel, y, in->channels - channel);
+        else
+            _mm512_mask_storeu_epi8(out->first + sample * out->sample + channel, real, to_bytes(y[0], y[1], y[2], y[3]));
     }
 }
 
@@ -257,6 +270,25 @@ void run_add(const struct step *step, struct worker *worker) {
         }
         if (spec->flags & FLAG_TABLE)
             look_up(to, to, bytes_in_row, step->table, &worker->cpu);
+    }
+}
+
+void run_output(const struct step *step, struct worker *worker, float *output) {
+    const struct view *in = &step->in;
+    const __m512 scale = _mm512_set1_ps(step->spec.scale), zero = _mm512_set1_ps((float)step->spec.input_zero_point);
+    const int64_t row = (int64_t)in->width * in->channels;
+    int64_t begin, end;
+    share(worker, (int64_t)step->batch * in->height, &begin, &end);
+    for (int64_t line = begin; line < end; line++) {
+        const uint8_t *from = in->first + line / in->height * in->sample + line % in->height * in->row;
+        for (int64_t i = 0; i < row; i += 64) {
+            const __m512i bytes = _mm512_maskz_loadu_epi8(first_bytes(row - i), from + i);
+            const __m512 codes[4] = {quarter(bytes, 0), quarter(bytes, 1), quarter(bytes, 2), quarter(bytes, 3)};
+            __m512 values[4];
+            for (int j = 0; j < 4; j++)
+                values[j] = _mm512_mul_ps(_mm512_sub_ps(codes[j], zero), scale);
+            store_floats(output + line * row + i, values, row - i);
+        }
     }
 }
 
