@@ -275,7 +275,10 @@ static const uint8_t *locate(const struct step *step, const struct numbering *nu
     return from;
 }
 
-enum { WEIGHTS_TOGETHER = 640 * 1024 }; /* bytes */
+enum {
+    FIRST_CACHE = 44 * 1024,       /* bytes to fill */
+    WEIGHTS_TOGETHER = 448 * 1024, /* bytes: of a second cache of 1 MB or more */
+};
 
 struct block {
     const int32_t *sums; /* NULL for none */
@@ -284,47 +287,105 @@ struct block {
     int channels;
 };
 
-/* Tiles [begin, end) of rows by blocks [block_from, block_to) of columns.
+struct weights {
+    const int8_t *at, *end; /* NULL for none */
+};
+
+/* A worker's part of a layer: tiles of rows, or blocks of columns where there are few rows. */
+struct part {
+    int64_t tile, tile_end, block, block_end;
+};
+
+static struct part part_of(const struct step *step, const struct worker *worker, const struct numbering *number) {
+    const int64_t tiles = number->tiles_per_sample * number->samples;
+    const int64_t blocks = (step->spec.channels_out + BLOCK - 1) / BLOCK;
+    struct part part = {0, tiles, 0, blocks};
+    if ((tiles + 1) / 2 >= 8 * worker->count || blocks < worker->count) {
+        share(worker, (tiles + 1) / 2, &part.tile, &part.tile_end);
+        part.tile *= 2;
+        part.tile_end = 2 * part.tile_end < tiles ? 2 * part.tile_end : tiles;
+    } else {
+        share(worker, blocks, &part.block, &part.block_end);
+    }
+    return part;
+}
+
+static int64_t block_bytes_of(const struct step *step) {
+    return (int64_t)32 * step->spec.chunk_bytes * step->spec.chunks * step->spec.runs;
+}
+
+static struct operand locate_pair(const struct step *step, const struct numbering *number, int64_t tile, int64_t end,
+                                  float *output, struct row *rows) {
+    struct operand a = {NULL, NULL, 0};
+    a.first = a.second = locate(step, number, tile, output, rows);
+    if (tile + 1 < end)
+        a.second = locate(step, number, tile + 1, output, rows + TILE);
+    else
+        memset(rows + TILE, 0, TILE * sizeof *rows);
+    return a;
+}
+
+/* Pairs of tiles whose input fits into the first cache beside a block of weights. */
+static int64_t pairs_at_once(const struct step *step, int64_t stride, int64_t block_bytes) {
+    const struct cpupack_layer *spec = &step->spec;
+    const int64_t width = stride * BLOCK + (int64_t)(spec->kernel_w - 1) * spec->dilation_w * step->in.pixel;
+    const int64_t pairs = (FIRST_CACHE - 2 * block_bytes) / (width * spec->kernel_h);
+    return pairs < 1 ? 1 : pairs > PAIRS_AT_ONCE ? PAIRS_AT_ONCE : pairs;
+}
+
+/* A worker's part of the products.
  *
- * Two tiles of rows meet one block of weights after the other: what the rows read stays in the first cache (windows
- * overlap), weights stream from the second. As many blocks are taken together as that cache holds.
+ * A few pairs of tiles meet one block of weights after the other: both stay in the first cache, and weights stream
+ * from the second. As many blocks are taken together as that cache holds; meanwhile the next ones, of this layer or of
+ * `ahead`, are fetched into it.
  */
 static void run_part(const struct step *step, struct worker *worker, const struct numbering *number, float *output,
-                     int64_t begin, int64_t end, int64_t block_from, int64_t block_to) {
+                     const struct part *part, struct weights ahead) {
     const struct cpupack_layer *spec = &step->spec;
-    const int64_t block_bytes = (int64_t)2 * 16 * spec->chunk_bytes * spec->chunks * spec->runs;
+    const int64_t block_bytes = block_bytes_of(step);
     const int64_t stride = number->whole_batch ? step->in.pixel : step->in.pixel * spec->stride_w;
     const int64_t together = block_bytes < WEIGHTS_TOGETHER ? WEIGHTS_TOGETHER / block_bytes : 1;
+    const int64_t pairs = (part->tile_end - part->tile + 1) / 2;
+    const int64_t at_once = pairs_at_once(step, stride, block_bytes);
     finisher *finish_block = choose_finisher(step, &worker->cpu);
     /* One block is multiplied while the one before is finished: sums take long from the tiles to memory. */
     struct block waiting = {NULL, NULL, 0, 0};
-    int turn = 0, pair = 0;
-    for (int64_t first = block_from; first < block_to; first += together) {
-        const int64_t last = first + together < block_to ? first + together : block_to;
-        for (int64_t tile = begin; tile < end; tile += 2) {
-            struct row *rows = worker->rows + BLOCK * (pair ^= 1); /* the other ones may be waiting */
-            struct operand a = {NULL, NULL, stride};
-            a.first = a.second = locate(step, number, tile, output, rows);
-            if (tile + 1 < end)
-                a.second = locate(step, number, tile + 1, output, rows + TILE);
-            else
-                memset(rows + TILE, 0, TILE * sizeof *rows);
+    int turn = 0, side = 0;
+    for (int64_t first = part->block; first < part->block_end; first += together) {
+        const int64_t last = first + together < part->block_end ? first + together : part->block_end;
+        struct weights coming = ahead;
+        if (last < part->block_end) {
+            const int64_t until = last + together < part->block_end ? last + together : part->block_end;
+            coming.at = step->weights + last * block_bytes;
+            coming.end = step->weights + until * block_bytes;
+        }
+        const int64_t each = coming.at != NULL ? (coming.end - coming.at) / (pairs * (last - first)) + 64 : 0;
+        for (int64_t tile = part->tile; tile < part->tile_end; tile += 2 * at_once) {
+            struct row *rows = worker->rows + (turn ^= 1) * PAIRS_AT_ONCE * BLOCK; /* the others may be waiting */
+            struct operand a[PAIRS_AT_ONCE];
+            const int64_t left = (part->tile_end - tile + 1) / 2, count = left < at_once ? left : at_once;
+            for (int64_t i = 0; i < count; i++)
+                a[i] = locate_pair(step, number, tile + 2 * i, part->tile_end, output, rows + BLOCK * i);
             for (int64_t block = first; block < last; block++) {
                 const int8_t *weights = step->weights + block * block_bytes;
-                const int64_t channel = BLOCK * block, left = spec->channels_out - channel;
-                const int channels = left < BLOCK ? (int)left : BLOCK;
+                const int64_t channel = BLOCK * block, rest = spec->channels_out - channel;
+                const int channels = rest < BLOCK ? (int)rest : BLOCK;
                 const int64_t span = spec->span_out ? channel / spec->span_out * spec->span_in : 0;
-                const struct operand here = {a.first + span, a.second + span, stride};
-                int32_t *sums = worker->sums + BLOCK * BLOCK * (turn ^= 1);
-                if (!worker->cpu.amx)
-                    multiply_vnni(step, here, weights, sums);
-                else if (channels <= 16)
-                    multiply_amx_half(step, here, weights, sums);
-                else
-                    multiply_amx(step, here, weights, sums);
-                if (waiting.sums != NULL)
-                    finish_block(step, waiting.sums, waiting.rows, waiting.channel, waiting.channels);
-                waiting = (struct block){sums, rows, channel, channels};
+                for (int64_t i = 0; i < count; i++) {
+                    const struct operand here = {a[i].first + span, a[i].second + span, stride};
+                    int32_t *sums = worker->sums + BLOCK * BLOCK * (side ^= 1);
+                    if (!worker->cpu.amx)
+                        multiply_vnni(step, here, weights, sums);
+                    else if (channels <= 16)
+                        multiply_amx_half(step, here, weights, sums);
+                    else
+                        multiply_amx(step, here, weights, sums);
+                    for (const int8_t *end = coming.at + each; coming.at < end && coming.at < coming.end; coming.at += 64)
+                        _mm_prefetch((const char *)coming.at, _MM_HINT_T1);
+                    if (waiting.sums != NULL)
+                        finish_block(step, waiting.sums, waiting.rows, waiting.channel, waiting.channels);
+                    waiting = (struct block){sums, rows + BLOCK * i, channel, channels};
+                }
             }
         }
     }
@@ -332,20 +393,21 @@ static void run_part(const struct step *step, struct worker *worker, const struc
         finish_block(step, waiting.sums, waiting.rows, waiting.channel, waiting.channels);
 }
 
-void run_conv(const struct step *step, struct worker *worker, float *output) {
+void run_conv(const struct step *step, const struct step *next, struct worker *worker, float *output) {
     const struct numbering numbering = number(step);
-    const int64_t tiles = numbering.tiles_per_sample * numbering.samples;
-    const int64_t blocks = (step->spec.channels_out + BLOCK - 1) / BLOCK;
-    float *floats = step->spec.flags & FLAG_FLOAT_OUT ? output : NULL;
+    const struct part part = part_of(step, worker, &numbering);
+    struct weights ahead = {NULL, NULL};
+    if (next != NULL) {
+        const struct numbering numbered = number(next);
+        const struct part later = part_of(next, worker, &numbered);
+        const int64_t bytes = block_bytes_of(next);
+        ahead.at = next->weights + later.block * bytes;
+        ahead.end = next->weights + later.block_end * bytes;
+        if (ahead.end - ahead.at > WEIGHTS_TOGETHER)
+            ahead.end = ahead.at + WEIGHTS_TOGETHER;
+    }
     if (worker->cpu.amx)
         configure(step->spec.chunk_bytes);
-    int64_t begin, end;
-    if ((tiles + 1) / 2 >= 8 * worker->count || blocks < worker->count) {
-        share(worker, (tiles + 1) / 2, &begin, &end);
-        run_part(step, worker, &numbering, floats, 2 * begin, 2 * end < tiles ? 2 * end : tiles, 0, blocks);
-    } else {
-        share(worker, blocks, &begin, &end);
-        run_part(step, worker, &numbering, floats, 0, tiles, begin, end);
-    }
+    run_part(step, worker, &numbering, step->spec.flags & FLAG_FLOAT_OUT ? output : NULL, &part, ahead);
 }
 CPUPACK_END

@@ -292,6 +292,15 @@ static int64_t slack_of(const struct cpupack_header *header, const struct cpupac
     return (most + 4095) / 4096 * 4096; /* cache lines stay whole where channels fill them */
 }
 
+/* Weights are read from end to end in every call: large pages save looking up a hundred addresses of small ones. */
+static void use_huge_pages(const uint8_t *program, int64_t bytes) {
+    enum { PAGE = 4096, COLLAPSE = 25 /* MADV_COLLAPSE, Linux 6.1; older ones refuse, which changes nothing */ };
+    const uintptr_t begin = ((uintptr_t)program + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = ((uintptr_t)program + (uintptr_t)bytes) / PAGE * PAGE;
+    if (end > begin)
+        madvise((void *)begin, end - begin, COLLAPSE);
+}
+
 static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct context **made) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     if (bytes < (int64_t)sizeof *header || header->magic != CPUPACK_MAGIC || header->version != 1 ||
@@ -335,6 +344,7 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
         return ERROR_MEMORY;
     }
     madvise(context->arena, context->arena_bytes, MADV_HUGEPAGE); /* refused: small pages serve too */
+    use_huge_pages(program, bytes);
     for (int i = header->alone; i < header->layers; i++) {
         if (layers[i].op > OP_INPUT_FLOAT)
             context->passed[layers[i].input] = 1;
@@ -492,7 +502,7 @@ static void fill_halo(const struct step *step, int batch, const struct worker *w
     }
 }
 
-static void run_step(const struct step *step, struct worker *worker, const void *input, float *output) {
+static void run_step(const struct step *step, const struct step *next, struct worker *worker, const void *input, float *output) {
     fill_halo(step, step->batch, worker);
     switch (step->spec.op) {
     case OP_INPUT_PIXELS:
@@ -500,7 +510,7 @@ static void run_step(const struct step *step, struct worker *worker, const void 
         run_input(step, worker, input);
         break;
     case OP_CONV:
-        run_conv(step, worker, output);
+        run_conv(step, next, worker, output);
         break;
     case OP_DEPTHWISE:
         run_depthwise(step, worker);
@@ -529,6 +539,15 @@ static void run_step(const struct step *step, struct worker *worker, const void 
     }
 }
 
+static const struct step *next_conv(const struct context *context, int from, int input_is_float) {
+    for (int i = from; i < context->header->layers; i++) {
+        const struct cpupack_layer *spec = &context->steps[i].spec;
+        if (spec->op == OP_CONV && !(spec->flags & (input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT)))
+            return context->steps + i;
+    }
+    return NULL;
+}
+
 static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end, int sample) {
     const struct context *context = job->context;
     const struct cpupack_header *header = context->header;
@@ -541,8 +560,9 @@ static void run_range(const struct job *job, struct worker *worker, struct team 
         const struct step *step = context->steps + i;
         if (step->spec.flags & (job->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT))
             continue;
+        const struct step *next = next_conv(context, i + 1, job->input_is_float);
         if (sample < 0) {
-            run_step(step, worker, input, job->output);
+            run_step(step, next, worker, input, job->output);
         } else {
             struct step one = *step;
             one.batch = 1;
@@ -552,7 +572,7 @@ static void run_range(const struct job *job, struct worker *worker, struct team 
                 one.in2.first += sample * one.in2.sample;
             if (one.out.first != NULL && context->passed[one.spec.output])
                 one.out.first += sample * one.out.sample;
-            run_step(&one, worker, input, job->output + (int64_t)sample * header->outputs);
+            run_step(&one, next, worker, input, job->output + (int64_t)sample * header->outputs);
         }
         if (team != NULL)
             meet(team, worker);

@@ -48,7 +48,7 @@ struct worker {
     int index, count;
     struct cpu cpu;
     int32_t *sums;        /* two of 32 x 32 */
-    struct row *rows;     /* two times 32 */
+    struct row *rows;     /* two times PAIRS_AT_ONCE x 32 */
 };
 
 struct row {
@@ -58,10 +58,12 @@ struct row {
 
 #define TILE 16
 #define BLOCK 32
+#define PAIRS_AT_ONCE 8
 
 /* End the use of AMX by this thread: the kernel then saves less at a switch. */
 void release_tiles(const struct worker *worker);
-void run_conv(const struct step *step, struct worker *worker, float *output);
+/* `next` is the convolution that comes after this one, NULL for none: its weights are fetched meanwhile. */
+void run_conv(const struct step *step, const struct step *next, struct worker *worker, float *output);
 void run_depthwise(const struct step *step, struct worker *worker);
 void run_input(const struct step *step, struct worker *worker, const void *input);
 void run_max_pool(const struct step *step, struct worker *worker);

@@ -99,7 +99,7 @@ static int prepare(struct member *member, struct team *team, int index, int size
     member->worker.count = size;
     member->worker.cpu = cpu;
     member->worker.sums = aligned_alloc(64, 2 * BLOCK * BLOCK * sizeof(int32_t));
-    member->worker.rows = malloc(2 * BLOCK * sizeof(struct row));
+    member->worker.rows = malloc(2 * PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
     return member->worker.sums != NULL && member->worker.rows != NULL;
 }
 
