@@ -34,6 +34,7 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Evaluation, LoadedRecipe, Quantize
 from cpupack.recipe.gates import LABEL_GATES
+from cpupack.runtime import native
 from cpupack.runtime.host import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
@@ -257,7 +258,9 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
     anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))
     layers = trials_of(prepared.fused, anything, levels=256).layers
     weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
-    return recovery.Workshop(build_trial, ranked, prepared.fused.style, weighted, progress)
+    return recovery.Workshop(
+        build_trial, ranked, lambda target: target.engine != native.ENGINE, prepared.fused.style, weighted, progress
+    )
 
 
 def _with(prepared: Prepared, spec: Quantize) -> Prepared:

@@ -23,13 +23,15 @@ _KNOBS_WITHOUT_GRAPH = {"eager": frozenset({"observer", "weights"}), "dynamic": 
 @dataclass(frozen=True)
 class Workshop:
     """How ``pipeline.py`` builds. ``build`` quantizes for a target, verifies, times against FP32 and judges the gates;
-    ``rank`` returns the layers that may be kept in FP32 on a target, the most sensitive first.
+    ``rank`` returns the layers that may be kept in FP32 on a target, the most sensitive first; ``mixes`` says whether a
+    target's engine can have layers in FP32 at all.
 
     ``style`` is the fused model's. ``layers`` are the names of what has weights, in the order of execution.
     """
 
     build: Callable[[Quantize, Target], Contender]
     rank: Callable[[Quantize, Target], Sequence[str]]
+    mixes: Callable[[Target], bool]
     style: str
     layers: Sequence[str]
     progress: Progress
@@ -69,39 +71,49 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
     best = closest(contenders)
     assert best is not None  # ``wanted`` says so
     target = best.scripted.target
+    targets = {each.scripted.target.engine: each.scripted.target for each in contenders}
+    mixing = closest([each for each in contenders if workshop.mixes(each.scripted.target)])
+    layer_engine = mixing.scripted.target.engine if mixing is not None and workshop.style != "eager" else None
     why = _why(best, contenders)
     workshop.progress.note(f"recovery on {target.engine}: {why}")
-    passing: dict[str, Contender] = {}
+    passing: dict[tuple[str, str], Contender] = {}
 
-    def measure(setting: Quantize) -> VerifyReport:
-        contender = workshop.build(setting, target)
+    def measure(setting: Quantize, engine: str) -> VerifyReport:
+        contender = workshop.build(setting, targets[engine])
         if contender.report.passed:
-            passing[setting.model_dump_json()] = contender
+            passing[engine, setting.model_dump_json()] = contender
         return contender.report
 
     first = as_trial("as in the recipe", target.engine, {}, built_s, best.report)
     workbench = Workbench(
         engine=target.engine,
+        layer_engine=layer_engine,
         measure=measure,
         knobs=knobs_of(workshop.style),
-        layers=() if workshop.style == "eager" else workshop.layers,
-        rank=lambda setting: workshop.rank(setting, target),
+        layers=workshop.layers,
+        rank=lambda setting: workshop.rank(setting, targets[layer_engine or target.engine]),
         budget_s=quantize.budget_s,
         clock=workshop.clock,
         progress=workshop.progress,
     )
     found = search(quantize, first, workbench)
     if found.winner is None:
-        raise _not_recovered(found, quantize, target.engine, contenders)
+        raise _not_recovered(found, quantize, layer_engine, contenders)
     if found.stopped is not None:
         workshop.progress.warn(
             f"recovery ended with [quantize] budget_s = {quantize.budget_s:g} before it tried {found.stopped}; "
             "settings that lose less speed may exist"
         )
     setting = found.settings[found.winner]
-    others = [each.scripted.target for each in contenders if each is not best]
+    tried = {trial.engine for trial, each in zip(found.trials, found.settings, strict=True) if each == setting}
+    others = [
+        other
+        for engine, other in targets.items()
+        if engine not in tried and (workshop.mixes(other) or not setting.skip)
+    ]
     trials, built = _on_other_engines(setting, quantize, others, found, workshop)
-    finished = sorted([passing[setting.model_dump_json()], *built], key=lambda each: each.report.speedup or 0.0)[::-1]
+    won = passing[found.trials[found.winner].engine, setting.model_dump_json()]
+    finished = sorted([won, *built], key=lambda each: each.report.speedup or 0.0, reverse=True)
     every = (*found.trials, *trials)
     candidates = [number for number in range(len(every)) if number == found.winner or number >= len(found.trials)]
     fastest = fastest_passing([every[number] for number in candidates], workshop.layers)
@@ -172,8 +184,10 @@ def _facts(winner: Trial) -> list[str]:
     ]
 
 
-def _not_recovered(found: Found, quantize: Quantize, engine: str, contenders: Sequence[Contender]) -> VerificationError:
-    tried = len(found.trials) - 1
+def _not_recovered(
+    found: Found, quantize: Quantize, layer_engine: str | None, contenders: Sequence[Contender]
+) -> VerificationError:
+    tried, engine = len(found.trials) - 1, found.trials[0].engine
     head = f"[evaluation] the gates do not hold (on {contenders[0].report.data}), and recovery on {engine} found no way"
     if tried == 0:
         return VerificationError(
@@ -189,6 +203,8 @@ def _not_recovered(found: Found, quantize: Quantize, engine: str, contenders: Se
     if found.stopped is not None:
         words.append(f"  not tried, as budget_s = {quantize.budget_s:g} was spent: {found.stopped} and what follows")
         hint = "raise [quantize] budget_s, or lower the gate that is nearest"
+    elif layer_engine is None:
+        hint = f"nothing can be kept in FP32 with {engine} and this model; another engine or model form may allow it"
     else:
         hint = "more or better calibration samples, or a lower gate"
     return VerificationError("\n".join(words), hint=hint)

@@ -22,14 +22,17 @@ _SAME_SPEED = 0.97
 class Workbench:
     """What the search needs of a build.
 
-    ``measure`` builds a setting, verifies and times it on ``engine`` and judges the gates; it raises QuantizationError
-    or VerificationError where that cannot be done. ``knobs`` are the settings of ``settings.KNOBS`` that mean something
-    for this model. ``layers`` are the names of what has weights, in the order of execution; ``rank`` returns them with
-    the most sensitive first, and is called at most once. ``clock`` is in seconds.
+    ``measure`` builds a setting for an engine, verifies and times it and judges the gates; it raises QuantizationError
+    or VerificationError where that cannot be done. Settings are tried on ``engine``, and with layers in FP32 on
+    ``layer_engine``: the same, or another where that runs whole models only, or None where no engine can. ``knobs`` are
+    the settings of ``settings.KNOBS`` that mean something for this model. ``layers`` are the names of what has weights,
+    in the order of execution; ``rank`` returns them with the most sensitive first, and is called at most once.
+    ``clock`` is in seconds.
     """
 
     engine: str
-    measure: Callable[[Quantize], VerifyReport]
+    layer_engine: str | None
+    measure: Callable[[Quantize, str], VerifyReport]
     knobs: Sequence[tuple[str, Sequence[Any]]]
     layers: Sequence[str]
     rank: Callable[[Quantize], Sequence[str]]
@@ -114,12 +117,18 @@ class _Search:
         self.start = workbench.clock()
         self._recipe = recipe
         self._workbench = workbench
-        self._known = {recipe.model_dump_json(): failed}
+        self._engine = workbench.engine
+        self._known = {self._key(recipe): failed}
 
     def all_of_it(self) -> None:
         settings = self._turn_knobs(self._recipe)
-        if not self._known[settings.model_dump_json()].passed:
-            self._keep_layers_in_fp32(settings)
+        if self._known[self._key(settings)].passed or self._workbench.layer_engine is None:
+            return
+        if self._workbench.layer_engine != self._engine:
+            self._engine = self._workbench.layer_engine
+            if self._accurate_with(settings, (), f"the same on {self._engine}"):
+                return
+        self._keep_layers_in_fp32(settings)
 
     def _turn_knobs(self, settings: Quantize) -> Quantize:
         """Try the values of one knob after another; return the settings with those that helped."""
@@ -132,7 +141,7 @@ class _Search:
                 trial = self._try(in_words({key: value}), setting)
                 if trial.passed:
                     return setting
-                if helped(trial, self._known[best.model_dump_json()]):
+                if helped(trial, self._known[self._key(best)]):
                     best = setting
             settings = best
         return settings
@@ -196,16 +205,19 @@ class _Search:
         return kept
 
     def _try(self, label: str, setting: Quantize) -> Trial:
-        key = _sorted_skip(setting).model_dump_json()
+        key = self._key(setting)
         if key in self._known:
             return self._known[key]
         self._check_budget(label)
         trial = self._measured(label, setting)
-        self._known[key] = self._known[setting.model_dump_json()] = trial
+        self._known[key] = trial
         self.trials.append(trial)
         self.settings.append(setting)
         self._tell(trial)
         return trial
+
+    def _key(self, setting: Quantize) -> tuple[str, str]:
+        return self._engine, changed(setting, {"skip": sorted(setting.skip)}).model_dump_json()
 
     def _check_budget(self, what: str) -> None:
         """Stop where another trial, as long as trials are, would end after the budget."""
@@ -217,11 +229,11 @@ class _Search:
         begin = self._workbench.clock()
         settings = differences(setting, self._recipe)
         try:
-            report = self._workbench.measure(setting)
+            report = self._workbench.measure(setting, self._engine)
         except (QuantizationError, VerificationError) as error:
             seconds = self._workbench.clock() - begin
-            return Trial(label, self._workbench.engine, settings, seconds, error=error.message)
-        return as_trial(label, self._workbench.engine, settings, self._workbench.clock() - begin, report)
+            return Trial(label, self._engine, settings, seconds, error=error.message)
+        return as_trial(label, self._engine, settings, self._workbench.clock() - begin, report)
 
     def _tell(self, trial: Trial) -> None:
         progress = self._workbench.progress
@@ -257,7 +269,3 @@ def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, 
 
 def _most_sensitive(names: Sequence[str]) -> str:
     return f"{len(names)} most sensitive in FP32" if len(names) > 1 else f"{names[0]} in FP32"
-
-
-def _sorted_skip(setting: Quantize) -> Quantize:
-    return changed(setting, {"skip": sorted(setting.skip)})

@@ -38,10 +38,14 @@ class World:
     slower: float = 0.2
     now: float = 0.0
     built: list[Quantize] = field(default_factory=list)
+    engines: list[str] = field(default_factory=list)
     ranked: int = 0
 
-    def measure(self, setting: Quantize) -> VerifyReport:
+    def measure(self, setting: Quantize, engine: str) -> VerifyReport:
+        if engine == "whole" and setting.skip:
+            raise AssertionError("an engine of whole models is asked for a part")
         self.built.append(setting)
+        self.engines.append(engine)
         self.now += TRIAL_S
         if self.broken(setting):
             raise QuantizationError("no kernel for that\nand more words")
@@ -65,15 +69,21 @@ class World:
         self.ranked += 1
         return sorted(self.layers, key=lambda name: -self.layers[name])
 
-    def search(self, budget_s: float = 1e6, start: Quantize | None = None, knobs: Any = KNOBS) -> Found:
+    def search(
+        self,
+        budget_s: float = 1e6,
+        start: Quantize | None = None,
+        knobs: Any = KNOBS,
+        engines: tuple[str, str | None] = ("onednn", "onednn"),
+    ) -> Found:
         start = start or Quantize()
-        first = as_trial("as in the recipe", "onednn", {}, TRIAL_S, self.report(start))
+        first = as_trial("as in the recipe", engines[0], {}, TRIAL_S, self.report(start))
         assert not first.passed
         return search(
             start,
             first,
             Workbench(
-                "onednn", self.measure, knobs, list(self.layers), self.rank, budget_s, lambda: self.now, Recorder()
+                *engines, self.measure, knobs, list(self.layers), self.rank, budget_s, lambda: self.now, Recorder()
             ),
         )
 
@@ -173,6 +183,23 @@ def test_not_every_layer_goes_to_fp32() -> None:
     assert found.winner is None
     assert found.stopped is None
     assert max(len(trial.settings.get("skip", [])) for trial in found.trials) == 2
+
+
+def test_layers_go_to_fp32_on_another_engine_where_the_first_runs_whole_models() -> None:
+    world = World({"a": 1e-6, "b": 1.0, "c": 1e-6, "d": 1e-6}, bound_db=40.0, gains={("equalize", True): 0.9})
+    found = world.search(engines=("whole", "onednn"))
+    trial, setting = winner(found)
+    assert (trial.engine, setting.skip, setting.equalize) == ("onednn", ["b"], True)
+    changed_at = world.engines.index("onednn")
+    assert world.engines == ["whole"] * changed_at + ["onednn"] * (len(world.engines) - changed_at)
+    same = found.trials[changed_at + 1]
+    assert (same.label, same.settings) == ("the same on onednn", {"equalize": True})  # perhaps that is enough
+
+
+def test_where_no_engine_can_have_fp32_layers_the_knobs_are_all() -> None:
+    found = World({"a": 1e-6, "b": 1.0, "c": 1e-6}, bound_db=40.0).search(engines=("whole", None))
+    assert found.winner is None
+    assert not any("skip" in trial.settings for trial in found.trials)
 
 
 def test_a_setting_that_cannot_be_built_is_a_row_and_no_end() -> None:

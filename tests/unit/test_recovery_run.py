@@ -56,7 +56,13 @@ class Shop:
     def recover(self, contenders: Sequence[Contender], quantize: Quantize = RECIPE) -> recovery.Recovered:
         layers = ["a", "b", "c", "d"]
         shop = recovery.Workshop(
-            self.build, lambda *_: layers, self.style, layers, self.progress, clock=lambda: self.now
+            self.build,
+            lambda *_: layers,
+            lambda target: target.engine != "x86",
+            self.style,
+            layers,
+            self.progress,
+            clock=lambda: self.now,
         )
         return recovery.recover(quantize, contenders, TRIAL_S, shop)
 
@@ -106,6 +112,26 @@ def test_where_the_budget_ends_a_search_that_has_found_something_it_warns() -> N
     (warning,) = shop.progress.warnings
     assert "recovery ended with [quantize] budget_s = 15 before it tried a back in INT8" in warning
     assert found.recovery.stopped == "a back in INT8"
+
+
+def test_an_engine_of_whole_models_gives_way_to_one_that_mixes() -> None:
+    """x86 is closest; here it cannot keep layers in FP32."""
+    shop = Shop(lambda setting, _: 40.0 if "b" in setting.skip else 20.0)
+    found = shop.recover([contender("x86", 20.0), contender("fbgemm", 12.0), contender("onednn", 15.0)])
+    assert found.quantize.skip == ["b"]
+    assert found.contenders[0].scripted.target.engine in {"onednn", "fbgemm"}
+    assert not [engine for engine, setting in shop.built if engine == "x86" and setting.skip]
+    assert {engine for engine, setting in shop.built if setting.skip} == {"onednn", "fbgemm"}
+    assert found.recovery.engine == "x86"
+
+
+def test_where_nothing_mixes_that_is_told() -> None:
+    with pytest.raises(VerificationError) as error:
+        Shop(lambda *_: 20.0).recover([contender("x86", 20.0)])
+    assert "nothing can be kept in FP32 with x86" in (error.value.hint or "")
+    with pytest.raises(VerificationError) as error:
+        Shop(lambda *_: 20.0, style="eager").recover([contender("fbgemm", 20.0)])
+    assert "nothing can be kept in FP32 with fbgemm" in (error.value.hint or "")
 
 
 def test_dynamic_quantization_has_layers_alone() -> None:
