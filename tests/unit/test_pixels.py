@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +162,8 @@ def test_other_inputs_stay_float(module, bits, skip):
     floats = samples.tensor(slice(None)).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), engine("fbgemm"):
         assert sqnr_db(expected, quantized.module(floats).numpy()) > 20.0
+
+
+def test_pixels_would_overflow_16_bits_also_where_8_bit_activations_do_not():
+    without_vnni = dataclasses.replace(target_of("fbgemm"), isa="avx2")
+    assert not build(plain_net(), without_vnni, [])[0].pixel_input

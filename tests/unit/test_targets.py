@@ -58,6 +58,13 @@ def test_a_lesser_set_than_the_hosts_gets_its_own_bits(host: Any) -> None:
     assert {each.activation_bits for each in engines("avx512_vnni")} == {8}
 
 
+def test_only_x86_without_vnni_saturates(host: Any) -> None:
+    host("amx")
+    assert all(each.saturates for isa in ("avx2", "avx512") for each in engines(isa))
+    assert not any(each.saturates for isa in ("avx512_vnni", "amx", "auto") for each in engines(isa))
+    assert not any(each.saturates for each in candidates(recipe(), "aarch64", ALL))
+
+
 def test_a_named_engine_is_the_only_candidate(host: Any) -> None:
     host("avx2")
     assert [each.engine for each in engines(engine="x86")] == ["x86"]
