@@ -188,7 +188,9 @@ class _Search:
         return works
 
     def _accurate_with(self, settings: Quantize, names: Sequence[str], label: str) -> bool:
-        trial = self._try(label, with_skip(settings, whole_blocks(names, self._workbench.layers)))
+        layers = list(self._workbench.layers)
+        in_order = sorted(names, key=lambda name: layers.index(name) if name in layers else len(layers))
+        trial = self._try(label, with_skip(settings, whole_blocks(in_order, layers)))
         return trial.error is None and accurate(trial.gates)
 
     def _give_back(self, settings: Quantize, names: Sequence[str]) -> list[str]:
