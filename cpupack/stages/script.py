@@ -19,6 +19,7 @@ from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
+from cpupack.runtime.native import OPERATOR
 
 
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
@@ -31,8 +32,9 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
             if isinstance(quantized.module, NativeModel):  # one operator to torch
-                operators = quantized.module.operators
-                int8 = sum(operators.values())
+                int8 = sum(quantized.module.operators.values())
+                operators.pop(OPERATOR)
+                operators = dict(sorted((operators | quantized.module.operators).items()))
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",

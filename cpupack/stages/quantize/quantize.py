@@ -11,7 +11,6 @@ from torch import nn
 from cpupack.artifacts import CalibratedModel, QuantizedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within
-from cpupack.graph.native_model import NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -99,15 +98,9 @@ def quantize(
 
 
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, target: Target) -> QuantizedModel:
-    """Lower to a program of the native engine, which runs whole models in INT8 or not at all."""
-    if recipe.quantize.skip:
-        raise QuantizationError(
-            "the native engine runs whole models in INT8, and [quantize] skip keeps a part of this one in FP32",
-            hint='use engine = "auto" or one of torch\'s engines for it',
-        )
-    program, layers = lower(calibrated, recipe.quantize, tuple(recipe.model.input_shape), _preprocess(recipe))
-    model = NativeModel(program.to_bytes(), program.outputs, program.operators())
-    return QuantizedModel(model.eval(), target, pixel_input=bool(program.input_channels_pixels), layers=layers)
+    """Lower to a program of the native engine, with what ``skip`` keeps in FP32 before and behind it."""
+    model, layers = lower(calibrated, recipe.quantize, tuple(recipe.model.input_shape), _preprocess(recipe))
+    return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers)
 
 
 def _name(path: str) -> str:

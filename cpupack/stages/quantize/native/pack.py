@@ -23,7 +23,8 @@ class PackedConv:
     """Weights of a dense or grouped convolution and the numbers the kernel needs to walk through them.
 
     ``runs`` contiguous runs of input bytes make up one output's window, each read in ``chunks`` of ``chunk_bytes``.
-    ``span_out`` output channels read ``span_in`` input channels; 0 when all read all.
+    With groups, those of ``span_out`` outputs and ``span_in`` inputs, a block reads from the inputs of its first
+    output's group on; both are 0 when all outputs read all inputs.
     """
 
     weights: Int8Array
@@ -48,8 +49,8 @@ def pack_conv(weights: Int8Array, groups: int, *, dilated: bool) -> PackedConv:
     outputs, inputs, height, width = weights.shape
     span_out = span_in = 0
     if groups > 1:
-        span_out, span_in, weights = _spread_groups(weights, groups)
-        inputs = span_in
+        span_out, span_in = outputs // groups, inputs
+        weights = _spread_groups(weights, groups)
     joined = groups == 1 and not dilated
     taps = weights.transpose(0, 2, 3, 1)  # as NHWC memory: height, width, channel
     runs = taps.reshape(outputs, height, -1) if joined else taps.reshape(outputs, height * width, -1)
@@ -64,21 +65,14 @@ def pack_conv(weights: Int8Array, groups: int, *, dilated: bool) -> PackedConv:
     return PackedConv(packed, runs.shape[1], chunks, chunk_bytes, span_out, span_in)
 
 
-def _spread_groups(weights: Int8Array, groups: int) -> tuple[int, int, Int8Array]:
-    """Return the channels that read together and the weights with zeros for the groups an output does not read."""
+def _spread_groups(weights: Int8Array, groups: int) -> Int8Array:
+    """Return weights over the inputs of all groups that a block touches, from its first output's group on."""
     outputs, group_in, height, width = weights.shape
-    group_out = outputs // groups
-    if group_out % BLOCK == 0:
-        return group_out, group_in, weights
-    if BLOCK % group_out:
-        raise ValueError(f"{group_out} output channels a group; the kernels take 1, 2, 4, 8, 16 and multiples of 32")
-    together = BLOCK // group_out
-    span_in = together * group_in
-    spread = np.zeros((outputs, span_in, height, width), np.int8)
-    for output in range(outputs):
-        start = output // group_out % together * group_in
-        spread[output, start : start + group_in] = weights[output]
-    return BLOCK, span_in, spread
+    group = np.arange(outputs) // (outputs // groups)
+    first = group[np.arange(outputs) // BLOCK * BLOCK]
+    spread = np.zeros((outputs, (group - first).max() + 1, group_in, height, width), np.int8)
+    spread[np.arange(outputs), group - first] = weights
+    return spread.reshape(outputs, -1, height, width)
 
 
 def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[Int8Array, int]:

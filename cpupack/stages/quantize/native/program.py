@@ -56,6 +56,7 @@ class Op(IntEnum):
     ADD = 7
     TABLE = 8
     AVERAGE_POOL = 9
+    OUTPUT = 10
 
 
 class Flag(IntFlag):
@@ -67,6 +68,9 @@ class Flag(IntFlag):
     ONLY_PIXELS = 8
     ONLY_FLOAT = 16
     INCLUDE_PAD = 32
+
+
+NO_FLAGS = Flag(0)
 
 
 @dataclass
@@ -85,7 +89,13 @@ class Buffer:
     fill: int | None = None
 
     @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return self.height * self.width * self.channels
+
+    @property
     def sample_bytes(self) -> int:
+        """Bytes of one sample with its border."""
         return (self.height + 2 * self.halo[0]) * (self.width + 2 * self.halo[1]) * self.channels
 
 
@@ -94,7 +104,7 @@ class Layer:
     """One call. ``fields`` are the members of ``struct cpupack_layer`` that are not zero (kernel and stride: one)."""
 
     op: Op
-    flags: Flag = Flag(0)
+    flags: Flag = NO_FLAGS
     input: int = -1
     input2: int = -1
     output: int = -1
@@ -124,7 +134,8 @@ class Program:
 
     def operators(self) -> dict[str, int]:
         """Return how many layers of each kind one call runs."""
-        kinds = (each.op for each in self.layers if Flag.ONLY_FLOAT not in each.flags)
+        other = Flag.ONLY_FLOAT if self.input_channels_pixels else Flag.ONLY_PIXELS
+        kinds = (each.op for each in self.layers if other not in each.flags)
         return dict(sorted(Counter(f"cpupack::{kind.name.lower()}" for kind in kinds).items()))
 
     def to_bytes(self) -> bytes:

@@ -1,93 +1,75 @@
-"""What flows through a lowered graph, and functions of one value as tables of 256 codes."""
+"""What flows through a lowered graph: buffers, and in which order a call sees their values.
+
+Views, transpositions, splits and the like move no bytes. They are run on the numbers of the elements instead, and who
+reads the result finds them there: a convolution in the order of its weights, all others after a copy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.ao.nn.intrinsic as nni
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
-from torch import fx, nn
 
-from cpupack.graph.fused import ConvReLU6
 from cpupack.stages.quantize.native.program import Buffer
-
-Function = Callable[[torch.Tensor], torch.Tensor]
-
-_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.ELU,
-    nn.LeakyReLU, nn.Mish, nn.Softplus, nn.SELU, nn.CELU, nn.LogSigmoid, nn.Softsign,
-)  # fmt: skip
-_FUNCTIONS = (
-    torch.relu, F.relu, F.relu_, F.relu6, F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid, F.sigmoid, torch.tanh,
-    F.tanh, F.gelu, F.elu, F.leaky_relu, F.mish, F.softplus, F.hardtanh, torch.clamp, F.selu, F.celu,
-)  # fmt: skip
-_METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_")
-_RELUS = (torch.relu, F.relu, F.relu_, "relu", "relu_")
-_TOLERATED_STEPS = 0.25
 
 
 @dataclass(frozen=True)
 class Value:
-    """A buffer; ``flattened`` when its sample is one vector in the order channels, height, width."""
+    """A buffer and the order in which a tensor has its elements.
+
+    ``order`` is int64 of the tensor's shape with a batch of two: which element of the buffer each is, numbered by
+    sample, channel, row and column. None: all of them as they are, ``(n, channels, height, width)`` or, of one
+    position, ``(n, channels)``.
+    """
 
     buffer: int
-    flattened: bool = False
+    order: torch.Tensor | None = None
 
 
-def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
-    """Return the function of one value that a call is, or None."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        return module if type(module) in _MODULES else None
-    if node.op == "call_function" and node.target in _FUNCTIONS or node.op == "call_method" and node.target in _METHODS:
-        if any(isinstance(each, fx.Node) for each in (*node.args[1:], *node.kwargs.values())):
-            return None
-        target: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
-        return lambda x: target(x.clone(), *node.args[1:], **node.kwargs)
-    return None
+def order_of(value: Value, buffer: Buffer, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a value's order written out; ``shape`` is its tensor's, of a batch of two."""
+    return value.order if value.order is not None else torch.arange(2 * buffer.size).reshape(shape)
 
 
-def is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a ReLU or ReLU6 is a call's last step (a ReLU6's range ends at 6 or below: its codes clamp above)."""
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        return isinstance(module, nn.ReLU | nn.ReLU6 | nni.ConvReLU2d | nni.LinearReLU | ConvReLU6)
-    return node.target in _RELUS or node.target is F.relu6
+def value_of(number: int, buffer: Buffer, order: torch.Tensor) -> Value | None:
+    """Return the value of a buffer in an order, None where that takes values from one sample to another."""
+    if len(order) != 2 or not torch.equal(order[1], order[0] + buffer.size) or bool((order[0] >= buffer.size).any()):
+        return None
+    shape = tuple(order.shape[1:])
+    natural = shape == (buffer.channels, buffer.height, buffer.width) or shape == (buffer.size,) == (buffer.channels,)
+    same = natural and torch.equal(order[0].flatten(), torch.arange(buffer.size))
+    return Value(number, None if same else order)
 
 
-def is_relu6(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call's results end at 6."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), nn.ReLU6 | ConvReLU6)
-    return node.target is F.relu6
+def channels_of(value: Value, buffer: Buffer) -> list[int] | None:
+    """Return which channels of the buffer an image's are, None where the value is no whole channels in a row."""
+    if value.order is None:
+        return list(range(buffer.channels))
+    order = value.order[0]
+    image = order[:, None, None] if order.ndim == 1 and buffer.size == buffer.channels else order
+    if image.ndim != 3 or tuple(image.shape[1:]) != (buffer.height, buffer.width):
+        return None
+    return _channels(image.flatten(1).t(), buffer)
 
 
-def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[np.uint8]:
-    """Return the result's code for each of the source's 256 codes."""
-    values = (torch.arange(256, dtype=torch.float64) - source.zero_point) * source.scale
-    outputs = function(values.float()).double().numpy()
-    codes = np.rint(outputs / result.scale) + result.zero_point
-    return np.clip(codes, 0, 255).astype(np.uint8)
+def last_channels_of(value: Value, buffer: Buffer) -> list[int] | None:
+    """Return which channels a tensor's last dimension has, None where the others are not the buffer's positions."""
+    if value.order is None:
+        return list(range(buffer.channels)) if buffer.size == buffer.channels else None
+    return _channels(value.order[0].reshape(-1, value.order.shape[-1]), buffer)
 
 
-def useful_range(function: Function, limits: tuple[float, float], result: Buffer) -> tuple[float, float]:
-    """Cut from a range what the function flattens: there finer steps elsewhere are worth more.
+def channels_last(buffer: Buffer, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return the order of a tensor ``(2, ..., channels)`` whose other dimensions are the buffer's positions."""
+    positions = buffer.height * buffer.width
+    return torch.arange(2 * buffer.size).reshape(2, buffer.channels, positions).transpose(1, 2).reshape(shape)
 
-    Beyond either end the function must not move by more than a quarter of the result's step (hardswish below -3, SiLU
-    far below zero, sigmoids on both sides). Zero stays inside.
-    """
-    points = torch.linspace(limits[0], limits[1], 4097, dtype=torch.float64)
-    outputs = function(points.float()).double().numpy()
-    tolerance = _TOLERATED_STEPS * result.scale
-    rising = np.maximum.accumulate(outputs) - np.minimum.accumulate(outputs)
-    falling = (np.maximum.accumulate(outputs[::-1]) - np.minimum.accumulate(outputs[::-1]))[::-1]
-    start = int(np.searchsorted(rising > tolerance, True)) - 1
-    end = len(points) - int(np.searchsorted(falling[::-1] > tolerance, True))
-    low = float(points[max(start, 0)])
-    high = float(points[min(end, len(points) - 1)])
-    return min(low, 0.0), max(high, 0.0)
+
+def _channels(by_position: torch.Tensor, buffer: Buffer) -> list[int] | None:
+    """Return the channels of element numbers ``(positions, channels)``, None where a column is no channel in order."""
+    positions = buffer.height * buffer.width
+    if len(by_position) != positions:
+        return None
+    channels = by_position[0] // positions
+    expected = channels * positions + torch.arange(positions)[:, None]
+    return [int(each) for each in channels] if torch.equal(by_position, expected) else None

@@ -1,0 +1,185 @@
+"""A program while it is made: its buffers, which value of the graph is where, and what is told of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import fx
+
+from cpupack.artifacts import LayerFact
+from cpupack.errors import QuantizationError
+from cpupack.graph.names import scoped_name
+from cpupack.graph.native_model import Look
+from cpupack.recipe import Quantize
+from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.stages.quantize.native.calls import Calls, is_concatenation, shape_of
+from cpupack.stages.quantize.native.functions import highest_result
+from cpupack.stages.quantize.native.program import Buffer, Layer, Op, Program
+from cpupack.stages.quantize.native.select import select_channels
+from cpupack.stages.quantize.native.values import Value, channels_of
+from cpupack.stages.quantize.ranges import choose_range
+from cpupack.statistics import ActivationStats
+
+_LEVELS = 256
+
+
+class Builder:
+    """Grows ``program`` call by call.
+
+    ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
+    another one's kernel does on the way, ``result`` is the call whose values go to the caller.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        stats: Mapping[str, ActivationStats],
+        recipe: Quantize,
+        input_shape: tuple[int, int, int],
+        preprocess: PreprocessSpec | None,
+    ) -> None:
+        self.calls, self.recipe, self.preprocess = calls, recipe, preprocess
+        channels, height, width = input_shape
+        self.program = Program(height, width, input_channels_float=channels)
+        self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
+        self.absorbed: set[fx.Node] = set()
+        self.in_place: set[fx.Node] = set()
+        self.facts: list[LayerFact] = []
+        self.looks: list[Look | None] = []
+        self._stats = stats
+        self._joined: dict[fx.Node, int] = {}
+        result = next(node for node in calls.graph.graph.nodes if node.op == "output").args[0]
+        if not isinstance(result, fx.Node):
+            raise QuantizationError("the native engine returns one tensor; this model returns several")
+        self.result = result
+
+    # ---- ranges and buffers ----
+
+    def limits(self, node: fx.Node) -> tuple[float, float]:
+        """Return the range that the observer chooses for a call's result."""
+        stats = self._stats.get(node.name)
+        if stats is None:
+            raise QuantizationError(f"no calibration data went through {scoped_name(node)}")
+        low, high = choose_range(stats, self.recipe.observer, _LEVELS, self.recipe.percentile)
+        return low, min(high, highest_result(self.calls.graph, node))
+
+    def add_buffer(self, height: int, width: int, channels: int, limits: tuple[float, float]) -> int:
+        """Add a buffer that covers a range and return its number."""
+        return self.program.add_buffer(covering(height, width, channels, limits))
+
+    def buffer(self, number: int) -> Buffer:
+        """Return a buffer by its number."""
+        return self.program.buffers[number]
+
+    def bordered(self, number: int, halo: tuple[int, int], fill: int) -> int:
+        """Return a buffer with (at least) this halo: the same one where its border may be widened, else a copy."""
+        buffer = self.buffer(number)
+        if halo == (0, 0):
+            return number
+        if buffer.fill is None or buffer.fill == fill:
+            buffer.fill = fill
+            buffer.halo = max(buffer.halo[0], halo[0]), max(buffer.halo[1], halo[1])
+            return number
+        copy = self.program.add_buffer(
+            Buffer(buffer.height, buffer.width, buffer.channels, buffer.scale, buffer.zero_point, halo, fill)
+        )
+        same = np.arange(_LEVELS, dtype=np.uint8)
+        self.append(Layer(Op.TABLE, input=number, output=copy, constants={"table": same}))
+        return copy
+
+    # ---- values ----
+
+    def value(self, operand: object, reader: fx.Node) -> Value:
+        """Return where an operand is. Raises QuantizationError where it is no activation."""
+        found = self.values.get(operand) if isinstance(operand, fx.Node) else None
+        if not isinstance(found, Value):
+            raise self.calls.refusal(reader, "with a constant operand")
+        return found
+
+    def image(self, operand: object, reader: fx.Node) -> int:
+        """Return the number of a buffer that has an operand's channels as they are; a selection of them is copied."""
+        value = self.value(operand, reader)
+        if value.order is None:
+            return value.buffer
+        source = self.buffer(value.buffer)
+        channels = channels_of(value, source)
+        if channels is None:
+            raise self.calls.refusal(reader, "of values in this order")
+        copy = self.program.add_buffer(
+            Buffer(source.height, source.width, len(channels), source.scale, source.zero_point)
+        )
+        self.append(select_channels(source, self.buffer(copy), channels, value.buffer, copy))
+        return copy
+
+    def slice_for(self, node: fx.Node) -> tuple[int, int] | None:
+        """Return the buffer of the concatenation that alone reads a call, and at which channel it puts that.
+
+        None where there is no such concatenation, or it takes the call twice.
+        """
+        reader = self.calls.only_reader(node)
+        if reader is None or not is_concatenation(reader):
+            return None
+        parts = list(reader.args[0])  # type: ignore[arg-type]  # a list: it is a concatenation
+        if parts.count(node) != 1:
+            return None
+        self.in_place.add(node)
+        return self.joined(reader), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
+
+    def joined(self, node: fx.Node) -> int:
+        """Return the buffer of a concatenation, which its parts may write before it is reached."""
+        if node not in self._joined:
+            _, channels, *size = shape_of(node)
+            height, width = size or (1, 1)
+            self._joined[node] = self.add_buffer(height, width, channels, self.limits(node))
+        return self._joined[node]
+
+    # ---- layers ----
+
+    def append(self, layer: Layer) -> None:
+        """Append a layer of which nothing is told: copies, second forms, parts."""
+        self.program.layers.append(layer)
+
+    def tell(
+        self, node: fx.Node, result: fx.Node, kernel: str, *, kind: str = "", weight_sqnr_db: float | None = None
+    ) -> None:
+        """Note what became of ``node`` and of the calls up to ``result``, whose values the last layer leaves."""
+        value = self.values[result]
+        assert isinstance(value, Value)
+        buffer = self.buffer(value.buffer) if value.buffer >= 0 else None
+        self.facts.append(
+            LayerFact(
+                name=scoped_name(node),
+                kind=kind or self.calls.kind(node),
+                precision="int8",
+                kernel=kernel,
+                scale=buffer.scale if buffer else None,
+                zero_point=buffer.zero_point if buffer else None,
+                weight_sqnr_db=weight_sqnr_db,
+            )
+        )
+        shows = buffer is not None and value.order is None
+        self.looks.append(self._look(result, value) if shows else None)
+
+    def _look(self, node: fx.Node, value: Value) -> Look:
+        layers, buffer = self.program.layers, self.buffer(value.buffer)
+        last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
+        first = int(layers[last].fields.get("channel_offset", 0)) if node in self.in_place else 0
+        return Look(
+            layer=last,
+            node=node.name,
+            shape=(buffer.height, buffer.width, buffer.channels),
+            channels=(first, first + shape_of(node)[1]),
+            scale=buffer.scale,
+            zero_point=buffer.zero_point,
+        )
+
+
+def covering(height: int, width: int, channels: int, limits: tuple[float, float]) -> Buffer:
+    """Return a buffer whose codes cover a range that is widened to hold zero."""
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    scale = (high - low) / (_LEVELS - 1)
+    if scale < torch.finfo(torch.float32).tiny:
+        scale = 1.0  # always zero: any scale will do
+    return Buffer(height, width, channels, scale, min(max(round(-low / scale), 0), _LEVELS - 1))

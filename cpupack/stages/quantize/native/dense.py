@@ -1,0 +1,304 @@
+"""Layers with weights: convolutions, linear layers and lone BatchNorms, with what their kernels do on the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cpupack.accuracy import sqnr_db
+from cpupack.graph.names import core
+from cpupack.graph.pixel_model import fold_normalization
+from cpupack.runtime.inputs import pixel_zero_point
+from cpupack.stages.quantize.native.builder import Builder, covering
+from cpupack.stages.quantize.native.calls import ADDS, Calls, is_plain, pair, shape_of
+from cpupack.stages.quantize.native.functions import (
+    Function,
+    activation_of,
+    ends_with_relu,
+    is_fused_relu,
+    table_of,
+    useful_range,
+)
+from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op
+from cpupack.stages.quantize.native.values import Value, channels_last, channels_of, last_channels_of
+from cpupack.stages.quantize.native.weights import dense_parts, depthwise_parts, finish_of, quantize_weights
+
+_ONE = (1, 1)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer as a convolution: FP32 weights ``(out, in / groups, height, width)`` and bias ``(out,)``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    stride: tuple[int, int] = _ONE
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = _ONE
+    groups: int = 1
+
+    def window(self, source: Buffer) -> tuple[int, int]:
+        """Return height and width of the result."""
+        sizes = (
+            (length + 2 * pad - gap * (size - 1) - 1) // step + 1
+            for length, pad, gap, size, step in zip(
+                (source.height, source.width),
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                self.stride,
+                strict=True,
+            )
+        )
+        height, width = sizes
+        return height, width
+
+
+@dataclass
+class _Exit:
+    """What a kernel does with its sums: the calls up to ``last``, from FP32 to the codes of ``output``.
+
+    ``scale`` and ``zero_point`` are those of the codes before the table, ``added`` is the buffer that is added first.
+    """
+
+    last: fx.Node
+    names: list[str]
+    output: int = -1
+    first_channel: int = 0
+    added: int = -1
+    scale: float = 1.0
+    zero_point: float = 0.0
+    flags: Flag = NO_FLAGS
+    fields: dict[str, float] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+
+
+def has_weights(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call is of a layer that this module lowers."""
+    module = calls.module(node)
+    return module is not None and type(core(module)) in (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d)
+
+
+def convolve(b: Builder, node: fx.Node) -> None:
+    """Lower a layer with weights, with an addition and an activation behind it where nothing else reads between."""
+    value = b.value(node.args[0], node)
+    dense, source, positions = _matched(b, node, value)
+    buffer = b.buffer(source)
+    height, width = dense.window(buffer)
+    # Windows of one place need no stride, which might lead out of a small image.
+    dense = dataclasses.replace(
+        dense, stride=(dense.stride[0] if height > 1 else 1, dense.stride[1] if width > 1 else 1)
+    )
+    leave = _exit(b, node, dense, (height, width))
+    error = _emit(b, node, dense, source, leave)
+    order = None
+    if positions and leave.output >= 0:
+        order = channels_last(b.buffer(leave.output), shape_of(leave.last))
+        order = order if order.ndim > 2 else None
+    b.values[leave.last] = Value(leave.output, order)
+    kind = "+".join([b.calls.kind(node), *(b.calls.kind(each) for each in _between(node, leave.last))])
+    b.tell(node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
+
+
+def _between(node: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """Return the calls behind ``node`` up to ``last``, each the only reader of the one before."""
+    found: list[fx.Node] = []
+    while (found or [node])[-1] is not last:
+        found.append(next(iter((found or [node])[-1].users)))
+    return found
+
+
+# ---- the layer ----
+
+
+def _matched(b: Builder, node: fx.Node, value: Value) -> tuple[Dense, int, bool]:
+    """Return a layer in terms of its source buffer, that buffer, and whether a Linear goes over its positions."""
+    buffer = b.buffer(value.buffer)
+    dense = _dense(b.calls, node)
+    if not isinstance(core(b.calls.module(node) or nn.Identity()), nn.Linear):
+        if value.order is None:
+            return dense, value.buffer, False
+        channels = channels_of(value, buffer)
+        if channels is None or dense.groups > 1:
+            return dense, b.image(node.args[0], node), False
+        return dataclasses.replace(dense, weight=_spread(dense.weight, channels, buffer.channels)), value.buffer, False
+    channels = last_channels_of(value, buffer)
+    if channels is not None:
+        weight = _spread(dense.weight, channels, buffer.channels)
+        return dataclasses.replace(dense, weight=weight), value.buffer, True
+    if value.order is None or value.order.ndim != 2:
+        raise b.calls.refusal(node, "over a dimension that is not the channels")
+    # One vector a sample: a convolution with a window of the whole image.
+    whole = torch.zeros(len(dense.weight), buffer.size)
+    whole[:, value.order[0]] = dense.weight.flatten(1)
+    shaped = whole.reshape(-1, buffer.channels, buffer.height, buffer.width)
+    return dataclasses.replace(dense, weight=shaped), value.buffer, False
+
+
+def _dense(calls: Calls, node: fx.Node) -> Dense:
+    module = calls.module(node)
+    assert module is not None
+    layer = core(module)
+    if isinstance(layer, nn.Linear):
+        return Dense(layer.weight.detach()[:, :, None, None], _bias(layer))
+    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+        if len(shape_of(node)) == 3 or layer.running_mean is None or layer.running_var is None:
+            raise calls.refusal(node, "without running statistics, or over a sequence")
+        scale = torch.rsqrt(layer.running_var + layer.eps)
+        scale = scale * layer.weight.detach() if layer.weight is not None else scale
+        shift = layer.bias.detach() if layer.bias is not None else 0.0
+        return Dense(scale[:, None, None, None], shift - layer.running_mean * scale, groups=len(scale))
+    assert isinstance(layer, nn.Conv2d)
+    if layer.padding_mode != "zeros":
+        raise calls.refusal(node, f'with padding_mode "{layer.padding_mode}"')
+    return Dense(
+        layer.weight.detach(), _bias(layer), pair(layer.stride), _padding(calls, node, layer), pair(layer.dilation),
+        layer.groups,
+    )  # fmt: skip
+
+
+def _bias(layer: nn.Linear | nn.Conv2d) -> torch.Tensor:
+    return layer.bias.detach() if layer.bias is not None else torch.zeros(len(layer.weight))
+
+
+def _padding(calls: Calls, node: fx.Node, layer: nn.Conv2d) -> tuple[int, int]:
+    if not isinstance(layer.padding, str):
+        return pair(layer.padding)
+    if layer.padding == "valid":
+        return 0, 0
+    total = [gap * (size - 1) for gap, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(each % 2 for each in total):
+        raise calls.refusal(node, "with more padding on one side than on the other")
+    return total[0] // 2, total[1] // 2
+
+
+def _spread(weight: torch.Tensor, channels: list[int], total: int) -> torch.Tensor:
+    """Return weights for all channels of a buffer, zero for those that the layer does not read."""
+    if channels == list(range(total)):
+        return weight
+    spread = torch.zeros(len(weight), total, *weight.shape[2:])
+    spread[:, channels] = weight
+    return spread
+
+
+# ---- what comes behind it ----
+
+
+def _exit(b: Builder, node: fx.Node, dense: Dense, size: tuple[int, int]) -> _Exit:
+    outputs = len(dense.weight)
+    leave = _behind(b, node, (*size, outputs))
+    module, graph = b.calls.module(node), b.calls.graph
+    behind = _between(node, leave.last)
+    b.absorbed.update([node, *behind][:-1])
+    if leave.last is b.result and not behind and not is_fused_relu(module) and size == _ONE:
+        leave.flags |= Flag.FLOAT_OUT
+        b.program.outputs = outputs
+        return leave
+    function = activation_of(graph, leave.last) if behind else None
+    relu = ends_with_relu(graph, leave.last)
+    table = function if function is not None and not relu else None
+    place = b.slice_for(leave.last) if not (_is_depthwise(dense) and table) else None
+    if place is None:
+        leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
+    else:
+        leave.output, leave.first_channel = place
+    result = b.buffer(leave.output)
+    leave.scale, leave.zero_point = result.scale, result.zero_point
+    if table is not None:
+        _look_up(b, leave, table, behind[-2] if len(behind) > 1 else node)
+    elif relu:
+        leave.fields["low"] = result.zero_point
+    if leave.added >= 0:
+        leave.flags |= Flag.RESIDUAL
+        leave.fields["scale2"] = b.buffer(leave.added).scale / leave.scale
+    return leave
+
+
+def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node) -> None:
+    """Have sums rounded to the range of what goes into the activation, and go through a table from there."""
+    result = b.buffer(leave.output)
+    inner = covering(1, 1, 1, useful_range(function, b.limits(before), result))
+    leave.constants["table"] = table_of(function, inner, result)
+    leave.flags |= Flag.TABLE
+    leave.scale, leave.zero_point = inner.scale, inner.zero_point
+
+
+def _behind(b: Builder, node: fx.Node, size: tuple[int, int, int]) -> _Exit:
+    """Return the last call that the kernel also does, and what it adds on the way."""
+    calls = b.calls
+    names = ["conv"]
+    if is_fused_relu(calls.module(node)):
+        return _Exit(node, [*names, "relu"])
+    leave = _Exit(node, names)
+    reader = calls.only_reader(node)
+    if reader is not None and reader.target in ADDS and is_plain(reader):
+        others = [each for each in reader.args if each is not node]
+        found = b.values.get(others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
+        if isinstance(found, Value) and found.order is None and others[0] not in b.in_place:
+            buffer = b.buffer(found.buffer)
+            if (buffer.height, buffer.width, buffer.channels) == size and shape_of(reader) == shape_of(node):
+                leave.last, leave.added = reader, found.buffer
+                names.append("add")
+                reader = calls.only_reader(reader)
+    if reader is not None and activation_of(calls.graph, reader) is not None:
+        leave.last = reader
+        names.append(calls.kind(reader).lower().strip("_"))
+    return leave
+
+
+# ---- the program's layers ----
+
+
+def _is_depthwise(dense: Dense) -> bool:
+    return dense.groups == len(dense.weight) > 1 and dense.weight.shape[1] == 1
+
+
+def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit) -> float:
+    """Append the layer, twice where the first one may read pixels or floats; return its weights' SQNR."""
+    reads_input = _reads_input(node)
+    flag = Flag.ONLY_FLOAT if reads_input else NO_FLAGS
+    error = _append(b, dense, source, leave, flag)
+    if reads_input and b.preprocess is not None and dense.groups == 1:
+        image, channels = b.buffer(source), b.buffer(source).channels + 1
+        b.program.input_channels_pixels = channels
+        pixels = Buffer(image.height, image.width, channels, 1.0, pixel_zero_point(b.preprocess))
+        number = b.program.add_buffer(pixels)
+        b.append(Layer(Op.INPUT_PIXELS, Flag.ONLY_PIXELS, output=number))
+        folded = dataclasses.replace(dense, weight=fold_normalization(dense.weight, b.preprocess))
+        _append(b, folded, number, leave, Flag.ONLY_PIXELS)
+    return error
+
+
+def _reads_input(node: fx.Node) -> bool:
+    source = node.args[0]
+    return isinstance(source, fx.Node) and source.op == "placeholder" and list(source.users) == [node]
+
+
+def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> float:
+    read = b.bordered(source, dense.padding, b.buffer(source).zero_point)
+    weights, scales = quantize_weights(dense.weight, per_channel=b.recipe.weights == "per_channel")
+    factors, shifts = finish_of(
+        weights, scales, dense.bias.double().numpy(), b.buffer(read), (leave.scale, leave.zero_point)
+    )
+    if leave.added >= 0:
+        other = b.buffer(leave.added)
+        shifts = shifts - other.zero_point * other.scale / leave.scale
+    dilated = dense.dilation != _ONE
+    if _is_depthwise(dense) and leave.flags & (Flag.RESIDUAL | Flag.FLOAT_OUT) == 0 and not leave.first_channel:
+        op, fields, parts = depthwise_parts(weights, factors, shifts, stride=dense.stride[1], dilated=dilated)
+    else:
+        op, fields, parts = dense_parts(weights, factors, shifts, groups=dense.groups, dilated=dilated)
+    fields |= {
+        "kernel_h": dense.weight.shape[2], "kernel_w": dense.weight.shape[3],
+        "stride_h": dense.stride[0], "stride_w": dense.stride[1], "pad_h": dense.padding[0], "pad_w": dense.padding[1],
+        "dilation_h": dense.dilation[0], "dilation_w": dense.dilation[1], "channels_out": len(weights),
+        "channel_offset": leave.first_channel, **leave.fields,
+    }  # fmt: skip
+    leave.names[0] = f"cpupack::{op.name.lower()}"
+    b.append(Layer(op, leave.flags | flag, read, leave.added, leave.output, fields, parts | leave.constants))
+    rounded = weights * scales.reshape(-1, 1, 1, 1)
+    return sqnr_db(dense.weight.numpy(), rounded)
