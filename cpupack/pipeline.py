@@ -35,6 +35,7 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Evaluation, LoadedRecipe, Quantize
 from cpupack.recipe.gates import LABEL_GATES
 from cpupack.runtime import native
+from cpupack.runtime import native
 from cpupack.runtime.host import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
@@ -208,7 +209,9 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
                 if len(targets) == 1:
                     raise
                 failed[target.engine] = error.message
-                progress.warn(f"engine {target.engine} is out: {error.message}")
+                # The native engine is known to run some models and not others: that is no sign of anything wrong.
+                say = progress.note if target.engine == native.ENGINE else progress.warn
+                say(f"engine {target.engine} is out: {error.message}")
             progress.step(number + 1, len(targets), "engines")
     if not contenders:
         raise QuantizationError(
