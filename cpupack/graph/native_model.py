@@ -13,16 +13,17 @@ from torch import nn
 class Look:
     """Where the result of a call of the FP32 graph is while a program runs.
 
-    After ``layer`` the codes ``(n, *shape)``, shape being height, width and channels, have it in their ``channels``
-    (first, end); value = (code - zero_point) * scale. ``node`` is the call's name in the graph.
+    ``node`` is the call's name in the graph. After ``layer`` the codes ``(n, *shape)``, shape being height, width and
+    channels, have it in their ``channels`` (first, end); value = (code - zero_point) * scale. Without a layer it is
+    the engine's result.
     """
 
-    layer: int
     node: str
-    shape: tuple[int, int, int]
-    channels: tuple[int, int]
-    scale: float
-    zero_point: int
+    layer: int | None = None
+    shape: tuple[int, int, int] = (0, 0, 0)
+    channels: tuple[int, int] = (0, 0)
+    scale: float = 1.0
+    zero_point: int = 0
 
 
 class NativeModel(nn.Module):
@@ -63,12 +64,17 @@ class NativeModel(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def engine_result(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the engine makes of ``x``, in its shape."""
         result: torch.Tensor = torch.ops.cpupack.run_1(self.engine_input(x), self.program, self.outputs)
         if self.result_shape != (self.outputs,):
             result = result.reshape(-1, *self.result_shape)
         if self.image:
             result = result.permute(0, 3, 1, 2)
+        return result
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.engine_result(x)
         if self.tail is not None:
             result = self.tail(result)
         return result

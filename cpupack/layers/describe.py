@@ -8,10 +8,12 @@ import torch
 from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
+from cpupack.graph.native_model import NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layers.facts import DYNAMIC, FOLLOWS, Setting
 from cpupack.layers.graphs import GraphLayers
 from cpupack.layers.modules import module_layers
+from cpupack.layers.native import native_layers
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
 from cpupack.runtime.inputs import model_input
@@ -25,11 +27,11 @@ def describe_layers(
     """Run both models on a few samples and return a fact for every layer, in the order of execution.
 
     ``calibrated`` is what ``quantized`` was made from, ``skip`` the recipe's. An engine whose module is one operator
-    for the whole network says its layers itself (``QuantizedModel.layers``); those are returned as they are.
+    for the whole network says its layers itself (``QuantizedModel.layers``); here the error of each is measured.
     """
-    if quantized.layers:
-        return quantized.layers
     some = samples.spread(SAMPLES)
+    if isinstance(quantized.module, NativeModel):
+        return native_layers(quantized.module, quantized.layers, calibrated, some)
     setting = Setting(quantized.target.engine, calibrated.fused.style, tuple(skip), quantized.float_reasons)
     batch = batch_channels_last(some.tensor(slice(None)))
     module, floats = quantized.module, calibrated.fused.module

@@ -159,16 +159,19 @@ class Builder:
                 weight_sqnr_db=weight_sqnr_db,
             )
         )
-        shows = buffer is not None and value.order is None
-        self.looks.append(self._look(result, value) if shows else None)
+        self.looks.append(self._look(result, value))
 
-    def _look(self, node: fx.Node, value: Value) -> Look:
+    def _look(self, node: fx.Node, value: Value) -> Look | None:
+        if value.buffer < 0:
+            return Look(node.name)
+        if value.order is not None:
+            return None
         layers, buffer = self.program.layers, self.buffer(value.buffer)
         last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
         first = int(layers[last].fields.get("channel_offset", 0)) if node in self.in_place else 0
         return Look(
+            node.name,
             layer=last,
-            node=node.name,
             shape=(buffer.height, buffer.width, buffer.channels),
             channels=(first, first + shape_of(node)[1]),
             scale=buffer.scale,

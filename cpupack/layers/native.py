@@ -1,0 +1,97 @@
+"""The layers of a model of the native engine: how far each is off, seen by stopping the program behind it."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from cpupack.artifacts import CalibratedModel, LayerFact, Samples
+from cpupack.graph.native_model import Look, NativeModel
+from cpupack.layers.facts import output_sqnr_db
+from cpupack.layout import batch_channels_last
+from cpupack.quantized_engine import engine
+from cpupack.runtime import native
+from cpupack.runtime.inputs import model_input
+
+
+def native_layers(
+    model: NativeModel, layers: tuple[LayerFact, ...], calibrated: CalibratedModel, samples: Samples
+) -> tuple[LayerFact, ...]:
+    """Return ``layers`` with the SQNR of each one's output against the FP32 graph's on ``samples``.
+
+    Layers whose values have no place of their own in memory keep none.
+    """
+    floats = calibrated.fused.module
+    assert isinstance(floats, fx.GraphModule)
+    wanted = {look.node for look in model.looks if look is not None}
+    with torch.inference_mode(), engine(native.ENGINE):
+        batch = batch_channels_last(samples.tensor(slice(None)))
+        keeper = _Keeper(floats, wanted)
+        keeper.run(batch)
+        if model.pixel_input:
+            assert samples.preprocess is not None
+            pixels = model_input(samples.data, samples.preprocess, pixel_input=True)
+            batch = batch_channels_last(torch.from_numpy(pixels))
+        result, x = model.engine_result(batch), model.engine_input(batch)
+        return tuple(
+            fact if look is None else _with_error(fact, look, model, result, x, keeper.values[look.node])
+            for fact, look in zip(layers, model.looks, strict=True)
+        )
+
+
+def _with_error(
+    fact: LayerFact, look: Look, model: NativeModel, result: torch.Tensor, x: torch.Tensor, expected: torch.Tensor
+) -> LayerFact:
+    program = model.get_buffer("program")
+    found = result if look.layer is None else _values(codes_after(program, x, look.layer, look.shape), look)
+    return dataclasses.replace(fact, output_sqnr_db=output_sqnr_db(expected, found.reshape(expected.shape)))
+
+
+def _values(codes: npt.NDArray[np.uint8], look: Look) -> torch.Tensor:
+    own = codes[..., look.channels[0] : look.channels[1]].transpose(0, 3, 1, 2)
+    return (torch.from_numpy(own.astype(np.float32)) - look.zero_point) * look.scale
+
+
+def codes_after(
+    program: torch.Tensor, x: torch.Tensor, layer: int, shape: tuple[int, int, int]
+) -> npt.NDArray[np.uint8]:
+    """Return what ``layer`` of a program leaves in its buffer, uint8 ``(n, *shape)``; ``x`` is what the program reads.
+
+    The native kernels must be loaded. Raises RuntimeError where the program cannot run or the layer leaves nothing.
+    """
+    library = ctypes.CDLL(native.describe()["path"])  # the one that is loaded
+    library.cpupack_error.restype = ctypes.c_char_p
+    codes = np.empty((len(x), *shape), np.uint8)
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+    code = library.cpupack_look(
+        _pointer(program), ctypes.c_int64(program.numel()), _pointer(x), int(x.is_floating_point()),
+        ctypes.c_int64(len(x)), layer, codes.ctypes.data_as(ctypes.c_void_p),
+    )  # fmt: skip
+    if code != 0:
+        raise RuntimeError(f"layer {layer} of the program: {library.cpupack_error(code).decode()}")
+    return codes
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class _Keeper(fx.Interpreter):
+    """Keeps the values of some nodes; copies, because a later call may work in place."""
+
+    def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self._wanted = wanted
+        self.values: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self._wanted:
+            self.values[n.name] = value.clone()
+        return value
