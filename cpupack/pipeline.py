@@ -35,7 +35,6 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Evaluation, LoadedRecipe, Quantize
 from cpupack.recipe.gates import LABEL_GATES
 from cpupack.runtime import native
-from cpupack.runtime import native
 from cpupack.runtime.host import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.report import SensitivityReport, report_on
