@@ -346,6 +346,8 @@ static void run_part(const struct step *step, struct worker *worker, const struc
     const int64_t stride = number->whole_batch ? step->in.pixel : step->in.pixel * spec->stride_w;
     const int64_t together = block_bytes < WEIGHTS_TOGETHER ? WEIGHTS_TOGETHER / block_bytes : 1;
     const int64_t pairs = (part->tile_end - part->tile + 1) / 2;
+    if (pairs < 1)
+        return; /* more workers than pairs */
     const int64_t at_once = pairs_at_once(step, stride, block_bytes);
     finisher *finish_block = choose_finisher(step, &worker->cpu);
     /* One block is multiplied while the one before is finished: sums take long from the tiles to memory. */
