@@ -1,0 +1,221 @@
+"""Programs of the native engine beside what each of their layers must leave, computed in plain numpy integers.
+
+Sums are exact; then the kernels go through float32 (one rounding after each fused multiply and add), and so does this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cpupack.runtime import cpu, native
+from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
+from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Program
+
+Array = np.ndarray[Any, Any]
+
+
+def runs_here() -> bool:
+    """Whether this CPU can run the kernels."""
+    return cpu.machine() == native.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(native.ISA) :]
+
+
+def fma(a: Array, b: Any, c: Any) -> Array:
+    """Return a * b + c of float32 values, rounded once (the product of two is exact in float64)."""
+    return (a.astype(np.float64) * np.float64(np.float32(b)) + np.asarray(c, np.float32)).astype(np.float32)
+
+
+def clip(values: Array, low: int = 0, high: int = 255) -> Array:
+    return np.clip(np.rint(values), 0, 255).clip(low, high).astype(np.uint8)
+
+
+def windows(
+    codes: Array, kernel: tuple[int, int], stride: int, pad: tuple[int, int], dilation: int, fill: int
+) -> Array:
+    """Return (n, out height, out width, kernel height, kernel width, channels) of a padded image."""
+    padded = np.pad(codes, ((0, 0), (pad[0],) * 2, (pad[1],) * 2, (0, 0)), constant_values=fill)
+    size = [dilation * (each - 1) + 1 for each in kernel]
+    found = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))
+    return found[:, ::stride, ::stride, :, ::dilation, ::dilation].transpose(0, 1, 2, 4, 5, 3)
+
+
+@dataclass
+class Reference:
+    """A program of uint8 input ``codes`` (n, height, width, channels). Methods add a layer and return its buffer.
+
+    ``values`` has each buffer's codes, ``left`` the buffer that each layer leaves, ``result`` the float32 output.
+    """
+
+    codes: Array
+    seed: int = 0
+    values: list[Array] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    result: Array | None = None
+
+    def __post_init__(self) -> None:
+        _, height, width, channels = self.codes.shape
+        self.random = np.random.default_rng(self.seed)
+        self.program = Program(height, width, 0, input_channels_pixels=channels)
+        self._add(Layer(Op.INPUT_PIXELS, output=self._buffer(self.codes)))
+
+    def conv(
+        self, source: int, weights: Array, *, stride: int = 1, pad: tuple[int, int] = (0, 0), dilation: int = 1,
+        groups: int = 1, fill: int = 0, residual: int | None = None, table: Array | None = None, low: int = 0,
+        high: int = 255, floats: bool = False, into: tuple[int, int] | None = None,
+    ) -> int:  # fmt: skip
+        """A convolution, depthwise where it can be; ``into`` is a buffer and the channel where it writes."""
+        outputs, group_in, height, width = weights.shape
+        channels = self.values[source].shape[3]
+        scales = (self.random.uniform(0.5, 1.5, outputs) / (40.0 * np.sqrt(group_in * height * width))).astype("f4")
+        biases = self.random.uniform(100.0, 156.0, outputs).astype("f4")
+        self._border(source, pad, fill)
+        seen = windows(self.values[source], (height, width), stride, pad, dilation, fill).astype(np.int64)
+        group = np.arange(outputs) // (outputs // groups)
+        inputs = group[:, None] * group_in + np.arange(group_in)
+        taps = weights.transpose(2, 3, 1, 0).astype(np.int64)
+        sums = np.stack(
+            [np.einsum("nyxijc,ijc->nyx", seen[..., inputs[o]], taps[..., o], optimize=True) for o in range(outputs)],
+            -1,
+        )
+        assert np.abs(sums).max() < 2**31
+        y = fma(sums.astype(np.float32), scales, biases)
+        depthwise = groups == outputs == channels > 1 and residual is None and not floats and into is None
+        fields: dict[str, float] = {
+            "kernel_h": height, "kernel_w": width, "stride_h": stride, "stride_w": stride, "pad_h": pad[0],
+            "pad_w": pad[1], "dilation_h": dilation, "dilation_w": dilation, "channels_out": outputs,
+            "low": low, "high": high,
+        }  # fmt: skip
+        flags, constants = NO_FLAGS, {}
+        if residual is not None:
+            fields["scale2"] = float(np.float32(0.31))
+            y = fma(self.values[residual].astype(np.float32), 0.31, y)
+            flags |= Flag.RESIDUAL
+        if table is not None:
+            flags, constants = flags | Flag.TABLE, {"table": table}
+        if depthwise:
+            packed, several = pack_depthwise(weights[:, 0], stride, dilated=dilation > 1)
+            constants |= {
+                "weights": packed, "scales": interleave_channels(scales), "biases": interleave_channels(biases)
+            }  # fmt: skip
+            fields["runs"] = several
+        else:
+            conv = pack_conv(weights, groups, dilated=dilation > 1)
+            constants |= {
+                "weights": conv.weights, "scales": pad_channels(scales, BLOCK), "biases": pad_channels(biases, BLOCK)
+            }  # fmt: skip
+            fields |= conv.fields()
+        op = Op.DEPTHWISE if depthwise else Op.CONV
+        number = -1 if residual is None else residual
+        if floats:
+            self.result, self.program.outputs = y.reshape(len(y), -1), outputs
+            return self._add(Layer(op, flags | Flag.FLOAT_OUT, source, number, -1, fields, constants))
+        codes = clip(y, low, high)
+        codes = codes if table is None else table[codes]
+        if into is not None:
+            output, fields["channel_offset"] = into
+            self.values[output][..., into[1] : into[1] + outputs] = codes
+        else:
+            output = self._buffer(codes)
+        return self._add(Layer(op, flags, source, number, output, fields, constants))
+
+    def max_pool(self, source: int, kernel: int, stride: int, pad: tuple[int, int], dilation: int = 1) -> int:
+        self._border(source, pad, 0)
+        found = windows(self.values[source], (kernel, kernel), stride, pad, dilation, 0).max(axis=(3, 4))
+        fields = self._window(kernel, stride, pad, dilation)
+        return self._add(Layer(Op.MAX_POOL, input=source, output=self._buffer(found), fields=fields))
+
+    def average_pool(self, source: int, kernel: int, stride: int, pad: tuple[int, int], *, include: bool) -> int:
+        scale, zero_in, zero_out = np.float32(0.91372), 17, 9
+        x = self.values[source].astype(np.float64) - zero_in
+        ones = windows(np.ones(x.shape), (kernel, kernel), stride, pad, 1, 0).sum(axis=(3, 4))
+        sums = windows(x, (kernel, kernel), stride, pad, 1, 0).sum(axis=(3, 4))
+        codes = clip(sums * scale / (kernel * kernel if include else ones) + zero_out)
+        fields = self._window(kernel, stride, pad, 1) | {
+            "scale": float(scale), "input_zero_point": zero_in, "output_zero_point": zero_out
+        }  # fmt: skip
+        flags = Flag.INCLUDE_PAD if include else NO_FLAGS
+        return self._add(Layer(Op.AVERAGE_POOL, flags, source, output=self._buffer(codes), fields=fields))
+
+    def global_average(self, source: int, *, floats: bool = False) -> int:
+        scale, zero_in, zero_out = np.float32(1.70371), 5, 0 if floats else 30
+        y = (self.values[source].astype(np.float64).mean(axis=(1, 2), keepdims=True) - zero_in) * scale + zero_out
+        channels = y.shape[3]
+        fields = {
+            "scale": float(scale), "input_zero_point": zero_in, "output_zero_point": zero_out, "channels_out": channels
+        }  # fmt: skip
+        if floats:
+            self.result, self.program.outputs = y.reshape(len(y), -1).astype("f4"), channels
+            return self._add(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, source, fields=fields))
+        return self._add(Layer(Op.GLOBAL_AVERAGE, input=source, output=self._buffer(clip(y)), fields=fields))
+
+    def scale(self, source: int, gate: int) -> int:
+        scale, zero, gate_zero, zero_out = np.float32(0.0130171), 3, 11, 128
+        x, factor = self.values[source].astype(np.float64), self.values[gate].astype(np.float64)
+        codes = clip((x - zero) * ((factor - gate_zero) * scale) + zero_out)
+        fields = {
+            "scale": float(scale), "input_zero_point": zero, "input2_zero_point": gate_zero,
+            "output_zero_point": zero_out,
+        }  # fmt: skip
+        return self._add(Layer(Op.SCALE, input=source, input2=gate, output=self._buffer(codes), fields=fields))
+
+    def add(self, source: int, other: int, *, low: int = 0) -> int:
+        scale, scale2, zero, zero2, zero_out = np.float32(0.61371), np.float32(0.42913), 100, 7, 40
+        one, two = self.values[source].astype(np.float64), self.values[other].astype(np.float64)
+        codes = clip((one - zero) * scale + (two - zero2) * scale2 + zero_out, low)
+        fields = {
+            "scale": float(scale), "scale2": float(scale2), "input_zero_point": zero, "input2_zero_point": zero2,
+            "output_zero_point": zero_out, "low": low,
+        }  # fmt: skip
+        return self._add(Layer(Op.ADD, input=source, input2=other, output=self._buffer(codes), fields=fields))
+
+    def table(self, source: int, table: Array, *, into: tuple[int, int] | None = None) -> int:
+        codes = table[self.values[source]]
+        fields: dict[str, float] = {}
+        if into is None:
+            output = self._buffer(codes)
+        else:
+            output, fields["channel_offset"] = into
+            self.values[output][..., into[1] : into[1] + codes.shape[3]] = codes
+        return self._add(Layer(Op.TABLE, input=source, output=output, fields=fields, constants={"table": table}))
+
+    def output(self, source: int) -> int:
+        scale, zero = np.float32(0.037), 77
+        x = self.values[source]
+        self.result = ((x.astype("f4") - zero) * scale).reshape(len(x), -1)
+        self.program.outputs = self.result.shape[1]
+        fields = {"scale": float(scale), "input_zero_point": zero, "channels_out": self.program.outputs}
+        return self._add(Layer(Op.OUTPUT, Flag.FLOAT_OUT, source, fields=fields))
+
+    def empty(self, height: int, width: int, channels: int) -> int:
+        """A buffer that layers fill slice by slice."""
+        return self._buffer(np.zeros((len(self.codes), height, width, channels), np.uint8))
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return input and program as the operator takes them."""
+        x = torch.from_numpy(self.codes.copy()).permute(0, 3, 1, 2)
+        return x, torch.frombuffer(bytearray(self.program.to_bytes()), dtype=torch.uint8)
+
+    def _buffer(self, codes: Array) -> int:
+        self.values.append(codes)
+        return self.program.add_buffer(Buffer(*codes.shape[1:], scale=1.0, zero_point=0))
+
+    def _border(self, number: int, halo: tuple[int, int], fill: int) -> None:
+        buffer = self.program.buffers[number]
+        if halo != (0, 0):
+            assert buffer.fill in (None, fill)
+            buffer.fill = fill
+            buffer.halo = max(buffer.halo[0], halo[0]), max(buffer.halo[1], halo[1])
+
+    def _window(self, kernel: int, stride: int, pad: tuple[int, int], dilation: int) -> dict[str, float]:
+        return {
+            "kernel_h": kernel, "kernel_w": kernel, "stride_h": stride, "stride_w": stride, "pad_h": pad[0],
+            "pad_w": pad[1], "dilation_h": dilation, "dilation_w": dilation,
+        }  # fmt: skip
+
+    def _add(self, layer: Layer) -> int:
+        self.program.layers.append(layer)
+        self.left.append(layer.output)
+        return layer.output

@@ -1,0 +1,325 @@
+"""Every native kernel against plain integer arithmetic at odd sizes and extreme values, AMX against VNNI byte for byte.
+
+Then any batch and any number of threads, and programs that are damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import native_reference
+import numpy as np
+import pytest
+import torch
+from native_reference import Array, Reference
+
+from cpupack.layers.native import codes_after
+from cpupack.runtime import native
+
+pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
+
+TABLE = np.random.default_rng(5).permutation(256).astype(np.uint8)
+
+
+def pixels(*shape: int, seed: int = 0) -> Array:
+    """Codes of which a quarter are 0 and a quarter 255."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 256, shape, dtype=np.uint8)
+    return np.where(random.random(shape) < 0.5, random.choice(np.array([0, 255], np.uint8), shape), codes)
+
+
+def weights(*shape: int, seed: int = 1) -> Array:
+    """Codes of which half are -127 or 127."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(-127, 128, shape, dtype=np.int8)
+    return np.where(random.random(shape) < 0.5, random.choice(np.array([-127, 127], np.int8), shape), codes)
+
+
+CONVOLUTIONS = {
+    # (batch, height, width, channels), (outputs, inputs of a group, height, width), how
+    "1x1 dense": ((2, 7, 5, 64), (48, 64, 1, 1), {}),
+    "1x1 few channels": ((3, 5, 3, 3), (1, 3, 1, 1), {}),
+    "1x1 odd channels": ((2, 9, 11, 37), (33, 37, 1, 1), {}),
+    "1x1 stride": ((2, 9, 9, 24), (40, 24, 1, 1), {"stride": 2}),
+    "1x1 one pixel": ((5, 1, 1, 130), (257, 130, 1, 1), {}),
+    "3x3": ((2, 10, 9, 16), (24, 16, 3, 3), {"pad": (1, 1), "fill": 77}),
+    "3x3 wide image": ((1, 3, 70, 5), (17, 5, 3, 3), {"pad": (1, 1), "fill": 255}),
+    "3x3 narrow image": ((2, 40, 1, 6), (20, 6, 3, 3), {"pad": (1, 1), "fill": 3}),
+    "3x3 stride": ((2, 11, 13, 20), (64, 20, 3, 3), {"stride": 2, "pad": (1, 1), "fill": 9}),
+    "3x3 dilated": ((1, 12, 12, 10), (33, 10, 3, 3), {"dilation": 2, "pad": (2, 2), "fill": 1}),
+    "3x3 without padding": ((2, 6, 6, 67), (31, 67, 3, 3), {}),
+    "7x7 stride of four channels": ((2, 17, 15, 4), (64, 4, 7, 7), {"stride": 2, "pad": (3, 3), "fill": 114}),
+    "7x7 stride of three channels": ((1, 23, 23, 3), (32, 3, 7, 7), {"stride": 4, "pad": (3, 3), "fill": 128}),
+    "1x7": ((2, 9, 17, 12), (20, 12, 1, 7), {"pad": (0, 3), "fill": 50}),
+    "7x1": ((2, 17, 9, 12), (20, 12, 7, 1), {"pad": (3, 0), "fill": 50}),
+    "whole image": ((3, 5, 4, 11), (70, 11, 5, 4), {}),
+    "more padding than image": ((1, 2, 2, 8), (8, 8, 3, 3), {"pad": (3, 3), "fill": 60}),
+    "many weights": ((2, 3, 3, 600), (96, 600, 3, 3), {"pad": (1, 1), "fill": 0}),
+    "groups of 1 in 3 out": ((2, 6, 6, 20), (60, 1, 3, 3), {"groups": 20, "pad": (1, 1), "fill": 4}),
+    "groups of 4": ((2, 6, 6, 64), (64, 4, 3, 3), {"groups": 16, "pad": (1, 1), "fill": 4}),
+    "groups of 24": ((2, 6, 5, 72), (72, 24, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4, "stride": 2}),
+    "groups of 32": ((1, 6, 6, 96), (96, 32, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4}),
+    "groups of 5 in 7 out": ((2, 4, 4, 45), (63, 5, 1, 1), {"groups": 9}),
+    "groups of 40 in 56 out": ((1, 4, 4, 80), (112, 40, 3, 3), {"groups": 2, "pad": (1, 1), "fill": 4}),
+    "depthwise 3x3": ((2, 9, 7, 64), (64, 1, 3, 3), {"groups": 64, "pad": (1, 1), "fill": 99}),
+    "depthwise 3x3, odd": ((3, 8, 8, 70), (70, 1, 3, 3), {"groups": 70, "pad": (1, 1), "fill": 99}),
+    "depthwise 3x3 stride": ((2, 9, 10, 33), (33, 1, 3, 3), {"groups": 33, "pad": (1, 1), "stride": 2, "fill": 7}),
+    "depthwise 5x5": ((2, 9, 7, 24), (24, 1, 5, 5), {"groups": 24, "pad": (2, 2), "fill": 255}),
+    "depthwise 5x5 stride": ((2, 11, 13, 65), (65, 1, 5, 5), {"groups": 65, "pad": (2, 2), "stride": 2, "fill": 1}),
+    "depthwise 7x7": ((1, 9, 9, 16), (16, 1, 7, 7), {"groups": 16, "pad": (3, 3), "fill": 1}),
+    "depthwise 3x3 dilated": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "pad": (2, 2), "dilation": 2, "fill": 1}),
+    "depthwise 3x3 stride 3": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "stride": 3}),
+    "depthwise 1x1": ((2, 3, 3, 129), (129, 1, 1, 1), {"groups": 129}),
+    "depthwise 1x3": ((2, 5, 5, 20), (20, 1, 1, 3), {"groups": 20, "pad": (0, 1), "fill": 8}),
+    "clamped": ((2, 5, 5, 20), (20, 20, 1, 1), {"low": 120, "high": 200}),
+    "depthwise clamped": ((2, 5, 5, 20), (20, 1, 3, 3), {"groups": 20, "low": 120, "high": 200}),
+    "table": ((2, 5, 7, 20), (36, 20, 1, 1), {"table": TABLE}),
+    "depthwise table": ((2, 9, 9, 70), (70, 1, 3, 3), {"groups": 70, "pad": (1, 1), "table": TABLE}),
+}
+
+
+def convolution(name: str) -> Reference:
+    shape, filters, how = CONVOLUTIONS[name]
+    net = Reference(pixels(*shape))
+    net.output(net.conv(0, weights(*filters), **how))
+    return net
+
+
+def residual(channels: int, *, table: bool, groups: int = 1) -> Reference:
+    net = Reference(pixels(2, 6, 7, channels))
+    how = {"pad": (1, 1), "fill": 12, "groups": groups}
+    filters = (channels, channels // groups, 3, 3)
+    one = net.conv(0, weights(*filters), **how)
+    net.output(net.conv(0, weights(*filters, seed=3), residual=one, table=TABLE if table else None, low=3, **how))
+    return net
+
+
+def floats_out(batch: int, inputs: int, outputs: int) -> Reference:
+    net = Reference(pixels(batch, 1, 1, inputs))
+    net.conv(0, weights(outputs, inputs, 1, 1), floats=True)
+    return net
+
+
+def pools(channels: int) -> Reference:
+    net = Reference(pixels(3, 11, 9, channels))
+    net.max_pool(0, 3, 2, (1, 1))
+    last = net.max_pool(net.table(0, TABLE), 2, 1, (0, 0), dilation=2)
+    for include in (True, False):
+        net.average_pool(last, 3, 2, (1, 1), include=include)
+    net.average_pool(0, 2, 2, (0, 0), include=True)
+    net.global_average(0, floats=True)
+    return net
+
+
+def gate(channels: int) -> Reference:
+    net = Reference(pixels(3, 5, 6, channels))
+    net.output(net.add(net.scale(0, net.global_average(0)), net.table(0, TABLE), low=40))
+    return net
+
+
+def slices() -> Reference:
+    """A concatenation whose parts are written by convolutions and tables, and which has a border for its reader."""
+    net = Reference(pixels(2, 5, 6, 19))
+    joined = net.empty(5, 6, 19 + 33 + 7)
+    net.table(0, TABLE, into=(joined, 33))
+    net.conv(0, weights(33, 19, 3, 3), pad=(1, 1), fill=5, into=(joined, 0))
+    net.conv(0, weights(7, 19, 1, 1), table=TABLE, into=(joined, 52))
+    net.output(net.conv(joined, weights(8, 59, 3, 3), pad=(1, 1), fill=200))
+    return net
+
+
+def wide_average() -> Reference:
+    """Sums of more values than 16 bits hold."""
+    net = Reference(np.full((1, 300, 300, 3), 255, np.uint8))
+    net.global_average(0, floats=True)
+    return net
+
+
+NETS: dict[str, Callable[[], Reference]] = {
+    **{name: lambda name=name: convolution(name) for name in CONVOLUTIONS},
+    "residual": lambda: residual(40, table=False),
+    "residual and table": lambda: residual(33, table=True),
+    "residual of a depthwise": lambda: residual(20, table=False, groups=20),
+    "float32 out": lambda: floats_out(3, 70, 10),
+    "float32 out, many": lambda: floats_out(5, 1280, 1001),
+    "pools": lambda: pools(20),
+    "pools of many channels": lambda: pools(130),
+    "gate": lambda: gate(70),
+    "slices": slices,
+    "wide average": wide_average,
+}
+
+
+def last_writers(net: Reference) -> dict[int, int]:
+    """Return the last layer that writes each buffer."""
+    return {number: layer for layer, number in enumerate(net.left) if number >= 0}
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> None:
+    native.load()
+    native.set_threads(1)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
+    net = NETS[name]()
+    x, program = net.tensors()
+    for number, layer in last_writers(net).items():
+        expected = net.values[number]
+        found = codes_after(program, x, layer, expected.shape[1:])
+        if net.program.layers[layer].op.name in {"CONV", "DEPTHWISE", "MAX_POOL", "TABLE", "INPUT_PIXELS"}:
+            np.testing.assert_array_equal(found, expected, err_msg=f"layer {layer}")
+        else:  # their float32 sums are rounded in another order: a code may be the next one, where it was half way
+            difference = np.abs(found.astype(int) - expected.astype(int))
+            assert difference.max() <= 1
+            assert (difference > 0).mean() < 0.01
+    result = torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy()
+    assert net.result is not None
+    if {layer.op.name for layer in net.program.layers} & {"AVERAGE_POOL", "GLOBAL_AVERAGE", "SCALE", "ADD"}:
+        np.testing.assert_allclose(result, net.result, rtol=1e-5, atol=0.038)  # a code of the last layer
+    else:
+        np.testing.assert_array_equal(result, net.result)
+
+
+@pytest.mark.parametrize("name", ["3x3", "depthwise 5x5 stride", "residual and table", "pools", "gate", "slices"])
+def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
+    net = NETS[name]()
+    x, program = net.tensors()
+    alone = [torch.ops.cpupack.run_1(each[None], program, net.program.outputs) for each in x]
+    for threads in (1, 2, 3):
+        native.set_threads(threads)
+        for batch in (1, 2, 5):
+            many = x.repeat(5, 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
+            found = torch.ops.cpupack.run_1(many, program, net.program.outputs)
+            for sample in range(batch):
+                assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
+
+
+def test_float_input_is_rounded_and_clamped() -> None:
+    net = Reference(pixels(2, 3, 5, 7))
+    net.output(0)
+    net.program.layers[0].op = native_reference.Op.INPUT_FLOAT
+    net.program.layers[0].fields = {"scale": 10.0, "output_zero_point": 100}
+    net.program.input_channels_pixels, net.program.input_channels_float = 0, 7
+    x = torch.randn(2, 7, 3, 5).mul(10.0).contiguous(memory_format=torch.channels_last)
+    _, program = net.tensors()
+    codes = codes_after(program, x, 0, (3, 5, 7))
+    expected = native_reference.clip(x.permute(0, 2, 3, 1).numpy() * np.float32(10.0) + np.float32(100.0))
+    np.testing.assert_array_equal(codes, expected)
+    assert {0, 255} <= set(codes.flatten().tolist())
+
+
+def test_there_is_nothing_to_see_of_the_result_and_of_layers_that_are_not() -> None:
+    net = floats_out(1, 4, 5)
+    x, program = net.tensors()
+    for layer in (-1, 1, 2):
+        with pytest.raises(RuntimeError, match="does not take"):
+            codes_after(program, x, layer, (1, 1, 5))
+
+
+DIGESTS = """
+import json, sys
+sys.path[:0] = sys.argv[1:]
+import test_native_kernels as tests
+print(json.dumps(tests.digests()))
+"""
+
+
+def digests() -> dict[str, str]:
+    """Return a hash of every buffer and result of every program, and the path that made them."""
+    native.load()
+    found = {"isa": native.describe()["isa"]}
+    for name, make in NETS.items():
+        net = make()
+        x, program = net.tensors()
+        text = hashlib.sha256()
+        for number, layer in last_writers(net).items():
+            text.update(codes_after(program, x, layer, net.values[number].shape[1:]).tobytes())
+        text.update(torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy().tobytes())
+        found[name] = text.hexdigest()
+    return found
+
+
+def in_a_process(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    here = Path(__file__).parent
+    return subprocess.run(
+        [sys.executable, "-c", code, str(here), str(here.parent), *map(str, arguments)],
+        env={**os.environ, **environment, "PYTHONPATH": str(here.parent.parent)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_amx_and_vnni_give_the_same_bytes() -> None:
+    here = digests()
+    if here["isa"] != "amx":
+        pytest.skip("this CPU has no AMX")
+    done = in_a_process(DIGESTS, CPUPACK_ISA="vnni")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {**here, "isa": "vnni"}
+
+
+# --- damaged programs
+
+DAMAGE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import test_native_kernels as tests
+print(*tests.damage(int(sys.argv[3])))
+"""
+
+
+def damage(seed: int) -> tuple[int, int]:
+    """Run damaged programs; return how many ran and how many were refused. Must come back at all."""
+    native.load()
+    random = np.random.default_rng(seed)
+    ran = refused = 0
+    for make in (NETS["3x3 stride"], NETS["groups of 24"], NETS["depthwise 5x5"], NETS["depthwise 7x7"],
+                 NETS["residual and table"], NETS["pools"], NETS["gate"], NETS["slices"]):  # fmt: skip
+        net = make()
+        x, program = net.tensors()
+        native.set_threads(int(random.integers(1, 3)))
+        for data in damaged(program.numpy(), random):
+            data[40:48] = random.integers(0, 256, 8)  # another identity: nothing known of the program may help
+            outputs = int(data[32:36].view("<i4")[0])
+            try:
+                torch.ops.cpupack.run_1(x, torch.from_numpy(data), outputs)
+                ran += 1
+            except RuntimeError:
+                refused += 1
+    return ran, refused
+
+
+def damaged(program: Array, random: np.random.Generator) -> list[Array]:
+    """Return programs with one field changed (every one but the number of outputs), several, or cut off."""
+    header = program[:64].view("<i4")
+    end = 64 + 40 * int(header[2]) + 144 * int(header[3])
+    extremes = [-(2**31), -1, 0, 1, 2, 3, 31, 33, 64, 255, 4096, 2**15, 2**16, 2**24, 2**30, 2**31 - 1]
+    found = []
+    for place in [*range(0, 32, 4), *range(36, end, 4)]:
+        for value in random.choice(extremes, 3, replace=False):
+            data = program.copy()
+            data[place : place + 4].view("<i4")[0] = value
+            found.append(data)
+    for _ in range(200):
+        data = program.copy()
+        for place in random.integers(36 // 4, end // 4, 3):
+            data[4 * place : 4 * place + 4].view("<i4")[0] += random.integers(-4, 5)
+        found.append(data)
+    found.extend(program[: int(size)].copy() for size in random.integers(64, len(program), 40))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
+    done = in_a_process(DAMAGE, seed)
+    assert done.returncode == 0, done.stderr[-2000:]
+    ran, refused = map(int, done.stdout.split())
+    assert ran > 100  # numbers that are only data: scales, zero points, halos in the slack
+    assert refused > 1000
