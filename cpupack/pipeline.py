@@ -41,6 +41,7 @@ from cpupack.sensitivity.report import SensitivityReport, report_on
 from cpupack.sensitivity.trials import trials_of
 from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate, observe
+from cpupack.stages.correct import correct
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
@@ -68,7 +69,10 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all targets share: the FP32 model, its statistics, and the reference outputs."""
+    """What all targets share: the FP32 model, its statistics, and the reference outputs.
+
+    ``corrections`` holds the last corrected form of ``calibrated``, by the settings it was made with.
+    """
 
     loaded: LoadedRecipe
     model: FloatModel
@@ -78,6 +82,7 @@ class Prepared:
     reference: Reference
     float_path: Path
     diagnosis: CalibrationReport | None = None
+    corrections: dict[tuple[str, int], CalibratedModel] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -253,8 +258,9 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
 
     def ranked(spec: Quantize, target: Target) -> list[str]:
         levels = 2**target.activation_bits
-        ranges = choose_ranges(prepared.calibrated.stats, spec.observer, levels, spec.percentile)
-        found = rank(prepared.fused, ranges, prepared.reference.samples, progress, levels=levels)
+        calibrated = _corrected(prepared, spec, target, progress)
+        ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
+        found = rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels)
         return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
 
     anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))
@@ -298,21 +304,48 @@ def _quantized(
 ) -> tuple[QuantizedModel, SaturationReport | None]:
     """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
 
+    calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
+
     def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
-        recipe = prepared.loaded.recipe
-        return quantize(prepared.calibrated, prepared.model.module, recipe, target, limited)
+        return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
 
     if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
         return quantize_for(target), None
     return make_safe(quantize_for, target, prepared.calibration, progress)
 
 
+def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Progress) -> CalibratedModel:
+    """Return the calibrated model with the corrections that ``spec`` asks for; engines that race share one."""
+    levels = 2**target.activation_bits
+    key = (spec.model_dump_json(exclude={"recover", "budget_s"}), levels)
+    if key not in prepared.corrections:
+        recipe = prepared.loaded.recipe
+        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
+        prepared.corrections.clear()  # each holds a copy of the weights
+        prepared.corrections[key] = correct(
+            prepared.calibrated,
+            prepared.calibration,
+            spec,
+            levels,
+            choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
+            recalibrate=lambda fused: calibrate(fused, prepared.calibration, batch_size, progress),
+            progress=progress,
+            pixels=recipe.preprocess is not None,
+        )
+    return prepared.corrections[key]
+
+
 def _described(settled: Settled, progress: Progress) -> Settled:
     """Return the same with the facts of the winner's layers, and a note for each that stayed FP32."""
     prepared, winner = settled.prepared, settled.winner
     with progress.stage(f"describe layers ({winner.scripted.target.cpu})"):
-        skip = prepared.loaded.recipe.quantize.skip
-        layers = describe_layers(winner.quantized, prepared.calibrated, skip, prepared.reference.samples)
+        spec = prepared.loaded.recipe.quantize
+        # Layers are compared with FP32 ones: with equalized channels, but not with biases that make up for INT8.
+        exact = spec.model_copy(update={"bias_correction": False, "rounding": "nearest"})
+        calibrated = (
+            _corrected(prepared, exact, winner.scripted.target, progress) if spec.equalize else prepared.calibrated
+        )
+        layers = describe_layers(winner.quantized, calibrated, spec.skip, prepared.reference.samples)
     quantized = dataclasses.replace(winner.quantized, notes=float_notes(layers) or winner.quantized.notes)
     return dataclasses.replace(settled, winner=dataclasses.replace(winner, quantized=quantized, layers=layers))
 

@@ -61,6 +61,16 @@ def record_shapes(graph_module: fx.GraphModule, example: torch.Tensor) -> None:
         Shapes(graph_module).run(example)
 
 
+def last_readers(graph: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+    """Return, for each node, the values that nothing reads after it."""
+    order = {node: number for number, node in enumerate(graph.graph.nodes)}
+    done: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        if node.op != "output":
+            done.setdefault(max([node, *node.users], key=order.__getitem__), []).append(node)
+    return done
+
+
 def _is_noop(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False

@@ -196,7 +196,7 @@ def _quantize(view: View) -> Iterator[Problem]:
             missing=True,
         )
     if mode == "dynamic":
-        for key in ("observer", "percentile"):
+        for key in ("observer", "percentile", "weights", "equalize", "bias_correction", "rounding"):
             if view.given("quantize", key):
                 yield Problem(("quantize", key), 'has no effect with mode = "dynamic"')
         if isinstance(view("fuse", "modules"), list):

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-Range = tuple[float, float]
+from cpupack.graph.weight_grid import round_to_grid
 
-WEIGHT_LEVELS = (-128, 127)
+Range = tuple[float, float]
 
 
 def round_activation(values: torch.Tensor, limits: Range, levels: int) -> torch.Tensor:
@@ -25,17 +25,8 @@ def round_activation(values: torch.Tensor, limits: Range, levels: int) -> torch.
 
 
 def round_weight(weight: torch.Tensor, channel_axis: int | None) -> torch.Tensor:
-    """Return float32 ``weight`` rounded to int8, symmetric; one scale a channel, or one for all (axis None).
-
-    The scale is that of torch's ``PerChannelMinMaxObserver`` for -128..127: the largest magnitude by 127.5.
-    """
-    lowest, highest = WEIGHT_LEVELS
-    if channel_axis is None:
-        largest = weight.abs().amax()
-    else:
-        largest = weight.abs().amax(dim=[axis for axis in range(weight.ndim) if axis != channel_axis], keepdim=True)
-    scale = (largest / ((highest - lowest) / 2)).clamp(min=torch.finfo(torch.float32).eps)
-    return torch.clamp(torch.round(weight / scale), lowest, highest) * scale
+    """Return float32 ``weight`` rounded to int8, symmetric; one scale a channel, or one for all (axis None)."""
+    return round_to_grid(weight, channel_axis)
 
 
 class Noise:

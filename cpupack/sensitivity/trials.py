@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import FusedModel
 from cpupack.graph.names import kind_of
+from cpupack.graph.trace import last_readers
 from cpupack.layout import weights_channels_last
 from cpupack.sensitivity.rounding import Noise, Range, round_activation, round_weight
 from cpupack.sensitivity.sites import Site, find_sites, is_weight, rounded_weights, weights_of
@@ -62,7 +63,7 @@ class GraphTrials:
         self._ends: dict[fx.Node, list[int]] = {}
         for index, site in enumerate(self._sites):
             self._ends.setdefault(site.last, []).append(index)
-        self._done_after = _last_readers(graph)
+        self._done_after = last_readers(graph)
 
     def run(self, batch: torch.Tensor, noises: Sequence[Noise]) -> Iterator[tuple[int, torch.Tensor]]:
         interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
@@ -202,13 +203,3 @@ class ModuleTrials:
     def _rounded_output(self, name: str, output: torch.Tensor) -> torch.Tensor:
         limits = self._ranges.get(name)
         return output if limits is None else round_activation(output, limits, self._levels)
-
-
-def _last_readers(graph: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
-    """Return, for each node, the values that nothing reads after it."""
-    order = {node: number for number, node in enumerate(graph.graph.nodes)}
-    done: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.graph.nodes:
-        if node.op != "output":
-            done.setdefault(max([node, *node.users], key=order.__getitem__), []).append(node)
-    return done

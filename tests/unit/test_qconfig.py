@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ENGINES, quantized, target
+from tiny_models import ENGINES, quantized, recipe, target
 from torch import nn
 
+from cpupack.graph.weight_grid import round_to_grid, weight_scales
 from cpupack.stages.quantize.qconfig import StatsObserver, qconfig_mapping, static_qconfig
 
 
@@ -45,10 +46,40 @@ def test_weights_are_symmetric_with_one_scale_a_channel(engine: str) -> None:
     observer = static_qconfig(target(engine)).weight()
     observer(weight)
     scale, zero_point = observer.calculate_qparams()
-    steps = 127 if engine == "qnnpack" else 127.5  # torch spreads the larger magnitude over half of the range's width
-    assert torch.allclose(scale, torch.tensor([1.0, 100.0, 0.001]) / steps, rtol=1e-5)
+    assert torch.allclose(scale, torch.tensor([1.0, 100.0, 0.001]) / 127, rtol=1e-5)
     assert zero_point.tolist() == [0, 0, 0]
-    assert observer.quant_min == (-127 if engine == "qnnpack" else -128)
+    assert (observer.quant_min, observer.quant_max) == (-127, 127)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_scale_for_all_weights_is_that_of_the_largest(engine: str) -> None:
+    observer = static_qconfig(target(engine), "per_tensor").weight()
+    observer(torch.tensor([[1.0, -1.0], [100.0, -50.0]]))
+    scale, zero_point = observer.calculate_qparams()
+    assert (float(scale), int(zero_point)) == (pytest.approx(100.0 / 127, rel=1e-5), 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_recipe_chooses_per_tensor_weights(engine: str) -> None:
+    spec = recipe(quantize={"weights": "per_tensor"})
+    _, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)), engine, spec=spec)
+    weights = [module.weight() for module in int8.module.modules() if hasattr(module, "weight")]
+    assert [weight.qscheme() for weight in weights] == 2 * [torch.per_tensor_affine]
+
+
+@pytest.mark.parametrize("axis", [0, None])
+def test_the_grid_of_corrections_is_the_one_that_engines_find(axis: int | None) -> None:
+    """What a correction leaves on the grid, engines round to itself."""
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-3, 3)[:, None]
+    codes = torch.clamp(torch.round(weight / weight_scales(weight, axis)), -127, 127)
+    observer = static_qconfig(target(), "per_tensor" if axis is None else "per_channel").weight()
+    observer(round_to_grid(weight, axis))
+    scale, zero_point = observer.calculate_qparams()
+    if axis is None:
+        found = torch.quantize_per_tensor(round_to_grid(weight, axis), float(scale), 0, torch.qint8)
+    else:
+        found = torch.quantize_per_channel(round_to_grid(weight, axis), scale, zero_point, 0, torch.qint8)
+    assert torch.equal(found.int_repr().float(), codes)
 
 
 @pytest.mark.filterwarnings("ignore:.*reduce_range will be deprecated")

@@ -86,8 +86,8 @@ def test_the_sqnr_of_weights_is_that_of_rounding_each_channel_to_int8() -> None:
     torch.manual_seed(3)
     module = Residual()
     weight = module.left.weight.detach().numpy().astype(np.float64).copy()
-    scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127.5
-    expected = decibels(weight, np.clip(np.rint(weight / scale), -128, 127) * scale)
+    scale = np.abs(weight).max(axis=(1, 2, 3), keepdims=True) / 127.0
+    expected = decibels(weight, np.clip(np.rint(weight / scale), -127, 127) * scale)
     found = layers_of(module)
     assert found["left"].weight_sqnr_db == pytest.approx(expected, abs=0.01)
     assert found["add"].weight_sqnr_db is None

@@ -10,23 +10,25 @@ import torch.ao.nn.intrinsic as nni
 import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import fx, nn
-from torch.ao.quantization import PerChannelMinMaxObserver
+from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver
 
 from cpupack.graph.pixel_model import PixelModel, PixelStem, fold_normalization
 from cpupack.runtime.inputs import pixel_zero_point
 from cpupack.runtime.preprocess import PreprocessSpec
-from cpupack.stages.quantize.qconfig import static_qconfig
 from cpupack.targets import Target
+
+Observer = MinMaxObserver | PerChannelMinMaxObserver
 
 _FIRST = (nnq.Conv2d, nniq.ConvReLU2d)
 
 
 def take_pixels(
-    converted: fx.GraphModule, floats: fx.GraphModule, preprocess: PreprocessSpec, target: Target
+    converted: fx.GraphModule, floats: fx.GraphModule, preprocess: PreprocessSpec, target: Target, observer: Observer
 ) -> PixelModel | None:
     """Return the model with a pixel input, or None when its input is not read by one INT8 convolution alone.
 
-    ``floats`` is the graph that was prepared: it has the first convolution's FP32 weights under the same name. Where
+    ``floats`` is the graph that was prepared: it has the first convolution's FP32 weights under the same name.
+    ``observer`` chooses the scales of weights. Where
     16-bit sums would saturate there is no such model: pixels use the full range.
     """
     found = _first_convolution(converted)
@@ -39,7 +41,7 @@ def take_pixels(
     weights = original[0] if isinstance(original, nni.ConvReLU2d) else original
     if not isinstance(weights, nn.Conv2d) or weights.groups != 1 or weights.padding_mode != "zeros":
         return None
-    pixel_stem = PixelStem(_pixel_convolution(quantized, weights, preprocess, target), pixel_zero_point(preprocess))
+    pixel_stem = PixelStem(_pixel_convolution(quantized, weights, preprocess, observer), pixel_zero_point(preprocess))
     return PixelModel(pixel_stem, _up_to(converted, conv), _behind(converted, quantize, conv))
 
 
@@ -55,7 +57,7 @@ def _first_convolution(converted: fx.GraphModule) -> tuple[fx.Node, fx.Node] | N
     return (readers[0], convs[0]) if type(converted.get_submodule(str(convs[0].target))) in _FIRST else None
 
 
-def _pixel_convolution(quantized: Any, weights: nn.Conv2d, preprocess: PreprocessSpec, target: Target) -> nn.Module:
+def _pixel_convolution(quantized: Any, weights: nn.Conv2d, preprocess: PreprocessSpec, observer: Observer) -> nn.Module:
     """Return an INT8 convolution of the same class and output as ``quantized`` with normalization in its weights."""
     conv = nn.Conv2d(
         weights.in_channels + 1,
@@ -68,7 +70,6 @@ def _pixel_convolution(quantized: Any, weights: nn.Conv2d, preprocess: Preproces
     bias = torch.zeros(weights.out_channels) if weights.bias is None else weights.bias
     conv.weight = nn.Parameter(fold_normalization(weights.weight.detach(), preprocess), requires_grad=False)
     conv.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    observer: PerChannelMinMaxObserver = static_qconfig(target).weight()
     module: nn.Module = type(quantized).get_qconv(conv, _SameOutput(quantized.scale, quantized.zero_point), observer)
     return module
 

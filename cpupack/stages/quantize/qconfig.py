@@ -1,4 +1,4 @@
-"""Observers and qconfigs: ranges come from the calibration statistics, weights are per channel and symmetric."""
+"""Observers and qconfigs: ranges come from the calibration statistics, weights are symmetric."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import nn
 from torch.ao.quantization import (
+    MinMaxObserver,
     PerChannelMinMaxObserver,
     QConfig,
     QConfigMapping,
-    default_weight_observer,
     get_default_qconfig_mapping,
 )
 from torch.ao.quantization.observer import HistogramObserver, ObserverBase
 
 from cpupack.graph.fused import TRANSPOSED_CONVS
+from cpupack.graph.weight_grid import LARGEST_CODE
 from cpupack.targets import Target
 
 
@@ -46,19 +47,17 @@ class StatsObserver(ObserverBase):
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
 
 
-def static_qconfig(target: Target) -> QConfig:
-    """Return the qconfig of an engine: ``activation_bits`` for activations, per-channel int8 for weights.
+def static_qconfig(target: Target, weights: str = "per_channel") -> QConfig:
+    """Return the qconfig of an engine: ``activation_bits`` for activations, int8 weights on the grid of all engines.
 
-    qnnpack also gets per-channel weights: torch's default for it is per tensor, and that takes a trained MobileNetV2
-    from 78 % to chance. Its weights stay within -127..127, as its kernels require.
+    ``weights`` is the recipe's: one scale for each output channel, or one for all. qnnpack also gets per-channel
+    weights: torch's default for it is per tensor, and that takes a trained MobileNetV2 from 78 % to chance.
     """
-    lowest = -127 if target.engine == "qnnpack" else -128
-    return QConfig(
-        activation=StatsObserver.with_args(levels=2**target.activation_bits),
-        weight=PerChannelMinMaxObserver.with_args(
-            dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=lowest, quant_max=127
-        ),
-    )
+    activation = StatsObserver.with_args(levels=2**target.activation_bits)
+    grid = {"dtype": torch.qint8, "quant_min": -LARGEST_CODE, "quant_max": LARGEST_CODE}
+    if weights == "per_tensor":
+        return QConfig(activation, MinMaxObserver.with_args(qscheme=torch.per_tensor_symmetric, **grid))
+    return QConfig(activation, PerChannelMinMaxObserver.with_args(qscheme=torch.per_channel_symmetric, **grid))
 
 
 def limited_weights(qconfig: QConfig) -> QConfig:
@@ -66,13 +65,13 @@ def limited_weights(qconfig: QConfig) -> QConfig:
     return QConfig(activation=qconfig.activation, weight=qconfig.weight.with_args(quant_min=-64, quant_max=63))
 
 
-def qconfig_mapping(target: Target) -> QConfigMapping:
+def qconfig_mapping(target: Target, weights: str = "per_channel") -> QConfigMapping:
     """Return torch's default mapping for the engine with our qconfig in place of its histogram observers.
 
     Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the
     weights of normalization layers (not quantized).
     """
-    own = static_qconfig(target)
+    own = static_qconfig(target, weights)
     mapping = get_default_qconfig_mapping(target.engine)
     mapping.set_global(own)
     for object_type, default in list(mapping.object_type_qconfigs.items()):
@@ -85,7 +84,7 @@ def qconfig_mapping(target: Target) -> QConfigMapping:
 
 def transposed_qconfig(target: Target) -> QConfig:
     """Return the qconfig of transposed convolutions, whose INT8 modules take one weight scale for all channels."""
-    return QConfig(activation=static_qconfig(target).activation, weight=default_weight_observer)
+    return static_qconfig(target, "per_tensor")
 
 
 def wrong_types(engine: str) -> tuple[Any, ...]:

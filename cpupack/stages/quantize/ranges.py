@@ -117,7 +117,7 @@ def least_mse_with_tails(stats: ActivationStats, levels: int) -> tuple[float, fl
     edges, counts = stats.occupied()
     centers = np.clip((edges[:-1] + edges[1:]) / 2.0, stats.minimum, stats.maximum)
     below, above = lower_tail(stats), upper_tail(stats)
-    total = counts.sum()
+    total = float(counts.sum())
 
     def error(low: float, high: float) -> float:
         seen, tails = counts, 0.0
@@ -127,7 +127,7 @@ def least_mse_with_tails(stats: ActivationStats, levels: int) -> tuple[float, fl
         if below is not None and -low > below.threshold:
             seen = np.where(-centers > below.threshold, 0.0, seen)
             tails += below.squared_excess(-low)
-        return (quantization_mse(centers, seen, low, high, levels) * seen.sum() + tails) / total
+        return (quantization_mse(centers, seen, low, high, levels) * float(seen.sum()) + tails) / total
 
     farthest = 1.0 if above is None and below is None else _FARTHEST
     both = _least(lambda share: error(low * share, high * share), farthest)

@@ -73,13 +73,13 @@ def quantize_fx(
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
-    mapping = qconfig_mapping(target)
+    mapping = qconfig_mapping(target, recipe.weights)
     _apply_skip(mapping, graph, recipe.skip)
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
         elif name in limited:
-            mapping.set_module_name(name, limited_weights(_qconfig_of(child, target)))
+            mapping.set_module_name(name, limited_weights(_qconfig_of(child, target, recipe.weights)))
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
@@ -87,7 +87,9 @@ def quantize_fx(
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
         return converted
-    return take_pixels(converted, graph, preprocess, target) or converted
+    return (
+        take_pixels(converted, graph, preprocess, target, static_qconfig(target, recipe.weights).weight()) or converted
+    )
 
 
 def quantize_eager(
@@ -95,14 +97,14 @@ def quantize_eager(
 ) -> nn.Module:
     """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` and ``limited`` work by module name."""
     module = copy.deepcopy(calibrated.fused.module)
-    module.qconfig = static_qconfig(target)  # type: ignore[assignment]  # where torch's eager mode looks for it
+    module.qconfig = static_qconfig(target, recipe.weights)  # type: ignore[assignment]  # where torch's eager mode looks for it
     for name, child in module.named_modules():
         skipped = is_within(name, recipe.skip)
         wrong = type(child) in wrong_types(target.engine) or transposes_wrongly(target.engine, child)
         if skipped or wrong:
             child.qconfig = None  # torch's way to say FP32
         elif name in limited:
-            child.qconfig = limited_weights(_qconfig_of(child, target))
+            child.qconfig = limited_weights(_qconfig_of(child, target, recipe.weights))
         elif isinstance(child, TRANSPOSED_CONVS):
             child.qconfig = transposed_qconfig(target)  # type: ignore[assignment]  # as above
     prepare(module, inplace=True)
@@ -113,8 +115,8 @@ def quantize_eager(
     return converted
 
 
-def _qconfig_of(module: nn.Module, target: Target) -> QConfig:
-    return transposed_qconfig(target) if isinstance(module, TRANSPOSED_CONVS) else static_qconfig(target)
+def _qconfig_of(module: nn.Module, target: Target, weights: str) -> QConfig:
+    return transposed_qconfig(target) if isinstance(module, TRANSPOSED_CONVS) else static_qconfig(target, weights)
 
 
 def check_skip(module: nn.Module, skip: list[str]) -> None:

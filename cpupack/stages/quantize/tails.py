@@ -36,7 +36,7 @@ class Tail:
         """
         scale = self.scale + self.shape * (end - self.threshold)
         survival = (scale / self.scale) ** (-1.0 / self.shape)
-        return self.count * survival * 2.0 * scale**2 / ((1.0 - self.shape) * (1.0 - 2.0 * self.shape))
+        return float(self.count * survival * 2.0 * scale**2 / ((1.0 - self.shape) * (1.0 - 2.0 * self.shape)))
 
 
 def upper_tail(stats: ActivationStats) -> Tail | None:

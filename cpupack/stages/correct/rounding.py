@@ -1,0 +1,122 @@
+"""Weight rounding that looks at the layer's output: up or down, whichever changes the sums least.
+
+AdaRound (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization") shows that the rounding
+which is nearest for each weight is not the best for the layer, and states the problem that is solved here: minimize
+``e^T H e`` over the roundings of each output channel, e the change of its weights and H the second moment of the
+layer's inputs (their equation 13). Instead of relaxing it for gradient descent, weights take turns at their exact
+optimum given all others (cyclic coordinate descent, as QuantEase, Behdin et al. 2023), starting from the nearest: the
+error never grows, and a layer takes a second instead of a minute.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import nn
+
+from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
+
+_SWEEPS = 4
+_BLOCK = 64
+_DAMPING = 0.01
+_ROWS_PER_WEIGHT = 2
+_LEAST_ROWS = 4096
+
+
+def reconstruct_rounding(
+    weight: torch.Tensor, moments: torch.Tensor, scales: torch.Tensor, sweeps: int = _SWEEPS
+) -> torch.Tensor:
+    """Return float32 weights on their grid that change the layer's output least.
+
+    ``weight`` is float32 ``(groups, outputs, inputs)``, ``moments`` ``(groups, inputs, inputs)`` the second moments of
+    each group's inputs, ``scales`` broadcasts over ``weight``. Each weight goes to the point of the grid below or above
+    it; the largest of each scale stays where it is, so that the same scale is found from the result.
+    """
+    moments = moments.float()
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    # A direction that the samples do not show must not be free.
+    floor = _DAMPING * diagonal.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny
+    moments = moments + torch.diag_embed(floor.expand_as(diagonal))
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    position = weight / scales
+    lower = torch.floor(position)
+    codes = torch.round(position).clamp(-LARGEST_CODE, LARGEST_CODE)
+    fixed = codes.abs() >= LARGEST_CODE
+    for _ in range(sweeps):
+        moved = False
+        for start in range(0, weight.shape[2], _BLOCK):
+            block = slice(start, start + _BLOCK)
+            within = moments[:, block, block]
+            # Errors in units of a step: a channel's scale multiplies its whole objective.
+            slope = torch.bmm(codes - position, moments[:, :, block])
+            for index in range(within.shape[1]):
+                at = start + index
+                best = codes[:, :, at] - slope[:, :, index] / diagonal[:, None, at]
+                below = lower[:, :, at]
+                chosen = torch.round(best).clamp_(min=below, max=below + 1.0).clamp_(-LARGEST_CODE, LARGEST_CODE)
+                step = torch.where(fixed[:, :, at], torch.zeros_like(chosen), chosen - codes[:, :, at])
+                if step.any():
+                    moved = True
+                    codes[:, :, at] += step
+                    slope += step[:, :, None] * within[:, None, index]
+        if not moved:
+            break
+    return codes * scales
+
+
+def input_moments(module: nn.Module, inputs: torch.Tensor, *, centred: bool) -> torch.Tensor:
+    """Return ``(groups, inputs, inputs)`` float32 second moments of what each weight is multiplied with.
+
+    ``module`` is a Linear or a convolution of one or two dimensions without transposition, ``inputs`` what it reads.
+    With ``centred`` the mean is taken out: a bias corrects that. Of many places a few are drawn, since two for each
+    weight determine the moments well enough.
+    """
+    rows = _rows(module, inputs)
+    wanted = max(_ROWS_PER_WEIGHT * rows.shape[2], _LEAST_ROWS)
+    if rows.shape[1] > wanted:
+        order = torch.randperm(rows.shape[1], generator=torch.Generator().manual_seed(0))
+        rows = rows[:, order[:wanted]]
+    if centred:
+        rows = rows - rows.mean(dim=1, keepdim=True)
+    return torch.bmm(rows.transpose(1, 2), rows) / rows.shape[1]
+
+
+def can_reconstruct(module: nn.Module) -> bool:
+    """Whether ``input_moments`` knows how the module reads its inputs."""
+    return type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def reconstruct(module: nn.Module, inputs: torch.Tensor, channel_axis: int | None, *, centred: bool) -> torch.Tensor:
+    """Return the module's weights rounded so that its output on ``inputs`` changes least (see ``can_reconstruct``)."""
+    weight: torch.Tensor = module.weight.detach()  # type: ignore[operator]  # a Parameter in all of them
+    groups = getattr(module, "groups", 1)
+    scales = weight_scales(weight, channel_axis)
+    flat_scales = scales.expand(weight.shape[0], *scales.shape[1:]).reshape(groups, -1, 1)
+    flat = weight.reshape(groups, weight.shape[0] // groups, -1)
+    moments = input_moments(module, inputs, centred=centred)
+    return reconstruct_rounding(flat, moments, flat_scales).reshape(weight.shape)
+
+
+def _rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return ``(groups, places, inputs)``: what each output of a group is a product with, one row a place."""
+    if isinstance(module, nn.Linear):
+        return inputs.reshape(1, -1, inputs.shape[-1])
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padded = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+    kernel, stride, dilation = (tuple(each) for each in (module.kernel_size, module.stride, module.dilation))
+    if isinstance(module, nn.Conv1d):
+        padded, kernel, stride, dilation = padded[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+    # One sample after another: unfolded, all of them are kernel-size times as large.
+    places = [_drawn(F.unfold(each[None], kernel, dilation, 0, stride)[0], len(padded)) for each in padded]
+    patches = torch.cat(places, dim=1)
+    return patches.reshape(module.groups, -1, patches.shape[1]).transpose(1, 2)
+
+
+def _drawn(columns: torch.Tensor, samples: int) -> torch.Tensor:
+    """Return some of a sample's places, spread over it, so that all samples have their share of what is needed."""
+    wanted = max(1, -(-max(_ROWS_PER_WEIGHT * columns.shape[0], _LEAST_ROWS) // samples))
+    if columns.shape[1] <= wanted:
+        return columns
+    order = torch.randperm(columns.shape[1], generator=torch.Generator().manual_seed(0))
+    return columns[:, order[:wanted]]
