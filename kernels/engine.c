@@ -117,6 +117,10 @@ static int64_t times(int64_t a, int64_t b) {
 
 /* Bytes of constants that a layer reads behind its four offsets. */
 static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
+    const int64_t offsets[] = {spec->weights, spec->scales, spec->biases, spec->table};
+    for (int i = 0; i < 4; i++)
+        if (!inside(offsets[i], 0, bytes))
+            return 0; /* of those that are not used too: pointers are made of all */
     if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
         return 0;
     int64_t channels, weights;
