@@ -249,6 +249,14 @@ static const uint8_t *locate(const struct step *step, const struct numbering *nu
     const int adds = add != NULL;
     if (adds)
         add += sample * residual->sample + y * residual->row + x * residual->pixel;
+    if (x + TILE <= number->valid) { /* all in one row: the usual case */
+        const int64_t pixel = out.pixel, added = adds ? residual->pixel : 0;
+        for (int i = 0; i < TILE; i++) {
+            rows[i].out = to + i * pixel;
+            rows[i].residual = add + i * added;
+        }
+        return from;
+    }
     for (int i = 0; i < TILE;) {
         if (sample >= step->batch || y >= number->lines) {
             for (; i < TILE; i++)

@@ -239,9 +239,11 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
     if (to_caller && (spec->channels_out < 1 || spec->channels_out != header->outputs))
         return 0;
     switch (spec->op) {
-    case OP_INPUT_PIXELS:
-        return out->channels == header->input_channels_pixels && out->height == header->input_height &&
-               out->width == header->input_width;
+    case OP_INPUT_PIXELS: {
+        const int64_t block = spec->stride_h == 2 ? 2 : 1; /* 2: two by two pixels are the channels of one */
+        return out->channels == block * block * header->input_channels_pixels &&
+               out->height * block == header->input_height && out->width * block == header->input_width;
+    }
     case OP_INPUT_FLOAT:
         return out->channels == header->input_channels_float && out->height == header->input_height &&
                out->width == header->input_width;

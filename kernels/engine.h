@@ -14,7 +14,7 @@
 #define CPUPACK_MAGIC 0x314b5043 /* "CPK1" */
 
 enum cpupack_op {
-    OP_INPUT_PIXELS = 0, /* uint8 NHWC -> buffer with halo */
+    OP_INPUT_PIXELS = 0, /* uint8 NHWC -> buffer with halo; stride 2 makes two by two pixels the channels of one */
     OP_INPUT_FLOAT = 1,  /* float32 NHWC -> quantized buffer with halo */
     OP_CONV = 2,         /* dense convolution or linear layer as a matrix product */
     OP_DEPTHWISE = 3,

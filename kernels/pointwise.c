@@ -77,8 +77,41 @@ static void quantize_row(const float *from, uint8_t *to, int64_t count, float sc
     }
 }
 
+/* Two rows of pixels to one of blocks: two by two pixels become the channels of one. */
+static void gather_blocks(const uint8_t *above, const uint8_t *below, uint8_t *to, int64_t width, int64_t pair) {
+    int64_t x = 0;
+    if (pair == 8) { /* two pixels of three colours with their mask */
+        const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+        const __m512i high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+        for (; x + 8 <= width; x += 8) {
+            const __m512i a = _mm512_loadu_si512(above + 8 * x), b = _mm512_loadu_si512(below + 8 * x);
+            _mm512_storeu_si512(to + 16 * x, _mm512_permutex2var_epi64(a, low, b));
+            _mm512_storeu_si512(to + 16 * x + 64, _mm512_permutex2var_epi64(a, high, b));
+        }
+    }
+    for (; x < width; x++) {
+        memcpy(to + 2 * pair * x, above + pair * x, (size_t)pair);
+        memcpy(to + 2 * pair * x + pair, below + pair * x, (size_t)pair);
+    }
+}
+
+static void run_input_blocks(const struct step *step, struct worker *worker, const uint8_t *input) {
+    const struct view *out = &step->out;
+    const int64_t pair = out->channels / 2, row = out->width * pair;
+    int64_t begin, end;
+    share(worker, (int64_t)step->batch * out->height, &begin, &end);
+    for (int64_t line = begin; line < end; line++) {
+        uint8_t *to = out->first + line / out->height * out->sample + line % out->height * out->row;
+        gather_blocks(input + 2 * line * row, input + (2 * line + 1) * row, to, out->width, pair);
+    }
+}
+
 void run_input(const struct step *step, struct worker *worker, const void *input) {
     const struct view *out = &step->out;
+    if (step->spec.op == OP_INPUT_PIXELS && step->spec.stride_h == 2) {
+        run_input_blocks(step, worker, input);
+        return;
+    }
     const int64_t row = (int64_t)out->width * out->channels;
     int64_t begin, end;
     share(worker, (int64_t)step->batch * out->height, &begin, &end);
