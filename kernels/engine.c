@@ -117,10 +117,6 @@ static int64_t times(int64_t a, int64_t b) {
 
 /* Bytes of constants that a layer reads behind its four offsets. */
 static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
-    const int64_t offsets[] = {spec->weights, spec->scales, spec->biases, spec->table};
-    for (int i = 0; i < 4; i++)
-        if (!inside(offsets[i], 0, bytes))
-            return 0; /* of those that are not used too: pointers are made of all */
     if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
         return 0;
     int64_t channels, weights;
@@ -223,6 +219,10 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
                           const struct cpupack_buffer *buffers, int64_t constants) {
     const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
     const int both = spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL;
+    const int64_t offsets[] = {spec->weights, spec->scales, spec->biases, spec->table};
+    for (int i = 0; i < 4; i++)
+        if (!inside(offsets[i], 0, constants))
+            return 0; /* of those that are not used too: pointers are made of all */
     if (spec->op < 0 || spec->op > OP_OUTPUT || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
