@@ -273,7 +273,7 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit) ->
             image.height // block, image.width // block, channels * block**2, 1.0, pixel_zero_point(b.preprocess)
         )
         number = b.program.add_buffer(pixels)
-        fields = {"stride_h": block, "stride_w": block}
+        fields: dict[str, float] = {"stride_h": block, "stride_w": block}
         b.append(Layer(Op.INPUT_PIXELS, Flag.ONLY_PIXELS, output=number, fields=fields))
         _append(b, folded, number, leave, Flag.ONLY_PIXELS)
     return error
