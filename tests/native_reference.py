@@ -46,20 +46,26 @@ def windows(
 class Reference:
     """A program of uint8 input ``codes`` (n, height, width, channels). Methods add a layer and return its buffer.
 
-    ``values`` has each buffer's codes, ``left`` the buffer that each layer leaves, ``result`` the float32 output.
+    ``values`` has each buffer's codes, ``left`` the buffer that each layer leaves, ``result`` the float32 output. With
+    ``block`` 2 the first buffer has two by two pixels as the channels of one.
     """
 
     codes: Array
     seed: int = 0
+    block: int = 1
     values: list[Array] = field(default_factory=list)
     left: list[int] = field(default_factory=list)
     result: Array | None = None
 
     def __post_init__(self) -> None:
-        _, height, width, channels = self.codes.shape
+        n, height, width, channels = self.codes.shape
         self.random = np.random.default_rng(self.seed)
         self.program = Program(height, width, 0, input_channels_pixels=channels)
-        self._add(Layer(Op.INPUT_PIXELS, output=self._buffer(self.codes)))
+        block = self.block
+        blocks = self.codes.reshape(n, height // block, block, width // block, block, channels)
+        joined = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // block, width // block, -1)
+        fields = {"stride_h": block, "stride_w": block}
+        self._add(Layer(Op.INPUT_PIXELS, output=self._buffer(joined), fields=fields))
 
     def conv(
         self, source: int, weights: Array, *, stride: int = 1, pad: tuple[int, int] = (0, 0), dilation: int = 1,

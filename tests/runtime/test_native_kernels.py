@@ -134,6 +134,13 @@ def slices() -> Reference:
     return net
 
 
+def by_blocks(width: int, channels: int) -> Reference:
+    """Pixels read two by two: the words of four channels eight at a time, and the rest."""
+    net = Reference(pixels(3, 6, width, channels), block=2)
+    net.output(net.conv(0, weights(20, 4 * channels, 2, 2), pad=(1, 1), fill=9))
+    return net
+
+
 def wide_average() -> Reference:
     """Sums of more values than 16 bits hold."""
     net = Reference(np.full((1, 300, 300, 3), 255, np.uint8))
@@ -152,6 +159,8 @@ NETS: dict[str, Callable[[], Reference]] = {
     "pools of many channels": lambda: pools(130),
     "gate": lambda: gate(70),
     "slices": slices,
+    "pixels by blocks": lambda: by_blocks(54, 4),
+    "pixels by blocks of six": lambda: by_blocks(10, 6),
     "wide average": wide_average,
 }
 
@@ -267,6 +276,10 @@ def test_amx_and_vnni_give_the_same_bytes() -> None:
 
 # --- damaged programs
 
+DAMAGED = (
+    "3x3 stride", "groups of 24", "depthwise 5x5", "depthwise 7x7", "residual and table", "pools", "gate", "slices",
+    "pixels by blocks",
+)  # fmt: skip
 DAMAGE = """
 import sys
 sys.path[:0] = sys.argv[1:3]
@@ -280,9 +293,8 @@ def damage(seed: int) -> tuple[int, int]:
     native.load()
     random = np.random.default_rng(seed)
     ran = refused = 0
-    for make in (NETS["3x3 stride"], NETS["groups of 24"], NETS["depthwise 5x5"], NETS["depthwise 7x7"],
-                 NETS["residual and table"], NETS["pools"], NETS["gate"], NETS["slices"]):  # fmt: skip
-        net = make()
+    for name in DAMAGED:
+        net = NETS[name]()
         x, program = net.tensors()
         native.set_threads(int(random.integers(1, 3)))
         for data in damaged(program.numpy(), random):

@@ -15,7 +15,7 @@ from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
-from cpupack.recipe import Recipe
+from cpupack.recipe import Quantize, Recipe
 from cpupack.runtime.native import ENGINE
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
@@ -53,7 +53,7 @@ def quantize(
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
     if target.engine == ENGINE:
-        return _quantize_natively(calibrated, recipe, target)
+        return _quantize_natively(calibrated, recipe, spec, target)
     with engine(target.engine), warnings.catch_warnings():
         # The deprecation of torch.ao.quantization is known: this package is its one user here.
         warnings.filterwarnings("ignore", message="(?s).*deprecated")
@@ -79,9 +79,7 @@ def quantize(
                 hint="keep the part it names in FP32 with [quantize] skip, or choose another engine",
             ) from error
     module = weights_channels_last(module.eval())
-    kept = {
-        _name(path): child for path, child in module.named_modules() if type(child) in _WEIGHTED or _hidden(child)
-    }
+    kept = {_name(path): child for path, child in module.named_modules() if type(child) in _WEIGHTED or _hidden(child)}
     reasons = {name: _reason(name, child, spec.skip, target) for name, child in kept.items()}
     notes = [
         f"{name} ({type(child).__name__}) stayed FP32{': ' if reasons[name] else ''}{reasons[name]}"
@@ -97,9 +95,9 @@ def quantize(
     )
 
 
-def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, target: Target) -> QuantizedModel:
+def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower to a program of the native engine, with what ``skip`` keeps in FP32 before and behind it."""
-    model, layers = lower(calibrated, recipe.quantize, tuple(recipe.model.input_shape), _preprocess(recipe))
+    model, layers = lower(calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe))
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers)
 
 
@@ -114,7 +112,6 @@ def _name(path: str) -> str:
 def _hidden(module: nn.Module) -> bool:
     """Whether a call was kept FP32 because its INT8 form is wrong; the modules it hides are below it."""
     return isinstance(module, InFloat)
-
 
 
 def _preprocess(recipe: Recipe) -> PreprocessSpec | None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact
 from cpupack.errors import QuantizationError
-from cpupack.graph.names import scoped_name
+from cpupack.graph.names import is_within, scoped_name
 from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Quantize
 from cpupack.runtime.preprocess import PreprocessSpec
@@ -63,7 +63,7 @@ def lower(
         if node.op != "output" and node not in builder.values and node not in builder.absorbed:
             _lower_call(builder, node)
     by_position = _finish(builder)
-    return _model(builder, parts, image=by_position), _facts(builder, calls, parts, recipe)
+    return _model(builder, parts, image=by_position), _facts(builder, calls, parts, recipe.skip)
 
 
 def _lower_call(b: Builder, node: fx.Node) -> None:
@@ -130,11 +130,11 @@ def _model(b: Builder, parts: Split, *, image: bool) -> NativeModel:
     ).eval()
 
 
-def _facts(b: Builder, calls: Calls, parts: Split, recipe: Quantize) -> tuple[LayerFact, ...]:
+def _facts(b: Builder, calls: Calls, parts: Split, skip: list[str]) -> tuple[LayerFact, ...]:
     def fact(node: fx.Node) -> LayerFact:
-        weighted = has_weights(calls, node)
-        reason = "listed in skip" if weighted else "beside the INT8 part, which ends in FP32"
-        return LayerFact(scoped_name(node), calls.kind(node), "fp32", "aten", reason=reason)
+        name = scoped_name(node)
+        reason = "listed in skip" if is_within(name, skip) else "comes before or behind the INT8 part"
+        return LayerFact(name, calls.kind(node), "fp32", "aten", reason=reason)
 
     return (*map(fact, _told(parts.head_calls)), *b.facts, *map(fact, _told(parts.tail_calls)))
 

@@ -41,7 +41,7 @@ def split(calls: Calls, skip: Collection[str]) -> Split:
         raise QuantizationError("the native engine finds no convolution and no linear layer to run in INT8")
     cuts = _cuts(nodes)
     begin = _begin(nodes, cuts, weighted[0], skipped)
-    end = _end(calls, nodes, cuts, weighted[-1])
+    end = _end(calls, nodes, cuts, weighted[-1], skipped)
     inside = next((node for node in nodes[begin + 1 : end + 1] if node in skipped), None)
     if inside is not None:
         raise QuantizationError(
@@ -77,16 +77,15 @@ def _cuts(nodes: list[fx.Node]) -> set[int]:
 
 def _begin(nodes: list[fx.Node], cuts: set[int], first: int, skipped: set[fx.Node]) -> int:
     """Return the place of the call whose FP32 result the body reads: the input where nothing before it is skipped."""
-    if nodes[0].op != "placeholder" or any(node.op == "placeholder" for node in nodes[1:]):
-        raise QuantizationError("the native engine takes models of one input")
     if not any(node in skipped for node in nodes[:first]):
         return 0
     return max((place for place in cuts if place < first), default=0)
 
 
-def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int) -> int:
+def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, skipped: set[fx.Node]) -> int:
     """Return the place of the call whose result leaves the body, where it loses least: in FP32 if that can be."""
-    behind = sorted(place for place in cuts if place >= last)
+    stop = next((place for place in range(last, len(nodes)) if nodes[place] in skipped), len(nodes))
+    behind = sorted(place for place in cuts if last <= place < stop)
     if not behind:
         raise QuantizationError(
             f"the native engine returns one tensor; this model's result needs {scoped_name(nodes[last])} and others"
@@ -119,8 +118,7 @@ def _part(calls: Calls, source: fx.Node, nodes: list[fx.Node], result: object) -
     copies[source].meta = dict(source.meta)
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    if not isinstance(result, fx.Node):
-        raise QuantizationError("the native engine returns one tensor; this model returns several")
+    assert isinstance(result, fx.Node)  # the load stage lets models of one tensor through
     graph.output(copies[result])
     module = fx.GraphModule(nn.ModuleDict() if not nodes else calls.graph, graph)
     return module.eval()
