@@ -14,12 +14,14 @@ from tiny_models import calibrated, quantized, recipe, run, samples, target
 from torch import nn
 
 from cpupack import accuracy
-from cpupack.artifacts import QuantizedModel
+from cpupack.artifacts import QuantizedModel, Samples
 from cpupack.errors import QuantizationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.layers import describe_layers
 from cpupack.quantized_engine import engine
 from cpupack.runtime import native
+from cpupack.runtime.inputs import model_input
+from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.script import script
 
@@ -400,3 +402,51 @@ def test_a_skipped_layer_between_others_is_refused_by_name() -> None:
     with pytest.raises(QuantizationError, match="skip names 1, which lies between INT8 layers") as caught:
         quantize(stats, model.module, spec, target("native"))
     assert "auto" in (caught.value.hint or "")
+
+
+# ---- pixels
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(3, 1, 1, (12, 12)), (3, 2, 1, (12, 12)), (7, 2, 3, (12, 16)), (3, 2, 0, (12, 12)), (4, 2, 1, (12, 12)),
+     (5, 2, 2, (12, 8)), (3, 2, 1, (11, 12)), (8, 2, 0, (12, 12)), (6, 3, 0, (12, 12)), (1, 2, 0, (12, 12)),
+     (2, 2, 3, (12, 12))],
+)  # fmt: skip
+def test_pixels_and_floats_give_what_fp32_gives(kernel: int, stride: int, padding: int, size: tuple[int, int]) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, kernel, stride, padding), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    settings = {"mode": "RGB", "interpolation": "bilinear", "mean": [0.5, 0.4, 0.6], "std": [0.2, 0.3, 0.25]}
+    spec = recipe((3, *size), preprocess=settings, quantize={"observer": "minmax"})
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (12, *size, 3), dtype=np.uint8)
+    data = Samples(pixels, "noise", tuple(map(str, range(12))), PreprocessSpec.from_dict(settings))
+    model, stats = calibrated(module, spec, data)
+    int8 = quantize(stats, model.module, spec, target("native"))
+    assert int8.pixel_input
+    expected = run(model, data)
+    assert accuracy.sqnr_db(expected, run(int8, data)) > BOUND_DB  # normalized floats
+    x = torch.from_numpy(model_input(pixels, data.preprocess, pixel_input=True))
+    with engine(native.ENGINE), torch.inference_mode():
+        found = int8.module(x)
+    assert accuracy.sqnr_db(expected, found.numpy()) > BOUND_DB
+    layers = describe_layers(int8, stats, [], data)
+    assert [fact.kernel for fact in layers] == [
+        "cpupack::conv + relu", "cpupack::global_average", "cpupack::conv"
+    ]  # fmt: skip
+    assert min(fact.output_sqnr_db or 0.0 for fact in layers) > BOUND_DB
+
+
+@needs_vnni
+def test_pixels_are_for_a_first_convolution_in_int8() -> None:
+    settings = {"mode": "RGB", "interpolation": "bilinear", "mean": [0.5], "std": [0.2]}
+    for skip, module in ((["0"], nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))), ([], Calls(nn.ReLU()))):
+        if not skip:
+            module = nn.Sequential(nn.MaxPool2d(1), module)
+        spec = recipe(preprocess=settings, quantize={"skip": skip})
+        model, stats = calibrated(module, spec, samples())
+        int8 = quantize(stats, model.module, spec, target("native"))
+        assert not int8.pixel_input
+        assert run(int8, samples(count=2)).shape[0] == 2
