@@ -104,7 +104,7 @@ def test_missing_files(refused: Callable[..., str], setting: str, named: str) ->
 def test_wrong_type_and_impossible_value(refused: Callable[..., str]) -> None:
     error = refused(2, "calibration.samples=many", "calibration.batch_size=0", "target.x86_64.engine=qnnpack")
     assert error.startswith("error: 3 problems\n")
-    assert '"auto", "fbgemm", "x86", "onednn", not "qnnpack"' in error
+    assert '"auto", "native", "fbgemm", "x86", "onednn", not "qnnpack"' in error
 
 
 @pytest.mark.parametrize(
