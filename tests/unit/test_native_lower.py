@@ -247,6 +247,9 @@ def test_parts_of_a_concatenation_are_written_where_they_belong() -> None:
     branches = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Branches(8), nn.Flatten(), nn.Linear(8 * 8 * 32, 3))
     _, int8, model = lowered(branches)
     assert model.operators["cpupack::table"] == 2  # the pools' own
+    _, int8, model = lowered(MODELS["dense"]())
+    assert model.operators == {"cpupack::conv": 8, "cpupack::input_float": 1}  # all features are in one buffer
+    _, int8, model = lowered(branches)
     scales = {fact.kind: fact.scale for fact in int8.layers}
     assert scales["Conv2d+ReLU"] == scales["Conv2d+hardswish"] == scales["cat"] != scales["max_pool2d"]
 

@@ -14,7 +14,7 @@ from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import Look
 from cpupack.recipe import Quantize
 from cpupack.runtime.preprocess import PreprocessSpec
-from cpupack.stages.quantize.native.calls import Calls, is_concatenation, shape_of
+from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
 from cpupack.stages.quantize.native.functions import highest_result
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op, Program
 from cpupack.stages.quantize.native.select import select_channels
@@ -29,7 +29,8 @@ class Builder:
     """Grows ``program`` call by call.
 
     ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
-    another one's kernel does on the way, ``result`` is the call whose values go to the caller.
+    another one's kernel does on the way, ``result`` is the call whose values go to the caller. ``in_place`` are parts
+    of concatenations that were written where they belong, ``copied`` the places (buffer, channel) of those copied.
     """
 
     def __init__(
@@ -46,9 +47,11 @@ class Builder:
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}
         self.absorbed: set[fx.Node] = set()
         self.in_place: set[fx.Node] = set()
+        self.copied: set[tuple[int, int]] = set()
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
         self._stats = stats
+        self._wholes = whole_concatenations(calls.graph)
         self._joined: dict[fx.Node, int] = {}
         result = next(node for node in calls.graph.graph.nodes if node.op == "output").args[0]
         assert isinstance(result, fx.Node)  # the load stage lets models of one tensor through
@@ -113,26 +116,29 @@ class Builder:
         return copy
 
     def slice_for(self, node: fx.Node) -> tuple[int, int] | None:
-        """Return the buffer of the concatenation that alone reads a call, and at which channel it puts that.
+        """Return the buffer of the concatenations that alone read a call, and at which channel it is there.
 
-        None where there is no such concatenation, or it takes the call twice.
+        None where something else reads it too, or it would have to be in two places.
         """
-        reader = self.calls.only_reader(node)
-        if reader is None or not is_concatenation(reader):
-            return None
-        parts = list(reader.args[0])  # type: ignore[arg-type]  # a list: it is a concatenation
-        if parts.count(node) != 1:
+        wholes = {self._wholes.get(reader) for reader in node.users}
+        whole = wholes.pop()
+        if wholes or whole is None or parts_of(whole).count(node) != 1:
             return None
         self.in_place.add(node)
-        return self.joined(reader), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
+        parts = parts_of(whole)
+        return self.joined(whole), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
 
     def joined(self, node: fx.Node) -> int:
-        """Return the buffer of a concatenation, which its parts may write before it is reached."""
-        if node not in self._joined:
-            _, channels, *size = shape_of(node)
+        """Return the buffer of a concatenation, which its parts may write before it is reached.
+
+        One that another begins with is in that one's buffer (DenseNet's features are read again and again).
+        """
+        whole = self._wholes[node]
+        if whole not in self._joined:
+            _, channels, *size = shape_of(whole)
             height, width = size or (1, 1)
-            self._joined[node] = self.add_buffer(height, width, channels, self.limits(node))
-        return self._joined[node]
+            self._joined[whole] = self.add_buffer(height, width, channels, self.limits(whole))
+        return self._joined[whole]
 
     # ---- layers ----
 
@@ -163,16 +169,20 @@ class Builder:
     def _look(self, node: fx.Node, value: Value) -> Look | None:
         if value.buffer < 0:
             return Look(node.name)
-        if value.order is not None:
-            return None
         layers, buffer = self.program.layers, self.buffer(value.buffer)
         last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
-        first = int(layers[last].fields.get("channel_offset", 0)) if node in self.in_place else 0
+        if node in self.in_place:
+            first = int(layers[last].fields.get("channel_offset", 0))
+            channels = list(range(first, first + shape_of(node)[1]))
+        else:
+            channels = channels_of(value, buffer) or []
+        if channels != list(range(channels[0], channels[-1] + 1) if channels else [0]):
+            return None  # not side by side
         return Look(
             node.name,
             layer=last,
             shape=(buffer.height, buffer.width, buffer.channels),
-            channels=(first, first + shape_of(node)[1]),
+            channels=(channels[0], channels[-1] + 1),
             scale=buffer.scale,
             zero_point=buffer.zero_point,
         )

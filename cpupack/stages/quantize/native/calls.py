@@ -117,6 +117,23 @@ def is_concatenation(node: fx.Node) -> bool:
     return isinstance(node.args[0], list | tuple) and axis in (1, 1 - dimensions)
 
 
+def parts_of(node: fx.Node) -> list[fx.Node]:
+    """Return what a concatenation joins."""
+    return list(node.args[0])  # type: ignore[arg-type]  # a list of calls: it is a concatenation
+
+
+def whole_concatenations(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """Return for each concatenation the longest that begins with it, mostly itself."""
+    found = [node for node in graph.graph.nodes if is_concatenation(node)]
+    parts = {node: parts_of(node) for node in found}
+    return {
+        node: max(
+            (each for each in found if parts[each][: len(parts[node])] == parts[node]), key=lambda n: len(parts[n])
+        )
+        for node in found
+    }
+
+
 def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a call's result for a batch of two."""
     shape: tuple[int, ...] = node.meta["shape"]

@@ -123,6 +123,9 @@ def _matched(b: Builder, node: fx.Node, value: Value) -> tuple[Dense, int, bool]
         if value.order is None:
             return dense, value.buffer, False
         channels = channels_of(value, buffer)
+        first = channels is not None and channels == list(range(len(channels)))
+        if first and dense.groups > 1:
+            return dense, value.buffer, False  # groups find their channels: they are counted from the first
         if channels is None or dense.groups > 1:
             return dense, b.image(node.args[0], node), False
         return dataclasses.replace(dense, weight=_spread(dense.weight, channels, buffer.channels)), value.buffer, False
@@ -201,7 +204,7 @@ def _exit(b: Builder, node: fx.Node, dense: Dense, size: tuple[int, int]) -> _Ex
     function = activation_of(graph, leave.last) if behind else None
     relu = ends_with_relu(graph, leave.last)
     table = function if function is not None and not relu else None
-    place = b.slice_for(leave.last) if not (_is_depthwise(dense) and table) else None
+    place = b.slice_for(leave.last)
     if place is None:
         leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
     else:
@@ -311,7 +314,8 @@ def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> 
         other = b.buffer(leave.added)
         shifts = shifts - other.zero_point * other.scale / leave.scale
     dilated = dense.dilation != _ONE
-    if _is_depthwise(dense) and leave.flags & (Flag.RESIDUAL | Flag.FLOAT_OUT) == 0 and not leave.first_channel:
+    alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
+    if _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags:
         op, fields, parts = depthwise_parts(weights, factors, shifts, stride=dense.stride[1], dilated=dilated)
     else:
         op, fields, parts = dense_parts(weights, factors, shifts, groups=dense.groups, dilated=dilated)

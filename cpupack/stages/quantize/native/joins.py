@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import is_concatenation, shape_of
+from cpupack.stages.quantize.native.calls import is_concatenation, parts_of, shape_of
 from cpupack.stages.quantize.native.functions import activation_of, ends_with_relu, table_of
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op
 from cpupack.stages.quantize.native.select import select_channels
@@ -91,16 +91,22 @@ def concatenate(b: Builder, node: fx.Node) -> None:
     if not is_concatenation(node):
         raise b.calls.refusal(node, "along anything but channels")
     output = b.joined(node)
-    result = b.buffer(output)
-    offset, copied = 0, False
-    for part in node.args[0]:  # type: ignore[union-attr]  # a list: it is a concatenation
-        assert isinstance(part, fx.Node)
-        if part not in b.in_place:
+    result, offset, copied = b.buffer(output), 0, False
+    for part in parts_of(node):
+        if part not in b.in_place and (output, offset) not in b.copied:
             _copy_part(b, node, part, output, result, offset)
+            b.copied.add((output, offset))
             copied = True
         offset += shape_of(part)[1]
-    b.values[node] = Value(output)
+    order = order_of(Value(output), result, (2, *_channels_first(result)))[:, : shape_of(node)[1]]
+    value = value_of(output, result, order.reshape(shape_of(node)))
+    assert value is not None
+    b.values[node] = value
     b.tell(node, node, "cpupack::table" if copied else "in place")
+
+
+def _channels_first(buffer: Buffer) -> tuple[int, int, int]:
+    return buffer.channels, buffer.height, buffer.width
 
 
 def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Buffer, offset: int) -> None:
