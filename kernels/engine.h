@@ -67,7 +67,7 @@ struct cpupack_layer {
     int64_t weights, scales, biases, table; /* offsets in the constants */
 };
 
-struct cpupack_error_text;
+struct session;
 
 /* Run `program` on `batch` samples. Returns 0, or a code for cpupack_error. Safe to call from several threads. */
 int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
@@ -82,6 +82,15 @@ int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *inpu
 
 /* How many threads the calling thread computes with, itself included. */
 void cpupack_set_threads(int threads);
+
+/* A team and its memory, for whichever thread has it at the moment: one call at a time. NULL without memory. */
+struct session *cpupack_new_session(int threads);
+void cpupack_end_session(struct session *session);
+/* Run as cpupack_execute does, with the memory and the team of `session` in place of the calling thread's own. */
+int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                int input_is_float, int64_t batch, float *output);
+/* What the session's memory for activations takes; its pages are real once a batch of that size has run. */
+int64_t cpupack_session_bytes(const struct session *session);
 
 /* "amx", "vnni", or NULL where this CPU cannot run the kernels. */
 const char *cpupack_isa(void);

@@ -8,6 +8,7 @@ Imports torch only to load.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -62,6 +63,33 @@ class Kernels:
     problem: str | None
 
 
+def open_library() -> ctypes.CDLL:
+    """Load this package's own library, to be called without torch; of two packages each has its own.
+
+    Raises HostError when this CPU or system cannot run it, or when there is no library.
+    """
+    path = _own_path()
+    problem = _problem(path)
+    if problem is not None:
+        raise HostError(problem)
+    return _open(path)
+
+
+@functools.cache
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise HostError(
+            f"the system does not load the native kernels: {error}; they need glibc 2.28 or later, and a file "
+            "system that allows programs"
+        ) from error
+    library.cpupack_isa.restype = ctypes.c_char_p
+    if library.cpupack_isa() is None:
+        raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
+    return library
+
+
 def load() -> None:
     """Load the library and define the operator, once for each process; may be called again, from any thread.
 
@@ -70,22 +98,9 @@ def load() -> None:
     with _process.lock:
         if _process.library is not None:
             return
-        path = _own_path()
-        problem = _problem(path)
-        if problem is not None:
-            raise HostError(problem)
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError as error:
-            raise HostError(
-                f"the system does not load the native kernels: {error}; they need glibc 2.28 or later, and a file "
-                "system that allows programs"
-            ) from error
-        library.cpupack_isa.restype = ctypes.c_char_p
-        if library.cpupack_isa() is None:
-            raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
+        library = open_library()
         _register(library)
-        _process.path, _process.library = path, library
+        _process.path, _process.library = _own_path(), library
 
 
 def set_threads(count: int) -> None:

@@ -1,0 +1,167 @@
+"""RGB images resized by the native kernels with Pillow's bilinear filter, and only where the crop is.
+
+The factors are Pillow's (src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc), and so is the
+rounding to bytes between rows and columns. Pillow goes through some images by columns first, which can round another
+way: results differ by one level at most. With the filters that have negative factors the order changes more, so those
+are left to Pillow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+_PLACES, _LOW_BITS, _GROUP = 22, 11, 4
+_KEPT_BYTES = 16 * 2**20
+"""Scratch memory up to this size is kept by the thread for its next image."""
+
+
+class _Taps(ctypes.Structure):
+    """``struct cpupack_taps`` of kernels/resize.h."""
+
+    _fields_ = (
+        ("count", ctypes.c_int64), ("pairs", ctypes.c_int64), ("first", ctypes.c_void_p), ("factors", ctypes.c_void_p),
+        ("pairs_of", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class _Image(ctypes.Structure):
+    """``struct cpupack_image`` of kernels/resize.h."""
+
+    _fields_ = (
+        ("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32),
+        ("first_row", ctypes.c_int32), ("rows", ctypes.c_int32),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a resized image to compute: the whole would be ``height`` x ``width`` pixels."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.top <= self.height - self.rows and 0 <= self.left <= self.width - self.columns):
+            raise ValueError(f"{self} is not inside the image")
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Factors along one axis as the kernel reads them, and the source pixels ``begin..end`` that they reach."""
+
+    taps: _Taps
+    begin: int
+    end: int
+    arrays: tuple[npt.NDArray[np.int32], ...]  # what ``taps`` points into
+
+
+class Scratch(threading.local):
+    """Memory for one image at a time, of each thread its own."""
+
+    def __init__(self) -> None:
+        self._kept = np.empty(0, np.uint8)
+
+    def get(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return uint8 ``(>= size,)``; what was returned before to this thread is given up."""
+        if size > _KEPT_BYTES:
+            return np.empty(size, np.uint8)
+        if len(self._kept) < size:
+            self._kept = np.empty(size, np.uint8)
+        return self._kept
+
+
+_scratch = Scratch()
+
+
+def resize(
+    library: ctypes.CDLL,
+    pixels: npt.NDArray[np.uint8],
+    window: Window,
+    out: npt.NDArray[np.uint8],
+) -> None:
+    """Resize RGB ``pixels`` ``(h, w, 3)``, contiguous, and write the window of it to ``out`` ``(rows, columns, 3)``.
+
+    ``library`` is the kernels'. Raises ValueError for arrays of another kind, RuntimeError when the CPU cannot.
+    """
+    shape = (window.rows, window.columns, 3)
+    for array, wanted in ((pixels, (*pixels.shape[:2], 3)), (out, shape)):
+        if array.dtype != np.uint8 or array.shape != wanted or not array.flags.c_contiguous:
+            raise ValueError(f"{array.dtype} {array.shape} is not contiguous uint8 {wanted}")
+    height, width = pixels.shape[:2]
+    down = _axis(height, window.height, window.top, window.rows, across=False)
+    across = _axis(width, window.width, window.left, window.columns, across=True)
+    rows = down.end - down.begin
+    scratch = _scratch.get(library.cpupack_resize_bytes(width, rows, window.columns, across.taps.pairs))
+    image = _Image(pixels.ctypes.data, width, height, down.begin, rows)
+    failed = library.cpupack_resize(
+        ctypes.byref(image), ctypes.byref(across.taps), ctypes.byref(down.taps), out.ctypes.data, scratch.ctypes.data
+    )
+    if failed:
+        raise RuntimeError("the native kernels do not run on this CPU")
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes the types of the functions that ``resize`` calls."""
+    library.cpupack_resize_bytes.restype = ctypes.c_int64
+    library.cpupack_resize_bytes.argtypes = (ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64)
+    library.cpupack_resize.restype = ctypes.c_int
+    library.cpupack_resize.argtypes = (ctypes.c_void_p,) * 5
+
+
+@lru_cache(maxsize=256)
+def _axis(size: int, resized: int, first: int, count: int, *, across: bool) -> _Axis:
+    starts, factors = _factors(size, resized)
+    starts, factors = starts[first : first + count], factors[first : first + count]
+    used = np.maximum(1, factors.shape[1] - (factors[:, ::-1] != 0).argmax(axis=1))
+    pairs_of = ((used + 1) // 2).astype(np.int32)
+    pairs = int(pairs_of.max())
+    whole = -(-count // _GROUP) * _GROUP if across else count
+    padded = np.zeros((whole, 2 * pairs), np.int64)
+    kept = min(2 * pairs, factors.shape[1])
+    padded[:count, :kept] = factors[:, :kept]
+    halves = np.stack([_pairs(padded >> _LOW_BITS), _pairs(padded & (1 << _LOW_BITS) - 1)])  # (2, whole, pairs)
+    order = halves.reshape(2, -1, _GROUP, pairs).transpose(1, 3, 0, 2) if across else halves.transpose(1, 2, 0)
+    packed = np.ascontiguousarray(order, np.int32)
+    begins = np.zeros(whole, np.int32)
+    begins[:count] = starts
+    begins[count:] = starts[-1]
+    # The same numbers of taps as Pillow's would read no further; an odd last tap reads what the factor 0 takes away.
+    end = min(size, int((starts + used).max()))
+    arrays = (begins, packed, pairs_of)
+    taps = _Taps(count, pairs, *(array.ctypes.data for array in arrays))
+    return _Axis(taps, int(starts.min()), end, arrays)
+
+
+def _pairs(halves: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return two 16-bit numbers in each: ``(n, 2 * pairs)`` becomes ``(n, pairs)``."""
+    return np.ascontiguousarray(halves.astype("<i2")).view("<i4")
+
+
+def _factors(size: int, resized: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return for each of ``resized`` outputs its first source pixel and its factors, ``(resized, taps)``."""
+    scale = size / resized
+    stretch = max(scale, 1.0)
+    taps = math.ceil(stretch) * 2 + 1
+    centers = (np.arange(resized) + 0.5) * scale
+    starts = np.maximum((centers - stretch + 0.5).astype(np.int64), 0)
+    counts = np.minimum((centers + stretch + 0.5).astype(np.int64), size) - starts
+    positions = np.arange(taps)
+    distances = np.abs((positions + starts[:, None] - centers[:, None] + 0.5) * (1.0 / stretch))
+    weights = np.maximum(1.0 - distances, 0.0)
+    weights[positions >= counts[:, None]] = 0.0
+    total = np.zeros(resized)
+    for position in positions:  # one after the other: numpy's own sum adds in another order
+        total += weights[:, position]
+    weights /= total[:, None]
+    return starts, (0.5 + weights * (1 << _PLACES)).astype(np.int64)
