@@ -430,6 +430,37 @@ static struct session *this_session(void) {
     return session;
 }
 
+struct session *cpupack_new_session(int threads) {
+    struct session *session = threads < 1 ? NULL : calloc(1, sizeof *session);
+    if (session != NULL)
+        session->threads = threads;
+    return session;
+}
+
+void cpupack_end_session(struct session *session) {
+    if (session != NULL)
+        end_session(session);
+}
+
+int64_t cpupack_session_bytes(const struct session *session) {
+    int64_t bytes = 0;
+    for (const struct context *each = session->contexts; each != NULL; each = each->next)
+        bytes += (int64_t)each->arena_bytes;
+    return bytes;
+}
+
+int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                int input_is_float, int64_t batch, float *output) {
+    pthread_once(&session_once, make_session_key);
+    /* The thread's own must come back: at its end the thread frees the one that it has. */
+    struct session *own = pthread_getspecific(session_key);
+    if (pthread_setspecific(session_key, session) != 0)
+        return ERROR_MEMORY;
+    const int code = cpupack_execute(program, program_bytes, input, input_is_float, batch, output);
+    pthread_setspecific(session_key, own);
+    return code;
+}
+
 void cpupack_set_threads(int threads) {
     struct session *session = this_session();
     if (session == NULL || threads < 1)
