@@ -8,6 +8,7 @@ call.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from cpupack.graph.fused import (
     with_relu,
 )
 
+_ADDS = (operator.add, operator.iadd, torch.add)
 _RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _PATTERNS = frozenset(
     {
@@ -201,6 +203,23 @@ def _refusal(
         if not normalizes(norm, first):
             return f"{type(norm).__name__} does not normalize the output channels of {type(first).__name__}"
     return None
+
+
+def residual_summands(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Return, for each addition that only a ReLU reads, its summands that nothing else reads."""
+    modules = dict(graph_module.named_modules(remove_duplicate=False))
+    found = {}
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or node.target not in _ADDS or node.kwargs or len(node.users) != 1:
+            continue
+        if _kind(next(iter(node.users)), modules) != "relu" or len(node.all_input_nodes) != 2:
+            continue
+        summands = tuple(
+            each for each in node.all_input_nodes if list(each.users) == [node] and each.op != "placeholder"
+        )
+        if summands:
+            found[node] = summands
+    return found
 
 
 def largest_difference(before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, float]:

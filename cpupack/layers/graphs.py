@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.artifacts import LayerFact
+from cpupack.graph.chains import residual_summands
 from cpupack.graph.names import kind_of, scoped_name
 from cpupack.graph.pixel_model import PixelModel, fold_normalization
 from cpupack.layers.facts import Setting, float_weight, kernel_of, output_sqnr_db, qparams, weight_sqnr_db
@@ -27,6 +28,11 @@ class GraphLayers:
         recorder = _Recorder(floats)
         recorder.run(batch)
         self._expected = recorder.values
+        self._beside = {
+            each: next(other for other in add.all_input_nodes if other is not each)
+            for add, summands in residual_summands(floats).items()
+            for each in summands
+        }
         self._input = next(node for node in floats.graph.nodes if node.op == "placeholder")
 
     def facts(self) -> tuple[LayerFact, ...]:
@@ -106,10 +112,20 @@ class GraphLayers:
                 scale=scale,
                 zero_point=zero_point,
                 weight_sqnr_db=weight_error,
-                output_sqnr_db=output_sqnr_db(self._expected.get(twin), value) if twin is not None else None,
+                output_sqnr_db=self._output_sqnr_db(twin, value) if twin is not None else None,
                 reason=reason,
             )
         )
+
+    def _output_sqnr_db(self, twin: fx.Node, value: Any) -> float | None:
+        expected = self._expected.get(twin)
+        if twin in self._beside and isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
+            # A summand x of relu(x + y) counts as max(x, -y): its range is chosen for no more.
+            hidden = -self._expected[self._beside[twin]]
+            if hidden.shape == value.shape:
+                actual = value.dequantize() if value.is_quantized else value
+                return output_sqnr_db(torch.maximum(expected, hidden), torch.maximum(actual, hidden))
+        return output_sqnr_db(expected, value)
 
     def _function(self, node: fx.Node, module: nn.Module | None, twin: fx.Node | None) -> tuple[str, str]:
         """Return name and kind of what is no module of the FP32 model under its own name."""

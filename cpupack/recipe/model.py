@@ -152,7 +152,7 @@ class Quantize(Table):
     """One weight scale for each output channel, or one for the whole layer."""
     equalize: bool = False
     """Cross-layer equalization: even out the channels of consecutive layers before they are quantized."""
-    bias_correction: bool = True
+    bias_correction: bool = False
     """Take the mean error that quantization adds to each channel, measured on the calibration data, off the bias."""
     rounding: Literal["nearest", "adaround"] = "nearest"
     """``nearest`` rounds each weight alone; ``adaround`` rounds them so that the layer's output changes least."""

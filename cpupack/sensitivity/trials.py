@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.artifacts import FusedModel
+from cpupack.graph.chains import residual_summands
 from cpupack.graph.names import kind_of
 from cpupack.graph.trace import last_readers
 from cpupack.layout import weights_channels_last
@@ -64,6 +65,8 @@ class GraphTrials:
         for index, site in enumerate(self._sites):
             self._ends.setdefault(site.last, []).append(index)
         self._done_after = last_readers(graph)
+        self._summands = residual_summands(graph)
+        self._late = {each for summands in self._summands.values() for each in summands}
 
     def run(self, batch: torch.Tensor, noises: Sequence[Noise]) -> Iterator[tuple[int, torch.Tensor]]:
         interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
@@ -76,11 +79,23 @@ class GraphTrials:
             if node.op == "output":
                 self.reference = interpreter.run_node(node)
                 return
+            for summand in self._summands.get(node, ()):
+                self._add_summand(node, summand, values, noises)  # before the call, which may work in place
             values[node] = interpreter.run_node(node)
-            for index in self._ends.get(node, ()):
-                noises[index].add(values[node], self._round(node, values[node]))
+            if node not in self._late:
+                for index in self._ends.get(node, ()):
+                    noises[index].add(values[node], self._round(node, values[node]))
             for done in self._done_after.get(node, ()):
                 del values[done]
+
+    def _add_summand(
+        self, add: fx.Node, summand: fx.Node, values: Mapping[fx.Node, Any], noises: Sequence[Noise]
+    ) -> None:
+        """Note the noise of a summand x of relu(x + y), as that of max(x, -y): its range is chosen for no more."""
+        (other,) = (each for each in add.all_input_nodes if each is not summand)
+        exact, hidden = values[summand], -values[other]
+        for index in self._ends.get(summand, ()):
+            noises[index].add(torch.maximum(exact, hidden), torch.maximum(self._round(summand, exact), hidden))
 
     def _rest(self, site: Site, rounded: torch.Tensor, values: Mapping[fx.Node, Any]) -> torch.Tensor:
         """Run everything behind ``site`` on its rounded output and return the model's output."""

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from cpupack.artifacts import CalibratedModel, FusedModel, Samples, Seen
 from cpupack.errors import CalibrationError
+from cpupack.graph.chains import residual_summands
 from cpupack.graph.fused import channel_axis
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.progress import Progress
@@ -125,10 +126,27 @@ class _RecordingInterpreter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, recorder: _Recorder) -> None:
         super().__init__(module)
         self._recorder = recorder
+        self._summands = residual_summands(module)
+        self._late = {node for summands in self._summands.values() for node in summands}
 
     def run_node(self, n: fx.Node) -> Any:
+        for summand in self._summands.get(n, ()):
+            self._record_summand(n, summand)  # before the call, which may work in place
         value = super().run_node(n)
-        if n.op not in {"output", "get_attr"}:
-            module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-            self._recorder.record(n.name, value, module)
+        if n.op not in {"output", "get_attr"} and n not in self._late:
+            self._recorder.record(n.name, value, self._module(n))
         return value
+
+    def _record_summand(self, add: fx.Node, summand: fx.Node) -> None:
+        """Record a summand x of relu(x + y) as max(x, -y), which gives the same: below -y it may be anything.
+
+        A range that is chosen for this clips where no clipping is seen, and has finer steps for the rest.
+        """
+        (other,) = (each for each in add.all_input_nodes if each is not summand)
+        value, beside = self.env[summand], self.env[other]
+        if isinstance(value, torch.Tensor) and isinstance(beside, torch.Tensor) and value.shape == beside.shape:
+            value = torch.maximum(value, -beside)
+        self._recorder.record(summand.name, value, self._module(summand))
+
+    def _module(self, n: fx.Node) -> Any:
+        return self.fetch_attr(str(n.target)) if n.op == "call_module" else None

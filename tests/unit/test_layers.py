@@ -81,7 +81,11 @@ def test_each_layer_has_the_operator_scale_and_weights_that_run_it(engine_name: 
     else:
         assert facts["add"].kind == "add+ReLU"
         assert facts["add"].kernel == "quantized::add_relu"
-    for name in ("first", "left", "right", "fc"):
+    assert (facts["fc"].kernel.split(" + ")[-1], facts["fc"].scale) == (
+        "quantized::linear_dynamic",
+        None,
+    )  # FP32 results
+    for name in ("first", "left", "right"):
         child = int8.module.get_submodule(name)
         assert facts[name].scale == pytest.approx(float(child.scale))
         assert facts[name].zero_point == int(child.zero_point)
@@ -91,20 +95,44 @@ def test_the_sqnr_is_that_of_the_layers_weights_and_of_its_output_with_all_error
     data = samples(count=4)
     facts, int8, found = described(Block(), "fbgemm", data=data)
     batch = data.tensor(slice(None)).contiguous(memory_format=torch.channels_last)
-    conv = found.fused.module.left
+    conv = found.fused.module.first[0]
     weight = conv.weight.detach().numpy()
-    rounded = int8.module.left.weight().dequantize().numpy()
+    rounded = int8.module.first.weight().dequantize().numpy()
     expected: dict[str, np.ndarray] = {}
     actual: dict[str, np.ndarray] = {}
     for module, into in ((found.fused.module, expected), (int8.module, actual)):
-        handle = module.left.register_forward_hook(
-            lambda _, __, out, into=into: into.update(left=(out.dequantize() if out.is_quantized else out).numpy())
+        handle = module.first.register_forward_hook(
+            lambda _, __, out, into=into: into.update(first=(out.dequantize() if out.is_quantized else out).numpy())
         )
         with torch.inference_mode(), engine("fbgemm"):
             module(batch)
         handle.remove()
-    assert facts["left"].weight_sqnr_db == pytest.approx(decibels(weight, rounded), abs=1e-3)
-    assert facts["left"].output_sqnr_db == pytest.approx(decibels(expected["left"], actual["left"]), abs=1e-3)
+    assert facts["first"].weight_sqnr_db == pytest.approx(decibels(weight, rounded), abs=1e-3)
+    assert facts["first"].output_sqnr_db == pytest.approx(decibels(expected["first"], actual["first"]), abs=1e-3)
+
+
+def test_the_sqnr_of_a_summand_is_that_of_what_passes_the_relu() -> None:
+    """Of x in relu(x + y), what lies below -y does not count: its range is not chosen for it."""
+    data = samples(count=4)
+    facts, int8, found = described(Block(), "fbgemm", data=data)
+    batch = data.tensor(slice(None)).contiguous(memory_format=torch.channels_last)
+    expected: dict[str, torch.Tensor] = {}
+    actual: dict[str, torch.Tensor] = {}
+    handles = [
+        module.get_submodule(name).register_forward_hook(
+            lambda _, __, out, into=into, name=name: into.update({name: out.dequantize() if out.is_quantized else out})
+        )
+        for module, into in ((found.fused.module, expected), (int8.module, actual))
+        for name in ("left", "right")
+    ]
+    with torch.inference_mode(), engine("fbgemm"):
+        found.fused.module(batch)
+        int8.module(batch)
+    for handle in handles:
+        handle.remove()
+    hidden = -expected["right"]
+    passed = [torch.maximum(each["left"], hidden).numpy() for each in (expected, actual)]
+    assert facts["left"].output_sqnr_db == pytest.approx(decibels(*passed), abs=1e-3)
 
 
 def decibels(reference: np.ndarray, actual: np.ndarray) -> float:

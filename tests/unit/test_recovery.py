@@ -111,7 +111,7 @@ def test_the_order_is_the_stated_one_and_what_helps_is_kept() -> None:
         'observer = "entropy"',
         'observer = "histogram"',
         'weights = "per_tensor"',
-        "bias_correction = false",
+        "bias_correction = true",
         "equalize = true",
         'rounding = "adaround"',
         # the first that passes ends it: all three that helped are in it, what did not help is not
@@ -315,11 +315,11 @@ def test_a_step_helps_by_its_gates_then_by_its_sqnr() -> None:
 
 def test_the_toml_takes_the_place_of_the_recipes_table() -> None:
     recipe = Quantize.model_validate({"observer": "percentile", "percentile": 99.9, "recover": True, "budget_s": 5.0})
-    found = changed(recipe, {"observer": "mse", "skip": ['a "b"', "c"], "bias_correction": False})
+    found = changed(recipe, {"observer": "mse", "skip": ['a "b"', "c"], "bias_correction": True})
     text = render_toml(found, recipe, ["why"])
     assert text.startswith("# why\n[quantize]\n")
-    assert tomli.loads(text) == {"quantize": {"observer": "mse", "bias_correction": False, "skip": ['a "b"', "c"]}}
-    assert differences(found, recipe) == {"observer": "mse", "skip": ['a "b"', "c"], "bias_correction": False}
+    assert tomli.loads(text) == {"quantize": {"observer": "mse", "bias_correction": True, "skip": ['a "b"', "c"]}}
+    assert differences(found, recipe) == {"observer": "mse", "skip": ['a "b"', "c"], "bias_correction": True}
     # and one that keeps the observer keeps its percentile
     kept = render_toml(changed(recipe, {"equalize": True}), recipe, [])
     assert tomli.loads(kept)["quantize"] == {"observer": "percentile", "percentile": 99.9, "equalize": True}

@@ -156,3 +156,33 @@ def test_every_call_is_recorded_in_one_pass_over_the_samples() -> None:
     sizes = sorted(int(each.counts.sum()) for each in result.stats.values())
     assert sizes == sorted([10 * 3 * 8 * 8, 10 * 4 * 6 * 6, 10 * 4 * 3 * 3])
     assert min(each.minimum for each in result.stats.values()) == float(data.data.min())
+
+
+def test_a_summand_before_a_relu_counts_as_far_as_it_passes() -> None:
+    """relu(x + y) = relu(max(x, -y) + y): what x is below -y is hidden, whichever way the addition is written."""
+
+    class Block(nn.Module):
+        def __init__(self, *, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.left, self.right, self.relu = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.ReLU()
+            self.inplace = inplace
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.left(x)
+            if self.inplace:
+                y += self.right(x)
+            else:
+                y = y + self.right(x)
+            return self.relu(y)
+
+    data = samples()
+    for inplace in (False, True):
+        model = float_model(Block(inplace=inplace))
+        found = calibrate(fuse(model, recipe(), SilentProgress()), data, 4, SilentProgress()).stats
+        with torch.inference_mode():
+            x = data.tensor(slice(None))
+            left, right = model.module.left(x), model.module.right(x)
+        assert found["left"].minimum == pytest.approx(float(torch.maximum(left, -right).min()), rel=1e-5)
+        assert found["right"].minimum == pytest.approx(float(torch.maximum(right, -left).min()), rel=1e-5)
+        assert found["left"].maximum >= float(left.max()) - 1e-6

@@ -52,6 +52,7 @@ def quantize(
     check_skip(original, spec.skip)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
+    known: dict[str, str] = {}
     if target.engine == ENGINE:
         return _quantize_natively(calibrated, recipe, spec, target)
     with engine(target.engine), warnings.catch_warnings():
@@ -60,7 +61,7 @@ def quantize(
         try:
             match calibrated.fused.style:
                 case "fx":
-                    module = quantize_fx(calibrated, spec, target, example, _preprocess(recipe), limited)
+                    module, known = quantize_fx(calibrated, spec, target, example, _preprocess(recipe), limited)
                 case "eager":
                     module = quantize_eager(calibrated, spec, target, limited)
                 case _:
@@ -91,7 +92,7 @@ def quantize(
         target,
         tuple(notes),
         pixel_input=isinstance(module, PixelModel),
-        float_reasons={name: reason for name, reason in reasons.items() if reason},
+        float_reasons=known | {name: reason for name, reason in reasons.items() if reason},
     )
 
 

@@ -22,9 +22,10 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
-from cpupack.graph.names import is_within
+from cpupack.graph.names import is_within, scoped_name
 from cpupack.recipe import Quantize
 from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
 from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
@@ -59,8 +60,10 @@ def quantize_fx(
     example: torch.Tensor,
     preprocess: PreprocessSpec | None,
     limited: Collection[str] = (),
-) -> nn.Module:
+) -> tuple[nn.Module, dict[str, str]]:
     """Quantize a fused graph module with the ranges that the observer chooses from its statistics.
+
+    Returns it with why calls stay FP32 that torch would have run in INT8, by their name.
 
     ``example`` is one float32 input batch. With ``preprocess`` the result is a ``PixelModel`` where the graph allows
     it. ``limited`` names modules whose weights get 7 bits. The calibrated model is not changed. Raises
@@ -73,23 +76,23 @@ def quantize_fx(
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
+    classifiers = _with_float_output(graph, calibrated, recipe, target)
     mapping = qconfig_mapping(target, recipe.weights)
-    _apply_skip(mapping, graph, recipe.skip)
+    reasons = _apply_skip(mapping, graph, [*recipe.skip, *classifiers])
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
         elif name in limited:
             mapping.set_module_name(name, limited_weights(_qconfig_of(child, target, recipe.weights)))
     backend = _without_fusers(_BACKENDS[target.engine]())
-    opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
+    opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
     _set_ranges(prepared, graph, calibrated, recipe)
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
-        return converted
-    return (
-        take_pixels(converted, graph, preprocess, target, static_qconfig(target, recipe.weights).weight()) or converted
-    )
+        return converted, reasons
+    observer = static_qconfig(target, recipe.weights).weight()
+    return take_pixels(converted, graph, preprocess, target, observer) or converted, reasons
 
 
 def quantize_eager(
@@ -170,11 +173,11 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
     return graph
 
 
-def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> None:
+def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> dict[str, str]:
     """Give every call inside the skipped modules, and what torch would quantize wrongly, no qconfig.
 
-    Module calls go by name. A function call has lost its scope when FX retraces the graph, so it is named by its order
-    among the calls of that function.
+    Returns why calls outside of them stay FP32, by their name. Module calls go by name. A function call has lost its
+    scope when FX retraces the graph, so it is named by its order among the calls of that function.
     """
     for_float = _for_float_readers(graph, skip)
     seen: dict[Any, int] = {}
@@ -188,6 +191,7 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
             mapping.set_module_name(str(node.target), None)
         elif node.op == "call_function":
             mapping.set_module_name_object_type_order("", node.target, order, None)
+    return {scoped_name(node): "what reads it takes finer steps than INT8 has" for node in for_float}
 
 
 def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:
@@ -233,6 +237,33 @@ def _without_fusers(backend: BackendConfig) -> BackendConfig:
         if config.pattern in fused:
             config.set_fused_module(config.pattern)
     return BackendConfig(backend.name).set_backend_pattern_configs(kept)
+
+
+def _with_float_output(
+    graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize, target: Target
+) -> list[str]:
+    """Give the last linear layers FP32 results, in place, and return their names.
+
+    Not where sums of 16 bits would saturate: what is found of a layer's sums there is of torch's static operators.
+    """
+    if target.saturates:
+        return []
+    found = []
+    for node in find_classifiers(graph, recipe.skip):
+        source = node.args[0]
+        stats = calibrated.stats.get(source.meta[_STATS]) if isinstance(source, fx.Node) else None
+        if stats is None:
+            continue
+        qconfig = static_qconfig(target, recipe.weights)
+        observer = qconfig.activation()
+        observer.range = choose_range(stats, recipe.observer, observer.levels, recipe.percentile)
+        scale, zero_point = (each.item() for each in observer.calculate_qparams())
+        linear = graph.get_submodule(str(node.target))
+        assert isinstance(linear, nn.Linear)
+        quantized = quantize_classifier(linear, qconfig.weight(), scale, zero_point, observer.levels)
+        graph.add_submodule(str(node.target), quantized)
+        found.append(str(node.target))
+    return found
 
 
 def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize) -> None:
