@@ -1,47 +1,78 @@
-"""Instances of the model, one thread each: the only place that loads the TorchScript and calls it."""
+"""Instances of the model, one thread each: who runs which batch."""
 
 from __future__ import annotations
 
 import os
 import queue
 import threading
-import warnings
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
-from . import native
+from . import native_model
 from .errors import HostError, RunnerError
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
+
+_TORCH_WARM_CALLS = 3
+"""The JIT profiles the first call and compiles at the second; oneDNN makes a primitive for each input shape."""
 
 
 class InstancePool:
-    """``instances`` copies of one model, each served by its own thread with ``threads`` OpenMP threads.
+    """``instances`` of one model with ``threads`` each, each served by its own thread. Parallel: calls have no GIL.
 
-    An instance is loaded, warmed and run by one thread only: with libgomp a second master makes a second set
-    of workers, and more threads than CPUs stop spinning (25 % slower at batch 1). The JIT call releases the
-    GIL, so instances run in parallel. Raises HostError when ``engine`` is not to be had here or torch cannot
-    load the file.
+    A model of torch's is loaded, warmed and run by that thread only: with libgomp a second master makes a second set
+    of workers, and more threads than CPUs stop spinning (25 % slower at batch 1). A program of the native kernels is
+    in memory once, and a caller that waits runs an idle instance itself (``run``).
+
+    ``cpus`` are the CPUs that each instance keeps to. Raises HostError when ``engine`` is not to be had here or the
+    file cannot be loaded.
     """
 
-    def __init__(self, model_path: Path, engine: str, threads: int, instances: int) -> None:
+    def __init__(
+        self,
+        model_path: Path,
+        engine: str,
+        threads: int,
+        instances: int,
+        cpus: tuple[tuple[int, ...], ...] | None = None,
+    ) -> None:
         if threads < 1 or instances < 1:
             raise ValueError(f"threads is {threads} and instances is {instances}; both start at 1")
+        if cpus is not None and len(cpus) != instances:
+            raise ValueError(f"CPUs are given for {len(cpus)} instances, and there are {instances}")
         self.engine, self.threads, self.instances = engine, threads, instances
-        check_engine(engine)
+        self.shared_bytes = 0
+        load: _Loader
+        if native_model.is_program(model_path, engine):
+            program = native_model.read_program(model_path)
+            self.shared_bytes = program.memory.nbytes
+            load = _NativeLoad(program, threads)
+        else:
+            from . import torch_model
+
+            torch_model.check_engine(engine)
+            load = _TorchLoad(model_path, engine, threads)
+        self.is_program = isinstance(load, _NativeLoad)
+        # An instance bound to CPUs is bound through its thread.
+        self._inline = self.is_program and cpus is None
         self._workers = [_Worker() for _ in range(instances)]
         self._lock = threading.Lock()
         self._pid = os.getpid()  # threads do not survive a fork: work queued in the child would wait for ever
         # Daemon threads never keep the interpreter alive; the finalizer ends them in order before it goes.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         for number, worker in enumerate(self._workers):
-            worker.start(_Load(model_path, engine, threads), f"instance-{number}")
+            worker.start(load, cpus[number] if cpus is not None else None, f"instance-{number}")
         try:
             for worker in self._workers:
                 worker.ready.result()
@@ -49,15 +80,35 @@ class InstancePool:
             self.close()
             raise
 
-    def run(self, batch: torch.Tensor, instance: int = 0) -> torch.Tensor:
-        """Run one batch ``(n, *input_shape)`` on one instance and wait. Returns float32 logits."""
-        return self.submit(batch, instance).result()
+    @property
+    def memory_per_instance_bytes(self) -> int | None:
+        """What each further instance takes for the batch sizes used so far, None where torch keeps that to itself."""
+        sizes = [worker.instance.memory_bytes() for worker in self._workers if worker.instance is not None]
+        known = [size for size in sizes if size is not None]
+        return max(known) if known else None
 
-    def submit(self, batch: torch.Tensor, instance: int | None = None) -> Future[torch.Tensor]:
+    def run(self, batch: Batch, instance: int | None = None) -> Batch:
+        """Run one batch ``(n, *input_shape)`` on ``instance``, or on the least loaded one, and wait.
+
+        Returns float32 outputs, a tensor for a tensor, an array for an array. Raises RunnerError.
+        """
+        self.check_usable()
+        worker = self._claim(instance) if self._inline else None
+        if worker is None:
+            return self.submit(batch, instance).result()
+        # Handing over to another thread and back takes 0.1 ms, which is a tenth of a small model.
+        try:
+            assert worker.instance is not None
+            result: Batch = worker.instance.call(batch)
+            return result
+        finally:
+            worker.turn.release()
+            self._finished(worker)
+
+    def submit(self, batch: Batch, instance: int | None = None) -> Future[Batch]:
         """Queue one batch on ``instance``, or on the least loaded one. The future raises RunnerError."""
-        future: Future[torch.Tensor] = Future()
-        if os.getpid() != self._pid:
-            raise RunnerError("this runner was made before the process forked; make one in each worker process")
+        future: Future[Batch] = Future()
+        self.check_usable()
         with self._lock:
             if not self._finalizer.alive:
                 raise RunnerError("the runner is closed")
@@ -67,14 +118,17 @@ class InstancePool:
         future.add_done_callback(lambda _: self._finished(chosen))
         return future
 
-    def warm(self, batch: torch.Tensor, calls: int = 3) -> None:
-        """Run ``batch`` ``calls`` times on every instance.
-
-        The JIT profiles the first call and compiles at the second; oneDNN makes a primitive per input shape.
-        """
-        waiting = [self.submit(batch, number) for number in range(self.instances) for _ in range(calls)]
+    def warm(self, batch: Any, calls: int | None = None) -> None:
+        """Run ``batch`` ``calls`` times on every instance; None means as often as the first calls are slow."""
+        count = calls or (1 if self.is_program else _TORCH_WARM_CALLS)
+        waiting = [self.submit(batch, number) for number in range(self.instances) for _ in range(count)]
         for future in waiting:
             future.result()
+
+    def check_usable(self) -> None:
+        """Raise RunnerError in a forked child, where a batch would wait for ever."""
+        if os.getpid() != self._pid:
+            raise RunnerError("this runner was made before the process forked; make one in each worker process")
 
     def close(self) -> None:
         """End the threads after the work already queued. Closing twice is fine."""
@@ -86,132 +140,82 @@ class InstancePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _claim(self, instance: int | None) -> _Worker | None:
+        """Return an instance that nobody uses, for the caller to run and then give back; None when all are busy."""
+        with self._lock:
+            if not self._finalizer.alive:
+                raise RunnerError("the runner is closed")
+            for worker in self._workers if instance is None else [self._workers[instance]]:
+                if not worker.pending and worker.turn.acquire(blocking=False):
+                    worker.pending += 1
+                    return worker
+        return None
+
     def _finished(self, worker: _Worker) -> None:
         with self._lock:
             worker.pending -= 1
 
 
-def check_engine(engine: str) -> None:
-    """Raise HostError unless this torch build has ``engine``, or this host can run the native kernels."""
-    if engine == native.ENGINE:
-        native.load()
-        return
-    supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
-    if engine not in supported:
-        raise HostError(
-            f"the model needs torch's quantized engine {engine!r}, and torch {torch.__version__} here has "
-            f"{', '.join(supported) or 'none'}; install an official CPU build of torch"
-        )
+@dataclass(frozen=True)
+class _Instance:
+    """A loaded model: how to call it, what its memory is, how to end it."""
+
+    call: Callable[[Any], Any]
+    memory_bytes: Callable[[], int | None]
+    close: Callable[[], None]
 
 
-def first_cause(error: BaseException) -> str:
-    """Return the line of a torch error that says what happened (the TorchScript interpreter puts it last)."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in reversed(lines):
-        kind, colon, text = line.partition(": ")
-        if colon and kind.endswith("Error") and " " not in kind:
-            return text
-    return lines[0] if lines else type(error).__name__
-
-
-class _EngineGate:
-    """Lets calls of one engine through together and keeps those of another out meanwhile.
-
-    ``torch.backends.quantized.engine`` is one setting for the process, read when weights are packed and again
-    by ``quantized::conv2d_add``. Two wheels built for different engines can so serve from one process.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._active = 0
-        self._engine: str | None = None
-        self._waiting: Counter[str] = Counter()
-
-    @contextmanager
-    def hold(self, engine: str) -> Iterator[None]:
-        with self._changed:
-            if not self._may_enter(engine):
-                self._waiting[engine] += 1
-                self._changed.wait_for(lambda: self._may_enter(engine))
-                self._waiting[engine] -= 1
-            _set_engine(engine)
-            self._engine = engine
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._active -= 1
-                if not self._active:
-                    self._changed.notify_all()
-
-    def _may_enter(self, engine: str) -> bool:
-        # One that could join lets the others go first when they queue, else a busy engine would starve them.
-        others = any(count for name, count in self._waiting.items() if name != engine)
-        return not self._active or (self._engine == engine and not others)
-
-
-def _set_engine(engine: str) -> None:
-    if torch.backends.quantized.engine == engine:
-        return
-    torch.backends.quantized.engine = engine
-    if torch.backends.quantized.engine != engine:
-        raise HostError(f"torch did not take engine {engine!r}; it is {torch.backends.quantized.engine!r}")
-
-
-_gate = _EngineGate()
-
-
-def _engine_set(engine: str) -> AbstractContextManager[None]:
-    """Return the block in which a model of ``engine`` may load and run. The native kernels do not read the setting."""
-    return nullcontext() if engine == native.ENGINE else _gate.hold(engine)
+_Loader = Callable[[], _Instance]
 
 
 @dataclass(frozen=True)
-class _Load:
+class _NativeLoad:
+    program: native_model.Program
+    threads: int
+
+    def __call__(self) -> _Instance:
+        session = native_model.Session(self.program, self.threads)
+
+        def call(batch: Any) -> Any:
+            if isinstance(batch, np.ndarray):
+                return session(batch)
+            import torch
+
+            return torch.from_numpy(session(batch.numpy()))
+
+        return _Instance(call, lambda: session.memory_bytes, session.close)
+
+
+@dataclass(frozen=True)
+class _TorchLoad:
     """Loads the model on the thread that will serve it."""
 
     path: Path
     engine: str
     threads: int
 
-    def __call__(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        torch.set_num_threads(self.threads)
-        if self.engine == native.ENGINE:
-            native.load()
-            native.set_threads(self.threads)
-        try:
-            with _engine_set(self.engine), _deprecations_silenced:
-                module = torch.jit.load(str(self.path), map_location="cpu")
-                module.eval()
-        except (RuntimeError, ValueError) as error:
-            raise HostError(f"torch {torch.__version__} cannot load {self.path}: {first_cause(error)}") from error
+    def __call__(self) -> _Instance:
+        from . import torch_model
 
-        def call(batch: torch.Tensor) -> torch.Tensor:
-            if batch.dim() == 4:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            with _engine_set(self.engine), torch.inference_mode():
-                output = module(batch)
-            if not isinstance(output, torch.Tensor):
-                raise RunnerError(f"the model returned {type(output).__name__}; expected one tensor")
-            return output
-
-        return call
+        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: None, lambda: None)
 
 
 @dataclass
 class _Worker:
-    """One thread and its queue. It has no reference to the pool, so a forgotten pool can be collected."""
+    """One thread and its queue. It has no reference to the pool, so a forgotten pool can be collected.
 
-    tasks: queue.SimpleQueue[tuple[Future[torch.Tensor], torch.Tensor] | None] = field(
-        default_factory=queue.SimpleQueue
-    )
+    ``turn`` belongs to whoever runs the instance; ``pending`` counts its batches, queued and running.
+    """
+
+    tasks: queue.SimpleQueue[tuple[Future[Any], Any] | None] = field(default_factory=queue.SimpleQueue)
     ready: Future[None] = field(default_factory=Future)
+    turn: threading.Lock = field(default_factory=threading.Lock)
     pending: int = 0
     thread: threading.Thread | None = None
+    instance: _Instance | None = None
 
-    def start(self, load: _Load, name: str) -> None:
-        self.thread = threading.Thread(target=_serve, args=(load, self.tasks, self.ready), name=name, daemon=True)
+    def start(self, load: _Loader, cpus: tuple[int, ...] | None, name: str) -> None:
+        self.thread = threading.Thread(target=_serve, args=(self, load, cpus), name=name, daemon=True)
         self.thread.start()
 
 
@@ -227,53 +231,37 @@ def _stop(workers: list[_Worker]) -> None:
             worker.thread.join()
 
 
-def _serve(load: _Load, tasks: queue.SimpleQueue[Any], ready: Future[None]) -> None:
+def _serve(worker: _Worker, load: _Loader, cpus: tuple[int, ...] | None) -> None:
+    with ExitStack() as stack:
+        try:
+            if cpus is not None:
+                _keep_to(cpus)  # before any thread of OpenMP's or the kernels' starts: they inherit it
+            worker.instance = instance = load()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
+            worker.ready.set_exception(error)
+            return
+        stack.callback(_close, worker, instance)
+        worker.ready.set_result(None)
+        while (task := worker.tasks.get()) is not None:
+            future, batch = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    with worker.turn:
+                        result = instance.call(batch)
+                    future.set_result(result)
+                    del result
+                except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
+                    future.set_exception(error)
+            del task, future, batch  # else the last batch would live until the next one comes
+
+
+def _close(worker: _Worker, instance: _Instance) -> None:
+    with worker.turn:  # a caller may be running it
+        instance.close()
+
+
+def _keep_to(cpus: tuple[int, ...]) -> None:
     try:
-        call = load()
-    except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
-        ready.set_exception(error)
-        return
-    ready.set_result(None)
-    while (task := tasks.get()) is not None:
-        future, batch = task
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(call(batch))
-            except RuntimeError as error:
-                message = f"the model failed on a batch of shape {tuple(batch.shape)}: {first_cause(error)}"
-                future.set_exception(_caused(RunnerError(message), error))
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
-                future.set_exception(error)
-        del task, future, batch  # else the last batch would live until the next one comes
-
-
-def _caused(error: RunnerError, cause: BaseException) -> RunnerError:
-    error.__cause__ = cause
-    return error
-
-
-class _DeprecationsSilenced:
-    """Silences two warnings of loading that ask the wheel's author, not its user, to change something.
-
-    ``torch.jit.load`` warns in Python. The first quantized tensor warns once in C++, and from the model that
-    would go straight to stderr; made here, from Python, it passes through Python's filters. Filters belong to
-    the process, so loading threads take turns.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._saved = warnings.catch_warnings()
-        self._saved.__enter__()
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*is deprecated")
-        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
-        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
-
-    def __exit__(self, *_: object) -> None:
-        self._saved.__exit__(None, None, None)
-        self._lock.release()
-
-
-_deprecations_silenced = _DeprecationsSilenced()
+        os.sched_setaffinity(0, cpus)  # of the calling thread alone
+    except OSError as error:
+        raise HostError(f"the plan's CPUs {', '.join(map(str, cpus))} are not to be had here: {error}") from error

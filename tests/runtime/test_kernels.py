@@ -172,7 +172,7 @@ def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
 @needs_vnni
 def test_an_error_leaves_the_instance_alive_and_is_one_line(saved: Path) -> None:
     with InstancePool(saved, native.ENGINE, threads=1, instances=1) as pool:
-        with pytest.raises(RunnerError, match=r"cpupack::run_1: the input has shape \(1, 4, 1, 2\)") as caught:
+        with pytest.raises(RunnerError, match=r"batch of shape \(1, 4, 1, 2\): it takes \(n, 4, 1, 1\)") as caught:
             pool.run(torch.zeros((1, CHANNELS, 1, 2), dtype=torch.uint8))
         assert "\n" not in str(caught.value)
         assert pool.run(pixels(1)).shape == (1, OUTPUTS)

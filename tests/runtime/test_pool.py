@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.pool import InstancePool, first_cause
+from cpupack.runtime.pool import InstancePool
+from cpupack.runtime.torch_model import first_cause
 
 BATCH = torch.rand((2, *tiny.INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
 

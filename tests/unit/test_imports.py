@@ -95,7 +95,7 @@ def test_torch_jit_has_one_owner_in_the_build_and_one_in_the_runner() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.jit"
     }
-    assert (users | files_importing("torch.jit")) - {TUTORIAL} == {"stages/script.py", "runtime/pool.py"}
+    assert (users | files_importing("torch.jit")) - {TUTORIAL} == {"stages/script.py", "runtime/torch_model.py"}
 
 
 def test_only_the_command_lines_print_or_exit() -> None:

@@ -1,0 +1,193 @@
+"""A saved model that is one program of the native kernels, run without torch.
+
+TorchScript files are zip archives of stored members: the model's code as text, its constants as plain bytes. Where the
+code is a call of the operator and nothing else, the program is all there is to the model, and the kernels take it from
+ctypes: no torch is imported, which is most of a start, and a call costs microseconds beside the kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import native
+from .errors import HostError, RunnerError
+
+_MAGIC = 0x314B5043
+_FIELDS = struct.Struct("<10i8xq")
+"""Of ``struct cpupack_header`` (kernels/engine.h): what comes before ``constants``, but ``identity``."""
+
+_FORWARD = re.compile(
+    r"def forward\(self: [\w.]+,\s*(?P<given>\w+): Tensor\) -> Tensor:\s*"
+    r"(?:(?P<dense>\w+) = torch\.contiguous\((?P=given), memory_format=2\)\s*)?"
+    r"(?P<result>\w+) = ops\.cpupack\.run_1\((?P<input>\w+), CONSTANTS\.c0, \d+\)\s*"
+    r"return (?P=result)\s*\Z"
+)
+"""TorchScript's text of ``run_1(x.contiguous(memory_format=torch.channels_last), program, outputs)``."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program in memory: uint8, and what it takes and gives.
+
+    ``pixel_shape`` and ``float_shape`` are of one input, channels first, None where the program takes none of that
+    kind; ``outputs`` is the number of float32 results for each. ``bytes_each`` is the memory that each sample of a
+    batch takes while it is computed.
+    """
+
+    memory: npt.NDArray[np.uint8]
+    pixel_shape: tuple[int, int, int] | None
+    float_shape: tuple[int, int, int] | None
+    outputs: int
+    bytes_each: int
+
+
+def is_program(path: Path, engine: str) -> bool:
+    """Return whether the saved model is a program alone. Loads nothing."""
+    if engine != native.ENGINE:
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _member(archive) is not None
+    except (OSError, zipfile.BadZipFile):
+        return False  # whoever loads it says what is wrong with it
+
+
+def read_program(path: Path) -> Program:
+    """Read the program of a saved model for which ``is_program``. Raises HostError when it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = _member(archive)
+        if member is None:
+            raise HostError(f"{path} is not a program alone; load it with torch")
+        return _parse(_read_stored(path, member))
+    except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
+        raise HostError(f"the native kernels cannot load {path}: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo | None:
+    """Return the archive's one constant when its code does nothing but run it."""
+    names = archive.namelist()
+    constants = [name for name in names if re.search(r"^[^/]+/constants/\d+$", name)]
+    codes = [name for name in names if re.search(r"^[^/]+/code/.*\.py$", name)]
+    if len(constants) != 1 or len(codes) != 1:
+        return None
+    text = archive.read(codes[0]).decode("utf-8", errors="replace")
+    found = _FORWARD.search(text)
+    if found is None or text.count("def ") != 1 or found["input"] != (found["dense"] or found["given"]):
+        return None
+    member = archive.getinfo(constants[0])
+    return member if member.compress_type == zipfile.ZIP_STORED else None
+
+
+def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
+    """Read a member as it lies in the file, into large pages: a model's weights are walked through at every call.
+
+    Not through ``zipfile``, whose checksum takes longer than reading: the runner hashes files before.
+    """
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)  # of a local file: fixed fields, then its name and its extra field
+        name_bytes, extra_bytes = struct.unpack("<26xHH", header)
+        file.seek(name_bytes + extra_bytes, 1)
+        memory = mmap.mmap(-1, max(1, member.file_size))
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        if file.readinto(memory) != member.file_size:
+            raise ValueError("it is truncated")
+    return np.frombuffer(memory, np.uint8)
+
+
+def _parse(memory: npt.NDArray[np.uint8]) -> Program:
+    magic, _, _, _, pixels, floats, height, width, outputs, _, arena = _FIELDS.unpack_from(memory.data)
+    if magic != _MAGIC:
+        raise ValueError("it holds no program of this format")
+    return Program(
+        memory=memory,
+        pixel_shape=(pixels, height, width) if pixels else None,
+        float_shape=(floats, height, width) if floats else None,
+        outputs=outputs,
+        bytes_each=arena,
+    )
+
+
+class Session:
+    """A program with memory for its activations and a team of ``threads``: one call at a time, from any thread.
+
+    Raises HostError when this CPU or system cannot run the kernels.
+    """
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self._program, self._library = program, _library()
+        self._run = self._library.cpupack_run
+        self._code = program.memory.ctypes.data
+        self._session = self._library.cpupack_new_session(threads)
+        if not self._session:
+            raise HostError("no memory for another instance of the native kernels")
+
+    def __call__(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Run uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``; returns float32 ``(n, outputs)``.
+
+        Memory in the order of channels_last is read as it is, any other is copied. Raises RunnerError for a batch
+        that the program does not take.
+        """
+        program = self._program
+        shape = program.float_shape if batch.dtype == np.float32 else program.pixel_shape
+        if shape is None or batch.dtype not in (np.float32, np.uint8):
+            raise RunnerError(f"the model does not take {batch.dtype}")
+        if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
+            raise RunnerError(
+                f"the model failed on a batch of shape {batch.shape}: it takes (n, {', '.join(map(str, shape))})"
+            )
+        dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
+        result = np.empty((len(batch), program.outputs), np.float32)
+        if not len(batch):
+            return result
+        failed = self._run(
+            self._session, self._code, program.memory.size, dense.ctypes.data, batch.dtype == np.float32, len(batch),
+            result.ctypes.data,
+        )  # fmt: skip
+        if failed:
+            reason = self._library.cpupack_error(failed).decode()
+            raise RunnerError(f"the model failed on a batch of shape {batch.shape}: {reason}")
+        return result
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the activations of the batch sizes used so far take."""
+        return int(self._library.cpupack_session_bytes(self._session)) if self._session else 0
+
+    def close(self) -> None:
+        """End the team and free the memory. Closing twice is fine."""
+        session, self._session = self._session, None
+        if session:
+            self._library.cpupack_end_session(session)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = native.open_library()
+    library.cpupack_new_session.restype = ctypes.c_void_p
+    library.cpupack_new_session.argtypes = (ctypes.c_int,)
+    library.cpupack_end_session.restype = None
+    library.cpupack_end_session.argtypes = (ctypes.c_void_p,)
+    library.cpupack_session_bytes.restype = ctypes.c_int64
+    library.cpupack_session_bytes.argtypes = (ctypes.c_void_p,)
+    library.cpupack_error.restype = ctypes.c_char_p
+    library.cpupack_error.argtypes = (ctypes.c_int,)
+    library.cpupack_run.restype = ctypes.c_int
+    library.cpupack_run.argtypes = (
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64,
+        ctypes.c_void_p,
+    )  # fmt: skip
+    return library

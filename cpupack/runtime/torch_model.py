@@ -1,0 +1,159 @@
+"""A saved TorchScript model, loaded and called with torch: the only place in a wheel that touches ``torch.jit``."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import native
+from .errors import HostError, RunnerError
+
+
+def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
+    """Load the model on the thread that will serve it, with ``threads`` OpenMP threads, and return how to call it.
+
+    The call takes a batch ``(n, *input_shape)``, a tensor or an array, and returns one of that kind. Raises HostError
+    when torch cannot load the file.
+    """
+    torch.set_num_threads(threads)
+    if engine == native.ENGINE:
+        native.load()
+        native.set_threads(threads)
+    try:
+        with _engine_set(engine), _deprecations_silenced:
+            module = torch.jit.load(str(path), map_location="cpu")
+            module.eval()
+    except (RuntimeError, ValueError) as error:
+        raise HostError(f"torch {torch.__version__} cannot load {path}: {first_cause(error)}") from error
+
+    def call(batch: Any) -> Any:
+        tensor = batch if isinstance(batch, torch.Tensor) else torch.from_numpy(_shareable(batch))
+        if tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        try:
+            with _engine_set(engine), torch.inference_mode():
+                output = module(tensor)
+        except RuntimeError as error:
+            message = f"the model failed on a batch of shape {tuple(batch.shape)}: {first_cause(error)}"
+            raise RunnerError(message) from error
+        if not isinstance(output, torch.Tensor):
+            raise RunnerError(f"the model returned {type(output).__name__}; expected one tensor")
+        return output if isinstance(batch, torch.Tensor) else output.numpy()
+
+    return call
+
+
+def check_engine(engine: str) -> None:
+    """Raise HostError unless this torch build has ``engine``, or this host can run the native kernels."""
+    if engine == native.ENGINE:
+        native.load()
+        return
+    supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+    if engine not in supported:
+        raise HostError(
+            f"the model needs torch's quantized engine {engine!r}, and torch {torch.__version__} here has "
+            f"{', '.join(supported) or 'none'}; install an official CPU build of torch"
+        )
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the line of a torch error that says what happened (the TorchScript interpreter puts it last)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in reversed(lines):
+        kind, colon, text = line.partition(": ")
+        if colon and kind.endswith("Error") and " " not in kind:
+            return text
+    return lines[0] if lines else type(error).__name__
+
+
+def _shareable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Copy what torch cannot share: read-only memory and negative strides."""
+    return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
+
+
+class _EngineGate:
+    """Lets calls of one engine through together and keeps those of another out meanwhile.
+
+    ``torch.backends.quantized.engine`` is one setting for the process, read when weights are packed and again
+    by ``quantized::conv2d_add``. Two wheels built for different engines can so serve from one process.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._active = 0
+        self._engine: str | None = None
+        self._waiting: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, engine: str) -> Iterator[None]:
+        with self._changed:
+            if not self._may_enter(engine):
+                self._waiting[engine] += 1
+                self._changed.wait_for(lambda: self._may_enter(engine))
+                self._waiting[engine] -= 1
+            _set_engine(engine)
+            self._engine = engine
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._active -= 1
+                if not self._active:
+                    self._changed.notify_all()
+
+    def _may_enter(self, engine: str) -> bool:
+        # One that could join lets the others go first when they queue, else a busy engine would starve them.
+        others = any(count for name, count in self._waiting.items() if name != engine)
+        return not self._active or (self._engine == engine and not others)
+
+
+def _set_engine(engine: str) -> None:
+    if torch.backends.quantized.engine == engine:
+        return
+    torch.backends.quantized.engine = engine
+    if torch.backends.quantized.engine != engine:
+        raise HostError(f"torch did not take engine {engine!r}; it is {torch.backends.quantized.engine!r}")
+
+
+_gate = _EngineGate()
+
+
+def _engine_set(engine: str) -> AbstractContextManager[None]:
+    """Return the block in which a model of ``engine`` may load and run. The native kernels do not read the setting."""
+    return nullcontext() if engine == native.ENGINE else _gate.hold(engine)
+
+
+class _DeprecationsSilenced:
+    """Silences two warnings of loading that ask the wheel's author, not its user, to change something.
+
+    ``torch.jit.load`` warns in Python. The first quantized tensor warns once in C++, and from the model that
+    would go straight to stderr; made here, from Python, it passes through Python's filters. Filters belong to
+    the process, so loading threads take turns.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._saved = warnings.catch_warnings()
+        self._saved.__enter__()
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*is deprecated")
+        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+    def __exit__(self, *_: object) -> None:
+        self._saved.__exit__(None, None, None)
+        self._lock.release()
+
+
+_deprecations_silenced = _DeprecationsSilenced()
