@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from cpupack.artifacts import CalibratedModel, LayerFact, Samples
+from cpupack.graph.chains import residual_summands
 from cpupack.graph.native_model import Look, NativeModel
 from cpupack.layers.facts import output_sqnr_db
 from cpupack.layout import batch_channels_last
@@ -29,7 +30,13 @@ def native_layers(
     """
     floats = calibrated.fused.module
     assert isinstance(floats, fx.GraphModule)
+    beside = {
+        each.name: next(other.name for other in add.all_input_nodes if other is not each)
+        for add, summands in residual_summands(floats).items()
+        for each in summands
+    }
     wanted = {look.node for look in model.looks if look is not None}
+    wanted |= {beside[name] for name in wanted if name in beside}
     with torch.inference_mode(), engine(native.ENGINE):
         batch = batch_channels_last(samples.tensor(slice(None)))
         keeper = _Keeper(floats, wanted)
@@ -39,18 +46,28 @@ def native_layers(
             pixels = model_input(samples.data, samples.preprocess, pixel_input=True)
             batch = batch_channels_last(torch.from_numpy(pixels))
         result, x = model.engine_result(batch), model.engine_input(batch)
-        return tuple(
-            fact if look is None else _with_error(fact, look, model, result, x, keeper.values[look.node])
-            for fact, look in zip(layers, model.looks, strict=True)
-        )
+        facts = []
+        for fact, look in zip(layers, model.looks, strict=True):
+            if look is not None:
+                found, expected = _found(look, model, result, x), keeper.values[look.node]
+                hidden = -keeper.values[beside[look.node]] if look.node in beside else None
+                error = _error_db(expected, found.reshape(expected.shape), hidden)
+                fact = dataclasses.replace(fact, output_sqnr_db=error)
+            facts.append(fact)
+    return tuple(facts)
 
 
-def _with_error(
-    fact: LayerFact, look: Look, model: NativeModel, result: torch.Tensor, x: torch.Tensor, expected: torch.Tensor
-) -> LayerFact:
-    program = model.get_buffer("program")
-    found = result if look.layer is None else _values(codes_after(program, x, look.layer, look.shape), look)
-    return dataclasses.replace(fact, output_sqnr_db=output_sqnr_db(expected, found.reshape(expected.shape)))
+def _found(look: Look, model: NativeModel, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    if look.layer is None:
+        return result
+    return _values(codes_after(model.get_buffer("program"), x, look.layer, look.shape), look)
+
+
+def _error_db(expected: torch.Tensor, found: torch.Tensor, hidden: torch.Tensor | None) -> float | None:
+    """Compare two results; ``hidden`` is -y where they are a summand x of relu(x + y), which counts as max(x, -y)."""
+    if hidden is not None and hidden.shape == expected.shape:
+        expected, found = torch.maximum(expected, hidden), torch.maximum(found, hidden)
+    return output_sqnr_db(expected, found)
 
 
 def _values(codes: npt.NDArray[np.uint8], look: Look) -> torch.Tensor:

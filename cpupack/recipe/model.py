@@ -217,7 +217,8 @@ class TargetX86(Table):
     """Engine and instruction set on x86-64."""
 
     engine: Literal["auto", "native", "fbgemm", "x86", "onednn"] = "auto"
-    """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates."""
+    """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates. ``native`` is
+    cpupack's own, for CPUs with VNNI; the others are torch's."""
     isa: Literal["auto"] | Isa = "auto"
     """The least instruction set the wheel must be correct on; ``auto`` is this host's."""
 

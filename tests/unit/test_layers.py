@@ -274,12 +274,6 @@ def test_dynamic_quantization_has_operators_but_no_scales() -> None:
     assert float_notes(tuple(facts.values())) == int8.notes == ("head (Linear) stayed FP32: listed in skip",)
 
 
-def test_an_engine_may_say_its_layers_itself() -> None:
-    _, int8, found = described(Block())
-    own = (LayerFact("first", "Conv2d+ReLU", "int8", "cpupack::run"),)
-    assert describe_layers(dataclasses.replace(int8, layers=own), found, [], samples()) == own
-
-
 def test_the_table_of_a_wheel_ends_with_what_stayed_fp32() -> None:
     facts, _, _ = described(Odd())
     rows = [dataclasses.asdict(fact) for fact in facts.values()]
