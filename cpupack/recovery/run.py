@@ -22,7 +22,7 @@ _KNOBS_WITHOUT_GRAPH = {"eager": frozenset({"observer", "weights"}), "dynamic": 
 
 @dataclass(frozen=True)
 class Workshop:
-    """How ``pipeline.py`` builds. ``build`` quantizes for a target, verifies, times against FP32 and judges the gates;
+    """How ``pipeline`` builds. ``build`` quantizes for a target, verifies, times against FP32 and judges the gates;
     ``rank`` returns the layers that may be kept in FP32 on a target, the most sensitive first; ``mixes`` says whether a
     target's engine can have layers in FP32 at all.
 

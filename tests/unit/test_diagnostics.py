@@ -206,11 +206,11 @@ def test_the_report_is_plain_json() -> None:
 
 
 def test_a_build_warns_of_what_its_calibration_tells() -> None:
-    from cpupack.pipeline import _diagnosed
+    from cpupack.pipeline.prepare import diagnosed
 
     _, found = calibrated(Two(), recipe(), samples(count=400))
     progress = Recorder()
-    report = _diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe().quantize, progress)
+    report = diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe().quantize, progress)
     assert report is not None
     assert progress.warnings == list(report.warnings) != []
-    assert _diagnosed(dataclasses.replace(found, stats={}), None, recipe().quantize, progress) is None
+    assert diagnosed(dataclasses.replace(found, stats={}), None, recipe().quantize, progress) is None

@@ -1,0 +1,22 @@
+"""From a recipe to wheels. Only this package knows which stage follows which."""
+
+from cpupack.pipeline.build import BuildOptions, BuildResult, build, stage_untuned
+from cpupack.pipeline.contest import Settled, contend, settle
+from cpupack.pipeline.prepare import Prepared, prepare, run_float
+from cpupack.pipeline.questions import check_model, fusible_chains, rank_layers
+
+__all__ = [
+    "BuildOptions",
+    "BuildResult",
+    "Prepared",
+    "Settled",
+    "build",
+    "check_model",
+    "contend",
+    "fusible_chains",
+    "prepare",
+    "rank_layers",
+    "run_float",
+    "settle",
+    "stage_untuned",
+]

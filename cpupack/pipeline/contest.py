@@ -1,0 +1,206 @@
+"""Every engine of a CPU built, verified, timed and judged; the winner, after a recovery where it takes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpupack import recovery
+from cpupack.artifacts import (
+    CalibratedModel,
+    Contender,
+    QuantizedModel,
+    Recovery,
+    SaturationReport,
+)
+from cpupack.errors import QuantizationError
+from cpupack.layers import describe_layers, float_notes
+from cpupack.pipeline.prepare import Prepared
+from cpupack.progress import Progress
+from cpupack.quantized_engine import supported_engines
+from cpupack.recipe import Quantize
+from cpupack.runtime import native
+from cpupack.runtime.host import HostProbe
+from cpupack.sensitivity import rank
+from cpupack.sensitivity.trials import trials_of
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.correct import correct
+from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.ranges import choose_ranges
+from cpupack.stages.saturate import make_safe
+from cpupack.stages.script import script
+from cpupack.stages.verify import choose, compare, judge, race
+from cpupack.targets import Target, candidates
+
+_RACE_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One CPU's engines after the gates, the winner first in line to be packaged.
+
+    ``prepared`` has the recipe's settings, or those that ``recovery`` found.
+    """
+
+    prepared: Prepared
+    winner: Contender
+    raced: tuple[Contender, ...]
+    failed: dict[str, str]
+    recovery: Recovery | None = None
+
+
+def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tuple[list[Contender], dict[str, str]]:
+    """Build every engine that the recipe allows on ``cpu``, verify each, and time them against FP32.
+
+    Returns the contenders, fastest first, each judged by the gates, and the engines that torch could not quantize for
+    with the reason. Raises QuantizationError when that leaves none.
+    """
+    recipe = prepared.loaded.recipe
+    targets = candidates(recipe, cpu, supported_engines())
+    contenders, failed = [], {}
+    with progress.stage(f"quantize and verify ({cpu})"):
+        for number, target in enumerate(targets):
+            try:
+                contenders.append(_contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt", progress))
+            except QuantizationError as error:
+                if len(targets) == 1:
+                    raise
+                failed[target.engine] = error.message
+                # The native engine is known to run some models and not others: that is no sign of anything wrong.
+                say = progress.note if target.engine == native.ENGINE else progress.warn
+                say(f"engine {target.engine} is out: {error.message}")
+            progress.step(number + 1, len(targets), "engines")
+    if not contenders:
+        raise QuantizationError(
+            "no engine can run this model:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        )
+    if contenders[0].scripted.target.runs_here:
+        with progress.stage(f"time against FP32 ({cpu})"):
+            contenders = _raced(prepared, contenders, work)
+    return [judge(each, recipe.evaluation) for each in contenders], failed
+
+
+def settle(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> Settled:
+    """Build the engines of a CPU and choose; where no gate holds and the recipe says so, recover first.
+
+    Raises VerificationError when no engine passes every gate in the end.
+    """
+    started = time.monotonic()
+    raced, failed = contend(prepared, cpu, work, progress)
+    spec = prepared.loaded.recipe.quantize
+    if not recovery.wanted(spec, raced):
+        return Settled(prepared, choose(raced), tuple(raced), failed)
+    with progress.stage(f"recover ({cpu})"):
+        built_s = (time.monotonic() - started) / len(raced)
+        found = recovery.recover(spec, raced, built_s, _workshop(prepared, work, progress))
+    return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
+
+
+def described(settled: Settled, progress: Progress) -> Settled:
+    """Return the same with the facts of the winner's layers, and a note for each that stayed FP32."""
+    prepared, winner = settled.prepared, settled.winner
+    with progress.stage(f"describe layers ({winner.scripted.target.cpu})"):
+        spec = prepared.loaded.recipe.quantize
+        # Layers are compared with FP32 ones: with equalized channels, but not with biases that make up for INT8.
+        exact = spec.model_copy(update={"bias_correction": False, "rounding": "nearest"})
+        calibrated = (
+            _corrected(prepared, exact, winner.scripted.target, progress) if spec.equalize else prepared.calibrated
+        )
+        layers = describe_layers(winner.quantized, calibrated, spec.skip, prepared.reference.samples)
+    quantized = dataclasses.replace(winner.quantized, notes=float_notes(layers) or winner.quantized.notes)
+    return dataclasses.replace(settled, winner=dataclasses.replace(winner, quantized=quantized, layers=layers))
+
+
+def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Workshop:
+    numbers = itertools.count(1)
+
+    def build_trial(spec: Quantize, target: Target) -> Contender:
+        path = work / f"{target.cpu}-trial-{next(numbers)}.pt"
+        contender = _contender(_with(prepared, spec), target, work, path, progress)
+        if target.runs_here:
+            (contender,) = _raced(prepared, [contender], work)
+        contender = judge(contender, prepared.loaded.recipe.evaluation)
+        if not contender.report.passed:
+            path.unlink()
+        return contender
+
+    def ranked(spec: Quantize, target: Target) -> list[str]:
+        levels = 2**target.activation_bits
+        calibrated = _corrected(prepared, spec, target, progress)
+        ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
+        found = rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels)
+        return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
+
+    anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))
+    layers = trials_of(prepared.fused, anything, levels=256).layers
+    weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
+    return recovery.Workshop(
+        build_trial, ranked, lambda target: target.engine != native.ENGINE, prepared.fused.style, weighted, progress
+    )
+
+
+def _with(prepared: Prepared, spec: Quantize) -> Prepared:
+    """Return the same with another ``[quantize]`` table; the recipe's text stays as it was written."""
+    loaded = prepared.loaded
+    recipe = loaded.recipe.model_copy(update={"quantize": spec})
+    return dataclasses.replace(prepared, loaded=loaded.model_copy(update={"recipe": recipe}))
+
+
+def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[Contender]:
+    """Time contenders for this host against FP32, as the recipe's objective would run them."""
+    latency = prepared.loaded.recipe.tune.objective == "latency"
+    return race(
+        contenders,
+        prepared.float_path,
+        prepared.model.input_shape,
+        prepared.reference.samples.preprocess,
+        work,
+        batch_size=1 if latency else _RACE_BATCH,
+        threads=HostProbe().budget().usable if latency else 1,
+    )
+
+
+def _contender(prepared: Prepared, target: Target, work: Path, path: Path, progress: Progress) -> Contender:
+    quantized, saturation = _quantized(prepared, target, progress)
+    scripted = script(quantized, prepared.model.input_shape, path)
+    contender = compare(quantized, scripted, prepared.reference, work)
+    return dataclasses.replace(contender, saturation=saturation)
+
+
+def _quantized(
+    prepared: Prepared, target: Target, progress: Progress
+) -> tuple[QuantizedModel, SaturationReport | None]:
+    """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
+
+    calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
+
+    def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
+        return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
+
+    if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
+        return quantize_for(target), None
+    return make_safe(quantize_for, target, prepared.calibration, progress)
+
+
+def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Progress) -> CalibratedModel:
+    """Return the calibrated model with the corrections that ``spec`` asks for; engines that race share one."""
+    levels = 2**target.activation_bits
+    key = (spec.model_dump_json(exclude={"recover", "budget_s"}), levels)
+    if key not in prepared.corrections:
+        recipe = prepared.loaded.recipe
+        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
+        prepared.corrections.clear()  # each holds a copy of the weights
+        prepared.corrections[key] = correct(
+            prepared.calibrated,
+            prepared.calibration,
+            spec,
+            levels,
+            choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
+            recalibrate=lambda fused: calibrate(fused, prepared.calibration, batch_size, progress),
+            progress=progress,
+            pixels=recipe.preprocess is not None,
+        )
+    return prepared.corrections[key]

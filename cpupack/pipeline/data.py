@@ -1,0 +1,64 @@
+"""The samples a recipe names: for calibration, and for comparing INT8 with FP32."""
+
+from __future__ import annotations
+
+from cpupack.artifacts import (
+    Samples,
+)
+from cpupack.progress import Progress
+from cpupack.recipe import Evaluation, LoadedRecipe
+from cpupack.recipe.gates import LABEL_GATES
+from cpupack.sources import open_source
+
+_SYNTHETIC_EVALUATION = 64
+
+
+def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
+    """Return what ``[calibration]`` names, None without it."""
+    spec = loaded.recipe.calibration
+    if spec is None:
+        return None
+    return open_source(
+        spec.source,
+        loaded,
+        samples=spec.samples,
+        seed=spec.seed,
+        skip_corrupt=spec.skip_corrupt,
+        labelled=False,
+        progress=progress,
+    )
+
+
+def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progress: Progress) -> Samples:
+    """Return what INT8 is compared with FP32 on: ``[evaluation] source``, else data like the calibration's."""
+    spec = loaded.recipe.evaluation
+    if spec.source is not None:
+        return open_source(
+            spec.source,
+            loaded,
+            samples=spec.samples,
+            seed=0,
+            skip_corrupt=spec.skip_corrupt,
+            labelled=True,
+            progress=progress,
+            required=needs_labels(spec),
+            targets=spec.metric is not None,
+        )
+    if calibration is not None and not calibration.synthetic:
+        return calibration
+    # Other synthetic data than it was calibrated on, so that the comparison is not on the very same tensors.
+    seed = (loaded.recipe.calibration.seed if loaded.recipe.calibration else 0) + 1
+    return open_source(
+        "synthetic",
+        loaded,
+        samples=_SYNTHETIC_EVALUATION,
+        seed=seed,
+        skip_corrupt=False,
+        labelled=False,
+        progress=progress,
+    )
+
+
+def needs_labels(spec: Evaluation) -> bool:
+    """Whether a gate compares classes with labels."""
+    return any(getattr(spec, gate) is not None for gate in LABEL_GATES)

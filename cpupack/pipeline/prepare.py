@@ -1,0 +1,99 @@
+"""What no target changes: the FP32 model fused and calibrated, and its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cpupack.artifacts import (
+    CalibratedModel,
+    CalibrationReport,
+    FloatModel,
+    FusedModel,
+    Reference,
+    Samples,
+)
+from cpupack.diagnostics import diagnose
+from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe, Quantize
+from cpupack.stages.calibrate import calibrate, observe
+from cpupack.stages.fuse import fuse
+from cpupack.stages.load import load
+from cpupack.stages.quantize import check_skip
+from cpupack.stages.quantize.ranges import choose_ranges
+from cpupack.stages.script import script_float
+from cpupack.stages.verify import check_gates, load_metric, run_reference
+
+_RACE_BATCH = 8
+_COMPARED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all targets share: the FP32 model, its statistics, and the reference outputs.
+
+    ``corrections`` holds the last corrected form of ``calibrated``, by the settings it was made with.
+    """
+
+    loaded: LoadedRecipe
+    model: FloatModel
+    fused: FusedModel
+    calibrated: CalibratedModel
+    calibration: Samples | None
+    reference: Reference
+    float_path: Path
+    diagnosis: CalibrationReport | None = None
+    corrections: dict[tuple[str, int], CalibratedModel] = field(default_factory=dict, compare=False)
+
+
+def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
+    """Load, fuse and calibrate the model and run it in FP32: everything that no target changes."""
+    recipe = loaded.recipe
+    with progress.stage("load"):
+        model = load(loaded, progress)
+        check_skip(model.module, recipe.quantize.skip)  # the quantize stage would say it after the calibration
+        check_gates(recipe.evaluation, model.output_shape)
+        metric = load_metric(loaded)
+    with progress.stage("fuse"):
+        fused = fuse(model, recipe, progress)
+    with progress.stage("read data"):
+        calibration = calibration_samples(loaded, progress)
+        evaluation = evaluation_samples(loaded, calibration, progress)
+    with progress.stage("calibrate"):
+        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
+        calibrated = calibrate(fused, calibration, batch_size, progress)
+        diagnosis = diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)
+    with progress.stage("run FP32"):
+        reference = run_reference(
+            model, evaluation, progress, metric=metric, labels_required=needs_labels(recipe.evaluation)
+        )
+        float_path = script_float(model, work / "float.pt")
+    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
+
+
+def diagnosed(
+    calibrated: CalibratedModel, evaluation: Samples | None, spec: Quantize, progress: Progress
+) -> CalibrationReport | None:
+    """Look at the calibration's statistics, beside those of other data where there is any; None without statistics."""
+    if not calibrated.stats:
+        return None
+    some = evaluation.spread(_COMPARED_SAMPLES) if evaluation is not None else None
+    seen = observe(calibrated, some, _RACE_BATCH, progress) if some is not None else {}
+    ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
+    report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)
+    for warning in report.warnings:
+        progress.warn(warning)
+    return report
+
+
+def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:
+    """Load the FP32 model and the data of a recipe and run the one on the other: no INT8 model is made."""
+    with progress.stage("load"):
+        model = load(loaded, progress)
+    with progress.stage("read data"):
+        calibration = calibration_samples(loaded, progress)
+        evaluation = evaluation_samples(loaded, calibration, progress)
+    with progress.stage("run FP32"):
+        required = needs_labels(loaded.recipe.evaluation)
+        return model, calibration, run_reference(model, evaluation, progress, labels_required=required)

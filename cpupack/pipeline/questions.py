@@ -1,0 +1,51 @@
+"""What commands ask of a model without building a wheel."""
+
+from __future__ import annotations
+
+from cpupack.artifacts import (
+    FloatModel,
+    FusedModel,
+)
+from cpupack.pipeline.data import calibration_samples, evaluation_samples
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe
+from cpupack.sensitivity.report import SensitivityReport, report_on
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.fuse import fuse, list_chains
+from cpupack.stages.load import load
+from cpupack.stages.quantize import check_skip
+from cpupack.stages.quantize.ranges import choose_ranges
+from cpupack.stages.verify import check_gates, load_metric
+
+
+def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
+    """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
+    model = load(loaded, progress)
+    check_skip(model.module, loaded.recipe.quantize.skip)
+    check_gates(loaded.recipe.evaluation, model.output_shape)
+    load_metric(loaded)
+    return model, fuse(model, loaded.recipe, progress)
+
+
+def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> SensitivityReport:
+    """Rank the layers of a recipe's model by what each costs in INT8, on ``count`` samples; no INT8 model is made."""
+    spec = loaded.recipe.quantize
+    with progress.stage("load"):
+        model = load(loaded, progress)
+        metric = load_metric(loaded)
+    with progress.stage("fuse"):
+        fused = fuse(model, loaded.recipe, progress)
+    with progress.stage("read data"):
+        calibration = calibration_samples(loaded, progress)
+        evaluation = evaluation_samples(loaded, calibration, progress)
+    with progress.stage("calibrate"):
+        batch_size = loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1
+        calibrated = calibrate(fused, calibration, batch_size, progress)
+        ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
+    with progress.stage("rank"):
+        return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count, metric=metric)
+
+
+def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:
+    """Return every chain that ``[fuse] modules = "auto"`` would fuse."""
+    return list_chains(load(loaded, progress))
