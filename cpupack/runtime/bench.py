@@ -17,7 +17,7 @@ from typing import Any
 from . import compare_bench, feeds, host, options, peak, plan, server
 from .bench_text import format_table, setting_text
 from .cgroup import read_text
-from .contract import check_cpu, check_torch
+from .contract import check_cpu, model_path, require_torch
 from .errors import InputError
 from .feeds import Feed, make_batches
 from .host import HostProbe
@@ -64,9 +64,7 @@ def run(
 
         loadgen.check_installed()
 
-    import torch
-
-    check_torch(manifest, str(torch.__version__))
+    require_torch(manifest, model_path(package_dir, manifest))
     imported_ms = process_age_ms()
     feed: AbstractContextManager[Feed]
     if files is None:

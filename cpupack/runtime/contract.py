@@ -44,6 +44,23 @@ def check_torch(manifest: Manifest, installed: str) -> None:
         )
 
 
+def require_torch(manifest: Manifest, path: Path) -> None:
+    """Import torch where the model at ``path`` needs it, which takes a second or two.
+
+    Raises HostError when it cannot be imported or is outside the range the wheel was verified with.
+    """
+    from .native_model import is_program
+
+    if is_program(path, manifest.target["engine"]):
+        return
+    try:
+        import torch
+    except ImportError as error:
+        wanted = f'"torch{manifest.torch["requires"]}"'
+        raise HostError(f"torch cannot be imported ({error}); run: pip install {wanted}") from error
+    check_torch(manifest, str(torch.__version__))
+
+
 def model_path(package_dir: Path, manifest: Manifest) -> Path:
     """Return the path of the package's one TorchScript file. Raises IntegrityError when it is not one."""
     names = sorted(name for name in manifest.files if name.endswith(".pt"))

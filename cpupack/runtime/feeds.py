@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from .contract import model_path
@@ -19,12 +20,11 @@ from .errors import InputError
 from .inputs import random_input
 from .manifest import Manifest
 from .plan import Plan
+from .pool import InstancePool
 from .preprocess import PreprocessSpec
 from .scenarios import Pool
 
 if TYPE_CHECKING:
-    import torch
-
     from .runner import Runner
 
 _BUFFER_BYTES = 128 * 2**20
@@ -50,23 +50,19 @@ class Feed:
 @contextmanager
 def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -> Iterator[Feed]:
     """Load the model and make inputs of ``plan.batch_size``, equal for equal seeds."""
-    import torch
-
-    from .pool import InstancePool
-
     batches = make_batches(manifest, plan.batch_size, seed)
 
-    def batches_of(size: int) -> list[torch.Tensor]:
+    def batches_of(size: int) -> list[npt.NDArray[Any]]:
         # Views: other parts of the same batches.
         return [batch[start : start + size] for batch in batches for start in range(0, len(batch) - size + 1, size)]
 
-    def sample_batch(indices: Sequence[int]) -> torch.Tensor:
-        # Slices, and cat in place of stack, keep channels_last.
+    def sample_batch(indices: Sequence[int]) -> npt.NDArray[Any]:
+        # Slices, and concatenate in place of stack, keep channels_last.
         ones = [(batches[n // plan.batch_size], n % plan.batch_size) for n in indices]
-        return torch.cat([batch[at : at + 1] for batch, at in ones])
+        return np.concatenate([batch[at : at + 1] for batch, at in ones])
 
     with InstancePool(
-        model_path(package_dir, manifest), manifest.target["engine"], plan.threads, plan.instances
+        model_path(package_dir, manifest), manifest.target["engine"], plan.threads, plan.instances, plan.cpus
     ) as pool:
         yield Feed(
             pool=pool,
@@ -159,23 +155,19 @@ def list_images(directory: Path, manifest: Manifest) -> list[Path]:
     return found
 
 
-def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[torch.Tensor]:
+def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[npt.NDArray[Any]]:
     """Return distinct batches of what the model takes, equal for equal seeds.
 
     Random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to float32),
     else standard normal values. Several are used in turn, since one buffer again and again would sit in the cache as no
     real input does.
     """
-    import torch
-
     bytes_each = (1 if manifest.pixel_input else 4) * math.prod((batch_size, *manifest.input_shape))
     count = max(3, min(16, _BUFFER_BYTES // bytes_each))
     generator = np.random.default_rng(seed)
     spec = PreprocessSpec.from_dict(manifest.preprocess) if manifest.preprocess else None
     return [
-        torch.from_numpy(
-            random_input(generator, batch_size, manifest.input_shape, spec, pixel_input=manifest.pixel_input)
-        )
+        random_input(generator, batch_size, manifest.input_shape, spec, pixel_input=manifest.pixel_input)
         for _ in range(count)
     ]
 

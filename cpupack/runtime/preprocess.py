@@ -31,7 +31,7 @@ INTERPOLATIONS = {
 CHANNELS = {"RGB": 3, "L": 1}
 
 _ORIENTATION_TAG = 0x0112
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,7 +43,7 @@ _TURNS = {
 """What sets an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
 
 # Pillow has no common root for "this file is damaged"; its decoders let all of these through.
-_DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
 
@@ -118,23 +118,27 @@ def decode_image(source: ImageSource) -> Image.Image:
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if isinstance(source, str | Path | bytes | bytearray | memoryview):
+        return decode_bytes(*read_image(source))
+    raise InputError(
+        f"cannot read an image from {type(source).__name__}; "
+        "expected a path, bytes, a PIL image or a uint8 array (height, width, channels)"
+    )
+
+
+def read_image(source: str | Path | bytes | bytearray | memoryview) -> tuple[bytes, str]:
+    """Return an encoded image and what to call it in an error. Raises InputError that names the file."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decode(bytes(source), f"image of {len(source)} bytes")
-    if not isinstance(source, str | Path):
-        raise InputError(
-            f"cannot read an image from {type(source).__name__}; "
-            "expected a path, bytes, a PIL image or a uint8 array (height, width, channels)"
-        )
+        return bytes(source), f"image of {len(source)} bytes"
     path = Path(source)
     try:
-        data = path.read_bytes()
+        return path.read_bytes(), str(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a directory, not an image") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _decode(data, str(path))
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
@@ -142,11 +146,11 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
 
     Sizes and offsets are rounded as torchvision rounds them (transforms/functional.py: resize, center_crop).
     """
-    turn = _TURNS.get(_orientation(image))
+    turn = TURNS.get(orientation(image))
     image = _convert(image if turn is None else image.transpose(turn), spec.mode)
     image = _resize(image, spec)
-    if spec.crop is not None:
-        image = _centre_crop(image, *((spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop))
+    if (crop := crop_size(spec)) is not None:
+        image = _centre_crop(image, *crop)
     pixels = np.array(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
 
@@ -178,7 +182,8 @@ def _size(value: Any) -> int | tuple[int, int] | None:
     return value if isinstance(value, int) else (sizes[0], sizes[-1])
 
 
-def _decode(data: bytes, name: str) -> Image.Image:
+def decode_bytes(data: bytes, name: str) -> Image.Image:
+    """Decode an image whole. Raises InputError that begins with ``name``."""
     if not data:
         raise InputError(f"{name} is empty")
     try:
@@ -190,7 +195,7 @@ def _decode(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise InputError(f"{name} is a truncated or damaged image: {error}") from error
     return image
 
@@ -207,7 +212,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and shape[2] == 1 else array))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) without one.
 
     Unreadable EXIF counts as none, as in every viewer: the pixels are whole. Not ``ImageOps.exif_transpose``,
@@ -215,7 +220,7 @@ def _orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
 
@@ -234,24 +239,35 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+def resized_size(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """Return the width and height that an upright image is resized to."""
     if spec.resize is None:
-        return image
-    width, height = image.size
+        return width, height
     if isinstance(spec.resize, tuple):
-        new_height, new_width = spec.resize
-    elif width <= height:
-        new_width, new_height = spec.resize, int(spec.resize * height / width)
-    else:
-        new_width, new_height = int(spec.resize * width / height), spec.resize
-    if (new_width, new_height) == (width, height):
-        return image
-    return image.resize((new_width, new_height), INTERPOLATIONS[spec.interpolation])
+        return spec.resize[1], spec.resize[0]
+    if width <= height:
+        return spec.resize, int(spec.resize * height / width)
+    return int(spec.resize * width / height), spec.resize
+
+
+def crop_size(spec: PreprocessSpec) -> tuple[int, int] | None:
+    """Return the height and width of the crop, None without one."""
+    return (spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop
+
+
+def crop_offset(size: int, crop: int) -> int:
+    """Return where a crop begins that lies in the middle."""
+    return round((size - crop) / 2)
+
+
+def _resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    size = resized_size(*image.size, spec)
+    return image if size == image.size else image.resize(size, INTERPOLATIONS[spec.interpolation])
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     across, down = max(width - image.width, 0), max(height - image.height, 0)
     if across or down:
         image = ImageOps.expand(image, (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2), fill=0)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    left, top = crop_offset(image.width, width), crop_offset(image.height, height)
     return image.crop((left, top, left + width, top + height))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -14,16 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from . import plan as planning
-from .contract import check_cpu, check_torch, model_path
-from .errors import HostError, InputError, IntegrityError, RunnerError
+from .contract import check_cpu, model_path, require_torch
+from .errors import InputError, IntegrityError, RunnerError
+from .images import load_pixels
 from .inputs import model_input, random_input
 from .manifest import Manifest, check_files, read_manifest
-from .preprocess import ImageSource, PreprocessSpec, decode_image, to_pixels
+from .pool import InstancePool
+from .preprocess import ImageSource, PreprocessSpec
 
 if TYPE_CHECKING:
     import torch
 
 Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
+
+
+_HAND_OVER_S = 0.0003
+"""What a call costs more when another thread runs it, with some room for a bad moment."""
 
 
 class RandomWeightsWarning(UserWarning):
@@ -72,25 +80,14 @@ class Runner:
                 RandomWeightsWarning,
                 stacklevel=3,  # the line that made the package's Runner, which is a subclass of this one
             )
-        # Everything above answers without the second or two that importing torch takes.
-        try:
-            import torch
-        except ImportError as error:
-            wanted = f'"torch{self.manifest.torch["requires"]}"'
-            raise HostError(f"torch cannot be imported ({error}); run: pip install {wanted}") from error
-        from .pool import InstancePool
-
-        check_torch(self.manifest, str(torch.__version__))
-        self.pool = InstancePool(
-            model_path(package_dir, self.manifest),
-            self.manifest.target["engine"],
-            self.plan.threads,
-            self.plan.instances,
-        )
+        engine, path = self.manifest.target["engine"], model_path(package_dir, self.manifest)
+        require_torch(self.manifest, path)
+        self.pool = InstancePool(path, engine, self.plan.threads, self.plan.instances, self.plan.cpus)
         try:
             # One input alone is the other shape that every caller uses.
             for size in sorted({1, self.plan.batch_size}):
                 self.pool.warm(self._example(size))
+            self._sample_s = self._time_one() if self.pool.is_program and self.plan.instances > 1 else 0.0
         except BaseException:
             self.pool.close()
             raise
@@ -119,7 +116,12 @@ class Runner:
             raise InputError("the list of inputs is empty; expected at least one")
         items = list(inputs) if many else [inputs]
         prepare = self._load_array if self._spec is None else self._load_pixels
-        logits = np.concatenate(list(self._run(self._prepared(items, prepare, batch_size), batch_size)))
+        self.pool.check_usable()  # before threads for decoding, which a forked child could not start
+        if len(items) == 1:
+            logits = _floats(self.pool.run(self._ready(prepare(items[0])[None])))
+        else:
+            size = batch_size or self._share(len(items))
+            logits = _joined(list(self._run(self._prepared(items, prepare, size), size)))
         if logits.ndim != 2:
             raise RunnerError(
                 f"predict needs class scores and this model returns shape {logits.shape[1:]} for one input; "
@@ -134,13 +136,12 @@ class Runner:
         ``batch`` is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
         model's size. Raises InputError saying what was expected.
         """
-        import torch
-
-        if isinstance(batch, torch.Tensor):
+        torch = sys.modules.get("torch")  # who has a tensor has imported it
+        if torch is not None and isinstance(batch, torch.Tensor):
             if batch.layout != torch.strided:
                 raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
             self._check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
-            return torch.from_numpy(self._logits(batch.detach().cpu().numpy()))
+            return torch.from_numpy(self._logits(batch.detach().cpu().numpy()))  # type: ignore[no-any-return]
         if not isinstance(batch, np.ndarray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a numpy array")
         self._check_batch(str(batch.dtype), batch.shape)
@@ -163,23 +164,39 @@ class Runner:
             f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
         )
 
-    def _example(self, batch_size: int) -> torch.Tensor:
-        import torch
-
-        return torch.from_numpy(
-            random_input(
-                np.random.default_rng(0),
-                batch_size,
-                self.manifest.input_shape,
-                self._spec,
-                pixel_input=self.manifest.pixel_input,
-            )
+    def _example(self, batch_size: int) -> npt.NDArray[Any]:
+        return random_input(
+            np.random.default_rng(0),
+            batch_size,
+            self.manifest.input_shape,
+            self._spec,
+            pixel_input=self.manifest.pixel_input,
         )
 
-    def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _time_one(self) -> float:
+        one, begin_s = self._example(1), time.perf_counter()
+        self.pool.run(one)
+        return time.perf_counter() - begin_s
+
+    def _share(self, count: int) -> int:
+        """Return how many of ``count`` samples go into one call: a small batch is spread over the instances.
+
+        Only where any batch size is as good as any other, and if more is won than handing over costs.
+        """
         size = self.plan.batch_size
+        part = -(-count // self.plan.instances)
+        won_s = (min(count, size) - part) * self._sample_s
+        return part if part < size and won_s > _HAND_OVER_S else size
+
+    def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        size = self._share(len(batch))
+        if len(batch) <= size:
+            return _floats(self.pool.run(self._ready(batch)))
         chunks = (batch[start : start + size] for start in range(0, len(batch), size))
-        return np.concatenate(list(self._run(chunks, size)))
+        return _joined(list(self._run(chunks, size)))
+
+    def _ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
 
     def _check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
         one = {"float32": self.manifest.input_shape}
@@ -198,43 +215,46 @@ class Runner:
         return (shape[1], shape[2], shape[0]) if self._spec is not None and len(shape) == 3 else None
 
     def _prepared(
-        self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], batch_size: int | None
+        self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], size: int
     ) -> Iterator[npt.NDArray[Any]]:
-        """Yield batches in order, decoding with as many threads as the plan computes with."""
-        size = batch_size or self.plan.batch_size
+        """Yield batches in order, decoded by as many threads as the plan computes with, ahead of who reads them."""
 
         def one(position: int) -> npt.NDArray[Any]:
             try:
                 return prepare(items[position])
             except InputError as error:
-                if len(items) == 1 or isinstance(items[position], str | Path):  # a path names itself
+                if isinstance(items[position], str | Path):  # a path names itself
                     raise
                 raise InputError(f"input {position}: {error}") from error
 
-        if len(items) == 1:
-            yield one(0)[None]
-            return
         workers = min(len(items), self.plan.threads * self.plan.instances)
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as executor:
-            for start in range(0, len(items), size):
-                yield np.stack(list(executor.map(one, range(start, min(start + size, len(items))))))
+        ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
+        executor = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        try:
+            decoding = deque(executor.submit(one, position) for position in range(min(ahead, len(items))))
+            following = iter(range(len(decoding), len(items)))
+            while decoding:
+                batch = []
+                for _ in range(min(size, len(decoding))):
+                    batch.append(decoding.popleft().result())
+                    if (position := next(following, None)) is not None:
+                        decoding.append(executor.submit(one, position))
+                yield np.stack(batch)
+        finally:
+            executor.shutdown(cancel_futures=True)
 
-    def _run(self, batches: Iterator[npt.NDArray[Any]], batch_size: int | None) -> Iterator[npt.NDArray[np.float32]]:
+    def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the logits of each batch, in order, keeping every instance busy with bounded memory.
 
-        The last of several batches is padded to the size of the others: oneDNN would make new primitives.
-        torch is kept off the calling thread, which would else become one more OpenMP master.
+        Where sizes matter the last of several batches is padded to the size of the others: oneDNN would make new
+        primitives.
         """
-        import torch
-
-        size = batch_size or self.plan.batch_size
-        waiting: deque[tuple[Future[torch.Tensor], int]] = deque()
+        waiting: deque[tuple[Future[npt.NDArray[Any]], int]] = deque()
         for number, batch in enumerate(batches):
             count = len(batch)
-            if number and count < size:
+            if number and count < size and not self.pool.is_program:
                 batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), batch.dtype)])
-            ready = model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
-            waiting.append((self.pool.submit(torch.from_numpy(_shareable(ready))), count))
+            waiting.append((self.pool.submit(self._ready(batch)), count))
             if len(waiting) >= 2 * self.plan.instances:
                 yield _rows(*waiting.popleft())
         while waiting:
@@ -242,7 +262,7 @@ class Runner:
 
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
         assert self._spec is not None
-        pixels = to_pixels(decode_image(item), self._spec)
+        pixels = load_pixels(item, self._spec)
         if pixels.shape != self._pixel_shape():
             name = f"{item}: " if isinstance(item, str | Path) else ""
             raise InputError(
@@ -304,10 +324,13 @@ def _require_positive(name: str, value: int | None) -> None:
         raise InputError(f"{name} is {value}; it must be at least 1")
 
 
-def _rows(future: Future[torch.Tensor], count: int) -> npt.NDArray[np.float32]:
-    return np.asarray(future.result().numpy()[:count], np.float32)
+def _rows(future: Future[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
+    return _floats(future.result()[:count])
 
 
-def _shareable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Copy what torch cannot share: read-only memory and negative strides."""
-    return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
+def _floats(output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return np.asarray(output, np.float32)
+
+
+def _joined(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
