@@ -357,6 +357,7 @@ def test_the_first_and_the_last_layers_may_stay_fp32(skip: list[str], kept: list
 @needs_vnni
 def test_the_layers_of_a_mixed_model_are_described() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5), nn.Softmax(1))
+    module.append(nn.Unflatten(1, (5, 1)))  # moves nothing: no layer
     data = samples()
     spec = recipe(quantize={"skip": ["0"]})
     model, stats = calibrated(module, spec, data)

@@ -63,7 +63,7 @@ def lower(
         if node.op != "output" and node not in builder.values and node not in builder.absorbed:
             _lower_call(builder, node)
     by_position = _finish(builder)
-    return _model(builder, parts, image=by_position), _facts(builder, calls, parts, recipe.skip)
+    return _model(builder, calls, parts, image=by_position), _facts(builder, calls, parts, recipe.skip)
 
 
 def _lower_call(b: Builder, node: fx.Node) -> None:
@@ -116,13 +116,13 @@ def _finish(b: Builder) -> bool:
     return image
 
 
-def _model(b: Builder, parts: Split, *, image: bool) -> NativeModel:
+def _model(b: Builder, calls: Calls, parts: Split, *, image: bool) -> NativeModel:
     program = b.program
     return NativeModel(
         program.to_bytes(),
         shape_of(b.result)[1:],
         program.operators(),
-        (*(None for _ in _told(parts.head_calls)), *b.looks, *(None for _ in _told(parts.tail_calls))),
+        (*(None for _ in _told(calls, parts.head_calls)), *b.looks, *(None for _ in _told(calls, parts.tail_calls))),
         pixel_input=program.input_channels_pixels > 0,
         image=image,
         head=parts.head,
@@ -136,8 +136,14 @@ def _facts(b: Builder, calls: Calls, parts: Split, skip: list[str]) -> tuple[Lay
         reason = "listed in skip" if is_within(name, skip) else "comes before or behind the INT8 part"
         return LayerFact(name, calls.kind(node), "fp32", "aten", reason=reason)
 
-    return (*map(fact, _told(parts.head_calls)), *b.facts, *map(fact, _told(parts.tail_calls)))
+    return (*map(fact, _told(calls, parts.head_calls)), *b.facts, *map(fact, _told(calls, parts.tail_calls)))
 
 
-def _told(nodes: tuple[fx.Node, ...]) -> list[fx.Node]:
-    return [node for node in nodes if node.op in {"call_module", "call_function", "call_method"}]
+def _told(calls: Calls, nodes: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """Return the calls that compute."""
+    return [
+        node
+        for node in nodes
+        if node.op.startswith("call")
+        and not (calls.is_constant(node) or calls.rearranges(node) or calls.is_alias(node))
+    ]
