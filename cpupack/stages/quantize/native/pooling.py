@@ -63,10 +63,11 @@ def adaptive_average_pool(b: Builder, node: fx.Node) -> None:
 
 def mean(b: Builder, node: fx.Node) -> None:
     """Lower a mean over height and width."""
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = [each % 4 for each in given if isinstance(each, int)] if isinstance(given, list | tuple) else []
     operand = node.args[0]
     image = isinstance(operand, fx.Node) and len(operand.meta.get("shape", ())) == 4
-    if not isinstance(axes, list | tuple) or not image or sorted(pair((each, 0))[0] % 4 for each in axes) != [2, 3]:
+    if not image or sorted(axes) != [2, 3]:
         raise b.calls.refusal(node, "over anything but height and width")
     global_average(b, node)
 
