@@ -1,9 +1,9 @@
 """From a recipe to wheels. Only this package knows which stage follows which."""
 
-from cpupack.pipeline.build import BuildOptions, BuildResult, build, stage_untuned
 from cpupack.pipeline.contest import Settled, contend, settle
 from cpupack.pipeline.prepare import Prepared, prepare, run_float
 from cpupack.pipeline.questions import check_model, fusible_chains, rank_layers
+from cpupack.pipeline.run import BuildOptions, BuildResult, build, stage_untuned
 
 __all__ = [
     "BuildOptions",

@@ -300,7 +300,7 @@ def test_a_cpu_without_avx2(refused: Callable[..., str], monkeypatch: pytest.Mon
 
 
 def test_an_engine_this_torch_does_not_have(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpupack.pipeline.build.supported_engines", lambda: ["qnnpack"])
+    monkeypatch.setattr("cpupack.pipeline.run.supported_engines", lambda: ["qnnpack"])
     error = refused(5)
     assert 'engine = "fbgemm" is not in this torch build (it has qnnpack)' in error
     error = refused(5, options=("--no-tune",))
@@ -308,7 +308,7 @@ def test_an_engine_this_torch_does_not_have(refused: Callable[..., str], monkeyp
 
 
 def test_an_engine_that_is_not_there_is_said_before_the_work(cpupack: Cpupack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpupack.pipeline.build.supported_engines", lambda: ["fbgemm"])
+    monkeypatch.setattr("cpupack.pipeline.run.supported_engines", lambda: ["fbgemm"])
     done = cpupack("build", "colors.toml", *FAST, "--target", "aarch64")
     assert done.code == 5
     assert done.err.startswith('error: [target.aarch64] engine = "qnnpack" is not in this torch build')
