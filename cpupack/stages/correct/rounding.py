@@ -4,8 +4,8 @@ AdaRound (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Qu
 which is nearest for each weight is not the best for the layer, and states the problem that is solved here: minimize
 ``e^T H e`` over the roundings of each output channel, e the change of its weights and H the second moment of the
 layer's inputs (their equation 13). Instead of relaxing it for gradient descent, weights take turns at their exact
-optimum given all others (cyclic coordinate descent, as QuantEase, Behdin et al. 2023), from two starts, the nearest
-rounding and that of GPTQ: the error is never larger than with the nearest, and a layer takes a second, not a minute.
+optimum given all others (cyclic coordinate descent, as QuantEase, Behdin et al. 2023), from the rounding that GPTQ
+finds. A channel for which that is no better than the nearest keeps the nearest. A layer takes a second, not a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
 
-_SWEEPS = 4
+_SWEEPS = 3
 _BLOCK = 64
 _DAMPING = 0.01
 _ROWS_PER_WEIGHT = 2
@@ -38,9 +38,9 @@ def reconstruct_rounding(
     floor = _DAMPING * diagonal.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny
     moments = moments + torch.diag_embed(floor.expand_as(diagonal))
     grid = _Grid(weight / scales)
-    starts = grid.nearest, _feed_back(grid, moments)
-    found, errors = zip(*(_descend(grid, start, moments, sweeps) for start in starts), strict=True)
-    return torch.where((errors[1] < errors[0])[:, :, None], found[1], found[0]) * scales
+    codes = _descend(grid, _feed_back(grid, moments), moments, sweeps)
+    better = _errors(grid, codes, moments) < _errors(grid, grid.nearest, moments)
+    return torch.where(better[:, :, None], codes, grid.nearest) * scales
 
 
 class _Grid:
@@ -79,9 +79,8 @@ def _feed_back(grid: _Grid, moments: torch.Tensor) -> torch.Tensor:
     return codes
 
 
-def _descend(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor, sweeps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Let each input take its best code, all others given, in turn; return the codes and each channel's error."""
-    codes = codes.clone()
+def _descend(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor, sweeps: int) -> torch.Tensor:
+    """Let each input take its best code in turn, all others given; ``codes`` is changed and returned."""
     diagonal = moments.diagonal(dim1=1, dim2=2)
     for _ in range(sweeps):
         moved = False
@@ -99,8 +98,13 @@ def _descend(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor, sweeps: in
                     slope += step[:, :, None] * within[:, None, index]
         if not moved:
             break
+    return codes
+
+
+def _errors(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+    """Return e^T H e of each output, ``(groups, outputs)``."""
     change = codes - grid.position
-    return codes, (torch.bmm(change, moments) * change).sum(dim=2)
+    return (torch.bmm(change, moments) * change).sum(dim=2)
 
 
 def input_moments(module: nn.Module, inputs: torch.Tensor, *, centred: bool) -> torch.Tensor:
