@@ -151,6 +151,27 @@ def test_other_ranks_are_right_too(engine: str, module: nn.Module, shape: tuple[
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB[8]
 
 
+class LooksAtItsInput(nn.Module):
+    """As torchvision's VisionTransformer: a shape is read and not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = resnet()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _ = x.shape
+        result: torch.Tensor = self.net(x)
+        return result
+
+
+def test_what_nothing_reads_is_left_out() -> None:
+    torch.manual_seed(0)
+    _, looks = quantized(LooksAtItsInput())
+    torch.manual_seed(0)
+    _, plain = quantized(resnet())
+    np.testing.assert_array_equal(run(looks, samples()), run(plain, samples()))
+
+
 class Functional(nn.Module):
     def __init__(self, forward: Callable[[Functional, torch.Tensor], torch.Tensor]) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.graph.names import is_within, scoped_name
+from cpupack.graph.trace import record_shapes
 from cpupack.recipe import Quantize
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
@@ -161,15 +162,10 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
     graph = copy.deepcopy(original)
     for old, new in zip(original.graph.nodes, graph.graph.nodes, strict=True):
         new.meta = {**old.meta, _STATS: old.name}
-
-    class Shapes(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
-            return value
-
-    with torch.inference_mode():
-        Shapes(graph).run(example)
+    # Retracing leaves out what nothing reads (a ViT's look at a shape), and nodes are matched by their order.
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    record_shapes(graph, example)
     return graph
 
 
