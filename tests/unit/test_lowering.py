@@ -121,15 +121,19 @@ def test_other_engines_add_apart(engine: str) -> None:
     assert fused_adds(check_close(block, engine)) == 0
 
 
-def test_the_relu_after_the_sum_is_part_of_the_operator() -> None:
-    int8 = check_close(block)
-    names = [type(module).__name__ for module in int8.module.modules()]
-    assert "ConvAddReLU2d" in names
-    assert "ReLU" not in names
+RELUS = {
+    "module": block,
+    "F.relu": lambda net, x: F.relu(net.b(y := net.relu(net.a(x))) + y),
+    "in place": lambda net, x: F.relu(net.b(y := net.relu(net.a(x))) + y, inplace=True),
+    "method": lambda net, x: (net.b(y := net.relu(net.a(x))) + y).relu(),
+}
 
 
-def test_a_relu_that_is_called_as_a_function_after_the_sum_is_right_too() -> None:
-    check_close(lambda net, x: F.relu(net.b(y := net.relu(net.a(x))) + y))
+@pytest.mark.parametrize("name", RELUS)
+def test_the_relu_after_the_sum_is_part_of_the_operator(name: str) -> None:
+    int8 = check_close(RELUS[name])
+    assert "ConvAddReLU2d" in [type(module).__name__ for module in int8.module.modules()]
+    assert not any("relu" in str(node.target) for node in int8.module.graph.nodes if node.op != "get_attr")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.graph.fused import CONVS, ConvReLU6, with_relu
 
 _ADDS = (operator.add, torch.add)
+_RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
 """Modules whose output is a tensor of its own, not a view of their input."""
 
@@ -174,7 +176,7 @@ def _replace(graph_module: fx.GraphModule, add: fx.Node, conv: fx.Node, accumula
     readers = list(add.users)
     last = add
     fused: nn.Module
-    if len(readers) == 1 and _is_module(graph_module, readers[0], (nn.ReLU,)):
+    if len(readers) == 1 and (_is_module(graph_module, readers[0], (nn.ReLU,)) or readers[0].target in _RELU_CALLS):
         last = readers[0]
         fused = nni.ConvAddReLU2d(module, torch.add, nn.ReLU())
     else:
