@@ -123,9 +123,9 @@ def test_other_engines_add_apart(engine: str) -> None:
 
 RELUS = {
     "module": block,
-    "F.relu": lambda net, x: F.relu(net.b(y := net.relu(net.a(x))) + y),
-    "in place": lambda net, x: F.relu(net.b(y := net.relu(net.a(x))) + y, inplace=True),
-    "method": lambda net, x: (net.b(y := net.relu(net.a(x))) + y).relu(),
+    "F.relu": lambda net, x: F.relu(net.c(net.b(y := net.relu(net.a(x)))) + y),
+    "in place": lambda net, x: F.relu(net.c(net.b(y := net.relu(net.a(x)))) + y, inplace=True),
+    "method": lambda net, x: (net.c(net.b(y := net.relu(net.a(x)))) + y).relu(),
 }
 
 
