@@ -66,13 +66,15 @@ def limited_weights(qconfig: QConfig) -> QConfig:
 
 
 def qconfig_mapping(target: Target, weights: str = "per_channel") -> QConfigMapping:
-    """Return torch's default mapping for the engine with our qconfig in place of its histogram observers.
+    """Return torch's default mapping with our qconfig in place of its histogram observers.
 
     Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the
     weights of normalization layers (not quantized).
     """
     own = static_qconfig(target, weights)
-    mapping = get_default_qconfig_mapping(target.engine)
+    # fbgemm's for every engine: engines differ only in what is replaced here. onednn's would warn on a CPU without VNNI
+    # that 8 bits may saturate, which the saturate stage looks at itself.
+    mapping = get_default_qconfig_mapping("fbgemm")
     mapping.set_global(own)
     for object_type, default in list(mapping.object_type_qconfigs.items()):
         if default is not None and isinstance(default.activation(), HistogramObserver):
@@ -90,8 +92,10 @@ def transposed_qconfig(target: Target) -> QConfig:
 def wrong_types(engine: str) -> tuple[Any, ...]:
     """Return the modules and functions whose INT8 form in torch 2.13 answers wrongly; they stay FP32.
 
-    PReLU: the quantized weights. qnnpack's clamp: writes a channels_last tensor in contiguous order. The sweep over
-    layers in tests/unit/test_quantize.py shows both.
+    PReLU: the quantized weights. qnnpack's clamp: writes a channels_last tensor in contiguous order. Transposed
+    convolutions called as functions: torch packs their weights with the arguments of the call and without the defaults
+    of those that are left out, which raises. The sweep over layers in tests/unit/test_quantize.py shows all three.
     """
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
     clamps = (nn.Hardtanh, nn.ReLU6, F.hardtanh, F.hardtanh_, F.relu6, torch.clamp, "clamp", "clamp_")
-    return (nn.PReLU, F.prelu, *(clamps if engine == "qnnpack" else ()))
+    return (nn.PReLU, F.prelu, *transposed, *(clamps if engine == "qnnpack" else ()))
