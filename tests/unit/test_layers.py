@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import ENGINES, calibrated, recipe, samples, target
+from tiny_models import EIGHT_BITS, ENGINES, calibrated, recipe, samples, target
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
@@ -55,7 +55,7 @@ class Odd(nn.Module):
 def described(
     module: nn.Module,
     engine_name: str = "onednn",
-    bits: int = 8,
+    bits: int | None = None,
     spec: Recipe | None = None,
     data: Samples | None = None,
 ) -> tuple[dict[str, LayerFact], QuantizedModel, CalibratedModel]:
@@ -183,7 +183,7 @@ def test_a_model_that_takes_pixels_is_described_on_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     preprocess = PreprocessSpec.from_dict(spec.preprocess.model_dump())
     data = Samples(pixels, "noise", tuple(map(str, range(16))), preprocess)
-    facts, int8, _ = described(Block(), spec=spec, data=data)
+    facts, int8, _ = described(Block(), EIGHT_BITS, spec=spec, data=data)
     assert int8.pixel_input
     assert next(iter(facts)) == "first"
     assert facts["first"].kernel == "quantized::conv2d_relu"
@@ -195,7 +195,7 @@ def test_a_model_that_takes_pixels_is_described_on_pixels() -> None:
 def test_a_note_names_the_users_module_in_a_model_that_takes_pixels() -> None:
     spec = recipe(preprocess={"resize": 8, "crop": 8}, quantize={"skip": ["fc"]})
     model, found = calibrated(Block(), spec)
-    int8 = quantize(found, model.module, spec, target())
+    int8 = quantize(found, model.module, spec, target(EIGHT_BITS))
     assert int8.pixel_input
     assert int8.notes == ("fc (Linear) stayed FP32: listed in skip",)
 
@@ -204,6 +204,7 @@ def test_a_module_that_is_called_twice_is_two_layers() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            torch.manual_seed(0)
             self.conv, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

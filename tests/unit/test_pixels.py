@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tiny_models import EIGHT_BITS, host_bits
 from torch import nn
 
 from cpupack.accuracy import sqnr_db
@@ -140,6 +141,8 @@ def test_pixel_path_is_as_close_to_fp32_as_the_float_path(name):
     floats = samples.tensor(slice(None)).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode(), engine(name):
         from_pixels, from_floats = quantized.module(pixels).numpy(), quantized.module(floats).numpy()
+    if host_bits(name) < 8:
+        return  # both saturate; such a host's wheels take no pixels
     # Rounding differs by chance between the two; a border treated wrongly costs far more than 3 dB.
     assert sqnr_db(expected, from_pixels) > sqnr_db(expected, from_floats) - 3.0
 
@@ -157,10 +160,11 @@ def test_pixel_path_is_as_close_to_fp32_as_the_float_path(name):
     ids=["reflected borders", "7 bits", "skipped", "read twice", "grouped", "not first"],
 )
 def test_other_inputs_stay_float(module, bits, skip):
-    quantized, samples, expected = build(module, target_of("fbgemm", bits), skip)
+    name = EIGHT_BITS if bits == 8 else "fbgemm"
+    quantized, samples, expected = build(module, target_of(name, bits), skip)
     assert not quantized.pixel_input
     floats = samples.tensor(slice(None)).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode(), engine("fbgemm"):
+    with torch.inference_mode(), engine(name):
         assert sqnr_db(expected, quantized.module(floats).numpy()) > 20.0
 
 

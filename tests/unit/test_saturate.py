@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import Recorder, calibrated, recipe, run, samples, target
+from tiny_models import Recorder, calibrated, host_bits, recipe, run, samples, target
 from torch import nn
 
 from cpupack.artifacts import QuantizedModel, Samples
 from cpupack.errors import VerificationError
+from cpupack.quantized_engine import engine as engine_of
 from cpupack.stages.quantize import quantize
 from cpupack.stages.saturate import make_safe, overflowing_layers
 from cpupack.stages.saturate.pairs import Geometry, PairSums, PairWatcher
@@ -239,29 +240,32 @@ def test_what_overflows_in_the_end_fails_the_build() -> None:
 EXACT = """
 import sys
 import numpy as np, torch
-directory = sys.argv[1]
-torch.backends.quantized.engine = "onednn"
+directory, torch.backends.quantized.engine = sys.argv[1:3]
 with torch.inference_mode():
-    for name in sys.argv[2:]:
+    for name in sys.argv[3:]:
         model = torch.jit.load(f"{directory}/{name}.pt")
         np.save(f"{directory}/{name}.npy", model(torch.from_numpy(np.load(f"{directory}/in.npy"))).numpy())
 """
 
 
-def test_a_cpu_without_vnni_agrees(tmp_path: Path) -> None:
-    """oneDNN told to use no more than AVX2 saturates: the 8-bit model answers wrongly, the safe one as anywhere."""
+@pytest.mark.parametrize("engine", ["onednn", "fbgemm"])
+def test_a_cpu_without_vnni_agrees(engine: str, tmp_path: Path) -> None:
+    """Without VNNI the 8-bit model answers wrongly, the safe one as anywhere."""
+    if engine == "fbgemm" and host_bits(engine) == 8:
+        pytest.skip("this CPU has AVX512-VNNI, and fbgemm, unlike oneDNN, cannot be told to use no more than AVX2")
     data = at_most(1.0, (8, 6, 6))
     module, spec = all_alike(), recipe((8, 6, 6), quantize={"observer": "minmax"})
     model, stats = calibrated(module, spec, data)
-    unsafe = quantize(stats, model.module, spec, target("onednn", 8))
+    unsafe = quantize(stats, model.module, spec, target(engine, 8))
     assert overflowing_layers(unsafe, data)[0].overflows
-    int8, _, _ = safe(module, data)
+    int8, _, _ = safe(module, data, engine)
     np.save(tmp_path / "in.npy", data.data)
     for name, each in (("unsafe", unsafe), ("safe", int8)):
         example = torch.from_numpy(data.data).contiguous(memory_format=torch.channels_last)
-        torch.jit.freeze(torch.jit.trace(each.module, example).eval()).save(str(tmp_path / f"{name}.pt"))
+        with engine_of(engine):
+            torch.jit.freeze(torch.jit.trace(each.module, example).eval()).save(str(tmp_path / f"{name}.pt"))
     subprocess.run(
-        [sys.executable, "-c", EXACT, str(tmp_path), "unsafe", "safe"],
+        [sys.executable, "-c", EXACT, str(tmp_path), engine, "unsafe", "safe"],
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
         check=True,
     )

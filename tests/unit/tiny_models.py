@@ -13,14 +13,15 @@ from cpupack.artifacts import CalibratedModel, FloatModel, QuantizedModel, Sampl
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.runtime.cpu import detect_isa
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
-from cpupack.targets import Target
+from cpupack.targets import Target, x86
 
 ENGINES = ("fbgemm", "x86", "onednn", "qnnpack")
 SHAPE = (3, 8, 8)
-
+HOST_ISA = x86.floor(detect_isa() or "avx2")
 
 torch.set_num_threads(1)  # on tensors this small threads only wait for each other
 
@@ -78,9 +79,26 @@ def samples(shape: tuple[int, ...] = SHAPE, count: int = 16, seed: int = 0) -> S
     return Samples(data, "noise", tuple(f"noise[{number}]" for number in range(count)))
 
 
-def target(engine_name: str = "onednn", bits: int = 8, isa: str = "avx512_vnni") -> Target:
+def host_bits(engine_name: str) -> int:
+    """Return the bits of activations with which an engine is right on this host whatever the weights.
+
+    Without VNNI torch's engines for x86-64 add two products in 16 bits, and 8 bits saturate.
+    """
+    return 8 if engine_name not in {"fbgemm", "x86", "onednn"} or x86.has_vnni(HOST_ISA) else 7
+
+
+EIGHT_BITS = "onednn" if host_bits("onednn") == 8 else "qnnpack"
+"""An engine that this host computes right in with 8 bits, for what there is with 8 bits alone (pixels)."""
+
+
+def target(engine_name: str = "onednn", bits: int | None = None, isa: str = "avx512_vnni") -> Target:
+    """Return a target of an engine, with the bits that this host computes right in if ``bits`` says no others.
+
+    ``isa`` is what a wheel promises: with VNNI models have the same parts on every host, so tests are of the same.
+    """
     cpu = "aarch64" if engine_name == "qnnpack" else "x86_64"
-    return Target(cpu, engine_name, None if cpu == "aarch64" else isa, bits, engine_name == "onednn", "any")
+    isa_of_cpu = None if cpu == "aarch64" else isa
+    return Target(cpu, engine_name, isa_of_cpu, bits or host_bits(engine_name), engine_name == "onednn", "any")
 
 
 def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> tuple[FloatModel, CalibratedModel]:
@@ -93,7 +111,7 @@ def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> 
 def quantized(
     module: nn.Module,
     engine_name: str = "onednn",
-    bits: int = 8,
+    bits: int | None = None,
     spec: Recipe | None = None,
     data: Samples | None = None,
 ) -> tuple[FloatModel, QuantizedModel]:
