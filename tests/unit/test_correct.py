@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import calibrated, recipe, run, samples, target
+from tiny_models import calibrated, host_bits, recipe, run, samples, target
 from torch import fx, nn
 
 from cpupack import accuracy
@@ -33,9 +34,9 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def corrected(
-    module: nn.Module, spec: Recipe, *, pixels: bool = False
+    module: nn.Module, spec: Recipe, *, bits: int = 8, pixels: bool = False
 ) -> tuple[nn.Module, CalibratedModel, CalibratedModel]:
-    """Return the FP32 model, its calibrated form, and that with the corrections of ``spec``."""
+    """Return the FP32 model, its calibrated form, and that with the corrections of ``spec`` for ``bits``."""
     data = samples(tuple(spec.model.input_shape), count=64)
     model, before = calibrated(module, spec, data)
 
@@ -46,8 +47,8 @@ def corrected(
         before,
         data,
         spec.quantize,
-        256,
-        lambda each: choose_ranges(each.stats, spec.quantize.observer, 256),
+        2**bits,
+        lambda each: choose_ranges(each.stats, spec.quantize.observer, 2**bits),
         recalibrate,
         SilentProgress(),
         pixels=pixels,
@@ -113,24 +114,30 @@ def test_independent_inputs_leave_every_weight_at_its_nearest() -> None:
     assert torch.equal(reconstruct_rounding(weight, torch.eye(30)[None], scales), torch.round(weight / scales) * scales)
 
 
-LAYERS = {
-    "linear": (nn.Linear(12, 5), (64, 12)),
-    "linear of tokens": (nn.Linear(12, 5), (8, 7, 12)),
-    "conv": (nn.Conv2d(4, 6, 3, stride=2, padding=1), (8, 4, 9, 9)),
-    "padding of the edge": (nn.Conv2d(4, 6, 3, padding=2, padding_mode="replicate"), (8, 4, 5, 5)),
-    "same padding": (nn.Conv2d(4, 6, (3, 5), padding="same"), (8, 4, 7, 7)),
-    "grouped": (nn.Conv2d(4, 6, 3, groups=2, dilation=2), (8, 4, 9, 9)),
-    "depthwise": (nn.Conv2d(6, 6, 3, padding=1, groups=6), (8, 6, 8, 8)),
-    "conv1d": (nn.Conv1d(4, 6, 3, padding=1), (8, 4, 20)),
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(12, 5), (64, 12)),
+    "linear of tokens": (lambda: nn.Linear(12, 5), (8, 7, 12)),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (8, 4, 9, 9)),
+    "padding of the edge": (lambda: nn.Conv2d(4, 6, 3, padding=2, padding_mode="replicate"), (8, 4, 5, 5)),
+    "same padding": (lambda: nn.Conv2d(4, 6, (3, 5), padding="same"), (8, 4, 7, 7)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, dilation=2), (8, 4, 9, 9)),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, padding=1, groups=6), (8, 6, 8, 8)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1), (8, 4, 20)),
 }
+
+
+def layer(name: str, seed: int) -> nn.Module:
+    """Return a layer whose weights no other test changes."""
+    torch.manual_seed(seed)
+    return LAYERS[name][0]()
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_moments_are_those_of_what_the_layer_multiplies(name: str) -> None:
     """e^T H e is the mean squared change of the outputs for any change e of the weights."""
-    module, shape = LAYERS[name]
+    module = layer(name, seed=0)
     assert can_reconstruct(module)
-    inputs = randn(*shape)
+    inputs = randn(*LAYERS[name][1])
     changed = copy.deepcopy(module)
     change = randn(*module.weight.shape, seed=3) * 0.1
     changed.weight.data += change
@@ -148,16 +155,20 @@ def test_moments_are_those_of_what_the_layer_multiplies(name: str) -> None:
 @pytest.mark.parametrize("axis", [0, None])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layers_output_changes_less_than_with_nearest_weights(name: str, axis: int | None) -> None:
-    module, shape = LAYERS[name]
-    inputs = torch.relu(randn(*shape)) + 0.5
-    with torch.no_grad():
-        expected = module(inputs)
-        errors = []
-        for weight in (reconstruct(module, inputs, axis, centred=False), round_to_grid(module.weight, axis)):
-            other = copy.deepcopy(module)
-            other.weight.data = weight
-            errors.append(float((other(inputs) - expected).square().mean()))
-    assert errors[0] < 0.9 * errors[1]
+    """On average over weights: where they lie between two steps decides how much there is to win for one layer."""
+    inputs = torch.relu(randn(*LAYERS[name][1])) + 0.5
+    ratios = []
+    for seed in range(10):
+        module = layer(name, seed)
+        with torch.no_grad():
+            expected = module(inputs)
+            errors = []
+            for weight in (reconstruct(module, inputs, axis, centred=False), round_to_grid(module.weight, axis)):
+                other = copy.deepcopy(module)
+                other.weight.data = weight
+                errors.append(float((other(inputs) - expected).square().mean()))
+        ratios.append(errors[0] / errors[1])
+    assert np.mean(ratios) < 0.8  # of one layer between 0.2 and 1; of ten at most 0.7 for depthwise, 0.6 for others
 
 
 # --- equalization
@@ -291,7 +302,7 @@ def test_later_layers_are_corrected_for_what_the_earlier_ones_left() -> None:
     errors = []
     for bias in (False, True):
         spec = recipe(quantize={"bias_correction": bias, "observer": "minmax", "weights": "per_tensor"})
-        model, _, after = corrected(copy.deepcopy(net), spec)
+        model, _, after = corrected(copy.deepcopy(net), spec, bits=host_bits("fbgemm"))
         int8 = quantize(after, model, spec, target("fbgemm"))
         with torch.inference_mode():
             reference = model(data.tensor(slice(None))).numpy()
