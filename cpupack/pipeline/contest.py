@@ -175,9 +175,9 @@ def _quantized(
 ) -> tuple[QuantizedModel, SaturationReport | None]:
     """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
 
-    calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
-
     def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
+        # Each time, for the bits of this try: biases that make up for 7 bits make 8 bits worse, and the other way.
+        calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
         return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
 
     if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
@@ -186,13 +186,15 @@ def _quantized(
 
 
 def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Progress) -> CalibratedModel:
-    """Return the calibrated model with the corrections that ``spec`` asks for; engines that race share one."""
+    """Return the calibrated model with the corrections that ``spec`` asks for; engines that race share it."""
     levels = 2**target.activation_bits
-    key = (spec.model_dump_json(exclude={"recover", "budget_s"}), levels)
+    settings = spec.model_dump_json(exclude={"recover", "budget_s"})
+    key = (settings, levels)
     if key not in prepared.corrections:
         recipe = prepared.loaded.recipe
         batch_size = recipe.calibration.batch_size if recipe.calibration else 1
-        prepared.corrections.clear()  # each holds a copy of the weights
+        for old in [each for each in prepared.corrections if each[0] != settings]:
+            del prepared.corrections[old]  # each holds a copy of the weights
         prepared.corrections[key] = correct(
             prepared.calibrated,
             prepared.calibration,

@@ -33,7 +33,7 @@ _COMPARED_SAMPLES = 64
 class Prepared:
     """What all targets share: the FP32 model, its statistics, and the reference outputs.
 
-    ``corrections`` holds the last corrected form of ``calibrated``, by the settings it was made with.
+    ``corrections`` holds the last corrected forms of ``calibrated``, by the settings and steps they were made with.
     """
 
     loaded: LoadedRecipe
