@@ -179,7 +179,9 @@ def test_a_model_made_to_saturate_gets_7_bits(engine: str) -> None:
     assert (first.name, first.activation_bits, first.largest) == ("0", 8, 2 * 127 * 255)
     assert [each.decision for each in report.layers] == ["safe on these samples"] * 2
     assert report.limited == ()
-    assert recorder.notes[0].startswith(f"{engine}: 8-bit activations are not safe without VNNI in 0 (284 of 284 pairs")
+    assert recorder.notes[0].startswith(
+        f"{engine}: 8 bits are not safe without VNNI in 0 (284 of 284 pairs of weights)"
+    )
     # 4 filters of 72 weights, each with its neighbour: 4 * 71 pairs.
     assert f"8 bits are not safe in {len(report.refused)} layer" in report.text
 

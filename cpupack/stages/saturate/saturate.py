@@ -40,7 +40,7 @@ def make_safe(
         wrong = [each for each in layers if _refuses(each, synthetic=samples.synthetic and bits == 8)]
         if not wrong:
             return quantized, _report(quantized.target, layers, limited, refused, samples)
-        progress.note(f"{target.engine}: {bits}-bit activations are not safe without VNNI in {_names(wrong)}")
+        progress.note(f"{target.engine}: {bits} bits are not safe without VNNI in {_names(wrong, most=1)}")
         refused += wrong
     while True:
         named = frozenset(each.name for each in wrong)
@@ -98,7 +98,8 @@ def _report(
     )
 
 
-def _names(layers: list[LayerSaturation]) -> str:
-    most = sorted(layers, key=lambda each: each.overflows, reverse=True)[:3]
-    listed = ", ".join(f"{each.name} ({each.overflows:,} of {each.pairs:,} pairs of weights)" for each in most)
-    return listed + (f" and {len(layers) - len(most)} more layers" if len(layers) > len(most) else "")
+def _names(layers: list[LayerSaturation], most: int = 3) -> str:
+    named = sorted(layers, key=lambda each: each.overflows, reverse=True)[:most]
+    listed = ", ".join(f"{each.name} ({each.overflows:,} of {each.pairs:,} pairs of weights)" for each in named)
+    more = len(layers) - len(named)
+    return listed + (f" and {more} more layer{'s' if more > 1 else ''}" if more else "")
