@@ -141,7 +141,8 @@ def test_a_hard_model_passes_with_recovery_alone(
     inside = dict(files(wheel))
     toml = inside["hard/recovered.toml"].decode()
     assert toml in built.err  # as it is, to paste
-    assert max(map(len, built.err.splitlines())) <= 110
+    # A warning is a sentence: how many samples would prove that the gate holds.
+    assert max(len(line) for line in built.err.splitlines() if not line.startswith("warning: ")) <= 110
     assert tomli.loads(inside["hard/recipe.toml"].decode())["quantize"] == {"recover": True}  # as it was written
     manifest = json.loads(inside["hard/manifest.json"])
     assert manifest["quantize"]["notes"][0].startswith("recovery set ")
