@@ -2,13 +2,11 @@
 #define _GNU_SOURCE
 #include "engine.h"
 
-#include <cpuid.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernels.h"
@@ -31,52 +29,12 @@ const char *cpupack_error(int code) {
     case ERROR_MEMORY:
         return "not enough memory for the activations of this batch";
     case ERROR_CPU:
-        return "these kernels need a CPU with AVX512-VNNI";
+        return "these kernels need a CPU with AVX2 and FMA";
     case ERROR_INPUT:
         return "this program does not take inputs of this type";
     default:
         return "unknown error";
     }
-}
-
-/* ---- the CPU ---- */
-
-static struct cpu detected;
-static int usable;
-static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
-
-static int amx_permitted(void) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
-
-static uint64_t enabled_state(void) {
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
-}
-
-/* CPUPACK_ISA=vnni leaves AMX unused: for comparing the two. */
-static void detect(void) {
-    uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
-        return;
-    const uint64_t state = enabled_state();
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (state & 0xe6) != 0xe6)
-        return;
-    const uint32_t base = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX512 F, DQ, BW, VL */
-    usable = (b & base) == base && (c & 1u << 11);                   /* VNNI */
-    if (!usable)
-        return;
-    detected.vbmi = (c & 1u << 1) != 0;
-    const char *wish = getenv("CPUPACK_ISA");
-    if (wish == NULL || strcmp(wish, "vnni") != 0)
-        detected.amx = (d & 1u << 24) && (d & 1u << 25) && (state & 0x60000) == 0x60000 && amx_permitted();
-}
-
-const char *cpupack_isa(void) {
-    pthread_once(&detect_once, detect);
-    return !usable ? NULL : detected.amx ? "amx" : "vnni";
 }
 
 /* ---- contexts: a program and a batch size with their memory, one for each thread that asks ---- */
@@ -449,18 +407,6 @@ int64_t cpupack_session_bytes(const struct session *session) {
     return bytes;
 }
 
-int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
-                int input_is_float, int64_t batch, float *output) {
-    pthread_once(&session_once, make_session_key);
-    /* The thread's own must come back: at its end the thread frees the one that it has. */
-    struct session *own = pthread_getspecific(session_key);
-    if (pthread_setspecific(session_key, session) != 0)
-        return ERROR_MEMORY;
-    const int code = cpupack_execute(program, program_bytes, input, input_is_float, batch, output);
-    pthread_setspecific(session_key, own);
-    return code;
-}
-
 void cpupack_set_threads(int threads) {
     struct session *session = this_session();
     if (session == NULL || threads < 1)
@@ -510,6 +456,7 @@ struct job {
     int input_is_float;
     float *output;
     int end; /* cpupack_look: so many layers */
+    int mask; /* the fourth channel of an input that has three; -1 for an input as the program takes it */
 };
 
 /* The first pixel of the buffer that a step writes, of which it may write a slice of the channels; NULL for none. */
@@ -539,39 +486,40 @@ static void fill_halo(const struct step *step, int batch, const struct worker *w
     }
 }
 
-static void run_step(const struct step *step, const struct step *next, struct worker *worker, const void *input, float *output) {
+static void run_step(const struct kernels *kernels, const struct step *step, const struct step *next, struct worker *worker, const void *input, int mask,
+                     float *output) {
     fill_halo(step, step->batch, worker);
     switch (step->spec.op) {
     case OP_INPUT_PIXELS:
     case OP_INPUT_FLOAT:
-        run_input(step, worker, input);
+        kernels->input(step, worker, input, mask);
         break;
     case OP_CONV:
-        run_conv(step, next, worker, output);
+        kernels->conv(step, next, worker, output);
         break;
     case OP_DEPTHWISE:
-        run_depthwise(step, worker);
+        kernels->depthwise(step, worker);
         break;
     case OP_MAX_POOL:
-        run_max_pool(step, worker);
+        kernels->max_pool(step, worker);
         break;
     case OP_GLOBAL_AVERAGE:
-        run_global_average(step, worker, output);
+        kernels->global_average(step, worker, output);
         break;
     case OP_SCALE:
-        run_scale(step, worker);
+        kernels->scale(step, worker);
         break;
     case OP_ADD:
-        run_add(step, worker);
+        kernels->add(step, worker);
         break;
     case OP_TABLE:
-        run_table(step, worker);
+        kernels->table(step, worker);
         break;
     case OP_AVERAGE_POOL:
-        run_average_pool(step, worker);
+        kernels->average_pool(step, worker);
         break;
     case OP_OUTPUT:
-        run_output(step, worker, output);
+        kernels->output(step, worker, output);
         break;
     }
 }
@@ -588,18 +536,21 @@ static const struct step *next_conv(const struct context *context, int from, int
 static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end, int sample) {
     const struct context *context = job->context;
     const struct cpupack_header *header = context->header;
+    const struct kernels *kernels = find_kernels();
     const int64_t pixels = (int64_t)header->input_height * header->input_width;
     const char *input = job->input;
     if (sample > 0)
         input += sample * pixels *
-                 (job->input_is_float ? 4 * header->input_channels_float : header->input_channels_pixels);
+                 (job->input_is_float ? 4 * header->input_channels_float
+                  : job->mask >= 0    ? header->input_channels_pixels - 1
+                                      : header->input_channels_pixels);
     for (int i = begin; i < end; i++) {
         const struct step *step = context->steps + i;
         if (step->spec.flags & (job->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT))
             continue;
         const struct step *next = next_conv(context, i + 1, job->input_is_float);
         if (sample < 0) {
-            run_step(step, next, worker, input, job->output);
+            run_step(kernels, step, next, worker, input, job->mask, job->output);
         } else {
             struct step one = *step;
             one.batch = 1;
@@ -609,7 +560,7 @@ static void run_range(const struct job *job, struct worker *worker, struct team 
                 one.in2.first += sample * one.in2.sample;
             if (one.out.first != NULL && context->passed[one.spec.output])
                 one.out.first += sample * one.out.sample;
-            run_step(&one, next, worker, input, job->output + (int64_t)sample * header->outputs);
+            run_step(kernels, &one, next, worker, input, job->mask, job->output + (int64_t)sample * header->outputs);
         }
         if (team != NULL)
             meet(team, worker);
@@ -623,13 +574,13 @@ static void run_layers(void *pointer, struct worker *worker, struct team *team) 
     for (int sample = 0; alone && sample < context->batch; sample++)
         run_range(job, worker, team, 0, alone, sample);
     run_range(job, worker, team, alone, context->header->layers, -1);
-    release_tiles(worker);
+    find_kernels()->leave(worker);
 }
 
 /* Find or make what a call needs: the context, and the calling thread's team. */
 static int prepare(const uint8_t *program, int64_t bytes, int input_is_float, int64_t batch, struct session **session,
                    struct context **context) {
-    if (cpupack_isa() == NULL)
+    if (find_kernels() == NULL)
         return ERROR_CPU;
     if (batch < 1 || batch > 1 << 16)
         return ERROR_INPUT;
@@ -644,27 +595,36 @@ static int prepare(const uint8_t *program, int64_t bytes, int input_is_float, in
         return ERROR_INPUT;
     if (here->team == NULL || team_size(here->team) != here->threads) {
         end_team(here->team);
-        here->team = start_team(here->threads, detected);
+        here->team = start_team(here->threads, find_cpu());
     }
     return here->team == NULL ? ERROR_MEMORY : OK;
 }
 
-int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
-                    int64_t batch, float *output) {
+static int execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int mask,
+                   int64_t batch, float *output) {
     struct session *session;
     struct context *context;
     const int code = prepare(program, program_bytes, input_is_float, batch, &session, &context);
     if (code != OK)
         return code;
-    struct job job = {context, input, input_is_float, output, 0};
+    const struct cpupack_header *header = context->header;
+    if (mask >= 0 && (input_is_float || mask > 255 || header->input_channels_pixels != 4 ||
+                      header->input_width > CPUPACK_MASKED_WIDTH))
+        return ERROR_INPUT;
+    struct job job = {context, input, input_is_float, output, 0, mask};
     run_team(session->team, run_layers, &job);
     return OK;
+}
+
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
+                    int64_t batch, float *output) {
+    return execute(program, program_bytes, input, input_is_float, -1, batch, output);
 }
 
 static void run_up_to(void *pointer, struct worker *worker, struct team *team) {
     const struct job *job = pointer;
     run_range(job, worker, team, 0, job->end, -1);
-    release_tiles(worker);
+    find_kernels()->leave(worker);
 }
 
 int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
@@ -680,11 +640,23 @@ int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *inpu
     const uint8_t *first = first_pixel(context->steps + layer);
     if (first == NULL)
         return ERROR_INPUT;
-    struct job job = {context, input, input_is_float, NULL, layer + 1};
+    struct job job = {context, input, input_is_float, NULL, layer + 1, -1};
     run_team(session->team, run_up_to, &job);
     const size_t row = (size_t)(out->width * out->pixel);
     for (int64_t sample = 0; sample < batch; sample++)
         for (int64_t y = 0; y < out->height; y++, codes += row)
             memcpy(codes, first + sample * out->sample + y * out->row, row);
     return OK;
+}
+
+int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                int input_is_float, int mask, int64_t batch, float *output) {
+    pthread_once(&session_once, make_session_key);
+    /* The thread's own must come back: at its end the thread frees the one that it has. */
+    struct session *own = pthread_getspecific(session_key);
+    if (pthread_setspecific(session_key, session) != 0)
+        return ERROR_MEMORY;
+    const int code = execute(program, program_bytes, input, input_is_float, mask, batch, output);
+    pthread_setspecific(session_key, own);
+    return code;
 }

@@ -36,6 +36,15 @@ enum cpupack_flag {
     FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
 };
 
+/* How many products of a layer with weights fit into 16 bits whatever is multiplied, where AVX2 adds them so: the
+ * positive weights of those come to 128 at most, and so do the negative ones.
+ */
+enum cpupack_fit {
+    FIT_UNKNOWN = 0,
+    FIT_PAIRS = 1, /* every two neighbours of a group of four, in the order in which weights are packed */
+    FIT_FOURS = 2, /* OP_CONV: two such neighbours and those four places behind, within eight */
+};
+
 struct cpupack_header {
     int32_t magic, version, buffers, layers;
     int32_t input_channels_pixels, input_channels_float, input_height, input_width;
@@ -63,7 +72,7 @@ struct cpupack_layer {
     float scale, scale2; /* meaning depends on the operation */
     int32_t channel_offset; /* OP_TABLE, OP_CONV: first channel of the slice in the output */
     int32_t span_out, span_in; /* OP_CONV: outputs and inputs of a group, whose first output says where to read; 0, 0 */
-    int32_t reserved;
+    int32_t fit; /* enum cpupack_fit; the results are the same with each that is true */
     int64_t weights, scales, biases, table; /* offsets in the constants */
 };
 
@@ -86,13 +95,16 @@ void cpupack_set_threads(int threads);
 /* A team and its memory, for whichever thread has it at the moment: one call at a time. NULL without memory. */
 struct session *cpupack_new_session(int threads);
 void cpupack_end_session(struct session *session);
-/* Run as cpupack_execute does, with the memory and the team of `session` in place of the calling thread's own. */
+/* Run as cpupack_execute does, with the memory and the team of `session` in place of the calling thread's own.
+ * With a `mask` of 0..255 the input is RGB without the fourth channel, which is the mask everywhere; -1 for none.
+ */
+#define CPUPACK_MASKED_WIDTH 4096 /* the widest image for that */
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
-                int input_is_float, int64_t batch, float *output);
+                int input_is_float, int mask, int64_t batch, float *output);
 /* What the session's memory for activations takes; its pages are real once a batch of that size has run. */
 int64_t cpupack_session_bytes(const struct session *session);
 
-/* "amx", "vnni", or NULL where this CPU cannot run the kernels. */
+/* "amx", "vnni", "avx2", or NULL where this CPU cannot run the kernels. */
 const char *cpupack_isa(void);
 
 #endif

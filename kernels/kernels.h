@@ -4,24 +4,6 @@
 
 #include "engine.h"
 
-#if defined(__clang__)
-/* clang's _Pragma takes one string literal, not several in a row. */
-#define CPUPACK_PRAGMA(text) _Pragma(#text)
-#define CPUPACK_BEGIN(features)                                                                                        \
-    CPUPACK_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define CPUPACK_VNNI_BEGIN CPUPACK_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
-#define CPUPACK_VBMI_BEGIN CPUPACK_BEGIN("avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")
-#define CPUPACK_END _Pragma("clang attribute pop")
-#else
-#define CPUPACK_VNNI_BEGIN                                                                                             \
-    _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma\")")
-#define CPUPACK_VBMI_BEGIN                                                                                             \
-    _Pragma("GCC push_options")                                                                                        \
-        _Pragma("GCC target(\"avx512vbmi,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma\")")
-#define CPUPACK_END _Pragma("GCC pop_options")
-#endif
-#define CPUPACK_AMX __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
-
 /* A buffer of one batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes. */
 struct view {
     uint8_t *first;
@@ -54,32 +36,45 @@ struct worker {
 struct row {
     uint8_t *out; /* NULL for a row that is computed and thrown away */
     const uint8_t *residual;
+    const uint8_t *from; /* where its window begins, for kernels whose rows may be anywhere */
 };
 
 #define TILE 16
 #define BLOCK 32
 #define PAIRS_AT_ONCE 8
 
-/* End the use of AMX by this thread: the kernel then saves less at a switch. */
-void release_tiles(const struct worker *worker);
-/* `next` is the convolution that comes after this one, NULL for none: its weights are fetched meanwhile. */
-void run_conv(const struct step *step, const struct step *next, struct worker *worker, float *output);
-void run_depthwise(const struct step *step, struct worker *worker);
-void run_input(const struct step *step, struct worker *worker, const void *input);
-void run_max_pool(const struct step *step, struct worker *worker);
-void run_average_pool(const struct step *step, struct worker *worker);
-void run_global_average(const struct step *step, struct worker *worker, float *output);
-void run_output(const struct step *step, struct worker *worker, float *output);
-void run_scale(const struct step *step, struct worker *worker);
-void run_add(const struct step *step, struct worker *worker);
-void run_table(const struct step *step, struct worker *worker);
+struct cpupack_taps;
+
+/* What one instruction set has of every operation. */
+struct kernels {
+    /* `next` is the convolution that comes after this one, NULL for none: its weights are fetched meanwhile. */
+    void (*conv)(const struct step *step, const struct step *next, struct worker *worker, float *output);
+    void (*depthwise)(const struct step *step, struct worker *worker);
+    /* With a `mask` from 0 on the input is RGB, and the mask is to be the fourth channel of every pixel. */
+    void (*input)(const struct step *step, struct worker *worker, const void *input, int mask);
+    void (*max_pool)(const struct step *step, struct worker *worker);
+    void (*average_pool)(const struct step *step, struct worker *worker);
+    void (*global_average)(const struct step *step, struct worker *worker, float *output);
+    void (*output)(const struct step *step, struct worker *worker, float *output);
+    void (*scale)(const struct step *step, struct worker *worker);
+    void (*add)(const struct step *step, struct worker *worker);
+    void (*table)(const struct step *step, struct worker *worker);
+    /* Every thread, behind the last layer of a call. */
+    void (*leave)(const struct worker *worker);
+    void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);
+    void (*resize_column)(const uint8_t *from, int64_t bytes, uint8_t *to, const int32_t *factors, int64_t pairs);
+};
+
+extern const struct kernels kernels_avx512, kernels_avx2;
+
+/* Those for this CPU, and what else it has; NULL where it can run none. */
+const struct kernels *find_kernels(void);
+struct cpu find_cpu(void);
 
 /* This worker's part of `count` units: [*begin, *end). */
 static inline void share(const struct worker *worker, int64_t count, int64_t *begin, int64_t *end) {
     *begin = count * worker->index / worker->count;
     *end = count * (worker->index + 1) / worker->count;
 }
-
-void look_up(const uint8_t *from, uint8_t *to, int64_t count, const uint8_t *table, const struct cpu *cpu);
 
 #endif

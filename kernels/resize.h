@@ -10,6 +10,8 @@
  * each, the earlier pixel's below. Across, four outputs stand together: for each of `pairs`, their four high pairs and
  * their four low ones. Down, each output has its own row: high, low, high, low. What nobody reads has the factor 0.
  */
+enum { RESIZE_GROUP = 4 }; /* outputs that stand together across */
+
 struct cpupack_taps {
     int64_t count, pairs;
     const int32_t *first;

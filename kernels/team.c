@@ -1,15 +1,15 @@
 /* Threads that wait for each other after every layer, some hundred times in a millisecond: they spin.
  *
- * A member that has waited long gives its time slice away, so that more members than CPUs are slow and not stuck; one
- * that finds no work for a while sleeps, so that an idle model costs nothing.
+ * A member that has waited long sleeps until all are there: others may have its CPU, and where two members share one
+ * (other programs have the rest) the second can only run while the first does not. One that finds no work for a while
+ * sleeps too, so that an idle model costs nothing.
  */
 #define _GNU_SOURCE
 #include "team.h"
 
-#include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,8 +18,8 @@
 #include <unistd.h>
 
 enum {
-    SPINS_BEFORE_YIELD = 4000, /* about 100 us */
-    IDLE_SPINS = 20000,        /* then sleep: longer than the gap between two calls of a busy caller */
+    MEETING_SPINS = 4000, /* about 100 us */
+    IDLE_SPINS = 20000,   /* then sleep: longer than the gap between two calls of a busy caller */
 };
 
 struct member {
@@ -34,27 +34,43 @@ struct team {
     void *argument;
     _Alignas(64) atomic_int job;     /* number of the job; -1 ends the team. A futex. */
     _Alignas(64) atomic_int arrived; /* members at the meeting point */
-    _Alignas(64) atomic_int round;   /* meetings held */
+    _Alignas(64) atomic_int round;   /* meetings held. A futex. */
+    _Alignas(64) atomic_int waiting; /* members that sleep until the meeting is held */
     _Alignas(64) atomic_int sleepers;
     struct member *members;
 };
 
 static inline void relax(void) { __builtin_ia32_pause(); }
 
+static void sleep_while(atomic_int *value, int seen, atomic_int *sleepers) {
+    while (atomic_load(value) == seen) {
+        atomic_fetch_add(sleepers, 1);
+        syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+        atomic_fetch_sub(sleepers, 1);
+    }
+}
+
+/* Whoever counted itself among the sleepers before the change is woken, and whoever did after sees the change. */
+static void change(atomic_int *value, int to, atomic_int *sleepers) {
+    atomic_store(value, to);
+    if (atomic_load(sleepers))
+        syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
 void meet(struct team *team, struct worker *worker) {
     (void)worker;
     const int round = atomic_load_explicit(&team->round, memory_order_acquire);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->round, round + 1, memory_order_release);
+        change(&team->round, round + 1, &team->waiting);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
-        if (spins < SPINS_BEFORE_YIELD)
-            relax();
-        else
-            sched_yield();
+    for (int spins = 0; spins < MEETING_SPINS; spins++) {
+        if (atomic_load_explicit(&team->round, memory_order_acquire) != round)
+            return;
+        relax();
     }
+    sleep_while(&team->round, round, &team->waiting);
 }
 
 static int next_job(struct team *team, int last) {
@@ -64,14 +80,8 @@ static int next_job(struct team *team, int last) {
             return job;
         relax();
     }
-    for (;;) {
-        atomic_fetch_add(&team->sleepers, 1);
-        syscall(SYS_futex, &team->job, FUTEX_WAIT_PRIVATE, last, NULL, NULL, 0);
-        atomic_fetch_sub(&team->sleepers, 1);
-        const int job = atomic_load_explicit(&team->job, memory_order_acquire);
-        if (job != last)
-            return job;
-    }
+    sleep_while(&team->job, last, &team->sleepers);
+    return atomic_load_explicit(&team->job, memory_order_acquire);
 }
 
 static void *serve(void *pointer) {
@@ -85,12 +95,6 @@ static void *serve(void *pointer) {
         team->work(team->argument, &member->worker, team);
         meet(team, &member->worker);
     }
-}
-
-static void announce(struct team *team, int job) {
-    atomic_store(&team->job, job);
-    if (atomic_load(&team->sleepers))
-        syscall(SYS_futex, &team->job, FUTEX_WAKE_PRIVATE, team->size, NULL, NULL, 0);
 }
 
 static int prepare(struct member *member, struct team *team, int index, int size, struct cpu cpu) {
@@ -121,7 +125,7 @@ struct team *start_team(int size, struct cpu cpu) {
     team->size = size;
     if (ready)
         return team;
-    announce(team, -1);
+    change(&team->job, -1, &team->sleepers);
     for (int i = 1; i < started - 1; i++)
         pthread_join(team->members[i].thread, NULL);
     for (int i = 0; i < size; i++) {
@@ -136,7 +140,7 @@ struct team *start_team(int size, struct cpu cpu) {
 void end_team(struct team *team) {
     if (team == NULL)
         return;
-    announce(team, -1);
+    change(&team->job, -1, &team->sleepers);
     for (int i = 1; i < team->size; i++)
         pthread_join(team->members[i].thread, NULL);
     for (int i = 0; i < team->size; i++) {
@@ -157,7 +161,7 @@ void run_team(struct team *team, team_work *work, void *argument) {
     }
     team->work = work;
     team->argument = argument;
-    announce(team, atomic_load(&team->job) + 1 > 0 ? atomic_load(&team->job) + 1 : 1);
+    change(&team->job, atomic_load(&team->job) + 1 > 0 ? atomic_load(&team->job) + 1 : 1, &team->sleepers);
     work(argument, leader, team);
     meet(team, leader);
 }

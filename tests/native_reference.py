@@ -12,8 +12,11 @@ import numpy as np
 import torch
 
 from cpupack.runtime import cpu, native
+from cpupack.stages.quantize.native.fit import Fit, fit_of, fit_of_depthwise
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Program
+
+__all__ = ["Array", "Fit", "Op", "Reference", "runs_here"]
 
 Array = np.ndarray[Any, Any]
 
@@ -106,13 +109,13 @@ class Reference:
             constants |= {
                 "weights": packed, "scales": interleave_channels(scales), "biases": interleave_channels(biases)
             }  # fmt: skip
-            fields["runs"] = several
+            fields |= {"runs": several, "fit": fit_of_depthwise(weights[:, 0], stride, dilated=dilation > 1)}
         else:
             conv = pack_conv(weights, groups, dilated=dilation > 1)
             constants |= {
                 "weights": conv.weights, "scales": pad_channels(scales, BLOCK), "biases": pad_channels(biases, BLOCK)
             }  # fmt: skip
-            fields |= conv.fields()
+            fields |= conv.fields() | {"fit": fit_of(weights, groups, dilated=dilation > 1)}
         op = Op.DEPTHWISE if depthwise else Op.CONV
         number = -1 if residual is None else residual
         if floats:

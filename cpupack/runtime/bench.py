@@ -43,8 +43,9 @@ def run(
     """Bench the package as ``args`` (of ``add_arguments``) say. Returns the contract's fields.
 
     Besides those of ``measure``: threads, instances, plan (reasons), cold_start_ms {import, load, first_call,
-    total}, peak_memory_bytes, input, input_data, seed, host, manifest; with ``--find-peak`` peak, with ``--loadgen``
-    loadgen, with ``--compare`` comparison. ``on_note`` hears of progress. Raises RunnerError.
+    total}, peak_memory_bytes, memory_per_instance_bytes, memory_shared_bytes (of one set of weights), input,
+    input_data, seed, host, manifest; with ``--find-peak`` peak, with ``--loadgen`` loadgen, with ``--compare``
+    comparison. ``on_note`` hears of progress. Raises RunnerError.
     """
     options.check(args)
     manifest = read_manifest(package_dir)
@@ -75,6 +76,8 @@ def run(
     with feed as opened:
         load_ms = (time.perf_counter() - loading) * 1000.0
         measured = _measure(opened, manifest, decided, args, probe, on_note)
+        instances = opened.instances
+        memory = (instances.memory_per_instance_bytes, instances.shared_bytes)
     first_call_ms = measured.pop("first_call_ms")
     here = host.describe(probe, engine=manifest.target["engine"])
     reasons = [
@@ -95,6 +98,8 @@ def run(
             "total": imported_ms + load_ms + first_call_ms,
         },
         "peak_memory_bytes": probe.peak_memory_bytes(),
+        "memory_per_instance_bytes": memory[0],
+        "memory_shared_bytes": memory[1],
         "input": opened.kind,
         "input_data": opened.text,
         "seed": args.seed,

@@ -9,6 +9,14 @@ from . import compare_bench
 _SHOWN = ("p50", "p90", "p99", "max")
 
 
+def _each(result: dict[str, Any]) -> str:
+    """Return what each instance takes; results of older packages do not say."""
+    each, shared = result.get("memory_per_instance_bytes"), result.get("memory_shared_bytes")
+    if each is None:
+        return ""
+    return f"; {each / 2**20:,.1f} an instance" + (f", {shared / 2**20:,.1f} shared" if shared else "")
+
+
 def format_table(result: dict[str, Any]) -> str:
     """Return the result as lines for a terminal."""
     manifest, machine = result["manifest"], result["host"]
@@ -20,7 +28,7 @@ def format_table(result: dict[str, Any]) -> str:
             f"{cold['total'] / 1000:.2f} s (start and imports {cold['import'] / 1000:.2f}, "
             f"load {cold['load'] / 1000:.2f}, first call {cold['first_call'] / 1000:.2f})",
         ),
-        ("peak memory", f"{memory / 2**20:,.0f} MiB" if memory else "unknown"),
+        ("peak memory", (f"{memory / 2**20:,.0f} MiB" if memory else "unknown") + _each(result)),
     ]
     if faults := result.get("page_faults"):
         rows.append(("page faults", f"{faults['minor_per_call']:,.1f} minor a call, {faults['major']:,} major in all"))

@@ -36,7 +36,7 @@ class Feed:
     """A pool that is ready, and what to hand it: ``batches_of(size)`` are distinct batches, to be used in turn.
 
     ``samples`` is the number of distinct samples and ``sample_batch(indices)`` the batch of any of them. ``kind`` and
-    ``text`` describe the input in a result.
+    ``text`` describe the input in a result. ``instances`` are those of the model behind the pool.
     """
 
     pool: Pool
@@ -45,6 +45,7 @@ class Feed:
     sample_batch: Callable[[Sequence[int]], Any]
     kind: str
     text: str
+    instances: InstancePool
 
 
 @contextmanager
@@ -71,6 +72,7 @@ def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -
             sample_batch=sample_batch,
             kind="uint8" if manifest.pixel_input else "float32",
             text=f"{len(batches)} distinct batches of {_made_of(manifest)}",
+            instances=pool,
         )
 
 
@@ -98,6 +100,7 @@ def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[P
             sample_batch=lambda indices: [order[index] for index in indices],
             kind="files",
             text=f"{len(order)} image files of {directory}, {size_mb:.1f} MB, decoded and preprocessed by the runner",
+            instances=runner.pool,
         )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from . import host, native
 from . import plan as planning
-from .contract import check_cpu, check_torch
+from .contract import check_cpu, check_torch, model_path
 from .errors import HostError
 from .manifest import Manifest, read_manifest
+from .native_model import is_program
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
@@ -29,12 +30,14 @@ def collect(package_dir: Path) -> dict[str, Any]:
     manifest = read_manifest(package_dir)
     here = host.describe(engine=manifest.target["engine"])
     kernels = native.describe() if manifest.target["engine"] == native.ENGINE else None
-    problems = _problems(manifest, here["torch"], kernels)
+    needs_torch = not is_program(model_path(package_dir, manifest), manifest.target["engine"])
+    problems = _problems(manifest, kernels) + (_torch_problems(manifest, here["torch"]) if needs_torch else [])
     return {
         "manifest": dataclasses.asdict(manifest),
         "plan": dataclasses.asdict(planning.decide(manifest)),
         "host": here,
         "kernels": kernels,
+        "images": _images(manifest),
         "runs_here": not problems,
         "problems": problems,
     }
@@ -77,6 +80,8 @@ def format_info(facts: dict[str, Any]) -> str:
             "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
             "torch": here["torch"] or "not installed",
             "kernels": _kernels(facts["kernels"]),
+            "allocator": here["allocator"],
+            "images": _decoding(facts["images"]),
         },
     )
     lines += _section(
@@ -99,8 +104,8 @@ def format_info(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _problems(manifest: Manifest, installed_torch: str | None, kernels: dict[str, Any] | None) -> list[str]:
-    """Return why this host cannot run the package, as far as can be told without importing torch."""
+def _problems(manifest: Manifest, kernels: dict[str, Any] | None) -> list[str]:
+    """Return why this host cannot run the package."""
     problems = []
     try:
         check_cpu(manifest)
@@ -108,13 +113,33 @@ def _problems(manifest: Manifest, installed_torch: str | None, kernels: dict[str
             problems.append(kernels["problem"])
     except HostError as error:
         problems.append(str(error))
-    if installed_torch is None:
-        return [*problems, f'torch is not installed; run: pip install "torch{manifest.torch["requires"]}"']
-    try:
-        check_torch(manifest, installed_torch)
-    except HostError as error:
-        problems.append(str(error))
     return problems
+
+
+def _torch_problems(manifest: Manifest, installed: str | None) -> list[str]:
+    """Return what is wrong with the torch that is installed, without importing it."""
+    if installed is None:
+        return [f'torch is not installed; run: pip install "torch{manifest.torch["requires"]}"']
+    try:
+        check_torch(manifest, installed)
+    except HostError as error:
+        return [str(error)]
+    return []
+
+
+def _images(manifest: Manifest) -> dict[str, Any] | None:
+    from . import images
+    from .preprocess import PreprocessSpec
+
+    if manifest.preprocess is None:
+        return None
+    return dataclasses.asdict(images.describe(PreprocessSpec.from_dict(manifest.preprocess)))
+
+
+def _decoding(found: dict[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    return f"JPEG by {found['jpeg']} ({found['jpeg_reason']}), resized by {found['resize']} ({found['resize_reason']})"
 
 
 def _kernels(kernels: dict[str, Any] | None) -> str | None:

@@ -28,8 +28,10 @@ OPERATOR = "cpupack::run_1"
 LIBRARY = Path("kernels") / "cpupack_int8.x86_64.so"
 """Path of the library relative to the runtime."""
 
-MACHINE, ISA = "x86_64", "avx512_vnni"
+MACHINE, ISA = "x86_64", "avx2"
 """What the kernels need."""
+_PATHS = {"avx2": "avx2", "avx512": "avx2", "avx512_vnni": "vnni", "amx": "amx"}
+"""The path they take on each instruction set."""
 
 _REMEDY = 'build the wheel again with [target.x86_64] engine = "auto", here or on a CPU like this one'
 
@@ -51,9 +53,10 @@ _process: Any = sys.modules.setdefault(_NAME, _Process(_NAME))
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels here: ``isa`` is the path they take (``amx``, ``vnni``), ``problem`` why they do not run, or None.
+    """The kernels here.
 
-    ``path`` is None where there is no library; ``loaded`` says that this process runs it.
+    ``isa`` is the path they take (``amx``, ``vnni``, ``avx2``), ``problem`` why they do not run, or None. ``path``
+    is None where there is no library; ``loaded`` says that this process runs it.
     """
 
     path: str | None
@@ -119,7 +122,7 @@ def describe() -> dict[str, Any]:
     if library is not None:
         isa = library.cpupack_isa().decode()
     elif problem is None:
-        isa = "amx" if cpu.detect_isa() == "amx" else "vnni"
+        isa = _PATHS[cpu.detect_isa() or ISA]
     return asdict(
         Kernels(
             path=str(path) if exists else None,

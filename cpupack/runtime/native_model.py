@@ -27,6 +27,9 @@ _MAGIC = 0x314B5043
 _FIELDS = struct.Struct("<10i8xq")
 """Of ``struct cpupack_header`` (kernels/engine.h): what comes before ``constants``, but ``identity``."""
 
+_MASKED_WIDTH = 4096
+"""``CPUPACK_MASKED_WIDTH`` of kernels/engine.h."""
+
 _FORWARD = re.compile(
     r"def forward\(self: [\w.]+,\s*(?P<given>\w+): Tensor\) -> Tensor:\s*"
     r"(?:(?P<dense>\w+) = torch\.contiguous\((?P=given), memory_format=2\)\s*)?"
@@ -50,6 +53,11 @@ class Program:
     float_shape: tuple[int, int, int] | None
     outputs: int
     bytes_each: int
+
+    @property
+    def takes_rgb(self) -> bool:
+        """Whether it can be called with RGB and the value of the fourth channel."""
+        return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= _MASKED_WIDTH
 
 
 def is_program(path: Path, engine: str) -> bool:
@@ -135,16 +143,21 @@ class Session:
         if not self._session:
             raise HostError("no memory for another instance of the native kernels")
 
-    def __call__(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def __call__(self, batch: npt.NDArray[Any], mask: int | None = None) -> npt.NDArray[np.float32]:
         """Run uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``; returns float32 ``(n, outputs)``.
 
-        Memory in the order of channels_last is read as it is, any other is copied. Raises RunnerError for a batch
-        that the program does not take.
+        With a ``mask`` (0..255) the batch is RGB, and the mask is put behind it as the fourth channel. Memory in the
+        order of channels_last is read as it is, any other is copied. Raises RunnerError for a batch that the program
+        does not take.
         """
         program = self._program
         shape = program.float_shape if batch.dtype == np.float32 else program.pixel_shape
         if shape is None or batch.dtype not in (np.float32, np.uint8):
             raise RunnerError(f"the model does not take {batch.dtype}")
+        if mask is not None:
+            if not program.takes_rgb:
+                raise RunnerError("the model takes no pixels of three channels")
+            shape = (3, *shape[1:])
         if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
             raise RunnerError(
                 f"the model failed on a batch of shape {batch.shape}: it takes (n, {', '.join(map(str, shape))})"
@@ -154,8 +167,8 @@ class Session:
         if not len(batch):
             return result
         failed = self._run(
-            self._session, self._code, program.memory.size, dense.ctypes.data, batch.dtype == np.float32, len(batch),
-            result.ctypes.data,
+            self._session, self._code, program.memory.size, dense.ctypes.data, batch.dtype == np.float32,
+            -1 if mask is None else mask, len(batch), result.ctypes.data,
         )  # fmt: skip
         if failed:
             reason = self._library.cpupack_error(failed).decode()
@@ -187,7 +200,7 @@ def _library() -> ctypes.CDLL:
     library.cpupack_error.argtypes = (ctypes.c_int,)
     library.cpupack_run.restype = ctypes.c_int
     library.cpupack_run.argtypes = (
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64,
-        ctypes.c_void_p,
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
+        ctypes.c_int64, ctypes.c_void_p,
     )  # fmt: skip
     return library

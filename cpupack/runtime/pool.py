@@ -35,8 +35,9 @@ class InstancePool:
     of workers, and more threads than CPUs stop spinning (25 % slower at batch 1). A program of the native kernels is
     in memory once, and a caller that waits runs an idle instance itself (``run``).
 
-    ``cpus`` are the CPUs that each instance keeps to. Raises HostError when ``engine`` is not to be had here or the
-    file cannot be loaded.
+    ``cpus`` are the CPUs that each instance keeps to. With a ``mask``, and where ``takes_rgb`` says so, uint8 batches
+    may have three channels, and the model gets the mask as the fourth (``inputs.mask_value``). Raises HostError when
+    ``engine`` is not to be had here or the file cannot be loaded.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class InstancePool:
         threads: int,
         instances: int,
         cpus: tuple[tuple[int, ...], ...] | None = None,
+        mask: int | None = None,
     ) -> None:
         if threads < 1 or instances < 1:
             raise ValueError(f"threads is {threads} and instances is {instances}; both start at 1")
@@ -53,17 +55,20 @@ class InstancePool:
             raise ValueError(f"CPUs are given for {len(cpus)} instances, and there are {instances}")
         self.engine, self.threads, self.instances = engine, threads, instances
         self.shared_bytes = 0
+        self._resident_before = 0
         load: _Loader
         if native_model.is_program(model_path, engine):
             program = native_model.read_program(model_path)
             self.shared_bytes = program.memory.nbytes
-            load = _NativeLoad(program, threads)
+            load = _NativeLoad(program, threads, mask if program.takes_rgb else None)
         else:
             from . import torch_model
 
             torch_model.check_engine(engine)
             load = _TorchLoad(model_path, engine, threads)
+            self._resident_before = _resident_bytes()
         self.is_program = isinstance(load, _NativeLoad)
+        self.takes_rgb = isinstance(load, _NativeLoad) and load.mask is not None
         # An instance bound to CPUs is bound through its thread.
         self._inline = self.is_program and cpus is None
         self._workers = [_Worker() for _ in range(instances)]
@@ -81,11 +86,15 @@ class InstancePool:
             raise
 
     @property
-    def memory_per_instance_bytes(self) -> int | None:
-        """What each further instance takes for the batch sizes used so far, None where torch keeps that to itself."""
-        sizes = [worker.instance.memory_bytes() for worker in self._workers if worker.instance is not None]
-        known = [size for size in sizes if size is not None]
-        return max(known) if known else None
+    def memory_per_instance_bytes(self) -> int:
+        """What each instance takes beside ``shared_bytes``, for the batch sizes used so far.
+
+        Known to the byte where the model is a program. torch does not tell: there it is by how much the process has
+        grown since loading began, by instance, weights included, for each instance packs its own.
+        """
+        if self.is_program:
+            return max(worker.instance.memory_bytes() for worker in self._workers if worker.instance is not None)
+        return max(0, _resident_bytes() - self._resident_before) // self.instances
 
     def run(self, batch: Batch, instance: int | None = None) -> Batch:
         """Run one batch ``(n, *input_shape)`` on ``instance``, or on the least loaded one, and wait.
@@ -161,7 +170,7 @@ class _Instance:
     """A loaded model: how to call it, what its memory is, how to end it."""
 
     call: Callable[[Any], Any]
-    memory_bytes: Callable[[], int | None]
+    memory_bytes: Callable[[], int]
     close: Callable[[], None]
 
 
@@ -172,16 +181,18 @@ _Loader = Callable[[], _Instance]
 class _NativeLoad:
     program: native_model.Program
     threads: int
+    mask: int | None
 
     def __call__(self) -> _Instance:
         session = native_model.Session(self.program, self.threads)
 
         def call(batch: Any) -> Any:
             if isinstance(batch, np.ndarray):
-                return session(batch)
+                rgb = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.uint8
+                return session(batch, self.mask if rgb else None)
             import torch
 
-            return torch.from_numpy(session(batch.numpy()))
+            return torch.from_numpy(call(batch.numpy()))
 
         return _Instance(call, lambda: session.memory_bytes, session.close)
 
@@ -197,7 +208,7 @@ class _TorchLoad:
     def __call__(self) -> _Instance:
         from . import torch_model
 
-        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: None, lambda: None)
+        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: 0, lambda: None)
 
 
 @dataclass
@@ -217,6 +228,11 @@ class _Worker:
     def start(self, load: _Loader, cpus: tuple[int, ...] | None, name: str) -> None:
         self.thread = threading.Thread(target=_serve, args=(self, load, cpus), name=name, daemon=True)
         self.thread.start()
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]  # proc(5): size, resident, ...
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _pending(worker: _Worker) -> int:

@@ -19,7 +19,7 @@ from . import plan as planning
 from .contract import check_cpu, model_path, require_torch
 from .errors import InputError, IntegrityError, RunnerError
 from .images import load_pixels
-from .inputs import model_input, random_input
+from .inputs import mask_value, model_input, random_input
 from .manifest import Manifest, check_files, read_manifest
 from .pool import InstancePool
 from .preprocess import ImageSource, PreprocessSpec
@@ -82,7 +82,8 @@ class Runner:
             )
         engine, path = self.manifest.target["engine"], model_path(package_dir, self.manifest)
         require_torch(self.manifest, path)
-        self.pool = InstancePool(path, engine, self.plan.threads, self.plan.instances, self.plan.cpus)
+        mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
+        self.pool = InstancePool(path, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
         try:
             # One input alone is the other shape that every caller uses.
             for size in sorted({1, self.plan.batch_size}):
@@ -196,6 +197,8 @@ class Runner:
         return _joined(list(self._run(chunks, size)))
 
     def _ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.pool.takes_rgb and batch.dtype == np.uint8:
+            return batch.transpose(0, 3, 1, 2)  # as it is: the kernels add the mask while they read
         return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
 
     def _check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:

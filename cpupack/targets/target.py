@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Recipe
 from cpupack.runtime.cpu import ISA_LEVELS, detect_isa, machine
+from cpupack.runtime.native import ENGINE
 from cpupack.targets import arm, x86
 
 
@@ -34,9 +35,14 @@ class Target:
         return machine() == self.cpu
 
     @property
-    def saturates(self) -> bool:
-        """Whether the least CPU of the target adds pairs of INT8 products in 16 bits."""
+    def adds_in_16_bits(self) -> bool:
+        """Whether the least CPU of the target adds INT8 products in 16 bits."""
         return self.isa is not None and not x86.has_vnni(self.isa)
+
+    @property
+    def saturates(self) -> bool:
+        """Whether sums may overflow there; the native engine's weights are such that none can."""
+        return self.adds_in_16_bits and self.engine != ENGINE
 
 
 def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[Target]:
@@ -63,11 +69,6 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[T
             hint=f'build on a CPU with {isa}, or set isa = "auto"',
         )
     wanted = recipe.target.x86_64.engine
-    if wanted == "native" and not x86.has_vnni(isa):
-        raise QuantizationError(
-            f'[target.x86_64] engine = "native" needs VNNI, and isa = "{isa}" promises CPUs without it',
-            hint='set isa = "avx512_vnni", or engine = "auto"',
-        )
     if wanted != "auto":
         return [_available(_x86(wanted, isa), supported_engines)]
     found = [_x86(engine, isa) for engine in x86.engines(isa) if engine in supported_engines]
@@ -80,7 +81,7 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: list[str]) -> list[T
 
 
 def _x86(engine: str, isa: str) -> Target:
-    bits = x86.activation_bits(isa)
+    bits = 8 if engine == ENGINE else x86.activation_bits(isa)
     return Target("x86_64", engine, isa, bits, x86.fuses_conv_add(engine), x86.PLATFORM_TAG)
 
 

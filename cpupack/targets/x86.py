@@ -1,7 +1,8 @@
 """x86-64: our own kernels (native), and torch's fbgemm, x86 and onednn.
 
 Without VNNI the INT8 dot product is VPMADDUBSW, which adds two u8*s8 products in 16 bits and saturates: 8-bit
-activations are wrong there without a word, so activations get 7 bits (torch's ``reduce_range``). With VNNI the sums are
+activations are wrong there without a word, so torch's engines get activations of 7 bits (``reduce_range``). Our own
+keep 8: their weights are such that no sum overflows (``stages/quantize/native/fit.py``). With VNNI the sums are
 32 bits wide and 8 bits are exact for every engine (checked for normal, grouped and depthwise convolutions at the
 extremes of u8 x s8, see tests/unit/test_targets.py).
 """
@@ -24,11 +25,11 @@ def floor(isa: str) -> str:
 
 def engines(isa: str) -> list[str]:
     """Engines worth building for ``isa``, best guess first. ``x86`` is fbgemm without VNNI, so it is left out there."""
-    return ["native", "onednn", "x86", "fbgemm"] if has_vnni(isa) else ["fbgemm", "onednn"]
+    return ["native", "onednn", "x86", "fbgemm"] if has_vnni(isa) else ["native", "fbgemm", "onednn"]
 
 
 def activation_bits(isa: str) -> int:
-    """Bits of an activation; the same for all three engines, which multiply with the same instructions."""
+    """Bits of an activation; the same for torch's three engines, which multiply with the same instructions."""
     return 8 if has_vnni(isa) else 7
 
 

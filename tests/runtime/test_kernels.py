@@ -37,7 +37,7 @@ def runs_here() -> bool:
     return cpu.machine() == native.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(native.ISA) :]
 
 
-needs_vnni = pytest.mark.skipif(not runs_here(), reason=f"the native kernels need {native.ISA}")
+needs_kernels = pytest.mark.skipif(not runs_here(), reason=f"the native kernels need {native.ISA}")
 
 
 def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
@@ -100,7 +100,7 @@ def run_python(code: str, *arguments: object, path: Path = tiny.RUNTIME.parent.p
 # --- the operator
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize("count", [0, 1, 33])
 def test_the_operator_computes(count: int) -> None:
     native.load()
@@ -109,7 +109,7 @@ def test_the_operator_computes(count: int) -> None:
     np.testing.assert_array_equal(found.numpy(), expected(batch))
 
 
-@needs_vnni
+@needs_kernels
 def test_a_saved_model_runs_in_a_pool_whatever_torchs_engine_is(saved: Path) -> None:
     before = torch.backends.quantized.engine
     try:
@@ -123,7 +123,7 @@ def test_a_saved_model_runs_in_a_pool_whatever_torchs_engine_is(saved: Path) -> 
         torch.backends.quantized.engine = before
 
 
-@needs_vnni
+@needs_kernels
 def test_several_threads_call_one_module(saved: Path) -> None:
     module = torch.jit.load(str(saved))
     wrong: list[int] = []
@@ -160,7 +160,7 @@ BAD_CALLS = {
 }
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
     native.load()
@@ -169,7 +169,7 @@ def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
         torch.ops.cpupack.run_1(*make())
 
 
-@needs_vnni
+@needs_kernels
 def test_an_error_leaves_the_instance_alive_and_is_one_line(saved: Path) -> None:
     with InstancePool(saved, native.ENGINE, threads=1, instances=1) as pool:
         with pytest.raises(RunnerError, match=r"batch of shape \(1, 4, 1, 2\): it takes \(n, 4, 1, 1\)") as caught:
@@ -178,7 +178,7 @@ def test_an_error_leaves_the_instance_alive_and_is_one_line(saved: Path) -> None
         assert pool.run(pixels(1)).shape == (1, OUTPUTS)
 
 
-@needs_vnni
+@needs_kernels
 def test_neither_calls_nor_errors_keep_their_tensors() -> None:
     native.load()
 
@@ -206,7 +206,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 described = [each.describe() for each in natives]
 assert described[0] == described[1], described
-assert described[0]["loaded"] and described[0]["isa"] in ("amx", "vnni")
+assert described[0]["loaded"] and described[0]["isa"] in ("amx", "vnni", "avx2")
 for each in natives:
     each.set_threads(2)
 module = torch.jit.load(sys.argv[1])
@@ -214,7 +214,7 @@ print(module(torch.ones(1, 4, 1, 1, dtype=torch.uint8)).tolist(), len(described)
 """
 
 
-@needs_vnni
+@needs_kernels
 def test_two_packages_in_a_fresh_process_share_one_operator(saved: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         shutil.copytree(tiny.RUNTIME, tmp_path / name / "_runtime", ignore=shutil.ignore_patterns("__pycache__"))
@@ -234,16 +234,16 @@ print(found["loaded"], "torch" in sys.modules, any("cpupack_int8" in line for li
     assert (done.returncode, done.stdout) == (0, "False False False\n"), done.stderr
 
 
-@needs_vnni
+@needs_kernels
 def test_the_library_is_described(saved: Path) -> None:
     found = native.describe()
     assert found["path"] == str(LIBRARY)
-    assert found["isa"] in {"amx", "vnni"}
+    assert found["isa"] in {"amx", "vnni", "avx2"}
     assert (found["loaded"], found["problem"]) == (True, None)
     assert len(found["sha256"]) == 64
 
 
-@needs_vnni
+@needs_kernels
 def test_a_package_without_the_library_says_what_to_do(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(tiny.RUNTIME, tmp_path / "one" / "_runtime", ignore=ignored)
@@ -269,8 +269,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ("machine", "isa", "why"),
     [
         ("aarch64", None, "for x86_64 and this host is aarch64"),
-        ("x86_64", None, "need avx512_vnni and this CPU has no AVX2"),
-        ("x86_64", "avx512", "need avx512_vnni and this CPU has avx512; build the wheel again"),
+        ("x86_64", None, "need avx2 and this CPU has no AVX2; build the wheel again"),
     ],
 )
 def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: str | None, why: str) -> None:
@@ -283,7 +282,7 @@ def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: st
     assert why in found["problem"]
 
 
-@needs_vnni
+@needs_kernels
 def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / native.LIBRARY).write_text("not a library")
@@ -292,7 +291,7 @@ def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_
         native.load()
 
 
-@needs_vnni
+@needs_kernels
 def test_threads_start_at_one() -> None:
     native.load()
     with pytest.raises(ValueError, match="count is 0"):

@@ -1,4 +1,4 @@
-"""Every native kernel against plain integer arithmetic at odd sizes and extreme values, AMX against VNNI byte for byte.
+"""Every native kernel against plain integer arithmetic at odd sizes and extreme values, AMX, VNNI and AVX2 alike.
 
 Then any batch and any number of threads, and programs that are damaged.
 """
@@ -17,7 +17,7 @@ import native_reference
 import numpy as np
 import pytest
 import torch
-from native_reference import Array, Reference
+from native_reference import Array, Fit, Op, Reference
 
 from cpupack.layers.native import codes_after
 from cpupack.runtime import native
@@ -91,6 +91,16 @@ def convolution(name: str) -> Reference:
     return net
 
 
+def fitting(name: str, largest: int) -> Reference:
+    """Weights of which every four products fit into 16 bits (up to 32), or every two (up to 64), at their extremes."""
+    shape, filters, how = CONVOLUTIONS[name]
+    net = Reference(np.where(pixels(*shape) < 128, 0, 255).astype(np.uint8))
+    net.output(net.conv(0, weights(*filters).clip(-largest, largest), **how))
+    fit = Fit.FOURS if largest == 32 and net.program.layers[1].op is Op.CONV else Fit.PAIRS
+    assert net.program.layers[1].fields["fit"] == fit
+    return net
+
+
 def residual(channels: int, *, table: bool, groups: int = 1) -> Reference:
     net = Reference(pixels(2, 6, 7, channels))
     how = {"pad": (1, 1), "fill": 12, "groups": groups}
@@ -148,8 +158,14 @@ def wide_average() -> Reference:
     return net
 
 
+FITTING = ("1x1 odd channels", "3x3", "3x3 dilated", "many weights", "groups of 24", "depthwise 3x3", "depthwise 5x5")
 NETS: dict[str, Callable[[], Reference]] = {
     **{name: lambda name=name: convolution(name) for name in CONVOLUTIONS},
+    **{
+        f"{name}, up to {largest}": lambda name=name, largest=largest: fitting(name, largest)
+        for name in FITTING
+        for largest in (32, 64)
+    },
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
     "residual of a depthwise": lambda: residual(20, table=False, groups=20),
@@ -265,13 +281,14 @@ def in_a_process(code: str, *arguments: object, **environment: str) -> subproces
     )  # fmt: skip
 
 
-def test_amx_and_vnni_give_the_same_bytes() -> None:
+@pytest.mark.parametrize("isa", ["vnni", "avx2"])
+def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
     here = digests()
-    if here["isa"] != "amx":
-        pytest.skip("this CPU has no AMX")
-    done = in_a_process(DIGESTS, CPUPACK_ISA="vnni")
+    if isa in {here["isa"], {"avx2": "vnni"}.get(here["isa"])}:
+        pytest.skip(f"this CPU has no more than {here['isa']}")
+    done = in_a_process(DIGESTS, CPUPACK_ISA=isa)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {**here, "isa": "vnni"}
+    assert json.loads(done.stdout) == {**here, "isa": isa}
 
 
 # --- damaged programs

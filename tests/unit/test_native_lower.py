@@ -25,7 +25,7 @@ from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.script import script
 
-needs_vnni = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
+needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
 
 # With nothing clipped a rounding of normal values to 8 bits costs 41 dB (tests/unit/test_quantize.py); weights as much.
 # n roundings of equal size add up to 41 - 10 log10(n): 12 of them leave 30 dB, and what is wrong leaves 10 at most.
@@ -184,7 +184,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize("name", MODELS)
 def test_models_stay_close_to_fp32(name: str) -> None:
     db, int8, _ = lowered(MODELS[name]())
@@ -192,7 +192,7 @@ def test_models_stay_close_to_fp32(name: str) -> None:
     assert {fact.precision for fact in int8.layers} == {"int8"}
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize("seed", range(12))
 def test_random_nets_stay_close_to_fp32(seed: int) -> None:
     """Layers of random kinds and sizes on images of odd sizes, and every one of them is looked at."""
@@ -221,7 +221,7 @@ def test_random_nets_stay_close_to_fp32(seed: int) -> None:
 # ---- what the parts of a model become
 
 
-@needs_vnni
+@needs_kernels
 def test_calls_are_joined_into_kernels() -> None:
     _, int8, _ = lowered(nn.Sequential(Calls(nn.Sequential(Residual(8), nn.ReLU6(), Excite(8)))))
     assert kernels(int8) == [
@@ -233,14 +233,14 @@ def test_calls_are_joined_into_kernels() -> None:
     assert all(fact.weight_sqnr_db > 40.0 for fact in int8.layers if fact.weight_sqnr_db is not None)
 
 
-@needs_vnni
+@needs_kernels
 def test_what_moves_no_values_takes_no_layer() -> None:
     _, int8, model = lowered(MODELS["shuffle to the end"]())
     assert kernels(int8) == ["conv + relu", "conv"]
     assert model.operators == {"cpupack::conv": 2, "cpupack::input_float": 1}
 
 
-@needs_vnni
+@needs_kernels
 def test_parts_of_a_concatenation_are_written_where_they_belong() -> None:
     _, int8, model = lowered(Calls(lambda x: torch.cat([x, x], 1)))
     assert model.operators["cpupack::table"] == 2  # one value in two places
@@ -254,7 +254,7 @@ def test_parts_of_a_concatenation_are_written_where_they_belong() -> None:
     assert scales["Conv2d+ReLU"] == scales["Conv2d+hardswish"] == scales["cat"] != scales["max_pool2d"]
 
 
-@needs_vnni
+@needs_kernels
 def test_a_result_in_fp32_is_not_rounded_to_eight_bits() -> None:
     """Behind the last sums there are no steps: a linear layer's and an average's results are float32."""
     for end in (
@@ -267,7 +267,7 @@ def test_a_result_in_fp32_is_not_rounded_to_eight_bits() -> None:
         assert int8.layers[-1].scale is None
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize(
     ("end", "shape"),
     [
@@ -295,14 +295,14 @@ def test_models_end_as_they_like(end: nn.Module, shape: tuple[int, ...]) -> None
     assert db > BOUND_DB
 
 
-@needs_vnni
+@needs_kernels
 def test_vectors_go_in_too() -> None:
     db, int8, _ = lowered(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4)), shape=(20,))
     assert db > BOUND_DB
     assert kernels(int8) == ["conv + relu", "conv"]
 
 
-@needs_vnni
+@needs_kernels
 def test_one_scale_for_all_weights() -> None:
     module = Calls(Residual(8))
     with torch.no_grad():
@@ -317,7 +317,7 @@ def test_one_scale_for_all_weights() -> None:
 # ---- parts in FP32
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize(
     ("skip", "kept"),
     [(["0"], ["0"]), (["1"], ["0"]), (["5"], ["5"]), (["0", "5"], ["0", "5"]), (["3", "5"], ["3", "5"])],
@@ -354,7 +354,7 @@ def test_the_first_and_the_last_layers_may_stay_fp32(skip: list[str], kept: list
     assert saved.fp32_operators >= len(skip)
 
 
-@needs_vnni
+@needs_kernels
 def test_the_layers_of_a_mixed_model_are_described() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 5), nn.Softmax(1))
     module.append(nn.Unflatten(1, (5, 1)))  # moves nothing: no layer
@@ -389,7 +389,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_kernel_is_named(name: str) -> None:
@@ -411,7 +411,7 @@ def test_a_skipped_layer_between_others_is_refused_by_name() -> None:
 # ---- pixels
 
 
-@needs_vnni
+@needs_kernels
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size"),
     [(3, 1, 1, (12, 12)), (3, 2, 1, (12, 12)), (7, 2, 3, (12, 16)), (3, 2, 0, (12, 12)), (4, 2, 1, (12, 12)),
@@ -443,7 +443,7 @@ def test_pixels_and_floats_give_what_fp32_gives(kernel: int, stride: int, paddin
     assert min(fact.output_sqnr_db or 0.0 for fact in layers) > BOUND_DB
 
 
-@needs_vnni
+@needs_kernels
 def test_pixels_are_for_a_first_convolution_in_int8() -> None:
     settings = {"mode": "RGB", "interpolation": "bilinear", "mean": [0.5], "std": [0.2]}
     for skip, module in ((["0"], nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))), ([], Calls(nn.ReLU()))):

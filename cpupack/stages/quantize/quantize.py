@@ -98,7 +98,9 @@ def quantize(
 
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower to a program of the native engine, with what ``skip`` keeps in FP32 before and behind it."""
-    model, layers = lower(calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe))
+    model, layers = lower(
+        calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.adds_in_16_bits
+    )
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers)
 
 

@@ -31,6 +31,7 @@ class Builder:
     ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
     another one's kernel does on the way, ``result`` is the call whose values go to the caller. ``in_place`` are parts
     of concatenations that were written where they belong, ``copied`` the places (buffer, channel) of those copied.
+    With ``fitting`` weights get values whose products fit into 16-bit sums.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Builder:
         recipe: Quantize,
         input_shape: tuple[int, int, int],
         preprocess: PreprocessSpec | None,
+        *,
+        fitting: bool = False,
     ) -> None:
-        self.calls, self.recipe, self.preprocess = calls, recipe, preprocess
+        self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
         self.program = Program(height, width, input_channels_float=channels)
         self.values: dict[fx.Node, Value | tuple[Value, ...]] = {}

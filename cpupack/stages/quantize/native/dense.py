@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -15,6 +17,7 @@ from cpupack.graph.pixel_model import fold_normalization
 from cpupack.runtime.inputs import pixel_zero_point
 from cpupack.stages.quantize.native.builder import Builder, covering
 from cpupack.stages.quantize.native.calls import ADDS, Calls, is_plain, pair, shape_of
+from cpupack.stages.quantize.native.fit import limit_conv, limit_depthwise
 from cpupack.stages.quantize.native.functions import (
     Function,
     activation_of,
@@ -269,7 +272,9 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit) ->
         image, channels = b.buffer(source), b.buffer(source).channels + 1
         b.program.input_channels_pixels = channels
         folded = dataclasses.replace(dense, weight=fold_normalization(dense.weight, b.preprocess))
-        block = 2 if dense.stride == (2, 2) and dense.dilation == _ONE and not (image.height | image.width) % 2 else 1
+        # Not where the zeros that fill the blocks up would cost more than loading many short rows: without AMX.
+        even = dense.stride == (2, 2) and dense.dilation == _ONE and not (image.height | image.width) % 2
+        block = 2 if even and not b.fitting else 1
         if block == 2:
             folded = _by_blocks(folded)
         pixels = Buffer(
@@ -306,16 +311,17 @@ def _reads_input(node: fx.Node) -> bool:
 
 def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> float:
     read = b.bordered(source, dense.padding, b.buffer(source).zero_point)
-    weights, scales = quantize_weights(dense.weight, per_channel=b.recipe.weights == "per_channel")
+    dilated = dense.dilation != _ONE
+    alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
+    depthwise = _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags
+    weights, scales = _quantized(b, dense, depthwise=depthwise)
     factors, shifts = finish_of(
         weights, scales, dense.bias.double().numpy(), b.buffer(read), (leave.scale, leave.zero_point)
     )
     if leave.added >= 0:
         other = b.buffer(leave.added)
         shifts = shifts - other.zero_point * other.scale / leave.scale
-    dilated = dense.dilation != _ONE
-    alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
-    if _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags:
+    if depthwise:
         op, fields, parts = depthwise_parts(weights, factors, shifts, stride=dense.stride[1], dilated=dilated)
     else:
         op, fields, parts = dense_parts(weights, factors, shifts, groups=dense.groups, dilated=dilated)
@@ -329,3 +335,13 @@ def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> 
     b.append(Layer(op, leave.flags | flag, read, leave.added, leave.output, fields, parts | leave.constants))
     rounded = weights * scales.reshape(-1, 1, 1, 1)
     return sqnr_db(dense.weight.numpy(), rounded)
+
+
+def _quantized(b: Builder, dense: Dense, *, depthwise: bool) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
+    """Return int8 weights and their scales; such as fit 16-bit sums where the least CPU of the target has no others."""
+    per_channel = b.recipe.weights == "per_channel"
+    if not b.fitting:
+        return quantize_weights(dense.weight, per_channel=per_channel)
+    if depthwise:
+        return limit_depthwise(dense.weight, per_channel=per_channel)
+    return limit_conv(dense.weight, dense.groups, dilated=dense.dilation != _ONE, per_channel=per_channel)

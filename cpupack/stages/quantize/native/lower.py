@@ -38,11 +38,17 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
 
 
 def lower(
-    calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...], preprocess: PreprocessSpec | None
+    calibrated: CalibratedModel,
+    recipe: Quantize,
+    input_shape: tuple[int, ...],
+    preprocess: PreprocessSpec | None,
+    *,
+    fitting: bool = False,
 ) -> tuple[NativeModel, tuple[LayerFact, ...]]:
     """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's fact.
 
-    With ``preprocess`` the model takes uint8 pixels too, where the input is read by one plain convolution alone.
+    With ``preprocess`` the model takes uint8 pixels too, where the input is read by one plain convolution alone. With
+    ``fitting`` weights are the closest whose products fit into 16-bit sums, for CPUs that have no others.
     Raises QuantizationError naming the first layer that the engine has no kernel for.
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
@@ -57,7 +63,12 @@ def lower(
     body_calls = Calls(parts.body, tuple(source))
     channels, height, width = source if len(source) == 3 else (*source, 1, 1)
     builder = Builder(
-        body_calls, calibrated.stats, recipe, (channels, height, width), preprocess if parts.head is None else None
+        body_calls,
+        calibrated.stats,
+        recipe,
+        (channels, height, width),
+        preprocess if parts.head is None else None,
+        fitting=fitting,
     )
     for node in parts.body.graph.nodes:
         if node.op != "output" and node not in builder.values and node not in builder.absorbed:

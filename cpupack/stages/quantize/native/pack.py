@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ _CHUNK = 64
 
 Int8Array = npt.NDArray[np.int8]
 FloatArray = npt.NDArray[np.float32]
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,43 @@ def pack_conv(weights: Int8Array, groups: int, *, dilated: bool) -> PackedConv:
     Sums are made in blocks of 32 output channels. With groups a block reads the input channels of all groups that it
     touches, and weights between groups are zero: AMX multiplies far faster than narrower products could be fed.
     """
-    outputs, inputs, height, width = weights.shape
-    span_out = span_in = 0
+    outputs, group_in = weights.shape[:2]
+    span_out, span_in = (outputs // groups, group_in) if groups > 1 else (0, 0)
+    rows = arrange_conv(weights, groups, dilated=dilated)
+    runs, chunks, chunk_bytes = rows.shape[1:]
+    blocks = -(-outputs // BLOCK)
+    padded = np.zeros((blocks * BLOCK, *rows.shape[1:]), np.int8)
+    padded[:outputs] = rows
+    tiles = padded.reshape(blocks, 2, 16, runs, chunks, chunk_bytes // 4, 4)
+    packed = np.ascontiguousarray(tiles.transpose(0, 3, 4, 1, 5, 2, 6))
+    return PackedConv(packed, runs, chunks, chunk_bytes, span_out, span_in)
+
+
+def arrange_conv(weights: npt.NDArray[_Number], groups: int, *, dilated: bool) -> npt.NDArray[_Number]:
+    """Return each output's weights in the order in which they are multiplied: ``(out, runs, chunks, chunk)``.
+
+    What pads a chunk, and what lies between groups, is zero.
+    """
     if groups > 1:
-        span_out, span_in = outputs // groups, inputs
         weights = _spread_groups(weights, groups)
+    outputs, _, height, width = weights.shape
     joined = groups == 1 and not dilated
     taps = weights.transpose(0, 2, 3, 1)  # as NHWC memory: height, width, channel
     runs = taps.reshape(outputs, height, -1) if joined else taps.reshape(outputs, height * width, -1)
     length = runs.shape[2]
     chunks = -(-length // _CHUNK)
     chunk_bytes = 4 * -(-length // (4 * chunks))
-    blocks = -(-outputs // BLOCK)
-    padded = np.zeros((blocks * BLOCK, runs.shape[1], chunks * chunk_bytes), np.int8)
-    padded[:outputs, :, :length] = runs
-    tiles = padded.reshape(blocks, 2, 16, runs.shape[1], chunks, chunk_bytes // 4, 4)
-    packed = np.ascontiguousarray(tiles.transpose(0, 3, 4, 1, 5, 2, 6))
-    return PackedConv(packed, runs.shape[1], chunks, chunk_bytes, span_out, span_in)
+    padded = np.zeros((outputs, runs.shape[1], chunks * chunk_bytes), weights.dtype)
+    padded[:, :, :length] = runs
+    return padded.reshape(outputs, runs.shape[1], chunks, chunk_bytes)
 
 
-def _spread_groups(weights: Int8Array, groups: int) -> Int8Array:
+def _spread_groups(weights: npt.NDArray[_Number], groups: int) -> npt.NDArray[_Number]:
     """Return weights over the inputs of all groups that a block touches, from its first output's group on."""
     outputs, group_in, height, width = weights.shape
     group = np.arange(outputs) // (outputs // groups)
     first = group[np.arange(outputs) // BLOCK * BLOCK]
-    spread = np.zeros((outputs, (group - first).max() + 1, group_in, height, width), np.int8)
+    spread = np.zeros((outputs, (group - first).max() + 1, group_in, height, width), weights.dtype)
     spread[np.arange(outputs), group - first] = weights
     return spread.reshape(outputs, -1, height, width)
 
@@ -81,16 +94,8 @@ def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[I
     Windows of 3 and 5 with stride 1 and 2 compute several neighbouring outputs from groups of four pixels: the taps
     are laid out for each output's place in the groups.
     """
-    channels, height, width = weights.shape
-    several = height == width and width in (3, 5) and stride in (1, 2) and not dilated
-    outputs, groups = (
-        {(3, 1): (2, 1), (3, 2): (1, 1), (5, 1): (4, 2), (5, 2): (2, 2)}[width, stride] if several else (1, width)
-    )
-    places = np.zeros((channels, height, outputs, groups, 4), np.int8)
-    for output in range(outputs):
-        for tap in range(width):
-            at = output * stride + tap if several else 4 * tap
-            places[:, :, output, at // 4, at % 4] = weights[:, :, tap]
+    places, several = arrange_depthwise(weights, stride, dilated=dilated)
+    channels, height, outputs, groups, _ = places.shape
     blocks = -(-channels // CHANNELS)
     padded = np.zeros((blocks * CHANNELS, *places.shape[1:]), np.int8)
     padded[:channels] = places
@@ -98,6 +103,26 @@ def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[I
     split = padded.reshape(blocks, 4, 4, 4, height, outputs, groups, 4)
     packed = split.transpose(0, 4, 5, 6, 2, 1, 3, 7)
     return np.ascontiguousarray(packed), int(several)
+
+
+def arrange_depthwise(
+    weights: npt.NDArray[_Number], stride: int, *, dilated: bool
+) -> tuple[npt.NDArray[_Number], bool]:
+    """Return the taps in each place they are multiplied in, ``(channels, height, outputs, groups, 4)``.
+
+    Also whether several outputs are computed at once; a tap then has several places.
+    """
+    channels, height, width = weights.shape
+    several = height == width and width in (3, 5) and stride in (1, 2) and not dilated
+    outputs, groups = (
+        {(3, 1): (2, 1), (3, 2): (1, 1), (5, 1): (4, 2), (5, 2): (2, 2)}[width, stride] if several else (1, width)
+    )
+    places = np.zeros((channels, height, outputs, groups, 4), weights.dtype)
+    for output in range(outputs):
+        for tap in range(width):
+            at = output * stride + tap if several else 4 * tap
+            places[:, :, output, at // 4, at % 4] = weights[:, :, tap]
+    return places, several
 
 
 def pad_channels(values: npt.NDArray[Any], multiple: int) -> FloatArray:

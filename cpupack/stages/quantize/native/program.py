@@ -38,7 +38,7 @@ _CONSTANTS = ("weights", "scales", "biases", "table")
 _LAYER = np.dtype(
     [(name, "<i4") for name in _INTEGERS]
     + [("scale", "<f4"), ("scale2", "<f4"), ("channel_offset", "<i4"), ("span_out", "<i4"), ("span_in", "<i4")]
-    + [("reserved", "<i4")]
+    + [("fit", "<i4")]
     + [(name, "<i8") for name in _CONSTANTS]
 )
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
+from cpupack.stages.quantize.native.fit import fit_of, fit_of_depthwise
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import Buffer, Op
 
@@ -49,7 +50,7 @@ def dense_parts(
         "scales": pad_channels(scales, BLOCK),
         "biases": pad_channels(biases, BLOCK),
     }
-    return Op.CONV, conv.fields(), parts
+    return Op.CONV, conv.fields() | {"fit": fit_of(weights, groups, dilated=dilated)}, parts
 
 
 def depthwise_parts(
@@ -58,4 +59,4 @@ def depthwise_parts(
     """Return the operation, fields and constants of a layer with one filter a channel."""
     packed, several = pack_depthwise(weights[:, 0], stride, dilated=dilated)
     parts: Parts = {"weights": packed, "scales": interleave_channels(scales), "biases": interleave_channels(biases)}
-    return Op.DEPTHWISE, {"runs": several}, parts
+    return Op.DEPTHWISE, {"runs": several, "fit": fit_of_depthwise(weights[:, 0], stride, dilated=dilated)}, parts

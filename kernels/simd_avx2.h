@@ -1,0 +1,202 @@
+/* Vectors of 32 bytes: AVX2. What simd_avx512.h has of 64 bytes, under the same names. */
+#ifndef CPUPACK_SIMD_H
+#define CPUPACK_SIMD_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define WIDE 32 /* bytes of a vector */
+#define LANES 8 /* its int32 or float32 */
+
+enum {
+    FIRST_CACHE = 28 * 1024,       /* bytes to fill: of 32 KB */
+    WEIGHTS_TOGETHER = 160 * 1024, /* bytes: of a second cache of 256 KB or more */
+};
+
+typedef __m256i vec;
+typedef __m256 fvec;
+
+/* The first bytes of a vector: how many. */
+typedef int64_t first;
+
+INLINE first first_bytes(int64_t count) { return count >= WIDE ? WIDE : count; }
+
+INLINE vec v_load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE void v_store(void *to, vec value) { _mm256_storeu_si256((__m256i *)to, value); }
+
+/* What lies behind the bytes may be read, or not: for activations, which have slack behind them. */
+INLINE vec v_load_bytes(const uint8_t *from, first real) {
+    (void)real;
+    return v_load(from);
+}
+
+/* What lies behind is not read: for the caller's memory. */
+INLINE vec v_load_only(const uint8_t *from, first real) {
+    if (real == WIDE)
+        return v_load(from);
+    uint8_t bytes[WIDE] = {0};
+    memcpy(bytes, from, (size_t)real);
+    return v_load(bytes);
+}
+
+/* By halves: masked stores of bytes there are none, and those of words take dozens of cycles on some CPUs. */
+INLINE void v_store_bytes(uint8_t *to, first real, vec value) {
+    if (real == WIDE) {
+        v_store(to, value);
+        return;
+    }
+    __m128i rest = _mm256_castsi256_si128(value);
+    if (real & 16) {
+        _mm_storeu_si128((__m128i *)to, rest);
+        rest = _mm256_extracti128_si256(value, 1);
+        to += 16;
+    }
+    if (real & 8) {
+        _mm_storel_epi64((__m128i *)to, rest);
+        rest = _mm_srli_si128(rest, 8);
+        to += 8;
+    }
+    if (real & 4) {
+        const int32_t four = _mm_cvtsi128_si32(rest);
+        memcpy(to, &four, 4);
+        rest = _mm_srli_si128(rest, 4);
+        to += 4;
+    }
+    const int32_t last = _mm_cvtsi128_si32(rest);
+    if (real & 2) {
+        memcpy(to, &last, 2);
+        to += 2;
+    }
+    if (real & 1)
+        *to = (uint8_t)(real & 2 ? last >> 16 : last);
+}
+
+INLINE vec mask_of(int64_t lanes) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes > LANES ? LANES : lanes < 0 ? 0 : (int)lanes),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE fvec v_load_floats(const float *from, int64_t count) {
+    return count >= LANES ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, mask_of(count));
+}
+INLINE void v_store_floats(float *to, int64_t count, fvec value) {
+    if (count >= LANES)
+        _mm256_storeu_ps(to, value);
+    else
+        _mm256_maskstore_ps(to, mask_of(count), value);
+}
+
+#define v_zero() _mm256_setzero_si256()
+#define v_set8(value) _mm256_set1_epi8((char)(value))
+#define v_set32(value) _mm256_set1_epi32(value)
+#define v_each16(value) _mm256_broadcastsi128_si256(value)
+#define v_or(a, b) _mm256_or_si256(a, b)
+#define v_add16(a, b) _mm256_add_epi16(a, b)
+#define v_add32(a, b) _mm256_add_epi32(a, b)
+#define v_min8(a, b) _mm256_min_epu8(a, b)
+#define v_max8(a, b) _mm256_max_epu8(a, b)
+#define v_max32(a, b) _mm256_max_epi32(a, b)
+#define v_left32(a, count) _mm256_slli_epi32(a, count)
+#define v_right32(a, count) _mm256_srai_epi32(a, count)
+#define v_low8(a, b) _mm256_unpacklo_epi8(a, b)
+#define v_high8(a, b) _mm256_unpackhi_epi8(a, b)
+#define v_low16(a, b) _mm256_unpacklo_epi16(a, b)
+#define v_high16(a, b) _mm256_unpackhi_epi16(a, b)
+#define v_shuffle8(a, order) _mm256_shuffle_epi8(a, order)
+
+#define f_zero() _mm256_setzero_ps()
+#define f_set(value) _mm256_set1_ps(value)
+#define f_load(from) _mm256_loadu_ps(from)
+#define f_add(a, b) _mm256_add_ps(a, b)
+#define f_sub(a, b) _mm256_sub_ps(a, b)
+#define f_mul(a, b) _mm256_mul_ps(a, b)
+#define f_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define f_minus_product(a, b, c) _mm256_fnmadd_ps(a, b, c)
+#define f_of_int(a) _mm256_cvtepi32_ps(a)
+#define f_round(a) _mm256_cvtps_epi32(a)
+
+/* To each int32 the sum of four products of bytes. VPMADDUBSW adds two of them in 16 bits and saturates: where the
+ * weights do not see to it that this fits, the eighth bit of the unsigned ones goes on its own.
+ */
+INLINE vec v_dot8(vec sum, vec unsigned8, vec signed8, int fits) {
+    const vec ones = _mm256_set1_epi16(1);
+    if (fits)
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned8, signed8), ones));
+    const vec low = _mm256_and_si256(unsigned8, _mm256_set1_epi8(0x7f));
+    const vec eighth = _mm256_and_si256(_mm256_srli_epi16(unsigned8, 7), _mm256_set1_epi8(1));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(low, signed8), ones));
+    return _mm256_add_epi32(
+        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(eighth, signed8), _mm256_set1_epi16(128)));
+}
+/* To each int32 the sum of two products of int16. */
+#define v_dot16(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+
+/* The i-th quarter of the bytes as float32, the i-th half as 16 bits, the i-th half of 16 bits as 32. */
+INLINE __m128i half_of(vec value, int i) {
+    return i ? _mm256_extracti128_si256(value, 1) : _mm256_castsi256_si128(value);
+}
+INLINE fvec f_quarter(vec bytes, int i) {
+    const __m128i half = half_of(bytes, i / 2);
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(i % 2 ? _mm_srli_si128(half, 8) : half));
+}
+INLINE vec v_half16(vec bytes, int i) { return _mm256_cvtepu8_epi16(half_of(bytes, i)); }
+INLINE vec v_half32(vec words, int i) { return _mm256_cvtepu16_epi32(half_of(words, i)); }
+
+/* Four vectors of int32 to 32 bytes, saturated to 0..255; within each 128-bit lane the order is a, b, c, d. */
+INLINE vec v_pack(vec a, vec b, vec c, vec d) {
+    return _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+}
+/* From that order to the natural one. */
+INLINE vec v_in_order(vec packed) {
+    return _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* Words of 64 bits, a and b in turn: the first of them, and those behind. */
+INLINE vec v_turns64(vec a, vec b, int i) {
+    const vec even = _mm256_unpacklo_epi64(a, b), odd = _mm256_unpackhi_epi64(a, b); /* a0 b0 a2 b2, a1 b1 a3 b3 */
+    return i ? _mm256_permute2x128_si256(even, odd, 0x31) : _mm256_permute2x128_si256(even, odd, 0x20);
+}
+
+/* Each 12 bytes to a quarter of the vector: a half of it here, of the first 24. */
+INLINE vec v_quarters_of_12(vec bytes) {
+    return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5));
+}
+
+/* 16 bytes from each of the places, one lane each. */
+INLINE vec v_gather16(const uint8_t *const *from, int64_t offset) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(from[0] + offset))),
+                                   _mm_loadu_si128((const __m128i *)(from[1] + offset)), 1);
+}
+/* Each of the next int32 to all of a 128-bit lane. */
+INLINE vec v_spread32(const int32_t *from) {
+    return _mm256_inserti128_si256(_mm256_set1_epi32(from[0]), _mm_set1_epi32(from[1]), 1);
+}
+/* Lanes of int32 from 0 on to bytes, saturated: LANES of them. */
+INLINE void v_store_low8(uint8_t *to, vec lanes) {
+    _mm_storel_epi64((__m128i *)to, _mm256_castsi256_si128(v_in_order(v_pack(lanes, v_zero(), v_zero(), v_zero()))));
+}
+
+/* The 32 bytes that a row of a block of sums comes to: a vector here, half of one with AVX-512. */
+typedef vec half_vec;
+typedef first half_first;
+#define half_bytes(count) first_bytes(count)
+#define half_load(from, real) v_load_bytes(from, real)
+#define half_store(to, real, codes, i) v_store_bytes(to, real, codes)
+#define f_part_of_half(bytes, i) f_quarter(bytes, i)
+
+/* Sixteen tables of sixteen. */
+INLINE vec look_up_plain(vec codes, const uint8_t *table) {
+    const vec nibble = _mm256_set1_epi8(0x0f);
+    const vec high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble), low = _mm256_and_si256(codes, nibble);
+    vec found = v_zero();
+    for (int i = 0; i < 16; i++) {
+        const vec part = v_each16(_mm_loadu_si128((const __m128i *)(table + 16 * i)));
+        const vec here = _mm256_cmpeq_epi8(high, _mm256_set1_epi8((char)i));
+        found = _mm256_blendv_epi8(found, _mm256_shuffle_epi8(part, low), here);
+    }
+    return found;
+}
+
+#endif

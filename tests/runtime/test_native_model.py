@@ -1,0 +1,254 @@
+"""Programs run without torch: found in saved models, called from any thread, refused with a reason."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import conftest as tiny
+import numpy as np
+import pytest
+import test_native_kernels as kernels
+import torch
+
+from cpupack.graph.native_model import NativeModel
+from cpupack.runtime import native, native_model
+from cpupack.runtime.errors import HostError, RunnerError
+from cpupack.runtime.pool import InstancePool
+
+pytestmark = pytest.mark.skipif(native.describe()["problem"] is not None, reason="needs the native kernels")
+NET = kernels.by_blocks(54, 4)
+INPUT, PROGRAM = NET.tensors()
+OUTPUTS = NET.program.outputs
+
+
+def by_pixels() -> kernels.Reference:
+    """The other way in which pixels are read, in rows of more than one vector and a rest."""
+    net = kernels.Reference(kernels.pixels(2, 5, 37, 4))
+    net.output(net.conv(0, kernels.weights(20, 4, 3, 3), pad=(1, 1), fill=9))
+    return net
+
+
+def save(module: torch.nn.Module, example: torch.Tensor, path: Path) -> Path:
+    """Trace, freeze and save, as the build does."""
+    native.load()
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(module.eval(), example)), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = NativeModel(PROGRAM.numpy().tobytes(), (OUTPUTS,), {}, pixel_input=True)
+    return save(model, INPUT, tmp_path_factory.mktemp("saved") / "model.pt")
+
+
+def expected() -> np.ndarray:
+    native.load()
+    native.set_threads(1)
+    return torch.ops.cpupack.run_1(INPUT, PROGRAM, OUTPUTS).numpy()
+
+
+def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
+    assert native_model.is_program(saved, native.ENGINE)
+    assert not native_model.is_program(saved, "onednn")
+    program = native_model.read_program(saved)
+    np.testing.assert_array_equal(program.memory, PROGRAM.numpy())
+    assert program.memory.ctypes.data % 64 == 0
+    assert (program.pixel_shape, program.float_shape, program.outputs) == (tuple(INPUT.shape[1:]), None, OUTPUTS)
+
+
+def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
+    """FP32 parts before or behind the program, and results of another shape."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("program", PROGRAM)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.cpupack.run_1(x, self.program, OUTPUTS) * 2
+
+    program = PROGRAM.numpy().tobytes()
+    models = [
+        Twice(),
+        NativeModel(program, (OUTPUTS,), {}, pixel_input=True, tail=torch.nn.Softmax(1)),
+        NativeModel(program, (OUTPUTS, 1), {}, pixel_input=True),
+    ]
+    for number, model in enumerate(models):
+        path = save(model, INPUT, tmp_path / f"{number}.pt")
+        assert not native_model.is_program(path, native.ENGINE)
+        with InstancePool(path, native.ENGINE, threads=2, instances=1) as pool:
+            assert not pool.is_program
+            with torch.inference_mode():
+                np.testing.assert_array_equal(pool.run(INPUT.numpy()), model(INPUT).numpy())
+
+
+@pytest.mark.parametrize(("threads", "instances"), [(1, 1), (2, 1), (1, 3)])
+def test_arrays_and_tensors_give_the_same_from_every_way_in(saved: Path, threads: int, instances: int) -> None:
+    with InstancePool(saved, native.ENGINE, threads=threads, instances=instances) as pool:
+        answers = [
+            pool.run(INPUT.numpy()),
+            pool.run(INPUT).numpy(),
+            pool.run(INPUT.numpy(), instances - 1),
+            pool.submit(INPUT.numpy()).result(),
+            pool.run(np.ascontiguousarray(INPUT.numpy())),
+            np.concatenate([pool.run(INPUT.numpy()[n : n + 1]) for n in range(len(INPUT))]),
+        ]
+    for answer in answers:
+        np.testing.assert_array_equal(answer, expected())
+
+
+@pytest.mark.parametrize("net", [NET, by_pixels()], ids=["by blocks", "by pixels"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
+    given, program = net.tensors()
+    masked = given.clone()
+    masked[:, 3] = 201
+    session = native_model.Session(native_model._parse(program.numpy()), threads)
+    rgb = np.ascontiguousarray(masked[:, :3].permute(0, 2, 3, 1).numpy()).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(session(rgb, mask=201), session(masked.numpy()))
+    assert not np.array_equal(session(rgb, mask=0), session(masked.numpy()))
+    session.close()
+    session.close()
+
+
+def test_a_mask_is_refused_where_there_is_none() -> None:
+    _, program = kernels.floats_out(3, 70, 10).tensors()
+    session = native_model.Session(native_model._parse(program.numpy()), 1)
+    with pytest.raises(RunnerError, match="no pixels of three channels"):
+        session(np.zeros((1, 3, 1, 1), np.uint8), mask=1)
+
+
+def test_batches_that_the_program_does_not_take(saved: Path) -> None:
+    with InstancePool(saved, native.ENGINE, threads=1, instances=1) as pool:
+        for wrong in (INPUT.numpy()[:, :, :-1], INPUT.numpy()[:, :3], INPUT.numpy()[0]):
+            with pytest.raises(RunnerError, match=r"batch of shape .*: it takes \(n, 4, "):
+                pool.run(wrong)
+        for kind in (np.float32, np.float64, np.int8):
+            with pytest.raises(RunnerError, match="does not take"):
+                pool.run(INPUT.numpy().astype(kind))
+        assert pool.run(INPUT.numpy()[:0]).shape == (0, OUTPUTS)
+        np.testing.assert_array_equal(pool.run(INPUT.numpy()), expected())
+
+
+def test_weights_are_there_once_and_each_instance_says_what_it_takes(saved: Path) -> None:
+    with InstancePool(saved, native.ENGINE, threads=1, instances=2) as pool:
+        assert pool.shared_bytes == len(PROGRAM)
+        assert pool.memory_per_instance_bytes == 0
+        pool.warm(INPUT.numpy())
+        once = pool.memory_per_instance_bytes
+        pool.warm(INPUT.numpy())
+        assert pool.memory_per_instance_bytes == once > 0
+
+
+def test_many_callers_share_few_instances(saved: Path) -> None:
+    wanted, wrong = expected(), []
+    with InstancePool(saved, native.ENGINE, threads=2, instances=2) as pool:
+
+        def call(seed: int) -> None:
+            for number in range(60):
+                batch = INPUT.numpy()[: 1 + (number + seed) % len(INPUT)]
+                answer = pool.run(batch) if number % 3 else pool.submit(batch).result()
+                if not np.array_equal(answer, wanted[: len(batch)]):
+                    wrong.append(seed)
+
+        callers = [threading.Thread(target=call, args=(seed,)) for seed in range(6)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        assert [worker.pending for worker in pool._workers] == [0, 0]
+    assert not wrong
+
+
+def test_closing_waits_for_who_is_running(saved: Path) -> None:
+    batch = np.concatenate([INPUT.numpy()] * 400)
+    for delay_s in (0.0, 0.0005, 0.002, 0.005):
+        pool = InstancePool(saved, native.ENGINE, threads=1, instances=1)
+        found: list[object] = []
+
+        def call(pool: InstancePool = pool, found: list[object] = found) -> None:
+            try:
+                found.append(pool.run(batch))
+            except RunnerError as error:
+                found.append(str(error))
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        time.sleep(delay_s)
+        pool.close()
+        caller.join()
+        (answer,) = found
+        assert answer == "the runner is closed" if isinstance(answer, str) else answer.shape == (len(batch), OUTPUTS)
+
+
+def test_instances_keep_to_the_plans_cpus(saved: Path) -> None:
+    """The kernels' own threads inherit it, and a caller does not run an instance that is bound."""
+    cpu = max(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    known = {int(path.name) for path in Path("/proc/self/task").iterdir()}
+    with InstancePool(saved, native.ENGINE, threads=2, instances=1, cpus=((cpu,),)) as pool:
+        pool.run(INPUT.numpy())
+        started = {int(path.name) for path in Path("/proc/self/task").iterdir()} - known
+        assert len(started) == 2  # the instance's and its team's
+        assert [os.sched_getaffinity(thread) for thread in started] == [{cpu}, {cpu}]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_cpus_that_are_not_there(saved: Path) -> None:
+    with pytest.raises(HostError, match="CPUs 1023 are not to be had here"):
+        InstancePool(saved, native.ENGINE, threads=1, instances=1, cpus=((1023,),))
+    with pytest.raises(ValueError, match="given for 1 instances, and there are 2"):
+        InstancePool(saved, native.ENGINE, threads=1, instances=2, cpus=((0,),))
+
+
+def test_no_torch_is_imported(saved: Path) -> None:
+    code = """
+import sys; from pathlib import Path; import numpy as np
+from cpupack.runtime.pool import InstancePool
+with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
+    print(pool.run(np.zeros((1, *map(int, sys.argv[2:])), np.uint8)).shape, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(saved), *map(str, INPUT.shape[1:])],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"(1, {OUTPUTS}) False\n"), done.stderr
+
+
+def rewritten(saved: Path, path: Path, change: object) -> Path:
+    """Copy a saved model with its members changed: ``change(name, bytes)``."""
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
+        for member in source.infolist():
+            target.writestr(member.filename, change(member.filename, source.read(member)))
+    return path
+
+
+def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
+    other = rewritten(saved, tmp_path / "other.pt", lambda name, data: data[::-1] if "constants/" in name else data)
+    with pytest.raises(HostError, match="no program of this format"):
+        native_model.read_program(other)
+    short = rewritten(saved, tmp_path / "short.pt", lambda name, data: data[:20] if "constants/" in name else data)
+    with pytest.raises(HostError, match="cannot load"):
+        native_model.read_program(short)
+    cut = rewritten(
+        saved, tmp_path / "cut.pt", lambda name, data: data[: len(data) // 2] if "constants/" in name else data
+    )
+    with (
+        InstancePool(cut, native.ENGINE, threads=1, instances=1) as pool,
+        pytest.raises(RunnerError, match="the program is damaged"),
+    ):
+        pool.run(INPUT.numpy())
+    for path in (tmp_path / "none.pt", Path(__file__)):
+        assert not native_model.is_program(path, native.ENGINE)
+        with pytest.raises(HostError, match="cannot load"):
+            native_model.read_program(path)
