@@ -23,6 +23,8 @@ from cpupack.runtime import native
 from cpupack.runtime.inputs import model_input
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.fit import Fit
+from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Op
 from cpupack.stages.script import script
 
 needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
@@ -46,6 +48,15 @@ def lowered(
     model, int8 = quantized(module, "native", spec=spec, data=data)
     assert isinstance(int8.module, NativeModel)
     return accuracy.sqnr_db(run(model, data), run(int8, data)), int8, int8.module
+
+
+def fits(int8: QuantizedModel) -> list[int]:
+    """Return what the program says of the products of its layers with weights."""
+    program = int8.module.program.numpy()
+    header = program[: _HEADER.itemsize].view(_HEADER)[0]
+    first = _HEADER.itemsize + int(header["buffers"]) * _BUFFER.itemsize
+    layers = program[first : first + int(header["layers"]) * _LAYER.itemsize].view(_LAYER)
+    return [int(each["fit"]) for each in layers if each["op"] in (Op.CONV, Op.DEPTHWISE)]
 
 
 def kernels(int8: QuantizedModel) -> list[str]:
@@ -193,8 +204,9 @@ def test_models_stay_close_to_fp32(name: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("isa", ["avx512_vnni", "avx2"])
 @pytest.mark.parametrize("seed", range(12))
-def test_random_nets_stay_close_to_fp32(seed: int) -> None:
+def test_random_nets_stay_close_to_fp32(seed: int, isa: str) -> None:
     """Layers of random kinds and sizes on images of odd sizes, and every one of them is looked at."""
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -210,7 +222,9 @@ def test_random_nets_stay_close_to_fp32(seed: int) -> None:
     shape = (3, int(random.integers(9, 24)), int(random.integers(9, 24)))
     data, spec = samples(shape), recipe(shape, quantize={"observer": "minmax"})
     model, stats = calibrated(nn.Sequential(*layers), spec, data)
-    int8 = quantize(stats, model.module, spec, target("native"))
+    int8 = quantize(stats, model.module, spec, target("native", isa=isa))
+    if isa == "avx2":
+        assert {Fit(each) for each in fits(int8)} <= {Fit.PAIRS, Fit.FOURS}
     # Three to five roundings in each of up to four blocks, of values that differ in size.
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB - 8.0
     for fact in describe_layers(int8, stats, [], data):

@@ -11,7 +11,7 @@ from cpupack.errors import QuantizationError
 from cpupack.targets import Target, candidates
 from cpupack.targets import target as module
 
-ALL = ["fbgemm", "x86", "onednn", "qnnpack"]
+ALL = ["native", "fbgemm", "x86", "onednn", "qnnpack"]
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def engines(isa: str = "auto", engine: str = "auto", supported: list[str] | None
 @pytest.mark.parametrize(
     ("isa", "floor", "bits", "names"),
     [
-        ("avx2", "avx2", 7, ["fbgemm", "onednn"]),
-        ("avx512", "avx2", 7, ["fbgemm", "onednn"]),
-        ("avx512_vnni", "avx512_vnni", 8, ["onednn", "x86", "fbgemm"]),
-        ("amx", "avx512_vnni", 8, ["onednn", "x86", "fbgemm"]),
+        ("avx2", "avx2", 7, ["native", "fbgemm", "onednn"]),
+        ("avx512", "avx2", 7, ["native", "fbgemm", "onednn"]),
+        ("avx512_vnni", "avx512_vnni", 8, ["native", "onednn", "x86", "fbgemm"]),
+        ("amx", "avx512_vnni", 8, ["native", "onednn", "x86", "fbgemm"]),
     ],
 )
 def test_auto_takes_the_least_set_that_multiplies_like_this_host(
@@ -45,7 +45,8 @@ def test_auto_takes_the_least_set_that_multiplies_like_this_host(
     host(isa)
     found = engines()
     assert [each.engine for each in found] == names
-    assert {(each.isa, each.activation_bits, each.cpu) for each in found} == {(floor, bits, "x86_64")}
+    assert {(each.isa, each.cpu) for each in found} == {(floor, "x86_64")}
+    assert {each.engine: each.activation_bits for each in found} == dict.fromkeys(names, bits) | {"native": 8}
     assert [each.conv_add for each in found] == [name == "onednn" for name in names]
     assert all(each.runs_here for each in found)
     assert all(each.platform_tag.endswith("_x86_64") for each in found)
@@ -53,14 +54,18 @@ def test_auto_takes_the_least_set_that_multiplies_like_this_host(
 
 def test_a_lesser_set_than_the_hosts_gets_its_own_bits(host: Any) -> None:
     host("amx")
-    assert {each.activation_bits for each in engines("avx2")} == {7}
-    assert {each.activation_bits for each in engines("avx512")} == {7}
-    assert {each.activation_bits for each in engines("avx512_vnni")} == {8}
+    of_torch = ALL[1:]
+    assert {each.activation_bits for each in engines("avx2", supported=of_torch)} == {7}
+    assert {each.activation_bits for each in engines("avx512", supported=of_torch)} == {7}
+    assert {each.activation_bits for each in engines("avx512_vnni", supported=of_torch)} == {8}
 
 
 def test_only_x86_without_vnni_saturates(host: Any) -> None:
+    """Nor does the native engine, whose weights are such that all sums fit."""
     host("amx")
-    assert all(each.saturates for isa in ("avx2", "avx512") for each in engines(isa))
+    lesser = [each for isa in ("avx2", "avx512") for each in engines(isa)]
+    assert all(each.adds_in_16_bits for each in lesser)
+    assert {each.engine for each in lesser if not each.saturates} == {"native"}
     assert not any(each.saturates for isa in ("avx512_vnni", "amx", "auto") for each in engines(isa))
     assert not any(each.saturates for each in candidates(recipe(), "aarch64", ALL))
 

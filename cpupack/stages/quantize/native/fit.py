@@ -80,7 +80,8 @@ def limit_depthwise(weight: torch.Tensor, *, per_channel: bool) -> tuple[npt.NDA
     taps = weight.float()[:, 0]
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(taps))
     # Each pair beside the others: a tap is in two of them, and the lower of both fits both.
-    pairs = torch.stack([taps[..., :-1], taps[..., 1:]], -1)
+    beside = torch.nn.functional.pad(taps[..., 1:], (0, 1))
+    pairs = torch.stack([taps, beside], -1)
     _, scales = _limited(pairs.flatten(1), finest, 2, per_channel=per_channel)
     exact = taps / scales[:, None, None]
     codes = exact.round().clamp(-LARGEST_CODE, LARGEST_CODE)
