@@ -215,6 +215,7 @@ class QuantizedModel:
 
     ``module`` takes float32 inputs; a ``PixelModel`` (``pixel_input``) takes uint8 pixels with a mask channel as well.
     ``layers`` is filled by an engine that runs the whole network as one operator, whose module has no layers to see.
+    ``sums`` are the 16-bit sums of weights that were chosen to fit, whatever the input.
     """
 
     module: torch.nn.Module
@@ -223,6 +224,7 @@ class QuantizedModel:
     pixel_input: bool = False
     float_reasons: dict[str, str] = field(default_factory=dict)
     layers: tuple[LayerFact, ...] = ()
+    sums: tuple[LayerSaturation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -341,8 +343,9 @@ class LayerSaturation:
 class SaturationReport:
     """Why a model is safe on ``isa``, which adds pairs of products in 16 bits.
 
-    ``layers`` are those of the model as it is, on ``samples`` samples of ``origin``. ``limited`` names layers whose
-    weights are within -64..64. ``refused`` are the layers for which more activation bits were given up.
+    ``layers`` are those of the model as it is, on ``samples`` samples of ``origin``; none are needed where weights were
+    chosen so that every sum fits. ``limited`` names layers whose weights are within -64..64. ``refused`` are the layers
+    for which more activation bits were given up.
     """
 
     isa: str
@@ -356,6 +359,11 @@ class SaturationReport:
     @property
     def text(self) -> str:
         """The finding in one sentence."""
+        if not self.samples:
+            return (
+                f"safe without VNNI: weights are such that every 16-bit sum fits whatever the input; "
+                f"{self.activation_bits}-bit activations"
+            )
         text = f"safe without VNNI: no 16-bit sum overflows on {self.samples} samples ({self.origin})"
         if always := sum(each.bound <= 2**15 - 1 for each in self.layers):
             text += f", in {always} of {len(self.layers)} layers whatever the input"

@@ -8,6 +8,7 @@
 
 #define CPUPACK_ADDS_IN_16_BITS
 #define CPUPACK_ROWS_ANYWHERE
+#define CPUPACK_WINOGRAD
 #define CPUPACK_MULTIPLY "multiply_avx2.inc"
 #define KERNELS kernels_avx2
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "kernels.h"
+#include "prepared.h"
 #include "team.h"
 
 enum {
@@ -50,6 +51,7 @@ struct context {
     struct step *steps;
     uint8_t *passed; /* for each buffer: read after those layers, so that every sample keeps its own */
     int64_t *run_offsets;
+    struct prepared *prepared;
     uint8_t *arena;
     size_t arena_bytes;
 };
@@ -57,6 +59,7 @@ struct context {
 static void free_context(struct context *context) {
     if (context->arena != NULL)
         munmap(context->arena, context->arena_bytes);
+    release_prepared(context->prepared);
     free(context->steps);
     free(context->passed);
     free(context->run_offsets);
@@ -344,6 +347,7 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
             }
         }
     }
+    context->prepared = acquire_prepared(program, bytes, context->steps, header->layers);
     *made = context;
     return OK;
 }
@@ -405,6 +409,13 @@ int64_t cpupack_session_bytes(const struct session *session) {
     for (const struct context *each = session->contexts; each != NULL; each = each->next)
         bytes += (int64_t)each->arena_bytes;
     return bytes;
+}
+
+int64_t cpupack_prepared_bytes(const struct session *session) {
+    int64_t most = 0; /* contexts of one program share them */
+    for (const struct context *each = session->contexts; each != NULL; each = each->next)
+        most = bytes_prepared(each->prepared) > most ? bytes_prepared(each->prepared) : most;
+    return most;
 }
 
 void cpupack_set_threads(int threads) {

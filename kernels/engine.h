@@ -34,6 +34,7 @@ enum cpupack_flag {
     FLAG_ONLY_PIXELS = 8, /* runs only when the input is uint8 */
     FLAG_ONLY_FLOAT = 16, /* runs only when the input is float32 */
     FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
+    FLAG_WINOGRAD = 64,    /* OP_CONV: where AVX2 multiplies, in transformed tiles, if the layer allows it (winograd.inc) */
 };
 
 /* How many products of a layer with weights fit into 16 bits whatever is multiplied, where AVX2 adds them so: the
@@ -101,6 +102,8 @@ void cpupack_end_session(struct session *session);
 #define CPUPACK_MASKED_WIDTH 4096 /* the widest image for that */
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output);
+/* What the kernels have made of the weights of the programs that the session has run: in memory once for a program. */
+int64_t cpupack_prepared_bytes(const struct session *session);
 /* What the session's memory for activations takes; its pages are real once a batch of that size has run. */
 int64_t cpupack_session_bytes(const struct session *session);
 

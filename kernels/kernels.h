@@ -17,6 +17,7 @@ struct step {
     const int8_t *weights;
     const float *scales, *biases;
     const uint8_t *table;
+    const int16_t *prepared; /* weights in another form, of the kernels' own making; NULL for none */
     int64_t *run_offsets; /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int batch;
 };
@@ -31,6 +32,7 @@ struct worker {
     struct cpu cpu;
     int32_t *sums;        /* two of 32 x 32 */
     struct row *rows;     /* two times PAIRS_AT_ONCE x 32 */
+    uint8_t *scratch;     /* SCRATCH_BYTES */
 };
 
 struct row {
@@ -42,6 +44,7 @@ struct row {
 #define TILE 16
 #define BLOCK 32
 #define PAIRS_AT_ONCE 8
+#define SCRATCH_BYTES (384 * 1024)
 
 struct cpupack_taps;
 
@@ -59,6 +62,9 @@ struct kernels {
     void (*scale)(const struct step *step, struct worker *worker);
     void (*add)(const struct step *step, struct worker *worker);
     void (*table)(const struct step *step, struct worker *worker);
+    /* How large a layer's weights are in the form that `prepare` makes of them, 0 for layers that need none. */
+    int64_t (*prepared_bytes)(const struct step *step);
+    void (*prepare)(const struct step *step, int16_t *to);
     /* Every thread, behind the last layer of a call. */
     void (*leave)(const struct worker *worker);
     void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);

@@ -104,7 +104,8 @@ static int prepare(struct member *member, struct team *team, int index, int size
     member->worker.cpu = cpu;
     member->worker.sums = aligned_alloc(64, 2 * BLOCK * BLOCK * sizeof(int32_t));
     member->worker.rows = malloc(2 * PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
-    return member->worker.sums != NULL && member->worker.rows != NULL;
+    member->worker.scratch = aligned_alloc(64, SCRATCH_BYTES); /* pages that no layer uses are never real */
+    return member->worker.sums != NULL && member->worker.rows != NULL && member->worker.scratch != NULL;
 }
 
 struct team *start_team(int size, struct cpu cpu) {
@@ -131,6 +132,7 @@ struct team *start_team(int size, struct cpu cpu) {
     for (int i = 0; i < size; i++) {
         free(team->members[i].worker.sums);
         free(team->members[i].worker.rows);
+        free(team->members[i].worker.scratch);
     }
     free(team->members);
     free(team);
@@ -146,6 +148,7 @@ void end_team(struct team *team) {
     for (int i = 0; i < team->size; i++) {
         free(team->members[i].worker.sums);
         free(team->members[i].worker.rows);
+        free(team->members[i].worker.scratch);
     }
     free(team->members);
     free(team);

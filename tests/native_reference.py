@@ -73,7 +73,7 @@ class Reference:
     def conv(
         self, source: int, weights: Array, *, stride: int = 1, pad: tuple[int, int] = (0, 0), dilation: int = 1,
         groups: int = 1, fill: int = 0, residual: int | None = None, table: Array | None = None, low: int = 0,
-        high: int = 255, floats: bool = False, into: tuple[int, int] | None = None,
+        high: int = 255, floats: bool = False, into: tuple[int, int] | None = None, winograd: bool = False,
     ) -> int:  # fmt: skip
         """A convolution, depthwise where it can be; ``into`` is a buffer and the channel where it writes."""
         outputs, group_in, height, width = weights.shape
@@ -97,7 +97,7 @@ class Reference:
             "pad_w": pad[1], "dilation_h": dilation, "dilation_w": dilation, "channels_out": outputs,
             "low": low, "high": high,
         }  # fmt: skip
-        flags, constants = NO_FLAGS, {}
+        flags, constants = Flag.WINOGRAD if winograd else NO_FLAGS, {}
         if residual is not None:
             fields["scale2"] = float(np.float32(0.31))
             y = fma(self.values[residual].astype(np.float32), 0.31, y)

@@ -180,6 +180,10 @@ def _quantized(
         calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
         return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
 
+    if target.adds_in_16_bits and not target.saturates:
+        assert target.isa is not None
+        quantized = quantize_for(target)
+        return quantized, SaturationReport(target.isa, target.activation_bits, 0, "", quantized.sums)
     if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
         return quantize_for(target), None
     return make_safe(quantize_for, target, prepared.calibration, progress)

@@ -101,6 +101,18 @@ def fitting(name: str, largest: int) -> Reference:
     return net
 
 
+def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = False, pad: int = 1) -> Reference:
+    """Products of transformed tiles where that is faster: sizes of whole tiles and others, into a slice with others."""
+    net = Reference(pixels(*shape))
+    how = {"pad": (pad, pad), "fill": 12 if pad else 0, "winograd": True, "table": TABLE if table else None}
+    one = net.conv(0, weights(outputs, shape[3], 3, 3), **how)
+    height, width = net.values[one].shape[1:3]
+    joined = net.empty(height, width, outputs + 5)
+    net.conv(0, weights(outputs, shape[3], 3, 3, seed=2), into=(joined, 3), **how)
+    net.output(net.conv(0, weights(outputs, shape[3], 3, 3, seed=3), residual=one, low=3, **how))
+    return net
+
+
 def residual(channels: int, *, table: bool, groups: int = 1) -> Reference:
     net = Reference(pixels(2, 6, 7, channels))
     how = {"pad": (1, 1), "fill": 12, "groups": groups}
@@ -166,6 +178,11 @@ NETS: dict[str, Callable[[], Reference]] = {
         for name in FITTING
         for largest in (32, 64)
     },
+    "winograd": lambda: winograd((2, 8, 6, 32), 32),
+    "winograd, odd": lambda: winograd((3, 7, 5, 48), 33, table=True),
+    "winograd, without padding": lambda: winograd((2, 7, 8, 16), 20, pad=0),
+    "winograd, many channels": lambda: winograd((2, 3, 3, 1024), 70),
+    "winograd, many tiles": lambda: winograd((2, 20, 31, 64), 16),
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
     "residual of a depthwise": lambda: residual(20, table=False, groups=20),
@@ -213,7 +230,9 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
         np.testing.assert_array_equal(result, net.result)
 
 
-@pytest.mark.parametrize("name", ["3x3", "depthwise 5x5 stride", "residual and table", "pools", "gate", "slices"])
+@pytest.mark.parametrize(
+    "name", ["3x3", "depthwise 5x5 stride", "residual and table", "pools", "gate", "slices", "winograd, odd"]
+)
 def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
     net = NETS[name]()
     x, program = net.tensors()
@@ -295,7 +314,7 @@ def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
 
 DAMAGED = (
     "3x3 stride", "groups of 24", "depthwise 5x5", "depthwise 7x7", "residual and table", "pools", "gate", "slices",
-    "pixels by blocks",
+    "pixels by blocks", "winograd, odd",
 )  # fmt: skip
 DAMAGE = """
 import sys

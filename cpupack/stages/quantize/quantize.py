@@ -98,10 +98,10 @@ def quantize(
 
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower to a program of the native engine, with what ``skip`` keeps in FP32 before and behind it."""
-    model, layers = lower(
+    model, layers, sums = lower(
         calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.adds_in_16_bits
     )
-    return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers)
+    return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers, sums=sums)
 
 
 def _name(path: str) -> str:

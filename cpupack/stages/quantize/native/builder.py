@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from cpupack.artifacts import LayerFact
+from cpupack.artifacts import LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import Look
@@ -31,7 +31,7 @@ class Builder:
     ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
     another one's kernel does on the way, ``result`` is the call whose values go to the caller. ``in_place`` are parts
     of concatenations that were written where they belong, ``copied`` the places (buffer, channel) of those copied.
-    With ``fitting`` weights get values whose products fit into 16-bit sums.
+    With ``fitting`` weights get values whose products fit into 16-bit sums, which ``sums`` tells of.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Builder:
         self.copied: set[tuple[int, int]] = set()
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
+        self.sums: list[LayerSaturation] = []
         self._stats = stats
         self._wholes = whole_concatenations(calls.graph)
         self._joined: dict[fx.Node, int] = {}

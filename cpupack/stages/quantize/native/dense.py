@@ -12,12 +12,13 @@ import torch
 from torch import fx, nn
 
 from cpupack.accuracy import sqnr_db
-from cpupack.graph.names import core
+from cpupack.artifacts import LayerSaturation
+from cpupack.graph.names import core, scoped_name
 from cpupack.graph.pixel_model import fold_normalization
 from cpupack.runtime.inputs import pixel_zero_point
 from cpupack.stages.quantize.native.builder import Builder, covering
 from cpupack.stages.quantize.native.calls import ADDS, Calls, is_plain, pair, shape_of
-from cpupack.stages.quantize.native.fit import limit_conv, limit_depthwise
+from cpupack.stages.quantize.native.fit import Fit, bound_of, limit_conv, limit_depthwise
 from cpupack.stages.quantize.native.functions import (
     Function,
     activation_of,
@@ -267,7 +268,7 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit) ->
     """Append the layer, twice where the first one may read pixels or floats; return its weights' SQNR."""
     reads_input = _reads_input(node)
     flag = Flag.ONLY_FLOAT if reads_input else NO_FLAGS
-    error = _append(b, dense, source, leave, flag)
+    error = _append(b, node, dense, source, leave, flag)
     if reads_input and b.preprocess is not None and dense.groups == 1:
         image, channels = b.buffer(source), b.buffer(source).channels + 1
         b.program.input_channels_pixels = channels
@@ -283,7 +284,7 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit) ->
         number = b.program.add_buffer(pixels)
         fields: dict[str, float] = {"stride_h": block, "stride_w": block}
         b.append(Layer(Op.INPUT_PIXELS, Flag.ONLY_PIXELS, output=number, fields=fields))
-        _append(b, folded, number, leave, Flag.ONLY_PIXELS)
+        _append(b, node, folded, number, leave, Flag.ONLY_PIXELS)
     return error
 
 
@@ -309,12 +310,15 @@ def _reads_input(node: fx.Node) -> bool:
     return isinstance(source, fx.Node) and source.op == "placeholder" and list(source.users) == [node]
 
 
-def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> float:
+def _append(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, flag: Flag) -> float:
     read = b.bordered(source, dense.padding, b.buffer(source).zero_point)
     dilated = dense.dilation != _ONE
     alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
     depthwise = _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags
-    weights, scales = _quantized(b, dense, depthwise=depthwise)
+    winograd = b.fitting and leave.output >= 0 and winograd_pays(dense, b.buffer(read), b.buffer(leave.output))
+    # The ends of a network take little of its time, and their errors are in every result.
+    ends = _reads_input(node) or leave.output < 0
+    weights, scales = _quantized(b, dense, depthwise=depthwise, winograd=winograd, most=2 if ends else 4)
     factors, shifts = finish_of(
         weights, scales, dense.bias.double().numpy(), b.buffer(read), (leave.scale, leave.zero_point)
     )
@@ -331,17 +335,40 @@ def _append(b: Builder, dense: Dense, source: int, leave: _Exit, flag: Flag) -> 
         "dilation_h": dense.dilation[0], "dilation_w": dense.dilation[1], "channels_out": len(weights),
         "channel_offset": leave.first_channel, **leave.fields,
     }  # fmt: skip
+    if b.fitting and not winograd:
+        fit = Fit(int(fields["fit"]))
+        bound, sums = bound_of(weights, dense.groups, fit, dilated=dilated, depthwise=depthwise)
+        name = scoped_name(node) + (" (pixels)" if Flag.ONLY_PIXELS in flag else "")
+        b.sums.append(LayerSaturation(name, 8, sums * len(weights), bound, 0, None, "safe for any input"))
     leave.names[0] = f"cpupack::{op.name.lower()}"
+    flag |= Flag.WINOGRAD if winograd else NO_FLAGS
     b.append(Layer(op, leave.flags | flag, read, leave.added, leave.output, fields, parts | leave.constants))
     rounded = weights * scales.reshape(-1, 1, 1, 1)
     return sqnr_db(dense.weight.numpy(), rounded)
 
 
-def _quantized(b: Builder, dense: Dense, *, depthwise: bool) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
-    """Return int8 weights and their scales; such as fit 16-bit sums where the least CPU of the target has no others."""
+def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
+    """Whether AVX2 is faster with products of transformed tiles, of those that ``kernels/winograd.inc`` can have so.
+
+    They take 16 products of 16 bits for four outputs, a direct convolution 36 of 8 bits, at a quarter more a cycle.
+    """
+    plain = (dense.stride, dense.dilation, dense.groups) == (_ONE, _ONE, 1) and dense.weight.shape[2:] == (3, 3)
+    if not plain or max(dense.padding) > 1 or source.channels % 16 or not 32 <= source.channels <= 1024:
+        return False
+    outputs = result.height * result.width / (-(-result.height // 2) * -(-result.width // 2))
+    return outputs > 16 * 1.25 / 9 and len(dense.weight) >= 16
+
+
+def _quantized(
+    b: Builder, dense: Dense, *, depthwise: bool, winograd: bool, most: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
+    """Return int8 weights and their scales; such as fit where the least CPU of the target adds products in 16 bits.
+
+    At ``most`` so many are added.
+    """
     per_channel = b.recipe.weights == "per_channel"
-    if not b.fitting:
+    if not b.fitting or winograd:
         return quantize_weights(dense.weight, per_channel=per_channel)
     if depthwise:
         return limit_depthwise(dense.weight, per_channel=per_channel)
-    return limit_conv(dense.weight, dense.groups, dilated=dense.dilation != _ONE, per_channel=per_channel)
+    return limit_conv(dense.weight, dense.groups, dilated=dense.dilation != _ONE, per_channel=per_channel, most=most)

@@ -53,12 +53,25 @@ def fit_of_depthwise(weights: npt.NDArray[np.int8], stride: int, *, dilated: boo
     return Fit.PAIRS if _all_fit(places.reshape(len(places), -1), 2) else Fit.UNKNOWN
 
 
+def bound_of(
+    weights: npt.NDArray[np.int8], groups: int, fit: Fit, *, dilated: bool, depthwise: bool
+) -> tuple[int, int]:
+    """Return the largest magnitude of a 16-bit sum that any activations give, and how many such sums an output has."""
+    members = 4 if fit is Fit.FOURS else 2
+    if depthwise:
+        rows, _ = arrange_depthwise(weights[:, 0], 1, dilated=dilated)
+    else:
+        rows = _by_sums(arrange_conv(weights, groups, dilated=dilated))
+    sums = rows.astype(np.int64).reshape(len(rows), -1, members)
+    return 255 * int(max(sums.clip(min=0).sum(-1).max(), -sums.clip(max=0).sum(-1).min())), sums.shape[1]
+
+
 def limit_conv(
-    weight: torch.Tensor, groups: int, *, dilated: bool, per_channel: bool
+    weight: torch.Tensor, groups: int, *, dilated: bool, per_channel: bool, most: int = 4
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
     """Return the int8 weights closest to FP32 ``(out, in / groups, height, width)`` that let fours fit, and scales.
 
-    Where fours cost too much accuracy, every two. The scales are float64 ``(out,)``, the same for all unless
+    Where fours cost too much accuracy, or ``most`` is 2, every two. The scales are float64 ``(out,)``, the same for all unless
     ``per_channel``.
     """
     values = weight.float().numpy()
@@ -66,7 +79,7 @@ def limit_conv(
     places = _by_sums(arrange_conv(numbers, groups, dilated=dilated)).reshape(-1)
     rows = torch.from_numpy(_by_sums(arrange_conv(values, groups, dilated=dilated)))
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(rows))
-    for members in (4, 2):
+    for members in (4, 2)[most == 2 :]:
         codes, scales = _limited(rows, finest, members, per_channel=per_channel)
         if members == 2 or sqnr_db(rows.numpy(), (codes * scales[:, None]).numpy()) >= _LEAST_DB:
             break

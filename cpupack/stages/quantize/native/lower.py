@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
-from cpupack.artifacts import CalibratedModel, LayerFact
+from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within, scoped_name
 from cpupack.graph.native_model import NativeModel
@@ -44,11 +44,12 @@ def lower(
     preprocess: PreprocessSpec | None,
     *,
     fitting: bool = False,
-) -> tuple[NativeModel, tuple[LayerFact, ...]]:
-    """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's fact.
+) -> tuple[NativeModel, tuple[LayerFact, ...], tuple[LayerSaturation, ...]]:
+    """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's facts.
 
     With ``preprocess`` the model takes uint8 pixels too, where the input is read by one plain convolution alone. With
-    ``fitting`` weights are the closest whose products fit into 16-bit sums, for CPUs that have no others.
+    ``fitting`` weights are the closest whose products fit into 16-bit sums, for CPUs that have no others; what those
+    come to is told then.
     Raises QuantizationError naming the first layer that the engine has no kernel for.
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
@@ -74,7 +75,8 @@ def lower(
         if node.op != "output" and node not in builder.values and node not in builder.absorbed:
             _lower_call(builder, node)
     by_position = _finish(builder)
-    return _model(builder, calls, parts, image=by_position), _facts(builder, calls, parts, recipe.skip)
+    model = _model(builder, calls, parts, image=by_position)
+    return model, _facts(builder, calls, parts, recipe.skip), tuple(builder.sums)
 
 
 def _lower_call(b: Builder, node: fx.Node) -> None:

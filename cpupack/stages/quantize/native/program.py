@@ -68,6 +68,7 @@ class Flag(IntFlag):
     ONLY_PIXELS = 8
     ONLY_FLOAT = 16
     INCLUDE_PAD = 32
+    WINOGRAD = 64
 
 
 NO_FLAGS = Flag(0)
