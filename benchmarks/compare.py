@@ -1,8 +1,8 @@
 """Runs ``cpupack compare`` on every torchvision recipe and keeps the answers: ``python benchmarks/compare.py``.
 
-Each model's answer goes to benchmarks/results/MODEL.json with all raw rounds, and the table of all results there to
-benchmarks/README.md. ``--table`` writes the table anew and measures nothing. What follows ``--`` goes to
-``cpupack compare``.
+Each model's answer goes to benchmarks/results/ISA/MODEL.json with all raw rounds, ISA being the host's instruction set
+(amx, avx2, ...), and the table of all results there to benchmarks/README.md. ``--table`` writes the table anew and
+measures nothing. What follows ``--`` goes to ``cpupack compare``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from cpupack.runtime.cpu import ISA_LEVELS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -25,7 +27,8 @@ _HEAD = """\
 
 The columns "cpupack" say how many times faster it is: medians of paired, interleaved rounds with 95 % intervals. Each
 engine ran in a process of its own at its own best threads x instances x batch, from the same FP32 model and calibration
-data; `cpupack compare --help` has the rules, results/ every raw round.
+data; `cpupack compare --help` has the rules, results/ every raw round. Hosts of several instruction sets were measured,
+at different times: figures of two sections are not to be compared with each other.
 """
 
 
@@ -55,20 +58,24 @@ def measure(model: str, options: list[str]) -> None:
     print(f"== {model}", file=sys.stderr, flush=True)  # noqa: T201 - a script
     command = [sys.executable, "-m", "cpupack", "compare", str(ROOT / "recipes" / f"{model}.toml"), "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    RESULTS.mkdir(exist_ok=True)
-    part = RESULTS / f"{model}.json.part"
+    directory = RESULTS / json.loads(done.stdout)["host"]["isa"]
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / f"{model}.json.part"
     part.write_bytes(done.stdout)
-    part.replace(RESULTS / f"{model}.json")
+    part.replace(directory / f"{model}.json")
 
 
 def table() -> str:
     """Return the page of all results."""
-    found = {
-        name: json.loads(path.read_text("utf-8")) for name in MODELS if (path := RESULTS / f"{name}.json").exists()
-    }
     parts = [_HEAD]
-    for name, result in found.items():
-        parts += [f"## {name}", "", _facts(result), "", *_rows(result), "", *_closing(result)]
+    for isa in reversed(ISA_LEVELS):
+        found = {
+            name: json.loads(path.read_text("utf-8"))
+            for name in MODELS
+            if (path := RESULTS / isa / f"{name}.json").exists()
+        }
+        for name, result in found.items():
+            parts += [f"## {name}, {isa}", "", _facts(result), "", *_rows(result), "", *_closing(result)]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -114,7 +114,9 @@ def _build_text(build: dict[str, Any]) -> str:
     text = f"engine{'s' * (len(build['engines']) > 1)} {', '.join(build['engines'])}"
     if build["isa"]:
         text += f"; wheels need {build['isa']} or better"
-    if build["activation_bits"]:
+    if build["activation_bits"] == 7:
+        text += "; 8-bit activations, with torch's engines 7 or, where that is safe, 8"
+    elif build["activation_bits"]:
         text += f"; {build['activation_bits']}-bit activations"
     elif build["cpu"] == "x86_64":
         text += "; name [target.x86_64] isa in the recipe"

@@ -218,9 +218,10 @@ class TargetX86(Table):
 
     engine: Literal["auto", "native", "fbgemm", "x86", "onednn"] = "auto"
     """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates. ``native`` is
-    cpupack's own, for CPUs with VNNI; the others are torch's."""
+    cpupack's own; the others are torch's."""
     isa: Literal["auto"] | Isa = "auto"
-    """The least instruction set the wheel must be correct on; ``auto`` is this host's."""
+    """The least instruction set the wheel must be correct on; ``auto`` is what this host's arithmetic needs
+    (``avx512_vnni``, or ``avx2`` without VNNI). A wheel for ``avx2`` is correct on every CPU since 2013."""
 
 
 class TargetArm(Table):

@@ -180,6 +180,11 @@ class Session:
         """What the activations of the batch sizes used so far take."""
         return int(self._library.cpupack_session_bytes(self._session)) if self._session else 0
 
+    @property
+    def prepared_bytes(self) -> int:
+        """What the kernels have made of the program's weights, once for all sessions."""
+        return int(self._library.cpupack_prepared_bytes(self._session)) if self._session else 0
+
     def close(self) -> None:
         """End the team and free the memory. Closing twice is fine."""
         session, self._session = self._session, None
@@ -196,6 +201,8 @@ def _library() -> ctypes.CDLL:
     library.cpupack_end_session.argtypes = (ctypes.c_void_p,)
     library.cpupack_session_bytes.restype = ctypes.c_int64
     library.cpupack_session_bytes.argtypes = (ctypes.c_void_p,)
+    library.cpupack_prepared_bytes.restype = ctypes.c_int64
+    library.cpupack_prepared_bytes.argtypes = (ctypes.c_void_p,)
     library.cpupack_error.restype = ctypes.c_char_p
     library.cpupack_error.argtypes = (ctypes.c_int,)
     library.cpupack_run.restype = ctypes.c_int

@@ -54,12 +54,12 @@ class InstancePool:
         if cpus is not None and len(cpus) != instances:
             raise ValueError(f"CPUs are given for {len(cpus)} instances, and there are {instances}")
         self.engine, self.threads, self.instances = engine, threads, instances
-        self.shared_bytes = 0
+        self._program_bytes = 0
         self._resident_before = 0
         load: _Loader
         if native_model.is_program(model_path, engine):
             program = native_model.read_program(model_path)
-            self.shared_bytes = program.memory.nbytes
+            self._program_bytes = program.memory.nbytes
             load = _NativeLoad(program, threads, mask if program.takes_rgb else None)
         else:
             from . import torch_model
@@ -84,6 +84,13 @@ class InstancePool:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def shared_bytes(self) -> int:
+        """What all instances have together: a program, and what the kernels have made of its weights; else nothing."""
+        return self._program_bytes + max(
+            (worker.instance.prepared_bytes() for worker in self._workers if worker.instance is not None), default=0
+        )
 
     @property
     def memory_per_instance_bytes(self) -> int:
@@ -167,10 +174,11 @@ class InstancePool:
 
 @dataclass(frozen=True)
 class _Instance:
-    """A loaded model: how to call it, what its memory is, how to end it."""
+    """A loaded model: how to call it, what its memory is, its own and what all have together, how to end it."""
 
     call: Callable[[Any], Any]
     memory_bytes: Callable[[], int]
+    prepared_bytes: Callable[[], int]
     close: Callable[[], None]
 
 
@@ -194,7 +202,7 @@ class _NativeLoad:
 
             return torch.from_numpy(call(batch.numpy()))
 
-        return _Instance(call, lambda: session.memory_bytes, session.close)
+        return _Instance(call, lambda: session.memory_bytes, lambda: session.prepared_bytes, session.close)
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ class _TorchLoad:
     def __call__(self) -> _Instance:
         from . import torch_model
 
-        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: 0, lambda: None)
+        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: 0, lambda: 0, lambda: None)
 
 
 @dataclass

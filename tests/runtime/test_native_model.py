@@ -149,6 +149,29 @@ def test_weights_are_there_once_and_each_instance_says_what_it_takes(saved: Path
         assert pool.memory_per_instance_bytes == once > 0
 
 
+def test_what_the_kernels_make_of_weights_is_there_once() -> None:
+    """Transformed weights, on AVX2: 16 values of 2 bytes for each pair of an input and an output, in three layers."""
+    net = kernels.winograd((2, 8, 6, 32), 32)
+    x, program = net.tensors()
+    read = native_model._parse(program.numpy())
+    expected = 3 * 16 * 32 * 32 * 2 if native.describe()["isa"] == "avx2" else 0
+    sessions = [native_model.Session(read, 1) for _ in range(3)]
+    assert [each.prepared_bytes for each in sessions] == [0, 0, 0]
+    results = []
+    callers = [threading.Thread(target=lambda each=each: results.append(each(x.numpy()))) for each in sessions[:2]]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert [each.prepared_bytes for each in sessions] == [expected, expected, 0]
+    sessions[0].close()
+    results += [sessions[1](x.numpy()), sessions[2](x.numpy()[:1])]
+    for result in results:
+        np.testing.assert_array_equal(result, net.result[: len(result)])
+    for each in sessions:
+        each.close()
+
+
 def test_many_callers_share_few_instances(saved: Path) -> None:
     wanted, wrong = expected(), []
     with InstancePool(saved, native.ENGINE, threads=2, instances=2) as pool:

@@ -17,7 +17,7 @@ def weights(*shape: int) -> np.ndarray:
 
 
 def dense_sums(packed: np.ndarray, image: np.ndarray, starts: list[int], outputs: int) -> np.ndarray:
-    """Multiply as kernels/conv.c does: for each block, run, chunk, half and four bytes, sixteen outputs at once."""
+    """Multiply as kernels/conv.inc does: for each block, run, chunk, half and four bytes, sixteen outputs at once."""
     sums = np.zeros(len(packed) * BLOCK, np.int64)
     for block, runs in enumerate(packed):
         for run, chunks in enumerate(runs):

@@ -71,8 +71,8 @@ def limit_conv(
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
     """Return the int8 weights closest to FP32 ``(out, in / groups, height, width)`` that let fours fit, and scales.
 
-    Where fours cost too much accuracy, or ``most`` is 2, every two. The scales are float64 ``(out,)``, the same for all unless
-    ``per_channel``.
+    Where fours cost too much accuracy, or ``most`` is 2, every two. The scales are float64 ``(out,)``, the same for all
+    unless ``per_channel``.
     """
     values = weight.float().numpy()
     numbers = np.arange(1, values.size + 1).reshape(values.shape)  # 0 is what the packing adds

@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels load them (``kernels/conv.c``, ``kernels/depthwise.c``)."""
+"""Weights in the order in which the kernels load them (``kernels/conv.inc``, ``kernels/depthwise.inc``)."""
 
 from __future__ import annotations
 
