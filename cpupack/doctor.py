@@ -21,7 +21,7 @@ from cpupack.targets import arm, x86
 EXTRAS = {"torchvision": "torchvision", "timm": "timm", "digits": "scikit-learn"}
 """The distribution that each extra of pyproject.toml brings (``dev`` is not for users)."""
 
-_WIDTH = 66
+_WIDTH = 80
 _ALLOCATORS = {"libc": "libc (preloading tcmalloc often gives 5 to 15 % more speed)"}
 _MATCHING, _SHIMMED, _ABSENT, _BROKEN = "matching", "shimmed", "absent", "broken"
 _TORCHVISION = {
@@ -86,7 +86,7 @@ def format_doctor(facts: dict[str, Any]) -> str:
     width = max(len(label) for label, _ in rows) + 2
     lines = []
     for label, text in rows:
-        first, *rest = flow(text.split(" "), _WIDTH, joint=" ")
+        first, *rest = flow(text.split(" "), _WIDTH - width, joint=" ")
         lines += [f"{label:<{width}}{first}", *(" " * width + line for line in rest)]
     lines += ["", *(f"problem: {problem}" for problem in facts["problems"])]
     return "\n".join([*lines, *([] if facts["problems"] else ["Nothing is wrong here."])])
