@@ -147,9 +147,10 @@ def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, Any], t
     benchmarks = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmarks)
     benchmarks.RESULTS = tmp_path
-    (tmp_path / "resnet18.json").write_text(json.dumps(_finite(found)))
+    (tmp_path / "amx").mkdir()
+    (tmp_path / "amx" / "resnet18.json").write_text(json.dumps(_finite(found)))
     page = benchmarks.table()
-    assert "## resnet18" in page
+    assert "## resnet18, amx" in page
     assert "## resnet50" not in page
     (row,) = [line for line in page.splitlines() if line.startswith("| fbgemm |")]
     assert row.split(" | ")[1:4] == ["2 x 1, batch 8", "100.0", "2.00 (1.25 to 2.00)"]
