@@ -24,7 +24,7 @@ from cpupack.runtime.inputs import model_input
 from cpupack.runtime.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
-from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Op
+from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Flag, Op
 from cpupack.stages.script import script
 
 needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
@@ -50,13 +50,21 @@ def lowered(
     return accuracy.sqnr_db(run(model, data), run(int8, data)), int8, int8.module
 
 
-def fits(int8: QuantizedModel) -> list[int]:
-    """Return what the program says of the products of its layers with weights."""
+def program_layers(int8: QuantizedModel) -> np.ndarray:
+    """Return the layers of a program, as it has them."""
     program = int8.module.program.numpy()
     header = program[: _HEADER.itemsize].view(_HEADER)[0]
     first = _HEADER.itemsize + int(header["buffers"]) * _BUFFER.itemsize
-    layers = program[first : first + int(header["layers"]) * _LAYER.itemsize].view(_LAYER)
-    return [int(each["fit"]) for each in layers if each["op"] in (Op.CONV, Op.DEPTHWISE)]
+    return program[first : first + int(header["layers"]) * _LAYER.itemsize].view(_LAYER)
+
+
+def fits(int8: QuantizedModel) -> list[int]:
+    """Return what the program says of the products of its layers with weights, but of those that need not fit."""
+    return [
+        int(each["fit"])
+        for each in program_layers(int8)
+        if each["op"] in (Op.CONV, Op.DEPTHWISE) and not each["flags"] & Flag.WINOGRAD
+    ]
 
 
 def kernels(int8: QuantizedModel) -> list[str]:
@@ -245,6 +253,33 @@ def test_calls_are_joined_into_kernels() -> None:
     assert [fact.name for fact in int8.layers[:3]] == ["0.conv", "0.function.0.one", "0.function.0.two"]
     assert int8.layers[2].kind == "Conv2d+add+ReLU"
     assert all(fact.weight_sqnr_db > 40.0 for fact in int8.layers if fact.weight_sqnr_db is not None)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("size", "conv", "kernel"),
+    [
+        ((1, 1), {"kernel_size": 3, "padding": 1}, (1, 1)),
+        ((1, 5), {"kernel_size": 3, "padding": 1}, (1, 3)),
+        ((2, 2), {"kernel_size": 3, "padding": 1}, (3, 3)),
+        ((2, 2), {"kernel_size": 3, "padding": 1, "stride": 2}, (2, 2)),
+        ((2, 3), {"kernel_size": 5, "padding": 2, "groups": 8}, (3, 5)),
+        ((2, 2), {"kernel_size": 3, "padding": 2, "dilation": 2}, (1, 1)),
+        ((1, 1), {"kernel_size": 3, "padding": 2}, (3, 3)),  # three by three outputs, each with another tap
+    ],
+)
+@pytest.mark.parametrize("isa", ["avx512_vnni", "avx2"])
+def test_kernels_lose_what_sees_padding_alone(
+    size: tuple[int, int], conv: dict[str, int], kernel: tuple[int, int], isa: str
+) -> None:
+    """And stay right: 8 channels of the smallest images, whose border is most of what there is."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, **conv), nn.ReLU(), nn.Flatten())
+    data, spec = samples((3, *size)), recipe((3, *size), quantize={"observer": "minmax"})
+    model, stats = calibrated(nn.Sequential(net), spec, data)
+    int8 = quantize(stats, model.module, spec, target("native", isa=isa))
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+    last = [layer for layer in program_layers(int8) if layer["op"] in (Op.CONV, Op.DEPTHWISE)][-1]
+    assert (last["kernel_h"], last["kernel_w"]) == kernel
 
 
 @needs_kernels

@@ -97,6 +97,7 @@ def convolve(b: Builder, node: fx.Node) -> None:
     dense = dataclasses.replace(
         dense, stride=(dense.stride[0] if height > 1 else 1, dense.stride[1] if width > 1 else 1)
     )
+    dense = _without_padding(dense, (buffer.height, buffer.width), (height, width))
     leave = _exit(b, node, dense, (height, width))
     error = _emit(b, node, dense, source, leave)
     order = None
@@ -106,6 +107,27 @@ def convolve(b: Builder, node: fx.Node) -> None:
     b.values[leave.last] = Value(leave.output, order)
     kind = "+".join([b.calls.kind(node), *(b.calls.kind(each) for each in _between(node, leave.last))])
     b.tell(node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
+
+
+def _without_padding(dense: Dense, image: tuple[int, int], result: tuple[int, int]) -> Dense:
+    """Return a layer without the outer rows and columns of its kernel that see padding alone, in images that small.
+
+    A 3 x 3 convolution of an image of one pixel is one of 1 x 1, with a ninth of the products.
+    """
+    weight, padding = dense.weight, list(dense.padding)
+    for axis in range(2):
+        stride, gap, pad = dense.stride[axis], dense.dilation[axis], dense.padding[axis]
+        seen = [
+            tap
+            for tap in range(weight.shape[2 + axis])
+            if any(0 <= stride * place - pad + gap * tap < image[axis] for place in range(result[axis]))
+        ]
+        first, last = (seen[0], seen[-1]) if seen else (0, 0)
+        if gap * first > pad:  # no image in sight of some outputs: left as it is
+            continue
+        weight = weight.narrow(2 + axis, first, last - first + 1)
+        padding[axis] = pad - gap * first
+    return dataclasses.replace(dense, weight=weight, padding=(padding[0], padding[1]))
 
 
 def _between(node: fx.Node, last: fx.Node) -> list[fx.Node]:
