@@ -361,7 +361,7 @@ class SaturationReport:
         """The finding in one sentence."""
         if not self.samples:
             return (
-                f"safe without VNNI: weights are such that every 16-bit sum fits whatever the input; "
+                "safe without VNNI: weights are such that every 16-bit sum fits whatever the input; "
                 f"{self.activation_bits}-bit activations"
             )
         text = f"safe without VNNI: no 16-bit sum overflows on {self.samples} samples ({self.origin})"

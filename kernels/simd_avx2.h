@@ -97,7 +97,6 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define v_add32(a, b) _mm256_add_epi32(a, b)
 #define v_min8(a, b) _mm256_min_epu8(a, b)
 #define v_max8(a, b) _mm256_max_epu8(a, b)
-#define v_max32(a, b) _mm256_max_epi32(a, b)
 #define v_left32(a, count) _mm256_slli_epi32(a, count)
 #define v_right32(a, count) _mm256_srai_epi32(a, count)
 #define v_low8(a, b) _mm256_unpacklo_epi8(a, b)

@@ -46,7 +46,6 @@ INLINE __mmask16 first_lanes(int64_t count) {
 #define v_add32(a, b) _mm512_add_epi32(a, b)
 #define v_min8(a, b) _mm512_min_epu8(a, b)
 #define v_max8(a, b) _mm512_max_epu8(a, b)
-#define v_max32(a, b) _mm512_max_epi32(a, b)
 #define v_left32(a, count) _mm512_slli_epi32(a, count)
 #define v_right32(a, count) _mm512_srai_epi32(a, count)
 #define v_low8(a, b) _mm512_unpacklo_epi8(a, b)

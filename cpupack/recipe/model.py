@@ -221,7 +221,7 @@ class TargetX86(Table):
     cpupack's own; the others are torch's."""
     isa: Literal["auto"] | Isa = "auto"
     """The least instruction set the wheel must be correct on; ``auto`` is what this host's arithmetic needs
-    (``avx512_vnni``, or ``avx2`` without VNNI). A wheel for ``avx2`` is correct on every CPU since 2013."""
+    (``avx512_vnni``, or ``avx2`` without VNNI). A wheel for ``avx2`` is correct on all of them."""
 
 
 class TargetArm(Table):

@@ -79,7 +79,7 @@ def limit_conv(
     places = _by_sums(arrange_conv(numbers, groups, dilated=dilated)).reshape(-1)
     rows = torch.from_numpy(_by_sums(arrange_conv(values, groups, dilated=dilated)))
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(rows))
-    for members in (4, 2)[most == 2 :]:
+    for members in (4, 2) if most == 4 else (2,):
         codes, scales = _limited(rows, finest, members, per_channel=per_channel)
         if members == 2 or sqnr_db(rows.numpy(), (codes * scales[:, None]).numpy()) >= _LEAST_DB:
             break
