@@ -113,12 +113,13 @@ def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = Fa
     return net
 
 
-def residual(channels: int, *, table: bool, groups: int = 1) -> Reference:
+def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127) -> Reference:
     net = Reference(pixels(2, 6, 7, channels))
     how = {"pad": (1, 1), "fill": 12, "groups": groups}
     filters = (channels, channels // groups, 3, 3)
-    one = net.conv(0, weights(*filters), **how)
-    net.output(net.conv(0, weights(*filters, seed=3), residual=one, table=TABLE if table else None, low=3, **how))
+    first, second = (weights(*filters, seed=seed).clip(-largest, largest) for seed in (1, 3))
+    one = net.conv(0, first, **how)
+    net.output(net.conv(0, second, residual=one, table=TABLE if table else None, low=3, **how))
     return net
 
 
@@ -170,7 +171,10 @@ def wide_average() -> Reference:
     return net
 
 
-FITTING = ("1x1 odd channels", "3x3", "3x3 dilated", "many weights", "groups of 24", "depthwise 3x3", "depthwise 5x5")
+FITTING = (
+    *("1x1 dense", "1x1 odd channels", "3x3", "3x3 dilated", "7x7 stride of four channels"),
+    *("many weights", "groups of 24", "groups of 5 in 7 out", "clamped", "table", "depthwise 3x3", "depthwise 5x5"),
+)
 NETS: dict[str, Callable[[], Reference]] = {
     **{name: lambda name=name: convolution(name) for name in CONVOLUTIONS},
     **{
@@ -185,6 +189,14 @@ NETS: dict[str, Callable[[], Reference]] = {
     "winograd, many tiles": lambda: winograd((2, 20, 31, 64), 16),
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
+    **{
+        f"residual of {channels}{' and table' if table else ''}, up to {largest}": (
+            lambda channels=channels, table=table, largest=largest: residual(channels, table=table, largest=largest)
+        )
+        for channels in (6, 24, 41, 64)
+        for table in (False, True)
+        for largest in (32, 64)
+    },
     "residual of a depthwise": lambda: residual(20, table=False, groups=20),
     "float32 out": lambda: floats_out(3, 70, 10),
     "float32 out, many": lambda: floats_out(5, 1280, 1001),
