@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import plan as planning
+from .batches import FILE_TURNS, even_size
 from .contract import check_cpu, model_path, require_torch
 from .errors import InputError, IntegrityError, RunnerError
 from .images import load_pixels
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     import torch
 
 Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
-
-
-_HAND_OVER_S = 0.0003
-"""What a call costs more when another thread runs it, with some room for a bad moment."""
 
 
 class RandomWeightsWarning(UserWarning):
@@ -88,7 +85,7 @@ class Runner:
             # One input alone is the other shape that every caller uses.
             for size in sorted({1, self.plan.batch_size}):
                 self.pool.warm(self._example(size))
-            self._sample_s = self._time_one() if self.pool.is_program and self.plan.instances > 1 else 0.0
+            self._sample_s = self._time_one() if self.pool.is_program else 0.0
         except BaseException:
             self.pool.close()
             raise
@@ -121,7 +118,7 @@ class Runner:
         if len(items) == 1:
             logits = _floats(self.pool.run(self._ready(prepare(items[0])[None])))
         else:
-            size = batch_size or self._share(len(items))
+            size = batch_size or self._share(len(items), FILE_TURNS)
             logits = _joined(list(self._run(self._prepared(items, prepare, size), size)))
         if logits.ndim != 2:
             raise RunnerError(
@@ -179,15 +176,11 @@ class Runner:
         self.pool.run(one)
         return time.perf_counter() - begin_s
 
-    def _share(self, count: int) -> int:
-        """Return how many of ``count`` samples go into one call: a small batch is spread over the instances.
-
-        Only where any batch size is as good as any other, and if more is won than handing over costs.
-        """
-        size = self.plan.batch_size
-        part = -(-count // self.plan.instances)
-        won_s = (min(count, size) - part) * self._sample_s
-        return part if part < size and won_s > _HAND_OVER_S else size
+    def _share(self, count: int, turns: int = 1) -> int:
+        """Return how many of ``count`` samples go into one call."""
+        if not self._sample_s:  # each size is a shape of its own to torch
+            return self.plan.batch_size
+        return even_size(count, self.plan.batch_size, self.plan.instances, self._sample_s, turns)
 
     def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         size = self._share(len(batch))
