@@ -30,6 +30,10 @@ EXACT_BOUND = 1
 REDUCED_MEAN_BOUND = 4.0
 
 _BILINEAR = "bilinear"
+_TALL = 2
+"""Pillow resizes by rows first, but some images by columns: which ones depends on its version; none that keeps its
+proportions and is at most so many times as high as wide."""
+_PROPORTIONAL = 0.02
 _LYING = {5, 6, 7, 8}
 """The orientations that swap width and height."""
 _UNREADABLE = (*preprocess.DECODER_ERRORS, Image.DecompressionBombError)
@@ -75,7 +79,7 @@ def describe(spec: PreprocessSpec) -> Decoder:
     else:
         jpeg = f"simplejpeg {_simplejpeg().__version__}"
         jpeg_reason = "installed, and a fifth faster than Pillow"
-    if spec.interpolation != _BILINEAR:
+    if spec.interpolation not in resize.FILTERS:
         return Decoder(jpeg, jpeg_reason, "Pillow", f"the kernels have no {spec.interpolation} filter")
     if _library() is None:
         return Decoder(jpeg, jpeg_reason, "Pillow", "the native kernels are not here or not for this CPU")
@@ -147,6 +151,18 @@ def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
     return next((factor for factor in (8, 4, 2) if gap >= factor * REDUCED_GAP), 1)
 
 
+def _as_pillow_does(size: tuple[int, int], target: tuple[int, int], interpolation: str) -> bool:
+    """Whether the kernels, which take rows first, come to Pillow's pixels.
+
+    Between rows and columns values are rounded to bytes, and with negative factors clipped: there the order shows.
+    """
+    if interpolation not in resize.FILTERS:
+        return False
+    (width, height), (new_width, new_height) = size, target
+    proportional = abs(height * new_width / (width * new_height) - 1.0) < _PROPORTIONAL
+    return interpolation == _BILINEAR or (proportional and height <= _TALL * width)
+
+
 def _from_pixels(
     pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, target: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8] | None:
@@ -160,10 +176,10 @@ def _from_pixels(
     if (new_width, new_height) == (width, height):
         return np.array(pixels[top : top + rows, left : left + columns], order="C")
     library = _library()
-    if library is not None and spec.interpolation == _BILINEAR:
+    if library is not None and _as_pillow_does((width, height), (new_width, new_height), spec.interpolation):
         out = np.empty((rows, columns, 3), np.uint8)
         window = resize.Window(new_height, new_width, top, left, rows, columns)
-        resize.resize(library, np.ascontiguousarray(pixels), window, out)
+        resize.resize(library, np.ascontiguousarray(pixels), window, out, spec.interpolation)
         return out
     image = Image.fromarray(pixels)
     method = preprocess.INTERPOLATIONS[spec.interpolation]

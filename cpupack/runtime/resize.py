@@ -1,9 +1,9 @@
-"""RGB images resized by the native kernels with Pillow's bilinear filter, and only where the crop is.
+"""RGB images resized by the native kernels with Pillow's filters, and only where the crop is.
 
 The factors are Pillow's (src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc), and so is the
-rounding to bytes between rows and columns. Pillow goes through some images by columns first, which can round another
-way: results differ by one level at most. With the filters that have negative factors the order changes more, so those
-are left to Pillow.
+rounding to bytes between rows and columns. Pillow goes through some images by columns first, which rounds another way:
+with the bilinear filter results differ by one level at most, with those that have negative factors by dozens in the
+worst case (``images`` leaves such images to Pillow).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,18 +90,20 @@ def resize(
     pixels: npt.NDArray[np.uint8],
     window: Window,
     out: npt.NDArray[np.uint8],
+    interpolation: str = "bilinear",
 ) -> None:
     """Resize RGB ``pixels`` ``(h, w, 3)``, contiguous, and write the window of it to ``out`` ``(rows, columns, 3)``.
 
-    ``library`` is the kernels'. Raises ValueError for arrays of another kind, RuntimeError when the CPU cannot.
+    ``interpolation`` is one of ``FILTERS``, ``library`` the kernels'. Raises ValueError for arrays of another kind,
+    RuntimeError when the CPU cannot.
     """
     shape = (window.rows, window.columns, 3)
     for array, wanted in ((pixels, (*pixels.shape[:2], 3)), (out, shape)):
         if array.dtype != np.uint8 or array.shape != wanted or not array.flags.c_contiguous:
             raise ValueError(f"{array.dtype} {array.shape} is not contiguous uint8 {wanted}")
     height, width = pixels.shape[:2]
-    down = _axis(height, window.height, window.top, window.rows, across=False)
-    across = _axis(width, window.width, window.left, window.columns, across=True)
+    down = _axis(height, window.height, window.top, window.rows, interpolation, across=False)
+    across = _axis(width, window.width, window.left, window.columns, interpolation, across=True)
     rows = down.end - down.begin
     scratch = _scratch.get(library.cpupack_resize_bytes(width, rows, window.columns, across.taps.pairs))
     image = _Image(pixels.ctypes.data, width, height, down.begin, rows)
@@ -120,8 +123,8 @@ def declare(library: ctypes.CDLL) -> None:
 
 
 @lru_cache(maxsize=256)
-def _axis(size: int, resized: int, first: int, count: int, *, across: bool) -> _Axis:
-    starts, factors = _factors(size, resized)
+def _axis(size: int, resized: int, first: int, count: int, interpolation: str, *, across: bool) -> _Axis:
+    starts, factors = _factors(size, resized, interpolation)
     starts, factors = starts[first : first + count], factors[first : first + count]
     used = np.maximum(1, factors.shape[1] - (factors[:, ::-1] != 0).argmax(axis=1))
     pairs_of = ((used + 1) // 2).astype(np.int32)
@@ -148,20 +151,48 @@ def _pairs(halves: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(halves.astype("<i2")).view("<i4")
 
 
-def _factors(size: int, resized: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _factors(
+    size: int, resized: int, interpolation: str = "bilinear"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return for each of ``resized`` outputs its first source pixel and its factors, ``(resized, taps)``."""
+    shape, reach = FILTERS[interpolation]
     scale = size / resized
     stretch = max(scale, 1.0)
-    taps = math.ceil(stretch) * 2 + 1
+    support = reach * stretch
+    taps = math.ceil(support) * 2 + 1
     centers = (np.arange(resized) + 0.5) * scale
-    starts = np.maximum((centers - stretch + 0.5).astype(np.int64), 0)
-    counts = np.minimum((centers + stretch + 0.5).astype(np.int64), size) - starts
+    starts = np.maximum((centers - support + 0.5).astype(np.int64), 0)
+    counts = np.minimum((centers + support + 0.5).astype(np.int64), size) - starts
     positions = np.arange(taps)
-    distances = np.abs((positions + starts[:, None] - centers[:, None] + 0.5) * (1.0 / stretch))
-    weights = np.maximum(1.0 - distances, 0.0)
+    weights = shape((positions + starts[:, None] - centers[:, None] + 0.5) * (1.0 / stretch))
     weights[positions >= counts[:, None]] = 0.0
     total = np.zeros(resized)
     for position in positions:  # one after the other: numpy's own sum adds in another order
         total += weights[:, position]
     weights /= total[:, None]
-    return starts, (0.5 + weights * (1 << _PLACES)).astype(np.int64)
+    return starts, (np.copysign(0.5, weights) + weights * (1 << _PLACES)).astype(np.int64)
+
+
+def _bilinear(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def _bicubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys's cubic convolution with a = -0.5 (https://doi.org/10.1109/TASSP.1981.1163711)."""
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _lanczos(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Lanczos's windowed sinc of three lobes."""
+    return np.where((x >= -3.0) & (x < 3.0), np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+FILTERS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], float]] = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
+}
+"""Each with how far it reaches, in pixels of the smaller image."""

@@ -66,9 +66,13 @@ def test_jpegs_differ_by_a_level_at_most(resizer: str, width: int, height: int, 
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bicubic", "lanczos"])
-def test_other_filters_are_pillows(interpolation: str) -> None:
-    spec = PreprocessSpec(resize=64, crop=56, interpolation=interpolation)
-    assert difference(jpeg(picture(160, 120)), spec).max() == 0
+@pytest.mark.parametrize(("width", "height"), [(160, 120), (120, 160), (90, 179), (60, 190), (180, 70), (41, 33)])
+def test_other_filters_are_pillows(interpolation: str, width: int, height: int) -> None:
+    for spec in (
+        PreprocessSpec(resize=64, crop=56, interpolation=interpolation),
+        PreprocessSpec(resize=(30, 70), interpolation=interpolation),
+    ):
+        assert difference((picture(width, height) >> 7) * np.uint8(255), spec).max() <= images.EXACT_BOUND
 
 
 @pytest.mark.parametrize(("factor", "side"), [(2, 400), (4, 800), (8, 1600)])
@@ -191,9 +195,9 @@ def test_simplejpeg_gives_the_same_pixels() -> None:
 
 
 def test_what_resizes_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    bicubic = PreprocessSpec(resize=64, interpolation="bicubic")
-    assert images.describe(bicubic).resize == "Pillow"
-    assert "no bicubic filter" in images.describe(bicubic).resize_reason
+    nearest = PreprocessSpec(resize=64, interpolation="nearest")
+    assert images.describe(nearest).resize == "Pillow"
+    assert "no nearest filter" in images.describe(nearest).resize_reason
     monkeypatch.setattr(images, "_library", lambda: None)
     assert images.describe(SPEC).resize == "Pillow"
     monkeypatch.setattr(images, "_library", lambda: object())
@@ -232,6 +236,18 @@ def test_any_window_of_any_size(library: ctypes.CDLL, seed: int) -> None:
         assert np.abs(guarded[1:-1].astype(int) - expected).max() <= images.EXACT_BOUND
         assert (guarded[0] == 77).all()
         assert (guarded[-1] == 77).all()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
+def test_filters_with_negative_factors_are_pillows_where_proportions_stay(interpolation: str) -> None:
+    if native.describe()["problem"] is not None:
+        pytest.skip("needs the native kernels")
+    random = np.random.default_rng(5)
+    for _ in range(60):
+        height, width = map(int, random.integers(60, 400, 2))
+        spec = PreprocessSpec(resize=int(random.integers(16, 200)), interpolation=interpolation)
+        pixels = random.integers(0, 2, (height, width, 3)).astype(np.uint8) * np.uint8(255)
+        assert difference(pixels, spec).max() <= images.EXACT_BOUND
 
 
 def test_a_constant_image_stays_so(library: ctypes.CDLL) -> None:
