@@ -67,10 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cpupack-start-") as directory:
         homes = {wheel: install(wheel, Path(directory) / str(number)) for number, wheel in enumerate(arguments.wheels)}
         rows: dict[Path, list[dict[str, Any]]] = {wheel: [] for wheel in homes}
-        for time_of_all in range(arguments.times + 1):
+        for turn in range(arguments.times + 1):
             for wheel, home in homes.items():
                 measured = start(wheel, home, arguments.size)
-                if time_of_all:
+                if turn:
                     rows[wheel].append(measured)
                     click.echo(json.dumps({"wheel": str(wheel), **measured}))
     for wheel, measured_all in rows.items():

@@ -90,7 +90,7 @@ def resize(
     pixels: npt.NDArray[np.uint8],
     window: Window,
     out: npt.NDArray[np.uint8],
-    interpolation: str = "bilinear",
+    interpolation: str,
 ) -> None:
     """Resize RGB ``pixels`` ``(h, w, 3)``, contiguous, and write the window of it to ``out`` ``(rows, columns, 3)``.
 
@@ -151,9 +151,7 @@ def _pairs(halves: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(halves.astype("<i2")).view("<i4")
 
 
-def _factors(
-    size: int, resized: int, interpolation: str = "bilinear"
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _factors(size: int, resized: int, interpolation: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return for each of ``resized`` outputs its first source pixel and its factors, ``(resized, taps)``."""
     shape, reach = FILTERS[interpolation]
     scale = size / resized

@@ -230,7 +230,7 @@ def test_any_window_of_any_size(library: ctypes.CDLL, seed: int) -> None:
             pixels = (pixels >> 7) * np.uint8(255)  # the extremes
         guarded = np.full((rows + 2, columns, 3), 77, np.uint8)
         window = resize.Window(*map(int, (new_height, new_width, top, left, rows, columns)))
-        resize.resize(library, pixels, window, guarded[1:-1])
+        resize.resize(library, pixels, window, guarded[1:-1], "bilinear")
         whole = Image.fromarray(pixels).resize((int(new_width), int(new_height)), Image.Resampling.BILINEAR)
         expected = np.asarray(whole)[top : top + rows, left : left + columns]
         assert np.abs(guarded[1:-1].astype(int) - expected).max() <= images.EXACT_BOUND
@@ -253,7 +253,9 @@ def test_filters_with_negative_factors_are_pillows_where_proportions_stay(interp
 def test_a_constant_image_stays_so(library: ctypes.CDLL) -> None:
     for value in (0, 1, 128, 254, 255):
         out = np.empty((31, 17, 3), np.uint8)
-        resize.resize(library, np.full((50, 90, 3), value, np.uint8), resize.Window(31, 17, 0, 0, 31, 17), out)
+        resize.resize(
+            library, np.full((50, 90, 3), value, np.uint8), resize.Window(31, 17, 0, 0, 31, 17), out, "bilinear"
+        )
         assert (out == value).all()
 
 
@@ -262,8 +264,8 @@ def test_arrays_that_the_kernel_would_misread_are_refused(library: ctypes.CDLL) 
     window = resize.Window(4, 4, 0, 0, 4, 4)
     for wrong in (pixels[:, ::2], pixels.astype(np.int16), np.zeros((8, 8, 4), np.uint8)):
         with pytest.raises(ValueError, match="is not contiguous uint8"):
-            resize.resize(library, wrong, window, out)
+            resize.resize(library, wrong, window, out, "bilinear")
     with pytest.raises(ValueError, match=r"\(3, 4, 3\) is not contiguous uint8 \(4, 4, 3\)"):
-        resize.resize(library, pixels, window, out[:3])
+        resize.resize(library, pixels, window, out[:3], "bilinear")
     with pytest.raises(ValueError, match="is not inside the image"):
         resize.Window(4, 4, 2, 0, 3, 4)
