@@ -30,8 +30,8 @@ struct cpu {
 struct worker {
     int index, count;
     struct cpu cpu;
-    int32_t *sums;        /* two of 32 x 32 */
-    struct row *rows;     /* two times PAIRS_AT_ONCE x 32 */
+    int32_t *sums;        /* 32 x 32 */
+    struct row *rows;     /* PAIRS_AT_ONCE x 32 */
     uint8_t *scratch;     /* SCRATCH_BYTES */
 };
 

@@ -102,8 +102,8 @@ static int prepare(struct member *member, struct team *team, int index, int size
     member->worker.index = index;
     member->worker.count = size;
     member->worker.cpu = cpu;
-    member->worker.sums = aligned_alloc(64, 2 * BLOCK * BLOCK * sizeof(int32_t));
-    member->worker.rows = malloc(2 * PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
+    member->worker.sums = aligned_alloc(64, BLOCK * BLOCK * sizeof(int32_t));
+    member->worker.rows = malloc(PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
     member->worker.scratch = aligned_alloc(64, SCRATCH_BYTES); /* pages that no layer uses are never real */
     return member->worker.sums != NULL && member->worker.rows != NULL && member->worker.scratch != NULL;
 }
