@@ -44,7 +44,7 @@ struct row {
 #define TILE 16
 #define BLOCK 32
 #define PAIRS_AT_ONCE 8
-#define SCRATCH_BYTES (384 * 1024)
+#define SCRATCH_BYTES (1280 * 1024)
 
 struct cpupack_taps;
 
