@@ -22,6 +22,7 @@
 #define CPUPACK_END _Pragma("GCC pop_options")
 #endif
 #define CPUPACK_MULTIPLY "multiply_avx512.inc"
+#define CPUPACK_DEPTHWISE_ROWS
 #define KERNELS kernels_avx512
 
 #include <immintrin.h>
