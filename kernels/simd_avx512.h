@@ -70,13 +70,15 @@ INLINE __mmask16 first_lanes(int64_t count) {
 /* To each int32 the sum of two products of int16. */
 #define v_dot16(sum, a, b) _mm512_dpwssd_epi32(sum, a, b)
 
+INLINE __m128i quarter_of(vec value, int i) {
+    return i == 0   ? _mm512_castsi512_si128(value)
+           : i == 1 ? _mm512_extracti32x4_epi32(value, 1)
+           : i == 2 ? _mm512_extracti32x4_epi32(value, 2)
+                    : _mm512_extracti32x4_epi32(value, 3);
+}
 /* The i-th quarter of the bytes as float32, the i-th half as 16 bits, the i-th half of 16 bits as 32. */
 INLINE fvec f_quarter(vec bytes, int i) {
-    __m128i part = i == 0   ? _mm512_castsi512_si128(bytes)
-                   : i == 1 ? _mm512_extracti32x4_epi32(bytes, 1)
-                   : i == 2 ? _mm512_extracti32x4_epi32(bytes, 2)
-                            : _mm512_extracti32x4_epi32(bytes, 3);
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(part));
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter_of(bytes, i)));
 }
 INLINE __m256i half_of(vec value, int i) {
     return i ? _mm512_extracti64x4_epi64(value, 1) : _mm512_castsi512_si256(value);
