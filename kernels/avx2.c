@@ -10,6 +10,7 @@
 #define CPUPACK_ROWS_ANYWHERE
 #define CPUPACK_WINOGRAD
 #define CPUPACK_MULTIPLY "multiply_avx2.inc"
+#define CPUPACK_ISA "avx2"
 #define KERNELS kernels_avx2
 
 #include "pointwise.inc"

@@ -38,10 +38,12 @@ static void detect(void) {
     const int vnni = (state & 0xe6) == 0xe6 && (b & base) == base && (c & 1u << 11);
     if (!vnni || (wish != NULL && strcmp(wish, "avx2") == 0))
         return;
-    usable = &kernels_avx512;
+    usable = &kernels_vnni;
     detected.vbmi = (c & 1u << 1) != 0;
-    if (wish == NULL || strcmp(wish, "vnni") != 0)
-        detected.amx = (d & 1u << 24) && (d & 1u << 25) && (state & 0x60000) == 0x60000 && amx_permitted();
+    if (wish != NULL && strcmp(wish, "vnni") == 0)
+        return;
+    if ((d & 1u << 24) && (d & 1u << 25) && (state & 0x60000) == 0x60000 && amx_permitted())
+        usable = &kernels_amx;
 }
 
 const struct kernels *find_kernels(void) {
@@ -56,5 +58,5 @@ struct cpu find_cpu(void) {
 
 const char *cpupack_isa(void) {
     const struct kernels *kernels = find_kernels();
-    return kernels == NULL ? NULL : kernels == &kernels_avx2 ? "avx2" : detected.amx ? "amx" : "vnni";
+    return kernels == NULL ? NULL : kernels->isa;
 }

@@ -23,7 +23,7 @@ struct step {
 };
 
 struct cpu {
-    int amx, vbmi;
+    int vbmi;
 };
 
 /* What one thread needs while it runs: its share of the work and memory of its own. */
@@ -50,6 +50,7 @@ struct cpupack_taps;
 
 /* What one instruction set has of every operation. */
 struct kernels {
+    const char *isa;
     /* `next` is the convolution that comes after this one, NULL for none: its weights are fetched meanwhile. */
     void (*conv)(const struct step *step, const struct step *next, struct worker *worker, float *output);
     void (*depthwise)(const struct step *step, struct worker *worker);
@@ -71,7 +72,7 @@ struct kernels {
     void (*resize_column)(const uint8_t *from, int64_t bytes, uint8_t *to, const int32_t *factors, int64_t pairs);
 };
 
-extern const struct kernels kernels_avx512, kernels_avx2;
+extern const struct kernels kernels_amx, kernels_vnni, kernels_avx2;
 
 /* Those for this CPU, and what else it has; NULL where it can run none. */
 const struct kernels *find_kernels(void);

@@ -182,11 +182,13 @@ typedef vec half_vec;
 typedef first half_first;
 #define half_bytes(count) first_bytes(count)
 #define half_load(from, real) v_load_bytes(from, real)
-#define half_store(to, real, codes, i) v_store_bytes(to, real, codes)
+#define store_columns(to, real, codes, i, each) ((void)(i), (void)(each), v_store_bytes(to, real, codes))
 #define f_part_of_half(bytes, i) f_quarter(bytes, i)
 
 /* Sixteen tables of sixteen. */
-INLINE vec look_up_plain(vec codes, const uint8_t *table) {
+typedef const uint8_t *plain_table;
+
+INLINE vec look_up_plain(vec codes, plain_table table) {
     const vec nibble = _mm256_set1_epi8(0x0f);
     const vec high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble), low = _mm256_and_si256(codes, nibble);
     vec found = v_zero();

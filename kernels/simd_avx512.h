@@ -128,7 +128,13 @@ typedef __m256i half_vec;
 typedef __mmask32 half_first;
 INLINE half_first half_bytes(int count) { return count >= 32 ? 0xffffffffu : (__mmask32)((1u << count) - 1); }
 #define half_load(from, real) _mm256_maskz_loadu_epi8(real, from)
-#define half_store(to, real, codes, i) _mm256_mask_storeu_epi8(to, real, half_of(codes, i))
+/* The i-th row of `codes`, which has `each` vectors of sums of every row: 32 columns or 16. */
+INLINE void store_columns(uint8_t *to, half_first real, vec codes, int i, int each) {
+    if (each == 2)
+        _mm256_mask_storeu_epi8(to, real, half_of(codes, i));
+    else
+        _mm_mask_storeu_epi8(to, (__mmask16)real, quarter_of(codes, i));
+}
 INLINE fvec f_part_of_half(half_vec bytes, int i) {
     return f_of_int(_mm512_cvtepu8_epi32(i ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes)));
 }
@@ -146,7 +152,9 @@ INLINE struct table256 load_table(const uint8_t *table) {
 }
 
 /* Without VBMI: sixteen tables of sixteen. */
-INLINE vec look_up_plain(vec codes, const uint8_t *table) {
+typedef const uint8_t *plain_table;
+
+INLINE vec look_up_plain(vec codes, plain_table table) {
     const __m512i nibble = _mm512_set1_epi8(0x0f);
     __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);
     __m512i low = _mm512_and_si512(codes, nibble);
