@@ -168,7 +168,10 @@ static int make_context(const uint8_t *program, int64_t bytes, int64_t batch, st
             }
         }
     }
-    context->prepared = acquire_prepared(program, bytes, context->steps, header->layers);
+    if (!acquire_prepared(program, bytes, context->steps, header->layers, &context->prepared)) {
+        free_context(context);
+        return ERROR_MEMORY;
+    }
     *made = context;
     return OK;
 }

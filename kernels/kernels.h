@@ -17,7 +17,7 @@ struct step {
     const int8_t *weights;
     const float *scales, *biases;
     const uint8_t *table;
-    const int16_t *prepared; /* weights in another form, of the kernels' own making; NULL for none */
+    const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
     int64_t *run_offsets; /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int batch;
 };
@@ -63,9 +63,9 @@ struct kernels {
     void (*scale)(const struct step *step, struct worker *worker);
     void (*add)(const struct step *step, struct worker *worker);
     void (*table)(const struct step *step, struct worker *worker);
-    /* How large a layer's weights are in the form that `prepare` makes of them, 0 for layers that need none. */
+    /* How much `prepare` writes for a layer, at most: weights in another form, or what to do with them. 0 for nothing. */
     int64_t (*prepared_bytes)(const struct step *step);
-    void (*prepare)(const struct step *step, int16_t *to);
+    void (*prepare)(const struct step *step, void *to);
     /* Every thread, behind the last layer of a call. */
     void (*leave)(const struct worker *worker);
     void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);

@@ -13,6 +13,11 @@ static int64_t times(int64_t a, int64_t b) {
     return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product) ? -1 : product;
 }
 
+/* Beyond these nothing real is, and below them no product of theirs overflows. */
+enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
+enum { LARGEST_CONV = INT32_MAX }; /* bytes of weights, and of a sample that is read */
+static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
+
 /* Bytes of constants that a layer reads behind its four offsets. */
 static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
     if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
@@ -26,6 +31,8 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
         if (spec->runs != spec->kernel_h && spec->runs != (int64_t)spec->kernel_h * spec->kernel_w)
             return 0;
         weights = times(times(channels, (int64_t)spec->chunk_bytes * spec->chunks), spec->runs);
+        if (weights > LARGEST_CONV)
+            return 0;
     } else if (spec->op == OP_DEPTHWISE) {
         channels = (channels_in + 63) / 64 * 64;
         const int five = spec->kernel_w == 5, two = spec->stride_w == 2;
@@ -43,10 +50,6 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
     return inside(spec->weights, weights, bytes) && inside(spec->scales, 4 * channels, bytes) &&
            inside(spec->biases, 4 * channels, bytes);
 }
-
-/* Beyond these nothing real is, and below them no product of theirs overflows. */
-enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
-static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
 
 static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
     for (int i = 0; i < header->buffers; i++) {
@@ -135,6 +138,8 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
                out->width == header->input_width;
     case OP_CONV:
         if (!slice_fits(spec, spec->channels_out, out) || !window_fits(spec, in, out) || !spans_fit(spec, in))
+            return 0;
+        if (in->sample_bytes > LARGEST_CONV)
             return 0;
         if (in2 != NULL && (!same_size(out, in2, 0) || in2->channels != spec->channels_out))
             return 0;

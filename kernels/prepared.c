@@ -19,11 +19,7 @@ struct prepared {
 static struct prepared *all;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int64_t bytes_of(const struct step *step) {
-    const struct kernels *kernels = find_kernels();
-    const int64_t bytes = kernels->prepared_bytes == NULL ? 0 : kernels->prepared_bytes(step);
-    return (bytes + 63) / 64 * 64;
-}
+static int64_t bytes_of(const struct step *step) { return (find_kernels()->prepared_bytes(step) + 63) / 64 * 64; }
 
 /* Where each step finds its own; `fill` makes them. */
 static void point(const struct prepared *prepared, struct step *steps, int count, int fill) {
@@ -54,13 +50,15 @@ static struct prepared *make(const uint8_t *program, int64_t program_bytes, cons
     return made;
 }
 
-struct prepared *acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step *steps, int count) {
+int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step *steps, int count,
+                     struct prepared **acquired) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     int64_t bytes = 0;
     for (int i = 0; i < count; i++)
         bytes += bytes_of(steps + i);
+    *acquired = NULL;
     if (bytes == 0)
-        return NULL;
+        return 1;
     pthread_mutex_lock(&lock);
     struct prepared *found = all;
     while (found != NULL && (found->program != program || found->program_bytes != program_bytes || found->bytes != bytes ||
@@ -76,7 +74,8 @@ struct prepared *acquire_prepared(const uint8_t *program, int64_t program_bytes,
         point(found, steps, count, fill);
     }
     pthread_mutex_unlock(&lock);
-    return found;
+    *acquired = found;
+    return found != NULL;
 }
 
 void release_prepared(struct prepared *prepared) {
