@@ -120,6 +120,21 @@ def fitting(name: str, largest: int) -> Reference:
     return net
 
 
+def sparse(name: str, seed: int) -> Reference:
+    """Products that a kernel may leave out: all (seed 0), a quarter of the fours, and none, for one output's sake."""
+    shape, filters, how = CONVOLUTIONS[name]
+    random = np.random.default_rng(seed)
+    taps = weights(*filters)
+    taps[:, random.random(filters[1:]) < 0.7] = 0
+    if seed == 0:
+        taps[:] = 0
+    if seed == 2:
+        taps[random.integers(filters[0])] = weights(*filters[1:], seed=seed)
+    net = Reference(pixels(*shape))
+    net.output(net.conv(0, taps, **how))
+    return net
+
+
 def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = False, pad: int = 1) -> Reference:
     """Products of transformed tiles where that is faster: sizes of whole tiles and others, into a slice with others."""
     net = Reference(pixels(*shape))
@@ -200,6 +215,11 @@ NETS: dict[str, Callable[[], Reference]] = {
         f"{name}, up to {largest}": lambda name=name, largest=largest: fitting(name, largest)
         for name in FITTING
         for largest in (32, 64)
+    },
+    **{
+        f"{name}, with zeros {seed}": lambda name=name, seed=seed: sparse(name, seed)
+        for name in ("1x1 dense", "3x3", "7x7 stride of four channels", "many weights", "groups of 24")
+        for seed in range(3)
     },
     "winograd": lambda: winograd((2, 8, 6, 32), 32),
     "winograd, odd": lambda: winograd((3, 7, 5, 48), 33, table=True),
