@@ -15,7 +15,7 @@ static int64_t times(int64_t a, int64_t b) {
 
 /* Beyond these nothing real is, and below them no product of theirs overflows. */
 enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
-enum { LARGEST_CONV = INT32_MAX }; /* bytes of weights, and of a sample that is read */
+enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and of a sample that is read: places in them are 32 bits */
 static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
 
 /* Bytes of constants that a layer reads behind its four offsets. */
