@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cpupack.runtime.cpu import ISA_LEVELS
+from cpupack.runtime.host.cpu import ISA_LEVELS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -19,7 +19,7 @@ from cpupack.layout import batch_channels_last
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
-from cpupack.runtime.inputs import model_input
+from cpupack.runtime.images.inputs import model_input
 from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse

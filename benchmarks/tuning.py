@@ -24,10 +24,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.manifest import MANIFEST_NAME, read_manifest
-from cpupack.runtime.space import Setting, make_space
-from cpupack.runtime.tune import DEFAULT_BATCH_SIZES, BenchProcess
+from cpupack.runtime.tune.command import DEFAULT_BATCH_SIZES, BenchProcess
+from cpupack.runtime.tune.space import Setting, make_space
 
 SHARE_OF_BEST, SHARE_OF_TIME = 0.95, 0.2
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from cpupack.metric import Metric
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 

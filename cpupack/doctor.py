@@ -14,8 +14,9 @@ from cpupack.console import flow
 from cpupack.errors import ModelError
 from cpupack.model.sources import import_torchvision
 from cpupack.quantized_engine import supported_engines
-from cpupack.runtime import host, native
-from cpupack.runtime.cpu import ISA_LEVELS
+from cpupack.runtime.engine import library
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.cpu import ISA_LEVELS
 from cpupack.targets import arm, x86
 
 EXTRAS = {"torchvision": "torchvision", "timm": "timm", "digits": "scikit-learn"}
@@ -45,7 +46,7 @@ class Build:
 
 def collect() -> dict[str, Any]:
     """Return the facts of this host and installation, ready for JSON."""
-    facts = host.describe()
+    facts = host_probe.describe()
     engines = supported_engines()
     return {
         "cpupack": __version__,
@@ -53,10 +54,10 @@ def collect() -> dict[str, Any]:
         "torch": {
             "version": torch.__version__,
             "build": _torch_build(),
-            "quantized_engines": [engine for engine in engines if engine != native.ENGINE],
+            "quantized_engines": [engine for engine in engines if engine != library.ENGINE],
             "default_threads": torch.get_num_threads(),
         },
-        "native": native.describe(),
+        "native": library.describe(),
         "torchvision": _torchvision(),
         "builds": [vars(build) for build in _builds(facts["machine"], facts["isa"], engines)],
         "extras": {extra: _version(distribution) for extra, distribution in EXTRAS.items()},
@@ -95,9 +96,9 @@ def format_doctor(facts: dict[str, Any]) -> str:
 def _native(here: dict[str, Any], kernels: dict[str, Any]) -> str:
     if kernels["problem"] is None:
         return str(kernels["isa"])
-    if here["machine"] == native.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(native.ISA) :]:
+    if here["machine"] == library.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(library.ISA) :]:
         return "not built: run make kernels in the checkout, or install cpupack again"
-    return f"not on this CPU: they need {native.ISA}"
+    return f"not on this CPU: they need {library.ISA}"
 
 
 def _isa(here: dict[str, Any]) -> str:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 
 from cpupack.errors import QuantizationError
-from cpupack.runtime import native
+from cpupack.runtime.engine import library
 from cpupack.runtime.errors import HostError
 
 
 def supported_engines() -> list[str]:
     """Return the quantized engines of this torch build, and ``native`` where the kernels are built and run."""
-    ours = [native.ENGINE] if native.describe()["problem"] is None else []
+    ours = [library.ENGINE] if library.describe()["problem"] is None else []
     return [*ours, *(name for name in torch.backends.quantized.supported_engines if name != "none")]
 
 
@@ -24,9 +24,9 @@ def engine(name: str) -> Iterator[None]:
 
     Raises QuantizationError when the native kernels cannot run here.
     """
-    if name == native.ENGINE:
+    if name == library.ENGINE:
         try:
-            native.load()
+            library.load()
         except HostError as error:
             raise QuantizationError(str(error), hint="cpupack doctor shows what runs here") from error
         yield

@@ -38,7 +38,7 @@ def environment() -> jinja2.Environment:
     import jinja2  # here, because `cpupack check` and `--help` never render anything
 
     import cpupack
-    from cpupack.runtime.pages import loader
+    from cpupack.runtime.pages.bench_page import loader
 
     env = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(templates_dir()), loader()]),

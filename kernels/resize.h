@@ -1,4 +1,4 @@
-/* Resizing of RGB images, for the preprocessing in front of the engine (cpupack/runtime/resize.py). */
+/* Resizing of RGB images, for the preprocessing in front of the engine (cpupack/runtime/images/resize.py). */
 #ifndef CPUPACK_RESIZE_H
 #define CPUPACK_RESIZE_H
 

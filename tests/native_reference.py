@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpupack.runtime import cpu, native
+from cpupack.runtime.engine import library
+from cpupack.runtime.host import cpu
 from cpupack.stages.quantize.native.fit import Fit, fit_of, fit_of_depthwise
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Program
@@ -23,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 def runs_here() -> bool:
     """Whether this CPU can run the kernels."""
-    return cpu.machine() == native.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(native.ISA) :]
+    return cpu.machine() == library.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(library.ISA) :]
 
 
 def fma(a: Array, b: Any, c: Any) -> Array:

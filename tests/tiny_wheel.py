@@ -10,8 +10,8 @@ import torch
 
 from cpupack.artifacts import FloatModel, FusedModel, Gate, Samples, ScriptedModel, VerifyReport
 from cpupack.recipe import LoadedRecipe, Recipe
-from cpupack.runtime.cpu import detect_isa
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.host.cpu import detect_isa
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.stages.package import WheelContents
 from cpupack.targets import Target
 from cpupack.targets.x86 import activation_bits

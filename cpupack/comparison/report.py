@@ -18,7 +18,7 @@ from cpupack.comparison.stats import paired_ratio
 from cpupack.comparison.subject import Subject
 from cpupack.peers import ENGINES, OURS, PEAK
 from cpupack.peers.peak import MACS
-from cpupack.runtime import host
+from cpupack.runtime.host import probe as host_probe
 
 SCHEMA = 1
 _INPUTS = {
@@ -72,7 +72,7 @@ def result(subject: Subject, options: CompareOptions, measured: Measured) -> dic
             "order": "alternating; every process but the one measured is stopped",
             "ratio": "median of per-round ratios, 95 % bootstrap interval; above 1 cpupack is faster",
         },
-        "host": host.describe(engine=manifest.target["engine"]),
+        "host": host_probe.describe(engine=manifest.target["engine"]),
         "engines": {name: facts(entry) for name, entry in measured.entries.items()},
         **modes,
         "int8_peak": _peak(peak, modes["throughput"]["rows"], model.macs) if peak else None,

@@ -11,7 +11,7 @@ from typing import Any
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
-from cpupack.runtime.search import MeasurementFailedError, Outcome, Setting, Space, search
+from cpupack.runtime.tune.search import MeasurementFailedError, Outcome, Setting, Space, search
 
 Row = dict[str, Any]
 BUILD_TIMEOUT_S = 3600.0

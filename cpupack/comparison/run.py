@@ -24,8 +24,8 @@ from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
 from cpupack.runtime.accuracy import agreement, sqnr_db
-from cpupack.runtime.search import Outcome, Setting, TuningFailedError, make_space
-from cpupack.runtime.tune import row_text
+from cpupack.runtime.tune.command import row_text
+from cpupack.runtime.tune.search import Outcome, Setting, TuningFailedError, make_space
 
 SETTLE_S = 0.2
 """A stopped process runs this long before its round is timed: its caches are cold and its threads asleep."""

@@ -19,10 +19,10 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.file import load_recipe, parse_recipe
 from cpupack.runtime.accuracy import sqnr_db
-from cpupack.runtime.cpu import machine
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host.cpu import machine
+from cpupack.runtime.host.probe import HostProbe
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.manifest import Manifest, read_manifest
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
 from cpupack.wheel.inspect import inspect
 
 _SAME_MODEL_DB = 60.0

@@ -30,7 +30,7 @@ class NativeModel(nn.Module):
     """Takes uint8 pixels with their mask or normalized float32, NCHW; returns float32.
 
     ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_1`` must be
-    registered before this is called or loaded (``runtime/native.py``). ``operators`` counts the kinds of its layers;
+    registered before this is called or loaded (``runtime/engine/library.py``). ``operators`` counts its layers by kind;
     ``looks`` says where to see the result of each, None for those that are not to be seen. ``head`` and ``tail`` are
     the parts of the model that stay FP32; the engine's result has ``output_shape`` without the batch, or is an image
     that it has by positions (``image``). ``pixel_input`` says that it takes pixels.

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cpupack.runtime.inputs import mask_value, pixel_zero_point
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.inputs import mask_value, pixel_zero_point
+from cpupack.runtime.images.preprocess import PreprocessSpec
 
 
 class PixelStem(nn.Module):

@@ -16,7 +16,7 @@ from cpupack.layers.modules import module_layers
 from cpupack.layers.native import native_layers
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
-from cpupack.runtime.inputs import model_input
+from cpupack.runtime.images.inputs import model_input
 
 SAMPLES = 4
 

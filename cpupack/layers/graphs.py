@@ -14,7 +14,7 @@ from cpupack.graph.pixel_model import PixelModel, fold_normalization
 from cpupack.layers.facts import Setting, float_weight, kernel_of, output_sqnr_db, qparams, weight_sqnr_db
 from cpupack.layers.twins import Twins, called, is_clamp
 from cpupack.operators import OperatorCounter
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 
 
 class GraphLayers:

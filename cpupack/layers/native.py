@@ -17,8 +17,8 @@ from cpupack.graph.native_model import Look, NativeModel
 from cpupack.layers.facts import output_sqnr_db
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
-from cpupack.runtime import native
-from cpupack.runtime.inputs import model_input
+from cpupack.runtime.engine import library as native_library
+from cpupack.runtime.images.inputs import model_input
 
 
 def native_layers(
@@ -37,7 +37,7 @@ def native_layers(
     }
     wanted = {look.node for look in model.looks if look is not None}
     wanted |= {beside[name] for name in wanted if name in beside}
-    with torch.inference_mode(), engine(native.ENGINE):
+    with torch.inference_mode(), engine(native_library.ENGINE):
         batch = batch_channels_last(samples.tensor(slice(None)))
         keeper = _Keeper(floats, wanted)
         keeper.run(batch)
@@ -82,7 +82,7 @@ def codes_after(
 
     The native kernels must be loaded. Raises RuntimeError where the program cannot run or the layer leaves nothing.
     """
-    library = ctypes.CDLL(native.describe()["path"])  # the one that is loaded
+    library = ctypes.CDLL(native_library.describe()["path"])  # the one that is loaded
     library.cpupack_error.restype = ctypes.c_char_p
     codes = np.empty((len(x), *shape), np.uint8)
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()

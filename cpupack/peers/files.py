@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cpupack.peers.job import Array, Job, PeerError, Pool
-from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 
 Feed = Callable[[Sequence[str]], int]
 """Runs all files and returns how many there were."""

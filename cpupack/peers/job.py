@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.runtime.accuracy import sqnr_db
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
-from cpupack.runtime.search import Setting
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.tune.search import Setting
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
-from cpupack.runtime import native
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.engine import library
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.trials import trials_of
 from cpupack.stages.calibrate import calibrate
@@ -70,7 +70,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
                     raise
                 failed[target.engine] = error.message
                 # The native engine is known to run some models and not others: that is no sign of anything wrong.
-                say = progress.note if target.engine == native.ENGINE else progress.warn
+                say = progress.note if target.engine == library.ENGINE else progress.warn
                 say(f"engine {target.engine} is out: {error.message}")
             progress.step(number + 1, len(targets), "engines")
     if not contenders:
@@ -138,7 +138,7 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
     layers = trials_of(prepared.fused, anything, levels=256).layers
     weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
     return recovery.Workshop(
-        build_trial, ranked, lambda target: target.engine != native.ENGINE, prepared.fused.style, weighted, progress
+        build_trial, ranked, lambda target: target.engine != library.ENGINE, prepared.fused.style, weighted, progress
     )
 
 

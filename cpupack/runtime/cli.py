@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import bench, capacity, info, tune
+from . import info
+from .bench import run as bench_run
+from .capacity import command as capacity_command
 from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import read_manifest
 from .runner import Prediction, RandomWeightsWarning, Runner
+from .tune import command as tune_command
 from .verify import Verification, verify
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
@@ -68,31 +71,31 @@ def _parser(prog: str) -> _Parser:
     predict = add("predict", "classify images (or .npy arrays, for models that take arrays)")
     predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
     predict.add_argument(
-        "--top-k", type=bench.positive_int, default=5, metavar="K", help="classes to show (default: 5)"
+        "--top-k", type=bench_run.positive_int, default=5, metavar="K", help="classes to show (default: 5)"
     )
     predict.add_argument(
-        "--batch-size", type=bench.positive_int, metavar="N", help="images a call (default: the plan's)"
+        "--batch-size", type=bench_run.positive_int, metavar="N", help="images a call (default: the plan's)"
     )
-    predict.add_argument("--threads", type=bench.positive_int, metavar="N", help="threads of one instance")
+    predict.add_argument("--threads", type=bench_run.positive_int, metavar="N", help="threads of one instance")
     predict.add_argument(
-        "--instances", type=bench.positive_int, metavar="N", help="copies of the model run in parallel"
+        "--instances", type=bench_run.positive_int, metavar="N", help="copies of the model run in parallel"
     )
     _add_json(predict, _predict)
 
     _add_bench(add("bench", "measure throughput and latency on this host"))
 
     tuning = add("tune", "find the best threads, instances and batch size on this host and remember them")
-    tune.add_arguments(tuning)
+    tune_command.add_arguments(tuning)
     _add_json(tuning, _tune)
 
     planning = add("plan", "say which setting carries a rate of requests within a latency bound, or how many hosts")
-    capacity.add_arguments(planning)
+    capacity_command.add_arguments(planning)
     _add_json(planning, _plan)
     return parser
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    bench.add_arguments(parser)
+    bench_run.add_arguments(parser)
     _add_json(parser, _bench)
 
 
@@ -161,20 +164,26 @@ def _info(package_dir: Path, _: argparse.Namespace) -> Result:
 
 def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
     def show(row: dict[str, Any], spent_s: float) -> None:
-        _say(sys.stderr, f"{spent_s:4.0f} of {args.budget_s:.0f} s  {tune.row_text(row)}")
+        _say(sys.stderr, f"{spent_s:4.0f} of {args.budget_s:.0f} s  {tune_command.row_text(row)}")
 
-    result = tune.run(package_dir, args, show, on_start=lambda text: _say(sys.stderr, text))
-    return result, tune.format_table(result), EXIT_OK
+    result = tune_command.run(package_dir, args, show, on_start=lambda text: _say(sys.stderr, text))
+    return result, tune_command.format_table(result), EXIT_OK
 
 
 def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
-    answer = capacity.run(package_dir, args)
-    return answer, capacity.format_plan(answer), EXIT_OK
+    answer = capacity_command.run(package_dir, args)
+    return answer, capacity_command.format_plan(answer), EXIT_OK
 
 
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
-    result = bench.run(package_dir, args, lambda text: _say(sys.stderr, text))
-    return result, bench.format_table(result), _judged(result) if args.strict else EXIT_OK
+    if args.html is not None:
+        from .pages import bench_page  # here: Jinja2 takes a while to import
+
+        bench_page.check_target(args.html)
+    result = bench_run.run(package_dir, args, lambda text: _say(sys.stderr, text))
+    if args.html is not None:
+        bench_page.write_bench_page(args.html, result, package_dir)
+    return result, bench_run.format_table(result), _judged(result) if args.strict else EXIT_OK
 
 
 def _judged(result: dict[str, Any]) -> int:

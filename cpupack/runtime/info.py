@@ -7,12 +7,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from . import host, native
-from . import plan as planning
-from .contract import check_cpu, check_torch, model_path
+from .engine import library
+from .engine.contract import check_cpu, check_torch, model_path
+from .engine.program import is_program
 from .errors import HostError
+from .host import probe as host_probe
 from .manifest import Manifest, read_manifest
-from .native_model import is_program
+from .plan import decide as planning
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
@@ -28,8 +29,8 @@ def collect(package_dir: Path) -> dict[str, Any]:
     Raises IntegrityError when the manifest is missing or damaged.
     """
     manifest = read_manifest(package_dir)
-    here = host.describe(engine=manifest.target["engine"])
-    kernels = native.describe() if manifest.target["engine"] == native.ENGINE else None
+    here = host_probe.describe(engine=manifest.target["engine"])
+    kernels = library.describe() if manifest.target["engine"] == library.ENGINE else None
     needs_torch = not is_program(model_path(package_dir, manifest), manifest.target["engine"])
     problems = _problems(manifest, kernels) + (_torch_problems(manifest, here["torch"]) if needs_torch else [])
     return {
@@ -128,12 +129,12 @@ def _torch_problems(manifest: Manifest, installed: str | None) -> list[str]:
 
 
 def _images(manifest: Manifest) -> dict[str, Any] | None:
-    from . import images
-    from .preprocess import PreprocessSpec
+    from .images import fast
+    from .images.preprocess import PreprocessSpec
 
     if manifest.preprocess is None:
         return None
-    return dataclasses.asdict(images.describe(PreprocessSpec.from_dict(manifest.preprocess)))
+    return dataclasses.asdict(fast.describe(PreprocessSpec.from_dict(manifest.preprocess)))
 
 
 def _decoding(found: dict[str, Any] | None) -> str | None:

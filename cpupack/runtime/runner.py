@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import plan as planning
-from .batches import FILE_TURNS, even_size
-from .contract import check_cpu, model_path, require_torch
+from .engine.batches import FILE_TURNS, even_size
+from .engine.contract import check_cpu, model_path, require_torch
+from .engine.pool import InstancePool
 from .errors import InputError, IntegrityError, RunnerError
-from .images import load_pixels
-from .inputs import mask_value, model_input, random_input
+from .images.fast import load_pixels
+from .images.inputs import mask_value, model_input, random_input
+from .images.preprocess import ImageSource, PreprocessSpec
 from .manifest import Manifest, check_files, read_manifest
-from .pool import InstancePool
-from .preprocess import ImageSource, PreprocessSpec
+from .plan import decide as planning
 
 if TYPE_CHECKING:
     import torch

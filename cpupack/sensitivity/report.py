@@ -13,9 +13,9 @@ from cpupack.errors import QuantizationError
 from cpupack.metric import Metric
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime import charts
-from cpupack.runtime.charts import Bar
-from cpupack.runtime.shapes import Chart
+from cpupack.runtime.pages import charts
+from cpupack.runtime.pages.charts import Bar
+from cpupack.runtime.pages.shapes import Chart
 from cpupack.sensitivity.rank import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.rounding import Range
 

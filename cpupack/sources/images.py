@@ -12,7 +12,7 @@ from PIL import Image
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.sources.classes import class_indices
 from cpupack.sources.request import Pixels, Request, check_size, workers
 

@@ -19,7 +19,7 @@ from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]

@@ -34,7 +34,8 @@ from cpupack.artifacts import (
 )
 from cpupack.errors import PackagingError
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime import host, native
+from cpupack.runtime.engine import library
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
 from cpupack.templates import render, to_toml
@@ -236,7 +237,7 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "cpupack": cpupack.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "host": {**host.fingerprint(), "cores_usable": host.HostProbe().budget().usable},
+            "host": {**host_probe.fingerprint(), "cores_usable": host_probe.HostProbe().budget().usable},
         },
         files={},
     )
@@ -273,8 +274,8 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
         _write_python(package_dir / name, f"project/{name}.j2", context)
     runtime = Path(cpupack.runtime.__file__).parent
-    kernels = [runtime / native.LIBRARY] if contents.target.engine == native.ENGINE else []
-    for source in sorted([*runtime.glob("*.py"), *runtime.glob("templates/*.j2"), *kernels]):
+    kernels = [runtime / library.LIBRARY] if contents.target.engine == library.ENGINE else []
+    for source in sorted([*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *kernels]):
         copy = package_dir / "_runtime" / source.relative_to(runtime)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)

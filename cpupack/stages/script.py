@@ -19,7 +19,7 @@ from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
-from cpupack.runtime.native import OPERATOR
+from cpupack.runtime.engine.library import OPERATOR
 
 
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:

@@ -10,15 +10,8 @@ from cpupack.artifacts import StagedProject, TunePlan
 from cpupack.errors import TuningError
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
-from cpupack.runtime.host import HostProbe
-from cpupack.runtime.tune import (
-    SCENARIO_OF,
-    BenchProcess,
-    TuningFailedError,
-    make_space,
-    row_text,
-    search,
-)
+from cpupack.runtime.host.probe import HostProbe
+from cpupack.runtime.tune.command import SCENARIO_OF, BenchProcess, TuningFailedError, make_space, row_text, search
 from cpupack.targets import Target
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Recipe
-from cpupack.runtime.cpu import ISA_LEVELS, detect_isa, machine
-from cpupack.runtime.native import ENGINE
+from cpupack.runtime.engine.library import ENGINE
+from cpupack.runtime.host.cpu import ISA_LEVELS, detect_isa, machine
 from cpupack.targets import arm, x86
 
 

@@ -9,7 +9,7 @@ extremes of u8 x s8, see tests/unit/test_targets.py).
 
 from __future__ import annotations
 
-from cpupack.runtime.cpu import ISA_LEVELS
+from cpupack.runtime.host.cpu import ISA_LEVELS
 
 PLATFORM_TAG = "manylinux_2_28_x86_64"
 

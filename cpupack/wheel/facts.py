@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpupack.runtime import native
+from cpupack.runtime.engine import library
 from cpupack.runtime.manifest import Manifest
 
 
@@ -69,7 +69,7 @@ def plan_text(manifest: Manifest) -> str:
 
 def engine_text(target: dict[str, Any]) -> str:
     """Return the engine's name, and for our own what it is: unlike torch's it is in the wheel."""
-    return f"{target['engine']} (kernels in the wheel)" if target["engine"] == native.ENGINE else str(target["engine"])
+    return f"{target['engine']} (kernels in the wheel)" if target["engine"] == library.ENGINE else str(target["engine"])
 
 
 def scaled(count: int) -> str:

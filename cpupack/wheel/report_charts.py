@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpupack.runtime import charts
-from cpupack.runtime.axes import linear
-from cpupack.runtime.bench_charts import tuning_charts
-from cpupack.runtime.charts import Bar, Point
 from cpupack.runtime.manifest import PlanEntry
-from cpupack.runtime.shapes import Chart
+from cpupack.runtime.pages import charts
+from cpupack.runtime.pages.axes import linear
+from cpupack.runtime.pages.bench_charts import tuning_charts
+from cpupack.runtime.pages.charts import Bar, Point
+from cpupack.runtime.pages.shapes import Chart
 from cpupack.wheel.facts import megabytes
 
 WORST_LAYERS = 24

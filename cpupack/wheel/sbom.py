@@ -20,7 +20,7 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 
-from cpupack.runtime import native
+from cpupack.runtime.engine import library
 from cpupack.runtime.manifest import Manifest
 
 _UNSERIALIZED = uuid.UUID(int=0)
@@ -106,7 +106,7 @@ def _kernels(manifest: Manifest) -> list[Component]:
     It is compiled from cpupack's own sources and links the C library of the host alone: nothing of the compiler's
     own runtime ends up in it (tests/unit/test_kernels_build.py).
     """
-    found = [name for name in manifest.files if name.endswith(native.LIBRARY.as_posix())]
+    found = [name for name in manifest.files if name.endswith(library.LIBRARY.as_posix())]
     return [
         Component(
             type=ComponentType.LIBRARY,

@@ -21,8 +21,9 @@ import numpy as np
 
 from cpupack.peers import ENGINES, OURS
 from cpupack.peers.job import Job, Pool
-from cpupack.runtime import bench, scenarios, stats
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench import scenarios, stats
+from cpupack.runtime.host.probe import HostProbe
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _WARMUP_S = 3.0
@@ -96,12 +97,12 @@ class _Server:
         if self._job.single:
             self._scenario.drive(pool, self._batches, 1, self._clock, _WARMUP_S / 3)
         else:
-            bench.warm_up(pool, self._batches, self._job.batch_size, self._clock, _WARMUP_S)
+            bench_run.warm_up(pool, self._batches, self._job.batch_size, self._clock, _WARMUP_S)
         return {"peak_memory_bytes": HostProbe().peak_memory_bytes()}
 
     def _bench(self, duration_s: float) -> dict[str, Any]:
         """Measure once, for the search, with the bench that ships in every wheel."""
-        measured = bench.measure(
+        measured = bench_run.measure(
             self._opened(),
             self._batches,
             self._job.batch_size,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cpupack.runtime.inputs import random_input
-from cpupack.runtime.pool import InstancePool
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.engine.pool import InstancePool
+from cpupack.runtime.images.inputs import random_input
+from cpupack.runtime.images.preprocess import PreprocessSpec
 
 
 def main(spec_path: str) -> None:

@@ -16,7 +16,7 @@ from conftest import Outcome
 from PIL import Image
 from tiny_recipes import FAST, PHOTOS_EACH, Project
 
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 Cpupack = Callable[..., Outcome]
 

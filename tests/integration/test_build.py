@@ -20,7 +20,7 @@ from page_checks import check_page, numbers
 from PIL import Image
 from tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Project
 
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 Cpupack = Callable[..., Outcome]
 

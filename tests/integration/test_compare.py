@@ -18,7 +18,7 @@ import pytest
 from tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
 
 from cpupack.peers import ENGINES
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 pytestmark = [
     pytest.mark.slow,

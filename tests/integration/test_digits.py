@@ -15,7 +15,7 @@ import pytest
 from fresh_venv import Environment, make_environment
 from PIL import Image
 
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 

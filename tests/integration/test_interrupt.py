@@ -14,7 +14,7 @@ import psutil
 import pytest
 from tiny_recipes import FAST, Project
 
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 pytestmark = [
     pytest.mark.slow,

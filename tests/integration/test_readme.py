@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 README = Path(__file__).parents[2] / "README.md"
 LABELS = ("circle", "cross", "square")

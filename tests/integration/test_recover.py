@@ -14,7 +14,7 @@ from conftest import Outcome
 from tiny_recipes import FAST, Project
 
 from cpupack.recipe.file import load_recipe
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 
 Cpupack = Callable[..., Outcome]
 

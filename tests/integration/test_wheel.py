@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_wheel import LABELS, TinyWheel
 
 from cpupack.artifacts import StagedProject
-from cpupack.runtime.cpu import machine
+from cpupack.runtime.host.cpu import machine
 from cpupack.stages.package import build_wheel, stage_project
 
 pytestmark = [

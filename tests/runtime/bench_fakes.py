@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.runtime.errors import RunnerError
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host.probe import HostProbe
 
 
 class FakeClock:

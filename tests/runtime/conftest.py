@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import cpupack.runtime
-from cpupack.runtime import cpu, host
+from cpupack.runtime.host import cpu
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 
 RUNTIME = Path(cpupack.runtime.__file__).parent
@@ -172,7 +173,7 @@ def write_package(directory: Path, *, preprocess: dict | None = PREPROCESS, rand
         ),
         bench={},
         torch={"version": str(torch.__version__), "requires": ">=2.10,<2.14"},
-        build={"host": host.fingerprint()},
+        build={"host": host_probe.fingerprint()},
         files={name: FileEntry(hash_file(directory / name), (directory / name).stat().st_size) for name in shipped},
     )
     (directory / MANIFEST_NAME).write_text(manifest.to_json())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpupack.runtime import host, plan, tuned
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry
+from cpupack.runtime.plan import decide
+from cpupack.runtime.plan import table as plan_table
 
 
 def manifest(objective: str = "throughput", **build_plan: Any) -> Manifest:
@@ -25,16 +27,16 @@ def manifest(objective: str = "throughput", **build_plan: Any) -> Manifest:
         plan=PlanEntry(bool(build_plan), objective, max_latency_ms=None, reason="", **entry),
         bench={},
         torch={},
-        build={"host": {**host.fingerprint(), "cores_usable": 4}},
+        build={"host": {**host_probe.fingerprint(), "cores_usable": 4}},
         files={"model.pt": FileEntry("a" * 64, 1)},
     )
 
 
-def table(**changes: Any) -> tuned.TunedTable:
+def table(**changes: Any) -> plan_table.TunedTable:
     fields = {
-        "fingerprint": host.fingerprint(),
+        "fingerprint": host_probe.fingerprint(),
         "cores_usable": 4,
-        "model": tuned.model_digest(manifest()),
+        "model": plan_table.model_digest(manifest()),
         "objective": "throughput",
         "max_latency_ms": None,
         "threads": 2,
@@ -44,8 +46,8 @@ def table(**changes: Any) -> tuned.TunedTable:
         "searched_s": 1.0,
         "rows": [],
     }
-    return tuned.TunedTable(**{**fields, **changes})
+    return plan_table.TunedTable(**{**fields, **changes})
 
 
-def numbers(decided: plan.Plan) -> tuple[int, int, int]:
+def numbers(decided: decide.Plan) -> tuple[int, int, int]:
     return decided.threads, decided.instances, decided.batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpupack.runtime.batches import FILE_TURNS, HAND_OVER_S, even_size
+from cpupack.runtime.engine.batches import FILE_TURNS, HAND_OVER_S, even_size
 
 SLOW_S = 1.0
 

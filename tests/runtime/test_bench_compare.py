@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from cpupack.runtime import compare_bench, frequency
-from cpupack.runtime.compare_bench import compare, format_comparison, read_reference
+from cpupack.runtime.bench import compare as bench_compare
+from cpupack.runtime.bench.compare import compare, format_comparison, read_reference
+from cpupack.runtime.bench.options import BUILD
+from cpupack.runtime.bench.verdict import late_generator, other_place, overload, unsettled
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.host import frequency
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.options import BUILD
-from cpupack.runtime.verdict import late_generator, other_place, overload, unsettled
 
 RESULT: dict[str, Any] = {
     "scenario": "offline",
@@ -35,14 +36,14 @@ RESULT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def earlier(tmp_path: Path, **changes: Any) -> compare_bench.Reference:
+def earlier(tmp_path: Path, **changes: Any) -> bench_compare.Reference:
     """A reference read from a file: ``RESULT`` with changes, those of ``host`` merged."""
     found = copy.deepcopy(RESULT)
     for key, value in changes.items():
         found[key] = {**found[key], **value} if isinstance(value, dict) else value
     path = tmp_path / "earlier.json"
     path.write_text(json.dumps(found))
-    return compare_bench._of_file(path)
+    return bench_compare._of_file(path)
 
 
 def test_equal_results_agree_and_nothing_differs(tmp_path: Path) -> None:

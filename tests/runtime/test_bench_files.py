@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpupack.runtime import bench, cli, feeds
+from cpupack.runtime import cli
+from cpupack.runtime.bench import feeds
+from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.plan.decide import decide
 
 Call = Callable[..., dict[str, Any]]
 
@@ -68,7 +71,7 @@ def test_every_scenario_has_the_contracts_fields(call: Call, photos: Path, argv:
     low, high = result["headline_repeat95"]
     assert low <= result["headline_value"] <= high
     assert result["cold_start_ms"]["first_call"] > 0
-    text = bench.format_table(result)
+    text = bench_run.format_table(result)
     assert f"p99 {result['latency_ms']['p99']:.2f}" in text
     assert all(reason in text for reason in result["invalid_reasons"])
     if "server" in result:
@@ -86,7 +89,7 @@ def test_every_file_takes_its_turn_in_batches_of_any_size(package_dir: Path, pho
     manifest = read_manifest(package_dir)
     files = feeds.list_images(photos, manifest)
     assert [path.name for path in files] == ["0.jpg", "2.jpg", "4.jpg", "1.jpg", "3.jpg"]
-    plan = bench.plan.decide(manifest, threads=1, instances=1, batch_size=2)
+    plan = decide(manifest, threads=1, instances=1, batch_size=2)
     with feeds.open_files(package_dir, plan, photos, files, seed=1) as feed:
         for size in (1, 2, 4):
             batches = feed.batches_of(size)
@@ -98,7 +101,7 @@ def test_every_file_takes_its_turn_in_batches_of_any_size(package_dir: Path, pho
 
 def test_smaller_batches_are_parts_of_the_distinct_ones(package_dir: Path) -> None:
     manifest = read_manifest(package_dir)
-    plan = bench.plan.decide(manifest, threads=1, instances=1, batch_size=4)
+    plan = decide(manifest, threads=1, instances=1, batch_size=4)
     with feeds.open_made_up(package_dir, manifest, plan, seed=1) as feed:
         whole = feed.batches_of(4)
         ones = feed.batches_of(1)
@@ -163,7 +166,7 @@ def test_the_peak_of_the_real_thing(call: Call) -> None:
     assert all(run["rate_per_s"] > 0 for run in found["runs"])
     assert found["max_latency_ms"] == 200.0
     assert bool(found["rate_per_s"]) == result["server"]["passed"]
-    assert "peak" in bench.format_table(result)
+    assert "peak" in bench_run.format_table(result)
 
 
 def test_comparing_with_an_earlier_result_shows_it(call: Call, tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_comparing_with_an_earlier_result_shows_it(call: Call, tmp_path: Path) -
     result = call("--batch-size", "2", "--compare", str(path))
     assert result["comparison"]["against"] == str(path)
     assert [each["what"] for each in result["comparison"]["differences"] if each["what"] != "clock"] == []
-    assert f"compared with {path}" in bench.format_table(result)
+    assert f"compared with {path}" in bench_run.format_table(result)
 
 
 def test_a_page_is_written_and_a_bad_target_found_before_measuring(

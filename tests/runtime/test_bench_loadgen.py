@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cpupack.runtime import cli, loadgen
+from cpupack.runtime import cli
+from cpupack.runtime.bench import loadgen
 from cpupack.runtime.errors import RunnerError
 
 installed = pytest.mark.skipif(
@@ -54,7 +55,7 @@ def test_what_fails_in_the_model_fails_the_bench(
     array_package_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """LoadGen waits for every answer: a failing model must not make it wait for ever."""
-    from cpupack.runtime.pool import InstancePool
+    from cpupack.runtime.engine.pool import InstancePool
 
     submit, seen = InstancePool.submit, []
 

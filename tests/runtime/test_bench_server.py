@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from bench_fakes import FakeClock, FakePool, quiet_probe
 
-from cpupack.runtime import peak
+from cpupack.runtime.bench import peak
+from cpupack.runtime.bench.measure import measure_server
+from cpupack.runtime.bench.server import MIN_REQUESTS, Load, Requests, serve, shapes_up_to
 from cpupack.runtime.errors import InputError, RunnerError
-from cpupack.runtime.measure import measure_server
-from cpupack.runtime.server import MIN_REQUESTS, Load, Requests, serve, shapes_up_to
 
 SERVICE_S = 1 / 128  # exact in binary
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cpupack.runtime import stats
+from cpupack.runtime.bench import stats
 
 
 def coverage_bounds(trials: int, share: float = 0.95) -> float:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpupack.runtime import capacity, cli, host, tuned
-from cpupack.runtime.capacity import MAX_UTILISATION, plan_capacity, profiles
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime import cli
+from cpupack.runtime.capacity import command as capacity_command
+from cpupack.runtime.capacity.command import MAX_UTILISATION, plan_capacity, profiles
+from cpupack.runtime.capacity.queueing import simulate
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.manifest import MANIFEST_NAME, PlanEntry, read_manifest
-from cpupack.runtime.queueing import simulate
+from cpupack.runtime.plan import table
 
 # The queue --------------------------------------------------------------------------------------------------
 
@@ -156,9 +159,9 @@ ASKED = ("--rate", 20, "--max-latency-ms", 50)
 def keep(package_dir: Path, **changes: Any) -> Path:
     manifest = read_manifest(package_dir)
     fields = {
-        "fingerprint": host.fingerprint(),
+        "fingerprint": host_probe.fingerprint(),
         "cores_usable": HostProbe().budget().usable,
-        "model": tuned.model_digest(manifest),
+        "model": table.model_digest(manifest),
         "objective": "throughput",
         "max_latency_ms": None,
         "threads": 1,
@@ -168,8 +171,8 @@ def keep(package_dir: Path, **changes: Any) -> Path:
         "searched_s": 1.0,
         "rows": [row(1, 1, 1, 100.0), {"threads": 1, "instances": 1, "batch_size": 2, "round": 0, "error": "killed"}],
     }
-    path = tuned.table_path(manifest)
-    tuned.write_table(path, tuned.TunedTable(**{**fields, **changes}))
+    path = table.table_path(manifest)
+    table.write_table(path, table.TunedTable(**{**fields, **changes}))
     return path
 
 
@@ -205,7 +208,7 @@ def test_an_answer_of_no_is_an_answer_too(call: Callable[..., tuple[int, str, st
 
 
 def test_the_table_of_another_cpu_is_not_trusted(call: Callable[..., tuple[int, str, str]], package_dir: Path) -> None:
-    keep(package_dir, fingerprint={**host.fingerprint(), "cpu_id": "another"})
+    keep(package_dir, fingerprint={**host_probe.fingerprint(), "cpu_id": "another"})
     code, _, err = call(*ASKED)
     assert code == 2
     assert "another" in err
@@ -215,8 +218,8 @@ def test_the_wheels_table_holds_on_an_equal_cpu_only(
     call: Callable[..., tuple[int, str, str]], package_dir: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(package_dir, tmp_path / "tiny_int8"))
-    (copy / capacity.TUNE_NAME).write_text(json.dumps({"rows": [row(1, 1, 1, 100.0)]}))
-    built_on = {**host.fingerprint(), "cores_usable": HostProbe().budget().usable}
+    (copy / capacity_command.TUNE_NAME).write_text(json.dumps({"rows": [row(1, 1, 1, 100.0)]}))
+    built_on = {**host_probe.fingerprint(), "cores_usable": HostProbe().budget().usable}
     built = dataclasses.replace(
         read_manifest(copy), plan=PlanEntry(True, "throughput", 1, 1, 1, None, ""), build={"host": built_on}
     )
@@ -224,7 +227,7 @@ def test_the_wheels_table_holds_on_an_equal_cpu_only(
     code, out, _ = call(*ASKED, package=copy)
     assert code == 0
     assert "tuned at build time on an equal CPU" in out
-    (copy / capacity.TUNE_NAME).write_text("{")
+    (copy / capacity_command.TUNE_NAME).write_text("{")
     assert call(*ASKED, package=copy)[0] == 3
     other = dataclasses.replace(built, build={"host": {**built_on, "isa": "other"}})
     (copy / MANIFEST_NAME).write_text(other.to_json())

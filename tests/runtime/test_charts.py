@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from cpupack.runtime import charts
-from cpupack.runtime.axes import PercentAxis, linear, logarithmic, spread
-from cpupack.runtime.charts import Bar, Cell, Point
-from cpupack.runtime.shapes import Chart, Dot, Line, Path, Rect, Text
+from cpupack.runtime.pages import charts
+from cpupack.runtime.pages.axes import PercentAxis, linear, logarithmic, spread
+from cpupack.runtime.pages.charts import Bar, Cell, Point
+from cpupack.runtime.pages.shapes import Chart, Dot, Line, Path, Rect, Text
 
 
 def of_type(chart: Chart, kind: type, style: str = "") -> list:

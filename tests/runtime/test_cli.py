@@ -328,7 +328,8 @@ def test_reader_that_leaves_is_no_error(package_dir: Path) -> None:
 def test_interrupt_is_one_line(package_dir: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c",
-         "import os, signal, sys\nfrom pathlib import Path\nfrom tiny_int8._runtime import bench, cli\n"
+         "import os, signal, sys\nfrom pathlib import Path\n"
+         "from tiny_int8._runtime import cli\nfrom tiny_int8._runtime.bench import run as bench\n"
          "def run(*_): os.kill(os.getpid(), signal.SIGINT)\n"
          "bench.run = run\nsys.exit(cli.main(Path(sys.argv[1]), ['bench'], prog='tiny-int8'))",
          str(package_dir)],

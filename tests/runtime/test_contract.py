@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cpupack.runtime import cpu
-from cpupack.runtime.contract import check_cpu, check_torch, model_path
+from cpupack.runtime.engine.contract import check_cpu, check_torch, model_path
 from cpupack.runtime.errors import HostError, IntegrityError
+from cpupack.runtime.host import cpu
 from cpupack.runtime.manifest import FileEntry, Manifest, read_manifest
 
 

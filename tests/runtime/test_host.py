@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cpupack.runtime import cgroup, host
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host import cgroup
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.probe import HostProbe
 
 V2_MOUNT = "30 20 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
 V1_MOUNTS = (
@@ -166,9 +167,9 @@ def test_cpu_ticks_are_those_of_the_allowed_cpus(tmp_path: Path) -> None:
 
 
 def test_this_host_is_described_in_json() -> None:
-    facts = json.loads(json.dumps(host.describe(engine="onednn")))
+    facts = json.loads(json.dumps(host_probe.describe(engine="onednn")))
     assert facts["cores_usable"] >= 1
     assert facts["engine"] == "onednn"
-    assert {key: facts[key] for key in host.fingerprint()} == host.fingerprint()
+    assert {key: facts[key] for key in host_probe.fingerprint()} == host_probe.fingerprint()
     assert facts["memory_bytes"] > 0
     assert HostProbe().peak_memory_bytes() > 0

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpupack.runtime import images, native, preprocess, resize
+from cpupack.runtime.engine import library as native_library
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images import fast, preprocess, resize
+from cpupack.runtime.images.preprocess import PreprocessSpec
 
-needs_kernels = pytest.mark.skipif(native.describe()["problem"] is not None, reason="needs the native kernels")
+needs_kernels = pytest.mark.skipif(native_library.describe()["problem"] is not None, reason="needs the native kernels")
 SPEC = PreprocessSpec(resize=64, crop=56)
 
 
@@ -43,7 +44,7 @@ def reference(source: object, spec: PreprocessSpec = SPEC) -> np.ndarray:
 
 
 def difference(source: object, spec: PreprocessSpec = SPEC) -> np.ndarray:
-    found, expected = images.load_pixels(source, spec), reference(source, spec)
+    found, expected = fast.load_pixels(source, spec), reference(source, spec)
     assert (found.dtype, found.shape, found.flags.c_contiguous) == (np.uint8, expected.shape, True)
     return np.abs(found.astype(int) - expected)
 
@@ -52,8 +53,8 @@ def difference(source: object, spec: PreprocessSpec = SPEC) -> np.ndarray:
 def resizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Resize with the native kernels, or as where there are none."""
     if request.param == "pillow":
-        monkeypatch.setattr(images, "_library", lambda: None)
-    elif native.describe()["problem"] is not None:
+        monkeypatch.setattr(fast, "_library", lambda: None)
+    elif native_library.describe()["problem"] is not None:
         pytest.skip("needs the native kernels")
     return request.param
 
@@ -62,7 +63,7 @@ def resizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 def test_jpegs_differ_by_a_level_at_most(resizer: str, width: int, height: int, subsampling: str) -> None:
     data = jpeg(picture(width, height), subsampling=subsampling)
-    assert difference(data).max() <= images.EXACT_BOUND
+    assert difference(data).max() <= fast.EXACT_BOUND
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bicubic", "lanczos"])
@@ -72,29 +73,29 @@ def test_other_filters_are_pillows(interpolation: str, width: int, height: int) 
         PreprocessSpec(resize=64, crop=56, interpolation=interpolation),
         PreprocessSpec(resize=(30, 70), interpolation=interpolation),
     ):
-        assert difference((picture(width, height) >> 7) * np.uint8(255), spec).max() <= images.EXACT_BOUND
+        assert difference((picture(width, height) >> 7) * np.uint8(255), spec).max() <= fast.EXACT_BOUND
 
 
 @pytest.mark.parametrize(("factor", "side"), [(2, 400), (4, 800), (8, 1600)])
 def test_large_jpegs_are_decoded_smaller_within_the_bound(resizer: str, factor: int, side: int) -> None:
     width, height = side * 4 // 3, side
     target = preprocess.resized_size(width, height, SPEC)
-    assert images._reduction((width, height), target) == factor
+    assert fast._reduction((width, height), target) == factor
     found = difference(jpeg(picture(width, height)))
-    assert 0 < found.mean() <= images.REDUCED_MEAN_BOUND
+    assert 0 < found.mean() <= fast.REDUCED_MEAN_BOUND
 
 
 def test_a_jpeg_is_decoded_whole_when_little_would_be_left() -> None:
-    wide = int(64 * 2 * images.REDUCED_GAP) - 1
-    assert images._reduction((wide, wide), (64, 64)) == 1
-    assert images._reduction((wide + 1, wide + 1), (64, 64)) == 2
+    wide = int(64 * 2 * fast.REDUCED_GAP) - 1
+    assert fast._reduction((wide, wide), (64, 64)) == 1
+    assert fast._reduction((wide + 1, wide + 1), (64, 64)) == 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert difference(jpeg(picture(160, 100), exif=exif)).max() <= images.EXACT_BOUND
+    assert difference(jpeg(picture(160, 100), exif=exif)).max() <= fast.EXACT_BOUND
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_orientation(orientation: int) -> None:
     ],
 )
 def test_every_recipe(resizer: str, width: int, height: int, spec: PreprocessSpec) -> None:
-    assert difference(jpeg(picture(width, height)), spec).max() <= images.EXACT_BOUND
+    assert difference(jpeg(picture(width, height)), spec).max() <= fast.EXACT_BOUND
 
 
 def test_other_images(resizer: str) -> None:
@@ -125,16 +126,16 @@ def test_other_images(resizer: str) -> None:
     read_only.flags.writeable = False
     sources = [grey.getvalue(), cmyk.getvalue(), png.getvalue(), pixels, read_only, pixels[..., 0]]
     for source in [*sources, Image.fromarray(pixels), memoryview(png.getvalue())]:
-        assert difference(source).max() <= images.EXACT_BOUND
+        assert difference(source).max() <= fast.EXACT_BOUND
 
 
 def test_the_answer_is_the_callers_own() -> None:
     """What a thread keeps for its next image is never handed out."""
     specs = [SPEC, PreprocessSpec(), PreprocessSpec(crop=40)]
     for spec in specs:
-        first = images.load_pixels(jpeg(picture(90, 80)), spec)
+        first = fast.load_pixels(jpeg(picture(90, 80)), spec)
         kept = first.copy()
-        images.load_pixels(jpeg(picture(90, 80, seed=1)), spec)
+        fast.load_pixels(jpeg(picture(90, 80, seed=1)), spec)
         np.testing.assert_array_equal(first, kept)
 
 
@@ -144,14 +145,14 @@ def test_damaged_files_fail_as_in_the_reference(cut: int) -> None:
     with pytest.raises(InputError) as expected:
         reference(data)
     with pytest.raises(InputError) as found:
-        images.load_pixels(data, SPEC)
+        fast.load_pixels(data, SPEC)
     assert str(found.value) == str(expected.value)
 
 
 def test_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(InputError, match="too large"):
-        images.load_pixels(jpeg(picture(160, 120)), SPEC)
+        fast.load_pixels(jpeg(picture(160, 120)), SPEC)
 
 
 # --- decoders
@@ -159,7 +160,7 @@ def test_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    images._simplejpeg.cache_clear()
+    fast._simplejpeg.cache_clear()
     monkeypatch.setattr(monkeypatch, "undo", _cleared(monkeypatch.undo))
     return monkeypatch
 
@@ -167,22 +168,22 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def _cleared(undo: object) -> object:
     def both() -> None:
         undo()
-        images._simplejpeg.cache_clear()
+        fast._simplejpeg.cache_clear()
 
     return both
 
 
 def test_pillow_decodes_where_simplejpeg_is_not(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "simplejpeg", None)  # import raises ImportError
-    assert images.describe(SPEC).jpeg.startswith("Pillow ")
-    assert "pip install simplejpeg" in images.describe(SPEC).jpeg_reason
-    assert difference(jpeg(picture(160, 120))).max() <= images.EXACT_BOUND
-    assert difference(jpeg(picture(1066, 800))).mean() <= images.REDUCED_MEAN_BOUND
+    assert fast.describe(SPEC).jpeg.startswith("Pillow ")
+    assert "pip install simplejpeg" in fast.describe(SPEC).jpeg_reason
+    assert difference(jpeg(picture(160, 120))).max() <= fast.EXACT_BOUND
+    assert difference(jpeg(picture(1066, 800))).mean() <= fast.REDUCED_MEAN_BOUND
 
 
 def test_a_directory_of_that_name_is_not_it(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "simplejpeg", types.ModuleType("simplejpeg"))
-    assert images.describe(SPEC).jpeg.startswith("Pillow ")
+    assert fast.describe(SPEC).jpeg.startswith("Pillow ")
 
 
 def test_simplejpeg_gives_the_same_pixels() -> None:
@@ -191,17 +192,17 @@ def test_simplejpeg_gives_the_same_pixels() -> None:
         for progressive in (False, True):
             data = jpeg(picture(167, 121), subsampling=subsampling, progressive=progressive)
             np.testing.assert_array_equal(simplejpeg.decode_jpeg(data), np.asarray(preprocess.decode_image(data)))
-    assert images.describe(SPEC).jpeg == f"simplejpeg {simplejpeg.__version__}"
+    assert fast.describe(SPEC).jpeg == f"simplejpeg {simplejpeg.__version__}"
 
 
 def test_what_resizes_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = PreprocessSpec(resize=64, interpolation="nearest")
-    assert images.describe(nearest).resize == "Pillow"
-    assert "no nearest filter" in images.describe(nearest).resize_reason
-    monkeypatch.setattr(images, "_library", lambda: None)
-    assert images.describe(SPEC).resize == "Pillow"
-    monkeypatch.setattr(images, "_library", lambda: object())
-    assert images.describe(SPEC).resize == "native kernels"
+    assert fast.describe(nearest).resize == "Pillow"
+    assert "no nearest filter" in fast.describe(nearest).resize_reason
+    monkeypatch.setattr(fast, "_library", lambda: None)
+    assert fast.describe(SPEC).resize == "Pillow"
+    monkeypatch.setattr(fast, "_library", lambda: object())
+    assert fast.describe(SPEC).resize == "native kernels"
 
 
 # --- the kernel
@@ -209,9 +210,9 @@ def test_what_resizes_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    if native.describe()["problem"] is not None:
+    if native_library.describe()["problem"] is not None:
         pytest.skip("needs the native kernels")
-    found = native.open_library()
+    found = native_library.open_library()
     resize.declare(found)
     return found
 
@@ -233,21 +234,21 @@ def test_any_window_of_any_size(library: ctypes.CDLL, seed: int) -> None:
         resize.resize(library, pixels, window, guarded[1:-1], "bilinear")
         whole = Image.fromarray(pixels).resize((int(new_width), int(new_height)), Image.Resampling.BILINEAR)
         expected = np.asarray(whole)[top : top + rows, left : left + columns]
-        assert np.abs(guarded[1:-1].astype(int) - expected).max() <= images.EXACT_BOUND
+        assert np.abs(guarded[1:-1].astype(int) - expected).max() <= fast.EXACT_BOUND
         assert (guarded[0] == 77).all()
         assert (guarded[-1] == 77).all()
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "lanczos"])
 def test_filters_with_negative_factors_are_pillows_where_proportions_stay(interpolation: str) -> None:
-    if native.describe()["problem"] is not None:
+    if native_library.describe()["problem"] is not None:
         pytest.skip("needs the native kernels")
     random = np.random.default_rng(5)
     for _ in range(60):
         height, width = map(int, random.integers(60, 400, 2))
         spec = PreprocessSpec(resize=int(random.integers(16, 200)), interpolation=interpolation)
         pixels = random.integers(0, 2, (height, width, 3)).astype(np.uint8) * np.uint8(255)
-        assert difference(pixels, spec).max() <= images.EXACT_BOUND
+        assert difference(pixels, spec).max() <= fast.EXACT_BOUND
 
 
 def test_a_constant_image_stays_so(library: ctypes.CDLL) -> None:

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from cpupack.runtime import cpu, native
+from cpupack.runtime.engine import library
+from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.pool import InstancePool
+from cpupack.runtime.host import cpu
 
-LIBRARY = tiny.RUNTIME / native.LIBRARY
+LIBRARY = tiny.RUNTIME / library.LIBRARY
 CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
@@ -34,10 +35,10 @@ BLOCK = 32  # output channels of a block; with chunks of four bytes a block is s
 
 
 def runs_here() -> bool:
-    return cpu.machine() == native.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(native.ISA) :]
+    return cpu.machine() == library.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(library.ISA) :]
 
 
-needs_kernels = pytest.mark.skipif(not runs_here(), reason=f"the native kernels need {native.ISA}")
+needs_kernels = pytest.mark.skipif(not runs_here(), reason=f"the native kernels need {library.ISA}")
 
 
 def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
@@ -82,7 +83,7 @@ class Net(torch.nn.Module):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The net traced, frozen and saved, as the build does it."""
-    native.load()
+    library.load()
     path = tmp_path_factory.mktemp("native") / "model.pt"
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
@@ -103,7 +104,7 @@ def run_python(code: str, *arguments: object, path: Path = tiny.RUNTIME.parent.p
 @needs_kernels
 @pytest.mark.parametrize("count", [0, 1, 33])
 def test_the_operator_computes(count: int) -> None:
-    native.load()
+    library.load()
     batch = pixels(count)
     found = torch.ops.cpupack.run_1(batch, program(), OUTPUTS)
     np.testing.assert_array_equal(found.numpy(), expected(batch))
@@ -114,7 +115,7 @@ def test_a_saved_model_runs_in_a_pool_whatever_torchs_engine_is(saved: Path) -> 
     before = torch.backends.quantized.engine
     try:
         torch.backends.quantized.engine = "qnnpack"
-        with InstancePool(saved, native.ENGINE, threads=2, instances=2) as pool:
+        with InstancePool(saved, library.ENGINE, threads=2, instances=2) as pool:
             futures = [(batch, pool.submit(batch)) for batch in (pixels(3, seed) for seed in range(20))]
             for batch, future in futures:
                 np.testing.assert_array_equal(future.result().numpy(), expected(batch))
@@ -130,7 +131,7 @@ def test_several_threads_call_one_module(saved: Path) -> None:
 
     def call(seed: int) -> None:
         batch = pixels(seed + 1, seed)
-        native.set_threads(seed % 2 + 1)
+        library.set_threads(seed % 2 + 1)
         with torch.inference_mode():
             wrong.extend(seed for _ in range(300) if not np.array_equal(module(batch).numpy(), expected(batch)))
 
@@ -163,7 +164,7 @@ BAD_CALLS = {
 @needs_kernels
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
-    native.load()
+    library.load()
     make, why = BAD_CALLS[name]
     with pytest.raises(RuntimeError, match=f"cpupack::run_1: .*{why}"):
         torch.ops.cpupack.run_1(*make())
@@ -171,7 +172,7 @@ def test_what_it_cannot_run_is_a_runtime_error(name: str) -> None:
 
 @needs_kernels
 def test_an_error_leaves_the_instance_alive_and_is_one_line(saved: Path) -> None:
-    with InstancePool(saved, native.ENGINE, threads=1, instances=1) as pool:
+    with InstancePool(saved, library.ENGINE, threads=1, instances=1) as pool:
         with pytest.raises(RunnerError, match=r"batch of shape \(1, 4, 1, 2\): it takes \(n, 4, 1, 1\)") as caught:
             pool.run(torch.zeros((1, CHANNELS, 1, 2), dtype=torch.uint8))
         assert "\n" not in str(caught.value)
@@ -180,7 +181,7 @@ def test_an_error_leaves_the_instance_alive_and_is_one_line(saved: Path) -> None
 
 @needs_kernels
 def test_neither_calls_nor_errors_keep_their_tensors() -> None:
-    native.load()
+    library.load()
 
     def owners(tensor: torch.Tensor) -> int:
         return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
@@ -200,7 +201,7 @@ def test_neither_calls_nor_errors_keep_their_tensors() -> None:
 TWO_PACKAGES = """
 import sys, threading, importlib
 import numpy as np, torch
-natives = [importlib.import_module(f"{name}._runtime.native") for name in ("one", "two")]
+natives = [importlib.import_module(f"{name}._runtime.engine.library") for name in ("one", "two")]
 threads = [threading.Thread(target=each.load) for each in natives * 4]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -226,8 +227,8 @@ def test_two_packages_in_a_fresh_process_share_one_operator(saved: Path, tmp_pat
 def test_describing_loads_neither_the_library_nor_torch() -> None:
     code = """
 import sys
-from cpupack.runtime import native
-found = native.describe()
+from cpupack.runtime.engine import library
+found = library.describe()
 print(found["loaded"], "torch" in sys.modules, any("cpupack_int8" in line for line in open("/proc/self/maps")))
 """
     done = run_python(code)
@@ -236,7 +237,7 @@ print(found["loaded"], "torch" in sys.modules, any("cpupack_int8" in line for li
 
 @needs_kernels
 def test_the_library_is_described(saved: Path) -> None:
-    found = native.describe()
+    found = library.describe()
     assert found["path"] == str(LIBRARY)
     assert found["isa"] in {"amx", "vnni", "avx2"}
     assert (found["loaded"], found["problem"]) == (True, None)
@@ -248,7 +249,8 @@ def test_a_package_without_the_library_says_what_to_do(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "kernels")
     shutil.copytree(tiny.RUNTIME, tmp_path / "one" / "_runtime", ignore=ignored)
     code = """
-from one._runtime import errors, native
+from one._runtime import errors
+from one._runtime.engine import library as native
 try:
     native.load()
 except errors.HostError as error:
@@ -261,7 +263,7 @@ except errors.HostError as error:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As if this process had loaded nothing yet."""
-    monkeypatch.setattr(native, "_process", native._Process("fresh"))
+    monkeypatch.setattr(library, "_process", library._Process("fresh"))
     return monkeypatch
 
 
@@ -276,8 +278,8 @@ def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: st
     fresh.setattr(cpu, "machine", lambda: machine)
     fresh.setattr(cpu, "detect_isa", lambda: isa)
     with pytest.raises(HostError, match=why):
-        native.load()
-    found = native.describe()
+        library.load()
+    found = library.describe()
     assert (found["isa"], found["loaded"]) == (None, False)
     assert why in found["problem"]
 
@@ -285,14 +287,14 @@ def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: st
 @needs_kernels
 def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
-    (tmp_path / native.LIBRARY).write_text("not a library")
-    fresh.setattr(native, "__file__", str(tmp_path / "native.py"))
+    (tmp_path / library.LIBRARY).write_text("not a library")
+    fresh.setattr(library, "__file__", str(tmp_path / "engine" / "library.py"))
     with pytest.raises(HostError, match="does not load the native kernels"):
-        native.load()
+        library.load()
 
 
 @needs_kernels
 def test_threads_start_at_one() -> None:
-    native.load()
+    library.load()
     with pytest.raises(ValueError, match="count is 0"):
-        native.set_threads(0)
+        library.set_threads(0)

@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from cpupack.runtime import bench, cli, host, plan
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime import cli
+from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.probe import HostProbe
+from cpupack.runtime.plan import decide
 
 CPUS = sorted(os.sched_getaffinity(0))
 BENCH = ("bench", "--json", "--duration", "0.1", "--warmup", "0", "--batch-size", "1")
@@ -113,7 +116,7 @@ def test_inside_an_emulated_quota(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     probe = HostProbe(tmp_path, affinity=frozenset(range(4)))
-    for module in (bench, host, plan):
+    for module in (bench_run, host_probe, decide):
         monkeypatch.setattr(module, "HostProbe", lambda: probe)
     assert cli.main(package_dir, ["info"]) == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -20,9 +20,9 @@ import torch
 from native_reference import Array, Fit, Op, Reference
 
 from cpupack.layers.native import codes_after
-from cpupack.runtime import native
+from cpupack.runtime.engine import library
 
-pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
+pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
 
 TABLE = np.random.default_rng(5).permutation(256).astype(np.uint8)
 
@@ -256,8 +256,8 @@ def last_writers(net: Reference) -> dict[int, int]:
 
 @pytest.fixture(autouse=True)
 def _kernels() -> None:
-    native.load()
-    native.set_threads(1)
+    library.load()
+    library.set_threads(1)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -289,7 +289,7 @@ def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
     x, program = net.tensors()
     alone = [torch.ops.cpupack.run_1(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
-        native.set_threads(threads)
+        library.set_threads(threads)
         for batch in (1, 2, 5):
             many = x.repeat(5, 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
             found = torch.ops.cpupack.run_1(many, program, net.program.outputs)
@@ -329,8 +329,8 @@ print(json.dumps(tests.digests()))
 
 def digests() -> dict[str, str]:
     """Return a hash of every buffer and result of every program, and the path that made them."""
-    native.load()
-    found = {"isa": native.describe()["isa"]}
+    library.load()
+    found = {"isa": library.describe()["isa"]}
     for name, make in NETS.items():
         net = make()
         x, program = net.tensors()
@@ -377,13 +377,13 @@ print(*tests.damage(int(sys.argv[3])))
 
 def damage(seed: int) -> tuple[int, int]:
     """Run damaged programs; return how many ran and how many were refused. Must come back at all."""
-    native.load()
+    library.load()
     random = np.random.default_rng(seed)
     ran = refused = 0
     for name in DAMAGED:
         net = NETS[name]()
         x, program = net.tensors()
-        native.set_threads(int(random.integers(1, 3)))
+        library.set_threads(int(random.integers(1, 3)))
         for data in damaged(program.numpy(), random):
             data[40:48] = random.integers(0, 256, 8)  # another identity: nothing known of the program may help
             outputs = int(data[32:36].view("<i4")[0])

@@ -18,11 +18,12 @@ import test_native_kernels as kernels
 import torch
 
 from cpupack.graph.native_model import NativeModel
-from cpupack.runtime import native, native_model
+from cpupack.runtime.engine import library
+from cpupack.runtime.engine import program as native_program
+from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.pool import InstancePool
 
-pytestmark = pytest.mark.skipif(native.describe()["problem"] is not None, reason="needs the native kernels")
+pytestmark = pytest.mark.skipif(library.describe()["problem"] is not None, reason="needs the native kernels")
 NET = kernels.by_blocks(54, 4)
 INPUT, PROGRAM = NET.tensors()
 OUTPUTS = NET.program.outputs
@@ -37,7 +38,7 @@ def by_pixels() -> kernels.Reference:
 
 def save(module: torch.nn.Module, example: torch.Tensor, path: Path) -> Path:
     """Trace, freeze and save, as the build does."""
-    native.load()
+    library.load()
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
         torch.jit.save(torch.jit.freeze(torch.jit.trace(module.eval(), example)), str(path))
@@ -51,15 +52,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected() -> np.ndarray:
-    native.load()
-    native.set_threads(1)
+    library.load()
+    library.set_threads(1)
     return torch.ops.cpupack.run_1(INPUT, PROGRAM, OUTPUTS).numpy()
 
 
 def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
-    assert native_model.is_program(saved, native.ENGINE)
-    assert not native_model.is_program(saved, "onednn")
-    program = native_model.read_program(saved)
+    assert native_program.is_program(saved, library.ENGINE)
+    assert not native_program.is_program(saved, "onednn")
+    program = native_program.read_program(saved)
     np.testing.assert_array_equal(program.memory, PROGRAM.numpy())
     assert program.memory.ctypes.data % 64 == 0
     assert (program.pixel_shape, program.float_shape, program.outputs) == (tuple(INPUT.shape[1:]), None, OUTPUTS)
@@ -84,8 +85,8 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
     ]
     for number, model in enumerate(models):
         path = save(model, INPUT, tmp_path / f"{number}.pt")
-        assert not native_model.is_program(path, native.ENGINE)
-        with InstancePool(path, native.ENGINE, threads=2, instances=1) as pool:
+        assert not native_program.is_program(path, library.ENGINE)
+        with InstancePool(path, library.ENGINE, threads=2, instances=1) as pool:
             assert not pool.is_program
             with torch.inference_mode():
                 np.testing.assert_array_equal(pool.run(INPUT.numpy()), model(INPUT).numpy())
@@ -93,7 +94,7 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("threads", "instances"), [(1, 1), (2, 1), (1, 3)])
 def test_arrays_and_tensors_give_the_same_from_every_way_in(saved: Path, threads: int, instances: int) -> None:
-    with InstancePool(saved, native.ENGINE, threads=threads, instances=instances) as pool:
+    with InstancePool(saved, library.ENGINE, threads=threads, instances=instances) as pool:
         answers = [
             pool.run(INPUT.numpy()),
             pool.run(INPUT).numpy(),
@@ -112,7 +113,7 @@ def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
     given, program = net.tensors()
     masked = given.clone()
     masked[:, 3] = 201
-    session = native_model.Session(native_model._parse(program.numpy()), threads)
+    session = native_program.Session(native_program._parse(program.numpy()), threads)
     rgb = np.ascontiguousarray(masked[:, :3].permute(0, 2, 3, 1).numpy()).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(session(rgb, mask=201), session(masked.numpy()))
     assert not np.array_equal(session(rgb, mask=0), session(masked.numpy()))
@@ -122,13 +123,13 @@ def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
 
 def test_a_mask_is_refused_where_there_is_none() -> None:
     _, program = kernels.floats_out(3, 70, 10).tensors()
-    session = native_model.Session(native_model._parse(program.numpy()), 1)
+    session = native_program.Session(native_program._parse(program.numpy()), 1)
     with pytest.raises(RunnerError, match="no pixels of three channels"):
         session(np.zeros((1, 3, 1, 1), np.uint8), mask=1)
 
 
 def test_batches_that_the_program_does_not_take(saved: Path) -> None:
-    with InstancePool(saved, native.ENGINE, threads=1, instances=1) as pool:
+    with InstancePool(saved, library.ENGINE, threads=1, instances=1) as pool:
         for wrong in (INPUT.numpy()[:, :, :-1], INPUT.numpy()[:, :3], INPUT.numpy()[0]):
             with pytest.raises(RunnerError, match=r"batch of shape .*: it takes \(n, 4, "):
                 pool.run(wrong)
@@ -140,7 +141,7 @@ def test_batches_that_the_program_does_not_take(saved: Path) -> None:
 
 
 def test_weights_are_there_once_and_each_instance_says_what_it_takes(saved: Path) -> None:
-    with InstancePool(saved, native.ENGINE, threads=1, instances=2) as pool:
+    with InstancePool(saved, library.ENGINE, threads=1, instances=2) as pool:
         assert pool.shared_bytes == len(PROGRAM)
         assert pool.memory_per_instance_bytes == 0
         pool.warm(INPUT.numpy())
@@ -157,10 +158,10 @@ def test_what_the_kernels_make_of_weights_is_there_once() -> None:
     """
     net = kernels.winograd((2, 8, 6, 32), 32)
     x, program = net.tensors()
-    read = native_model._parse(program.numpy())
+    read = native_program._parse(program.numpy())
     fours = (8 + 8 * 3 * 3 * 32 // 4 + 63) // 64 * 64
-    expected = {"avx2": 3 * 16 * 32 * 32 * 2, "vnni": 3 * fours, "amx": 0}[native.describe()["isa"]]
-    sessions = [native_model.Session(read, 1) for _ in range(3)]
+    expected = {"avx2": 3 * 16 * 32 * 32 * 2, "vnni": 3 * fours, "amx": 0}[library.describe()["isa"]]
+    sessions = [native_program.Session(read, 1) for _ in range(3)]
     assert [each.prepared_bytes for each in sessions] == [0, 0, 0]
     results = []
     callers = [threading.Thread(target=lambda each=each: results.append(each(x.numpy()))) for each in sessions[:2]]
@@ -179,7 +180,7 @@ def test_what_the_kernels_make_of_weights_is_there_once() -> None:
 
 def test_many_callers_share_few_instances(saved: Path) -> None:
     wanted, wrong = expected(), []
-    with InstancePool(saved, native.ENGINE, threads=2, instances=2) as pool:
+    with InstancePool(saved, library.ENGINE, threads=2, instances=2) as pool:
 
         def call(seed: int) -> None:
             for number in range(60):
@@ -200,7 +201,7 @@ def test_many_callers_share_few_instances(saved: Path) -> None:
 def test_closing_waits_for_who_is_running(saved: Path) -> None:
     batch = np.concatenate([INPUT.numpy()] * 400)
     for delay_s in (0.0, 0.0005, 0.002, 0.005):
-        pool = InstancePool(saved, native.ENGINE, threads=1, instances=1)
+        pool = InstancePool(saved, library.ENGINE, threads=1, instances=1)
         found: list[object] = []
 
         def call(pool: InstancePool = pool, found: list[object] = found) -> None:
@@ -223,7 +224,7 @@ def test_instances_keep_to_the_plans_cpus(saved: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     known = {int(path.name) for path in Path("/proc/self/task").iterdir()}
-    with InstancePool(saved, native.ENGINE, threads=2, instances=1, cpus=((cpu,),)) as pool:
+    with InstancePool(saved, library.ENGINE, threads=2, instances=1, cpus=((cpu,),)) as pool:
         pool.run(INPUT.numpy())
         started = {int(path.name) for path in Path("/proc/self/task").iterdir()} - known
         assert len(started) == 2  # the instance's and its team's
@@ -233,15 +234,15 @@ def test_instances_keep_to_the_plans_cpus(saved: Path) -> None:
 
 def test_cpus_that_are_not_there(saved: Path) -> None:
     with pytest.raises(HostError, match="CPUs 1023 are not to be had here"):
-        InstancePool(saved, native.ENGINE, threads=1, instances=1, cpus=((1023,),))
+        InstancePool(saved, library.ENGINE, threads=1, instances=1, cpus=((1023,),))
     with pytest.raises(ValueError, match="given for 1 instances, and there are 2"):
-        InstancePool(saved, native.ENGINE, threads=1, instances=2, cpus=((0,),))
+        InstancePool(saved, library.ENGINE, threads=1, instances=2, cpus=((0,),))
 
 
 def test_no_torch_is_imported(saved: Path) -> None:
     code = """
 import sys; from pathlib import Path; import numpy as np
-from cpupack.runtime.pool import InstancePool
+from cpupack.runtime.engine.pool import InstancePool
 with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
     print(pool.run(np.zeros((1, *map(int, sys.argv[2:])), np.uint8)).shape, "torch" in sys.modules)
 """
@@ -264,19 +265,19 @@ def rewritten(saved: Path, path: Path, change: object) -> Path:
 def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
     other = rewritten(saved, tmp_path / "other.pt", lambda name, data: data[::-1] if "constants/" in name else data)
     with pytest.raises(HostError, match="no program of this format"):
-        native_model.read_program(other)
+        native_program.read_program(other)
     short = rewritten(saved, tmp_path / "short.pt", lambda name, data: data[:20] if "constants/" in name else data)
     with pytest.raises(HostError, match="cannot load"):
-        native_model.read_program(short)
+        native_program.read_program(short)
     cut = rewritten(
         saved, tmp_path / "cut.pt", lambda name, data: data[: len(data) // 2] if "constants/" in name else data
     )
     with (
-        InstancePool(cut, native.ENGINE, threads=1, instances=1) as pool,
+        InstancePool(cut, library.ENGINE, threads=1, instances=1) as pool,
         pytest.raises(RunnerError, match="the program is damaged"),
     ):
         pool.run(INPUT.numpy())
     for path in (tmp_path / "none.pt", Path(__file__)):
-        assert not native_model.is_program(path, native.ENGINE)
+        assert not native_program.is_program(path, library.ENGINE)
         with pytest.raises(HostError, match="cannot load"):
-            native_model.read_program(path)
+            native_program.read_program(path)

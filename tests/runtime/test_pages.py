@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 from page_checks import Page, check_page, numbers
 
-from cpupack.runtime import bench, cli, host, pages, tuned
-from cpupack.runtime.bench_charts import settings_of
+from cpupack.runtime import cli
+from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.pages import Tuning, bench_page, find_tuning
+from cpupack.runtime.pages import bench_page as bench_pages
+from cpupack.runtime.pages.bench_charts import settings_of
+from cpupack.runtime.pages.bench_page import Tuning, bench_page, find_tuning
+from cpupack.runtime.plan import table as plan_table
 
 ROWS = [
     {
@@ -54,9 +58,9 @@ ROWS = [
 
 def run(package_dir: Path, *argv: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    bench_run.add_arguments(parser)
     common = ["--threads", "1", "--instances", "1", "--duration", "0.3", "--warmup", "0.2"]
-    result = bench.run(package_dir, parser.parse_args([*common, *argv]))
+    result = bench_run.run(package_dir, parser.parse_args([*common, *argv]))
     return json.loads(json.dumps(result))
 
 
@@ -96,7 +100,7 @@ def test_the_figures_are_those_of_the_json(measured: dict[str, Any], package_dir
 
 def test_what_the_terminal_says_is_on_the_page(measured: dict[str, Any], package_dir: Path) -> None:
     page = page_of(measured, package_dir)
-    assert " ".join(bench.format_table(measured).split()) in page.text
+    assert " ".join(bench_run.format_table(measured).split()) in page.text
 
 
 def test_the_histogram_has_every_call(measured: dict[str, Any], package_dir: Path) -> None:
@@ -208,9 +212,9 @@ def test_a_search_in_which_nothing_succeeded_draws_nothing(measured: dict[str, A
 def write_host_table(package_dir: Path, **changes: Any) -> None:
     manifest = read_manifest(package_dir)
     table = {
-        "fingerprint": host.fingerprint(),
+        "fingerprint": host_probe.fingerprint(),
         "cores_usable": 2,
-        "model": tuned.model_digest(manifest),
+        "model": plan_table.model_digest(manifest),
         "objective": "throughput",
         "max_latency_ms": None,
         "threads": 1,
@@ -220,7 +224,7 @@ def write_host_table(package_dir: Path, **changes: Any) -> None:
         "searched_s": 1.0,
         "rows": ROWS,
     } | changes
-    tuned.write_table(tuned.table_path(manifest), tuned.TunedTable(**table))
+    plan_table.write_table(plan_table.table_path(manifest), plan_table.TunedTable(**table))
 
 
 def test_this_hosts_table_comes_before_the_builds(edited: Callable[..., Path]) -> None:
@@ -264,17 +268,17 @@ def test_the_command_writes_the_page_and_the_same_json(
 def test_a_page_that_cannot_be_written_is_said_before_measuring(
     package_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(bench_run, "_measure", lambda *_: pytest.fail("measured"))
     assert cli.main(package_dir, ["bench", "--html", str(tmp_path / "none" / "x.html")], prog="tiny-int8") == 2
     assert "--html" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_checking_a_target_leaves_nothing_and_keeps_what_was_there(tmp_path: Path) -> None:
-    pages.check_target(tmp_path / "new.html")
+    bench_pages.check_target(tmp_path / "new.html")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "old.html").write_text("kept")
-    pages.check_target(tmp_path / "old.html")
+    bench_pages.check_target(tmp_path / "old.html")
     assert (tmp_path / "old.html").read_text() == "kept"
     with pytest.raises(InputError, match="--html"):
-        pages.check_target(tmp_path)
+        bench_pages.check_target(tmp_path)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from plan_fixtures import manifest, numbers, table
 
-from cpupack.runtime import host, plan, tuned
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.probe import HostProbe
+from cpupack.runtime.plan import decide
+from cpupack.runtime.plan import table as plan_table
 
 
 @pytest.fixture
@@ -30,38 +32,38 @@ def _same_host(root: Path) -> Path:
     """A root without limits whose fingerprint is this host's."""
     online = root / "sys/devices/system/cpu/online"
     online.parent.mkdir(parents=True)
-    online.write_text(f"0-{host.fingerprint()['cores_physical'] - 1}")
+    online.write_text(f"0-{host_probe.fingerprint()['cores_physical'] - 1}")
     return root
 
 
 @pytest.fixture
 def keep(cache: dict[str, str]) -> Callable[..., Path]:
     def write(**changes: Any) -> Path:
-        path = tuned.table_path(manifest(), cache)
-        tuned.write_table(path, table(**changes))
+        path = plan_table.table_path(manifest(), cache)
+        plan_table.write_table(path, table(**changes))
         return path
 
     return write
 
 
 def test_throughput_fills_the_usable_cores_with_single_threads(four: HostProbe, cache: dict[str, str]) -> None:
-    decided = plan.decide(manifest(), environ=cache, probe=four)
-    assert numbers(decided) == (1, 4, plan.DEFAULT_BATCH_SIZE)
+    decided = decide.decide(manifest(), environ=cache, probe=four)
+    assert numbers(decided) == (1, 4, decide.DEFAULT_BATCH_SIZE)
     assert "4 usable cores" in decided.reasons["instances"]
 
 
 def test_latency_gives_all_usable_cores_to_one_request(four: HostProbe, cache: dict[str, str]) -> None:
-    assert numbers(plan.decide(manifest("latency"), environ=cache, probe=four)) == (4, 1, 1)
-    assert numbers(plan.decide(manifest(), objective="latency", environ=cache, probe=four)) == (4, 1, 1)
+    assert numbers(decide.decide(manifest("latency"), environ=cache, probe=four)) == (4, 1, 1)
+    assert numbers(decide.decide(manifest(), objective="latency", environ=cache, probe=four)) == (4, 1, 1)
 
 
 def test_the_build_plan_holds_on_an_equal_cpu_only(four: HostProbe, cache: dict[str, str]) -> None:
     built = manifest(threads=2, instances=2, batch_size=16)
-    decided = plan.decide(built, environ=cache, probe=four)
+    decided = decide.decide(built, environ=cache, probe=four)
     assert (numbers(decided), decided.source) == ((2, 2, 16), "build-tuned")
 
-    elsewhere = dataclasses.replace(built, build={"host": {**host.fingerprint(), "cpu": "another"}})
-    decided = plan.decide(elsewhere, environ=cache, probe=four)
+    elsewhere = dataclasses.replace(built, build={"host": {**host_probe.fingerprint(), "cpu": "another"}})
+    decided = decide.decide(elsewhere, environ=cache, probe=four)
     # The batch size is a property of the model more than of the core count, so it stays.
     assert (numbers(decided), decided.source) == ((1, 4, 16), "host")
     assert "'another'" in decided.reasons["threads"]
@@ -69,7 +71,7 @@ def test_the_build_plan_holds_on_an_equal_cpu_only(four: HostProbe, cache: dict[
 
 def test_fewer_usable_cores_than_at_the_build_refuse_its_plan(four: HostProbe, cache: dict[str, str]) -> None:
     one = dataclasses.replace(four, affinity=frozenset({0}))
-    decided = plan.decide(manifest(threads=2, instances=2, batch_size=16), environ=cache, probe=one)
+    decided = decide.decide(manifest(threads=2, instances=2, batch_size=16), environ=cache, probe=one)
     assert numbers(decided) == (1, 1, 16)
     assert "4 usable cores, and here there is 1" in decided.reasons["threads"]
 
@@ -78,7 +80,7 @@ def test_the_host_tuned_table_goes_before_the_build_plan(
     four: HostProbe, cache: dict[str, str], keep: Callable[..., Path]
 ) -> None:
     path = keep()
-    decided = plan.decide(manifest(threads=1, instances=4, batch_size=16), environ=cache, probe=four)
+    decided = decide.decide(manifest(threads=1, instances=4, batch_size=16), environ=cache, probe=four)
     assert (numbers(decided), decided.source) == ((2, 2, 32), "host-tuned")
     assert str(path) in decided.reasons["threads"]
 
@@ -87,16 +89,16 @@ def test_tuning_for_another_objective_than_the_build_is_obeyed_unless_one_is_ask
     four: HostProbe, cache: dict[str, str], keep: Callable[..., Path]
 ) -> None:
     keep(objective="latency", threads=4, instances=1, batch_size=2)
-    assert numbers(plan.decide(manifest(), environ=cache, probe=four)) == (4, 1, 2)
-    asked = plan.decide(manifest(), objective="throughput", environ=cache, probe=four)
-    assert numbers(asked) == (1, 4, plan.DEFAULT_BATCH_SIZE)
+    assert numbers(decide.decide(manifest(), environ=cache, probe=four)) == (4, 1, 2)
+    asked = decide.decide(manifest(), objective="throughput", environ=cache, probe=four)
+    assert numbers(asked) == (1, 4, decide.DEFAULT_BATCH_SIZE)
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"fingerprint": {**host.fingerprint(), "cpu": "another"}}, "cpu = 'another'"),
-        ({"fingerprint": {**host.fingerprint(), "isa": "other"}}, "isa = 'other'"),
+        ({"fingerprint": {**host_probe.fingerprint(), "cpu": "another"}}, "cpu = 'another'"),
+        ({"fingerprint": {**host_probe.fingerprint(), "isa": "other"}}, "isa = 'other'"),
         ({"cores_usable": 2}, "made with 2 usable cores"),
         ({"model": "0" * 64}, "another build"),
     ],
@@ -105,7 +107,7 @@ def test_a_table_that_does_not_hold_here_is_refused_with_the_reason(
     four: HostProbe, cache: dict[str, str], keep: Callable[..., Path], changes: dict[str, Any], why: str
 ) -> None:
     keep(**changes)
-    decided = plan.decide(manifest(), environ=cache, probe=four)
+    decided = decide.decide(manifest(), environ=cache, probe=four)
     assert decided.source == "host"
     assert why in decided.reasons["threads"]
 
@@ -127,11 +129,11 @@ def test_a_table_that_does_not_hold_here_is_refused_with_the_reason(
 def test_a_damaged_table_is_ignored_with_a_warning_that_says_to_tune_again(
     four: HostProbe, cache: dict[str, str], text: str
 ) -> None:
-    path = tuned.table_path(manifest(), cache)
+    path = plan_table.table_path(manifest(), cache)
     path.parent.mkdir(parents=True)
     path.write_text(text, encoding="latin-1")
     with pytest.warns(UserWarning, match="run `tiny-int8 tune` again"):
-        decided = plan.decide(manifest(), environ=cache, probe=four)
+        decided = decide.decide(manifest(), environ=cache, probe=four)
     assert decided.source == "host"
 
 
@@ -141,28 +143,28 @@ def test_the_users_thread_variable_goes_before_the_tables(
     keep()
     environ = {**cache, "OMP_NUM_THREADS": "1,2"}
     before = dict(environ)
-    decided = plan.decide(manifest(), environ=environ, probe=four)
+    decided = decide.decide(manifest(), environ=environ, probe=four)
     assert numbers(decided) == (1, 4, 32)
     assert decided.reasons["threads"] == "OMP_NUM_THREADS is set to 1,2."
     assert environ == before
-    explicit = plan.decide(manifest(), threads=4, environ=environ, probe=four)
+    explicit = decide.decide(manifest(), threads=4, environ=environ, probe=four)
     assert numbers(explicit) == (4, 1, 32)
 
 
 def test_a_thread_variable_that_is_no_number_is_ignored_and_said(four: HostProbe, cache: dict[str, str]) -> None:
-    decided = plan.decide(manifest(), environ={**cache, "OMP_NUM_THREADS": "many"}, probe=four)
+    decided = decide.decide(manifest(), environ={**cache, "OMP_NUM_THREADS": "many"}, probe=four)
     assert decided.threads == 1
     assert "OMP_NUM_THREADS='many'" in decided.reasons["threads"]
 
 
 def test_one_explicit_number_leaves_the_other_to_fill_the_cores(four: HostProbe, cache: dict[str, str]) -> None:
-    assert numbers(plan.decide(manifest(), threads=2, environ=cache, probe=four))[:2] == (2, 2)
-    assert numbers(plan.decide(manifest(), instances=1, environ=cache, probe=four))[:2] == (4, 1)
-    assert numbers(plan.decide(manifest("latency"), threads=2, environ=cache, probe=four))[:2] == (2, 1)
+    assert numbers(decide.decide(manifest(), threads=2, environ=cache, probe=four))[:2] == (2, 2)
+    assert numbers(decide.decide(manifest(), instances=1, environ=cache, probe=four))[:2] == (4, 1)
+    assert numbers(decide.decide(manifest("latency"), threads=2, environ=cache, probe=four))[:2] == (2, 1)
 
 
 def test_more_than_the_usable_cores_is_allowed_and_said(four: HostProbe, cache: dict[str, str]) -> None:
-    decided = plan.decide(manifest(), threads=4, instances=3, batch_size=5, environ=cache, probe=four)
+    decided = decide.decide(manifest(), threads=4, instances=3, batch_size=5, environ=cache, probe=four)
     assert numbers(decided) == (4, 3, 5)
     assert "4 x 3 threads are more than 4 usable cores" in decided.reasons["threads"]
 
@@ -170,26 +172,26 @@ def test_more_than_the_usable_cores_is_allowed_and_said(four: HostProbe, cache: 
 @pytest.mark.parametrize("name", ["threads", "instances", "batch_size"])
 def test_numbers_below_one_are_refused(four: HostProbe, cache: dict[str, str], name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        plan.decide(manifest(), environ=cache, probe=four, **{name: 0})
+        decide.decide(manifest(), environ=cache, probe=four, **{name: 0})
 
 
 def test_the_table_is_written_whole_or_not_at_all(cache: dict[str, str], keep: Callable[..., Path]) -> None:
     path = keep(batch_size=4)
     keep(batch_size=8)
-    assert tuned.read_table(path, "x").batch_size == 8
+    assert plan_table.read_table(path, "x").batch_size == 8
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    path = tuned.table_path(manifest(), {"XDG_CACHE_HOME": str(tmp_path / "file")})
+    path = plan_table.table_path(manifest(), {"XDG_CACHE_HOME": str(tmp_path / "file")})
     with pytest.raises(InputError, match="XDG_CACHE_HOME") as caught:
-        tuned.check_writable(path)
+        plan_table.check_writable(path)
     assert "\n" not in str(caught.value)
 
 
 def test_the_cache_follows_the_xdg_specification() -> None:
     end = "cpupack/tiny-int8/1.0.0.json"
-    assert tuned.table_path(manifest(), {"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x") / end
-    assert tuned.table_path(manifest(), {"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == Path("/h/.cache") / end
-    assert tuned.table_path(manifest(), {"HOME": "/h"}) == Path("/h/.cache") / end
+    assert plan_table.table_path(manifest(), {"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x") / end
+    assert plan_table.table_path(manifest(), {"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == Path("/h/.cache") / end
+    assert plan_table.table_path(manifest(), {"HOME": "/h"}) == Path("/h/.cache") / end

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from cpupack.runtime.engine.pool import InstancePool
+from cpupack.runtime.engine.torch_jit import first_cause
 from cpupack.runtime.errors import HostError, RunnerError
-from cpupack.runtime.pool import InstancePool
-from cpupack.runtime.torch_model import first_cause
 
 BATCH = torch.rand((2, *tiny.INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
 
@@ -42,7 +42,7 @@ def instance_threads() -> int:
 
 def test_answers_are_the_builds(package_dir: Path, pool: InstancePool) -> None:
     golden = np.load(package_dir / "golden.npz")
-    from cpupack.runtime.preprocess import PreprocessSpec, normalize
+    from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 
     batch = torch.from_numpy(normalize(golden["input"], PreprocessSpec.from_dict(tiny.PREPROCESS)))
     np.testing.assert_array_equal(pool.run(batch).numpy(), golden["output"])
@@ -109,7 +109,7 @@ def test_forgotten_pool_ends_its_threads(package_dir: Path) -> None:
 
 def test_interpreter_ends_without_close(package_dir: Path) -> None:
     code = (
-        "import sys, torch; from pathlib import Path; from cpupack.runtime.pool import InstancePool\n"
+        "import sys, torch; from pathlib import Path; from cpupack.runtime.engine.pool import InstancePool\n"
         f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 2)\n"
         f"pool.warm(torch.zeros(1, *{tiny.INPUT_SHAPE})); print('ran')"
     )
@@ -122,7 +122,7 @@ def test_interpreter_ends_without_close(package_dir: Path) -> None:
 
 def test_pool_from_before_a_fork_says_so(package_dir: Path) -> None:
     code = (
-        "import os, torch; from pathlib import Path; from cpupack.runtime.pool import InstancePool\n"
+        "import os, torch; from pathlib import Path; from cpupack.runtime.engine.pool import InstancePool\n"
         f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 1)\n"
         "if child := os.fork(): os.waitpid(child, 0); raise SystemExit\n"
         f"try: pool.run(torch.rand(1, *{tiny.INPUT_SHAPE}))\n"

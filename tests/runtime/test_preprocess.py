@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from cpupack.runtime.errors import InputError, IntegrityError
-from cpupack.runtime.preprocess import INTERPOLATIONS, PreprocessSpec, decode_image, normalize, to_pixels
+from cpupack.runtime.images.preprocess import INTERPOLATIONS, PreprocessSpec, decode_image, normalize, to_pixels
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

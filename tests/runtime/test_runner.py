@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cpupack.runtime.errors import HostError, InputError, IntegrityError, RunnerError
-from cpupack.runtime.preprocess import PreprocessSpec, normalize, to_pixels
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize, to_pixels
 from cpupack.runtime.runner import Prediction, RandomWeightsWarning, Runner
 
 RNG = np.random.default_rng(7)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from bench_fakes import FakeClock, FakePool, quiet_probe
 
-from cpupack.runtime import bench, options
+from cpupack.runtime.bench import options
+from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench.scenarios import QUERY_SAMPLES, SCENARIOS, WallClock, multi_stream
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.scenarios import QUERY_SAMPLES, SCENARIOS, WallClock, multi_stream
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_a_query_has_eight_samples_in_calls_over_all_instances(clock: FakeClock,
 def test_multi_streams_figures_are_of_queries(clock: FakeClock, tmp_path: Path) -> None:
     pool = FakePool(clock, lambda _, number: 0.5 if number == 300 else 1 / 64, instances=2)
     scenario = SCENARIOS["multi-stream"]
-    result = bench.measure(pool, ["a", "b"], 4, scenario, 10.0, 1.0, clock, quiet_probe(tmp_path))
+    result = bench_run.measure(pool, ["a", "b"], 4, scenario, 10.0, 1.0, clock, quiet_probe(tmp_path))
     assert (result["headline"], result["scenario"]) == ("p99", "multi-stream")
     assert result["headline_value"] == result["latency_ms"]["p99"] == pytest.approx(1000 / 64)
     assert result["latency_ms"]["max"] == pytest.approx(500)
@@ -51,11 +52,11 @@ def test_a_query_is_spread_over_the_instances_of_the_plan(package_dir: Path) -> 
     manifest = read_manifest(package_dir)
     for cores, instances, batch_size in ((1, 1, 8), (2, 2, 4), (3, 3, 3), (16, 8, 1)):
         # Made-up affinity on a host without topology: every CPU is a core.
-        probe = bench.HostProbe(package_dir, affinity=frozenset(range(cores)))
-        plan = bench.decide(manifest, parsed("--scenario", "multi-stream"), probe)
+        probe = bench_run.HostProbe(package_dir, affinity=frozenset(range(cores)))
+        plan = bench_run.decide(manifest, parsed("--scenario", "multi-stream"), probe)
         assert (plan.instances, plan.batch_size) == (instances, batch_size)
         assert f"{QUERY_SAMPLES} samples" in plan.reasons["batch_size"]
-    asked = bench.decide(manifest, parsed("--scenario", "multi-stream", "--batch-size", "2"), probe)
+    asked = bench_run.decide(manifest, parsed("--scenario", "multi-stream", "--batch-size", "2"), probe)
     assert (asked.batch_size, asked.reasons["batch_size"]) == (2, "given explicitly.")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cpupack.runtime.noise import fit
-from cpupack.runtime.search import Outcome, search
-from cpupack.runtime.space import Setting, Space, make_space
+from cpupack.runtime.tune.noise import fit
+from cpupack.runtime.tune.search import Outcome, search
+from cpupack.runtime.tune.space import Setting, Space, make_space
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
 PROCESS_S = 2.5

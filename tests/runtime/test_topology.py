@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from plan_fixtures import manifest, numbers, table
 
-from cpupack.runtime import host, plan
-from cpupack.runtime import tuned as tables
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.probe import HostProbe
+from cpupack.runtime.host.topology import Node, Topology, read_topology
 from cpupack.runtime.info import format_info
 from cpupack.runtime.manifest import Manifest
-from cpupack.runtime.topology import Node, Topology, read_topology
+from cpupack.runtime.plan import decide as plan_decide
+from cpupack.runtime.plan import table as tables
 
 ENVIRON = {"XDG_CACHE_HOME": "/nowhere"}
 
@@ -25,7 +26,7 @@ def machine(root: Path, nodes: list[str], siblings: int = 1, running_on: int | N
         path = root / f"sys/devices/system/node/node{number}/cpulist"
         path.parent.mkdir(parents=True)
         path.write_text(cpus + "\n")
-        count += len(host.cgroup.parse_cpu_list(cpus))
+        count += len(host_probe.cgroup.parse_cpu_list(cpus))
     half = count // siblings
     for cpu in range(count):
         path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"
@@ -79,8 +80,8 @@ def test_this_hosts_topology_has_every_allowed_cpu() -> None:
 # Placement --------------------------------------------------------------------------------------------------
 
 
-def a_plan(threads: int, instances: int) -> plan.Plan:
-    return plan.Plan(threads, instances, 1, {}, "host")
+def a_plan(threads: int, instances: int) -> plan_decide.Plan:
+    return plan_decide.Plan(threads, instances, 1, {}, "host")
 
 
 LEFT, RIGHT = frozenset(range(4)), frozenset(range(4, 8))
@@ -101,29 +102,29 @@ TWO = Topology((Node(0, LEFT, 4), Node(1, RIGHT, 4)))
 def test_instances_are_spread_and_their_threads_stay_on_a_node(
     threads: int, instances: int, expected: list[frozenset[int]]
 ) -> None:
-    assert plan.placement(a_plan(threads, instances), TWO) == tuple(expected)
+    assert plan_decide.placement(a_plan(threads, instances), TWO) == tuple(expected)
 
 
 def test_an_instance_that_fits_on_no_node_any_more_may_use_all() -> None:
     wide = Topology((Node(0, frozenset(range(6)), 6), Node(1, frozenset(range(6, 12)), 6)))
-    placed = plan.placement(a_plan(4, 3), wide)
+    placed = plan_decide.placement(a_plan(4, 3), wide)
     assert placed is not None
     assert placed[:2] == (wide.nodes[0].cpus, wide.nodes[1].cpus)
     assert placed[2] == wide.cpus
 
 
 def test_one_node_leaves_nothing_to_place() -> None:
-    assert plan.placement(a_plan(1, 4), Topology((Node(0, LEFT, 4),))) is None
+    assert plan_decide.placement(a_plan(1, 4), Topology((Node(0, LEFT, 4),))) is None
 
 
 def test_the_first_instance_goes_where_the_process_runs() -> None:
-    assert plan.placement(a_plan(2, 1), dataclasses.replace(TWO, home=1)) == (RIGHT,)
+    assert plan_decide.placement(a_plan(2, 1), dataclasses.replace(TWO, home=1)) == (RIGHT,)
 
 
 def test_nodes_of_unequal_size_are_loaded_alike() -> None:
     big = frozenset(range(6))
     uneven = Topology((Node(0, big, 6), Node(1, frozenset({6, 7}), 2)))
-    placed = plan.placement(a_plan(1, 8), uneven)
+    placed = plan_decide.placement(a_plan(1, 8), uneven)
     assert placed is not None
     assert (placed.count(big), len(placed)) == (6, 8)
 
@@ -131,9 +132,9 @@ def test_nodes_of_unequal_size_are_loaded_alike() -> None:
 # The plan ---------------------------------------------------------------------------------------------------
 
 
-def decide(probe: HostProbe, of: Manifest | None = None, **options: object) -> plan.Plan:
+def decide(probe: HostProbe, of: Manifest | None = None, **options: object) -> plan_decide.Plan:
     environ = {**ENVIRON, **options.pop("environ", {})}  # type: ignore[dict-item]
-    return plan.decide(of or manifest(), environ=environ, probe=probe, **options)  # type: ignore[arg-type]
+    return plan_decide.decide(of or manifest(), environ=environ, probe=probe, **options)  # type: ignore[arg-type]
 
 
 def test_the_plan_names_the_cpus_of_each_instance(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_info_shows_the_cpus_and_the_reason(tmp_path: Path, package_dir: Path, m
     from cpupack.runtime import info
 
     probe = machine(tmp_path, ["0-1", "2-3"])
-    monkeypatch.setattr(plan, "HostProbe", lambda: probe)
+    monkeypatch.setattr(plan_decide, "HostProbe", lambda: probe)
     text = " ".join(format_info(info.collect(package_dir)).split())
     assert "instances 0, 2 on CPUs 0-1; instances 1, 3 on CPUs 2-3 - 2 NUMA nodes" in text
     assert "explicit arguments, OMP_NUM_THREADS" in text
@@ -172,11 +173,11 @@ def test_info_shows_the_cpus_and_the_reason(tmp_path: Path, package_dir: Path, m
 def test_a_tuned_setting_may_use_smt_siblings(tmp_path: Path) -> None:
     probe = machine(tmp_path / "host", ["0-7"], siblings=2)
     environ = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    made_here = {"fingerprint": host.fingerprint(probe), "cores_usable": 4}
+    made_here = {"fingerprint": host_probe.fingerprint(probe), "cores_usable": 4}
     for threads, instances, source in ((1, 8, "host-tuned"), (1, 9, "host")):
         found = table(**made_here, threads=threads, instances=instances)
         tables.write_table(tables.table_path(manifest(), environ), found)
-        decided = plan.decide(manifest(), environ=environ, probe=probe)
+        decided = plan_decide.decide(manifest(), environ=environ, probe=probe)
         assert decided.source == source
     assert "SMT siblings work too" in decide(probe, threads=1, instances=8).reasons["threads"]
     assert "will share" in decide(probe, threads=1, instances=9).reasons["threads"]

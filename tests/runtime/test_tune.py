@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 import cpupack
-from cpupack.runtime import cli, tune, tuned
-from cpupack.runtime import plan as planning
+from cpupack.runtime import cli
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.tune import (
+from cpupack.runtime.plan import decide as planning
+from cpupack.runtime.plan import table
+from cpupack.runtime.tune import command as tune_command
+from cpupack.runtime.tune.command import (
     BenchProcess,
     MeasurementFailedError,
     Setting,
@@ -58,7 +60,7 @@ class Machine:
             "duration_s": duration_s,
         }
 
-    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> tune.Outcome:
+    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> tune_command.Outcome:
         options = {"max_latency_ms": None, "budget_s": 60.0, **changes}
         return search(
             self, space, objective, options["max_latency_ms"], options["budget_s"], self.clock, lambda _: None
@@ -262,7 +264,7 @@ def test_when_everything_fails_the_first_failure_is_told() -> None:
 
 # The processes ----------------------------------------------------------------------------------------------
 
-ROW = dict.fromkeys(tune._ROW_FIELDS, 1)
+ROW = dict.fromkeys(tune_command._ROW_FIELDS, 1)
 GOOD = f"import json; print(json.dumps({{**{ROW!r}, 'manifest': {{'version': '1.0'}}}}))"
 
 
@@ -317,7 +319,7 @@ def test_an_interrupt_of_the_tuner_alone_ends_its_child(tmp_path: Path) -> None:
     )
     (tmp_path / "parent.py").write_text(
         "import os\n"
-        "from cpupack.runtime.tune import BenchProcess, Setting\n"
+        "from cpupack.runtime.tune.command import BenchProcess, Setting\n"
         "BenchProcess('madeup', '1.0', 'offline', os.environ)(Setting(1, 1, 1), 1.0)\n"
     )
     root = Path(cpupack.__file__).parents[1]
@@ -352,11 +354,11 @@ def test_tune_keeps_its_result_and_the_next_plan_uses_it(
     assert (result["threads"], result["batch_size"]) == (1, 3)
     assert result["rows"][0]["throughput_per_s"] > 0
     manifest = read_manifest(package_dir)
-    assert Path(result["path"]) == tuned.table_path(manifest)
+    assert Path(result["path"]) == table.table_path(manifest)
     decided = planning.decide(manifest)
     assert decided.source == "host-tuned"
     assert (decided.threads, decided.instances, decided.batch_size) == (1, result["instances"], 3)
-    assert result["reason"] in tune.format_table(result)
+    assert result["reason"] in tune_command.format_table(result)
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_the_search(

@@ -17,8 +17,8 @@ from cpupack.peers.job import Data, Job, PeerError
 from cpupack.peers.pools import ThreadedPool
 from cpupack.peers.process import EngineFailedError
 from cpupack.progress import SilentProgress
-from cpupack.runtime.preprocess import PreprocessSpec
-from cpupack.runtime.search import Setting
+from cpupack.runtime.images.preprocess import PreprocessSpec
+from cpupack.runtime.tune.search import Setting
 
 SIZE = 4
 

@@ -23,7 +23,7 @@ from cpupack.peers.job import Data, Job
 from cpupack.peers.peak import MACS
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
-from cpupack.runtime.search import Setting
+from cpupack.runtime.tune.search import Setting
 from cpupack.stages.package import stage_project
 
 

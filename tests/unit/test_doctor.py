@@ -11,7 +11,7 @@ import pytest
 import tomli
 
 from cpupack import doctor
-from cpupack.runtime.cpu import ISA_LEVELS
+from cpupack.runtime.host.cpu import ISA_LEVELS
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_extras_are_those_of_the_project() -> None:
 
 @pytest.mark.parametrize("isa", ISA_LEVELS)
 def test_builds_of_a_host(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
-    host = {**doctor.host.describe(), "machine": "x86_64", "isa": isa}
-    monkeypatch.setattr(doctor.host, "describe", lambda: host)
+    host = {**doctor.host_probe.describe(), "machine": "x86_64", "isa": isa}
+    monkeypatch.setattr(doctor.host_probe, "describe", lambda: host)
     x86, arm = doctor.collect()["builds"]
     assert x86["runs_here"]
     assert not arm["runs_here"]
@@ -55,8 +55,8 @@ def test_builds_of_a_host(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
 
 
 def test_an_arm_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = {**doctor.host.describe(), "machine": "aarch64", "isa": None, "flags": ["asimd", "asimddp"]}
-    monkeypatch.setattr(doctor.host, "describe", lambda: host)
+    host = {**doctor.host_probe.describe(), "machine": "aarch64", "isa": None, "flags": ["asimd", "asimddp"]}
+    monkeypatch.setattr(doctor.host_probe, "describe", lambda: host)
     monkeypatch.setattr(doctor, "supported_engines", lambda: ["qnnpack"])
     facts = doctor.collect()
     text = doctor.format_doctor(facts)
@@ -66,8 +66,8 @@ def test_an_arm_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_old_cpu_and_a_torch_without_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = {**doctor.host.describe(), "machine": "x86_64", "isa": None, "flags": []}
-    monkeypatch.setattr(doctor.host, "describe", lambda: host)
+    host = {**doctor.host_probe.describe(), "machine": "x86_64", "isa": None, "flags": []}
+    monkeypatch.setattr(doctor.host_probe, "describe", lambda: host)
     monkeypatch.setattr(doctor, "supported_engines", list)
     text = doctor.format_doctor(doctor.collect())
     assert "problem: this CPU has no AVX2" in text

@@ -18,15 +18,15 @@ from tiny_wheel import TinyWheel
 import cpupack.runtime
 from cpupack.artifacts import StagedProject
 from cpupack.errors import PackagingError
-from cpupack.runtime import native
+from cpupack.runtime.engine import library as native_library
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import check_files, hash_file, read_manifest
 from cpupack.stages.package import build_wheel, stage_project
 from cpupack.wheel.inspect import format_inspection, inspect
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = Path(cpupack.runtime.__file__).parent / native.LIBRARY
-SHIPPED = f"_runtime/{native.LIBRARY.as_posix()}"
+LIBRARY = Path(cpupack.runtime.__file__).parent / native_library.LIBRARY
+SHIPPED = f"_runtime/{native_library.LIBRARY.as_posix()}"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def native_project(tiny: TinyWheel, directory: Path) -> StagedProject:
     contents = tiny.contents()
-    target = dataclasses.replace(contents.target, engine=native.ENGINE)
+    target = dataclasses.replace(contents.target, engine=native_library.ENGINE)
     return stage_project(dataclasses.replace(contents, target=target), directory)
 
 
@@ -59,7 +59,7 @@ def native_project(tiny: TinyWheel, directory: Path) -> StagedProject:
 
 
 def test_the_hook_and_the_loader_mean_one_file(hook: ModuleType) -> None:
-    assert f"cpupack/runtime/{native.LIBRARY.as_posix()}" == hook.LIBRARY
+    assert f"cpupack/runtime/{native_library.LIBRARY.as_posix()}" == hook.LIBRARY
 
 
 def test_it_is_compiled_again_only_after_a_change(hook: ModuleType, checkout: Path) -> None:
@@ -154,6 +154,6 @@ def test_wheels_of_other_engines_do_not_have_it(tiny: TinyWheel, tmp_path: Path)
 
 
 def test_no_native_wheel_without_the_library(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "LIBRARY", Path("kernels/not_built.so"))
+    monkeypatch.setattr(native_library, "LIBRARY", Path("kernels/not_built.so"))
     with pytest.raises(PackagingError, match=r"not_built\.so"):
         native_project(tiny, tmp_path / "project")

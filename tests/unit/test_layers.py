@@ -16,7 +16,7 @@ from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Sample
 from cpupack.layers import describe_layers, float_notes
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.wheel.layers import format_layers
 

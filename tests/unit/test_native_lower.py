@@ -19,15 +19,15 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.layers import describe_layers
 from cpupack.quantized_engine import engine
-from cpupack.runtime import native
-from cpupack.runtime.inputs import model_input
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.engine import library
+from cpupack.runtime.images.inputs import model_input
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
 from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Flag, Op
 from cpupack.stages.script import script
 
-needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {native.ISA}")
+needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
 
 # With nothing clipped a rounding of normal values to 8 bits costs 41 dB (tests/unit/test_quantize.py); weights as much.
 # n roundings of equal size add up to 41 - 10 log10(n): 12 of them leave 30 dB, and what is wrong leaves 10 at most.
@@ -394,7 +394,7 @@ def test_the_first_and_the_last_layers_may_stay_fp32(skip: list[str], kept: list
     assert facts["2"].precision == "int8"
     with torch.inference_mode():
         x = torch.randn(5, 3, 8, 8)
-        with engine(native.ENGINE):
+        with engine(library.ENGINE):
             expected = int8.module(x)
             saved = script(int8, (3, 8, 8), tmp_path / "model.pt")
             assert torch.equal(torch.jit.load(str(saved.path))(x), expected)
@@ -482,7 +482,7 @@ def test_pixels_and_floats_give_what_fp32_gives(kernel: int, stride: int, paddin
     expected = run(model, data)
     assert accuracy.sqnr_db(expected, run(int8, data)) > BOUND_DB  # normalized floats
     x = torch.from_numpy(model_input(pixels, data.preprocess, pixel_input=True))
-    with engine(native.ENGINE), torch.inference_mode():
+    with engine(library.ENGINE), torch.inference_mode():
         found = int8.module(x)
     assert accuracy.sqnr_db(expected, found.numpy()) > BOUND_DB
     layers = describe_layers(int8, stats, [], data)

@@ -67,9 +67,9 @@ def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
     runtime = Path(cpupack.__file__).parent / "runtime"
     shipped = staged.package_dir / "_runtime"
     copied = {path.relative_to(shipped): path.read_bytes() for path in shipped.rglob("*") if path.is_file()}
-    sources = [*runtime.glob("*.py"), *runtime.glob("templates/*.j2")]
+    sources = [*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2")]
     assert copied == {path.relative_to(runtime): path.read_bytes() for path in sources}
-    assert Path("templates/base.html.j2") in copied
+    assert Path("pages/templates/base.html.j2") in copied
 
 
 def test_no_python_in_the_package_imports_cpupack(staged: StagedProject) -> None:

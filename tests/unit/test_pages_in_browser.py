@@ -19,9 +19,10 @@ from PIL import Image
 from test_report import PLAN, RECOVERY, SECTIONS
 from tiny_wheel import TinyWheel
 
-from cpupack.runtime import host, stats
+from cpupack.runtime.bench import stats
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.pages import Tuning, bench_page
+from cpupack.runtime.pages.bench_page import Tuning, bench_page
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.report import read_report, render_report
 
@@ -136,7 +137,8 @@ def made_up() -> dict[str, Any]:
         "percentiles": stats.percentile_curve(latency_ms), "warmup": {"calls": 9, "duration_s": 1.0, "stable": True},
         "valid": False, "invalid_reasons": ["busy host"], "plan": {"threads": "given explicitly."},
         "cold_start_ms": {"import": 900.0, "load": 90.0, "first_call": 9.0, "total": 999.0},
-        "peak_memory_bytes": 2**28, "input": "uint8", "input_data": "random pixels", "seed": 0, "host": host.describe(),
+        "peak_memory_bytes": 2**28, "input": "uint8", "input_data": "random pixels", "seed": 0,
+        "host": host_probe.describe(),
         "manifest": {
             "name": "tiny-int8", "version": "1.0.0", "engine": "onednn", "isa": None, "torch": "2",
             "random_weights": True,

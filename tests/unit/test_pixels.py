@@ -16,8 +16,8 @@ from cpupack.graph.pixel_model import PixelModel, fold_normalization
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.inputs import mask_value, model_input, pixel_zero_point, with_mask
-from cpupack.runtime.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.images.inputs import mask_value, model_input, pixel_zero_point, with_mask
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize

@@ -12,7 +12,7 @@ from torch import nn
 
 from cpupack.artifacts import QuantizedModel
 from cpupack.errors import QuantizationError
-from cpupack.runtime.pool import InstancePool
+from cpupack.runtime.engine.pool import InstancePool
 from cpupack.stages.script import count_operators, script, script_float
 
 

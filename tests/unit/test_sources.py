@@ -12,7 +12,7 @@ from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.progress import SilentProgress
 from cpupack.recipe import LoadedRecipe, Recipe
-from cpupack.runtime.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.sources import open_source
 
 Open = Callable[..., Samples]

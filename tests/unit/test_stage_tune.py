@@ -12,8 +12,8 @@ from cpupack.artifacts import StagedProject
 from cpupack.errors import TuningError
 from cpupack.progress import SilentProgress
 from cpupack.recipe import Recipe
-from cpupack.runtime.cpu import machine
-from cpupack.runtime.host import HostProbe
+from cpupack.runtime.host.cpu import machine
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.stages.tune import tune
 from cpupack.targets import Target
 

@@ -13,7 +13,7 @@ from cpupack.artifacts import CalibratedModel, FloatModel, QuantizedModel, Sampl
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
-from cpupack.runtime.cpu import detect_isa
+from cpupack.runtime.host.cpu import detect_isa
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize

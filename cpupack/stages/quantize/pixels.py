@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.ao.quantization import MinMaxObserver, PerChannelMinMaxObserver
 
 from cpupack.graph.pixel_model import PixelModel, PixelStem, fold_normalization
-from cpupack.runtime.inputs import pixel_zero_point
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.inputs import pixel_zero_point
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.targets import Target
 
 Observer = MinMaxObserver | PerChannelMinMaxObserver

@@ -16,8 +16,8 @@ from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Quantize, Recipe
-from cpupack.runtime.native import ENGINE
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.engine.library import ENGINE
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.lowering import InFloat
 from cpupack.stages.quantize.native.lower import lower

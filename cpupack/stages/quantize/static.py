@@ -25,7 +25,7 @@ from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.graph.names import is_within, scoped_name
 from cpupack.graph.trace import record_shapes
 from cpupack.recipe import Quantize
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
 from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
 from cpupack.stages.quantize.pixels import take_pixels

@@ -28,7 +28,7 @@ from cpupack.model.sources import load_factory
 from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime.inputs import model_input
+from cpupack.runtime.images.inputs import model_input
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16

@@ -11,7 +11,7 @@ from typing import Any
 
 from cpupack import accuracy
 from cpupack.artifacts import Contender
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.workers.client import run_worker
 
 _ROUNDS = 7

@@ -13,7 +13,7 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import Look
 from cpupack.recipe import Quantize
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
 from cpupack.stages.quantize.native.functions import highest_result
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op, Program

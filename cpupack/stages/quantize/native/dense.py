@@ -15,7 +15,7 @@ from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import LayerSaturation
 from cpupack.graph.names import core, scoped_name
 from cpupack.graph.pixel_model import fold_normalization
-from cpupack.runtime.inputs import pixel_zero_point
+from cpupack.runtime.images.inputs import pixel_zero_point
 from cpupack.stages.quantize.native.builder import Builder, covering
 from cpupack.stages.quantize.native.calls import ADDS, Calls, is_plain, pair, shape_of
 from cpupack.stages.quantize.native.fit import Fit, bound_of, limit_conv, limit_depthwise

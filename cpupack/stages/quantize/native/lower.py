@@ -15,7 +15,7 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within, scoped_name
 from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Quantize
-from cpupack.runtime.preprocess import PreprocessSpec
+from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native import joins, pooling
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import ADDS, CONCATENATIONS, MEANS, PRODUCTS, Calls, is_plain, shape_of

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .errors import RunnerError
+from ..errors import RunnerError
 from .stats import Calls
 
 QUERY_SAMPLES = 8

@@ -10,11 +10,13 @@ from typing import Any
 
 import jinja2
 
-from . import bench_charts, host, tuned
-from .bench import format_table, setting_text
+from ..bench.text import format_table, setting_text
+from ..errors import InputError
+from ..host import probe as host_probe
+from ..manifest import Manifest, read_manifest
+from ..plan import table as plan_table
+from . import bench_charts
 from .bench_charts import Setting
-from .errors import InputError
-from .manifest import Manifest, read_manifest
 
 TEMPLATES = Path(__file__).parent / "templates"
 TUNE_NAME = "tune.json"
@@ -86,9 +88,14 @@ def bench_page(result: Mapping[str, Any], manifest: Manifest, tuning: Tuning | N
 
 def find_tuning(package_dir: Path, manifest: Manifest) -> Tuning | None:
     """Return what was measured to choose a setting: on this host where there is a table of it, else at the build."""
-    path = tuned.table_path(manifest)
-    table = tuned.read_table(path, rerun=f"{manifest.name} tune")
-    if table and table.rows and table.fingerprint == host.fingerprint() and table.model == tuned.model_digest(manifest):
+    path = plan_table.table_path(manifest)
+    table = plan_table.read_table(path, rerun=f"{manifest.name} tune")
+    if (
+        table
+        and table.rows
+        and table.fingerprint == host_probe.fingerprint()
+        and table.model == plan_table.model_digest(manifest)
+    ):
         where = f"on this host by {manifest.name} tune, for {table.objective}"
         return Tuning(table.rows, where, (table.threads, table.instances, table.batch_size))
     shipped = package_dir / TUNE_NAME

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import native
-from .errors import HostError, RunnerError
+from ..errors import HostError, RunnerError
+from . import library
 
 
 def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
@@ -24,9 +24,9 @@ def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
     when torch cannot load the file.
     """
     torch.set_num_threads(threads)
-    if engine == native.ENGINE:
-        native.load()
-        native.set_threads(threads)
+    if engine == library.ENGINE:
+        library.load()
+        library.set_threads(threads)
     try:
         with _engine_set(engine), _deprecations_silenced:
             module = torch.jit.load(str(path), map_location="cpu")
@@ -53,8 +53,8 @@ def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
 
 def check_engine(engine: str) -> None:
     """Raise HostError unless this torch build has ``engine``, or this host can run the native kernels."""
-    if engine == native.ENGINE:
-        native.load()
+    if engine == library.ENGINE:
+        library.load()
         return
     supported = [name for name in torch.backends.quantized.supported_engines if name != "none"]
     if engine not in supported:
@@ -129,7 +129,7 @@ _gate = _EngineGate()
 
 def _engine_set(engine: str) -> AbstractContextManager[None]:
     """Return the block in which a model of ``engine`` may load and run. The native kernels do not read the setting."""
-    return nullcontext() if engine == native.ENGINE else _gate.hold(engine)
+    return nullcontext() if engine == library.ENGINE else _gate.hold(engine)
 
 
 class _DeprecationsSilenced:

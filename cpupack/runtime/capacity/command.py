@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from . import tuned
-from .errors import InputError, IntegrityError
-from .host import HostProbe
-from .manifest import Manifest, read_manifest
-from .options import positive_seconds
+from ..bench.options import positive_seconds
+from ..bench.server import shapes_up_to
+from ..errors import InputError, IntegrityError
+from ..host.probe import HostProbe
+from ..manifest import Manifest, read_manifest
+from ..plan import table
 from .queueing import REQUESTS, simulate
-from .server import shapes_up_to
 
 MAX_UTILISATION = 0.8
 """Share of what the instances can do at most: beyond it a little more load means much longer queues."""
@@ -145,7 +145,7 @@ def measured_rows(
     Raises InputError when neither was made on this CPU with as many cores.
     """
     refused = []
-    found = tuned.find_table(manifest, environ, probe)
+    found = table.find_table(manifest, environ, probe)
     if found.table is None:
         refused.append("there is no host-tuned table")
     elif found.problem is not None:
@@ -153,7 +153,7 @@ def measured_rows(
     elif rows := _complete(found.table.rows):
         return rows, f"tuned on this host ({found.path})"
     built_on = manifest.build.get("host") or {}
-    problem = tuned.mismatch(built_on, built_on.get("cores_usable"), probe)
+    problem = table.mismatch(built_on, built_on.get("cores_usable"), probe)
     if not manifest.plan.tuned:
         refused.append("the build tuned nothing")
     elif problem is not None:

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from . import native, preprocess, resize
-from .errors import HostError
+from ..engine import library as native_library
+from ..errors import HostError
+from . import preprocess, resize
 from .preprocess import ImageSource, PreprocessSpec
 
 REDUCED_GAP = 3.0
@@ -64,7 +65,7 @@ def _simplejpeg() -> Any:
 def _library() -> Any:
     """Return the kernels' library for resizing, None where there is none for this CPU."""
     try:
-        library = native.open_library()
+        library = native_library.open_library()
     except HostError:
         return None
     resize.declare(library)

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import host
-from .errors import InputError
-from .host import HostProbe
-from .manifest import Manifest
+from ..errors import InputError
+from ..host import probe as host_probe
+from ..host.probe import HostProbe
+from ..manifest import Manifest
 
 TUNED_SCHEMA = 1
 
@@ -84,7 +84,7 @@ def find_table(manifest: Manifest, environ: Mapping[str, str], probe: HostProbe)
 
 def mismatch(made_on: Mapping[str, Any], cores_usable: int | None, probe: HostProbe) -> str | None:
     """Return why measurements made on a host of that fingerprint do not hold here, None when they do."""
-    for key, value in host.fingerprint(probe).items():
+    for key, value in host_probe.fingerprint(probe).items():
         if made_on.get(key) != value:
             return f"it was made with {key} = {made_on.get(key)!r}, and here it is {value!r}"
     usable = probe.budget().usable

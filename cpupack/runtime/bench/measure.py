@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..host.probe import HostProbe
 from . import server, stats
-from .host import HostProbe
 from .scenarios import Clock, Pool, Scenario, closed_loop
 from .server import Load, Requests
 from .stats import Calls, Floats

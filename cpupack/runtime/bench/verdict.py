@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import cgroup
-from .frequency import cpu_mhz
-from .host import HostProbe
+from ..host import cgroup
+from ..host.frequency import cpu_mhz
+from ..host.probe import HostProbe
 
 MIN_DURATION_S = 1.0
 MAX_WINDOW_SPREAD = 0.10

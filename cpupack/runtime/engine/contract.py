@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import cpu
-from .errors import HostError, IntegrityError
-from .manifest import Manifest
+from ..errors import HostError, IntegrityError
+from ..host import cpu
+from ..manifest import Manifest
 
 _CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
 
@@ -49,7 +49,7 @@ def require_torch(manifest: Manifest, path: Path) -> None:
 
     Raises HostError when it cannot be imported or is outside the range the wheel was verified with.
     """
-    from .native_model import is_program
+    from .program import is_program
 
     if is_program(path, manifest.target["engine"]):
         return

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError, RunnerError
+from ..errors import InputError, RunnerError
 from .scenarios import Clock, Pool
 from .stats import Calls, Floats
 

@@ -16,10 +16,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import host, tuned
-from .host import HostProbe
-from .manifest import Manifest
-from .topology import Topology, binding_variable, spread
+from ..host import probe as host_probe
+from ..host.probe import HostProbe
+from ..host.topology import Topology, binding_variable, spread
+from ..manifest import Manifest
+from . import table as plan_table
 
 DEFAULT_BATCH_SIZE = 8
 """Batch size for throughput where nothing was tuned: past it the INT8 models measured here gain little."""
@@ -147,7 +148,7 @@ def _with_cpus(plan: Plan, cpus: tuple[frozenset[int], ...] | None, why: str) ->
 def _base(
     manifest: Manifest,
     wanted: str | None,
-    budget: host.CpuBudget,
+    budget: host_probe.CpuBudget,
     topology: Topology,
     environ: Mapping[str, str],
     probe: HostProbe,
@@ -155,7 +156,7 @@ def _base(
     objective = wanted or manifest.plan.objective
     refused: list[str] = []
 
-    found = tuned.find_table(manifest, environ, probe)
+    found = plan_table.find_table(manifest, environ, probe)
     if (table := found.table) is not None:
         problem = found.problem or _too_many(table.wanted, budget)
         if wanted is not None and table.objective != wanted:
@@ -169,7 +170,7 @@ def _base(
     plan = manifest.plan
     if plan.tuned and plan.threads and plan.instances and plan.batch_size:
         built_on = manifest.build.get("host") or {}
-        problem = tuned.mismatch(built_on, built_on.get("cores_usable"), probe)
+        problem = plan_table.mismatch(built_on, built_on.get("cores_usable"), probe)
         problem = problem or _too_many(plan.threads * plan.instances, budget)
         if plan.objective != objective:
             problem = f"it is tuned for {plan.objective}, not {objective}"
@@ -184,7 +185,7 @@ def _base(
     return derived
 
 
-def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget, topology: Topology) -> _Base:
+def _derived(manifest: Manifest, objective: str, budget: host_probe.CpuBudget, topology: Topology) -> _Base:
     cores = f"{_cores(budget.usable)} ({budget.reason})"
     if objective == "latency":
         largest = max(node.cores for node in topology.nodes)
@@ -207,7 +208,7 @@ def _derived(manifest: Manifest, objective: str, budget: host.CpuBudget, topolog
     return _Base(1, budget.usable, built or DEFAULT_BATCH_SIZE, "host", why)
 
 
-def _too_many(wanted: int, budget: host.CpuBudget) -> str | None:
+def _too_many(wanted: int, budget: host_probe.CpuBudget) -> str | None:
     """Return why a setting of so many threads cannot be used, None when it can."""
     if wanted <= budget.most:
         return None

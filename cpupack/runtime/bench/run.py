@@ -14,19 +14,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from . import compare_bench, feeds, host, options, peak, plan, server
-from .bench_text import format_table, setting_text
-from .cgroup import read_text
-from .contract import check_cpu, model_path, require_torch
-from .errors import InputError
+from ..engine.contract import check_cpu, model_path, require_torch
+from ..errors import InputError
+from ..host import probe as host_probe
+from ..host.cgroup import read_text
+from ..host.probe import HostProbe
+from ..manifest import Manifest, check_files, read_manifest
+from ..plan import decide as plan_decide
+from ..plan.decide import Plan
+from . import compare as bench_compare
+from . import feeds, options, peak, server
 from .feeds import Feed, make_batches
-from .host import HostProbe
-from .manifest import Manifest, check_files, read_manifest
 from .measure import WINDOWS, measure, measure_server, warm_up
 from .options import add_arguments, positive_int, positive_seconds
-from .plan import Plan
 from .scenarios import QUERY_SAMPLES, SCENARIOS, WallClock
 from .server import Load
+from .text import format_table, setting_text
 from .verdict import other_place
 
 __all__ = [
@@ -54,12 +57,8 @@ def run(
     probe = HostProbe()
     decided = decide(manifest, args, probe)
     # What can be wrong with files is found before anything is measured.
-    reference = None if args.compare is None else compare_bench.read_reference(args.compare, package_dir, manifest)
+    reference = None if args.compare is None else bench_compare.read_reference(args.compare, package_dir, manifest)
     files = None if args.source is None else feeds.list_images(args.source, manifest)
-    if args.html is not None:
-        from .pages import check_target
-
-        check_target(args.html)
     if args.loadgen:
         from . import loadgen
 
@@ -79,7 +78,7 @@ def run(
         instances = opened.instances
         memory = (instances.memory_per_instance_bytes, instances.shared_bytes)
     first_call_ms = measured.pop("first_call_ms")
-    here = host.describe(probe, engine=manifest.target["engine"])
+    here = host_probe.describe(probe, engine=manifest.target["engine"])
     reasons = [
         *measured["invalid_reasons"],
         *other_place(here, manifest.build.get("host") or {}, manifest.torch.get("version")),
@@ -114,11 +113,7 @@ def run(
         },
     }
     if reference is not None:
-        result["comparison"] = compare_bench.compare(result, reference)
-    if args.html is not None:
-        from .pages import write_bench_page
-
-        write_bench_page(args.html, result, package_dir)
+        result["comparison"] = bench_compare.compare(result, reference)
     return result
 
 
@@ -127,11 +122,11 @@ def decide(manifest: Manifest, args: argparse.Namespace, probe: HostProbe) -> Pl
     wish = {"threads": args.threads, "instances": args.instances, "batch_size": args.batch_size}
     if args.scenario != "multi-stream":
         objective = SCENARIOS[args.scenario].objective if args.scenario in SCENARIOS else None
-        return plan.decide(manifest, **wish, objective=objective, probe=probe)
-    decided = plan.decide(manifest, **wish, probe=probe)
+        return plan_decide.decide(manifest, **wish, objective=objective, probe=probe)
+    decided = plan_decide.decide(manifest, **wish, probe=probe)
     instances = min(decided.instances, QUERY_SAMPLES)
     if instances != decided.instances:
-        decided = plan.decide(manifest, **{**wish, "instances": instances}, probe=probe)
+        decided = plan_decide.decide(manifest, **{**wish, "instances": instances}, probe=probe)
         why = f"multi-stream: a query has {QUERY_SAMPLES} samples."
         decided = dataclasses.replace(decided, reasons={**decided.reasons, "instances": why})
     if args.batch_size is not None:

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import cpu
-from .errors import HostError
-from .manifest import hash_file
+from ..errors import HostError
+from ..host import cpu
+from ..manifest import hash_file
 
 ENGINE = "native"
 """The engine's name in manifests and recipes, beside those of torch."""
@@ -135,7 +135,7 @@ def describe() -> dict[str, Any]:
 
 
 def _own_path() -> Path:
-    return Path(__file__).parent / LIBRARY
+    return Path(__file__).parents[1] / LIBRARY
 
 
 def _problem(path: Path) -> str | None:

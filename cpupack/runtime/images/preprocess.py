@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import InputError, IntegrityError
+from ..errors import InputError, IntegrityError
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[Any]
 

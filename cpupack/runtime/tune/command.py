@@ -20,11 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from . import host, plan, tuned
-from .bench import positive_int, positive_seconds, setting_text
-from .contract import check_cpu
-from .host import HostProbe
-from .manifest import read_manifest
+from ..bench.run import positive_int, positive_seconds, setting_text
+from ..engine.contract import check_cpu
+from ..host import probe as host_probe
+from ..host.probe import HostProbe
+from ..manifest import read_manifest
+from ..plan import decide
+from ..plan import table as plan_table
 from .search import MeasurementFailedError, Outcome, Setting, Space, TuningFailedError, make_space, search
 
 __all__ = [
@@ -155,8 +157,8 @@ def run(
     """
     manifest = read_manifest(package_dir)
     check_cpu(manifest)
-    path = tuned.table_path(manifest)
-    tuned.check_writable(path)
+    path = plan_table.table_path(manifest)
+    plan_table.check_writable(path)
     objective = args.objective or manifest.plan.objective
     bound = args.max_latency_ms
     if bound is None and objective == manifest.plan.objective:
@@ -164,7 +166,7 @@ def run(
     probe = HostProbe()
     budget = probe.budget()
     threads = args.threads
-    if threads is None and (wished := plan.user_threads()) is not None:
+    if threads is None and (wished := decide.user_threads()) is not None:
         threads = (wished,)  # the next Runner will obey the variable too
     measure = BenchProcess(
         manifest.import_name,
@@ -174,7 +176,7 @@ def run(
         timeout_s=max(120.0, args.budget_s),
     )
     space = make_space(budget.usable, objective, threads, args.batch_sizes, budget.most)
-    in_use = plan.decide(manifest, objective=objective, probe=probe)
+    in_use = decide.decide(manifest, objective=objective, probe=probe)
     incumbent = Setting(in_use.threads, in_use.instances, in_use.batch_size)
     started_s = time.monotonic()
     on_start(f"{len(space)} settings for {objective} on {budget.usable} usable cores; in use so far: {incumbent}")
@@ -188,10 +190,10 @@ def run(
         lambda row: on_row(row, time.monotonic() - started_s),
         incumbent,
     )
-    table = tuned.TunedTable(
-        fingerprint=host.fingerprint(probe),
+    table = plan_table.TunedTable(
+        fingerprint=host_probe.fingerprint(probe),
         cores_usable=budget.usable,
-        model=tuned.model_digest(manifest),
+        model=plan_table.model_digest(manifest),
         objective=objective,
         max_latency_ms=bound,
         threads=outcome.setting.threads,
@@ -202,7 +204,7 @@ def run(
         rows=list(outcome.rows),
         tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    tuned.write_table(path, table)
+    plan_table.write_table(path, table)
     return {
         **vars(table),
         "path": str(path),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import native_model
-from .errors import HostError, RunnerError
+from ..errors import HostError, RunnerError
+from . import program as native_program
 
 if TYPE_CHECKING:
     import torch
@@ -57,14 +57,14 @@ class InstancePool:
         self._program_bytes = 0
         self._resident_before = 0
         load: _Loader
-        if native_model.is_program(model_path, engine):
-            program = native_model.read_program(model_path)
+        if native_program.is_program(model_path, engine):
+            program = native_program.read_program(model_path)
             self._program_bytes = program.memory.nbytes
             load = _NativeLoad(program, threads, mask if program.takes_rgb else None)
         else:
-            from . import torch_model
+            from . import torch_jit
 
-            torch_model.check_engine(engine)
+            torch_jit.check_engine(engine)
             load = _TorchLoad(model_path, engine, threads)
             self._resident_before = _resident_bytes()
         self.is_program = isinstance(load, _NativeLoad)
@@ -187,12 +187,12 @@ _Loader = Callable[[], _Instance]
 
 @dataclass(frozen=True)
 class _NativeLoad:
-    program: native_model.Program
+    program: native_program.Program
     threads: int
     mask: int | None
 
     def __call__(self) -> _Instance:
-        session = native_model.Session(self.program, self.threads)
+        session = native_program.Session(self.program, self.threads)
 
         def call(batch: Any) -> Any:
             if isinstance(batch, np.ndarray):
@@ -214,9 +214,9 @@ class _TorchLoad:
     threads: int
 
     def __call__(self) -> _Instance:
-        from . import torch_model
+        from . import torch_jit
 
-        return _Instance(torch_model.load(self.path, self.engine, self.threads), lambda: 0, lambda: 0, lambda: None)
+        return _Instance(torch_jit.load(self.path, self.engine, self.threads), lambda: 0, lambda: 0, lambda: None)
 
 
 @dataclass

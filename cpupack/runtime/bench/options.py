@@ -6,8 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from ..errors import InputError
 from . import server
-from .errors import InputError
 from .scenarios import QUERY_SAMPLES, SCENARIOS
 
 DEFAULT_WARMUP_S = 5.0

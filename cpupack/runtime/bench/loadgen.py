@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import HostError, InputError, RunnerError
+from ..host.probe import HostProbe
 from . import server, stats
-from .errors import HostError, InputError, RunnerError
 from .feeds import Feed
-from .host import HostProbe
 from .measure import closed_figures, judged, warm_up
 from .scenarios import QUERY_SAMPLES, SCENARIOS, Clock, closed_loop
 from .stats import Calls

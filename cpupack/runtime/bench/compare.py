@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .manifest import Manifest
+from ..errors import InputError
+from ..manifest import Manifest
 from .options import BUILD
 
 _SETTING = ("threads", "instances", "batch_size")

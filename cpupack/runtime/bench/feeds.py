@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .contract import model_path
-from .errors import InputError
-from .inputs import random_input
-from .manifest import Manifest
-from .plan import Plan
-from .pool import InstancePool
-from .preprocess import PreprocessSpec
+from ..engine.contract import model_path
+from ..engine.pool import InstancePool
+from ..errors import InputError
+from ..images.inputs import random_input
+from ..images.preprocess import PreprocessSpec
+from ..manifest import Manifest
+from ..plan.decide import Plan
 from .scenarios import Pool
 
 if TYPE_CHECKING:
-    from .runner import Runner
+    from ..runner import Runner
 
 _BUFFER_BYTES = 128 * 2**20
 _NAMED = 5
@@ -79,7 +79,7 @@ def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -
 @contextmanager
 def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[Path], seed: int) -> Iterator[Feed]:
     """Open the package's Runner and feed it files, in an order drawn with ``seed``."""
-    from .runner import Runner
+    from ..runner import Runner
 
     order = [str(files[index]) for index in np.random.default_rng(seed).permutation(len(files))]
     size_mb = sum(path.stat().st_size for path in files) / 1e6

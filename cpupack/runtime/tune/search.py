@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median, median_high, median_low
 from typing import Any
 
-from .errors import RunnerError
+from ..errors import RunnerError
 from .noise import Fit, fit
 from .space import Layout, Setting, Space, layout_of, make_space, measured_setting, setting_of, weight
 

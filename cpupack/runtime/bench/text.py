@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import compare_bench
+from . import compare as bench_compare
 
 _SHOWN = ("p50", "p90", "p99", "max")
 
@@ -57,7 +57,7 @@ def format_table(result: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [title, *(f"  {name:<{width}}  {text}" for name, text in rows)]
     if comparison := result.get("comparison"):
-        lines += ["", compare_bench.format_comparison(comparison)]
+        lines += ["", bench_compare.format_comparison(comparison)]
     return "\n".join(lines)
 
 

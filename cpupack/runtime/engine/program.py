@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import native
-from .errors import HostError, RunnerError
+from ..errors import HostError, RunnerError
+from . import library as native_library
 
 _MAGIC = 0x314B5043
 _FIELDS = struct.Struct("<10i8xq")
@@ -62,7 +62,7 @@ class Program:
 
 def is_program(path: Path, engine: str) -> bool:
     """Return whether the saved model is a program alone. Loads nothing."""
-    if engine != native.ENGINE:
+    if engine != native_library.ENGINE:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
@@ -194,7 +194,7 @@ class Session:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = native.open_library()
+    library = native_library.open_library()
     library.cpupack_new_session.restype = ctypes.c_void_p
     library.cpupack_new_session.argtypes = (ctypes.c_int,)
     library.cpupack_end_session.restype = None

@@ -1,0 +1,1 @@
+"""Measures a package: scenarios, statistics, and whether the figures can be believed."""

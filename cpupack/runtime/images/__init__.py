@@ -1,0 +1,1 @@
+"""From files, bytes and arrays to the tensor that the model takes."""

@@ -1,0 +1,1 @@
+"""Pages that need no network: charts, axes, and the page of a bench."""

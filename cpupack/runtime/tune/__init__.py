@@ -1,0 +1,1 @@
+"""Finds the best setting on this host by measuring."""
