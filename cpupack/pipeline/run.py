@@ -17,6 +17,7 @@ from cpupack.artifacts import (
     TunePlan,
 )
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
+from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, settle
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
@@ -25,7 +26,6 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import doubts
-from cpupack.targets import candidates
 
 
 @dataclass(frozen=True)
