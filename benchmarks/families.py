@@ -16,6 +16,7 @@ from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import CalibratedModel, FloatModel, Samples
 from cpupack.errors import QuantizationError
 from cpupack.layout import batch_channels_last
+from cpupack.pipeline.candidates import candidates
 from cpupack.progress import SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
@@ -25,7 +26,6 @@ from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import quantize
-from cpupack.targets import candidates
 
 ENGINES = ("native", "onednn")
 SMALL = 96

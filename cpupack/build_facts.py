@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.artifacts import Contender, FloatModel, TunePlan
+from cpupack.artifacts import Contender, FloatModel, Recovery, SaturationReport, TunePlan
 
 
 def build_facts(
@@ -49,6 +49,36 @@ def build_facts(
     }
     plain: dict[str, Any] = to_plain(facts)
     return plain
+
+
+def recovery_facts(recovery: Recovery) -> dict[str, Any]:
+    """Return a recovery with ``pareto`` said of each trial too; an infinite SQNR (outputs equal to FP32's) is None."""
+    trials = [{**to_plain(trial), "pareto": number in recovery.pareto} for number, trial in enumerate(recovery.trials)]
+    return {**to_plain(recovery), "trials": trials}
+
+
+def safety_facts(report: SaturationReport) -> dict[str, Any]:
+    """Return why a model is safe without VNNI, and ``finding``, the same in one sentence."""
+    return {"finding": safety_in_words(report), **to_plain(report)}
+
+
+def safety_in_words(report: SaturationReport) -> str:
+    """Return in one sentence why a model is safe without VNNI."""
+    if not report.samples:
+        return (
+            "safe without VNNI: weights are such that every 16-bit sum fits whatever the input; "
+            f"{report.activation_bits}-bit activations"
+        )
+    text = f"safe without VNNI: no 16-bit sum overflows on {report.samples} samples ({report.origin})"
+    if always := sum(each.bound <= 2**15 - 1 for each in report.layers):
+        text += f", in {always} of {len(report.layers)} layers whatever the input"
+    text += f"; {report.activation_bits}-bit activations"
+    if report.refused and report.activation_bits == 7:
+        count = len({each.name for each in report.refused if each.activation_bits == 8})
+        text += f", 8 bits are not safe in {count} layer{'s' if count != 1 else ''}"
+    if report.limited:
+        text += f", 7-bit weights in {', '.join(report.limited)}"
+    return text
 
 
 def to_plain(value: Any) -> Any:

@@ -17,7 +17,8 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.runtime.engine import library
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.cpu import ISA_LEVELS
-from cpupack.targets import arm, x86
+from cpupack.targets import ENGINES, arm, x86
+from cpupack.targets.engines import raced
 
 EXTRAS = {"torchvision": "torchvision", "timm": "timm", "digits": "scikit-learn"}
 """The distribution that each extra of pyproject.toml brings (``dev`` is not for users)."""
@@ -54,7 +55,7 @@ def collect() -> dict[str, Any]:
         "torch": {
             "version": torch.__version__,
             "build": _torch_build(),
-            "quantized_engines": [engine for engine in engines if engine != library.ENGINE],
+            "quantized_engines": [name for name in engines if name not in ENGINES or ENGINES[name].loader == "torch"],
             "default_threads": torch.get_num_threads(),
         },
         "native": library.describe(),
@@ -126,18 +127,17 @@ def _build_text(build: dict[str, Any]) -> str:
 
 def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, Build]:
     needed = x86.floor(isa) if isa else None
-    wanted = x86.engines(needed or ISA_LEVELS[0])
     return (
         Build(
             "x86_64",
-            [engine for engine in wanted if engine in engines],
+            [each.name for each in raced(needed or x86.floor(ISA_LEVELS[0])) if each.name in engines],
             needed,
             x86.activation_bits(needed) if needed else None,
             machine == "x86_64",
         ),
         Build(
             "aarch64",
-            [engine for engine in (arm.ENGINE,) if engine in engines],
+            [each.name for each in raced("aarch64") if each.name in engines],
             None,
             arm.ACTIVATION_BITS,
             machine == "aarch64",

@@ -10,11 +10,13 @@ import torch
 from cpupack.errors import QuantizationError
 from cpupack.runtime.engine import library
 from cpupack.runtime.errors import HostError
+from cpupack.targets import ENGINES
 
 
 def supported_engines() -> list[str]:
     """Return the quantized engines of this torch build, and ``native`` where the kernels are built and run."""
-    ours = [library.ENGINE] if library.describe()["problem"] is None else []
+    natively = library.describe()["problem"] is None
+    ours = [each.name for each in ENGINES.values() if each.loader == "native" and natively]
     return [*ours, *(name for name in torch.backends.quantized.supported_engines if name != "none")]
 
 
@@ -24,7 +26,7 @@ def engine(name: str) -> Iterator[None]:
 
     Raises QuantizationError when the native kernels cannot run here.
     """
-    if name == library.ENGINE:
+    if ENGINES[name].loader == "native":
         try:
             library.load()
         except HostError as error:

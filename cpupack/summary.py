@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from cpupack.artifacts import CalibrationReport, Gate, Interval, Recovery, VerifyReport
+from cpupack.accuracy import Interval
+from cpupack.artifacts import CalibrationReport, Gate, Recovery, VerifyReport
+from cpupack.build_facts import safety_in_words
 from cpupack.console import flow
 from cpupack.diagnostics import in_words
 from cpupack.pipeline import BuildResult
@@ -51,7 +53,7 @@ def summary_text(result: BuildResult) -> Text:
         *(("", note) for note in _notes(contender.quantized.notes)),
         ("engine", _engine_line(result)),
         ("runs on", _runs_on(result)),
-        *([("16-bit", contender.saturation.text)] if contender.saturation else []),
+        *([("16-bit", safety_in_words(contender.saturation))] if contender.saturation else []),
         *(("outputs" * (number == 0), line) for number, line in enumerate(_outputs(report))),
         *_accuracy(report),
         ("speed", *_speed(report)),

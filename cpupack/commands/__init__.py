@@ -1,1 +1,1 @@
-"""Commands of their own module: ``cli.py`` adds them to the group. Like it, they may print."""
+"""The commands, one a module; ``cli.py`` adds them to the group. They may print."""

@@ -12,12 +12,11 @@ from typing import Any
 
 import click
 
+from cpupack.commands.options import QUIET, SET, check_html
 from cpupack.comparison.options import CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
-
-_HTML_HINT = "name a file in a directory that exists"
 
 
 @click.command(short_help="Measure a package beside other engines, on equal terms.")
@@ -29,7 +28,7 @@ _HTML_HINT = "name a file in a directory that exists"
     help="With a wheel: the recipe it was built from. By default the recipe in the wheel, its relative paths taken "
     "from the current directory.",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@SET
 @click.option(
     "--input",
     "input_kind",
@@ -63,7 +62,7 @@ _HTML_HINT = "name a file in a directory that exists"
 )
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every raw round on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
+@QUIET
 def compare(
     recipe_or_wheel: Path,
     against: str | None,
@@ -90,8 +89,7 @@ def compare(
     that says so; one that --against names must be installed (pip install 'cpupack[compare]').
     """
     names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else PEERS
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: {html.parent} is not a directory", hint=_HTML_HINT)
+    check_html(html)
 
     options = CompareOptions(
         against=names,

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from cpupack.commands.options import WHEEL
 from cpupack.errors import UsageError
 
 
 @click.command(short_help="Write a page about a wheel's build.")
-@click.argument("wheel", type=click.Path(path_type=Path))
+@WHEEL
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Where to write the page.")
 @click.option(
     "--out",

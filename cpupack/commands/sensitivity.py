@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from cpupack.errors import UsageError
+from cpupack.commands.options import JSON, QUIET, RECIPE, SET, check_html
 from cpupack.interrupts import import_torch
 
 
 @click.command(short_help="Rank layers by what INT8 costs each of them.")
-@click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
+@RECIPE
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
@@ -22,10 +22,10 @@ from cpupack.interrupts import import_torch
     show_default=True,
     help="Samples to measure on, spread evenly over the evaluation data (without any: the calibration data).",
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key.")
+@SET
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page with charts.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
+@JSON
+@QUIET
 def sensitivity(
     recipe: Path, samples: int, overrides: tuple[str, ...], html: Path | None, as_json: bool, quiet: bool
 ) -> None:
@@ -37,8 +37,7 @@ def sensitivity(
     """
     from cpupack.recipe.file import load_recipe
 
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: {html.parent} is not a directory", hint="name a file in one that exists")
+    check_html(html)
     loaded = load_recipe(recipe, overrides)
 
     import_torch()

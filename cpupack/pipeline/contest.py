@@ -18,11 +18,11 @@ from cpupack.artifacts import (
 )
 from cpupack.errors import QuantizationError
 from cpupack.layers import describe_layers, float_notes
+from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
-from cpupack.runtime.engine import library
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.sensitivity import rank
 from cpupack.sensitivity.trials import trials_of
@@ -33,7 +33,7 @@ from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.saturate import make_safe
 from cpupack.stages.script import script
 from cpupack.stages.verify import choose, compare, judge, race
-from cpupack.targets import Target, candidates
+from cpupack.targets import Target
 
 _RACE_BATCH = 8
 
@@ -69,8 +69,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
                 if len(targets) == 1:
                     raise
                 failed[target.engine] = error.message
-                # The native engine is known to run some models and not others: that is no sign of anything wrong.
-                say = progress.note if target.engine == library.ENGINE else progress.warn
+                say = progress.warn if target.record.runs_any_model else progress.note
                 say(f"engine {target.engine} is out: {error.message}")
             progress.step(number + 1, len(targets), "engines")
     if not contenders:
@@ -138,7 +137,7 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
     layers = trials_of(prepared.fused, anything, levels=256).layers
     weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
     return recovery.Workshop(
-        build_trial, ranked, lambda target: target.engine != library.ENGINE, prepared.fused.style, weighted, progress
+        build_trial, ranked, lambda target: target.record.mixes, prepared.fused.style, weighted, progress
     )
 
 

@@ -16,7 +16,8 @@ from cpupack.artifacts import (
     StagedProject,
     TunePlan,
 )
-from cpupack.build_facts import build_facts, to_plain
+from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
+from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, settle
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
@@ -25,7 +26,6 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import doubts
-from cpupack.targets import candidates
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _stage(settled: Settled, directory: Path, progress: Progress) -> StagedProje
             target=winner.scripted.target,
             calibration=prepared.calibration,
             golden=winner.golden,
-            notes=(*winner.quantized.notes, *([winner.saturation.text] if winner.saturation else [])),
+            notes=(*winner.quantized.notes, *([safety_in_words(winner.saturation)] if winner.saturation else [])),
             recovery=settled.recovery,
         )
         return stage_project(contents, directory)
@@ -143,9 +143,9 @@ def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, An
         times_s=progress.times_s,
         warnings=progress.warnings,
         sections={
-            "recovery": settled.recovery.to_dict() if settled.recovery else None,
+            "recovery": recovery_facts(settled.recovery) if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
-            "saturation": {"finding": saturation.text, **to_plain(saturation)} if saturation else None,
+            "saturation": safety_facts(saturation) if saturation else None,
         },
     )

@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-Engine = Literal["native", "fbgemm", "x86", "onednn", "qnnpack"]
+from cpupack.targets.engines import ArmEngine, X86Engine
+
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
 Cpu = Literal["x86_64", "aarch64"]
 ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
@@ -216,7 +217,7 @@ class Evaluation(Table):
 class TargetX86(Table):
     """Engine and instruction set on x86-64."""
 
-    engine: Literal["auto", "native", "fbgemm", "x86", "onednn"] = "auto"
+    engine: Literal["auto", X86Engine] = "auto"
     """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates. ``native`` is
     cpupack's own; the others are torch's."""
     isa: Literal["auto"] | Isa = "auto"
@@ -227,7 +228,7 @@ class TargetX86(Table):
 class TargetArm(Table):
     """Engine on 64-bit ARM."""
 
-    engine: Literal["qnnpack"] = "qnnpack"
+    engine: ArmEngine = "qnnpack"
     """qnnpack is the one quantized engine of torch's ARM builds that cpupack supports."""
 
 

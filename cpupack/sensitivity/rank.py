@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from cpupack import accuracy
-from cpupack.artifacts import FloatArray, FusedModel, Samples
+from cpupack.accuracy import FloatArray
+from cpupack.artifacts import FusedModel, Samples
 from cpupack.layout import batch_channels_last
 from cpupack.metric import Metric
 from cpupack.progress import Progress

@@ -34,7 +34,6 @@ from cpupack.artifacts import (
 )
 from cpupack.errors import PackagingError
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime.engine import library
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
 from cpupack.targets import Target
@@ -274,7 +273,8 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
         _write_python(package_dir / name, f"project/{name}.j2", context)
     runtime = Path(cpupack.runtime.__file__).parent
-    kernels = [runtime / library.LIBRARY] if contents.target.engine == library.ENGINE else []
+    library = contents.target.record.library
+    kernels = [] if library is None else [runtime / library]
     for source in sorted([*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *kernels]):
         copy = package_dir / "_runtime" / source.relative_to(runtime)
         copy.parent.mkdir(parents=True, exist_ok=True)

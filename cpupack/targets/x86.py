@@ -1,4 +1,4 @@
-"""x86-64: our own kernels (native), and torch's fbgemm, x86 and onednn.
+"""x86-64: what its instruction sets do to INT8 sums.
 
 Without VNNI the INT8 dot product is VPMADDUBSW, which adds two u8*s8 products in 16 bits and saturates: 8-bit
 activations are wrong there without a word, so torch's engines get activations of 7 bits (``reduce_range``). Our own
@@ -23,16 +23,6 @@ def floor(isa: str) -> str:
     return "avx512_vnni" if has_vnni(isa) else "avx2"
 
 
-def engines(isa: str) -> list[str]:
-    """Engines worth building for ``isa``, best guess first. ``x86`` is fbgemm without VNNI, so it is left out there."""
-    return ["native", "onednn", "x86", "fbgemm"] if has_vnni(isa) else ["native", "fbgemm", "onednn"]
-
-
 def activation_bits(isa: str) -> int:
     """Bits of an activation; the same for torch's three engines, which multiply with the same instructions."""
     return 8 if has_vnni(isa) else 7
-
-
-def fuses_conv_add(engine: str) -> bool:
-    """Only onednn's backend has ``quantized::conv2d_add_relu`` (torch/ao/quantization/backend_config/onednn.py)."""
-    return engine == "onednn"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpupack.runtime.engine import library
 from cpupack.runtime.manifest import Manifest
+from cpupack.targets import ENGINES
 
 
 def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
@@ -69,7 +69,8 @@ def plan_text(manifest: Manifest) -> str:
 
 def engine_text(target: dict[str, Any]) -> str:
     """Return the engine's name, and for our own what it is: unlike torch's it is in the wheel."""
-    return f"{target['engine']} (kernels in the wheel)" if target["engine"] == library.ENGINE else str(target["engine"])
+    engine = ENGINES.get(target["engine"])  # an older wheel may name one that is gone
+    return f"{target['engine']} (kernels in the wheel)" if engine and engine.library else str(target["engine"])
 
 
 def scaled(count: int) -> str:

@@ -16,6 +16,7 @@ import pytest
 import cpupack
 from cpupack import cli, errors, interrupts
 from cpupack.cli import main
+from cpupack.commands import messages
 
 RECIPE = """\
 schema = 1
@@ -78,6 +79,12 @@ def test_every_command_is_in_the_help(run: Callable[..., tuple[int, str, str]]) 
         assert (code, err) == (0, "")
         assert command.help is not None
         assert command.help.splitlines()[0] in " ".join(out.split())
+
+
+def test_every_command_is_in_the_module_of_its_name() -> None:
+    for name, command in cli.cli.commands.items():
+        assert command.callback is not None
+        assert command.callback.__module__ == f"cpupack.commands.{name}"
 
 
 def test_version(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -201,6 +208,6 @@ def test_check_reports_each_recipe(run: Callable[..., tuple[int, str, str]], tmp
 
 def test_colour_only_where_it_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert cli._styled("error:", fg="red") == click.style("error:", fg="red")
+    assert messages.styled("error:", fg="red") == click.style("error:", fg="red")
     monkeypatch.setenv("NO_COLOR", "1")
-    assert cli._styled("error:", fg="red") == "error:"
+    assert messages.styled("error:", fg="red") == "error:"

@@ -13,6 +13,7 @@ import tomli
 from tiny_models import Recorder
 
 from cpupack.artifacts import Gate, Recovery, Trial, VerifyReport
+from cpupack.build_facts import recovery_facts
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import helped, pareto_front, shortfall_db
@@ -351,7 +352,7 @@ def test_the_closest_come_first_and_what_was_not_built_last() -> None:
 
 def test_json_has_the_shape_that_reports_read() -> None:
     recovery = _recovery()
-    found = recovery.to_dict()
+    found = recovery_facts(recovery)
     assert found["winner"] == 3
     keys = {"label", "settings", "sqnr_db", "agreement", "drop", "speedup", "passed", "pareto", "seconds", "error"}
     assert all(keys <= set(trial) for trial in found["trials"])

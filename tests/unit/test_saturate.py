@@ -17,6 +17,7 @@ from tiny_models import Recorder, calibrated, host_bits, recipe, run, samples, t
 from torch import nn
 
 from cpupack.artifacts import QuantizedModel, Samples
+from cpupack.build_facts import safety_in_words
 from cpupack.errors import VerificationError
 from cpupack.quantized_engine import engine as engine_of
 from cpupack.stages.quantize import quantize
@@ -183,7 +184,7 @@ def test_a_model_made_to_saturate_gets_7_bits(engine: str) -> None:
         f"{engine}: 8 bits are not safe without VNNI in 0 (284 of 284 pairs of weights)"
     )
     # 4 filters of 72 weights, each with its neighbour: 4 * 71 pairs.
-    assert f"8 bits are not safe in {len(report.refused)} layer" in report.text
+    assert f"8 bits are not safe in {len(report.refused)} layer" in safety_in_words(report)
 
 
 def test_values_beyond_the_range_limit_the_weights_of_their_layer() -> None:
@@ -194,7 +195,7 @@ def test_values_beyond_the_range_limit_the_weights_of_their_layer() -> None:
     assert [each.decision for each in report.layers] == ["safe for any input"] * 2
     assert all(each.bound <= 2 * 64 * 255 for each in report.layers)
     assert {each.activation_bits for each in report.refused} == {7, 8}
-    assert report.text.endswith("7-bit weights in 0, 2")
+    assert safety_in_words(report).endswith("7-bit weights in 0, 2")
 
 
 def test_limited_weights_are_as_close_as_7_bits_are() -> None:
@@ -221,7 +222,7 @@ def test_8_bits_stay_where_no_pair_can_overflow() -> None:
     assert int8.target.activation_bits == report.activation_bits == 8
     assert report.refused == ()
     assert recorder.notes == []
-    assert report.text.endswith("8-bit activations")
+    assert safety_in_words(report).endswith("8-bit activations")
 
 
 def test_made_up_samples_do_not_show_that_8_bits_are_safe() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from tiny_models import recipe
 
+import cpupack
 from cpupack.errors import QuantizationError
-from cpupack.targets import Target, candidates
+from cpupack.pipeline import candidates as choosing
+from cpupack.pipeline.candidates import candidates
+from cpupack.runtime.engine import library
+from cpupack.targets import ENGINES, Target
 from cpupack.targets import target as module
+from cpupack.targets.engines import ArmEngine, X86Engine, raced
 
-ALL = ["native", "fbgemm", "x86", "onednn", "qnnpack"]
+ALL = list(ENGINES)
 
 
 @pytest.fixture
@@ -19,7 +26,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretend to be a CPU: family and instruction set are the host's boundary."""
 
     def pretend(isa: str | None, family: str = "x86_64") -> None:
-        monkeypatch.setattr(module, "detect_isa", lambda: isa)
+        monkeypatch.setattr(choosing, "detect_isa", lambda: isa)
+        monkeypatch.setattr(choosing, "machine", lambda: family)
         monkeypatch.setattr(module, "machine", lambda: family)
 
     return pretend
@@ -54,7 +62,7 @@ def test_auto_takes_the_least_set_that_multiplies_like_this_host(
 
 def test_a_lesser_set_than_the_hosts_gets_its_own_bits(host: Any) -> None:
     host("amx")
-    of_torch = ALL[1:]
+    of_torch = [name for name, engine in ENGINES.items() if engine.quantizer == "torch"]
     assert {each.activation_bits for each in engines("avx2", supported=of_torch)} == {7}
     assert {each.activation_bits for each in engines("avx512", supported=of_torch)} == {7}
     assert {each.activation_bits for each in engines("avx512_vnni", supported=of_torch)} == {8}
@@ -112,3 +120,33 @@ def test_aarch64_is_qnnpack_with_8_bits_and_no_instruction_set(host: Any) -> Non
     assert not found.runs_here
     with pytest.raises(QuantizationError, match=r'\[target.aarch64\] engine = "qnnpack"'):
         candidates(recipe(), "aarch64", ["fbgemm"])
+
+
+def test_a_recipe_may_name_every_engine_that_has_a_record() -> None:
+    assert set(get_args(X86Engine)) == {name for name, engine in ENGINES.items() if "x86_64" in engine.cpus}
+    assert set(get_args(ArmEngine)) == {name for name, engine in ENGINES.items() if "aarch64" in engine.cpus}
+    assert library.ENGINE in ENGINES  # the name that the runtime's loader asks for
+
+
+def test_no_two_engines_have_one_place_in_a_race() -> None:
+    for built_for in ("avx2", "avx512_vnni", "aarch64"):
+        places = [engine.places[built_for] for engine in raced(built_for)]
+        assert places == list(range(len(places)))
+
+
+ROOT = Path(cpupack.__file__).parent
+MAY_NAME_ENGINES = ("runtime/", "peers/", "comparison/", "stages/quantize/")
+"""Quantizers know what is wrong with their own engines, the runtime cannot see the records, peers are others'."""
+
+
+def test_the_build_asks_the_record_and_not_for_a_name() -> None:
+    asked = set()
+    for path in ROOT.rglob("*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Compare) and not file.startswith(MAY_NAME_ENGINES):
+                text = ast.unparse(node)
+                constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                if "library.ENGINE" in text or ("engine" in text and constants & set(ENGINES)):
+                    asked.add(f"{file}: {text}")
+    assert not asked

@@ -16,7 +16,6 @@ from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Quantize, Recipe
-from cpupack.runtime.engine.library import ENGINE
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.lowering import InFloat
@@ -53,7 +52,7 @@ def quantize(
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
     known: dict[str, str] = {}
-    if target.engine == ENGINE:
+    if target.record.quantizer == "native":
         return _quantize_natively(calibrated, recipe, spec, target)
     with engine(target.engine), warnings.catch_warnings():
         # The deprecation of torch.ao.quantization is known: this package is its one user here.

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cpupack import accuracy
-from cpupack.artifacts import Contender, Gate, Interval, VerifyReport
+from cpupack.accuracy import Interval
+from cpupack.artifacts import Contender, Gate, VerifyReport
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.recipe import Evaluation
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 
 from cpupack import accuracy
+from cpupack.accuracy import FloatArray
 from cpupack.artifacts import (
     Contender,
-    FloatArray,
     FloatModel,
     QuantizedModel,
     Reference,

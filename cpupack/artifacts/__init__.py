@@ -1,0 +1,53 @@
+"""The nouns between the stages: each stage takes some of these and returns the next.
+
+recipe -> FloatModel -> FusedModel -> CalibratedModel -> QuantizedModel -> ScriptedModel -> VerifyReport
+       -> StagedProject -> TunePlan -> BuiltWheel
+
+All are frozen dataclasses without rendering and without JSON (``build_facts.py`` and ``summary.py`` have those).
+"""
+
+from cpupack.artifacts.contest import Contender, Recovery, Trial
+from cpupack.artifacts.models import (
+    CalibratedModel,
+    FloatModel,
+    FusedModel,
+    QuantizedModel,
+    Reference,
+    Samples,
+    ScriptedModel,
+)
+from cpupack.artifacts.reports import (
+    ActivationFact,
+    CalibrationReport,
+    Gate,
+    LayerFact,
+    LayerSaturation,
+    SaturationReport,
+    Seen,
+    VerifyReport,
+)
+from cpupack.artifacts.wheel import BuiltWheel, StagedProject, TunePlan
+
+__all__ = [
+    "ActivationFact",
+    "BuiltWheel",
+    "CalibratedModel",
+    "CalibrationReport",
+    "Contender",
+    "FloatModel",
+    "FusedModel",
+    "Gate",
+    "LayerFact",
+    "LayerSaturation",
+    "QuantizedModel",
+    "Recovery",
+    "Reference",
+    "Samples",
+    "SaturationReport",
+    "ScriptedModel",
+    "Seen",
+    "StagedProject",
+    "Trial",
+    "TunePlan",
+    "VerifyReport",
+]

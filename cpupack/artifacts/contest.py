@@ -1,0 +1,72 @@
+"""Engines against each other, and the search for settings when none of them passes the gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from cpupack.accuracy import Interval
+from cpupack.artifacts.models import QuantizedModel, ScriptedModel
+from cpupack.artifacts.reports import Gate, LayerFact, SaturationReport, VerifyReport
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine's saved INT8 model with its report.
+
+    ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples. ``saturation``
+    is None for targets that add products in 32 bits, and for dynamic quantization, which never uses the eighth bit.
+    ``layers`` is filled for the winner alone.
+    """
+
+    quantized: QuantizedModel
+    scripted: ScriptedModel
+    report: VerifyReport
+    golden: dict[str, npt.NDArray[Any]]
+    saturation: SaturationReport | None = None
+    layers: tuple[LayerFact, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that recovery built, verified and timed.
+
+    ``settings`` holds the keys of ``[quantize]`` that differ from the recipe's. ``drop`` is the fall of top-1 accuracy,
+    None without labels; ``speedup`` is over FP32 with its 95 % interval, None where this host cannot time the target. A
+    setting that could not be built has ``error`` and no numbers.
+    """
+
+    label: str
+    engine: str
+    settings: dict[str, Any]
+    seconds: float
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    drop: float | None = None
+    speedup: float | None = None
+    speedup_ci95: Interval | None = None
+    gates: tuple[Gate, ...] = ()
+    passed: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The search for settings with which all gates hold, and what it found.
+
+    ``trials`` are in the order they were made, the recipe's own setting first; ``winner`` is an index into them, and
+    ``pareto`` holds the indices of those that no other beats in both SQNR and speed. ``toml`` is the ``[quantize]``
+    table to paste. ``engine`` was searched on, for the reason ``why``. ``stopped`` says what the budget left untried.
+    """
+
+    trials: tuple[Trial, ...]
+    winner: int
+    pareto: tuple[int, ...]
+    toml: str
+    engine: str
+    why: str
+    budget_s: float
+    seconds: float
+    stopped: str | None = None

@@ -1,0 +1,167 @@
+"""The data and the model, from the recipe's FP32 module to the saved INT8 file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.accuracy import FloatArray
+from cpupack.artifacts.reports import LayerFact, LayerSaturation
+from cpupack.metric import Metric
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.statistics import ActivationStats
+from cpupack.targets import Target
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs held in memory: pixels as uint8 (normalized batch by batch), anything else as float32.
+
+    ``data`` is uint8 ``(n, height, width, channels)`` when ``preprocess`` is set, else float32 ``(n, *input_shape)``.
+    ``labels`` is int64 ``(n,)`` or None. ``targets`` ``(n, ...)`` of any dtype is what a user's metric compares the
+    outputs with, None where there is no metric. ``names`` says where each sample came from. ``origin`` is the recipe's
+    words.
+    """
+
+    data: npt.NDArray[Any]
+    origin: str
+    names: tuple[str, ...]
+    preprocess: PreprocessSpec | None = None
+    labels: npt.NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    synthetic: bool = False
+    targets: npt.NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        wanted = np.uint8 if self.preprocess else np.float32
+        if self.data.dtype != wanted:
+            raise TypeError(f"samples are {self.data.dtype}, not {np.dtype(wanted)}")
+        parts = (self.names, self.labels, self.targets)
+        if any(part is not None and len(part) != len(self.data) for part in parts):
+            raise ValueError("data, names, labels and targets have different lengths")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def spread(self, count: int) -> Samples:
+        """Return ``count`` samples spread evenly over all of them (class folders come class by class), or all."""
+        if count >= len(self):
+            return self
+        rows = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        return replace(
+            self,
+            data=self.data[rows],
+            names=tuple(self.names[row] for row in rows),
+            labels=None if self.labels is None else self.labels[rows],
+            targets=None if self.targets is None else self.targets[rows],
+        )
+
+    def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
+        """Yield float32 model inputs ``(<=batch_size, *input_shape)``, normalized, in order."""
+        for start in range(0, len(self.data), batch_size):
+            yield self.tensor(slice(start, start + batch_size))
+
+    def tensor(self, rows: slice) -> torch.Tensor:
+        """Return the model input for ``rows`` as float32."""
+        chunk = self.data[rows]
+        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk))
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """The FP32 model in eval mode, with what loading its weights found.
+
+    ``input_shape`` has no batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
+    true when they were not trained. ``labels`` are class names or None.
+    """
+
+    module: torch.nn.Module
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    weights_origin: str
+    random_weights: bool
+    weights_sha256: str | None
+    parameters: int
+    macs: int
+    fp32_bytes: int
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The FP32 model's outputs ``(n, *output_shape)`` on the samples that INT8 is compared on.
+
+    ``metric`` is the user's own measure, None where the recipe names none.
+    """
+
+    samples: Samples
+    outputs: FloatArray
+    metric: Metric | None = None
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """The FP32 model with its chains fused.
+
+    ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs that
+    FX cannot trace, or ``dynamic`` (``module`` untouched). ``chains`` holds the fused names. ``max_abs_diff`` is the
+    largest difference of FP32 outputs before and after.
+    """
+
+    module: torch.nn.Module
+    style: str
+    chains: tuple[tuple[str, ...], ...]
+    max_abs_diff: float
+    max_abs_output: float
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """The fused FP32 model with the statistics of its activations, the same for every engine.
+
+    ``stats`` is keyed by the traced graph's node names (style ``fx``) or by module names (style ``eager``); empty for
+    ``dynamic``. ``origin`` says what the data was, ``samples`` how many were run.
+    """
+
+    fused: FusedModel
+    stats: dict[str, ActivationStats]
+    samples: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """An INT8 module for one target. ``notes`` names what stayed FP32 and why, ``float_reasons`` by module name.
+
+    ``module`` takes float32 inputs; a ``PixelModel`` (``pixel_input``) takes uint8 pixels with a mask channel as well.
+    ``layers`` is filled by an engine that runs the whole network as one operator, whose module has no layers to see.
+    ``sums`` are the 16-bit sums of weights that were chosen to fit, whatever the input.
+    """
+
+    module: torch.nn.Module
+    target: Target
+    notes: tuple[str, ...] = ()
+    pixel_input: bool = False
+    float_reasons: dict[str, str] = field(default_factory=dict)
+    layers: tuple[LayerFact, ...] = ()
+    sums: tuple[LayerSaturation, ...] = ()
+
+
+@dataclass(frozen=True)
+class ScriptedModel:
+    """A saved, frozen TorchScript file for one target, with the counts of its operators."""
+
+    path: Path
+    target: Target
+    size_bytes: int
+    int8_operators: int
+    fp32_operators: int
+    operators: dict[str, int] = field(default_factory=dict)
+    pixel_input: bool = False

@@ -1,0 +1,79 @@
+"""One record for each engine: the CPUs it serves, what it can do, who quantizes for it and who loads its models.
+
+To add an engine: a record here with its name in a Literal, a quantizer in ``stages/quantize/`` and a loader in the
+runtime, or those that are there. Nothing else asks for an engine by name. No torch is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cpupack.runtime.engine.library import LIBRARY
+
+X86Engine = Literal["native", "fbgemm", "x86", "onednn"]
+"""What ``[target.x86_64] engine`` may name."""
+ArmEngine = Literal["qnnpack"]
+"""What ``[target.aarch64] engine`` may name."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What the build must know of an engine before it uses it.
+
+    ``places`` are its places in the race, best guess first, by what a wheel is built for: the least instruction set on
+    x86-64, the family elsewhere. Where it has none it is not worth building, but a recipe may still name it.
+    ``quantizer`` says whose models it runs and ``loader`` what must be done before one loads or runs: ``torch`` sets
+    ``torch.backends.quantized.engine``, ``native`` defines cpupack's operator. ``library`` is the file of the runtime
+    that its wheels need, relative to the runtime.
+
+    ``mixes`` says that FP32 layers may lie between INT8 ones. ``runs_any_model`` is false for an engine that is known
+    to refuse some models, so a refusal is no cause for a warning. ``fits_sums`` says that its weights are chosen so
+    that no 16-bit sum overflows: it keeps 8-bit activations on every CPU. ``fuses_conv_add`` says that it runs
+    convolution, addition and ReLU as one operator.
+    """
+
+    name: X86Engine | ArmEngine
+    cpus: tuple[str, ...]
+    places: Mapping[str, int]
+    quantizer: Literal["torch", "native"] = "torch"
+    loader: Literal["torch", "native"] = "torch"
+    library: Path | None = None
+    mixes: bool = True
+    runs_any_model: bool = True
+    fits_sums: bool = False
+    fuses_conv_add: bool = False
+
+
+_RECORDS = (
+    Engine(
+        "native",
+        ("x86_64",),
+        {"avx2": 0, "avx512_vnni": 0},
+        quantizer="native",
+        loader="native",
+        library=LIBRARY,
+        mixes=False,
+        runs_any_model=False,
+        fits_sums=True,
+    ),
+    # Only onednn's backend has quantized::conv2d_add_relu (torch/ao/quantization/backend_config/onednn.py).
+    Engine("onednn", ("x86_64",), {"avx2": 2, "avx512_vnni": 1}, fuses_conv_add=True),
+    # Without VNNI x86 is fbgemm.
+    Engine("x86", ("x86_64",), {"avx512_vnni": 2}),
+    Engine("fbgemm", ("x86_64",), {"avx2": 1, "avx512_vnni": 3}),
+    Engine("qnnpack", ("aarch64",), {"aarch64": 0}),
+)
+
+ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in _RECORDS}
+
+
+def raced(built_for: str) -> list[Engine]:
+    """Return the engines worth building, best guess first.
+
+    ``built_for`` is the least instruction set of a wheel for x86-64 (``x86.floor``), or the family of another CPU.
+    """
+    found = [engine for engine in ENGINES.values() if built_for in engine.places]
+    return sorted(found, key=lambda engine: engine.places[built_for])
