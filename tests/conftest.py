@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.register_assert_rewrite("helpers")  # their assertions then show values as those of tests do
+
 if TYPE_CHECKING:
-    from tiny_wheel import TinyWheel
+    from helpers.tiny_wheel import TinyWheel
 
 
 def pytest_configure() -> None:
@@ -19,6 +21,6 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyWheel:
-    from tiny_wheel import make_tiny  # here, because it imports torch and most tests do not need it
+    from helpers.tiny_wheel import make_tiny  # here, because it imports torch and most tests do not need it
 
     return make_tiny(tmp_path_factory.mktemp("tiny"))

@@ -5,22 +5,12 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_recipes import Project, make_project
 
 from cpupack.cli import main
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
+from helpers.tiny_recipes import Outcome, Project, make_project
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,12 @@ import numpy as np
 import pexpect
 import pytest
 import tomli
-from conftest import Outcome
-from fresh_venv import Environment, make_environment
-from page_checks import check_page, numbers
 from PIL import Image
-from tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Project
 
 from cpupack.runtime.host.cpu import machine
+from helpers.fresh_venv import Environment, make_environment
+from helpers.page_checks import check_page, numbers
+from helpers.tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Outcome, Project
 
 Cpupack = Callable[..., Outcome]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
 
 from cpupack.peers import ENGINES
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
 
 pytestmark = [
     pytest.mark.slow,

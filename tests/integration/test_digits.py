@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh_venv import Environment, make_environment
 from PIL import Image
 
 from cpupack.runtime.host.cpu import machine
+from helpers.fresh_venv import Environment, make_environment
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 

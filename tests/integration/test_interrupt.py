@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from tiny_recipes import FAST, Project
 
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, Project
 
 pytestmark = [
     pytest.mark.slow,

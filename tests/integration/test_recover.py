@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
-from conftest import Outcome
-from tiny_recipes import FAST, Project
 
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, Outcome, Project
 
 Cpupack = Callable[..., Outcome]
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh_venv import Environment, make_environment
 from PIL import Image
-from tiny_wheel import LABELS, TinyWheel
 
 from cpupack.artifacts import StagedProject
 from cpupack.runtime.host.cpu import machine
 from cpupack.stages.package import build_wheel, stage_project
+from helpers.fresh_venv import Environment, make_environment
+from helpers.tiny_wheel import LABELS, TinyWheel
 
 pytestmark = [
     pytest.mark.slow,

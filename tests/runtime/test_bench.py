@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_fakes import FakeClock, FakePool, quiet_probe
 
 from cpupack.runtime import cli
 from cpupack.runtime.bench import run as bench_run
@@ -21,6 +20,7 @@ from cpupack.runtime.bench.scenarios import SCENARIOS, offline, single_stream
 from cpupack.runtime.bench.verdict import Counters, disturbances, weaknesses
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.manifest import read_manifest
+from helpers.bench_fakes import FakeClock, FakePool, quiet_probe
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from page_checks import Page, check_page, numbers
-from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import Contender, Gate, QuantizedModel, TunePlan
 from cpupack.build_facts import build_facts, to_plain
@@ -21,6 +19,8 @@ from cpupack.cli import cli
 from cpupack.errors import UsageError
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.report import humanized, read_report, render_report, value_text
+from helpers.page_checks import Page, check_page, numbers
+from helpers.tiny_wheel import TinyWheel
 
 PLAN = TunePlan(
     tuned=True,
