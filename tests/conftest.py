@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        import torch  # here, because most single tests need none
+
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(workers)))
     # A job started in the background has SIGINT ignored, and so would every process that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

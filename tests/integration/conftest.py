@@ -13,12 +13,6 @@ from cpupack.cli import main
 from helpers.tiny_recipes import Outcome, Project, make_project
 
 
-@pytest.fixture(scope="session")
-def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project for session fixtures; tests take ``project`` and may change it."""
-    return make_project(tmp_path_factory.mktemp("shared"))
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     return make_project(tmp_path)

@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 from cpupack.runtime.manifest import MANIFEST_NAME, read_manifest
+from helpers.once import once
 from helpers.tiny_package import write_package
 
 
 @pytest.fixture(scope="session")
 def package_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package for images, shared by the whole session: read it, never write to it."""
-    return write_package(tmp_path_factory.mktemp("image") / "tiny_int8")
+    return once(tmp_path_factory, "image", lambda root: write_package(root / "tiny_int8")) / "tiny_int8"
 
 
 @pytest.fixture(scope="session")
 def array_package_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package without preprocessing, which takes float32 arrays."""
-    return write_package(tmp_path_factory.mktemp("array") / "tiny_int8", preprocess=None)
+    root = once(tmp_path_factory, "array", lambda root: write_package(root / "tiny_int8", preprocess=None))
+    return root / "tiny_int8"
 
 
 @pytest.fixture
