@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -97,7 +98,7 @@ def test_the_summary_fits_a_terminal(both: tuple[Path, Path], shared_project: Pr
     assert "  speed      not measured: this host is of another CPU family" in summary
     (total,) = [line for line in summary if line.startswith("  time ")]
     assert total.endswith(" s")
-    assert any("calibrate 0." in line or "calibrate 1." in line for line in summary)
+    assert any(re.search(r"calibrate \d+\.\d", line) for line in summary)
 
 
 def test_pip_takes_this_cpus_wheel_and_refuses_the_other(both: tuple[Path, Path], environment: Environment) -> None:

@@ -70,20 +70,23 @@ def test_wrong_shape_is_one_line_and_the_instance_lives_on(pool: InstancePool) -
 
 
 def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
-    """A short call ends while a long one, given first, still runs."""
+    """A short call ends while a long one, given first, still runs: it ends only when its input is changed."""
 
-    class Slow(torch.nn.Module):
+    class Waiting(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for _ in range(int(x[0, 0])):
-                x = torch.sin(x)
+            while bool(x[0, 0] > 0):
+                pass
             return x
 
-    with InstancePool(scripted(Slow(), tmp_path / "slow.pt"), ENGINE, threads=1, instances=2) as pool:
-        long = pool.submit(torch.full((1, 1), 300_000.0))
-        short = pool.submit(torch.zeros(1, 1))
-        short.result()
-        assert not long.done()
-        long.result()
+    with InstancePool(scripted(Waiting(), tmp_path / "waiting.pt"), ENGINE, threads=1, instances=2) as pool:
+        busy = torch.ones(1, 1)
+        long = pool.submit(busy)
+        try:
+            pool.submit(torch.zeros(1, 1)).result(timeout=60)
+            assert not long.done()
+        finally:
+            busy.zero_()
+        long.result(timeout=60)
 
 
 def test_warm_runs_on_every_instance(package_dir: Path) -> None:
