@@ -1,10 +1,19 @@
-# make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
-# make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
-# make test   formatting, lint, types, then every test
-# make kernels  compile kernels/*.c again after a change (an installation compiles them too)
+# make help     print this list
+# make setup    make the environment .venv with everything that development needs, and compile the kernels
+# make test     do lint, fast and slow, also beside the engines that `cpupack compare` knows: all that must hold
+# make lint     check formatting, style and types
+# make fast     run the tests that take seconds each (minutes in all)
+# make slow     run the tests that build wheels and install them
+# make peers    install the engines of `cpupack compare`, which `make test` and `make bench` need
+# make kernels  compile kernels/*.c again after a change
+# make demo     build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
+# make bench    measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
+# make clean    delete what all these have made
 #
-# All do their own set-up in .venv; the second run skips what is there. To choose another torch, for instance one
-# already downloaded: make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."
+# Each does its own set-up in .venv; the second run skips what is there. Variables:
+#   make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."   another torch, pip's options
+#   make fast WORKERS=4 PYTEST_ARGS="-k recipe"   how many tests at a time (default: one a CPU), pytest's options
+#   make bench MODELS="resnet50" COMPARE_ARGS="--input uint8"   which models (default: all), options of the comparison
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,23 +24,29 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 PIP_ARGS ?=
-# For make bench: which models (default all), and options of `cpupack compare`, such as --input uint8.
 MODELS ?=
 COMPARE_ARGS ?=
+WORKERS ?= $(shell nproc)
+PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
 KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
+# worksteal: a worker that has nothing left takes tests from the other, so that both end together.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
-.PHONY: help setup kernels demo bench test lint fast slow clean
+.PHONY: help setup peers kernels demo bench test lint fast slow clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 setup: $(READY) $(KERNELS)
+
+peers: $(PEERS)
 
 kernels: $(KERNELS)
 
@@ -44,6 +59,11 @@ $(READY): pyproject.toml Makefile
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) "$(TORCH)" "$(TORCHVISION)"
 	$(BIN)/python $(PIP) -e ".[torchvision,digits,dev]"
+	touch $@
+
+# torch again and pinned: no engine may bring another.
+$(PEERS): $(READY)
+	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare]"
 	touch $@
 
 demo: $(READY) $(KERNELS)
@@ -63,11 +83,11 @@ demo: $(READY) $(KERNELS)
 	cd $(DEMO) && venv/bin/resnet50-int8 predict china.jpg
 	@echo; echo "The wheel is in $(DEMO)/dist, the environment in $(DEMO)/venv."
 
-bench: $(READY) $(KERNELS)
-	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare]"
+bench: $(PEERS) $(KERNELS)
 	$(BIN)/python benchmarks/compare.py $(MODELS) -- $(COMPARE_ARGS)
 
-test: lint fast slow
+# The peers first: what needs them must not be skipped.
+test: $(PEERS) lint fast slow
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -75,10 +95,10 @@ lint: $(READY)
 	$(BIN)/mypy
 
 fast: $(READY) $(KERNELS)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(READY) $(KERNELS)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf $(VENV) $(DEMO) dist build $(dir $(KERNELS)) .pytest_cache .mypy_cache .ruff_cache

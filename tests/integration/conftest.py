@@ -5,28 +5,12 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_recipes import Project, make_project
 
 from cpupack.cli import main
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture(scope="session")
-def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project for session fixtures; tests take ``project`` and may change it."""
-    return make_project(tmp_path_factory.mktemp("shared"))
+from helpers.tiny_recipes import Outcome, Project, make_project
 
 
 @pytest.fixture

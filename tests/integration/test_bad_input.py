@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
 from PIL import Image
-from tiny_recipes import FAST, PHOTOS_EACH, Project
 
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, PHOTOS_EACH, Outcome, Project
 
 Cpupack = Callable[..., Outcome]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,13 +15,13 @@ import numpy as np
 import pexpect
 import pytest
 import tomli
-from conftest import Outcome
-from fresh_venv import Environment, make_environment
-from page_checks import check_page, numbers
 from PIL import Image
-from tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Project
 
 from cpupack.runtime.host.cpu import machine
+from helpers.fresh_venv import Environment, make_environment
+from helpers.once import once
+from helpers.page_checks import check_page, numbers
+from helpers.tiny_recipes import CLASSES, FAST, PHOTOS_EACH, RECIPE, SIZE, Outcome, Project, make_project
 
 Cpupack = Callable[..., Outcome]
 
@@ -34,24 +35,34 @@ _ARM = "tiny_colors-1.2.3-py3-none-manylinux_2_28_aarch64.whl"
 
 
 @pytest.fixture(scope="session")
-def both(shared_project: Project) -> tuple[Path, Path]:
+def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project in which ``both`` are built; tests that change one take ``project``."""
+    return Project(once(tmp_path_factory, "both", _build_both))
+
+
+def _build_both(root: Path) -> None:
     """Build for both CPU families in a process of its own, with labelled data, gates and a second version."""
-    done = shared_project.run(
+    project = make_project(root)
+    done = project.run(
         "build", "colors.toml", *FAST, "--out", "dist/new", "--set", "package.version=1.2.3",
         "--set", 'target.cpu=["x86_64", "aarch64"]', "--set", "evaluation.source=images:photos",
         "--set", "evaluation.max_drop=0.0", "--set", "evaluation.min_top1=1.0", "--set", "evaluation.min_sqnr_db=20",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"dist/new/{_X86}\ndist/new/{_ARM}\n"
-    (shared_project.root / "stderr").write_text(done.stderr)
+    project.write("stderr", done.stderr)
+    assert sorted(path.name for path in (root / "dist" / "new").iterdir()) == [_ARM, _X86]
+
+
+@pytest.fixture(scope="session")
+def both(shared_project: Project) -> tuple[Path, Path]:
     directory = shared_project.root / "dist" / "new"
-    assert sorted(path.name for path in directory.iterdir()) == [_ARM, _X86]
     return directory / _X86, directory / _ARM
 
 
 @pytest.fixture(scope="session")
 def environment(both: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return make_environment(tmp_path_factory.mktemp("venv"), both[0])
+    return Environment(once(tmp_path_factory, "both-venv", lambda root: make_environment(root, both[0])))
 
 
 @pytest.fixture
@@ -87,7 +98,7 @@ def test_the_summary_fits_a_terminal(both: tuple[Path, Path], shared_project: Pr
     assert "  speed      not measured: this host is of another CPU family" in summary
     (total,) = [line for line in summary if line.startswith("  time ")]
     assert total.endswith(" s")
-    assert any("calibrate 0." in line or "calibrate 1." in line for line in summary)
+    assert any(re.search(r"calibrate \d+\.\d", line) for line in summary)
 
 
 def test_pip_takes_this_cpus_wheel_and_refuses_the_other(both: tuple[Path, Path], environment: Environment) -> None:

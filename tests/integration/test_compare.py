@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
 
 from cpupack.peers import ENGINES
 from cpupack.runtime.host.cpu import machine
+from helpers.once import once
+from helpers.tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,9 +42,14 @@ def compare(project: Project, subject: str, *arguments: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, Any]]:
     """The recipe against the two engines that need nothing but torch, with images from disk and a page."""
-    project = make_project(tmp_path_factory.mktemp("compared"))
     arguments = ("--against", "eager,fbgemm", "--end-to-end", "photos", "--html", "page.html")
-    return project, compare(project, "colors.toml", *arguments)
+
+    def make(root: Path) -> None:
+        project = make_project(root)
+        project.write("compared.json", json.dumps(compare(project, "colors.toml", *arguments)))
+
+    project = Project(once(tmp_path_factory, "compared", make))
+    return project, json.loads((project.root / "compared.json").read_text())
 
 
 def test_every_engine_is_measured_in_every_mode(compared: tuple[Project, dict[str, Any]]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh_venv import Environment, make_environment
 from PIL import Image
 
 from cpupack.runtime.host.cpu import machine
+from helpers.fresh_venv import Environment, make_environment
+from helpers.once import once
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 
@@ -58,12 +59,17 @@ def data_module() -> ModuleType:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The recipe as it stands, tuning included."""
-    return build(tmp_path_factory.mktemp("dist"), "--set", "tune.budget_s=10")
+
+    def make(root: Path) -> None:
+        (root / "facts.json").write_text(json.dumps(build(root / "dist", "--set", "tune.budget_s=10")))
+
+    return json.loads((once(tmp_path_factory, "digits", make) / "facts.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return make_environment(tmp_path_factory.mktemp("venv"), Path(wheel["wheel"]))
+    made = once(tmp_path_factory, "digits-venv", lambda root: make_environment(root, Path(wheel["wheel"])))
+    return Environment(made)
 
 
 def test_the_split_keeps_the_held_out_images_apart() -> None:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from tiny_recipes import FAST, Project
 
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, Project
 
 pytestmark = [
     pytest.mark.slow,
@@ -99,7 +99,7 @@ def test_while_data_is_read(project: Project) -> None:
 
 
 def test_while_it_calibrates(project: Project) -> None:
-    long = ("--set", "calibration.source=synthetic", "--set", "calibration.samples=2000")
+    long = ("--set", "calibration.source=synthetic", "--set", "calibration.samples=20000")
     with started(project, *FAST, *long, "--set", "calibration.batch_size=1") as process:
         _wait(process, _says(project, "calibrate ..."))
         os.killpg(process.pid, signal.SIGINT)

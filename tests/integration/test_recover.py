@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli
-from conftest import Outcome
-from tiny_recipes import FAST, Project
 
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, Outcome, Project
 
 Cpupack = Callable[..., Outcome]
 
@@ -190,14 +189,14 @@ def test_a_recurrent_model_goes_back_layer_by_layer(cpupack: Cpupack, project: P
 def test_a_gate_that_nothing_holds_tells_what_was_tried(cpupack: Cpupack, project: Project) -> None:
     write(project, "channel")
     done = cpupack(
-        "build", "hard.toml", *FAST, "--set", "quantize.recover=true", "--set", "quantize.budget_s=12",
+        "build", "hard.toml", *FAST, "--set", "quantize.recover=true", "--set", "quantize.budget_s=3600",
         "--set", "evaluation.min_sqnr_db=200",
     )  # fmt: skip
     assert done.code == 6, done.err
     assert "recovery on fbgemm found no way" in done.err
     assert "as in the recipe" in done.err
     assert 'tried: observer = "mse"' in done.err
-    assert "not tried, as budget_s = 12 was spent: " in done.err
+    assert "not tried" not in done.err
     assert project.left_behind() == []
 
 

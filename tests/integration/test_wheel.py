@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh_venv import Environment, make_environment
 from PIL import Image
-from tiny_wheel import LABELS, TinyWheel
 
 from cpupack.artifacts import StagedProject
 from cpupack.runtime.host.cpu import machine
 from cpupack.stages.package import build_wheel, stage_project
+from helpers.fresh_venv import Environment, make_environment
+from helpers.once import once
+from helpers.tiny_wheel import LABELS, TinyWheel
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,7 +37,7 @@ def wheel(staged: StagedProject, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    return make_environment(tmp_path_factory.mktemp("venv"), wheel)
+    return Environment(once(tmp_path_factory, "tiny-venv", lambda root: make_environment(root, wheel)))
 
 
 def test_cpupack_is_not_there(environment: Environment) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bench_fakes import FakeClock, FakePool, quiet_probe
 
 from cpupack.runtime.bench import peak
 from cpupack.runtime.bench.measure import measure_server
 from cpupack.runtime.bench.server import MIN_REQUESTS, Load, Requests, serve, shapes_up_to
 from cpupack.runtime.errors import InputError, RunnerError
+from helpers.bench_fakes import FakeClock, FakePool, quiet_probe
 
 SERVICE_S = 1 / 128  # exact in binary
 

@@ -14,7 +14,6 @@ import threading
 import warnings
 from pathlib import Path
 
-import conftest as tiny
 import numpy as np
 import pytest
 import torch
@@ -23,8 +22,9 @@ from cpupack.runtime.engine import library
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
 from cpupack.runtime.host import cpu
+from helpers.tiny_package import RUNTIME
 
-LIBRARY = tiny.RUNTIME / library.LIBRARY
+LIBRARY = RUNTIME / library.LIBRARY
 CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
@@ -91,7 +91,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_python(code: str, *arguments: object, path: Path = tiny.RUNTIME.parent.parent) -> subprocess.CompletedProcess:
+def run_python(code: str, *arguments: object, path: Path = RUNTIME.parent.parent) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": str(path)},
@@ -218,7 +218,7 @@ print(module(torch.ones(1, 4, 1, 1, dtype=torch.uint8)).tolist(), len(described)
 @needs_kernels
 def test_two_packages_in_a_fresh_process_share_one_operator(saved: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        shutil.copytree(tiny.RUNTIME, tmp_path / name / "_runtime", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(RUNTIME, tmp_path / name / "_runtime", ignore=shutil.ignore_patterns("__pycache__"))
     done = run_python(TWO_PACKAGES, saved, path=tmp_path)
     wanted = expected(torch.ones(1, CHANNELS, 1, 1, dtype=torch.uint8)).tolist()
     assert (done.returncode, done.stdout) == (0, f"{wanted} 2\n"), done.stderr
@@ -247,7 +247,7 @@ def test_the_library_is_described(saved: Path) -> None:
 @needs_kernels
 def test_a_package_without_the_library_says_what_to_do(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "kernels")
-    shutil.copytree(tiny.RUNTIME, tmp_path / "one" / "_runtime", ignore=ignored)
+    shutil.copytree(RUNTIME, tmp_path / "one" / "_runtime", ignore=ignored)
     code = """
 from one._runtime import errors
 from one._runtime.engine import library as native

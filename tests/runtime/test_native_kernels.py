@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import native_reference
 import numpy as np
 import pytest
 import torch
-from native_reference import Array, Fit, Op, Reference
 
 from cpupack.layers.native import codes_after
 from cpupack.runtime.engine import library
+from helpers import native_reference
+from helpers.native_reference import Array, Fit, Op, Reference
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
 

@@ -11,7 +11,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import conftest as tiny
 import numpy as np
 import pytest
 import test_native_kernels as kernels
@@ -22,6 +21,7 @@ from cpupack.runtime.engine import library
 from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
+from helpers.tiny_package import RUNTIME
 
 pytestmark = pytest.mark.skipif(library.describe()["problem"] is not None, reason="needs the native kernels")
 NET = kernels.by_blocks(54, 4)
@@ -249,7 +249,7 @@ with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
     done = subprocess.run(
         [sys.executable, "-c", code, str(saved), *map(str, INPUT.shape[1:])],
         capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"(1, {OUTPUTS}) False\n"), done.stderr
 

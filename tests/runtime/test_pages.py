@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_checks import Page, check_page, numbers
 
 from cpupack.runtime import cli
 from cpupack.runtime.bench import run as bench_run
@@ -22,6 +21,7 @@ from cpupack.runtime.pages import bench_page as bench_pages
 from cpupack.runtime.pages.bench_charts import settings_of
 from cpupack.runtime.pages.bench_page import Tuning, bench_page, find_tuning
 from cpupack.runtime.plan import table as plan_table
+from helpers.page_checks import Page, check_page, numbers
 
 ROWS = [
     {

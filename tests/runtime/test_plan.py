@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plan_fixtures import manifest, numbers, table
 
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.plan import decide
 from cpupack.runtime.plan import table as plan_table
+from helpers.plan_fixtures import manifest, numbers, table
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import conftest as tiny
 import numpy as np
 import pytest
 import torch
@@ -19,13 +18,14 @@ import torch
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.torch_jit import first_cause
 from cpupack.runtime.errors import HostError, RunnerError
+from helpers.tiny_package import CLASSES, ENGINE, INPUT_SHAPE, PREPROCESS, RUNTIME, TinyNet, quantize_and_save
 
-BATCH = torch.rand((2, *tiny.INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
+BATCH = torch.rand((2, *INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture(scope="module")
 def pool(package_dir: Path) -> Iterator[InstancePool]:
-    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=2) as pool:
+    with InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=2) as pool:
         yield pool
 
 
@@ -44,7 +44,7 @@ def test_answers_are_the_builds(package_dir: Path, pool: InstancePool) -> None:
     golden = np.load(package_dir / "golden.npz")
     from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 
-    batch = torch.from_numpy(normalize(golden["input"], PreprocessSpec.from_dict(tiny.PREPROCESS)))
+    batch = torch.from_numpy(normalize(golden["input"], PreprocessSpec.from_dict(PREPROCESS)))
     np.testing.assert_array_equal(pool.run(batch).numpy(), golden["output"])
 
 
@@ -59,50 +59,53 @@ def test_channels_last_and_contiguous_inputs_agree(pool: InstancePool) -> None:
 
 def test_output_needs_no_grad_and_engine_is_set(pool: InstancePool) -> None:
     assert not pool.run(BATCH).requires_grad
-    assert torch.backends.quantized.engine == tiny.ENGINE
+    assert torch.backends.quantized.engine == ENGINE
 
 
 def test_wrong_shape_is_one_line_and_the_instance_lives_on(pool: InstancePool) -> None:
     with pytest.raises(RunnerError, match=r"batch of shape \(2, 5, 16, 16\)") as caught:
         pool.run(torch.rand(2, 5, 16, 16))
     assert "\n" not in str(caught.value)
-    assert pool.run(BATCH).shape == (2, tiny.CLASSES)
+    assert pool.run(BATCH).shape == (2, CLASSES)
 
 
 def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
-    """A short call ends while a long one, given first, still runs."""
+    """A short call ends while a long one, given first, still runs: it ends only when its input is changed."""
 
-    class Slow(torch.nn.Module):
+    class Waiting(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for _ in range(int(x[0, 0])):
-                x = torch.sin(x)
+            while bool(x[0, 0] > 0):
+                pass
             return x
 
-    with InstancePool(scripted(Slow(), tmp_path / "slow.pt"), tiny.ENGINE, threads=1, instances=2) as pool:
-        long = pool.submit(torch.full((1, 1), 300_000.0))
-        short = pool.submit(torch.zeros(1, 1))
-        short.result()
-        assert not long.done()
-        long.result()
+    with InstancePool(scripted(Waiting(), tmp_path / "waiting.pt"), ENGINE, threads=1, instances=2) as pool:
+        busy = torch.ones(1, 1)
+        long = pool.submit(busy)
+        try:
+            pool.submit(torch.zeros(1, 1)).result(timeout=60)
+            assert not long.done()
+        finally:
+            busy.zero_()
+        long.result(timeout=60)
 
 
 def test_warm_runs_on_every_instance(package_dir: Path) -> None:
-    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=2, instances=2) as pool:
-        pool.warm(torch.zeros(3, *tiny.INPUT_SHAPE))
-        assert pool.run(torch.rand(3, *tiny.INPUT_SHAPE), 1).shape == (3, tiny.CLASSES)
+    with InstancePool(package_dir / "model.pt", ENGINE, threads=2, instances=2) as pool:
+        pool.warm(torch.zeros(3, *INPUT_SHAPE))
+        assert pool.run(torch.rand(3, *INPUT_SHAPE), 1).shape == (3, CLASSES)
 
 
 def test_each_instance_has_its_thread(package_dir: Path) -> None:
     """One worker thread an instance, and none left behind."""
     before = instance_threads()
-    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=3):
+    with InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=3):
         assert instance_threads() == before + 3
     assert instance_threads() == before
 
 
 def test_forgotten_pool_ends_its_threads(package_dir: Path) -> None:
     before = instance_threads()
-    InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1).run(BATCH)
+    InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=1).run(BATCH)
     gc.collect()
     assert instance_threads() == before
 
@@ -110,12 +113,12 @@ def test_forgotten_pool_ends_its_threads(package_dir: Path) -> None:
 def test_interpreter_ends_without_close(package_dir: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from cpupack.runtime.engine.pool import InstancePool\n"
-        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 2)\n"
-        f"pool.warm(torch.zeros(1, *{tiny.INPUT_SHAPE})); print('ran')"
+        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {ENGINE!r}, 1, 2)\n"
+        f"pool.warm(torch.zeros(1, *{INPUT_SHAPE})); print('ran')"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
 
@@ -123,14 +126,14 @@ def test_interpreter_ends_without_close(package_dir: Path) -> None:
 def test_pool_from_before_a_fork_says_so(package_dir: Path) -> None:
     code = (
         "import os, torch; from pathlib import Path; from cpupack.runtime.engine.pool import InstancePool\n"
-        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {tiny.ENGINE!r}, 1, 1)\n"
+        f"pool = InstancePool(Path({str(package_dir / 'model.pt')!r}), {ENGINE!r}, 1, 1)\n"
         "if child := os.fork(): os.waitpid(child, 0); raise SystemExit\n"
-        f"try: pool.run(torch.rand(1, *{tiny.INPUT_SHAPE}))\n"
+        f"try: pool.run(torch.rand(1, *{INPUT_SHAPE}))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
-        env={**os.environ, "PYTHONPATH": str(tiny.RUNTIME.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert done.stdout == (
         "RunnerError this runner was made before the process forked; make one in each worker process\n"
@@ -138,7 +141,7 @@ def test_pool_from_before_a_fork_says_so(package_dir: Path) -> None:
 
 
 def test_closed_pool_says_so(package_dir: Path) -> None:
-    pool = InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1)
+    pool = InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=1)
     pool.close()
     pool.close()
     with pytest.raises(RunnerError, match="closed"):
@@ -146,7 +149,7 @@ def test_closed_pool_says_so(package_dir: Path) -> None:
 
 
 def test_close_finishes_queued_work(package_dir: Path) -> None:
-    with InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=1) as pool:
+    with InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=1) as pool:
         futures = [pool.submit(BATCH) for _ in range(20)]
     assert all(future.done() for future in futures)
 
@@ -163,7 +166,7 @@ def test_unloadable_file_is_one_line(tmp_path: Path, content: bytes | None) -> N
         path.write_bytes(content)
     before = instance_threads()
     with pytest.raises(HostError, match=r"cannot load .*model\.pt") as caught:
-        InstancePool(path, tiny.ENGINE, threads=1, instances=2)
+        InstancePool(path, ENGINE, threads=1, instances=2)
     assert "\n" not in str(caught.value)
     assert instance_threads() == before
 
@@ -174,7 +177,7 @@ def test_model_that_returns_no_tensor(tmp_path: Path) -> None:
             return x, x
 
     with (
-        InstancePool(scripted(Two(), tmp_path / "two.pt"), tiny.ENGINE, threads=1, instances=1) as pool,
+        InstancePool(scripted(Two(), tmp_path / "two.pt"), ENGINE, threads=1, instances=1) as pool,
         pytest.raises(RunnerError, match="returned tuple; expected one tensor"),
     ):
         pool.run(BATCH)
@@ -187,7 +190,7 @@ def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
     paths = {}
     for engine in ("onednn", "fbgemm"):
         paths[engine] = tmp_path / f"{engine}.pt"
-        tiny.quantize_and_save(tiny.TinyNet(), torch.rand(4, *tiny.INPUT_SHAPE), paths[engine], engine)
+        quantize_and_save(TinyNet(), torch.rand(4, *INPUT_SHAPE), paths[engine], engine)
     with (
         InstancePool(paths["onednn"], "onednn", threads=1, instances=2) as one,
         InstancePool(paths["fbgemm"], "fbgemm", threads=1, instances=2) as other,
@@ -199,10 +202,10 @@ def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
 
 
 def test_busy_engine_does_not_starve_the_other(package_dir: Path, tmp_path: Path) -> None:
-    other = next(name for name in torch.backends.quantized.supported_engines if name not in {"none", tiny.ENGINE})
+    other = next(name for name in torch.backends.quantized.supported_engines if name not in {"none", ENGINE})
     stop = threading.Event()
     with (
-        InstancePool(package_dir / "model.pt", tiny.ENGINE, threads=1, instances=2) as busy,
+        InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=2) as busy,
         InstancePool(scripted(torch.nn.ReLU(), tmp_path / "relu.pt"), other, threads=1, instances=1) as guest,
     ):
         feeders = [threading.Thread(target=_feed, args=(busy, number, stop)) for number in range(2)]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import conftest as tiny
 import numpy as np
 import pytest
 import torch
@@ -20,11 +19,12 @@ from PIL import Image
 from cpupack.runtime.errors import HostError, InputError, IntegrityError, RunnerError
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize, to_pixels
 from cpupack.runtime.runner import Prediction, RandomWeightsWarning, Runner
+from helpers.tiny_package import CLASSES, PREPROCESS
 
 RNG = np.random.default_rng(7)
 IMAGES = [RNG.integers(0, 256, (24 + n, 30, 3), dtype=np.uint8) for n in range(11)]
 PIXELS = RNG.integers(0, 256, (11, 16, 16, 3), dtype=np.uint8)
-SPEC = PreprocessSpec.from_dict(tiny.PREPROCESS)
+SPEC = PreprocessSpec.from_dict(PREPROCESS)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_tensor_in_tensor_out_array_in_array_out(runner: Runner) -> None:
     from_array, from_tensor = runner(batch), runner(torch.from_numpy(batch))
     assert isinstance(from_array, np.ndarray)
     assert isinstance(from_tensor, torch.Tensor)
-    assert (from_tensor.dtype, tuple(from_tensor.shape)) == (torch.float32, (11, tiny.CLASSES))
+    assert (from_tensor.dtype, tuple(from_tensor.shape)) == (torch.float32, (11, CLASSES))
     np.testing.assert_array_equal(from_array, from_tensor.numpy())
 
 

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 import pytest
-from bench_fakes import FakeClock, FakePool, quiet_probe
 
 from cpupack.runtime.bench import options
 from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.bench.scenarios import QUERY_SAMPLES, SCENARIOS, WallClock, multi_stream
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
+from helpers.bench_fakes import FakeClock, FakePool, quiet_probe
 
 
 @pytest.fixture

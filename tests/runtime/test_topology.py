@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from plan_fixtures import manifest, numbers, table
 
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
@@ -15,6 +14,7 @@ from cpupack.runtime.info import format_info
 from cpupack.runtime.manifest import Manifest
 from cpupack.runtime.plan import decide as plan_decide
 from cpupack.runtime.plan import table as tables
+from helpers.plan_fixtures import manifest, numbers, table
 
 ENVIRON = {"XDG_CACHE_HOME": "/nowhere"}
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import SHAPE, Recorder, float_model, quantized, recipe
 from torch import nn
 
 from cpupack.artifacts import FusedModel
 from cpupack.errors import ModelError
 from cpupack.progress import SilentProgress
 from cpupack.stages.fuse import fuse, list_chains
+from helpers.tiny_models import SHAPE, Recorder, float_model, quantized, recipe
 
 FLAT = (6,)
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import recipe
 
 from cpupack.cli import main
 from cpupack.comparison.options import CompareOptions, settle
 from cpupack.errors import UsageError
 from cpupack.peers import ENGINES, PEERS
+from helpers.tiny_models import recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import SHAPE, recipe
-from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import FloatModel, Reference, Samples
 from cpupack.commands.compare import _finite
@@ -25,6 +23,8 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.tune.search import Setting
 from cpupack.stages.package import stage_project
+from helpers.tiny_models import SHAPE, recipe
+from helpers.tiny_wheel import TinyWheel
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tiny_models import loaded
 
 from cpupack.artifacts import CalibratedModel, FusedModel
 from cpupack.pipeline.contest import contend
@@ -15,6 +14,7 @@ from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.correct import correct
 from cpupack.stages.quantize.ranges import choose_ranges
+from helpers.tiny_models import loaded
 
 # Neighbours of unlike signs: no sum of two products overflows, so 8 bits stay where there is no VNNI.
 MODEL = """

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_models import calibrated, host_bits, recipe, run, samples, target
 from torch import fx, nn
 
 from cpupack import accuracy
@@ -25,6 +24,7 @@ from cpupack.stages.correct.layers import find_layers
 from cpupack.stages.correct.rounding import can_reconstruct, input_moments, reconstruct, reconstruct_rounding
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.ranges import choose_ranges
+from helpers.tiny_models import calibrated, host_bits, recipe, run, samples, target
 
 GENERATOR = torch.Generator()
 

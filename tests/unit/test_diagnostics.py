@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_models import SHAPE, Recorder, calibrated, recipe, samples
 from torch import nn
 
 from cpupack.artifacts import ActivationFact, CalibratedModel, CalibrationReport, Samples
@@ -18,6 +17,7 @@ from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import observe
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.statistics import ActivationStats, StatsCollector
+from helpers.tiny_models import SHAPE, Recorder, calibrated, recipe, samples
 
 QUIET = SilentProgress()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import ENGINES, Recorder, float_model, quantized, recipe, run, samples
 from torch import nn
 
 from cpupack import accuracy
@@ -17,6 +16,7 @@ from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.script import script
 from cpupack.workers.client import run_worker
+from helpers.tiny_models import ENGINES, Recorder, float_model, quantized, recipe, run, samples
 
 
 class Recurrent(nn.Module):

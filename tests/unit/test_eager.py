@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import ENGINES, SHAPE, calibrated, float_model, host_bits, quantized, recipe, run, samples, target
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import DeQuantStub, QuantStub
@@ -15,6 +14,18 @@ from cpupack.errors import ModelError, QuantizationError
 from cpupack.progress import SilentProgress
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.quantize import quantize
+from helpers.tiny_models import (
+    ENGINES,
+    SHAPE,
+    calibrated,
+    float_model,
+    host_bits,
+    quantized,
+    recipe,
+    run,
+    samples,
+    target,
+)
 
 
 class Residual(nn.Module):

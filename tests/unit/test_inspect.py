@@ -10,11 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tiny_wheel import TinyWheel
 
 from cpupack.errors import UsageError
 from cpupack.stages.package import build_wheel, stage_project
 from cpupack.wheel.inspect import format_inspection, inspect
+from helpers.tiny_wheel import TinyWheel
 
 MODEL = "tiny_int8/model.pt"
 

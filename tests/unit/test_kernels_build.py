@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tiny_wheel import TinyWheel
 
 import cpupack.runtime
 from cpupack.artifacts import StagedProject
@@ -23,6 +22,7 @@ from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import check_files, hash_file, read_manifest
 from cpupack.stages.package import build_wheel, stage_project
 from cpupack.wheel.inspect import format_inspection, inspect
+from helpers.tiny_wheel import TinyWheel
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(cpupack.runtime.__file__).parent / native_library.LIBRARY

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import EIGHT_BITS, ENGINES, calibrated, recipe, samples, target
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
@@ -19,6 +18,7 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.wheel.layers import format_layers
+from helpers.tiny_models import EIGHT_BITS, ENGINES, calibrated, recipe, samples, target
 
 
 class Block(nn.Module):

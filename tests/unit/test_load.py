@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import Recorder, loaded
 from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.sources import build_module, import_torchvision
 from cpupack.stages.load import load
+from helpers.tiny_models import Recorder, loaded
 
 SOURCE = """
 import torch

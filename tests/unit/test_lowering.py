@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import ENGINES, host_bits, quantized, recipe, run, samples
 from torch import nn
 
 from cpupack import accuracy
 from cpupack.artifacts import QuantizedModel
+from helpers.tiny_models import ENGINES, host_bits, quantized, recipe, run, samples
 
 
 class Net(nn.Module):

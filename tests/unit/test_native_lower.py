@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import native_reference
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import calibrated, quantized, recipe, run, samples, target
 from torch import nn
 
 from cpupack import accuracy
@@ -26,6 +24,8 @@ from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
 from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Flag, Op
 from cpupack.stages.script import script
+from helpers import native_reference
+from helpers.tiny_models import calibrated, quantized, recipe, run, samples, target
 
 needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
 

@@ -17,7 +17,6 @@ import pytest
 import tomli
 from hatchling.builders.wheel import WheelArchive
 from packaging.requirements import Requirement
-from tiny_wheel import TinyWheel
 
 import cpupack
 from cpupack.artifacts import StagedProject, TunePlan
@@ -25,6 +24,7 @@ from cpupack.errors import PackagingError
 from cpupack.runtime.manifest import check_files, hash_file, read_manifest
 from cpupack.stages import package
 from cpupack.stages.package import build_wheel, check_out, finish, requirements, stage_project
+from helpers.tiny_wheel import TinyWheel
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = {"weights": "weights.pt", "stages_s": {"load": 1.5}, "report": {"sqnr_db": 41.5}}

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import PLAN, RECOVERY, SECTIONS
-from tiny_wheel import TinyWheel
 
 from cpupack.runtime.bench import stats
 from cpupack.runtime.host import probe as host_probe
@@ -25,6 +23,8 @@ from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.pages.bench_page import Tuning, bench_page
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.report import read_report, render_report
+from helpers.build_facts import PLAN, RECOVERY, SECTIONS
+from helpers.tiny_wheel import TinyWheel
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)

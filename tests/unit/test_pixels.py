@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_models import EIGHT_BITS, host_bits
 from torch import nn
 
 from cpupack.accuracy import sqnr_db
@@ -22,6 +21,7 @@ from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target
+from helpers.tiny_models import EIGHT_BITS, host_bits
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 ENGINES = ["onednn", "x86", "fbgemm", "qnnpack"]

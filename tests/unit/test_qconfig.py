@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import ENGINES, quantized, recipe, target
 from torch import nn
 
 from cpupack.graph.weight_grid import round_to_grid, weight_scales
 from cpupack.stages.quantize.qconfig import StatsObserver, qconfig_mapping, static_qconfig
+from helpers.tiny_models import ENGINES, quantized, recipe, target
 
 
 def parameters(low: float, high: float, levels: int = 256) -> tuple[float, int]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import ENGINES, SHAPE, calibrated, host_bits, quantized, recipe, run, samples, target
 from torch import nn
 
 from cpupack import accuracy
@@ -19,6 +18,7 @@ from cpupack.quantized_engine import engine as engine_of
 from cpupack.stages.quantize import check_skip, quantize
 from cpupack.stages.saturate import overflowing_layers
 from cpupack.stages.script import count_operators, script
+from helpers.tiny_models import ENGINES, SHAPE, calibrated, host_bits, quantized, recipe, run, samples, target
 
 # Rounding to 8 bits over a range of r costs r^2 / (12 * 255^2): for a normal tensor over +-4 sigma 41 dB below it. Ten
 # such roundings add up to 31 dB; 25 leaves room for other distributions, and a wrong scale or weight is far below it.

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import tomli
-from tiny_models import Recorder
 
 from cpupack.artifacts import Gate, Recovery, Trial, VerifyReport
 from cpupack.build_facts import recovery_facts
@@ -20,6 +19,7 @@ from cpupack.recovery.closeness import helped, pareto_front, shortfall_db
 from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
 from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks, within
 from cpupack.recovery.table import closest_table, recovery_table
+from helpers.tiny_models import Recorder
 
 TRIAL_S = 10.0
 

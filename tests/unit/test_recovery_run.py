@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import Recorder, target
 
 from cpupack import recovery
 from cpupack.artifacts import Contender, Gate, QuantizedModel, ScriptedModel, VerifyReport
@@ -18,6 +17,7 @@ from cpupack.recipe import Quantize
 from cpupack.recovery.run import knobs_of
 from cpupack.recovery.settings import KNOBS
 from cpupack.targets import Target
+from helpers.tiny_models import Recorder, target
 
 TRIAL_S = 10.0
 RECIPE = Quantize(recover=True, budget_s=1000.0)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import Recorder, calibrated, host_bits, recipe, run, samples, target
 from torch import nn
 
 from cpupack.artifacts import QuantizedModel, Samples
@@ -24,6 +23,7 @@ from cpupack.stages.quantize import quantize
 from cpupack.stages.saturate import make_safe, overflowing_layers
 from cpupack.stages.saturate.pairs import Geometry, PairSums, PairWatcher
 from cpupack.targets import Target
+from helpers.tiny_models import Recorder, calibrated, host_bits, recipe, run, samples, target
 
 Codes = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from cyclonedx.validation import make_schemabased_validator
-from tiny_wheel import TinyWheel
 
 from cpupack.runtime.manifest import FileEntry, Manifest, read_manifest
 from cpupack.stages.package import stage_project
 from cpupack.wheel.sbom import render_sbom
+from helpers.tiny_wheel import TinyWheel
 
 REQUIREMENTS = ["torch>=2.10,<2.14", "numpy>=1.26,<3"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import ENGINES, SHAPE, float_model, quantized, run, samples
 from torch import nn
 
 from cpupack.artifacts import QuantizedModel
 from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.stages.script import count_operators, script, script_float
+from helpers.tiny_models import ENGINES, SHAPE, float_model, quantized, run, samples
 
 
 def net() -> nn.Sequential:

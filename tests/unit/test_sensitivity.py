@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import Recorder, calibrated, recipe, samples
 from torch import nn
 
 from cpupack import accuracy
@@ -23,6 +22,7 @@ from cpupack.sensitivity import LayerSensitivity, rank
 from cpupack.sensitivity.report import format_table, render_html, report_on, to_dict
 from cpupack.sensitivity.rounding import Noise, round_activation, round_weight
 from cpupack.stages.quantize.ranges import choose_ranges
+from helpers.tiny_models import Recorder, calibrated, recipe, samples
 
 QUIET = SilentProgress()
 
@@ -264,7 +264,7 @@ def test_an_activation_that_was_always_zero_is_left_alone() -> None:
 
 
 def test_the_report_says_everything_in_every_form(tmp_path: Path) -> None:
-    from tiny_models import loaded
+    from helpers.tiny_models import loaded
 
     model, found = calibrated(Residual(), recipe())
     spec = loaded(tmp_path, calibration={"source": "synthetic"})

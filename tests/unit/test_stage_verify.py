@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import SHAPE, Recorder, float_model, loaded, quantized, samples, target
 from torch import nn
 
 from cpupack import accuracy
@@ -28,6 +27,7 @@ from cpupack.stages.verify import (
     race,
     run_reference,
 )
+from helpers.tiny_models import SHAPE, Recorder, float_model, loaded, quantized, samples, target
 
 
 def net() -> nn.Sequential:

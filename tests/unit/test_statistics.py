@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import float_model, recipe, samples
 from torch import nn
 
 from cpupack import statistics
@@ -15,6 +14,7 @@ from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse
 from cpupack.statistics import HALF_BINS, ActivationStats, StatsCollector
+from helpers.tiny_models import float_model, recipe, samples
 
 RNG = np.random.default_rng(0)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_wheel import TinyWheel
 
 from cpupack.artifacts import BuiltWheel, Contender, Gate, QuantizedModel, TunePlan, VerifyReport
 from cpupack.build_facts import build_facts
 from cpupack.pipeline import BuildResult
 from cpupack.summary import summary_dict, summary_text, times_text
+from helpers.tiny_wheel import TinyWheel
 
 TIMES_S = {
     "load": 2.04,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from tiny_models import recipe
 
 import cpupack
 from cpupack.errors import QuantizationError
@@ -17,6 +16,7 @@ from cpupack.runtime.engine import library
 from cpupack.targets import ENGINES, Target
 from cpupack.targets import target as module
 from cpupack.targets.engines import ArmEngine, X86Engine, raced
+from helpers.tiny_models import recipe
 
 ALL = list(ENGINES)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import SHAPE, float_model, recipe
 from torch import nn
 
 from cpupack.errors import ModelError
@@ -16,6 +15,7 @@ from cpupack.graph.trace import remove_inference_noops, trace
 from cpupack.model.sources import import_torchvision
 from cpupack.progress import SilentProgress
 from cpupack.stages.fuse import fuse
+from helpers.tiny_models import SHAPE, float_model, recipe
 
 
 class Branching(nn.Module):

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import Recorder, loaded
 from torch import nn
 
 from cpupack.errors import ModelError
 from cpupack.model.sources import import_torchvision
 from cpupack.model.weights import LoadedWeights, load_weights
+from helpers.tiny_models import Recorder, loaded
 
 
 def net(channels: int = 4) -> nn.Sequential:

@@ -52,6 +52,17 @@ _LATENCIES = {
     "min": "result_min_latency_ns",
     "max": "result_max_latency_ns",
 }
+_QUERY_LATENCIES = {
+    "mean": "result_mean_query_latency_ns",
+    "p50": "result_50.00_percentile_per_query_latency_ns",
+    "p90": "result_90.00_percentile_per_query_latency_ns",
+    "p95": "result_95.00_percentile_per_query_latency_ns",
+    "p99": "result_99.00_percentile_per_query_latency_ns",
+    "p99_9": "result_99.90_percentile_per_query_latency_ns",
+    "min": "result_min_query_latency_ns",
+    "max": "result_max_query_latency_ns",
+}
+"""Multi-stream's latency is that of a query, to its last sample's answer; LoadGen's other names are of each sample."""
 _RATES = {"offline": "result_samples_per_second", server.NAME: "result_completed_samples_per_sec"}
 _MULTI_STREAM_QUERIES = 662
 """What its early stopping takes to estimate a p99; a run goes on until it has them, and for its duration."""
@@ -166,7 +177,8 @@ def _official(wish: Wish, results: dict[str, Any], figures: dict[str, Any]) -> d
     if (rate := _RATES.get(wish.scenario)) is not None and rate in results:
         found["throughput_per_s"] = float(results[rate])
     if wish.scenario != "offline":
-        found["latency_ms"] = {name: float(results[key]) / 1e6 for name, key in _LATENCIES.items()}
+        keys = _QUERY_LATENCIES if wish.scenario == "multi-stream" else _LATENCIES
+        found["latency_ms"] = {name: float(results[key]) / 1e6 for name, key in keys.items()}
     headline = figures["headline"]
     values = {**figures, **found}
     value = values["throughput_per_s"] if headline == "throughput_per_s" else values["latency_ms"][headline]

@@ -68,7 +68,7 @@ class Reference:
         block = self.block
         blocks = self.codes.reshape(n, height // block, block, width // block, block, channels)
         joined = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // block, width // block, -1)
-        fields = {"stride_h": block, "stride_w": block}
+        fields: dict[str, float] = {"stride_h": block, "stride_w": block}
         self._add(Layer(Op.INPUT_PIXELS, output=self._buffer(joined), fields=fields))
 
     def conv(
@@ -210,7 +210,8 @@ class Reference:
 
     def _buffer(self, codes: Array) -> int:
         self.values.append(codes)
-        return self.program.add_buffer(Buffer(*codes.shape[1:], scale=1.0, zero_point=0))
+        height, width, channels = codes.shape[1:]
+        return self.program.add_buffer(Buffer(height, width, channels, scale=1.0, zero_point=0))
 
     def _border(self, number: int, halo: tuple[int, int], fill: int) -> None:
         buffer = self.program.buffers[number]

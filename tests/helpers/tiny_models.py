@@ -53,7 +53,7 @@ def recipe(shape: tuple[int, ...] = SHAPE, **tables: dict[str, Any]) -> Recipe:
 
 
 def loaded(directory: Path, **tables: dict[str, Any]) -> LoadedRecipe:
-    return LoadedRecipe(recipe=recipe(**tables), path=directory / "recipe.toml", text="")
+    return LoadedRecipe(recipe=recipe(SHAPE, **tables), path=directory / "recipe.toml", text="")
 
 
 def float_model(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> FloatModel:
@@ -62,7 +62,7 @@ def float_model(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> FloatModel
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             with torch.no_grad():
-                if child.running_mean is not None:
+                if child.running_mean is not None and child.running_var is not None:
                     child.running_mean.normal_(generator=generator).mul_(0.1)
                     child.running_var.uniform_(0.5, 1.5, generator=generator)
                 if child.affine:

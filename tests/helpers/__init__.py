@@ -1,0 +1,1 @@
+"""What tests share: tiny models, packages and projects made of them, references, checks. Fixtures are in conftest."""
