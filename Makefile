@@ -1,7 +1,7 @@
 # make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
 # make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make test   formatting, lint, types, then every test
-# make kernels  compile kernels/*.c again after a change (an installation compiles them too)
+# make kernels  compile kernels/ again after a change (an installation compiles them too)
 #
 # All do their own set-up in .venv; the second run skips what is there. To choose another torch, for instance one
 # already downloaded: make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."
@@ -35,7 +35,7 @@ setup: $(READY) $(KERNELS)
 
 kernels: $(KERNELS)
 
-$(KERNELS): $(wildcard kernels/*) hatch_build.py | $(READY)
+$(KERNELS): $(wildcard kernels/* kernels/*/*) hatch_build.py | $(READY)
 	$(BIN)/python hatch_build.py
 
 # torch first and pinned: what is installed afterwards then takes it as it is.

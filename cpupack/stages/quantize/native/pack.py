@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels load them (``kernels/conv.inc``, ``kernels/depthwise.inc``)."""
+"""Weights in the order in which the kernels load them (``kernels/operators/conv.inc``, ``kernels/operators/depthwise.inc``)."""
 
 from __future__ import annotations
 
