@@ -25,6 +25,7 @@ READY := $(VENV)/.ready
 PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
 KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
+C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
 
 .PHONY: help setup kernels demo bench test lint fast slow clean
 
@@ -73,6 +74,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 fast: $(READY) $(KERNELS)
 	$(BIN)/python -m pytest -m "not slow"

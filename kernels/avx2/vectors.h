@@ -23,7 +23,7 @@ enum {
 typedef __m256i vec;
 typedef __m256 fvec;
 
-/* Which bytes of a vector are real: the first so many. Only this file looks inside. */
+/* Which bytes of a vector are real: always the first ones. Only this file looks inside. */
 typedef int64_t active;
 
 INLINE active active_bytes(int64_t count) { return count >= WIDE ? WIDE : count; }
@@ -81,7 +81,9 @@ INLINE void v_store_bytes(uint8_t *to, active real, vec value) {
 }
 
 INLINE vec mask_of(int64_t lanes) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes > LANES ? LANES : lanes < 0 ? 0 : (int)lanes),
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(lanes > LANES ? LANES
+                                                : lanes < 0   ? 0
+                                                              : (int)lanes),
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 INLINE fvec v_load_floats(const float *from, int64_t count) {
@@ -132,8 +134,7 @@ INLINE vec v_dot8(vec sum, vec unsigned8, vec signed8, int fits) {
     const vec low = _mm256_and_si256(unsigned8, _mm256_set1_epi8(0x7f));
     const vec eighth = _mm256_and_si256(_mm256_srli_epi16(unsigned8, 7), _mm256_set1_epi8(1));
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(low, signed8), ones));
-    return _mm256_add_epi32(
-        sum, _mm256_madd_epi16(_mm256_maddubs_epi16(eighth, signed8), _mm256_set1_epi16(128)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(eighth, signed8), _mm256_set1_epi16(128)));
 }
 /* Adds two products of int16 to each int32. */
 #define v_dot16(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))

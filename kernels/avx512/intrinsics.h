@@ -1,4 +1,4 @@
-/* The AVX-512 and AMX intrinsics: the compiler's, or portable ones that run where the CPU has neither (make emulate). */
+/* The AVX-512 and AMX intrinsics: the compiler's, or portable ones for CPUs that have neither (make emulate). */
 #ifndef CPUPACK_INTRINSICS_H
 #define CPUPACK_INTRINSICS_H
 

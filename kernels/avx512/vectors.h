@@ -22,7 +22,7 @@ enum {
 typedef __m512i vec;
 typedef __m512 fvec;
 
-/* Which bytes of a vector are real: the first so many. */
+/* Which bytes of a vector are real: always the first ones. */
 typedef __mmask64 active;
 
 INLINE active active_bytes(int64_t count) { return count >= 64 ? ~(__mmask64)0 : (((__mmask64)1 << count) - 1); }
@@ -81,9 +81,7 @@ INLINE __m128i quarter_of(vec value, int i) {
                     : _mm512_extracti32x4_epi32(value, 3);
 }
 /* The i-th quarter of the bytes as float32. */
-INLINE fvec f_quarter(vec bytes, int i) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter_of(bytes, i)));
-}
+INLINE fvec f_quarter(vec bytes, int i) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter_of(bytes, i))); }
 INLINE __m256i half_of(vec value, int i) {
     return i ? _mm512_extracti64x4_epi64(value, 1) : _mm512_castsi512_si256(value);
 }
@@ -103,7 +101,8 @@ INLINE vec v_in_order(vec packed) {
 
 /* Words of 64 bits in turn, a0 b0 a1 b1 ...: the first half of them (i = 0) or the second (i = 1). */
 INLINE vec v_turns64(vec a, vec b, int i) {
-    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11),
+                  high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
     return _mm512_permutex2var_epi64(a, i ? high : low, b);
 }
 

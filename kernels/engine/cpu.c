@@ -24,7 +24,7 @@ static uint64_t enabled_state(void) {
     return (uint64_t)high << 32 | low;
 }
 
-/* CPUPACK_ISA=vnni leaves AMX unused, avx2 all of AVX-512: for comparing them. */
+/* CPUPACK_ISA=vnni leaves AMX unused, CPUPACK_ISA=avx2 leaves AVX-512 unused: to compare instruction sets. */
 static void detect(void) {
     uint32_t a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA))

@@ -16,8 +16,8 @@ enum cpupack_code {
 /* Run `program` on `batch` samples. Returns 0, or a code for cpupack_error. Several threads may call it at once: each
  * has memory and a team of its own.
  */
-int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float,
-                    int64_t batch, float *output);
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                    float *output);
 const char *cpupack_error(int code);
 
 /* Run the layers up to `layer` and copy the buffer that it writes, without the border: uint8 (batch, height, width,
@@ -40,7 +40,8 @@ void cpupack_end_session(struct session *session);
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output);
 
-/* Bytes of the weights that the kernels have prepared for the session's programs. Sessions share those of one program. */
+/* Bytes of the weights that the kernels have prepared for the session's programs. Sessions share those of one program.
+ */
 int64_t cpupack_prepared_bytes(const struct session *session);
 /* Bytes of the session's memory for activations. Its pages are real once a batch of that size has run. */
 int64_t cpupack_session_bytes(const struct session *session);

@@ -21,7 +21,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int64_t bytes_of(const struct step *step) { return (find_kernels()->prepared_bytes(step) + 63) / 64 * 64; }
 
-/* Where each step finds its own; `fill` makes them. */
+/* Sets each step's `prepared`. With `fill` it is made as well. */
 static void point(const struct prepared *prepared, struct step *steps, int count, int fill) {
     int16_t *at = prepared->weights;
     for (int i = 0; i < count; i++) {
@@ -44,7 +44,7 @@ static struct prepared *make(const uint8_t *program, int64_t program_bytes, cons
         free(made);
         return NULL;
     }
-    madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* refused: small pages serve too */
+    madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
     made->program = program, made->program_bytes = program_bytes, made->bytes = bytes;
     memcpy(made->identity, identity, sizeof made->identity);
     return made;
@@ -61,8 +61,9 @@ int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step 
         return 1;
     pthread_mutex_lock(&lock);
     struct prepared *found = all;
-    while (found != NULL && (found->program != program || found->program_bytes != program_bytes || found->bytes != bytes ||
-                             memcmp(found->identity, header->identity, sizeof found->identity) != 0))
+    while (found != NULL &&
+           (found->program != program || found->program_bytes != program_bytes || found->bytes != bytes ||
+            memcmp(found->identity, header->identity, sizeof found->identity) != 0))
         found = found->next;
     const int fill = found == NULL;
     if (fill && (found = make(program, program_bytes, header->identity, bytes)) != NULL) {

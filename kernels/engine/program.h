@@ -1,7 +1,7 @@
 /* The format of a program.
  *
- * A program is one block of bytes: header, buffers, layers, then constants (weights, scales, tables). The build writes it
- * (cpupack/stages/quantize/native/program.py; a test compares the two sides). Nothing in it is a pointer, and every
+ * A program is one block of bytes: header, buffers, layers, then constants (weights, scales, tables). The build writes
+ * it (cpupack/stages/quantize/native/program.py; a test compares the two sides). Nothing in it is a pointer, and every
  * offset is checked before it is used. Activations are uint8, NHWC. Each buffer has a border ("halo") that holds its
  * padding value, so that convolutions need not know where they are in the image.
  */
@@ -29,11 +29,11 @@ enum cpupack_op {
 };
 
 enum cpupack_flag {
-    FLAG_FLOAT_OUT = 1,   /* the result goes to the caller as float32 */
-    FLAG_TABLE = 2,       /* results go through a table before they are stored */
-    FLAG_RESIDUAL = 4,    /* adds another buffer before rounding */
-    FLAG_ONLY_PIXELS = 8, /* runs only when the input is uint8 */
-    FLAG_ONLY_FLOAT = 16, /* runs only when the input is float32 */
+    FLAG_FLOAT_OUT = 1,    /* the result goes to the caller as float32 */
+    FLAG_TABLE = 2,        /* results go through a table before they are stored */
+    FLAG_RESIDUAL = 4,     /* adds another buffer before rounding */
+    FLAG_ONLY_PIXELS = 8,  /* runs only when the input is uint8 */
+    FLAG_ONLY_FLOAT = 16,  /* runs only when the input is float32 */
     FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
     FLAG_WINOGRAD = 64,    /* OP_CONV: AVX2 multiplies transformed tiles where it can (avx2/conv_3x3_winograd.inc) */
 };
@@ -69,12 +69,13 @@ struct cpupack_layer {
     int32_t input, input2, output; /* numbers of buffers; -1 for none */
     int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int32_t channels_out;
-    int32_t runs, chunks, chunk_bytes; /* OP_CONV: K is `runs` contiguous runs, each of `chunks` chunks up to 64 bytes */
+    int32_t runs, chunks,
+        chunk_bytes; /* OP_CONV: K is `runs` contiguous runs, each of `chunks` chunks up to 64 bytes */
     int32_t input_zero_point, input2_zero_point, output_zero_point, low, high;
-    float scale, scale2; /* what they mean depends on the operation */
-    int32_t channel_offset; /* OP_TABLE, OP_CONV: the first channel of the slice in the output */
+    float scale, scale2;       /* what they mean depends on the operation */
+    int32_t channel_offset;    /* OP_TABLE, OP_CONV: the first channel of the slice in the output */
     int32_t span_out, span_in; /* OP_CONV with groups: outputs and inputs of a group; else 0, 0 */
-    int32_t fit; /* enum cpupack_fit: about speed only, the results are the same with each that is true */
+    int32_t fit;               /* enum cpupack_fit: about speed only, the results are the same with each that is true */
     int64_t weights, scales, biases, table; /* offsets in the constants */
 };
 

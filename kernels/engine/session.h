@@ -19,8 +19,7 @@ struct session {
 struct session *session_of_thread(void);
 
 /* Find or make the context of a program and a batch size. Returns a code for cpupack_error. */
-int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch,
-                 struct context **found);
+int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch, struct context **found);
 
 /* Make the team that the session is to have, unless it has it. Returns 0 where memory or threads run out. */
 int find_team(struct session *session);

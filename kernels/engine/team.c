@@ -1,8 +1,8 @@
-/* Threads that wait for each other after every layer, some hundred times in a millisecond: they spin.
+/* A team waits for all its members after each layer, hundreds of times in a millisecond. So members spin.
  *
- * A member that has waited long sleeps until all are there: others may have its CPU, and where two members share one
- * (other programs have the rest) the second can only run while the first does not. One that finds no work for a while
- * sleeps too, so that an idle model costs nothing.
+ * A member that has waited long sleeps until all have arrived. Other programs may need its CPU, and where two members
+ * share one CPU the second can only run while the first does not. A member that finds no work for a while sleeps too,
+ * so that an idle model costs nothing.
  */
 #define _GNU_SOURCE
 #include "engine/team.h"
@@ -19,7 +19,7 @@
 
 enum {
     MEETING_SPINS = 4000, /* about 100 us */
-    IDLE_SPINS = 20000,   /* then sleep: longer than the gap between two calls of a busy caller */
+    IDLE_SPINS = 20000,   /* longer than the gap between two calls of a busy caller */
 };
 
 struct member {
@@ -32,11 +32,11 @@ struct team {
     int size;
     team_work *work;
     void *argument;
-    _Alignas(64) atomic_int job;     /* number of the job; -1 ends the team. A futex. */
-    _Alignas(64) atomic_int arrived; /* members at the meeting point */
-    _Alignas(64) atomic_int round;   /* meetings held. A futex. */
-    _Alignas(64) atomic_int waiting; /* members that sleep until the meeting is held */
-    _Alignas(64) atomic_int sleepers;
+    _Alignas(64) atomic_int job;      /* the number of the current job; -1 ends the team. A futex. */
+    _Alignas(64) atomic_int arrived;  /* members at the meeting point */
+    _Alignas(64) atomic_int round;    /* how often all have arrived. A futex. */
+    _Alignas(64) atomic_int waiting;  /* members that sleep until all have arrived */
+    _Alignas(64) atomic_int sleepers; /* members that sleep until there is a job */
     struct member *members;
 };
 
@@ -50,7 +50,9 @@ static void sleep_while(atomic_int *value, int seen, atomic_int *sleepers) {
     }
 }
 
-/* Whoever counted itself among the sleepers before the change is woken, and whoever did after sees the change. */
+/* Changes a value that others sleep on. A member that counted itself as a sleeper before the change is woken; one that
+ * does so later sees the new value and does not sleep.
+ */
 static void change(atomic_int *value, int to, atomic_int *sleepers) {
     atomic_store(value, to);
     if (atomic_load(sleepers))
@@ -104,8 +106,18 @@ static int prepare(struct member *member, struct team *team, int index, int size
     member->worker.cpu = cpu;
     member->worker.sums = aligned_alloc(64, BLOCK * BLOCK * sizeof(int32_t));
     member->worker.rows = malloc(PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
-    member->worker.scratch = aligned_alloc(64, SCRATCH_BYTES); /* pages that no layer uses are never real */
+    member->worker.scratch = aligned_alloc(64, SCRATCH_BYTES); /* pages that no layer touches take no memory */
     return member->worker.sums != NULL && member->worker.rows != NULL && member->worker.scratch != NULL;
+}
+
+static void free_team(struct team *team) {
+    for (int i = 0; i < team->size; i++) {
+        free(team->members[i].worker.sums);
+        free(team->members[i].worker.rows);
+        free(team->members[i].worker.scratch);
+    }
+    free(team->members);
+    free(team);
 }
 
 struct team *start_team(int size, struct cpu cpu) {
@@ -129,13 +141,7 @@ struct team *start_team(int size, struct cpu cpu) {
     change(&team->job, -1, &team->sleepers);
     for (int i = 1; i < started - 1; i++)
         pthread_join(team->members[i].thread, NULL);
-    for (int i = 0; i < size; i++) {
-        free(team->members[i].worker.sums);
-        free(team->members[i].worker.rows);
-        free(team->members[i].worker.scratch);
-    }
-    free(team->members);
-    free(team);
+    free_team(team);
     return NULL;
 }
 
@@ -145,13 +151,7 @@ void end_team(struct team *team) {
     change(&team->job, -1, &team->sleepers);
     for (int i = 1; i < team->size; i++)
         pthread_join(team->members[i].thread, NULL);
-    for (int i = 0; i < team->size; i++) {
-        free(team->members[i].worker.sums);
-        free(team->members[i].worker.rows);
-        free(team->members[i].worker.scratch);
-    }
-    free(team->members);
-    free(team);
+    free_team(team);
 }
 
 int team_size(const struct team *team) { return team->size; }

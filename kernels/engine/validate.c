@@ -65,7 +65,8 @@ static int buffers_fit(const struct cpupack_header *header, const struct cpupack
             each->height > LONGEST_SIDE || each->width > LONGEST_SIDE || each->channels > MOST_CHANNELS ||
             each->halo_x > LONGEST_SIDE || each->halo_y > LONGEST_SIDE)
             return 0;
-        const int64_t bytes = (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
+        const int64_t bytes =
+            (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
         if (bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
             return 0;
     }
@@ -79,17 +80,18 @@ static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE
  * A tile reads on after a row's last output, up to fifteen strides. With a stride shorter than a row that stays in the
  * slack after the arena.
  */
-static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in, const struct cpupack_buffer *out) {
+static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
+                       const struct cpupack_buffer *out) {
     if (!is_length(spec->kernel_h) || !is_length(spec->kernel_w) || !is_length(spec->stride_h) ||
-        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) ||
-        spec->pad_h < 0 || spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
+        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) || spec->pad_h < 0 ||
+        spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
         return 0;
     if (spec->op == OP_AVERAGE_POOL)
         return spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
-    const int64_t bottom = (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h +
-                           (int64_t)(spec->kernel_h - 1) * spec->dilation_h;
-    const int64_t right = (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w +
-                          (int64_t)(spec->kernel_w - 1) * spec->dilation_w;
+    const int64_t bottom =
+        (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h + (int64_t)(spec->kernel_h - 1) * spec->dilation_h;
+    const int64_t right =
+        (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w + (int64_t)(spec->kernel_w - 1) * spec->dilation_w;
     return spec->pad_h <= in->halo_y && spec->pad_w <= in->halo_x && bottom < in->height + in->halo_y &&
            right < in->width + in->halo_x;
 }
@@ -102,7 +104,8 @@ static int slice_fits(const struct cpupack_layer *spec, int64_t channels, const 
     return spec->channel_offset >= 0 && channels >= 1 && spec->channel_offset + channels <= out->channels;
 }
 
-/* Whether a convolution's blocks start inside a pixel, and its runs end at most 63 bytes after what there is to read. */
+/* Whether a convolution's blocks start inside a pixel, and its runs end at most 63 bytes after what there is to read.
+ */
 static int spans_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in) {
     if (spec->chunks < 1 || spec->span_out < 0 || spec->span_in < 0)
         return 0;
@@ -146,8 +149,7 @@ static int input_fits(const struct cpupack_layer *spec, const struct cpupack_hea
                       const struct cpupack_buffer *out) {
     const int blocks = spec->op == OP_INPUT_PIXELS && spec->stride_h == 2; /* two by two pixels become one */
     const int64_t block = blocks ? 2 : 1;
-    const int64_t channels =
-        spec->op == OP_INPUT_PIXELS ? header->input_channels_pixels : header->input_channels_float;
+    const int64_t channels = spec->op == OP_INPUT_PIXELS ? header->input_channels_pixels : header->input_channels_float;
     return out->channels == block * block * channels && out->height * block == header->input_height &&
            out->width * block == header->input_width;
 }

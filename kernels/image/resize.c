@@ -1,5 +1,5 @@
-/* Images resized as Pillow does it (src/libImaging/Resample.c, 8 bits per channel): rows first and then columns, each
- * sum in integers of 22 binary places, rounded to bytes in between.
+/* Resizes images as Pillow does (src/libImaging/Resample.c, 8 bits for each channel): rows first, then columns. Sums
+ * are integers of 22 binary places, and are rounded to bytes after the rows.
  */
 #include "image/resize.h"
 
@@ -7,7 +7,7 @@
 
 #include "engine/kernels.h"
 
-
+/* Pixels of four bytes to pixels of three. */
 static void drop_fourth(const uint8_t *from, uint8_t *to, int64_t pixels) {
     for (int64_t i = 0; i + 1 < pixels; i++)
         memcpy(to + 3 * i, from + 4 * i, 4); /* the next pixel writes over the fourth byte */
@@ -15,12 +15,14 @@ static void drop_fourth(const uint8_t *from, uint8_t *to, int64_t pixels) {
         memcpy(to + 3 * (pixels - 1), from + 4 * (pixels - 1), 3);
 }
 
-/* So far behind a row the vectors may read: the last outputs have fewer pixels than factors. */
+/* How many bytes after a row the vectors may read: the last outputs have fewer pixels than factors. */
 static int64_t slack(int64_t pairs) { return 6 * pairs + 64; }
 
 int64_t cpupack_resize_bytes(int32_t source_width, int32_t source_rows, int32_t width, int64_t pairs) {
     const int64_t row = ((int64_t)width * 4 + 63) / 64 * 64;
-    /* One more row of the middle, which an odd number of taps reads, one row of results, one of the source. */
+    /* The rows between the passes and one more, which an odd number of taps reads; a row of results; a row of the
+     * source.
+     */
     return (source_rows + 2) * row + (int64_t)source_width * 3 + slack(pairs);
 }
 
@@ -36,7 +38,7 @@ int cpupack_resize(const struct cpupack_image *image, const struct cpupack_taps 
     for (int64_t y = 0; y < image->rows; y++) {
         const uint8_t *from = image->pixels + (image->first_row + y) * source_row;
         if (end - from < source_row + slack(across->pairs)) {
-            memcpy(last, from, (size_t)source_row); /* what lies behind it has the factor 0 */
+            memcpy(last, from, (size_t)source_row); /* what lies after it has the factor 0 */
             from = last;
         }
         kernels->resize_row(from, middle + y * row, across, groups);
