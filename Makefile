@@ -9,6 +9,10 @@
 # make demo     build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
 # make bench    measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make clean    delete what all these have made
+# make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
+# make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
+# make test   formatting, lint, types, then every test
+# make kernels  compile kernels/ again after a change (an installation compiles them too)
 #
 # Each does its own set-up in .venv; the second run skips what is there. Variables:
 #   make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."   another torch, pip's options
@@ -38,6 +42,7 @@ DEMO := .demo
 KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
 # worksteal: a worker that has nothing left takes tests from the other, so that both end together.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
 
 .PHONY: help setup peers kernels demo bench test lint fast slow clean
 
@@ -50,7 +55,7 @@ peers: $(PEERS)
 
 kernels: $(KERNELS)
 
-$(KERNELS): $(wildcard kernels/*) hatch_build.py | $(READY)
+$(KERNELS): $(wildcard kernels/* kernels/*/*) hatch_build.py | $(READY)
 	$(BIN)/python hatch_build.py
 
 # torch first and pinned: what is installed afterwards then takes it as it is.
@@ -93,6 +98,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 fast: $(READY) $(KERNELS)
 	$(PYTEST) -m "not slow"

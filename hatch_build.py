@@ -1,4 +1,4 @@
-"""Build hook: compile kernels/*.c into the package, with the compiler that pip brings (ziglang: clang, lld, any glibc).
+"""Build hook: compile kernels/*/*.c into the package, with pip's compiler (ziglang: clang, lld, any glibc).
 
 The library is for x86-64 whatever the host is: it ships inside the wheels that cpupack builds, and those are for x86-64
 on an aarch64 host too. ``python hatch_build.py`` compiles in a checkout where ziglang is installed.
@@ -21,12 +21,12 @@ SOURCES = "kernels"
 COMPILER = "ziglang"
 
 FLAGS = (
-    # The C library of manylinux_2_28, whatever the host has. The kernels themselves raise the instruction set function
-    # by function (__attribute__((target))), after the loader has asked the CPU; the rest needs what every CPU with
-    # AVX-512 has.
+    # The C library of manylinux_2_28, whatever the host has. All code may use AVX2, which the loader checks before it
+    # loads the library. Kernels for AVX-512 and AMX raise that function by function (kernels/avx512/target.h), and
+    # kernels/engine/cpu.c calls them only where the CPU has these.
     *("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3"),
-    *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-pthread"),
-    # torch's exceptions pass through the frame of the operator (kernels/register.c).
+    *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-pthread", f"-I{SOURCES}"),
+    # torch's exceptions pass through the frame of the operator (kernels/torch/operator.c).
     "-fexceptions",
     # Equal sources make an equal file: no debug information, no paths, no build id.
     *("-g0", "-s", "-Wl,--build-id=none"),
@@ -46,7 +46,8 @@ def compile_kernels(root: Path) -> Path:
 
     Raises RuntimeError when there is no compiler, or with what the compiler says.
     """
-    library, sources = root / LIBRARY, sorted((root / SOURCES).iterdir())
+    library = root / LIBRARY
+    sources = sorted(path for path in (root / SOURCES).rglob("*") if path.is_file())
     newest_s = max(path.stat().st_mtime for path in (*sources, Path(__file__)))
     if library.exists() and library.stat().st_mtime >= newest_s:
         return library

@@ -113,7 +113,7 @@ def _kernels(manifest: Manifest) -> list[Component]:
             name="cpupack-kernels",
             version=manifest.build["cpupack"],
             bom_ref="kernels",
-            description=f"INT8 kernels for AVX-512 VNNI and AMX, {manifest.import_name}/{name}",
+            description=f"INT8 kernels for AVX2, AVX512-VNNI and AMX, {manifest.import_name}/{name}",
             hashes=[_sha256(manifest.files[name].sha256)],
             licenses=[DisjunctiveLicense(id="Apache-2.0")],
         )

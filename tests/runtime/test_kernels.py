@@ -28,7 +28,7 @@ LIBRARY = RUNTIME / library.LIBRARY
 CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
-# kernels/engine.h: the header, a buffer, a layer.
+# kernels/engine/program.h: the header, a buffer, a layer.
 HEADER, BUFFER, LAYER = "<12i2q", "<6i2q", "<22i2f4i4q"
 MAGIC, INPUT_PIXELS, CONV, FLOAT_OUT = 0x314B5043, 0, 2, 1
 BLOCK = 32  # output channels of a block; with chunks of four bytes a block is simply (channel, four inputs)

@@ -17,7 +17,7 @@ LARGEST, SMALLEST = 2**15 - 1, -(2**15)
 
 
 def extreme_sums(codes: np.ndarray, groups: int, together: int) -> tuple[int, int]:
-    """Return the largest and smallest 16-bit sums that ``kernels/direct.inc`` can make of packed weights.
+    """Return the largest and smallest 16-bit sums that ``kernels/avx2/conv_in_registers.inc`` makes of packed weights.
 
     There 16 columns of a chunk are (chunk / 4, 16, 4): two products of four are added in 16 bits, and with ``together``
     4 those of the next four, as long as eight are left.

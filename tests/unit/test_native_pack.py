@@ -17,7 +17,7 @@ def weights(*shape: int) -> np.ndarray:
 
 
 def dense_sums(packed: np.ndarray, image: np.ndarray, starts: list[int], outputs: int) -> np.ndarray:
-    """Multiply as kernels/conv.inc does: for each block, run, chunk, half and four bytes, sixteen outputs at once."""
+    """Multiply as operators/conv.inc does: for each block, run, chunk, half and four bytes, sixteen outputs at once."""
     sums = np.zeros(len(packed) * BLOCK, np.int64)
     for block, runs in enumerate(packed):
         for run, chunks in enumerate(runs):
@@ -41,7 +41,7 @@ def test_a_dense_convolution(outputs: int, inputs: int, height: int, width: int)
     packed = pack_conv(codes, 1, dilated=False)
     assert packed.chunk_bytes <= 64
     assert packed.chunk_bytes % 4 == 0
-    assert 0 <= packed.chunks * packed.chunk_bytes - width * inputs < 64  # what kernels/engine.c allows
+    assert 0 <= packed.chunks * packed.chunk_bytes - width * inputs < 64  # what kernels/engine/validate.c allows
     image = np.random.default_rng(1).integers(0, 256, (height, width * inputs))  # one window as NHWC memory
     expected = np.einsum("oihw,hwi->o", codes.astype(np.int64), image.reshape(height, width, inputs))
     np.testing.assert_array_equal(dense_sums(packed.weights, image, [0] * 99, outputs), expected)

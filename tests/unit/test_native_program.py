@@ -17,7 +17,7 @@ from cpupack.stages.quantize.native.program import (
     plan_memory,
 )
 
-HEADER, BUFFER, LAYER = "<12i2q", "<6i2q", "<22i2f4i4q"  # kernels/engine.h
+HEADER, BUFFER, LAYER = "<12i2q", "<6i2q", "<22i2f4i4q"  # kernels/engine/program.h
 BATCH = 3
 
 

@@ -25,10 +25,10 @@ from . import library as native_library
 
 _MAGIC = 0x314B5043
 _FIELDS = struct.Struct("<10i8xq")
-"""Of ``struct cpupack_header`` (kernels/engine.h): what comes before ``constants``, but ``identity``."""
+"""Of ``struct cpupack_header`` (kernels/engine/program.h): what comes before ``constants``, but ``identity``."""
 
 _MASKED_WIDTH = 4096
-"""``CPUPACK_MASKED_WIDTH`` of kernels/engine.h."""
+"""``CPUPACK_MASKED_WIDTH`` of kernels/engine/program.h."""
 
 _FORWARD = re.compile(
     r"def forward\(self: [\w.]+,\s*(?P<given>\w+): Tensor\) -> Tensor:\s*"

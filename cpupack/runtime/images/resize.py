@@ -24,7 +24,7 @@ _KEPT_BYTES = 16 * 2**20
 
 
 class _Taps(ctypes.Structure):
-    """``struct cpupack_taps`` of kernels/resize.h."""
+    """``struct cpupack_taps`` of kernels/image/resize.h."""
 
     _fields_ = (
         ("count", ctypes.c_int64), ("pairs", ctypes.c_int64), ("first", ctypes.c_void_p), ("factors", ctypes.c_void_p),
@@ -33,7 +33,7 @@ class _Taps(ctypes.Structure):
 
 
 class _Image(ctypes.Structure):
-    """``struct cpupack_image`` of kernels/resize.h."""
+    """``struct cpupack_image`` of kernels/image/resize.h."""
 
     _fields_ = (
         ("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32),

@@ -370,7 +370,7 @@ def _append(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, 
 
 
 def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
-    """Whether AVX2 is faster with products of transformed tiles, of those that ``kernels/winograd.inc`` can have so.
+    """Whether AVX2 is faster with products of transformed tiles, where ``kernels/avx2/conv_3x3_winograd.inc`` can.
 
     They take 16 products of 16 bits for four outputs, a direct convolution 36 of 8 bits, 1.75 times as many a cycle.
     """

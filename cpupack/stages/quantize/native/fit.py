@@ -2,7 +2,8 @@
 
 AVX2 multiplies bytes by VPMADDUBSW, which adds two products in 16 bits and saturates. With activations of 0..255 a sum
 fits whatever they are when its positive weights come to 128 at most, and its negative ones too (255 * 128 = 32640).
-Two weights are always added so, four of a convolution where the build lets them (``kernels/direct.inc``). Most
+Two weights are always added so, four of a convolution where the build lets them
+(``kernels/avx2/conv_in_registers.inc``). Most
 sums of a trained layer fit as they are: the grid is made a little coarser, channel by channel, until clipping the
 others costs less than the next step would.
 """

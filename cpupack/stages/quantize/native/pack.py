@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels load them (``kernels/conv.inc``, ``kernels/depthwise.inc``)."""
+"""Weights in the order in which the kernels load them (``conv.inc`` and ``depthwise.inc`` of kernels/operators)."""
 
 from __future__ import annotations
 

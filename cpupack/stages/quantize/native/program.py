@@ -1,4 +1,4 @@
-"""Programs for the INT8 engine: buffers and layers as bytes, laid out as ``kernels/engine.h`` reads them."""
+"""Programs for the INT8 engine: buffers and layers as bytes, laid out as ``kernels/engine/program.h`` reads them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+/* The kernels for CPUs with AMX. */
+#include <string.h>
+
+#include "engine/kernels.h"
+#include "image/resize.h"
+#include "avx512/intrinsics.h"
+#include "avx512/target.h"
+
+#define ISA_NAME "amx"
+#define KERNELS kernels_amx
+#define ROWS_ANYWHERE 0
+
+TARGET_AVX512_BEGIN
+#include "avx512/vectors.h"
+#include "operators/codes.inc"
+#include "operators/input.inc"
+#include "operators/pooling.inc"
+#include "operators/elementwise.inc"
+#include "operators/depthwise.inc"
+#include "avx512/depthwise_3x3.inc"
+#include "operators/conv_gather.inc"
+#include "operators/conv_rows.inc"
+#include "operators/conv_finish.inc"
+#include "operators/conv_finish_block.inc"
+#include "amx/conv_multiply.inc"
+#include "operators/conv.inc"
+#include "image/resize_passes.inc"
+#include "operators/kernel_list.inc"
+TARGET_AVX512_END

@@ -1,0 +1,62 @@
+/* What this CPU and its operating system can run. */
+#define _GNU_SOURCE
+#include <cpuid.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/kernels.h"
+
+static struct cpu detected;
+static const struct kernels *usable;
+static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
+
+static int amx_permitted(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+static uint64_t enabled_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+/* CPUPACK_ISA=vnni leaves AMX unused, CPUPACK_ISA=avx2 leaves AVX-512 unused: to compare instruction sets. */
+static void detect(void) {
+    uint32_t a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA))
+        return;
+    const uint64_t state = enabled_state();
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (state & 0x6) != 0x6 || !(b & bit_AVX2))
+        return;
+    usable = &kernels_avx2;
+    const char *wish = getenv("CPUPACK_ISA");
+    const uint32_t base = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX512 F, DQ, BW, VL */
+    const int vnni = (state & 0xe6) == 0xe6 && (b & base) == base && (c & 1u << 11);
+    if (!vnni || (wish != NULL && strcmp(wish, "avx2") == 0))
+        return;
+    usable = &kernels_vnni;
+    detected.vbmi = (c & 1u << 1) != 0;
+    if (wish != NULL && strcmp(wish, "vnni") == 0)
+        return;
+    if ((d & 1u << 24) && (d & 1u << 25) && (state & 0x60000) == 0x60000 && amx_permitted())
+        usable = &kernels_amx;
+}
+
+const struct kernels *find_kernels(void) {
+    pthread_once(&detect_once, detect);
+    return usable;
+}
+
+struct cpu find_cpu(void) {
+    pthread_once(&detect_once, detect);
+    return detected;
+}
+
+const char *cpupack_isa(void) {
+    const struct kernels *kernels = find_kernels();
+    return kernels == NULL ? NULL : kernels->isa;
+}

@@ -1,0 +1,52 @@
+/* What Python (by ctypes) and torch's operator call: the functions that the library exports. */
+#ifndef CPUPACK_ENGINE_H
+#define CPUPACK_ENGINE_H
+
+#include <stdint.h>
+
+/* What a call returns. */
+enum cpupack_code {
+    CPUPACK_OK = 0,
+    CPUPACK_ERROR_PROGRAM = 1,
+    CPUPACK_ERROR_MEMORY = 2,
+    CPUPACK_ERROR_CPU = 3,
+    CPUPACK_ERROR_INPUT = 4,
+};
+
+/* Run `program` on `batch` samples. Returns 0, or a code for cpupack_error. Several threads may call it at once: each
+ * has memory and a team of its own.
+ */
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                    float *output);
+const char *cpupack_error(int code);
+
+/* Run the layers up to `layer` and copy the buffer that it writes, without the border: uint8 (batch, height, width,
+ * channels). An error for a layer that writes no buffer: the last ones write the caller's results.
+ */
+int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                 int layer, uint8_t *codes);
+
+/* Set how many threads a call from the calling thread computes with, itself included. */
+void cpupack_set_threads(int threads);
+
+/* A team of threads and its memory. Any thread may use it, but only one at a time. NULL where memory runs out. */
+struct session;
+struct session *cpupack_new_session(int threads);
+void cpupack_end_session(struct session *session);
+
+/* Run as cpupack_execute does, with the memory and the team of `session`. With a `mask` of 0..255 the input is RGB and
+ * the mask becomes the fourth channel of every pixel, for images up to CPUPACK_MASKED_WIDTH pixels wide. -1 for none.
+ */
+int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                int input_is_float, int mask, int64_t batch, float *output);
+
+/* Bytes of the weights that the kernels have prepared for the session's programs. Sessions share those of one program.
+ */
+int64_t cpupack_prepared_bytes(const struct session *session);
+/* Bytes of the session's memory for activations. Its pages are real once a batch of that size has run. */
+int64_t cpupack_session_bytes(const struct session *session);
+
+/* Which kernels this CPU runs: "amx", "vnni", "avx2", or NULL for none. */
+const char *cpupack_isa(void);
+
+#endif

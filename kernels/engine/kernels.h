@@ -1,0 +1,102 @@
+/* What an instruction set offers to the engine, and what the engine gives to its kernels. */
+#ifndef CPUPACK_KERNELS_H
+#define CPUPACK_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/program.h"
+
+/* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes. */
+struct view {
+    uint8_t *first;
+    int64_t sample, row, pixel;
+    int32_t height, width, channels, halo_y, halo_x, fill;
+};
+
+/* Pixel (0, y) of a sample. */
+static inline uint8_t *row_at(const struct view *view, int64_t sample, int64_t y) {
+    return view->first + sample * view->sample + y * view->row;
+}
+
+/* A layer of a program whose offsets have become pointers. */
+struct step {
+    struct cpupack_layer spec;
+    struct view in, in2, out;
+    const int8_t *weights;
+    const float *scales, *biases;
+    const uint8_t *table;
+    const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
+    int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
+    int batch;
+};
+
+/* What the CPU has beyond its instruction set. */
+struct cpu {
+    int vbmi;
+};
+
+/* How a byte is looked up in a table of 256: sixteen tables of sixteen, or by VBMI's permutations of 128 bytes. */
+enum lookup { LOOKUP_NONE, LOOKUP_SIXTEENS, LOOKUP_VBMI };
+
+/* One row of a block of a matrix product: an output pixel. */
+struct row {
+    uint8_t *out; /* NULL for a row that is computed and thrown away */
+    const uint8_t *residual;
+    const uint8_t *from; /* where its window begins; only with ROWS_ANYWHERE */
+};
+
+/* One thread of a team: which share of the work it has, and memory of its own. */
+struct worker {
+    int index, count;
+    struct cpu cpu;
+    int32_t *sums;    /* BLOCK x BLOCK */
+    struct row *rows; /* PAIRS_AT_ONCE x BLOCK */
+    uint8_t *scratch; /* SCRATCH_BYTES */
+};
+
+#define TILE 16         /* rows or columns of a tile */
+#define BLOCK 32        /* rows or columns of a block: a pair of tiles */
+#define PAIRS_AT_ONCE 8 /* pairs of tiles of rows that meet a block of weights one after the other, at most */
+#define SCRATCH_BYTES (1280 * 1024)
+
+struct cpupack_taps;
+
+/* The kernels of one instruction set. Each worker calls them with its own `worker` and does its share. */
+struct kernels {
+    const char *isa;
+    /* `next` is the convolution after this one, NULL for none: its weights are fetched meanwhile. */
+    void (*conv)(const struct step *step, const struct step *next, struct worker *worker, float *output);
+    void (*depthwise)(const struct step *step, struct worker *worker);
+    /* With a `mask` of 0 or more the input is RGB, and the mask becomes the fourth channel of every pixel. */
+    void (*input)(const struct step *step, struct worker *worker, const void *input, int mask);
+    void (*max_pool)(const struct step *step, struct worker *worker);
+    void (*average_pool)(const struct step *step, struct worker *worker);
+    void (*global_average)(const struct step *step, struct worker *worker, float *output);
+    void (*output)(const struct step *step, struct worker *worker, float *output);
+    void (*scale)(const struct step *step, struct worker *worker);
+    void (*add)(const struct step *step, struct worker *worker);
+    void (*table)(const struct step *step, struct worker *worker);
+    /* The most bytes that `prepare` writes for a layer: weights in another form, or a list of products. 0 for none. */
+    int64_t (*prepared_bytes)(const struct step *step);
+    void (*prepare)(const struct step *step, void *to);
+    /* Every worker calls it after the last layer of a call. */
+    void (*leave)(const struct worker *worker);
+    void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);
+    void (*resize_column)(const uint8_t *from, int64_t bytes, uint8_t *to, const int32_t *factors, int64_t pairs);
+};
+
+extern const struct kernels kernels_amx, kernels_vnni, kernels_avx2;
+
+/* The kernels for this CPU; NULL where it can run none. */
+const struct kernels *find_kernels(void);
+/* What else this CPU has. */
+struct cpu find_cpu(void);
+
+/* This worker's share of `count` units of work: from *begin up to *end, which is not included. */
+static inline void share(const struct worker *worker, int64_t count, int64_t *begin, int64_t *end) {
+    *begin = count * worker->index / worker->count;
+    *end = count * (worker->index + 1) / worker->count;
+}
+
+#endif

@@ -1,0 +1,97 @@
+#define _GNU_SOURCE
+#include "engine/prepared.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+struct prepared {
+    struct prepared *next;
+    const uint8_t *program;
+    int64_t program_bytes;
+    int32_t identity[2];
+    int users;
+    int16_t *weights;
+    int64_t bytes;
+};
+
+static struct prepared *all;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int64_t bytes_of(const struct step *step) { return (find_kernels()->prepared_bytes(step) + 63) / 64 * 64; }
+
+/* Sets each step's `prepared`. With `fill` it is made as well. */
+static void point(const struct prepared *prepared, struct step *steps, int count, int fill) {
+    int16_t *at = prepared->weights;
+    for (int i = 0; i < count; i++) {
+        const int64_t bytes = bytes_of(steps + i);
+        if (bytes == 0)
+            continue;
+        if (fill)
+            find_kernels()->prepare(steps + i, at);
+        steps[i].prepared = at;
+        at += bytes / (int64_t)sizeof *at;
+    }
+}
+
+static struct prepared *make(const uint8_t *program, int64_t program_bytes, const int32_t *identity, int64_t bytes) {
+    struct prepared *made = calloc(1, sizeof *made);
+    if (made == NULL)
+        return NULL;
+    made->weights = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (made->weights == MAP_FAILED) {
+        free(made);
+        return NULL;
+    }
+    madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
+    made->program = program, made->program_bytes = program_bytes, made->bytes = bytes;
+    memcpy(made->identity, identity, sizeof made->identity);
+    return made;
+}
+
+int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step *steps, int count,
+                     struct prepared **acquired) {
+    const struct cpupack_header *header = (const struct cpupack_header *)program;
+    int64_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += bytes_of(steps + i);
+    *acquired = NULL;
+    if (bytes == 0)
+        return 1;
+    pthread_mutex_lock(&lock);
+    struct prepared *found = all;
+    while (found != NULL &&
+           (found->program != program || found->program_bytes != program_bytes || found->bytes != bytes ||
+            memcmp(found->identity, header->identity, sizeof found->identity) != 0))
+        found = found->next;
+    const int fill = found == NULL;
+    if (fill && (found = make(program, program_bytes, header->identity, bytes)) != NULL) {
+        found->next = all;
+        all = found;
+    }
+    if (found != NULL) {
+        found->users++;
+        point(found, steps, count, fill);
+    }
+    pthread_mutex_unlock(&lock);
+    *acquired = found;
+    return found != NULL;
+}
+
+void release_prepared(struct prepared *prepared) {
+    if (prepared == NULL)
+        return;
+    pthread_mutex_lock(&lock);
+    if (--prepared->users == 0) {
+        struct prepared **link = &all;
+        while (*link != prepared)
+            link = &(*link)->next;
+        *link = prepared->next;
+        munmap(prepared->weights, (size_t)prepared->bytes);
+        free(prepared);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+int64_t bytes_prepared(const struct prepared *prepared) { return prepared == NULL ? 0 : prepared->bytes; }

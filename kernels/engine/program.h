@@ -1,0 +1,101 @@
+/* The format of a program.
+ *
+ * A program is one block of bytes: header, buffers, layers, then constants (weights, scales, tables). The build writes
+ * it (cpupack/stages/quantize/native/program.py; a test compares the two sides). Nothing in it is a pointer, and every
+ * offset is checked before it is used. Activations are uint8, NHWC. Each buffer has a border ("halo") that holds its
+ * padding value, so that convolutions need not know where they are in the image.
+ */
+#ifndef CPUPACK_PROGRAM_H
+#define CPUPACK_PROGRAM_H
+
+#include <stdint.h>
+
+#define CPUPACK_MAGIC 0x314b5043 /* "CPK1" */
+#define CPUPACK_VERSION 1
+#define CPUPACK_MASKED_WIDTH 4096 /* pixels: the widest image whose fourth channel the kernels add */
+
+enum cpupack_op {
+    OP_INPUT_PIXELS = 0, /* the caller's uint8 NHWC; with stride 2, two by two pixels are the channels of one */
+    OP_INPUT_FLOAT = 1,  /* the caller's float32 NHWC, quantized */
+    OP_CONV = 2,         /* a dense convolution or a linear layer, as a matrix product */
+    OP_DEPTHWISE = 3,
+    OP_MAX_POOL = 4,
+    OP_GLOBAL_AVERAGE = 5,
+    OP_SCALE = 6, /* times one factor for each sample and channel: squeeze-and-excitation */
+    OP_ADD = 7,
+    OP_TABLE = 8, /* a function of one value, by a table of 256 results, into a slice of channels */
+    OP_AVERAGE_POOL = 9,
+    OP_OUTPUT = 10, /* a buffer to the caller's float32, NHWC */
+};
+
+enum cpupack_flag {
+    FLAG_FLOAT_OUT = 1,    /* the result goes to the caller as float32 */
+    FLAG_TABLE = 2,        /* results go through a table before they are stored */
+    FLAG_RESIDUAL = 4,     /* adds another buffer before rounding */
+    FLAG_ONLY_PIXELS = 8,  /* runs only when the input is uint8 */
+    FLAG_ONLY_FLOAT = 16,  /* runs only when the input is float32 */
+    FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
+    FLAG_WINOGRAD = 64,    /* OP_CONV: AVX2 multiplies transformed tiles where it can (avx2/conv_3x3_winograd.inc) */
+};
+
+/* AVX2 adds products in 16 bits. This says how many of them fit whatever the activations are: the positive weights of
+ * those products come to 128 at most, and so do the negative ones.
+ */
+enum cpupack_fit {
+    FIT_UNKNOWN = 0,
+    FIT_PAIRS = 1, /* every two neighbours of a group of four, in the order in which weights are packed */
+    FIT_FOURS = 2, /* OP_CONV: two such neighbours and the two that are four places later, within each eight */
+};
+
+struct cpupack_header {
+    int32_t magic, version, buffers, layers;
+    int32_t input_channels_pixels, input_channels_float, input_height, input_width;
+    int32_t outputs;     /* float32 results for each sample */
+    int32_t alone;       /* this many of the first layers run sample by sample */
+    int32_t identity[2]; /* differs between programs: contexts are cached by it */
+    int64_t arena_bytes; /* for each sample */
+    int64_t constants;   /* offset of the constants in the program */
+};
+
+struct cpupack_buffer {
+    int32_t height, width, channels; /* without the halo; channels is also the bytes from pixel to pixel */
+    int32_t halo_y, halo_x, fill;    /* the border on every side, and the value it holds */
+    int64_t offset;                  /* in the arena of one sample; for a batch, times the number of samples */
+    int64_t sample_bytes;            /* bytes from sample to sample */
+};
+
+struct cpupack_layer {
+    int32_t op, flags;
+    int32_t input, input2, output; /* numbers of buffers; -1 for none */
+    int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int32_t channels_out;
+    int32_t runs, chunks,
+        chunk_bytes; /* OP_CONV: K is `runs` contiguous runs, each of `chunks` chunks up to 64 bytes */
+    int32_t input_zero_point, input2_zero_point, output_zero_point, low, high;
+    float scale, scale2;       /* what they mean depends on the operation */
+    int32_t channel_offset;    /* OP_TABLE, OP_CONV: the first channel of the slice in the output */
+    int32_t span_out, span_in; /* OP_CONV with groups: outputs and inputs of a group; else 0, 0 */
+    int32_t fit;               /* enum cpupack_fit: about speed only, the results are the same with each that is true */
+    int64_t weights, scales, biases, table; /* offsets in the constants */
+};
+
+/* How the weights of depthwise layers with `runs` 1 are laid out: F(kernel, stride, outputs, groups) for each layout.
+ * `outputs` neighbours are computed from `groups` groups of four pixels in each row of the kernel, and the taps of a
+ * row are laid out for each output and each group. Other depthwise layers have one group of four for each tap.
+ */
+#define CPUPACK_DEPTHWISE_LAYOUTS(F) F(3, 1, 2, 1) F(3, 2, 1, 1) F(5, 1, 4, 2) F(5, 2, 2, 2)
+#define CPUPACK_DEPTHWISE_CHANNELS 64 /* channels of a block of these weights, their scales and their biases */
+
+/* Groups of four weights that each channel of a depthwise layer has; -1 where there is no such layout. */
+static inline int64_t cpupack_depthwise_groups(const struct cpupack_layer *layer) {
+    if (layer->runs != 1)
+        return (int64_t)layer->kernel_h * layer->kernel_w;
+#define CPUPACK_GROUPS(kernel, stride, outputs, groups)                                                                \
+    if (layer->kernel_h == kernel && layer->kernel_w == kernel && layer->stride_w == stride)                           \
+        return kernel * outputs * groups;
+    CPUPACK_DEPTHWISE_LAYOUTS(CPUPACK_GROUPS)
+#undef CPUPACK_GROUPS
+    return -1;
+}
+
+#endif

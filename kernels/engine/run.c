@@ -1,0 +1,245 @@
+/* Runs programs: takes a session's team through the layers. */
+#include <string.h>
+
+#include "engine/session.h"
+
+const char *cpupack_error(int code) {
+    switch (code) {
+    case CPUPACK_OK:
+        return "no error";
+    case CPUPACK_ERROR_PROGRAM:
+        return "the program is damaged or was made for another version of these kernels";
+    case CPUPACK_ERROR_MEMORY:
+        return "not enough memory for the activations of this batch";
+    case CPUPACK_ERROR_CPU:
+        return "these kernels need a CPU with AVX2 and FMA";
+    case CPUPACK_ERROR_INPUT:
+        return "this program does not take inputs of this type";
+    default:
+        return "unknown error";
+    }
+}
+
+/* ---- one layer ---- */
+
+/* What the caller gives, and where the results go. */
+struct call {
+    const void *input;
+    int input_is_float;
+    int mask; /* the fourth channel of an input of three; -1 for an input as the program takes it */
+    float *output;
+};
+
+/* The first pixel of the buffer that a step writes; NULL for none. A step may write only a slice of its channels. */
+static uint8_t *first_pixel(const struct step *step) {
+    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL;
+    return sliced ? step->out.first - step->spec.channel_offset : step->out.first;
+}
+
+static void fill_halo(const struct step *step, const struct worker *worker) {
+    const struct view *view = &step->out;
+    if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0))
+        return;
+    uint8_t *first = first_pixel(step);
+    const int64_t lines = view->height + 2 * view->halo_y;
+    const size_t side = (size_t)(view->halo_x * view->pixel);
+    int64_t begin, end;
+    share(worker, step->batch * lines, &begin, &end);
+    for (int64_t line = begin; line < end; line++) {
+        const int64_t y = line % lines - view->halo_y;
+        uint8_t *row = first + line / lines * view->sample + y * view->row - (int64_t)side;
+        if (y < 0 || y >= view->height) {
+            memset(row, view->fill, (size_t)view->row);
+        } else if (side) {
+            memset(row, view->fill, side);
+            memset(row + side + view->width * view->pixel, view->fill, side);
+        }
+    }
+}
+
+/* `next` is the convolution after this one, NULL for none. */
+static void run_step(const struct step *step, const struct step *next, struct worker *worker, const struct call *call) {
+    const struct kernels *kernels = find_kernels();
+    fill_halo(step, worker);
+    switch (step->spec.op) {
+    case OP_INPUT_PIXELS:
+    case OP_INPUT_FLOAT:
+        kernels->input(step, worker, call->input, call->mask);
+        break;
+    case OP_CONV:
+        kernels->conv(step, next, worker, call->output);
+        break;
+    case OP_DEPTHWISE:
+        kernels->depthwise(step, worker);
+        break;
+    case OP_MAX_POOL:
+        kernels->max_pool(step, worker);
+        break;
+    case OP_GLOBAL_AVERAGE:
+        kernels->global_average(step, worker, call->output);
+        break;
+    case OP_SCALE:
+        kernels->scale(step, worker);
+        break;
+    case OP_ADD:
+        kernels->add(step, worker);
+        break;
+    case OP_TABLE:
+        kernels->table(step, worker);
+        break;
+    case OP_AVERAGE_POOL:
+        kernels->average_pool(step, worker);
+        break;
+    case OP_OUTPUT:
+        kernels->output(step, worker, call->output);
+        break;
+    }
+}
+
+/* ---- the layers of a program ---- */
+
+struct job {
+    const struct context *context;
+    struct call call;
+    int layers; /* how many to run one after the other for the whole batch; -1 for all, in the program's order */
+};
+
+/* Whether a layer is for inputs of another type. */
+static int is_skipped(const struct step *step, const struct call *call) {
+    return (step->spec.flags & (call->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT)) != 0;
+}
+
+static const struct step *next_conv(const struct context *context, int from, const struct call *call) {
+    for (int i = from; i < context->header->layers; i++) {
+        const struct step *step = context->steps + i;
+        if (step->spec.op == OP_CONV && !is_skipped(step, call))
+            return step;
+    }
+    return NULL;
+}
+
+static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end) {
+    for (int i = begin; i < end; i++) {
+        const struct step *step = job->context->steps + i;
+        if (is_skipped(step, &job->call))
+            continue;
+        run_step(step, next_conv(job->context, i + 1, &job->call), worker, &job->call);
+        if (team != NULL)
+            meet(team, worker);
+    }
+}
+
+/* The caller's arrays from one sample on. */
+static struct call call_of_sample(const struct job *job, int sample) {
+    const struct cpupack_header *header = job->context->header;
+    const int64_t pixels = (int64_t)header->input_height * header->input_width;
+    const int64_t pixel_bytes = job->call.input_is_float ? 4 * header->input_channels_float
+                                : job->call.mask >= 0    ? header->input_channels_pixels - 1
+                                                         : header->input_channels_pixels;
+    struct call call = job->call;
+    call.input = (const char *)call.input + sample * pixels * pixel_bytes;
+    call.output += (int64_t)sample * header->outputs;
+    return call;
+}
+
+/* A step for one sample. Buffers that later layers do not read hold one sample at a time. */
+static struct step step_of_sample(const struct context *context, const struct step *step, int sample) {
+    struct step one = *step;
+    one.batch = 1;
+    if (one.in.first != NULL && context->kept[one.spec.input])
+        one.in.first += sample * one.in.sample;
+    if (one.in2.first != NULL && context->kept[one.spec.input2])
+        one.in2.first += sample * one.in2.sample;
+    if (one.out.first != NULL && context->kept[one.spec.output])
+        one.out.first += sample * one.out.sample;
+    return one;
+}
+
+static void run_sample(const struct job *job, struct worker *worker, struct team *team, int sample) {
+    const struct context *context = job->context;
+    const struct call call = call_of_sample(job, sample);
+    for (int i = 0; i < context->header->alone; i++) {
+        if (is_skipped(context->steps + i, &call))
+            continue;
+        const struct step step = step_of_sample(context, context->steps + i, sample);
+        run_step(&step, next_conv(context, i + 1, &call), worker, &call);
+        if (team != NULL)
+            meet(team, worker);
+    }
+}
+
+static void run_job(void *pointer, struct worker *worker, struct team *team) {
+    const struct job *job = pointer;
+    const struct cpupack_header *header = job->context->header;
+    if (job->layers >= 0) {
+        run_range(job, worker, team, 0, job->layers);
+    } else {
+        for (int sample = 0; header->alone && sample < job->context->batch; sample++)
+            run_sample(job, worker, team, sample);
+        run_range(job, worker, team, header->alone, header->layers);
+    }
+    find_kernels()->leave(worker);
+}
+
+/* ---- calls ---- */
+
+/* Find or make what a call needs. `session` may be NULL: then there was no memory for it. */
+static int prepare(struct session *session, const uint8_t *program, int64_t bytes, const struct call *call,
+                   int64_t batch, struct context **context) {
+    if (find_kernels() == NULL)
+        return CPUPACK_ERROR_CPU;
+    if (batch < 1 || batch > 1 << 16)
+        return CPUPACK_ERROR_INPUT;
+    if (session == NULL)
+        return CPUPACK_ERROR_MEMORY;
+    const int code = find_context(session, program, bytes, batch, context);
+    if (code != CPUPACK_OK)
+        return code;
+    const struct cpupack_header *header = (*context)->header;
+    if (call->input_is_float ? header->input_channels_float < 1 : header->input_channels_pixels < 1)
+        return CPUPACK_ERROR_INPUT;
+    if (call->mask >= 0 && (call->input_is_float || call->mask > 255 || header->input_channels_pixels != 4 ||
+                            header->input_width > CPUPACK_MASKED_WIDTH))
+        return CPUPACK_ERROR_INPUT;
+    return find_team(session) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
+}
+
+int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                int input_is_float, int mask, int64_t batch, float *output) {
+    struct job job = {NULL, {input, input_is_float, mask, output}, -1};
+    struct context *context;
+    const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    job.context = context;
+    run_team(session->team, run_job, &job);
+    return CPUPACK_OK;
+}
+
+int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                    float *output) {
+    return cpupack_run(session_of_thread(), program, program_bytes, input, input_is_float, -1, batch, output);
+}
+
+int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                 int layer, uint8_t *codes) {
+    struct session *session = session_of_thread();
+    struct job job = {NULL, {input, input_is_float, -1, NULL}, layer + 1};
+    struct context *context;
+    const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    if (layer < 0 || layer >= context->header->layers)
+        return CPUPACK_ERROR_INPUT;
+    const struct view *out = &context->steps[layer].out;
+    const uint8_t *first = first_pixel(context->steps + layer);
+    if (first == NULL)
+        return CPUPACK_ERROR_INPUT;
+    job.context = context;
+    run_team(session->team, run_job, &job);
+    const size_t row = (size_t)(out->width * out->pixel);
+    for (int64_t sample = 0; sample < batch; sample++)
+        for (int64_t y = 0; y < out->height; y++, codes += row)
+            memcpy(codes, first + sample * out->sample + y * out->row, row);
+    return CPUPACK_OK;
+}

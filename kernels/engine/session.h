@@ -1,0 +1,27 @@
+/* A session: a team of threads, and the contexts of the programs that it has run. */
+#ifndef CPUPACK_SESSION_H
+#define CPUPACK_SESSION_H
+
+#include <stdint.h>
+
+#include "engine/context.h"
+#include "engine/engine.h"
+#include "engine/team.h"
+
+struct session {
+    struct context *contexts;
+    uint64_t clock;
+    int threads;
+    struct team *team;
+};
+
+/* The calling thread's own session, made at its first call and ended with the thread. NULL without memory. */
+struct session *session_of_thread(void);
+
+/* Find or make the context of a program and a batch size. Returns a code for cpupack_error. */
+int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch, struct context **found);
+
+/* Make the team that the session is to have, unless it has it. Returns 0 where memory or threads run out. */
+int find_team(struct session *session);
+
+#endif

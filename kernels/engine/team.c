@@ -1,0 +1,170 @@
+/* A team waits for all its members after each layer, hundreds of times in a millisecond. So members spin.
+ *
+ * A member that has waited long sleeps until all have arrived. Other programs may need its CPU, and where two members
+ * share one CPU the second can only run while the first does not. A member that finds no work for a while sleeps too,
+ * so that an idle model costs nothing.
+ */
+#define _GNU_SOURCE
+#include "engine/team.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    MEETING_SPINS = 4000, /* about 100 us */
+    IDLE_SPINS = 20000,   /* longer than the gap between two calls of a busy caller */
+};
+
+struct member {
+    struct worker worker;
+    struct team *team;
+    pthread_t thread;
+};
+
+struct team {
+    int size;
+    team_work *work;
+    void *argument;
+    _Alignas(64) atomic_int job;      /* the number of the current job; -1 ends the team. A futex. */
+    _Alignas(64) atomic_int arrived;  /* members at the meeting point */
+    _Alignas(64) atomic_int round;    /* how often all have arrived. A futex. */
+    _Alignas(64) atomic_int waiting;  /* members that sleep until all have arrived */
+    _Alignas(64) atomic_int sleepers; /* members that sleep until there is a job */
+    struct member *members;
+};
+
+static inline void relax(void) { __builtin_ia32_pause(); }
+
+static void sleep_while(atomic_int *value, int seen, atomic_int *sleepers) {
+    while (atomic_load(value) == seen) {
+        atomic_fetch_add(sleepers, 1);
+        syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+        atomic_fetch_sub(sleepers, 1);
+    }
+}
+
+/* Changes a value that others sleep on. A member that counted itself as a sleeper before the change is woken; one that
+ * does so later sees the new value and does not sleep.
+ */
+static void change(atomic_int *value, int to, atomic_int *sleepers) {
+    atomic_store(value, to);
+    if (atomic_load(sleepers))
+        syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void meet(struct team *team, struct worker *worker) {
+    (void)worker;
+    const int round = atomic_load_explicit(&team->round, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        change(&team->round, round + 1, &team->waiting);
+        return;
+    }
+    for (int spins = 0; spins < MEETING_SPINS; spins++) {
+        if (atomic_load_explicit(&team->round, memory_order_acquire) != round)
+            return;
+        relax();
+    }
+    sleep_while(&team->round, round, &team->waiting);
+}
+
+static int next_job(struct team *team, int last) {
+    for (int spins = 0; spins < IDLE_SPINS; spins++) {
+        const int job = atomic_load_explicit(&team->job, memory_order_acquire);
+        if (job != last)
+            return job;
+        relax();
+    }
+    sleep_while(&team->job, last, &team->sleepers);
+    return atomic_load_explicit(&team->job, memory_order_acquire);
+}
+
+static void *serve(void *pointer) {
+    struct member *member = pointer;
+    struct team *team = member->team;
+    for (int last = 0;;) {
+        const int job = next_job(team, last);
+        if (job < 0)
+            return NULL;
+        last = job;
+        team->work(team->argument, &member->worker, team);
+        meet(team, &member->worker);
+    }
+}
+
+static int prepare(struct member *member, struct team *team, int index, int size, struct cpu cpu) {
+    member->team = team;
+    member->worker.index = index;
+    member->worker.count = size;
+    member->worker.cpu = cpu;
+    member->worker.sums = aligned_alloc(64, BLOCK * BLOCK * sizeof(int32_t));
+    member->worker.rows = malloc(PAIRS_AT_ONCE * BLOCK * sizeof(struct row));
+    member->worker.scratch = aligned_alloc(64, SCRATCH_BYTES); /* pages that no layer touches take no memory */
+    return member->worker.sums != NULL && member->worker.rows != NULL && member->worker.scratch != NULL;
+}
+
+static void free_team(struct team *team) {
+    for (int i = 0; i < team->size; i++) {
+        free(team->members[i].worker.sums);
+        free(team->members[i].worker.rows);
+        free(team->members[i].worker.scratch);
+    }
+    free(team->members);
+    free(team);
+}
+
+struct team *start_team(int size, struct cpu cpu) {
+    struct team *team = aligned_alloc(64, (sizeof *team + 63) / 64 * 64);
+    if (team == NULL)
+        return NULL;
+    memset(team, 0, sizeof *team);
+    team->members = calloc((size_t)size, sizeof *team->members);
+    if (team->members == NULL) {
+        free(team);
+        return NULL;
+    }
+    int started = 1, ready = 1;
+    for (int i = 0; i < size; i++)
+        ready &= prepare(team->members + i, team, i, size, cpu);
+    for (; ready && started < size; started++)
+        ready = pthread_create(&team->members[started].thread, NULL, serve, team->members + started) == 0;
+    team->size = size;
+    if (ready)
+        return team;
+    change(&team->job, -1, &team->sleepers);
+    for (int i = 1; i < started - 1; i++)
+        pthread_join(team->members[i].thread, NULL);
+    free_team(team);
+    return NULL;
+}
+
+void end_team(struct team *team) {
+    if (team == NULL)
+        return;
+    change(&team->job, -1, &team->sleepers);
+    for (int i = 1; i < team->size; i++)
+        pthread_join(team->members[i].thread, NULL);
+    free_team(team);
+}
+
+int team_size(const struct team *team) { return team->size; }
+
+void run_team(struct team *team, team_work *work, void *argument) {
+    struct worker *leader = &team->members[0].worker;
+    if (team->size == 1) {
+        work(argument, leader, NULL);
+        return;
+    }
+    team->work = work;
+    team->argument = argument;
+    change(&team->job, atomic_load(&team->job) + 1 > 0 ? atomic_load(&team->job) + 1 : 1, &team->sleepers);
+    work(argument, leader, team);
+    meet(team, leader);
+}

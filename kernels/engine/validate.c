@@ -1,0 +1,230 @@
+/* Checks programs: whatever a damaged one says, nothing outside its memory is read or written. */
+#include "engine/validate.h"
+
+#include "engine/kernels.h"
+
+static int inside(int64_t offset, int64_t count, int64_t bytes) {
+    return offset >= 0 && count >= 0 && offset <= bytes - count;
+}
+
+/* A product of sizes. -1, which fits nowhere, where it overflows. */
+static int64_t times(int64_t a, int64_t b) {
+    int64_t product;
+    return a < 0 || b < 0 || __builtin_mul_overflow(a, b, &product) ? -1 : product;
+}
+
+/* Nothing real is larger, and no product of smaller numbers overflows. */
+enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
+enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and bytes of an input sample: places in both are 32 bits */
+static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
+
+/* Whether a convolution says how its weights lie. `weights` becomes their bytes. */
+static int conv_weights(const struct cpupack_layer *spec, int64_t channels, int64_t *weights) {
+    if (spec->runs < 1 || spec->chunks < 1 || spec->chunk_bytes < 4 || spec->chunk_bytes > 64 || spec->chunk_bytes % 4)
+        return 0;
+    if (spec->runs != spec->kernel_h && spec->runs != (int64_t)spec->kernel_h * spec->kernel_w)
+        return 0;
+    *weights = times(times(channels, (int64_t)spec->chunk_bytes * spec->chunks), spec->runs);
+    return *weights <= LARGEST_CONV;
+}
+
+/* The same for a depthwise convolution. */
+static int depthwise_weights(const struct cpupack_layer *spec, int64_t channels, int64_t *weights) {
+    if (spec->runs == 1 && (spec->dilation_h != 1 || spec->dilation_w != 1))
+        return 0;
+    *weights = times(4 * channels, cpupack_depthwise_groups(spec));
+    return 1;
+}
+
+static int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+/* Whether all that a layer reads from its four offsets on lies in the constants. */
+static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in, int64_t bytes) {
+    if ((spec->flags & FLAG_TABLE || spec->op == OP_TABLE) && !inside(spec->table, 256, bytes))
+        return 0;
+    int64_t channels, weights;
+    if (spec->op == OP_CONV) {
+        channels = round_up(spec->channels_out, BLOCK);
+        if (!conv_weights(spec, channels, &weights))
+            return 0;
+    } else if (spec->op == OP_DEPTHWISE) {
+        channels = round_up(channels_in, CPUPACK_DEPTHWISE_CHANNELS);
+        if (!depthwise_weights(spec, channels, &weights))
+            return 0;
+    } else {
+        return 1;
+    }
+    return inside(spec->weights, weights, bytes) && inside(spec->scales, 4 * channels, bytes) &&
+           inside(spec->biases, 4 * channels, bytes);
+}
+
+static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
+    for (int i = 0; i < header->buffers; i++) {
+        const struct cpupack_buffer *each = buffers + i;
+        if (each->height < 1 || each->width < 1 || each->channels < 1 || each->halo_x < 0 || each->halo_y < 0 ||
+            each->height > LONGEST_SIDE || each->width > LONGEST_SIDE || each->channels > MOST_CHANNELS ||
+            each->halo_x > LONGEST_SIDE || each->halo_y > LONGEST_SIDE)
+            return 0;
+        const int64_t bytes =
+            (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
+        if (bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
+            return 0;
+    }
+    return 1;
+}
+
+static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
+
+/* Whether every pixel that a layer's windows read lies in its input or its halo. Averages stay in the image.
+ *
+ * A tile reads on after a row's last output, up to fifteen strides. With a stride shorter than a row that stays in the
+ * slack after the arena.
+ */
+static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
+                       const struct cpupack_buffer *out) {
+    if (!is_length(spec->kernel_h) || !is_length(spec->kernel_w) || !is_length(spec->stride_h) ||
+        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) || spec->pad_h < 0 ||
+        spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
+        return 0;
+    if (spec->op == OP_AVERAGE_POOL)
+        return spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
+    const int64_t bottom =
+        (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h + (int64_t)(spec->kernel_h - 1) * spec->dilation_h;
+    const int64_t right =
+        (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w + (int64_t)(spec->kernel_w - 1) * spec->dilation_w;
+    return spec->pad_h <= in->halo_y && spec->pad_w <= in->halo_x && bottom < in->height + in->halo_y &&
+           right < in->width + in->halo_x;
+}
+
+static int same_size(const struct cpupack_buffer *a, const struct cpupack_buffer *b, int channels) {
+    return a->height == b->height && a->width == b->width && (!channels || a->channels == b->channels);
+}
+
+static int slice_fits(const struct cpupack_layer *spec, int64_t channels, const struct cpupack_buffer *out) {
+    return spec->channel_offset >= 0 && channels >= 1 && spec->channel_offset + channels <= out->channels;
+}
+
+/* Whether a convolution's blocks start inside a pixel, and its runs end at most 63 bytes after what there is to read.
+ */
+static int spans_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in) {
+    if (spec->chunks < 1 || spec->span_out < 0 || spec->span_in < 0)
+        return 0;
+    const int64_t last = spec->span_out ? (int64_t)(spec->channels_out - 1) / spec->span_out * spec->span_in : 0;
+    const int joined = spec->runs == spec->kernel_h && !spec->span_out;
+    const int64_t read = (int64_t)in->channels * (joined ? spec->kernel_w : 1);
+    return last + spec->span_in <= in->channels && (int64_t)spec->chunks * spec->chunk_bytes < read + 64;
+}
+
+static int is_buffer(int32_t number, const struct cpupack_header *header) {
+    return number >= 0 && number < header->buffers;
+}
+
+/* Whether a layer reads a second buffer. */
+static int reads_two(const struct cpupack_layer *spec) {
+    return spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL;
+}
+
+/* Whether the operation exists, its buffers exist, and its offsets lie in the constants. */
+static int names_what_exists(const struct cpupack_layer *spec, const struct cpupack_header *header, int64_t constants) {
+    const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
+    const int64_t offsets[] = {spec->weights, spec->scales, spec->biases, spec->table};
+    for (int i = 0; i < 4; i++)
+        if (!inside(offsets[i], 0, constants))
+            return 0; /* unused ones too: pointers are made of all */
+    if (spec->op < 0 || spec->op > OP_OUTPUT || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+        spec->channels_out > MOST_CHANNELS)
+        return 0;
+    if (to_caller) {
+        if (spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT)
+            return 0;
+        if (spec->channels_out < 1 || spec->channels_out != header->outputs)
+            return 0;
+    } else if (spec->op == OP_OUTPUT || !is_buffer(spec->output, header)) {
+        return 0;
+    }
+    return (from_caller || is_buffer(spec->input, header)) && (!reads_two(spec) || is_buffer(spec->input2, header));
+}
+
+static int input_fits(const struct cpupack_layer *spec, const struct cpupack_header *header,
+                      const struct cpupack_buffer *out) {
+    const int blocks = spec->op == OP_INPUT_PIXELS && spec->stride_h == 2; /* two by two pixels become one */
+    const int64_t block = blocks ? 2 : 1;
+    const int64_t channels = spec->op == OP_INPUT_PIXELS ? header->input_channels_pixels : header->input_channels_float;
+    return out->channels == block * block * channels && out->height * block == header->input_height &&
+           out->width * block == header->input_width;
+}
+
+static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
+                     const struct cpupack_buffer *in2, const struct cpupack_buffer *out) {
+    if (!slice_fits(spec, spec->channels_out, out) || !window_fits(spec, in, out) || !spans_fit(spec, in))
+        return 0;
+    if (in->sample_bytes > LARGEST_CONV)
+        return 0;
+    return in2 == NULL || (same_size(out, in2, 0) && in2->channels == spec->channels_out);
+}
+
+static int is_one_pixel(const struct cpupack_buffer *buffer, int channels) {
+    return buffer->height == 1 && buffer->width == 1 && buffer->channels == channels;
+}
+
+/* Whether the sizes of a layer's buffers fit each other and its window. `in2` is NULL where it reads one buffer. */
+static int sizes_fit(const struct cpupack_layer *spec, const struct cpupack_header *header,
+                     const struct cpupack_buffer *in, const struct cpupack_buffer *in2,
+                     const struct cpupack_buffer *out) {
+    switch (spec->op) {
+    case OP_INPUT_PIXELS:
+    case OP_INPUT_FLOAT:
+        return input_fits(spec, header, out);
+    case OP_CONV:
+        return conv_fits(spec, in, in2, out);
+    case OP_DEPTHWISE:
+    case OP_MAX_POOL:
+    case OP_AVERAGE_POOL:
+        return out->channels == in->channels && window_fits(spec, in, out);
+    case OP_GLOBAL_AVERAGE:
+        return is_one_pixel(out, in->channels);
+    case OP_SCALE:
+        return same_size(in, out, 1) && is_one_pixel(in2, in->channels);
+    case OP_ADD:
+        return same_size(in, out, 1) && same_size(in2, out, 1);
+    case OP_TABLE:
+        return same_size(in, out, 0) && slice_fits(spec, in->channels, out);
+    case OP_OUTPUT:
+        return (int64_t)in->height * in->width * in->channels == header->outputs;
+    default:
+        return 0;
+    }
+}
+
+static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack_header *header,
+                          const struct cpupack_buffer *buffers, int64_t constants) {
+    if (!names_what_exists(spec, header, constants))
+        return 0;
+    const struct cpupack_buffer *in = spec->op <= OP_INPUT_FLOAT ? NULL : buffers + spec->input;
+    const struct cpupack_buffer *in2 = reads_two(spec) ? buffers + spec->input2 : NULL;
+    const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
+    const struct cpupack_buffer *out = spec->flags & FLAG_FLOAT_OUT ? &result : buffers + spec->output;
+    return sizes_fit(spec, header, in, in2, out) && constants_hold(spec, in != NULL ? in->channels : 0, constants);
+}
+
+int validate_program(const uint8_t *program, int64_t bytes, struct parts *parts) {
+    const struct cpupack_header *header = parts->header = (const struct cpupack_header *)program;
+    if (bytes < (int64_t)sizeof *header || header->magic != CPUPACK_MAGIC || header->version != CPUPACK_VERSION ||
+        header->buffers < 1 || header->layers < 1 || header->buffers > 1 << 16 || header->layers > 1 << 16 ||
+        header->alone < 0 || header->alone > header->layers || header->arena_bytes > LARGEST_ARENA)
+        return 0;
+    const int64_t buffers_at = sizeof *header;
+    const int64_t layers_at = buffers_at + header->buffers * (int64_t)sizeof(struct cpupack_buffer);
+    const int64_t ends_at = layers_at + header->layers * (int64_t)sizeof(struct cpupack_layer);
+    if (header->constants < ends_at || header->constants > bytes || header->arena_bytes < 0)
+        return 0;
+    parts->buffers = (const struct cpupack_buffer *)(program + buffers_at);
+    parts->layers = (const struct cpupack_layer *)(program + layers_at);
+    parts->constants = program + header->constants;
+    if (!buffers_fit(header, parts->buffers))
+        return 0;
+    for (int i = 0; i < header->layers; i++)
+        if (!layer_is_sound(parts->layers + i, header, parts->buffers, bytes - header->constants))
+            return 0;
+    return 1;
+}

@@ -1,0 +1,28 @@
+/* The kernels for CPUs with AVX512-VNNI and without AMX. */
+#include <string.h>
+
+#include "engine/kernels.h"
+#include "image/resize.h"
+#include "avx512/intrinsics.h"
+#include "avx512/target.h"
+
+#define ISA_NAME "vnni"
+#define KERNELS kernels_vnni
+#define ROWS_ANYWHERE 1
+
+TARGET_AVX512_BEGIN
+#include "avx512/vectors.h"
+#include "operators/codes.inc"
+#include "operators/input.inc"
+#include "operators/pooling.inc"
+#include "operators/elementwise.inc"
+#include "operators/depthwise.inc"
+#include "avx512/depthwise_3x3.inc"
+#include "operators/conv_gather.inc"
+#include "operators/conv_rows.inc"
+#include "operators/conv_finish.inc"
+#include "vnni/conv_multiply.inc"
+#include "operators/conv.inc"
+#include "image/resize_passes.inc"
+#include "operators/kernel_list.inc"
+TARGET_AVX512_END
