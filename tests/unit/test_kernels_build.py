@@ -21,6 +21,7 @@ from cpupack.runtime.engine import library as native_library
 from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.manifest import check_files, hash_file, read_manifest
 from cpupack.stages.package import build_wheel, stage_project
+from cpupack.targets import ENGINES
 from cpupack.wheel.inspect import format_inspection, inspect
 from helpers.tiny_wheel import TinyWheel
 
@@ -154,6 +155,7 @@ def test_wheels_of_other_engines_do_not_have_it(tiny: TinyWheel, tmp_path: Path)
 
 
 def test_no_native_wheel_without_the_library(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_library, "LIBRARY", Path("kernels/not_built.so"))
+    without = dataclasses.replace(ENGINES["native"], library=Path("kernels/not_built.so"))
+    monkeypatch.setattr("cpupack.targets.target.ENGINES", {**ENGINES, "native": without})
     with pytest.raises(PackagingError, match=r"not_built\.so"):
         native_project(tiny, tmp_path / "project")
