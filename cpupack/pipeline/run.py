@@ -30,18 +30,23 @@ from cpupack.stages.verify import doubts
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the command line asks for beyond the recipe. ``cpus`` empty means the recipe's."""
+    """What is asked of a build beyond the recipe.
 
-    out: Path
+    ``cpus`` are the CPU families to build for, the recipe's where there are none; ``tune`` false leaves out the search
+    for threads and batch size.
+    """
+
     cpus: tuple[str, ...] = ()
     tune: bool = True
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One finished wheel with what its summary says. ``failed`` maps an engine to why it could not be built.
+    """One finished wheel and what the build found out.
 
-    ``facts`` is the wheel's ``build.json`` (see ``build_facts.py``).
+    ``wheel.path`` is the file. ``facts`` is what the wheel carries as ``build.json``. ``contender`` is the engine that
+    was packaged, ``raced`` are all that were timed, and ``failed`` maps the name of an engine to why it could not be
+    built. ``warnings`` is what the user must not miss; ``times_s`` are the wall times of the stages by their titles.
     """
 
     wheel: BuiltWheel
@@ -53,15 +58,17 @@ class BuildResult:
     recovery: Recovery | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     calibration: CalibrationReport | None = None
+    warnings: tuple[str, ...] = ()
+    times_s: dict[str, float] = field(default_factory=dict)
 
 
-def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> list[BuildResult]:
-    """Build one wheel for each CPU of a recipe; nothing is left in ``options.out`` unless all of them succeed.
+def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
+    """Build one wheel for each CPU of a recipe; nothing is left in ``out`` unless all of them succeed.
 
     Raises the CpupackError of the stage that failed.
     """
     cpus = options.cpus or tuple(loaded.recipe.target.cpu)
-    check_out(options.out)
+    check_out(out)
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # an engine that is not to be had is said before the work
     with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
@@ -77,21 +84,23 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
             facts = _facts(settled, plan, progress)
             finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
-            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
-            return [
-                BuildResult(
-                    wheel,
-                    prepared.model,
-                    settled.winner,
-                    settled.raced,
-                    settled.failed,
-                    plan,
-                    settled.recovery,
-                    facts,
-                    prepared.diagnosis,
-                )
-                for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
-            ]
+            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
+    return [
+        BuildResult(
+            wheel,
+            prepared.model,
+            settled.winner,
+            settled.raced,
+            settled.failed,
+            plan,
+            settled.recovery,
+            facts,
+            prepared.diagnosis,
+            tuple(progress.warnings),
+            dict(progress.times_s),
+        )
+        for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
+    ]
 
 
 def stage_untuned(
