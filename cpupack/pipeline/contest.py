@@ -195,7 +195,6 @@ def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Pro
     key = (settings, levels)
     if key not in prepared.corrections:
         recipe = prepared.loaded.recipe
-        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
         for old in [each for each in prepared.corrections if each[0] != settings]:
             del prepared.corrections[old]  # each holds a copy of the weights
         prepared.corrections[key] = correct(
@@ -204,7 +203,7 @@ def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Pro
             spec,
             levels,
             choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
-            recalibrate=lambda fused: calibrate(fused, prepared.calibration, batch_size, progress),
+            recalibrate=lambda fused: calibrate(fused, prepared.calibration, recipe.calibration_batch_size, progress),
             progress=progress,
             pixels=recipe.preprocess is not None,
         )

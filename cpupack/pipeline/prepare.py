@@ -61,8 +61,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         calibration = calibration_samples(loaded, progress)
         evaluation = evaluation_samples(loaded, calibration, progress)
     with progress.stage("calibrate"):
-        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
-        calibrated = calibrate(fused, calibration, batch_size, progress)
+        calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
         diagnosis = diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)
     with progress.stage("run FP32"):
         reference = run_reference(

@@ -279,6 +279,11 @@ class Recipe(Table):
     tune: Tune = Field(default_factory=Tune)
     bench: Bench = Field(default_factory=Bench)
 
+    @property
+    def calibration_batch_size(self) -> int:
+        """Samples in one batch of the calibration; 1 where nothing is calibrated."""
+        return self.calibration.batch_size if self.calibration else 1
+
 
 class LoadedRecipe(BaseModel):
     """A recipe together with the file it came from."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from cpupack.artifacts import Trial, VerifyReport
 from cpupack.errors import QuantizationError, VerificationError
+from cpupack.graph.names import is_within
 from cpupack.progress import Progress
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import accurate, helped
-from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip, within
+from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip
 
 _SAME_SPEED = 0.97
 """Speeds closer than this are one speed, and so are those whose intervals overlap."""
@@ -84,7 +85,7 @@ def fastest_passing(trials: Sequence[Trial], layers: Sequence[str]) -> int | Non
     """
 
     def in_fp32(trial: Trial) -> int:
-        return sum(within(layer, trial.settings.get("skip", ())) for layer in layers)
+        return sum(is_within(layer, trial.settings.get("skip", ())) for layer in layers)
 
     passing = [number for number, trial in enumerate(trials) if trial.passed]
     if not passing:
@@ -152,7 +153,7 @@ class _Search:
         The ranking starts from no layer even where first and last helped: where they matter they rank high, and where
         they do not they would cost speed for nothing.
         """
-        layers = [name for name in self._workbench.layers if not within(name, settings.skip)]
+        layers = [name for name in self._workbench.layers if not is_within(name, settings.skip)]
         ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
         most = len(layers) - 1  # a model without any INT8 layer is none
         if 0 < len(ends) <= most and self._accurate_with(settings, ends, "first and last layer in FP32"):
@@ -167,7 +168,7 @@ class _Search:
 
     def _rank(self, settings: Quantize) -> list[str]:
         self._check_budget("the most sensitive layers in FP32")
-        return [name for name in self._workbench.rank(settings) if not within(name, settings.skip)]
+        return [name for name in self._workbench.rank(settings) if not is_within(name, settings.skip)]
 
     def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
         """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""

@@ -34,8 +34,20 @@ from cpupack.artifacts import (
 )
 from cpupack.errors import PackagingError
 from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.files import (
+    BUILD_NAME,
+    GOLDEN_NAME,
+    LABELS_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    RECIPE_NAME,
+    RECOVERED_NAME,
+    TUNE_NAME,
+    VERIFY_NAME,
+)
 from cpupack.runtime.host import probe as host_probe
-from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file, read_manifest
+from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file, read_manifest
+from cpupack.runtime.plain import to_plain
 from cpupack.targets import Target
 from cpupack.templates import render, to_toml
 from cpupack.wheel import sbom
@@ -44,12 +56,6 @@ from cpupack.wheel.facts import fact_rows
 
 __all__ = ["WheelContents", "build_wheel", "check_out", "finish", "publish", "requirements", "stage_project"]
 
-MODEL_NAME = "model.pt"
-GOLDEN_NAME = "golden.npz"
-LABELS_NAME = "labels.txt"
-TUNE_NAME = "tune.json"
-BUILD_NAME = "build.json"
-RECOVERED_NAME = "recovered.toml"
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.11"
 RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
@@ -120,7 +126,7 @@ def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> S
     manifest = read_manifest(staged.package_dir)
     _write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
     # As it comes: a reader wants the engines by speed and the settings as they were tried.
-    text = json.dumps(_plain(dict(facts)), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(to_plain(facts), indent=2, allow_nan=False) + "\n"
     (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
     entry = PlanEntry(
         plan.tuned,
@@ -220,7 +226,7 @@ def _manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "skipped": len(calibration.skipped),
             "synthetic": calibration.synthetic,
         },
-        accuracy=_plain(report),
+        accuracy=to_plain(report),
         plan=PlanEntry(
             tuned=False,
             objective=recipe.tune.objective,
@@ -249,7 +255,7 @@ def _recovered(contents: WheelContents) -> list[str]:
         return []
     settings = recovery.trials[recovery.winner].settings
     words = ", ".join(f"{key} = {to_toml(value)}" for key, value in settings.items())
-    return [f"recovery set {words}; {RECOVERED_NAME} is the table that takes the place of recipe.toml's [quantize]"]
+    return [f"recovery set {words}; {RECOVERED_NAME} is the table that takes the place of {RECIPE_NAME}'s [quantize]"]
 
 
 def _chosen_row(plan: TunePlan) -> dict[str, Any] | None:
@@ -258,7 +264,7 @@ def _chosen_row(plan: TunePlan) -> dict[str, Any] | None:
     chosen = tuple(getattr(plan, key) for key in keys)
     rows = [row for row in plan.rows if tuple(row.get(key) for key in keys) == chosen]
     rows.sort(key=lambda row: float(row["throughput_per_s"]))
-    return dict(_plain(rows[len(rows) // 2])) if plan.tuned and rows else None
+    return dict(to_plain(rows[len(rows) // 2])) if plan.tuned and rows else None
 
 
 def _write_package(contents: WheelContents, staged: StagedProject) -> None:
@@ -284,10 +290,10 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     _write_arrays(package_dir / GOLDEN_NAME, contents.golden)
     if contents.model.labels:
         _write_labels(package_dir / LABELS_NAME, contents.model.labels)
-    (package_dir / "recipe.toml").write_text(contents.loaded.text, encoding="utf-8")
+    (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")
     if contents.recovery is not None:
         (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
-    _write_json(package_dir / "verify.json", dataclasses.asdict(contents.report))
+    _write_json(package_dir / VERIFY_NAME, dataclasses.asdict(contents.report))
     untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
     _write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
 
@@ -394,16 +400,5 @@ def _file_entries(package_dir: Path) -> dict[str, FileEntry]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Return ``value`` as JSON can say it: numbers that are not finite become None (JSON has no infinity)."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
-
-
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

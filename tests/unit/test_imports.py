@@ -15,7 +15,7 @@ SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8"))
 RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "jinja2", "mlperf_loadgen", "__future__"}
 PRINTERS = {"cli.py", "runtime/cli.py"}
 ROOMS = (
-    *("errors", "accuracy", "manifest", "host", "engine", "images", "plan", "runner", "verify"),
+    *("errors", "accuracy", "plain", "files", "manifest", "host", "engine", "images", "plan", "runner", "verify"),
     *("bench", "tune", "capacity", "pages", "info", "cli"),
 )
 TUTORIAL = "peers/fbgemm.py"  # quantizes and saves as PyTorch's own tutorial does, to be compared with

@@ -14,10 +14,11 @@ import tomli
 from cpupack.artifacts import Gate, Recovery, Trial, VerifyReport
 from cpupack.build_facts import recovery_facts
 from cpupack.errors import QuantizationError
+from cpupack.graph.names import is_within
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import helped, pareto_front, shortfall_db
 from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
-from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks, within
+from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks
 from cpupack.recovery.table import closest_table, recovery_table
 from helpers.tiny_models import Recorder
 
@@ -53,7 +54,7 @@ class World:
         return self.report(setting)
 
     def report(self, setting: Quantize) -> VerifyReport:
-        int8 = [name for name in self.layers if not within(name, setting.skip)]
+        int8 = [name for name in self.layers if not is_within(name, setting.skip)]
         noise = sum(self.layers[name] for name in int8)
         for (key, value), factor in self.gains.items():
             if getattr(setting, key) == value:

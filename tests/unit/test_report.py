@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cpupack.artifacts import Contender, Gate, QuantizedModel, TunePlan
-from cpupack.build_facts import build_facts, to_plain
+from cpupack.build_facts import build_facts
 from cpupack.cli import cli
 from cpupack.errors import UsageError
+from cpupack.runtime.plain import to_plain
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.report import humanized, read_report, render_report, value_text
 from helpers.build_facts import LAYERS, PLAN, RECOVERY, SECTIONS
