@@ -19,6 +19,7 @@ from cpupack.artifacts import (
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, settle
+from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -74,9 +75,9 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
     with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
         work = Path(name)
         prepared = prepare(loaded, work, progress)
-        finished = []
+        corrections, finished = Corrections(), []
         for cpu in cpus:
-            settled = described(settle(prepared, cpu, work, progress), progress)
+            settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
             for doubt in doubts(settled.winner):
                 progress.warn(doubt)
             staged = _stage(settled, work / cpu, progress)
@@ -108,7 +109,7 @@ def stage_untuned(
 ) -> tuple[Prepared, Contender, StagedProject]:
     """Build for one CPU up to the runner's project, which runs as it is (``cpupack compare`` sets its own plans)."""
     prepared = prepare(loaded, work, progress)
-    settled = settle(prepared, cpu, work, progress)
+    settled = settle(prepared, cpu, work, Corrections(), progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 

@@ -12,7 +12,7 @@ import cpupack
 
 ROOT = Path(cpupack.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
-RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "jinja2", "mlperf_loadgen", "__future__"}
+RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "jinja2", "mlperf_loadgen", "__future__"}
 PRINTERS = {"cli.py", "runtime/cli.py"}
 ROOMS = (
     *("errors", "accuracy", "plain", "files", "manifest", "host", "engine", "images", "plan", "runner", "verify"),
@@ -88,12 +88,7 @@ def test_no_stage_imports_another() -> None:
 
 def test_only_the_pipeline_knows_the_stages() -> None:
     outside = {file for file in files_importing("cpupack.stages") if stage_of(file) is None}
-    # A peer's worker process builds the FP32 model that the recipe names, and for that needs the load stage alone.
-    assert {name for name in imports("peers/job.py") if within(name, "cpupack.stages")} <= {
-        "cpupack.stages.load",
-        "cpupack.stages.load.load",
-    }
-    assert {file for file in outside if not file.startswith("pipeline/")} <= {"peers/job.py"}
+    assert {file for file in outside if not file.startswith("pipeline/")} == set()
 
 
 def test_the_quantize_stage_owns_torch_ao_quantization() -> None:
