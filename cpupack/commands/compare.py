@@ -104,7 +104,7 @@ def compare(
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
         found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
 
-    from cpupack.comparison.report import format_table, render_html
+    from cpupack.comparison.result import format_table, render_html
 
     if html is not None:
         html.write_text(render_html(found), encoding="utf-8")
@@ -126,7 +126,7 @@ def _run(
     import_torch()
     from rich.console import Console
 
-    from cpupack.comparison.report import result
+    from cpupack.comparison.result import result
     from cpupack.comparison.run import measure
     from cpupack.comparison.subject import from_recipe, from_wheel
     from cpupack.console import ConsoleProgress

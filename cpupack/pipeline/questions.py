@@ -9,7 +9,7 @@ from cpupack.artifacts import (
 from cpupack.pipeline.data import calibration_samples, evaluation_samples
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.sensitivity.report import SensitivityReport, report_on
+from cpupack.sensitivity.ranking import SensitivityReport, report_on
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load

@@ -13,11 +13,11 @@ import pytest
 
 from cpupack.artifacts import FloatModel, Reference, Samples
 from cpupack.comparison.options import CompareOptions
-from cpupack.comparison.report import format_table, render_html, result
+from cpupack.comparison.result import format_table, render_html, result
 from cpupack.comparison.run import Entry, Measured
 from cpupack.comparison.subject import Subject
+from cpupack.peers.int8_peak import MACS
 from cpupack.peers.job import Data, Job
-from cpupack.peers.peak import MACS
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.plain import to_plain

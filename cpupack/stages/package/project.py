@@ -31,9 +31,9 @@ from cpupack.runtime.files import (
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest
 from cpupack.runtime.plain import to_plain
 from cpupack.stages.package.contents import WheelContents
-from cpupack.stages.package.files import write_arrays, write_json, write_labels, write_python
 from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
 from cpupack.stages.package.requirements import BUILD_REQUIRES, REQUIRES_PYTHON, requirements
+from cpupack.stages.package.write import write_arrays, write_json, write_labels, write_python
 from cpupack.templates import render
 from cpupack.wheel import sbom
 from cpupack.wheel.facts import fact_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 from cpupack.errors import UsageError
 from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
-from cpupack.wheel import report_charts as charts
+from cpupack.wheel import build_charts as charts
 from cpupack.wheel.facts import megabytes, plan_text, scaled
 from cpupack.wheel.inspect import Inspection, inspect
 
