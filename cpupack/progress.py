@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from types import MappingProxyType
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
+
+_PACKAGE = Path(__file__).parent
 
 
 class Progress(Protocol):
@@ -32,14 +37,23 @@ class Progress(Protocol):
         """Say something the user must not miss; also repeated in the summary."""
 
 
+class BuildWarning(UserWarning):
+    """What the user of a build must not miss, as Python's ``warnings`` say it."""
+
+
 class SilentProgress:
-    """Says nothing and keeps nothing."""
+    """Says nothing, and keeps the times and the warnings for whoever asks afterwards."""
 
-    times_s: Mapping[str, float] = MappingProxyType({})
-    warnings: Sequence[str] = ()
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.times_s: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self._clock = clock
 
-    def stage(self, title: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        start = self._clock()
+        yield
+        self.times_s[title] = self.times_s.get(title, 0.0) + self._clock() - start
 
     def step(self, done: int, total: int, what: str = "") -> None:
         pass
@@ -48,4 +62,26 @@ class SilentProgress:
         pass
 
     def warn(self, text: str) -> None:
-        pass
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+class WarningProgress(SilentProgress):
+    """Says nothing but warnings, each once, through Python's ``warnings`` as a BuildWarning.
+
+    The warning is told of the caller's line, the nearest outside cpupack. Where a filter makes an error of it, the
+    build ends there and leaves no wheel.
+    """
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            super().warn(text)
+            warnings.warn(text, BuildWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel`` that names the nearest caller outside cpupack, counted from who asks for it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level

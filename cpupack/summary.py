@@ -26,7 +26,7 @@ Row = tuple[str, ...]
 """A fact: its label, the text, and a style where it has one."""
 
 
-def summary_dict(result: BuildResult, times_s: Mapping[str, float], warnings: list[str]) -> dict[str, Any]:
+def summary_dict(result: BuildResult) -> dict[str, Any]:
     """Return the facts of one wheel's build for ``--json``: the file, its ``build.json``, the times of all stages."""
     return {
         "wheel": str(result.wheel.path),
@@ -36,8 +36,8 @@ def summary_dict(result: BuildResult, times_s: Mapping[str, float], warnings: li
         "version": result.wheel.version,
         "platform_tag": result.wheel.platform_tag,
         **result.facts,
-        "stages_s": {title: round(seconds, 3) for title, seconds in times_s.items()},
-        "warnings": list(warnings),
+        "stages_s": {title: round(seconds, 3) for title, seconds in result.times_s.items()},
+        "warnings": list(result.warnings),
     }
 
 

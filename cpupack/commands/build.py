@@ -64,14 +64,14 @@ def build(
     from cpupack.summary import summary_dict, summary_text, times_text
 
     console = Console(stderr=True)
-    options = BuildOptions(out=out, cpus=tuple(dict.fromkeys(targets)), tune=not no_tune)
+    options = BuildOptions(cpus=tuple(dict.fromkeys(targets)), tune=not no_tune)
     answers = []
     for each in loaded:
         progress = ConsoleProgress(console, quiet=quiet)
         with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-            results = build_wheels(each, options, progress)
+            results = build_wheels(each, out, options, progress)
         for result in results:
-            answers.append(summary_dict(result, progress.times_s, progress.warnings))
+            answers.append(summary_dict(result))
             if not (quiet or as_json):
                 console.print(summary_text(result), soft_wrap=True)
         if not (quiet or as_json):

@@ -51,11 +51,13 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_
 
 def _check_deep(loaded: LoadedRecipe) -> dict[str, Any]:
     import_torch()
+    from rich.console import Console
+
+    from cpupack.console import ConsoleProgress
     from cpupack.pipeline import check_model
-    from cpupack.progress import SilentProgress
 
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-        model, fused = check_model(loaded, SilentProgress())
+        model, fused = check_model(loaded, ConsoleProgress(Console(stderr=True), quiet=True))
     return {
         "parameters": model.parameters,
         "macs": model.macs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -17,6 +16,7 @@ from cpupack.comparison.options import CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
+from cpupack.runtime.plain import to_plain
 
 
 @click.command(short_help="Measure a package beside other engines, on equal terms.")
@@ -104,11 +104,11 @@ def compare(
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
         found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
 
-    from cpupack.comparison.report import format_table, render_html
+    from cpupack.comparison.result import format_table, render_html
 
     if html is not None:
         html.write_text(render_html(found), encoding="utf-8")
-    click.echo(json.dumps(_finite(found), indent=2, allow_nan=False) if as_json else format_table(found))
+    click.echo(json.dumps(to_plain(found), indent=2, allow_nan=False) if as_json else format_table(found))
 
 
 def _run(
@@ -126,7 +126,7 @@ def _run(
     import_torch()
     from rich.console import Console
 
-    from cpupack.comparison.report import result
+    from cpupack.comparison.result import result
     from cpupack.comparison.run import measure
     from cpupack.comparison.subject import from_recipe, from_wheel
     from cpupack.console import ConsoleProgress
@@ -140,12 +140,3 @@ def _run(
             subject = from_wheel(source, recipe, overrides, work, progress)
             options = settle(options, subject.recipe.recipe)
         return result(subject, options, measure(subject, options, work, progress))
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON cannot say: infinite and undefined numbers become null."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

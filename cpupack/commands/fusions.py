@@ -24,12 +24,14 @@ def fusions(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     loaded = load_recipe(recipe, overrides)
 
     import_torch()
+    from rich.console import Console
+
+    from cpupack.console import ConsoleProgress
     from cpupack.pipeline import fusible_chains
-    from cpupack.progress import SilentProgress
     from cpupack.templates import render
 
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-        chains = fusible_chains(loaded, SilentProgress())
+        chains = fusible_chains(loaded, ConsoleProgress(Console(stderr=True), quiet=True))
     if as_json:
         click.echo(json.dumps({"modules": [list(chain) for chain in chains]}, indent=2))
     else:

@@ -30,8 +30,8 @@ def inspect(wheel: Path, layers: bool, as_json: bool) -> None:
 
 
 def _inspect_layers(wheel: Path, as_json: bool) -> None:
+    from cpupack.wheel.build_page import read_report
     from cpupack.wheel.layers import format_layers
-    from cpupack.wheel.report import read_report
 
     found = read_report(wheel).facts.get("layers")
     if not found:

@@ -29,7 +29,7 @@ def report(wheel: Path, html: Path | None, out: Path | None, as_json: bool) -> N
     Everything is read from the wheel, whose hashes are checked first; nothing in it is run. The page is one file that
     needs no network. The last line of stdout is its path.
     """
-    from cpupack.wheel.report import read_report, render_report
+    from cpupack.wheel.build_page import read_report, render_report
 
     if html is not None and out is not None:
         raise UsageError("--html and --out both say where the page goes", hint="give one of them")

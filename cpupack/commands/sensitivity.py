@@ -45,7 +45,7 @@ def sensitivity(
 
     from cpupack.console import ConsoleProgress
     from cpupack.pipeline import rank_layers
-    from cpupack.sensitivity.report import format_table, render_html, to_dict
+    from cpupack.sensitivity.ranking import format_table, render_html, to_dict
 
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints

@@ -19,6 +19,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.file import load_recipe, parse_recipe
 from cpupack.runtime.accuracy import sqnr_db
+from cpupack.runtime.files import GOLDEN_NAME, RECIPE_NAME
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
@@ -79,8 +80,8 @@ def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], wor
 
 def _packed_recipe(wheel: Path, package_dir: Path, overrides: tuple[str, ...]) -> LoadedRecipe:
     """Read the recipe in the wheel as if it lay in the current directory."""
-    path = Path.cwd() / f"{wheel.name} recipe.toml"
-    text = (package_dir / "recipe.toml").read_text(encoding="utf-8")
+    path = Path.cwd() / f"{wheel.name} {RECIPE_NAME}"
+    text = (package_dir / RECIPE_NAME).read_text(encoding="utf-8")
     recipe, problems, final = parse_recipe(text, str(path.name), path.parent, overrides)
     if recipe is None:
         told = "\n".join(f"{place}: {text}" for place, text in problems)
@@ -93,7 +94,7 @@ def _packed_recipe(wheel: Path, package_dir: Path, overrides: tuple[str, ...]) -
 
 def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, model: FloatModel) -> None:
     """Compare the FP32 outputs that the wheel kept from its build with the recipe's model now."""
-    with np.load(package_dir / "golden.npz") as golden:
+    with np.load(package_dir / GOLDEN_NAME) as golden:
         stored, expected = golden["input"], golden["output_fp32"]
     spec = loaded.recipe.preprocess
     if stored.dtype == np.uint8 and spec is not None:
@@ -130,7 +131,7 @@ def _subject(
         weights=str(weights),
         input_shape=model.input_shape,
         calibration=_saved(calibration, work / "calibration.npy") if calibration else None,
-        calibration_batch=loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1,
+        calibration_batch=loaded.recipe.calibration_batch_size,
         evaluation=_saved(reference.samples, work / "evaluation.npy"),
         reference=str(outputs),
         package={"source": str(package_dir.parent), "import_name": package_dir.name},

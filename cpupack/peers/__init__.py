@@ -49,7 +49,7 @@ _ENGINES = (
     ),
     Engine("openvino", "OpenVINO, INT8", "openvino", ("openvino", "nncf"), ("openvino", "nncf")),
     Engine("inductor", "torch.compile, INT8", "inductor", ("torch", "torchao"), ("torch", "torchao")),
-    Engine(PEAK, "INT8 peak of this CPU", "peak"),
+    Engine(PEAK, "INT8 peak of this CPU", "int8_peak"),
 )
 
 ENGINES = {engine.name: engine for engine in _ENGINES}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cpupack import recovery
 from cpupack.artifacts import (
-    CalibratedModel,
     Contender,
     QuantizedModel,
     Recovery,
@@ -19,21 +19,20 @@ from cpupack.artifacts import (
 from cpupack.errors import QuantizationError
 from cpupack.layers import describe_layers, float_notes
 from cpupack.pipeline.candidates import candidates
+from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.sensitivity import rank
-from cpupack.sensitivity.trials import trials_of
-from cpupack.stages.calibrate import calibrate
-from cpupack.stages.correct import correct
+from cpupack.sensitivity.trials import layers_of
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.saturate import make_safe
 from cpupack.stages.script import script
 from cpupack.stages.verify import choose, compare, judge, race
-from cpupack.targets import Target
+from cpupack.targets import ENGINES, Target
 
 _RACE_BATCH = 8
 
@@ -52,7 +51,9 @@ class Settled:
     recovery: Recovery | None = None
 
 
-def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tuple[list[Contender], dict[str, str]]:
+def contend(
+    prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress
+) -> tuple[list[Contender], dict[str, str]]:
     """Build every engine that the recipe allows on ``cpu``, verify each, and time them against FP32.
 
     Returns the contenders, fastest first, each judged by the gates, and the engines that torch could not quantize for
@@ -64,7 +65,9 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
     with progress.stage(f"quantize and verify ({cpu})"):
         for number, target in enumerate(targets):
             try:
-                contenders.append(_contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt", progress))
+                contenders.append(
+                    _contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt", corrections, progress)
+                )
             except QuantizationError as error:
                 if len(targets) == 1:
                     raise
@@ -82,23 +85,24 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
     return [judge(each, recipe.evaluation) for each in contenders], failed
 
 
-def settle(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> Settled:
+def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress) -> Settled:
     """Build the engines of a CPU and choose; where no gate holds and the recipe says so, recover first.
 
     Raises VerificationError when no engine passes every gate in the end.
     """
     started = time.monotonic()
-    raced, failed = contend(prepared, cpu, work, progress)
+    raced, failed = contend(prepared, cpu, work, corrections, progress)
     spec = prepared.loaded.recipe.quantize
     if not recovery.wanted(spec, raced):
         return Settled(prepared, choose(raced), tuple(raced), failed)
     with progress.stage(f"recover ({cpu})"):
         built_s = (time.monotonic() - started) / len(raced)
-        found = recovery.recover(spec, raced, built_s, _workshop(prepared, work, progress))
+        targets = {each.scripted.target.engine: each.scripted.target for each in raced}
+        found = recovery.recover(spec, raced, built_s, _workbench(prepared, targets, work, corrections, progress))
     return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
 
 
-def described(settled: Settled, progress: Progress) -> Settled:
+def described(settled: Settled, corrections: Corrections, progress: Progress) -> Settled:
     """Return the same with the facts of the winner's layers, and a note for each that stayed FP32."""
     prepared, winner = settled.prepared, settled.winner
     with progress.stage(f"describe layers ({winner.scripted.target.cpu})"):
@@ -106,19 +110,24 @@ def described(settled: Settled, progress: Progress) -> Settled:
         # Layers are compared with FP32 ones: with equalized channels, but not with biases that make up for INT8.
         exact = spec.model_copy(update={"bias_correction": False, "rounding": "nearest"})
         calibrated = (
-            _corrected(prepared, exact, winner.scripted.target, progress) if spec.equalize else prepared.calibrated
+            corrections.corrected(prepared, exact, winner.scripted.target, progress)
+            if spec.equalize
+            else prepared.calibrated
         )
         layers = describe_layers(winner.quantized, calibrated, spec.skip, prepared.reference.samples)
     quantized = dataclasses.replace(winner.quantized, notes=float_notes(layers) or winner.quantized.notes)
     return dataclasses.replace(settled, winner=dataclasses.replace(winner, quantized=quantized, layers=layers))
 
 
-def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Workshop:
+def _workbench(
+    prepared: Prepared, targets: Mapping[str, Target], work: Path, corrections: Corrections, progress: Progress
+) -> recovery.Workbench:
     numbers = itertools.count(1)
 
-    def build_trial(spec: Quantize, target: Target) -> Contender:
+    def build_trial(spec: Quantize, engine: str) -> Contender:
+        target = targets[engine]
         path = work / f"{target.cpu}-trial-{next(numbers)}.pt"
-        contender = _contender(_with(prepared, spec), target, work, path, progress)
+        contender = _contender(_with(prepared, spec), target, work, path, corrections, progress)
         if target.runs_here:
             (contender,) = _raced(prepared, [contender], work)
         contender = judge(contender, prepared.loaded.recipe.evaluation)
@@ -126,18 +135,17 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
             path.unlink()
         return contender
 
-    def ranked(spec: Quantize, target: Target) -> list[str]:
-        levels = 2**target.activation_bits
-        calibrated = _corrected(prepared, spec, target, progress)
+    def ranked(spec: Quantize, engine: str) -> list[str]:
+        levels = 2 ** targets[engine].activation_bits
+        calibrated = corrections.corrected(prepared, spec, targets[engine], progress)
         ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
         found = rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels)
         return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
 
-    anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))
-    layers = trials_of(prepared.fused, anything, levels=256).layers
+    layers = layers_of(prepared.fused, prepared.calibrated.stats)
     weighted = list(dict.fromkeys(each.skip for each in layers if each.skip and each.weights))
-    return recovery.Workshop(
-        build_trial, ranked, lambda target: target.record.mixes, prepared.fused.style, weighted, progress
+    return recovery.Workbench(
+        build_trial, ranked, lambda engine: ENGINES[engine].mixes, prepared.fused.style, weighted, progress
     )
 
 
@@ -162,21 +170,23 @@ def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[
     )
 
 
-def _contender(prepared: Prepared, target: Target, work: Path, path: Path, progress: Progress) -> Contender:
-    quantized, saturation = _quantized(prepared, target, progress)
+def _contender(
+    prepared: Prepared, target: Target, work: Path, path: Path, corrections: Corrections, progress: Progress
+) -> Contender:
+    quantized, saturation = _quantized(prepared, target, corrections, progress)
     scripted = script(quantized, prepared.model.input_shape, path)
     contender = compare(quantized, scripted, prepared.reference, work)
     return dataclasses.replace(contender, saturation=saturation)
 
 
 def _quantized(
-    prepared: Prepared, target: Target, progress: Progress
+    prepared: Prepared, target: Target, corrections: Corrections, progress: Progress
 ) -> tuple[QuantizedModel, SaturationReport | None]:
     """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
 
     def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
         # Each time, for the bits of this try: biases that make up for 7 bits make 8 bits worse, and the other way.
-        calibrated = _corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
+        calibrated = corrections.corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
         return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
 
     if target.adds_in_16_bits and not target.saturates:
@@ -186,26 +196,3 @@ def _quantized(
     if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
         return quantize_for(target), None
     return make_safe(quantize_for, target, prepared.calibration, progress)
-
-
-def _corrected(prepared: Prepared, spec: Quantize, target: Target, progress: Progress) -> CalibratedModel:
-    """Return the calibrated model with the corrections that ``spec`` asks for; engines that race share it."""
-    levels = 2**target.activation_bits
-    settings = spec.model_dump_json(exclude={"recover", "budget_s"})
-    key = (settings, levels)
-    if key not in prepared.corrections:
-        recipe = prepared.loaded.recipe
-        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
-        for old in [each for each in prepared.corrections if each[0] != settings]:
-            del prepared.corrections[old]  # each holds a copy of the weights
-        prepared.corrections[key] = correct(
-            prepared.calibrated,
-            prepared.calibration,
-            spec,
-            levels,
-            choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
-            recalibrate=lambda fused: calibrate(fused, prepared.calibration, batch_size, progress),
-            progress=progress,
-            pixels=recipe.preprocess is not None,
-        )
-    return prepared.corrections[key]

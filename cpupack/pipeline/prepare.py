@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from cpupack.artifacts import (
@@ -25,16 +25,13 @@ from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script_float
 from cpupack.stages.verify import check_gates, load_metric, run_reference
 
-_RACE_BATCH = 8
+_OBSERVED_BATCH = 8
 _COMPARED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all targets share: the FP32 model, its statistics, and the reference outputs.
-
-    ``corrections`` holds the last corrected forms of ``calibrated``, by the settings and steps they were made with.
-    """
+    """What all targets share: the FP32 model, its statistics, and the reference outputs."""
 
     loaded: LoadedRecipe
     model: FloatModel
@@ -44,7 +41,6 @@ class Prepared:
     reference: Reference
     float_path: Path
     diagnosis: CalibrationReport | None = None
-    corrections: dict[tuple[str, int], CalibratedModel] = field(default_factory=dict, compare=False)
 
 
 def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
@@ -61,8 +57,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         calibration = calibration_samples(loaded, progress)
         evaluation = evaluation_samples(loaded, calibration, progress)
     with progress.stage("calibrate"):
-        batch_size = recipe.calibration.batch_size if recipe.calibration else 1
-        calibrated = calibrate(fused, calibration, batch_size, progress)
+        calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
         diagnosis = diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)
     with progress.stage("run FP32"):
         reference = run_reference(
@@ -79,7 +74,7 @@ def diagnosed(
     if not calibrated.stats:
         return None
     some = evaluation.spread(_COMPARED_SAMPLES) if evaluation is not None else None
-    seen = observe(calibrated, some, _RACE_BATCH, progress) if some is not None else {}
+    seen = observe(calibrated, some, _OBSERVED_BATCH, progress) if some is not None else {}
     ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)
     for warning in report.warnings:

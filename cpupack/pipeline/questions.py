@@ -9,7 +9,7 @@ from cpupack.artifacts import (
 from cpupack.pipeline.data import calibration_samples, evaluation_samples
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.sensitivity.report import SensitivityReport, report_on
+from cpupack.sensitivity.ranking import SensitivityReport, report_on
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
@@ -39,8 +39,7 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
         calibration = calibration_samples(loaded, progress)
         evaluation = evaluation_samples(loaded, calibration, progress)
     with progress.stage("calibrate"):
-        batch_size = loaded.recipe.calibration.batch_size if loaded.recipe.calibration else 1
-        calibrated = calibrate(fused, calibration, batch_size, progress)
+        calibrated = calibrate(fused, calibration, loaded.recipe.calibration_batch_size, progress)
         ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     with progress.stage("rank"):
         return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count, metric=metric)

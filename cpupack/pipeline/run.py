@@ -19,6 +19,7 @@ from cpupack.artifacts import (
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, settle
+from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -30,18 +31,23 @@ from cpupack.stages.verify import doubts
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the command line asks for beyond the recipe. ``cpus`` empty means the recipe's."""
+    """What is asked of a build beyond the recipe.
 
-    out: Path
+    ``cpus`` are the CPU families to build for, the recipe's where there are none; ``tune`` false leaves out the search
+    for threads and batch size.
+    """
+
     cpus: tuple[str, ...] = ()
     tune: bool = True
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One finished wheel with what its summary says. ``failed`` maps an engine to why it could not be built.
+    """One finished wheel and what the build found out.
 
-    ``facts`` is the wheel's ``build.json`` (see ``build_facts.py``).
+    ``wheel.path`` is the file. ``facts`` is what the wheel carries as ``build.json``. ``contender`` is the engine that
+    was packaged, ``raced`` are all that were timed, and ``failed`` maps the name of an engine to why it could not be
+    built. ``warnings`` is what the user must not miss; ``times_s`` are the wall times of the stages by their titles.
     """
 
     wheel: BuiltWheel
@@ -53,23 +59,25 @@ class BuildResult:
     recovery: Recovery | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     calibration: CalibrationReport | None = None
+    warnings: tuple[str, ...] = ()
+    times_s: dict[str, float] = field(default_factory=dict)
 
 
-def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> list[BuildResult]:
-    """Build one wheel for each CPU of a recipe; nothing is left in ``options.out`` unless all of them succeed.
+def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
+    """Build one wheel for each CPU of a recipe; nothing is left in ``out`` unless all of them succeed.
 
     Raises the CpupackError of the stage that failed.
     """
     cpus = options.cpus or tuple(loaded.recipe.target.cpu)
-    check_out(options.out)
+    check_out(out)
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # an engine that is not to be had is said before the work
     with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
         work = Path(name)
         prepared = prepare(loaded, work, progress)
-        finished = []
+        corrections, finished = Corrections(), []
         for cpu in cpus:
-            settled = described(settle(prepared, cpu, work, progress), progress)
+            settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
             for doubt in doubts(settled.winner):
                 progress.warn(doubt)
             staged = _stage(settled, work / cpu, progress)
@@ -77,21 +85,23 @@ def build(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> li
             facts = _facts(settled, plan, progress)
             finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
-            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], options.out)
-            return [
-                BuildResult(
-                    wheel,
-                    prepared.model,
-                    settled.winner,
-                    settled.raced,
-                    settled.failed,
-                    plan,
-                    settled.recovery,
-                    facts,
-                    prepared.diagnosis,
-                )
-                for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
-            ]
+            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
+    return [
+        BuildResult(
+            wheel,
+            prepared.model,
+            settled.winner,
+            settled.raced,
+            settled.failed,
+            plan,
+            settled.recovery,
+            facts,
+            prepared.diagnosis,
+            tuple(progress.warnings),
+            dict(progress.times_s),
+        )
+        for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
+    ]
 
 
 def stage_untuned(
@@ -99,7 +109,7 @@ def stage_untuned(
 ) -> tuple[Prepared, Contender, StagedProject]:
     """Build for one CPU up to the runner's project, which runs as it is (``cpupack compare`` sets its own plans)."""
     prepared = prepare(loaded, work, progress)
-    settled = settle(prepared, cpu, work, progress)
+    settled = settle(prepared, cpu, work, Corrections(), progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 

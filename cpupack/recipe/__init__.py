@@ -22,7 +22,6 @@ from cpupack.recipe.model import (
     TargetArm,
     TargetX86,
     Tune,
-    import_name,
 )
 
 __all__ = [
@@ -44,5 +43,4 @@ __all__ = [
     "TargetArm",
     "TargetX86",
     "Tune",
-    "import_name",
 ]

@@ -6,16 +6,15 @@ mistake is reported once and the other checks still run. Nothing here imports to
 
 from __future__ import annotations
 
-import keyword
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cpupack.recipe import Evaluation, gates, import_name
+from cpupack.recipe import Evaluation, gates
 from cpupack.recipe.lines import Key
+from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
@@ -26,7 +25,6 @@ DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
 _ENUM_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
 
 
 def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Path) -> list[Problem]:
@@ -43,10 +41,8 @@ def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Pat
 
 def _names(view: View) -> Iterator[Problem]:
     name = import_name(view("package", "name"))
-    if not name.isidentifier() or keyword.iskeyword(name):
-        yield Problem(("package", "name"), f'gives the import name "{name}", which Python cannot import')
-    elif name in _TAKEN or name in sys.stdlib_module_names:
-        yield Problem(("package", "name"), f'gives the import name "{name}", which would hide the module {name}')
+    if (why := why_not_importable(name)) is not None:
+        yield Problem(("package", "name"), f'gives the import name "{name}", {why}')
 
 
 def _model_source(view: View) -> Iterator[Problem]:

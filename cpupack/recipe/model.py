@@ -6,7 +6,6 @@ problems. Each field's ``description`` is the reference documentation; the JSON 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from cpupack.recipe.names import import_name
 from cpupack.targets.engines import ArmEngine, X86Engine
 
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
@@ -44,11 +44,6 @@ class Expects:
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {**handler(core), "x-expects": self.words}
-
-
-def import_name(distribution: str) -> str:
-    """Return the import name of a distribution: lower case, runs of ``-``, ``_`` and ``.`` become ``_``."""
-    return re.sub(r"[-_.]+", "_", distribution).lower()
 
 
 def _only_integer(value: object) -> object:
@@ -278,6 +273,11 @@ class Recipe(Table):
     target: Target = Field(default_factory=Target)
     tune: Tune = Field(default_factory=Tune)
     bench: Bench = Field(default_factory=Bench)
+
+    @property
+    def calibration_batch_size(self) -> int:
+        """Samples in one batch of the calibration; 1 where nothing is calibrated."""
+        return self.calibration.batch_size if self.calibration else 1
 
 
 class LoadedRecipe(BaseModel):

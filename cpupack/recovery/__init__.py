@@ -3,6 +3,7 @@
 Nothing here builds a model: ``pipeline`` hands in how a trial is built, so the search is plain logic.
 """
 
-from cpupack.recovery.run import Recovered, Workshop, recover, wanted
+from cpupack.recovery.run import Recovered, recover, wanted
+from cpupack.recovery.search import Workbench
 
-__all__ = ["Recovered", "Workshop", "recover", "wanted"]
+__all__ = ["Recovered", "Workbench", "recover", "wanted"]

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpupack.artifacts import Contender, Recovery, Trial, VerifyReport
+from cpupack.artifacts import Contender, Recovery, Trial
 from cpupack.errors import QuantizationError, VerificationError
-from cpupack.progress import Progress
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import closest, pareto_front, shortfall_db
-from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
+from cpupack.recovery.search import Found, Scope, Workbench, as_trial, fastest_passing, search
 from cpupack.recovery.settings import KNOBS, differences, render_toml
 from cpupack.recovery.table import closest_table
-from cpupack.targets import Target
 
 _KNOBS_WITHOUT_GRAPH = {"eager": frozenset({"observer", "weights"}), "dynamic": frozenset[str]()}
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """How ``pipeline`` builds. ``build`` quantizes for a target, verifies, times against FP32 and judges the gates;
-    ``rank`` returns the layers that may be kept in FP32 on a target, the most sensitive first; ``mixes`` says whether a
-    target's engine can have layers in FP32 at all.
-
-    ``style`` is the fused model's. ``layers`` are the names of what has weights, in the order of execution.
-    """
-
-    build: Callable[[Quantize, Target], Contender]
-    rank: Callable[[Quantize, Target], Sequence[str]]
-    mixes: Callable[[Target], bool]
-    style: str
-    layers: Sequence[str]
-    progress: Progress
-    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ def knobs_of(style: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     return tuple(knob for knob in KNOBS if allowed is None or knob[0] in allowed)
 
 
-def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float, workshop: Workshop) -> Recovered:
+def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float, workbench: Workbench) -> Recovered:
     """Search for settings with which every gate holds, and check the other engines with them.
 
     ``contenders`` are the engines as the recipe sets them, fastest first; ``built_s`` is how long one took. Raises
@@ -70,53 +49,31 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
     """
     best = closest(contenders)
     assert best is not None  # ``wanted`` says so
-    target = best.scripted.target
-    targets = {each.scripted.target.engine: each.scripted.target for each in contenders}
-    mixing = closest([each for each in contenders if workshop.mixes(each.scripted.target)])
-    layer_engine = mixing.scripted.target.engine if mixing is not None and workshop.style != "eager" else None
+    engine = best.scripted.target.engine
+    engines = list(dict.fromkeys(each.scripted.target.engine for each in contenders))
+    mixing = closest([each for each in contenders if workbench.mixes(each.scripted.target.engine)])
+    layer_engine = mixing.scripted.target.engine if mixing is not None and workbench.style != "eager" else None
     why = _why(best, contenders)
-    workshop.progress.note(f"recovery on {target.engine}: {why}")
-    passing: dict[tuple[str, str], Contender] = {}
-
-    def measure(setting: Quantize, engine: str) -> VerifyReport:
-        contender = workshop.build(setting, targets[engine])
-        if contender.report.passed:
-            passing[engine, setting.model_dump_json()] = contender
-        return contender.report
-
-    first = as_trial("as in the recipe", target.engine, {}, built_s, best.report)
-    workbench = Workbench(
-        engine=target.engine,
-        layer_engine=layer_engine,
-        measure=measure,
-        knobs=knobs_of(workshop.style),
-        layers=workshop.layers,
-        rank=lambda setting: workshop.rank(setting, targets[layer_engine or target.engine]),
-        budget_s=quantize.budget_s,
-        clock=workshop.clock,
-        progress=workshop.progress,
-    )
-    found = search(quantize, first, workbench)
+    workbench.progress.note(f"recovery on {engine}: {why}")
+    first = as_trial("as in the recipe", engine, {}, built_s, best.report)
+    scope = Scope(engine, layer_engine, knobs_of(workbench.style), quantize.budget_s)
+    found = search(quantize, first, scope, workbench)
     if found.winner is None:
         raise _not_recovered(found, quantize, layer_engine, contenders)
     if found.stopped is not None:
-        workshop.progress.warn(
+        workbench.progress.warn(
             f"recovery ended with [quantize] budget_s = {quantize.budget_s:g} before it tried {found.stopped}; "
             "settings that lose less speed may exist"
         )
     setting = found.settings[found.winner]
     tried = {trial.engine for trial, each in zip(found.trials, found.settings, strict=True) if each == setting}
-    others = [
-        other
-        for engine, other in targets.items()
-        if engine not in tried and (workshop.mixes(other) or not setting.skip)
-    ]
-    trials, built = _on_other_engines(setting, quantize, others, found, workshop)
-    won = passing[found.trials[found.winner].engine, setting.model_dump_json()]
+    others = [other for other in engines if other not in tried and (workbench.mixes(other) or not setting.skip)]
+    trials, built = _on_other_engines(setting, quantize, others, found, workbench)
+    won = found.passing[found.winner]
     finished = sorted([won, *built], key=lambda each: each.report.speedup or 0.0, reverse=True)
     every = (*found.trials, *trials)
     candidates = [number for number in range(len(every)) if number == found.winner or number >= len(found.trials)]
-    fastest = fastest_passing([every[number] for number in candidates], workshop.layers)
+    fastest = fastest_passing([every[number] for number in candidates], workbench.layers)
     assert fastest is not None  # the winner passes
     winner = candidates[fastest]
     return Recovered(
@@ -127,7 +84,7 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
             winner=winner,
             pareto=pareto_front(every),
             toml=render_toml(setting, quantize, _facts(every[winner])),
-            engine=target.engine,
+            engine=engine,
             why=why,
             budget_s=quantize.budget_s,
             seconds=found.seconds + sum(trial.seconds for trial in trials),
@@ -149,28 +106,28 @@ def _why(best: Contender, contenders: Sequence[Contender]) -> str:
 
 
 def _on_other_engines(
-    setting: Quantize, recipe: Quantize, others: Sequence[Target], found: Found, workshop: Workshop
+    setting: Quantize, recipe: Quantize, others: Sequence[str], found: Found, workbench: Workbench
 ) -> tuple[list[Trial], list[Contender]]:
     """Build the other engines with the settings found, as far as the budget goes; another may pass and be faster."""
     trials: list[Trial] = []
     built: list[Contender] = []
     spent = found.seconds
     longest = max(trial.seconds for trial in found.trials)
-    for target in others:
+    for engine in others:
         if spent + longest > recipe.budget_s:
-            workshop.progress.note(f"{target.engine} is not tried with these settings: the budget is spent")
+            workbench.progress.note(f"{engine} is not tried with these settings: the budget is spent")
             continue
-        begin = workshop.clock()
-        label, settings = f"the same on {target.engine}", differences(setting, recipe)
+        begin = workbench.clock()
+        label, settings = f"the same on {engine}", differences(setting, recipe)
         try:
-            contender = workshop.build(setting, target)
+            contender = workbench.build(setting, engine)
         except (QuantizationError, VerificationError) as error:
             trials.append(
-                Trial(label, target.engine, settings, workshop.clock() - begin, error=error.message.splitlines()[0])
+                Trial(label, engine, settings, workbench.clock() - begin, error=error.message.splitlines()[0])
             )
         else:
             built.append(contender)
-            trials.append(as_trial(label, target.engine, settings, workshop.clock() - begin, contender.report))
+            trials.append(as_trial(label, engine, settings, workbench.clock() - begin, contender.report))
         spent += trials[-1].seconds
     return trials, built
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cpupack.artifacts import Trial, VerifyReport
+from cpupack.artifacts import Contender, Trial, VerifyReport
 from cpupack.errors import QuantizationError, VerificationError
+from cpupack.graph.names import is_within
 from cpupack.progress import Progress
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import accurate, helped
-from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip, within
+from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip
 
 _SAME_SPEED = 0.97
 """Speeds closer than this are one speed, and so are those whose intervals overlap."""
@@ -20,32 +22,44 @@ _SAME_SPEED = 0.97
 
 @dataclass(frozen=True)
 class Workbench:
-    """What the search needs of a build.
+    """How trials are built, which ``pipeline`` hands in.
 
-    ``measure`` builds a setting for an engine, verifies and times it and judges the gates; it raises QuantizationError
-    or VerificationError where that cannot be done. Settings are tried on ``engine``, and with layers in FP32 on
-    ``layer_engine``: the same, or another where that runs whole models only, or None where no engine can. ``knobs`` are
-    the settings of ``settings.KNOBS`` that mean something for this model. ``layers`` are the names of what has weights,
-    in the order of execution; ``rank`` returns them with the most sensitive first, and is called at most once.
-    ``clock`` is in seconds.
+    ``build`` quantizes with a setting for an engine, verifies, times and judges the gates; it raises QuantizationError
+    or VerificationError where that cannot be done. ``rank`` returns the layers that may be kept in FP32 on an engine,
+    the most sensitive first. ``mixes`` says whether an engine can have layers in FP32 at all. ``style`` is the fused
+    model's; ``layers`` are the names of what has weights, in the order of execution. ``clock`` is in seconds.
+    """
+
+    build: Callable[[Quantize, str], Contender]
+    rank: Callable[[Quantize, str], Sequence[str]]
+    mixes: Callable[[str], bool]
+    style: str
+    layers: Sequence[str]
+    progress: Progress
+    clock: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a search may try, and for how long.
+
+    Settings are tried on ``engine``, and with layers in FP32 on ``layer_engine``: the same, or another where that runs
+    whole models only, or None where no engine can. ``knobs`` are the settings of ``settings.KNOBS`` that mean something
+    for the model.
     """
 
     engine: str
     layer_engine: str | None
-    measure: Callable[[Quantize, str], VerifyReport]
     knobs: Sequence[tuple[str, Sequence[Any]]]
-    layers: Sequence[str]
-    rank: Callable[[Quantize], Sequence[str]]
     budget_s: float
-    clock: Callable[[], float]
-    progress: Progress
 
 
 @dataclass(frozen=True)
 class Found:
     """What a search ended with. ``settings`` go with ``trials``; ``winner`` is None when no trial passed.
 
-    ``stopped`` is what the budget left untried, None when the search came to its end.
+    ``passing`` has what was built by each trial that passed. ``stopped`` is what the budget left untried, None when the
+    search came to its end.
     """
 
     trials: tuple[Trial, ...]
@@ -53,16 +67,17 @@ class Found:
     winner: int | None
     stopped: str | None
     seconds: float
+    passing: Mapping[int, Contender]
 
 
-def search(recipe: Quantize, failed: Trial, workbench: Workbench) -> Found:
+def search(recipe: Quantize, failed: Trial, scope: Scope, workbench: Workbench) -> Found:
     """Search from the recipe's settings, which ``failed``, and return every trial with the best that passes.
 
     In order: each knob's values, kept where they help; first and last layer in FP32; the most sensitive layers in FP32,
     the fewest that do found by doubling and bisection; then layers given back to INT8 while the gates hold. The first
     knob that makes all gates hold ends the search, since it costs no speed. Raises nothing of its own.
     """
-    run = _Search(recipe, failed, workbench)
+    run = _Search(recipe, failed, scope, workbench)
     stopped = None
     try:
         run.all_of_it()
@@ -74,6 +89,7 @@ def search(recipe: Quantize, failed: Trial, workbench: Workbench) -> Found:
         fastest_passing(run.trials, workbench.layers),
         stopped,
         workbench.clock() - run.start,
+        run.passing,
     )
 
 
@@ -84,7 +100,7 @@ def fastest_passing(trials: Sequence[Trial], layers: Sequence[str]) -> int | Non
     """
 
     def in_fp32(trial: Trial) -> int:
-        return sum(within(layer, trial.settings.get("skip", ())) for layer in layers)
+        return sum(is_within(layer, trial.settings.get("skip", ())) for layer in layers)
 
     passing = [number for number, trial in enumerate(trials) if trial.passed]
     if not passing:
@@ -112,27 +128,28 @@ class _BudgetSpentError(Exception):
 
 
 class _Search:
-    def __init__(self, recipe: Quantize, failed: Trial, workbench: Workbench) -> None:
+    def __init__(self, recipe: Quantize, failed: Trial, scope: Scope, workbench: Workbench) -> None:
         self.trials, self.settings = [failed], [recipe]
         self.start = workbench.clock()
         self._recipe = recipe
-        self._workbench = workbench
-        self._engine = workbench.engine
+        self.passing: dict[int, Contender] = {}
+        self._scope, self._workbench = scope, workbench
+        self._engine = scope.engine
         self._known = {self._key(recipe): failed}
 
     def all_of_it(self) -> None:
         settings = self._turn_knobs(self._recipe)
-        if self._known[self._key(settings)].passed or self._workbench.layer_engine is None:
+        if self._known[self._key(settings)].passed or self._scope.layer_engine is None:
             return
-        if self._workbench.layer_engine != self._engine:
-            self._engine = self._workbench.layer_engine
+        if self._scope.layer_engine != self._engine:
+            self._engine = self._scope.layer_engine
             if self._accurate_with(settings, (), f"the same on {self._engine}"):
                 return
         self._keep_layers_in_fp32(settings)
 
     def _turn_knobs(self, settings: Quantize) -> Quantize:
         """Try the values of one knob after another; return the settings with those that helped."""
-        for key, values in self._workbench.knobs:
+        for key, values in self._scope.knobs:
             best, before = settings, settings
             for value in values:
                 if value == getattr(before, key):
@@ -152,7 +169,7 @@ class _Search:
         The ranking starts from no layer even where first and last helped: where they matter they rank high, and where
         they do not they would cost speed for nothing.
         """
-        layers = [name for name in self._workbench.layers if not within(name, settings.skip)]
+        layers = [name for name in self._workbench.layers if not is_within(name, settings.skip)]
         ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
         most = len(layers) - 1  # a model without any INT8 layer is none
         if 0 < len(ends) <= most and self._accurate_with(settings, ends, "first and last layer in FP32"):
@@ -167,7 +184,11 @@ class _Search:
 
     def _rank(self, settings: Quantize) -> list[str]:
         self._check_budget("the most sensitive layers in FP32")
-        return [name for name in self._workbench.rank(settings) if not within(name, settings.skip)]
+        return [
+            name
+            for name in self._workbench.rank(settings, self._scope.layer_engine or self._engine)
+            if not is_within(name, settings.skip)
+        ]
 
     def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
         """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""
@@ -211,8 +232,10 @@ class _Search:
         if key in self._known:
             return self._known[key]
         self._check_budget(label)
-        trial = self._measured(label, setting)
+        trial, built = self._measured(label, setting)
         self._known[key] = trial
+        if built is not None and trial.passed:
+            self.passing[len(self.trials)] = built
         self.trials.append(trial)
         self.settings.append(setting)
         self._tell(trial)
@@ -224,23 +247,23 @@ class _Search:
     def _check_budget(self, what: str) -> None:
         """Stop where another trial, as long as trials are, would end after the budget."""
         spent = self._workbench.clock() - self.start
-        if spent + statistics.median(trial.seconds for trial in self.trials) > self._workbench.budget_s:
+        if spent + statistics.median(trial.seconds for trial in self.trials) > self._scope.budget_s:
             raise _BudgetSpentError(what)
 
-    def _measured(self, label: str, setting: Quantize) -> Trial:
+    def _measured(self, label: str, setting: Quantize) -> tuple[Trial, Contender | None]:
         begin = self._workbench.clock()
         settings = differences(setting, self._recipe)
         try:
-            report = self._workbench.measure(setting, self._engine)
+            built = self._workbench.build(setting, self._engine)
         except (QuantizationError, VerificationError) as error:
             seconds = self._workbench.clock() - begin
-            return Trial(label, self._engine, settings, seconds, error=error.message)
-        return as_trial(label, self._engine, settings, self._workbench.clock() - begin, report)
+            return Trial(label, self._engine, settings, seconds, error=error.message), None
+        return as_trial(label, self._engine, settings, self._workbench.clock() - begin, built.report), built
 
     def _tell(self, trial: Trial) -> None:
         progress = self._workbench.progress
         spent = self._workbench.clock() - self.start
-        progress.step(min(round(spent), round(self._workbench.budget_s)), round(self._workbench.budget_s), "s")
+        progress.step(min(round(spent), round(self._scope.budget_s)), round(self._scope.budget_s), "s")
         if trial.error is not None:
             progress.note(f"{trial.label}: {trial.error.splitlines()[0]}")
         else:

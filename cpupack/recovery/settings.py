@@ -8,6 +8,7 @@ from typing import Any
 import tomli
 
 from cpupack.errors import PackagingError
+from cpupack.graph.names import is_within
 from cpupack.recipe import Quantize
 from cpupack.templates import render, to_toml
 
@@ -36,11 +37,6 @@ def with_skip(quantize: Quantize, names: Sequence[str]) -> Quantize:
     return changed(quantize, {"skip": [*quantize.skip, *(name for name in names if name not in quantize.skip)]})
 
 
-def within(name: str, skip: Sequence[str]) -> bool:
-    """Whether a layer is one of the modules in ``skip``, or below one."""
-    return any(name == each or name.startswith(each + ".") for each in skip)
-
-
 def whole_blocks(names: Sequence[str], layers: Sequence[str]) -> list[str]:
     """Return the same layers in fewer names: a module whose ``layers`` are all among ``names`` stands for them.
 
@@ -52,8 +48,8 @@ def whole_blocks(names: Sequence[str], layers: Sequence[str]) -> list[str]:
         parts = name.split(".")
         for depth in range(1, len(parts)):
             parent = ".".join(parts[:depth])
-            inside = [layer for layer in layers if within(layer, [parent])]
-            if len(inside) > 1 and all(within(layer, names) for layer in inside):
+            inside = [layer for layer in layers if is_within(layer, [parent])]
+            if len(inside) > 1 and all(is_within(layer, names) for layer in inside):
                 name = parent
                 break
         if name not in result:

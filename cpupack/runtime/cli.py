@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import os
 import sys
 import warnings
@@ -22,6 +21,7 @@ from .bench import run as bench_run
 from .capacity import command as capacity_command
 from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import read_manifest
+from .plain import to_plain
 from .runner import Prediction, RandomWeightsWarning, Runner
 from .tune import command as tune_command
 from .verify import Verification, verify
@@ -113,7 +113,7 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
     if not hasattr(args, "command"):
         parser.error("which command? info, verify, predict, bench, tune or plan")
     facts, text, code = args.command(package_dir, args)
-    _say(sys.stdout, json.dumps(_finite(facts), indent=2, allow_nan=False) if args.json else text)
+    _say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
 
 
@@ -245,12 +245,3 @@ def _prediction_table(path: Path, top: list[Prediction], *, named: bool) -> str:
         for rank, one in enumerate(top, start=1)
     ]
     return "\n".join([str(path), *rows])
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -11,8 +11,8 @@ from types import UnionType
 from typing import Any
 
 from .errors import IntegrityError
+from .files import MANIFEST_NAME
 
-MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA = 1
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from .accuracy import agreement, sqnr_db
 from .errors import IntegrityError
+from .files import GOLDEN_NAME
 from .manifest import check_files, read_manifest
 from .runner import Runner
 
-GOLDEN_NAME = "golden.npz"
 MIN_SQNR_DB = 30.0
 """Another instruction set may round the last bit differently; a wrong engine falls far below this."""
 

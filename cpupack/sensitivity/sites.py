@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,11 @@ class Site:
     weights: tuple[tuple[torch.Tensor, int | None], ...]
 
 
-def find_sites(graph: fx.GraphModule, ranges: Mapping[str, Any]) -> list[Site]:
-    """Return the layers of a fused FP32 graph in the order they run; what gives no calibrated tensor is none."""
+def find_sites(graph: fx.GraphModule, calibrated: Container[str]) -> list[Site]:
+    """Return the layers of a fused FP32 graph in the order they run.
+
+    ``calibrated`` are the names of the tensors that calibration saw; what gives none of them is no layer.
+    """
     sites = []
     site: tuple[str, str, str | None, tuple[tuple[torch.Tensor, int | None], ...]]
     for node in graph.graph.nodes:
@@ -80,7 +83,7 @@ def find_sites(graph: fx.GraphModule, ranges: Mapping[str, Any]) -> list[Site]:
             site = (scoped_name(node), kind, None, _function_weights(graph, node))
         else:
             continue
-        if last.name in ranges:
+        if last.name in calibrated:
             sites.append(Site(node, last, *site))
     return sites
 

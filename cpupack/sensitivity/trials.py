@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,34 @@ def trials_of(fused: FusedModel, ranges: Mapping[str, Range], levels: int) -> Tr
     return ModuleTrials(fused.module, ranges, levels)
 
 
+def layers_of(fused: FusedModel, calibrated: Container[str]) -> list[Layer]:
+    """Return what the trials of a fused model round, in the order of execution.
+
+    ``calibrated`` are the names of the tensors that calibration saw (``CalibratedModel.stats``).
+    """
+    if isinstance(fused.module, fx.GraphModule):
+        return _layers_of_sites(find_sites(fused.module, calibrated))
+    return _layers_of_modules(_weighted(fused.module), calibrated)
+
+
+def _layers_of_sites(sites: Sequence[Site]) -> list[Layer]:
+    return [Layer(site.name, site.kind, site.skip, site.weights, rounds_output=True) for site in sites]
+
+
+def _layers_of_modules(modules: Mapping[str, nn.Module], calibrated: Container[str]) -> list[Layer]:
+    return [
+        Layer(name, kind_of(child), name, tuple(weights_of(child).values()), rounds_output=name in calibrated)
+        for name, child in modules.items()
+    ]
+
+
+def _weighted(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with weights that INT8 rounds, a fused chain as one."""
+    found = {name: child for name, child in module.named_modules() if weights_of(child) and name}
+    inside = [name for name in found if name.rpartition(".")[0] in found]  # the convolution inside a fused chain
+    return {name: child for name, child in found.items() if name not in inside}
+
+
 class GraphTrials:
     """A graph is run once in FP32; at each layer the rest of it is run a second time, on the rounded values."""
 
@@ -58,7 +86,7 @@ class GraphTrials:
         weights_channels_last(graph)
         self._graph, self._ranges, self._levels = graph, ranges, levels
         self._sites = find_sites(graph, ranges)
-        self.layers = [Layer(site.name, site.kind, site.skip, site.weights, rounds_output=True) for site in self._sites]
+        self.layers = _layers_of_sites(self._sites)
         self.reference = torch.empty(0)
         self._at = {site.node: index for index, site in enumerate(self._sites)}
         self._ends: dict[fx.Node, list[int]] = {}
@@ -153,13 +181,8 @@ class ModuleTrials:
 
     def __init__(self, module: nn.Module, ranges: Mapping[str, Range], levels: int) -> None:
         self._module, self._ranges, self._levels = module, ranges, levels
-        self._modules = {name: child for name, child in module.named_modules() if weights_of(child) and name}
-        for name in [name for name in self._modules if name.rpartition(".")[0] in self._modules]:
-            del self._modules[name]  # the convolution inside a fused chain
-        self.layers = [
-            Layer(name, kind_of(child), name, tuple(weights_of(child).values()), rounds_output=name in ranges)
-            for name, child in self._modules.items()
-        ]
+        self._modules = _weighted(module)
+        self.layers = _layers_of_modules(self._modules, ranges)
         self.reference = torch.empty(0)
 
     def run(self, batch: torch.Tensor, noises: Sequence[Noise]) -> Iterator[tuple[int, torch.Tensor]]:

@@ -15,7 +15,8 @@ from hatchling.builders.wheel import WheelBuilder
 
 from cpupack.artifacts import BuiltWheel, StagedProject
 from cpupack.errors import PackagingError
-from cpupack.runtime.manifest import MANIFEST_NAME, hash_file, read_manifest
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import hash_file, read_manifest
 
 
 def check_out(out: Path) -> None:

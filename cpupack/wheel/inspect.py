@@ -16,7 +16,8 @@ from typing import Any
 
 from cpupack.errors import UsageError
 from cpupack.runtime.errors import IntegrityError
-from cpupack.runtime.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import Manifest, parse_manifest
 from cpupack.wheel.facts import fact_rows, megabytes
 
 _CHUNK_BYTES = 1 << 20

@@ -30,8 +30,8 @@ class Recorder(SilentProgress):
     """Keeps what a stage says."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.notes: list[str] = []
-        self.warnings: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)

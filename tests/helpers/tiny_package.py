@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import cpupack.runtime
+from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.host import cpu
 from cpupack.runtime.host import probe as host_probe
-from cpupack.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, PlanEntry, hash_file
+from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 
 RUNTIME = Path(cpupack.runtime.__file__).parent
 INPUT_SHAPE = (3, 16, 16)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cpupack.runtime.manifest import MANIFEST_NAME, read_manifest
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import read_manifest
 from helpers.once import once
 from helpers.tiny_package import write_package
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from cpupack.runtime import cli
-from cpupack.runtime.capacity import command as capacity_command
 from cpupack.runtime.capacity.command import MAX_UTILISATION, plan_capacity, profiles
 from cpupack.runtime.capacity.queueing import simulate
+from cpupack.runtime.files import MANIFEST_NAME, TUNE_NAME
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.runtime.manifest import MANIFEST_NAME, PlanEntry, read_manifest
+from cpupack.runtime.manifest import PlanEntry, read_manifest
 from cpupack.runtime.plan import table
 
 # The queue --------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_the_wheels_table_holds_on_an_equal_cpu_only(
     call: Callable[..., tuple[int, str, str]], package_dir: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(package_dir, tmp_path / "tiny_int8"))
-    (copy / capacity_command.TUNE_NAME).write_text(json.dumps({"rows": [row(1, 1, 1, 100.0)]}))
+    (copy / TUNE_NAME).write_text(json.dumps({"rows": [row(1, 1, 1, 100.0)]}))
     built_on = {**host_probe.fingerprint(), "cores_usable": HostProbe().budget().usable}
     built = dataclasses.replace(
         read_manifest(copy), plan=PlanEntry(True, "throughput", 1, 1, 1, None, ""), build={"host": built_on}
@@ -227,7 +227,7 @@ def test_the_wheels_table_holds_on_an_equal_cpu_only(
     code, out, _ = call(*ASKED, package=copy)
     assert code == 0
     assert "tuned at build time on an equal CPU" in out
-    (copy / capacity_command.TUNE_NAME).write_text("{")
+    (copy / TUNE_NAME).write_text("{")
     assert call(*ASKED, package=copy)[0] == 3
     other = dataclasses.replace(built, build={"host": {**built_on, "isa": "other"}})
     (copy / MANIFEST_NAME).write_text(other.to_json())

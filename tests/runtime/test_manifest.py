@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cpupack.runtime.errors import IntegrityError
-from cpupack.runtime.manifest import MANIFEST_NAME, check_files, parse_manifest, read_manifest
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import check_files, parse_manifest, read_manifest
 
 
 def test_text_survives_reading(package_dir: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.files import GOLDEN_NAME
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
-from cpupack.runtime.verify import GOLDEN_NAME, verify
+from cpupack.runtime.verify import verify
 
 
 @pytest.fixture

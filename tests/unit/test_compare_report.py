@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from cpupack.artifacts import FloatModel, Reference, Samples
-from cpupack.commands.compare import _finite
 from cpupack.comparison.options import CompareOptions
-from cpupack.comparison.report import format_table, render_html, result
+from cpupack.comparison.result import format_table, render_html, result
 from cpupack.comparison.run import Entry, Measured
 from cpupack.comparison.subject import Subject
+from cpupack.peers.int8_peak import MACS
 from cpupack.peers.job import Data, Job
-from cpupack.peers.peak import MACS
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
+from cpupack.runtime.plain import to_plain
 from cpupack.runtime.tune.search import Setting
 from cpupack.stages.package import stage_project
 from helpers.tiny_models import SHAPE, recipe
@@ -148,7 +148,7 @@ def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, Any], t
     spec.loader.exec_module(benchmarks)
     benchmarks.RESULTS = tmp_path
     (tmp_path / "amx").mkdir()
-    (tmp_path / "amx" / "resnet18.json").write_text(json.dumps(_finite(found)))
+    (tmp_path / "amx" / "resnet18.json").write_text(json.dumps(to_plain(found)))
     page = benchmarks.table()
     assert "## resnet18, amx" in page
     assert "## resnet50" not in page

@@ -9,6 +9,7 @@ import torch
 
 from cpupack.artifacts import CalibratedModel, FusedModel
 from cpupack.pipeline.contest import contend
+from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
@@ -63,7 +64,7 @@ def test_corrections_are_for_the_bits_that_are_kept(tmp_path: Path) -> None:
         target={"cpu": ["x86_64"], "x86_64": {"engine": "fbgemm", "isa": "avx2"}},
     )
     prepared = prepare(recipe, tmp_path, SilentProgress())
-    (contender,), _ = contend(prepared, "x86_64", tmp_path, SilentProgress())
+    (contender,), _ = contend(prepared, "x86_64", tmp_path, Corrections(), SilentProgress())
     assert contender.quantized.target.activation_bits == 8
     found = contender.quantized.module.get_submodule("2").bias()  # type: ignore[operator]  # torch's quantized modules
     assert torch.equal(found, biases_for(prepared, 256))

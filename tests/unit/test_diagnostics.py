@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from cpupack.artifacts import ActivationFact, CalibratedModel, CalibrationReport, Samples
-from cpupack.build_facts import to_plain
 from cpupack.diagnostics import clipped_share, diagnose, far_percentile, growth, in_words, moved
 from cpupack.progress import SilentProgress
+from cpupack.runtime.plain import to_plain
 from cpupack.stages.calibrate import observe
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.statistics import ActivationStats, StatsCollector

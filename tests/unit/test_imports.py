@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import cpupack
 
 ROOT = Path(cpupack.__file__).parent
-SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in ROOT.rglob("*.py")}
-RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "psutil", "jinja2", "mlperf_loadgen", "__future__"}
+DOCS = ROOT.parent / "docs"
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_map", DOCS / "generate_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAP = generator()
+SOURCES, imports = MAP.SOURCES, MAP.imports
+RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "jinja2", "mlperf_loadgen", "__future__"}
 PRINTERS = {"cli.py", "runtime/cli.py"}
-ROOMS = (
-    *("errors", "accuracy", "manifest", "host", "engine", "images", "plan", "runner", "verify"),
-    *("bench", "tune", "capacity", "pages", "info", "cli"),
-)
 TUTORIAL = "peers/fbgemm.py"  # quantizes and saves as PyTorch's own tutorial does, to be compared with
-
-
-def imports(file: str) -> Iterator[str]:
-    """Yield the absolute dotted name of everything that a file imports, wherever in it."""
-    package = ["cpupack", *Path(file).parent.parts]
-    for node in ast.walk(SOURCES[file]):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def within(name: str, package: str) -> bool:
@@ -63,16 +64,39 @@ def test_the_runtime_imports_itself_and_its_declared_dependencies_only() -> None
                 assert top in RUNTIME_MAY_IMPORT or top in sys.stdlib_module_names, f"{file} imports {name}"
 
 
-def test_the_runtimes_rooms_import_only_those_before_them() -> None:
-    """In this order a newcomer can read them; it leaves no circle."""
-    found = {Path(file).parts[1].removesuffix(".py") for file in SOURCES if file.startswith("runtime/")} - {"__init__"}
-    assert found == set(ROOMS)
-    for file in (file for file in SOURCES if file.startswith("runtime/") and file != "runtime/__init__.py"):
-        own = ROOMS.index(Path(file).parts[1].removesuffix(".py"))
-        for name in imports(file):
-            parts = name.split(".")
-            if within(name, "cpupack.runtime") and len(parts) > 2 and parts[2] in ROOMS:
-                assert ROOMS.index(parts[2]) <= own, f"{file} imports {name}, which comes after it"
+def levels(groups: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, int]:
+    """Return the number of each package's group, the topmost 0."""
+    return {name: number for number, (_, names) in enumerate(groups) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("under", "groups"),
+    [("", [*MAP.BUILDER[:-1], ("", MAP.FOUNDATION), MAP.BUILDER[-1]]), ("runtime", MAP.RUNTIME)],
+    ids=["builder", "runtime"],
+)
+def test_no_import_goes_up_or_in_a_circle(under: str, groups: Sequence[tuple[str, tuple[str, ...]]]) -> None:
+    """In this order a newcomer can read them. A new package needs a place in docs/generate_map.py."""
+    found, level = MAP.arrows(under), levels(groups)
+    assert set(found) == set(level)
+    assert sum(len(names) for _, names in groups) == len(level)
+    upward = {f"{each} -> {other}" for each in found for other in found[each] if level[other] < level[each]}
+    assert not upward
+    assert not {each for each in found if each in MAP.reached(found, each)}
+
+
+def test_an_arrow_is_any_import_wherever_it_is() -> None:
+    found = MAP.arrows()
+    assert "wheel" in found["api"]  # inside a function
+    assert "stages" in found["pipeline"]
+    assert "engine" in MAP.arrows("runtime")["images"]  # relative
+    assert MAP.reached({"a": {"b"}, "b": {"c"}, "c": {"a"}}, "a") == {"a", "b", "c"}
+
+
+def test_the_map_of_the_documentation_is_current() -> None:
+    page = MAP.PAGE.read_text(encoding="utf-8")
+    assert page == MAP.with_map(page), "run: python docs/generate_map.py"
+    stages = {stage_of(file) for file in SOURCES} - {None}
+    assert set(re.findall(r"^\| (\w+) \|", page.partition("## Where")[0], flags=re.M)) - {"stage"} == stages
 
 
 def test_no_stage_imports_another() -> None:
@@ -88,12 +112,7 @@ def test_no_stage_imports_another() -> None:
 
 def test_only_the_pipeline_knows_the_stages() -> None:
     outside = {file for file in files_importing("cpupack.stages") if stage_of(file) is None}
-    # A peer's worker process builds the FP32 model that the recipe names, and for that needs the load stage alone.
-    assert {name for name in imports("peers/job.py") if within(name, "cpupack.stages")} <= {
-        "cpupack.stages.load",
-        "cpupack.stages.load.load",
-    }
-    assert {file for file in outside if not file.startswith("pipeline/")} <= {"peers/job.py"}
+    assert {file for file in outside if not file.startswith("pipeline/")} == set()
 
 
 def test_the_quantize_stage_owns_torch_ao_quantization() -> None:

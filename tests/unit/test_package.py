@@ -22,8 +22,7 @@ import cpupack
 from cpupack.artifacts import StagedProject, TunePlan
 from cpupack.errors import PackagingError
 from cpupack.runtime.manifest import check_files, hash_file, read_manifest
-from cpupack.stages import package
-from cpupack.stages.package import build_wheel, check_out, finish, requirements, stage_project
+from cpupack.stages.package import build_wheel, check_out, finish, project, requirements, stage_project
 from helpers.tiny_wheel import TinyWheel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,7 +159,7 @@ def test_trained_weights_are_not_called_random(staged: StagedProject) -> None:
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("2fast", "cannot import"), ("class", "cannot import"), ("torch", "hides"), ("json", "hides")],
+    [("2fast", "cannot import"), ("class", "cannot import"), ("torch", "would hide"), ("json", "would hide")],
 )
 def test_names_python_cannot_use_are_refused(tiny: TinyWheel, tmp_path: Path, name: str, why: str) -> None:
     with pytest.raises(PackagingError, match=why):
@@ -173,8 +172,8 @@ def test_a_used_directory_is_refused(tiny: TinyWheel, staged: StagedProject) -> 
 
 
 def test_damaged_templates_are_noticed(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = package.render
-    monkeypatch.setattr(package, "render", lambda path, /, **values: real(path, **{**values, "version": "9"}))
+    real = project.render
+    monkeypatch.setattr(project, "render", lambda path, /, **values: real(path, **{**values, "version": "9"}))
     with pytest.raises(PackagingError, match=r"version = '9', not '1\.0\.0'"):
         stage_project(tiny.contents(), tmp_path / "project")
 
@@ -392,12 +391,12 @@ def test_ranges_are_those_of_cpupack_itself() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomli.load(file)["project"]
     own = {Requirement(text).name: Requirement(text).specifier for text in project["dependencies"]}
-    for text in package.RUNTIME_REQUIREMENTS:
+    for text in requirements.RUNTIME_REQUIREMENTS:
         assert Requirement(text).specifier == own[Requirement(text).name]
-    assert Requirement(package.BUILD_REQUIRES).specifier == own["hatchling"]
-    assert project["requires-python"] == package.REQUIRES_PYTHON
-    assert f">={package.OLDEST_TORCH}" in str(own["torch"])
+    assert Requirement(requirements.BUILD_REQUIRES).specifier == own["hatchling"]
+    assert project["requires-python"] == requirements.REQUIRES_PYTHON
+    assert f">={requirements.OLDEST_TORCH}" in str(own["torch"])
 
 
 def test_torch_is_bounded_by_the_builders_minor() -> None:
-    assert requirements("2.13.0+cpu")[0] == "torch>=2.10,<2.14"
+    assert requirements.requirements("2.13.0+cpu")[0] == "torch>=2.10,<2.14"

@@ -22,7 +22,7 @@ from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.pages.bench_page import Tuning, bench_page
 from cpupack.stages.package import build_wheel, finish, stage_project
-from cpupack.wheel.report import read_report, render_report
+from cpupack.wheel.build_page import read_report, render_report
 from helpers.build_facts import PLAN, RECOVERY, SECTIONS
 from helpers.tiny_wheel import TinyWheel
 

@@ -6,19 +6,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli
+import torch
 
-from cpupack.artifacts import Gate, Recovery, Trial, VerifyReport
+from cpupack.artifacts import Contender, Gate, QuantizedModel, Recovery, ScriptedModel, Trial, VerifyReport
 from cpupack.build_facts import recovery_facts
 from cpupack.errors import QuantizationError
+from cpupack.graph.names import is_within
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import helped, pareto_front, shortfall_db
-from cpupack.recovery.search import Found, Workbench, as_trial, fastest_passing, search
-from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks, within
+from cpupack.recovery.search import Found, Scope, Workbench, as_trial, fastest_passing, search
+from cpupack.recovery.settings import KNOBS, changed, differences, render_toml, whole_blocks
 from cpupack.recovery.table import closest_table, recovery_table
+from cpupack.targets import Target
 from helpers.tiny_models import Recorder
 
 TRIAL_S = 10.0
@@ -42,7 +46,7 @@ class World:
     engines: list[str] = field(default_factory=list)
     ranked: int = 0
 
-    def measure(self, setting: Quantize, engine: str) -> VerifyReport:
+    def build(self, setting: Quantize, engine: str) -> Contender:
         if engine == "whole" and setting.skip:
             raise AssertionError("an engine of whole models is asked for a part")
         self.built.append(setting)
@@ -50,10 +54,12 @@ class World:
         self.now += TRIAL_S
         if self.broken(setting):
             raise QuantizationError("no kernel for that\nand more words")
-        return self.report(setting)
+        target = Target("x86_64", engine, "avx2", 8, False, "any")
+        quantized = QuantizedModel(torch.nn.Identity(), target)
+        return Contender(quantized, ScriptedModel(Path("m.pt"), target, 1, 1, 0), self.report(setting), {})
 
     def report(self, setting: Quantize) -> VerifyReport:
-        int8 = [name for name in self.layers if not within(name, setting.skip)]
+        int8 = [name for name in self.layers if not is_within(name, setting.skip)]
         noise = sum(self.layers[name] for name in int8)
         for (key, value), factor in self.gains.items():
             if getattr(setting, key) == value:
@@ -66,7 +72,7 @@ class World:
         )
         return VerifyReport("data", 10, True, sqnr_db, 1.0, 0.9, speedup=speedup, gates=gates)
 
-    def rank(self, setting: Quantize) -> Sequence[str]:
+    def rank(self, setting: Quantize, engine: str) -> Sequence[str]:
         self.ranked += 1
         return sorted(self.layers, key=lambda name: -self.layers[name])
 
@@ -80,13 +86,13 @@ class World:
         start = start or Quantize()
         first = as_trial("as in the recipe", engines[0], {}, TRIAL_S, self.report(start))
         assert not first.passed
-        return search(
-            start,
-            first,
-            Workbench(
-                *engines, self.measure, knobs, list(self.layers), self.rank, budget_s, lambda: self.now, Recorder()
-            ),
+        layers, engine = list(self.layers), engines[1] or engines[0]
+        workbench = Workbench(
+            self.build, self.rank, lambda each: each == engine, "fx", layers, Recorder(), clock=lambda: self.now
         )
+        found = search(start, first, Scope(*engines, knobs, budget_s), workbench)
+        assert set(found.passing) == {number for number, trial in enumerate(found.trials) if trial.passed}
+        return found
 
 
 def winner(found: Found) -> tuple[Trial, Quantize]:
@@ -154,7 +160,7 @@ def test_the_fewest_layers_are_found(needed: int) -> None:
 def test_layers_that_need_not_be_fp32_are_given_back() -> None:
     """The ranking is wrong about b and c, which come before d on its list."""
     world = World({"a": 1e-6, "b": 1e-6, "c": 1e-6, "d": 1.0, "e": 1e-6, "f": 1e-6}, bound_db=40.0)
-    world.rank = lambda _: ["b", "c", "d", "a", "e", "f"]  # type: ignore[method-assign]
+    world.rank = lambda *_: ["b", "c", "d", "a", "e", "f"]  # type: ignore[method-assign]
     found = world.search(knobs=())
     assert winner(found)[1].skip == ["d"]
     assert any(trial.passed and len(trial.settings["skip"]) > 1 for trial in found.trials)

@@ -16,7 +16,6 @@ from cpupack.errors import QuantizationError, VerificationError
 from cpupack.recipe import Quantize
 from cpupack.recovery.run import knobs_of
 from cpupack.recovery.settings import KNOBS
-from cpupack.targets import Target
 from helpers.tiny_models import Recorder, target
 
 TRIAL_S = 10.0
@@ -46,19 +45,19 @@ class Shop:
     built: list[tuple[str, Quantize]] = field(default_factory=list)
     progress: Recorder = field(default_factory=Recorder)
 
-    def build(self, setting: Quantize, where: Target) -> Contender:
+    def build(self, setting: Quantize, engine: str) -> Contender:
         self.now += TRIAL_S
-        self.built.append((where.engine, setting))
-        if where.engine in self.broken:
+        self.built.append((engine, setting))
+        if engine in self.broken:
             raise QuantizationError("no such operator")
-        return contender(where.engine, self.sqnr_db(setting, where.engine), self.speeds.get(where.engine, 2.0))
+        return contender(engine, self.sqnr_db(setting, engine), self.speeds.get(engine, 2.0))
 
     def recover(self, contenders: Sequence[Contender], quantize: Quantize = RECIPE) -> recovery.Recovered:
         layers = ["a", "b", "c", "d"]
-        shop = recovery.Workshop(
+        shop = recovery.Workbench(
             self.build,
             lambda *_: layers,
-            lambda target: target.engine != "x86",
+            lambda engine: engine != "x86",
             self.style,
             layers,
             self.progress,

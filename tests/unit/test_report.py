@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cpupack.artifacts import Contender, Gate, QuantizedModel, TunePlan
-from cpupack.build_facts import build_facts, to_plain
+from cpupack.build_facts import build_facts
 from cpupack.cli import cli
 from cpupack.errors import UsageError
+from cpupack.runtime.plain import to_plain
 from cpupack.stages.package import build_wheel, finish, stage_project
-from cpupack.wheel.report import humanized, read_report, render_report, value_text
+from cpupack.wheel.build_page import humanized, read_report, render_report, value_text
 from helpers.build_facts import LAYERS, PLAN, RECOVERY, SECTIONS
 from helpers.page_checks import Page, check_page, numbers
 from helpers.tiny_wheel import TinyWheel

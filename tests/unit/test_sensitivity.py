@@ -19,7 +19,7 @@ from cpupack.cli import main
 from cpupack.metric import Metric
 from cpupack.progress import SilentProgress
 from cpupack.sensitivity import LayerSensitivity, rank
-from cpupack.sensitivity.report import format_table, render_html, report_on, to_dict
+from cpupack.sensitivity.ranking import format_table, render_html, report_on, to_dict
 from cpupack.sensitivity.rounding import Noise, round_activation, round_weight
 from cpupack.stages.quantize.ranges import choose_ranges
 from helpers.tiny_models import Recorder, calibrated, recipe, samples

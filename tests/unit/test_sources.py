@@ -22,7 +22,7 @@ class Recorder(SilentProgress):
     """Keeps the warnings."""
 
     def __init__(self) -> None:
-        self.warnings: list[str] = []
+        super().__init__()
         self.steps: list[tuple[int, int]] = []
 
     def warn(self, text: str) -> None:

@@ -68,9 +68,9 @@ HERE = Target(machine(), "onednn", None, 8, conv_add=False, platform_tag="any")
 
 class Recorder(SilentProgress):
     def __init__(self) -> None:
+        super().__init__()
         self.steps: list[tuple[int, int, str]] = []
         self.notes: list[str] = []
-        self.warnings: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)

@@ -74,7 +74,9 @@ class Finished:
         facts = build_facts(
             contents.model, contender, raced, failed, plan, times_s=TIMES_S, warnings=["early"], sections={}
         )
-        return BuildResult(wheel, contents.model, contender, raced, failed, plan, facts=facts)
+        return BuildResult(
+            wheel, contents.model, contender, raced, failed, plan, facts=facts, warnings=("a warning",), times_s=TIMES_S
+        )
 
 
 _REPORT_FIELDS = {field.name for field in dataclasses.fields(VerifyReport)}
@@ -210,7 +212,7 @@ def test_json_has_no_infinities(finished: Finished) -> None:
     result = finished.result(
         sqnr_db=math.inf, plan=dataclasses.replace(TUNED, rows=rows_with_nan), failed={"x86": "no rule"}
     )
-    facts = summary_dict(result, TIMES_S, ["a warning"])
+    facts = summary_dict(result)
     found = json.loads(json.dumps(facts, allow_nan=False))
     assert found["report"]["sqnr_db"] is None
     assert found["plan"]["rows"][0]["latency_ms"]["p99"] is None

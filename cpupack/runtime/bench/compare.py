@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import TUNE_NAME
 from ..manifest import Manifest
 from .options import BUILD
 
@@ -17,7 +18,6 @@ _SETTING = ("threads", "instances", "batch_size")
 _FIGURES = ("p50", "p90", "p99")
 _NEEDED = ("scenario", "throughput_per_s", "latency_ms", *_SETTING)
 _EQUAL_CLOCK = 0.02
-_TUNE_NAME = "tune.json"
 _NAMES = {
     "scenario": "scenario",
     "setting": "setting",
@@ -62,7 +62,7 @@ def _of_build(package_dir: Path, manifest: Manifest) -> Reference:
             f"--compare: {manifest.name} was built without tuning ({manifest.plan.reason}), so it holds no numbers; "
             "keep a result of bench --json and name its file"
         )
-    tuned = package_dir / _TUNE_NAME
+    tuned = package_dir / TUNE_NAME
     rows = json.loads(tuned.read_text(encoding="utf-8"))["rows"] if tuned.is_file() else []
     return Reference(
         source="the build",

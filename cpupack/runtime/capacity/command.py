@@ -25,6 +25,7 @@ import numpy as np
 from ..bench.options import positive_seconds
 from ..bench.server import shapes_up_to
 from ..errors import InputError, IntegrityError
+from ..files import TUNE_NAME
 from ..host.probe import HostProbe
 from ..manifest import Manifest, read_manifest
 from ..plan import table
@@ -32,8 +33,6 @@ from .queueing import REQUESTS, simulate
 
 MAX_UTILISATION = 0.8
 """Share of what the instances can do at most: beyond it a little more load means much longer queues."""
-TUNE_NAME = "tune.json"
-"""The wheel's own table, with the rows that the build measured."""
 _TEXT_WIDTH = 90
 _RATE_STEP = 0.01
 """How close the highest rate is looked for, as a share of the rate at full utilisation."""

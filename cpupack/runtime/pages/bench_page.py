@@ -12,6 +12,7 @@ import jinja2
 
 from ..bench.text import format_table, setting_text
 from ..errors import InputError
+from ..files import TUNE_NAME
 from ..host import probe as host_probe
 from ..manifest import Manifest, read_manifest
 from ..plan import table as plan_table
@@ -19,7 +20,6 @@ from . import bench_charts
 from .bench_charts import Setting
 
 TEMPLATES = Path(__file__).parent / "templates"
-TUNE_NAME = "tune.json"
 
 _UNITS = {"server": ("a request", "requests"), "multi-stream": ("a query", "queries")}
 """What the latency is of, and what is counted; elsewhere calls of the model."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch.ao.quantization import default_dynamic_qconfig, per_channel_dynamic_qconfig, quantize_dynamic
 
 from cpupack.errors import QuantizationError
+from cpupack.graph.names import is_within
 from cpupack.targets import Target
 
 _LINEAR = (nn.Linear,)
@@ -24,7 +25,7 @@ def quantize_dynamically(module: nn.Module, skip: list[str], target: Target) -> 
     spec = {
         name: per_channel_dynamic_qconfig if isinstance(child, _LINEAR) else default_dynamic_qconfig
         for name, child in module.named_modules()
-        if isinstance(child, _LINEAR + _RECURRENT) and not any(_within(name, skipped) for skipped in skip)
+        if isinstance(child, _LINEAR + _RECURRENT) and not is_within(name, skip)
     }
     if not spec:
         raise QuantizationError(
@@ -33,7 +34,3 @@ def quantize_dynamically(module: nn.Module, skip: list[str], target: Target) -> 
         )
     converted: nn.Module = quantize_dynamic(copy.deepcopy(module), spec)
     return converted
-
-
-def _within(name: str, skipped: str) -> bool:
-    return name == skipped or name.startswith(skipped + ".")

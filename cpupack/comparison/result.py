@@ -17,7 +17,7 @@ from cpupack.comparison.run import SETTLE_S, Measured, facts
 from cpupack.comparison.stats import paired_ratio
 from cpupack.comparison.subject import Subject
 from cpupack.peers import ENGINES, OURS, PEAK
-from cpupack.peers.peak import MACS
+from cpupack.peers.int8_peak import MACS
 from cpupack.runtime.host import probe as host_probe
 
 SCHEMA = 1

@@ -16,6 +16,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.pages import charts
 from cpupack.runtime.pages.charts import Bar
 from cpupack.runtime.pages.shapes import Chart
+from cpupack.runtime.plain import to_plain
 from cpupack.sensitivity.rank import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.rounding import Range
 
@@ -90,8 +91,6 @@ def report_on(
 
 def to_dict(report: SensitivityReport) -> dict[str, Any]:
     """Return the report for ``--json``: its fields with ``schema`` and, for each layer, its ``rank`` from 1."""
-    from cpupack.build_facts import to_plain
-
     found: dict[str, Any] = {"schema": SCHEMA, **to_plain(report)}
     found["layers"] = [{"rank": number, **layer} for number, layer in enumerate(found["layers"], start=1)]
     return found

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.errors import UsageError
-from cpupack.wheel import report_charts as charts
+from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
+from cpupack.wheel import build_charts as charts
 from cpupack.wheel.facts import megabytes, plan_text, scaled
 from cpupack.wheel.inspect import Inspection, inspect
 
-BUILD_NAME = "build.json"
-RECIPE_NAME = "recipe.toml"
 LISTED_LAYERS = 40
 """Above so many rows a table is folded; printing shows all of it."""
 

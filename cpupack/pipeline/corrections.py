@@ -1,0 +1,45 @@
+"""The corrected forms of a calibrated model: made when first asked for, shared by the engines that race."""
+
+from __future__ import annotations
+
+from cpupack.artifacts import CalibratedModel
+from cpupack.pipeline.prepare import Prepared
+from cpupack.progress import Progress
+from cpupack.recipe import Quantize
+from cpupack.stages.calibrate import calibrate
+from cpupack.stages.correct import correct
+from cpupack.stages.quantize.ranges import choose_ranges
+from cpupack.targets import Target
+
+
+class Corrections:
+    """Keeps the corrected forms of one model for one ``[quantize]`` table; another table drops them.
+
+    Each form holds a copy of the weights, so those of old trials do not stay.
+    """
+
+    def __init__(self) -> None:
+        self._settings = ""
+        self._by_levels: dict[int, CalibratedModel] = {}
+
+    def corrected(self, prepared: Prepared, spec: Quantize, target: Target, progress: Progress) -> CalibratedModel:
+        """Return the calibrated model with the corrections that ``spec`` asks for, for the bits of ``target``."""
+        settings = spec.model_dump_json(exclude={"recover", "budget_s"})
+        if settings != self._settings:
+            self._settings, self._by_levels = settings, {}
+        levels = 2**target.activation_bits
+        if levels not in self._by_levels:
+            recipe = prepared.loaded.recipe
+            self._by_levels[levels] = correct(
+                prepared.calibrated,
+                prepared.calibration,
+                spec,
+                levels,
+                choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
+                recalibrate=lambda fused: calibrate(
+                    fused, prepared.calibration, recipe.calibration_batch_size, progress
+                ),
+                progress=progress,
+                pixels=recipe.preprocess is not None,
+            )
+        return self._by_levels[levels]

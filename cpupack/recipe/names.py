@@ -1,0 +1,24 @@
+"""The import name that a distribution's name gives, and whether Python can import it."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+
+_TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
+"""Modules that a wheel imports, or that its users import beside it."""
+
+
+def import_name(distribution: str) -> str:
+    """Return the import name of a distribution: lower case, runs of ``-``, ``_`` and ``.`` become ``_``."""
+    return re.sub(r"[-_.]+", "_", distribution).lower()
+
+
+def why_not_importable(name: str) -> str | None:
+    """Return what is wrong with an import name, as the end of a sentence about it; None where nothing is."""
+    if not name.isidentifier() or keyword.iskeyword(name):
+        return "which Python cannot import"
+    if name in _TAKEN or name in sys.stdlib_module_names:
+        return f"which would hide the module {name}"
+    return None

@@ -1,0 +1,124 @@
+"""What a wheel says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cpupack
+from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.runtime.files import LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME
+from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
+from cpupack.runtime.plain import to_plain
+from cpupack.stages.package.contents import WheelContents
+from cpupack.stages.package.requirements import torch_range
+from cpupack.templates import to_toml
+
+
+def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
+    """Return the manifest of a project without its files, which are not all written yet."""
+    recipe, model, target, scripted = (
+        contents.loaded.recipe,
+        contents.model,
+        contents.target,
+        contents.scripted,
+    )
+    report = dataclasses.asdict(contents.report)
+    del report["speed_rows"]  # the raw measurements are in verify.json
+    description = recipe.package.description or f"{recipe.model.source} quantized to INT8 for {target.cpu} CPUs."
+    calibration = contents.calibration
+    return Manifest(
+        name=staged.distribution,
+        import_name=staged.import_name,
+        version=staged.version,
+        random_weights=model.random_weights,
+        model={
+            "description": " ".join(description.split()),
+            "source": recipe.model.source,
+            "weights": model.weights_origin,
+            "weights_sha256": model.weights_sha256,
+            "input_shape": list(model.input_shape),
+            "output_shape": list(model.output_shape),
+            "parameters": model.parameters,
+            "macs": model.macs,
+            "fp32_bytes": model.fp32_bytes,
+            "int8_bytes": scripted.size_bytes,
+            "pixel_input": scripted.pixel_input,
+            "int8_operators": scripted.int8_operators,
+            "fp32_operators": scripted.fp32_operators,
+            "operators": dict(scripted.operators),
+        },
+        target=dataclasses.asdict(target),
+        preprocess=recipe.preprocess.model_dump() if recipe.preprocess else None,
+        labels=LABELS_NAME if model.labels else None,
+        quantize={
+            **recipe.quantize.model_dump(),
+            "style": contents.fused.style,
+            "fused_chains": len(contents.fused.chains),
+            "fusion_max_abs_diff": contents.fused.max_abs_diff,
+            "notes": [*_recovered(contents), *contents.notes],
+        },
+        calibration=None
+        if calibration is None
+        else {
+            "origin": calibration.origin,
+            "samples": len(calibration),
+            "skipped": len(calibration.skipped),
+            "synthetic": calibration.synthetic,
+        },
+        accuracy=to_plain(report),
+        plan=PlanEntry(
+            tuned=False,
+            objective=recipe.tune.objective,
+            threads=None,
+            instances=None,
+            batch_size=None,
+            max_latency_ms=recipe.tune.max_latency_ms,
+            reason="not tuned at the build",
+        ),
+        bench={"duration_s": recipe.bench.duration_s, "build": None},
+        torch={"version": torch.__version__, "requires": torch_range(torch.__version__)},
+        build={
+            "cpupack": cpupack.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "host": {**host_probe.fingerprint(), "cores_usable": host_probe.HostProbe().budget().usable},
+        },
+        files={},
+    )
+
+
+def _recovered(contents: WheelContents) -> list[str]:
+    """Return the note that says which settings are not those of ``recipe.toml``."""
+    recovery = contents.recovery
+    if recovery is None:
+        return []
+    settings = recovery.trials[recovery.winner].settings
+    words = ", ".join(f"{key} = {to_toml(value)}" for key, value in settings.items())
+    return [f"recovery set {words}; {RECOVERED_NAME} is the table that takes the place of {RECIPE_NAME}'s [quantize]"]
+
+
+def chosen_row(plan: TunePlan) -> dict[str, Any] | None:
+    """Return the median measurement of the chosen setting, None when nothing was tuned."""
+    keys = ("threads", "instances", "batch_size")
+    chosen = tuple(getattr(plan, key) for key in keys)
+    rows = [row for row in plan.rows if tuple(row.get(key) for key in keys) == chosen]
+    rows.sort(key=lambda row: float(row["throughput_per_s"]))
+    return dict(to_plain(rows[len(rows) // 2])) if plan.tuned and rows else None
+
+
+def file_entries(package_dir: Path) -> dict[str, FileEntry]:
+    """Return hash and size of every file that ships, except the manifest itself.
+
+    Tuning imports the package, so compiled files may lie about: hatchling leaves them out, and so does this.
+    """
+    return {
+        path.relative_to(package_dir).as_posix(): FileEntry(hash_file(path), path.stat().st_size)
+        for path in sorted(package_dir.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME and "__pycache__" not in path.parts
+    }

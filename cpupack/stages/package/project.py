@@ -1,0 +1,207 @@
+"""From the verified model to an ordinary hatchling project, which runs as it is and which pip can build."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli
+import torch
+
+import cpupack
+import cpupack.runtime
+from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.errors import PackagingError
+from cpupack.recipe.names import why_not_importable
+from cpupack.runtime.files import (
+    BUILD_NAME,
+    GOLDEN_NAME,
+    LABELS_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    RECIPE_NAME,
+    RECOVERED_NAME,
+    TUNE_NAME,
+    VERIFY_NAME,
+)
+from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest
+from cpupack.runtime.plain import to_plain
+from cpupack.stages.package.contents import WheelContents
+from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
+from cpupack.stages.package.requirements import BUILD_REQUIRES, REQUIRES_PYTHON, requirements
+from cpupack.stages.package.write import write_arrays, write_json, write_labels, write_python
+from cpupack.templates import render
+from cpupack.wheel import sbom
+from cpupack.wheel.facts import fact_rows
+
+
+def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
+    """Write the wheel's project into ``directory``, which is made and must be empty.
+
+    The project runs as it is (``PYTHONPATH=directory/src``); ``build_wheel`` and ``python -m build``
+    build it.
+    Raises PackagingError when the recipe's name cannot be imported, or when a rendered file does
+    not say what it was rendered from.
+    """
+    recipe = contents.loaded.recipe
+    import_name = _checked_import_name(recipe.package.name, recipe.package.import_name)
+    staged = StagedProject(
+        root=directory,
+        package_dir=directory / "src" / import_name,
+        import_name=import_name,
+        distribution=recipe.package.name,
+        version=recipe.package.version + ("+random" if contents.model.random_weights else ""),
+        platform_tag=contents.target.platform_tag,
+    )
+    try:
+        staged.package_dir.mkdir(parents=True)
+        _write_package(contents, staged)
+        manifest = dataclasses.replace(make_manifest(contents, staged), files=file_entries(staged.package_dir))
+        _write_project(contents, staged, manifest)
+        _write_manifest(staged, manifest)
+    except OSError as error:
+        raise PackagingError(
+            f"cannot write the wheel's project: {error}", hint="check space and permissions"
+        ) from error
+    return staged
+
+
+def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> StagedProject:
+    """Write the tuned plan into ``tune.json``, the manifest (plan, bench, hashes) and the README.
+
+    ``facts`` (of ``build_facts.py``) go into ``build.json``, which ``cpupack report`` reads.
+    """
+    manifest = read_manifest(staged.package_dir)
+    write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
+    # As it comes: a reader wants the engines by speed and the settings as they were tried.
+    text = json.dumps(to_plain(facts), indent=2, allow_nan=False) + "\n"
+    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
+    entry = PlanEntry(
+        plan.tuned,
+        plan.objective,
+        plan.threads,
+        plan.instances,
+        plan.batch_size,
+        plan.max_latency_ms,
+        plan.reason,
+    )
+    manifest = dataclasses.replace(
+        manifest,
+        plan=entry,
+        bench={**manifest.bench, "build": chosen_row(plan)},
+        files=file_entries(staged.package_dir),
+    )
+    _write_readme(staged, manifest)
+    _write_manifest(staged, manifest)
+    return staged
+
+
+def _checked_import_name(name: str, import_name: str) -> str:
+    why = why_not_importable(import_name)
+    if why is None:
+        return import_name
+    raise PackagingError(
+        f'[package] name = "{name}" makes the import name {import_name!r}, {why}',
+        hint='choose a name like "resnet50-int8"',
+    )
+
+
+def _write_package(contents: WheelContents, staged: StagedProject) -> None:
+    """Write ``src/IMPORT_NAME`` except the manifest."""
+    package_dir = staged.package_dir
+    context = {
+        "name": staged.distribution,
+        "import_name": staged.import_name,
+        "version": staged.version,
+        "cpu": contents.target.cpu,
+    }
+    for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
+        write_python(package_dir / name, f"project/{name}.j2", context)
+    runtime = Path(cpupack.runtime.__file__).parent
+    library = contents.target.record.library
+    kernels = [] if library is None else [runtime / library]
+    for source in sorted([*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *kernels]):
+        copy = package_dir / "_runtime" / source.relative_to(runtime)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+    (package_dir / "py.typed").touch()
+    shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
+    write_arrays(package_dir / GOLDEN_NAME, contents.golden)
+    if contents.model.labels:
+        write_labels(package_dir / LABELS_NAME, contents.model.labels)
+    (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")
+    if contents.recovery is not None:
+        (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
+    write_json(package_dir / VERIFY_NAME, dataclasses.asdict(contents.report))
+    untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
+    write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
+
+
+def _write_project(contents: WheelContents, staged: StagedProject, manifest: Manifest) -> None:
+    """Write what surrounds the package: pyproject.toml, build hook, bill of materials, README."""
+    needed = requirements(torch.__version__)
+    sbom_name = f"sbom/{staged.import_name}.cdx.json"
+    scripts = {
+        staged.distribution: f"{staged.import_name}._entry:main",
+        f"{staged.distribution}-bench": f"{staged.import_name}._entry:bench_main",
+    }
+    context: dict[str, Any] = {
+        "cpupack_version": cpupack.__version__,
+        "build_requires": BUILD_REQUIRES,
+        "name": staged.distribution,
+        "import_name": staged.import_name,
+        "version": staged.version,
+        "description": manifest.model["description"],
+        "requires_python": REQUIRES_PYTHON,
+        "dependencies": needed,
+        "scripts": scripts,
+        "sbom": sbom_name,
+    }
+    text = render("project/pyproject.toml.j2", **context)
+    _check_pyproject(text, context)
+    (staged.root / "pyproject.toml").write_text(text, encoding="utf-8")
+    write_python(staged.root / "hatch_build.py", "project/hatch_build.py.j2", {"platform_tag": staged.platform_tag})
+    (staged.root / sbom_name).parent.mkdir()
+    bill = sbom.render_sbom(manifest, model_file=MODEL_NAME, requirements=needed)
+    (staged.root / sbom_name).write_text(bill, encoding="utf-8")
+    _write_readme(staged, manifest)
+
+
+def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
+    context = {
+        "name": manifest.name,
+        "import_name": manifest.import_name,
+        "version": manifest.version,
+        "description": manifest.model["description"],
+        "random_weights": manifest.random_weights,
+        "takes_images": manifest.preprocess is not None,
+        "shape": ", ".join(str(size) for size in manifest.input_shape),
+        "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest)],
+    }
+    (staged.root / "README.md").write_text(render("project/README.md.j2", **context), encoding="utf-8")
+
+
+def _write_manifest(staged: StagedProject, manifest: Manifest) -> None:
+    (staged.package_dir / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _check_pyproject(text: str, context: dict[str, Any]) -> None:
+    """Parse the rendered TOML back and compare it with what it was rendered from."""
+    try:
+        parsed = tomli.loads(text)
+        wheel = parsed["tool"]["hatch"]["build"]["targets"]["wheel"]
+        said = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
+        said |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
+        said["import_name"] = wheel["packages"][0].removeprefix("src/")
+    except (tomli.TOMLDecodeError, KeyError) as error:
+        raise PackagingError(f"rendered pyproject.toml is damaged: {error}", hint="this is a bug in cpupack") from error
+    for key, value in said.items():
+        if value != context[key]:
+            raise PackagingError(
+                f"rendered pyproject.toml says {key} = {value!r}, not {context[key]!r}",
+                hint="this is a bug in cpupack",
+            )

@@ -1,0 +1,46 @@
+"""Writes the files of a wheel, each so that equal contents give equal bytes."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.errors import PackagingError
+from cpupack.runtime.plain import to_plain
+from cpupack.templates import render
+
+
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    """Write an ``.npz`` file: ``numpy.savez`` with order and dates of its members fixed, no pickles."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in sorted(arrays.items()):
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
+                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def write_labels(path: Path, labels: tuple[str, ...]) -> None:
+    """Write one label a line. Raises PackagingError for one that is not one line of text."""
+    for index, label in enumerate(labels):
+        if len(label.splitlines()) != 1:
+            raise PackagingError(f"label {index} is {label!r}: not one line of text", hint="mend [model] labels")
+    path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+
+
+def write_python(path: Path, template: str, context: dict[str, Any]) -> None:
+    """Write a rendered module. Raises PackagingError where it is not Python."""
+    text = render(template, **context)
+    try:
+        compile(text, path.name, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise PackagingError(f"rendered {path.name} is not Python: {error}", hint="this is a bug in cpupack") from error
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON with sorted keys; numbers that are not finite become null."""
+    path.write_text(json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
