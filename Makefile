@@ -1,18 +1,14 @@
 # make help     print this list
 # make setup    make the environment .venv with everything that development needs, and compile the kernels
 # make test     do lint, fast and slow, also beside the engines that `cpupack compare` knows: all that must hold
-# make lint     check formatting, style and types
+# make lint     check formatting, style and types of Python, and the formatting of C
 # make fast     run the tests that take seconds each (minutes in all)
 # make slow     run the tests that build wheels and install them
 # make peers    install the engines of `cpupack compare`, which `make test` and `make bench` need
-# make kernels  compile kernels/*.c again after a change
+# make kernels  compile kernels/ again after a change
 # make demo     build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
 # make bench    measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make clean    delete what all these have made
-# make demo   build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
-# make bench  measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
-# make test   formatting, lint, types, then every test
-# make kernels  compile kernels/ again after a change (an installation compiles them too)
 #
 # Each does its own set-up in .venv; the second run skips what is there. Variables:
 #   make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."   another torch, pip's options

@@ -4,7 +4,7 @@ Without VNNI the INT8 dot product is VPMADDUBSW, which adds two u8*s8 products i
 activations are wrong there without a word, so torch's engines get activations of 7 bits (``reduce_range``). Our own
 keep 8: their weights are such that no sum overflows (``stages/quantize/native/fit.py``). With VNNI the sums are
 32 bits wide and 8 bits are exact for every engine (checked for normal, grouped and depthwise convolutions at the
-extremes of u8 x s8, see tests/unit/test_targets.py).
+extremes of u8 x s8, see tests/unit/test_quantize.py).
 """
 
 from __future__ import annotations

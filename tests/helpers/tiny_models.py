@@ -27,17 +27,21 @@ torch.set_num_threads(1)  # on tensors this small threads only wait for each oth
 
 
 class Recorder(SilentProgress):
-    """Keeps what a stage says."""
+    """Keeps what a stage says, and its steps: how many are done, of how many."""
 
     def __init__(self) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.steps: list[tuple[int, int]] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def step(self, done: int, total: int, what: str = "") -> None:
+        self.steps.append((done, total))
 
 
 def recipe(shape: tuple[int, ...] = SHAPE, **tables: dict[str, Any]) -> Recipe:

@@ -18,7 +18,7 @@ from cpupack.recipe.file import parse_recipe
 from cpupack.runtime import cli as wheel_cli
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 MINIMAL = """\
 schema = 1
 [package]
@@ -71,7 +71,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_files_of_the_repository_that_it_names_exist(page: Path) -> None:
-    for named in re.findall(r"`((?:recipes|docs|cpupack|tests)/[\w./-]*)`", page.read_text(encoding="utf-8")):
+    directories = "recipes|docs|cpupack|tests|templates|benchmarks"
+    for named in re.findall(rf"`((?:{directories})/[\w./-]*)`", page.read_text(encoding="utf-8")):
         assert (ROOT / named).exists(), named
 
 
@@ -109,6 +110,14 @@ def test_the_readme_tells_every_command_and_exit_code() -> None:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.CpupackError):
             assert re.search(rf"\| {error.exit_code} \|", text), error
+
+
+def test_make_help_tells_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", text, flags=re.M)
+    told = re.findall(r"^# make (\w+)  +\S", text, flags=re.M)
+    assert sorted(told) == sorted(targets.split())
+    assert set(re.findall(r"^([a-z]+):(?!=)", text, flags=re.M)) == set(told)
 
 
 def test_every_guide_is_in_the_index() -> None:

@@ -1,3 +1,4 @@
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +7,7 @@ import jsonschema
 import pytest
 import tomli
 
+import cpupack
 from cpupack.recipe import Recipe
 from cpupack.recipe import schema as recipe_schema
 
@@ -59,6 +61,20 @@ def test_every_key_is_described() -> None:
         assert table["description"], path
         for key, node in table["properties"].items():
             assert node.get("description"), (*path, key)
+
+
+def test_every_key_is_read_where_it_takes_effect() -> None:
+    """A key that only the recipe's own package knows would be parsed and ignored."""
+    root = Path(cpupack.__file__).parent
+    read = set()
+    for path in root.rglob("*.py"):
+        if path.relative_to(root).parts[0] != "recipe":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute):
+                    read.add(node.attr)
+                elif isinstance(node, ast.Constant):  # gates are read by their names
+                    read.add(node.value)
+    assert {key for _, table in recipe_schema.tables() for key in table["properties"]} <= read
 
 
 def test_editors_get_no_null_and_no_references() -> None:

@@ -1,0 +1,151 @@
+"""A factory's data, synthetic data, and a source that is neither."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from helpers.tiny_models import Recorder
+
+Open = Callable[..., Samples]
+
+
+def factory(directory: Path, body: str) -> None:
+    (directory / "data.py").write_text(f"import numpy as np\nimport torch\nfrom PIL import Image\n{body}\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "options"),
+    [
+        ("def make():\n    return np.arange(12.0).reshape(3, 4)", {}),
+        ("def make():\n    return torch.arange(12.0).reshape(3, 4)", {}),
+        ("def make():\n    for row in np.arange(12.0).reshape(3, 4):\n        yield row, 1", {"labelled": True}),
+        ("def make():\n    while True:\n        yield np.ones(4)", {"samples": 3}),
+        (
+            "class make(torch.utils.data.TensorDataset):\n"
+            "    def __init__(self):\n        super().__init__(torch.zeros(3, 4), torch.tensor([1, 1, 1]))",
+            {"labelled": True},
+        ),
+    ],
+)
+def test_factories(tmp_path: Path, read: Open, body: str, options: dict[str, Any]) -> None:
+    factory(tmp_path, body)
+    found = read("python:data.py:make", shape=(4,), preprocess=None, **options)
+    assert found.data.shape == (3, 4)
+    assert found.data.dtype == np.float32
+    assert (found.labels is not None) == bool(options.get("labelled"))
+    if found.labels is not None:
+        assert found.labels.tolist() == [1, 1, 1]
+
+
+def test_factories_may_give_pixels(tmp_path: Path, read: Open) -> None:
+    factory(tmp_path, "def make():\n    yield Image.new('L', (20, 30))\n    yield np.zeros((8, 8, 3), np.uint8)")
+    assert read("python:data.py:make").data.shape == (2, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "said"),
+    [
+        ("def other():\n    pass", {}, "'make'"),
+        (
+            "def make():\n    raise KeyError('gone')",
+            {},
+            r"make failed: KeyError: 'gone' \(.*data\.py:5: raise KeyError",
+        ),
+        ("def make():\n    yield np.zeros(4)\n    1 / 0", {}, r"ZeroDivisionError: .*data\.py:6: 1 / 0"),
+        ("def make():\n    return 3", {}, "returned int"),
+        ("def make():\n    return []", {}, "gave no samples"),
+        ("def make():\n    return [np.zeros(5)]", {}, r"samples have shape \(5,\), the model takes \(4,\)"),
+        ("def make():\n    return [np.zeros(4), np.full(4, np.nan)]", {}, "item 1 contains NaN"),
+        ("def make():\n    return [np.zeros(4)]", {"labelled": True}, "item 0 has no label"),
+        ("def make():\n    return [(np.zeros(4), 'cat')]", {"labelled": True}, "the label of item 0 is 'cat'"),
+        ("def make():\n    return [Image.new('L', (4, 4))]", {}, r"item 0 is a PIL image, and the recipe has no"),
+        ("1 / 0", {}, "importing .*data.py failed: ZeroDivisionError"),
+    ],
+)
+def test_unusable_factories(tmp_path: Path, read: Open, body: str, options: dict[str, Any], said: str) -> None:
+    factory(tmp_path, body)
+    with pytest.raises(CalibrationError, match=said) as caught:
+        read("python:data.py:make", shape=(4,), preprocess=None, **options)
+    assert caught.value.exit_code == 4
+
+
+def test_synthetic_images_look_natural(read: Open, progress: Recorder) -> None:
+    found = read("synthetic", shape=(3, 64, 64), preprocess={"crop": 64}, samples=24)
+    assert found.data.shape == (24, 64, 64, 3)
+    assert found.synthetic
+    assert any("speed work only" in warning for warning in progress.warnings)
+    grey = found.data.mean(axis=-1)
+    # Neighbouring pixels of photographs correlate above 0.9 (Field 1987); those of white noise do not.
+    centred = grey - grey.mean(axis=(1, 2), keepdims=True)
+    correlation = (centred[:, :, 1:] * centred[:, :, :-1]).mean() / (centred**2).mean()
+    assert correlation > 0.85
+    # Amplitude falls about as 1/f: fit log amplitude over log frequency, over all images.
+    spectrum = np.abs(np.fft.rfft2(centred)).mean(axis=0)
+    frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.rfftfreq(64)[None, :])
+    band = (frequency > 2 / 64) & (frequency < 0.4)
+    slope = np.polyfit(np.log(frequency[band]), np.log(spectrum[band]), 1)[0]
+    assert -1.7 < slope < -0.7
+    # Channels go together, and the range of pixels is used without being clipped away.
+    red, green = (centred_channel(found.data, channel) for channel in (0, 1))
+    assert (red * green).mean() / np.sqrt((red**2).mean() * (green**2).mean()) > 0.7
+    assert 60 < found.data.mean() < 170
+    assert ((found.data == 0) | (found.data == 255)).mean() < 0.15
+
+
+def centred_channel(data: np.ndarray[Any, Any], channel: int) -> np.ndarray[Any, Any]:
+    values = data[..., channel].astype(np.float64)
+    return np.asarray(values - values.mean(axis=(1, 2), keepdims=True))
+
+
+def test_synthetic_samples_depend_on_seed_and_index_alone(read: Open) -> None:
+    few, many, other = (read("synthetic", samples=count, seed=seed) for count, seed in ((3, 5), (6, 5), (3, 6)))
+    assert np.array_equal(few.data, many.data[:3])
+    assert not np.array_equal(few.data, other.data)
+    assert not np.array_equal(few.data[0], few.data[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_synthetic_images_of_any_size(read: Open, size: int) -> None:
+    found = read("synthetic", shape=(1, size, size + 1), preprocess={"mode": "L", "crop": [size, size + 1]}, samples=2)
+    assert found.data.shape == (2, size, size + 1, 1)
+
+
+def test_synthetic_arrays_are_standard_normal(read: Open) -> None:
+    found = read("synthetic", shape=(50,), preprocess=None, samples=200)
+    assert found.data.dtype == np.float32
+    # 10000 values: five standard errors of the mean are 0.05, of the deviation 0.035.
+    assert abs(found.data.mean()) < 0.05
+    assert abs(found.data.std() - 1) < 0.035
+
+
+def test_synthetic_data_has_no_labels(read: Open) -> None:
+    with pytest.raises(CalibrationError, match="no labels of its own"):
+        read("synthetic", samples=2, labelled=True)
+
+
+def test_unknown_source(read: Open) -> None:
+    with pytest.raises(CalibrationError, match='no data source "pictures:x"'):
+        read("pictures:x")
+
+
+def test_targets_of_a_factory(tmp_path: Path, read: Open) -> None:
+    wanted = {"shape": (4,), "preprocess": None, "labelled": True, "required": False, "targets": True}
+    (tmp_path / "data.py").write_text(
+        "import numpy as np\n"
+        "def boxes():\n    yield from ((np.zeros(4, np.float32), np.full((2, 4), n)) for n in range(3))\n"
+        "def some():\n    yield np.zeros(4, np.float32), 1.5\n    yield np.zeros(4, np.float32)\n"
+        "def ragged():\n    yield from ((np.zeros(4, np.float32), np.zeros(n)) for n in (1, 2))\n"
+    )
+    found = read("python:data.py:boxes", **wanted)
+    assert found.labels is None
+    assert found.targets is not None
+    assert found.targets[:, 0, 0].tolist() == [0, 1, 2]
+    with pytest.raises(CalibrationError, match="item 1 has no target, and the metric needs one"):
+        read("python:data.py:some", **wanted)
+    with pytest.raises(CalibrationError, match=r"the target of item 1 has shape \(2,\), and that of item 0 \(1,\)"):
+        read("python:data.py:ragged", **wanted)
