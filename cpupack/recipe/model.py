@@ -28,6 +28,9 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
+"""How the name of a file of weights ends."""
+
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 # The canonical form of PEP 440, appendix B: what build tools would turn any other spelling into.
 VERSION_PATTERN = (
@@ -97,7 +100,11 @@ class Model(Table):
     """Keyword arguments for the factory."""
     weights: Text
     """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (a Python factory
-    that loads them itself), a ``.pt``, ``.pth`` or ``.safetensors`` file, or ``random``."""
+    that loads them itself), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or ``.safetensors`` file, or
+    ``random``."""
+    state: Literal["plain", "ema"] | None = None
+    """Which weights of a checkpoint that also holds averaged ones (EMA, SWA): ``plain`` or ``ema``. Absent, the plain
+    ones, with a warning where there are others too; averaged ones where a file has no others."""
     weights_fallback: Literal["random"] | None = None
     """What to do when weights must be downloaded and cannot be; absent means an error."""
     sha256: (
