@@ -28,6 +28,8 @@ _QUANTIZED = (
     "torch.ao.quantization.fake_quantize",
     "torch.ao.quantization.observer",
 )
+_FLOAT_STILL = frozenset({"FloatFunctional", "FXFloatFunctional"})
+"""Classes among those that compute in FP32: models with their own stubs add and join with them."""
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
@@ -88,7 +90,7 @@ def _refuse_modules(module: nn.Module, source: str) -> None:
                 f"[model] {source}: {where} is a TorchScript module; what is frozen in it cannot be fused or quantized",
                 hint="return the Python module that it was scripted or traced from",
             )
-        if kind.startswith(_QUANTIZED) and type(each).__name__ != "PlaceholderObserver":
+        if kind.startswith(_QUANTIZED) and type(each).__name__ not in _FLOAT_STILL:
             raise ModelError(
                 f"[model] {source}: {where} ({type(each).__name__}) is quantized or prepared for it already",
                 hint="return the FP32 model; cpupack quantizes it",
@@ -127,7 +129,7 @@ def _float32_on_cpu(module: nn.Module, progress: Progress) -> nn.Module:
     if devices := sorted({str(value.device) for _, value in every if value.device.type != "cpu"}):
         progress.note(f"weights are moved from {', '.join(devices)} to the CPU")
         module = module.cpu()
-    if any(value.is_inference() for _, value in every):
+    if any(not is_lazy(value) and value.is_inference() for _, value in every):
         _replace_inference_tensors(module)
     others = sorted({str(value.dtype).removeprefix("torch.") for _, value in every if _is_other_float(value)})
     if others:
@@ -147,7 +149,7 @@ def _replace_inference_tensors(module: nn.Module) -> None:
         tables: list[dict[str, Any]] = [each._parameters, each._buffers]
         for table in tables:
             for name, value in table.items():
-                if value is not None and value.is_inference():
+                if value is not None and not is_lazy(value) and value.is_inference():
                     if id(value) not in copies:
                         kept = value.detach().clone()
                         copies[id(value)] = nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept
