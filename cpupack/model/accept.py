@@ -85,7 +85,7 @@ def _refuse_modules(module: nn.Module, source: str) -> None:
     for name, each in module.named_modules():
         where = name or "the model itself"
         kind = type(each).__module__
-        if isinstance(each, torch.jit.ScriptModule):
+        if any(base.__name__ == "ScriptModule" for base in type(each).__mro__):
             raise ModelError(
                 f"[model] {source}: {where} is a TorchScript module; what is frozen in it cannot be fused or quantized",
                 hint="return the Python module that it was scripted or traced from",

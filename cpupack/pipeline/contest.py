@@ -16,15 +16,16 @@ from cpupack.artifacts import (
     Recovery,
     SaturationReport,
 )
-from cpupack.errors import QuantizationError
+from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
+from cpupack.recovery.closeness import closest
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.sensitivity import rank
+from cpupack.sensitivity import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.trials import trials_of
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.correct import correct
@@ -32,10 +33,23 @@ from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.saturate import make_safe
 from cpupack.stages.script import script
-from cpupack.stages.verify import choose, compare, judge, race
+from cpupack.stages.verify import (
+    LISTED,
+    LayerLoss,
+    Loss,
+    choose,
+    compare,
+    is_lossy,
+    judge,
+    loss_of,
+    race,
+    worst_in_words,
+)
 from cpupack.targets import Target
 
 _RACE_BATCH = 8
+_RANKED_SAMPLES = 8
+"""Samples to find the worst layers on: their order settles early."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> tup
     if contenders[0].scripted.target.runs_here:
         with progress.stage(f"time against FP32 ({cpu})"):
             contenders = _raced(prepared, contenders, work)
-    return [judge(each, recipe.evaluation) for each in contenders], failed
+    return [_judged(prepared, each) for each in contenders], failed
 
 
 def settle(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> Settled:
@@ -91,11 +105,68 @@ def settle(prepared: Prepared, cpu: str, work: Path, progress: Progress) -> Sett
     raced, failed = contend(prepared, cpu, work, progress)
     spec = prepared.loaded.recipe.quantize
     if not recovery.wanted(spec, raced):
-        return Settled(prepared, choose(raced), tuple(raced), failed)
+        return Settled(prepared, _chosen(prepared, raced, cpu, progress), tuple(raced), failed)
     with progress.stage(f"recover ({cpu})"):
         built_s = (time.monotonic() - started) / len(raced)
         found = recovery.recover(spec, raced, built_s, _workshop(prepared, work, progress))
     return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
+
+
+def loss(settled: Settled, progress: Progress) -> Loss | None:
+    """Return what to say where the winner's outputs are far from FP32's, None where they are close."""
+    prepared, winner = settled.prepared, settled.winner
+    if not is_lossy(winner.report):
+        return None
+    with progress.stage(f"find the worst layers ({winner.scripted.target.cpu})"):
+        layers = _layer_losses(prepared, winner, progress)
+    calibration = prepared.calibration
+    return loss_of(
+        winner.report,
+        layers,
+        random_weights=prepared.model.random_weights,
+        synthetic=calibration is not None and calibration.synthetic,
+        calibration_samples=len(calibration) if calibration is not None else 0,
+        dynamic=prepared.fused.style == "dynamic",
+    )
+
+
+def _chosen(prepared: Prepared, raced: list[Contender], cpu: str, progress: Progress) -> Contender:
+    """Choose; where a gate on accuracy fails, the error names the layers that lose most as well."""
+    try:
+        return choose(raced)
+    except VerificationError as error:
+        nearest = closest(raced)
+        if nearest is None:
+            raise
+        with progress.stage(f"find the worst layers ({cpu})"):
+            layers = _layer_losses(prepared, nearest, progress)
+        raise VerificationError(f"{error.message}\n  {worst_in_words(layers[:LISTED])}", hint=error.hint) from error
+
+
+def _layer_losses(prepared: Prepared, contender: Contender, progress: Progress) -> list[LayerLoss]:
+    """Return what each layer alone costs, the worst first."""
+    spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
+    found = _ranked(prepared, spec, target, progress, count=_RANKED_SAMPLES)
+    return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
+
+
+def _ranked(
+    prepared: Prepared, spec: Quantize, target: Target, progress: Progress, *, count: int = COUNT
+) -> tuple[LayerSensitivity, ...]:
+    levels = 2**target.activation_bits
+    calibrated = _corrected(prepared, spec, target, progress)
+    ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
+    return rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels, count=count)
+
+
+def _judged(prepared: Prepared, contender: Contender) -> Contender:
+    model = prepared.model
+    return judge(
+        contender,
+        prepared.loaded.recipe.evaluation,
+        trained=not model.random_weights,
+        classifies=model.labels is not None,
+    )
 
 
 def described(settled: Settled, progress: Progress) -> Settled:
@@ -121,16 +192,13 @@ def _workshop(prepared: Prepared, work: Path, progress: Progress) -> recovery.Wo
         contender = _contender(_with(prepared, spec), target, work, path, progress)
         if target.runs_here:
             (contender,) = _raced(prepared, [contender], work)
-        contender = judge(contender, prepared.loaded.recipe.evaluation)
+        contender = _judged(prepared, contender)
         if not contender.report.passed:
             path.unlink()
         return contender
 
     def ranked(spec: Quantize, target: Target) -> list[str]:
-        levels = 2**target.activation_bits
-        calibrated = _corrected(prepared, spec, target, progress)
-        ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
-        found = rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels)
+        found = _ranked(prepared, spec, target, progress)
         return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
 
     anything = dict.fromkeys(prepared.calibrated.stats, (0.0, 0.0))

@@ -219,7 +219,7 @@ def _recovery(view: View) -> Iterator[Problem]:
         if view.given("quantize", "budget_s"):
             yield Problem(("quantize", "budget_s"), "has no effect without recover = true")
         return
-    if not any(view.given(*key) for key in _accuracy_gates()):
+    if not any(view.given(*key) and view(*key) != "off" for key in _accuracy_gates()):
         yield Problem(
             ("quantize", "recover"),
             "has nothing to recover: [evaluation] sets no gate on accuracy; add one of "

@@ -199,10 +199,12 @@ class Evaluation(Table):
     """Largest absolute drop of top-1 accuracy from FP32 to INT8 (0.01 is one point)."""
     min_top1: Fraction | None = None
     """Smallest top-1 accuracy of the INT8 model."""
-    min_agreement: Fraction | None = None
-    """Smallest share of samples on which FP32 and INT8 choose the same class."""
-    min_sqnr_db: Finite | None = None
-    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB."""
+    min_agreement: Fraction | Literal["off"] = 0.5
+    """Smallest share of samples on which FP32 and INT8 choose the same class. The default is for trained models that
+    are known to choose classes (``labels`` or labelled data); ``off`` switches it off."""
+    min_sqnr_db: Finite | Literal["off"] = 6.0
+    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default is for trained
+    models; ``off`` switches it off."""
     min_speedup: PositiveFloat | None = None
     """Smallest throughput ratio over the FP32 model on this host (only for targets this host can time)."""
     metric: Text | None = None
