@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_model
-from tiny_models import Recorder, loaded
 from torch import nn
 
 from cpupack.errors import ModelError
 from cpupack.model.weights import load_weights
+from helpers.tiny_models import Recorder, loaded
 
 State = dict[str, Any]
 

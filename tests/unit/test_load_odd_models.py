@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import Recorder, loaded
 from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.user_code import describe_failure
 from cpupack.stages.load import load
+from helpers.tiny_models import Recorder, loaded
 
 SOURCE = '''
 from collections import OrderedDict, namedtuple

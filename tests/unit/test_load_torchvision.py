@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import Recorder, loaded
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
@@ -17,6 +16,7 @@ from cpupack.model.sources import build_module
 from cpupack.model.vision import import_torchvision, optional_parts
 from cpupack.model.weights import load_weights
 from cpupack.stages.load import load
+from helpers.tiny_models import Recorder, loaded
 
 
 def build(directory: Path, name: str, shape: tuple[int, ...], **model: Any) -> FloatModel:
@@ -109,8 +109,8 @@ def test_users_code_may_import_torchvision_first(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from tiny_models import Recorder, loaded
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from helpers.tiny_models import Recorder, loaded
 from cpupack.stages.load import load
 assert "torchvision" not in sys.modules
 spec = {{"source": "python:model.py:make", "weights": "factory"}}

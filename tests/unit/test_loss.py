@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import EIGHT_BITS, HOST_ISA, Recorder, loaded, target
 from torch import nn
 
 from cpupack.artifacts import Contender, QuantizedModel, ScriptedModel, VerifyReport
@@ -20,6 +19,7 @@ from cpupack.progress import SilentProgress
 from cpupack.recipe import Evaluation
 from cpupack.stages.verify import LayerLoss, choose, is_lossy, judge, loss_of
 from cpupack.summary import summary_dict
+from helpers.tiny_models import EIGHT_BITS, HOST_ISA, Recorder, loaded, target
 
 ENGINE = EIGHT_BITS if EIGHT_BITS != "qnnpack" else "fbgemm"
 
