@@ -86,7 +86,6 @@ class _Table:
     path: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
     removed: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,11 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
     ``choice`` is ``[model] state``: ``plain``, ``ema`` or None (plain where there are such). Names that start with one
     of ``optional`` may be left out. Raises ModelError when nothing fits by every name and shape, or several do.
     """
+    if kept := [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise ModelError(
+            f"[model] weights: the module keeps more than tensors in its state ({listed(kept)})",
+            hint='load it in the factory, with weights = "factory"',
+        )
     own = Own(module)
     tables = list(_tables(raw, own))
     if not tables:
@@ -173,8 +177,7 @@ def _tables(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
     entries = {str(key): value for key, value in raw.items() if isinstance(key, str)}
     tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
     if tensors:
-        others = tuple(key for key, value in entries.items() if key not in tensors and not isinstance(value, Mapping))
-        yield _without_wrappers(_Table(path, tensors, (), others), own)
+        yield _without_wrappers(_Table(path, tensors), own)
     for key, value in entries.items():
         if not words(key) & _NOT_WEIGHTS:
             yield from _tables(value, own, (*path, key))

@@ -37,7 +37,7 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
     kind, _, rest = spec.source.partition(":")
     match kind:
         case "torchvision":
-            make = torchvision_builder(rest)
+            make = torchvision_builder(rest, spec.weights)
         case "timm":
             make = timm_builder(rest)
         case "python":

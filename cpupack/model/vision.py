@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -18,6 +19,8 @@ from cpupack.errors import ModelError
 
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 _WRAP = "wrap what you need of it in a factory of your own (python:FILE.py:factory) whose forward returns one tensor"
+_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+"""Names from before PyTorch 0.4, which torchvision's own weights still have."""
 _AUX_HEAD = "aux_classifier."
 
 
@@ -81,8 +84,8 @@ def import_torchvision() -> ModuleType:
         ) from error
 
 
-def torchvision_builder(name: str) -> Callable[..., Any]:
-    """Return the builder of one of torchvision's models, without weights.
+def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
+    """Return the builder of one of torchvision's models, as it is for ``weights`` (the recipe's), but without them.
 
     Classifiers of images and of video come as they are; segmentation returns its ``out`` alone. Raises ModelError for a
     name that torchvision does not know, and for models that do not map one tensor to one tensor.
@@ -120,12 +123,32 @@ def torchvision_builder(name: str) -> Callable[..., Any]:
         defaults: dict[str, Any] = {"weights": None}
         if name in {"googlenet", "inception_v3"}:
             defaults["init_weights"] = True
+        defaults |= _needed_by(models, name, weights)
         if family == "segmentation":
             defaults["weights_backbone"] = None  # torchvision would download the classifier's
         module = builder(**{**defaults, **kwargs})
         return _returning_out(module) if family == "segmentation" else module
 
     return build
+
+
+def _needed_by(models: ModuleType, name: str, weights: str) -> dict[str, Any]:
+    """Return the arguments that torchvision's builder itself adds for pretrained weights."""
+    member = models.get_model_weights(name).__members__.get(weights)
+    if member is None:
+        return {}
+    if name in {"googlenet", "inception_v3"}:
+        return {"transform_input": True}  # these were trained on inputs of another normalization
+    if name.startswith("vit_") and "min_size" in member.meta:
+        return {"image_size": member.meta["min_size"][0]}
+    return {}
+
+
+def modern_names(raw: Any) -> Any:
+    """Return a state dict of torchvision's DenseNet weights with today's names; any other as it is."""
+    if not isinstance(raw, dict):
+        return raw
+    return {_DENSENET.sub(r"\1\2", name) if isinstance(name, str) else name: value for name, value in raw.items()}
 
 
 def optional_parts(module: nn.Module) -> tuple[str, ...]:

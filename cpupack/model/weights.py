@@ -7,9 +7,11 @@ import hashlib
 import importlib
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from cpupack.model.checkpoint import take
 from cpupack.model.fit import listed
 from cpupack.model.sources import timm_builder
 from cpupack.model.user_code import describe_failure, first_line
-from cpupack.model.vision import optional_parts
+from cpupack.model.vision import modern_names, optional_parts
 from cpupack.model.weight_files import read_weights
 from cpupack.progress import Progress
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe, Model
@@ -124,7 +126,7 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
                 hint=f"put the file at {cached}, or name a local path as [model] weights, "
                 'or accept untrained ones with weights_fallback = "random"',
             ) from error
-    found = _from_file(module, cached, spec, progress, optional=optional_parts(module))
+    found = _from_file(module, cached, spec, progress, names=modern_names, optional=optional_parts(module))
     return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
 
 
@@ -156,7 +158,13 @@ def _fall_back(module: nn.Module, loaded: LoadedRecipe, wanted: str, reason: str
 
 
 def _from_file(
-    module: nn.Module, path: Path, spec: Model, progress: Progress, *, optional: tuple[str, ...] = ()
+    module: nn.Module,
+    path: Path,
+    spec: Model,
+    progress: Progress,
+    *,
+    names: Callable[[Any], Any] | None = None,
+    optional: tuple[str, ...] = (),
 ) -> LoadedWeights:
     if not path.is_file():
         raise ModelError(f"[model] weights: {path} does not exist", hint="paths are relative to the recipe")
@@ -167,7 +175,8 @@ def _from_file(
             f"[model] sha256: {path} has SHA-256 {digest}, the recipe says {spec.sha256}",
             hint="the file is not the one the recipe was written for; fetch it again or correct the recipe",
         )
-    taken = take(read_weights(path), module, spec.state, path, optional=optional)
+    raw = read_weights(path)
+    taken = take(names(raw) if names else raw, module, spec.state, path, optional=optional)
     for note in taken.notes:
         progress.note(note)
     for warning in taken.warnings:

@@ -372,3 +372,19 @@ def test_old_weight_norm_fits_the_new_one(tmp_path: Path) -> None:
     load(tmp_path, old.state_dict(), new)
     x = torch.randn(4, 3)
     assert torch.allclose(old(x), new(x))
+
+
+class Extra(nn.Linear):
+    """A module that saves more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_state_that_is_no_tensor_is_the_factorys_to_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"more than tensors in its state \(_extra_state\)") as caught:
+        load(tmp_path, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, Extra(3, 2))
+    assert 'weights = "factory"' in (caught.value.hint or "")

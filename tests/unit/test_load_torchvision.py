@@ -13,7 +13,7 @@ import torch
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.sources import build_module
-from cpupack.model.vision import import_torchvision, optional_parts
+from cpupack.model.vision import import_torchvision, modern_names, optional_parts
 from cpupack.model.weights import load_weights
 from cpupack.stages.load import load
 from helpers.tiny_models import Recorder, loaded
@@ -77,6 +77,29 @@ def test_weights_with_a_head_for_training_fit_a_segmentation_model_without_it(
     load_weights(module, recipe, progress)
     assert torch.equal(module.classifier[4].weight, trained.classifier[4].weight)
     assert "left out aux_classifier.0.weight" in " ".join(progress.notes)
+
+
+def test_inputs_are_transformed_as_the_weights_want(tmp_path: Path) -> None:
+    spec = {"source": "torchvision:googlenet", "input_shape": [3, 64, 64]}
+    for weights, transforms in (("IMAGENET1K_V1", True), ("random", False)):
+        module = build_module(loaded(tmp_path, model={**spec, "weights": weights}), Recorder())
+        assert module.transform_input == transforms
+
+
+def test_the_size_of_a_vision_transformer_is_that_of_its_weights(tmp_path: Path) -> None:
+    spec = {"source": "torchvision:vit_b_16", "input_shape": [3, 64, 64], "weights": "IMAGENET1K_SWAG_E2E_V1"}
+    assert build_module(loaded(tmp_path, model=spec), Recorder()).image_size == 384
+
+
+def test_names_of_densenets_weights_are_todays() -> None:
+    old = {"features.denseblock1.denselayer2.norm.1.weight": 1, "features.conv0.weight": 2, "epoch": 3, 7: 8}
+    assert modern_names(old) == {
+        "features.denseblock1.denselayer2.norm1.weight": 1,
+        "features.conv0.weight": 2,
+        "epoch": 3,
+        7: 8,
+    }
+    assert modern_names([1]) == [1]
 
 
 @pytest.mark.parametrize(
