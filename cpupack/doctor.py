@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from cpupack import __version__
 from cpupack.console import flow
 from cpupack.errors import ModelError
-from cpupack.model.sources import import_torchvision
+from cpupack.model.vision import import_torchvision
 from cpupack.quantized_engine import supported_engines
 from cpupack.runtime.engine import library
 from cpupack.runtime.host import probe as host_probe

@@ -123,7 +123,7 @@ class Gate:
 
     ``ci95`` is the 95 % interval of ``measured``, None where there is none. ``proven`` says that the interval's worse
     end holds the bound too, so that the samples show it; where not, ``note`` says so in words. ``confident`` gates are
-    judged by that end, all others by ``measured``.
+    judged by that end, all others by ``measured``. ``default`` gates are not of the recipe.
     """
 
     name: str
@@ -134,6 +134,7 @@ class Gate:
     ci95: Interval | None = None
     confident: bool = False
     note: str = ""
+    default: bool = False
 
 
 @dataclass(frozen=True)

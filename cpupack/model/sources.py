@@ -14,35 +14,11 @@ from typing import Any
 import torch
 
 from cpupack.errors import CpupackError, ModelError
+from cpupack.model.accept import accepted
 from cpupack.model.user_code import describe_failure
+from cpupack.model.vision import import_torchvision, repair_torchvision_imports, torchvision_builder
+from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-
-_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-
-
-def import_torchvision() -> ModuleType:
-    """Import torchvision, also a build whose C++ operators do not load beside this torch.
-
-    The package index has only CUDA builds of recent torchvision; beside a CPU build of torch their extension does not
-    load and ``import torchvision`` fails in its own meta registrations with "operator torchvision::nms does not exist".
-    Models and transforms use no such operator, so the schemas are declared and the import repeated. A matching build
-    is imported as it is. Raises ModelError when torchvision is not installed.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            "torchvision is not installed, and the recipe needs it",
-            hint='pip install "cpupack[torchvision]", with the CPU build of torch already installed (see README)',
-        ) from error
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    _SCHEMAS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _SCHEMAS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -52,16 +28,16 @@ def imagenet_labels() -> tuple[str, ...]:
     return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def build_module(loaded: LoadedRecipe) -> torch.nn.Module:
+def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
     """Build the module that ``[model] source`` names, without weights from a download.
 
-    Raises ModelError when the source does not exist, its code fails, or it does not return a ``torch.nn.Module``.
+    Raises ModelError when the source does not exist, its code fails, or it does not return an FP32 module.
     """
     spec = loaded.recipe.model
     kind, _, rest = spec.source.partition(":")
     match kind:
         case "torchvision":
-            make = _torchvision_builder(rest)
+            make = torchvision_builder(rest, spec.weights)
         case "timm":
             make = timm_builder(rest)
         case "python":
@@ -71,31 +47,23 @@ def build_module(loaded: LoadedRecipe) -> torch.nn.Module:
                 f"[model] source: {spec.source!r} is none of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
                 "python:pkg.mod:factory"
             )
-    module = call_factory(make, spec.kwargs, f"[model] {spec.source}")
-    if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"[model] {spec.source} returned {type(module).__name__}, not a torch.nn.Module")
-    return module
+    if isinstance(make, torch.nn.Module):  # a module at the top of the user's file, not a function that makes one
+        if spec.kwargs:
+            raise ModelError(f"[model] kwargs: {spec.source} is a module, which takes none")
+        return accepted(make, spec.source, progress)
+    return accepted(_with_defaults_kept(make, spec.kwargs, f"[model] {spec.source}"), spec.source, progress)
 
 
-def _torchvision_builder(name: str) -> Callable[..., Any]:
-    import_torchvision()
-    models = importlib.import_module("torchvision.models")
-    names = models.list_models(module=models)
-    if name not in names:
-        near = get_close_matches(name, names, n=3)
-        raise ModelError(
-            f"[model] source: torchvision has no classification model {name!r}",
-            hint=f"did you mean {' or '.join(near)}?" if near else "torchvision.models.list_models() lists them",
-        )
-    builder: Callable[..., Any] = models.get_model_builder(name)
-    return lambda **kwargs: builder(**{"weights": None, **_without_weights(name, kwargs)})
-
-
-def _without_weights(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    if "weights" in kwargs or "pretrained" in kwargs:
-        raise ModelError(f"[model] kwargs: weights of torchvision:{name} are chosen by [model] weights, not by kwargs")
-    extra = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-    return {**extra, **kwargs}
+def _with_defaults_kept(make: Callable[..., Any], kwargs: dict[str, Any], what: str) -> Any:
+    """Call a factory that may set torch's defaults for the process, which the build's own tensors must not follow."""
+    dtype, grad, device = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_default_device()
+    try:
+        return call_factory(make, kwargs, what)
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def timm_builder(name: str) -> Callable[..., Any]:
@@ -124,6 +92,7 @@ def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., 
 
     ``key`` names the recipe key in errors. Raises ModelError when there is no such file, module or function.
     """
+    repair_torchvision_imports()
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise ModelError(f"{key}: python:{spec} must be python:FILE.py:factory or python:pkg.mod:factory")
@@ -146,7 +115,16 @@ def call_factory(factory: Callable[..., Any], kwargs: dict[str, Any], what: str)
     except CpupackError:
         raise
     except (Exception, SystemExit) as error:  # a training script calls sys.exit(), and that must not end the build
-        raise ModelError(f"{what} failed: {describe_failure(error)}") from error
+        raise ModelError(f"{what} failed: {describe_failure(error)}", hint=_factory_hint(error)) from error
+
+
+def _factory_hint(error: BaseException) -> str | None:
+    text = str(error)
+    if isinstance(error, TypeError) and "argument" in text:
+        return "arguments of the factory are [model] kwargs = { name = value }"
+    if "CUDA" in text or "NVIDIA" in text or "deserialize object on" in text:
+        return 'a build runs on the CPU: leave out .cuda() and .to("cuda"), load with map_location="cpu"'
+    return None
 
 
 def _import_file(path: Path, key: str) -> ModuleType:

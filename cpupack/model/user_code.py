@@ -8,11 +8,14 @@ from pathlib import Path
 _HERE = str(Path(__file__).parents[1])
 
 
-def describe_failure(error: BaseException) -> str:
-    """Return ``Type: message (FILE:LINE: code)`` for the innermost frame that is neither torch's nor cpupack's."""
+def describe_failure(error: BaseException, layer: str = "") -> str:
+    """Return ``Type: message (FILE:LINE: code)`` for the innermost frame that is neither torch's nor cpupack's.
+
+    ``layer`` names the user's module at work, where one is known (``layers.watched``).
+    """
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not _is_library(frame.filename)]
-    text = f"{type(error).__name__}: {first_line(error)}"
+    text = f"{f'in {layer}: ' if layer else ''}{type(error).__name__}: {first_line(error)}"
     if theirs:
         text += f" ({theirs[-1].filename}:{theirs[-1].lineno}: {(theirs[-1].line or '').strip()})"
     return text

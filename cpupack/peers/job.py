@@ -130,6 +130,7 @@ class Job:
         import torch
 
         from cpupack.model.sources import build_module
+        from cpupack.progress import SilentProgress
         from cpupack.recipe import LoadedRecipe
         from cpupack.recipe.file import parse_recipe
 
@@ -138,7 +139,7 @@ class Job:
         if recipe is None:
             raise PeerError("; ".join(text for _, text in problems))
         torch.manual_seed(recipe.model.seed)
-        module = build_module(LoadedRecipe(recipe=recipe, path=path, text=text))
+        module = build_module(LoadedRecipe(recipe=recipe, path=path, text=text), SilentProgress())
         module.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         module.eval().requires_grad_(requires_grad=False)
         rows = slice(0, _CHECKED_SAMPLES)

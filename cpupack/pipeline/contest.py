@@ -16,7 +16,7 @@ from cpupack.artifacts import (
     Recovery,
     SaturationReport,
 )
-from cpupack.errors import QuantizationError
+from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.corrections import Corrections
@@ -24,17 +24,31 @@ from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
+from cpupack.recovery.closeness import closest
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.sensitivity import rank
+from cpupack.sensitivity import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.trials import layers_of
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.saturate import make_safe
 from cpupack.stages.script import script
-from cpupack.stages.verify import choose, compare, judge, race
+from cpupack.stages.verify import (
+    LISTED,
+    LayerLoss,
+    Loss,
+    choose,
+    compare,
+    is_lossy,
+    judge,
+    loss_of,
+    race,
+    worst_in_words,
+)
 from cpupack.targets import ENGINES, Target
 
 _RACE_BATCH = 8
+_RANKED_SAMPLES = 8
+"""Samples to find the worst layers on: their order settles early."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ def contend(
     if contenders[0].scripted.target.runs_here:
         with progress.stage(f"time against FP32 ({cpu})"):
             contenders = _raced(prepared, contenders, work)
-    return [judge(each, recipe.evaluation) for each in contenders], failed
+    return [_judged(prepared, each) for each in contenders], failed
 
 
 def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress) -> Settled:
@@ -94,12 +108,79 @@ def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, p
     raced, failed = contend(prepared, cpu, work, corrections, progress)
     spec = prepared.loaded.recipe.quantize
     if not recovery.wanted(spec, raced):
-        return Settled(prepared, choose(raced), tuple(raced), failed)
+        return Settled(prepared, _chosen(prepared, raced, cpu, corrections, progress), tuple(raced), failed)
     with progress.stage(f"recover ({cpu})"):
         built_s = (time.monotonic() - started) / len(raced)
         targets = {each.scripted.target.engine: each.scripted.target for each in raced}
         found = recovery.recover(spec, raced, built_s, _workbench(prepared, targets, work, corrections, progress))
     return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
+
+
+def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss | None:
+    """Return what to say where the winner's outputs are far from FP32's, None where they are close."""
+    prepared, winner = settled.prepared, settled.winner
+    if not is_lossy(winner.report):
+        return None
+    with progress.stage(f"find the worst layers ({winner.scripted.target.cpu})"):
+        layers = _layer_losses(prepared, winner, corrections, progress)
+    calibration = prepared.calibration
+    return loss_of(
+        winner.report,
+        layers,
+        random_weights=prepared.model.random_weights,
+        synthetic=calibration is not None and calibration.synthetic,
+        calibration_samples=len(calibration) if calibration is not None else 0,
+        dynamic=prepared.fused.style == "dynamic",
+    )
+
+
+def _chosen(
+    prepared: Prepared, raced: list[Contender], cpu: str, corrections: Corrections, progress: Progress
+) -> Contender:
+    """Choose; where a gate on accuracy fails, the error names the layers that lose most as well."""
+    try:
+        return choose(raced)
+    except VerificationError as error:
+        nearest = closest(raced)
+        if nearest is None:
+            raise
+        with progress.stage(f"find the worst layers ({cpu})"):
+            layers = _layer_losses(prepared, nearest, corrections, progress)
+        raise VerificationError(f"{error.message}\n  {worst_in_words(layers[:LISTED])}", hint=error.hint) from error
+
+
+def _layer_losses(
+    prepared: Prepared, contender: Contender, corrections: Corrections, progress: Progress
+) -> list[LayerLoss]:
+    """Return what each layer alone costs, the worst first."""
+    spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
+    found = _ranked(prepared, spec, target, corrections, progress, count=_RANKED_SAMPLES)
+    return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
+
+
+def _ranked(
+    prepared: Prepared,
+    spec: Quantize,
+    target: Target,
+    corrections: Corrections,
+    progress: Progress,
+    *,
+    count: int = COUNT,
+) -> tuple[LayerSensitivity, ...]:
+    levels = 2**target.activation_bits
+    calibrated = corrections.corrected(prepared, spec, target, progress)
+    ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
+    return rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels, count=count)
+
+
+def _judged(prepared: Prepared, contender: Contender) -> Contender:
+    model = prepared.model
+    return judge(
+        contender,
+        prepared.loaded.recipe.evaluation,
+        trained=not model.random_weights,
+        classifies=model.labels is not None,
+    )
 
 
 def described(settled: Settled, corrections: Corrections, progress: Progress) -> Settled:
@@ -130,16 +211,13 @@ def _workbench(
         contender = _contender(_with(prepared, spec), target, work, path, corrections, progress)
         if target.runs_here:
             (contender,) = _raced(prepared, [contender], work)
-        contender = judge(contender, prepared.loaded.recipe.evaluation)
+        contender = _judged(prepared, contender)
         if not contender.report.passed:
             path.unlink()
         return contender
 
     def ranked(spec: Quantize, engine: str) -> list[str]:
-        levels = 2 ** targets[engine].activation_bits
-        calibrated = corrections.corrected(prepared, spec, targets[engine], progress)
-        ranges = choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile)
-        found = rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels)
+        found = _ranked(prepared, spec, targets[engine], corrections, progress)
         return list(dict.fromkeys(layer.skip for layer in found if layer.skip is not None))
 
     layers = layers_of(prepared.fused, prepared.calibrated.stats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from cpupack.artifacts import (
 )
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
 from cpupack.pipeline.candidates import candidates
-from cpupack.pipeline.contest import Settled, described, settle
+from cpupack.pipeline.contest import Settled, described, loss, settle
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
@@ -26,7 +27,7 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
-from cpupack.stages.verify import doubts
+from cpupack.stages.verify import Loss, doubts
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,12 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
             settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
             for doubt in doubts(settled.winner):
                 progress.warn(doubt)
+            lost = loss(settled, corrections, progress)
+            if lost is not None:
+                progress.warn(lost.text)
             staged = _stage(settled, work / cpu, progress)
             plan = _tune(staged, loaded, settled.winner, options, progress)
-            facts = _facts(settled, plan, progress)
+            facts = _facts(settled, lost, plan, progress)
             finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
@@ -141,7 +145,7 @@ def _tune(
         return tune(staged, loaded.recipe, target, progress)
 
 
-def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, Any]:
+def _facts(settled: Settled, lost: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:
     """Return what the wheel will say about its build; times are of the stages up to here."""
     saturation = settled.winner.saturation
     return build_facts(
@@ -156,6 +160,7 @@ def _facts(settled: Settled, plan: TunePlan, progress: Progress) -> dict[str, An
             "recovery": recovery_facts(settled.recovery) if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
+            "loss": {"finding": lost.finding, **dataclasses.asdict(lost)} if lost else None,
             "saturation": safety_facts(saturation) if saturation else None,
         },
     )

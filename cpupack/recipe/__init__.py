@@ -4,6 +4,7 @@ Importing this loads pydantic and nothing slower; torch never.
 """
 
 from cpupack.recipe.model import (
+    WEIGHT_FILES,
     Bench,
     Calibration,
     Cpu,
@@ -25,6 +26,7 @@ from cpupack.recipe.model import (
 )
 
 __all__ = [
+    "WEIGHT_FILES",
     "Bench",
     "Calibration",
     "Cpu",

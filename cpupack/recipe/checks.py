@@ -12,14 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cpupack.recipe import Evaluation, gates
+from cpupack.recipe import WEIGHT_FILES, Evaluation, gates
 from cpupack.recipe.lines import Key
 from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
 CHANNELS = {"RGB": 3, "L": 1}
-WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 MODEL_SOURCES = ("torchvision", "timm", "python")
 DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
@@ -111,6 +110,12 @@ def _weights_options(view: View) -> Iterator[Problem]:
         yield Problem(("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing')
     if view.given("model", "sha256") and weights in {"random", "factory", "pretrained"}:
         yield Problem(("model", "sha256"), f'has no effect: weights = "{weights}" reads no file that cpupack knows')
+
+
+def _state(view: View) -> Iterator[Problem]:
+    state, weights = view("model", "state"), view("model", "weights")
+    if state is not None and not weights.endswith(WEIGHT_FILES):
+        yield Problem(("model", "state"), f'has no effect: weights = "{weights}" is no checkpoint file')
 
 
 def _labels(view: View) -> Iterator[Problem]:
@@ -210,7 +215,7 @@ def _recovery(view: View) -> Iterator[Problem]:
         if view.given("quantize", "budget_s"):
             yield Problem(("quantize", "budget_s"), "has no effect without recover = true")
         return
-    if not any(view(*key) is not None for key in _accuracy_gates()):
+    if not any(view.given(*key) and view(*key) != "off" for key in _accuracy_gates()):
         yield Problem(
             ("quantize", "recover"),
             "has nothing to recover: [evaluation] sets no gate on accuracy; add one of "
@@ -305,6 +310,7 @@ CHECKS: tuple[Check, ...] = (
     _model_source,
     _weights,
     _weights_options,
+    _state,
     _labels,
     _preprocess,
     _quantize,

@@ -28,6 +28,9 @@ PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
+"""How the name of a file of weights ends."""
+
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 # The canonical form of PEP 440, appendix B: what build tools would turn any other spelling into.
 VERSION_PATTERN = (
@@ -92,7 +95,11 @@ class Model(Table):
     """Keyword arguments for the factory."""
     weights: Text
     """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (a Python factory
-    that loads them itself), a ``.pt``, ``.pth`` or ``.safetensors`` file, or ``random``."""
+    that loads them itself), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or ``.safetensors`` file, or
+    ``random``."""
+    state: Literal["plain", "ema"] | None = None
+    """Which weights of a checkpoint that also holds averaged ones (EMA, SWA): ``plain`` or ``ema``. Absent, the plain
+    ones, with a warning where there are others too; averaged ones where a file has no others."""
     weights_fallback: Literal["random"] | None = None
     """What to do when weights must be downloaded and cannot be; absent means an error."""
     sha256: (
@@ -187,10 +194,12 @@ class Evaluation(Table):
     """Largest absolute drop of top-1 accuracy from FP32 to INT8 (0.01 is one point)."""
     min_top1: Fraction | None = None
     """Smallest top-1 accuracy of the INT8 model."""
-    min_agreement: Fraction | None = None
-    """Smallest share of samples on which FP32 and INT8 choose the same class."""
-    min_sqnr_db: Finite | None = None
-    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB."""
+    min_agreement: Fraction | Literal["off"] = 0.5
+    """Smallest share of samples on which FP32 and INT8 choose the same class. The default is for trained models that
+    are known to choose classes (``labels`` or labelled data); ``off`` switches it off."""
+    min_sqnr_db: Finite | Literal["off"] = 6.0
+    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default is for trained
+    models; ``off`` switches it off."""
     min_speedup: PositiveFloat | None = None
     """Smallest throughput ratio over the FP32 model on this host (only for targets this host can time)."""
     metric: Text | None = None

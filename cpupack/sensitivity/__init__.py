@@ -3,6 +3,6 @@
 ``rank`` measures and orders the layers; ``ranking`` shows them.
 """
 
-from cpupack.sensitivity.rank import LayerSensitivity, rank
+from cpupack.sensitivity.rank import COUNT, LayerSensitivity, rank
 
-__all__ = ["LayerSensitivity", "rank"]
+__all__ = ["COUNT", "LayerSensitivity", "rank"]

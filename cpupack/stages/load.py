@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.parameter import is_lazy
 
 from cpupack.artifacts import FloatModel
-from cpupack.errors import CpupackError, ModelError
+from cpupack.errors import ModelError
 from cpupack.model.sources import build_module, imagenet_labels
-from cpupack.model.user_code import describe_failure
-from cpupack.model.weights import LoadedWeights, load_weights
+from cpupack.model.trial_run import try_forward
+from cpupack.model.weights import LoadedWeights, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 
@@ -25,10 +24,17 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     """
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
-    module = build_module(loaded)
+    module = build_module(loaded, progress)
     module.eval()
-    output_shape, macs = _try_forward(module, spec.source, tuple(spec.input_shape))
+    lazy = any(is_lazy(each) for each in module.parameters())
+    output_shape, macs = try_forward(module, spec.source, tuple(spec.input_shape))
     weights = load_weights(module, loaded, progress)
+    check_finite(module, weights.origin)
+    if lazy and spec.weights == "factory":
+        progress.warn(
+            f"RANDOM WEIGHTS in lazy layers: {spec.source} returned layers that have no weights before their first "
+            "input; run the model once in the factory, then load its weights"
+        )
     module.eval().requires_grad_(requires_grad=False)
     return FloatModel(
         module=module,
@@ -46,43 +52,6 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
 
 def _state_bytes(module: torch.nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-
-
-def _try_forward(module: torch.nn.Module, source: str, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Run batches of one and two; return the output shape without the batch, and the MACs of one sample."""
-    counter = FlopCounterMode(display=False)
-    try:
-        with torch.inference_mode(), counter:
-            one = module(torch.zeros(1, *input_shape))
-        with torch.inference_mode():
-            two = module(torch.zeros(2, *input_shape))
-    except CpupackError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"[model] {source} does not run on an input of shape (1, {', '.join(map(str, input_shape))}): "
-            f"{describe_failure(error)}",
-            hint="check [model] input_shape (without the batch dimension) and kwargs",
-        ) from error
-    for output, batch in ((one, 1), (two, 2)):
-        if not isinstance(output, torch.Tensor):
-            raise ModelError(
-                f"[model] {source} returns {_describe(output)}; a packaged model returns one tensor",
-                hint="wrap it in a factory whose forward returns the tensor to serve",
-            )
-        if output.ndim < 1 or output.shape[0] != batch or not output.is_floating_point():
-            raise ModelError(
-                f"[model] {source} returns {output.dtype} of shape {tuple(output.shape)} for a batch of {batch}; "
-                "the first dimension of a float output must be the batch",
-                hint="recurrent models: use batch_first=True",
-            )
-    return tuple(one.shape[1:]), counter.get_total_flops() // 2
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
 
 
 def _labels(

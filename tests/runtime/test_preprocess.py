@@ -34,7 +34,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 def transforms() -> Any:
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision, the reference, is not installed")
-    from cpupack.model.sources import import_torchvision
+    from cpupack.model.vision import import_torchvision
 
     import_torchvision()
     return importlib.import_module("torchvision.transforms")

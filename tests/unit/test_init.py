@@ -77,7 +77,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_known_preprocessing_is_torchvisions(name: str) -> None:
     pytest.importorskip("torch")
     from cpupack.errors import ModelError
-    from cpupack.model.sources import import_torchvision
+    from cpupack.model.vision import import_torchvision
 
     try:
         import_torchvision()

@@ -11,7 +11,8 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
-from cpupack.model.sources import build_module, import_torchvision
+from cpupack.model.sources import build_module
+from cpupack.model.vision import import_torchvision
 from cpupack.stages.load import load
 from helpers.tiny_models import Recorder, loaded
 
@@ -123,12 +124,12 @@ def test_a_file_that_cannot_be_imported_names_the_line(directory: Path) -> None:
         ("python:models.py", "must be python:FILE.py:factory", ""),
         ("python:models.py:number", "returned int, not a torch.nn.Module", ""),
         ("keras:resnet", "is none of torchvision:NAME", ""),
-        ("torchvision:resnet81", "torchvision has no classification model 'resnet81'", "did you mean resnet"),
+        ("torchvision:resnet81", "torchvision has no model 'resnet81'", "did you mean resnet"),
     ],
 )
 def test_a_source_that_does_not_exist_is_named(directory: Path, source: str, words: str, hint: str) -> None:
     with pytest.raises(ModelError, match=words) as caught:
-        build_module(loaded(directory, model={"source": source}))
+        build_module(loaded(directory, model={"source": source}), Recorder())
     assert hint in (caught.value.hint or "")
     assert caught.value.exit_code == 3
 
@@ -141,12 +142,15 @@ def test_a_module_of_an_installed_package(directory: Path) -> None:
 def test_torchvision_imports_here_and_builds_models(directory: Path) -> None:
     assert import_torchvision() is import_torchvision()
     module = build_module(
-        loaded(directory, model={"source": "torchvision:squeezenet1_1", "kwargs": {"num_classes": 7}})
+        loaded(directory, model={"source": "torchvision:squeezenet1_1", "kwargs": {"num_classes": 7}}), Recorder()
     )
     with torch.inference_mode():
         assert module.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
     with pytest.raises(ModelError, match=r"chosen by .model. weights, not by kwargs"):
-        build_module(loaded(directory, model={"source": "torchvision:squeezenet1_1", "kwargs": {"weights": "DEFAULT"}}))
+        build_module(
+            loaded(directory, model={"source": "torchvision:squeezenet1_1", "kwargs": {"weights": "DEFAULT"}}),
+            Recorder(),
+        )
 
 
 @pytest.mark.parametrize("weights", ["random", "factory"])

@@ -147,14 +147,19 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"model.weights": '"randm"'},
             'model.weights: must be a torchvision name such as IMAGENET1K_V1, "random" or a '
-            "file ending in .pt, .pth, "
+            "file ending in .pt, .pth, .ckpt, .tar, .bin, "
             '.safetensors, not "randm"; did you mean "random"?',
         ),
         (
-            {"model.weights": '"net.ckpt"', "model.source": '"timm:x"'},
-            'model.weights: must be "pretrained" or "random" or a file ending in .pt, .pth, .safetensors, '
-            'not "net.ckpt"',
+            {"model.weights": '"net.onnx"', "model.source": '"timm:x"'},
+            'model.weights: must be "pretrained" or "random" or a file ending in .pt, .pth, .ckpt, .tar, .bin, '
+            '.safetensors, not "net.onnx"',
         ),
+        (
+            {"model.weights": '"random"', "model.state": '"ema"'},
+            'model.state: has no effect: weights = "random" is no checkpoint file',
+        ),
+        ({"model.state": '"avg"'}, 'model.state: must be one of "plain", "ema", not "avg"'),
         (
             {"model.weights": '"net.pt"', "model.weights_fallback": '"random"'},
             'model.weights_fallback: has no effect: weights = "net.pt" downloads nothing',

@@ -178,7 +178,7 @@ def test_syntax_error(problems: Load, text: str, expected: str) -> None:
         (
             "[calibration]",
             "[evaluation]\nmin_sqnr_db = nan\n[calibration]",
-            "FILE:11: evaluation.min_sqnr_db: must be a number, not nan",
+            'FILE:11: evaluation.min_sqnr_db: must be a number or "off", not nan',
         ),
         ('name = "net"', 'name = "net"\nversion = "1.0-beta"', None),
         ("[calibration]", "[[calibration]]", "FILE:10: calibration: must be a table, not a list"),

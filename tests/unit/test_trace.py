@@ -12,7 +12,7 @@ from torch import nn
 
 from cpupack.errors import ModelError
 from cpupack.graph.trace import remove_inference_noops, trace
-from cpupack.model.sources import import_torchvision
+from cpupack.model.vision import import_torchvision
 from cpupack.progress import SilentProgress
 from cpupack.stages.fuse import fuse
 from helpers.tiny_models import SHAPE, float_model, recipe

@@ -15,6 +15,8 @@ from cpupack.recipe import Evaluation
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
+OFF = "off"
+"""What a recipe sets a gate to that has a default, to have none."""
 
 IntervalOf = Callable[[int], Interval]
 
@@ -36,7 +38,7 @@ def check_gates(evaluation: Evaluation, output_shape: tuple[int, ...]) -> None:
     if accuracy.has_classes(output_shape):
         return
     for name in _CLASS_GATES:
-        if getattr(evaluation, name) is not None:
+        if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
                 f"[evaluation] {name} is about classes, and the model's output has shape {output_shape} for a sample, "
                 "not (classes,)",
@@ -44,13 +46,24 @@ def check_gates(evaluation: Evaluation, output_shape: tuple[int, ...]) -> None:
             )
 
 
-def judge(contender: Contender, evaluation: Evaluation) -> Contender:
-    """Return the contender with each gate that the recipe sets and that could be measured."""
+def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True, classifies: bool = False) -> Contender:
+    """Return the contender with each gate that the recipe sets and that could be measured.
+
+    Gates that have a default hold for ``trained`` weights without being set, the one on agreement where the model
+    ``classifies`` or the data has labels. Of those only what fails is listed.
+    """
     gates = []
+    classifies = classifies or contender.report.labelled_samples > 0
     for name, measured in _measured(contender.report):
         bound = getattr(evaluation, name)
-        if bound is not None:
-            gates.append(_gate(name, bound, measured, confident=evaluation.confident))
+        given = name in evaluation.model_fields_set
+        if bound is None or bound == OFF or not (given or (trained and (classifies or name not in _CLASS_GATES))):
+            continue
+        gate = _gate(name, bound, measured, confident=evaluation.confident and given)
+        if given:
+            gates.append(gate)
+        elif not gate.passed:
+            gates.append(dataclasses.replace(gate, default=True))
     return dataclasses.replace(contender, report=dataclasses.replace(contender.report, gates=tuple(gates)))
 
 
@@ -69,12 +82,16 @@ def choose(contenders: Sequence[Contender]) -> Contender:
             if gate.confident:
                 measured += f" ({_interval_text(gate.ci95)})"
             verdict = "ok" if gate.passed else "FAILED"
-            lines.append(f"  {each.scripted.target.engine}: {gate.name} = {gate.bound:g}, {measured}  {verdict}")
+            bound = f"{gate.bound:g}{' (the default)' if gate.default else ''}"
+            lines.append(f"  {each.scripted.target.engine}: {gate.name} = {bound}, {measured}  {verdict}")
             if gate.note and not gate.passed:
                 lines.append(f"    {gate.note}")
+    defaults = dict.fromkeys(gate.name for each in contenders for gate in each.report.gates if gate.default)
+    lowered = f'; {" and ".join(defaults)} in [evaluation] lowers a default, "off" drops it' if defaults else ""
     raise VerificationError(
         f"[evaluation] the gates do not hold (on {contenders[0].report.data}):\n" + "\n".join(lines),
-        hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md",
+        hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md"
+        + lowered,
     )
 
 

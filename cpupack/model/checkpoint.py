@@ -1,0 +1,397 @@
+"""Checkpoints: finding the weights of a module in what training tools write around them, and saying what was taken.
+
+Nothing is taken unless every name and shape of the module is there. What stands around a name is removed only where
+the rest is then exactly the module's own names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError
+from cpupack.model.fit import Fit, Own, dtypes_converted, fit, is_extra, listed, problem_lines
+from cpupack.model.weight_files import SAVE_TENSORS, describe_raw
+
+PLAIN_KEYS = frozenset(
+    {
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "model",
+        "net",
+        "network",
+        "net_state_dict",
+        "weights",
+        "params",
+        "module",
+        "model_weights",
+        "state",
+        "online_model",
+        "current_model_state",
+    }
+)
+"""Keys under which checkpoints keep a state dict."""
+_PREFIXES = frozenset({"module", "model", "net", "network", "_model", "online_model"})
+"""Attributes that wrap the model: other tensors beside them belong to the training (a loss, a metric)."""
+_AVERAGED = frozenset({"ema", "swa", "averaged", "shadow", "polyak"})
+"""Words in a key or prefix that mean a running average of the weights."""
+_NOT_WEIGHTS = frozenset(
+    {
+        "optimizer",
+        "optimizers",
+        "optim",
+        "opt",
+        "scheduler",
+        "grad",
+        "grads",
+        "scaler",
+        "rng",
+        "exp",
+        "momentum",
+    }
+)
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_fpw_module": "FSDP",
+    "_forward_module": "Lightning Fabric",
+    "_original_module": "Lightning Fabric",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+"""Private attributes by which wrappers hold a module, at any depth of a name."""
+_DEEPEST = 4
+_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The weights to load. ``notes`` say what was recognised, ``warnings`` what the user must not miss."""
+
+    state: dict[str, torch.Tensor]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Tensors found in a file: under which keys, by which names; ``removed`` are parts of names that wrappers add."""
+
+    path: tuple[str, ...]
+    tensors: dict[str, torch.Tensor]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """Tensors of a table under one prefix (``added``: the module has it, not the file), and how they fit."""
+
+    table: _Table
+    prefix: str
+    fit: Fit
+    left: tuple[str, ...] = ()
+    added: bool = False
+    borrowed: tuple[str, ...] = ()
+    averaged: bool = False
+
+    @property
+    def where(self) -> str:
+        path = ".".join(self.table.path)
+        return (f"'{path}'" if path else "the file itself") + (f" under '{self.prefix}'" if self.prefix else "")
+
+    @property
+    def known(self) -> bool:
+        keys = [key for key in self.table.path if not words(key) & _AVERAGED]
+        return all(key in PLAIN_KEYS for key in keys)
+
+
+def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optional: tuple[str, ...] = ()) -> Taken:
+    """Return the weights of ``module`` in ``raw``, what a file holds; the module is not changed.
+
+    ``choice`` is ``[model] state``: ``plain``, ``ema`` or None (plain where there are such). Names that start with one
+    of ``optional`` may be left out. Raises ModelError when nothing fits by every name and shape, or several do.
+    """
+    if kept := [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise ModelError(
+            f"[model] weights: the module keeps more than tensors in its state ({listed(kept)})",
+            hint='load it in the factory, with weights = "factory"',
+        )
+    own = Own(module)
+    tables = list(_tables(raw, own))
+    if not tables:
+        raise _no_weights(raw, path)
+    offers = [offer for table in tables for offer in _offers(table, own, raw, optional)]
+    good = [offer for offer in offers if offer.fit.loads]
+    good += _completed(offers, good, own)
+    if not good:
+        other = [*_looser(tables, own), *_joined(raw, own)]
+        good = [offer for table in other for offer in _offers(table, own, raw, optional) if offer.fit.loads]
+    if not good:
+        good = list(_renamed(module, offers))
+    if not good:
+        raise _misfit(min(offers, key=lambda each: (each.fit.faults, not each.known)), own, path)
+    plain = _one([offer for offer in good if not offer.averaged], path)
+    averaged = _one([offer for offer in good if offer.averaged], path)
+    if choice == "ema" and averaged is None:
+        raise ModelError(
+            f'[model] state = "ema": {path} has no averaged weights that fit, only {_known(plain)}',
+            hint='leave state out, or set it to "plain"',
+        )
+    if choice == "plain" and plain is None:
+        raise ModelError(
+            f'[model] state = "plain": {path} has averaged weights only, in {_known(averaged)}',
+            hint='leave state out, or set it to "ema"',
+        )
+    taken = averaged if choice == "ema" or plain is None else plain
+    assert taken is not None
+    warnings: tuple[str, ...] = ()
+    if choice is None and plain is not None and averaged is not None:
+        warnings = (
+            f"{path.name} holds plain weights ({plain.where}) and averaged ones ({averaged.where}); the plain ones are "
+            'used. Averaged weights are usually the better ones: [model] state = "ema" takes them, state = "plain" '
+            "keeps these without this warning",
+        )
+    others = [each for each in good if each is not taken]
+    return Taken(taken.fit.state, tuple(_said(taken, others, own, raw)), warnings)
+
+
+def words(key: str) -> set[str]:
+    """Return the words of a key in lower case: ``model_ema`` and ``modelEMA`` are both model and ema."""
+    return {word.lower() for word in _WORDS.findall(key)}
+
+
+# --- where tensors are
+
+
+def _tables(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
+    if isinstance(raw, list | tuple) and path and words(path[-1]) & _AVERAGED:
+        yield from _unnamed(raw, own, path)
+    if not isinstance(raw, Mapping) or len(path) > _DEEPEST:
+        return
+    entries = {str(key): value for key, value in raw.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield _without_wrappers(_Table(path, tensors), own)
+    for key, value in entries.items():
+        if not words(key) & _NOT_WEIGHTS:
+            yield from _tables(value, own, (*path, key))
+
+
+def _joined(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
+    """Yield the tensors of mappings that hold one state dict for each part of the model."""
+    if not isinstance(raw, Mapping) or len(path) > 1:
+        return
+    parts = {key: value for key, value in raw.items() if isinstance(key, str) and isinstance(value, Mapping)}
+    tensors = {
+        f"{key}.{name}": value
+        for key, part in parts.items()
+        if not words(key) & _NOT_WEIGHTS
+        for name, value in part.items()
+        if isinstance(value, torch.Tensor) and isinstance(name, str)
+    }
+    if tensors:
+        yield _without_wrappers(_Table(path, tensors), own)
+    for key, part in parts.items():
+        yield from _joined(part, own, (*path, key))
+
+
+def _unnamed(values: Any, own: Own, path: tuple[str, ...]) -> Iterator[_Table]:
+    """Name a list of averaged parameters (torch_ema): they are in the order of ``parameters()``."""
+    found = [value for value in values if isinstance(value, torch.Tensor)]
+    if found and len(found) == len(values) == len(own.trained):
+        pairs = list(zip(own.trained, found, strict=True))
+        if all(value.shape == own.state[name].shape for name, value in pairs):
+            yield _Table(path, dict(pairs))
+
+
+def _without_wrappers(table: _Table, own: Own, also: frozenset[str] = frozenset()) -> _Table:
+    """Remove the parts of names that wrappers add, unless the module has such parts itself."""
+    used = {part for name in own.state for part in name.split(".")}
+    droppable = (set(_WRAPPERS) | also) - used
+    removed: list[str] = []
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in table.tensors.items():
+        parts = name.split(".")
+        kept = ".".join(part for part in parts if part not in droppable)
+        if not kept or kept in tensors:
+            return table  # two names would become one
+        tensors[kept] = value
+        removed += [part for part in parts if part in droppable and part not in removed]
+    return replace(table, tensors=tensors, removed=tuple(removed)) if removed else table
+
+
+def _looser(tables: list[_Table], own: Own) -> Iterator[_Table]:
+    """Yield the tables once more without DistributedDataParallel's ``module`` inside names."""
+    for table in tables:
+        other = _without_wrappers(table, own, frozenset({"module"}))
+        if other is not table and "module" in other.removed:
+            yield replace(other, removed=(*table.removed, *other.removed))
+
+
+# --- what of it fits
+
+
+def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Iterator[_Offer]:
+    prefixes = {""}
+    for name in table.tensors:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in own.state:
+                prefixes.add(".".join(parts[:cut]) + ".")
+    for prefix in sorted(prefixes, key=lambda each: (each.count("."), each)):
+        inside = _under(prefix, table.tensors)
+        dropped = tuple(name for name in inside if optional and name.startswith(optional))
+        inside = {name: value for name, value in inside.items() if name not in dropped}
+        outside = [name for name in table.tensors if not name.startswith(prefix) and not is_extra(name)]
+        found = fit(inside, own)
+        parts = [*prefix.split(".")[:-1], *table.path]
+        averaged = any(words(part) & _AVERAGED for part in parts)
+        if isinstance(raw, Mapping) and "current_model_state" in raw and table.path == ("state_dict",):
+            averaged = True  # Lightning's WeightAveraging puts the average there, and the weights in training beside it
+        if prefix and outside and found.loads and not _may_stand_alone(prefix, raw):
+            found = replace(found, unexpected=tuple(outside))
+        extras = tuple(name for name in table.tensors if not name.startswith(prefix) and is_extra(name))
+        found = replace(found, extras=(*found.extras, *extras))
+        yield _Offer(table, prefix, found, (*dropped, *(outside if prefix else ())), averaged=averaged)
+    yield from _wrapped(table, own)
+
+
+def _may_stand_alone(prefix: str, raw: Any) -> bool:
+    """Whether tensors outside of a prefix are the training's own, and not parts of another, larger model."""
+    parts = prefix.split(".")[:-1]
+    if all(part in _PREFIXES or words(part) & _AVERAGED for part in parts):
+        return True
+    return _is_lightning(raw) and len(parts) == 1
+
+
+def _is_lightning(raw: Any) -> bool:
+    return isinstance(raw, Mapping) and "pytorch-lightning_version" in raw
+
+
+def _wrapped(table: _Table, own: Own) -> Iterator[_Offer]:
+    """Yield an offer for each prefix that all names of the module have and the file has not."""
+    first = next(iter(own.state), "").split(".")
+    for count in range(1, len(first)):
+        prefix = ".".join(first[:count]) + "."
+        if not all(name.startswith(prefix) for name in own.state):
+            return
+        found = fit({prefix + name: value for name, value in table.tensors.items()}, own)
+        if found.loads:
+            averaged = any(words(part) & _AVERAGED for part in table.path)
+            yield _Offer(table, prefix, found, added=True, averaged=averaged)
+
+
+def _completed(offers: list[_Offer], good: list[_Offer], own: Own) -> Iterator[_Offer]:
+    """Yield averages of the parameters alone, with the buffers of the plain weights in the same file."""
+    plain = [offer for offer in good if not offer.averaged]
+    if len(plain) != 1:
+        return
+    buffers = set(own.state) - set(own.parameters)
+    for offer in offers:
+        found = offer.fit
+        lacks = found.missing and not found.unexpected and not found.differing and set(found.missing) <= buffers
+        if offer.averaged and lacks and set(own.parameters) <= set(found.state) | {name for name, _ in found.tied}:
+            rest = {name: value for name, value in plain[0].fit.state.items() if name not in found.state}
+            whole = replace(found, state={**found.state, **rest}, missing=())
+            yield replace(offer, fit=whole, borrowed=found.missing)
+
+
+def _renamed(module: nn.Module, offers: list[_Offer]) -> Iterator[_Offer]:
+    """Yield the first offer in which the module finds all it needs by its own hooks, which know older names."""
+    before = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+    for offer in offers:
+        tensors = _under(offer.prefix, offer.table.tensors)
+        if offer.added or offer.left or offer.fit.differing or not offer.fit.missing:
+            continue
+        try:
+            result = module.load_state_dict(tensors, strict=False)
+        except RuntimeError:  # another shape
+            continue
+        finally:
+            module.load_state_dict(before, strict=False)
+        if all(is_extra(name) for name in (*result.missing_keys, *result.unexpected_keys)):
+            yield replace(offer, fit=replace(offer.fit, state=tensors, missing=(), unexpected=()))
+            return
+
+
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _one(offers: list[_Offer], path: Path) -> _Offer | None:
+    """Return the offer to take: one under a usual key before others; several that differ are an error."""
+    best = [offer for offer in offers if offer.known] or offers
+    for offer in best[1:]:
+        first = best[0].fit.state
+        same = first.keys() == offer.fit.state.keys() and all(
+            torch.equal(value, offer.fit.state[name]) for name, value in first.items()
+        )
+        if not same:
+            raise ModelError(
+                f"[model] weights: {path} holds several sets of weights that fit the model, with different values: "
+                + " and ".join(each.where for each in best),
+                hint="save the one that you mean alone: torch.save(model.state_dict(), path)",
+            )
+    return best[0] if best else None
+
+
+# --- what is said
+
+
+def _known(offer: _Offer | None) -> str:
+    return offer.where if offer is not None else "none"
+
+
+def _said(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[str]:
+    parts = []
+    if offer.table.path:
+        kind = "a Lightning checkpoint" if _is_lightning(raw) else "the checkpoint"
+        parts.append(f"took '{'.'.join(offer.table.path)}' of {kind}")
+    if offer.averaged:
+        parts.append("these are averaged weights (EMA or SWA)")
+    removed = [f"{_WRAPPERS.get(part, 'DistributedDataParallel')}'s '{part}'" for part in offer.table.removed]
+    if offer.prefix:
+        parts.append(f"{'added' if offer.added else 'removed'} the prefix '{offer.prefix}'")
+    if removed:
+        parts.append(f"removed {' and '.join(removed)} from names")
+    covered = tuple(each.prefix for each in others if each.table is offer.table and each.prefix)
+    left = [name for name in offer.left if not name.startswith(covered)] if covered else list(offer.left)
+    if left:
+        parts.append(f"left out {listed(left)}, which the model has not")
+    if extras := [name for name in offer.fit.extras if not name.endswith("num_batches_tracked")]:
+        parts.append(f"left out {listed(extras)}, which are no weights of the model")
+    if offer.borrowed:
+        parts.append(f"took {listed(offer.borrowed)} from the plain weights, for which there is no average")
+    if offer.fit.tied:
+        parts.append("tied: " + listed(f"{name} is {other}" for name, other in offer.fit.tied))
+    parts += [f"converted {found} to {wanted}" for found, wanted in dtypes_converted(offer.fit, own)]
+    if parts:
+        yield "weights: " + "; ".join(parts)
+
+
+def _no_weights(raw: Any, path: Path) -> ModelError:
+    return ModelError(
+        f"[model] weights: {path} is not a state dict: it holds {describe_raw(raw)}",
+        hint=SAVE_TENSORS,
+    )
+
+
+def _misfit(offer: _Offer, own: Own, path: Path) -> ModelError:
+    flat = [name for name in offer.table.tensors if name.rpartition(".")[2].lstrip("_") == "flat_param"]
+    if flat:
+        return ModelError(
+            f"[model] weights: {path} holds FSDP's flattened parameters ({listed(flat)}), which have no names",
+            hint="save a full state dict: FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT)",
+        )
+    tensors = {name.removeprefix(offer.prefix): value for name, value in offer.table.tensors.items()}
+    where = "" if offer.where == "the file itself" else f" ({offer.where})"
+    return ModelError(
+        f"[model] weights: {path}{where} does not fit the model:\n" + "\n".join(problem_lines(offer.fit, tensors, own)),
+        hint="is it a checkpoint of this architecture, and are [model] kwargs (num_classes, ...) right?",
+    )

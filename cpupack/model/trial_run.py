@@ -1,0 +1,169 @@
+"""Running a user's model once: that it maps a batch to one FP32 tensor, and where and why not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cpupack.errors import CpupackError, ModelError
+from cpupack.model.layers import Whereabouts, watched
+from cpupack.model.user_code import describe_failure
+
+_BATCH = 2
+_LISTED = 6
+_WRAP = "wrap it in a factory whose forward returns the tensor to serve"
+
+
+def try_forward(module: nn.Module, source: str, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Run batches of one and of two zeros; return the output shape without the batch, and the MACs of one sample.
+
+    MACs are 0 where torch cannot count them. Raises ModelError, naming the layer and the user's line, when the model
+    does not run, runs for one batch size only, or returns anything but one float32 tensor with the batch first.
+    """
+    one = _run(module, source, input_shape, 1)
+    _check_output(one, source, 1, None)
+    counter = FlopCounterMode(display=False)
+    try:
+        # Not in inference mode: parametrizations (weight_norm, spectral_norm) fail under the counter there, and lazy
+        # modules would make parameters that can never be changed.
+        with torch.no_grad(), counter:
+            two = module(torch.zeros(_BATCH, *input_shape, dtype=torch.float32))
+        macs = counter.get_total_flops() // 2 // _BATCH
+    except Exception:  # noqa: BLE001 - the model, or the counter: run without it to know
+        two, macs = _run(module, source, input_shape, _BATCH, fixed=True), 0
+    _check_output(two, source, _BATCH, one)
+    return tuple(one.shape[1:]), macs
+
+
+def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: int, *, fixed: bool = False) -> Any:
+    x = torch.zeros(batch, *input_shape, dtype=torch.float32)
+    with watched(module) as at:
+        try:
+            with torch.no_grad():
+                return module(x)
+        except CpupackError:
+            raise
+        except (Exception, SystemExit) as error:
+            failure = describe_failure(error, at.layer)
+            if fixed:
+                raise ModelError(
+                    f"[model] {source} runs on one sample and fails on a batch of {batch}, so the batch size is fixed "
+                    f"in its code: {failure}",
+                    hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
+                ) from error
+            raise ModelError(
+                f"[model] {source} does not run on an input of shape ({', '.join(map(str, x.shape))}): {failure}",
+                hint=_hint(error, at),
+            ) from error
+
+
+def _hint(error: BaseException, at: Whereabouts) -> str:
+    """Say what to do about a failure of forward, as far as its words and its place tell."""
+    text = str(error)
+    if (
+        isinstance(at.module, nn.Embedding | nn.EmbeddingBag)
+        or "to have one of the following scalar types: Long" in text
+    ):
+        return "a packaged model takes float32; turn it into whole numbers at the start of forward: x = x.long()"
+    if isinstance(error, TypeError) and "required positional argument" in text:
+        return "a packaged model takes one input; give the other arguments defaults, or wrap the model in a factory"
+    if isinstance(error, NotImplementedError) and "forward" in text:
+        return "give the module a forward method that takes the batch"
+    if "CUDA" in text or "NVIDIA" in text or "cuda" in text:
+        return "a build runs on the CPU: leave out .cuda() in forward, or take x.device"
+    if "should be the same" in text or "same dtype" in text or "expected scalar type" in text:
+        return "weights and input are float32; leave out .half(), .double() and autocast in forward"
+    if "torchvision::" in text:
+        return "this operator needs torchvision's compiled part; install the build of torchvision that matches torch"
+    return "check [model] input_shape (without the batch dimension) and kwargs"
+
+
+def _check_output(output: Any, source: str, batch: int, one: Any) -> None:
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"[model] {source} returns {describe_output(output)}; a packaged model returns one tensor",
+            hint=_output_hint(output),
+        )
+    shape = tuple(output.shape)
+    if output.ndim >= 1 and shape[0] == batch and output.dtype == torch.float32:
+        if one is None or shape[1:] == tuple(one.shape[1:]):
+            return
+        raise ModelError(
+            f"[model] {source} returns {tuple(one.shape)} for one sample and {shape} for a batch of {batch}: "
+            "the shape of a sample's output depends on the batch",
+            hint="forward must treat each sample of the batch alike",
+        )
+    what = f"[model] {source} returns {_dtype(output)} of shape {shape} for a batch of {batch}"
+    if output.dtype != torch.float32:
+        raise ModelError(f"{what}; the output must be float32", hint=_dtype_hint(output))
+    if one is not None:
+        raise ModelError(
+            f"{what}, and {tuple(one.shape)} for one sample: the batch size is fixed in its code",
+            hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
+        )
+    raise ModelError(
+        f"{what}; the first dimension of a float output must be the batch",
+        hint="recurrent models: use batch_first=True; keep the batch: mean(dim=...), not mean()",
+    )
+
+
+def _dtype_hint(output: torch.Tensor) -> str:
+    if output.is_complex():
+        return "return real numbers: torch.view_as_real(y), or y.abs()"
+    if output.is_floating_point():
+        return "end forward with .float()"
+    return "return the scores, not their argmax: INT8 is judged by how far they are from FP32's"
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype)
+
+
+def describe_output(value: Any) -> str:
+    """Say what a model returned: of a container, its entries with their names, types and shapes."""
+    if isinstance(value, torch.Tensor):
+        return f"{_dtype(value).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return _of(value, f"a {type(value).__name__}", [(repr(key), each) for key, each in value.items()])
+    if dataclasses.is_dataclass(value):
+        fields = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return _of(value, f"a {type(value).__name__}", fields)
+    if isinstance(value, tuple | list):
+        names = getattr(value, "_fields", None) or [f"[{index}]" for index in range(len(value))]
+        return _of(value, f"a {type(value).__name__} of {len(value)}", list(zip(names, value, strict=True)))
+    if type(value).__module__ == "numpy":
+        return f"a numpy {type(value).__name__} of shape {getattr(value, 'shape', ())}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _of(value: Any, kind: str, entries: list[tuple[str, Any]]) -> str:
+    told = ", ".join(f"{name} {describe_output(each)}" for name, each in entries[:_LISTED])
+    more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
+    return f"{kind} ({told}{more})" if entries else f"an empty {type(value).__name__}"
+
+
+def _output_hint(value: Any) -> str:
+    """Say how to get at the one tensor: with the code where the entry to take is plain."""
+    if value is None:
+        return "forward must end with return y"
+    if type(value).__module__ == "numpy":
+        return "stay in torch: leave out .numpy()"
+    path = _first_tensor(value)
+    return f"{_WRAP}: return self.model(x){path}, say" if path else _WRAP
+
+
+def _first_tensor(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        entries = [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        entries = [(f"[{key!r}]", each) for key, each in value.items()]
+    elif isinstance(value, tuple | list):
+        entries = [(f"[{index}]", each) for index, each in enumerate(value)]
+    else:
+        return ""
+    return next((path for path, each in entries if isinstance(each, torch.Tensor)), "")

@@ -1,0 +1,413 @@
+"""Models and factories as people write them: each loads, or says what is wrong and what to do. None is a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cpupack.artifacts import FloatModel
+from cpupack.errors import ModelError
+from cpupack.model.user_code import describe_failure
+from cpupack.stages.load import load
+from helpers.tiny_models import Recorder, loaded
+
+SOURCE = '''
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, classes)
+
+    def features(self, x):
+        return F.relu(self.conv(x)).mean((2, 3))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def like(after=lambda y: y, before=lambda x: x, **methods):
+    """Return a net that does more before and after."""
+    class Odd(Net):
+        def forward(self, x):
+            return after(super().forward(before(x)))
+    Odd.__name__ = "Odd"
+    return Odd()
+
+
+# --- these load
+
+def optional_arguments():
+    class Odd(Net):
+        def forward(self, x, mask=None, return_features: bool = False, *args, **kwargs):
+            y = self.features(x)
+            return y if return_features else self.head(y if mask is None else y * mask)
+    return Odd()
+
+def prints():
+    print("made")
+    return like(lambda y: print("hello", y.shape) or y)
+
+def half(): return Net().half()
+def bfloat16(): return Net().bfloat16()
+def double(): return Net().double()
+
+def mixed():
+    net = Net()
+    net.head.half()
+    return net
+
+def default_double():
+    torch.set_default_dtype(torch.float64)
+    return Net()
+
+def no_grad_for_good():
+    torch.set_grad_enabled(False)
+    return Net()
+
+def shared():
+    net = Net(4)
+    net.again = net.head
+    net.other = nn.Linear(4, 4)
+    net.other.weight = net.head.weight
+    net.forward = lambda x: net.other(net.again(net.head(net.features(x))))
+    return net
+
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(5))
+
+def training_with_dropout():
+    return nn.Sequential(Net(), nn.Dropout(0.5)).train()
+
+def compiled(): return torch.compile(Net())
+
+def compiled_in_place():
+    net = Net()
+    net.compile()
+    return net
+
+def compiled_part():
+    net = Net()
+    net.conv = torch.compile(net.conv)
+    return net
+
+def data_parallel(): return nn.DataParallel(Net())
+def compiled_data_parallel(): return torch.compile(nn.DataParallel(Net()))
+def averaged(): return torch.optim.swa_utils.AveragedModel(Net())
+
+def inference_parameters():
+    with torch.inference_mode():
+        return Net()
+
+def weight_normed():
+    net = Net()
+    net.conv = nn.utils.parametrizations.weight_norm(net.conv)
+    net.head = nn.utils.parametrizations.spectral_norm(net.head)
+    return net
+
+def batch_from_shape(): return like(lambda y: y.view(y.shape[0], -1))
+
+instance = Net()
+
+def token_ids_cast_inside():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(10, 4)
+            self.norm = nn.BatchNorm1d(4)
+        def forward(self, x):
+            return self.norm(self.embed(x.flatten(1).long()).mean(1))
+    return Odd()
+
+
+# --- these are told what is wrong
+
+def needs_arguments(classes): return Net(classes)
+def the_class(): return Net
+def nothing(): Net()
+def state_dict(): return Net().state_dict()
+def exits(): raise SystemExit("usage: train.py")
+def raises_in_factory(): return 1 // 0
+def cuda_factory(): return Net().cuda()
+
+def pair(): return like(lambda y: (y, y.sum(1)))
+def nested(): return like(lambda y: [y, {"a": y}])
+def a_dict(): return like(lambda y: OrderedDict(out=y, aux=y[:, :2]))
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    loss: object = None
+
+def a_dataclass(): return like(lambda y: Output(y))
+Point = namedtuple("Point", "boxes scores")
+def a_namedtuple(): return like(lambda y: Point(y, y))
+def an_empty_list(): return like(lambda y: [])
+def returns_numpy(): return like(lambda y: y.detach().numpy())
+def returns_none(): return like(lambda y: None)
+def returns_float(): return like(lambda y: y.sum().item())
+def zero_dim(): return like(lambda y: y.sum())
+def one_mean(): return like(lambda y: y.mean(0))
+def integer(): return like(lambda y: y.argmax(1))
+def boolean(): return like(lambda y: y > 0)
+def complex_output(): return like(lambda y: torch.fft.fft(y))
+def double_output(): return like(lambda y: y.double())
+def half_output(): return like(lambda y: y.half())
+
+def raises(): return like(lambda y: y + undefined_name)
+def raises_without_words(): return like(lambda y: (_ for _ in ()).throw(ValueError()))
+def exits_in_forward(): return like(lambda y: exit(3))
+def needs_two_inputs():
+    class Odd(Net):
+        def forward(self, x, other):
+            return super().forward(x + other)
+    return Odd()
+def no_forward():
+    class Odd(nn.Module):
+        pass
+    return Odd()
+def moves_to_cuda(): return like(before=lambda x: x.cuda())
+def makes_on_cuda(): return like(lambda y: y + torch.zeros(5, device="cuda"))
+def half_inside(): return like(before=lambda x: x.half())
+def wrong_channels():
+    net = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 3), body=nn.Sequential(nn.ReLU(), nn.Conv2d(8, 4, 3))))
+    return net
+def token_ids():
+    return nn.Sequential(OrderedDict(embed=nn.Embedding(10, 4)))
+def functional_token_ids():
+    net = Net()
+    net.forward = lambda x: F.embedding(x, net.head.weight)
+    return net
+def fixed_batch(): return like(lambda y: y.view(1, 5))
+def fixed_batch_result(): return like(lambda y: y.reshape(1, -1))
+def fixed_batch_of_eight(): return like(lambda y: y.view(8, 5))
+def grows_with_batch(): return like(lambda y: y.repeat(1, y.shape[0]))
+
+def scripted(): return torch.jit.script(Net())
+def traced_part():
+    net = Net()
+    net.conv = torch.jit.trace(net.conv, torch.zeros(1, 3, 8, 8))
+    return net
+def quantized():
+    return torch.ao.quantization.quantize_dynamic(Net(), {nn.Linear}, dtype=torch.qint8)
+def observed():
+    net = Net()
+    net.post = torch.ao.quantization.MinMaxObserver()
+    return net
+def meta():
+    with torch.device("meta"):
+        return Net()
+def meta_part():
+    net = Net()
+    net.head = net.head.to("meta")
+    return net
+def nan_weights():
+    net = Net()
+    net.head.weight.data[0, 0] = float("nan")
+    return net
+def infinite_weights():
+    net = Net()
+    net.head.weight.data[0, 0] = float("inf")
+    return net
+def sparse_weights():
+    net = Net()
+    net.head.register_buffer("mask", torch.eye(4).to_sparse())
+    return net
+def a_function(): return lambda x: x
+'''
+
+LINES = SOURCE.splitlines()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "odd.py").write_text(SOURCE)
+    return tmp_path
+
+
+def build(directory: Path, factory: str, progress: Recorder | None = None, **model: Any) -> FloatModel:
+    spec = {"source": f"python:odd.py:{factory}", "weights": "factory", **model}
+    return load(loaded(directory, model=spec), progress or Recorder())
+
+
+LOADS = {
+    "optional_arguments": "",
+    "prints": "",
+    "half": "weights of float16 are converted to float32",
+    "bfloat16": "weights of bfloat16 are converted",
+    "double": "weights of float64 are converted",
+    "mixed": "weights of float16 are converted",
+    "default_double": "weights of float64 are converted",
+    "no_grad_for_good": "",
+    "shared": "",
+    "lazy": "",
+    "training_with_dropout": "",
+    "compiled": "wrapped by torch.compile",
+    "compiled_in_place": "wrapped by torch.compile",
+    "compiled_part": "wrapped by torch.compile",
+    "data_parallel": "wrapped by DataParallel",
+    "compiled_data_parallel": "wrapped by DataParallel and torch.compile",
+    "averaged": "wrapped by AveragedModel",
+    "inference_parameters": "",
+    "weight_normed": "",
+    "batch_from_shape": "",
+    "instance": "",
+    "token_ids_cast_inside": "",
+}
+
+
+@pytest.mark.parametrize("factory", LOADS)
+@pytest.mark.filterwarnings("ignore:.*LazyModule")
+def test_what_can_be_packaged_loads(directory: Path, factory: str) -> None:
+    progress = Recorder()
+    model = build(directory, factory, progress)
+    assert LOADS[factory] in " ".join(progress.notes)
+    assert len(model.output_shape) == 1
+    assert not any(each.training for each in model.module.modules())
+    tensors = [*model.module.parameters(), *model.module.buffers()]
+    assert all(value.dtype in {torch.float32, torch.int64} and not value.is_inference() for value in tensors)
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        x = torch.randn(4, 3, 8, 8).abs()
+        assert torch.allclose(model.module(x)[:1], model.module(x[:1]), atol=1e-6)
+
+
+def test_wrappers_leave_the_names_that_the_model_has_without_them(directory: Path) -> None:
+    for factory in ("compiled", "compiled_part", "compiled_data_parallel", "averaged"):
+        assert set(build(directory, factory).module.state_dict()) == {
+            "conv.weight",
+            "conv.bias",
+            "head.weight",
+            "head.bias",
+        }
+
+
+@pytest.mark.filterwarnings("ignore:.*LazyModule")
+def test_lazy_layers_without_weights_of_their_own_are_loud(directory: Path) -> None:
+    progress = Recorder()
+    build(directory, "lazy", progress)
+    assert any("RANDOM WEIGHTS in lazy layers" in text for text in progress.warnings)
+
+
+@pytest.mark.filterwarnings("ignore:.*LazyModule")
+def test_lazy_layers_take_weights_of_a_file(directory: Path) -> None:
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 5))
+    torch.save(trained.state_dict(), directory / "w.pt")
+    module = build(directory, "lazy", weights="w.pt").module
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(module(x), trained.eval()(x))
+
+
+def test_macs_of_parametrized_layers_are_counted(directory: Path) -> None:
+    model = build(directory, "weight_normed")
+    assert model.macs == 4 * 3 * 9 * 6 * 6 + 4 * 5
+
+
+def test_random_weights_of_a_model_of_token_ids_need_no_noise(directory: Path) -> None:
+    progress = Recorder()
+    build(directory, "token_ids_cast_inside", progress, weights="random")
+    assert any("statistics of BatchNorm stay" in text for text in progress.warnings)
+
+
+TELLS = [
+    ("needs_arguments", "missing 1 required positional argument: 'classes'", "[model] kwargs"),
+    ("the_class", "returned the class Net, not an instance", "return Net(...)"),
+    ("nothing", "returned NoneType, not a torch.nn.Module", "the factory returns the model"),
+    ("state_dict", "returned OrderedDict, not a torch.nn.Module", ""),
+    ("exits", "SystemExit: usage: train.py", ""),
+    ("raises_in_factory", "ZeroDivisionError", ""),
+    ("a_function", "returned function, not a torch.nn.Module", ""),
+    ("pair", "returns a tuple of 2 ([0] float32 (1, 5), [1] float32 (1,))", "self.model(x)[0]"),
+    ("nested", "returns a list of 2 ([0] float32 (1, 5), [1] a dict ('a' float32 (1, 5)))", "self.model(x)[0]"),
+    ("a_dict", "returns a OrderedDict ('out' float32 (1, 5), 'aux' float32 (1, 2))", "self.model(x)['out']"),
+    ("a_dataclass", "returns a Output (logits float32 (1, 5), loss None)", "self.model(x).logits"),
+    ("a_namedtuple", "returns a Point of 2 (boxes float32 (1, 5), scores float32 (1, 5))", "self.model(x)[0]"),
+    ("an_empty_list", "returns an empty list", ""),
+    ("returns_numpy", "returns a numpy ndarray of shape (1, 5)", "leave out .numpy()"),
+    ("returns_none", "returns None", "return y"),
+    ("returns_float", "returns a float", ""),
+    ("zero_dim", "returns torch.float32 of shape () for a batch of 1", "mean(dim=...)"),
+    ("one_mean", "returns torch.float32 of shape (5,) for a batch of 1", "mean(dim=...)"),
+    ("integer", "returns torch.int64 of shape (1,)", "return the scores"),
+    ("boolean", "returns torch.bool of shape (1, 5)", "return the scores"),
+    ("complex_output", "returns torch.complex64 of shape (1, 5)", "view_as_real"),
+    ("double_output", "returns torch.float64 of shape (1, 5)", ".float()"),
+    ("half_output", "returns torch.float16 of shape (1, 5)", ".float()"),
+    ("raises", "NameError: name 'undefined_name' is not defined", "input_shape"),
+    ("raises_without_words", "ValueError: no message", ""),
+    ("exits_in_forward", "SystemExit: 3", ""),
+    ("needs_two_inputs", "missing 1 required positional argument: 'other'", "one input"),
+    ("no_forward", "missing the required", "forward method"),
+    ("half_inside", "in conv (Conv2d): RuntimeError", ".half()"),
+    ("wrong_channels", "in body.1 (Conv2d): RuntimeError", "input_shape"),
+    ("token_ids", "in embed (Embedding): RuntimeError", "x.long()"),
+    ("functional_token_ids", "RuntimeError", "x.long()"),
+    (
+        "fixed_batch",
+        "runs on one sample and fails on a batch of 2, so the batch size is fixed",
+        "x.shape[0]",
+    ),
+    ("fixed_batch_result", "shape (1, 10) for a batch of 2, and (1, 5) for one sample: the batch size", "x.shape[0]"),
+    ("fixed_batch_of_eight", "shape '[8, 5]' is invalid", "input_shape"),
+    ("grows_with_batch", "shape of a sample's output depends on the batch", "alike"),
+    ("scripted", "the model itself is a TorchScript module", "Python module"),
+    ("traced_part", "conv is a TorchScript module", "Python module"),
+    ("quantized", "is quantized or prepared for it already", "FP32"),
+    ("observed", "post (MinMaxObserver) is quantized or prepared", "FP32"),
+    ("meta", "conv.weight, conv.bias, head.weight, head.bias are on the meta device", "CPU"),
+    ("meta_part", "head.weight, head.bias are on the meta device", "CPU"),
+    ("nan_weights", "NaN or infinity in head.weight", "diverged"),
+    ("infinite_weights", "NaN or infinity in head.weight", "diverged"),
+    ("sparse_weights", "head.mask have the layout torch.sparse_coo", "to_dense"),
+]
+
+
+@pytest.mark.parametrize(("factory", "words", "hint"), TELLS, ids=[row[0] for row in TELLS])
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_cannot_be_packaged_says_why_and_what_to_do(directory: Path, factory: str, words: str, hint: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        build(directory, factory)
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("factory", ["cuda_factory", "moves_to_cuda", "makes_on_cuda"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU, on which the code runs")
+def test_code_for_a_gpu_is_told_to_stay_on_the_cpu(directory: Path, factory: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        build(directory, factory)
+    assert "leave out .cuda()" in (caught.value.hint or "")
+
+
+def test_kwargs_for_a_module_are_an_error(directory: Path) -> None:
+    with pytest.raises(ModelError, match="is a module, which takes none"):
+        build(directory, "instance", kwargs={"classes": 3})
+
+
+@pytest.mark.parametrize("factory", ["raises", "fixed_batch", "wrong_channels"])
+def test_the_users_own_line_is_told(directory: Path, factory: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        build(directory, factory)
+    if factory != "wrong_channels":  # whose failing module is torch's own
+        line = next(number for number, text in enumerate(LINES, 1) if text.startswith(f"def {factory}("))
+        assert f"odd.py:{line}: def {factory}(" in caught.value.message
+
+
+def test_a_failure_without_a_layer_has_none_in_its_words() -> None:
+    assert describe_failure(ValueError("no")) == "ValueError: no"
+    assert describe_failure(ValueError("no"), "a.b (Linear)") == "in a.b (Linear): ValueError: no"
