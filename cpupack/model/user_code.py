@@ -11,7 +11,7 @@ _HERE = str(Path(__file__).parents[1])
 def describe_failure(error: BaseException) -> str:
     """Return ``Type: message (FILE:LINE: code)`` for the innermost frame that is neither torch's nor cpupack's."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not _is_library(frame.filename)]
+    theirs = [frame for frame in frames if not is_library(frame.filename)]
     text = f"{type(error).__name__}: {first_line(error)}"
     if theirs:
         text += f" ({theirs[-1].filename}:{theirs[-1].lineno}: {(theirs[-1].line or '').strip()})"
@@ -23,7 +23,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
     parts = Path(filename).parts
     return (
         filename.startswith(("<", _HERE))
