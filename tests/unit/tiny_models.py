@@ -15,6 +15,7 @@ from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.host.cpu import detect_isa
 from cpupack.stages.calibrate import calibrate
+from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target, x86
@@ -104,8 +105,9 @@ def target(engine_name: str = "onednn", bits: int | None = None, isa: str = "avx
 def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> tuple[FloatModel, CalibratedModel]:
     shape = tuple(spec.model.input_shape)
     model = float_model(module, shape)
-    fused = fuse(model, spec, SilentProgress())
-    return model, calibrate(fused, data or samples(shape), 4, SilentProgress())
+    data = data or samples(shape)
+    fused = fuse(capture(model, data, spec, SilentProgress()), spec, SilentProgress())
+    return model, calibrate(fused, data, 4, SilentProgress())
 
 
 def quantized(

@@ -167,9 +167,7 @@ def _taken_apart(program: ExportedProgram, lines: tuple[str, ...]) -> Exported:
             constants[placeholders[spec.arg.name]] = spec.target, held.detach()
     outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
     results = [
-        node
-        for node, spec in zip(outputs, signature.output_specs, strict=True)
-        if spec.kind is OutputKind.USER_OUTPUT
+        node for node, spec in zip(outputs, signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
     ]
     _refuse_own_state(program, constants, results[0])
     return Exported(program.graph, constants, _input_of(program), results[0], lines)

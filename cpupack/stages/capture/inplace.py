@@ -71,9 +71,9 @@ def _pure_form(node: fx.Node) -> Any:
 
 def _owns(value: object) -> bool:
     """Whether a tensor is one of its own that no other result shares, so that an update is a new value."""
-    if not isinstance(value, fx.Node) or (not _is_fresh(value) and not (
-        value.op == "placeholder" and value.name == _first_input(value.graph)
-    )):
+    if not isinstance(value, fx.Node) or (
+        not _is_fresh(value) and not (value.op == "placeholder" and value.name == _first_input(value.graph))
+    ):
         return False
     return all(_is_fresh(reader) or reader.op == "output" or not _reads_tensor(reader) for reader in value.users)
 

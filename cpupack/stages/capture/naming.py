@@ -7,6 +7,7 @@ and a word for what it does. No target lies below another: fx keeps modules in a
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -16,7 +17,8 @@ from cpupack.graph.tags import CONSTANT_NAME, NAME, WORD
 def name_calls(graph: fx.GraphModule) -> fx.GraphModule:
     """Return the graph with the user's names: targets of modules, names of nodes, and ``meta`` for people."""
     calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
-    names = _unique(calls, [_wanted(node, calls) for node in calls])
+    scopes = _Scopes.of(calls)
+    names = _unique([_wanted(node, scopes) for node in calls])
     root = nn.Module()
     for node, name in zip(calls, names, strict=True):
         node.meta[NAME] = name
@@ -40,13 +42,25 @@ def scope_of(node: fx.Node) -> str:
     return stack[-1][0] if stack else ""
 
 
-def _wanted(node: fx.Node, calls: list[fx.Node]) -> str:
+@dataclass(frozen=True)
+class _Scopes:
+    """How many calls each scope has, and which scopes have others below them."""
+
+    calls: Counter[str]
+    outer: frozenset[str]
+
+    @classmethod
+    def of(cls, calls: list[fx.Node]) -> _Scopes:
+        outer = {parent for node in calls for parent in _parents(scope_of(node))}
+        return cls(Counter(map(_scope_key, calls)), frozenset(outer))
+
+
+def _wanted(node: fx.Node, scopes: _Scopes) -> str:
     scope, owner = scope_of(node), node.meta.get("owner", "")
     word = node.meta.get(WORD, node.name)
-    if owner and _within(owner, scope) and not _has_inside(owner, node, calls):
+    if owner and _within(owner, scope) and owner not in scopes.outer:
         return str(owner)
-    alone = [each for each in calls if _scope_key(each) == _scope_key(node)] == [node]
-    if scope and alone and not _has_inside(scope, node, calls):
+    if scope and scopes.calls[_scope_key(node)] == 1 and scope not in scopes.outer:
         return scope
     return f"{scope}.{word}" if scope else str(word)
 
@@ -61,30 +75,23 @@ def _within(owner: str, scope: str) -> bool:
     return not scope or owner == scope or owner.startswith(scope + ".")
 
 
-def _has_inside(name: str, node: fx.Node, calls: list[fx.Node]) -> bool:
-    """Whether other calls come from modules below ``name``."""
-    return any(each is not node and scope_of(each).startswith(name + ".") for each in calls)
-
-
-def _unique(calls: list[fx.Node], wanted: list[str]) -> list[str]:
-    """Number names that are wanted twice, ``relu``, ``relu_1``, and those that lie below another's."""
+def _unique(wanted: list[str]) -> list[str]:
+    """Number names that are wanted twice, ``relu``, ``relu_1``, and move those that would lie below another's."""
     taken: set[str] = set()
-    prefixes: Counter[str] = Counter()
+    outer: set[str] = set()
     names = []
-    for node, name in zip(calls, wanted, strict=True):
-        base, number = name, 0
-        while name in taken or prefixes[name] or any(parent in taken for parent in _parents(name)):
-            if any(parent in taken for parent in _parents(base)):
-                base = f"{base.replace('.', '_')}"
-                name = base
-                if name not in taken and not prefixes[name]:
-                    break
+    for want in wanted:
+        base = want
+        while any(parent in taken for parent in _parents(base)):
+            start, _, end = base.rpartition(".")
+            base = f"{start}_{end}"
+        name, number = base, 0
+        while name in taken or name in outer:
             number += 1
             name = f"{base}_{number}"
         taken.add(name)
-        prefixes.update(_parents(name))
+        outer.update(_parents(name))
         names.append(name)
-        del node
     return names
 
 

@@ -95,7 +95,8 @@ def _product(r: Raiser, x: Any, weight: torch.Tensor, bias: torch.Tensor | None,
 def _addmm(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``beta * bias + alpha * x @ weight``: a linear layer with its weights the other way round (HF's Conv1D)."""
     weight, bias = r.tensor(a["mat2"]), r.tensor(a["self"])
-    assert weight is not None and bias is not None
+    assert weight is not None
+    assert bias is not None
     if bias.ndim != 1 or r.is_known(a["mat1"]):
         raise NotRaised
     return _product(r, a["mat1"], weight.t() * a["alpha"], bias * a["beta"], a["mat2"])
@@ -239,8 +240,6 @@ def _is_zero(r: Raiser, state: object) -> bool:
     if state in r.known:
         return bool((r.known[state] == 0).all())
     return "zeros" in str(state.target)
-
-
 
 
 HANDLERS = {

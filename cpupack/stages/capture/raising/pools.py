@@ -143,7 +143,9 @@ def _upsample(mode: str) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
     def handler(r: Raiser, a: dict[str, Any]) -> fx.Node:
         source = a.get("input", a.get("self"))
         before, after = r.shape(source)[2:], r.shape()[2:]
-        factors = a.get("scale_factors") or [a[key] for key in ("scales", "scales_d", "scales_h", "scales_w") if a.get(key)]
+        factors = a.get("scale_factors") or [
+            a[key] for key in ("scales", "scales_d", "scales_h", "scales_w") if a.get(key)
+        ]
         align = a.get("align_corners")
         corners = bool(align) if "linear" in mode or mode == "bicubic" else None
         x = r.activation(source)

@@ -71,12 +71,12 @@ def _raise(r: Raiser, node: fx.Node) -> None:
     if isinstance(node.target, OpOverload):
         handler = _HANDLERS.get(node.target._schema.name.removeprefix("aten::"))
         if handler is not None:
-            mark = len(r.graph.nodes)
             try:
                 r.made[node] = handler(r, r.arguments())
-                return
             except NotRaised:
-                assert len(r.graph.nodes) >= mark  # what a handler added before it gave up is dead code
+                pass  # what the handler added before it gave up is dead code
+            else:
+                return
     r.made[node] = _kept(r, node)
 
 
@@ -88,13 +88,15 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     """Return the call as export gave it, on the new graph's operands."""
     if any(isinstance(each.meta.get("val"), nn.Module) or each.op == "get_attr" for each in node.all_input_nodes):
         raise ModelError(
-            f"the model cannot be captured: {node.target} in {_scope(node)} holds a part of the model that torch.export "
-            "keeps apart",
+            f"the model cannot be captured: {node.target} in {_scope(node)} holds a part of the model that "
+            "torch.export keeps apart",
             hint="take torch.autocast, torch.set_grad_enabled and control flow of torch out of forward",
         )
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.operand)
     word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
-    kept = r.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]  # a function
+    # Copies that only make a tensor contiguous are gone, and a view may need one.
+    target = torch.ops.aten.reshape.default if word in {"view", "_unsafe_view"} else node.target
+    kept = r.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]  # a function
     return r._noted(kept, word)
 
 

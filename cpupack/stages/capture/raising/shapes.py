@@ -41,7 +41,7 @@ def reshaped(
     """Add a reshape to ``after``, of which one dimension is ``dynamic``."""
     if before == after:
         return x
-    if sum(dynamic) != 1:
+    if sum(dynamic) > 1:
         raise NotRaised
     if len(after) == 2 and dynamic[0] and before[0] == after[0]:
         return r.call(torch.flatten, x, 1)
@@ -115,22 +115,20 @@ def _narrow(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _select(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    rank, dim, size = _size_along(r, a["self"], a["dim"])
+    _, dim, size = _size_along(r, a["self"], a["dim"])
     if not isinstance(a["index"], int):
         raise NotRaised
     return _selected(r, r.activation(a["self"]), r.shape(a["self"]), r.dynamic(a["self"]), dim, a["index"] % size)
 
 
-def _selected(
-    r: Raiser, x: fx.Node, shape: tuple[int, ...], moves: tuple[bool, ...], dim: int, index: int
-) -> fx.Node:
+def _selected(r: Raiser, x: fx.Node, shape: tuple[int, ...], moves: tuple[bool, ...], dim: int, index: int) -> fx.Node:
     part = sliced(r, x, len(shape), dim, index, index + 1) if shape[dim] != 1 else x
     before = (*shape[:dim], 1, *shape[dim + 1 :])
     return reshaped(r, part, before, (*shape[:dim], *shape[dim + 1 :]), (*moves[:dim], *moves[dim + 1 :]))
 
 
 def _split(r: Raiser, a: dict[str, Any]) -> list[Callable[[], fx.Node]]:
-    """Return the parts of chunk, split and the like, each added when it is read: equal ones as chunks, others slices."""
+    """Return the parts of chunk, split and the like, each added when it is read: chunks where equal, else slices."""
     source = a.get("self", a.get("tensor"))
     rank, dim, size = _size_along(r, source, a["dim"])
     sizes = [int(part.shape[dim]) for part in r.node.meta["val"]]
@@ -218,6 +216,9 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
     shape, moves = r.shape(), r.dynamic()
     kind = r.node.target._schema.name  # type: ignore[union-attr]  # an OpOverload
     number = a.get("fill_value", 1.0 if "ones" in kind else 0.0)
+    if not any(moves) and isinstance(number, int | float):
+        r.known[r.node] = torch.full(shape, number, dtype=r.node.meta["val"].dtype)
+        return r.input  # a placeholder's worth: who reads this call takes the known value
     if not r.is_float() or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
         raise NotRaised
     scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
