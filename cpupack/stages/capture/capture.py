@@ -33,9 +33,9 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
         return CapturedModel(model.module, "eager", batch)
     check_model(model.module, batch)
     exported = export(model.module, batch[:2].clone())
-    graph, used = _rewritten(exported, REWRITES)
+    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof = Proof(model.module, batch, exported.batch_lines)
-    proof.of(graph, used, lambda rewrites: _rewritten(exported, rewrites)[0])
+    proof.of(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
@@ -54,19 +54,23 @@ def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:
     return some
 
 
-def _rewritten(exported: Exported, rewrites: tuple[Rewrite, ...]) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
+def _rewritten(
+    exported: Exported, rewrites: tuple[Rewrite, ...], batch: torch.Tensor
+) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
     """Return the raised graph after these rewrites, and those of them that changed something."""
     graph = raise_graph(exported)
+    record_shapes(graph, batch)
     used = []
     for rewrite in rewrites:
         if rewrite(graph):
             used.append(rewrite)
             graph.graph.eliminate_dead_code()
             graph.graph.lint()
+            record_shapes(graph, batch)
     graph.recompile()
     graph.delete_all_unused_submodules()
     return graph, tuple(used)
 
 
 def _listed(used: tuple[Rewrite, ...]) -> str:
-    return ", ".join(rewrite.__name__ for rewrite in used) or "none"
+    return ", ".join(dict.fromkeys(rewrite.__name__ for rewrite in used)) or "none"
