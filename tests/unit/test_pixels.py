@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tiny_models import EIGHT_BITS, host_bits
+from tiny_models import EIGHT_BITS, fuse_model, host_bits
 from torch import nn
 
 from cpupack.accuracy import sqnr_db
@@ -19,7 +19,6 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.images.inputs import mask_value, model_input, pixel_zero_point, with_mask
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.stages.calibrate import calibrate
-from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target
 
@@ -120,7 +119,7 @@ def build(module: nn.Module, target: Target, skip: list[str] | None = None):
     data = random_pixels(16)
     samples = Samples(data, "made up", tuple(map(str, range(16))), spec)
     model = FloatModel(module, (3, 12, 12), (4,), "random", True, None, 0, 0, 0)
-    calibrated: CalibratedModel = calibrate(fuse(model, recipe, SilentProgress()), samples, 8, SilentProgress())
+    calibrated: CalibratedModel = calibrate(fuse_model(model, recipe, SilentProgress()), samples, 8, SilentProgress())
     with torch.inference_mode():
         expected = module(samples.tensor(slice(None))).numpy()
     return quantize(calibrated, module, recipe, target), samples, expected

@@ -12,7 +12,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
-from cpupack.stages.capture.proof import Proof, check_model
+from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import raise_graph
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
@@ -31,11 +31,11 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
         return CapturedModel(model.module, "dynamic", batch)
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch)
-    check_model(model.module, batch)
     exported = export(model.module, batch[:2].clone())
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof = Proof(model.module, batch, exported.batch_lines)
-    proof.of(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
+    proof.check_model()
+    proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)

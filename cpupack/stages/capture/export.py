@@ -24,7 +24,7 @@ from cpupack.errors import ModelError
 from cpupack.model.user_code import describe_failure, is_library
 from cpupack.stages.capture.inplace import make_functional
 
-_HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
+HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
 _LOGGING = Path(logging.__file__)
 _SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
 
@@ -70,7 +70,7 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
     where = f": {lines[0]}" if lines else ""
     return ModelError(
         f"the model works for batches of {size} alone, its code fixes the batch size{where}",
-        hint="take the batch from the input (x.shape[0], or -1 in a view) and do not loop over it. " + _HINT,
+        hint="take the batch from the input (x.shape[0], or -1 in a view) and do not loop over it. " + HINT,
     )
 
 
@@ -93,12 +93,11 @@ def _advice(error: Exception) -> str:
     if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
         return (
             "compute both ways and choose with torch.where, or keep that part out of the model that is packaged; or "
-            'give the model its own QuantStub and DeQuantStub (eager mode), or use [quantize] mode = "dynamic". '
-            + _HINT
+            'give the model its own QuantStub and DeQuantStub (eager mode), or use [quantize] mode = "dynamic". ' + HINT
         )
     return (
         "change that line so that it works on tensors of any batch; or give the model its own QuantStub and "
-        'DeQuantStub (eager mode), or use [quantize] mode = "dynamic". ' + _HINT
+        'DeQuantStub (eager mode), or use [quantize] mode = "dynamic". ' + HINT
     )
 
 
@@ -191,5 +190,5 @@ def _refuse_own_state(
             raise ModelError(
                 f"the model changes its own buffer {name} in each call and answers by it, so an answer depends on the "
                 "calls before",
-                hint="keep the state out of forward, or freeze it in eval mode. " + _HINT,
+                hint="keep the state out of forward, or freeze it in eval mode. " + HINT,
             )

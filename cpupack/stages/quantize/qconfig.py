@@ -76,7 +76,7 @@ class TensorGrid(_Grid, MinMaxObserver):
         super().__init__(**settings)
         self.least = least
 
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point."""
         return self.bounded(super().calculate_qparams())
 
@@ -88,7 +88,7 @@ class ChannelGrid(_Grid, PerChannelMinMaxObserver):
         super().__init__(**settings)
         self.least = least
 
-    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scales and zero points."""
         return self.bounded(super().calculate_qparams())
 

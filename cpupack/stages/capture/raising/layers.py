@@ -12,10 +12,10 @@ from torch import fx, nn
 from cpupack.errors import ModelError
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+_CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_INSTANCE_NORMS: dict[int, Any] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 
 
 def _parameter(value: torch.Tensor) -> nn.Parameter:
@@ -72,7 +72,7 @@ def _transposed(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _with_weights(
-    r: Raiser, module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None, x: fx.Node, source: Any, word: str
+    r: Raiser, module: Any, weight: torch.Tensor, bias: torch.Tensor | None, x: fx.Node, source: Any, word: str
 ) -> fx.Node:
     module.weight = _parameter(weight)
     module.bias = None if bias is None else _parameter(bias)
@@ -201,7 +201,7 @@ def _embedding(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.module(table, r.activation(a["indices"]), word="embedding", owner=r.weight_name(a["weight"]))
 
 
-_RECURRENT = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+_RECURRENT: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
 
 
 def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ from cpupack.stages.capture.rewrites.affine import (
     name_batch_norms,
 )
 from cpupack.stages.capture.rewrites.branches import merge_parallel_branches
-from cpupack.stages.capture.rewrites.functions import name_activations, name_norms, pool_all_positions
+from cpupack.stages.capture.rewrites.functions import name_activations, name_norms
 from cpupack.stages.capture.rewrites.noops import (
     drop_noops,
     drop_unread_parts,
@@ -25,6 +25,7 @@ from cpupack.stages.capture.rewrites.noops import (
     name_pixel_shuffles,
 )
 from cpupack.stages.capture.rewrites.padding import fold_padding, merge_paddings, swap_padding_and_activation
+from cpupack.stages.capture.rewrites.pooling import pool_all_positions
 
 Rewrite = Callable[[fx.GraphModule], bool]
 
@@ -34,6 +35,7 @@ REWRITES: tuple[Rewrite, ...] = (
     name_activations,
     name_norms,
     pool_all_positions,
+    merge_shape_operations,
     name_pixel_shuffles,
     drop_unread_parts,
     merge_paddings,

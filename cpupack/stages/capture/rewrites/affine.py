@@ -23,7 +23,7 @@ from cpupack.stages.capture.rewrites.tools import (
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS: tuple[Any, ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHANNEL_NORMS = (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _TAKES_AFTER = (*_CONVS, *_TRANSPOSED, nn.Linear, *_BATCH_NORMS, *_CHANNEL_NORMS, nn.LayerNorm)
 _LARGEST = 1e6
@@ -123,7 +123,7 @@ def fold_into_layer_after(graph: fx.GraphModule) -> bool:
     A shift reaches no padding: a convolution that pads takes scales alone.
     """
     changed = False
-    for node in list(graph.graph.nodes):
+    for node in reversed(list(graph.graph.nodes)):  # what the layer reads first, then what that reads
         found = _affine_of(graph, node) or _batch_norm_of(graph, node)
         reader = only_reader(node)
         if found is None or reader is None or not is_a(graph, reader, *_CONVS, nn.Linear):

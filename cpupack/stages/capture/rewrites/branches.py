@@ -74,8 +74,7 @@ def _merged(branches: list[tuple[Any, Any]], result: tuple[int, ...]) -> nn.Modu
     if (
         not convs
         or all(conv is None for conv, norm in branches)
-        or (len(convs) == 1
-        and all(norm is None for conv, norm in branches if conv is None))
+        or (len(convs) == 1 and all(norm is None for conv, norm in branches if conv is None))
     ):
         return None  # a residual sum
     largest = max(convs, key=lambda conv: conv.kernel_size)

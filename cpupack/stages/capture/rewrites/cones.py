@@ -35,7 +35,7 @@ class Cone:
 
         def value(node: fx.Node) -> Any:
             if node not in values:
-                constant = constant_of(self.graph, node)
+                constant = single_value(self.graph, node)
                 assert constant is not None
                 values[node] = constant.double() if constant.is_floating_point() else constant
             return values[node]
@@ -57,6 +57,16 @@ class Cone:
         return found
 
 
+def single_value(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor | None:
+    """Return the one value that a constant has everywhere, as a tensor without dimensions, else None."""
+    if node.op == "call_method" and node.target == "expand":
+        node = node.args[0]  # type: ignore[assignment]  # the constant that is laid out for the batch
+    constant = constant_of(graph, node)
+    if constant is None or not constant.numel() or bool((constant != constant.flatten()[0]).any()):
+        return None
+    return constant.flatten()[0]
+
+
 def is_pointwise(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a call computes each value of its result from the values at the same place, without weights."""
     if node.op == "call_module":
@@ -71,23 +81,22 @@ def is_pointwise(graph: fx.GraphModule, node: fx.Node) -> bool:
 def cones(
     graph: fx.GraphModule, result: fx.Node, inside: Callable[[fx.Node], bool], order: dict[fx.Node, int]
 ) -> Iterator[Cone]:
-    """Yield the cones of two calls or more that end in ``result``, the smallest first; ``inside`` allows a call."""
+    """Yield the cones that end in ``result``, the smallest first; ``inside`` allows a call."""
     members: list[fx.Node] = []
     frontier = {result}
     while len(members) <= _LARGEST:
         latest = max(frontier, key=order.__getitem__)
-        if len(frontier) == 1 and len(members) > 1:
+        if len(frontier) == 1 and members:
             yield Cone(graph, latest, result, tuple(sorted(members, key=order.__getitem__)))
         if not inside(latest):
             return
         members.append(latest)
         frontier.remove(latest)
         for each in latest.all_input_nodes:
+            if single_value(graph, each) is not None:
+                continue
             if each.op == "get_attr":
-                constant = constant_of(graph, each)
-                if constant is None or constant.numel() != 1:
-                    return
-            else:
-                frontier.add(each)
+                return
+            frontier.add(each)
         if not frontier:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +9,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 
 from cpupack.stages.capture.rewrites.cones import Cone, cones, is_pointwise
-from cpupack.stages.capture.rewrites.tools import new_call, new_module, replace, shape
+from cpupack.stages.capture.rewrites.tools import module_of, new_call, new_module, replace, shape
 
 _ACTIVATIONS: tuple[tuple[nn.Module, str], ...] = (
     (nn.Identity(), "identity"), (nn.ReLU(), "relu"), (nn.ReLU6(), "relu6"), (nn.Hardswish(), "hardswish"),
@@ -25,6 +24,7 @@ _POINTS = torch.cat(
 _TOLERANCE = 1e-6
 """Of float64 values: written with constants of float32 (0.7978846), a function is off by 1e-8."""
 _LARGEST_EPS = 1e-2
+_GLOBAL_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _REDUCTIONS = (torch.mean, torch.sum, torch.amax)
 
 
@@ -89,11 +89,25 @@ def name_norms(graph: fx.GraphModule) -> bool:
 
 
 def _of_norm(graph: fx.GraphModule, node: fx.Node) -> bool:
-    return is_pointwise(graph, node) or _is_reduction(node)
+    return is_pointwise(graph, node) or _dims_of(graph, node) is not None
 
 
-def _is_reduction(node: fx.Node) -> bool:
-    return node.op == "call_function" and (node.target in _REDUCTIONS or _is_variance(node))
+def _dims_of(graph: fx.GraphModule, node: fx.Node) -> tuple[int, ...] | None:
+    """Return the dimensions that a reduction goes over, None for any other call."""
+    rank = len(shape(node))
+    if _is_global_pool(graph, node):
+        return tuple(range(2, rank))
+    if node.op != "call_function" or not (node.target in _REDUCTIONS or _is_variance(node)) or len(node.args) < 2:
+        return None
+    dims = node.args[1]
+    if not isinstance(dims, list | tuple) or rank != len(shape(node.args[0])):
+        return None
+    return tuple(sorted(each % rank for each in dims if isinstance(each, int)))
+
+
+def _is_global_pool(graph: fx.GraphModule, node: fx.Node) -> bool:
+    module = module_of(graph, node)
+    return type(module) in _GLOBAL_POOLS and all(each == 1 for each in module.output_size)  # type: ignore[union-attr]
 
 
 def _is_variance(node: fx.Node) -> bool:
@@ -102,14 +116,7 @@ def _is_variance(node: fx.Node) -> bool:
 
 def _reduced(cone: Cone) -> tuple[int, ...] | None:
     """Return the dimensions that all reductions of a cone go over, None where there is none or they differ."""
-    rank = len(shape(cone.source))
-    found = set()
-    for node in cone.members:
-        if _is_reduction(node):
-            dims = node.args[1] if len(node.args) > 1 else None
-            if not isinstance(dims, list | tuple):
-                return None
-            found.add(tuple(sorted(each % rank for each in dims if isinstance(each, int))))
+    found = {_dims_of(cone.graph, node) for node in cone.members} - {None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -149,10 +156,7 @@ def _same_function(cone: Cone, module: nn.Module, axes: Axes, _: str) -> bool:
 
 
 def _permuted(module: nn.Module, axes: Axes, x: torch.Tensor) -> torch.Tensor:
-    if axes is None:
-        result: torch.Tensor = module(x)
-        return result
-    result = module(x.permute(axes)).permute(_inverse(axes))
+    result: torch.Tensor = module(x) if axes is None else module(x.permute(axes)).permute(_inverse(axes))
     return result
 
 
@@ -168,83 +172,3 @@ def _put(graph: fx.GraphModule, module: nn.Module, axes: Axes, word: str, x: fx.
     turned = new_call(graph, torch.permute, (x, axes), like, result=moved)
     normed = new_module(graph, module, turned, like, word, moved)
     return new_call(graph, torch.permute, (normed, _inverse(axes)), like, result=shape(like))
-
-
-def pool_all_positions(graph: fx.GraphModule) -> bool:
-    """Turn a mean over all positions into adaptive pooling: one dimension after the other, of permuted channels, by an
-    average pooling as large as its input, or as a sum that is divided."""
-    changed = False
-    for node in list(graph.graph.nodes):
-        if node.op == "call_module" and _pools_everything(graph, node):
-            rank = len(shape(node))
-            kinds = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-            pool = kinds[rank - 3]((1,) * (rank - 2))
-            replace(node, new_module(graph, pool, node.args[0], node, f"adaptive_avg_pool{rank - 2}d"))  # type: ignore[arg-type]
-            changed = True
-        elif node.target in {torch.mean, torch.mul} and node.op == "call_function":
-            changed |= _pool_mean(graph, node)
-    return changed
-
-
-def _pools_everything(graph: fx.GraphModule, node: fx.Node) -> bool:
-    module = graph.get_submodule(str(node.target))
-    if type(module) not in {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}:
-        return False
-    whole = tuple(shape(node.args[0])[2:]) == tuple(module.kernel_size)  # type: ignore[arg-type]  # a tuple, once raised
-    padded = any(module.padding) or getattr(module, "divisor_override", None)  # type: ignore[arg-type]  # as above
-    return whole and not padded and math.prod(shape(node)[2:]) == 1
-
-
-def _pool_mean(graph: fx.GraphModule, node: fx.Node) -> bool:
-    found = _mean_of(node)
-    if found is None:
-        return False
-    source, dims, keep = found
-    while source.op == "call_function":
-        inner = _mean_of(source)
-        if inner is not None and len(source.users) == 1 and not (keep ^ inner[2]):
-            source, (dims, keep) = inner[0], (_joined(dims, inner[1], len(shape(inner[0])), kept=inner[2]), keep)
-        elif source.target is torch.permute and not keep:
-            order = source.args[1]
-            assert isinstance(order, tuple)
-            dims, source = tuple(sorted(order[each] for each in dims)), source.args[0]  # type: ignore[assignment, type-var]
-            if [each for each in order if each not in dims] != sorted(each for each in order if each not in dims):
-                return False
-        else:
-            break
-    rank = len(shape(source))
-    if rank not in {3, 4, 5} or tuple(dims) != tuple(range(2, rank)):
-        return False
-    kinds = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-    pooled_shape = (*shape(source)[:2], *[1] * (rank - 2))
-    word = f"adaptive_avg_pool{rank - 2}d"
-    pooled = new_module(graph, kinds[rank - 3]((1,) * (rank - 2)), source, node, word, pooled_shape)
-    replace(node, pooled if keep else new_call(graph, torch.flatten, (pooled, 1), node))
-    return True
-
-
-def _mean_of(node: fx.Node) -> tuple[fx.Node, tuple[int, ...], bool] | None:
-    """Return (source, dimensions, keepdim) of a mean, also of a sum that is divided by the number of its values."""
-    factor = 1.0
-    if node.target is torch.mul and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int | float):
-        node, factor = node.args[0], float(node.args[1])
-        if node.target is not torch.sum or len(node.users) != 1:
-            return None
-    elif node.target is not torch.mean:
-        return None
-    source, dims, keep = node.args
-    assert isinstance(source, fx.Node)
-    assert isinstance(dims, tuple)
-    rank = len(shape(source))
-    axes = tuple(sorted(each % rank for each in dims if isinstance(each, int)))
-    if node.target is torch.sum:
-        count = math.prod(shape(source)[each] for each in axes)
-        if abs(factor * count - 1.0) > _TOLERANCE:
-            return None
-    return source, axes, bool(keep)
-
-
-def _joined(outer: tuple[int, ...], inner: tuple[int, ...], rank: int, *, kept: bool) -> tuple[int, ...]:
-    """Return the dimensions of the innermost source that two means in a row go over."""
-    left = list(range(rank)) if kept else [each for each in range(rank) if each not in inner]
-    return tuple(sorted({*inner, *(left[each] for each in outer)}))

@@ -6,6 +6,7 @@ import math
 import operator
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.stages.capture.rewrites.tools import constant_of, is_a, replace, shape
@@ -89,15 +90,15 @@ def _shuffle(node: fx.Node, turned: fx.Node, spread: fx.Node, source: fx.Node) -
     _, *after = shape(node)
     middle, order = shape(spread), turned.args[1]
     factor = math.isqrt(channels // after[0]) if after[0] <= channels else 0
-    if factor > 1 and middle == (n, after[0], factor, factor, height, width) and order == (0, 1, 4, 2, 5, 3):
-        if after == [channels // factor**2, height * factor, width * factor]:
-            node.target, node.args = torch.nn.functional.pixel_shuffle, (source, factor)
-            return True
+    spread_out = middle == (n, after[0], factor, factor, height, width) and order == (0, 1, 4, 2, 5, 3)
+    if factor > 1 and spread_out and after == [channels // factor**2, height * factor, width * factor]:
+        node.target, node.args = F.pixel_shuffle, (source, factor)
+        return True
     factor = height // after[1] if after[1] else 0
-    if factor > 1 and middle == (n, channels, after[1], factor, after[2], factor) and order == (0, 1, 3, 5, 2, 4):
-        if after == [channels * factor**2, height // factor, width // factor]:
-            node.target, node.args = torch.nn.functional.pixel_unshuffle, (source, factor)
-            return True
+    gathered = middle == (n, channels, after[1], factor, after[2], factor) and order == (0, 1, 3, 5, 2, 4)
+    if factor > 1 and gathered and after == [channels * factor**2, height // factor, width // factor]:
+        node.target, node.args = F.pixel_unshuffle, (source, factor)
+        return True
     return False
 
 
