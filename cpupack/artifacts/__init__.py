@@ -1,7 +1,7 @@
 """The nouns between the stages: each stage takes some of these and returns the next.
 
-recipe -> FloatModel -> FusedModel -> CalibratedModel -> QuantizedModel -> ScriptedModel -> VerifyReport
-       -> StagedProject -> TunePlan -> BuiltWheel
+recipe -> FloatModel -> CapturedModel -> FusedModel -> CalibratedModel -> QuantizedModel -> ScriptedModel
+       -> VerifyReport -> StagedProject -> TunePlan -> BuiltWheel
 
 All are frozen dataclasses without rendering and without JSON (``build_facts.py`` and ``summary.py`` have those).
 """
@@ -9,6 +9,7 @@ All are frozen dataclasses without rendering and without JSON (``build_facts.py`
 from cpupack.artifacts.contest import Contender, Recovery, Trial
 from cpupack.artifacts.models import (
     CalibratedModel,
+    CapturedModel,
     FloatModel,
     FusedModel,
     QuantizedModel,
@@ -33,6 +34,7 @@ __all__ = [
     "BuiltWheel",
     "CalibratedModel",
     "CalibrationReport",
+    "CapturedModel",
     "Contender",
     "FloatModel",
     "FusedModel",

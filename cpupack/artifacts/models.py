@@ -71,7 +71,8 @@ class Samples:
     def tensor(self, rows: slice) -> torch.Tensor:
         """Return the model input for ``rows`` as float32."""
         chunk = self.data[rows]
-        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else np.ascontiguousarray(chunk))
+        # A copy: a model may work in place on its input.
+        return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else chunk.copy(order="C"))
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,25 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class CapturedModel:
+    """The FP32 model as a canonical graph (``docs/explanation/capture.md``).
+
+    ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs, or
+    ``dynamic``; of these two ``module`` is the user's. ``example`` is float32 ``(3, *input_shape)``, of the calibration
+    samples.
+    """
+
+    module: torch.nn.Module
+    style: str
+    example: torch.Tensor
+
+
+@dataclass(frozen=True)
 class FusedModel:
     """The FP32 model with its chains fused.
 
-    ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs that
-    FX cannot trace, or ``dynamic`` (``module`` untouched). ``chains`` holds the fused names. ``max_abs_diff`` is the
-    largest difference of FP32 outputs before and after.
+    ``style`` is that of ``CapturedModel``; a ``dynamic`` module is untouched. ``chains`` holds the fused names.
+    ``max_abs_diff`` is the largest difference of FP32 outputs before and after.
     """
 
     module: torch.nn.Module

@@ -1,4 +1,4 @@
-"""Chains of calls that run as one operator: found on the traced graph, fused in place.
+"""Chains of calls that run as one operator: found on the canonical graph, fused in place.
 
 A chain is found by who reads whose output, never by names: torchvision's BasicBlock calls one ``relu`` module after
 bn1 and again after the addition, and ``torch.ao.quantization.fuse_modules``, which goes by name, would drop the second
@@ -8,14 +8,13 @@ call.
 from __future__ import annotations
 
 import math
-import operator
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.errors import ModelError
@@ -29,9 +28,10 @@ from cpupack.graph.fused import (
     takes_relu,
     with_relu,
 )
+from cpupack.graph.names import path_of, scoped_name
 
-_ADDS = (operator.add, operator.iadd, torch.add)
-_RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+_OLD_NAME = re.compile(r"(relu6?|hardtanh)_?(_\d+)?")
+"""What recipes written before capture call an activation that is called as a function."""
 _PATTERNS = frozenset(
     {
         ("conv", "bn"),
@@ -57,12 +57,15 @@ class Chain:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Module names; a function call has none, so its node's name in the traced graph."""
-        return tuple(node_name(node) for node in self.nodes)
+        """The calls' names, see ``scoped_name``."""
+        return tuple(scoped_name(node) for node in self.nodes)
 
 
-def node_name(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
+def _is_called(node: fx.Node, name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a recipe may call ``node`` so: by its name, its module's path, or as before capture."""
+    if name in {scoped_name(node), path_of(node)}:
+        return True
+    return _OLD_NAME.fullmatch(name) is not None and _kind(node, modules) in {"relu", "relu6"}
 
 
 def find_chains(graph_module: fx.GraphModule) -> list[Chain]:
@@ -90,28 +93,29 @@ def resolve_chains(graph_module: fx.GraphModule, listed: list[list[str]]) -> lis
     uses = Counter(node for chain in chains for node in chain.nodes)
     for node, count in uses.items():
         if count > 1:
-            raise ModelError(f"[fuse] modules: {node_name(node)!r} is in two chains", hint="list each call once")
+            raise ModelError(f"[fuse] modules: {scoped_name(node)!r} is in two chains", hint="list each call once")
     return chains
 
 
 def _resolve(graph_module: fx.GraphModule, names: list[str]) -> Chain:
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     listed = f"[fuse] modules: [{', '.join(names)}]"
-    known = {node_name(node): node for node in reversed(graph_module.graph.nodes)}
-    for name in names:
-        if name not in known:
+    calls = [node for node in graph_module.graph.nodes if node.op != "output"]
+    known = {name: node for node in reversed(calls) for name in (path_of(node), scoped_name(node)) if name}
+    for number, name in enumerate(names):
+        if name not in known and not (number and _OLD_NAME.fullmatch(name)):
             near = get_close_matches(name, known, n=1)
             raise ModelError(
-                f"{listed}: the traced model has no call of {name!r}",
+                f"{listed}: the captured model has no call of {name!r}",
                 hint=f"did you mean {near[0]!r}?" if near else "`cpupack fusions RECIPE` lists what can be fused",
             )
     nodes = [known[names[0]]]
     for name in names[1:]:
         readers = list(nodes[-1].users)
-        if len(readers) != 1 or node_name(readers[0]) != name:
-            read_by = ", ".join(repr(node_name(reader)) for reader in readers) or "nothing"
+        if len(readers) != 1 or not _is_called(readers[0], name, modules):
+            read_by = ", ".join(repr(scoped_name(reader)) for reader in readers) or "nothing"
             raise ModelError(
-                f"{listed} cannot be fused: the output of {node_name(nodes[-1])!r} is read by {read_by}, "
+                f"{listed} cannot be fused: the output of {scoped_name(nodes[-1])!r} is read by {read_by}, "
                 f"so {name!r} does not follow it alone",
                 hint="`cpupack fusions RECIPE` lists what can be fused",
             )
@@ -168,14 +172,7 @@ def _kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
         for kinds, name in ((CONVS, "conv"), (TRANSPOSED_CONVS, "conv_transpose"), (NORMS, "bn")):
             if type(module) in kinds:
                 return name
-        if type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (0.0, 6.0):
-            return "relu6"
         return {nn.Linear: "linear", nn.ReLU: "relu", nn.ReLU6: "relu6"}.get(type(module), "other")
-    if node.op in {"call_function", "call_method"}:
-        if node.target in _RELU_CALLS:
-            return "relu"
-        if node.target is F.relu6:
-            return "relu6"
     return "other"
 
 
@@ -190,11 +187,11 @@ def _refusal(
     for node, kind in zip(nodes, kinds, strict=True):
         # An activation holds no state, so its module may be called from many places; weights may not.
         if kind not in {"relu", "relu6"} and calls[str(node.target)] > 1:
-            return f"{node_name(node)!r} is called {calls[str(node.target)]} times"
+            return f"{scoped_name(node)!r} is called {calls[str(node.target)]} times"
         if kind == "bn":
             module = modules[str(node.target)]
             if module.running_mean is None:
-                return f"{node_name(node)!r} keeps no running statistics, so its scale changes with every batch"
+                return f"{scoped_name(node)!r} keeps no running statistics, so its scale changes with every batch"
     first = modules[str(nodes[0].target)]
     if kinds[0] == "bn":
         return None if takes_relu(first) else f"{type(first).__name__} has no quantized form with a ReLU"
@@ -210,26 +207,24 @@ def residual_summands(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.No
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     found = {}
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or node.target not in _ADDS or node.kwargs or len(node.users) != 1:
+        if node.op != "call_function" or node.target is not torch.add or len(node.users) != 1:
             continue
         if _kind(next(iter(node.users)), modules) != "relu" or len(node.all_input_nodes) != 2:
             continue
         summands = tuple(
-            each for each in node.all_input_nodes if list(each.users) == [node] and each.op != "placeholder"
+            each
+            for each in node.all_input_nodes
+            if list(each.users) == [node] and each.op not in {"placeholder", "get_attr"}
         )
         if summands:
             found[node] = summands
     return found
 
 
-def largest_difference(before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, float]:
-    """Return the largest absolute difference of two modules' outputs and the largest absolute output.
-
-    Both run on the same seeded normal batch of two, float32 ``(2, *input_shape)``.
-    """
-    example = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+def largest_difference(before: nn.Module, after: nn.Module, example: torch.Tensor) -> tuple[float, float]:
+    """Return the largest absolute difference of two modules' outputs on a batch and the largest absolute output."""
     with torch.inference_mode():
-        expected, actual = before(example), after(example)
+        expected, actual = before(example.clone()), after(example.clone())
     if expected.shape != actual.shape:
         return math.inf, float(expected.abs().max())
     return float((expected - actual).abs().max()), float(expected.abs().max())

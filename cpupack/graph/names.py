@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
+from cpupack.graph.tags import NAME
+
 
 def core(module: nn.Module) -> nn.Module:
     """Return what computes in a fused module: the first of its chain."""
@@ -28,7 +30,15 @@ def scoped_name(node: fx.Node) -> str:
 
     ``layer1.0.conv1``, ``layer1.0.add``.
     """
+    if NAME in node.meta:
+        return str(node.meta[NAME])
     if node.op == "call_module":
         return str(node.target)
     scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return f"{scopes[-1]}.{node.name}" if scopes and scopes[-1] else node.name
+
+
+def path_of(node: fx.Node) -> str:
+    """Return the path of the innermost of the user's modules that makes a call, "" where there is none."""
+    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return str(scopes[-1]) if scopes else ""

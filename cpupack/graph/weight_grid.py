@@ -18,8 +18,14 @@ def weight_scales(weight: torch.Tensor, channel_axis: int | None) -> torch.Tenso
     else:
         others = [axis for axis in range(weight.ndim) if axis != channel_axis]
         largest = weight.abs().amax(dim=others, keepdim=True)
-    # torch's observers end at the same least scale
-    return (largest.float() / LARGEST_CODE).clamp(min=torch.finfo(torch.float32).eps)
+    return scale_of(largest)
+
+
+def scale_of(largest: torch.Tensor) -> torch.Tensor:
+    """Return the float32 scales whose code 127 is ``largest``, down to the smallest normal float; 1 for all zeros."""
+    least = torch.finfo(torch.float32).tiny
+    scales = largest.float() / LARGEST_CODE
+    return torch.where(scales <= least, torch.where(largest == 0, 1.0, least), scales)
 
 
 def round_to_grid(weight: torch.Tensor, channel_axis: int | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ def describe_failure(error: BaseException, layer: str = "") -> str:
     ``layer`` names the user's module at work, where one is known (``layers.watched``).
     """
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not _is_library(frame.filename)]
+    theirs = [frame for frame in frames if not is_library(frame.filename)]
     text = f"{f'in {layer}: ' if layer else ''}{type(error).__name__}: {first_line(error)}"
     if theirs:
         text += f" ({theirs[-1].filename}:{theirs[-1].lineno}: {(theirs[-1].line or '').strip()})"
@@ -26,7 +26,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no message").splitlines()[0]
 
 
-def _is_library(filename: str) -> bool:
+def is_library(filename: str) -> bool:
     parts = Path(filename).parts
     return (
         filename.startswith(("<", _HERE))

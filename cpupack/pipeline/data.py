@@ -11,6 +11,7 @@ from cpupack.recipe.gates import LABEL_GATES
 from cpupack.sources import open_source
 
 _SYNTHETIC_EVALUATION = 64
+_EXAMPLES = 4
 
 
 def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
@@ -26,6 +27,17 @@ def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | N
         skip_corrupt=spec.skip_corrupt,
         labelled=False,
         progress=progress,
+    )
+
+
+def example_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
+    """Return a few of the calibration's samples, enough to run the model on."""
+    spec = loaded.recipe.calibration
+    if spec is None:
+        return None
+    few = spec.model_copy(update={"samples": min(spec.samples, _EXAMPLES)})
+    return calibration_samples(
+        loaded.model_copy(update={"recipe": loaded.recipe.model_copy(update={"calibration": few})}), progress
     )
 
 

@@ -18,6 +18,7 @@ from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize
 from cpupack.stages.calibrate import calibrate, observe
+from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import check_skip
@@ -44,18 +45,20 @@ class Prepared:
 
 
 def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
-    """Load, fuse and calibrate the model and run it in FP32: everything that no target changes."""
+    """Load, capture, fuse and calibrate the model and run it in FP32: everything that no target changes."""
     recipe = loaded.recipe
     with progress.stage("load"):
         model = load(loaded, progress)
-        check_skip(model.module, recipe.quantize.skip)  # the quantize stage would say it after the calibration
         check_gates(recipe.evaluation, model.output_shape)
         metric = load_metric(loaded)
-    with progress.stage("fuse"):
-        fused = fuse(model, recipe, progress)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, progress)
         evaluation = evaluation_samples(loaded, calibration, progress)
+    with progress.stage("capture"):
+        captured = capture(model, calibration, recipe, progress)
+        check_skip(model.module, captured.module, recipe.quantize.skip)  # before the work of calibration
+    with progress.stage("fuse"):
+        fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
         calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
         diagnosis = diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)

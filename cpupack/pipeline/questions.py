@@ -6,11 +6,12 @@ from cpupack.artifacts import (
     FloatModel,
     FusedModel,
 )
-from cpupack.pipeline.data import calibration_samples, evaluation_samples
+from cpupack.pipeline.data import calibration_samples, evaluation_samples, example_samples
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.sensitivity.ranking import SensitivityReport, report_on
 from cpupack.stages.calibrate import calibrate
+from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
 from cpupack.stages.quantize import check_skip
@@ -21,10 +22,11 @@ from cpupack.stages.verify import check_gates, load_metric
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
-    check_skip(model.module, loaded.recipe.quantize.skip)
     check_gates(loaded.recipe.evaluation, model.output_shape)
     load_metric(loaded)
-    return model, fuse(model, loaded.recipe, progress)
+    captured = capture(model, example_samples(loaded, progress), loaded.recipe, progress)
+    check_skip(model.module, captured.module, loaded.recipe.quantize.skip)
+    return model, fuse(captured, loaded.recipe, progress)
 
 
 def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> SensitivityReport:
@@ -33,11 +35,13 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
     with progress.stage("load"):
         model = load(loaded, progress)
         metric = load_metric(loaded)
-    with progress.stage("fuse"):
-        fused = fuse(model, loaded.recipe, progress)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, progress)
         evaluation = evaluation_samples(loaded, calibration, progress)
+    with progress.stage("capture"):
+        captured = capture(model, calibration, loaded.recipe, progress)
+    with progress.stage("fuse"):
+        fused = fuse(captured, loaded.recipe, progress)
     with progress.stage("calibrate"):
         calibrated = calibrate(fused, calibration, loaded.recipe.calibration_batch_size, progress)
         ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
@@ -47,4 +51,5 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
 
 def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:
     """Return every chain that ``[fuse] modules = "auto"`` would fuse."""
-    return list_chains(load(loaded, progress))
+    model = load(loaded, progress)
+    return list_chains(capture(model, example_samples(loaded, progress), loaded.recipe, progress))

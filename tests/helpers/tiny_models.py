@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cpupack.artifacts import CalibratedModel, FloatModel, QuantizedModel, Samples
-from cpupack.progress import SilentProgress
+from cpupack.artifacts import CalibratedModel, FloatModel, FusedModel, QuantizedModel, Samples
+from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.host.cpu import detect_isa
 from cpupack.stages.calibrate import calibrate
-from cpupack.stages.fuse import fuse
+from cpupack.stages.capture import capture
+from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target, x86
 
@@ -105,11 +106,23 @@ def target(engine_name: str = "onednn", bits: int | None = None, isa: str = "avx
     return Target(cpu, engine_name, isa_of_cpu, bits or host_bits(engine_name), engine_name == "onednn", "any")
 
 
+def fuse_model(model: FloatModel, spec: Recipe, progress: Progress, data: Samples | None = None) -> FusedModel:
+    """Capture and fuse a model."""
+    return fuse(capture(model, data or samples(model.input_shape), spec, SilentProgress()), spec, progress)
+
+
+def chains_of(model: FloatModel) -> tuple[tuple[str, ...], ...]:
+    """Return the chains that ``auto`` fuses."""
+    spec = recipe(model.input_shape)
+    return list_chains(capture(model, samples(model.input_shape), spec, SilentProgress()))
+
+
 def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> tuple[FloatModel, CalibratedModel]:
     shape = tuple(spec.model.input_shape)
     model = float_model(module, shape)
-    fused = fuse(model, spec, SilentProgress())
-    return model, calibrate(fused, data or samples(shape), 4, SilentProgress())
+    data = data or samples(shape)
+    fused = fuse_model(model, spec, SilentProgress(), data)
+    return model, calibrate(fused, data, 4, SilentProgress())
 
 
 def quantized(

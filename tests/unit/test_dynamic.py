@@ -13,10 +13,9 @@ from cpupack import accuracy
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Recipe
 from cpupack.stages.calibrate import calibrate
-from cpupack.stages.fuse import fuse
 from cpupack.stages.script import script
 from cpupack.workers.client import run_worker
-from helpers.tiny_models import ENGINES, Recorder, float_model, quantized, recipe, run, samples
+from helpers.tiny_models import ENGINES, Recorder, float_model, fuse_model, quantized, recipe, run, samples
 
 
 class Recurrent(nn.Module):
@@ -54,7 +53,7 @@ def test_int8_is_close_to_fp32(module: nn.Module, shape: tuple[int, ...], engine
 
 def test_nothing_is_fused_or_calibrated() -> None:
     model = float_model(mlp(), (6,))
-    fused = fuse(model, dynamic((6,)), Recorder())
+    fused = fuse_model(model, dynamic((6,)), Recorder())
     assert (fused.style, fused.chains, fused.module) == ("dynamic", (), model.module)
     assert calibrate(fused, samples((6,)), 4, Recorder()).stats == {}
 

@@ -12,13 +12,14 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from cpupack import accuracy
 from cpupack.errors import ModelError, QuantizationError
 from cpupack.progress import SilentProgress
-from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.quantize import quantize
 from helpers.tiny_models import (
     ENGINES,
     SHAPE,
     calibrated,
+    chains_of,
     float_model,
+    fuse_model,
     host_bits,
     quantized,
     recipe,
@@ -58,8 +59,8 @@ def _seed() -> None:
 
 def test_every_chain_is_found_and_fp32_stays_the_same() -> None:
     model = float_model(Residual())
-    assert list_chains(model) == CHAINS
-    fused = fuse(model, recipe(), SilentProgress())
+    assert chains_of(model) == CHAINS
+    fused = fuse_model(model, recipe(), SilentProgress())
     assert (fused.style, fused.chains) == ("eager", CHAINS)
     batch = torch.randn(5, *SHAPE)
     with torch.inference_mode():
@@ -68,7 +69,7 @@ def test_every_chain_is_found_and_fp32_stays_the_same() -> None:
 
 def test_a_list_is_honoured_exactly() -> None:
     model = float_model(Residual())
-    fused = fuse(model, recipe(fuse={"modules": [["conv1", "bn1"], ["head", "head_bn"]]}), SilentProgress())
+    fused = fuse_model(model, recipe(fuse={"modules": [["conv1", "bn1"], ["head", "head_bn"]]}), SilentProgress())
     assert fused.chains == (("conv1", "bn1"), ("head", "head_bn"))
     assert type(fused.module.bn2) is nn.BatchNorm2d
     assert type(fused.module.relu1) is nn.ReLU
@@ -85,7 +86,7 @@ def test_a_list_is_honoured_exactly() -> None:
 )
 def test_a_listed_chain_that_cannot_be_fused_says_why(chain: list[str], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        fuse(float_model(Residual()), recipe(fuse={"modules": [chain]}), SilentProgress())
+        fuse_model(float_model(Residual()), recipe(fuse={"modules": [chain]}), SilentProgress())
 
 
 def test_a_batch_norm_without_running_statistics_is_not_fused() -> None:
@@ -98,7 +99,7 @@ def test_a_batch_norm_without_running_statistics_is_not_fused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.bn(self.conv(self.quant(x)))
 
-    assert list_chains(float_model(Net())) == ()
+    assert chains_of(float_model(Net())) == ()
 
 
 def test_modules_that_are_called_twice_are_left_alone() -> None:
@@ -111,7 +112,7 @@ def test_modules_that_are_called_twice_are_left_alone() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.dequant(self.relu(self.other(self.relu(self.conv(self.quant(x))))))
 
-    assert list_chains(float_model(Twice())) == ()
+    assert chains_of(float_model(Twice())) == ()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -18,10 +18,9 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.images.inputs import mask_value, model_input, pixel_zero_point, with_mask
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.stages.calibrate import calibrate
-from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target
-from helpers.tiny_models import EIGHT_BITS, host_bits
+from helpers.tiny_models import EIGHT_BITS, fuse_model, host_bits
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 ENGINES = ["onednn", "x86", "fbgemm", "qnnpack"]
@@ -120,7 +119,7 @@ def build(module: nn.Module, target: Target, skip: list[str] | None = None):
     data = random_pixels(16)
     samples = Samples(data, "made up", tuple(map(str, range(16))), spec)
     model = FloatModel(module, (3, 12, 12), (4,), "random", True, None, 0, 0, 0)
-    calibrated: CalibratedModel = calibrate(fuse(model, recipe, SilentProgress()), samples, 8, SilentProgress())
+    calibrated: CalibratedModel = calibrate(fuse_model(model, recipe, SilentProgress()), samples, 8, SilentProgress())
     with torch.inference_mode():
         expected = module(samples.tensor(slice(None))).numpy()
     return quantize(calibrated, module, recipe, target), samples, expected

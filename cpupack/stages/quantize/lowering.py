@@ -5,19 +5,15 @@ Also what torch cannot do in INT8, or does wrongly: those calls are hidden from 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
-from cpupack.graph.fused import CONVS, ConvReLU6, with_relu
+from cpupack.graph.fused import ConvReLU6, with_relu
 
-_ADDS = (operator.add, torch.add)
-_RELU_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
 """Modules whose output is a tensor of its own, not a view of their input."""
 
@@ -58,31 +54,39 @@ class InFloat(nn.Module):
         return self.call(*args, **kwargs)
 
 
-def keep_float(graph_module: fx.GraphModule, targets: Collection[Any]) -> None:
-    """Hide the calls of ``targets`` (module classes, functions, method names), in place."""
+def keep_float(
+    graph_module: fx.GraphModule, targets: Collection[Any], also: Callable[[fx.Node], bool] = lambda _: False
+) -> None:
+    """Hide the calls of ``targets`` (module classes, functions), and those that ``also`` says, in place."""
     for number, node in enumerate(list(graph_module.graph.nodes)):
         if node.op == "call_module":
             module = graph_module.get_submodule(str(node.target))
-            if type(module) in targets:
+            if type(module) in targets or also(node):
                 graph_module.add_submodule(str(node.target), InFloat(module))
-        elif node.op in {"call_function", "call_method"} and node.target in targets:
+        elif node.op == "call_function" and (node.target in targets or also(node)):
             name = f"in_float_{number}"
-            call = node.target if callable(node.target) else getattr(torch.Tensor, node.target)
-            graph_module.add_submodule(name, InFloat(call))
+            graph_module.add_submodule(name, InFloat(node.target))
             node.op, node.target = "call_module", name
     graph_module.recompile()
 
 
-def spell_out_padding(graph_module: fx.GraphModule) -> None:
-    """Turn ``padding="same"`` and ``"valid"`` into numbers, in place: INT8 convolutions take nothing else."""
-    for module in graph_module.modules():
-        if isinstance(module, CONVS) and isinstance(module.padding, str):
-            total = [
-                (size - 1) * dilation if module.padding == "same" else 0
-                for size, dilation in zip(module.kernel_size, module.dilation, strict=True)
-            ]
-            if all(each % 2 == 0 for each in total):  # else more on one side, which a number cannot say
-                module.padding = tuple(each // 2 for each in total)
+def is_wrong_arithmetic(engine: str) -> Callable[[fx.Node], bool]:
+    """Return what tells sums and products that torch's INT8 gets wrong.
+
+    With a number: the result shares its operand's range, so x * 100 saturates. qnnpack with a constant of another
+    shape: it takes equal shapes only.
+    """
+
+    def wrong(node: fx.Node) -> bool:
+        if node.target not in {torch.add, torch.mul}:
+            return False
+        if any(isinstance(each, int | float) for each in node.args):
+            return True
+        shapes = {each.meta.get("shape") for each in node.all_input_nodes}
+        constant = any(each.op == "get_attr" for each in node.all_input_nodes)
+        return engine == "qnnpack" and constant and len(shapes) > 1
+
+    return wrong
 
 
 def fuse_conv_add(graph_module: fx.GraphModule) -> int:
@@ -94,7 +98,7 @@ def fuse_conv_add(graph_module: fx.GraphModule) -> int:
     """
     fused = 0
     for add in list(graph_module.graph.nodes):
-        if add.op != "call_function" or add.target not in _ADDS or add.kwargs or len(add.args) != 2:
+        if add.op != "call_function" or add.target is not torch.add:
             continue
         for conv, accumulator in (add.args, reversed(add.args)):
             if _can_accumulate(graph_module, add, conv, accumulator):
@@ -132,7 +136,7 @@ def _is_module(graph_module: fx.GraphModule, node: fx.Node, types: tuple[type[nn
 
 def _is_fresh(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a call writes a new tensor whatever it reads: a whitelist, since any other operator may return a view."""
-    if node.op == "call_function" and node.target in _ADDS:
+    if node.op == "call_function" and node.target is torch.add:
         return True
     return _is_module(graph_module, node, _FRESH_MODULES)
 
@@ -176,7 +180,7 @@ def _replace(graph_module: fx.GraphModule, add: fx.Node, conv: fx.Node, accumula
     readers = list(add.users)
     last = add
     fused: nn.Module
-    if len(readers) == 1 and (_is_module(graph_module, readers[0], (nn.ReLU,)) or readers[0].target in _RELU_CALLS):
+    if len(readers) == 1 and _is_module(graph_module, readers[0], (nn.ReLU,)):
         last = readers[0]
         fused = nni.ConvAddReLU2d(module, torch.add, nn.ReLU())
     else:

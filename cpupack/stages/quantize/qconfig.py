@@ -16,6 +16,7 @@ from torch.ao.quantization import (
 )
 from torch.ao.quantization.observer import HistogramObserver, ObserverBase
 
+from cpupack.errors import QuantizationError
 from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.graph.weight_grid import LARGEST_CODE
 from cpupack.targets import Target
@@ -33,18 +34,63 @@ class StatsObserver(ObserverBase):
         self.quant_min, self.quant_max = 0, levels - 1
         self.levels = levels
         self.range: tuple[float, float] | None = None
+        self.stands_on = ""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
     def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scale float32 ``(1,)`` and zero point int64 ``(1,)``; an observer that nothing reads has no range."""
-        low, high = self.range or (0.0, 1.0)
+        """Return scale float32 ``(1,)`` and zero point int64 ``(1,)``. Raises QuantizationError without a range."""
+        if self.range is None:
+            raise QuantizationError(
+                f"internal: {self.stands_on or 'an activation'} has no range: no calibration data went through it"
+            )
+        low, high = self.range
         scale = (high - low) / (self.levels - 1)
         if scale < torch.finfo(torch.float32).tiny:
             scale = 1.0  # a tensor that is always zero still needs a scale, and 1 / scale must be finite; any will do
         zero_point = min(max(round(-low / scale), 0), self.levels - 1)
         return torch.tensor([scale], dtype=torch.float32), torch.tensor([zero_point], dtype=torch.int64)
+
+
+class _Grid:
+    """Scales of weights down to the smallest normal float, but for weights that are all zero: they have 1.
+
+    ``least`` bounds them from below, where a bias would not fit into 32 bits at their steps.
+    """
+
+    least: torch.Tensor | None
+
+    def bounded(self, qparams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        scales, zeros = qparams
+        if self.least is not None:
+            scales = torch.maximum(scales, self.least.amax().reshape(1) if scales.numel() == 1 else self.least)
+        empty = scales <= torch.finfo(torch.float32).tiny
+        return torch.where(empty, torch.ones_like(scales), scales), zeros
+
+
+class TensorGrid(_Grid, MinMaxObserver):
+    """One scale for all weights."""
+
+    def __init__(self, least: torch.Tensor | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.least = least
+
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and zero point."""
+        return self.bounded(super().calculate_qparams())
+
+
+class ChannelGrid(_Grid, PerChannelMinMaxObserver):
+    """A scale for each output channel."""
+
+    def __init__(self, least: torch.Tensor | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.least = least
+
+    def calculate_qparams(self, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scales and zero points."""
+        return self.bounded(super().calculate_qparams())
 
 
 def static_qconfig(target: Target, weights: str = "per_channel") -> QConfig:
@@ -54,10 +100,21 @@ def static_qconfig(target: Target, weights: str = "per_channel") -> QConfig:
     weights: torch's default for it is per tensor, and that takes a trained MobileNetV2 from 78 % to chance.
     """
     activation = StatsObserver.with_args(levels=2**target.activation_bits)
-    grid = {"dtype": torch.qint8, "quant_min": -LARGEST_CODE, "quant_max": LARGEST_CODE}
+    # torch's least scale of 1.2e-7 is too coarse for weights in front of a norm that undoes any scale
+    grid = {
+        "dtype": torch.qint8,
+        "quant_min": -LARGEST_CODE,
+        "quant_max": LARGEST_CODE,
+        "eps": torch.finfo(torch.float32).tiny,
+    }
     if weights == "per_tensor":
-        return QConfig(activation, MinMaxObserver.with_args(qscheme=torch.per_tensor_symmetric, **grid))
-    return QConfig(activation, PerChannelMinMaxObserver.with_args(qscheme=torch.per_channel_symmetric, **grid))
+        return QConfig(activation, TensorGrid.with_args(qscheme=torch.per_tensor_symmetric, **grid))
+    return QConfig(activation, ChannelGrid.with_args(qscheme=torch.per_channel_symmetric, **grid))
+
+
+def coarser_weights(qconfig: QConfig, least: torch.Tensor) -> QConfig:
+    """Return the same with weight scales of at least ``least``, float32 ``(channels,)``."""
+    return QConfig(activation=qconfig.activation, weight=qconfig.weight.with_args(least=least))
 
 
 def limited_weights(qconfig: QConfig) -> QConfig:

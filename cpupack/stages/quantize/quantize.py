@@ -48,7 +48,7 @@ def quantize(
     name does not exist or torch cannot convert the model for this engine.
     """
     spec = recipe.quantize
-    check_skip(original, spec.skip)
+    check_skip(original, calibrated.fused.module, spec.skip, calibrated.fused.chains)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *recipe.model.input_shape)
     known: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
@@ -21,16 +22,18 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
-from cpupack.graph.fused import TRANSPOSED_CONVS
-from cpupack.graph.names import is_within, scoped_name
+from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
+from cpupack.graph.names import core, is_within, scoped_name
 from cpupack.graph.trace import record_shapes
+from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
-from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, keep_float, lower_relu6, spell_out_padding
+from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, is_wrong_arithmetic, keep_float, lower_relu6
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
     StatsObserver,
+    coarser_weights,
     limited_weights,
     qconfig_mapping,
     static_qconfig,
@@ -47,6 +50,7 @@ _BACKENDS = {
     "qnnpack": get_qnnpack_backend_config,
 }
 _STATS = "cpupack_stats"
+_LARGEST_BIAS = 2.0**30
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -72,19 +76,21 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
-    spell_out_padding(graph)
-    keep_float(graph, wrong_types(target.engine))
+    keep_float(graph, wrong_types(target.engine), is_wrong_arithmetic(target.engine))
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
     classifiers = _with_float_output(graph, calibrated, recipe, target)
     mapping = qconfig_mapping(target, recipe.weights)
     reasons = _apply_skip(mapping, graph, [*recipe.skip, *classifiers])
+    least_scales = _least_weight_scales(graph, calibrated, recipe, target)
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
         elif name in limited:
             mapping.set_module_name(name, limited_weights(_qconfig_of(child, target, recipe.weights)))
+        elif (least := least_scales.get(name)) is not None:
+            mapping.set_module_name(name, coarser_weights(_qconfig_of(child, target, recipe.weights), least))
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
@@ -123,9 +129,17 @@ def _qconfig_of(module: nn.Module, target: Target, weights: str) -> QConfig:
     return transposed_qconfig(target) if isinstance(module, TRANSPOSED_CONVS) else static_qconfig(target, weights)
 
 
-def check_skip(module: nn.Module, skip: list[str]) -> None:
-    """Raise QuantizationError for the first name in ``skip`` that is no module of the FP32 model."""
-    names = dict(module.named_modules())
+def check_skip(
+    original: nn.Module, captured: nn.Module, skip: list[str], chains: Collection[Collection[str]] = ()
+) -> None:
+    """Raise QuantizationError for the first name in ``skip`` that the model does not have.
+
+    A name is that of a module of the FP32 model as loaded, or of a call of its captured graph, or of one in ``chains``.
+    """
+    names: dict[str, object] = dict(original.named_modules())
+    if isinstance(captured, fx.GraphModule):
+        names |= {scoped_name(node): node for node in captured.graph.nodes}
+    names |= {name: chain for chain in chains for name in chain}
     for name in skip:
         if name not in names:
             raise _unknown_skip(name, names)
@@ -147,7 +161,7 @@ def transposes_wrongly(engine: str, module: nn.Module) -> bool:
     return engine in {"onednn", "x86"} and (channels[0] != channels[1] or any(module.output_padding))
 
 
-def _unknown_skip(name: str, names: dict[str, nn.Module]) -> QuantizationError:
+def _unknown_skip(name: str, names: dict[str, object]) -> QuantizationError:
     near = get_close_matches(name, names, n=1)
     return QuantizationError(
         f"[quantize] skip: the model has no module {name!r}",
@@ -262,6 +276,34 @@ def _with_float_output(
     return found
 
 
+def _least_weight_scales(
+    graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize, target: Target
+) -> dict[str, torch.Tensor]:
+    """Return the least weight scales of layers whose bias would not fit into 32 bits at their own, by the call's name.
+
+    A bias is a number of steps of input scale times weight scale. Weights that much smaller than the bias change the
+    result by less than a step of it.
+    """
+    found = {}
+    for node in graph.graph.nodes:
+        module = core(graph.get_submodule(str(node.target))) if node.op == "call_module" else None
+        source = node.args[0] if node.args else None
+        if not isinstance(module, (nn.Linear, *CONVS)) or not isinstance(source, fx.Node) or module.bias is None:
+            continue
+        stats = calibrated.stats.get(source.meta[_STATS])
+        if stats is None:
+            continue
+        low, high = choose_range(stats, recipe.observer, 2**target.activation_bits, recipe.percentile)
+        step = (high - low) / (2**target.activation_bits - 1)
+        if step <= 0.0:
+            continue
+        least = (module.bias.detach().abs().double() / (step * _LARGEST_BIAS)).float()
+        scales = weight_scales(module.weight.detach(), None if recipe.weights == "per_tensor" else 0).flatten()
+        if bool((scales < least).any()):
+            found[str(node.target)] = least
+    return found
+
+
 def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize) -> None:
     """Give each observer the range of the tensor it stands on; one that several calls share gets the union.
 
@@ -281,20 +323,30 @@ def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: Calibrat
         source[theirs] = ours.meta[_STATS]
     observed: dict[StatsObserver, list[str]] = {}
     for node in prepared.graph.nodes:
-        if is_observer(node):
-            observer = modules[str(node.target)]
-            tensor = node.args[0]
-            while tensor not in source:
-                tensor = tensor.args[0]
-            if isinstance(observer, StatsObserver):
-                observed.setdefault(observer, []).append(source[tensor])
+        if not is_observer(node):
+            continue
+        observer, tensor = modules[str(node.target)], node.args[0]
+        while tensor not in source:
+            tensor = tensor.args[0]
+        if not isinstance(observer, StatsObserver):
+            continue
+        observer.stands_on = source[tensor]
+        if tensor.op == "get_attr":
+            constant = operator.attrgetter(str(tensor.target))(prepared)
+            observer.range = min(float(constant.min()), 0.0), max(float(constant.max()), 0.0)
+        else:
+            observed.setdefault(observer, []).append(source[tensor])
     for observer, names in observed.items():
         _set_range(observer, names, calibrated, recipe)
 
 
 def _set_range(observer: StatsObserver, names: list[str], calibrated: CalibratedModel, recipe: Quantize) -> None:
+    """Set the range that the observer chooses; one without statistics has none, and fails when it is asked for it."""
     stats = [calibrated.stats[name] for name in names if name in calibrated.stats]
     if not stats:
-        return  # never run on the calibration data, so nothing reads it either
+        return
     ranges = [choose_range(each, recipe.observer, observer.levels, recipe.percentile) for each in stats]
-    observer.range = min(low for low, _ in ranges), max(high for _, high in ranges)
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if observer.range is not None:  # of a constant that shares the observer
+        low, high = min(low, observer.range[0]), max(high, observer.range[1])
+    observer.range = low, high

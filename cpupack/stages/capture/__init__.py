@@ -1,0 +1,5 @@
+"""FloatModel -> CapturedModel: torch.export, then a canonical graph of a small documented vocabulary."""
+
+from cpupack.stages.capture.capture import capture
+
+__all__ = ["capture"]

@@ -1,0 +1,76 @@
+"""The stage: export, raise, rewrite, prove the FP32 output unchanged, and give the calls the user's names."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from cpupack.artifacts import CapturedModel, FloatModel, Samples
+from cpupack.graph.eager import has_quant_stubs
+from cpupack.graph.trace import record_shapes
+from cpupack.progress import Progress
+from cpupack.recipe import Recipe
+from cpupack.stages.capture.export import Exported, export
+from cpupack.stages.capture.naming import name_calls
+from cpupack.stages.capture.proof import Proof
+from cpupack.stages.capture.raising import raise_graph
+from cpupack.stages.capture.rewrites import REWRITES, Rewrite
+
+_EXAMPLES = 3
+
+
+def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress: Progress) -> CapturedModel:
+    """Return the model as a canonical graph whose FP32 output is the model's on some of the calibration ``samples``.
+
+    A model that brings its own QuantStub, and one for dynamic quantization, stay as they are. Raises ModelError with
+    the user's line or layer where the model cannot be exported, answers differently each time, depends on the other
+    samples of a batch, or where a rewrite is wrong.
+    """
+    batch = examples(model, samples)
+    if recipe.quantize.mode == "dynamic":
+        return CapturedModel(model.module, "dynamic", batch)
+    if has_quant_stubs(model.module):
+        return CapturedModel(model.module, "eager", batch)
+    exported = export(model.module, batch[:2].clone())
+    graph, used = _rewritten(exported, REWRITES, batch[:2])
+    proof = Proof(model.module, batch, exported.batch_lines)
+    proof.check_model()
+    proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
+    graph = name_calls(graph)
+    record_shapes(graph, batch[:2])
+    calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
+    progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")
+    return CapturedModel(graph, "fx", batch)
+
+
+def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:
+    """Return three inputs, of the calibration samples where there are any, float32 ``(3, *input_shape)``."""
+    if samples is None or not len(samples):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(_EXAMPLES, *model.input_shape, generator=generator)
+    some = samples.spread(_EXAMPLES).tensor(slice(None)).clone()
+    while len(some) < _EXAMPLES:
+        some = torch.cat([some, some])[:_EXAMPLES]
+    return some
+
+
+def _rewritten(
+    exported: Exported, rewrites: tuple[Rewrite, ...], batch: torch.Tensor
+) -> tuple[fx.GraphModule, tuple[Rewrite, ...]]:
+    """Return the raised graph after these rewrites, and those of them that changed something."""
+    graph = raise_graph(exported)
+    record_shapes(graph, batch)
+    used = []
+    for rewrite in rewrites:
+        if rewrite(graph):
+            used.append(rewrite)
+            graph.graph.eliminate_dead_code()
+            graph.graph.lint()
+            record_shapes(graph, batch)
+    graph.recompile()
+    graph.delete_all_unused_submodules()
+    return graph, tuple(used)
+
+
+def _listed(used: tuple[Rewrite, ...]) -> str:
+    return ", ".join(dict.fromkeys(rewrite.__name__ for rewrite in used)) or "none"

@@ -1,0 +1,110 @@
+"""In-place calls of an exported graph made pure: every later reader sees the new value, through views too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+
+_FRESH = frozenset(
+    f"aten.{name}"
+    for name in (
+        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "matmul",
+        "batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "max_pool1d", "max_pool2d", "max_pool3d",
+        "avg_pool1d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+        "relu6", "silu", "selu", "mish", "softmax", "log_softmax", "scaled_dot_product_attention",
+    )
+)  # fmt: skip
+"""Composite operators that always write a tensor of their own."""
+
+
+def make_functional(program: ExportedProgram) -> ExportedProgram:
+    """Return the same program without in-place calls.
+
+    An update of a tensor that no view shares is renamed here, which takes no time; torch's own way is right for all
+    others, and takes longer than the export.
+    """
+    _drop_dropouts(program.graph)
+    updates = [node for node in program.graph.nodes if _works_in_place(node)]
+    pure = [_pure_form(node) for node in updates]
+    if not updates:
+        return program
+    if all(form is not None and _owns(node.args[0]) for node, form in zip(updates, pure, strict=True)):
+        for node, form in zip(updates, pure, strict=True):
+            _rename(node, form)
+        program.graph.lint()
+        return program
+    with torch.no_grad():
+        return program.run_decompositions({})
+
+
+def _drop_dropouts(graph: fx.Graph) -> None:
+    """Drop dropouts that do nothing, in place: what they return is their operand itself."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and "dropout" in str(node.target) and list(node.args[2:3]) == [False]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _works_in_place(node: fx.Node) -> bool:
+    target = node.target
+    return node.op == "call_function" and isinstance(target, OpOverload) and target._schema.is_mutable
+
+
+def _pure_form(node: fx.Node) -> Any:
+    """Return the operator that computes what ``node`` writes, None where it has no such twin or writes elsewhere."""
+    target = node.target
+    assert isinstance(target, OpOverload)
+    arguments = target._schema.arguments
+    written = [each for each in arguments if each.alias_info is not None and each.alias_info.is_write]
+    namespace, _, name = target._schema.name.partition("::")
+    if len(written) != 1 or (written[0] is not arguments[0] and written[0].name != arguments[0].name):
+        return None
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _owns(value: object) -> bool:
+    """Whether a tensor is one of its own that no other result shares, so that an update is a new value."""
+    if not isinstance(value, fx.Node) or (
+        not _is_fresh(value) and not (value.op == "placeholder" and value.name == _first_input(value.graph))
+    ):
+        return False
+    return all(_is_fresh(reader) or reader.op == "output" or not _reads_tensor(reader) for reader in value.users)
+
+
+def _first_input(graph: fx.Graph) -> str:
+    return [node.name for node in graph.nodes if node.op == "placeholder"][-1]  # constants come before
+
+
+def _reads_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
+
+
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether a call's result shares memory with none of its operands; in-place calls count, they are renamed."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, OpOverload):
+        return False
+    if target._schema.is_mutable:
+        return _pure_form(node) is not None
+    if any(each.alias_info is not None for each in target._schema.returns):
+        return False
+    composite = target._can_decompose() if hasattr(target, "_can_decompose") else True
+    return not composite or str(target).rpartition(".")[0] in _FRESH
+
+
+def _rename(node: fx.Node, form: Any) -> None:
+    """Make an update pure, in place: whoever reads the tensor later reads the result."""
+    tensor = node.args[0]
+    assert isinstance(tensor, fx.Node)
+    order = {each: place for place, each in enumerate(node.graph.nodes)}
+    node.target = form
+    for reader in list(tensor.users):
+        if order[reader] > order[node]:
+            reader.replace_input_with(tensor, node)

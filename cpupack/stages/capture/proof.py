@@ -1,0 +1,111 @@
+"""The proof that a canonical graph answers as the user's model does, and the true cause where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from cpupack.errors import ModelError
+from cpupack.stages.capture.export import HINT, batch_is_fixed
+from cpupack.stages.capture.rewrites import Rewrite
+
+_TOLERANCE = 1e-3
+"""Folding reorders FP32 sums; more than this share of the largest output means a wrong graph."""
+
+
+def close(expected: torch.Tensor, actual: torch.Tensor) -> bool:
+    """Whether two outputs are equal up to rounding."""
+    if expected.shape != actual.shape:
+        return False
+    return _gap(expected, actual) <= _TOLERANCE * float(expected.abs().max())
+
+
+def _gap(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    return float((expected - actual).abs().max()) if expected.shape == actual.shape else float("inf")
+
+
+def _answer(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        result: torch.Tensor = module(batch.clone())  # the model may work in place
+    return result.float()
+
+
+class Proof:
+    """Compares graphs with the user's model on batches of 1, 2 and 3 of ``batch``, float32 ``(3, *input_shape)``.
+
+    ``lines`` are the user's that ask for the batch size.
+    """
+
+    def __init__(self, module: nn.Module, batch: torch.Tensor, lines: tuple[str, ...]) -> None:
+        self._module, self._batch, self._lines = module, batch, lines
+        self._expected = {size: _answer(module, batch[:size]) for size in (1, 2, len(batch))}
+        self._finite = all(bool(torch.isfinite(each).all()) for each in self._expected.values())
+
+    def check_model(self) -> None:
+        """Raise ModelError where the user's model has no one answer for a sample."""
+        alone, together = self._expected[1], self._expected[len(self._batch)]
+        if not self._finite or close(alone, together[:1]):
+            return  # the fuse stage says what is not finite
+        again = _answer(self._module, self._batch[:1])
+        if not close(alone, again):
+            raise self._random(alone, again)
+        if self._lines:
+            raise batch_is_fixed(len(self._batch), self._lines)
+        raise ModelError(
+            "the model's answer to a sample depends on the other samples of its batch: alone and among "
+            f"{len(self._batch)} it differs by {_gap(alone, together[:1]):.3g} (largest output "
+            f"{float(alone.abs().max()):.3g})",
+            hint="look for a mean, a softmax or other statistics over dimension 0, the batch. " + HINT,
+        )
+
+    def check_graph(
+        self,
+        graph: fx.GraphModule,
+        used: tuple[Rewrite, ...],
+        rewritten: Callable[[tuple[Rewrite, ...]], fx.GraphModule],
+    ) -> None:
+        """Raise ModelError with the cause where ``graph`` differs; ``rewritten`` makes it with some of the rewrites."""
+        wrong = self._differing(graph)
+        if wrong is None or not self._finite:
+            return
+        size, difference = wrong
+        again = _answer(self._module, self._batch)
+        if not close(self._expected[len(self._batch)], again):
+            raise self._random(self._expected[len(self._batch)], again)
+        if self._differing(rewritten(())) is not None:
+            if size != 2 and self._lines:  # it was exported with batches of two
+                raise batch_is_fixed(2, self._lines)
+            raise ModelError(
+                f"internal: the exported graph differs from the model by {difference:.3g} with a batch of {size}",
+                hint="this is a fault of cpupack, please report the model. " + HINT,
+            )
+        guilty = next(
+            (
+                each.__name__
+                for count, each in enumerate(used, start=1)
+                if self._differing(rewritten(used[:count])) is not None
+            ),
+            "all together",
+        )
+        raise ModelError(
+            f"internal: the rewrite {guilty} changes the model's answer by {difference:.3g}",
+            hint="this is a fault of cpupack, please report the model. " + HINT,
+        )
+
+    @staticmethod
+    def _random(one: torch.Tensor, two: torch.Tensor) -> ModelError:
+        return ModelError(
+            f"the model answers differently each time: the same sample twice differs by {_gap(one, two):.3g} "
+            f"(largest output {float(one.abs().max()):.3g})",
+            hint="something random is on in eval mode: F.dropout without training=self.training, or torch.rand. "
+            + HINT,
+        )
+
+    def _differing(self, graph: fx.GraphModule) -> tuple[int, float] | None:
+        for size, expected in sorted(self._expected.items(), key=lambda item: item[0] != 2):
+            actual = _answer(graph, self._batch[:size])
+            if not close(expected, actual):
+                return size, _gap(expected, actual)
+        return None

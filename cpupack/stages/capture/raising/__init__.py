@@ -1,0 +1,5 @@
+"""ATen calls -> the vocabulary of ``cpupack/graph/vocabulary.py``: one handler for each operator, by subject."""
+
+from cpupack.stages.capture.raising.raise_graph import raise_graph
+
+__all__ = ["raise_graph"]

@@ -1,0 +1,261 @@
+"""Handlers of layers with weights and of normalizations: each becomes a module with its own constant parameters."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx, nn
+
+from cpupack.errors import ModelError
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+
+_CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_INSTANCE_NORMS: dict[int, Any] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+
+
+def _parameter(value: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone().float().contiguous(), requires_grad=False)
+
+
+def _convolve(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    weight, bias = r.tensor(a["weight"]), r.tensor(a["bias"])
+    assert weight is not None
+    spatial = weight.ndim - 2
+    x = r.activation(a["input"])
+    if len(r.shape(a["input"])) != spatial + 2:
+        raise NotRaised  # an input without a batch
+    stride, dilation = numbers(a["stride"], spatial), numbers(a["dilation"], spatial)
+    padding = a["padding"]
+    if a.get("transposed", False):
+        return _transpose(r, x, weight, bias, a, spatial)
+    if isinstance(padding, str):
+        x, padding = _spell_out(r, x, padding, weight.shape[2:], stride, dilation)
+    conv = _CONVS[spatial - 1](
+        weight.shape[1] * a["groups"], weight.shape[0], tuple(weight.shape[2:]), stride, numbers(padding, spatial),
+        dilation, a["groups"], bias=bias is not None, device="meta",
+    )  # fmt: skip
+    return _with_weights(r, conv, weight, bias, x, a["weight"], f"conv{spatial}d")
+
+
+def _spell_out(
+    r: Raiser, x: fx.Node, padding: str, kernel: torch.Size, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[fx.Node, tuple[int, ...]]:
+    """Return the input and the padding in numbers of ``padding="same"``; an odd total pads more at the end."""
+    if padding == "valid":
+        return x, (0,) * len(kernel)
+    total = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    if all(each % 2 == 0 for each in total):
+        return x, tuple(each // 2 for each in total)
+    pads = [side for each in reversed(total) for side in (each // 2, each - each // 2)]
+    return r.call(F.pad, x, pads, "constant", 0.0, word="pad"), (0,) * len(kernel)
+
+
+def _transpose(
+    r: Raiser, x: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None, a: dict[str, Any], spatial: int
+) -> fx.Node:
+    groups = a["groups"]
+    conv = _TRANSPOSED[spatial - 1](
+        weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), numbers(a["stride"], spatial),
+        numbers(a["padding"], spatial), numbers(a["output_padding"], spatial), groups, bias=bias is not None,
+        dilation=numbers(a["dilation"], spatial), device="meta",
+    )  # fmt: skip
+    return _with_weights(r, conv, weight, bias, x, a["weight"], f"conv_transpose{spatial}d")
+
+
+def _transposed(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return _convolve(r, a | {"transposed": True})
+
+
+def _with_weights(
+    r: Raiser, module: Any, weight: torch.Tensor, bias: torch.Tensor | None, x: fx.Node, source: Any, word: str
+) -> fx.Node:
+    module.weight = _parameter(weight)
+    module.bias = None if bias is None else _parameter(bias)
+    return r.module(module, x, word=word, owner=r.weight_name(source))
+
+
+def _linear(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    weight, bias = r.tensor(a["weight"]), r.tensor(a["bias"])
+    assert weight is not None
+    if weight.ndim != 2 or not r.is_float(a["input"]):
+        raise NotRaised
+    return _product(r, a["input"], weight, bias, a["weight"])
+
+
+def _product(r: Raiser, x: Any, weight: torch.Tensor, bias: torch.Tensor | None, source: Any) -> fx.Node:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    return _with_weights(r, linear, weight, bias, r.activation(x), source, "linear")
+
+
+def _addmm(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``beta * bias + alpha * x @ weight``: a linear layer with its weights the other way round (HF's Conv1D)."""
+    weight, bias = r.tensor(a["mat2"]), r.tensor(a["self"])
+    assert weight is not None
+    assert bias is not None
+    if bias.ndim != 1 or r.is_known(a["mat1"]):
+        raise NotRaised
+    return _product(r, a["mat1"], weight.t() * a["alpha"], bias * a["beta"], a["mat2"])
+
+
+def _matmul(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    left, right = a["self"], a.get("mat2", a.get("other"))
+    if r.is_known(right) and not r.is_known(left):
+        weight = r.tensor(right)
+        assert weight is not None
+        if weight.ndim == 2 and len(r.shape(left)) >= 2:
+            return _product(r, left, weight.t(), None, right)
+    if min(len(r.shape(left)), len(r.shape(right))) < 2:
+        raise NotRaised
+    return r.call(torch.matmul, r.operand(left), r.operand(right))
+
+
+def _attention(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    if a["dropout_p"]:
+        raise NotRaised
+    operands = [r.operand(a[name]) for name in ("query", "key", "value", "attn_mask")]
+    extra = {key: a[key] for key in ("scale", "enable_gqa") if a.get(key)}
+    return r.call(
+        F.scaled_dot_product_attention, *operands, 0.0, bool(a["is_causal"]), word="scaled_dot_product_attention",
+        **extra,
+    )  # fmt: skip
+
+
+def _batch_norm(r: Raiser, a: dict[str, Any]) -> Any:
+    mean, variance = r.tensor(a["running_mean"]), r.tensor(a["running_var"])
+    if a.get("training", False) or mean is None or variance is None:
+        raise _batch_statistics(r)
+    shape = r.shape(a["input"])
+    if len(shape) not in _BATCH_NORMS:
+        raise NotRaised
+    norm = _BATCH_NORMS[len(shape)](len(mean), eps=a["eps"])
+    norm.running_mean, norm.running_var = mean.detach().clone().float(), variance.detach().clone().float()
+    _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
+    return r.module(norm, r.activation(a["input"]), word="batch_norm", owner=r.weight_name(a["weight"]))
+
+
+def _batch_norm_of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    return [_batch_norm(r, a), None, None]
+
+
+def _batch_statistics(r: Raiser) -> ModelError:
+    scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
+    name = (scopes[-1] if scopes else "") or "the model"
+    return ModelError(
+        f"the batch norm {name} normalizes by the statistics of each batch, so an answer would depend on the other "
+        "samples of its batch",
+        hint="train it with track_running_stats=True and call eval(), or use GroupNorm or InstanceNorm",
+    )
+
+
+def _fill(norm: Any, weight: torch.Tensor | None, bias: torch.Tensor | None) -> None:
+    """Set the weight and bias of a normalization, ones and zeros where there are none."""
+    if weight is not None:
+        norm.weight = _parameter(weight)
+    if bias is not None:
+        norm.bias = _parameter(bias)
+
+
+def _layer_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    norm = nn.LayerNorm(tuple(a["normalized_shape"]), eps=a["eps"])
+    _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
+    return r.module(norm, r.activation(a["input"]), word="layer_norm", owner=r.weight_name(a["weight"]))
+
+
+def _layer_norm_of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    return [_layer_norm(r, a), None, None]
+
+
+def _rms_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    eps = torch.finfo(torch.float32).eps if a["eps"] is None else a["eps"]
+    norm = nn.RMSNorm(tuple(a["normalized_shape"]), eps=eps)
+    _fill(norm, r.tensor(a["weight"]), None)
+    return r.module(norm, r.activation(a["input"]), word="rms_norm", owner=r.weight_name(a["weight"]))
+
+
+def _group_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    channels = r.shape(a["input"])[1]
+    norm = nn.GroupNorm(a["num_groups"], channels, eps=a["eps"])
+    _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
+    return r.module(norm, r.activation(a["input"]), word="group_norm", owner=r.weight_name(a["weight"]))
+
+
+def _instance_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    shape = r.shape(a["input"])
+    if not a["use_input_stats"]:  # running statistics: a batch norm by another name
+        return _batch_norm(r, a)  # type: ignore[no-any-return]  # a node, where it does not raise
+    norm = _INSTANCE_NORMS[len(shape)](shape[1], eps=a["eps"], affine=True)
+    _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
+    return r.module(norm, r.activation(a["input"]), word="instance_norm", owner=r.weight_name(a["weight"]))
+
+
+def _embedding(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    weight = r.tensor(a["weight"])
+    assert weight is not None
+    table = nn.Embedding(weight.shape[0], weight.shape[1], _weight=torch.empty(weight.shape, device="meta"))
+    table.weight = _parameter(weight)
+    return r.module(table, r.activation(a["indices"]), word="embedding", owner=r.weight_name(a["weight"]))
+
+
+_RECURRENT: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
+
+
+def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    """Return the output of a recurrent layer that starts from zeros; its states are kept calls' business."""
+    kind = r.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]  # an OpOverload
+    if not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
+        raise NotRaised
+    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
+    parameters = [r.tensor(each) for each in a["params"]]
+    layers, directions = a["num_layers"], 2 if a["bidirectional"] else 1
+    if not all(_is_zero(r, each) for each in states) or len(parameters) % (layers * directions):
+        raise NotRaised
+    first = parameters[0]
+    assert first is not None
+    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
+    extra = {"nonlinearity": kind.removeprefix("rnn_")} if kind.startswith("rnn") else {}
+    projected = len(parameters) // (layers * directions) not in {2, 4}
+    if projected:
+        raise NotRaised
+    module = _RECURRENT[kind](
+        first.shape[1], first.shape[0] // gates, layers, bias=a["has_biases"], batch_first=a["batch_first"],
+        bidirectional=a["bidirectional"], **extra,
+    )  # fmt: skip
+    with torch.no_grad():
+        for own, value in zip([each for group in module.all_weights for each in group], parameters, strict=True):
+            assert value is not None
+            own.copy_(value)
+    node = r.module(module, r.activation(a["input"]), word=kind, owner=r.weight_name(a["params"][0]))
+    count = 3 if kind == "lstm" else 2
+    return [lambda: r.call(operator.getitem, node, 0, word="output"), *[None] * (count - 1)]
+
+
+def _is_zero(r: Raiser, state: object) -> bool:
+    if not isinstance(state, fx.Node):
+        return False
+    if state in r.known:
+        return bool((r.known[state] == 0).all())
+    return "zeros" in str(state.target)
+
+
+HANDLERS = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolve),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
+    "linear": _linear,
+    "addmm": _addmm,
+    **dict.fromkeys(("mm", "matmul", "bmm"), _matmul),
+    "scaled_dot_product_attention": _attention,
+    "batch_norm": _batch_norm,
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_batch_norm"), _batch_norm_of_several),
+    "layer_norm": _layer_norm,
+    "native_layer_norm": _layer_norm_of_several,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "embedding": _embedding,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+}

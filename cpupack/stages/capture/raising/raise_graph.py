@@ -1,0 +1,105 @@
+"""The walk over an exported graph: constants are computed, each call is raised by its handler or kept as it is."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload
+
+from cpupack.errors import ModelError
+from cpupack.stages.capture.export import Exported
+from cpupack.stages.capture.raising import activations, arithmetic, layers, pools, shapes
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+
+Handler = Callable[[Raiser, dict[str, Any]], Any]
+_HANDLERS: dict[str, Handler] = {
+    **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **pools.HANDLERS, **shapes.HANDLERS
+}  # fmt: skip
+
+
+def raise_graph(exported: Exported) -> fx.GraphModule:
+    """Return the canonical graph of an exported one, before any rewrite. Calls have numbers for names.
+
+    Raises ModelError for batch statistics, naming the layer.
+    """
+    raiser = Raiser(exported)
+    needed = _needed(exported.result)
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and node in needed:
+            raiser.node = node
+            _raise(raiser, node)
+    raiser.node = exported.result
+    result = raiser.operand(exported.result)
+    if exported.result in raiser.known:
+        raise ModelError(
+            "the model's result does not depend on its input", hint="is the input used at all? Look at its forward"
+        )
+    raiser.graph.output(result)
+    graph = fx.GraphModule(raiser.root, raiser.graph)
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
+    return graph.eval()
+
+
+def _needed(result: fx.Node) -> set[fx.Node]:
+    needed, pending = {result}, [result]
+    while pending:
+        for each in pending.pop().all_input_nodes:
+            if each not in needed:
+                needed.add(each)
+                pending.append(each)
+    return needed
+
+
+def _raise(r: Raiser, node: fx.Node) -> None:
+    if all(each in r.known for each in node.all_input_nodes) and not _is_random(node):
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.known.__getitem__)
+        r.known[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a function
+        return
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        parts, index = r.made.get(node.args[0]), node.args[1]
+        if isinstance(parts, list | tuple) and isinstance(index, int):
+            r.made[node] = parts[index]() if callable(parts[index]) else parts[index]
+            return
+    if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
+        r.made[node] = _kept(r, node)  # a size: only calls that are kept read it
+        return
+    if isinstance(node.target, OpOverload):
+        handler = _HANDLERS.get(node.target._schema.name.removeprefix("aten::"))
+        if handler is not None:
+            try:
+                r.made[node] = handler(r, r.arguments())
+            except NotRaised:
+                pass  # what the handler added before it gave up is dead code
+            else:
+                return
+    r.made[node] = _kept(r, node)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _kept(r: Raiser, node: fx.Node) -> fx.Node:
+    """Return the call as export gave it, on the new graph's operands."""
+    if any(isinstance(each.meta.get("val"), nn.Module) or each.op == "get_attr" for each in node.all_input_nodes):
+        raise ModelError(
+            f"the model cannot be captured: {node.target} in {_scope(node)} holds a part of the model that "
+            "torch.export keeps apart",
+            hint="take torch.autocast, torch.set_grad_enabled and control flow of torch out of forward",
+        )
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.operand)
+    word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
+    # Copies that only make a tensor contiguous are gone, and a view may need one.
+    target = torch.ops.aten.reshape.default if word in {"view", "_unsafe_view"} else node.target
+    kept = r.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]  # a function
+    return r._noted(kept, word)
+
+
+def _scope(node: fx.Node) -> str:
+    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return (scopes[-1] if scopes else "") or "the model"

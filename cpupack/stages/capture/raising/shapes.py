@@ -1,0 +1,276 @@
+"""Handlers of what moves values: reshapes, permutations, slices, splits, joins, and what does nothing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx
+
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+
+
+def _same(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return r.activation(a.get("self", a.get("input")))
+
+
+def _convert(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """A conversion to the type that a tensor has already."""
+    source = a["self"]
+    if not isinstance(source, fx.Node) or source.meta["val"].dtype != r.node.meta["val"].dtype:
+        raise NotRaised
+    return r.activation(source)
+
+
+def _dropout(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    if a.get("train", a.get("training", True)):
+        raise NotRaised
+    return r.activation(a["input"])
+
+
+def _reshape(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return reshaped(r, r.activation(a["self"]), r.shape(a["self"]), r.shape(), r.dynamic())
+
+
+def reshaped(
+    r: Raiser, x: fx.Node, before: tuple[int, ...], after: tuple[int, ...], dynamic: tuple[bool, ...]
+) -> fx.Node:
+    """Add a reshape to ``after``, of which one dimension is ``dynamic``."""
+    if before == after:
+        return x
+    if sum(dynamic) > 1:
+        raise NotRaised
+    if len(after) == 2 and dynamic[0] and before[0] == after[0]:
+        return r.call(torch.flatten, x, 1)
+    return r.call(torch.reshape, x, tuple(-1 if moves else size for size, moves in zip(after, dynamic, strict=True)))
+
+
+def _permute(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    rank = len(r.shape(a["self"]))
+    return permuted(r, r.activation(a["self"]), [each % rank for each in a["dims"]])
+
+
+def permuted(r: Raiser, x: fx.Node, order: list[int]) -> fx.Node:
+    return x if order == sorted(order) else r.call(torch.permute, x, tuple(order))
+
+
+def _transpose(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    rank = len(r.shape(a["self"]))
+    order = list(range(rank))
+    one, two = a.get("dim0", a.get("axis0", -2)), a.get("dim1", a.get("axis1", -1))
+    if rank < 2:
+        raise NotRaised
+    order[one % rank], order[two % rank] = order[two % rank], order[one % rank]
+    return permuted(r, r.activation(a["self"]), order)
+
+
+def _move(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    rank = len(r.shape(a["self"]))
+    sources = [each % rank for each in numbers(a["source"], 1)]
+    places = [each % rank for each in numbers(a["destination"], 1)]
+    order: list[int] = [-1] * rank
+    for source, place in zip(sources, places, strict=True):
+        order[place] = source
+    rest = iter(each for each in range(rank) if each not in sources)
+    return permuted(r, r.activation(a["self"]), [next(rest) if each < 0 else each for each in order])
+
+
+def sliced(r: Raiser, x: fx.Node, rank: int, dim: int, start: int, end: int, step: int = 1) -> fx.Node:
+    """Add a slice of one dimension; the ends are those of the dimension's indices."""
+    index = [slice(None)] * dim + [slice(start, end, None if step == 1 else step)]
+    del rank
+    return r.call(operator.getitem, x, tuple(index), word="getitem")
+
+
+def _size_along(r: Raiser, source: Any, dim: int) -> tuple[int, int, int]:
+    """Return rank, dimension from 0 and its size; raise NotRaised where it changes with the batch."""
+    shape, moves = r.shape(source), r.dynamic(source)
+    dim %= len(shape)
+    if moves[dim]:
+        raise NotRaised
+    return len(shape), dim, shape[dim]
+
+
+def _slice(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    start, end, step = a["start"], a["end"], a.get("step", 1)
+    source = a["self"]
+    if start in {None, 0} and step == 1 and (end is None or (isinstance(end, int) and end >= 2**62)):
+        return r.activation(source)
+    rank, dim, size = _size_along(r, source, a["dim"])
+    if not all(each is None or isinstance(each, int) for each in (start, end)):
+        raise NotRaised
+    first, last, step = slice(start, end, step).indices(size)
+    if (first, last, step) == (0, size, 1):
+        return r.activation(source)
+    return sliced(r, r.activation(source), rank, dim, first, last, step)
+
+
+def _narrow(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    rank, dim, _ = _size_along(r, a["self"], a["dim"])
+    start = r.constant(a["start"])
+    return sliced(r, r.activation(a["self"]), rank, dim, int(start), int(start) + a["length"])
+
+
+def _select(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    _, dim, size = _size_along(r, a["self"], a["dim"])
+    if not isinstance(a["index"], int):
+        raise NotRaised
+    return _selected(r, r.activation(a["self"]), r.shape(a["self"]), r.dynamic(a["self"]), dim, a["index"] % size)
+
+
+def _selected(r: Raiser, x: fx.Node, shape: tuple[int, ...], moves: tuple[bool, ...], dim: int, index: int) -> fx.Node:
+    part = sliced(r, x, len(shape), dim, index, index + 1) if shape[dim] != 1 else x
+    before = (*shape[:dim], 1, *shape[dim + 1 :])
+    return reshaped(r, part, before, (*shape[:dim], *shape[dim + 1 :]), (*moves[:dim], *moves[dim + 1 :]))
+
+
+def _split(r: Raiser, a: dict[str, Any]) -> list[Callable[[], fx.Node]]:
+    """Return the parts of chunk, split and the like, each added when it is read: chunks where equal, else slices."""
+    source = a.get("self", a.get("tensor"))
+    rank, dim, size = _size_along(r, source, a["dim"])
+    sizes = [int(part.shape[dim]) for part in r.node.meta["val"]]
+    x = r.activation(source)
+    if len(sizes) == 1:
+        return [lambda: x]
+    if len(set(sizes)) == 1 and sum(sizes) == size:
+        parts = r.call(torch.chunk, x, len(sizes), dim)
+        return [lambda place=place: r.call(operator.getitem, parts, place) for place in range(len(sizes))]  # type: ignore[misc]
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    return [
+        lambda start=start, length=length: sliced(r, x, rank, dim, start, start + length)  # type: ignore[misc]
+        for start, length in zip(starts, sizes, strict=True)
+    ]
+
+
+def _unbind(r: Raiser, a: dict[str, Any]) -> list[Callable[[], fx.Node]]:
+    source = a["self"]
+    _, dim, size = _size_along(r, source, a["dim"])
+    x, shape, moves = r.activation(source), r.shape(source), r.dynamic(source)
+    return [lambda index=index: _selected(r, x, shape, moves, dim, index) for index in range(size)]  # type: ignore[misc]
+
+
+def _concatenate(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    parts = [each for each in a["tensors"] if not _is_empty(r, each)]
+    if len(parts) == 1:
+        return r.activation(parts[0])
+    rank = len(r.shape())
+    dim = a["dim"] % rank
+    if r.dynamic()[dim]:
+        raise NotRaised
+    return r.call(torch.cat, [r.operand(each) for each in parts], dim)
+
+
+def _is_empty(r: Raiser, part: Any) -> bool:
+    return r.shape(part) == (0,) if isinstance(part, fx.Node) else False
+
+
+def _stack(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    shape, moves = r.shape(), r.dynamic()
+    dim = a["dim"] % len(shape)
+    after, dynamic = (*shape[:dim], 1, *shape[dim + 1 :]), (*moves[:dim], False, *moves[dim + 1 :])
+    parts = []
+    for each in a["tensors"]:
+        if r.is_known(each):
+            raise NotRaised
+        parts.append(reshaped(r, r.activation(each), r.shape(each), after, dynamic))
+    return r.call(torch.cat, parts, dim)
+
+
+def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """A constant laid out for the batch; of an activation only where nothing is repeated."""
+    source, shape, moves = a["self"], r.shape(), r.dynamic()
+    before = r.shape(source)
+    if not r.is_known(source):
+        if before == shape:
+            return r.activation(source)
+        raise NotRaised
+    if sum(moves) != 1 or not moves[0] or (len(before) == len(shape) and before[0] != 1):
+        raise NotRaised
+    value = r.tensor(source)
+    assert value is not None
+    value = value.expand(1, *shape[1:])
+    return _laid_out(r, value, r._name_of(source))
+
+
+def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
+    table = r.attribute(value, name)
+    return r.method("expand", table, r.batch(), *[-1] * (value.ndim - 1))
+
+
+def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    source = a["self"]
+    before, shape, moves = r.shape(source), r.shape(), r.dynamic()
+    if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape) or before[0] != 1:
+        raise NotRaised
+    value = r.tensor(source)
+    assert value is not None
+    times = [1, *(end // start for start, end in zip(before[1:], shape[1:], strict=True))]
+    return _laid_out(r, value.repeat(*times), r._name_of(source))
+
+
+def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """Zeros, ones or another number for each sample of the batch."""
+    shape, moves = r.shape(), r.dynamic()
+    kind = r.node.target._schema.name  # type: ignore[union-attr]  # an OpOverload
+    number = a.get("fill_value", 1.0 if "ones" in kind else 0.0)
+    if not any(moves) and isinstance(number, int | float):
+        r.known[r.node] = torch.full(shape, number, dtype=r.node.meta["val"].dtype)
+        return r.input  # a placeholder's worth: who reads this call takes the known value
+    if not r.is_float() or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
+        raise NotRaised
+    scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
+    name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
+    return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
+
+
+def _pixel_shuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return r.call(F.pixel_shuffle, r.activation(a["self"]), a["upscale_factor"])
+
+
+def _pixel_unshuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    return r.call(F.pixel_unshuffle, r.activation(a["self"]), a["downscale_factor"])
+
+
+def _channel_shuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    n, channels, *rest = r.shape(a["self"])
+    groups = a["groups"]
+    del n
+    x = r.call(torch.reshape, r.activation(a["self"]), (-1, groups, channels // groups, *rest))
+    x = r.call(torch.permute, x, (0, 2, 1, *range(3, 3 + len(rest))))
+    return r.call(torch.reshape, x, (-1, channels, *rest))
+
+
+HANDLERS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("detach", "clone", "contiguous", "alias", "lift_fresh", "lift_fresh_copy", "identity", "positive"), _same
+    ),
+    **dict.fromkeys(("to", "_to_copy", "type_as"), _convert),
+    **dict.fromkeys(
+        ("dropout", "native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"), _dropout
+    ),
+    **dict.fromkeys(
+        ("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        _reshape,
+    ),
+    "permute": _permute,
+    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT"), _transpose),
+    **dict.fromkeys(("movedim", "moveaxis"), _move),
+    "slice": _slice,
+    "narrow": _narrow,
+    "select": _select,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), _split),
+    "unbind": _unbind,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
+    "stack": _stack,
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    "repeat": _repeat,
+    **dict.fromkeys(
+        ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), _filled
+    ),
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _channel_shuffle,
+}

@@ -1,0 +1,121 @@
+"""What does nothing, and what moves values twice, is dropped."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx, nn
+
+from cpupack.stages.capture.rewrites.tools import constant_of, is_a, replace, shape
+
+
+def drop_noops(graph: fx.GraphModule) -> bool:
+    """Drop sums with 0, products with 1, pooling of one position, and shape operations that change nothing."""
+    changed = False
+    for node in list(graph.graph.nodes):
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and shape(source) == shape(node) and _does_nothing(graph, node):
+            replace(node, source)
+            changed = True
+    return changed
+
+
+def _does_nothing(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+        maxima = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
+        return is_a(graph, node, *pools, *maxima, nn.Identity)
+    if node.op != "call_function":
+        return False
+    if node.target in {torch.add, torch.sub}:
+        return _is_constantly(graph, node.args[1], 0.0)
+    if node.target in {torch.mul, torch.div}:
+        return _is_constantly(graph, node.args[1], 1.0)
+    if node.target is torch.permute:
+        return list(node.args[1]) == sorted(node.args[1])  # type: ignore[arg-type, type-var]  # numbers
+    return node.target in {torch.reshape, torch.flatten}
+
+
+def _is_constantly(graph: fx.GraphModule, operand: object, number: float) -> bool:
+    if isinstance(operand, int | float):
+        return operand == number
+    value = constant_of(graph, operand)
+    return value is not None and bool((value == number).all())
+
+
+def merge_shape_operations(graph: fx.GraphModule) -> bool:
+    """Join reshapes in a row, and permutations in a row."""
+    changed = False
+    for node in list(graph.graph.nodes):
+        inner = node.args[0] if node.op == "call_function" and node.args else None
+        if not isinstance(inner, fx.Node) or inner.op != "call_function":
+            continue
+        reshapes = {torch.reshape, torch.flatten}
+        if node.target in reshapes and inner.target in reshapes:
+            node.args = (inner.args[0], *node.args[1:])
+            changed = True
+        elif node.target is torch.permute and inner.target is torch.permute:
+            outer, first = node.args[1], inner.args[1]
+            assert isinstance(outer, tuple)
+            assert isinstance(first, tuple)
+            node.args = (inner.args[0], tuple(first[each] for each in outer))
+            changed = True
+    return changed
+
+
+def name_pixel_shuffles(graph: fx.GraphModule) -> bool:
+    """Turn the reshape, permutation and reshape of a pixel shuffle or unshuffle into the function."""
+    changed = False
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.reshape or len(shape(node)) != 4:
+            continue
+        turned = node.args[0]
+        if not isinstance(turned, fx.Node) or turned.target is not torch.permute or len(shape(turned)) != 6:
+            continue
+        spread = turned.args[0]
+        if not isinstance(spread, fx.Node) or spread.target is not torch.reshape:
+            continue
+        source = spread.args[0]
+        if not isinstance(source, fx.Node) or len(shape(source)) != 4:
+            continue
+        changed |= _shuffle(node, turned, spread, source)
+    return changed
+
+
+def _shuffle(node: fx.Node, turned: fx.Node, spread: fx.Node, source: fx.Node) -> bool:
+    n, channels, height, width = shape(source)
+    _, *after = shape(node)
+    middle, order = shape(spread), turned.args[1]
+    factor = math.isqrt(channels // after[0]) if after[0] <= channels else 0
+    spread_out = middle == (n, after[0], factor, factor, height, width) and order == (0, 1, 4, 2, 5, 3)
+    if factor > 1 and spread_out and after == [channels // factor**2, height * factor, width * factor]:
+        node.target, node.args = F.pixel_shuffle, (source, factor)
+        return True
+    factor = height // after[1] if after[1] else 0
+    gathered = middle == (n, channels, after[1], factor, after[2], factor) and order == (0, 1, 3, 5, 2, 4)
+    if factor > 1 and gathered and after == [channels * factor**2, height // factor, width // factor]:
+        node.target, node.args = F.pixel_unshuffle, (source, factor)
+        return True
+    return False
+
+
+def drop_unread_parts(graph: fx.GraphModule) -> bool:
+    """Turn a split of which one part alone is read into a slice."""
+    changed = False
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.chunk or len(node.users) != 1:
+            continue
+        (reader,) = node.users
+        source, parts, dim = node.args
+        if reader.target is not operator.getitem or not isinstance(source, fx.Node):
+            continue
+        assert isinstance(parts, int)
+        assert isinstance(dim, int)
+        size = shape(source)[dim] // parts
+        first = int(reader.args[1]) * size  # type: ignore[arg-type]  # a number
+        reader.args = (source, (*[slice(None)] * dim, slice(first, first + size)))
+        changed = True
+    return changed
