@@ -126,6 +126,14 @@ def weight_normed():
     net.head = nn.utils.parametrizations.spectral_norm(net.head)
     return net
 
+class Marked(nn.Parameter):
+    """A parameter that a training framework marks with a class of its own."""
+
+def marked_parameters():
+    net = Net()
+    net.head.weight = Marked(net.head.weight.detach())
+    return net
+
 def batch_from_shape(): return like(lambda y: y.view(y.shape[0], -1))
 
 instance = Net()
@@ -234,6 +242,12 @@ def sparse_weights():
     net = Net()
     net.head.register_buffer("mask", torch.eye(4).to_sparse())
     return net
+class Packed(torch.Tensor):
+    """A tensor that is no plain one, as of libraries that quantize."""
+def packed_weights():
+    net = Net()
+    net.head.weight = nn.Parameter(net.head.weight.detach().as_subclass(Packed))
+    return net
 def a_function(): return lambda x: x
 '''
 
@@ -272,6 +286,7 @@ LOADS = {
     "averaged": "wrapped by AveragedModel",
     "inference_parameters": "",
     "weight_normed": "",
+    "marked_parameters": "",
     "batch_from_shape": "",
     "instance": "",
     "token_ids_cast_inside": "",
@@ -382,6 +397,7 @@ TELLS = [
     ("meta_part", "head.weight, head.bias are on the meta device", "CPU"),
     ("nan_weights", "NaN or infinity in head.weight", "diverged"),
     ("infinite_weights", "NaN or infinity in head.weight", "diverged"),
+    ("packed_weights", "the weights head.weight are of the class Packed, not plain numbers", "FP32 model"),
     ("sparse_weights", "head.mask have the layout torch.sparse_coo", "to_dense"),
 ]
 
