@@ -23,8 +23,8 @@ class Own:
     """What a module expects of a state dict.
 
     ``state`` are its tensors by name; ``aliases`` maps a name to all names of the same tensor; ``parameters`` are the
-    names that are no buffers, ``trained`` those of them with gradients, each tensor once; ``hidden`` are the buffers that
-    the module does not save.
+    names that are no buffers, ``trained`` those of them with gradients, each tensor once; ``hidden`` are the buffers
+    that the module does not save.
     """
 
     def __init__(self, module: nn.Module) -> None:
