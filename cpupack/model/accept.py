@@ -30,7 +30,6 @@ _QUANTIZED = (
 )
 _FLOAT_STILL = frozenset({"FloatFunctional", "FXFloatFunctional"})
 """Classes among those that compute in FP32: models with their own stubs add and join with them."""
-_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
@@ -111,7 +110,7 @@ def _refuse_tensors(module: nn.Module, source: str) -> None:
         )
     for name, value in every:
         lazy = is_lazy(value)
-        if not lazy and (type(value) not in _PLAIN or type(value.data) not in _PLAIN or value.is_quantized):
+        if not lazy and (type(value.data) is not torch.Tensor or value.is_quantized):
             kind = "quantized" if value.is_quantized else f"of the class {type(value.data).__name__}"
             raise ModelError(
                 f"[model] {source}: the weights {name} are {kind}, not plain numbers",

@@ -17,14 +17,14 @@ _COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
 """How many batches a BatchNorm has seen: older checkpoints lack it, and nothing reads it in eval mode."""
 _EXTRAS = re.compile(r"(^|\.)(total_ops|total_params)$|^n_averaged$|^initted$|^step$|^num_updates$|^decay$")
 """What thop (total_ops, total_params) and keepers of averaged weights store beside the weights."""
-_PLAIN_TYPES = (torch.Tensor, nn.Parameter)
 
 
 class Own:
     """What a module expects of a state dict.
 
     ``state`` are its tensors by name; ``aliases`` maps a name to all names of the same tensor; ``parameters`` are the
-    names that are no buffers; ``hidden`` are the buffers that the module does not save.
+    names that are no buffers, ``trained`` those of them with gradients, each tensor once; ``hidden`` are the buffers
+    that the module does not save.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -106,7 +106,7 @@ def is_extra(name: str) -> bool:
 
 
 def _difference(name: str, found: torch.Tensor, wanted: torch.Tensor) -> str | None:
-    if found.is_quantized or found.layout != torch.strided or type(found) not in _PLAIN_TYPES:
+    if found.is_quantized or found.layout != torch.strided or type(found.data) is not torch.Tensor:
         kind = "INT8" if found.is_quantized else type(found).__name__
         kind = f"{kind} of layout {found.layout}" if found.layout != torch.strided else kind
         return f"{name} is {kind} in the file, plain {_dtype(wanted)} in the model"

@@ -92,7 +92,7 @@ def _read_pickle(path: Path) -> Any:
         raise ModelError(
             f"[model] weights: {path} is not a state dict: it holds a whole pickled object ({raw.name}), and pickled "
             "Python objects are not executed",
-            hint=f"where {raw.name} can be imported, {SAVE_TENSORS}",
+            hint=f"{SAVE_TENSORS}, where {raw.name} can be imported",
         )
     return raw
 

@@ -22,6 +22,11 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     Raises ModelError when the source, its arguments, the weights or the labels cannot be used, or when the model does
     not map ``(batch, *input_shape)`` float32 to one float32 tensor whose first dimension is the batch.
     """
+    with torch.compiler.set_stance("force_eager"):  # what the user compiles in parts would be compiled for nothing
+        return _loaded(loaded, progress)
+
+
+def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
     module = build_module(loaded, progress)

@@ -103,6 +103,15 @@ def compiled_part():
     net.conv = torch.compile(net.conv)
     return net
 
+def compiled_forward():
+    class Odd(Net):
+        @torch.compile
+        def forward(self, x):
+            if torch.compiler.is_compiling():
+                raise RuntimeError("compiled")
+            return self.head(self.features(x))
+    return Odd()
+
 def data_parallel(): return nn.DataParallel(Net())
 def compiled_data_parallel(): return torch.compile(nn.DataParallel(Net()))
 def averaged(): return torch.optim.swa_utils.AveragedModel(Net())
@@ -115,6 +124,14 @@ def weight_normed():
     net = Net()
     net.conv = nn.utils.parametrizations.weight_norm(net.conv)
     net.head = nn.utils.parametrizations.spectral_norm(net.head)
+    return net
+
+class Marked(nn.Parameter):
+    """A parameter that a training framework marks with a class of its own."""
+
+def marked_parameters():
+    net = Net()
+    net.head.weight = Marked(net.head.weight.detach())
     return net
 
 def batch_from_shape(): return like(lambda y: y.view(y.shape[0], -1))
@@ -225,6 +242,12 @@ def sparse_weights():
     net = Net()
     net.head.register_buffer("mask", torch.eye(4).to_sparse())
     return net
+class Packed(torch.Tensor):
+    """A tensor that is no plain one, as of libraries that quantize."""
+def packed_weights():
+    net = Net()
+    net.head.weight = nn.Parameter(net.head.weight.detach().as_subclass(Packed))
+    return net
 def a_function(): return lambda x: x
 '''
 
@@ -256,12 +279,14 @@ LOADS = {
     "training_with_dropout": "",
     "compiled": "wrapped by torch.compile",
     "compiled_in_place": "wrapped by torch.compile",
+    "compiled_forward": "",
     "compiled_part": "wrapped by torch.compile",
     "data_parallel": "wrapped by DataParallel",
     "compiled_data_parallel": "wrapped by DataParallel and torch.compile",
     "averaged": "wrapped by AveragedModel",
     "inference_parameters": "",
     "weight_normed": "",
+    "marked_parameters": "",
     "batch_from_shape": "",
     "instance": "",
     "token_ids_cast_inside": "",
@@ -280,7 +305,7 @@ def test_what_can_be_packaged_loads(directory: Path, factory: str) -> None:
     assert all(value.dtype in {torch.float32, torch.int64} and not value.is_inference() for value in tensors)
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         x = torch.randn(4, 3, 8, 8).abs()
         assert torch.allclose(model.module(x)[:1], model.module(x[:1]), atol=1e-6)
 
@@ -372,6 +397,7 @@ TELLS = [
     ("meta_part", "head.weight, head.bias are on the meta device", "CPU"),
     ("nan_weights", "NaN or infinity in head.weight", "diverged"),
     ("infinite_weights", "NaN or infinity in head.weight", "diverged"),
+    ("packed_weights", "the weights head.weight are of the class Packed, not plain numbers", "FP32 model"),
     ("sparse_weights", "head.mask have the layout torch.sparse_coo", "to_dense"),
 ]
 

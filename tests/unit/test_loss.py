@@ -183,11 +183,11 @@ class Keeper(Recorder):
 @pytest.mark.slow
 def test_a_doubtful_build_is_loud_in_the_log_in_json_and_in_the_wheel(tmp_path: Path) -> None:
     progress = Keeper()
-    (result,) = build(recipe(tmp_path, 30.0), BuildOptions(tmp_path / "dist", tune=False), progress)
+    (result,) = build(recipe(tmp_path, 30.0), tmp_path / "dist", BuildOptions(tune=False), progress)
     assert 6.0 < result.contender.report.sqnr_db < 20.0
     (text,) = [text for text in progress.warnings if text.startswith("INT8 IS FAR FROM FP32")]
     assert "Worst layers, each alone in INT8: " in text
-    found = summary_dict(result, {}, progress.warnings)
+    found = summary_dict(result)
     worst = [layer["name"] for layer in found["loss"]["worst_layers"]]
     assert set(worst[:2]) == {"wide", "head"}  # one writes the tensor that is too coarse, the other reads it
     assert all(f"{name} " in text for name in worst)
@@ -201,9 +201,9 @@ def test_a_doubtful_build_is_loud_in_the_log_in_json_and_in_the_wheel(tmp_path: 
 
 @pytest.mark.slow
 def test_a_ruined_build_fails_by_default_and_names_the_layers(tmp_path: Path) -> None:
-    options = BuildOptions(tmp_path / "dist", tune=False)
+    options = BuildOptions(tune=False)
     with pytest.raises(VerificationError) as caught:
-        build(recipe(tmp_path, 1000.0), options, SilentProgress())
+        build(recipe(tmp_path, 1000.0), tmp_path / "dist", options, SilentProgress())
     assert "min_sqnr_db = 6 (the default)" in caught.value.message
     assert "Worst layers, each alone in INT8: " in caught.value.message
     assert "wide 1." in caught.value.message
@@ -211,14 +211,14 @@ def test_a_ruined_build_fails_by_default_and_names_the_layers(tmp_path: Path) ->
     assert not list((tmp_path / "dist").glob("*.whl"))
     progress = Keeper()
     off = recipe(tmp_path, 1000.0, min_sqnr_db="off", min_agreement="off")
-    assert len(build(off, options, progress)) == 1
+    assert len(build(off, tmp_path / "dist", options, progress)) == 1
     assert any(text.startswith("INT8 IS FAR FROM FP32") for text in progress.warnings)
 
 
 @pytest.mark.slow
 def test_a_good_build_has_no_such_warning(tmp_path: Path) -> None:
     progress = Keeper()
-    (result,) = build(recipe(tmp_path, 1.0), BuildOptions(tmp_path / "dist", tune=False), progress)
+    (result,) = build(recipe(tmp_path, 1.0), tmp_path / "dist", BuildOptions(tune=False), progress)
     assert result.contender.report.sqnr_db > 20.0
     assert not any("FAR FROM" in text for text in progress.warnings)
     assert "loss" not in result.facts

@@ -77,7 +77,7 @@ def run_reference(
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
     rows: list[FloatArray] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         for batch in samples.batches(BATCH_SIZE):
             rows.append(model.module(batch_channels_last(batch)).numpy())
             progress.step(sum(map(len, rows)), len(samples), "samples")
