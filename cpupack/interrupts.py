@@ -7,6 +7,8 @@ import signal
 from types import FrameType
 from typing import NoReturn
 
+from cpupack.runtime.host.processes import interrupts_held_back
+
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -19,19 +21,8 @@ def install_handlers() -> None:
 
 def import_torch() -> None:
     """Import torch with interrupts held back: its C++ parts abort the process when one comes in the middle."""
-    waiting: list[int] = []
-    before = {
-        signum: signal.signal(signum, lambda number, _: waiting.append(number))
-        for signum in (signal.SIGINT, *_SIGNALS)
-        if signal.getsignal(signum) != signal.SIG_IGN
-    }
-    try:
+    with interrupts_held_back():
         importlib.import_module("torch")
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    if waiting:
-        raise KeyboardInterrupt(waiting[0])
 
 
 def _interrupt(signum: int, _: FrameType | None) -> NoReturn:

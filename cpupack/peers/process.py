@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.peers.job import Job
+from cpupack.runtime.host.processes import interrupts_held_back
 
 _PACKAGE_PARENT = Path(__file__).parents[2]
 
@@ -36,17 +37,24 @@ class EngineProcess:
         self._log = scratch / "stderr.txt"
         path = scratch / "job.json"
         job.write(path)
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cpupack.workers.peer", str(path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=scratch,  # some libraries write into the working directory
-                env=_environment(os.environ, job.work),
-                start_new_session=True,
-            )
         self._unread = b""
+        started = False
+        try:
+            with self._log.open("wb") as log, interrupts_held_back():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "cpupack.workers.peer", str(path)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=scratch,  # some libraries write into the working directory
+                    env=_environment(os.environ, job.work),
+                    start_new_session=True,
+                )
+                started = True
+        except BaseException:
+            if started:  # and interrupted: nobody has entered the context that would end it
+                self.__exit__()
+            raise
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a command and return its answer. Raises EngineFailedError."""

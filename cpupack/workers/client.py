@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from cpupack.errors import VerificationError
+from cpupack.runtime.host.processes import run
 
 
 def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
@@ -19,12 +19,9 @@ def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
     """
     spec_path.write_text(json.dumps(spec), encoding="utf-8")
     search_path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    finished = subprocess.run(
+    finished = run(
         [sys.executable, "-m", f"cpupack.workers.{module}", str(spec_path)],
-        capture_output=True,
-        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(search_path)},
-        check=False,
     )
     if finished.returncode != 0:
         lines = [line for line in finished.stderr.splitlines() if line.strip()] or [f"exit code {finished.returncode}"]

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 import cpupack
+from helpers.waiting import PATIENCE_S
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 PHOTOS_EACH = 6
@@ -80,7 +81,7 @@ class Project:
         """Run the command line in a process of its own, as a stranger does."""
         command = [sys.executable, "-m", "cpupack", *arguments]
         return subprocess.run(
-            command, cwd=self.root, env=self.environ(), capture_output=True, text=True, check=False, timeout=300
+            command, cwd=self.root, env=self.environ(), capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
 
 

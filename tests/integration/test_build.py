@@ -17,6 +17,7 @@ import tomli
 
 from cpupack.runtime.host.cpu import machine
 from helpers.tiny_recipes import FAST, PHOTOS_EACH, SIZE, Outcome, Project
+from helpers.waiting import PATIENCE_S
 
 Cpupack = Callable[..., Outcome]
 
@@ -158,7 +159,7 @@ def _terminal(project: Project, *arguments: str, **variables: str) -> str:
     environ = {key: value for key, value in project.environ().items() if key not in {"NO_COLOR", "COLUMNS", "CI"}}
     child = pexpect.spawn(
         sys.executable, ["-m", "cpupack", *arguments], cwd=str(project.root), dimensions=(24, 80), encoding="utf-8",
-        env={**environ, "TERM": "xterm-256color", **variables}, timeout=120,
+        env={**environ, "TERM": "xterm-256color", **variables}, timeout=PATIENCE_S,
     )  # fmt: skip
     shown = child.read()
     child.close()

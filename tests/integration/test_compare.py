@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from cpupack.peers import ENGINES
 from cpupack.runtime.host.cpu import machine
 from helpers.once import once
 from helpers.tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
+from helpers.waiting import PATIENCE_S, has_ended, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +29,6 @@ pytestmark = [
 ROUNDS = 3
 QUICK = ("--budget-s", "2", "--rounds", str(ROUNDS), "--round-s", "0.1", "--set", "target.x86_64.engine=fbgemm")
 SMALL = ("--set", "tune.batch_sizes=[1, 4]")
-_PATIENCE_S = 120.0
 
 
 def compare(project: Project, subject: str, *arguments: str) -> dict[str, Any]:
@@ -165,26 +164,26 @@ def endless(project: Project) -> Iterator[subprocess.Popen[bytes]]:
 
 def both_engines(project: Project, process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Wait until both engines are there, and return their processes."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
+    engines: list[psutil.Process] = []
+
+    def there() -> bool:
         assert process.poll() is None, (project.root / "stderr").read_text()
-        assert time.monotonic() < deadline
         with suppress(psutil.NoSuchProcess):  # a search's process that ends meanwhile
             found = psutil.Process(process.pid).children()
-            engines = [each for each in found if "cpupack.workers.peer" in " ".join(each.cmdline())]
-            if len(engines) == 2:
-                return engines
-        time.sleep(0.05)
+            engines[:] = [each for each in found if "cpupack.workers.peer" in " ".join(each.cmdline())]
+        return len(engines) == 2
+
+    wait_until(there)
+    return engines
 
 
 def test_ctrl_c_leaves_no_process_and_no_file(project: Project) -> None:
     with endless(project) as process:
         engines = both_engines(project, process)
         process.send_signal(signal.SIGINT)
-        assert process.wait(_PATIENCE_S) == 130
+        assert process.wait(PATIENCE_S) == 130
     assert (project.root / "stderr").read_text().splitlines()[-1] == "cpupack: interrupted"
-    _, alive = psutil.wait_procs(engines, timeout=10)  # ended, and gone once their new parent has looked
-    assert alive == []
+    wait_until(lambda: all(map(has_ended, engines)))
     assert project.left_behind() == []
 
 
@@ -194,5 +193,4 @@ def test_a_killed_comparison_takes_its_stopped_engines_along(project: Project) -
         engines = both_engines(project, process)
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(engines, timeout=10)
-        assert alive == []
+        wait_until(lambda: all(map(has_ended, engines)))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,13 +14,13 @@ import pytest
 
 from cpupack.runtime.host.cpu import machine
 from helpers.tiny_recipes import FAST, Project
+from helpers.waiting import PATIENCE_S, wait_until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
 ]
 
-_PATIENCE_S = 120.0
 _SLOW_DATA = "import sys, time\n\ndef load():\n    print('loading', file=sys.stderr, flush=True)\n    time.sleep(600)\n"
 
 
@@ -65,16 +64,16 @@ def _runs(process: subprocess.Popen[str], module: str) -> bool:
 
 
 def _wait(process: subprocess.Popen[str], seen: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not seen():
+    def now() -> bool:
         assert process.poll() is None, "the build ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return seen()
+
+    wait_until(now)
 
 
 def _stopped(process: subprocess.Popen[str], project: Project, code: int) -> list[str]:
     """Check that the build ended as it must, and return the lines of its stderr."""
-    out, _ = process.communicate(timeout=_PATIENCE_S)
+    out, _ = process.communicate(timeout=PATIENCE_S)
     lines = (project.root / "stderr").read_text().splitlines()
     assert process.returncode == code, lines
     assert out == ""
@@ -130,7 +129,7 @@ def test_while_it_tunes(project: Project) -> None:
     with started(project, "--set", "target.x86_64.engine=fbgemm", "--set", "tune.budget_s=300") as process:
         _wait(process, lambda: _runs(process, "tiny_colors"))
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(_PATIENCE_S)
+        process.wait(PATIENCE_S)
         assert earlier.read_bytes() == b"earlier"
         earlier.unlink()
         lines = _stopped(process, project, 130)

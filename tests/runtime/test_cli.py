@@ -18,6 +18,7 @@ from PIL import Image
 from cpupack.runtime import cli
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.verify import verify
+from helpers.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -336,5 +337,5 @@ def test_interrupt_is_one_line(package_dir: Path) -> None:
         stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(package_dir.parent)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=PATIENCE_S)
     assert (child.returncode, err) == (130, "tiny-int8: interrupted\n")

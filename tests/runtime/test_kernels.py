@@ -23,6 +23,7 @@ from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
 from cpupack.runtime.host import cpu
 from helpers.tiny_package import RUNTIME
+from helpers.waiting import PATIENCE_S
 
 LIBRARY = RUNTIME / library.LIBRARY
 CHANNELS, OUTPUTS = 4, 5
@@ -94,7 +95,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_python(code: str, *arguments: object, path: Path = RUNTIME.parent.parent) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False, env={**os.environ, "PYTHONPATH": str(path)},
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
 from helpers.tiny_package import RUNTIME
+from helpers.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(library.describe()["problem"] is not None, reason="needs the native kernels")
 NET = kernels.by_blocks(54, 4)
@@ -248,7 +249,7 @@ with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(saved), *map(str, INPUT.shape[1:])],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"(1, {OUTPUTS}) False\n"), done.stderr

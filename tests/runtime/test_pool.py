@@ -19,6 +19,7 @@ from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.torch_jit import first_cause
 from cpupack.runtime.errors import HostError, RunnerError
 from helpers.tiny_package import CLASSES, ENGINE, INPUT_SHAPE, PREPROCESS, RUNTIME, TinyNet, quantize_and_save
+from helpers.waiting import PATIENCE_S
 
 BATCH = torch.rand((2, *INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
 
@@ -82,11 +83,11 @@ def test_work_goes_to_the_idle_instance(tmp_path: Path) -> None:
         busy = torch.ones(1, 1)
         long = pool.submit(busy)
         try:
-            pool.submit(torch.zeros(1, 1)).result(timeout=60)
+            pool.submit(torch.zeros(1, 1)).result(timeout=PATIENCE_S)
             assert not long.done()
         finally:
             busy.zero_()
-        long.result(timeout=60)
+        long.result(timeout=PATIENCE_S)
 
 
 def test_warm_runs_on_every_instance(package_dir: Path) -> None:
@@ -117,7 +118,7 @@ def test_interpreter_ends_without_close(package_dir: Path) -> None:
         f"pool.warm(torch.zeros(1, *{INPUT_SHAPE})); print('ran')"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
@@ -132,7 +133,7 @@ def test_pool_from_before_a_fork_says_so(package_dir: Path) -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True,
         env={**os.environ, "PYTHONPATH": str(RUNTIME.parent.parent)},
     )  # fmt: skip
     assert done.stdout == (
@@ -198,7 +199,7 @@ def test_two_engines_serve_from_one_process(tmp_path: Path) -> None:
         alone = {pool: pool.run(BATCH) for pool in (one, other)}
         futures = [(pool, pool.submit(BATCH)) for _ in range(100) for pool in (one, other)]
         for pool, future in futures:
-            assert torch.equal(future.result(timeout=60), alone[pool])
+            assert torch.equal(future.result(timeout=PATIENCE_S), alone[pool])
 
 
 def test_busy_engine_does_not_starve_the_other(package_dir: Path, tmp_path: Path) -> None:
@@ -213,7 +214,7 @@ def test_busy_engine_does_not_starve_the_other(package_dir: Path, tmp_path: Path
             feeder.start()
         try:
             for _ in range(20):
-                guest.submit(BATCH).result(timeout=60)  # a guard against hanging, far above what it takes
+                guest.submit(BATCH).result(timeout=PATIENCE_S)  # a guard against hanging, far above what it takes
         finally:
             stop.set()
             for feeder in feeders:

@@ -8,11 +8,11 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import cpupack
@@ -30,6 +30,7 @@ from cpupack.runtime.tune.command import (
     make_space,
     search,
 )
+from helpers.waiting import PATIENCE_S, has_ended, wait_until
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
 PROCESS_S = 2.5
@@ -327,18 +328,11 @@ def test_an_interrupt_of_the_tuner_alone_ends_its_child(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "parent.py")], env=environ, stderr=subprocess.DEVNULL
     ) as parent:
-        _wait_for(lambda: pid_file.exists() and pid_file.read_text() != "")
+        wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
+        child = psutil.Process(int(pid_file.read_text()))
         parent.send_signal(signal.SIGINT)
-        assert parent.wait(timeout=30) != 0
-    child = int(pid_file.read_text())
-    _wait_for(lambda: not Path(f"/proc/{child}").exists())
-
-
-def _wait_for(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "waited in vain"
-        time.sleep(0.02)
+        assert parent.wait(timeout=PATIENCE_S) != 0
+    wait_until(lambda: has_ended(child))
 
 
 # NAME tune --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.build_page import read_report, render_report
 from helpers.build_facts import PLAN, RECOVERY, SECTIONS
 from helpers.tiny_wheel import TinyWheel
+from helpers.waiting import PATIENCE_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -91,7 +92,7 @@ def browse(tmp_path: Path, page: Path, *options: str, width: int = 1100) -> str:
             "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
             f"--window-size={width},1400", *options, page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -23,6 +23,7 @@ from typing import Any
 from ..bench.run import positive_int, positive_seconds, setting_text
 from ..engine.contract import check_cpu
 from ..host import probe as host_probe
+from ..host import processes
 from ..host.probe import HostProbe
 from ..manifest import read_manifest
 from ..plan import decide
@@ -76,16 +77,8 @@ class BenchProcess:
         command += ["--instances", str(setting.instances), "--batch-size", str(setting.batch_size)]
         command += ["--duration", f"{duration_s:g}", "--warmup", f"{_WARMUP_S:g}"]
         try:
-            # run() kills and reaps the child on every exception, KeyboardInterrupt included.
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                env=dict(self.environ),
-                cwd=self.cwd,
-                timeout=self.timeout_s,
-                check=False,
+            done = processes.run(
+                command, timeout_s=self.timeout_s, stdin=subprocess.DEVNULL, env=dict(self.environ), cwd=self.cwd
             )
         except subprocess.TimeoutExpired:
             raise MeasurementFailedError(f"{setting}: not finished after {self.timeout_s:.0f} s") from None
