@@ -6,7 +6,7 @@ import math
 
 from cpupack.comparison.result import INPUTS, Comparison, Figures
 from cpupack.comparison.run import Entry
-from cpupack.peers import ENGINES
+from cpupack.peers import COMPARED
 from cpupack.runtime.tune.search import Setting
 
 
@@ -98,4 +98,4 @@ def _setting_of(setting: dict[str, int]) -> str:
 
 
 def _title(name: str) -> str:
-    return ENGINES[name].title
+    return COMPARED[name].title
