@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -45,56 +46,87 @@ class Build:
     runs_here: bool
 
 
-def collect() -> dict[str, Any]:
-    """Return the facts of this host and installation, ready for JSON."""
-    facts = host_probe.describe()
+@dataclass(frozen=True)
+class Torch:
+    """The torch of this installation, and the quantized engines that it has."""
+
+    version: str
+    build: str
+    quantized_engines: list[str]
+    default_threads: int
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """Its version, and in ``state`` how it stands to this torch: matching, shimmed, absent or broken."""
+
+    version: str | None
+    state: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the doctor found. ``host`` and ``native`` are what the runtime's own probes tell.
+
+    ``extras`` maps each extra of cpupack to the version of what it brings, None where that is not installed.
+    """
+
+    cpupack: str
+    host: Mapping[str, Any]
+    torch: Torch
+    native: Mapping[str, Any]
+    torchvision: Torchvision
+    builds: tuple[Build, ...]
+    extras: Mapping[str, str | None]
+    problems: list[str]
+
+
+def collect() -> Findings:
+    """Look at this host and installation."""
+    here = host_probe.describe()
     engines = supported_engines()
-    return {
-        "cpupack": __version__,
-        "host": facts,
-        "torch": {
-            "version": torch.__version__,
-            "build": _torch_build(),
-            "quantized_engines": [name for name in engines if name not in ENGINES or ENGINES[name].loader == "torch"],
-            "default_threads": torch.get_num_threads(),
-        },
-        "native": library.describe(),
-        "torchvision": _torchvision(),
-        "builds": [vars(build) for build in _builds(facts["machine"], facts["isa"], engines)],
-        "extras": {extra: _version(distribution) for extra, distribution in EXTRAS.items()},
-        "problems": _problems(facts, engines),
-    }
+    of_torch = [name for name in engines if name not in ENGINES or ENGINES[name].loader == "torch"]
+    return Findings(
+        cpupack=__version__,
+        host=here,
+        torch=Torch(torch.__version__, _torch_build(), of_torch, torch.get_num_threads()),
+        native=library.describe(),
+        torchvision=_torchvision(),
+        builds=_builds(here["machine"], here["isa"], engines),
+        extras={extra: _version(distribution) for extra, distribution in EXTRAS.items()},
+        problems=_problems(here, engines),
+    )
 
 
-def format_doctor(facts: dict[str, Any]) -> str:
-    """Return the facts as aligned text, at most 80 columns where nothing in it is longer by itself."""
-    here, with_torch, vision = facts["host"], facts["torch"], facts["torchvision"]
+def format_doctor(found: Findings) -> str:
+    """Return the findings as aligned text, at most 80 columns where nothing in it is longer by itself."""
+    here, with_torch, vision = found.host, found.torch, found.torchvision
     rows = [
-        ("cpupack", f"{facts['cpupack']}, Python {here['python']}, {here['os']}"),
+        ("cpupack", f"{found.cpupack}, Python {here['python']}, {here['os']}"),
         ("CPU", f"{here['cpu']}, {here['machine']}"),
         ("ISA level", _isa(here)),
         ("CPU flags", " ".join(here["flags"]) or "none that matter here"),
         ("cores", f"{here['cores_usable']} usable: {here['cores_usable_reason']}"),
         ("memory", f"{here['memory_bytes'] / 2**30:.1f} GiB" if here["memory_bytes"] else "unknown"),
         ("allocator", _ALLOCATORS.get(here["allocator"], here["allocator"])),
-        ("torch", f"{with_torch['version']}, {with_torch['build']}"),
-        ("engines", ", ".join(with_torch["quantized_engines"]) or "none"),
-        ("native kernels", _native(here, facts["native"])),
-        ("torchvision", (f"{vision['version']}, " if vision["version"] else "") + _TORCHVISION[vision["state"]]),
+        ("torch", f"{with_torch.version}, {with_torch.build}"),
+        ("engines", ", ".join(with_torch.quantized_engines) or "none"),
+        ("native kernels", _native(here, found.native)),
+        ("torchvision", (f"{vision.version}, " if vision.version else "") + _TORCHVISION[vision.state]),
         *((f"extra {extra}", version or f'no: pip install "cpupack[{extra}]"')
-          for extra, version in facts["extras"].items() if extra != "torchvision"),
-        *((f"build {build['cpu']}", _build_text(build)) for build in facts["builds"]),
+          for extra, version in found.extras.items() if extra != "torchvision"),
+        *((f"build {build.cpu}", _build_text(build)) for build in found.builds),
     ]  # fmt: skip
     width = max(len(label) for label, _ in rows) + 2
     lines = []
     for label, text in rows:
         first, *rest = flow(text.split(" "), _WIDTH - width, joint=" ")
         lines += [f"{label:<{width}}{first}", *(" " * width + line for line in rest)]
-    lines += ["", *(f"problem: {problem}" for problem in facts["problems"])]
-    return "\n".join([*lines, *([] if facts["problems"] else ["Nothing is wrong here."])])
+    lines += ["", *(f"problem: {problem}" for problem in found.problems)]
+    return "\n".join([*lines, *([] if found.problems else ["Nothing is wrong here."])])
 
 
-def _native(here: dict[str, Any], kernels: dict[str, Any]) -> str:
+def _native(here: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     if kernels["problem"] is None:
         return str(kernels["isa"])
     if here["machine"] == library.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(library.ISA) :]:
@@ -102,7 +134,7 @@ def _native(here: dict[str, Any], kernels: dict[str, Any]) -> str:
     return f"not on this CPU: they need {library.ISA}"
 
 
-def _isa(here: dict[str, Any]) -> str:
+def _isa(here: Mapping[str, Any]) -> str:
     if here["machine"] != "x86_64":
         return "of x86-64 only"
     if here["isa"] is None:
@@ -110,19 +142,19 @@ def _isa(here: dict[str, Any]) -> str:
     return f"{here['isa']} (of {', '.join(ISA_LEVELS)})"
 
 
-def _build_text(build: dict[str, Any]) -> str:
-    if not build["engines"]:
+def _build_text(build: Build) -> str:
+    if not build.engines:
         return "cannot be built: this torch has no engine for it"
-    text = f"engine{'s' * (len(build['engines']) > 1)} {', '.join(build['engines'])}"
-    if build["isa"]:
-        text += f"; wheels need {build['isa']} or better"
-    if build["activation_bits"] == 7:
+    text = f"engine{'s' * (len(build.engines) > 1)} {', '.join(build.engines)}"
+    if build.isa:
+        text += f"; wheels need {build.isa} or better"
+    if build.activation_bits == 7:
         text += "; 8-bit activations, with torch's engines 7 or, where that is safe, 8"
-    elif build["activation_bits"]:
-        text += f"; {build['activation_bits']}-bit activations"
-    elif build["cpu"] == "x86_64":
+    elif build.activation_bits:
+        text += f"; {build.activation_bits}-bit activations"
+    elif build.cpu == "x86_64":
         text += "; name [target.x86_64] isa in the recipe"
-    return text + ("; timed and tuned here" if build["runs_here"] else "; verified here, neither timed nor tuned")
+    return text + ("; timed and tuned here" if build.runs_here else "; verified here, neither timed nor tuned")
 
 
 def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, Build]:
@@ -152,22 +184,22 @@ def _torch_build() -> str:
     return "CPU build"
 
 
-def _torchvision() -> dict[str, Any]:
+def _torchvision() -> Torchvision:
     """Return the version of torchvision and how it stands to this torch."""
     try:
         import_torchvision()
     except ModelError:
-        return {"version": None, "state": _ABSENT}
+        return Torchvision(None, _ABSENT)
     except (ImportError, OSError, RuntimeError):  # of a build for another torch or Python
-        return {"version": _version("torchvision"), "state": _BROKEN}
+        return Torchvision(_version("torchvision"), _BROKEN)
     # import_torchvision declares the operator where the extension does not load; only the extension has its kernel.
     loaded = torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
-    return {"version": _version("torchvision"), "state": _MATCHING if loaded else _SHIMMED}
+    return Torchvision(_version("torchvision"), _MATCHING if loaded else _SHIMMED)
 
 
-def _problems(facts: dict[str, Any], engines: list[str]) -> list[str]:
+def _problems(here: Mapping[str, Any], engines: list[str]) -> list[str]:
     problems = []
-    if facts["machine"] == "x86_64" and facts["isa"] is None:
+    if here["machine"] == "x86_64" and here["isa"] is None:
         problems.append("this CPU has no AVX2; wheels for x86_64 do not run here")
     if not engines:
         problems.append("this torch build has no quantized engine; install an official CPU build")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,9 @@ from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
 from cpupack.runtime.plain import to_plain
+
+if TYPE_CHECKING:
+    from cpupack.comparison.result import Comparison
 
 
 @click.command(short_help="Measure a package beside other engines, on equal terms.")
@@ -104,16 +107,16 @@ def compare(
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
         found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
 
-    from cpupack.comparison.result import format_table, render_html
+    from cpupack.comparison.text import format_table, render_html
 
     if html is not None:
         html.write_text(render_html(found), encoding="utf-8")
-    click.echo(json.dumps(to_plain(found), indent=2, allow_nan=False) if as_json else format_table(found))
+    click.echo(json.dumps(to_plain(found.to_dict()), indent=2, allow_nan=False) if as_json else format_table(found))
 
 
 def _run(
     source: Path, recipe: Path | None, overrides: tuple[str, ...], options: CompareOptions, *, quiet: bool
-) -> dict[str, Any]:
+) -> Comparison:
     from cpupack.recipe.file import load_recipe
 
     wheel = source.suffix == ".whl"

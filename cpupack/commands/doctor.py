@@ -8,6 +8,7 @@ import click
 
 from cpupack.commands.options import JSON
 from cpupack.interrupts import import_torch
+from cpupack.runtime.plain import to_plain
 
 
 @click.command()
@@ -17,5 +18,5 @@ def doctor(as_json: bool) -> None:
     import_torch()
     from cpupack.doctor import collect, format_doctor
 
-    facts = collect()
-    click.echo(json.dumps(facts, indent=2, allow_nan=False) if as_json else format_doctor(facts))
+    found = collect()
+    click.echo(json.dumps(to_plain(found), indent=2, allow_nan=False) if as_json else format_doctor(found))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpupack.errors import UsageError
-from cpupack.peers import ENGINES, EXTRA, PEERS
+from cpupack.peers import COMPARED, EXTRA, PEERS
 from cpupack.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ def check_peers(options: CompareOptions) -> None:
         if name not in PEERS:
             raise UsageError(f"--against {name}: unknown engine", hint=f"known are {', '.join(PEERS)}")
     if options.explicit:
-        missing = {name: ENGINES[name].missing() for name in options.against if ENGINES[name].missing()}
+        missing = {name: COMPARED[name].missing() for name in options.against if COMPARED[name].missing()}
         if missing:
             told = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
             raise UsageError(f"not installed: {told}", hint=f"pip install '{EXTRA}'")

@@ -100,7 +100,7 @@ class SearchClock:
 def find_setting(job: Job, space: Space, budget_s: float, work: Path, on_row: Callable[[Row], None]) -> Outcome:
     """Search an engine's best threads x instances x batch for throughput, each in a fresh process.
 
-    Raises ``runtime.search.TuningFailedError`` when nothing could be measured.
+    Raises ``runtime.tune.search.TuningFailedError`` when nothing could be measured.
     """
     clock = SearchClock(budget_s)
 

@@ -19,7 +19,7 @@ from cpupack.comparison.options import CompareOptions, image_files
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
 from cpupack.comparison.subject import Subject
 from cpupack.errors import VerificationError
-from cpupack.peers import ENGINES, EXTRA, OURS, PEAK
+from cpupack.peers import COMPARED, EXTRA, OURS, PEAK
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
@@ -83,7 +83,7 @@ def measure(subject: Subject, options: CompareOptions, work: Path, progress: Pro
     entries = {name: Entry(name) for name in (OURS, *options.against)}
     jobs = {name: _job(subject, name, options, work) for name in (*entries, PEAK)}
     for entry in entries.values():
-        if missing := ENGINES[entry.name].missing():
+        if missing := COMPARED[entry.name].missing():
             entry.status, entry.reason = "missing", f"not installed: {', '.join(missing)} (pip install '{EXTRA}')"
     with progress.stage("build the peers' models"):
         _each(entries, lambda entry: _build(entry, jobs[entry.name], work), progress)
@@ -211,7 +211,7 @@ def _enter_files(process: EngineProcess, files: Sequence[str]) -> None:
 
 def facts(entry: Entry) -> dict[str, Any]:
     """Return an engine's facts for the report."""
-    engine, outcome = ENGINES[entry.name], entry.outcome
+    engine, outcome = COMPARED[entry.name], entry.outcome
     return {
         "title": engine.title,
         "status": entry.status,

@@ -15,7 +15,7 @@ OURS, PEAK = "cpupack", "peak"
 
 
 @dataclass(frozen=True)
-class Engine:
+class Peer:
     """One engine: the module below ``cpupack.peers`` that drives it, and the distributions it must find installed."""
 
     name: str
@@ -36,22 +36,22 @@ class Engine:
         return {name: metadata.version(name) for name in self.requires if name not in absent}
 
 
-_ENGINES = (
-    Engine(OURS, "cpupack", "own"),
-    Engine("eager", "PyTorch eager, FP32", "eager"),
-    Engine("fbgemm", "PyTorch fbgemm, INT8", "fbgemm"),
-    Engine(
+_ALL = (
+    Peer(OURS, "cpupack", "own"),
+    Peer("eager", "PyTorch eager, FP32", "eager"),
+    Peer("fbgemm", "PyTorch fbgemm, INT8", "fbgemm"),
+    Peer(
         "onnxruntime",
         "ONNX Runtime, INT8",
         "onnxruntime",
         ("onnxruntime", "onnx", "onnxscript"),
         ("onnxruntime", "onnx", "onnxscript"),
     ),
-    Engine("openvino", "OpenVINO, INT8", "openvino", ("openvino", "nncf"), ("openvino", "nncf")),
-    Engine("inductor", "torch.compile, INT8", "inductor", ("torch", "torchao"), ("torch", "torchao")),
-    Engine(PEAK, "INT8 peak of this CPU", "int8_peak"),
+    Peer("openvino", "OpenVINO, INT8", "openvino", ("openvino", "nncf"), ("openvino", "nncf")),
+    Peer("inductor", "torch.compile, INT8", "inductor", ("torch", "torchao"), ("torch", "torchao")),
+    Peer(PEAK, "INT8 peak of this CPU", "int8_peak"),
 )
 
-ENGINES = {engine.name: engine for engine in _ENGINES}
-PEERS = tuple(name for name in ENGINES if name not in {OURS, PEAK})
+COMPARED = {engine.name: engine for engine in _ALL}
+PEERS = tuple(name for name in COMPARED if name not in {OURS, PEAK})
 EXTRA = "cpupack[compare]"

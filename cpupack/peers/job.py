@@ -31,7 +31,7 @@ class PeerError(Exception):
 
 
 class Pool(Protocol):
-    """What serves an engine: ``runtime.scenarios.Pool``, and how to turn a batch into what it takes."""
+    """What serves an engine: ``runtime.bench.scenarios.Pool``, and how to turn a batch into what it takes."""
 
     @property
     def instances(self) -> int: ...

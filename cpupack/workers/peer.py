@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.peers import ENGINES, OURS
+from cpupack.peers import COMPARED, OURS
 from cpupack.peers.job import Job, Pool
 from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.bench import scenarios, stats
@@ -63,7 +63,7 @@ def _words(error: Exception) -> str:
 class _Server:
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._engine: Any = import_module(f"cpupack.peers.{ENGINES[job.engine].module}")
+        self._engine: Any = import_module(f"cpupack.peers.{COMPARED[job.engine].module}")
         self._scenario = scenarios.SCENARIOS["single-stream" if job.single else "offline"]
         self._clock = scenarios.WallClock()
         self._pool: Pool | None = None

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cpupack.peers import ENGINES
+from cpupack.peers import COMPARED
 from cpupack.runtime.host.cpu import machine
 from helpers.once import once
 from helpers.tiny_recipes import FAST, PHOTOS_EACH, Project, make_project
@@ -86,7 +86,7 @@ def test_files_and_page_are_as_asked(compared: tuple[Project, dict[str, Any]]) -
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "inductor"])
 def test_an_optional_engine(project: Project, name: str) -> None:
-    if missing := ENGINES[name].missing():
+    if missing := COMPARED[name].missing():
         pytest.skip(f"not installed: {', '.join(missing)} (extra: compare)")
     found = compare(project, "colors.toml", "--against", name, "--end-to-end", "photos")
     engine = found["engines"][name]
@@ -97,7 +97,7 @@ def test_an_optional_engine(project: Project, name: str) -> None:
 
 def test_pixels_give_the_same_outputs_as_floats(project: Project) -> None:
     """eager normalizes as all but OpenVINO do, which has it in its graph; our package does it its own way."""
-    names = [name for name in ("eager", "openvino") if not ENGINES[name].missing()]
+    names = [name for name in ("eager", "openvino") if not COMPARED[name].missing()]
     scaled = ("--set", "preprocess.mean=[0.4, 0.5, 0.6]", "--set", "preprocess.std=[0.2, 0.3, 0.4]")
     floats, pixels = (
         compare(project, "colors.toml", "--against", ",".join(names), *scaled, "--input", kind)["engines"]
@@ -111,7 +111,7 @@ def test_pixels_give_the_same_outputs_as_floats(project: Project) -> None:
 
 def test_an_engine_that_fails_is_a_row_that_says_so(project: Project) -> None:
     """NNCF and PT2E quantize statically only."""
-    if missing := ENGINES["inductor"].missing():
+    if missing := COMPARED["inductor"].missing():
         pytest.skip(f"not installed: {', '.join(missing)} (extra: compare)")
     found = compare(project, "colors.toml", "--against", "inductor,fbgemm", "--set", "quantize.mode=dynamic")
     assert found["engines"]["inductor"]["status"] == "failed"

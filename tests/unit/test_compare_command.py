@@ -11,7 +11,7 @@ import pytest
 from cpupack.cli import main
 from cpupack.comparison.options import CompareOptions, settle
 from cpupack.errors import UsageError
-from cpupack.peers import ENGINES, PEERS
+from cpupack.peers import COMPARED, PEERS
 from helpers.tiny_models import recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
@@ -33,7 +33,7 @@ def test_an_unknown_engine_is_a_usage_error_that_names_the_known(capsys: pytest.
 def test_a_named_engine_that_is_not_installed_is_a_usage_error_that_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(ENGINES["openvino"]), "missing", lambda engine: engine.requires)
+    monkeypatch.setattr(type(COMPARED["openvino"]), "missing", lambda engine: engine.requires)
     assert run(str(RECIPE), "--against", "openvino") == 2
     said = capsys.readouterr().err
     assert "openvino needs openvino, nncf" in said

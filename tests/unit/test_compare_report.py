@@ -13,9 +13,10 @@ import pytest
 
 from cpupack.artifacts import FloatModel, Reference, Samples
 from cpupack.comparison.options import CompareOptions
-from cpupack.comparison.result import format_table, render_html, result
+from cpupack.comparison.result import Comparison, result
 from cpupack.comparison.run import Entry, Measured
 from cpupack.comparison.subject import Subject
+from cpupack.comparison.text import format_table, render_html
 from cpupack.peers.int8_peak import MACS
 from cpupack.peers.job import Data, Job
 from cpupack.recipe import LoadedRecipe
@@ -79,7 +80,7 @@ def rows(**rates: list[float]) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def found(subject: Subject) -> dict[str, Any]:
+def compared(subject: Subject) -> Comparison:
     played = rows(cpupack=[200.0, 100.0, 400.0], eager=[50.0, 50.0, 100.0], fbgemm=[100.0, 80.0, 200.0])
     entries = {name: entry(name) for name in ("cpupack", "eager", "fbgemm")}
     entries["eager"].sqnr_db = float("inf")
@@ -89,6 +90,11 @@ def found(subject: Subject) -> dict[str, Any]:
         CompareOptions(rounds=3, input_kind="float32"),
         Measured(entries, {"throughput": [*played, *rows(peak=[1e6, 1e6, 1e6])], "latency": played}),
     )
+
+
+@pytest.fixture
+def found(compared: Comparison) -> dict[str, Any]:
+    return compared.to_dict()
 
 
 def test_ratios_are_above_one_where_ours_is_faster_in_both_modes(found: dict[str, Any]) -> None:
@@ -117,8 +123,8 @@ def test_raw_rounds_are_kept_but_not_each_call(found: dict[str, Any]) -> None:
     json.dumps(found)
 
 
-def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str, Any]) -> None:
-    table = format_table(found)
+def test_the_table_shows_speed_beside_closeness_and_what_failed(compared: Comparison) -> None:
+    table = format_table(compared)
     (line,) = [line for line in table.splitlines() if line.startswith("fbgemm") and "batch 8" in line]
     assert "2.00 (1.25 to 2.00)" in line
     assert "30.0 dB" in line
@@ -129,8 +135,8 @@ def test_the_table_shows_speed_beside_closeness_and_what_failed(found: dict[str,
     assert max(map(len, table.splitlines())) <= 120
 
 
-def test_the_page_is_whole_and_escapes_what_others_wrote(found: dict[str, Any]) -> None:
-    page = render_html(found)
+def test_the_page_is_whole_and_escapes_what_others_wrote(compared: Comparison) -> None:
+    page = render_html(compared)
     assert "&lt;no&gt; such layer" in page
     assert "<no>" not in page
     assert "arrays:&lt;eval&gt;.npz" in page
