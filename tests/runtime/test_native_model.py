@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from cpupack.graph.native_model import NativeModel
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.errors import HostError, RunnerError
+from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
+from cpupack.stages import script
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -38,11 +41,9 @@ def by_pixels() -> kernels.Reference:
 
 
 def save(module: torch.nn.Module, example: torch.Tensor, path: Path) -> Path:
-    """Trace, freeze and save, as the build does."""
+    """Save as the build does."""
     library.load()
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(module.eval(), example)), str(path))
+    script.save(module, example, path)
     return path
 
 
@@ -68,7 +69,7 @@ def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
 
 
 def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
-    """FP32 parts before or behind the program, and results of another shape."""
+    """FP32 parts before or after the program, and results of another shape."""
 
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
@@ -255,30 +256,74 @@ with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
     assert (done.returncode, done.stdout) == (0, f"(1, {OUTPUTS}) False\n"), done.stderr
 
 
-def rewritten(saved: Path, path: Path, change: object) -> Path:
-    """Copy a saved model with its members changed: ``change(name, bytes)``."""
-    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
+def test_the_program_is_stored_once_and_torch_opens_the_same_file(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        note = json.loads(archive.read(f"model/extra/{native_program.PROGRAM_NOTE}"))
+        assert archive.read(f"model/{note['record']}") == PROGRAM.numpy().tobytes()
+    assert saved.read_bytes().count(PROGRAM.numpy().tobytes()) == 1
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        module = torch.jit.load(str(saved))
+        np.testing.assert_array_equal(module(INPUT).numpy(), expected())
+
+
+Change = Callable[[str, bytes], bytes | None]
+
+
+def rewritten(saved: Path, path: Path, change: Change, compression: int = zipfile.ZIP_STORED) -> Path:
+    """Copy a saved model with its records changed: ``change(name, bytes)``, None to leave one out."""
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w", compression) as target:
         for member in source.infolist():
-            target.writestr(member.filename, change(member.filename, source.read(member)))
+            if (data := change(member.filename, source.read(member))) is not None:
+                target.writestr(member.filename, data)
     return path
 
 
-def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
-    other = rewritten(saved, tmp_path / "other.pt", lambda name, data: data[::-1] if "constants/" in name else data)
-    with pytest.raises(HostError, match="no program of this format"):
-        native_program.read_program(other)
-    short = rewritten(saved, tmp_path / "short.pt", lambda name, data: data[:20] if "constants/" in name else data)
-    with pytest.raises(HostError, match="cannot load"):
-        native_program.read_program(short)
-    cut = rewritten(
-        saved, tmp_path / "cut.pt", lambda name, data: data[: len(data) // 2] if "constants/" in name else data
-    )
+def of_record(part: str, change: Callable[[bytes], bytes | None]) -> Change:
+    return lambda name, data: change(data) if f"/{part}/" in name else data
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (of_record("constants", lambda data: data[::-1]), "no program of this format"),
+        (of_record("constants", lambda data: data[:20]), "cannot load the native program"),
+        (of_record("constants", lambda _data: b""), "cannot load the native program"),
+        (of_record("constants", lambda _data: None), "record constants/0, which should hold the program, is missing"),
+        (of_record("extra", lambda _data: b"{"), "cannot load the native program"),
+        (of_record("extra", lambda _data: b"\xff"), "cannot load the native program"),
+        (of_record("extra", lambda _data: b"[]"), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 1, "record": 7}'), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 2, "record": "constants/0"}'), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 1, "record": "../x"}'), "is missing"),
+    ],
+)
+def test_a_damaged_record_is_an_integrity_error_in_words(
+    saved: Path, tmp_path: Path, change: Change, said: str
+) -> None:
+    path = rewritten(saved, tmp_path / "model.pt", change)
+    assert native_program.is_program(path, library.ENGINE)
+    with pytest.raises(IntegrityError, match=said) as caught:
+        InstancePool(path, library.ENGINE, threads=1, instances=1)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("reinstall the package")
+
+
+def test_a_compressed_or_truncated_program_is_an_integrity_error(saved: Path, tmp_path: Path) -> None:
+    packed = rewritten(saved, tmp_path / "packed.pt", lambda _name, data: data, zipfile.ZIP_DEFLATED)
+    with pytest.raises(IntegrityError, match="is compressed"):
+        native_program.read_program(packed)
+    cut = rewritten(saved, tmp_path / "cut.pt", of_record("constants", lambda data: data[: len(data) // 2]))
     with (
         InstancePool(cut, library.ENGINE, threads=1, instances=1) as pool,
         pytest.raises(RunnerError, match="the program is damaged"),
     ):
         pool.run(INPUT.numpy())
-    for path in (tmp_path / "none.pt", Path(__file__)):
+
+
+def test_what_is_no_archive_or_names_no_program_is_left_to_torch(saved: Path, tmp_path: Path) -> None:
+    unnamed = rewritten(saved, tmp_path / "unnamed.pt", of_record("extra", lambda _data: None))
+    for path in (tmp_path / "none.pt", Path(__file__), unnamed):
         assert not native_program.is_program(path, library.ENGINE)
-        with pytest.raises(HostError, match="cannot load"):
+        with pytest.raises(IntegrityError, match="cannot load"):
             native_program.read_program(path)

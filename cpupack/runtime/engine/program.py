@@ -1,16 +1,17 @@
 """A saved model that is one program of the native kernels, run without torch.
 
-TorchScript files are zip archives of stored members: the model's code as text, its constants as plain bytes. Where the
-code is a call of the operator and nothing else, the program is all there is to the model, and the kernels take it from
-ctypes: no torch is imported, which is most of a start, and a call costs microseconds beside the kernels.
+``model.pt`` is a TorchScript file, which is a zip archive. Where the model is a program and nothing else, the build
+adds the small JSON record ``extra/cpupack-program.json``, which names the record that holds the program. The runner
+reads that record and hands it to the kernels through ctypes. It never imports torch, which would take most of the
+start. ``torch.jit.load`` opens the same file, and the program is stored once.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import mmap
-import re
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HostError, RunnerError
+from ..errors import HostError, IntegrityError, RunnerError
 from . import library as native_library
 
 _MAGIC = 0x314B5043
@@ -30,13 +31,9 @@ _FIELDS = struct.Struct("<10i8xq")
 _MASKED_WIDTH = 4096
 """``CPUPACK_MASKED_WIDTH`` of kernels/engine/program.h."""
 
-_FORWARD = re.compile(
-    r"def forward\(self: [\w.]+,\s*(?P<given>\w+): Tensor\) -> Tensor:\s*"
-    r"(?:(?P<dense>\w+) = torch\.contiguous\((?P=given), memory_format=2\)\s*)?"
-    r"(?P<result>\w+) = ops\.cpupack\.run_1\((?P<input>\w+), CONSTANTS\.c0, \d+\)\s*"
-    r"return (?P=result)\s*\Z"
-)
-"""TorchScript's text of ``run_1(x.contiguous(memory_format=torch.channels_last), program, outputs)``."""
+PROGRAM_NOTE = "cpupack-program.json"
+"""Name of the record below ``extra/`` that says where the program is."""
+_NOTE_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -60,52 +57,72 @@ class Program:
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= _MASKED_WIDTH
 
 
+def note_text(record: str) -> str:
+    """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``."""
+    return json.dumps({"schema": _NOTE_SCHEMA, "record": record}, sort_keys=True)
+
+
 def is_program(path: Path, engine: str) -> bool:
-    """Return whether the saved model is a program alone. Loads nothing."""
+    """Return whether the saved model is a program and nothing else, so that it runs without torch. Loads nothing.
+
+    A file that is no archive gives False: torch then says what is wrong with it.
+    """
     if engine != native_library.ENGINE:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return _member(archive) is not None
+            return _note_name(archive) is not None
     except (OSError, zipfile.BadZipFile):
-        return False  # whoever loads it says what is wrong with it
+        return False
 
 
 def read_program(path: Path) -> Program:
-    """Read the program of a saved model for which ``is_program``. Raises HostError when it is damaged."""
+    """Read the program of a saved model for which ``is_program`` is true.
+
+    Raises IntegrityError when the archive, the record that names the program, or the program itself is missing or
+    damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive)
-        if member is None:
-            raise HostError(f"{path} is not a program alone; load it with torch")
         return _parse(_read_stored(path, member))
     except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
-        raise HostError(f"the native kernels cannot load {path}: {error}") from error
+        raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
 
-def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo | None:
-    """Return the archive's one constant when its code does nothing but run it."""
-    names = archive.namelist()
-    constants = [name for name in names if re.search(r"^[^/]+/constants/\d+$", name)]
-    codes = [name for name in names if re.search(r"^[^/]+/code/.*\.py$", name)]
-    if len(constants) != 1 or len(codes) != 1:
-        return None
-    text = archive.read(codes[0]).decode("utf-8", errors="replace")
-    found = _FORWARD.search(text)
-    if found is None or text.count("def ") != 1 or found["input"] != (found["dense"] or found["given"]):
-        return None
-    member = archive.getinfo(constants[0])
-    return member if member.compress_type == zipfile.ZIP_STORED else None
+def _note_name(archive: zipfile.ZipFile) -> str | None:
+    """Return the full name of ``PROGRAM_NOTE`` in the archive, None without one. torch puts all below one folder."""
+    ending = f"/extra/{PROGRAM_NOTE}"
+    names = [name for name in archive.namelist() if name.endswith(ending)]
+    return names[0] if len(names) == 1 and names[0].count("/") == 2 else None
+
+
+def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Return the record that holds the program. Raises ValueError when the archive does not name one that it has."""
+    note_name = _note_name(archive)
+    if note_name is None:
+        raise ValueError(f"it has no record extra/{PROGRAM_NOTE}, so the model needs torch")
+    note = json.loads(archive.read(note_name))
+    record = note.get("record") if isinstance(note, dict) else None
+    if not isinstance(record, str) or note.get("schema") != _NOTE_SCHEMA:
+        raise ValueError(f"extra/{PROGRAM_NOTE} does not name a record: {note!r}")
+    try:
+        member = archive.getinfo(f"{note_name.partition('/')[0]}/{record}")
+    except KeyError:
+        raise ValueError(f"its record {record}, which should hold the program, is missing") from None
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its record {record} is compressed")
+    return member
 
 
 def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
-    """Read a member as it lies in the file, into large pages: a model's weights are walked through at every call.
+    """Read a record that is stored uncompressed, into large pages, because every call walks through all weights.
 
-    Not through ``zipfile``, whose checksum takes longer than reading: the runner hashes files before.
+    Does not use ``zipfile``, whose checksum takes longer than reading. The runner has hashed the whole file before.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset)
-        header = file.read(30)  # of a local file: fixed fields, then its name and its extra field
+        header = file.read(30)  # the fixed part of a local file header; then come its name and its extra field
         name_bytes, extra_bytes = struct.unpack("<26xHH", header)
         file.seek(name_bytes + extra_bytes, 1)
         memory = mmap.mmap(-1, max(1, member.file_size))
