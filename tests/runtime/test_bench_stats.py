@@ -28,7 +28,7 @@ def test_the_curve_is_numpys_on_raw_values() -> None:
 )
 def test_the_histogram_counts_every_value(values: np.ndarray) -> None:
     histogram = stats.latency_histogram(values)
-    edges, counts = histogram["edges_ms"], histogram["counts"]
+    edges, counts = histogram.edges_ms, histogram.counts
     assert len(edges) == len(counts) + 1 <= 49
     assert sum(counts) == len(values)
     assert edges[0] == pytest.approx(values.min())

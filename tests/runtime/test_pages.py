@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from cpupack.runtime import cli
+from cpupack.runtime.bench import options
 from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench.text import format_table
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
@@ -58,10 +60,10 @@ ROWS = [
 
 def run(package_dir: Path, *argv: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    bench_run.add_arguments(parser)
+    options.add_arguments(parser)
     common = ["--threads", "1", "--instances", "1", "--duration", "0.3", "--warmup", "0.2"]
-    result = bench_run.run(package_dir, parser.parse_args([*common, *argv]))
-    return json.loads(json.dumps(result))
+    result = bench_run.run(package_dir, options.from_arguments(parser.parse_args([*common, *argv])))
+    return json.loads(json.dumps(result.to_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_the_figures_are_those_of_the_json(measured: dict[str, Any], package_dir
 
 def test_what_the_terminal_says_is_on_the_page(measured: dict[str, Any], package_dir: Path) -> None:
     page = page_of(measured, package_dir)
-    assert " ".join(bench_run.format_table(measured).split()) in page.text
+    assert " ".join(format_table(measured).split()) in page.text
 
 
 def test_the_histogram_has_every_call(measured: dict[str, Any], package_dir: Path) -> None:

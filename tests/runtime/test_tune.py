@@ -17,19 +17,15 @@ import pytest
 
 import cpupack
 from cpupack.runtime import cli
+from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.plan import decide as planning
 from cpupack.runtime.plan import table
 from cpupack.runtime.tune import command as tune_command
-from cpupack.runtime.tune.command import (
-    BenchProcess,
-    MeasurementFailedError,
-    Setting,
-    Space,
-    TuningFailedError,
-    make_space,
-    search,
-)
+from cpupack.runtime.tune.choice import Outcome, TuningFailedError
+from cpupack.runtime.tune.command import BenchProcess, TuneOptions
+from cpupack.runtime.tune.search import MeasurementFailedError, search
+from cpupack.runtime.tune.space import Setting, Space, make_space
 from helpers.waiting import PATIENCE_S, has_ended, wait_until
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
@@ -61,7 +57,7 @@ class Machine:
             "duration_s": duration_s,
         }
 
-    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> tune_command.Outcome:
+    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> Outcome:
         options = {"max_latency_ms": None, "budget_s": 60.0, **changes}
         return search(
             self, space, objective, options["max_latency_ms"], options["budget_s"], self.clock, lambda _: None
@@ -115,11 +111,11 @@ def test_what_it_finds_is_nearly_what_exhaustive_search_finds(rate: Callable[[Se
 def test_the_rows_hold_every_measurement_in_order() -> None:
     machine = Machine(rising)
     outcome = machine.search(make_space(2, "throughput", None, BATCHES))
-    assert [Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows] == machine.order
-    assert all(row["cost_s"] > 0 and row["duration_s"] > 0 for row in outcome.rows)
-    first = [row["round"] for row in outcome.rows if row["round"] == 0]
+    assert [row.setting for row in outcome.rows] == machine.order
+    assert all(row.cost_s > 0 and row.duration_s is not None and row.duration_s > 0 for row in outcome.rows)
+    first = [row for row in outcome.rows if row.round == 0]
     assert len(first) == outcome.measured
-    json.dumps(outcome.rows)
+    json.dumps([row.to_dict() for row in outcome.rows])
 
 
 def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
@@ -138,7 +134,7 @@ def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
     machine = Lucky(rate)
     outcome = machine.search(make_space(2, "throughput", [1], BATCHES))
     assert outcome.setting == Setting(1, 2, 16)
-    repeats = [(row["round"], row["batch_size"]) for row in outcome.rows if row["round"]]
+    repeats = [(row.round, row.setting.batch_size) for row in outcome.rows if row.round]
     assert [number for number, _ in repeats] == sorted(number for number, _ in repeats)
     assert {size for number, size in repeats if number == 1} >= {8, 16}
 
@@ -146,7 +142,7 @@ def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
 def test_among_equals_the_one_with_less_in_flight_wins() -> None:
     outcome = Machine(lambda setting: 50.0 * setting.instances).search(make_space(2, "throughput", None, [1, 2, 4]))
     assert outcome.setting == min(
-        (Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows if r["round"]),
+        (row.setting for row in outcome.rows if row.round),
         key=lambda s: (s.batch_size, s.threads),
     )
 
@@ -198,9 +194,9 @@ def test_a_setting_that_fails_is_a_row_and_not_the_end() -> None:
 
     outcome = Fragile(rising).search(make_space(2, "throughput", None, BATCHES))
     assert outcome.setting.batch_size == 8
-    failed = [row for row in outcome.rows if "error" in row]
-    assert failed[0]["error"].endswith("batch 16: killed")
-    assert {row["batch_size"] for row in failed} == {16}
+    failed = [row for row in outcome.rows if row.error is not None]
+    assert str(failed[0].error).endswith("batch 16: killed")
+    assert {row.setting.batch_size for row in failed} == {16}
 
 
 def test_a_disturbed_first_run_gets_a_second_chance() -> None:
@@ -247,9 +243,9 @@ def test_a_setting_that_fails_when_repeated_is_not_chosen_and_does_not_loop() ->
 
     everything = False
     outcome = Flaky(rising).search(make_space(2, "throughput", None, BATCHES))
-    failed = {(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows if "error" in r}
+    failed = {row.setting for row in outcome.rows if row.error is not None}
     assert failed
-    assert (outcome.setting.threads, outcome.setting.instances, outcome.setting.batch_size) not in failed
+    assert outcome.setting not in failed
     everything = True
     with pytest.raises(TuningFailedError, match="the first failure: gone"):
         Flaky(rising).search(make_space(2, "throughput", None, BATCHES))
@@ -295,7 +291,7 @@ def test_a_setting_is_passed_on_as_options(module: Callable[..., BenchProcess]) 
     ("text", "message"),
     [
         ("import sys; sys.exit('x: error: no engine')", "x: error: no engine"),
-        ("import os; os.kill(os.getpid(), 9)", "for want of memory"),
+        ("import os; os.kill(os.getpid(), 9)", "because memory ran out"),
         ("print('hello')", "printed no result"),
         (GOOD.replace("'1.0'", "'2.0'"), "is version 2.0; 1.0 is being tuned"),
     ],
@@ -320,7 +316,8 @@ def test_an_interrupt_of_the_tuner_alone_ends_its_child(tmp_path: Path) -> None:
     )
     (tmp_path / "parent.py").write_text(
         "import os\n"
-        "from cpupack.runtime.tune.command import BenchProcess, Setting\n"
+        "from cpupack.runtime.tune.command import BenchProcess\n"
+        "from cpupack.runtime.tune.space import Setting\n"
         "BenchProcess('madeup', '1.0', 'offline', os.environ)(Setting(1, 1, 1), 1.0)\n"
     )
     root = Path(cpupack.__file__).parents[1]
@@ -388,3 +385,18 @@ def test_a_wrong_option_of_tune_is_one_line_and_exit_code_2(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert wrong[0] in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"budget_s": 0.0}, "--budget-s"),
+        ({"objective": "speed"}, "--objective"),
+        ({"max_latency_ms": float("nan")}, "--max-latency-ms"),
+        ({"threads": ()}, "--threads"),
+        ({"batch_sizes": (4, 0)}, "--batch-sizes"),
+    ],
+)
+def test_impossible_options_cannot_be_made(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        TuneOptions(**wrong)
