@@ -87,7 +87,7 @@ def _parser(prog: str) -> _Parser:
     tune_command.add_arguments(tuning)
     _add_json(tuning, _tune)
 
-    planning = add("plan", "say which setting carries a rate of requests within a latency bound, or how many hosts")
+    planning = add("plan", "say which setting, or how many hosts, carry a rate of requests within a latency bound")
     capacity_command.add_arguments(planning)
     _add_json(planning, _plan)
     return parser
@@ -121,7 +121,7 @@ def _say(stream: TextIO, text: str) -> None:
 
 
 def _guarded(prog: str, run: Callable[[], int]) -> int:
-    """Turn what the runner raises on purpose into one line and an exit code; the rest is a bug and shows."""
+    """Turn the runner's own errors into one line and an exit code. Any other exception is a bug and shows."""
     try:
         with _plain_warnings(prog):
             code = run()
@@ -133,7 +133,7 @@ def _guarded(prog: str, run: Callable[[], int]) -> int:
         _say(sys.stderr, f"{prog}: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; else the interpreter would complain once more on its way out.
+        # The reader (head, less) has closed the pipe. Without this the interpreter would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except RunnerError as error:
@@ -145,7 +145,7 @@ def _guarded(prog: str, run: Callable[[], int]) -> int:
 
 @contextmanager
 def _plain_warnings(prog: str) -> Iterator[None]:
-    """Print warnings as ``PROG: warning: ...``; the line of source that Python adds tells a user nothing."""
+    """Print warnings as ``PROG: warning: ...``, without the line of source that Python adds."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _say(sys.stderr, f"{prog}: warning: {message}")
@@ -216,7 +216,7 @@ def _verify_text(found: Verification) -> str:
             f"files    ok, {found.files} hashes match the manifest",
             f"replay   {'ok' if found.passed else 'FAILED'}, {found.samples} golden inputs: {replay}",
             f"FP32     {against}, same class for {found.agreement_fp32:.0%} (for information)",
-            "verified" if found.passed else "NOT VERIFIED: this host computes something else than the build did",
+            "verified" if found.passed else "NOT VERIFIED: the results on this host are not those of the build",
         ]
     )
 

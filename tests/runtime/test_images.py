@@ -219,7 +219,7 @@ def library() -> ctypes.CDLL:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_window_of_any_size(library: ctypes.CDLL, seed: int) -> None:
-    """Also where vectors end behind the image, and where one output has hundreds of taps."""
+    """Also where vectors end after the image, and where one output has hundreds of taps."""
     random = np.random.default_rng(seed)
     for number in range(40):
         height, width = random.integers(1, 300 if number % 3 else 12, 2)

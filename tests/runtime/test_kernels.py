@@ -290,7 +290,7 @@ def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_
     (tmp_path / "kernels").mkdir()
     (tmp_path / library.LIBRARY).write_text("not a library")
     fresh.setattr(library, "__file__", str(tmp_path / "engine" / "library.py"))
-    with pytest.raises(HostError, match="does not load the native kernels"):
+    with pytest.raises(HostError, match="cannot load the native kernels"):
         library.load()
 
 

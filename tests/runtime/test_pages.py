@@ -54,7 +54,7 @@ ROWS = [
         "throughput_per_s": 402.5,
         "latency_ms": {"p50": 39.0, "p99": 43.0},
     },
-    {"threads": 2, "instances": 1, "batch_size": 8, "error": "killed, most likely for want of memory"},
+    {"threads": 2, "instances": 1, "batch_size": 8, "error": "killed, most likely because memory ran out"},
 ]
 
 
@@ -196,7 +196,7 @@ def test_a_setting_is_the_median_of_its_runs() -> None:
     one, several, failed = settings_of(ROWS)
     assert (one.throughput_per_s, one.runs) == (150.0, 1)
     assert (several.throughput_per_s, several.p50_ms, several.p99_ms, several.runs) == (402.5, 39.0, 43.0, 3)
-    assert failed.error == "killed, most likely for want of memory"
+    assert failed.error == "killed, most likely because memory ran out"
 
 
 def test_the_settings_measured_are_drawn(measured: dict[str, Any], package_dir: Path) -> None:

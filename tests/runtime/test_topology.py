@@ -179,5 +179,5 @@ def test_a_tuned_setting_may_use_smt_siblings(tmp_path: Path) -> None:
         tables.write_table(tables.table_path(manifest(), environ), found)
         decided = plan_decide.decide(manifest(), environ=environ, probe=probe)
         assert decided.source == source
-    assert "SMT siblings work too" in decide(probe, threads=1, instances=8).reasons["threads"]
-    assert "will share" in decide(probe, threads=1, instances=9).reasons["threads"]
+    assert "SMT siblings are used too" in decide(probe, threads=1, instances=8).reasons["threads"]
+    assert "will share cores" in decide(probe, threads=1, instances=9).reasons["threads"]

@@ -86,7 +86,7 @@ class BenchOptions:
 
     def _check_loadgen(self) -> None:
         if self.loadgen_out and not self.loadgen:
-            raise InputError(f"--loadgen-out {self.loadgen_out} goes with --loadgen")
+            raise InputError(f"--loadgen-out {self.loadgen_out} needs --loadgen")
         if self.loadgen and self.find_peak:
             raise InputError("--find-peak does its own search; use --loadgen with --rate to confirm what it finds")
 

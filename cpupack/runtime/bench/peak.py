@@ -73,7 +73,7 @@ def _bracket(passes: Callable[[float], bool], guess_per_s: float) -> tuple[float
 
 
 def peak_run(result: Measurement) -> PeakRun:
-    """Return what is kept of one run."""
+    """Return the summary of one run."""
     served = _served(result)
     return PeakRun(
         rate_per_s=served.rate_per_s,

@@ -1,4 +1,4 @@
-"""What a bench returns: frozen results, and the JSON object that they make together."""
+"""The results of a bench as frozen dataclasses, and the JSON object that they make together."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class PageFaults:
 
 @dataclass(frozen=True)
 class ClockMhz:
-    """Mean frequency of the allowed CPUs before and after the measured time, None where the kernel does not tell."""
+    """Mean frequency of the allowed CPUs before and after the measured time, None where it is unknown."""
 
     begin: float | None
     end: float | None
@@ -148,7 +148,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured with a pool, before anything is known of the package and the host.
+    """What was measured with a pool: the part of a result that does not depend on the package or the host.
 
     ``server`` is there for the server scenario, ``loadgen`` where LoadGen drove the run, ``peak`` where the rate was
     searched. ``first_call_ms`` is the slowest first call of an instance.
@@ -192,7 +192,7 @@ class Measurement:
 class Difference:
     """One thing that differs from the reference.
 
-    ``factor`` is how much throughput it explains (here by there), None where that cannot be counted.
+    ``factor`` is the ratio of throughput that it explains, None where that is not known.
     """
 
     what: str
@@ -204,7 +204,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A result beside a ``reference`` (its scenario, setting and figures). Ratios are here by there.
+    """A result compared with a ``reference`` (its scenario, setting and figures). Ratios divide this result by it.
 
     ``throughput_ratio`` and ``latency_ratio`` {p50, p90, p99} are None where the units differ. ``expected_ratio`` is
     what clock and cores at work explain of the throughput. ``agrees`` says whether the reference lies where a second

@@ -37,7 +37,7 @@ class CapacityOptions:
 
 @dataclass(frozen=True)
 class CapacityResult:
-    """The plan, and what it rests on.
+    """The plan, and the facts that it is based on.
 
     ``source`` says where the call times come from, and ``disturbed`` which share of their measurements other work
     disturbed. ``check`` is the command that measures the plan, None without a setting.

@@ -38,11 +38,11 @@ _NOTE_SCHEMA = 1
 
 @dataclass(frozen=True)
 class Program:
-    """A program in memory: uint8, and what it takes and gives.
+    """A program in memory (uint8), its inputs and its outputs.
 
-    ``pixel_shape`` and ``float_shape`` are of one input, channels first, None where the program takes none of that
-    kind; ``outputs`` is the number of float32 results for each. ``bytes_each`` is the memory that each sample of a
-    batch takes while it is computed.
+    ``pixel_shape`` and ``float_shape`` are the shapes of one input, channels first, None where the program does not
+    take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
+    sample of a batch needs while it is computed.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -53,7 +53,7 @@ class Program:
 
     @property
     def takes_rgb(self) -> bool:
-        """Whether it can be called with RGB and the value of the fourth channel."""
+        """Whether it can be called with RGB pixels and the value of the fourth channel."""
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= _MASKED_WIDTH
 
 
@@ -163,8 +163,8 @@ class Session:
     def __call__(self, batch: npt.NDArray[Any], mask: int | None = None) -> npt.NDArray[np.float32]:
         """Run uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``; returns float32 ``(n, outputs)``.
 
-        With a ``mask`` (0..255) the batch is RGB, and the mask is put behind it as the fourth channel. Memory in the
-        order of channels_last is read as it is, any other is copied. Raises RunnerError for a batch that the program
+        With a ``mask`` (0..255) the batch is RGB, and the kernels add the mask as the fourth channel. A batch in
+        channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
         does not take.
         """
         program = self._program
@@ -173,7 +173,7 @@ class Session:
             raise RunnerError(f"the model does not take {batch.dtype}")
         if mask is not None:
             if not program.takes_rgb:
-                raise RunnerError("the model takes no pixels of three channels")
+                raise RunnerError("the model does not take pixels of three channels")
             shape = (3, *shape[1:])
         if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
             raise RunnerError(
@@ -194,12 +194,12 @@ class Session:
 
     @property
     def memory_bytes(self) -> int:
-        """What the activations of the batch sizes used so far take."""
+        """Memory of the activations, for the batch sizes used so far."""
         return int(self._library.cpupack_session_bytes(self._session)) if self._session else 0
 
     @property
     def prepared_bytes(self) -> int:
-        """What the kernels have made of the program's weights, once for all sessions."""
+        """Memory of the weights that the kernels have prepared from the program, once for all sessions."""
         return int(self._library.cpupack_prepared_bytes(self._session)) if self._session else 0
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ class Row:
 
 @dataclass
 class Rows:
-    """Every measurement in order, and of each setting that never failed those that count.
+    """Every measurement in order, and the valid ones of each setting that never failed.
 
     ``objective`` is ``throughput`` or ``latency``; ``max_latency_ms`` is the bound on the p99, None without one.
     """
