@@ -55,8 +55,8 @@ class Candidate:
 class CapacityPlan:
     """The answer for one rate and bound, without facts of the host.
 
-    ``feasible`` means on one host. ``setting`` is that of each host, None where no number of hosts would do; then
-    ``hosts`` is None too. ``peak_per_s`` is the highest rate of one host within the bound.
+    ``feasible`` means that one host is enough. ``setting`` is that of each host. It and ``hosts`` are None where no
+    number of hosts would do. ``peak_per_s`` is the highest rate of one host within the bound.
     """
 
     rate_per_s: float

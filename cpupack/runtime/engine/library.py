@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import HostError
 from ..host import cpu
 from ..manifest import hash_file
+from .prototypes import declare
 
 ENGINE = "native"
 """The engine's name in manifests and recipes."""
@@ -87,7 +88,12 @@ def _open(path: Path) -> ctypes.CDLL:
             f"the system cannot load the native kernels: {error}; they need glibc 2.28 or later, and a file "
             "system that is not mounted noexec"
         ) from error
-    library.cpupack_isa.restype = ctypes.c_char_p
+    try:
+        declare(library)
+    except AttributeError as error:
+        raise HostError(
+            f"the native kernels {path} do not fit this package ({error}); in a checkout run: make kernels"
+        ) from error
     if library.cpupack_isa() is None:
         raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
     return library
@@ -154,7 +160,6 @@ def _register(library: ctypes.CDLL) -> None:
     """Give the library the functions of torch's C ABI that it asks for by name, and have it define the operator."""
     import torch
 
-    library.cpupack_torch_symbol.restype = ctypes.c_char_p
     names: list[str] = []
     while (name := library.cpupack_torch_symbol(len(names))) is not None:
         names.append(name.decode())

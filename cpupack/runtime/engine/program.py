@@ -8,8 +8,6 @@ start. ``torch.jit.load`` opens the same file, and the program is stored once.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import json
 import mmap
 import struct
@@ -26,7 +24,7 @@ from . import library as native_library
 
 _MAGIC = 0x314B5043
 _FIELDS = struct.Struct("<10i8xq")
-"""Of ``struct cpupack_header`` (kernels/engine/program.h): what comes before ``constants``, but ``identity``."""
+"""The fields of ``struct cpupack_header`` (kernels/engine/program.h) before ``constants``, without ``identity``."""
 
 _MASKED_WIDTH = 4096
 """``CPUPACK_MASKED_WIDTH`` of kernels/engine/program.h."""
@@ -153,7 +151,7 @@ class Session:
     """
 
     def __init__(self, program: Program, threads: int) -> None:
-        self._program, self._library = program, _library()
+        self._program, self._library = program, native_library.open_library()
         self._run = self._library.cpupack_run
         self._code = program.memory.ctypes.data
         self._session = self._library.cpupack_new_session(threads)
@@ -207,24 +205,3 @@ class Session:
         session, self._session = self._session, None
         if session:
             self._library.cpupack_end_session(session)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    library = native_library.open_library()
-    library.cpupack_new_session.restype = ctypes.c_void_p
-    library.cpupack_new_session.argtypes = (ctypes.c_int,)
-    library.cpupack_end_session.restype = None
-    library.cpupack_end_session.argtypes = (ctypes.c_void_p,)
-    library.cpupack_session_bytes.restype = ctypes.c_int64
-    library.cpupack_session_bytes.argtypes = (ctypes.c_void_p,)
-    library.cpupack_prepared_bytes.restype = ctypes.c_int64
-    library.cpupack_prepared_bytes.argtypes = (ctypes.c_void_p,)
-    library.cpupack_error.restype = ctypes.c_char_p
-    library.cpupack_error.argtypes = (ctypes.c_int,)
-    library.cpupack_run.restype = ctypes.c_int
-    library.cpupack_run.argtypes = (
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
-        ctypes.c_int64, ctypes.c_void_p,
-    )  # fmt: skip
-    return library

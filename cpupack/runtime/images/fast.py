@@ -65,11 +65,9 @@ def _simplejpeg() -> Any:
 def _library() -> Any:
     """Return the kernels' library for resizing, None where there is none for this CPU."""
     try:
-        library = native_library.open_library()
+        return native_library.open_library()
     except HostError:
         return None
-    resize.declare(library)
-    return library
 
 
 def describe(spec: PreprocessSpec) -> Decoder:

@@ -95,7 +95,7 @@ def resize(
     """Resize RGB ``pixels`` ``(h, w, 3)``, contiguous, and write the window of it to ``out`` ``(rows, columns, 3)``.
 
     ``interpolation`` is one of ``FILTERS``, ``library`` the kernels'. Raises ValueError for arrays of another kind,
-    RuntimeError when the CPU cannot.
+    RuntimeError when the CPU cannot run the kernels.
     """
     shape = (window.rows, window.columns, 3)
     for array, wanted in ((pixels, (*pixels.shape[:2], 3)), (out, shape)):
@@ -112,14 +112,6 @@ def resize(
     )
     if failed:
         raise RuntimeError("the native kernels do not run on this CPU")
-
-
-def declare(library: ctypes.CDLL) -> None:
-    """Tell ctypes the types of the functions that ``resize`` calls."""
-    library.cpupack_resize_bytes.restype = ctypes.c_int64
-    library.cpupack_resize_bytes.argtypes = (ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64)
-    library.cpupack_resize.restype = ctypes.c_int
-    library.cpupack_resize.argtypes = (ctypes.c_void_p,) * 5
 
 
 @lru_cache(maxsize=256)

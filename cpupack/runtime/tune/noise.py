@@ -26,7 +26,7 @@ _NORMAL95 = 1.645
 class Fit(Generic[Key]):
     """Fitted settings. ``level`` has the logarithm of each setting's value, ``covariance`` is that of the levels.
 
-    ``degrees`` of freedom are left for the noise, whose standard deviation is ``noise`` (of one measurement, relative).
+    ``noise`` is the standard deviation of one measurement as a share, estimated with ``degrees`` of freedom.
     """
 
     level: dict[Key, float]

@@ -16,7 +16,7 @@ from .space import Setting
 class Row:
     """One measurement of a setting. ``round`` is 0 for a probe, from 1 in the finals.
 
-    ``fields`` are the bench's own, as its JSON has them, empty where the measurement failed with ``error``. ``cost_s``
+    ``fields`` are those of the bench's JSON, empty where the measurement failed with ``error``. ``cost_s``
     is the time that the measurement took in all.
     """
 
