@@ -1,4 +1,4 @@
-"""The bench: its loop under a fake clock, its figures, its verdict, and once the real thing."""
+"""The bench: its loop under a fake clock, its figures, its verdict, and one real run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison with another result, and the verdict on the place that a result comes from."""
+"""The comparison with another result, and the verdict on the host that a result comes from."""
 
 from __future__ import annotations
 

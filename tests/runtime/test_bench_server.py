@@ -56,7 +56,7 @@ def test_waiting_times_are_those_of_md1(tmp_path: Path, utilization: float) -> N
         means.append(result["server"]["waiting_ms"]["mean"])
         assert high - low < expected_ms  # an interval that holds everything would prove nothing
     assert hits >= 16
-    # And the mean of all, whose own error comes from the 20 runs.
+    # The mean of all runs, too; its error is known from the 20 runs.
     assert abs(np.mean(means) - expected_ms) < 3 * np.std(means, ddof=1) / 20**0.5
 
 
@@ -91,7 +91,7 @@ def test_a_stall_lengthens_what_arrived_meanwhile(clock: FakeClock, tmp_path: Pa
     assert 60 < late < 140
     assert result["latency_ms"]["p99"] > 500
     assert result["latency_ms"]["p50"] < 20
-    # What the calls themselves took hides it: one of a thousand.
+    # The times of the calls hide the stall: it is one of a thousand.
     assert result["server"]["service_ms"]["p99"] == pytest.approx(10)
     assert result["server"]["passed"] is False
 
@@ -149,7 +149,7 @@ def test_shapes_are_powers_of_two_and_the_batch_size() -> None:
 
 
 def test_waiting_requests_go_together_in_warmed_shapes_only(clock: FakeClock, tmp_path: Path) -> None:
-    """A call of any size takes the same time here, so batches are what keeps up with three times the rate of calls."""
+    """A call of any size takes the same time here, so batches keep up with three times the rate of single calls."""
     pool = constant(clock)
     result = offer(clock, pool, tmp_path, batch_size=8, rate_per_s=3 / SERVICE_S, duration_s=20.0)
     sizes = result["server"]["calls_by_size"]

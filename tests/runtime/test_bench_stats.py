@@ -1,4 +1,4 @@
-"""Figures and intervals: equal to numpy on raw values, and true as often as they say."""
+"""Figures equal numpy's on raw values, and intervals hold the truth as often as they claim."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_histogram_counts_every_value(values: np.ndarray) -> None:
     assert edges[0] == pytest.approx(values.min())
     assert edges[-1] == pytest.approx(values.max(), rel=0.002)
     assert np.all(np.diff(edges) > 0)
-    # Of a long tail, no bin takes half: the ratio of neighbouring edges is the same everywhere.
+    # Even with a long tail no bin has half of the values, because edges have equal ratios.
     assert len(values) < 100 or max(counts) < len(values) / 2
 
 

@@ -51,7 +51,7 @@ def test_several_instances_wait_as_long_as_m_d_c(instances: int, utilisation: fl
 
 
 def test_a_call_takes_what_waits_and_never_more_than_the_largest_size() -> None:
-    """Ten times what one instance does alone, one at a time; in batches of 16 it keeps up."""
+    """The rate is ten times that of one instance with single samples; in batches of 16 it keeps up."""
     shapes = {1: 0.01, 2: 0.01, 4: 0.01, 8: 0.01, 16: 0.01}
     queue = simulate(1000.0, 1, shapes)
     assert float(queue.latency_s.max()) < 0.04
@@ -202,7 +202,7 @@ def test_an_answer_of_no_is_an_answer_too(call: Callable[..., tuple[int, str, st
     keep(package_dir)
     code, out, _ = call("--rate", 1000, "--max-latency-ms", 50)
     assert code == 0
-    assert "not on this host; on 1" in out  # 100/s at most here, so ten hosts and some
+    assert "not on this host; on 1" in out  # one host carries 100/s at most, so it takes more than ten
     code, out, _ = call("--rate", 1, "--max-latency-ms", 1)
     assert code == 0
     assert "/s with a p99 of at most 1 ms: no" in out

@@ -263,7 +263,7 @@ except errors.HostError as error:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As if this process had loaded nothing yet."""
+    """Pretend that this process has loaded nothing yet."""
     monkeypatch.setattr(library, "_process", library._Process("fresh"))
     return monkeypatch
 

@@ -1,4 +1,4 @@
-"""Programs run without torch: found in saved models, called from any thread, refused with a reason."""
+"""Programs run without torch: found in saved models, called from any thread, and refused with a reason."""
 
 from __future__ import annotations
 
@@ -153,10 +153,10 @@ def test_weights_are_there_once_and_each_instance_says_what_it_takes(saved: Path
 
 
 def test_what_the_kernels_make_of_weights_is_there_once() -> None:
-    """In three layers of 3 x 3 x 32 inputs each.
+    """Three layers of 3 x 3 x 32 inputs each.
 
-    On AVX2 transformed weights: 16 values of 2 bytes for each pair of an input and an output. With VNNI a list of the
-    products: 8 bytes for each four inputs, and for their count; each layer's begins a cache line.
+    On AVX2 these are transformed weights: 16 values of 2 bytes for each pair of an input and an output. With VNNI they
+    are a list of products: 8 bytes for every four inputs and 8 for their count, and each layer begins a cache line.
     """
     net = kernels.winograd((2, 8, 6, 32), 32)
     x, program = net.tensors()
@@ -222,14 +222,14 @@ def test_closing_waits_for_who_is_running(saved: Path) -> None:
 
 
 def test_instances_keep_to_the_plans_cpus(saved: Path) -> None:
-    """The kernels' own threads inherit it, and a caller does not run an instance that is bound."""
+    """The kernels' own threads inherit the CPUs, and a caller does not run a bound instance."""
     cpu = max(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     known = {int(path.name) for path in Path("/proc/self/task").iterdir()}
     with InstancePool(saved, library.ENGINE, threads=2, instances=1, cpus=((cpu,),)) as pool:
         pool.run(INPUT.numpy())
         started = {int(path.name) for path in Path("/proc/self/task").iterdir()} - known
-        assert len(started) == 2  # the instance's and its team's
+        assert len(started) == 2  # the instance's thread and its team's
         assert [os.sched_getaffinity(thread) for thread in started] == [{cpu}, {cpu}]
     assert os.sched_getaffinity(0) == before
 

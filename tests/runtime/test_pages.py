@@ -1,4 +1,4 @@
-"""The page of a bench: it stands alone, and its figures are those of the JSON and of the terminal."""
+"""The page of a bench is one file, and its figures are those of the JSON and of the terminal."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ OF_C = {"void": None, "int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t":
 
 
 def of_c(declared: str) -> object:
-    """Return the type of a C result or parameter: a pointer, or a word of ``OF_C`` and perhaps a name."""
+    """Return the ctypes type of a C result or parameter, such as ``const void *input`` or ``int64_t batch``."""
     if "*" in declared:
         return ctypes.c_void_p
     return OF_C[declared.removeprefix("const ").split()[0]]

@@ -18,7 +18,7 @@ BATCHES = [1, 2, 4, 8, 16, 32, 64]
 PROCESS_S = 2.5
 RUN_S = 1.0
 ROUNDS = 3
-"""What a setting needs to be told from its neighbours; measuring everything takes so many runs of every setting."""
+"""Runs that a setting needs to be distinguished from its neighbours. Measuring everything takes this many of each."""
 Rate = Callable[[Setting], float]
 
 
@@ -156,7 +156,7 @@ def test_the_finals_run_forward_and_backward_in_turn() -> None:
     for row in outcome.rows:
         if row.round:
             orders.setdefault(row.round, []).append(row.setting.batch_size)
-    # The third size comes later: it is looked at when the finals of the first two left time over.
+    # The third size comes later, in time that the finals of the first two left.
     assert orders[1] == [16, 8, 4]
     assert orders[2] == [8, 16, 4]
 
@@ -208,7 +208,7 @@ def test_equal_settings_are_rarely_told_apart() -> None:
 
 
 def test_time_left_over_goes_to_the_smallest_call_of_the_winner() -> None:
-    """Planning for a latency bound starts from it."""
+    """Planning for a latency bound needs the time of that call."""
     machine = Machine(lambda setting: 500.0 * setting.batch_size**0.2, 0, 0.0)
     outcome = run(machine, make_space(2, "throughput", [1], BATCHES), 300.0)
     assert outcome.setting.batch_size == 64
@@ -216,7 +216,7 @@ def test_time_left_over_goes_to_the_smallest_call_of_the_winner() -> None:
 
 
 def test_the_first_probe_is_repeated_when_it_was_disturbed() -> None:
-    """The best layout is measured first; had its one run counted, the others would have won."""
+    """The best layout is measured first. If its disturbed run counted, another layout would win."""
 
     class Stumbling(Machine):
         def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:

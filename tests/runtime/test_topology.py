@@ -1,4 +1,4 @@
-"""NUMA nodes and SMT siblings, read from made-up kernel files, and what the plan makes of them."""
+"""NUMA nodes and SMT siblings, read from made-up kernel files, and the plan that follows from them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ TWO = Topology((Node(0, LEFT, 4), Node(1, RIGHT, 4)))
         (4, 2, [LEFT, RIGHT]),
         (3, 2, [LEFT, RIGHT]),
         (8, 1, [LEFT | RIGHT]),  # no node has eight
-        (3, 3, [LEFT, RIGHT, LEFT]),  # more threads than CPUs: crowded whatever is done
+        (3, 3, [LEFT, RIGHT, LEFT]),  # more threads than CPUs, so some node is overloaded in any case
     ],
 )
 def test_instances_are_spread_and_their_threads_stay_on_a_node(
