@@ -11,7 +11,10 @@ from typing import Any
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
-from cpupack.runtime.tune.search import MeasurementFailedError, Outcome, Setting, Space, search
+from cpupack.runtime.tune.choice import Outcome
+from cpupack.runtime.tune.rows import Row as SearchRow
+from cpupack.runtime.tune.search import MeasurementFailedError, search
+from cpupack.runtime.tune.space import Setting, Space
 
 Row = dict[str, Any]
 BUILD_TIMEOUT_S = 3600.0
@@ -97,10 +100,10 @@ class SearchClock:
         self.measured_s += seconds
 
 
-def find_setting(job: Job, space: Space, budget_s: float, work: Path, on_row: Callable[[Row], None]) -> Outcome:
+def find_setting(job: Job, space: Space, budget_s: float, work: Path, on_row: Callable[[SearchRow], None]) -> Outcome:
     """Search an engine's best threads x instances x batch for throughput, each in a fresh process.
 
-    Raises ``runtime.tune.search.TuningFailedError`` when nothing could be measured.
+    Raises TuningFailedError when nothing could be measured.
     """
     clock = SearchClock(budget_s)
 

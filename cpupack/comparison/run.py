@@ -24,8 +24,10 @@ from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
 from cpupack.runtime.accuracy import agreement, sqnr_db
+from cpupack.runtime.tune.choice import Outcome, TuningFailedError
 from cpupack.runtime.tune.command import row_text
-from cpupack.runtime.tune.search import Outcome, Setting, TuningFailedError, make_space
+from cpupack.runtime.tune.rows import Row as SearchRow
+from cpupack.runtime.tune.space import Setting, make_space
 
 SETTLE_S = 0.2
 """A stopped process runs this long before its round is timed: its caches are cold and its threads asleep."""
@@ -174,7 +176,7 @@ def _build(entry: Entry, job: Job, work: Path) -> None:
 def _search(entry: Entry, job: Job, subject: Subject, options: CompareOptions, work: Path, progress: Progress) -> None:
     space = make_space(job.cores, "throughput", None, subject.recipe.recipe.tune.batch_sizes)
 
-    def show(row: Row) -> None:
+    def show(row: SearchRow) -> None:
         progress.note(f"{entry.name}: {row_text(row)}")
 
     entry.outcome = find_setting(job, space, options.budget_s, work, show)
@@ -219,7 +221,9 @@ def facts(entry: Entry) -> dict[str, Any]:
         "versions": {} if entry.status == "missing" else engine.versions(),
         "settings": entry.settings,
         "setting": None if entry.setting is None else dataclasses.asdict(entry.setting),
-        "search": None if outcome is None else {"reason": outcome.reason, "rows": list(outcome.rows)},
+        "search": None
+        if outcome is None
+        else {"reason": outcome.reason, "rows": [row.to_dict() for row in outcome.rows]},
         "agreement": entry.agreement,
         "sqnr_db": entry.sqnr_db,
         "peak_memory_bytes": entry.memory_bytes,

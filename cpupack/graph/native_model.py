@@ -56,6 +56,11 @@ class NativeModel(nn.Module):
         self.result_shape = (*positions, channels) if image else output_shape
         self.head, self.tail = head, tail
 
+    @property
+    def is_program(self) -> bool:
+        """Whether the program is all there is to the model: no FP32 part, and no change of the result's shape."""
+        return self.head is None and self.tail is None and not self.image and self.result_shape == (self.outputs,)
+
     def engine_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine reads when the model is given ``x``."""
         if self.head is not None:

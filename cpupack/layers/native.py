@@ -18,6 +18,7 @@ from cpupack.layers.facts import output_sqnr_db
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine import library as native_library
+from cpupack.runtime.engine.prototypes import declare
 from cpupack.runtime.images.inputs import model_input
 
 
@@ -83,7 +84,7 @@ def codes_after(
     The native kernels must be loaded. Raises RuntimeError where the program cannot run or the layer leaves nothing.
     """
     library = ctypes.CDLL(native_library.describe()["path"])  # the one that is loaded
-    library.cpupack_error.restype = ctypes.c_char_p
+    declare(library)
     codes = np.empty((len(x), *shape), np.uint8)
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
     code = library.cpupack_look(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
-from cpupack.runtime.tune.search import Setting
+from cpupack.runtime.tune.space import Setting
 
 if TYPE_CHECKING:
     import torch

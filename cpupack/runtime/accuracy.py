@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Interval = tuple[float, float]
+"""The lower and the upper end of an interval."""
 
 
 def sqnr_db(reference: Array, actual: Array) -> float:

@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from . import info
+from .bench import options as bench_options
 from .bench import run as bench_run
+from .bench import text as bench_text
+from .bench.options import positive_int
+from .bench.results import BenchResult
 from .capacity import command as capacity_command
 from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import read_manifest
 from .plain import to_plain
 from .runner import Prediction, RandomWeightsWarning, Runner
 from .tune import command as tune_command
+from .tune.rows import Row
 from .verify import Verification, verify
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
@@ -70,16 +75,10 @@ def _parser(prog: str) -> _Parser:
 
     predict = add("predict", "classify images (or .npy arrays, for models that take arrays)")
     predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
-    predict.add_argument(
-        "--top-k", type=bench_run.positive_int, default=5, metavar="K", help="classes to show (default: 5)"
-    )
-    predict.add_argument(
-        "--batch-size", type=bench_run.positive_int, metavar="N", help="images a call (default: the plan's)"
-    )
-    predict.add_argument("--threads", type=bench_run.positive_int, metavar="N", help="threads of one instance")
-    predict.add_argument(
-        "--instances", type=bench_run.positive_int, metavar="N", help="copies of the model run in parallel"
-    )
+    predict.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
+    predict.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
+    predict.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
+    predict.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
     _add_json(predict, _predict)
 
     _add_bench(add("bench", "measure throughput and latency on this host"))
@@ -88,14 +87,14 @@ def _parser(prog: str) -> _Parser:
     tune_command.add_arguments(tuning)
     _add_json(tuning, _tune)
 
-    planning = add("plan", "say which setting carries a rate of requests within a latency bound, or how many hosts")
+    planning = add("plan", "say which setting, or how many hosts, carry a rate of requests within a latency bound")
     capacity_command.add_arguments(planning)
     _add_json(planning, _plan)
     return parser
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    bench_run.add_arguments(parser)
+    bench_options.add_arguments(parser)
     _add_json(parser, _bench)
 
 
@@ -122,7 +121,7 @@ def _say(stream: TextIO, text: str) -> None:
 
 
 def _guarded(prog: str, run: Callable[[], int]) -> int:
-    """Turn what the runner raises on purpose into one line and an exit code; the rest is a bug and shows."""
+    """Turn the runner's own errors into one line and an exit code. Any other exception is a bug and shows."""
     try:
         with _plain_warnings(prog):
             code = run()
@@ -134,7 +133,7 @@ def _guarded(prog: str, run: Callable[[], int]) -> int:
         _say(sys.stderr, f"{prog}: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone; else the interpreter would complain once more on its way out.
+        # The reader (head, less) has closed the pipe. Without this the interpreter would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except RunnerError as error:
@@ -146,7 +145,7 @@ def _guarded(prog: str, run: Callable[[], int]) -> int:
 
 @contextmanager
 def _plain_warnings(prog: str) -> Iterator[None]:
-    """Print warnings as ``PROG: warning: ...``; the line of source that Python adds tells a user nothing."""
+    """Print warnings as ``PROG: warning: ...``, without the line of source that Python adds."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         _say(sys.stderr, f"{prog}: warning: {message}")
@@ -163,34 +162,39 @@ def _info(package_dir: Path, _: argparse.Namespace) -> Result:
 
 
 def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
-    def show(row: dict[str, Any], spent_s: float) -> None:
-        _say(sys.stderr, f"{spent_s:4.0f} of {args.budget_s:.0f} s  {tune_command.row_text(row)}")
+    options = tune_command.from_arguments(args)
 
-    result = tune_command.run(package_dir, args, show, on_start=lambda text: _say(sys.stderr, text))
+    def show(row: Row, spent_s: float) -> None:
+        _say(sys.stderr, f"{spent_s:4.0f} of {options.budget_s:.0f} s  {tune_command.row_text(row)}")
+
+    result = tune_command.run(package_dir, options, show, on_start=lambda text: _say(sys.stderr, text)).to_dict()
     return result, tune_command.format_table(result), EXIT_OK
 
 
 def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
-    answer = capacity_command.run(package_dir, args)
+    answer = capacity_command.run(package_dir, capacity_command.from_arguments(args)).to_dict()
     return answer, capacity_command.format_plan(answer), EXIT_OK
 
 
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
+    options = bench_options.from_arguments(args)
     if args.html is not None:
         from .pages import bench_page  # here: Jinja2 takes a while to import
 
         bench_page.check_target(args.html)
-    result = bench_run.run(package_dir, args, lambda text: _say(sys.stderr, text))
+    result = bench_run.run(package_dir, options, lambda text: _say(sys.stderr, text))
+    facts = result.to_dict()
     if args.html is not None:
-        bench_page.write_bench_page(args.html, result, package_dir)
-    return result, bench_run.format_table(result), _judged(result) if args.strict else EXIT_OK
+        bench_page.write_bench_page(args.html, facts, package_dir)
+    return facts, bench_text.format_table(facts), strict_exit_code(result) if args.strict else EXIT_OK
 
 
-def _judged(result: dict[str, Any]) -> int:
-    """Return the exit code of ``bench --strict``: a figure that cannot be believed comes before one that is bad."""
-    if not result["valid"]:
+def strict_exit_code(result: BenchResult) -> int:
+    """Return the exit code of ``bench --strict``: a result that is not valid comes before one that fails its bound."""
+    if not result.measurement.valid:
         return EXIT_HOST
-    return EXIT_FAILED if result.get("server", {}).get("passed") is False else EXIT_OK
+    server = result.measurement.server
+    return EXIT_FAILED if server is not None and server.passed is False else EXIT_OK
 
 
 def _verify(package_dir: Path, _: argparse.Namespace) -> Result:
@@ -212,7 +216,7 @@ def _verify_text(found: Verification) -> str:
             f"files    ok, {found.files} hashes match the manifest",
             f"replay   {'ok' if found.passed else 'FAILED'}, {found.samples} golden inputs: {replay}",
             f"FP32     {against}, same class for {found.agreement_fp32:.0%} (for information)",
-            "verified" if found.passed else "NOT VERIFIED: this host computes something else than the build did",
+            "verified" if found.passed else "NOT VERIFIED: the results on this host are not those of the build",
         ]
     )
 

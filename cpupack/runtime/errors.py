@@ -1,4 +1,4 @@
-"""Everything the shipped runner raises on purpose; its command line prints these as one line."""
+"""The errors that the shipped runner raises on purpose. Its command line prints each as one line."""
 
 from __future__ import annotations
 

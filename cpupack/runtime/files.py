@@ -1,22 +1,22 @@
-"""The names of the files of a package: the build writes them, the runner and ``cpupack inspect`` read them.
+"""The names of the files in a package. The build writes them; the runner and ``cpupack inspect`` read them.
 
-``_runtime/`` beside them is this package.
+``_runtime/``, next to these files, is a copy of ``cpupack/runtime/``.
 """
 
 from __future__ import annotations
 
 MANIFEST_NAME = "manifest.json"
-"""What the wheel says about itself; the hash of every other file is in it."""
+"""The facts of the wheel, and the hash of every other file."""
 MODEL_NAME = "model.pt"
 GOLDEN_NAME = "golden.npz"
-"""Inputs, and what the saved and the FP32 model answered to them at the build."""
+"""Inputs, and the outputs of the saved model and of the FP32 model at the build."""
 LABELS_NAME = "labels.txt"
 RECIPE_NAME = "recipe.toml"
 RECOVERED_NAME = "recovered.toml"
-"""The ``[quantize]`` table that recovery found; only where it had to."""
+"""The ``[quantize]`` table that recovery found, in builds where it ran."""
 VERIFY_NAME = "verify.json"
 """The comparison with FP32, with every raw measurement."""
 TUNE_NAME = "tune.json"
 """The tuned setting, and the rows that the build measured."""
 BUILD_NAME = "build.json"
-"""What the build found out; ``cpupack report`` shows it."""
+"""The facts of the build, which ``cpupack report`` shows."""

@@ -1,4 +1,4 @@
-"""``info``: what is packaged, what it needs, this host, and how it would run here. Imports no torch."""
+"""``info``: what is in the package, what it needs, this host, and the plan for it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _output(manifest: dict[str, Any]) -> str:
 def _sizes(fp32_bytes: int | None, int8_bytes: int | None) -> str | None:
     if not fp32_bytes or not int8_bytes:
         return None
-    # Of a model of a few kilobytes the saved code is most of the file: there is nothing to boast of.
+    # In a model of a few kilobytes the saved code is most of the file, and the INT8 file may be the larger one.
     smaller = f", {fp32_bytes / int8_bytes:.1f} x smaller" if fp32_bytes > int8_bytes else ""
     return f"{_bytes(int8_bytes)} INT8 (FP32 {_bytes(fp32_bytes)}{smaller})"
 

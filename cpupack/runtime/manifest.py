@@ -40,7 +40,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """The build's tuned setting. None where nothing was tuned: the runner plans from the host."""
+    """The build's tuned setting. Its numbers are None where nothing was tuned; the runner then plans from the host."""
 
     tuned: bool
     objective: str
@@ -53,7 +53,7 @@ class PlanEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runner must know. Sections it mostly shows (``model``, ``accuracy`` ...) are dicts.
+    """Everything that the runner must know. Sections that it mostly shows (``model``, ``accuracy`` ...) are dicts.
 
     ``model``: source, weights, weights_sha256, input_shape, output_shape, parameters, macs, fp32_bytes,
     int8_bytes, int8_operators, fp32_operators, operators. ``target``: cpu, engine, isa, activation_bits,
@@ -85,7 +85,7 @@ class Manifest:
 
     @property
     def pixel_input(self) -> bool:
-        """Whether the model takes uint8 pixels with a mask channel as well (see ``inputs.py``)."""
+        """Whether the model also takes uint8 pixels with a mask channel (see ``images/inputs.py``)."""
         return bool(self.model.get("pixel_input", False))
 
     def to_json(self) -> str:
@@ -115,7 +115,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
 
 
 def _damage(manifest: Manifest) -> str | None:
-    """Return the first thing the runner relies on that is missing or of another type, or None."""
+    """Return the first problem with what the runner relies on: missing, or of another type. None without one."""
     for name, types in _FIELD_TYPES.items():
         if not isinstance(getattr(manifest, name), types):
             return f"{name} is {type(getattr(manifest, name)).__name__}"

@@ -1,4 +1,4 @@
-"""The packaged model as an object: checks itself and the host, loads, warms up, predicts."""
+"""The packaged model as an object: it checks the package and the host, loads, warms up and predicts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Prediction:
 
 
 class Runner:
-    """A packaged INT8 model, ready to serve.
+    """A packaged INT8 model, ready to predict.
 
     ``threads`` (of one instance), ``instances`` and ``batch_size`` override the plan; ``check=False`` skips
     hashing the files, never the checks of the host. Safe to call from several threads. Raises IntegrityError
@@ -82,7 +82,7 @@ class Runner:
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
         self.pool = InstancePool(path, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
         try:
-            # One input alone is the other shape that every caller uses.
+            # Callers use two shapes: full batches, and one input alone.
             for size in sorted({1, self.plan.batch_size}):
                 self.pool.warm(self._example(size))
             self._sample_s = self._time_one() if self.pool.is_program else 0.0
@@ -134,7 +134,7 @@ class Runner:
         ``batch`` is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
         model's size. Raises InputError saying what was expected.
         """
-        torch = sys.modules.get("torch")  # who has a tensor has imported it
+        torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
         if torch is not None and isinstance(batch, torch.Tensor):
             if batch.layout != torch.strided:
                 raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
@@ -178,7 +178,7 @@ class Runner:
 
     def _share(self, count: int, turns: int = 1) -> int:
         """Return how many of ``count`` samples go into one call."""
-        if not self._sample_s:  # each size is a shape of its own to torch
+        if not self._sample_s:  # a model of torch, which prepares for each new size
             return self.plan.batch_size
         return even_size(count, self.plan.batch_size, self.plan.instances, self._sample_s, turns)
 
@@ -191,7 +191,7 @@ class Runner:
 
     def _ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self.pool.takes_rgb and batch.dtype == np.uint8:
-            return batch.transpose(0, 3, 1, 2)  # as it is: the kernels add the mask while they read
+            return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
         return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
 
     def _check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
@@ -213,7 +213,7 @@ class Runner:
     def _prepared(
         self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], size: int
     ) -> Iterator[npt.NDArray[Any]]:
-        """Yield batches in order, decoded by as many threads as the plan computes with, ahead of who reads them."""
+        """Yield batches in order. As many threads as the plan computes with decode ahead of the reader."""
 
         def one(position: int) -> npt.NDArray[Any]:
             try:
@@ -240,10 +240,10 @@ class Runner:
             executor.shutdown(cancel_futures=True)
 
     def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the logits of each batch, in order, keeping every instance busy with bounded memory.
+        """Yield the logits of each batch in order. Keeps every instance busy, with bounded memory.
 
-        Where sizes matter the last of several batches is padded to the size of the others: oneDNN would make new
-        primitives.
+        For a model of torch the last of several batches is padded to the size of the others, because oneDNN would make
+        new primitives for another size.
         """
         waiting: deque[tuple[Future[npt.NDArray[Any]], int]] = deque()
         for number, batch in enumerate(batches):
@@ -300,12 +300,12 @@ def load_npy(path: Path) -> npt.NDArray[Any]:
 
 
 def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None:
-    """Return the class names, one a line of the file the manifest names, or None. Raises IntegrityError."""
+    """Return the class names of the labels file, one a line, or None without that file. Raises IntegrityError."""
     if manifest.labels is None:
         return None
     path = package_dir / manifest.labels
     try:
-        # Not splitlines: a label may hold one of the exotic characters that it takes for line ends.
+        # splitlines would also split at rare characters that a label may hold.
         labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"cannot read the labels {path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Self-proof: every hash, then the golden inputs replayed against the outputs stored at the build."""
+"""Checks the package against its build: every file's hash, then the golden inputs' outputs against the stored ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MIN_SQNR_DB = 30.0
 
 @dataclass(frozen=True)
 class Verification:
-    """What replaying ``samples`` golden inputs gave, against the outputs stored at the build.
+    """The outputs of ``samples`` golden inputs, compared with those that the build stored.
 
-    ``equal`` is bit for bit. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), None when
+    ``equal`` means equal bits. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), None when
     equal. ``agreement`` is the share of inputs with the same largest output. ``*_fp32`` compares with the
     FP32 model's outputs.
     """
@@ -72,7 +72,7 @@ def verify(package_dir: Path) -> Verification:
 
 
 def _sqnr(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float | None:
-    """Return the SQNR in dB, None where there is no noise: JSON has no infinity."""
+    """Return the SQNR in dB, None where there is no noise, because JSON has no infinity."""
     found = sqnr_db(reference, actual)
     return None if found == float("inf") else found
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,11 @@ from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.library import OPERATOR
+from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program
+from cpupack.runtime.errors import IntegrityError
+
+_PROGRAM_RECORD = "constants/0"
+"""Where ``torch.jit.save`` puts the only constant of a frozen module."""
 
 
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
@@ -46,7 +52,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
                 f"nothing in this model runs in INT8 on {quantized.target.engine}",
                 hint="[quantize] skip names too much, or no operator of the model has an INT8 form",
             )
-        _save(quantized.module, example, path, freeze=True)
+        save(quantized.module, example, path)
     return ScriptedModel(
         path, quantized.target, path.stat().st_size, int8, fp32, operators, pixel_input=quantized.pixel_input
     )
@@ -54,8 +60,43 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
 
 def script_float(model: FloatModel, path: Path) -> Path:
     """Trace the FP32 model as loaded and save it, not frozen: what speed is compared with. Returns ``path``."""
-    _save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
+    save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
     return path
+
+
+def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool = True) -> None:
+    """Trace ``module`` and save it at ``path`` as TorchScript.
+
+    A ``NativeModel`` that is a program alone also says where in the file its program is, for the runner without torch.
+    Raises QuantizationError when the module cannot be traced.
+    """
+    program = None
+    if freeze and isinstance(module, NativeModel) and module.is_program:
+        program = module.get_buffer("program")
+    notes = {} if program is None else {PROGRAM_NOTE: note_text(_PROGRAM_RECORD)}
+    try:
+        with torch.inference_mode(), _quiet():
+            traced = _trace(module.eval(), example)
+            if freeze:
+                traced = torch.jit.freeze(traced.eval())
+            torch.jit.save(traced, str(path), _extra_files=notes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise QuantizationError(
+            f"the model cannot be turned into TorchScript: {describe_failure(error)}",
+            hint="its forward must be a fixed sequence of torch operators",
+        ) from error
+    if program is not None:
+        _check_program(path, program)
+
+
+def _check_program(path: Path, program: torch.Tensor) -> None:
+    """Read the program back as the runner does. Raises QuantizationError when it is not the one that was saved."""
+    try:
+        found = read_program(path).memory
+    except IntegrityError as error:
+        raise QuantizationError(f"the runner cannot read the saved model: {error}") from error
+    if not np.array_equal(found, program.numpy()):
+        raise QuantizationError(f"torch {torch.__version__} did not save the program as the record {_PROGRAM_RECORD}")
 
 
 def count_operators(module: nn.Module, example: torch.Tensor) -> tuple[dict[str, int], int, int]:
@@ -85,20 +126,6 @@ def _trace(module: nn.Module, example: torch.Tensor) -> Any:
         torch.jit.trace(module.body, stem, check_trace=False),
     )
     return torch.jit.script(PixelModel(*parts).eval())
-
-
-def _save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool) -> None:
-    try:
-        with torch.inference_mode(), _quiet():
-            traced = _trace(module.eval(), example)
-            if freeze:
-                traced = torch.jit.freeze(traced.eval())
-            torch.jit.save(traced, str(path))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise QuantizationError(
-            f"the model cannot be turned into TorchScript: {describe_failure(error)}",
-            hint="its forward must be a fixed sequence of torch operators",
-        ) from error
 
 
 @contextmanager

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from cpupack.artifacts import StagedProject, TunePlan
 from cpupack.errors import TuningError
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.runtime.tune.command import SCENARIO_OF, BenchProcess, TuningFailedError, make_space, row_text, search
+from cpupack.runtime.tune.choice import TuningFailedError
+from cpupack.runtime.tune.command import SCENARIO_OF, BenchProcess, row_text
+from cpupack.runtime.tune.rows import Row
+from cpupack.runtime.tune.search import search
+from cpupack.runtime.tune.space import make_space
 from cpupack.targets import Target
 
 
@@ -30,7 +33,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
     budget = HostProbe().budget()
     started_s = time.monotonic()
 
-    def show(row: dict[str, Any]) -> None:
+    def show(row: Row) -> None:
         spent_s = min(time.monotonic() - started_s, wish.budget_s)
         progress.step(round(spent_s), max(1, round(wish.budget_s)), "s")
         progress.note(row_text(row))
@@ -60,7 +63,7 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
         batch_size=outcome.setting.batch_size,
         max_latency_ms=wish.max_latency_ms,
         reason=outcome.reason,
-        rows=outcome.rows,
+        rows=tuple(row.to_dict() for row in outcome.rows),
         searched_s=outcome.searched_s,
     )
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from cpupack.peers import COMPARED, OURS
 from cpupack.peers.job import Job, Pool
-from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.bench import scenarios, stats
+from cpupack.runtime.bench.measure import measure, warm_up
 from cpupack.runtime.host.probe import HostProbe
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -97,12 +97,12 @@ class _Server:
         if self._job.single:
             self._scenario.drive(pool, self._batches, 1, self._clock, _WARMUP_S / 3)
         else:
-            bench_run.warm_up(pool, self._batches, self._job.batch_size, self._clock, _WARMUP_S)
+            warm_up(pool, self._batches, self._job.batch_size, self._clock, _WARMUP_S)
         return {"peak_memory_bytes": HostProbe().peak_memory_bytes()}
 
     def _bench(self, duration_s: float) -> dict[str, Any]:
         """Measure once, for the search, with the bench that ships in every wheel."""
-        measured = bench_run.measure(
+        measured = measure(
             self._opened(),
             self._batches,
             self._job.batch_size,
@@ -111,7 +111,7 @@ class _Server:
             duration_s,
             self._clock,
             HostProbe(),
-        )
+        ).to_dict()
         kept = ("throughput_per_s", "latency_ms", "duration_s", "samples", "calls", "disturbed")
         return {name: measured[name] for name in kept}
 

@@ -1,4 +1,4 @@
-"""Fixtures of the runner's tests: real packages, small, and a cache of their own."""
+"""Fixtures for tests of the runner: small real packages, and a cache of their own."""
 
 from __future__ import annotations
 

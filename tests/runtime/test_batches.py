@@ -1,4 +1,4 @@
-"""Batches that leave no instance idle at the end."""
+"""Batch sizes that keep every instance busy to the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOW_S = 1.0
         (64, 32, 2, 32),
         (8, 32, 2, 4),
         (3, 32, 4, 1),
-        (1, 32, 4, 32),  # one sample is one call either way
+        (1, 32, 4, 32),  # one sample is one call in any case
         (10, 2, 2, 2),
     ],
 )

@@ -1,8 +1,7 @@
-"""The bench: its loop under a fake clock, its figures, its verdict, and once the real thing."""
+"""The bench: its loop under a fake clock, its figures, its verdict, and one real run."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,7 +15,12 @@ import pytest
 from cpupack.runtime import cli
 from cpupack.runtime.bench import run as bench_run
 from cpupack.runtime.bench import stats
+from cpupack.runtime.bench.feeds import make_batches
+from cpupack.runtime.bench.measure import WINDOWS, warm_up
+from cpupack.runtime.bench.measure import measure as run_measure
+from cpupack.runtime.bench.options import BenchOptions
 from cpupack.runtime.bench.scenarios import SCENARIOS, offline, single_stream
+from cpupack.runtime.bench.text import format_table
 from cpupack.runtime.bench.verdict import Counters, disturbances, weaknesses
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.manifest import read_manifest
@@ -30,7 +34,7 @@ def clock() -> FakeClock:
 
 def measure(clock: FakeClock, pool: FakePool, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     settings = {"scenario": "offline", "batch_size": 4, "duration_s": 2.0, "warmup_s": 1.0, **changes}
-    return bench_run.measure(
+    return run_measure(
         pool,
         ["a", "b", "c"],
         settings["batch_size"],
@@ -39,7 +43,7 @@ def measure(clock: FakeClock, pool: FakePool, tmp_path: Path, **changes: Any) ->
         settings["warmup_s"],
         clock,
         quiet_probe(tmp_path),
-    )
+    ).to_dict()
 
 
 def test_offline_keeps_every_instance_busy(clock: FakeClock, tmp_path: Path) -> None:
@@ -49,7 +53,7 @@ def test_offline_keeps_every_instance_busy(clock: FakeClock, tmp_path: Path) -> 
     assert result["samples"] == pytest.approx(result["throughput_per_s"] * result["duration_s"])
     assert result["calls"] == 2 * 2.0 / service_s
     assert set(result["latency_ms"].values()) == {service_s * 1000}
-    assert result["windows_per_s"] == pytest.approx([2 * 4 / service_s] * bench_run.WINDOWS)
+    assert result["windows_per_s"] == pytest.approx([2 * 4 / service_s] * WINDOWS)
     assert (result["valid"], result["invalid_reasons"]) == (True, [])
 
 
@@ -122,22 +126,22 @@ def test_a_pool_closed_meanwhile_is_an_error_and_no_endless_wait(clock: FakeCloc
 
 def test_warm_up_goes_on_until_calls_settle(clock: FakeClock) -> None:
     pool = FakePool(clock, lambda _, number: 0.1 + (0.3 / (number + 1) if number < 12 else 0.0))
-    warmup = bench_run.warm_up(pool, ["a"], 1, clock, 60.0)
+    warmup = warm_up(pool, ["a"], 1, clock, 60.0)
     # Rounds of two or three calls; the first two that agree within 5 % are those around the 12th
     # before.
-    assert warmup["stable"]
-    assert 12 <= warmup["calls"] <= 18
+    assert warmup.stable
+    assert 12 <= warmup.calls <= 18
 
 
 def test_warm_up_that_never_settles_ends_at_its_limit_and_says_so(clock: FakeClock) -> None:
-    warmup = bench_run.warm_up(FakePool(clock, lambda _, number: 0.01 * 1.1**number), ["a"], 1, clock, limit_s=2.0)
-    assert not warmup["stable"]
-    assert warmup["duration_s"] <= 2.0
+    warmup = warm_up(FakePool(clock, lambda _, number: 0.01 * 1.1**number), ["a"], 1, clock, limit_s=2.0)
+    assert not warmup.stable
+    assert warmup.duration_s <= 2.0
 
 
 def test_warm_up_makes_two_calls_an_instance_whatever_the_limit(clock: FakeClock) -> None:
     pool = FakePool(clock, lambda *_: 5.0, instances=2)
-    assert bench_run.warm_up(pool, ["a"], 1, clock, limit_s=0.0)["calls"] == 4
+    assert warm_up(pool, ["a"], 1, clock, limit_s=0.0).calls == 4
 
 
 def test_too_few_calls_or_too_short_is_not_valid(clock: FakeClock, tmp_path: Path) -> None:
@@ -173,7 +177,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     trials = 4000
     hits = 0
     for _ in range(trials):
-        low, high = stats.interval_95(list(random.normal(7.0, 2.0, bench_run.WINDOWS)))
+        low, high = stats.interval_95(list(random.normal(7.0, 2.0, WINDOWS)))
         hits += low <= 7.0 <= high
     # Binomial: four standard deviations around 0.95.
     assert abs(hits / trials - 0.95) < 4 * (0.95 * 0.05 / trials) ** 0.5
@@ -182,7 +186,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 def test_inputs_are_equal_for_equal_seeds_and_distinct(package_dir: Path, array_package_dir: Path) -> None:
     for directory in (package_dir, array_package_dir):
         manifest = read_manifest(directory)
-        first, again, other = (bench_run.make_batches(manifest, 2, seed) for seed in (5, 5, 6))
+        first, again, other = (make_batches(manifest, 2, seed) for seed in (5, 5, 6))
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
         assert not np.array_equal(first[0], other[0])
         assert len({batch.tobytes() for batch in first}) == len(first) >= 3
@@ -217,10 +221,8 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
 
 
 def test_single_stream_with_instances_is_refused_before_anything_is_loaded(package_dir: Path) -> None:
-    parser = argparse.ArgumentParser()
-    bench_run.add_arguments(parser)
     with pytest.raises(InputError, match="single-stream"):
-        bench_run.run(package_dir, parser.parse_args(["--scenario", "single-stream", "--instances", "2"]))
+        bench_run.run(package_dir, BenchOptions(scenario="single-stream", instances=2))
 
 
 def test_the_packages_own_bench_in_a_fresh_process(package_dir: Path) -> None:
@@ -248,7 +250,7 @@ def test_the_packages_own_bench_in_a_fresh_process(package_dir: Path) -> None:
     assert result["host"]["engine"] == result["manifest"]["engine"]
     assert result["manifest"] | {"name": "tiny-int8", "version": "1.0.0"} == result["manifest"]
 
-    table = bench_run.format_table(result)
+    table = format_table(result)
     assert f"{result['throughput_per_s']:,.1f} samples/s" in table
     assert f"p99 {result['latency_ms']['p99']:.2f}" in table
     assert "NOT valid" in table

@@ -1,4 +1,4 @@
-"""The comparison with another result, and the verdict on the place that a result comes from."""
+"""The comparison with another result, and the verdict on the host that a result comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cpupack.runtime.bench import compare as bench_compare
-from cpupack.runtime.bench.compare import compare, format_comparison, read_reference
+from cpupack.runtime.bench.compare import format_comparison, read_reference
 from cpupack.runtime.bench.options import BUILD
 from cpupack.runtime.bench.verdict import late_generator, other_place, overload, unsettled
 from cpupack.runtime.errors import InputError
@@ -34,6 +34,10 @@ RESULT: dict[str, Any] = {
     },
     "manifest": {"name": "tiny-int8", "version": "1.0.0", "engine": "onednn"},
 }  # fmt: skip
+
+
+def compare(result: dict[str, Any], reference: bench_compare.Reference) -> dict[str, Any]:
+    return bench_compare.compare(result, reference).to_dict()
 
 
 def earlier(tmp_path: Path, **changes: Any) -> bench_compare.Reference:
@@ -135,7 +139,7 @@ def test_a_package_without_numbers_says_why(package_dir: Path) -> None:
     [
         (None, "No such file"),
         ("{", "not JSON"),
-        ("[]", "no result of bench"),
+        ("[]", "not a result of bench"),
         ('{"scenario": "x"}', "throughput_per_s"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 from cpupack.runtime import cli
 from cpupack.runtime.bench import feeds
 from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench.options import BenchOptions
+from cpupack.runtime.bench.text import format_table
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.plan.decide import decide
@@ -71,7 +74,7 @@ def test_every_scenario_has_the_contracts_fields(call: Call, photos: Path, argv:
     low, high = result["headline_repeat95"]
     assert low <= result["headline_value"] <= high
     assert result["cold_start_ms"]["first_call"] > 0
-    text = bench_run.format_table(result)
+    text = format_table(result)
     assert f"p99 {result['latency_ms']['p99']:.2f}" in text
     assert all(reason in text for reason in result["invalid_reasons"])
     if "server" in result:
@@ -152,9 +155,18 @@ def test_strict_is_exit_code_3_for_a_result_that_is_not_valid(
     [(True, True, 0), (True, None, 0), (True, False, 1), (False, False, 3), (False, True, 3)],
 )
 def test_strict_tells_a_bad_figure_from_one_that_cannot_be_believed(
-    valid: bool, passed: bool | None, code: int
+    package_dir: Path, valid: bool, passed: bool | None, code: int
 ) -> None:
-    assert cli._judged({"valid": valid, "server": {"passed": passed}}) == code
+    found = bench_run.run(
+        package_dir, BenchOptions(scenario="server", rate_per_s=100.0, duration_s=0.05, warmup_s=0.0, threads=1)
+    )
+    assert found.measurement.server is not None
+    measurement = dataclasses.replace(
+        found.measurement,
+        judgement=dataclasses.replace(found.measurement.judgement, invalid_reasons=() if valid else ("too short",)),
+        server=dataclasses.replace(found.measurement.server, passed=passed),
+    )
+    assert cli.strict_exit_code(dataclasses.replace(found, measurement=measurement)) == code
 
 
 def test_the_peak_of_the_real_thing(call: Call) -> None:
@@ -166,7 +178,7 @@ def test_the_peak_of_the_real_thing(call: Call) -> None:
     assert all(run["rate_per_s"] > 0 for run in found["runs"])
     assert found["max_latency_ms"] == 200.0
     assert bool(found["rate_per_s"]) == result["server"]["passed"]
-    assert "peak" in bench_run.format_table(result)
+    assert "peak" in format_table(result)
 
 
 def test_comparing_with_an_earlier_result_shows_it(call: Call, tmp_path: Path) -> None:
@@ -175,7 +187,7 @@ def test_comparing_with_an_earlier_result_shows_it(call: Call, tmp_path: Path) -
     result = call("--batch-size", "2", "--compare", str(path))
     assert result["comparison"]["against"] == str(path)
     assert [each["what"] for each in result["comparison"]["differences"] if each["what"] != "clock"] == []
-    assert f"compared with {path}" in bench_run.format_table(result)
+    assert f"compared with {path}" in format_table(result)
 
 
 def test_a_page_is_written_and_a_bad_target_found_before_measuring(

@@ -1,4 +1,4 @@
-"""MLPerf's own LoadGen, where it is installed, on a tiny package; and the way to it where it is not."""
+"""MLPerf's own LoadGen on a tiny package, and the message where LoadGen is not installed."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_loadgen_drives_the_package_and_its_figures_count(
         if scenario != "server":  # whose summary leads with its rate
             (official_ns,) = re.findall(r"th percentile latency \(ns\) *: (\d+)", summary)
             assert result["headline_value"] == pytest.approx(int(official_ns) / 1e6)
-        # A call of the model lies within its query as we time it, and that within the query as LoadGen times it. So
-        # the shortest of each, and the longest of each, are in this order however busy the host is.
+        # A call of the model is part of its query as we time it, and that is part of the query as LoadGen times it.
+        # So their minima, and their maxima, are in this order, however busy the host is.
         curve, calls = dict(map(tuple, result["percentiles"])), call_times_ms[-result["calls"] :]
         assert min(calls) <= curve[0.0] <= result["latency_ms"]["min"]
         assert max(calls) <= curve[100.0] <= result["latency_ms"]["max"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from cpupack.runtime.bench import peak
 from cpupack.runtime.bench.measure import measure_server
+from cpupack.runtime.bench.results import Measurement
 from cpupack.runtime.bench.server import MIN_REQUESTS, Load, Requests, serve, shapes_up_to
 from cpupack.runtime.errors import InputError, RunnerError
 from helpers.bench_fakes import FakeClock, FakePool, quiet_probe
@@ -27,10 +28,14 @@ def constant(clock: FakeClock, instances: int = 1, service_s: float = SERVICE_S)
     return FakePool(clock, lambda *_: service_s, instances)
 
 
-def offer(clock: FakeClock, pool: FakePool, tmp_path: Path, batch_size: int = 1, **load: Any) -> dict[str, Any]:
+def measured(clock: FakeClock, pool: FakePool, tmp_path: Path, batch_size: int = 1, **load: Any) -> Measurement:
     offered = Load(**{"rate_per_s": 50.0, "duration_s": 10.0, "seed": 0, **load})
     cuts = {size: [size * letter for letter in "abc"] for size in shapes_up_to(batch_size)}
     return measure_server(pool, cuts, offered, 1.0, clock, quiet_probe(tmp_path))
+
+
+def offer(clock: FakeClock, pool: FakePool, tmp_path: Path, batch_size: int = 1, **load: Any) -> dict[str, Any]:
+    return measured(clock, pool, tmp_path, batch_size, **load).to_dict()
 
 
 @pytest.mark.parametrize("utilization", [0.3, 0.6, 0.8])
@@ -51,7 +56,7 @@ def test_waiting_times_are_those_of_md1(tmp_path: Path, utilization: float) -> N
         means.append(result["server"]["waiting_ms"]["mean"])
         assert high - low < expected_ms  # an interval that holds everything would prove nothing
     assert hits >= 16
-    # And the mean of all, whose own error comes from the 20 runs.
+    # The mean of all runs, too; its error is known from the 20 runs.
     assert abs(np.mean(means) - expected_ms) < 3 * np.std(means, ddof=1) / 20**0.5
 
 
@@ -86,7 +91,7 @@ def test_a_stall_lengthens_what_arrived_meanwhile(clock: FakeClock, tmp_path: Pa
     assert 60 < late < 140
     assert result["latency_ms"]["p99"] > 500
     assert result["latency_ms"]["p50"] < 20
-    # What the calls themselves took hides it: one of a thousand.
+    # The times of the calls hide the stall: it is one of a thousand.
     assert result["server"]["service_ms"]["p99"] == pytest.approx(10)
     assert result["server"]["passed"] is False
 
@@ -144,7 +149,7 @@ def test_shapes_are_powers_of_two_and_the_batch_size() -> None:
 
 
 def test_waiting_requests_go_together_in_warmed_shapes_only(clock: FakeClock, tmp_path: Path) -> None:
-    """A call of any size takes the same time here, so batches are what keeps up with three times the rate of calls."""
+    """A call of any size takes the same time here, so batches keep up with three times the rate of single calls."""
     pool = constant(clock)
     result = offer(clock, pool, tmp_path, batch_size=8, rate_per_s=3 / SERVICE_S, duration_s=20.0)
     sizes = result["server"]["calls_by_size"]
@@ -203,46 +208,56 @@ def test_a_low_rate_still_has_a_request() -> None:
     assert len(Load(0.001, 1.0, 0).arrivals_s()) == 1
 
 
-def made_up(limit_per_s: float, seen: list[float]) -> Callable[[float, int], dict[str, Any]]:
-    """A server that passes below ``limit_per_s``, and in one of three runs passes 20 % above it as well."""
+@pytest.fixture
+def valid(tmp_path: Path) -> Measurement:
+    """A valid measurement with a bound, for results that are made up."""
+    clock = FakeClock()
+    found = measured(clock, constant(clock), tmp_path, rate_per_s=10.0, duration_s=100.0, max_latency_ms=50.0)
+    assert found.valid
+    return found
 
-    def try_rate(rate_per_s: float, attempt: int) -> dict[str, Any]:
+
+def made_up(limit_per_s: float, seen: list[float], valid: Measurement) -> peak.TryRate:
+    """A server that passes below ``limit_per_s``, and in one of three runs passes 20 % above it as well."""
+    assert valid.server is not None
+    server = valid.server
+
+    def try_rate(rate_per_s: float, attempt: int) -> Measurement:
         seen.append(rate_per_s)
         passed = rate_per_s <= limit_per_s * (1.2 if attempt == 0 else 1.0)
-        return {
-            "headline_value": rate_per_s + attempt,
-            "latency_ms": {"p99": 1.0},
-            "valid": True,
-            "invalid_reasons": [],
-            "server": {
-                "rate_per_s": rate_per_s, "over_bound": 0.0 if passed else 0.5, "requests": 500, "passed": passed,
-                "max_latency_ms": 50.0,
-            },
-        }  # fmt: skip
+        return dataclasses.replace(
+            valid,
+            figures=dataclasses.replace(valid.figures, headline_value=rate_per_s + attempt),
+            server=dataclasses.replace(
+                server, rate_per_s=rate_per_s, over_bound=0.0 if passed else 0.5, requests=500, passed=passed
+            ),
+        )
 
     return try_rate
 
 
 @pytest.mark.parametrize("guess", [3.0, 90.0, 130.0, 2000.0])
-def test_the_peak_is_found_within_its_tolerance_from_any_guess(guess: float) -> None:
+def test_the_peak_is_found_within_its_tolerance_from_any_guess(guess: float, valid: Measurement) -> None:
     seen: list[float] = []
-    found = peak.find_peak(made_up(100.0, seen), guess)["peak"]
-    assert found["rate_per_s"] <= 100.0 < found["fails_at_per_s"]
-    assert found["fails_at_per_s"] / found["rate_per_s"] <= 1 + peak.TOLERANCE
-    assert len(found["runs"]) == len(seen) <= 50
+    found = peak.find_peak(made_up(100.0, seen, valid), guess).peak
+    assert found is not None
+    assert found.rate_per_s <= 100.0 < found.fails_at_per_s
+    assert found.fails_at_per_s / found.rate_per_s <= 1 + peak.TOLERANCE
+    assert len(found.runs) == len(seen) <= 50
     # Two of three decide: one lucky run is not enough.
-    assert any(run["passed"] and run["rate_per_s"] > 100 for run in found["runs"])
+    assert any(run.passed and run.rate_per_s > 100 for run in found.runs)
 
 
-def test_when_every_rate_fails_the_peak_is_none_at_all() -> None:
-    result = peak.find_peak(made_up(0.0, []), 100.0)
+def test_when_every_rate_fails_the_peak_is_none_at_all(valid: Measurement) -> None:
+    result = peak.find_peak(made_up(0.0, [], valid), 100.0).to_dict()
     assert result["peak"]["rate_per_s"] == 0.0
     assert result["server"]["passed"] is False
 
 
-def test_when_no_rate_fails_the_result_says_so() -> None:
-    result = peak.find_peak(made_up(1e12, []), 100.0)
+def test_when_no_rate_fails_the_result_says_so(valid: Measurement) -> None:
+    result = peak.find_peak(made_up(1e12, [], valid), 100.0).to_dict()
     assert result["peak"]["fails_at_per_s"] is None
+    assert not result["valid"]
     assert result["invalid_reasons"][0].startswith("no limit found")
 
 
@@ -260,12 +275,13 @@ def test_the_peak_of_md1_is_where_theory_puts_it(tmp_path: Path) -> None:
     clock = FakeClock()
     pool = constant(clock)
 
-    def try_rate(rate_per_s: float, attempt: int) -> dict[str, Any]:
+    def try_rate(rate_per_s: float, attempt: int) -> Measurement:
         load = {"rate_per_s": rate_per_s, "duration_s": 5000 / rate_per_s, "seed": attempt}
-        return offer(clock, pool, tmp_path, **load, max_latency_ms=bound_ms, stop_when_failed=True)
+        return measured(clock, pool, tmp_path, **load, max_latency_ms=bound_ms, stop_when_failed=True)
 
-    found = peak.find_peak(try_rate, 1 / SERVICE_S)["peak"]
-    below, above = p99_ms(0.93 * found["rate_per_s"]), p99_ms(1.07 * found["fails_at_per_s"])
+    found = peak.find_peak(try_rate, 1 / SERVICE_S).peak
+    assert found is not None
+    below, above = p99_ms(0.93 * found.rate_per_s), p99_ms(1.07 * found.fails_at_per_s)
     assert below < bound_ms < above
 
 

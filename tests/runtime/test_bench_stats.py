@@ -1,4 +1,4 @@
-"""Figures and intervals: equal to numpy on raw values, and true as often as they say."""
+"""Figures equal numpy's on raw values, and intervals hold the truth as often as they claim."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_the_curve_is_numpys_on_raw_values() -> None:
 )
 def test_the_histogram_counts_every_value(values: np.ndarray) -> None:
     histogram = stats.latency_histogram(values)
-    edges, counts = histogram["edges_ms"], histogram["counts"]
+    edges, counts = histogram.edges_ms, histogram.counts
     assert len(edges) == len(counts) + 1 <= 49
     assert sum(counts) == len(values)
     assert edges[0] == pytest.approx(values.min())
     assert edges[-1] == pytest.approx(values.max(), rel=0.002)
     assert np.all(np.diff(edges) > 0)
-    # Of a long tail, no bin takes half: the ratio of neighbouring edges is the same everywhere.
+    # Even with a long tail no bin has half of the values, because edges have equal ratios.
     assert len(values) < 100 or max(counts) < len(values) / 2
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cpupack.runtime import cli
-from cpupack.runtime.capacity.command import MAX_UTILISATION, plan_capacity, profiles
+from cpupack.runtime.capacity.planning import MAX_UTILISATION, CapacityPlan, plan_capacity
+from cpupack.runtime.capacity.profiles import profiles
 from cpupack.runtime.capacity.queueing import simulate
 from cpupack.runtime.files import MANIFEST_NAME, TUNE_NAME
 from cpupack.runtime.host import probe as host_probe
@@ -50,7 +51,7 @@ def test_several_instances_wait_as_long_as_m_d_c(instances: int, utilisation: fl
 
 
 def test_a_call_takes_what_waits_and_never_more_than_the_largest_size() -> None:
-    """Ten times what one instance does alone, one at a time; in batches of 16 it keeps up."""
+    """The rate is ten times that of one instance with single samples; in batches of 16 it keeps up."""
     shapes = {1: 0.01, 2: 0.01, 4: 0.01, 8: 0.01, 16: 0.01}
     queue = simulate(1000.0, 1, shapes)
     assert float(queue.latency_s.max()) < 0.04
@@ -80,54 +81,54 @@ FOUR = [row(1, 4, 1, 400.0), row(1, 4, 4, 600.0), row(1, 4, 16, 640.0), row(4, 1
 """Calls of one sample take 10 ms on one of four instances and 4 ms on four threads together."""
 
 
-def answer(rate: float, bound_ms: float, rows: list[dict[str, Any]] = FOUR) -> dict[str, Any]:
+def answer(rate: float, bound_ms: float, rows: list[dict[str, Any]] = FOUR) -> CapacityPlan:
     return plan_capacity(profiles(rows), rate, bound_ms)
 
 
 def test_a_light_load_needs_one_instance_and_no_batch() -> None:
     found = answer(20.0, 50.0)
-    assert found["feasible"]
-    assert (found["hosts"], found["setting"]["instances"], found["setting"]["batch_size"]) == (1, 1, 1)
+    assert found.feasible
+    assert (found.hosts, found.setting.instances, found.setting.batch_size) == (1, 1, 1)
     # 20 requests of 10 ms a second keep one instance busy for a fifth of the time.
-    assert found["setting"]["utilisation"] == pytest.approx(0.2)
-    assert found["setting"]["p99_ms"] <= 50.0
+    assert found.setting.utilisation == pytest.approx(0.2)
+    assert found.setting.p99_ms <= 50.0
 
 
 def test_more_load_takes_more_instances_then_batches_then_hosts() -> None:
     rates = [20.0, 150.0, 300.0, 450.0, 2000.0]
     found = [answer(rate, 60.0) for rate in rates]
-    instances = [one["setting"]["instances"] for one in found]
+    instances = [one.setting.instances for one in found]
     assert instances == sorted(instances)
-    assert [one["hosts"] for one in found[:4]] == [1, 1, 1, 1]
-    assert found[3]["setting"]["batch_size"] > 1  # one at a time, four instances do 400 a second
-    assert not found[4]["feasible"]
-    assert found[4]["hosts"] >= math.ceil(2000 / (MAX_UTILISATION * 640))
-    assert all(one["setting"]["utilisation"] <= MAX_UTILISATION for one in found)
-    assert all(one["setting"]["p99_ms"] <= 60.0 for one in found)
+    assert [one.hosts for one in found[:4]] == [1, 1, 1, 1]
+    assert found[3].setting.batch_size > 1  # one at a time, four instances do 400 a second
+    assert not found[4].feasible
+    assert found[4].hosts >= math.ceil(2000 / (MAX_UTILISATION * 640))
+    assert all(one.setting.utilisation <= MAX_UTILISATION for one in found)
+    assert all(one.setting.p99_ms <= 60.0 for one in found)
 
 
 def test_the_hosts_share_the_rate_and_one_less_would_not_do() -> None:
     found = answer(5000.0, 40.0)
-    hosts = found["hosts"]
-    assert found["setting"]["rate_per_s"] == pytest.approx(5000.0 / hosts)
-    assert found["peak_per_s"] < 5000.0 / (hosts - 1)
-    assert f"{hosts} hosts like this" in " ".join(found["reasons"])
+    hosts = found.hosts
+    assert found.setting.rate_per_s == pytest.approx(5000.0 / hosts)
+    assert found.peak_per_s < 5000.0 / (hosts - 1)
+    assert f"{hosts} hosts like this" in " ".join(found.reasons)
 
 
 def test_a_tight_bound_takes_the_layout_with_the_shortest_calls() -> None:
-    assert answer(20.0, 9.0)["setting"]["threads"] == 4
+    assert answer(20.0, 9.0).setting.threads == 4
 
 
 def test_a_bound_below_the_fastest_call_is_out_of_reach_of_any_number_of_hosts() -> None:
     found = answer(1.0, 3.0)
-    assert (found["feasible"], found["setting"], found["hosts"]) == (False, None, None)
-    assert "4.0 ms" in found["reasons"][0]
+    assert (found.feasible, found.setting, found.hosts) == (False, None, None)
+    assert "4.0 ms" in found.reasons[0]
 
 
 def test_the_reasons_say_what_one_instance_less_would_mean() -> None:
     found = answer(300.0, 60.0)
-    assert found["setting"]["instances"] > 1
-    assert any("one instance less" in reason for reason in found["reasons"])
+    assert found.setting.instances > 1
+    assert any("one instance less" in reason for reason in found.reasons)
 
 
 def test_sizes_that_were_not_measured_take_the_time_of_the_next_larger_or_between() -> None:
@@ -201,7 +202,7 @@ def test_an_answer_of_no_is_an_answer_too(call: Callable[..., tuple[int, str, st
     keep(package_dir)
     code, out, _ = call("--rate", 1000, "--max-latency-ms", 50)
     assert code == 0
-    assert "not on this host; on 1" in out  # 100/s at most here, so ten hosts and some
+    assert "not on this host; on 1" in out  # one host carries 100/s at most, so it takes more than ten
     code, out, _ = call("--rate", 1, "--max-latency-ms", 1)
     assert code == 0
     assert "/s with a p99 of at most 1 ms: no" in out

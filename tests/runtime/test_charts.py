@@ -1,4 +1,4 @@
-"""Where charts put things, measured in their own coordinates."""
+"""Where charts place their marks, in their own coordinates."""
 
 from __future__ import annotations
 

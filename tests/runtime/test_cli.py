@@ -1,4 +1,4 @@
-"""The packaged command line, as a stranger types it."""
+"""The packaged command line, as a user types it."""
 
 from __future__ import annotations
 

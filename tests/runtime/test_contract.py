@@ -1,4 +1,4 @@
-"""What the wheel needs of the host, and which hosts are refused."""
+"""What the wheel needs of a host, and which hosts it refuses."""
 
 from __future__ import annotations
 

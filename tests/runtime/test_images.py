@@ -1,4 +1,4 @@
-"""Images as the runner serves them, against the reference preprocessing, within the bounds that are stated."""
+"""The runner's fast way to pixels, compared with the reference preprocessing within the stated bounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEC = PreprocessSpec(resize=64, crop=56)
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Return RGB with shapes, edges and some noise: what photographs hold, at every scale."""
+    """Return RGB with shapes, edges and some noise at every scale, as photographs have."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / min(width, height)
     waves = [127 + 90 * np.sin(a * x + b * y + c) for a, b, c in random.uniform(-12, 12, (3, 3))]
@@ -51,7 +51,7 @@ def difference(source: object, spec: PreprocessSpec = SPEC) -> np.ndarray:
 
 @pytest.fixture(params=["kernels", "pillow"])
 def resizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Resize with the native kernels, or as where there are none."""
+    """Resize with the native kernels, or as on a host without them."""
     if request.param == "pillow":
         monkeypatch.setattr(fast, "_library", lambda: None)
     elif native_library.describe()["problem"] is not None:
@@ -130,7 +130,7 @@ def test_other_images(resizer: str) -> None:
 
 
 def test_the_answer_is_the_callers_own() -> None:
-    """What a thread keeps for its next image is never handed out."""
+    """The memory that a thread keeps for its next image is never part of a result."""
     specs = [SPEC, PreprocessSpec(), PreprocessSpec(crop=40)]
     for spec in specs:
         first = fast.load_pixels(jpeg(picture(90, 80)), spec)
@@ -212,14 +212,12 @@ def test_what_resizes_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
 def library() -> ctypes.CDLL:
     if native_library.describe()["problem"] is not None:
         pytest.skip("needs the native kernels")
-    found = native_library.open_library()
-    resize.declare(found)
-    return found
+    return native_library.open_library()
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_window_of_any_size(library: ctypes.CDLL, seed: int) -> None:
-    """Also where vectors end behind the image, and where one output has hundreds of taps."""
+    """Also where vectors end after the image, and where one output has hundreds of taps."""
     random = np.random.default_rng(seed)
     for number in range(40):
         height, width = random.integers(1, 300 if number % 3 else 12, 2)

@@ -11,17 +11,18 @@ import struct
 import subprocess
 import sys
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from cpupack.graph.native_model import NativeModel
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
 from cpupack.runtime.host import cpu
+from cpupack.stages import script
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -72,23 +73,12 @@ def expected(batch: torch.Tensor) -> np.ndarray:
     return batch.flatten(1).numpy().astype(np.float32) @ WEIGHTS.T.astype(np.float32) * 0.5 + np.arange(OUTPUTS)
 
 
-class Net(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("program", program())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.cpupack.run_1(x, self.program, OUTPUTS)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The net traced, frozen and saved, as the build does it."""
+    """A model that is this program alone, saved as the build does it."""
     library.load()
     path = tmp_path_factory.mktemp("native") / "model.pt"
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(Net().eval(), pixels(2))), str(path))
+    script.save(NativeModel(program().numpy().tobytes(), (OUTPUTS,), {}), pixels(2), path)
     return path
 
 
@@ -263,7 +253,7 @@ except errors.HostError as error:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As if this process had loaded nothing yet."""
+    """Pretend that this process has loaded nothing yet."""
     monkeypatch.setattr(library, "_process", library._Process("fresh"))
     return monkeypatch
 
@@ -290,7 +280,7 @@ def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_
     (tmp_path / "kernels").mkdir()
     (tmp_path / library.LIBRARY).write_text("not a library")
     fresh.setattr(library, "__file__", str(tmp_path / "engine" / "library.py"))
-    with pytest.raises(HostError, match="does not load the native kernels"):
+    with pytest.raises(HostError, match="cannot load the native kernels"):
         library.load()
 
 

@@ -28,14 +28,14 @@ TABLE = np.random.default_rng(5).permutation(256).astype(np.uint8)
 
 
 def pixels(*shape: int, seed: int = 0) -> Array:
-    """Codes of which a quarter are 0 and a quarter 255."""
+    """Return codes; a quarter of them are 0 and a quarter 255."""
     random = np.random.default_rng(seed)
     codes = random.integers(0, 256, shape, dtype=np.uint8)
     return np.where(random.random(shape) < 0.5, random.choice(np.array([0, 255], np.uint8), shape), codes)
 
 
 def weights(*shape: int, seed: int = 1) -> Array:
-    """Codes of which half are -127 or 127."""
+    """Return codes; half of them are -127 or 127."""
     random = np.random.default_rng(seed)
     codes = random.integers(-127, 128, shape, dtype=np.int8)
     return np.where(random.random(shape) < 0.5, random.choice(np.array([-127, 127], np.int8), shape), codes)
@@ -111,7 +111,7 @@ def convolution(name: str) -> Reference:
 
 
 def fitting(name: str, largest: int) -> Reference:
-    """Weights of which every four products fit into 16 bits (up to 32), or every two (up to 64), at their extremes."""
+    """Return extreme weights: sums of four products fit into 16 bits (up to 32), or sums of two (up to 64)."""
     shape, filters, how = CONVOLUTIONS[name]
     net = Reference(np.where(pixels(*shape) < 128, 0, 255).astype(np.uint8))
     net.output(net.conv(0, weights(*filters).clip(-largest, largest), **how))
@@ -385,7 +385,7 @@ def damage(seed: int) -> tuple[int, int]:
         x, program = net.tensors()
         library.set_threads(int(random.integers(1, 3)))
         for data in damaged(program.numpy(), random):
-            data[40:48] = random.integers(0, 256, 8)  # another identity: nothing known of the program may help
+            data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             outputs = int(data[32:36].view("<i4")[0])
             try:
                 torch.ops.cpupack.run_1(x, torch.from_numpy(data), outputs)

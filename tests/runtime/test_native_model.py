@@ -1,7 +1,8 @@
-"""Programs run without torch: found in saved models, called from any thread, refused with a reason."""
+"""Programs run without torch: found in saved models, called from any thread, and refused with a reason."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from cpupack.graph.native_model import NativeModel
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.errors import HostError, RunnerError
+from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
+from cpupack.stages import script
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -38,11 +41,9 @@ def by_pixels() -> kernels.Reference:
 
 
 def save(module: torch.nn.Module, example: torch.Tensor, path: Path) -> Path:
-    """Trace, freeze and save, as the build does."""
+    """Save as the build does."""
     library.load()
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(module.eval(), example)), str(path))
+    script.save(module, example, path)
     return path
 
 
@@ -68,7 +69,7 @@ def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
 
 
 def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
-    """FP32 parts before or behind the program, and results of another shape."""
+    """FP32 parts before or after the program, and results of another shape."""
 
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
@@ -125,7 +126,7 @@ def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
 def test_a_mask_is_refused_where_there_is_none() -> None:
     _, program = kernels.floats_out(3, 70, 10).tensors()
     session = native_program.Session(native_program._parse(program.numpy()), 1)
-    with pytest.raises(RunnerError, match="no pixels of three channels"):
+    with pytest.raises(RunnerError, match="does not take pixels of three channels"):
         session(np.zeros((1, 3, 1, 1), np.uint8), mask=1)
 
 
@@ -152,10 +153,10 @@ def test_weights_are_there_once_and_each_instance_says_what_it_takes(saved: Path
 
 
 def test_what_the_kernels_make_of_weights_is_there_once() -> None:
-    """In three layers of 3 x 3 x 32 inputs each.
+    """Three layers of 3 x 3 x 32 inputs each.
 
-    On AVX2 transformed weights: 16 values of 2 bytes for each pair of an input and an output. With VNNI a list of the
-    products: 8 bytes for each four inputs, and for their count; each layer's begins a cache line.
+    On AVX2 these are transformed weights: 16 values of 2 bytes for each pair of an input and an output. With VNNI they
+    are a list of products: 8 bytes for every four inputs and 8 for their count, and each layer begins a cache line.
     """
     net = kernels.winograd((2, 8, 6, 32), 32)
     x, program = net.tensors()
@@ -221,20 +222,20 @@ def test_closing_waits_for_who_is_running(saved: Path) -> None:
 
 
 def test_instances_keep_to_the_plans_cpus(saved: Path) -> None:
-    """The kernels' own threads inherit it, and a caller does not run an instance that is bound."""
+    """The kernels' own threads inherit the CPUs, and a caller does not run a bound instance."""
     cpu = max(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     known = {int(path.name) for path in Path("/proc/self/task").iterdir()}
     with InstancePool(saved, library.ENGINE, threads=2, instances=1, cpus=((cpu,),)) as pool:
         pool.run(INPUT.numpy())
         started = {int(path.name) for path in Path("/proc/self/task").iterdir()} - known
-        assert len(started) == 2  # the instance's and its team's
+        assert len(started) == 2  # the instance's thread and its team's
         assert [os.sched_getaffinity(thread) for thread in started] == [{cpu}, {cpu}]
     assert os.sched_getaffinity(0) == before
 
 
 def test_cpus_that_are_not_there(saved: Path) -> None:
-    with pytest.raises(HostError, match="CPUs 1023 are not to be had here"):
+    with pytest.raises(HostError, match="CPUs 1023 cannot be used here"):
         InstancePool(saved, library.ENGINE, threads=1, instances=1, cpus=((1023,),))
     with pytest.raises(ValueError, match="given for 1 instances, and there are 2"):
         InstancePool(saved, library.ENGINE, threads=1, instances=2, cpus=((0,),))
@@ -255,30 +256,74 @@ with InstancePool(Path(sys.argv[1]), "native", 2, 1) as pool:
     assert (done.returncode, done.stdout) == (0, f"(1, {OUTPUTS}) False\n"), done.stderr
 
 
-def rewritten(saved: Path, path: Path, change: object) -> Path:
-    """Copy a saved model with its members changed: ``change(name, bytes)``."""
-    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
+def test_the_program_is_stored_once_and_torch_opens_the_same_file(saved: Path) -> None:
+    with zipfile.ZipFile(saved) as archive:
+        note = json.loads(archive.read(f"model/extra/{native_program.PROGRAM_NOTE}"))
+        assert archive.read(f"model/{note['record']}") == PROGRAM.numpy().tobytes()
+    assert saved.read_bytes().count(PROGRAM.numpy().tobytes()) == 1
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        module = torch.jit.load(str(saved))
+        np.testing.assert_array_equal(module(INPUT).numpy(), expected())
+
+
+Change = Callable[[str, bytes], bytes | None]
+
+
+def rewritten(saved: Path, path: Path, change: Change, compression: int = zipfile.ZIP_STORED) -> Path:
+    """Copy a saved model with its records changed: ``change(name, bytes)``, None to leave one out."""
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w", compression) as target:
         for member in source.infolist():
-            target.writestr(member.filename, change(member.filename, source.read(member)))
+            if (data := change(member.filename, source.read(member))) is not None:
+                target.writestr(member.filename, data)
     return path
 
 
-def test_damage_is_found(saved: Path, tmp_path: Path) -> None:
-    other = rewritten(saved, tmp_path / "other.pt", lambda name, data: data[::-1] if "constants/" in name else data)
-    with pytest.raises(HostError, match="no program of this format"):
-        native_program.read_program(other)
-    short = rewritten(saved, tmp_path / "short.pt", lambda name, data: data[:20] if "constants/" in name else data)
-    with pytest.raises(HostError, match="cannot load"):
-        native_program.read_program(short)
-    cut = rewritten(
-        saved, tmp_path / "cut.pt", lambda name, data: data[: len(data) // 2] if "constants/" in name else data
-    )
+def of_record(part: str, change: Callable[[bytes], bytes | None]) -> Change:
+    return lambda name, data: change(data) if f"/{part}/" in name else data
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (of_record("constants", lambda data: data[::-1]), "no program of this format"),
+        (of_record("constants", lambda data: data[:20]), "cannot load the native program"),
+        (of_record("constants", lambda _data: b""), "cannot load the native program"),
+        (of_record("constants", lambda _data: None), "record constants/0, which should hold the program, is missing"),
+        (of_record("extra", lambda _data: b"{"), "cannot load the native program"),
+        (of_record("extra", lambda _data: b"\xff"), "cannot load the native program"),
+        (of_record("extra", lambda _data: b"[]"), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 1, "record": 7}'), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 2, "record": "constants/0"}'), "does not name a record"),
+        (of_record("extra", lambda _data: b'{"schema": 1, "record": "../x"}'), "is missing"),
+    ],
+)
+def test_a_damaged_record_is_an_integrity_error_in_words(
+    saved: Path, tmp_path: Path, change: Change, said: str
+) -> None:
+    path = rewritten(saved, tmp_path / "model.pt", change)
+    assert native_program.is_program(path, library.ENGINE)
+    with pytest.raises(IntegrityError, match=said) as caught:
+        InstancePool(path, library.ENGINE, threads=1, instances=1)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("reinstall the package")
+
+
+def test_a_compressed_or_truncated_program_is_an_integrity_error(saved: Path, tmp_path: Path) -> None:
+    packed = rewritten(saved, tmp_path / "packed.pt", lambda _name, data: data, zipfile.ZIP_DEFLATED)
+    with pytest.raises(IntegrityError, match="is compressed"):
+        native_program.read_program(packed)
+    cut = rewritten(saved, tmp_path / "cut.pt", of_record("constants", lambda data: data[: len(data) // 2]))
     with (
         InstancePool(cut, library.ENGINE, threads=1, instances=1) as pool,
         pytest.raises(RunnerError, match="the program is damaged"),
     ):
         pool.run(INPUT.numpy())
-    for path in (tmp_path / "none.pt", Path(__file__)):
+
+
+def test_what_is_no_archive_or_names_no_program_is_left_to_torch(saved: Path, tmp_path: Path) -> None:
+    unnamed = rewritten(saved, tmp_path / "unnamed.pt", of_record("extra", lambda _data: None))
+    for path in (tmp_path / "none.pt", Path(__file__), unnamed):
         assert not native_program.is_program(path, library.ENGINE)
-        with pytest.raises(HostError, match="cannot load"):
+        with pytest.raises(IntegrityError, match="cannot load"):
             native_program.read_program(path)

@@ -1,4 +1,4 @@
-"""The page of a bench: it stands alone, and its figures are those of the JSON and of the terminal."""
+"""The page of a bench is one file, and its figures are those of the JSON and of the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from cpupack.runtime import cli
+from cpupack.runtime.bench import options
 from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench.text import format_table
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
@@ -52,16 +54,16 @@ ROWS = [
         "throughput_per_s": 402.5,
         "latency_ms": {"p50": 39.0, "p99": 43.0},
     },
-    {"threads": 2, "instances": 1, "batch_size": 8, "error": "killed, most likely for want of memory"},
+    {"threads": 2, "instances": 1, "batch_size": 8, "error": "killed, most likely because memory ran out"},
 ]
 
 
 def run(package_dir: Path, *argv: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    bench_run.add_arguments(parser)
+    options.add_arguments(parser)
     common = ["--threads", "1", "--instances", "1", "--duration", "0.3", "--warmup", "0.2"]
-    result = bench_run.run(package_dir, parser.parse_args([*common, *argv]))
-    return json.loads(json.dumps(result))
+    result = bench_run.run(package_dir, options.from_arguments(parser.parse_args([*common, *argv])))
+    return json.loads(json.dumps(result.to_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_the_figures_are_those_of_the_json(measured: dict[str, Any], package_dir
 
 def test_what_the_terminal_says_is_on_the_page(measured: dict[str, Any], package_dir: Path) -> None:
     page = page_of(measured, package_dir)
-    assert " ".join(bench_run.format_table(measured).split()) in page.text
+    assert " ".join(format_table(measured).split()) in page.text
 
 
 def test_the_histogram_has_every_call(measured: dict[str, Any], package_dir: Path) -> None:
@@ -194,7 +196,7 @@ def test_a_setting_is_the_median_of_its_runs() -> None:
     one, several, failed = settings_of(ROWS)
     assert (one.throughput_per_s, one.runs) == (150.0, 1)
     assert (several.throughput_per_s, several.p50_ms, several.p99_ms, several.runs) == (402.5, 39.0, 43.0, 3)
-    assert failed.error == "killed, most likely for want of memory"
+    assert failed.error == "killed, most likely because memory ran out"
 
 
 def test_the_settings_measured_are_drawn(measured: dict[str, Any], package_dir: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_build_plan_holds_on_an_equal_cpu_only(four: HostProbe, cache: dict[
 
     elsewhere = dataclasses.replace(built, build={"host": {**host_probe.fingerprint(), "cpu": "another"}})
     decided = decide.decide(elsewhere, environ=cache, probe=four)
-    # The batch size is a property of the model more than of the core count, so it stays.
+    # The batch size depends on the model more than on the core count, so it stays.
     assert (numbers(decided), decided.source) == ((1, 4, 16), "host")
     assert "'another'" in decided.reasons["threads"]
 

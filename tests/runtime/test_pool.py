@@ -1,4 +1,4 @@
-"""Instances really run, in parallel, with their own engine, and fail in one line."""
+"""Instances run in parallel with their own engine, and fail with an error of one line."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_warm_runs_on_every_instance(package_dir: Path) -> None:
 
 
 def test_each_instance_has_its_thread(package_dir: Path) -> None:
-    """One worker thread an instance, and none left behind."""
+    """There is one worker thread for each instance, and none is left after closing."""
     before = instance_threads()
     with InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=3):
         assert instance_threads() == before + 3

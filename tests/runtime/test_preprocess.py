@@ -105,10 +105,10 @@ def test_orientation_six_is_a_quarter_turn_clockwise() -> None:
     np.testing.assert_array_equal(to_pixels(stored, PreprocessSpec()), np.rot90(np.asarray(image), k=-1))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's own remarks about the damage
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's own warnings about the damage
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_damaged_exif_does_not_cost_the_image(kind: str) -> None:
-    """Bytes flipped in the EXIF block alone: whole pixels, or one clear error where Pillow's opener reads it."""
+    """With flipped bytes in the EXIF block, the pixels are intact, or Pillow cannot open the file: a clear error."""
     image = noise(8, 8)
     exif = image.getexif()
     exif[0x010E], exif[0x8298] = "a description", "a copyright"

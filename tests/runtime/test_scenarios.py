@@ -9,8 +9,10 @@ import pytest
 
 from cpupack.runtime.bench import options
 from cpupack.runtime.bench import run as bench_run
+from cpupack.runtime.bench.measure import measure
 from cpupack.runtime.bench.scenarios import QUERY_SAMPLES, SCENARIOS, WallClock, multi_stream
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.manifest import read_manifest
 from helpers.bench_fakes import FakeClock, FakePool, quiet_probe
 
@@ -20,10 +22,10 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def parsed(*argv: str) -> argparse.Namespace:
+def parsed(*argv: str) -> options.BenchOptions:
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
-    return parser.parse_args(argv)
+    return options.from_arguments(parser.parse_args(argv))
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 8), (3, 3), (4, 2), (8, 1)])
@@ -41,7 +43,7 @@ def test_a_query_has_eight_samples_in_calls_over_all_instances(clock: FakeClock,
 def test_multi_streams_figures_are_of_queries(clock: FakeClock, tmp_path: Path) -> None:
     pool = FakePool(clock, lambda _, number: 0.5 if number == 300 else 1 / 64, instances=2)
     scenario = SCENARIOS["multi-stream"]
-    result = bench_run.measure(pool, ["a", "b"], 4, scenario, 10.0, 1.0, clock, quiet_probe(tmp_path))
+    result = measure(pool, ["a", "b"], 4, scenario, 10.0, 1.0, clock, quiet_probe(tmp_path)).to_dict()
     assert (result["headline"], result["scenario"]) == ("p99", "multi-stream")
     assert result["headline_value"] == result["latency_ms"]["p99"] == pytest.approx(1000 / 64)
     assert result["latency_ms"]["max"] == pytest.approx(500)
@@ -52,7 +54,7 @@ def test_a_query_is_spread_over_the_instances_of_the_plan(package_dir: Path) -> 
     manifest = read_manifest(package_dir)
     for cores, instances, batch_size in ((1, 1, 8), (2, 2, 4), (3, 3, 3), (16, 8, 1)):
         # Made-up affinity on a host without topology: every CPU is a core.
-        probe = bench_run.HostProbe(package_dir, affinity=frozenset(range(cores)))
+        probe = HostProbe(package_dir, affinity=frozenset(range(cores)))
         plan = bench_run.decide(manifest, parsed("--scenario", "multi-stream"), probe)
         assert (plan.instances, plan.batch_size) == (instances, batch_size)
         assert f"{QUERY_SAMPLES} samples" in plan.reasons["batch_size"]
@@ -76,7 +78,7 @@ def test_a_query_is_spread_over_the_instances_of_the_plan(package_dir: Path) -> 
 )
 def test_options_that_do_not_go_together_are_refused(argv: list[str], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        options.check(parsed(*argv))
+        parsed(*argv)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,9 @@ def test_options_that_do_not_go_together_are_refused(argv: list[str], named: str
     ],
 )
 def test_options_that_go_together_pass(argv: list[str]) -> None:
-    options.check(parsed(*argv))
+    given = parsed(*argv)
+    assert given.loadgen == ("--loadgen" in argv)
+    assert given.scenario == (argv[1] if argv[:1] == ["--scenario"] else "offline")
 
 
 def test_sleeping_ends_after_the_moment_and_not_long_after() -> None:

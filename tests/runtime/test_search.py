@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from cpupack.runtime.tune.choice import Outcome
 from cpupack.runtime.tune.noise import fit
-from cpupack.runtime.tune.search import Outcome, search
+from cpupack.runtime.tune.search import search
 from cpupack.runtime.tune.space import Setting, Space, make_space
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
 PROCESS_S = 2.5
 RUN_S = 1.0
 ROUNDS = 3
-"""What a setting needs to be told from its neighbours; measuring everything takes so many runs of every setting."""
+"""Runs that a setting needs to be distinguished from its neighbours. Measuring everything takes this many of each."""
 Rate = Callable[[Setting], float]
 
 
@@ -146,16 +147,16 @@ def test_an_incumbent_that_may_not_be_chosen_is_not_measured() -> None:
     elsewhere = Setting(2, 1, 8)
     outcome = run(Machine(flat(HEAVY, 0.2), 0, 0.01), SPACE, 120.0, elsewhere)
     assert outcome.setting == HEAVY
-    assert all(row["threads"] == 1 for row in outcome.rows)
+    assert all(row.setting.threads == 1 for row in outcome.rows)
 
 
 def test_the_finals_run_forward_and_backward_in_turn() -> None:
     outcome = run(Machine(flat(HEAVY, 0.05), 3, 1e-6), SPACE, 200.0)
     orders: dict[int, list[int]] = {}
     for row in outcome.rows:
-        if row["round"]:
-            orders.setdefault(row["round"], []).append(row["batch_size"])
-    # The third size comes later: it is looked at when the finals of the first two left time over.
+        if row.round:
+            orders.setdefault(row.round, []).append(row.setting.batch_size)
+    # The third size comes later, in time that the finals of the first two left.
     assert orders[1] == [16, 8, 4]
     assert orders[2] == [8, 16, 4]
 
@@ -207,15 +208,15 @@ def test_equal_settings_are_rarely_told_apart() -> None:
 
 
 def test_time_left_over_goes_to_the_smallest_call_of_the_winner() -> None:
-    """Planning for a latency bound starts from it."""
+    """Planning for a latency bound needs the time of that call."""
     machine = Machine(lambda setting: 500.0 * setting.batch_size**0.2, 0, 0.0)
     outcome = run(machine, make_space(2, "throughput", [1], BATCHES), 300.0)
     assert outcome.setting.batch_size == 64
-    assert any(row["batch_size"] == 1 and row["instances"] == 2 for row in outcome.rows)
+    assert any((row.setting.batch_size, row.setting.instances) == (1, 2) for row in outcome.rows)
 
 
 def test_the_first_probe_is_repeated_when_it_was_disturbed() -> None:
-    """The best layout is measured first; had its one run counted, the others would have won."""
+    """The best layout is measured first. If its disturbed run counted, another layout would win."""
 
     class Stumbling(Machine):
         def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""NUMA nodes and SMT siblings, read from made-up kernel files, and what the plan makes of them."""
+"""NUMA nodes and SMT siblings, read from made-up kernel files, and the plan that follows from them."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ TWO = Topology((Node(0, LEFT, 4), Node(1, RIGHT, 4)))
         (4, 2, [LEFT, RIGHT]),
         (3, 2, [LEFT, RIGHT]),
         (8, 1, [LEFT | RIGHT]),  # no node has eight
-        (3, 3, [LEFT, RIGHT, LEFT]),  # more threads than CPUs: crowded whatever is done
+        (3, 3, [LEFT, RIGHT, LEFT]),  # more threads than CPUs, so some node is overloaded in any case
     ],
 )
 def test_instances_are_spread_and_their_threads_stay_on_a_node(
@@ -179,5 +179,5 @@ def test_a_tuned_setting_may_use_smt_siblings(tmp_path: Path) -> None:
         tables.write_table(tables.table_path(manifest(), environ), found)
         decided = plan_decide.decide(manifest(), environ=environ, probe=probe)
         assert decided.source == source
-    assert "SMT siblings work too" in decide(probe, threads=1, instances=8).reasons["threads"]
-    assert "will share" in decide(probe, threads=1, instances=9).reasons["threads"]
+    assert "SMT siblings are used too" in decide(probe, threads=1, instances=8).reasons["threads"]
+    assert "will share cores" in decide(probe, threads=1, instances=9).reasons["threads"]

@@ -1,36 +1,17 @@
-"""The search on made-up machines, the processes it measures with, and ``NAME tune`` once for real."""
+"""The search for the best setting, on made-up machines."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-import cpupack
-from cpupack.runtime import cli
-from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.plan import decide as planning
-from cpupack.runtime.plan import table
-from cpupack.runtime.tune import command as tune_command
-from cpupack.runtime.tune.command import (
-    BenchProcess,
-    MeasurementFailedError,
-    Setting,
-    Space,
-    TuningFailedError,
-    make_space,
-    search,
-)
-from helpers.waiting import PATIENCE_S, has_ended, wait_until
+from cpupack.runtime.tune.choice import Outcome, TuningFailedError
+from cpupack.runtime.tune.search import MeasurementFailedError, search
+from cpupack.runtime.tune.space import Setting, Space, make_space
 
 BATCHES = [1, 2, 4, 8, 16, 32, 64]
 PROCESS_S = 2.5
@@ -61,7 +42,7 @@ class Machine:
             "duration_s": duration_s,
         }
 
-    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> tune_command.Outcome:
+    def search(self, space: Space, objective: str = "throughput", **changes: Any) -> Outcome:
         options = {"max_latency_ms": None, "budget_s": 60.0, **changes}
         return search(
             self, space, objective, options["max_latency_ms"], options["budget_s"], self.clock, lambda _: None
@@ -115,11 +96,11 @@ def test_what_it_finds_is_nearly_what_exhaustive_search_finds(rate: Callable[[Se
 def test_the_rows_hold_every_measurement_in_order() -> None:
     machine = Machine(rising)
     outcome = machine.search(make_space(2, "throughput", None, BATCHES))
-    assert [Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows] == machine.order
-    assert all(row["cost_s"] > 0 and row["duration_s"] > 0 for row in outcome.rows)
-    first = [row["round"] for row in outcome.rows if row["round"] == 0]
+    assert [row.setting for row in outcome.rows] == machine.order
+    assert all(row.cost_s > 0 and row.duration_s is not None and row.duration_s > 0 for row in outcome.rows)
+    first = [row for row in outcome.rows if row.round == 0]
     assert len(first) == outcome.measured
-    json.dumps(outcome.rows)
+    json.dumps([row.to_dict() for row in outcome.rows])
 
 
 def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
@@ -138,7 +119,7 @@ def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
     machine = Lucky(rate)
     outcome = machine.search(make_space(2, "throughput", [1], BATCHES))
     assert outcome.setting == Setting(1, 2, 16)
-    repeats = [(row["round"], row["batch_size"]) for row in outcome.rows if row["round"]]
+    repeats = [(row.round, row.setting.batch_size) for row in outcome.rows if row.round]
     assert [number for number, _ in repeats] == sorted(number for number, _ in repeats)
     assert {size for number, size in repeats if number == 1} >= {8, 16}
 
@@ -146,7 +127,7 @@ def test_leaders_are_repeated_in_turn_and_a_lucky_run_does_not_win() -> None:
 def test_among_equals_the_one_with_less_in_flight_wins() -> None:
     outcome = Machine(lambda setting: 50.0 * setting.instances).search(make_space(2, "throughput", None, [1, 2, 4]))
     assert outcome.setting == min(
-        (Setting(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows if r["round"]),
+        (row.setting for row in outcome.rows if row.round),
         key=lambda s: (s.batch_size, s.threads),
     )
 
@@ -198,13 +179,13 @@ def test_a_setting_that_fails_is_a_row_and_not_the_end() -> None:
 
     outcome = Fragile(rising).search(make_space(2, "throughput", None, BATCHES))
     assert outcome.setting.batch_size == 8
-    failed = [row for row in outcome.rows if "error" in row]
-    assert failed[0]["error"].endswith("batch 16: killed")
-    assert {row["batch_size"] for row in failed} == {16}
+    failed = [row for row in outcome.rows if row.error is not None]
+    assert str(failed[0].error).endswith("batch 16: killed")
+    assert {row.setting.batch_size for row in failed} == {16}
 
 
 def test_a_disturbed_first_run_gets_a_second_chance() -> None:
-    """Another process ran while the best setting was measured; its neighbours must be found all the same."""
+    """Another process ran while the best setting was measured. Its neighbours must still be found."""
 
     class Disturbed(Machine):
         def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
@@ -213,14 +194,13 @@ def test_a_disturbed_first_run_gets_a_second_chance() -> None:
                 row["throughput_per_s"] *= 0.7
             return row
 
-    # Twice the usual budget: the walk breaks off at the disturbed setting and goes on when it was measured
-    # again.
+    # Twice the usual budget: the walk stops at the disturbed setting, and goes on after that is measured again.
     outcome = Disturbed(rising).search(make_space(2, "throughput", [1], BATCHES), budget_s=120.0)
     assert rising(outcome.setting) >= 0.95 * rising(Setting(1, 2, 64))
 
 
 def test_on_a_busy_host_a_layout_that_leaves_cores_idle_is_not_chosen() -> None:
-    """Another process has one of two cores: one instance alone looks best, and would not be on an idle host."""
+    """Another process has one of two cores, so one instance alone looks best. On an idle host it would not."""
 
     def one_core_left(setting: Setting) -> float:
         return 100.0 if setting.threads * setting.instances == 1 else 90.0
@@ -247,9 +227,9 @@ def test_a_setting_that_fails_when_repeated_is_not_chosen_and_does_not_loop() ->
 
     everything = False
     outcome = Flaky(rising).search(make_space(2, "throughput", None, BATCHES))
-    failed = {(r["threads"], r["instances"], r["batch_size"]) for r in outcome.rows if "error" in r}
+    failed = {row.setting for row in outcome.rows if row.error is not None}
     assert failed
-    assert (outcome.setting.threads, outcome.setting.instances, outcome.setting.batch_size) not in failed
+    assert outcome.setting not in failed
     everything = True
     with pytest.raises(TuningFailedError, match="the first failure: gone"):
         Flaky(rising).search(make_space(2, "throughput", None, BATCHES))
@@ -261,130 +241,3 @@ def test_when_everything_fails_the_first_failure_is_told() -> None:
 
     with pytest.raises(TuningFailedError, match="2 instances x 1 thread, batch 8: no module"):
         search(broken, make_space(2, "throughput", None, BATCHES), "throughput", None, 60.0, lambda: 0.0)
-
-
-# The processes ----------------------------------------------------------------------------------------------
-
-ROW = dict.fromkeys(tune_command._ROW_FIELDS, 1)
-GOOD = f"import json; print(json.dumps({{**{ROW!r}, 'manifest': {{'version': '1.0'}}}}))"
-
-
-@pytest.fixture
-def module(tmp_path: Path) -> Callable[..., BenchProcess]:
-    """Write an importable module with this text and return the bench that runs it."""
-
-    def write(text: str, **options: Any) -> BenchProcess:
-        (tmp_path / "madeup.py").write_text(text)
-        environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return BenchProcess("madeup", "1.0", "offline", environ, **options)
-
-    return write
-
-
-def test_a_setting_is_passed_on_as_options(module: Callable[..., BenchProcess]) -> None:
-    text = GOOD.replace("1, 'throughput_per_s'", "sys.argv[1:], 'throughput_per_s'")
-    row = module(f"import sys; {text}")(Setting(2, 3, 4), 0.5)
-    argv = row["scenario"]
-    assert argv[:2] == ["bench", "--json"]
-    given = dict(zip(argv[2::2], argv[3::2], strict=True))
-    assert (given["--threads"], given["--instances"], given["--batch-size"]) == ("2", "3", "4")
-    assert (given["--duration"], given["--scenario"]) == ("0.5", "offline")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("import sys; sys.exit('x: error: no engine')", "x: error: no engine"),
-        ("import os; os.kill(os.getpid(), 9)", "for want of memory"),
-        ("print('hello')", "printed no result"),
-        (GOOD.replace("'1.0'", "'2.0'"), "is version 2.0; 1.0 is being tuned"),
-    ],
-)
-def test_a_failing_process_is_told_in_one_line(module: Callable[..., BenchProcess], text: str, message: str) -> None:
-    with pytest.raises(MeasurementFailedError, match=message) as caught:
-        module(text)(Setting(1, 1, 8), 1.0)
-    assert str(caught.value).startswith("1 instance x 1 thread, batch 8: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_process_that_hangs_is_ended(module: Callable[..., BenchProcess]) -> None:
-    with pytest.raises(MeasurementFailedError, match="not finished"):
-        module("import time; time.sleep(60)", timeout_s=0.2)(Setting(1, 1, 1), 1.0)
-
-
-def test_an_interrupt_of_the_tuner_alone_ends_its_child(tmp_path: Path) -> None:
-    """Not the terminal's Ctrl-C, which reaches both: the signal goes to the parent only."""
-    pid_file = tmp_path / "pid"
-    (tmp_path / "madeup.py").write_text(
-        f"import os, pathlib, time\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
-    )
-    (tmp_path / "parent.py").write_text(
-        "import os\n"
-        "from cpupack.runtime.tune.command import BenchProcess, Setting\n"
-        "BenchProcess('madeup', '1.0', 'offline', os.environ)(Setting(1, 1, 1), 1.0)\n"
-    )
-    root = Path(cpupack.__file__).parents[1]
-    environ = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "parent.py")], env=environ, stderr=subprocess.DEVNULL
-    ) as parent:
-        wait_until(lambda: pid_file.exists() and pid_file.read_text() != "")
-        child = psutil.Process(int(pid_file.read_text()))
-        parent.send_signal(signal.SIGINT)
-        assert parent.wait(timeout=PATIENCE_S) != 0
-    wait_until(lambda: has_ended(child))
-
-
-# NAME tune --------------------------------------------------------------------------------------------------
-
-
-def test_tune_keeps_its_result_and_the_next_plan_uses_it(
-    package_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(package_dir.parent))
-    argv = ["tune", "--json", "--budget-s", "0.1", "--threads", "1", "--batch-sizes", "3"]
-    assert cli.main(package_dir, argv) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert (result["threads"], result["batch_size"]) == (1, 3)
-    assert result["rows"][0]["throughput_per_s"] > 0
-    manifest = read_manifest(package_dir)
-    assert Path(result["path"]) == table.table_path(manifest)
-    decided = planning.decide(manifest)
-    assert decided.source == "host-tuned"
-    assert (decided.threads, decided.instances, decided.batch_size) == (1, result["instances"], 3)
-    assert result["reason"] in tune_command.format_table(result)
-
-
-def test_a_cache_that_cannot_be_written_is_told_before_the_search(
-    package_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cli.main(package_dir, ["tune"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert str(tmp_path / "file") in err
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        ["--budget-s", "0"],
-        ["--threads", "1,0"],
-        ["--threads", "some"],
-        ["--batch-sizes", ""],
-        ["--batch-sizes", "1,,2"],
-        ["--objective", "speed"],
-        ["--max-latency-ms", "-5"],
-    ],
-)
-def test_a_wrong_option_of_tune_is_one_line_and_exit_code_2(
-    package_dir: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
-) -> None:
-    assert cli.main(package_dir, ["tune", *wrong]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert wrong[0] in err

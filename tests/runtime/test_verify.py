@@ -1,4 +1,4 @@
-"""The package proves itself, and fails to when what it computes has changed."""
+"""A package verifies, and fails to verify when its results have changed."""
 
 from __future__ import annotations
 

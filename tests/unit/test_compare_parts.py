@@ -18,7 +18,7 @@ from cpupack.peers.pools import ThreadedPool
 from cpupack.peers.process import EngineFailedError
 from cpupack.progress import SilentProgress
 from cpupack.runtime.images.preprocess import PreprocessSpec
-from cpupack.runtime.tune.search import Setting
+from cpupack.runtime.tune.space import Setting
 
 SIZE = 4
 

@@ -22,7 +22,7 @@ from cpupack.peers.job import Data, Job
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.plain import to_plain
-from cpupack.runtime.tune.search import Setting
+from cpupack.runtime.tune.space import Setting
 from cpupack.stages.package import stage_project
 from helpers.tiny_models import SHAPE, recipe
 from helpers.tiny_wheel import TinyWheel

@@ -21,6 +21,7 @@ from cpupack.runtime.bench import stats
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.pages.bench_page import Tuning, bench_page
+from cpupack.runtime.plain import to_data
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel.build_page import read_report, render_report
 from helpers.build_facts import PLAN, RECOVERY, SECTIONS
@@ -134,7 +135,8 @@ def made_up() -> dict[str, Any]:
         "scenario": "offline", "headline": "throughput_per_s", "batch_size": 8, "threads": 1, "instances": 2,
         "duration_s": 5.0, "samples": 2000, "calls": 5000, "throughput_per_s": 400.0,
         "throughput_ci95_per_s": list(stats.interval_95(rates)), "windows_per_s": rates,
-        "latency_ms": stats.latency_summary(latency_ms), "latency_histogram": stats.latency_histogram(latency_ms),
+        "latency_ms": stats.latency_summary(latency_ms),
+        "latency_histogram": to_data(stats.latency_histogram(latency_ms)),
         "percentiles": stats.percentile_curve(latency_ms), "warmup": {"calls": 9, "duration_s": 1.0, "stable": True},
         "valid": False, "invalid_reasons": ["busy host"], "plan": {"threads": "given explicitly."},
         "cold_start_ms": {"import": 900.0, "load": 90.0, "first_call": 9.0, "total": 999.0},

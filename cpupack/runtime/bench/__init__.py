@@ -1,1 +1,1 @@
-"""Measures a package: scenarios, statistics, and whether the figures can be believed."""
+"""Measures a package: scenarios, statistics, and the verdict on whether the figures can be believed."""

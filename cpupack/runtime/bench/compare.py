@@ -1,4 +1,4 @@
-"""``bench --compare``: this result beside the build's, or beside an earlier one, and what explains the difference."""
+"""``bench --compare``: compares this result with the build's or an earlier one, and explains the difference."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import TUNE_NAME
 from ..manifest import Manifest
 from .options import BUILD
+from .results import Comparison, Difference
 
 _SETTING = ("threads", "instances", "batch_size")
 _FIGURES = ("p50", "p90", "p99")
@@ -35,9 +36,9 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """What is compared with: ``row`` has the bench's fields, ``host`` and ``manifest`` what is known of them.
+    """The result to compare with. ``row`` has the bench's fields; ``host`` and ``manifest`` have what is known of them.
 
-    ``rows`` are all that were measured there, so that one of equal setting can be taken in place of ``row``.
+    ``rows`` are all rows measured there. One of them with an equal setting is used in place of ``row``.
     """
 
     source: str
@@ -50,7 +51,7 @@ class Reference:
 def read_reference(wanted: str, package_dir: Path, manifest: Manifest) -> Reference:
     """Return the build's numbers for ``BUILD``, else those of the file that ``bench --json`` wrote.
 
-    Raises InputError when there are none, or the file is not such a result.
+    Raises InputError when there are none, or when the file is not such a result.
     """
     return _of_build(package_dir, manifest) if wanted == BUILD else _of_file(Path(wanted))
 
@@ -91,41 +92,36 @@ def _of_file(path: Path) -> Reference:
         raise InputError(f"--compare {path} is not JSON: {error}; name a file written by bench --json") from error
     missing = [key for key in _NEEDED if not isinstance(found, dict) or key not in found]
     if missing:
-        raise InputError(f"--compare {path} is no result of bench --json: it has no {missing[0]}")
+        raise InputError(f"--compare {path} is not a result of bench --json: it has no {missing[0]}")
     return Reference(str(path), found, (), found.get("host") or {}, found.get("manifest") or {})
 
 
-def compare(result: Mapping[str, Any], reference: Reference) -> dict[str, Any]:
-    """Return the comparison of ``result`` with ``reference``.
-
-    ``against``, ``reference`` (its scenario, setting and figures), ``throughput_ratio`` and ``latency_ratio`` {p50,
-    p90, p99} (here by there, None where the units differ), ``expected_ratio`` of the throughput as far as clock and
-    cores at work explain it, ``agrees`` (whether the reference lies where a second run would; None when that cannot be
-    said), ``differences`` [{what, here, there, text, factor}], ``conclusion``.
-    """
+def compare(result: Mapping[str, Any], reference: Reference) -> Comparison:
+    """Return the comparison of ``result`` (the object of ``bench --json``) with ``reference``."""
     row = _same_setting(result, reference)
     comparable = row["scenario"] == result["scenario"]
     differences = _differences(result, row, reference)
-    known = [each["factor"] for each in differences if each["factor"] is not None]
+    known = [each.factor for each in differences if each.factor is not None]
     expected = math.prod(known) if known else 1.0
     ratio = _ratio(result["throughput_per_s"], row["throughput_per_s"])
     agrees = _agrees(result, row) if comparable else None
-    return {
-        "against": reference.source,
-        "reference": {key: row[key] for key in (*_NEEDED,)},
-        "throughput_ratio": ratio,
-        "latency_ratio": {name: _ratio(result["latency_ms"][name], row["latency_ms"].get(name)) for name in _FIGURES}
-        if comparable and row["batch_size"] == result["batch_size"]
-        else None,
-        "expected_ratio": expected,
-        "agrees": agrees,
-        "differences": differences,
-        "conclusion": _conclusion(ratio, expected, agrees, differences),
-    }
+    latency_ratio = None
+    if comparable and row["batch_size"] == result["batch_size"]:
+        latency_ratio = {name: _ratio(result["latency_ms"][name], row["latency_ms"].get(name)) for name in _FIGURES}
+    return Comparison(
+        against=reference.source,
+        reference={key: row[key] for key in _NEEDED},
+        throughput_ratio=ratio,
+        latency_ratio=latency_ratio,
+        expected_ratio=expected,
+        agrees=agrees,
+        differences=tuple(differences),
+        conclusion=_conclusion(ratio, expected, agrees, differences),
+    )
 
 
 def _same_setting(result: Mapping[str, Any], reference: Reference) -> Mapping[str, Any]:
-    """Return the reference's row of the same scenario and setting where it has one, the median if several."""
+    """Return the reference's row of the same scenario and setting, the median of several; its own row without one."""
     keys = ("scenario", *_SETTING)
     wanted = [result[key] for key in keys]
     alike = sorted(
@@ -135,18 +131,18 @@ def _same_setting(result: Mapping[str, Any], reference: Reference) -> Mapping[st
     return alike[len(alike) // 2] if alike else reference.row
 
 
-def _differences(result: Mapping[str, Any], row: Mapping[str, Any], reference: Reference) -> list[dict[str, Any]]:
+def _differences(result: Mapping[str, Any], row: Mapping[str, Any], reference: Reference) -> list[Difference]:
     here, there = result["host"], reference.host
-    found = []
+    found: list[Difference] = []
 
     def add(what: str, ours: Any, theirs: Any, effect: str, factor: float | None = None) -> None:
         if ours is not None and theirs is not None and ours != theirs:
             text = f"{_NAMES[what]}: {ours} here, {theirs} there; {effect}"
-            found.append({"what": what, "here": ours, "there": theirs, "text": text, "factor": factor})
+            found.append(Difference(what, ours, theirs, text, factor))
 
     ours, theirs = result["manifest"], reference.manifest
-    add("package", _package(ours), _package(theirs), "another model or build: the figures need not be alike")
-    add("scenario", result["scenario"], row["scenario"], "another way of loading: only throughput can be compared")
+    add("package", _package(ours), _package(theirs), "another model or build, so the figures may differ")
+    add("scenario", result["scenario"], row["scenario"], "the load is another one, so only throughput can be compared")
     add("input", result.get("input"), row.get("input"), "the work outside the model differs")
     cores = {side: _cores_at_work(each, host) for side, each, host in (("here", result, here), ("there", row, there))}
     saturating = result["scenario"] == row["scenario"] == "offline"
@@ -154,15 +150,15 @@ def _differences(result: Mapping[str, Any], row: Mapping[str, Any], reference: R
         "cores",
         cores["here"],
         cores["there"],
-        "throughput goes with the cores while memory keeps up",
+        "throughput grows with the cores while memory keeps up",
         _ratio(cores["here"], cores["there"]) if saturating else None,
     )
     add("setting", _setting(result), _setting(row), "threads, instances and batch size trade latency for throughput")
     clock = _ratio(here.get("cpu_mhz"), there.get("cpu_mhz"))
     if clock is not None and abs(clock - 1) > _EQUAL_CLOCK:
         ours_mhz, theirs_mhz = (f"{host['cpu_mhz']:,.0f} MHz" for host in (here, there))
-        add("clock", ours_mhz, theirs_mhz, "speed goes with the clock", clock)
-    add("cpu", here.get("cpu"), there.get("cpu"), "another design does other work each cycle")
+        add("clock", ours_mhz, theirs_mhz, "speed follows the clock", clock)
+    add("cpu", here.get("cpu"), there.get("cpu"), "another CPU design does more or less work in a cycle")
     add(
         "isa",
         here.get("isa"),
@@ -171,29 +167,31 @@ def _differences(result: Mapping[str, Any], row: Mapping[str, Any], reference: R
     )
     add("torch", here.get("torch"), there.get("torch"), "other kernels")
     add("engine", ours.get("engine"), theirs.get("engine"), "other kernels")
-    add("allocator", here.get("allocator"), there.get("allocator"), "page faults cost up to a tenth")
+    add("allocator", here.get("allocator"), there.get("allocator"), "page faults cost up to a tenth of the time")
     return found
 
 
-def _conclusion(ratio: float | None, expected: float, agrees: bool | None, differences: list[dict[str, Any]]) -> str:
+def _conclusion(ratio: float | None, expected: float, agrees: bool | None, differences: list[Difference]) -> str:
     if ratio is None:
         return "the reference has no throughput to compare with"
-    names = [_NAMES[each["what"]] for each in differences]
+    names = [_NAMES[each.what] for each in differences]
     if agrees:
         return "equal: the reference lies where a second run here would"
     said = f"{ratio:.2f} times the reference's throughput"
     if not differences:
-        return f"{said}, and nothing that is known differs: the host's mood, or what the reference does not tell"
+        return (
+            f"{said}, and nothing that is known differs; the host may have been busy, or the reference may not say all"
+        )
     rest = ratio / expected
     if expected != 1.0 and 0.9 <= rest <= 1.1:
-        causes = [_NAMES[each["what"]] for each in differences if each["factor"] is not None]
+        causes = [_NAMES[each.what] for each in differences if each.factor is not None]
         return f"{said}; {' and '.join(causes)} explain it (expected {expected:.2f})"
-    known = f"; {expected:.2f} was to be expected from what can be counted" if expected != 1.0 else ""
-    return f"{said}{known}; what differs: {', '.join(names)}"
+    known = f"; {expected:.2f} was expected from clock and cores" if expected != 1.0 else ""
+    return f"{said}{known}; these differ: {', '.join(names)}"
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """Return the comparison as lines for a terminal."""
+    """Return a comparison (the object in ``bench --json``) as lines for a terminal."""
     row, ratio = comparison["reference"], comparison["throughput_ratio"]
     lines = [
         f"compared with {comparison['against']} ({row['scenario']}, {_setting(row)})",

@@ -1,4 +1,4 @@
-"""What a bench feeds the model: made-up batches, or files through the whole runner."""
+"""Feeds the model in a bench: made-up batches, or files through the whole runner."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Feed:
-    """A pool that is ready, and what to hand it: ``batches_of(size)`` are distinct batches, to be used in turn.
+    """A pool that is ready, and its inputs. ``batches_of(size)`` are distinct batches, to be used in turn.
 
-    ``samples`` is the number of distinct samples and ``sample_batch(indices)`` the batch of any of them. ``kind`` and
-    ``text`` describe the input in a result. ``instances`` are those of the model behind the pool.
+    ``samples`` is the number of distinct samples, and ``sample_batch(indices)`` makes a batch of any of them. ``kind``
+    and ``text`` describe the input in a result. ``instances`` are the model's own instances, which the pool uses.
     """
 
     pool: Pool
@@ -58,7 +58,7 @@ def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -
         return [batch[start : start + size] for batch in batches for start in range(0, len(batch) - size + 1, size)]
 
     def sample_batch(indices: Sequence[int]) -> npt.NDArray[Any]:
-        # Slices, and concatenate in place of stack, keep channels_last.
+        # Slices and concatenate keep channels_last; stack would not.
         ones = [(batches[n // plan.batch_size], n % plan.batch_size) for n in indices]
         return np.concatenate([batch[at : at + 1] for batch, at in ones])
 
@@ -78,7 +78,7 @@ def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -
 
 @contextmanager
 def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[Path], seed: int) -> Iterator[Feed]:
-    """Open the package's Runner and feed it files, in an order drawn with ``seed``."""
+    """Open the package's Runner and feed it files in a random order drawn with ``seed``."""
     from ..runner import Runner
 
     order = [str(files[index]) for index in np.random.default_rng(seed).permutation(len(files))]
@@ -105,10 +105,10 @@ def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[P
 
 
 class FilePool:
-    """``Runner.predict`` as a pool: one client thread for each instance, each waiting for its own answers.
+    """``Runner.predict`` as a pool: one client thread for each instance, and each waits for its own answers.
 
-    A client decodes while another one's batch is computed. A batch is a list of paths; the future has the predictions,
-    or raises what ``predict`` raises.
+    One client decodes while the batch of another is computed. A batch is a list of paths; the future has the
+    predictions, or raises what ``predict`` raises.
     """
 
     def __init__(self, runner: Runner, clients: int) -> None:
@@ -161,9 +161,9 @@ def list_images(directory: Path, manifest: Manifest) -> list[Path]:
 def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[npt.NDArray[Any]]:
     """Return distinct batches of what the model takes, equal for equal seeds.
 
-    Random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to float32),
-    else standard normal values. Several are used in turn, since one buffer again and again would sit in the cache as no
-    real input does.
+    They are random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to
+    float32), else standard normal values. Several batches are used in turn, because a single one would stay in the
+    cache, which real input does not.
     """
     bytes_each = (1 if manifest.pixel_input else 4) * math.prod((batch_size, *manifest.input_shape))
     count = max(3, min(16, _BUFFER_BYTES // bytes_each))

@@ -7,6 +7,7 @@ loadgen/README.md and test_settings.h of github.com/mlcommons/inference.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import threading
@@ -26,7 +27,8 @@ from ..errors import HostError, InputError, RunnerError
 from ..host.probe import HostProbe
 from . import server, stats
 from .feeds import Feed
-from .measure import closed_figures, judged, warm_up
+from .measure import closed_figures, in_all, judged, warm_up
+from .results import Figures, LoadgenRun, Measurement
 from .scenarios import QUERY_SAMPLES, SCENARIOS, Clock, closed_loop
 from .stats import Calls
 from .verdict import read_counters, too_short, unsettled, unsteady
@@ -62,20 +64,20 @@ _QUERY_LATENCIES = {
     "min": "result_min_query_latency_ns",
     "max": "result_max_query_latency_ns",
 }
-"""Multi-stream's latency is that of a query, to its last sample's answer; LoadGen's other names are of each sample."""
+"""For multi-stream, whose latency is that of a query, up to its last sample. The names above are for one sample."""
 _RATES = {"offline": "result_samples_per_second", server.NAME: "result_completed_samples_per_sec"}
 _MULTI_STREAM_QUERIES = 662
-"""What its early stopping takes to estimate a p99; a run goes on until it has them, and for its duration."""
+"""Queries that LoadGen's early stopping needs to estimate a p99. A run goes on until it has them and its duration."""
 _NO_BOUND_MS = 3_600_000.0
 _MARGIN = 1.2
-"""Offline is one query with as many samples as the expected rate needs; too few and the run would be too short."""
+"""Factor on the expected rate of offline, which fixes the samples of its one query: too few make the run too short."""
 _EXPECTED_NS = 100_000
-"""A stream's queries are made beforehand as for this latency: more than enough, and those left over cost nothing."""
+"""Expected latency of a stream. LoadGen makes enough queries for it beforehand; unused ones cost nothing."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What to have LoadGen do; ``rate_per_s`` and ``max_latency_ms`` for the server scenario. ``out`` is for logs."""
+    """What LoadGen is to do. ``rate_per_s`` and ``max_latency_ms`` are for the server scenario, ``out`` is for logs."""
 
     scenario: str
     duration_s: float
@@ -91,12 +93,12 @@ def check_installed() -> None:
         raise HostError(f"--loadgen needs MLPerf's LoadGen, which is not installed; run: pip install {DISTRIBUTION}")
 
 
-def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clock, probe: HostProbe) -> dict[str, Any]:
-    """Warm up, let LoadGen run, judge. Returns what ``measure.measure`` returns, and ``loadgen``.
+def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clock, probe: HostProbe) -> Measurement:
+    """Warm up, let LoadGen run, judge.
 
-    ``loadgen``: version, out (directory of its logs), validity, results (its own, by its own names). Latencies are
-    LoadGen's; for offline, where it times one query that holds everything, they are those of the calls. Histogram and
-    intervals are of the times from issue to answer taken here. Raises InputError when the logs cannot be written.
+    Latencies are LoadGen's. For offline, LoadGen times one query that holds everything, so latencies are those of our
+    calls. The histogram and the intervals come from the times from issue to answer that are taken here. Raises
+    InputError when the logs cannot be written.
     """
     if wish.scenario == "single-stream" and batch_size != 1:
         raise InputError(f"--batch-size {batch_size}: LoadGen's single-stream has one sample a query; leave it out")
@@ -106,7 +108,7 @@ def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clo
         sizes = (tail, batch_size)
     first = [closed_loop(feed.pool, feed.batches_of(size), size, clock, lambda _calls, _now: False) for size in sizes]
     warm = [warm_up(feed.pool, feed.batches_of(size), size, clock, warmup_s / len(sizes)) for size in sizes]
-    settings = _settings(wish, feed, warm[-1]["calls"] * sizes[-1] / max(warm[-1]["duration_s"], 1e-9))
+    settings = _settings(wish, feed, warm[-1].calls * sizes[-1] / max(warm[-1].duration_s, 1e-9))
     cpus = probe.budget().cpus
     before = read_counters(probe, cpus)
     system = _System(feed, sizes, clock)
@@ -118,39 +120,30 @@ def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clo
     results = read_detail(out / _DETAIL)
     headline = server.HEADLINE if wish.scenario == server.NAME else SCENARIOS[wish.scenario].headline
     figures = closed_figures(system.calls() if wish.scenario == "offline" else system.queries(), headline)
-    figures |= _official(wish, results, figures)
+    figures = dataclasses.replace(_official(wish, results, figures), calls=system.model_calls)
+    warmup = in_all(warm)
     enough = server.MIN_REQUESTS if wish.scenario == server.NAME else SCENARIOS[wish.scenario].min_calls
     queries = system.model_calls if wish.scenario == "offline" else len(system.queries())
-    weak = too_short(queries, enough, figures["duration_s"], "calls" if wish.scenario == "offline" else "queries")
+    weak = too_short(queries, enough, figures.duration_s, "calls" if wish.scenario == "offline" else "queries")
     if wish.scenario != server.NAME:
-        weak += unsteady(figures["windows_per_s"], "throughput")
-    weak += unsettled(all(each["stable"] for each in warm), sum(each["duration_s"] for each in warm))
+        weak += unsteady(figures.windows_per_s, "throughput")
+    weak += unsettled(warmup.stable, warmup.duration_s)
     if results.get("result_validity") != "VALID":
         why = results.get("result_invalid_reason") or results.get("early_stopping_result") or "its summary says why"
         weak.append(f"LoadGen says {results.get('result_validity')}: {' '.join(str(why).replace('*', ' ').split())}")
-    return {
-        "scenario": wish.scenario,
-        "batch_size": batch_size,
-        **figures,
-        "calls": system.model_calls,
-        "warmup": {
-            "calls": sum(each["calls"] for each in warm),
-            "duration_s": sum(each["duration_s"] for each in warm),
-            "stable": all(each["stable"] for each in warm),
-        },
-        "first_call_ms": max(float(calls.latency_ms.max()) for calls in first),
-        "loadgen": {
-            "version": _version(),
-            "out": str(out),
-            "validity": results.get("result_validity"),
-            "results": results,
-        },
-        **judged(before, after, len(cpus), system.model_calls, weak),
-    }
+    return Measurement(
+        scenario=wish.scenario,
+        batch_size=batch_size,
+        figures=figures,
+        warmup=warmup,
+        first_call_ms=max(float(calls.latency_ms.max()) for calls in first),
+        judgement=judged(before, after, len(cpus), system.model_calls, weak),
+        loadgen=LoadgenRun(_version(), str(out), results.get("result_validity"), results),
+    )
 
 
 def _version() -> str:
-    # Built from its sources it goes by another name.
+    # A LoadGen that was built from its sources has the second name.
     for name in (DISTRIBUTION, "mlperf-loadgen"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
@@ -171,20 +164,21 @@ def read_detail(path: Path) -> dict[str, Any]:
     return found
 
 
-def _official(wish: Wish, results: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures that LoadGen measured itself, in the bench's own names."""
-    found: dict[str, Any] = {}
+def _official(wish: Wish, results: dict[str, Any], figures: Figures) -> Figures:
+    """Return ``figures`` with those that LoadGen measured itself in place of ours."""
     if (rate := _RATES.get(wish.scenario)) is not None and rate in results:
-        found["throughput_per_s"] = float(results[rate])
+        figures = dataclasses.replace(figures, throughput_per_s=float(results[rate]))
     if wish.scenario != "offline":
         keys = _QUERY_LATENCIES if wish.scenario == "multi-stream" else _LATENCIES
-        found["latency_ms"] = {name: float(results[key]) / 1e6 for name, key in keys.items()}
-    headline = figures["headline"]
-    values = {**figures, **found}
-    value = values["throughput_per_s"] if headline == "throughput_per_s" else values["latency_ms"][headline]
-    if (windows := figures["windows_per_s"]) and headline == "throughput_per_s":
-        found["headline_repeat95"] = list(stats.repeat_interval_95(value, windows))
-    return {**found, "headline_value": value}
+        latency_ms = {name: float(results[key]) / 1e6 for name, key in keys.items()}
+        figures = dataclasses.replace(figures, latency_ms=latency_ms)
+    if figures.headline != "throughput_per_s":
+        return dataclasses.replace(figures, headline_value=figures.latency_ms[figures.headline])
+    value = figures.throughput_per_s
+    interval = figures.headline_repeat95
+    if figures.windows_per_s:
+        interval = stats.repeat_interval_95(value, figures.windows_per_s)
+    return dataclasses.replace(figures, headline_value=value, headline_repeat95=interval)
 
 
 def _made(out: Path) -> Path:
@@ -244,8 +238,9 @@ def _start(system: _System, feed: Feed, settings: Any, out: Path) -> None:
 
 
 class _System:
-    """The system under test: gives what LoadGen issues to idle instances, each call the largest of the warmed
-    ``sizes`` that is full.
+    """The system under test: hands what LoadGen issues to idle instances.
+
+    A call takes the largest of the warmed ``sizes`` that is full.
     """
 
     def __init__(self, feed: Feed, sizes: Sequence[int], clock: Clock) -> None:
@@ -309,7 +304,7 @@ class _System:
         self._hand_out()
 
     def _failed(self, error: BaseException, taken: list[tuple[int, int, int]]) -> None:
-        """Answer everything, or LoadGen would wait for ever; the error is raised when it has ended."""
+        """Answer everything, or LoadGen would wait for ever. The error is raised after LoadGen has ended."""
         with self._lock:
             self.error = self.error or error
             self._give_up()
@@ -327,7 +322,7 @@ class _System:
         self._loadgen.QuerySamplesComplete([answer(number, 0, 0) for number, _, _ in taken])
 
     def queries(self) -> Calls:
-        """Return every query from its issue to its last answer; all have equally many samples, save offline's one."""
+        """Return every query from its issue to its last answer. All have the same number of samples."""
         return Calls(
             np.array(self._issued),
             np.array(self._answered),
@@ -336,7 +331,7 @@ class _System:
         )
 
     def calls(self) -> Calls:
-        """Return every sample with the begin and the end of the call that it was part of."""
+        """Return every sample with the begin and the end of its call."""
         order = np.argsort(np.array(self._end), kind="stable")
         return Calls(
             np.array(self._start)[order], np.array(self._end)[order], np.array(self._instance, np.int64)[order], 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
@@ -11,8 +12,109 @@ from . import server
 from .scenarios import QUERY_SAMPLES, SCENARIOS
 
 DEFAULT_WARMUP_S = 5.0
+SUMMARIES = {name: scenario.summary for name, scenario in SCENARIOS.items()} | {server.NAME: server.SUMMARY}
+"""What each scenario does, by its name."""
 BUILD = "build"
-"""What ``--compare`` alone compares with: the numbers that the build left in the package."""
+"""The value of ``--compare`` without a file: compare with the numbers that the build left in the package."""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure and how. None leaves a number to the plan, to the package or to the scenario.
+
+    ``threads`` are those of one instance. ``batch_size`` is the samples a call, for the server scenario at most.
+    ``image_dir`` holds image files to measure end to end. ``compare`` is ``BUILD`` or the file of an earlier result.
+    Raises InputError for a value that is impossible, and for options that contradict each other or the scenario, so
+    that no option is given and then ignored.
+    """
+
+    scenario: str = "offline"
+    threads: int | None = None
+    instances: int | None = None
+    batch_size: int | None = None
+    duration_s: float | None = None
+    warmup_s: float = DEFAULT_WARMUP_S
+    seed: int = 0
+    image_dir: Path | None = None
+    rate_per_s: float | None = None
+    max_latency_ms: float | None = None
+    find_peak: bool = False
+    compare: str | None = None
+    loadgen: bool = False
+    loadgen_out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.scenario not in SUMMARIES:
+            raise InputError(f"--scenario {self.scenario}: not one of {', '.join(SUMMARIES)}")
+        require_positive("--threads", self.threads)
+        require_positive("--instances", self.instances)
+        require_positive("--batch-size", self.batch_size)
+        require_positive("--duration", self.duration_s)
+        require_positive("--rate", self.rate_per_s)
+        require_positive("--max-latency-ms", self.max_latency_ms)
+        if not (math.isfinite(self.warmup_s) and self.warmup_s >= 0):
+            raise InputError(f"--warmup {self.warmup_s}: not a number from 0")
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: not a whole number from 0")
+        self._check_server()
+        self._check_streams()
+        self._check_loadgen()
+
+    def _check_server(self) -> None:
+        if self.scenario != server.NAME:
+            given = {
+                "--rate": self.rate_per_s, "--max-latency-ms": self.max_latency_ms, "--find-peak": self.find_peak,
+            }  # fmt: skip
+            for option, value in given.items():
+                if value:
+                    raise InputError(f"{option} belongs to --scenario server, and this is {self.scenario}")
+        elif self.find_peak and self.rate_per_s:
+            raise InputError("--find-peak searches the rate; leave --rate out")
+        elif not self.find_peak and not self.rate_per_s:
+            raise InputError("--scenario server needs --rate PER_SECOND, or --find-peak with --max-latency-ms")
+
+    def _check_streams(self) -> None:
+        if self.scenario == "single-stream" and (self.instances or 1) > 1:
+            raise InputError(
+                f"--instances {self.instances}: single-stream has one request at a time, so only one instance "
+                "would work; use --threads, or --scenario offline"
+            )
+        if self.scenario == "multi-stream":
+            for option, value in (("--instances", self.instances), ("--batch-size", self.batch_size)):
+                if (value or 1) > QUERY_SAMPLES:
+                    raise InputError(f"{option} {value}: a multi-stream query has {QUERY_SAMPLES} samples")
+
+    def _check_loadgen(self) -> None:
+        if self.loadgen_out and not self.loadgen:
+            raise InputError(f"--loadgen-out {self.loadgen_out} needs --loadgen")
+        if self.loadgen and self.find_peak:
+            raise InputError("--find-peak does its own search; use --loadgen with --rate to confirm what it finds")
+
+
+def from_arguments(args: argparse.Namespace) -> BenchOptions:
+    """Return the options that ``args`` hold (of a parser with ``add_arguments``). Raises InputError."""
+    return BenchOptions(
+        scenario=args.scenario,
+        threads=args.threads,
+        instances=args.instances,
+        batch_size=args.batch_size,
+        duration_s=args.duration,
+        warmup_s=args.warmup,
+        seed=args.seed,
+        image_dir=args.source,
+        rate_per_s=args.rate,
+        max_latency_ms=args.max_latency_ms,
+        find_peak=args.find_peak,
+        compare=args.compare,
+        loadgen=args.loadgen,
+        loadgen_out=args.loadgen_out,
+    )
+
+
+def require_positive(option: str, value: float | None) -> None:
+    """Raise InputError when a value is given that is not finite and above 0."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InputError(f"{option} {value}: not a number above 0")
 
 
 def positive_int(text: str) -> int:
@@ -61,11 +163,10 @@ def image_directory(text: str) -> Path:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the bench's options. What is not given comes from the plan (see ``info``)."""
-    named = {name: scenario.summary for name, scenario in SCENARIOS.items()} | {server.NAME: server.SUMMARY}
+    """Add the bench's options. Numbers that are not given come from the plan (see ``info``)."""
     parser.add_argument(
-        "--scenario", choices=list(named), default="offline",
-        help="; ".join(f"{name}: {summary}" for name, summary in named.items()) + " (default: %(default)s)",
+        "--scenario", choices=list(SUMMARIES), default="offline",
+        help="; ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items()) + " (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
     parser.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
@@ -109,32 +210,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit code 3 when the result is not valid, 1 when the server FAILs"
     )
-
-
-def check(args: argparse.Namespace) -> None:
-    """Raise InputError for options that contradict each other or the scenario: none is read and then ignored."""
-    scenario = args.scenario
-    if scenario != server.NAME:
-        for option in ("rate", "max_latency_ms", "find_peak"):
-            if getattr(args, option):
-                raise InputError(f"--{option.replace('_', '-')} belongs to --scenario server, and this is {scenario}")
-    elif args.find_peak and args.rate:
-        raise InputError("--find-peak searches the rate; leave --rate out")
-    elif not args.find_peak and not args.rate:
-        raise InputError("--scenario server needs --rate PER_SECOND, or --find-peak with --max-latency-ms")
-    if scenario == "single-stream" and (args.instances or 1) > 1:
-        raise InputError(
-            f"--instances {args.instances}: single-stream has one request at a time, so only one instance "
-            "would work; use --threads, or --scenario offline"
-        )
-    if scenario == "multi-stream":
-        for option in ("instances", "batch_size"):
-            if (getattr(args, option) or 1) > QUERY_SAMPLES:
-                raise InputError(
-                    f"--{option.replace('_', '-')} {getattr(args, option)}: a multi-stream query has "
-                    f"{QUERY_SAMPLES} samples"
-                )
-    if args.loadgen_out and not args.loadgen:
-        raise InputError(f"--loadgen-out {args.loadgen_out} goes with --loadgen")
-    if args.loadgen and args.find_peak:
-        raise InputError("--find-peak does its own search; use --loadgen with --rate to confirm what it finds")

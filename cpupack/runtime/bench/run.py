@@ -1,18 +1,16 @@
 """The bench that ships in the wheel: measures the package on this host and judges its own result.
 
-The builder's tuner runs exactly this, in fresh processes; what is measured is what ships.
+The builder's tuner runs this same code in fresh processes, so what is measured is what ships.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from ..engine.contract import check_cpu, model_path, require_torch
 from ..errors import InputError
@@ -23,43 +21,31 @@ from ..manifest import Manifest, check_files, read_manifest
 from ..plan import decide as plan_decide
 from ..plan.decide import Plan
 from . import compare as bench_compare
-from . import feeds, options, peak, server
-from .feeds import Feed, make_batches
-from .measure import WINDOWS, measure, measure_server, warm_up
-from .options import add_arguments, positive_int, positive_seconds
+from . import feeds, peak, server
+from .feeds import Feed
+from .measure import measure, measure_server
+from .options import BenchOptions
+from .results import BenchResult, ColdStart, Measurement, PackageFacts
 from .scenarios import QUERY_SAMPLES, SCENARIOS, WallClock
 from .server import Load
-from .text import format_table, setting_text
 from .verdict import other_place
-
-__all__ = [
-    "WINDOWS", "add_arguments", "format_table", "make_batches", "measure", "measure_server", "positive_int",
-    "positive_seconds", "process_age_ms", "run", "setting_text", "warm_up",
-]  # fmt: skip
 
 DEFAULT_DURATION_S = 5.0
 
 
-def run(
-    package_dir: Path, args: argparse.Namespace, on_note: Callable[[str], None] = lambda _note: None
-) -> dict[str, Any]:
-    """Bench the package as ``args`` (of ``add_arguments``) say. Returns the contract's fields.
-
-    Besides those of ``measure``: threads, instances, plan (reasons), cold_start_ms {import, load, first_call,
-    total}, peak_memory_bytes, memory_per_instance_bytes, memory_shared_bytes (of one set of weights), input,
-    input_data, seed, host, manifest; with ``--find-peak`` peak, with ``--loadgen`` loadgen, with ``--compare``
-    comparison. ``on_note`` hears of progress. Raises RunnerError.
-    """
-    options.check(args)
+def run(package_dir: Path, options: BenchOptions, on_note: Callable[[str], None] = lambda _note: None) -> BenchResult:
+    """Bench the package in ``package_dir``. ``on_note`` hears of progress. Raises RunnerError."""
     manifest = read_manifest(package_dir)
     check_cpu(manifest)
     check_files(package_dir, manifest)
     probe = HostProbe()
-    decided = decide(manifest, args, probe)
-    # What can be wrong with files is found before anything is measured.
-    reference = None if args.compare is None else bench_compare.read_reference(args.compare, package_dir, manifest)
-    files = None if args.source is None else feeds.list_images(args.source, manifest)
-    if args.loadgen:
+    decided = decide(manifest, options, probe)
+    # Files are read before anything is measured, so that a wrong one is an error at once.
+    reference = (
+        None if options.compare is None else bench_compare.read_reference(options.compare, package_dir, manifest)
+    )
+    files = None if options.image_dir is None else feeds.list_images(options.image_dir, manifest)
+    if options.loadgen:
         from . import loadgen
 
         loadgen.check_installed()
@@ -67,118 +53,111 @@ def run(
     require_torch(manifest, model_path(package_dir, manifest))
     imported_ms = process_age_ms()
     feed: AbstractContextManager[Feed]
-    if files is None:
-        feed = feeds.open_made_up(package_dir, manifest, decided, args.seed)
+    if files is None or options.image_dir is None:
+        feed = feeds.open_made_up(package_dir, manifest, decided, options.seed)
     else:
-        feed = feeds.open_files(package_dir, decided, args.source, files, args.seed)
+        feed = feeds.open_files(package_dir, decided, options.image_dir, files, options.seed)
     loading = time.perf_counter()
     with feed as opened:
         load_ms = (time.perf_counter() - loading) * 1000.0
-        measured = _measure(opened, manifest, decided, args, probe, on_note)
+        measured = _measure(opened, manifest, decided, options, probe, on_note)
         instances = opened.instances
         memory = (instances.memory_per_instance_bytes, instances.shared_bytes)
-    first_call_ms = measured.pop("first_call_ms")
     here = host_probe.describe(probe, engine=manifest.target["engine"])
-    reasons = [
-        *measured["invalid_reasons"],
-        *other_place(here, manifest.build.get("host") or {}, manifest.torch.get("version")),
-    ]
-    result = {
-        **measured,
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "threads": decided.threads,
-        "instances": decided.instances,
-        "plan": decided.reasons,
-        "cold_start_ms": {
-            "import": imported_ms,
-            "load": load_ms,
-            "first_call": first_call_ms,
-            "total": imported_ms + load_ms + first_call_ms,
-        },
-        "peak_memory_bytes": probe.peak_memory_bytes(),
-        "memory_per_instance_bytes": memory[0],
-        "memory_shared_bytes": memory[1],
-        "input": opened.kind,
-        "input_data": opened.text,
-        "seed": args.seed,
-        "host": {**here, "cpu_mhz": measured["cpu_mhz"]["end"]},
-        "manifest": {
-            "name": manifest.name,
-            "version": manifest.version,
-            "engine": manifest.target["engine"],
-            "isa": manifest.target.get("isa"),
-            "random_weights": manifest.random_weights,
-            "torch": manifest.torch.get("version"),
-        },
-    }
-    if reference is not None:
-        result["comparison"] = bench_compare.compare(result, reference)
-    return result
+    elsewhere = other_place(here, manifest.build.get("host") or {}, manifest.torch.get("version"))
+    judgement = measured.judgement
+    result = BenchResult(
+        measurement=dataclasses.replace(
+            measured,
+            judgement=dataclasses.replace(judgement, invalid_reasons=(*judgement.invalid_reasons, *elsewhere)),
+        ),
+        threads=decided.threads,
+        instances=decided.instances,
+        plan=decided.reasons,
+        cold_start=ColdStart(imported_ms, load_ms, measured.first_call_ms),
+        peak_memory_bytes=probe.peak_memory_bytes(),
+        memory_per_instance_bytes=memory[0],
+        memory_shared_bytes=memory[1],
+        input=opened.kind,
+        input_data=opened.text,
+        seed=options.seed,
+        host={**here, "cpu_mhz": judgement.cpu_mhz.end},
+        package=PackageFacts(
+            name=manifest.name,
+            version=manifest.version,
+            engine=manifest.target["engine"],
+            isa=manifest.target.get("isa"),
+            random_weights=manifest.random_weights,
+            torch=manifest.torch.get("version"),
+        ),
+    )
+    if reference is None:
+        return result
+    return dataclasses.replace(result, comparison=bench_compare.compare(result.to_dict(), reference))
 
 
-def decide(manifest: Manifest, args: argparse.Namespace, probe: HostProbe) -> Plan:
-    """Return the plan for the scenario: the host's, but for multi-stream one query is spread over the instances."""
-    wish = {"threads": args.threads, "instances": args.instances, "batch_size": args.batch_size}
-    if args.scenario != "multi-stream":
-        objective = SCENARIOS[args.scenario].objective if args.scenario in SCENARIOS else None
-        return plan_decide.decide(manifest, **wish, objective=objective, probe=probe)
-    decided = plan_decide.decide(manifest, **wish, probe=probe)
-    instances = min(decided.instances, QUERY_SAMPLES)
-    if instances != decided.instances:
-        decided = plan_decide.decide(manifest, **{**wish, "instances": instances}, probe=probe)
+def decide(manifest: Manifest, options: BenchOptions, probe: HostProbe) -> Plan:
+    """Return the plan for the scenario: that of the host, but multi-stream spreads one query over the instances."""
+    threads, instances, batch_size = options.threads, options.instances, options.batch_size
+    if options.scenario != "multi-stream":
+        objective = SCENARIOS[options.scenario].objective if options.scenario in SCENARIOS else None
+        return plan_decide.decide(
+            manifest, threads=threads, instances=instances, batch_size=batch_size, objective=objective, probe=probe
+        )
+    decided = plan_decide.decide(manifest, threads=threads, instances=instances, batch_size=batch_size, probe=probe)
+    most = min(decided.instances, QUERY_SAMPLES)
+    if most != decided.instances:
+        decided = plan_decide.decide(manifest, threads=threads, instances=most, batch_size=batch_size, probe=probe)
         why = f"multi-stream: a query has {QUERY_SAMPLES} samples."
         decided = dataclasses.replace(decided, reasons={**decided.reasons, "instances": why})
-    if args.batch_size is not None:
+    if batch_size is not None:
         return decided
-    why = f"multi-stream: the {QUERY_SAMPLES} samples of a query over {instances} instance{'s' * (instances != 1)}."
+    why = f"multi-stream: the {QUERY_SAMPLES} samples of a query over {most} instance{'s' * (most != 1)}."
     reasons = {**decided.reasons, "batch_size": why}
-    return dataclasses.replace(decided, batch_size=math.ceil(QUERY_SAMPLES / instances), reasons=reasons)
+    return dataclasses.replace(decided, batch_size=math.ceil(QUERY_SAMPLES / most), reasons=reasons)
 
 
 def _measure(
     feed: Feed,
     manifest: Manifest,
     decided: Plan,
-    args: argparse.Namespace,
+    options: BenchOptions,
     probe: HostProbe,
     on_note: Callable[[str], None],
-) -> dict[str, Any]:
-    clock, size = WallClock(), decided.batch_size
-    duration_s = args.duration or manifest.bench.get("duration_s") or DEFAULT_DURATION_S
-    bound = args.max_latency_ms or manifest.plan.max_latency_ms
-    if args.loadgen:
+) -> Measurement:
+    clock, size, warmup_s = WallClock(), decided.batch_size, options.warmup_s
+    duration_s = options.duration_s or manifest.bench.get("duration_s") or DEFAULT_DURATION_S
+    bound = options.max_latency_ms or manifest.plan.max_latency_ms
+    if options.loadgen:
         from . import loadgen
 
-        wish = loadgen.Wish(args.scenario, duration_s, args.seed, args.rate, bound, args.loadgen_out)
-        return loadgen.measure(feed, size, wish, args.warmup, clock, probe)
-    if args.scenario != server.NAME:
-        return measure(
-            feed.pool, feed.batches_of(size), size, SCENARIOS[args.scenario], duration_s, args.warmup, clock, probe
-        )
+        wish = loadgen.Wish(options.scenario, duration_s, options.seed, options.rate_per_s, bound, options.loadgen_out)
+        return loadgen.measure(feed, size, wish, warmup_s, clock, probe)
+    if options.scenario != server.NAME:
+        scenario = SCENARIOS[options.scenario]
+        return measure(feed.pool, feed.batches_of(size), size, scenario, duration_s, warmup_s, clock, probe)
     cuts = {shape: feed.batches_of(shape) for shape in server.shapes_up_to(size)}
-    if not args.find_peak:
-        load = Load(args.rate, duration_s, args.seed, bound)
-        return measure_server(feed.pool, cuts, load, args.warmup, clock, probe)
+    if options.rate_per_s is not None:
+        load = Load(options.rate_per_s, duration_s, options.seed, bound)
+        return measure_server(feed.pool, cuts, load, warmup_s, clock, probe)
     if bound is None:
         raise InputError("--find-peak needs --max-latency-ms; the plan has no bound of its own")
 
-    capacity = measure(feed.pool, cuts[size], size, SCENARIOS["offline"], peak.CAPACITY_S, args.warmup, clock, probe)
+    capacity = measure(feed.pool, cuts[size], size, SCENARIOS["offline"], peak.CAPACITY_S, warmup_s, clock, probe)
+    warm = False
 
-    warmup_s: float | None = args.warmup
-
-    def try_rate(rate_per_s: float, attempt: int) -> dict[str, Any]:
-        nonlocal warmup_s
-        # Without a wish, as long as it takes to see enough requests.
-        enough_s = 0.0 if args.duration else 1.1 * server.MIN_REQUESTS / rate_per_s
-        load = Load(rate_per_s, max(duration_s, enough_s), args.seed + attempt, bound, stop_when_failed=True)
-        tried = measure_server(feed.pool, cuts, load, warmup_s, clock, probe)
-        warmup_s = None
-        on_note(peak.row_text(peak.row(tried)))
+    def try_rate(rate_per_s: float, attempt: int) -> Measurement:
+        nonlocal warm
+        # Without a wish for the duration, a run is as long as it takes to see enough requests.
+        enough_s = 0.0 if options.duration_s else 1.1 * server.MIN_REQUESTS / rate_per_s
+        load = Load(rate_per_s, max(duration_s, enough_s), options.seed + attempt, bound, stop_when_failed=True)
+        tried = measure_server(feed.pool, cuts, load, None if warm else warmup_s, clock, probe)
+        warm = True
+        on_note(str(peak.peak_run(tried)))
         return tried
 
-    found = peak.find_peak(try_rate, capacity["throughput_per_s"])
-    return {**found, "first_call_ms": capacity["first_call_ms"]}
+    found = peak.find_peak(try_rate, capacity.figures.throughput_per_s)
+    return dataclasses.replace(found, first_call_ms=capacity.first_call_ms)
 
 
 def process_age_ms() -> float:

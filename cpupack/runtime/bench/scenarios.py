@@ -1,7 +1,7 @@
-"""What a bench issues, when, and what it records: the closed loops among MLPerf Inference's scenarios.
+"""MLPerf Inference's closed-loop scenarios: what a bench issues, when, and what it records.
 
-A scenario drives a pool with the batches it is given and returns every call's start and end. It knows no
-torch and no wall clock: the pool and the clock come from outside, so a fake clock drives the same code.
+A scenario drives a pool with the batches it is given and returns the start and the end of every call. It knows no
+torch and no wall clock. The pool and the clock come from outside, so a fake clock drives the same code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERY_SAMPLES = 8
 
 
 class Pool(Protocol):
-    """What a scenario needs of ``pool.InstancePool``."""
+    """The part of ``InstancePool`` that a scenario needs."""
 
     @property
     def instances(self) -> int: ...
@@ -56,7 +56,7 @@ class WallClock:
         return future.result()
 
     def sleep_until(self, time_s: float) -> None:
-        # Never spinning: on a busy host that would take the time of a core from the model.
+        # Sleeps and never spins: on a busy host, spinning would take a core's time from the model.
         while (left_s := time_s - self.now()) > 0:
             time.sleep(left_s)
 
@@ -67,9 +67,9 @@ Drive = Callable[[Pool, Sequence[Any], int, Clock, float], Calls]
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way of loading the pool. ``objective`` says whose plan it uses where the user gives no numbers.
+    """One way of loading the pool. Numbers that the user does not give come from the plan for ``objective``.
 
-    ``headline`` is the figure the scenario is about; with fewer than ``min_calls`` calls it means nothing.
+    ``headline`` is the figure that the scenario is about. With fewer than ``min_calls`` calls it means nothing.
     """
 
     name: str
@@ -102,8 +102,8 @@ def single_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Cl
 def multi_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, duration_s: float) -> Calls:
     """Issue a query of ``QUERY_SAMPLES`` samples, wait for all of it, issue the next.
 
-    A query is cut into calls of ``batch_size``, which go to the instances in turn; the last is filled up where the size
-    does not divide the query. Returns one entry a query.
+    A query is cut into calls of ``batch_size``, which go to the instances in turn. The last call is filled up where
+    the size does not divide the query. Returns one entry for each query.
     """
     start, end = array("d"), array("d")
     turn = itertools.cycle(batches)
@@ -122,9 +122,9 @@ def multi_stream(pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clo
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        # 10 calls: each of the five windows then has its share of at least two.
+        # With 10 calls, each of the five windows has at least two.
         Scenario("offline", "all instances busy; the figure is throughput", None, "throughput_per_s", 10, offline),
-        # 100 calls: below that the p99 is the maximum.
+        # With fewer than 100 calls the p99 is the maximum.
         Scenario("single-stream", "one request at a time; p90 latency", "latency", "p90", 100, single_stream),
         Scenario(
             "multi-stream",
@@ -141,7 +141,7 @@ SCENARIOS = {
 def closed_loop(
     pool: Pool, batches: Sequence[Any], batch_size: int, clock: Clock, more: Callable[[int, float], bool]
 ) -> Calls:
-    """Give each instance its next batch the moment it finishes one, while ``more(its calls so far, now)``."""
+    """Give each instance its next batch as soon as it finishes one, while ``more(its calls so far, now)`` is true."""
     streams = [_Stream(pool, batches, number, clock, more) for number in range(pool.instances)]
     try:
         for stream in streams:
@@ -159,10 +159,10 @@ def closed_loop(
 
 
 class _Stream:
-    """One instance's endless supply. The next batch is queued by the worker that finished the last one.
+    """Keeps one instance supplied: the worker that finishes a batch queues the next one.
 
-    A driver thread would have to wake up between two calls; here the worker finds its next batch already
-    queued. Times go to flat arrays, which the garbage collector does not walk.
+    So the worker finds its next batch already queued. A driver thread would have to wake up between two calls. Times
+    go to flat arrays, which the garbage collector does not walk.
     """
 
     def __init__(
@@ -177,15 +177,14 @@ class _Stream:
         self.finished: Future[None] = Future()
         self.stopped = threading.Event()
         self._pool, self._instance, self._clock, self._more = pool, instance, clock, more
-        # Instances start at different places of the rotation, so that they do not read the same buffer at
-        # once.
+        # Instances begin with different batches, so that they do not read the same buffer at once.
         self._turn = itertools.islice(itertools.cycle(batches), instance, None)
 
     def issue(self) -> None:
         self.start.append(self._clock.now())
         try:
             future = self._pool.submit(next(self._turn), self._instance)
-        except RunnerError as error:  # raised inside a future's callback it would be lost and the wait endless
+        except RunnerError as error:  # inside a future's callback it would be lost, and the wait would be endless
             self.finished.set_exception(error)
             return
         future.add_done_callback(self._done)

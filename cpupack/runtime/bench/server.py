@@ -1,8 +1,8 @@
-"""The server scenario: requests arrive by themselves, at random, and wait for a free instance.
+"""The server scenario: requests arrive at random times and wait for a free instance.
 
-The schedule is made before the run and nothing that the model does moves it. A request's latency counts from its
-scheduled arrival, whether or not somebody was there to notice it, so that a stall lengthens the latency of everything
-that arrived meanwhile (Tene's "coordinated omission" cannot hide it).
+The schedule is made before the run, and nothing that the model does changes it. A request's latency counts from its
+scheduled arrival, even if the load generator was late. So a stall lengthens the latency of every request that arrived
+meanwhile, and cannot be hidden by what Tene calls "coordinated omission".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LEAST_PATIENCE_S = 1.0
 
 @dataclass(frozen=True)
 class Load:
-    """What is offered: ``rate_per_s`` requests on average for ``duration_s``, drawn with ``seed``.
+    """The load: ``rate_per_s`` requests on average for ``duration_s``, drawn with ``seed``.
 
     ``max_latency_ms`` is the bound on the 99th percentile, None for none. With ``stop_when_failed`` the run ends as
     soon as too many requests are above it. Raises InputError for a load that no run could hold.
@@ -78,7 +78,7 @@ class Requests(Calls):
 
     ``issued_s`` is when it was handed to its instance and ``size`` how many went with it in one call. ``late_s`` is,
     for each request that found an instance idle, how long after its arrival the load generator handed it over. A run
-    that gives up leaves ``unserved`` requests, the last ones; their end is when it gave up, so their latency is a
+    that gives up leaves ``unserved`` requests, the last ones. They end when the run gave up, so their latency is a
     lower bound.
     """
 
@@ -118,8 +118,8 @@ def shapes_up_to(batch_size: int) -> tuple[int, ...]:
 def serve(pool: Pool, cuts: Mapping[int, Sequence[Any]], load: Load, clock: Clock) -> Requests:
     """Offer ``load`` to ``pool`` and return every request. ``cuts`` has distinct batches for each size of a call.
 
-    First come, first served by whichever instance is free. After the last arrival the queue may take as long again to
-    empty as the load lasted, then the run gives up. Raises what a call raises.
+    First come, first served, by any free instance. After the last arrival the queue may take as long to empty as the
+    load lasted; then the run gives up. Raises what a call raises.
     """
     queue = _Queue(pool, cuts, load, clock)
     for number, due_s in enumerate(queue.arrivals_s):
@@ -133,9 +133,9 @@ def serve(pool: Pool, cuts: Mapping[int, Sequence[Any]], load: Load, clock: Cloc
 
 
 class _Queue:
-    """Requests that have arrived and wait. Handed out by the driver to an idle instance, else by a finishing one.
+    """The requests that have arrived and wait. The driver hands them to idle instances.
 
-    That way an instance under load finds its next call queued without waiting for another thread to wake up.
+    An instance that finishes a call takes its next requests itself, without waiting for another thread to wake up.
     """
 
     def __init__(self, pool: Pool, cuts: Mapping[int, Sequence[Any]], load: Load, clock: Clock) -> None:
@@ -154,11 +154,11 @@ class _Queue:
         self._in_flight = self._exceeded = 0
         self._stopped = False
         self.next = 0
-        """The first request that nobody has taken."""
+        """The first request that no instance has taken."""
         self.finished: Future[None] = Future()
 
     def arrived(self) -> None:
-        """Hand what waits to instances that are idle."""
+        """Hand the waiting requests to idle instances."""
         while True:
             with self._lock:
                 now = self._clock.now()
@@ -184,7 +184,7 @@ class _Queue:
     def _submit(self, taken: tuple[int, int], instance: int) -> None:
         try:
             future = self._pool.submit(next(self._turns[taken[1] - taken[0]]), instance)
-        except RunnerError as error:  # raised inside a future's callback it would be lost and the wait endless
+        except RunnerError as error:  # inside a future's callback it would be lost, and the wait would be endless
             self._fail(error)
             return
         future.add_done_callback(lambda done: self._done(done, taken, instance))

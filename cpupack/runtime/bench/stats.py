@@ -1,4 +1,4 @@
-"""Figures from raw times: percentiles, histograms, rates of windows, intervals."""
+"""Computes figures from raw times: percentiles, histograms, rates of windows, intervals."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ..accuracy import Interval
+from .results import Histogram
+
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
 CURVE = (0, 1, 5, 10, 25, 50, 75, 80, 85, 90, 92.5, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
 """The percentiles of the curve, denser towards the tail as in HdrHistogram's plots."""
 INTERVAL_STATISTICS = ("mean", "p50", "p90", "p95", "p99")
 
 BETWEEN_RUNS = 0.03
-"""Relative standard deviation between runs that no single run can see: where memory came to lie, the host's mood.
+"""Relative standard deviation between runs that no single run can see, such as the effect of where memory lies.
 
 Measured with benchmarks/repeatability.py; docs/explanation/bench-figures.md has the numbers.
 """
@@ -51,10 +54,9 @@ class Calls:
         return (self.end_s - self.start_s) * 1000.0
 
     def samples_between(self, begin_s: float, end_s: float) -> float:
-        """Return the samples done in a span; a call that straddles an edge counts by its share inside.
+        """Return the samples done in a span; a call across an edge counts by its share inside.
 
-        Counting whole calls instead would make the rate jump by one call, which at large batches is most of a
-        window.
+        If whole calls counted, the rate would jump by one call, which is most of a window when batches are large.
         """
         inside = np.clip(np.minimum(self.end_s, end_s) - np.maximum(self.start_s, begin_s), 0.0, None)
         took = np.maximum(self.end_s - self.start_s, np.finfo(np.float64).tiny)
@@ -69,21 +71,21 @@ def latency_summary(latency_ms: Floats) -> dict[str, float]:
     return summary | {"min": float(np.min(latency_ms)), "max": float(np.max(latency_ms))}
 
 
-def percentile_curve(latency_ms: Floats) -> list[list[float]]:
-    """Return ``[[percentile, ms], ...]`` of the raw values, from the least to the largest."""
-    return [[float(p), float(ms)] for p, ms in zip(CURVE, np.percentile(latency_ms, CURVE), strict=True)]
+def percentile_curve(latency_ms: Floats) -> tuple[tuple[float, float], ...]:
+    """Return (percentile, ms) pairs of the raw values, from the smallest to the largest."""
+    return tuple((float(p), float(ms)) for p, ms in zip(CURVE, np.percentile(latency_ms, CURVE), strict=True))
 
 
-def latency_histogram(latency_ms: Floats) -> dict[str, list[float]]:
-    """Return ``edges_ms`` (n + 1) and ``counts`` (n) of bins with equal ratios, which show body and tail alike.
+def latency_histogram(latency_ms: Floats) -> Histogram:
+    """Return a histogram whose edges have equal ratios, so that it shows the body and the tail alike.
 
-    The first edge is the least value and the last the largest; equal values share one bin of a thousandth's width.
+    The first edge is the smallest value and the last edge the largest. Equal values share one bin, a thousandth wide.
     """
     low, high = max(float(np.min(latency_ms)), 1e-6), float(np.max(latency_ms))
     edges = np.geomspace(low, high, _BINS + 1) if high > low * 1.001 else np.array([low, low * 1.001])
     edges[0], edges[-1] = min(edges[0], float(np.min(latency_ms))), max(edges[-1], high)  # geomspace rounds
     counts, _ = np.histogram(latency_ms, edges)
-    return {"edges_ms": [float(edge) for edge in edges], "counts": [int(count) for count in counts]}
+    return Histogram(tuple(float(edge) for edge in edges), tuple(int(count) for count in counts))
 
 
 def window_rates(calls: Calls, begin_s: float, end_s: float, windows: int) -> list[float]:
@@ -102,19 +104,19 @@ def window_values(values: Floats, name: str, windows: int) -> list[float]:
     return [float(np.percentile(part, PERCENTILES[name])) for part in parts]
 
 
-def interval_95(values: Sequence[float]) -> tuple[float, float]:
+def interval_95(values: Sequence[float]) -> Interval:
     """Return the 95 % confidence interval of the mean of 2 to 30 values, by Student's t."""
     mean = float(np.mean(values))
     half = _t95(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return mean - half, mean + half
 
 
-def repeat_interval_95(figure: float, windows: Sequence[float]) -> tuple[float, float]:
+def repeat_interval_95(figure: float, windows: Sequence[float]) -> Interval:
     """Return where a second run's ``figure`` falls 19 times in 20, on the same host in the same state.
 
-    A prediction interval, not one of confidence: the second run varies as the first one did, so its half is
-    t * s * sqrt(2 / n) for ``windows`` of standard deviation s (Hahn and Meeker, Statistical Intervals, 4.7), and in
-    quadrature the same of ``BETWEEN_RUNS``. Never below 0.
+    This is a prediction interval, not a confidence interval: the second run varies as the first one did. Its half width
+    is t * s * sqrt(2 / n) for n ``windows`` of standard deviation s (Hahn and Meeker, Statistical Intervals, 4.7), and
+    ``BETWEEN_RUNS`` is added in quadrature. The lower end is never below 0.
     """
     if len(windows) < 2:
         return 0.0, math.inf
@@ -124,12 +126,12 @@ def repeat_interval_95(figure: float, windows: Sequence[float]) -> tuple[float, 
     return max(figure - half, 0.0), figure + half
 
 
-def bootstrap_95(values: Floats, names: Sequence[str] = INTERVAL_STATISTICS) -> dict[str, tuple[float, float]]:
+def bootstrap_95(values: Floats, names: Sequence[str] = INTERVAL_STATISTICS) -> dict[str, Interval]:
     """Return the 95 % confidence interval of each statistic of a series in time order, "mean" or a percentile.
 
-    Block bootstrap (Kuensch 1989, not overlapping): neighbouring latencies depend on each other, in a queue above all,
-    so whole blocks are drawn, at most 30 of them and each much longer than the dependence. The spread is widened by
-    Student's t for that number of blocks. Reproducible: the draws have a fixed seed.
+    Neighbouring latencies depend on each other, above all in a queue, so whole blocks are drawn (block bootstrap
+    without overlap, Kuensch 1989). There are at most 30 blocks, and each is much longer than the dependence. The spread
+    is widened by Student's t for that number of blocks. The draws have a fixed seed, so results repeat.
     """
     blocks = min(_BLOCKS, len(values) // _LEAST_IN_BLOCK)
     if blocks < 2:
@@ -145,7 +147,7 @@ def bootstrap_95(values: Floats, names: Sequence[str] = INTERVAL_STATISTICS) -> 
     for row, weights in enumerate(draws):
         if "mean" in names:
             found[row, list(names).index("mean")] = float(weights @ sums) / float(weights @ sizes)
-        # The percentile of the drawn blocks without sorting them again: the weights, in order of the values.
+        # The values are sorted once; the weights, in that order, give the percentile of the drawn blocks.
         running = np.cumsum(weights[block_of])
         found[row, columns] = ordered[np.searchsorted(running, shares * running[-1])]
     figures = latency_summary(values)

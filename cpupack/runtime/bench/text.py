@@ -1,7 +1,8 @@
-"""A bench result as lines for a terminal: the same figures as its JSON."""
+"""Shows the object of ``bench --json`` as lines for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import compare as bench_compare
@@ -10,7 +11,7 @@ _SHOWN = ("p50", "p90", "p99", "max")
 
 
 def _each(result: dict[str, Any]) -> str:
-    """Return what each instance takes; results of older packages do not say."""
+    """Return the memory of each instance; results of older packages do not have it."""
     each, shared = result.get("memory_per_instance_bytes"), result.get("memory_shared_bytes")
     if each is None:
         return ""
@@ -18,7 +19,7 @@ def _each(result: dict[str, Any]) -> str:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Return the result as lines for a terminal."""
+    """Return a result (the object of ``bench --json``) as lines for a terminal."""
     manifest, machine = result["manifest"], result["host"]
     cold, memory, quota = result["cold_start_ms"], result["peak_memory_bytes"], machine["cgroup_quota"]
     rows = [("setting", setting_text(result)), *_figures(result)]
@@ -130,17 +131,18 @@ def _server(served: dict[str, Any], found: dict[str, Any] | None) -> list[tuple[
 def _peak(found: dict[str, Any]) -> str:
     bound = f"p99 within {found['max_latency_ms']:g} ms"
     if not found["rate_per_s"]:
-        return f"no rate tried keeps {bound}; the lowest that failed is {found['fails_at_per_s']:,.1f}/s"
+        return f"no rate that was tried keeps {bound}; the lowest that failed is {found['fails_at_per_s']:,.1f}/s"
     text = f"{found['rate_per_s']:,.1f} requests/s with {bound}"
     if found["fails_at_per_s"]:
         text += f"; {found['fails_at_per_s']:,.1f}/s fails (tolerance {found['tolerance']:.0%})"
     return f"{text}; {len(found['runs'])} runs"
 
 
-def setting_text(row: dict[str, Any]) -> str:
+def setting_text(row: Mapping[str, Any]) -> str:
     """Return ``2 instances x 1 thread, batch 8``."""
-    instances, threads = row["instances"], row["threads"]
-    return (
-        f"{instances} instance{'s' * (instances != 1)} x {threads} thread{'s' * (threads != 1)}, "
-        f"batch {row['batch_size']}"
-    )
+    return f"{layout_text(row['threads'], row['instances'])}, batch {row['batch_size']}"
+
+
+def layout_text(threads: int, instances: int) -> str:
+    """Return ``2 instances x 1 thread``."""
+    return f"{instances} instance{'s' * (instances != 1)} x {threads} thread{'s' * (threads != 1)}"

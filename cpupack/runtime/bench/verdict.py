@@ -1,4 +1,4 @@
-"""Whether a measurement can be believed: what else the machine did meanwhile, and how steady it was."""
+"""Judges whether a measurement can be believed: what else the machine did meanwhile, and how steady it was."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_STOLEN = 0.01
 MAX_THROTTLED = 0.01
 """Share of the measured time that the control group may hold the process back."""
 MAX_CLOCK_CHANGE = 0.10
-"""Change of the CPUs' frequency from the begin of the measured time to its end, as a share."""
+"""Change of the CPUs' frequency from the start of the measured time to its end, as a share."""
 MIN_SERVED = 0.95
 """Share of the offered rate that a server must keep up with while requests arrive."""
 MAX_LATE_SHARE = 0.10
@@ -42,7 +42,7 @@ class Counters:
 
     ``busy_s`` and ``stolen_s`` are of the allowed CPUs and all processes, None where there is no /proc/stat;
     ``own_s`` is this process's CPU time. Page faults are this process's, without I/O (minor) and with (major);
-    ``cpu_mhz`` is the mean frequency of the allowed CPUs, None where the kernel does not tell.
+    ``cpu_mhz`` is the mean frequency of the allowed CPUs, None where the kernel does not report it.
     """
 
     wall_s: float
@@ -75,7 +75,7 @@ def read_counters(probe: HostProbe, cpus: frozenset[int]) -> Counters:
 
 
 def disturbances(before: Counters, after: Counters, cpus: int) -> list[str]:
-    """Return a sentence for each thing outside the process that spoils what was measured between the two."""
+    """Return a sentence for each thing outside the process that spoils the measurement between the two moments."""
     wall_s = after.wall_s - before.wall_s
     available_s = wall_s * cpus
     if available_s <= 0:
@@ -100,7 +100,7 @@ def disturbances(before: Counters, after: Counters, cpus: int) -> list[str]:
         change = after.cpu_mhz / before.cpu_mhz - 1
         if abs(change) > MAX_CLOCK_CHANGE:
             found.append(
-                f"CPU frequency moved: {before.cpu_mhz:,.0f} MHz at the begin, {after.cpu_mhz:,.0f} MHz at the end "
+                f"CPU frequency moved: {before.cpu_mhz:,.0f} MHz at the start, {after.cpu_mhz:,.0f} MHz at the end "
                 f"(limit {MAX_CLOCK_CHANGE:.0%}); let the host warm up or fix its clock"
             )
     return found
@@ -112,9 +112,9 @@ def weaknesses(calls: int, min_calls: int, duration_s: float, rates: Sequence[fl
 
 
 def too_short(calls: int, min_calls: int, duration_s: float, unit: str = "calls") -> list[str]:
-    """Return a sentence for each way in which a measurement is too short to say anything."""
+    """Return a sentence for each way in which a measurement is too short."""
     found = []
-    if duration_s < 0.99 * MIN_DURATION_S:  # the first call starts microseconds after the clock does
+    if duration_s < 0.99 * MIN_DURATION_S:  # the first call starts some microseconds after the clock
         found.append(f"too short: measured {duration_s:.2f} s (at least {MIN_DURATION_S:g} s)")
     if calls < min_calls:
         found.append(f"too short: {calls} {unit} (at least {min_calls}); {_MORE[unit]}")
@@ -122,7 +122,7 @@ def too_short(calls: int, min_calls: int, duration_s: float, unit: str = "calls"
 
 
 def unsteady(values: Sequence[float], of: str) -> list[str]:
-    """Return a sentence when a figure differs too much between equal windows, so that the host was noisy."""
+    """Return a sentence when a figure differs too much between equal windows, because the host was noisy."""
     mean = sum(values) / len(values) if values else 0.0
     spread = (max(values) - min(values)) / mean if mean > 0 else 0.0
     if spread <= MAX_WINDOW_SPREAD:
@@ -139,28 +139,29 @@ def unsettled(stable: bool, warmup_s: float) -> list[str]:
 
 
 def overload(offered_per_s: float, served_per_s: float, unserved: int) -> list[str]:
-    """Return a sentence when requests came faster than they were served, so that latency grows with the duration."""
+    """Return a sentence when requests came faster than they were served, so latency grows with the duration."""
     if served_per_s >= MIN_SERVED * offered_per_s and not unserved:
         return []
     left = f", {unserved:,} requests were never served" if unserved else ""
     return [
         f"overloaded: {served_per_s:,.1f} of {offered_per_s:,.1f} requests a second were served{left}; the queue grew "
-        "as long as requests came, so the latencies say how long that was; lower --rate"
+        "for as long as requests came, so the latencies depend on the duration; lower --rate"
     ]
 
 
 def late_generator(late_ms: float, latency_ms: float) -> list[str]:
-    """Return a sentence when the load generator, not the model, is a good part of the median latency."""
+    """Return a sentence when the load generator, not the model, makes up much of the median latency."""
     if late_ms <= MAX_LATE_SHARE * latency_ms:
         return []
     return [
-        f"late load generator: the median request found an idle instance and was handed over {late_ms:.2f} ms after "
-        f"its arrival, of {latency_ms:.2f} ms in all (limit {MAX_LATE_SHARE:.0%}); leave a CPU free for it"
+        f"late load generator: requests that found an idle instance were handed over {late_ms:.2f} ms after their "
+        f"arrival (median), and the median latency is {latency_ms:.2f} ms (limit {MAX_LATE_SHARE:.0%} of it); leave a "
+        "CPU free for the load generator"
     ]
 
 
 def other_place(host: Mapping[str, Any], built_on: Mapping[str, Any], built_torch: str | None) -> list[str]:
-    """Return a sentence for each thing that makes this host another one than the build's, or an unsteady one.
+    """Return a sentence for each way in which this host differs from the build's, or is unsteady.
 
     ``host`` is ``host.describe()``; ``built_on`` the manifest's ``build.host``; ``built_torch`` its torch version.
     """

@@ -1,1 +1,1 @@
-"""Says which load a host carries, from the tuned table and queueing; measures nothing."""
+"""Says which load a host carries, from the tuned table and a model of queues. Measures nothing."""

@@ -1,11 +1,11 @@
-"""How long requests wait: random arrivals, a few instances, calls of constant time that take several requests at once.
+"""Simulates how long requests wait for instances whose calls take a constant time and several requests at once.
 
 The model is that of ``bench --scenario server``: requests arrive as a Poisson process; an instance that is free takes
 what waits, first come, first served, and at most ``batch_size`` of it (the largest full size of
 ``server.shapes_up_to``); a call takes as long as the tuning measured. With batches of one that is the queue M/D/c,
-which has exact results (Tijms, A First Course in Stochastic Models, 2003, 9.6.2); with bulk service there is none as
-simple (Chaudhry and Templeton, A First Course in Bulk Queues, 1983), so it is simulated, with the same arrivals every
-time.
+which has exact results (Tijms, A First Course in Stochastic Models, 2003, 9.6.2); with bulk service there is no result
+as simple (Chaudhry and Templeton, A First Course in Bulk Queues, 1983), so it is simulated, with the same arrivals
+every time.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 REQUESTS = 20_000
-"""Of these, two hundred lie above the p99."""
+"""Requests of a simulation; one in a hundred lies above the p99."""
 _WARM_UP_SHARE = 0.1
-"""The first requests find an empty queue, which is not how it stays."""
+"""Share of the requests that is left out, because the first ones find an empty queue."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Loads the saved model and runs it: the native kernels or TorchScript, a pool of instances, the checks before."""
+"""Loads the saved model and runs it: the native kernels, TorchScript, the pool of instances, the host's checks."""

@@ -1,23 +1,25 @@
-"""How many of a list of samples go into one call, where any batch size serves as well as any other."""
+"""Chooses how many samples of a list go into one call, for models that run every batch size equally well."""
 
 from __future__ import annotations
 
 HAND_OVER_S = 0.0003
-"""What a call costs more when another thread runs it, with some room for a bad moment."""
+"""Extra time of a call that another thread runs, with a margin."""
 
 FILE_TURNS = 8
-"""Batches for each instance of inputs that have yet to be decoded: the first waits for all of its own, idle."""
+"""Batches for each instance at least when inputs must be decoded first: an instance is idle until its first batch is
+ready, so small batches start it sooner."""
 
 _WORTH_IT = 4
-"""Weights are read once for so many samples at least: below that a batch costs more a sample."""
+"""Smallest batch worth a call. Each call reads all weights, so a smaller batch costs more for each sample."""
 
 
 def even_size(count: int, size: int, instances: int, sample_s: float, turns: int = 1) -> int:
     """Return the batch size, at most ``size``, that keeps ``instances`` busy to the end of ``count`` samples.
 
-    All have the same number of turns, ``turns`` at least unless batches would be tiny. 96 samples by 32 on two
-    instances would leave one idle for a quarter of the time: they go by 24. Where a sample takes ``sample_s`` and
-    smaller batches win less than handing over costs, the size stays.
+    Every instance gets the same number of batches, at least ``turns`` unless batches would be tiny. For example, 96
+    samples in batches of 32 would leave one of two instances idle for a quarter of the time, so they go in batches of
+    24. ``sample_s`` is the time of one sample: where smaller batches save less than handing them over costs, the result
+    is ``size``.
     """
     needed = max(turns, -(-count // (size * instances)))
     part = max(-(-count // (needed * instances)), min(_WORTH_IT, -(-count // instances)))

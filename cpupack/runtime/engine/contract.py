@@ -1,4 +1,4 @@
-"""What a package needs of the host, checked before the model is loaded. Imports no torch."""
+"""Checks what a package needs of the host, before the model is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
 
 
 def check_cpu(manifest: Manifest, machine: str | None = None, isa: str | None = None) -> None:
-    """Raise HostError when the CPU is of another family or lacks the wheel's instruction set.
+    """Raise HostError when the CPU is of another family or lacks the instruction set that the wheel needs.
 
     ``machine`` and ``isa`` (a level of ``cpu.ISA_LEVELS``) describe the host; by default this one.
     """
@@ -45,7 +45,7 @@ def check_torch(manifest: Manifest, installed: str) -> None:
 
 
 def require_torch(manifest: Manifest, path: Path) -> None:
-    """Import torch where the model at ``path`` needs it, which takes a second or two.
+    """Import torch if the model at ``path`` needs it; that takes a second or two.
 
     Raises HostError when it cannot be imported or is outside the range the wheel was verified with.
     """
@@ -62,7 +62,7 @@ def require_torch(manifest: Manifest, path: Path) -> None:
 
 
 def model_path(package_dir: Path, manifest: Manifest) -> Path:
-    """Return the path of the package's one TorchScript file. Raises IntegrityError when it is not one."""
+    """Return the path of the package's model file. Raises IntegrityError when the manifest lists none or two."""
     names = sorted(name for name in manifest.files if name.endswith(".pt"))
     if len(names) != 1:
         raise IntegrityError(f"the manifest of {manifest.name} lists {len(names)} model files; reinstall it")
@@ -70,7 +70,7 @@ def model_path(package_dir: Path, manifest: Manifest) -> Path:
 
 
 def _satisfies(version: str, requires: str) -> bool:
-    """Compare releases only (``2.13.0+cpu`` is 2.13.0); the builder writes the clauses in numbers alone."""
+    """Return whether a version is in a range. Only releases count: ``2.13.0+cpu`` is 2.13.0."""
     match = re.match(r"\d+(?:\.\d+)*", version)
     have = _release(match.group()) if match else ()
     for clause in filter(None, (part.strip() for part in requires.split(","))):

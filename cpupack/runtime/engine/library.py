@@ -1,8 +1,8 @@
-"""cpupack's own INT8 kernels: the library beside this file, made one torch operator (``cpupack::run_1``).
+"""Loads cpupack's own INT8 kernels (``runtime/kernels/``) and registers them as one torch operator, ``cpupack::run_1``.
 
-The operator is for the whole process, as torch's operators are, and packages of several models may each bring the
-library: the first to load it serves all. Its name ends in the number of the format of the programs it runs.
-Imports torch only to load.
+torch's operators belong to the whole process, and the packages of several models may each bring the library. The first
+one that is loaded serves all. The number in the operator's name is the format of the programs that it runs. Only
+``load`` imports torch.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import Any
 from ..errors import HostError
 from ..host import cpu
 from ..manifest import hash_file
+from .prototypes import declare
 
 ENGINE = "native"
-"""The engine's name in manifests and recipes, beside those of torch."""
+"""The engine's name in manifests and recipes."""
 
 OPERATOR = "cpupack::run_1"
 LIBRARY = Path("kernels") / "cpupack_int8.x86_64.so"
 """Path of the library relative to the runtime."""
 
 MACHINE, ISA = "x86_64", "avx2"
-"""What the kernels need."""
+"""The CPU family and the least instruction set that the kernels need."""
 _PATHS = {"avx2": "avx2", "avx512": "avx2", "avx512_vnni": "vnni", "amx": "amx"}
-"""The path they take on each instruction set."""
+"""The code path that the kernels take on each instruction set."""
 
 _REMEDY = 'build the wheel again with [target.x86_64] engine = "auto", here or on a CPU like this one'
 
 
 class _Process(ModuleType):
-    """What the copies of this module in one process share; in ``sys.modules``, under a name of the format."""
+    """What all copies of this module in one process share. It is in ``sys.modules``, under a name with the format."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "The cpupack kernels that this process has loaded.")
@@ -47,16 +48,16 @@ class _Process(ModuleType):
 
 
 _NAME = f"_{OPERATOR.replace('::', '_')}"
-# Another package's copy of this class may have made it: that has the same three attributes.
+# Another package's copy of this module may have made it; that object has the same three attributes.
 _process: Any = sys.modules.setdefault(_NAME, _Process(_NAME))
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels here.
+    """The kernels on this host.
 
-    ``isa`` is the path they take (``amx``, ``vnni``, ``avx2``), ``problem`` why they do not run, or None. ``path``
-    is None where there is no library; ``loaded`` says that this process runs it.
+    ``isa`` is the code path they take (``amx``, ``vnni``, ``avx2``). ``problem`` says why they do not run, None if they
+    do. ``path`` is None where there is no library. ``loaded`` means that this process has loaded it.
     """
 
     path: str | None
@@ -67,7 +68,7 @@ class Kernels:
 
 
 def open_library() -> ctypes.CDLL:
-    """Load this package's own library, to be called without torch; of two packages each has its own.
+    """Load this package's own library, to be called without torch. Each package of a process loads its own.
 
     Raises HostError when this CPU or system cannot run it, or when there is no library.
     """
@@ -84,10 +85,15 @@ def _open(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise HostError(
-            f"the system does not load the native kernels: {error}; they need glibc 2.28 or later, and a file "
-            "system that allows programs"
+            f"the system cannot load the native kernels: {error}; they need glibc 2.28 or later, and a file "
+            "system that is not mounted noexec"
         ) from error
-    library.cpupack_isa.restype = ctypes.c_char_p
+    try:
+        declare(library)
+    except AttributeError as error:
+        raise HostError(
+            f"the native kernels {path} do not fit this package ({error}); in a checkout run: make kernels"
+        ) from error
     if library.cpupack_isa() is None:
         raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
     return library
@@ -107,7 +113,7 @@ def load() -> None:
 
 
 def set_threads(count: int) -> None:
-    """Set how many threads a call from the calling thread computes with, itself included. ``load`` comes first."""
+    """Set how many threads compute a call of the calling thread, that thread included. Call ``load`` first."""
     if count < 1:
         raise ValueError(f"count is {count}; it starts at 1")
     _process.library.cpupack_set_threads(count)
@@ -139,7 +145,7 @@ def _own_path() -> Path:
 
 
 def _problem(path: Path) -> str | None:
-    """Return what speaks against loading ``path`` here, without trying."""
+    """Return why ``path`` cannot be loaded here, None if no reason is known. Does not try to load it."""
     if cpu.machine() != MACHINE:
         return f"the native kernels are for {MACHINE} and this host is {cpu.machine()}; use its {cpu.machine()} wheel"
     isa = cpu.detect_isa()
@@ -154,12 +160,11 @@ def _register(library: ctypes.CDLL) -> None:
     """Give the library the functions of torch's C ABI that it asks for by name, and have it define the operator."""
     import torch
 
-    library.cpupack_torch_symbol.restype = ctypes.c_char_p
     names: list[str] = []
     while (name := library.cpupack_torch_symbol(len(names))) is not None:
         names.append(name.decode())
     try:
-        # By the name it was loaded under: wherever it lies, and never a second one.
+        # RTLD_NOLOAD finds the copy that torch has loaded, wherever its file is, and never loads a second one.
         libtorch = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
         functions = [ctypes.cast(libtorch[name], ctypes.c_void_p) for name in names]
     except (OSError, AttributeError) as error:

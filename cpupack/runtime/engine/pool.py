@@ -1,4 +1,4 @@
-"""Instances of the model, one thread each: who runs which batch."""
+"""Runs instances of the model, one thread each, and decides which instance runs which batch."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ _TORCH_WARM_CALLS = 3
 
 
 class InstancePool:
-    """``instances`` of one model with ``threads`` each, each served by its own thread. Parallel: calls have no GIL.
+    """``instances`` of one model with ``threads`` each. Each has a thread of its own; they run in parallel.
 
-    A model of torch's is loaded, warmed and run by that thread only: with libgomp a second master makes a second set
-    of workers, and more threads than CPUs stop spinning (25 % slower at batch 1). A program of the native kernels is
-    in memory once, and a caller that waits runs an idle instance itself (``run``).
+    Only its own thread loads, warms and runs a model of torch. With libgomp, calls from a second thread would start a
+    second set of workers, and workers stop spinning when there are more threads than CPUs (25 % slower at batch 1). A
+    native program is in memory once, and a caller that waits for its result runs an idle instance itself (``run``).
 
-    ``cpus`` are the CPUs that each instance keeps to. With a ``mask``, and where ``takes_rgb`` says so, uint8 batches
-    may have three channels, and the model gets the mask as the fourth (``inputs.mask_value``). Raises HostError when
-    ``engine`` is not to be had here or the file cannot be loaded.
+    ``cpus`` are the CPUs that each instance keeps to. Where ``takes_rgb`` is true, uint8 batches may have three
+    channels, and the kernels add ``mask`` as the fourth (``inputs.mask_value``); that needs a ``mask``. Raises
+    HostError when ``engine`` does not exist here or the file cannot be loaded, and IntegrityError when the native
+    program in the file is damaged.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class InstancePool:
             self._resident_before = _resident_bytes()
         self.is_program = isinstance(load, _NativeLoad)
         self.takes_rgb = isinstance(load, _NativeLoad) and load.mask is not None
-        # An instance bound to CPUs is bound through its thread.
+        # An instance is bound to CPUs through its own thread, so no other thread may run it then.
         self._inline = self.is_program and cpus is None
         self._workers = [_Worker() for _ in range(instances)]
         self._lock = threading.Lock()
-        self._pid = os.getpid()  # threads do not survive a fork: work queued in the child would wait for ever
-        # Daemon threads never keep the interpreter alive; the finalizer ends them in order before it goes.
+        self._pid = os.getpid()  # a forked child has no threads, so work queued there would wait for ever
+        # Daemon threads do not keep the interpreter alive. The finalizer ends them in order before it exits.
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         for number, worker in enumerate(self._workers):
             worker.start(load, cpus[number] if cpus is not None else None, f"instance-{number}")
@@ -87,17 +88,18 @@ class InstancePool:
 
     @property
     def shared_bytes(self) -> int:
-        """What all instances have together: a program, and what the kernels have made of its weights; else nothing."""
+        """Memory that all instances share: a native program and its prepared weights. 0 for a model of torch."""
         return self._program_bytes + max(
             (worker.instance.prepared_bytes() for worker in self._workers if worker.instance is not None), default=0
         )
 
     @property
     def memory_per_instance_bytes(self) -> int:
-        """What each instance takes beside ``shared_bytes``, for the batch sizes used so far.
+        """Memory of one instance without ``shared_bytes``, for the batch sizes used so far.
 
-        Known to the byte where the model is a program. torch does not tell: there it is by how much the process has
-        grown since loading began, by instance, weights included, for each instance packs its own.
+        For a native program the number is exact. torch does not report its memory, so for a model of torch it is the
+        growth of the process since loading began, divided by the instances. That includes the weights, because each
+        instance packs its own copy.
         """
         if self.is_program:
             return max(worker.instance.memory_bytes() for worker in self._workers if worker.instance is not None)
@@ -112,7 +114,7 @@ class InstancePool:
         worker = self._claim(instance) if self._inline else None
         if worker is None:
             return self.submit(batch, instance).result()
-        # Handing over to another thread and back takes 0.1 ms, which is a tenth of a small model.
+        # Handing over to another thread and back takes 0.1 ms, a tenth of the time of a small model.
         try:
             assert worker.instance is not None
             result: Batch = worker.instance.call(batch)
@@ -135,7 +137,7 @@ class InstancePool:
         return future
 
     def warm(self, batch: Any, calls: int | None = None) -> None:
-        """Run ``batch`` ``calls`` times on every instance; None means as often as the first calls are slow."""
+        """Run ``batch`` on every instance ``calls`` times; None means as many times as calls are slow at first."""
         count = calls or (1 if self.is_program else _TORCH_WARM_CALLS)
         waiting = [self.submit(batch, number) for number in range(self.instances) for _ in range(count)]
         for future in waiting:
@@ -157,7 +159,7 @@ class InstancePool:
         self.close()
 
     def _claim(self, instance: int | None) -> _Worker | None:
-        """Return an instance that nobody uses, for the caller to run and then give back; None when all are busy."""
+        """Return an idle instance, which the caller runs and then gives back, or None when all are busy."""
         with self._lock:
             if not self._finalizer.alive:
                 raise RunnerError("the runner is closed")
@@ -174,7 +176,7 @@ class InstancePool:
 
 @dataclass(frozen=True)
 class _Instance:
-    """A loaded model: how to call it, what its memory is, its own and what all have together, how to end it."""
+    """A loaded model: how to call it, how much memory it has alone and shared with the others, how to close it."""
 
     call: Callable[[Any], Any]
     memory_bytes: Callable[[], int]
@@ -221,9 +223,9 @@ class _TorchLoad:
 
 @dataclass
 class _Worker:
-    """One thread and its queue. It has no reference to the pool, so a forgotten pool can be collected.
+    """One thread and its queue. It has no reference to the pool, so that an unused pool can be collected.
 
-    ``turn`` belongs to whoever runs the instance; ``pending`` counts its batches, queued and running.
+    ``turn`` is held by the thread that runs the instance. ``pending`` counts its batches, queued and running.
     """
 
     tasks: queue.SimpleQueue[tuple[Future[Any], Any] | None] = field(default_factory=queue.SimpleQueue)
@@ -259,7 +261,7 @@ def _serve(worker: _Worker, load: _Loader, cpus: tuple[int, ...] | None) -> None
     with ExitStack() as stack:
         try:
             if cpus is not None:
-                _keep_to(cpus)  # before any thread of OpenMP's or the kernels' starts: they inherit it
+                _keep_to(cpus)  # before OpenMP or the kernels start threads, which inherit it
             worker.instance = instance = load()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
             worker.ready.set_exception(error)
@@ -276,7 +278,7 @@ def _serve(worker: _Worker, load: _Loader, cpus: tuple[int, ...] | None) -> None
                     del result
                 except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
                     future.set_exception(error)
-            del task, future, batch  # else the last batch would live until the next one comes
+            del task, future, batch  # else the last batch would stay in memory until the next one comes
 
 
 def _close(worker: _Worker, instance: _Instance) -> None:
@@ -288,4 +290,4 @@ def _keep_to(cpus: tuple[int, ...]) -> None:
     try:
         os.sched_setaffinity(0, cpus)  # of the calling thread alone
     except OSError as error:
-        raise HostError(f"the plan's CPUs {', '.join(map(str, cpus))} are not to be had here: {error}") from error
+        raise HostError(f"the plan's CPUs {', '.join(map(str, cpus))} cannot be used here: {error}") from error

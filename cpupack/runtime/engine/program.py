@@ -1,16 +1,15 @@
 """A saved model that is one program of the native kernels, run without torch.
 
-TorchScript files are zip archives of stored members: the model's code as text, its constants as plain bytes. Where the
-code is a call of the operator and nothing else, the program is all there is to the model, and the kernels take it from
-ctypes: no torch is imported, which is most of a start, and a call costs microseconds beside the kernels.
+``model.pt`` is a TorchScript file, which is a zip archive. Where the model is a program and nothing else, the build
+adds the small JSON record ``extra/cpupack-program.json``, which names the record that holds the program. The runner
+reads that record and hands it to the kernels through ctypes. It never imports torch, which would take most of the
+start. ``torch.jit.load`` opens the same file, and the program is stored once.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
+import json
 import mmap
-import re
 import struct
 import zipfile
 from dataclasses import dataclass
@@ -20,32 +19,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import HostError, RunnerError
+from ..errors import HostError, IntegrityError, RunnerError
 from . import library as native_library
 
 _MAGIC = 0x314B5043
 _FIELDS = struct.Struct("<10i8xq")
-"""Of ``struct cpupack_header`` (kernels/engine/program.h): what comes before ``constants``, but ``identity``."""
+"""The fields of ``struct cpupack_header`` (kernels/engine/program.h) before ``constants``, without ``identity``."""
 
 _MASKED_WIDTH = 4096
 """``CPUPACK_MASKED_WIDTH`` of kernels/engine/program.h."""
 
-_FORWARD = re.compile(
-    r"def forward\(self: [\w.]+,\s*(?P<given>\w+): Tensor\) -> Tensor:\s*"
-    r"(?:(?P<dense>\w+) = torch\.contiguous\((?P=given), memory_format=2\)\s*)?"
-    r"(?P<result>\w+) = ops\.cpupack\.run_1\((?P<input>\w+), CONSTANTS\.c0, \d+\)\s*"
-    r"return (?P=result)\s*\Z"
-)
-"""TorchScript's text of ``run_1(x.contiguous(memory_format=torch.channels_last), program, outputs)``."""
+PROGRAM_NOTE = "cpupack-program.json"
+"""Name of the record below ``extra/`` that says where the program is."""
+_NOTE_SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Program:
-    """A program in memory: uint8, and what it takes and gives.
+    """A program in memory (uint8), its inputs and its outputs.
 
-    ``pixel_shape`` and ``float_shape`` are of one input, channels first, None where the program takes none of that
-    kind; ``outputs`` is the number of float32 results for each. ``bytes_each`` is the memory that each sample of a
-    batch takes while it is computed.
+    ``pixel_shape`` and ``float_shape`` are the shapes of one input, channels first, None where the program does not
+    take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
+    sample of a batch needs while it is computed.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -56,56 +51,76 @@ class Program:
 
     @property
     def takes_rgb(self) -> bool:
-        """Whether it can be called with RGB and the value of the fourth channel."""
+        """Whether it can be called with RGB pixels and the value of the fourth channel."""
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= _MASKED_WIDTH
 
 
+def note_text(record: str) -> str:
+    """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``."""
+    return json.dumps({"schema": _NOTE_SCHEMA, "record": record}, sort_keys=True)
+
+
 def is_program(path: Path, engine: str) -> bool:
-    """Return whether the saved model is a program alone. Loads nothing."""
+    """Return whether the saved model is a program and nothing else, so that it runs without torch. Loads nothing.
+
+    A file that is no archive gives False: torch then says what is wrong with it.
+    """
     if engine != native_library.ENGINE:
         return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return _member(archive) is not None
+            return _note_name(archive) is not None
     except (OSError, zipfile.BadZipFile):
-        return False  # whoever loads it says what is wrong with it
+        return False
 
 
 def read_program(path: Path) -> Program:
-    """Read the program of a saved model for which ``is_program``. Raises HostError when it is damaged."""
+    """Read the program of a saved model for which ``is_program`` is true.
+
+    Raises IntegrityError when the archive, the record that names the program, or the program itself is missing or
+    damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive)
-        if member is None:
-            raise HostError(f"{path} is not a program alone; load it with torch")
         return _parse(_read_stored(path, member))
     except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
-        raise HostError(f"the native kernels cannot load {path}: {error}") from error
+        raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
 
-def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo | None:
-    """Return the archive's one constant when its code does nothing but run it."""
-    names = archive.namelist()
-    constants = [name for name in names if re.search(r"^[^/]+/constants/\d+$", name)]
-    codes = [name for name in names if re.search(r"^[^/]+/code/.*\.py$", name)]
-    if len(constants) != 1 or len(codes) != 1:
-        return None
-    text = archive.read(codes[0]).decode("utf-8", errors="replace")
-    found = _FORWARD.search(text)
-    if found is None or text.count("def ") != 1 or found["input"] != (found["dense"] or found["given"]):
-        return None
-    member = archive.getinfo(constants[0])
-    return member if member.compress_type == zipfile.ZIP_STORED else None
+def _note_name(archive: zipfile.ZipFile) -> str | None:
+    """Return the full name of ``PROGRAM_NOTE`` in the archive, None without one. torch puts all below one folder."""
+    ending = f"/extra/{PROGRAM_NOTE}"
+    names = [name for name in archive.namelist() if name.endswith(ending)]
+    return names[0] if len(names) == 1 and names[0].count("/") == 2 else None
+
+
+def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    """Return the record that holds the program. Raises ValueError when the archive does not name one that it has."""
+    note_name = _note_name(archive)
+    if note_name is None:
+        raise ValueError(f"it has no record extra/{PROGRAM_NOTE}, so the model needs torch")
+    note = json.loads(archive.read(note_name))
+    record = note.get("record") if isinstance(note, dict) else None
+    if not isinstance(record, str) or note.get("schema") != _NOTE_SCHEMA:
+        raise ValueError(f"extra/{PROGRAM_NOTE} does not name a record: {note!r}")
+    try:
+        member = archive.getinfo(f"{note_name.partition('/')[0]}/{record}")
+    except KeyError:
+        raise ValueError(f"its record {record}, which should hold the program, is missing") from None
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its record {record} is compressed")
+    return member
 
 
 def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
-    """Read a member as it lies in the file, into large pages: a model's weights are walked through at every call.
+    """Read a record that is stored uncompressed, into large pages, because every call walks through all weights.
 
-    Not through ``zipfile``, whose checksum takes longer than reading: the runner hashes files before.
+    Does not use ``zipfile``, whose checksum takes longer than reading. The runner has hashed the whole file before.
     """
     with path.open("rb") as file:
         file.seek(member.header_offset)
-        header = file.read(30)  # of a local file: fixed fields, then its name and its extra field
+        header = file.read(30)  # the fixed part of a local file header; then come its name and its extra field
         name_bytes, extra_bytes = struct.unpack("<26xHH", header)
         file.seek(name_bytes + extra_bytes, 1)
         memory = mmap.mmap(-1, max(1, member.file_size))
@@ -136,7 +151,7 @@ class Session:
     """
 
     def __init__(self, program: Program, threads: int) -> None:
-        self._program, self._library = program, _library()
+        self._program, self._library = program, native_library.open_library()
         self._run = self._library.cpupack_run
         self._code = program.memory.ctypes.data
         self._session = self._library.cpupack_new_session(threads)
@@ -146,8 +161,8 @@ class Session:
     def __call__(self, batch: npt.NDArray[Any], mask: int | None = None) -> npt.NDArray[np.float32]:
         """Run uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``; returns float32 ``(n, outputs)``.
 
-        With a ``mask`` (0..255) the batch is RGB, and the mask is put behind it as the fourth channel. Memory in the
-        order of channels_last is read as it is, any other is copied. Raises RunnerError for a batch that the program
+        With a ``mask`` (0..255) the batch is RGB, and the kernels add the mask as the fourth channel. A batch in
+        channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
         does not take.
         """
         program = self._program
@@ -156,7 +171,7 @@ class Session:
             raise RunnerError(f"the model does not take {batch.dtype}")
         if mask is not None:
             if not program.takes_rgb:
-                raise RunnerError("the model takes no pixels of three channels")
+                raise RunnerError("the model does not take pixels of three channels")
             shape = (3, *shape[1:])
         if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
             raise RunnerError(
@@ -177,12 +192,12 @@ class Session:
 
     @property
     def memory_bytes(self) -> int:
-        """What the activations of the batch sizes used so far take."""
+        """Memory of the activations, for the batch sizes used so far."""
         return int(self._library.cpupack_session_bytes(self._session)) if self._session else 0
 
     @property
     def prepared_bytes(self) -> int:
-        """What the kernels have made of the program's weights, once for all sessions."""
+        """Memory of the weights that the kernels have prepared from the program, once for all sessions."""
         return int(self._library.cpupack_prepared_bytes(self._session)) if self._session else 0
 
     def close(self) -> None:
@@ -190,24 +205,3 @@ class Session:
         session, self._session = self._session, None
         if session:
             self._library.cpupack_end_session(session)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    library = native_library.open_library()
-    library.cpupack_new_session.restype = ctypes.c_void_p
-    library.cpupack_new_session.argtypes = (ctypes.c_int,)
-    library.cpupack_end_session.restype = None
-    library.cpupack_end_session.argtypes = (ctypes.c_void_p,)
-    library.cpupack_session_bytes.restype = ctypes.c_int64
-    library.cpupack_session_bytes.argtypes = (ctypes.c_void_p,)
-    library.cpupack_prepared_bytes.restype = ctypes.c_int64
-    library.cpupack_prepared_bytes.argtypes = (ctypes.c_void_p,)
-    library.cpupack_error.restype = ctypes.c_char_p
-    library.cpupack_error.argtypes = (ctypes.c_int,)
-    library.cpupack_run.restype = ctypes.c_int
-    library.cpupack_run.argtypes = (
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
-        ctypes.c_int64, ctypes.c_void_p,
-    )  # fmt: skip
-    return library

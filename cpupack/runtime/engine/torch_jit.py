@@ -1,4 +1,4 @@
-"""A saved TorchScript model, loaded and called with torch: the only place in a wheel that touches ``torch.jit``."""
+"""Loads and calls a saved TorchScript model. This is the only place in a wheel that uses ``torch.jit``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from . import library
 
 
 def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
-    """Load the model on the thread that will serve it, with ``threads`` OpenMP threads, and return how to call it.
+    """Load the model on the thread that will serve it, with ``threads`` OpenMP threads. Returns a function to call it.
 
-    The call takes a batch ``(n, *input_shape)``, a tensor or an array, and returns one of that kind. Raises HostError
-    when torch cannot load the file.
+    The function takes a batch ``(n, *input_shape)``, a tensor or an array, and returns one of that kind. Raises
+    HostError when torch cannot load the file.
     """
     torch.set_num_threads(threads)
     if engine == library.ENGINE:
@@ -65,7 +65,7 @@ def check_engine(engine: str) -> None:
 
 
 def first_cause(error: BaseException) -> str:
-    """Return the line of a torch error that says what happened (the TorchScript interpreter puts it last)."""
+    """Return the line of a torch error that says what happened; the TorchScript interpreter puts it last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for line in reversed(lines):
         kind, colon, text = line.partition(": ")
@@ -75,15 +75,15 @@ def first_cause(error: BaseException) -> str:
 
 
 def _shareable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Copy what torch cannot share: read-only memory and negative strides."""
+    """Return the array, copied if torch cannot share its memory (read-only, or negative strides)."""
     return array if array.flags.writeable and min(array.strides, default=0) >= 0 else array.copy()
 
 
 class _EngineGate:
-    """Lets calls of one engine through together and keeps those of another out meanwhile.
+    """Lets calls of one engine run at the same time, and makes calls of another engine wait.
 
-    ``torch.backends.quantized.engine`` is one setting for the process, read when weights are packed and again
-    by ``quantized::conv2d_add``. Two wheels built for different engines can so serve from one process.
+    ``torch.backends.quantized.engine`` is one setting for the process. torch reads it when it packs weights, and again
+    in ``quantized::conv2d_add``. With this gate, two wheels built for different engines can serve from one process.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class _EngineGate:
                     self._changed.notify_all()
 
     def _may_enter(self, engine: str) -> bool:
-        # One that could join lets the others go first when they queue, else a busy engine would starve them.
+        # A call that could join waits when calls of another engine wait, or a busy engine would starve them.
         others = any(count for name, count in self._waiting.items() if name != engine)
         return not self._active or (self._engine == engine and not others)
 
@@ -121,23 +121,23 @@ def _set_engine(engine: str) -> None:
         return
     torch.backends.quantized.engine = engine
     if torch.backends.quantized.engine != engine:
-        raise HostError(f"torch did not take engine {engine!r}; it is {torch.backends.quantized.engine!r}")
+        raise HostError(f"torch did not accept engine {engine!r}; it still uses {torch.backends.quantized.engine!r}")
 
 
 _gate = _EngineGate()
 
 
 def _engine_set(engine: str) -> AbstractContextManager[None]:
-    """Return the block in which a model of ``engine`` may load and run. The native kernels do not read the setting."""
+    """Return the context in which a model of ``engine`` may load and run. The native kernels need none."""
     return nullcontext() if engine == library.ENGINE else _gate.hold(engine)
 
 
 class _DeprecationsSilenced:
-    """Silences two warnings of loading that ask the wheel's author, not its user, to change something.
+    """Silences two deprecation warnings of loading, which concern the wheel's author and not its user.
 
-    ``torch.jit.load`` warns in Python. The first quantized tensor warns once in C++, and from the model that
-    would go straight to stderr; made here, from Python, it passes through Python's filters. Filters belong to
-    the process, so loading threads take turns.
+    ``torch.jit.load`` warns in Python. The first quantized tensor of a process warns once in C++. If the model made
+    that tensor, the warning would go straight to stderr. Made here, from Python, it passes through Python's filters.
+    Filters belong to the process, so threads that load take turns.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""What this machine is: its CPU, cores, limits and clock."""
+"""Describes this machine: its CPU, cores, limits and clock."""

@@ -1,6 +1,6 @@
-"""What the control groups allow this process: CPU quota, CPU set, and how often it was throttled.
+"""Reads what the control groups allow this process: CPU quota, CPU set, and how often it was throttled.
 
-Both versions are read, on hybrid hosts together, from the kernel's files under an injectable ``root``
+Both versions are read from the kernel's files under ``root``, and on hybrid hosts both apply
 (Documentation/admin-guide/cgroup-v1/cgroups.rst and cgroup-v2.rst of the Linux sources). A limit holds for
 everything below it, so each file is read in the process's own group and in every group above that is visible.
 """
@@ -28,7 +28,7 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """Return the CPUs' worth of time a period allows, the least of all levels; None without a limit."""
+    """Return how many CPUs' worth of time the quota allows, the smallest of all levels; None without a limit."""
     found = [_quota_v1(group) for group in _groups(root, "cpu")] + [_quota_v2(group) for group in _groups(root, "")]
     limits = [quota for quota in found if quota is not None]
     return min(limits) if limits else None
@@ -79,8 +79,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
     if path is None or mount is None:
         return []
     mounted_at, mounted_group = mount
-    # Inside a container the kernel may name a group that lies outside the mounted part; then the mount is its
-    # own.
+    # Inside a container the kernel may name a group outside the mounted part. Then the mount is the process's group.
     inner = path.relative_to(mounted_group) if path.is_relative_to(mounted_group) else PurePosixPath()
     if not (mounted_at / inner).is_dir():
         inner = PurePosixPath()

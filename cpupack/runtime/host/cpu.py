@@ -1,4 +1,4 @@
-"""Which CPU this is: family and instruction set, read from the kernel."""
+"""Finds the CPU's family and instruction set, as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ISA_LEVELS = ("avx2", "avx512", "avx512_vnni", "amx")
-"""Instruction sets of x86-64 that change what INT8 may do, each containing the one before it."""
+"""Instruction sets of x86-64 that matter for INT8. Each contains the one before it."""
 
 _FLAGS = {
     "avx2": {"avx2", "fma"},
@@ -53,7 +53,7 @@ def cpu_id() -> str:
 
 
 def machine() -> str:
-    """Return ``x86_64`` or ``aarch64`` (or what the kernel says of another family)."""
+    """Return ``x86_64`` or ``aarch64``, or the kernel's name of another family."""
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
 
 

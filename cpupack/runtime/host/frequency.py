@@ -1,4 +1,4 @@
-"""How fast the CPUs' clock runs, where the kernel tells."""
+"""Reads the frequency of the CPUs' clock, where the kernel reports it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from . import cgroup
 
 _MOST_READ = 16
-"""CPUs asked: reading the frequency of one may interrupt it."""
+"""Most CPUs that are read, because reading the frequency of a CPU may interrupt it."""
 
 
 def cpu_mhz(root: Path, cpus: Iterable[int]) -> float | None:
-    """Return the mean frequency of ``cpus`` in MHz now, None where it is not told.
+    """Return the mean frequency of ``cpus`` in MHz now, None where the kernel does not report it.
 
-    From cpufreq (Documentation/admin-guide/pm/cpufreq.rst of the Linux sources); without it from ``/proc/cpuinfo``,
-    where a virtual machine names one constant.
+    It is read from cpufreq (Documentation/admin-guide/pm/cpufreq.rst of the Linux sources), and without that from
+    ``/proc/cpuinfo``, where a virtual machine shows a constant.
     """
     wanted = sorted(cpus)[:_MOST_READ]
     found = []

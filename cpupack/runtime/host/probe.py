@@ -1,4 +1,4 @@
-"""The machine a result belongs to, and how much of it this process may use. No torch is imported here."""
+"""Describes this machine, and how much of it this process may use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
 class CpuBudget:
     """How many cores this process may keep busy, and every limit that went into it.
 
-    ``usable`` is the least of ``affinity`` (CPUs the scheduler allows), ``cpuset`` (CPUs of the control
+    ``usable`` is the smallest of ``affinity`` (CPUs the scheduler allows), ``cpuset`` (CPUs of the control
     group), ``quota`` rounded down but at least 1 (CPUs' worth of time), and ``physical`` (cores without SMT
     siblings among the allowed CPUs). None means no such limit. ``cpus`` are the allowed CPUs.
     """
@@ -47,14 +47,14 @@ class CpuBudget:
 
     @property
     def most(self) -> int:
-        """The threads that may run at once when SMT siblings work too: at most twice ``usable``."""
+        """The most threads that may run at once when SMT siblings are used too."""
         limits = [len(self.cpus), 2 * self.physical]
         limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
         return max(self.usable, min(limits))
 
     @property
     def reason(self) -> str:
-        """One clause that names every limit, the binding ones first, as ``info`` prints it."""
+        """One clause for ``info`` that names every limit, beginning with those that decide."""
         limits = [(self.affinity, f"the CPU affinity allows {self.affinity}")]
         smt = f" for {len(self.cpus)} SMT threads" if len(self.cpus) > self.physical else ""
         cores = f"{self.physical} physical core{'s' * (self.physical != 1)}"
@@ -70,7 +70,7 @@ class CpuBudget:
 
 @dataclass(frozen=True)
 class HostProbe:
-    """Reads the kernel's files under ``root``; ``affinity`` overrides the scheduler's (for made-up hosts)."""
+    """Reads the kernel's files under ``root``. ``affinity`` replaces the scheduler's, for made-up hosts."""
 
     root: Path = Path("/")
     affinity: frozenset[int] | None = None
@@ -145,9 +145,9 @@ class HostProbe:
 
 
 def fingerprint(probe: HostProbe | None = None) -> dict[str, Any]:
-    """Return what must be equal for a tuned table to be trusted: CPU name and model, cores and ISA.
+    """Return what must be equal for a tuned table to hold on this host: CPU name and model, cores and ISA.
 
-    Clouds give many CPUs one name, and Arm has none, hence ``cpu_id``.
+    ``cpu_id`` is needed because clouds give many CPUs the same name, and Arm CPUs have none.
     """
     probe = probe or HostProbe()
     return {
@@ -159,7 +159,7 @@ def fingerprint(probe: HostProbe | None = None) -> dict[str, Any]:
 
 
 def describe(probe: HostProbe | None = None, *, engine: str | None = None) -> dict[str, Any]:
-    """Return the facts of this host that a benchmark result is read with. Memory in bytes, quota in CPUs."""
+    """Return the facts of this host that a reader of a benchmark result needs. Memory in bytes, quota in CPUs."""
     probe = probe or HostProbe()
     budget = probe.budget()
     flags = cpu_info()[1]

@@ -1,4 +1,4 @@
-"""Where the usable CPUs are: cores, SMT siblings and NUMA nodes; and which of them each instance should keep to."""
+"""Finds the cores, SMT siblings and NUMA nodes of the usable CPUs, and chooses CPUs for each instance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from .cgroup import parse_cpu_list, read_text
 
 _BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
-"""With any of these an OpenMP library binds its threads itself (OpenMP 5.2, chapter 21; libgomp; libomp)."""
+"""Variables with which an OpenMP library binds its threads itself (OpenMP 5.2, chapter 21; libgomp; libomp)."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def physical_cores(root: Path, cpus: frozenset[int]) -> int:
 
 
 def spread(threads: int, instances: int, topology: Topology) -> tuple[frozenset[int], ...] | None:
-    """Return for each instance the CPUs it should keep to, None where there is one node and so nothing to choose.
+    """Return the CPUs that each instance should keep to, None where there is only one node.
 
-    Instances go to the least loaded node in turn, so that they are spread, and each keeps to the CPUs of its node:
-    its memory is then local, and the kernel balances within the node, which matters where other containers use the
-    same CPUs. An instance that no node has room for may use them all.
+    Each instance goes to the node with the least load and keeps to that node's CPUs, so its memory is local. Within
+    the node the kernel balances, which matters where other containers use the same CPUs. An instance that fits on no
+    node may use all CPUs.
     """
     if len(topology.nodes) == 1:
         return None
     load = dict.fromkeys(topology.nodes, 0)
-    crowded = threads * instances > len(topology.cpus)  # then nodes overflow whatever is done
+    crowded = threads * instances > len(topology.cpus)  # then some node is overloaded in any case
     placed = []
     for _ in range(instances):
         node = min(load, key=lambda one: ((load[one] + threads) / one.cores, one.number != topology.home, one.number))

@@ -1,1 +1,1 @@
-"""From files, bytes and arrays to the tensor that the model takes."""
+"""Turns files, bytes and arrays into the model's input."""

@@ -1,11 +1,11 @@
-"""Images to pixels as the runner serves them: like ``preprocess``, which stays the reference, in a third of the time.
+"""Turns images into pixels for the runner, in a third of the time of ``preprocess``, which stays the reference.
 
-JPEGs are decoded by simplejpeg where it is installed (libjpeg-turbo, as Pillow has it: the same pixels), without
-Pillow's copies. A large one is decoded at a half, a quarter or an eighth of its size, as libjpeg does it from the
-coefficients, if that leaves ``REDUCED_GAP`` times the size that it is resized to. Only what the crop keeps is resized.
+simplejpeg decodes JPEGs where it is installed. It uses libjpeg-turbo as Pillow does, so the pixels are the same, and it
+makes fewer copies. libjpeg decodes a large JPEG at a half, a quarter or an eighth of its size, if that leaves at least
+``REDUCED_GAP`` times the size that it is resized to. Only the part that the crop keeps is resized.
 
-Against the reference, pixels differ by ``EXACT_BOUND`` at most, or by ``REDUCED_MEAN_BOUND`` on average where the JPEG
-was decoded smaller (of 255).
+Pixels (0 to 255) differ from the reference by at most ``EXACT_BOUND``. Where a JPEG was decoded smaller, they differ by
+at most ``REDUCED_MEAN_BOUND`` on average.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ REDUCED_MEAN_BOUND = 4.0
 
 _BILINEAR = "bilinear"
 _TALL = 2
-"""Pillow resizes by rows first, but some images by columns: which ones depends on its version; none that keeps its
-proportions and is at most so many times as high as wide."""
+"""Pillow resizes rows first, but columns first for some images; which ones depends on its version. It never does so
+for an image that keeps its proportions and is at most this many times as high as wide."""
 _PROPORTIONAL = 0.02
 _LYING = {5, 6, 7, 8}
-"""The orientations that swap width and height."""
+"""EXIF orientations that swap width and height."""
 _UNREADABLE = (*preprocess.DECODER_ERRORS, Image.DecompressionBombError)
 _scratch = resize.Scratch()
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What decodes JPEGs and what resizes, each with the reason, as ``info`` shows them."""
+    """What decodes JPEGs and what resizes images, each with the reason, as ``info`` shows them."""
 
     jpeg: str
     jpeg_reason: str
@@ -58,22 +58,20 @@ def _simplejpeg() -> Any:
         module = import_module("simplejpeg")
     except ImportError:
         return None
-    return module if hasattr(module, "decode_jpeg") else None  # not some directory of that name
+    return module if hasattr(module, "decode_jpeg") else None  # a directory of that name can be imported too
 
 
 @cache
 def _library() -> Any:
     """Return the kernels' library for resizing, None where there is none for this CPU."""
     try:
-        library = native_library.open_library()
+        return native_library.open_library()
     except HostError:
         return None
-    resize.declare(library)
-    return library
 
 
 def describe(spec: PreprocessSpec) -> Decoder:
-    """Return what the images of ``spec`` go through here."""
+    """Return what decodes and resizes the images of ``spec`` on this host."""
     if _simplejpeg() is None:
         jpeg = f"Pillow {metadata.version('pillow')}"
         jpeg_reason = "simplejpeg, a fifth faster, is not installed: pip install simplejpeg"
@@ -83,8 +81,8 @@ def describe(spec: PreprocessSpec) -> Decoder:
     if spec.interpolation not in resize.FILTERS:
         return Decoder(jpeg, jpeg_reason, "Pillow", f"the kernels have no {spec.interpolation} filter")
     if _library() is None:
-        return Decoder(jpeg, jpeg_reason, "Pillow", "the native kernels are not here or not for this CPU")
-    kept = "" if spec.interpolation == _BILINEAR else ", which keeps squeezed and very tall images"
+        return Decoder(jpeg, jpeg_reason, "Pillow", "the native kernels are not in this package, or not for this CPU")
+    kept = "" if spec.interpolation == _BILINEAR else ", which still resizes squeezed and very tall images"
     return Decoder(jpeg, jpeg_reason, "native kernels", f"four times as fast as Pillow{kept}")
 
 
@@ -105,12 +103,12 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
 
 
 def _from_jpeg(data: bytes, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | None:
-    """Return the pixels of a plain JPEG, None for anything that Pillow should look at in full."""
+    """Return the pixels of a plain JPEG, None for any other image."""
     if not data.startswith(b"\xff\xd8\xff") or spec.mode != "RGB":
         return None
     try:
         image = Image.open(io.BytesIO(data))  # the header alone
-    except _UNREADABLE:  # the reference path finds it again and names it
+    except _UNREADABLE:  # the reference path fails too, and its error names the file
         return None
     if image.format != "JPEG" or image.mode not in {"RGB", "L"}:
         return None
@@ -142,7 +140,7 @@ def _decode(data: bytes, image: Image.Image, factor: int) -> npt.NDArray[np.uint
         pixels: npt.NDArray[np.uint8] = module.decode_jpeg(
             data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=factor, buffer=buffer
         )
-    except ValueError:  # damaged in some way: Pillow says how, or shows what is left
+    except ValueError:  # damaged: Pillow says how, or decodes what is left
         return None
     return pixels
 
@@ -154,9 +152,10 @@ def _reduction(size: tuple[int, int], target: tuple[int, int]) -> int:
 
 
 def _as_pillow_does(size: tuple[int, int], target: tuple[int, int], interpolation: str) -> bool:
-    """Whether the kernels, which take rows first, come to Pillow's pixels.
+    """Return whether the kernels, which resize rows first, give the same pixels as Pillow.
 
-    Between rows and columns values are rounded to bytes, and with negative factors clipped: there the order shows.
+    Between rows and columns, values are rounded to bytes, and clipped if the filter has negative factors. So the order
+    of rows and columns matters.
     """
     if interpolation == _BILINEAR:
         return True
@@ -187,7 +186,7 @@ def _from_pixels(
         return out
     image = Image.fromarray(pixels)
     method = preprocess.INTERPOLATIONS[spec.interpolation]
-    if spec.interpolation != _BILINEAR:  # whose factors are negative here and there: see ``resize``
+    if spec.interpolation != _BILINEAR:  # the other filters have negative factors: see ``_as_pillow_does``
         whole = image.resize((new_width, new_height), method)
         return np.array(whole.crop((left, top, left + columns, top + rows)), dtype=np.uint8)
     across, down = width / new_width, height / new_height

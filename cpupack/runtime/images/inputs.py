@@ -1,4 +1,4 @@
-"""From pixels to what the saved model takes: pixels with a mask where normalization is in the weights, else floats."""
+"""Makes the saved model's input from pixels: pixels with a mask if the weights include normalization, else floats."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .preprocess import PreprocessSpec, normalize
 
 
 def pixel_zero_point(spec: PreprocessSpec) -> int:
-    """Return the pixel value that counts as 0, the mean pixel: convolutions pad with it."""
+    """Return the pixel value that stands for 0: the mean pixel, with which convolutions pad."""
     return min(max(round(255 * sum(spec.mean) / len(spec.mean)), 0), 255)
 
 
 def mask_value(spec: PreprocessSpec) -> int:
     """Return the value of the mask channel inside the image.
 
-    Its weight carries what the zero point leaves of the channels' means. The further the value is from the zero point,
-    the smaller that weight and the worse its rounding; this is the least distance at which no such weight can exceed
-    the largest of the others.
+    The mask's weight holds the part of the channels' means that the zero point does not cover. The further the value is
+    from the zero point, the smaller that weight is, and the coarser its rounding. The value returned is the nearest one
+    whose weight cannot exceed the largest weight of the pixels.
     """
     zero_point = pixel_zero_point(spec)
     distance = max(1, math.ceil(sum(abs(zero_point - 255 * mean) for mean in spec.mean)))
@@ -48,14 +48,14 @@ def model_input(data: npt.NDArray[Any], spec: PreprocessSpec | None, *, pixel_in
 def with_mask(pixels: npt.NDArray[np.uint8], mask: int) -> npt.NDArray[np.uint8]:
     """Return uint8 ``(n, height, width, channels + 1)`` with ``mask`` as the last channel.
 
-    RGB goes by whole words, four bytes read at every third: seven times as fast as assigning slices, which matters
-    beside an INT8 model of a millisecond.
+    RGB is copied in words of four bytes, read at every third byte. That is seven times as fast as assigning slices,
+    which matters for an INT8 model that takes a millisecond.
     """
     masked = np.empty((*pixels.shape[:3], pixels.shape[3] + 1), np.uint8)
     if pixels.shape[3] == 3 and pixels.size > 3 and sys.byteorder == "little":
         flat = np.ascontiguousarray(pixels).reshape(-1)
         words = masked.reshape(-1).view(np.uint32)
-        # All but the last pixel, whose word would end one byte behind the buffer.
+        # All but the last pixel: its word would end one byte after the buffer.
         overlapping: npt.NDArray[np.uint32] = np.ndarray((words.size - 1,), np.uint32, flat, strides=(3,))
         np.bitwise_and(overlapping, np.uint32(0x00FFFFFF), out=words[:-1])
         words[:-1] |= np.uint32(mask << 24)

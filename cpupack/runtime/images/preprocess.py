@@ -1,4 +1,4 @@
-"""Image to model input: the one implementation that calibration, evaluation and the shipped runner all use.
+"""Turns images into model input: the one implementation for calibration, evaluation and the shipped runner.
 
 The semantics are those of torchvision's reference transforms on PIL images (Resize with PIL's antialiased
 filters, CenterCrop with zero padding, ToTensor, Normalize), pixel for pixel, after the EXIF orientation.
@@ -40,9 +40,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What sets an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
+"""How to turn an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
 
-# Pillow has no common root for "this file is damaged"; its decoders let all of these through.
+# Pillow has no common error for "this file is damaged"; its decoders raise all of these.
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
@@ -127,7 +127,7 @@ def decode_image(source: ImageSource) -> Image.Image:
 
 
 def read_image(source: str | Path | bytes | bytearray | memoryview) -> tuple[bytes, str]:
-    """Return an encoded image and what to call it in an error. Raises InputError that names the file."""
+    """Return an encoded image and its name for errors. Raises InputError that names the file."""
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), f"image of {len(source)} bytes"
     path = Path(source)
@@ -215,8 +215,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) without one.
 
-    Unreadable EXIF counts as none, as in every viewer: the pixels are whole. Not ``ImageOps.exif_transpose``,
-    which writes all the other tags anew and fails on any odd one.
+    Unreadable EXIF counts as none, as in every viewer, because the pixels are intact. ``ImageOps.exif_transpose`` is
+    not used: it writes all other tags again and fails on any odd one.
     """
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -256,7 +256,7 @@ def crop_size(spec: PreprocessSpec) -> tuple[int, int] | None:
 
 
 def crop_offset(size: int, crop: int) -> int:
-    """Return where a crop begins that lies in the middle."""
+    """Return where a centred crop begins."""
     return round((size - crop) / 2)
 
 

@@ -1,9 +1,9 @@
-"""RGB images resized by the native kernels with Pillow's filters, and only where the crop is.
+"""Resizes RGB images with the native kernels and Pillow's filters, only inside the crop.
 
 The factors are Pillow's (src/libImaging/Resample.c, precompute_coeffs and normalize_coeffs_8bpc), and so is the
-rounding to bytes between rows and columns. Pillow goes through some images by columns first, which rounds another way:
-with the bilinear filter results differ by one level at most, with those that have negative factors by dozens in the
-worst case (``images`` leaves such images to Pillow).
+rounding to bytes between rows and columns. Pillow resizes some images columns first, which rounds differently. With the
+bilinear filter the results then differ by one level at most. With filters that have negative factors they differ by
+dozens in the worst case, so ``fast`` leaves such images to Pillow.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Window:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Factors along one axis as the kernel reads them, and the source pixels ``begin..end`` that they reach."""
+    """Factors along one axis as the kernel reads them, and the range of source pixels that they use."""
 
     taps: _Taps
     begin: int
@@ -68,13 +68,13 @@ class _Axis:
 
 
 class Scratch(threading.local):
-    """Memory for one image at a time, of each thread its own."""
+    """Memory for one image at a time, separate for each thread."""
 
     def __init__(self) -> None:
         self._kept = np.empty(0, np.uint8)
 
     def get(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return uint8 ``(>= size,)``; what was returned before to this thread is given up."""
+        """Return uint8 ``(>= size,)``. It may be the memory that this thread got before."""
         if size > _KEPT_BYTES:
             return np.empty(size, np.uint8)
         if len(self._kept) < size:
@@ -95,7 +95,7 @@ def resize(
     """Resize RGB ``pixels`` ``(h, w, 3)``, contiguous, and write the window of it to ``out`` ``(rows, columns, 3)``.
 
     ``interpolation`` is one of ``FILTERS``, ``library`` the kernels'. Raises ValueError for arrays of another kind,
-    RuntimeError when the CPU cannot.
+    RuntimeError when the CPU cannot run the kernels.
     """
     shape = (window.rows, window.columns, 3)
     for array, wanted in ((pixels, (*pixels.shape[:2], 3)), (out, shape)):
@@ -112,14 +112,6 @@ def resize(
     )
     if failed:
         raise RuntimeError("the native kernels do not run on this CPU")
-
-
-def declare(library: ctypes.CDLL) -> None:
-    """Tell ctypes the types of the functions that ``resize`` calls."""
-    library.cpupack_resize_bytes.restype = ctypes.c_int64
-    library.cpupack_resize_bytes.argtypes = (ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_int64)
-    library.cpupack_resize.restype = ctypes.c_int
-    library.cpupack_resize.argtypes = (ctypes.c_void_p,) * 5
 
 
 @lru_cache(maxsize=256)
@@ -139,7 +131,7 @@ def _axis(size: int, resized: int, first: int, count: int, interpolation: str, *
     begins = np.zeros(whole, np.int32)
     begins[:count] = starts
     begins[count:] = starts[-1]
-    # The same numbers of taps as Pillow's would read no further; an odd last tap reads what the factor 0 takes away.
+    # Pillow's taps read no further. Where their number is odd, one more tap with the factor 0 is read.
     end = min(size, int((starts + used).max()))
     arrays = (begins, packed, pairs_of)
     taps = _Taps(count, pairs, *(array.ctypes.data for array in arrays))
@@ -165,7 +157,7 @@ def _factors(size: int, resized: int, interpolation: str) -> tuple[npt.NDArray[n
     weights = shape((positions + starts[:, None] - centers[:, None] + 0.5) * (1.0 / stretch))
     weights[positions >= counts[:, None]] = 0.0
     total = np.zeros(resized)
-    for position in positions:  # one after the other: numpy's own sum adds in another order
+    for position in positions:  # one by one as Pillow does: numpy's own sum adds in another order
         total += weights[:, position]
     weights /= total[:, None]
     return starts, (np.copysign(0.5, weights) + weights * (1 << _PLACES)).astype(np.int64)
@@ -193,4 +185,4 @@ FILTERS: dict[str, tuple[Callable[[npt.NDArray[np.float64]], npt.NDArray[np.floa
     "bicubic": (_bicubic, 2.0),
     "lanczos": (_lanczos, 3.0),
 }
-"""Each with how far it reaches, in pixels of the smaller image."""
+"""Each filter, and how far it reaches in pixels of the smaller image."""

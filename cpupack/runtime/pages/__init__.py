@@ -1,1 +1,1 @@
-"""Pages that need no network: charts, axes, and the page of a bench."""
+"""Draws charts and the bench's page. Pages are single files that need no network."""

@@ -1,4 +1,4 @@
-"""The axes of charts: where a value goes and which ticks are labelled. Values in, shares of the axis' length out."""
+"""The axes of charts: which place a value has, as a share of the axis' length, and which ticks are labelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The charts of a bench's page and of a search for settings, from the rows of their JSON."""
+"""Draws the charts of a bench and of a search for settings, from the rows of their JSON."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def settings_of(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
         if not good:
             found.append(Measured(*setting, error=str(runs[0]["error"])))
             continue
-        # The run in the middle, whole: a median of each figure would be a run that never was.
+        # One whole run, the median one: medians of single figures would be a run that never took place.
         run = sorted(good, key=lambda one: float(one["throughput_per_s"]))[len(good) // 2]
         latency = run["latency_ms"]
         figures = (float(run["throughput_per_s"]), float(latency["p50"]), float(latency["p99"]))

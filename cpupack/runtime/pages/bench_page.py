@@ -1,4 +1,4 @@
-"""A bench result as one page: a file without scripts that fetches nothing, made from the JSON's own figures."""
+"""Writes a bench result as one HTML page from the figures of its JSON. The page has no scripts and loads nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .bench_charts import Setting
 TEMPLATES = Path(__file__).parent / "templates"
 
 _UNITS = {"server": ("a request", "requests"), "multi-stream": ("a query", "queries")}
-"""What the latency is of, and what is counted; elsewhere calls of the model."""
+"""What a latency belongs to and what is counted, for scenarios where that is not a call of the model."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Tuning:
 
 
 def loader() -> jinja2.BaseLoader:
-    """Return what loads the shipped templates, each as ``runtime/NAME``: the build's pages extend them."""
+    """Return the loader of the shipped templates, each as ``runtime/NAME``. The build's pages extend them."""
     return jinja2.PrefixLoader({"runtime": jinja2.FileSystemLoader(TEMPLATES)})
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError when ``path`` cannot be written: to be called before measuring, makes nothing that stays."""
+    """Raise InputError when ``path`` cannot be written. To be called before measuring; it leaves no file behind."""
     try:
         existed = path.exists()
         with path.open("ab"):
@@ -87,7 +87,7 @@ def bench_page(result: Mapping[str, Any], manifest: Manifest, tuning: Tuning | N
 
 
 def find_tuning(package_dir: Path, manifest: Manifest) -> Tuning | None:
-    """Return what was measured to choose a setting: on this host where there is a table of it, else at the build."""
+    """Return the measurements that a setting was chosen from: on this host if it has a table, else at the build."""
     path = plan_table.table_path(manifest)
     table = plan_table.read_table(path, rerun=f"{manifest.name} tune")
     if (

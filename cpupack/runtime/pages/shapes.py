@@ -13,7 +13,7 @@ from .axes import Axis, PercentAxis
 
 WIDTH = 560.0
 CHAR = 6.3
-"""Width of a character at the charts' size of text: no browser is here to ask."""
+"""Width of a character at the charts' text size, estimated because there is no browser to measure it."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ class Plot:
 
 
 class Labels:
-    """Puts labels beside their points, or leaves them out where they would cover another or a point.
+    """Puts labels next to their points, and leaves out a label that would cover another one or a point.
 
-    ``above`` tries above and below first: beside their points they would cross a line that joins these.
+    ``above`` tries the places above and below first, for points that a line joins.
     """
 
     def __init__(self, width: float, floor: float, *, above: bool) -> None:
@@ -138,7 +138,7 @@ class Labels:
         self._taken.append((x - 4, y - 4, x + 4, y + 4))
 
     def place(self, x: float, y: float, text: str, *, force: bool) -> tuple[float, float, str] | None:
-        """Return x, y and anchor of the text, None where there is no room. ``force`` takes the first place at worst."""
+        """Return x, y and anchor of the text, None where there is no room. ``force`` then places it all the same."""
         wide = CHAR * len(text)
         choices = [
             (x + 9, y + 4, "start", x + 8),

@@ -1,1 +1,1 @@
-"""Which threads, instances and batch size to run with: decided from the host, or read from the tuned table."""
+"""Decides threads, instances and batch size, from the host or from the tuned table."""

@@ -1,4 +1,4 @@
-"""Decides threads, instances and batch size on the host at hand, and says why. No torch is imported here.
+"""Decides threads, instances and batch size on this host, and says why. Imports no torch.
 
 Each number comes from the first of these that has it:
 
@@ -23,7 +23,7 @@ from ..manifest import Manifest
 from . import table as plan_table
 
 DEFAULT_BATCH_SIZE = 8
-"""Batch size for throughput where nothing was tuned: past it the INT8 models measured here gain little."""
+"""Batch size for throughput where nothing was tuned. The INT8 models that were measured gain little beyond it."""
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """In the order torch reads them (aten/src/ATen/ParallelCommon.cpp)."""
@@ -46,16 +46,16 @@ class Plan:
 
 
 def placement(plan: Plan, topology: Topology) -> tuple[frozenset[int], ...] | None:
-    """Return for each instance of ``plan`` the CPUs it should keep to, None where there is only one NUMA node.
+    """Return the CPUs that each instance of ``plan`` should keep to, None where there is only one NUMA node.
 
-    All threads of an instance stay on one node as far as one has room, and instances are spread over the nodes.
+    All threads of an instance stay on one node if it has room for them, and instances are spread over the nodes.
     """
     return spread(plan.threads, plan.instances, topology)
 
 
 @dataclass(frozen=True)
 class _Base:
-    """A complete setting before the caller's wishes are laid over it."""
+    """A complete setting, before the numbers that the caller gave replace parts of it."""
 
     threads: int
     instances: int
@@ -74,7 +74,7 @@ def decide(
     environ: Mapping[str, str] = os.environ,
     probe: HostProbe | None = None,
 ) -> Plan:
-    """Return the plan for this host. ``objective`` None means what the user, else the build, tuned for.
+    """Return the plan for this host. ``objective`` None means the one that the user tuned for, else the build's.
 
     Raises ValueError for an explicit number below 1.
     """
@@ -98,7 +98,7 @@ def decide(
     if instances is not None:
         chosen_instances, reasons["instances"] = instances, "given explicitly."
 
-    # A wish for one of the two leaves the other to fill the usable cores, unless it is what was tuned anyway.
+    # If only one of the two is given, the other one fills the usable cores, unless the given one is the tuned value.
     if instances is None and chosen_threads != base.threads and base.instances > 1:
         chosen_instances = max(1, budget.usable // chosen_threads)
         reasons["instances"] = f"{_cores(budget.usable)} / {chosen_threads} threads each."
@@ -112,10 +112,10 @@ def decide(
     if wanted > budget.most:
         reasons["threads"] += (
             f" {chosen_threads} x {chosen_instances} threads are more than {_cores(budget.usable)} "
-            f"({budget.reason}), so they will share."
+            f"({budget.reason}), so they will share cores."
         )
     elif wanted > budget.usable:
-        reasons["threads"] += f" {wanted} threads on {_cores(budget.usable)}: SMT siblings work too."
+        reasons["threads"] += f" {wanted} threads on {_cores(budget.usable)}: SMT siblings are used too."
     decided = Plan(
         chosen_threads,
         chosen_instances,
@@ -180,7 +180,7 @@ def _base(
         refused.append(f"The build's tuned plan was not used: {problem}.")
 
     derived = _derived(manifest, objective, budget, topology)
-    # Said once: the threads are what the tables would have changed first.
+    # Said once, with the threads, although the tables hold all three numbers.
     derived.why["threads"] = " ".join([derived.why["threads"], *refused])
     return derived
 
@@ -200,7 +200,7 @@ def _derived(manifest: Manifest, objective: str, budget: host_probe.CpuBudget, t
         }
         return _Base(min(budget.usable, largest), 1, 1, "host", why)
     why = {
-        "threads": "throughput: one thread an instance wastes none on synchronization.",
+        "threads": "throughput: one thread an instance, so no time is lost to synchronization.",
         "instances": f"throughput: one a core, {cores}.",
     }
     built = manifest.plan.batch_size if manifest.plan.objective == objective else None
@@ -209,7 +209,7 @@ def _derived(manifest: Manifest, objective: str, budget: host_probe.CpuBudget, t
 
 
 def _too_many(wanted: int, budget: host_probe.CpuBudget) -> str | None:
-    """Return why a setting of so many threads cannot be used, None when it can."""
+    """Return why a setting with ``wanted`` threads cannot be used, None when it can."""
     if wanted <= budget.most:
         return None
     return f"it wants {wanted} threads, and here there {'is' if budget.usable == 1 else 'are'} {_cores(budget.usable)}"

@@ -1,4 +1,4 @@
-"""The host-tuned table: what ``NAME tune`` found, kept in the user's cache for the next Runner."""
+"""The host-tuned table: the result of ``NAME tune``, kept in the user's cache for the next Runner."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TunedTable:
 
 @dataclass(frozen=True)
 class Found:
-    """The host-tuned table's ``path``, what is there, and the reason not to trust it (None: it holds here)."""
+    """The path of the host-tuned table, the table if there is one, and why it does not hold here (None: it holds)."""
 
     path: Path
     table: TunedTable | None
@@ -104,7 +104,7 @@ def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> P
 
 
 def model_digest(manifest: Manifest) -> str:
-    """Return a digest of the shipped model files: a rebuilt wheel is not the one tuned."""
+    """Return a digest of the shipped model files, so that the table of another build is recognised."""
     models = sorted((name, entry.sha256) for name, entry in manifest.files.items() if name.endswith(".pt"))
     return hashlib.sha256(json.dumps(models).encode()).hexdigest()
 
@@ -122,7 +122,7 @@ def read_table(path: Path, rerun: str) -> TunedTable | None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the table's directory and prove that it can be written to. Raises InputError."""
+    """Make the table's directory and check that it can be written to. Raises InputError."""
     _write(path, None)
 
 

@@ -1,1 +1,1 @@
-"""Finds the best setting on this host by measuring."""
+"""Finds the best threads, instances and batch size on this host by measuring."""

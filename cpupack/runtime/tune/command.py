@@ -1,8 +1,7 @@
 """``NAME tune``: searches this host for the best setting and keeps it where the next Runner finds it.
 
-Each candidate is measured by the package's own bench in a fresh process: threads of an earlier candidate, its
-memory and its caches would else be part of the next one's result. The builder's tune stage uses the same
-functions.
+The package's own bench measures each candidate in a fresh process. Otherwise the threads, the memory and the caches
+of an earlier candidate would be part of the next one's result. The builder's tune stage uses the same functions.
 """
 
 from __future__ import annotations
@@ -20,27 +19,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..bench.run import positive_int, positive_seconds, setting_text
+from ..bench.options import positive_int, positive_seconds, require_positive
 from ..engine.contract import check_cpu
+from ..errors import InputError
 from ..host import probe as host_probe
 from ..host import processes
 from ..host.probe import HostProbe
 from ..manifest import read_manifest
 from ..plan import decide
 from ..plan import table as plan_table
-from .search import MeasurementFailedError, Outcome, Setting, Space, TuningFailedError, make_space, search
-
-__all__ = [
-    "BenchProcess",
-    "MeasurementFailedError",
-    "Outcome",
-    "Setting",
-    "Space",
-    "TuningFailedError",
-    "make_space",
-    "row_text",
-    "search",
-]
+from ..plan.table import TunedTable
+from .choice import Outcome
+from .rows import Row
+from .search import MeasurementFailedError, search
+from .space import Setting, make_space
 
 DEFAULT_BUDGET_S = 60.0
 DEFAULT_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -48,7 +40,7 @@ OBJECTIVES = ("throughput", "latency")
 SCENARIO_OF = {"throughput": "offline", "latency": "single-stream"}
 
 _WARMUP_S = 0.5
-"""A cap far below the bench's own: what matters of the warm-up, three calls of the shape, is always done."""
+"""Much shorter than the bench's own warm-up: three calls of the shape, which matter most, are always made."""
 _ROW_FIELDS = (
     "scenario", "throughput_per_s", "throughput_ci95_per_s", "latency_ms", "duration_s", "samples", "calls",
     "peak_memory_bytes", "cold_start_ms", "valid", "invalid_reasons", "disturbed",
@@ -56,11 +48,61 @@ _ROW_FIELDS = (
 
 
 @dataclass(frozen=True)
-class BenchProcess:
-    """Measures settings by running ``python -m IMPORT bench`` in a fresh process each.
+class TuneOptions:
+    """What to tune for and what to try. None takes the build's objective, its bound, or the divisors of the cores.
 
-    ``environ`` is the child's whole environment, ``cwd`` its directory. Interrupting the call kills the
-    child.
+    ``threads`` and ``batch_sizes`` are the values to try. Raises InputError for a value that is impossible.
+    """
+
+    budget_s: float = DEFAULT_BUDGET_S
+    objective: str | None = None
+    max_latency_ms: float | None = None
+    threads: tuple[int, ...] | None = None
+    batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
+
+    def __post_init__(self) -> None:
+        require_positive("--budget-s", self.budget_s)
+        require_positive("--max-latency-ms", self.max_latency_ms)
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise InputError(f"--objective {self.objective}: not one of {', '.join(OBJECTIVES)}")
+        for option, values in (("--threads", self.threads), ("--batch-sizes", self.batch_sizes)):
+            if values is not None and (not values or min(values) < 1):
+                raise InputError(f"{option} {','.join(map(str, values))}: not a list of whole numbers from 1")
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The ``table`` as written to ``path``, and how it came about.
+
+    ``noise`` is that of one measurement, as a share, None where it is not known. ``before`` is the setting in use so
+    far, which came from ``before_source``.
+    """
+
+    table: TunedTable
+    path: Path
+    settings_measured: int
+    settings_total: int
+    noise: float | None
+    before: Setting
+    before_source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the object that ``tune --json`` prints."""
+        return {
+            **asdict(self.table),
+            "path": str(self.path),
+            "settings_measured": self.settings_measured,
+            "settings_total": self.settings_total,
+            "noise": self.noise,
+            "before": {**asdict(self.before), "source": self.before_source},
+        }
+
+
+@dataclass(frozen=True)
+class BenchProcess:
+    """Measures each setting by running ``python -m IMPORT bench`` in a fresh process.
+
+    ``environ`` is the child's whole environment, ``cwd`` its directory. An interrupt of the call kills the child.
     """
 
     import_name: str
@@ -71,7 +113,7 @@ class BenchProcess:
     timeout_s: float = 300.0
 
     def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
-        """Return the bench's result without what is the same for every row. Raises MeasurementFailedError."""
+        """Return the fields of the bench's result that differ between rows. Raises MeasurementFailedError."""
         command = [sys.executable, "-m", self.import_name, "bench", "--json"]
         command += ["--scenario", self.scenario, "--threads", str(setting.threads)]
         command += ["--instances", str(setting.instances), "--batch-size", str(setting.batch_size)]
@@ -99,7 +141,7 @@ class BenchProcess:
 
 def _why(returncode: int, stderr: str) -> str:
     if returncode == -signal.SIGKILL:
-        return "killed, most likely for want of memory"
+        return "killed, most likely because memory ran out"
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"the bench ended with status {returncode}"
 
@@ -113,13 +155,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objective", choices=OBJECTIVES, help="what to tune for (default: the build's)")
     parser.add_argument(
         "--max-latency-ms", type=positive_seconds, metavar="MS",
-        help="choose no setting whose p99 is above this (default: the build's, for the build's objective)",
+        help="choose no setting whose p99 is above this (default: the build's bound, for the build's objective)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads",
-        type=_thread_list,
-        metavar="N,N|auto",
-        help="threads of one instance to try (default: auto)",
+        "--threads", type=_thread_list, metavar="N,N|auto", help="threads of one instance to try (default: auto)"
     )
     parser.add_argument(
         "--batch-sizes", type=_int_list, default=DEFAULT_BATCH_SIZES, metavar="N,N",
@@ -135,30 +174,33 @@ def _thread_list(text: str) -> tuple[int, ...] | None:
     return None if text == "auto" else _int_list(text)
 
 
+def from_arguments(args: argparse.Namespace) -> TuneOptions:
+    """Return the options that ``args`` hold (of a parser with ``add_arguments``). Raises InputError."""
+    return TuneOptions(args.budget_s, args.objective, args.max_latency_ms, args.threads, args.batch_sizes)
+
+
 def run(
     package_dir: Path,
-    args: argparse.Namespace,
-    on_row: Callable[[dict[str, Any], float], None] = lambda _row, _spent_s: None,
+    options: TuneOptions,
+    on_row: Callable[[Row, float], None] = lambda _row, _spent_s: None,
     on_start: Callable[[str], None] = lambda _text: None,
-) -> dict[str, Any]:
-    """Search this host as ``args`` (of ``add_arguments``) say and keep the result in the user's cache.
+) -> TuneResult:
+    """Search this host and keep the result in the user's cache.
 
-    Returns the table as written, with ``path``, ``settings_measured``, ``settings_total``, ``noise`` (of one
-    measurement, as a share, or None) and ``before`` (the setting in use so far). ``on_start`` is told what will be
-    searched, ``on_row`` sees each measurement and the seconds spent. Raises TuningFailedError; InputError, before
-    searching, for an unwritable cache.
+    ``on_start`` is told what will be searched. ``on_row`` sees each measurement and the seconds spent. Raises
+    TuningFailedError, and InputError before the search when the cache cannot be written.
     """
     manifest = read_manifest(package_dir)
     check_cpu(manifest)
     path = plan_table.table_path(manifest)
     plan_table.check_writable(path)
-    objective = args.objective or manifest.plan.objective
-    bound = args.max_latency_ms
+    objective = options.objective or manifest.plan.objective
+    bound = options.max_latency_ms
     if bound is None and objective == manifest.plan.objective:
         bound = manifest.plan.max_latency_ms
     probe = HostProbe()
     budget = probe.budget()
-    threads = args.threads
+    threads = options.threads
     if threads is None and (wished := decide.user_threads()) is not None:
         threads = (wished,)  # the next Runner will obey the variable too
     measure = BenchProcess(
@@ -166,9 +208,9 @@ def run(
         manifest.version,
         SCENARIO_OF[objective],
         os.environ,
-        timeout_s=max(120.0, args.budget_s),
+        timeout_s=max(120.0, options.budget_s),
     )
-    space = make_space(budget.usable, objective, threads, args.batch_sizes, budget.most)
+    space = make_space(budget.usable, objective, threads, options.batch_sizes, budget.most)
     in_use = decide.decide(manifest, objective=objective, probe=probe)
     incumbent = Setting(in_use.threads, in_use.instances, in_use.batch_size)
     started_s = time.monotonic()
@@ -178,15 +220,21 @@ def run(
         space,
         objective,
         bound,
-        args.budget_s,
+        options.budget_s,
         time.monotonic,
         lambda row: on_row(row, time.monotonic() - started_s),
         incumbent,
     )
-    table = plan_table.TunedTable(
+    table = _table(outcome, objective, bound, probe, plan_table.model_digest(manifest))
+    plan_table.write_table(path, table)
+    return TuneResult(table, path, outcome.measured, outcome.total, outcome.noise, incumbent, in_use.source)
+
+
+def _table(outcome: Outcome, objective: str, bound: float | None, probe: HostProbe, model: str) -> TunedTable:
+    return TunedTable(
         fingerprint=host_probe.fingerprint(probe),
-        cores_usable=budget.usable,
-        model=plan_table.model_digest(manifest),
+        cores_usable=probe.budget().usable,
+        model=model,
         objective=objective,
         max_latency_ms=bound,
         threads=outcome.setting.threads,
@@ -194,35 +242,24 @@ def run(
         batch_size=outcome.setting.batch_size,
         reason=outcome.reason,
         searched_s=outcome.searched_s,
-        rows=list(outcome.rows),
+        rows=[row.to_dict() for row in outcome.rows],
         tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    plan_table.write_table(path, table)
-    return {
-        **vars(table),
-        "path": str(path),
-        "settings_measured": outcome.measured,
-        "settings_total": outcome.total,
-        "noise": outcome.noise,
-        "before": {**asdict(incumbent), "source": in_use.source},
-    }
 
 
-def row_text(row: dict[str, Any]) -> str:
+def row_text(row: Row) -> str:
     """Return one measurement as a line, for progress."""
-    if "error" in row:
-        return f"failed: {row['error']}"
-    again = f" (finals, round {row['round']})" if row["round"] else ""
-    again += ", disturbed" if row.get("disturbed") else ""
-    latency = row["latency_ms"]
+    if row.error is not None:
+        return f"failed: {row.error}"
+    again = f" (finals, round {row.round})" if row.round else ""
+    again += ", disturbed" if row.disturbed else ""
     return (
-        f"{setting_text(row)}: {row['throughput_per_s']:,.1f} samples/s, p50 {latency['p50']:.1f} ms, "
-        f"p99 {latency['p99']:.1f} ms{again}"
+        f"{row.setting}: {row.throughput_per_s:,.1f} samples/s, p50 {row.p50_ms:.1f} ms, p99 {row.p99_ms:.1f} ms{again}"
     )
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Return the result as lines for a terminal, the chosen setting's rows marked."""
+    """Return a result (the object of ``tune --json``) as lines for a terminal; the chosen setting is marked."""
     chosen = (result["threads"], result["instances"], result["batch_size"])
     lines = ["   threads  instances  batch  samples/s   p50 ms   p99 ms"]
     for row in result["rows"]:

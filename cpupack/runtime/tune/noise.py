@@ -1,8 +1,8 @@
-"""Whether one setting is really faster than another, or only by the machine's mood.
+"""Tells whether one setting is really faster than another, or whether the difference is noise.
 
-Settings are measured in rounds, each once a round, so what slows the host for a while slows all of them: a
-randomized block design with rounds as blocks (NIST/SEMATECH e-Handbook of Statistical Methods, 5.3.3.2). The additive
-model ``log(value) = setting + round + noise`` is fitted by least squares; missing measurements are allowed.
+Settings are measured in rounds, each of them once a round, so whatever slows the host for a while slows all of them.
+This is a randomized block design with rounds as blocks (NIST/SEMATECH e-Handbook of Statistical Methods, 5.3.3.2). The
+additive model ``log(value) = setting + round + noise`` is fitted by least squares; missing measurements are allowed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NORMAL95 = 1.645
 
 @dataclass(frozen=True)
 class Fit(Generic[Key]):
-    """Fitted settings: ``level`` is the logarithm of each one's value, ``covariance`` that of the levels.
+    """Fitted settings. ``level`` has the logarithm of each setting's value, ``covariance`` is that of the levels.
 
-    ``degrees`` of freedom are left for the noise, whose standard deviation is ``noise`` (of one measurement, relative).
+    ``noise`` is the standard deviation of one measurement as a share, estimated with ``degrees`` of freedom.
     """
 
     level: dict[Key, float]
@@ -39,7 +39,7 @@ class Fit(Generic[Key]):
         return math.exp(self.level[one] - self.level[other]) - 1.0
 
     def margin(self, one: Key, other: Key) -> float:
-        """Return the share by which ``one`` must be better for it to be no accident in 19 of 20 cases."""
+        """Return the share by which ``one`` must be better, so that chance explains it in at most 1 of 20 cases."""
         keys = list(self.level)
         a, b = keys.index(one), keys.index(other)
         variance = self.covariance[a, a] + self.covariance[b, b] - 2 * self.covariance[a, b]
@@ -51,9 +51,9 @@ class Fit(Generic[Key]):
 
 
 def fit(measured: Sequence[tuple[Key, int, float]]) -> Fit[Key] | None:
-    """Fit ``(setting, round, value above 0)``; None while the noise cannot be told.
+    """Fit ``(setting, round, value above 0)``; None while there are too few values to know the noise.
 
-    That takes two settings and two rounds at least: without a second measurement there is no noise to see.
+    At least two settings and two rounds are needed, because a single measurement of each shows no noise.
     """
     keys = list(dict.fromkeys(key for key, _, _ in measured))
     rounds = list(dict.fromkeys(number for _, number, _ in measured))

@@ -1,10 +1,11 @@
-"""What a search may choose from: settings, layouts, and which of them are worth measuring on a host."""
+"""The settings that a search may choose from, and which of them are worth measuring on a host."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from ..bench.text import layout_text
 
 
 @dataclass(frozen=True, order=True)
@@ -16,10 +17,7 @@ class Setting:
     batch_size: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.instances} instance{'s' * (self.instances != 1)} x {self.threads} "
-            f"thread{'s' * (self.threads != 1)}, batch {self.batch_size}"
-        )
+        return f"{layout_text(self.threads, self.instances)}, batch {self.batch_size}"
 
 
 Layout = tuple[int, int]
@@ -28,9 +26,9 @@ Layout = tuple[int, int]
 
 @dataclass(frozen=True)
 class Space:
-    """What may be chosen: layouts ``(threads, instances)``, best guess first, and ascending batch sizes.
+    """Layouts ``(threads, instances)``, best guess first, and ascending batch sizes.
 
-    ``cores`` are the physical cores that layouts without SMT fill, 0 for what the largest layout has.
+    ``cores`` are the physical cores that layouts without SMT fill; 0 stands for the threads of the largest layout.
     """
 
     layouts: tuple[Layout, ...]
@@ -43,14 +41,15 @@ class Space:
 
     @property
     def full_threads(self) -> int:
-        """The threads of a layout from which on every core has work."""
+        """The least number of threads with which every core has work."""
         most = max(threads * instances for threads, instances in self.layouts)
         return min(self.cores, most) if self.cores else most
 
     def kinds(self) -> tuple[list[Layout], list[Layout], list[Layout]]:
         """Return the layouts that fill the cores, those that need SMT, and one instance alone on some cores.
 
-        Each is sorted by threads. The first is never empty: where nothing fills the cores, the rest stands in.
+        Each list is sorted by threads. The first is never empty: where no layout fills the cores, another kind takes
+        its place.
         """
         cores = self.full_threads
         smt = sorted(one for one in self.layouts if one[0] * one[1] > cores)
@@ -68,10 +67,10 @@ class Space:
 def make_space(
     usable: int, objective: str, threads: Sequence[int] | None, batch_sizes: Sequence[int], most: int | None = None
 ) -> Space:
-    """Return the settings worth measuring on ``usable`` cores; ``threads`` None means the divisors.
+    """Return the settings worth measuring on ``usable`` cores; ``threads`` None means the divisors of that number.
 
-    ``most`` are the threads that run at once with SMT (``CpuBudget.most``): layouts that fill those are tried too.
-    ``latency`` asks for one request at a time: one instance, and the smallest batch size.
+    ``most`` is the number of threads that run at once with SMT (``CpuBudget.most``): layouts that fill those are tried
+    too. For ``latency`` there is one request at a time, so one instance and the smallest batch size.
     """
     levels = sorted({usable, most or usable})
     wanted = [sorted(set(threads)) if threads else _divisors(level) for level in levels]
@@ -79,7 +78,7 @@ def make_space(
         counts = {count for level in wanted for count in level}
         return Space(tuple((n, 1) for n in sorted(counts, reverse=True)), (min(batch_sizes),), usable)
     layouts = [(n, max(1, level // n)) for level, counts in zip(levels, wanted, strict=True) for n in counts]
-    # One instance alone wins only under a tight latency bound, so those come last.
+    # One instance alone wins only under a tight latency bound, so these layouts come last.
     layouts += [(n, 1) for n in reversed(wanted[0])]
     return Space(tuple(dict.fromkeys(layouts)), tuple(sorted(set(batch_sizes))), usable)
 
@@ -96,10 +95,6 @@ def layout_of(setting: Setting) -> Layout:
     return setting.threads, setting.instances
 
 
-def measured_setting(row: dict[str, Any]) -> Setting:
-    return Setting(row["threads"], row["instances"], row["batch_size"])
-
-
 def weight(setting: Setting) -> tuple[int, int]:
-    """Return what makes a setting heavy: the samples in flight, then the threads."""
+    """Return how heavy a setting is: the samples in flight, then the threads."""
     return setting.batch_size * setting.instances, setting.threads * setting.instances
