@@ -48,7 +48,8 @@ SAFE = {
     "a residual block": block,
     "the sum the other way round": lambda net, x: (y := net.relu(net.a(x))) + net.c(net.b(y)),
     "torch.add": lambda net, x: torch.add(net.c(net.b(y := net.relu(net.a(x)))), y),
-    "two convolutions": lambda net, x: net.relu(net.a(x) + net.b(x)),
+    "two convolutions": lambda net, x: net.relu(net.a(x) + net.b(x.abs())),
+    "a scaled sum": lambda net, x: torch.add(net.a(x), net.b(x.abs()), alpha=2),
     "after a pool": lambda net, x: net.c(net.b(y := net.pool(net.a(x)))) + y,
     "an in-place ReLU": lambda net, x: net.c(net.b(y := net.relu_in_place(net.a(x)))) + y,
     "sums in a row": lambda net, x: net.c(net.pool(z := net.b(x) + net.a(x))) + z,
@@ -89,7 +90,6 @@ UNSAFE = {
     "the accumulator is a view": lambda net, x: net.b(y := net.a(x)) + torch.transpose(y, 2, 3),
     "the accumulator is a slice": lambda net, x: net.b(x) + torch.cat([net.a(x), net.c(x)], 1)[:, :3],
     "both summands are the same": lambda net, x: (y := net.a(x)) + y,
-    "a scaled sum": lambda net, x: torch.add(net.a(x), net.b(x), alpha=2),
     "a number": lambda net, x: net.a(x) + 1.0,
 }
 

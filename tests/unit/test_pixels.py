@@ -100,7 +100,7 @@ class ReadTwice(nn.Module):
         self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.a(x) + self.b(x)).flatten(1)
+        return (self.a(x) * self.b(x)).flatten(1)
 
 
 def build(module: nn.Module, target: Target, skip: list[str] | None = None):

@@ -258,10 +258,10 @@ def test_skipped_modules_stay_fp32_with_the_functions_in_them() -> None:
     modules = dict(int8.module.named_modules())
     inside = [type(module) for name, module in modules.items() if name.startswith("5.")]
     assert not any("quantized" in kind.__module__.split(".") for kind in inside)
-    additions = [str(node.target) for node in int8.module.graph.nodes if "add" in str(node.target)]
+    additions = [getattr(node.target, "__name__", str(node.target)) for node in int8.module.graph.nodes]
     # Block 4 adds in INT8 (with its ReLU), block 5 in FP32.
-    assert sum("quantized" in name or "add_relu" in name for name in additions) == 1
-    assert sum("built-in function add" in name for name in additions) == 1
+    assert additions.count("add_relu") == 1
+    assert additions.count("add") == 1
     assert len(int8.notes) == 3
     assert all(note.startswith("5.") and note.endswith("stayed FP32: listed in skip") for note in int8.notes)
 
@@ -275,10 +275,11 @@ def test_what_only_fp32_layers_read_is_not_rounded_for_them(engine: str) -> None
 
     def calls(skip: list[str]) -> list[str]:
         _, int8 = quantized(layers, engine, spec=recipe(quantize={"skip": skip}))
-        found = [str(node.target) for node in int8.module.graph.nodes if node.op != "get_attr"]
+        nodes = [node for node in int8.module.graph.nodes if node.op != "get_attr"]
+        found = [str(getattr(node.target, "__name__", node.target)) for node in nodes]
         return ["quantize" if "quantize_per_tensor" in name else name for name in found]
 
-    assert calls(["4"])[1:-1] == ["quantize", "0", "dequantize", "2", "3", "4"]
+    assert calls(["4"])[1:-1] == ["quantize", "0", "dequantize", "2", "flatten", "4"]
     assert calls(["0"])[1:4] == ["0", "quantize", "2"]  # an INT8 layer reads it: the pooling stays INT8
 
 
@@ -294,7 +295,7 @@ def test_a_skipped_name_that_does_not_exist_is_named() -> None:
     with pytest.raises(QuantizationError, match=r"no module '4\.conv3'") as caught:
         quantized(resnet(), spec=recipe(quantize={"skip": ["4.conv3"]}))
     assert "did you mean '4.conv" in (caught.value.hint or "")
-    check_skip(resnet(), ["4", "4.conv1", "5.downsample.0"])
+    check_skip(resnet(), resnet(), ["4", "4.conv1", "5.downsample.0"])
 
 
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn"])

@@ -152,7 +152,8 @@ def _quiet(lines: list[str]) -> Iterator[None]:
 
 def _input_of(program: ExportedProgram) -> fx.Node:
     names = program.graph_signature.user_inputs
-    return next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    inputs: list[fx.Node] = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return next(node for node in inputs if node.name == names[0])
 
 
 def _taken_apart(program: ExportedProgram, lines: tuple[str, ...]) -> Exported:

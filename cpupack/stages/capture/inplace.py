@@ -38,7 +38,8 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
         program.graph.lint()
         return program
     with torch.no_grad():
-        return program.run_decompositions({})
+        decomposed: ExportedProgram = program.run_decompositions({})
+        return decomposed
 
 
 def _drop_dropouts(graph: fx.Graph) -> None:
@@ -79,7 +80,8 @@ def _owns(value: object) -> bool:
 
 
 def _first_input(graph: fx.Graph) -> str:
-    return [node.name for node in graph.nodes if node.op == "placeholder"][-1]  # constants come before
+    names = [str(node.name) for node in graph.nodes if node.op == "placeholder"]
+    return names[-1]  # constants come before
 
 
 def _reads_tensor(node: fx.Node) -> bool:

@@ -205,9 +205,10 @@ _RECURRENT: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN
 
 
 def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
-    """Return the output of a recurrent layer that starts from zeros; its states are kept calls' business."""
+    """Return the output of a recurrent layer that starts from zeros; where its states are read, it is kept."""
     kind = r.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]  # an OpOverload
-    if not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
+    states_read = any(reader.args[1] != 0 and reader.users for reader in r.node.users)
+    if states_read or not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
         raise NotRaised
     states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
     parameters = [r.tensor(each) for each in a["params"]]

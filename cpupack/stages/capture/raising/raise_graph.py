@@ -92,7 +92,13 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
             "torch.export keeps apart",
             hint="take torch.autocast, torch.set_grad_enabled and control flow of torch out of forward",
         )
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.operand)
+    try:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.operand)
+    except NotRaised as error:
+        raise ModelError(
+            f"internal: {node.target} in {_scope(node)} reads a result that capture does not keep",
+            hint="this is a fault of cpupack, please report the model",
+        ) from error
     word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
     # Copies that only make a tensor contiguous are gone, and a view may need one.
     target = torch.ops.aten.reshape.default if word in {"view", "_unsafe_view"} else node.target

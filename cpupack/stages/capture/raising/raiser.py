@@ -38,6 +38,7 @@ class Raiser:
         self.graph = fx.Graph()
         self.known: dict[fx.Node, Any] = {}
         self.made: dict[fx.Node, Any] = {}
+        self.put: dict[Any, tuple[fx.Node, int, int, int]] = {}  # updates: (new part, dimension, start, end)
         self._names: dict[fx.Node, str] = {}
         self._constants: dict[tuple[int, str], fx.Node] = {}
         self._count = 0

@@ -94,10 +94,16 @@ def _size_along(r: Raiser, source: Any, dim: int) -> tuple[int, int, int]:
     return len(shape), dim, shape[dim]
 
 
+def _is_whole(a: dict[str, Any]) -> bool:
+    """Whether a slice takes everything, however large the dimension is."""
+    start, end = a["start"], a["end"]
+    return start in {None, 0} and a.get("step", 1) == 1 and (end is None or (isinstance(end, int) and end >= 2**62))
+
+
 def _slice(r: Raiser, a: dict[str, Any]) -> fx.Node:
     start, end, step = a["start"], a["end"], a.get("step", 1)
     source = a["self"]
-    if start in {None, 0} and step == 1 and (end is None or (isinstance(end, int) and end >= 2**62)):
+    if _is_whole(a):
         return r.activation(source)
     rank, dim, size = _size_along(r, source, a["dim"])
     if not all(each is None or isinstance(each, int) for each in (start, end)):
@@ -105,7 +111,48 @@ def _slice(r: Raiser, a: dict[str, Any]) -> fx.Node:
     first, last, step = slice(start, end, step).indices(size)
     if (first, last, step) == (0, size, 1):
         return r.activation(source)
+    made = r.made.get(source)
+    updated = r.put.get(made) if isinstance(made, fx.Node) else None
+    if updated is not None and updated[1:] == (dim, first, last) and step == 1:
+        return updated[0]  # the part that an update has just written
     return sliced(r, r.activation(source), rank, dim, first, last, step)
+
+
+def _put_slice(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """An update of a part of a tensor: the parts before and after it, joined with the new one."""
+    if _is_whole(a):
+        return r.activation(a["src"])
+    rank, dim, size = _size_along(r, a["self"], a["dim"])
+    if not all(each is None or isinstance(each, int) for each in (a["start"], a["end"])) or a["step"] != 1:
+        raise NotRaised
+    first, last, _ = slice(a["start"], a["end"]).indices(size)
+    return _replaced(r, a["self"], a["src"], rank, dim, first, last)
+
+
+def _put_one(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """An update at one index."""
+    rank, dim, size = _size_along(r, a["self"], a["dim"])
+    index, shape, moves = a["index"] % size, r.shape(a["self"]), r.dynamic(a["self"])
+    whole, dynamic = (*shape[:dim], 1, *shape[dim + 1 :]), (*moves[:dim], False, *moves[dim + 1 :])
+    part = reshaped(r, r.activation(a["src"]), r.shape(a["src"]), whole, dynamic)
+    return _replaced(r, a["self"], part, rank, dim, index, index + 1)
+
+
+def _replaced(r: Raiser, source: Any, part: Any, rank: int, dim: int, first: int, last: int) -> fx.Node:
+    size = r.shape(source)[dim]
+    new = part if isinstance(part, fx.Node) and part.graph is r.graph else r.operand(part)
+    if (first, last) == (0, size):
+        if not isinstance(new, fx.Node) or new.op == "get_attr":
+            raise NotRaised
+        return new
+    x = r.activation(source)
+    parts = [sliced(r, x, rank, dim, 0, first)] if first > 0 else []
+    parts.append(new)
+    if last < size:
+        parts.append(sliced(r, x, rank, dim, last, size))
+    joined = r.call(torch.cat, parts, dim, word="cat")
+    r.put[joined] = new, dim, first, last
+    return joined
 
 
 def _narrow(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -259,6 +306,8 @@ HANDLERS: dict[str, Any] = {
     **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "numpy_T", "mT"), _transpose),
     **dict.fromkeys(("movedim", "moveaxis"), _move),
     "slice": _slice,
+    "slice_scatter": _put_slice,
+    "select_scatter": _put_one,
     "narrow": _narrow,
     "select": _select,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"), _split),

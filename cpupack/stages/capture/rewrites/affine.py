@@ -41,7 +41,8 @@ class _Affine:
 def fold_into_layer_before(graph: fx.GraphModule) -> bool:
     """Fold a product or sum with a number or one constant for each channel into the layer that alone feeds it."""
     changed = False
-    for node in list(graph.graph.nodes):
+    nodes: list[fx.Node] = list(graph.graph.nodes)
+    for node in nodes:
         found = _affine_of(graph, node)
         if found is None:
             continue
@@ -215,21 +216,20 @@ def name_batch_norms(graph: fx.GraphModule) -> bool:
 def merge_batch_norms(graph: fx.GraphModule) -> bool:
     """Join two batch norms in a row."""
     changed = False
-    for node in list(graph.graph.nodes):
-        outer = module_of(graph, node)
+    nodes: list[fx.Node] = list(graph.graph.nodes)
+    for node in nodes:
+        outer: Any = module_of(graph, node)
         inner_node = node.args[0] if node.args else None
-        inner = module_of(graph, inner_node)
+        inner: Any = module_of(graph, inner_node)
         if not isinstance(outer, _BATCH_NORMS) or not isinstance(inner, _BATCH_NORMS):
             continue
         assert isinstance(inner_node, fx.Node)
         if only_reader(inner_node) is not node:
             continue
         first, second = affine_of_norm(inner), affine_of_norm(outer)
-        norm = own_copy(graph, node)
-        assert isinstance(norm, _BATCH_NORMS)
-        norm.running_mean, norm.running_var, norm.eps = (
-            torch.zeros_like(outer.running_mean), torch.ones_like(outer.running_var), 0.0  # type: ignore[arg-type]
-        )  # fmt: skip
+        norm: Any = own_copy(graph, node)
+        norm.running_mean, norm.running_var = torch.zeros_like(outer.running_mean), torch.ones_like(outer.running_var)
+        norm.eps = 0.0
         norm.weight = parameter(first.scale * second.scale)
         norm.bias = parameter(first.shift * second.scale + second.shift)
         node.args = inner_node.args

@@ -36,7 +36,7 @@ def merge_parallel_branches(graph: fx.GraphModule) -> bool:
             continue
         like = max(summands, key=lambda each: _kernel(graph, each))
         new = new_module(graph, merged, sources.pop(), node, "conv", shape(node))
-        new.meta["nn_module_stack"] = _conv_stack(graph, like, node)
+        new.meta["nn_module_stack"] = _absorbed(_stack_of(graph, like, node), graph, summands)
         replace(node, new)
         changed = True
     return changed
@@ -127,9 +127,21 @@ def _kernel(graph: fx.GraphModule, node: fx.Node) -> int:
     return sum(conv.kernel_size) if conv is not None else 0
 
 
-def _conv_stack(graph: fx.GraphModule, like: fx.Node, node: fx.Node) -> Any:
+def _absorbed(stack: dict[str, Any], graph: fx.GraphModule, summands: list[fx.Node]) -> dict[str, Any]:
+    """Return a place among the user's modules with those that were merged: ``skip`` may name any of them."""
+    others: dict[str, Any] = {}
+    for each in summands:
+        for node in (each, each.args[0] if is_a(graph, each, *_BATCH_NORMS) else each):
+            if isinstance(node, fx.Node) and is_a(graph, node, *_CONVS, *_BATCH_NORMS):
+                key, place = list(node.meta.get("nn_module_stack", {"": ("", "")}).items())[-1]
+                others[f"{key} merged"] = place
+    *outer, innermost = stack.items() if stack else [("", ("", ""))]
+    return dict([*outer, *others.items(), innermost])
+
+
+def _stack_of(graph: fx.GraphModule, like: fx.Node, node: fx.Node) -> dict[str, Any]:
     """Return the place of the largest convolution among the user's modules, else the sum's."""
     found = like.args[0] if is_a(graph, like, *_BATCH_NORMS) else like
     conv = found if is_a(graph, found, *_CONVS) else node
     assert isinstance(conv, fx.Node)
-    return conv.meta.get("nn_module_stack", {})
+    return dict(conv.meta.get("nn_module_stack", {}))

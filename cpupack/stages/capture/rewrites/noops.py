@@ -35,7 +35,7 @@ def _does_nothing(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.target in {torch.mul, torch.div}:
         return _is_constantly(graph, node.args[1], 1.0)
     if node.target is torch.permute:
-        return list(node.args[1]) == sorted(node.args[1])  # type: ignore[arg-type, type-var]  # numbers
+        return list(node.args[1]) == sorted(node.args[1])  # type: ignore[arg-type]  # numbers
     return node.target in {torch.reshape, torch.flatten}
 
 
@@ -115,7 +115,9 @@ def drop_unread_parts(graph: fx.GraphModule) -> bool:
         assert isinstance(parts, int)
         assert isinstance(dim, int)
         size = shape(source)[dim] // parts
-        first = int(reader.args[1]) * size  # type: ignore[arg-type]  # a number
+        index = reader.args[1]
+        assert isinstance(index, int)
+        first = index * size
         reader.args = (source, (*[slice(None)] * dim, slice(first, first + size)))
         changed = True
     return changed

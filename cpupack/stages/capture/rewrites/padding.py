@@ -37,7 +37,7 @@ def swap_padding_and_activation(graph: fx.GraphModule) -> bool:
         if len(node.users) != 1 or reader is None or not is_a(graph, reader, *_ZERO_TO_ZERO):
             continue
         reader.args = (source,)
-        reader.replace_all_uses_with(node, delete_user_cb=lambda each, pad=node: each is not pad)  # type: ignore[misc]
+        reader.replace_all_uses_with(node, delete_user_cb=lambda each, pad=node: each is not pad)
         reader.meta["shape"] = shape(source)
         node.args = (reader, *node.args[1:])
         reader.append(node)

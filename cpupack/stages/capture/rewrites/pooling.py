@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -75,10 +76,11 @@ def _pool_mean(graph: fx.GraphModule, node: fx.Node) -> bool:
         if inner is not None and len(source.users) == 1 and not (keep ^ inner[2]):
             source, (dims, keep) = inner[0], (_joined(dims, inner[1], len(shape(inner[0])), kept=inner[2]), keep)
         elif source.target is torch.permute and not keep:
-            order = source.args[1]
-            assert isinstance(order, tuple)
-            dims, source = tuple(sorted(order[each] for each in dims)), source.args[0]  # type: ignore[assignment, type-var]
-            if [each for each in order if each not in dims] != sorted(each for each in order if each not in dims):
+            order: Any = source.args[1]
+            before: Any = source.args[0]
+            dims, source = tuple(sorted(order[each] for each in dims)), before
+            left = [each for each in order if each not in dims]
+            if left != sorted(left):
                 return False
         else:
             break
@@ -94,7 +96,8 @@ def _mean_of(node: fx.Node) -> tuple[fx.Node, tuple[int, ...], bool] | None:
     """Return (source, dimensions, keepdim) of a mean, also of a sum that is divided by the number of its values."""
     factor = 1.0
     if node.target is torch.mul and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int | float):
-        node, factor = node.args[0], float(node.args[1])
+        factor = float(node.args[1])
+        node = node.args[0]
         if node.target is not torch.sum or len(node.users) != 1:
             return None
     elif node.target is not torch.mean:
