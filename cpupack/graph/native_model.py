@@ -1,4 +1,4 @@
-"""An INT8 model that is one operator: the engine's program, and what FP32 comes before and behind it."""
+"""INT8 models of the native engine: one program, or several with FP32 between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class Look:
 
     ``node`` is the call's name in the graph. After ``layer`` the codes ``(n, *shape)``, shape being height, width and
     channels, have it in their ``channels`` (first, end); value = (code - zero_point) * scale. Without a layer it is
-    the engine's result.
+    among the results of the engine, from value ``first`` of each sample on. ``part`` is the number of the program.
     """
 
     node: str
     layer: int | None = None
+    part: int = 0
+    first: int = 0
     shape: tuple[int, int, int] = (0, 0, 0)
     channels: tuple[int, int] = (0, 0)
     scale: float = 1.0
@@ -66,8 +68,8 @@ class NativeModel(nn.Module):
         if self.head is not None:
             x = self.head(x)
         if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
+            return x.contiguous(memory_format=torch.channels_last)
+        return x if x.dim() == 2 else x.flatten(1).contiguous()
 
     def engine_result(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine makes of ``x``, in its shape."""
@@ -82,4 +84,77 @@ class NativeModel(nn.Module):
         result = self.engine_result(x)
         if self.tail is not None:
             result = self.tail(result)
+        return result
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where a tensor is among the values of a sample that a program takes or gives: from ``first`` on, row by row.
+
+    ``shape`` is a sample's. An image ``(channels, height, width)`` is there by positions.
+    """
+
+    first: int
+    shape: tuple[int, ...]
+    image: bool = False
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return int(np.prod(self.shape))
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a batch of tensors as ``(n, size)``."""
+        return (x.permute(0, 2, 3, 1) if self.image else x).flatten(1)
+
+    def unpack(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the tensors that are in ``(n, values)``."""
+        own = values[:, self.first : self.first + self.size]
+        if not self.image:
+            return own.reshape(-1, *self.shape)
+        channels, height, width = self.shape
+        return own.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class NativePart(nn.Module):
+    """One program of several: takes its ``inputs``, or an image as NativeModel does, and gives its ``outputs``."""
+
+    def __init__(self, program: bytes, inputs: tuple[Packing, ...] | None, outputs: tuple[Packing, ...]) -> None:
+        super().__init__()
+        self.register_buffer("program", torch.from_numpy(np.frombuffer(program, np.uint8).copy()))
+        self.inputs, self.outputs = inputs, outputs
+        self.values = sum(each.size for each in outputs)
+
+    def engine_input(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return what the engine reads."""
+        if self.inputs is None:
+            (x,) = tensors
+            return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        packed = [each.pack(x) for each, x in zip(self.inputs, tensors, strict=True)]
+        return packed[0].contiguous() if len(packed) == 1 else torch.cat(packed, 1)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        values: torch.Tensor = torch.ops.cpupack.run_1(self.engine_input(*tensors), self.program, self.values)
+        results = tuple(each.unpack(values) for each in self.outputs)
+        return results[0] if len(results) == 1 else results
+
+
+class MixedModel(nn.Module):
+    """A graph of ``NativePart`` modules and of the calls between them that stay FP32; as NativeModel to its callers."""
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        parts: tuple[NativePart, ...],
+        operators: dict[str, int],
+        looks: tuple[Look | None, ...],
+        *,
+        pixel_input: bool,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.parts, self.operators, self.looks, self.pixel_input = parts, operators, looks, pixel_input
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.graph(x)
         return result

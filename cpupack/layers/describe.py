@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
-from cpupack.graph.native_model import NativeModel
+from cpupack.graph.native_model import MixedModel, NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layers.facts import DYNAMIC, FOLLOWS, Setting
 from cpupack.layers.graphs import GraphLayers
@@ -30,7 +30,7 @@ def describe_layers(
     for the whole network says its layers itself (``QuantizedModel.layers``); here the error of each is measured.
     """
     some = samples.spread(SAMPLES)
-    if isinstance(quantized.module, NativeModel):
+    if isinstance(quantized.module, NativeModel | MixedModel):
         return native_layers(quantized.module, quantized.layers, calibrated, some)
     setting = Setting(quantized.target.engine, calibrated.fused.style, tuple(skip), quantized.float_reasons)
     batch = batch_channels_last(some.tensor(slice(None)))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx
+from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, Samples
 from cpupack.graph.chains import residual_summands
-from cpupack.graph.native_model import Look, NativeModel
+from cpupack.graph.native_model import Look, MixedModel, NativeModel, NativePart
 from cpupack.layers.facts import output_sqnr_db
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
@@ -23,7 +23,7 @@ from cpupack.runtime.images.inputs import model_input
 
 
 def native_layers(
-    model: NativeModel, layers: tuple[LayerFact, ...], calibrated: CalibratedModel, samples: Samples
+    model: NativeModel | MixedModel, layers: tuple[LayerFact, ...], calibrated: CalibratedModel, samples: Samples
 ) -> tuple[LayerFact, ...]:
     """Return ``layers`` with the SQNR of each one's output against the FP32 graph's on ``samples``.
 
@@ -46,11 +46,11 @@ def native_layers(
             assert samples.preprocess is not None
             pixels = model_input(samples.data, samples.preprocess, pixel_input=True)
             batch = batch_channels_last(torch.from_numpy(pixels))
-        result, x = model.engine_result(batch), model.engine_input(batch)
+        runs = _runs(model, batch)
         facts = []
         for fact, look in zip(layers, model.looks, strict=True):
             if look is not None:
-                found, expected = _found(look, model, result, x), keeper.values[look.node]
+                found, expected = _found(look, runs[look.part]), keeper.values[look.node]
                 hidden = -keeper.values[beside[look.node]] if look.node in beside else None
                 error = _error_db(expected, found.reshape(expected.shape), hidden)
                 fact = dataclasses.replace(fact, output_sqnr_db=error)
@@ -58,10 +58,43 @@ def native_layers(
     return tuple(facts)
 
 
-def _found(look: Look, model: NativeModel, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A program that ran: what it read, and its results ``(n, values)``."""
+
+    program: torch.Tensor
+    x: torch.Tensor
+    values: torch.Tensor
+
+
+def _runs(model: NativeModel | MixedModel, batch: torch.Tensor) -> list[_Run]:
+    """Run a model and return what each of its programs did."""
+    if isinstance(model, NativeModel):
+        x = model.engine_input(batch)
+        return [_Run(model.get_buffer("program"), x, _results(x, model.get_buffer("program"), model.outputs))]
+    runs: dict[NativePart, _Run] = {}
+
+    def note(part: nn.Module, tensors: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(part, NativePart)
+        x, program = part.engine_input(*tensors), part.get_buffer("program")
+        runs[part] = _Run(program, x, _results(x, program, part.values))
+
+    handles = [part.register_forward_pre_hook(note) for part in model.parts]
+    model(batch)
+    for handle in handles:
+        handle.remove()
+    return [runs[part] for part in model.parts]
+
+
+def _results(x: torch.Tensor, program: torch.Tensor, outputs: int) -> torch.Tensor:
+    values: torch.Tensor = torch.ops.cpupack.run_1(x, program, outputs)
+    return values
+
+
+def _found(look: Look, run: _Run) -> torch.Tensor:
     if look.layer is None:
-        return result
-    return _values(codes_after(model.get_buffer("program"), x, look.layer, look.shape), look)
+        return run.values[:, look.first : look.first + look.channels[1]]
+    return _values(codes_after(run.program, run.x, look.layer, look.shape), look)
 
 
 def _error_db(expected: torch.Tensor, found: torch.Tensor, hidden: torch.Tensor | None) -> float | None:

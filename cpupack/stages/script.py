@@ -14,7 +14,7 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
-from cpupack.graph.native_model import NativeModel
+from cpupack.graph.native_model import MixedModel, NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -37,7 +37,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
-            if isinstance(quantized.module, NativeModel):  # one operator to torch
+            if isinstance(quantized.module, NativeModel | MixedModel):  # one operator to torch
                 int8 = sum(quantized.module.operators.values())
                 operators.pop(OPERATOR)
                 operators = dict(sorted((operators | quantized.module.operators).items()))

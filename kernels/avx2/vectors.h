@@ -123,6 +123,8 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define f_minus_product(a, b, c) _mm256_fnmadd_ps(a, b, c)
 #define f_of_int(a) _mm256_cvtepi32_ps(a)
 #define f_round(a) _mm256_cvtps_epi32(a)
+#define f_min(a, b) _mm256_min_ps(a, b)
+#define f_max(a, b) _mm256_max_ps(a, b)
 
 /* Adds four products of bytes to each int32. VPMADDUBSW adds two of them in 16 bits and saturates. `fits` says that the
  * weights are too small for that; otherwise the eighth bit of the unsigned bytes is multiplied on its own.

@@ -68,6 +68,8 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define f_minus_product(a, b, c) _mm512_fnmadd_ps(a, b, c)
 #define f_of_int(a) _mm512_cvtepi32_ps(a)
 #define f_round(a) _mm512_cvtps_epi32(a)
+#define f_min(a, b) _mm512_min_ps(a, b)
+#define f_max(a, b) _mm512_max_ps(a, b)
 
 /* Adds four products of bytes to each int32. Unlike AVX2, it needs no small weights (`fits`). */
 #define v_dot8(sum, unsigned8, signed8, fits) ((void)(fits), _mm512_dpbusd_epi32(sum, unsigned8, signed8))

@@ -93,14 +93,18 @@ static int64_t *set_run_offsets(struct step *step, int64_t *offsets) {
     return offsets;
 }
 
-static void set_views(struct step *step, const struct cpupack_buffer *buffers, uint8_t *arena, int64_t batch) {
+static void set_views(struct step *step, const struct parts *parts, uint8_t *arena, int64_t batch) {
     const struct cpupack_layer *spec = &step->spec;
+    const struct cpupack_header *header = parts->header;
+    const struct cpupack_buffer *buffers = parts->buffers;
+    step->input_values = (int64_t)header->input_height * header->input_width * header->input_channels_float;
     if (spec->op > OP_INPUT_FLOAT)
         step->in = view_of(buffers + spec->input, arena, batch);
-    if (spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL)
+    if (reads_two(spec))
         step->in2 = view_of(buffers + spec->input2, arena, batch);
     if (spec->flags & FLAG_FLOAT_OUT)
-        step->out.height = step->out.width = 1, step->out.channels = spec->channels_out;
+        step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
+        step->out.sample = header->outputs * (int64_t)sizeof(float);
     else
         step->out = view_of(buffers + spec->output, arena, batch);
     if (spec->op == OP_CONV && step->out.first != NULL)
@@ -117,7 +121,7 @@ static void make_steps(struct context *context, const struct parts *parts, uint8
         step->scales = (const float *)(parts->constants + step->spec.scales);
         step->biases = (const float *)(parts->constants + step->spec.biases);
         step->table = parts->constants + step->spec.table;
-        set_views(step, parts->buffers, arena, context->batch);
+        set_views(step, parts, arena, context->batch);
         if (step->spec.op == OP_CONV)
             offsets = set_run_offsets(step, offsets);
     }

@@ -28,8 +28,14 @@ struct step {
     const uint8_t *table;
     const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
+    int64_t input_values;    /* OP_INPUT_FLOAT: values of one sample of the caller's */
     int batch;
 };
+
+/* Whether a layer reads a second buffer. */
+static inline int reads_two(const struct cpupack_layer *spec) {
+    return spec->op == OP_ADD || spec->op == OP_SCALE || spec->op == OP_MULTIPLY || spec->flags & FLAG_RESIDUAL;
+}
 
 /* What the CPU has beyond its instruction set. */
 struct cpu {
@@ -77,6 +83,10 @@ struct kernels {
     void (*scale)(const struct step *step, struct worker *worker);
     void (*add)(const struct step *step, struct worker *worker);
     void (*table)(const struct step *step, struct worker *worker);
+    void (*move)(const struct step *step, struct worker *worker);
+    void (*multiply)(const struct step *step, struct worker *worker);
+    void (*affine)(const struct step *step, struct worker *worker);
+    void (*resample)(const struct step *step, struct worker *worker);
     /* The most bytes that `prepare` writes for a layer: weights in another form, or a list of products. 0 for none. */
     int64_t (*prepared_bytes)(const struct step *step);
     void (*prepare)(const struct step *step, void *to);

@@ -25,7 +25,11 @@ enum cpupack_op {
     OP_ADD = 7,
     OP_TABLE = 8, /* a function of one value, by a table of 256 results, into a slice of channels */
     OP_AVERAGE_POOL = 9,
-    OP_OUTPUT = 10, /* a buffer to the caller's float32, NHWC */
+    OP_OUTPUT = 10,   /* a buffer to the caller's float32, NHWC */
+    OP_MOVE = 11,     /* bytes to other places */
+    OP_MULTIPLY = 12, /* two images, value by value */
+    OP_AFFINE = 13,   /* times a constant and plus one, of each channel (chunks 0) or each place (chunks 1) */
+    OP_RESAMPLE = 14, /* weighted sums over windows that differ from place to place */
 };
 
 enum cpupack_flag {
@@ -64,6 +68,18 @@ struct cpupack_buffer {
     int64_t sample_bytes;            /* bytes from sample to sample */
 };
 
+/* OP_MOVE: `count` times `length` bytes, each `from_step` and `to_step` after the one before. Rows, and bytes in them,
+ * are without the border. A from_row of -1 is the constant output_zero_point.
+ */
+struct cpupack_move {
+    int32_t from_row, from, to_row, to, length, count, from_step, to_step;
+};
+
+/* OP_RESAMPLE: the rows, or columns, of a window: the first, how many, and which of the `scales` is the first one's. */
+struct cpupack_window {
+    int32_t begin, count, first;
+};
+
 struct cpupack_layer {
     int32_t op, flags;
     int32_t input, input2, output; /* numbers of buffers; -1 for none */
@@ -73,7 +89,8 @@ struct cpupack_layer {
         chunk_bytes; /* OP_CONV: K is `runs` contiguous runs, each of `chunks` chunks up to 64 bytes */
     int32_t input_zero_point, input2_zero_point, output_zero_point, low, high;
     float scale, scale2;       /* what they mean depends on the operation */
-    int32_t channel_offset;    /* OP_TABLE, OP_CONV: the first channel of the slice in the output */
+    int32_t channel_offset;    /* OP_TABLE, OP_CONV: the first channel of the slice in the output. OP_INPUT_FLOAT, and
+                                  layers whose result goes to the caller: the first value of a sample there */
     int32_t span_out, span_in; /* OP_CONV with groups: outputs and inputs of a group; else 0, 0 */
     int32_t fit;               /* enum cpupack_fit: about speed only, the results are the same with each that is true */
     int64_t weights, scales, biases, table; /* offsets in the constants */

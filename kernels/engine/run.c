@@ -60,6 +60,12 @@ static void fill_halo(const struct step *step, const struct worker *worker) {
 /* `next` is the convolution after this one, NULL for none. */
 static void run_step(const struct step *step, const struct step *next, struct worker *worker, const struct call *call) {
     const struct kernels *kernels = find_kernels();
+    float *output = call->output;
+    if (step->spec.flags & FLAG_FLOAT_OUT) {
+        if (output == NULL)
+            return; /* cpupack_look takes codes alone */
+        output += step->spec.channel_offset;
+    }
     fill_halo(step, worker);
     switch (step->spec.op) {
     case OP_INPUT_PIXELS:
@@ -67,7 +73,7 @@ static void run_step(const struct step *step, const struct step *next, struct wo
         kernels->input(step, worker, call->input, call->mask);
         break;
     case OP_CONV:
-        kernels->conv(step, next, worker, call->output);
+        kernels->conv(step, next, worker, output);
         break;
     case OP_DEPTHWISE:
         kernels->depthwise(step, worker);
@@ -76,7 +82,7 @@ static void run_step(const struct step *step, const struct step *next, struct wo
         kernels->max_pool(step, worker);
         break;
     case OP_GLOBAL_AVERAGE:
-        kernels->global_average(step, worker, call->output);
+        kernels->global_average(step, worker, output);
         break;
     case OP_SCALE:
         kernels->scale(step, worker);
@@ -91,7 +97,19 @@ static void run_step(const struct step *step, const struct step *next, struct wo
         kernels->average_pool(step, worker);
         break;
     case OP_OUTPUT:
-        kernels->output(step, worker, call->output);
+        kernels->output(step, worker, output);
+        break;
+    case OP_MOVE:
+        kernels->move(step, worker);
+        break;
+    case OP_MULTIPLY:
+        kernels->multiply(step, worker);
+        break;
+    case OP_AFFINE:
+        kernels->affine(step, worker);
+        break;
+    case OP_RESAMPLE:
+        kernels->resample(step, worker);
         break;
     }
 }

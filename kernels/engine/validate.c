@@ -2,6 +2,7 @@
 #include "engine/validate.h"
 
 #include "engine/kernels.h"
+#include "engine/validate_lists.h"
 
 static int inside(int64_t offset, int64_t count, int64_t bytes) {
     return offset >= 0 && count >= 0 && offset <= bytes - count;
@@ -119,11 +120,6 @@ static int is_buffer(int32_t number, const struct cpupack_header *header) {
     return number >= 0 && number < header->buffers;
 }
 
-/* Whether a layer reads a second buffer. */
-static int reads_two(const struct cpupack_layer *spec) {
-    return spec->op == OP_ADD || spec->op == OP_SCALE || spec->flags & FLAG_RESIDUAL;
-}
-
 /* Whether the operation exists, its buffers exist, and its offsets lie in the constants. */
 static int names_what_exists(const struct cpupack_layer *spec, const struct cpupack_header *header, int64_t constants) {
     const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
@@ -131,13 +127,14 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
     for (int i = 0; i < 4; i++)
         if (!inside(offsets[i], 0, constants))
             return 0; /* unused ones too: pointers are made of all */
-    if (spec->op < 0 || spec->op > OP_OUTPUT || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+    if (spec->op < 0 || spec->op > OP_RESAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
     if (to_caller) {
         if (spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT)
             return 0;
-        if (spec->channels_out < 1 || spec->channels_out != header->outputs)
+        if (spec->channels_out < 1 || spec->channel_offset < 0 ||
+            (int64_t)spec->channel_offset + spec->channels_out > header->outputs)
             return 0;
     } else if (spec->op == OP_OUTPUT || !is_buffer(spec->output, header)) {
         return 0;
@@ -147,16 +144,21 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
 
 static int input_fits(const struct cpupack_layer *spec, const struct cpupack_header *header,
                       const struct cpupack_buffer *out) {
-    const int blocks = spec->op == OP_INPUT_PIXELS && spec->stride_h == 2; /* two by two pixels become one */
-    const int64_t block = blocks ? 2 : 1;
-    const int64_t channels = spec->op == OP_INPUT_PIXELS ? header->input_channels_pixels : header->input_channels_float;
+    if (spec->op == OP_INPUT_FLOAT) { /* a part of a sample, of any shape */
+        const int64_t given = times(times(header->input_height, header->input_width), header->input_channels_float);
+        const int64_t taken = times(times(out->height, out->width), out->channels);
+        return spec->channel_offset >= 0 && taken > 0 && taken <= given - spec->channel_offset;
+    }
+    const int64_t block = spec->stride_h == 2 ? 2 : 1; /* two by two pixels become one */
+    const int64_t channels = header->input_channels_pixels;
     return out->channels == block * block * channels && out->height * block == header->input_height &&
            out->width * block == header->input_width;
 }
 
 static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                      const struct cpupack_buffer *in2, const struct cpupack_buffer *out) {
-    if (!slice_fits(spec, spec->channels_out, out) || !window_fits(spec, in, out) || !spans_fit(spec, in))
+    const int to_caller = spec->flags & FLAG_FLOAT_OUT; /* a slice of its results */
+    if ((!to_caller && !slice_fits(spec, spec->channels_out, out)) || !window_fits(spec, in, out) || !spans_fit(spec, in))
         return 0;
     if (in->sample_bytes > LARGEST_CONV)
         return 0;
@@ -186,25 +188,33 @@ static int sizes_fit(const struct cpupack_layer *spec, const struct cpupack_head
     case OP_SCALE:
         return same_size(in, out, 1) && is_one_pixel(in2, in->channels);
     case OP_ADD:
+    case OP_MULTIPLY:
         return same_size(in, out, 1) && same_size(in2, out, 1);
     case OP_TABLE:
         return same_size(in, out, 0) && slice_fits(spec, in->channels, out);
     case OP_OUTPUT:
-        return (int64_t)in->height * in->width * in->channels == header->outputs;
+        return (int64_t)in->height * in->width * in->channels == spec->channels_out;
+    case OP_MOVE:
+        return 1; /* validate_lists.c */
+    case OP_AFFINE:
+        return same_size(in, out, 1);
+    case OP_RESAMPLE:
+        return in->channels == out->channels;
     default:
         return 0;
     }
 }
 
 static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack_header *header,
-                          const struct cpupack_buffer *buffers, int64_t constants) {
-    if (!names_what_exists(spec, header, constants))
+                          const struct cpupack_buffer *buffers, const uint8_t *constants, int64_t bytes) {
+    if (!names_what_exists(spec, header, bytes))
         return 0;
     const struct cpupack_buffer *in = spec->op <= OP_INPUT_FLOAT ? NULL : buffers + spec->input;
     const struct cpupack_buffer *in2 = reads_two(spec) ? buffers + spec->input2 : NULL;
     const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
     const struct cpupack_buffer *out = spec->flags & FLAG_FLOAT_OUT ? &result : buffers + spec->output;
-    return sizes_fit(spec, header, in, in2, out) && constants_hold(spec, in != NULL ? in->channels : 0, constants);
+    return sizes_fit(spec, header, in, in2, out) && constants_hold(spec, in != NULL ? in->channels : 0, bytes) &&
+           lists_fit(spec, in, out, constants, bytes);
 }
 
 int validate_program(const uint8_t *program, int64_t bytes, struct parts *parts) {
@@ -224,7 +234,7 @@ int validate_program(const uint8_t *program, int64_t bytes, struct parts *parts)
     if (!buffers_fit(header, parts->buffers))
         return 0;
     for (int i = 0; i < header->layers; i++)
-        if (!layer_is_sound(parts->layers + i, header, parts->buffers, bytes - header->constants))
+        if (!layer_is_sound(parts->layers + i, header, parts->buffers, parts->constants, bytes - header->constants))
             return 0;
     return 1;
 }

@@ -14,10 +14,11 @@ import torch
 from cpupack.runtime.engine import library
 from cpupack.runtime.host import cpu
 from cpupack.stages.quantize.native.fit import Fit, fit_of, fit_of_depthwise
+from cpupack.stages.quantize.native.moves import moves_of
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Program
 
-__all__ = ["Array", "Fit", "Op", "Reference", "runs_here"]
+__all__ = ["Array", "Fit", "Flag", "Op", "Reference", "runs_here"]
 
 Array = np.ndarray[Any, Any]
 
@@ -29,7 +30,9 @@ def runs_here() -> bool:
 
 def fma(a: Array, b: Any, c: Any) -> Array:
     """Return a * b + c of float32 values, rounded once (the product of two is exact in float64)."""
-    return (a.astype(np.float64) * np.float64(np.float32(b)) + np.asarray(c, np.float32)).astype(np.float32)
+    return (a.astype(np.float64) * np.asarray(b, np.float32).astype(np.float64) + np.asarray(c, np.float32)).astype(
+        "f4"
+    )
 
 
 def clip(values: Array, low: int = 0, high: int = 255) -> Array:
@@ -190,6 +193,78 @@ class Reference:
             output, fields["channel_offset"] = into
             self.values[output][..., into[1] : into[1] + codes.shape[3]] = codes
         return self._add(Layer(Op.TABLE, input=source, output=output, fields=fields, constants={"table": table}))
+
+    def move(self, source: int, places: Array, shape: tuple[int, int, int], *, table: Array | None = None) -> int:
+        """Bytes of a sample by their ``places`` in memory, -1 for a constant: ``shape`` of them."""
+        codes, fill = self.values[source], 201
+        moved = codes if table is None else table[codes]
+        flat = np.concatenate([moved.reshape(len(codes), -1), np.full((len(codes), 1), fill, np.uint8)], 1)
+        output = self._buffer(flat[:, places].reshape(len(codes), *shape))
+        one, other = self.program.buffers[source], self.program.buffers[output]
+        moves = moves_of(places, np.arange(places.size), one, other)
+        flags, constants = NO_FLAGS, {"weights": moves}
+        if table is not None:
+            flags, constants = Flag.TABLE, constants | {"table": table}
+        fields: dict[str, float] = {"runs": len(moves), "output_zero_point": fill}
+        return self._add(Layer(Op.MOVE, flags, source, output=output, fields=fields, constants=constants))
+
+    def multiply(self, source: int, other: int, *, low: int = 0, table: Array | None = None) -> int:
+        scale, zero, zero2, zero_out = np.float32(0.0131), 100, 7, 40
+        product = (self.values[source].astype("f4") - zero) * (self.values[other].astype("f4") - zero2)
+        codes = clip(fma(product, scale, zero_out), low)
+        fields = {
+            "scale": float(scale), "input_zero_point": zero, "input2_zero_point": zero2,
+            "output_zero_point": zero_out, "low": low,
+        }  # fmt: skip
+        return self._elementwise(Op.MULTIPLY, source, codes, fields, {}, table, other)
+
+    def affine(self, source: int, *, places: bool, slopes: bool, table: Array | None = None) -> int:
+        """Constants for each channel, or for each of the ``places``; with ``slopes`` others for negative values."""
+        x, zero = self.values[source], 90
+        shape = x.shape[1:] if places else x.shape[3:]
+        factor, negative = (self.random.normal(0.0, 1.5, shape).astype("f4") for _ in range(2))
+        shift = self.random.uniform(0.0, 255.0, shape).astype("f4")
+        difference = x.astype("f4") - zero
+        if slopes:
+            y = fma(np.minimum(difference, 0), np.broadcast_to(negative, x.shape), np.broadcast_to(shift, x.shape))
+            y = fma(np.maximum(difference, 0), np.broadcast_to(factor, x.shape), y)
+        else:
+            y = fma(difference, np.broadcast_to(factor, x.shape), np.broadcast_to(shift, x.shape))
+        constants = {"scales": factor, "biases": shift} | ({"weights": negative} if slopes else {})
+        fields: dict[str, float] = {
+            "input_zero_point": zero, "runs": 2 if slopes else 1, "chunks": int(places), "high": 250
+        }  # fmt: skip
+        return self._elementwise(Op.AFFINE, source, clip(y, high=250), fields, constants, table)
+
+    def resample(self, source: int, rows: Array, columns: Array, *, table: Array | None = None) -> int:
+        """Weighted sums: ``rows`` (result, source) from the left, ``columns`` from the right; zeros are outside."""
+        x, zero, zero_out = self.values[source], 31, 60
+        windows_of, weights = [], list[np.float32]()
+        for row in (*rows.astype("f4"), *columns.astype("f4")):
+            found = np.flatnonzero(row)
+            windows_of.append((found[0], found[-1] + 1 - found[0], len(weights)))
+            weights += list(row[found[0] : found[-1] + 1])
+        y = np.full((len(x), len(rows), len(columns), x.shape[3]), zero_out, np.float32)
+        for i, (top, height, down) in enumerate(windows_of[: len(rows)]):
+            for j, (left, width, across) in enumerate(windows_of[len(rows) :]):
+                for ky in range(height):
+                    for kx in range(width):
+                        seen = x[:, top + ky, left + kx].astype("f4") - zero
+                        y[:, i, j] = fma(seen, weights[down + ky] * weights[across + kx], y[:, i, j])
+        constants: dict[str, Array] = {"weights": np.array(windows_of, "i4"), "scales": np.array(weights, "f4")}
+        fields: dict[str, float] = {
+            "input_zero_point": zero, "output_zero_point": zero_out, "runs": len(weights)
+        }  # fmt: skip
+        return self._elementwise(Op.RESAMPLE, source, clip(y), fields, constants, table)
+
+    def _elementwise(
+        self, op: Op, source: int, codes: Array, fields: dict[str, float], constants: dict[str, Array],
+        table: Array | None, other: int = -1,
+    ) -> int:  # fmt: skip
+        flags = NO_FLAGS
+        if table is not None:
+            codes, flags, constants = table[codes], Flag.TABLE, constants | {"table": table}
+        return self._add(Layer(op, flags, source, other, self._buffer(codes), fields, constants))
 
     def output(self, source: int) -> int:
         scale, zero = np.float32(0.037), 77

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,10 +16,20 @@ from cpupack.graph.native_model import Look
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
-from cpupack.stages.quantize.native.functions import highest_result
-from cpupack.stages.quantize.native.program import Buffer, Layer, Op, Program
+from cpupack.stages.quantize.native.functions import highest_result, table_of
+from cpupack.stages.quantize.native.moves import memory_places, moves_of
+from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
 from cpupack.stages.quantize.native.select import select_channels
-from cpupack.stages.quantize.native.values import Value, channels_of
+from cpupack.stages.quantize.native.values import (
+    LONGEST_SIDE,
+    Value,
+    channels_last,
+    channels_of,
+    image_layout,
+    last_channels_of,
+    order_of,
+    rows_layout,
+)
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -29,9 +40,11 @@ class Builder:
     """Grows ``program`` call by call.
 
     ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
-    another one's kernel does on the way, ``result`` is the call whose values go to the caller. ``in_place`` are parts
-    of concatenations that were written where they belong, ``copied`` the places (buffer, channel) of those copied.
-    With ``fitting`` weights get values whose products fit into 16-bit sums, which ``sums`` tells of.
+    another one's kernel does on the way, ``results`` are the calls whose values go to the caller and ``left`` has the
+    first value of those that do already. ``in_place`` are parts of concatenations that were written where they belong,
+    ``copied`` the places (buffer, channel) of those copied. ``borders`` has the zeros around an image that the
+    convolutions reading it add: left, right, top, bottom. ``images`` are inputs that come as NCHW, alone. With
+    ``fitting`` weights get values whose products fit into 16-bit sums, which ``sums`` tells of.
     """
 
     def __init__(
@@ -51,15 +64,17 @@ class Builder:
         self.absorbed: set[fx.Node] = set()
         self.in_place: set[fx.Node] = set()
         self.copied: set[tuple[int, int]] = set()
+        self.left: dict[fx.Node, int] = {}
+        self.images: set[fx.Node] = set()
+        self.borders: dict[fx.Node, tuple[int, int, int, int]] = {}
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
         self.sums: list[LayerSaturation] = []
         self._stats = stats
         self._wholes = whole_concatenations(calls.graph)
         self._joined: dict[fx.Node, int] = {}
-        result = next(node for node in calls.graph.graph.nodes if node.op == "output").args[0]
-        assert isinstance(result, fx.Node)  # the load stage lets models of one tensor through
-        self.result = result
+        self._images: dict[object, int] = {}
+        self.results = results_of(calls.graph)
 
     # ---- ranges and buffers ----
 
@@ -68,12 +83,26 @@ class Builder:
         stats = self._stats.get(node.name)
         if stats is None:
             raise QuantizationError(f"no calibration data went through {scoped_name(node)}")
+        if not (np.isfinite(stats.minimum) and np.isfinite(stats.maximum)):
+            raise self.calls.refusal(node, "whose values are not all finite")
         low, high = choose_range(stats, self.recipe.observer, _LEVELS, self.recipe.percentile)
         return low, min(high, highest_result(self.calls.graph, node))
 
     def add_buffer(self, height: int, width: int, channels: int, limits: tuple[float, float]) -> int:
         """Add a buffer that covers a range and return its number."""
-        return self.program.add_buffer(covering(height, width, channels, limits))
+        return self._add(covering(height, width, channels, limits))
+
+    def add_alike(self, layout: tuple[int, int, int], like: Buffer) -> int:
+        """Add a buffer of height, width and channels with another's scale and return its number."""
+        return self._add(Buffer(*layout, like.scale, like.zero_point))
+
+    def _add(self, buffer: Buffer) -> int:
+        if max(buffer.height, buffer.width) > LONGEST_SIDE:
+            raise QuantizationError(
+                f"the native engine has images of at most {LONGEST_SIDE} rows and columns, not "
+                f"{buffer.height} x {buffer.width}"
+            )
+        return self.program.add_buffer(buffer)
 
     def buffer(self, number: int) -> Buffer:
         """Return a buffer by its number."""
@@ -110,14 +139,56 @@ class Builder:
         if value.order is None:
             return value.buffer
         source = self.buffer(value.buffer)
-        channels = channels_of(value, source)
-        if channels is None:
-            raise self.calls.refusal(reader, "of values in this order")
-        copy = self.program.add_buffer(
-            Buffer(source.height, source.width, len(channels), source.scale, source.zero_point)
-        )
-        self.append(select_channels(source, self.buffer(copy), channels, value.buffer, copy))
-        return copy
+        layout = image_layout(tuple(value.order.shape[1:]))
+        here = torch.equal(value.order[0].flatten(), torch.arange(source.size))
+        if here and layout == (source.height, source.width, source.channels):
+            return value.buffer
+        if operand not in self._images:
+            copy = self.add_alike(layout, source)
+            channels = channels_of(value, source)
+            if channels is None:
+                self.move(value.buffer, copy, value.order[0].flatten(), torch.arange(self.buffer(copy).size))
+            else:
+                self.append(select_channels(source, self.buffer(copy), channels, value.buffer, copy))
+            self._images[operand] = copy
+        return self._images[operand]
+
+    def rows(self, operand: object, reader: fx.Node) -> Value:
+        """Return an operand with its last dimension as the channels of a buffer: copied where it is not."""
+        value = self.value(operand, reader)
+        source = self.buffer(value.buffer)
+        if last_channels_of(value, source) is not None:
+            return value
+        assert isinstance(operand, fx.Node)
+        shape = shape_of(operand)
+        copy = self.add_alike(rows_layout(shape[1:]), source)
+        order = channels_last(self.buffer(copy), shape)
+        self.move(value.buffer, copy, order_of(value, source, shape)[0].flatten(), order[0].flatten())
+        return Value(copy, order)
+
+    def move(self, source: int, target: int, elements: torch.Tensor, places: torch.Tensor) -> None:
+        """Append a layer that takes elements of one buffer to places in another, in its scale.
+
+        Both are int64, elements' numbers by channel, row and column; FILL among the first is a zero.
+        """
+        one, other = self.buffer(source), self.buffer(target)
+        moves = moves_of(memory_places(elements, one), memory_places(places, other), one, other)
+        layer = Layer(Op.MOVE, input=source, output=target, constants={"weights": moves})
+        layer.fields = {"runs": len(moves), "output_zero_point": other.zero_point}
+        if (one.scale, one.zero_point) != (other.scale, other.zero_point):
+            layer.flags |= Flag.TABLE
+            layer.constants["table"] = table_of(lambda x: x, one, other)
+        self.append(layer)
+
+    def goes_out(self, node: fx.Node) -> bool:
+        """Whether a call's values go to the caller and nowhere else."""
+        return node in self.results and all(user.op == "output" for user in node.users)
+
+    def leave(self, node: fx.Node, count: int) -> int:
+        """Return where the values of a result begin, for each sample, among those that the caller gets."""
+        self.left[node] = self.program.outputs
+        self.program.outputs += count
+        return self.left[node]
 
     def slice_for(self, node: fx.Node) -> tuple[int, int] | None:
         """Return the buffer of the concatenations that alone read a call, and at which channel it is there.
@@ -139,9 +210,7 @@ class Builder:
         """
         whole = self._wholes[node]
         if whole not in self._joined:
-            _, channels, *size = shape_of(whole)
-            height, width = size or (1, 1)
-            self._joined[whole] = self.add_buffer(height, width, channels, self.limits(whole))
+            self._joined[whole] = self.add_buffer(*image_layout(shape_of(whole)[1:]), self.limits(whole))
         return self._joined[whole]
 
     # ---- layers ----
@@ -172,7 +241,7 @@ class Builder:
 
     def _look(self, node: fx.Node, value: Value) -> Look | None:
         if value.buffer < 0:
-            return Look(node.name)
+            return Look(node.name, first=self.left[node], channels=(0, math.prod(shape_of(node)[1:])))
         layers, buffer = self.program.layers, self.buffer(value.buffer)
         last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
         if node in self.in_place:
@@ -180,7 +249,7 @@ class Builder:
             channels = list(range(first, first + shape_of(node)[1]))
         else:
             channels = channels_of(value, buffer) or []
-        if channels != list(range(channels[0], channels[-1] + 1) if channels else [0]):
+        if not channels or channels != list(range(channels[0], channels[-1] + 1)):
             return None  # not side by side
         return Look(
             node.name,
@@ -190,6 +259,12 @@ class Builder:
             scale=buffer.scale,
             zero_point=buffer.zero_point,
         )
+
+
+def results_of(graph: fx.GraphModule) -> list[fx.Node]:
+    """Return the calls whose results are the graph's: one, or several in a tuple."""
+    result = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    return [each for each in result if isinstance(each, fx.Node)] if isinstance(result, tuple) else [result]
 
 
 def covering(height: int, width: int, channels: int, limits: tuple[float, float]) -> Buffer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -11,32 +10,21 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from cpupack.errors import QuantizationError
-from cpupack.graph.names import kind_of, scoped_name
-from cpupack.stages.quantize.native.functions import activation_of
+from cpupack.graph.names import core, kind_of, scoped_name
+from cpupack.graph.vocabulary import SHAPES
+from cpupack.stages.quantize.native.functions import activation_of, constant_of
 
-ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul", "mul_")
-CONCATENATIONS = (torch.cat, torch.concat)
-MEANS = (torch.mean, "mean")
-_REARRANGEMENTS = (
-    torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.chunk, torch.split, torch.squeeze,
-    torch.unsqueeze, torch.swapaxes, torch.movedim, torch.narrow, torch.unbind, torch.channel_shuffle, torch.unflatten,
-    F.channel_shuffle, F.pixel_shuffle, F.pixel_unshuffle, operator.getitem,
-    "flatten", "reshape", "view", "transpose", "permute", "chunk", "split", "squeeze", "unsqueeze", "swapaxes",
-    "movedim", "narrow", "unbind", "unflatten",
-)  # fmt: skip
-_REARRANGING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle)
-_ALIASES = (F.dropout, F.dropout2d, "contiguous", "clone", "detach")
-_ALIAS_MODULES = (nn.Dropout, nn.Dropout2d, nn.Identity)
+_REARRANGEMENTS = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
+_NEAREST = ("nearest", "nearest-exact")
 
 
 class Calls:
-    """The calls of ``graph``, which ``record`` has run on a batch of two of inputs of ``input_shape``."""
+    """The calls of ``graph``, run once on a batch of two of inputs of ``input_shapes`` to know every size."""
 
-    def __init__(self, graph: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
         self.graph = graph
         with torch.inference_mode():
-            _Record(graph).run(torch.zeros(2, *input_shape))
+            _Record(graph).run(*(torch.zeros(2, *shape) for shape in input_shapes))
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that is called, None for a function."""
@@ -51,10 +39,9 @@ class Calls:
         module = self.module(node)
         return kind_of(module) if module is not None else getattr(node.target, "__name__", str(node.target))
 
-    def refusal(self, node: fx.Node, what: str = "") -> QuantizationError:
+    def refusal(self, node: fx.Node, what: str = "") -> Refusal:
         """Return the error that names a call which has no kernel."""
-        text = f"the native engine has no kernel for {scoped_name(node)} ({self.kind(node)}) {what}".rstrip()
-        return QuantizationError(text, hint='use engine = "auto" or one of torch\'s engines for this model')
+        return Refusal(node, self.kind(node), what)
 
     def only_reader(self, node: fx.Node) -> fx.Node | None:
         """Return the one call that reads a result, None where there are several or it is the model's."""
@@ -67,54 +54,62 @@ class Calls:
 
     def rearranges(self, node: fx.Node) -> bool:
         """Whether a call gives its operand's values in another order, shape or selection."""
-        return isinstance(self.module(node), _REARRANGING_MODULES) or self.target(node) in _REARRANGEMENTS
+        target = self.target(node)
+        if target is F.interpolate:
+            return argument(node, 3, "mode", "nearest") in _NEAREST
+        if target is F.pad:
+            given: Any = node.args[1]
+            return bool(argument(node, 2, "mode", "constant") != "constant" or min(given) < 0 >= max(given))
+        return target in _REARRANGEMENTS
+
+    def is_convolution(self, node: fx.Node) -> bool:
+        """Whether a call is of a convolution that can take zeros around its image."""
+        module = self.module(node)
+        return module is not None and type(core(module)) in (nn.Conv1d, nn.Conv2d)
 
     def is_activation(self, node: fx.Node) -> bool:
         """Whether a call is a function of one value."""
         return activation_of(self.graph, node) is not None
 
-    def is_alias(self, node: fx.Node) -> bool:
-        """Whether a call returns its operand."""
-        return isinstance(self.module(node), _ALIAS_MODULES) or self.target(node) in _ALIASES
+    def constant(self, operand: object) -> torch.Tensor | None:
+        """Return a tensor that belongs to the graph, or a number as one; None for what is computed."""
+        return constant_of(self.graph, operand)
 
     def settings(self, node: fx.Node, names: tuple[str, ...]) -> list[Any]:
-        """Return a pooling call's settings, from its module or its arguments (all in the order of ``names``)."""
-        module = self.module(node)
-        if module is not None:
-            return [getattr(module, name, None) for name in names]
-        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        return [given.get(name) for name in names]
+        """Return what a pooling module is set to, None for what it has not."""
+        return [getattr(self.module(node), name, None) for name in names]
 
     def rearranged(self, node: fx.Node, operands: dict[fx.Node, Any]) -> Any:
         """Run a call on other operands: a tensor, or a tuple of them."""
 
+        floats = self.target(node) in {F.interpolate, F.pad}  # which take no integers: theirs are exact up to 2^53
+
         def operand(each: fx.Node) -> Any:
-            return operands[each] if each in operands else each.meta["constant"]
+            if each not in operands:
+                return each.meta["constant"]
+            return operands[each].double() if floats else operands[each]
 
         args: Any = map_arg(node.args, operand)
         kwargs: Any = map_arg(node.kwargs, operand)
-        module = self.module(node)
-        if module is not None:
-            return module(*args, **kwargs)
-        if node.op == "call_method":
-            method, (first, *rest) = str(node.target), args
-            return getattr(first.contiguous() if method == "view" else first, method)(*rest, **kwargs)
         target: Any = node.target
-        return target(*args, **kwargs)
+        result = target(*args, **kwargs)
+        return result.long() if floats else result
+
+
+def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    """Return an argument of a call by its place or its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
 def is_plain(node: fx.Node) -> bool:
-    """Whether a call has two operands by position and nothing else (no ``alpha``, no ``out``)."""
+    """Whether a call has two operands by position and nothing else."""
     return len(node.args) == 2 and not node.kwargs
 
 
 def is_concatenation(node: fx.Node) -> bool:
     """Whether a call joins images, or vectors, along their channels."""
     dimensions = len(node.meta.get("shape", ()))
-    if node.target not in CONCATENATIONS or dimensions not in {2, 4}:
-        return False
-    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return isinstance(node.args[0], list | tuple) and axis in (1, 1 - dimensions)
+    return node.target is torch.cat and dimensions in {2, 4} and argument(node, 1, "dim", 0) in (1, 1 - dimensions)
 
 
 def parts_of(node: fx.Node) -> list[fx.Node]:
@@ -145,11 +140,23 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1])) if isinstance(value, list | tuple) else (int(value or 0), int(value or 0))
 
 
+class Refusal(QuantizationError):  # noqa: N818 - no fault: the build goes on
+    """A call that the engine has no kernel for: ``node``, and ``what`` of it there is none for."""
+
+    def __init__(self, node: fx.Node, kind: str, what: str = "") -> None:
+        self.node, self.what = node, what
+        super().__init__(
+            f"the native engine has no kernel for {scoped_name(node)} ({kind}) {what}".rstrip(),
+            hint='use engine = "auto" or one of torch\'s engines for this model',
+        )
+
+
 class _Record(fx.Interpreter):
     """Notes each result's shape in ``meta["shape"]``, or the result in ``meta["constant"]`` where it is no tensor."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        n.meta.pop("shape", None)  # capture's, which is None where there is no tensor
         if isinstance(value, torch.Tensor):
             n.meta["shape"] = tuple(value.shape)
         elif not _has_tensors(value):

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.ao.nn.intrinsic as nni
-import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
-from cpupack.graph.fused import ConvReLU6
+from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE
 from cpupack.stages.quantize.native.program import Buffer
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.GELU, nn.ELU,
-    nn.LeakyReLU, nn.Mish, nn.Softplus, nn.SELU, nn.CELU, nn.LogSigmoid, nn.Softsign,
-)  # fmt: skip
 _FUNCTIONS = (
-    torch.relu, F.relu, F.relu_, F.relu6, F.hardswish, F.hardsigmoid, F.silu, torch.sigmoid, F.sigmoid, torch.tanh,
-    F.tanh, F.gelu, F.elu, F.leaky_relu, F.mish, F.softplus, F.hardtanh, torch.clamp, F.selu, F.celu, torch.abs,
-    torch.square, torch.exp, operator.neg,
+    *POINTWISE,
+    *(
+        getattr(torch.ops.aten, name).default
+        for name in (
+            "sin", "cos", "tan", "atan", "erf", "sign", "floor", "ceil", "round", "trunc", "log1p", "log2", "expm1",
+            "sinh", "cosh", "asinh", "hardshrink", "softshrink", "threshold", "neg", "square", "exp2",
+        )
+    ),
 )  # fmt: skip
-_METHODS = ("relu", "relu_", "sigmoid", "sigmoid_", "tanh", "clamp", "clamp_", "abs", "square", "exp")
-_ARITHMETIC = (
-    operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub, operator.mul, operator.imul,
-    torch.mul, operator.truediv, operator.itruediv, torch.div,
-)  # fmt: skip
-_RELUS = (torch.relu, F.relu, F.relu_, F.relu6, "relu", "relu_")
-_WITH_RELU = (nni.ConvReLU2d, nni.LinearReLU, nni.BNReLU2d, ConvReLU6)
+"""The vocabulary's, and calls that export leaves as they are."""
 _TOLERATED_STEPS = 0.25
 
 
@@ -42,53 +34,79 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
     """Return the function of one value that a call is, arithmetic with a number included, or None."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
-        return module if type(module) in _MODULES else None
-    if len(node.all_input_nodes) != 1:
-        return None
-    (source,) = node.all_input_nodes
-    if node.op == "call_function" and node.target in _ARITHMETIC:
-        values = [each for each in node.args if each is not source]
-        if node.kwargs or len(node.args) != 2 or len(values) != 1 or not isinstance(values[0], int | float):
+        if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return None
-    elif not (node.op == "call_function" and node.target in _FUNCTIONS) and not (
-        node.op == "call_method" and node.target in _METHODS
-    ):
+        return module if type(module) in ACTIVATIONS else None
+    sources = [each for each in node.all_input_nodes if each.op != "get_attr"]
+    if len(sources) != 1:
         return None
-    target: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+    (source,) = sources
+    arguments = node.args
+    if node.op == "call_function" and node.target in ARITHMETIC:
+        if node.kwargs or len(node.args) != 2:
+            return None
+        values = [constant_of(graph, each) for each in node.args if each is not source]
+        if len(values) != 1 or values[0] is None or values[0].numel() != 1:
+            return None
+        number = float(values[0])
+        arguments = tuple(each if each is source else number for each in node.args)
+    elif len(node.all_input_nodes) != 1 or node.target not in _FUNCTIONS:
+        return None
+    target: Any = node.target
 
     def function(x: torch.Tensor) -> torch.Tensor:
-        x = x.clone()  # some work in place
-        result: torch.Tensor = target(*(x if each is source else each for each in node.args), **node.kwargs)
+        result: torch.Tensor = target(*(x if each is source else each for each in arguments), **node.kwargs)
         return result
 
     return function
 
 
+def constant_of(graph: fx.GraphModule, operand: object) -> torch.Tensor | None:
+    """Return a tensor that belongs to a graph, or a number as one; None for what is computed."""
+    if isinstance(operand, int | float):
+        return torch.tensor(float(operand))
+    if not isinstance(operand, fx.Node) or operand.op != "get_attr":
+        return None
+    found: Any = graph
+    for name in str(operand.target).split("."):
+        found = getattr(found, name)
+    return found.detach().float() if isinstance(found, torch.Tensor) else None
+
+
+def composed(functions: list[Function]) -> Function:
+    """Return the function that applies several in turn."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        for each in functions:
+            x = each(x)
+        return x
+
+    return functions[0] if len(functions) == 1 else function
+
+
 def ends_with_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a ReLU or ReLU6 is a call's last step (a ReLU6's range ends at 6 or below: its codes clamp above)."""
-    if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6, *_WITH_RELU))
-    return node.target in _RELUS
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return isinstance(module, nn.ReLU | nn.ReLU6) or is_fused_relu(module)
 
 
 def is_fused_relu(module: nn.Module | None) -> bool:
-    """Whether a module is a layer and the ReLU behind it."""
-    return isinstance(module, _WITH_RELU)
+    """Whether a module is a layer and the ReLU or ReLU6 after it."""
+    return isinstance(module, nn.Sequential) and isinstance(module[-1], nn.ReLU | nn.ReLU6)
 
 
 def highest_result(graph: fx.GraphModule, node: fx.Node) -> float:
     """Return 6 for a call that ends with a ReLU6, else infinity."""
-    if node.op == "call_module":
-        six = isinstance(graph.get_submodule(str(node.target)), nn.ReLU6 | ConvReLU6)
-    else:
-        six = node.target is F.relu6
-    return 6.0 if six else math.inf
+    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    last = module[-1] if isinstance(module, nn.Sequential) else module
+    return 6.0 if isinstance(last, nn.ReLU6) else math.inf
 
 
 def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[np.uint8]:
     """Return the result's code for each of the source's 256 codes."""
     values = (torch.arange(256, dtype=torch.float64) - source.zero_point) * source.scale
-    outputs = function(values.float()).double().numpy()
+    with torch.inference_mode():
+        outputs = np.nan_to_num(function(values.float()).double().numpy())  # where a logarithm has no value
     codes = np.rint(outputs / result.scale) + result.zero_point
     table: npt.NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
     return table
@@ -101,7 +119,8 @@ def useful_range(function: Function, limits: tuple[float, float], result: Buffer
     far below zero, sigmoids on both sides). Zero stays inside.
     """
     points = torch.linspace(limits[0], limits[1], 4097, dtype=torch.float64)
-    outputs = function(points.float()).double().numpy()
+    with torch.inference_mode():
+        outputs = np.nan_to_num(function(points.float()).double().numpy())
     tolerance = _TOLERATED_STEPS * result.scale
     rising = np.maximum.accumulate(outputs) - np.minimum.accumulate(outputs)
     falling = (np.maximum.accumulate(outputs[::-1]) - np.minimum.accumulate(outputs[::-1]))[::-1]

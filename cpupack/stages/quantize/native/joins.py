@@ -1,95 +1,193 @@
-"""Calls on several activations, or on one value at a time: sums, gates, concatenations, activations."""
+"""Calls on several activations, or on one value at a time: sums, products, concatenations, activations."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import fx
 
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import is_concatenation, parts_of, shape_of
-from cpupack.stages.quantize.native.functions import activation_of, ends_with_relu, table_of
+from cpupack.stages.quantize.native.calls import (
+    Calls,
+    argument,
+    is_concatenation,
+    parts_of,
+    shape_of,
+)
+from cpupack.stages.quantize.native.functions import Function, activation_of, composed, ends_with_relu, table_of
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op
 from cpupack.stages.quantize.native.select import select_channels
-from cpupack.stages.quantize.native.values import Value, channels_of, order_of, value_of
+from cpupack.stages.quantize.native.values import (
+    Value,
+    channels_last,
+    channels_of,
+    image_layout,
+    is_whole,
+    order_of,
+    rows_layout,
+    value_of,
+)
 
 
 def add(b: Builder, node: fx.Node) -> None:
-    """Lower the sum of two activations of one shape, with a ReLU behind it."""
+    """Lower the sum or difference of two activations, with a ReLU behind it."""
     first, second, order = _operands(b, node)
     one, other = b.buffer(first), b.buffer(second)
-    if _size(one) != _size(other):
-        raise b.calls.refusal(node, "of different shapes")
-    reader = b.calls.only_reader(node)
-    relu = reader is not None and ends_with_relu(b.calls.graph, reader) and activation_of(b.calls.graph, reader)
-    last = reader if reader is not None and relu else node
-    if last is not node:
-        b.absorbed.add(node)
+    last = with_relu(b, node)
     output = b.add_buffer(*_size(one), b.limits(last))
     result = b.buffer(output)
+    sign = -1.0 if node.target is torch.sub else 1.0
     fields = {
-        "scale": one.scale / result.scale, "scale2": other.scale / result.scale, "input_zero_point": one.zero_point,
-        "input2_zero_point": other.zero_point, "output_zero_point": result.zero_point,
-        "low": result.zero_point if last is not node else 0,
+        "scale": one.scale / result.scale, "scale2": sign * other.scale / result.scale,
+        "input_zero_point": one.zero_point, "input2_zero_point": other.zero_point,
+        "output_zero_point": result.zero_point, "low": result.zero_point if last is not node else 0,
     }  # fmt: skip
     b.append(Layer(Op.ADD, input=first, input2=second, output=output, fields=fields))
-    b.values[last] = Value(output, order)
-    if last is node:
-        b.tell(node, last, "cpupack::add")
-    else:
-        b.tell(node, last, "cpupack::add + relu", kind=f"{b.calls.kind(node)}+{b.calls.kind(last)}")
-
-
-def _operands(b: Builder, node: fx.Node) -> tuple[int, int, torch.Tensor | None]:
-    """Return the buffers of a sum and the order that both have their values in, copied where they differ."""
-    one, other = (b.value(each, node) for each in node.args)
-    same = one.order is not None and other.order is not None and torch.equal(one.order, other.order)
-    if same and _size(b.buffer(one.buffer)) == _size(b.buffer(other.buffer)):
-        return one.buffer, other.buffer, one.order
-    first, second = (b.image(each, node) for each in node.args)
-    return first, second, None
+    tell_with_relu(b, node, last, Value(output, order), "add")
 
 
 def multiply(b: Builder, node: fx.Node) -> None:
-    """Lower an image times one factor for each sample and channel: squeeze-and-excitation."""
-    numbers = [b.image(each, node) for each in node.args]
-    sizes = [(b.buffer(each).height, b.buffer(each).width) for each in numbers]
-    if (1, 1) not in sizes:
-        raise b.calls.refusal(node, "of two images")
-    gate = numbers.pop(sizes.index((1, 1)))
-    x, factor = b.buffer(numbers[0]), b.buffer(gate)
-    if x.channels != factor.channels:
-        raise b.calls.refusal(node, "of different numbers of channels")
-    output = b.add_buffer(*_size(x), b.limits(node))
+    """Lower a product of two images, or of one and a factor for each channel: squeeze-and-excitation."""
+    gate = _gate(b, node)
+    if gate is not None:
+        numbers, order, op = [b.image(each, node) for each in (node.args[1 - gate], node.args[gate])], None, Op.SCALE
+    else:
+        *numbers, order = _operands(b, node)
+        op = Op.MULTIPLY
+    one, other = (b.buffer(each) for each in numbers)
+    last = with_relu(b, node) if op is Op.MULTIPLY else node
+    output = b.add_buffer(*_size(one), b.limits(last))
     result = b.buffer(output)
     fields = {
-        "scale": x.scale * factor.scale / result.scale, "input_zero_point": x.zero_point,
-        "input2_zero_point": factor.zero_point, "output_zero_point": result.zero_point,
+        "scale": one.scale * other.scale / result.scale, "input_zero_point": one.zero_point,
+        "input2_zero_point": other.zero_point, "output_zero_point": result.zero_point,
+        "low": result.zero_point if last is not node else 0,
     }  # fmt: skip
-    b.append(Layer(Op.SCALE, input=numbers[0], input2=gate, output=output, fields=fields))
-    b.values[node] = Value(output)
-    b.tell(node, node, "cpupack::scale")
+    b.append(Layer(op, input=numbers[0], input2=numbers[1], output=output, fields=fields))
+    tell_with_relu(b, node, last, Value(output, order), op.name.lower())
+
+
+def _gate(b: Builder, node: fx.Node) -> int | None:
+    """Return which operand of a product is one factor for each channel of the other, an image of the result's shape."""
+    shape = shape_of(node)
+    if len(shape) != 4:
+        return None
+    for place in (1, 0):
+        factor, other = node.args[place], node.args[1 - place]
+        assert isinstance(factor, fx.Node)
+        assert isinstance(other, fx.Node)
+        if shape_of(factor) == (*shape[:2], 1, 1) and shape_of(other) == shape:
+            value = b.value(other, node)
+            if value.order is None or channels_of(value, b.buffer(value.buffer)) is not None:
+                return place
+    return None
+
+
+def with_relu(b: Builder, node: fx.Node) -> fx.Node:
+    """Return the ReLU that alone reads a call, which its kernel then does too, or the call."""
+    reader = b.calls.only_reader(node)
+    if reader is None or not ends_with_relu(b.calls.graph, reader) or activation_of(b.calls.graph, reader) is None:
+        return node
+    b.absorbed.add(node)
+    return reader
+
+
+def tell_with_relu(b: Builder, node: fx.Node, last: fx.Node, value: Value, kernel: str) -> None:
+    """Note where the values of a call, or of the ReLU behind it, are."""
+    b.values[last] = value
+    if last is node:
+        b.tell(node, last, f"cpupack::{kernel}")
+    else:
+        b.tell(node, last, f"cpupack::{kernel} + relu", kind=f"{b.calls.kind(node)}+{b.calls.kind(last)}")
+
+
+def _operands(b: Builder, node: fx.Node) -> tuple[int, int, torch.Tensor | None]:
+    """Return the buffers of two operands and the order that both have their values in.
+
+    One that has another order, or is smaller than the result, is copied to where the other has its own.
+    """
+    shape = shape_of(node)
+    values = [b.value(each, node) for each in node.args[:2]]
+    buffers = [b.buffer(each.buffer) for each in values]
+    orders = [
+        order_of(value, buffer, shape_of(each)).broadcast_to(shape)  # type: ignore[arg-type]  # values are of calls
+        for value, buffer, each in zip(values, buffers, node.args, strict=False)
+    ]
+    whole = [is_whole(order, buffer) for order, buffer in zip(orders, buffers, strict=True)]
+    if all(whole) and torch.equal(*orders) and _size(buffers[0]) == _size(buffers[1]):
+        return values[0].buffer, values[1].buffer, _kept(orders[0], buffers[0])
+    numbers = [each.buffer for each in values]
+    if any(whole):
+        leader = whole.index(True)
+        layout, order = _size(buffers[leader]), orders[leader]
+    else:
+        leader, layout = -1, image_layout(shape[1:])
+        order = torch.arange(math.prod(shape)).reshape(shape)
+    for place in range(2):
+        if place != leader:
+            numbers[place] = b.add_alike(layout, buffers[place])
+            b.move(values[place].buffer, numbers[place], orders[place][0].flatten(), order[0].flatten())
+    return numbers[0], numbers[1], _kept(order, b.buffer(numbers[0]))
+
+
+def _kept(order: torch.Tensor, buffer: Buffer) -> torch.Tensor | None:
+    """Return an order as values have it: None where it is the buffer's own."""
+    value = value_of(0, buffer, order)
+    return order if value is None else value.order
 
 
 def activate(b: Builder, node: fx.Node) -> None:
-    """Lower a function of one value as a table; the values keep their order."""
-    function = activation_of(b.calls.graph, node)
-    assert function is not None
-    operand = node.all_input_nodes[0]
+    """Lower functions of one value, one after the other, as a table; the values keep their order."""
+    functions, last = functions_from(b.calls, node)
+    operand = next(each for each in node.all_input_nodes if each.op != "get_attr")
     value = b.value(operand, node)
-    if value.order is not None and value.order[0].numel() != b.buffer(value.buffer).size:
-        value = Value(b.image(operand, node))  # a part: the rest need not be computed
+    if value.order is not None and not is_whole(value.order, b.buffer(value.buffer)):
+        value = Value(b.image(operand, node), _natural_order(value))  # a part: the rest need not be computed
     source = b.buffer(value.buffer)
-    output = b.add_buffer(*_size(source), b.limits(node))
-    table = table_of(function, source, b.buffer(output))
+    output = b.add_buffer(*_size(source), b.limits(last))
+    table = table_of(composed(functions), source, b.buffer(output))
     b.append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}))
-    b.values[node] = Value(output, value.order)
-    b.tell(node, node, "cpupack::table")
+    b.values[last] = Value(output, value.order)
+    behind = between(node, last)
+    b.absorbed.update([node, *behind][:-1])
+    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *behind)))
+
+
+def _natural_order(value: Value) -> torch.Tensor | None:
+    """Return the order that a copied value has in its buffer: None, but for more dimensions than a buffer has."""
+    assert value.order is not None
+    shape = value.order.shape
+    return None if len(shape) <= 4 else torch.arange(shape.numel()).reshape(shape)
+
+
+def functions_from(calls: Calls, node: fx.Node) -> tuple[list[Function], fx.Node]:
+    """Return the functions of one value from a call on, each the only reader of the one before, and the last call."""
+    functions: list[Function] = []
+    last = node
+    reader: fx.Node | None = node
+    while reader is not None:
+        function = activation_of(calls.graph, reader)
+        if function is None:
+            break
+        functions.append(function)
+        last, reader = reader, calls.only_reader(reader)
+    return functions, last
+
+
+def between(node: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """Return the calls behind ``node`` up to ``last``, each the only reader of the one before."""
+    found: list[fx.Node] = []
+    while (found or [node])[-1] is not last:
+        found.append(next(iter((found or [node])[-1].users)))
+    return found
 
 
 def concatenate(b: Builder, node: fx.Node) -> None:
-    """Lower a concatenation of channels: parts that are not in their place already are copied, rescaled."""
+    """Lower a concatenation: parts that are not in their place already are copied, rescaled."""
     if not is_concatenation(node):
-        raise b.calls.refusal(node, "along anything but channels")
+        _concatenate_anywhere(b, node)
+        return
     output = b.joined(node)
     result, offset, copied = b.buffer(output), 0, False
     for part in parts_of(node):
@@ -105,6 +203,27 @@ def concatenate(b: Builder, node: fx.Node) -> None:
     b.tell(node, node, "cpupack::table" if copied else "in place")
 
 
+def _concatenate_anywhere(b: Builder, node: fx.Node) -> None:
+    """Lower a concatenation along any dimension of a sample."""
+    shape, parts = shape_of(node), parts_of(node)
+    axis = argument(node, 1, "dim", 0) % len(shape)
+    if axis == 0:
+        raise b.calls.refusal(node, "of batches")
+    values = [b.value(part, node) for part in parts]
+    natural = len(shape) == 4 or (len(shape) == 3 and all(value.order is None for value in values))
+    output = b.add_buffer(*(image_layout if natural else rows_layout)(shape[1:]), b.limits(node))
+    result = b.buffer(output)
+    order = order_of(Value(output), result, shape) if natural else channels_last(result, shape)
+    begin = 0
+    for part, value in zip(parts, values, strict=True):
+        length = shape_of(part)[axis]
+        elements = order_of(value, b.buffer(value.buffer), shape_of(part))[0]
+        b.move(value.buffer, output, elements.flatten(), order[0].narrow(axis - 1, begin, length).flatten())
+        begin += length
+    b.values[node] = Value(output, _kept(order, result))
+    b.tell(node, node, "cpupack::move")
+
+
 def _channels_first(buffer: Buffer) -> tuple[int, int, int]:
     return buffer.channels, buffer.height, buffer.width
 
@@ -114,7 +233,10 @@ def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Bu
     source = b.buffer(value.buffer)
     channels = channels_of(value, source)
     if channels is None:
-        raise b.calls.refusal(node, "of values in this order")
+        elements = order_of(value, source, shape_of(part))[0].flatten()
+        positions = result.height * result.width
+        b.move(value.buffer, output, elements, torch.arange(len(elements)) + offset * positions)
+        return
     if value.order is not None:
         b.append(select_channels(source, result, channels, value.buffer, output, offset))
         return
@@ -150,6 +272,34 @@ def rearrange(b: Builder, node: fx.Node) -> None:
             raise b.calls.refusal(node, "across samples")
         values.append(found)
     b.values[node] = tuple(values) if several else values[0]
+
+
+def pad(b: Builder, node: fx.Node) -> None:
+    """Lower ``F.pad`` with a constant: zeros around an image are the convolutions' that read it, others are written."""
+    given = list(node.args[1])  # type: ignore[arg-type]  # numbers
+    number = float(argument(node, 3, "value", None) or 0.0)
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    value = b.value(operand, node)
+    plain = number == 0.0 and min(given) >= 0 and len(given) in {2, 4} and len(shape_of(operand)) == 2 + len(given) // 2
+    if plain and all(b.calls.is_convolution(reader) for reader in node.users):
+        left, right, top, bottom = (*given, 0, 0)[:4]
+        b.values[node], b.borders[node] = value, (left, right, top, bottom)
+        return
+    shape, source = shape_of(node), b.buffer(value.buffer)
+    elements = order_of(value, source, shape_of(operand))
+    padded = torch.nn.functional.pad(elements[0], given, value=-1)
+    limits = b.limits(node)
+    layout = image_layout(shape[1:])
+    output = b.add_alike(layout, source) if number == 0.0 else b.add_buffer(*layout, limits)
+    result = b.buffer(output)
+    places = torch.arange(result.size)
+    b.move(value.buffer, output, padded.flatten(), places)
+    b.program.layers[-1].fields["output_zero_point"] = min(
+        max(round(number / result.scale) + result.zero_point, 0), 255
+    )
+    b.values[node] = Value(output, _kept(torch.arange(2 * result.size).reshape(shape), result))
+    b.tell(node, node, "cpupack::move")
 
 
 def _size(buffer: Buffer) -> tuple[int, int, int]:

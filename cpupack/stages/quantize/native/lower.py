@@ -1,9 +1,10 @@
-"""The fused FP32 graph -> a program for the INT8 engine: call by call, in the order of the graph."""
+"""The fused FP32 graph -> programs for the INT8 engine: call by call, in the order of the graph."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,28 +14,43 @@ from torch import fx, nn
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within, scoped_name
-from cpupack.graph.native_model import NativeModel
+from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
-from cpupack.stages.quantize.native import joins, pooling
+from cpupack.stages.quantize.native import affine, joins, parts, pooling, windows
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import ADDS, CONCATENATIONS, MEANS, PRODUCTS, Calls, is_plain, shape_of
-from cpupack.stages.quantize.native.dense import convolve, has_weights
-from cpupack.stages.quantize.native.program import Flag, Layer, Op
-from cpupack.stages.quantize.native.split import Split, split
-from cpupack.stages.quantize.native.values import Value, channels_last, order_of
+from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape_of
+from cpupack.stages.quantize.native.dense import convolve
+from cpupack.stages.quantize.native.filters import has_weights
+from cpupack.stages.quantize.native.split import Segment, split
 
+_SKIPPED = "listed in skip"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
+    nn.MaxPool1d: pooling.max_pool,
     nn.MaxPool2d: pooling.max_pool,
-    F.max_pool2d: pooling.max_pool,
-    torch.max_pool2d: pooling.max_pool,
+    nn.AvgPool1d: pooling.average_pool,
     nn.AvgPool2d: pooling.average_pool,
-    F.avg_pool2d: pooling.average_pool,
+    nn.AdaptiveAvgPool1d: pooling.adaptive_average_pool,
     nn.AdaptiveAvgPool2d: pooling.adaptive_average_pool,
-    F.adaptive_avg_pool2d: pooling.adaptive_average_pool,
-    **dict.fromkeys(MEANS, pooling.mean),
-    **dict.fromkeys(CONCATENATIONS, joins.concatenate),
+    nn.AdaptiveMaxPool1d: pooling.adaptive_max_pool,
+    nn.AdaptiveMaxPool2d: pooling.adaptive_max_pool,
+    torch.mean: pooling.reduce,
+    torch.sum: pooling.reduce,
+    torch.amax: pooling.reduce,
+    torch.cat: joins.concatenate,
+    F.pad: joins.pad,
+    F.interpolate: windows.interpolate,
 }
+
+
+@dataclass
+class _Lowered:
+    """A segment's program while it is made, with the way its tensors come and go."""
+
+    builder: Builder
+    inputs: tuple[Packing, ...] | None
+    outputs: tuple[Packing, ...]
+    refused: dict[fx.Node, str]
 
 
 def lower(
@@ -44,57 +60,113 @@ def lower(
     preprocess: PreprocessSpec | None,
     *,
     fitting: bool = False,
-) -> tuple[NativeModel, tuple[LayerFact, ...], tuple[LayerSaturation, ...]]:
+) -> tuple[NativeModel | MixedModel, tuple[LayerFact, ...], tuple[LayerSaturation, ...]]:
     """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's facts.
 
     With ``preprocess`` the model takes uint8 pixels too, where the input is read by one plain convolution alone. With
     ``fitting`` weights are the closest whose products fit into 16-bit sums, for CPUs that have no others; what those
-    come to is told then.
-    Raises QuantizationError naming the first layer that the engine has no kernel for.
+    come to is told then. What ``skip`` names, and what the engine has no kernel for, stays FP32 with its reason.
+    Raises QuantizationError where no layer is left for the engine, or no calibration data went through one.
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
-        raise QuantizationError("the native engine takes statically quantized models that torch.fx can trace")
+        raise QuantizationError("the native engine takes statically quantized models that could be captured")
     calls = Calls(copy.deepcopy(calibrated.fused.module), input_shape)
-    parts = split(calls, recipe.skip)
-    source = shape_of(next(iter(parts.body.graph.nodes)))[1:]
-    if len(source) not in {1, 3}:
-        raise QuantizationError(
-            f"the native engine takes images (channels, height, width) and vectors; the input is {tuple(source)}"
-        )
-    body_calls = Calls(parts.body, tuple(source))
-    channels, height, width = source if len(source) == 3 else (*source, 1, 1)
+    kept = {
+        node: _SKIPPED
+        for node in calls.graph.graph.nodes
+        if node.op.startswith("call") and is_within(scoped_name(node), recipe.skip)
+    }
+    while True:
+        segments, reasons = split(calls, kept)
+        natively = [each for each in segments if each.native]
+        alone = len(natively) == 1 and len(natively[0].inputs) == len(natively[0].outputs) == 1
+        lowered = []
+        refused: dict[fx.Node, str] = {}
+        for segment in natively:
+            found = _lower_segment(calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone)
+            lowered.append(found)
+            refused |= found.refused
+        if not refused:
+            break
+        kept |= refused
+    facts, looks = _facts(calls, segments, lowered, reasons)
+    sums = tuple(each for part in lowered for each in part.builder.sums)
+    if alone:
+        return _one(calls, segments, lowered[0], looks), facts, sums
+    pixels = any(each.builder.program.input_channels_pixels for each in lowered)
+    programs = [_part(each) for each in lowered]
+    model = parts.join(calls, segments, programs, _operators(lowered), looks, pixel_input=pixels)
+    return model, facts, sums
+
+
+def _lower_segment(
+    calls: Calls,
+    segment: Segment,
+    calibrated: CalibratedModel,
+    recipe: Quantize,
+    preprocess: PreprocessSpec | None,
+    *,
+    fitting: bool,
+    alone: bool,
+) -> _Lowered:
+    """Lower one segment. Calls without a kernel are noted, and taken for inputs to find all of them in one go."""
+    body = parts.body_of(calls, segment)
+    shapes = [tuple(shape_of(node)[1:]) for node in segment.inputs]
+    from_caller = all(node.op == "placeholder" for node in segment.inputs) and len(shapes) == 1
+    source = shapes[0] if (alone or from_caller) and len(shapes[0]) in {1, 3} else None
+    inputs = None if source is not None else parts.packings(segment.inputs, calls)
+    size = source or (sum(each.size for each in inputs or ()),)
+    whole = list(segment.inputs[0].users) if from_caller else []
+    pixels = preprocess if source is not None and from_caller and set(whole) <= set(segment.nodes) else None
     builder = Builder(
-        body_calls,
+        Calls(body, *shapes),
         calibrated.stats,
         recipe,
-        (channels, height, width),
-        preprocess if parts.head is None else None,
+        (size[0], *(size[1:] if len(size) == 3 else (1, 1))),
+        pixels,
         fitting=fitting,
     )
-    for node in parts.body.graph.nodes:
-        if node.op != "output" and node not in builder.values and node not in builder.absorbed:
+    originals = {node.name: node for node in segment.nodes}
+    refused: dict[fx.Node, str] = {}
+    placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
+    for number, node in enumerate(placeholders):
+        if inputs is None:
+            parts.take_image(builder, node)
+        else:
+            parts.take(builder, node, inputs[number])
+    for node in body.graph.nodes:
+        if node.op in {"output", "placeholder"} or node in builder.values or node in builder.absorbed:
+            continue
+        absorbed = set(builder.absorbed)
+        try:
             _lower_call(builder, node)
-    by_position = _finish(builder)
-    model = _model(builder, calls, parts, image=by_position)
-    return model, _facts(builder, calls, parts, recipe.skip), tuple(builder.sums)
+        except Refusal as refusal:
+            if refusal.node.name not in originals:
+                raise
+            refused[originals[refusal.node.name]] = f"the native engine has no kernel for it {refusal.what}".rstrip()
+            builder.absorbed = absorbed
+            if not parts.stand_in(builder, node):
+                break  # several results, which the rest needs
+    outputs = () if refused else parts.finish(builder)
+    return _Lowered(builder, inputs, outputs, refused)
 
 
 def _lower_call(b: Builder, node: fx.Node) -> None:
     calls, target = b.calls, b.calls.target(node)
-    if node.op == "placeholder":
-        _take_input(b, node)
-    elif calls.is_constant(node) or node.op == "get_attr":
-        return  # a size or a number: who reads it knows the value
-    elif has_weights(calls, node):
+    if calls.is_constant(node) or node.op == "get_attr":
+        return  # a size, a number or a table: who reads it knows the value
+    if has_weights(calls, node):
         convolve(b, node)
     elif calls.is_activation(node):
         joins.activate(b, node)
-    elif target in ADDS and is_plain(node):
+    elif affine.is_affine(calls, node):
+        affine.scale_and_shift(b, node)
+    elif affine.is_sloped(calls, node):
+        affine.slope(b, node)
+    elif target in {torch.add, torch.sub} and is_plain(node):
         joins.add(b, node)
-    elif target in PRODUCTS and is_plain(node):
+    elif target is torch.mul and is_plain(node):
         joins.multiply(b, node)
-    elif calls.is_alias(node):
-        b.values[node] = b.value(node.args[0], node)
     elif calls.rearranges(node):
         joins.rearrange(b, node)
     elif target in _LOWERED_BY:
@@ -103,60 +175,51 @@ def _lower_call(b: Builder, node: fx.Node) -> None:
         raise calls.refusal(node)
 
 
-def _take_input(b: Builder, node: fx.Node) -> None:
-    program = b.program
-    number = b.add_buffer(program.input_height, program.input_width, program.input_channels_float, b.limits(node))
-    buffer = b.buffer(number)
-    fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
-    b.append(Layer(Op.INPUT_FLOAT, Flag.ONLY_FLOAT, output=number, fields=fields))
-    b.values[node] = Value(number)
+def _operators(lowered: list[_Lowered]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in lowered:
+        for name, count in part.builder.program.operators().items():
+            total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items()))
 
 
-def _finish(b: Builder) -> bool:
-    """Have the result leave as float32 where its layer did not see to that; return whether as an image by positions."""
-    if b.program.outputs:
-        return False
-    value = b.value(b.result, b.result)
-    buffer, shape = b.buffer(value.buffer), shape_of(b.result)
-    order = order_of(value, buffer, shape)
-    by_position = channels_last(buffer, (2, buffer.size))
-    image = value.order is None and len(shape) == 4
-    if not image and not torch.equal(order.reshape(2, -1), by_position):
-        raise b.calls.refusal(b.result, "as the result, whose values are not in the order of the memory")
-    fields = {"scale": buffer.scale, "input_zero_point": buffer.zero_point, "channels_out": buffer.size}
-    b.append(Layer(Op.OUTPUT, Flag.FLOAT_OUT, input=value.buffer, fields=fields))
-    b.program.outputs = buffer.size
-    return image
-
-
-def _model(b: Builder, calls: Calls, parts: Split, *, image: bool) -> NativeModel:
-    program = b.program
+def _one(calls: Calls, segments: list[Segment], lowered: _Lowered, looks: tuple[Any, ...]) -> NativeModel:
+    """Return the model of one program, with what comes before and after it."""
+    place = next(number for number, each in enumerate(segments) if each.native)
+    head, tail = segments[:place], segments[place + 1 :]
+    program, (output,) = lowered.builder.program, lowered.outputs
     return NativeModel(
         program.to_bytes(),
-        shape_of(b.result)[1:],
+        output.shape,
         program.operators(),
-        (*(None for _ in _told(calls, parts.head_calls)), *b.looks, *(None for _ in _told(calls, parts.tail_calls))),
+        looks,
         pixel_input=program.input_channels_pixels > 0,
-        image=image,
-        head=parts.head,
-        tail=parts.tail,
+        image=output.image,
+        head=parts.graph_of(calls, head[0]) if head else None,
+        tail=parts.graph_of(calls, tail[0]) if tail else None,
     ).eval()
 
 
-def _facts(b: Builder, calls: Calls, parts: Split, skip: list[str]) -> tuple[LayerFact, ...]:
-    def fact(node: fx.Node) -> LayerFact:
-        name = scoped_name(node)
-        reason = "listed in skip" if is_within(name, skip) else "comes before or behind the INT8 part"
-        return LayerFact(name, calls.kind(node), "fp32", "aten", reason=reason)
-
-    return (*map(fact, _told(calls, parts.head_calls)), *b.facts, *map(fact, _told(calls, parts.tail_calls)))
+def _part(lowered: _Lowered) -> NativePart:
+    return NativePart(lowered.builder.program.to_bytes(), lowered.inputs, lowered.outputs)
 
 
-def _told(calls: Calls, nodes: tuple[fx.Node, ...]) -> list[fx.Node]:
-    """Return the calls that compute."""
-    return [
-        node
-        for node in nodes
-        if node.op.startswith("call")
-        and not (calls.is_constant(node) or calls.rearranges(node) or calls.is_alias(node))
-    ]
+def _facts(
+    calls: Calls, segments: list[Segment], lowered: list[_Lowered], reasons: dict[fx.Node, str]
+) -> tuple[tuple[LayerFact, ...], tuple[Any, ...]]:
+    """Return what became of each layer, and where to see its result, in the order of the parts."""
+    facts: list[LayerFact] = []
+    looks: list[Any] = []
+    number = 0
+    for segment in segments:
+        if segment.native:
+            builder = lowered[number].builder
+            facts += builder.facts
+            looks += [each and replace(each, part=number) for each in builder.looks]
+            number += 1
+            continue
+        for node in segment.nodes:
+            if node.op.startswith("call") and not (calls.is_constant(node) or calls.rearranges(node)):
+                facts.append(LayerFact(scoped_name(node), calls.kind(node), "fp32", "aten", reason=reasons[node]))
+                looks.append(None)
+    return tuple(facts), tuple(looks)

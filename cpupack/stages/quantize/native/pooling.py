@@ -1,25 +1,44 @@
-"""Pooling: the largest or the mean of windows, and the mean of whole images."""
+"""Pooling: the largest or the mean of windows, and what all values of some dimensions come to."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 from torch import fx
 
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import pair, shape_of
+from cpupack.stages.quantize.native.calls import argument, pair, shape_of
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op
-from cpupack.stages.quantize.native.values import Value
+from cpupack.stages.quantize.native.values import LONGEST_SIDE, Value, order_of, value_of
+from cpupack.stages.quantize.native.windows import adaptive_weights, average_weights, resample
 
 _ONE = (1, 1)
 
 
 def max_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.MaxPool2d`` and its function: codes keep their scale."""
+    """Lower ``nn.MaxPool2d`` and ``nn.MaxPool1d``: codes keep their scale."""
     names = ("kernel_size", "stride", "padding", "dilation")
-    kernel, stride, padding, dilation = (pair(each) for each in b.calls.settings(node, names))
-    stride, dilation = stride if stride != (0, 0) else kernel, dilation if dilation != (0, 0) else _ONE
+    given = b.calls.settings(node, names)
+    kernel, stride, padding, dilation = (
+        _of_image(each, node, one) for each, one in zip(given, (1, 1, 0, 1), strict=True)
+    )
+    stride, dilation = stride if given[1] else kernel, dilation if given[3] else _ONE
+    _largest(b, node, kernel, stride, padding, dilation)
+
+
+def _largest(
+    b: Builder,
+    node: fx.Node,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
     number = b.image(node.args[0], node)
     source = b.buffer(number)
-    height, width = shape_of(node)[2:]
+    height, width = _size(node)
     # With ceil_mode the last windows end beyond the padding.
     halo_y, halo_x = (
         max(pad, (count - 1) * step - pad + (size - 1) * gap + 1 - length)
@@ -36,58 +55,110 @@ def max_pool(b: Builder, node: fx.Node) -> None:
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AvgPool2d`` and its function."""
+    """Lower ``nn.AvgPool2d`` and ``nn.AvgPool1d``."""
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    kernel, stride, padding, ceil, include, divisor = b.calls.settings(node, names)
-    if divisor is not None or (ceil and include is not False and pair(padding) != (0, 0)):
-        raise b.calls.refusal(node, "with its own divisor or padding beyond the image")
-    include_pad = include is not False and not ceil
-    _average(b, node, pair(kernel), pair(stride or kernel), pair(padding), include=include_pad)
+    given = b.calls.settings(node, names)
+    kernel, padding = _of_image(given[0], node, 1), _of_image(given[2], node, 0)
+    stride = _of_image(given[1], node, 1) if given[1] else kernel
+    include, divisor = given[4] is not False, given[5]
+    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    inside = all(
+        (size - 1) * step - pad + reach <= length + pad
+        for size, step, pad, reach, length in zip(sizes, stride, padding, kernel, lengths, strict=True)
+    )
+    if divisor is None and inside:
+        _average(b, node, kernel, stride, padding, include=include)
+        return
+    # Windows that end beyond the padding count what they see of it.
+    rows, columns = (
+        average_weights(length, size, reach, step, pad, include=include)
+        for length, size, reach, step, pad in zip(lengths, sizes, kernel, stride, padding, strict=True)
+    )
+    if divisor is not None:
+        rows, columns = (rows > 0).double() / divisor, (columns > 0).double()
+    resample(b, node, rows, columns, "average_pool")
 
 
 def adaptive_average_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AdaptiveAvgPool2d`` and its function where the windows are all of one size."""
-    number = b.image(node.args[0], node)
-    source = b.buffer(number)
-    height, width = shape_of(node)[2:]
-    if (height, width) == (source.height, source.width):
-        b.values[node] = Value(number)
-    elif (height, width) == _ONE:
-        global_average(b, node)
-    elif source.height % height == 0 and source.width % width == 0:
-        window = source.height // height, source.width // width
+    """Lower ``nn.AdaptiveAvgPool2d`` and ``nn.AdaptiveAvgPool1d``."""
+    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    if lengths == sizes:
+        b.values[node] = b.value(node.args[0], node)
+    elif sizes == _ONE:
+        _reduce(b, node, tuple(range(2, len(shape_of(node)))))
+    elif all(length % size == 0 for length, size in zip(lengths, sizes, strict=True)):
+        window = lengths[0] // sizes[0], lengths[1] // sizes[1]
         _average(b, node, window, window, (0, 0), include=True)
     else:
-        raise b.calls.refusal(node, f"from {source.height} x {source.width} to {height} x {width}")
+        rows, columns = (adaptive_weights(*each) for each in zip(lengths, sizes, strict=True))
+        resample(b, node, rows, columns, "average_pool")
 
 
-def mean(b: Builder, node: fx.Node) -> None:
-    """Lower a mean over height and width."""
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    axes = [each % 4 for each in given if isinstance(each, int)] if isinstance(given, list | tuple) else []
-    operand = node.args[0]
-    image = isinstance(operand, fx.Node) and len(operand.meta.get("shape", ())) == 4
-    if not image or sorted(axes) != [2, 3]:
-        raise b.calls.refusal(node, "over anything but height and width")
-    global_average(b, node)
+def adaptive_max_pool(b: Builder, node: fx.Node) -> None:
+    """Lower ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveMaxPool1d`` where the windows are all of one size."""
+    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    if any(length % size for length, size in zip(lengths, sizes, strict=True)):
+        raise b.calls.refusal(node, f"from {lengths[0]} x {lengths[1]} to {sizes[0]} x {sizes[1]}")
+    window = lengths[0] // sizes[0], lengths[1] // sizes[1]
+    _largest(b, node, window, window, (0, 0), _ONE)
 
 
-def global_average(b: Builder, node: fx.Node) -> None:
-    """Lower the mean of each channel; the model's result where nothing comes behind it, then in FP32."""
-    number = b.image(node.args[0], node)
-    source = b.buffer(number)
-    fields = {"scale": source.scale, "input_zero_point": source.zero_point, "channels_out": source.channels}
-    if node is b.result:
-        b.program.outputs = source.channels
+def reduce(b: Builder, node: fx.Node) -> None:
+    """Lower ``torch.mean``, ``torch.sum`` and ``torch.amax`` over dimensions of a sample."""
+    operand = node.all_input_nodes[0]
+    given = argument(node, 1, "dim", None)
+    dimensions = len(shape_of(operand))
+    axes = [given] if isinstance(given, int) else list(given) if isinstance(given, list | tuple) else []
+    reduced = sorted(each % dimensions for each in axes if isinstance(each, int))
+    if not reduced or 0 in reduced:
+        raise b.calls.refusal(node, "over samples")
+    _reduce(b, node, tuple(reduced))
+
+
+def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
+    """Append the mean, sum or maximum over dimensions; the caller's in FP32 where only it reads them."""
+    operand, target = node.all_input_nodes[0], b.calls.target(node)
+    shape = shape_of(operand)
+    kept = [axis for axis in range(1, len(shape)) if axis not in reduced]
+    value = b.value(operand, node)
+    source = b.buffer(value.buffer)
+    order = order_of(value, source, shape)
+    count = math.prod(shape[axis] for axis in reduced)
+    by_channel = order[0].permute(*(axis - 1 for axis in (*kept, *reduced))).reshape(-1, count)
+    number = value.buffer
+    own = torch.arange(source.size).reshape(source.channels, -1)
+    if own.shape != by_channel.shape or not torch.equal(by_channel.sort(1).values, own):
+        height = next(each for each in range(1, count + 1) if count % each == 0 and count // each <= LONGEST_SIDE)
+        number = b.add_alike((height, count // height, len(by_channel)), source)
+        b.move(value.buffer, number, by_channel.flatten(), torch.arange(by_channel.numel()))
+        source = b.buffer(number)
+    if target is torch.amax:
+        output = b.add_alike((1, 1, source.channels), source)
+        window = source.height, source.width
+        b.append(Layer(Op.MAX_POOL, input=number, output=output, fields=_window(window, window, (0, 0), _ONE)))
+        _tell_reduced(b, node, output, "max_pool")
+        return
+    scale = source.scale * (count if target is torch.sum else 1)
+    fields = {"scale": scale, "input_zero_point": source.zero_point, "channels_out": source.channels}
+    if b.goes_out(node):
+        fields["channel_offset"] = b.leave(node, source.channels)
         b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, fields=fields))
         b.values[node] = Value(-1)
-    else:
-        output = b.add_buffer(1, 1, source.channels, b.limits(node))
-        result = b.buffer(output)
-        fields |= {"scale": source.scale / result.scale, "output_zero_point": result.zero_point}
-        b.append(Layer(Op.GLOBAL_AVERAGE, input=number, output=output, fields=fields))
-        b.values[node] = Value(output)
-    b.tell(node, node, "cpupack::global_average")
+        b.tell(node, node, "cpupack::global_average")
+        return
+    output = b.add_buffer(1, 1, source.channels, b.limits(node))
+    result = b.buffer(output)
+    fields |= {"scale": scale / result.scale, "output_zero_point": result.zero_point}
+    b.append(Layer(Op.GLOBAL_AVERAGE, input=number, output=output, fields=fields))
+    _tell_reduced(b, node, output, "global_average")
+
+
+def _tell_reduced(b: Builder, node: fx.Node, output: int, kernel: str) -> None:
+    buffer = b.buffer(output)
+    value = value_of(output, buffer, torch.arange(2 * buffer.size).reshape(shape_of(node)))
+    assert value is not None
+    b.values[node] = value
+    b.tell(node, node, f"cpupack::{kernel}")
 
 
 def _average(
@@ -101,7 +172,7 @@ def _average(
 ) -> None:
     number = b.image(node.args[0], node)
     source = b.buffer(number)
-    height, width = shape_of(node)[2:]
+    height, width = _size(node)
     output = b.add_buffer(height, width, source.channels, b.limits(node))
     result = b.buffer(output)
     fields = _window(kernel, stride, padding, _ONE) | {
@@ -112,6 +183,17 @@ def _average(
     b.append(Layer(Op.AVERAGE_POOL, flags, number, output=output, fields=fields))
     b.values[node] = Value(output)
     b.tell(node, node, "cpupack::average_pool")
+
+
+def _size(node: fx.Node) -> tuple[int, int]:
+    """Return height and width of an image; of a sequence the height is 1."""
+    shape = shape_of(node)
+    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
+
+
+def _of_image(setting: Any, node: fx.Node, other: int) -> tuple[int, int]:
+    """Return a setting for height and width; of a sequence the height's is ``other``."""
+    return (other, pair(setting)[1]) if len(shape_of(node)) == 3 else pair(setting)
 
 
 def _window(

@@ -57,6 +57,10 @@ class Op(IntEnum):
     TABLE = 8
     AVERAGE_POOL = 9
     OUTPUT = 10
+    MOVE = 11
+    MULTIPLY = 12
+    AFFINE = 13
+    RESAMPLE = 14
 
 
 class Flag(IntFlag):

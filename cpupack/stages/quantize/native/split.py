@@ -1,64 +1,98 @@
-"""Which part of a graph the engine runs: all of it, but for what stays FP32 before and behind.
+"""Which parts of a graph the engine runs: all of it, but for what stays FP32.
 
-The parts meet at calls that alone are read behind them. Layers with weights in ``[quantize] skip`` may be the first or
-the last; behind the last INT8 layer torch does what has no weights: softmax, a reshape.
+FP32 is what ``[quantize] skip`` names, what the engine has no kernel for, and what comes after the last INT8 layer
+without weights of its own: softmax, a reshape. What is between two such calls without a layer with weights stays FP32
+with them: rounding it would cost accuracy and save nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from cpupack.errors import QuantizationError
-from cpupack.graph.names import is_within, scoped_name
-from cpupack.stages.quantize.native.calls import MEANS, Calls, shape_of
-from cpupack.stages.quantize.native.dense import has_weights
+from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.functions import is_fused_relu
+
+AROUND = "comes before or after the INT8 part"
+BETWEEN = "lies between layers in FP32"
 
 
 @dataclass(frozen=True)
-class Split:
-    """The parts of a graph; node names are those of the whole. ``head`` and ``tail`` are None where nothing is.
+class Segment:
+    """Calls that run together, natively or in FP32, with the tensors they take from others and give to others."""
 
-    ``head_calls`` and ``tail_calls`` are the calls of the whole that they hold.
+    native: bool
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dict[fx.Node, str]]:
+    """Return a recorded graph's segments in order, and why each call that stays FP32 does.
+
+    ``kept`` are calls that must, with the reason. Raises QuantizationError where nothing is left for the engine.
     """
-
-    body: fx.GraphModule
-    head: fx.GraphModule | None
-    tail: fx.GraphModule | None
-    head_calls: tuple[fx.Node, ...]
-    tail_calls: tuple[fx.Node, ...]
-
-
-def split(calls: Calls, skip: Collection[str]) -> Split:
-    """Split a recorded graph. Raises QuantizationError where ``skip`` leaves no such part, or nothing at all."""
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
-    skipped = {node for node in nodes if node.op != "placeholder" and is_within(scoped_name(node), skip)}
-    weighted = [place for place, node in enumerate(nodes) if has_weights(calls, node) and node not in skipped]
+    reasons = dict(kept)
+    weighted = [place for place, node in enumerate(nodes) if has_weights(calls, node) and node not in reasons]
     if not weighted:
         raise QuantizationError("the native engine finds no convolution and no linear layer to run in INT8")
     cuts = _cuts(nodes)
-    begin = _begin(nodes, cuts, weighted[0], skipped)
-    end = _end(calls, nodes, cuts, weighted[-1], skipped)
-    inside = next((node for node in nodes[begin + 1 : end + 1] if node in skipped), None)
-    if inside is not None:
-        raise QuantizationError(
-            f"the native engine keeps FP32 what comes first and last, and [quantize] skip names {scoped_name(inside)}, "
-            "which lies between INT8 layers",
-            hint='use engine = "auto" or one of torch\'s engines for it',
+    begin = _begin(nodes, cuts, weighted[0], reasons)
+    end = _end(calls, nodes, cuts, weighted[-1], reasons)
+    for node in (*nodes[: begin + 1], *nodes[end + 1 :]):
+        if node.op.startswith("call"):
+            reasons.setdefault(node, AROUND)
+    while True:
+        _follow(calls, nodes, reasons)
+        segments = _segments(calls, nodes, reasons)
+        plain = [each for each in segments if each.native and not any(has_weights(calls, node) for node in each.nodes)]
+        if not plain:
+            return segments, reasons
+        reasons |= {node: BETWEEN for each in plain for node in each.nodes}
+
+
+def _follow(calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str]) -> None:
+    """Keep with a call in FP32 what takes one of its several results."""
+    for node in nodes:
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and source in reasons and "shape" not in source.meta:
+            reasons.setdefault(node, reasons[source])
+
+
+def _is_free(calls: Calls, node: fx.Node) -> bool:
+    """Whether a node belongs to the graph, or is a size: it has no place of its own."""
+    return node.op == "get_attr" or calls.is_constant(node)
+
+
+def _segments(calls: Calls, nodes: list[fx.Node], reasons: Collection[fx.Node]) -> list[Segment]:
+    """Group calls so that each group needs only groups before it: FP32 ones have even levels, native ones odd."""
+    level: dict[fx.Node, int] = {}
+    for node in nodes:
+        if _is_free(calls, node):
+            continue
+        before = max((level[each] for each in node.all_input_nodes if each in level), default=0)
+        native = node.op != "placeholder" and node not in reasons
+        level[node] = before if before % 2 == native else before + 1
+    result = next(node for node in calls.graph.graph.nodes if node.op == "output")
+    segments = []
+    for number in sorted(set(level.values())):
+        own = [node for node in nodes if level.get(node) == number]
+        inputs = dict.fromkeys(
+            each for node in own for each in node.all_input_nodes if each in level and level[each] != number
         )
-    head_calls, tail_calls = nodes[: begin + 1], nodes[end + 1 :]
-    result = next(node for node in calls.graph.graph.nodes if node.op == "output").args[0]
-    head_calls = head_calls if begin > 0 else []
-    return Split(
-        body=_part(calls, nodes[begin], nodes[begin + 1 : end + 1], nodes[end]),
-        head=_part(calls, nodes[0], head_calls[1:], nodes[begin]) if head_calls else None,
-        tail=_part(calls, nodes[end], tail_calls, result) if tail_calls else None,
-        head_calls=tuple(each for each in head_calls if each.op != "placeholder"),
-        tail_calls=tuple(tail_calls),
-    )
+        outputs = [
+            node for node in own if any(user is result or level.get(user, number) != number for user in node.users)
+        ]
+        calls_of = tuple(node for node in own if node.op != "placeholder")
+        if calls_of:
+            segments.append(Segment(bool(number % 2), calls_of, tuple(inputs), tuple(outputs)))
+    return segments
 
 
 def _cuts(nodes: list[fx.Node]) -> set[int]:
@@ -67,6 +101,8 @@ def _cuts(nodes: list[fx.Node]) -> set[int]:
     last = [max((place.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes]
     cuts, alive = set(), set[int]()
     for number in range(len(nodes)):
+        if nodes[number].op == "get_attr":
+            continue  # wherever it is read, it is there
         alive = {each for each in alive if last[each] > number}
         if last[number] > number:
             alive.add(number)
@@ -75,21 +111,19 @@ def _cuts(nodes: list[fx.Node]) -> set[int]:
     return cuts
 
 
-def _begin(nodes: list[fx.Node], cuts: set[int], first: int, skipped: set[fx.Node]) -> int:
-    """Return the place of the call whose FP32 result the body reads: the input where nothing before it is skipped."""
-    if not any(node in skipped for node in nodes[:first]):
-        return 0
+def _begin(nodes: list[fx.Node], cuts: set[int], first: int, kept: Collection[fx.Node]) -> int:
+    """Return the place of the call whose FP32 result the body reads: the input where nothing before it is kept."""
+    if not any(node in kept for node in nodes[:first]):
+        return next(place for place, node in enumerate(nodes) if node.op == "placeholder")
     return max((place for place in cuts if place < first), default=0)
 
 
-def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, skipped: set[fx.Node]) -> int:
+def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, kept: Collection[fx.Node]) -> int:
     """Return the place of the call whose result leaves the body, where it loses least: in FP32 if that can be."""
-    stop = next((place for place in range(last, len(nodes)) if nodes[place] in skipped), len(nodes))
+    stop = next((place for place in range(last, len(nodes)) if nodes[place] in kept), len(nodes))
     behind = sorted(place for place in cuts if last <= place < stop)
     if not behind:
-        raise QuantizationError(
-            f"the native engine returns one tensor; this model's result needs {scoped_name(nodes[last])} and others"
-        )
+        return len(nodes) - 1  # several results, or a kept call beside the last layer: segments see to it
     if behind[0] == last and _is_vector(nodes[last]) and not is_fused_relu(calls.module(nodes[last])):
         return last
     averages = [place for place in behind if _averages(calls, nodes[place])]
@@ -108,17 +142,4 @@ def _is_vector(node: fx.Node) -> bool:
 
 def _averages(calls: Calls, node: fx.Node) -> bool:
     target = calls.target(node)
-    adaptive = getattr(target, "__name__", "") in {"AdaptiveAvgPool2d", "adaptive_avg_pool2d"}
-    return (adaptive or target in MEANS) and _is_vector(node)
-
-
-def _part(calls: Calls, source: fx.Node, nodes: list[fx.Node], result: object) -> fx.GraphModule:
-    graph = fx.Graph()
-    copies = {source: graph.placeholder(source.name)}
-    copies[source].meta = dict(source.meta)
-    for node in nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    assert isinstance(result, fx.Node)  # the load stage lets models of one tensor through
-    graph.output(copies[result])
-    module = fx.GraphModule(nn.ModuleDict() if not nodes else calls.graph, graph)
-    return module.eval()
+    return target in {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, torch.mean} and _is_vector(node)

@@ -6,11 +6,15 @@ reads the result finds them there: a convolution in the order of its weights, al
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from cpupack.stages.quantize.native.program import Buffer
+
+LONGEST_SIDE = 1 << 15
+"""``LONGEST_SIDE`` of kernels/parts.c: rows, or columns, of a buffer."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,8 @@ class Value:
     """A buffer and the order in which a tensor has its elements.
 
     ``order`` is int64 of the tensor's shape with a batch of two: which element of the buffer each is, numbered by
-    sample, channel, row and column. None: all of them as they are, ``(n, channels, height, width)`` or, of one
-    position, ``(n, channels)``.
+    sample, channel, row and column. None: all of them as they are, ``(n, channels, height, width)`` or, of one row,
+    ``(n, channels, width)`` or, of one position, ``(n, channels)``.
     """
 
     buffer: int
@@ -33,12 +37,41 @@ def order_of(value: Value, buffer: Buffer, shape: tuple[int, ...]) -> torch.Tens
 
 def value_of(number: int, buffer: Buffer, order: torch.Tensor) -> Value | None:
     """Return the value of a buffer in an order, None where that takes values from one sample to another."""
-    if len(order) != 2 or not torch.equal(order[1], order[0] + buffer.size) or bool((order[0] >= buffer.size).any()):
+    if order.ndim == 0 or len(order) != 2 or not torch.equal(order[1], order[0] + buffer.size):
         return None
-    shape = tuple(order.shape[1:])
-    natural = shape == (buffer.channels, buffer.height, buffer.width) or shape == (buffer.size,) == (buffer.channels,)
-    same = natural and torch.equal(order[0].flatten(), torch.arange(buffer.size))
+    if bool((order[0] >= buffer.size).any()):
+        return None
+    same = is_natural(tuple(order.shape[1:]), buffer) and torch.equal(order[0].flatten(), torch.arange(buffer.size))
     return Value(number, None if same else order)
+
+
+def is_natural(shape: tuple[int, ...], buffer: Buffer) -> bool:
+    """Whether a sample's shape is the buffer's own: of an image, of its only row, of its only position."""
+    own = (buffer.channels, buffer.height, buffer.width)
+    return shape == own or shape == own[:: 2 if buffer.height == 1 else 1] or shape == (buffer.size,) == own[:1]
+
+
+def is_whole(order: torch.Tensor, buffer: Buffer) -> bool:
+    """Whether an order has each element of a buffer once."""
+    return order[0].numel() == buffer.size and len(torch.unique(order[0])) == buffer.size
+
+
+def image_layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return height, width and channels of a buffer that has a sample of this shape as it is, its last two last."""
+    height, width = shape[-2:] if len(shape) > 2 else (1, shape[1] if len(shape) == 2 else 1)
+    return height, width, math.prod(shape[:-2]) if len(shape) > 2 else shape[0]
+
+
+def rows_layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return height, width and channels of a buffer whose channels are the last dimension of a sample's shape."""
+    positions = math.prod(shape[:-1])
+    height = shape[0] if len(shape) > 2 else 1
+    if height > LONGEST_SIDE or positions // height > LONGEST_SIDE:
+        height = next(
+            (each for each in range(1, LONGEST_SIDE) if positions % each == 0 and positions // each <= LONGEST_SIDE),
+            height,
+        )
+    return height, positions // height, shape[-1]
 
 
 def channels_of(value: Value, buffer: Buffer) -> list[int] | None:
@@ -46,10 +79,13 @@ def channels_of(value: Value, buffer: Buffer) -> list[int] | None:
     if value.order is None:
         return list(range(buffer.channels))
     order = value.order[0]
-    image = order[:, None, None] if order.ndim == 1 and buffer.size == buffer.channels else order
-    if image.ndim != 3 or tuple(image.shape[1:]) != (buffer.height, buffer.width):
+    if order.ndim == 1 and buffer.size == buffer.channels:
+        order = order[:, None, None]
+    elif order.ndim == 2 and buffer.height == 1:
+        order = order[:, None]
+    if order.ndim != 3 or tuple(order.shape[1:]) != (buffer.height, buffer.width):
         return None
-    return _channels(image.flatten(1).t(), buffer)
+    return _channels(order.flatten(1).t(), buffer)
 
 
 def last_channels_of(value: Value, buffer: Buffer) -> list[int] | None:

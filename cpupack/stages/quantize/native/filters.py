@@ -1,0 +1,233 @@
+"""Layers with weights as convolutions of an image: their filters, in which places they are, what they see."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cpupack.graph.names import core
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import Calls, pair, shape_of
+from cpupack.stages.quantize.native.program import Buffer
+from cpupack.stages.quantize.native.values import channels_of, last_channels_of
+
+ONE = (1, 1)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer as a convolution: FP32 weights ``(out, in / groups, height, width)`` and bias ``(out,)``.
+
+    ``padding`` is above and on the left, ``after`` below and on the right.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    stride: tuple[int, int] = ONE
+    padding: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = ONE
+    groups: int = 1
+
+    def window(self, source: Buffer) -> tuple[int, int]:
+        """Return height and width of the result."""
+        height, width = (
+            (length + before + after - gap * (size - 1) - 1) // step + 1
+            for length, before, after, gap, size, step in zip(
+                (source.height, source.width),
+                self.padding,
+                self.after,
+                self.dilation,
+                self.weight.shape[2:],
+                self.stride,
+                strict=True,
+            )
+        )
+        return height, width
+
+    def halo(self, source: Buffer, size: tuple[int, int]) -> tuple[int, int]:
+        """Return how far a result of height and width ``size`` reaches beyond an image, on the wider side."""
+        rows, columns = (
+            max(before, (count - 1) * step - before + gap * (taps - 1) + 1 - length)
+            for length, before, gap, taps, step, count in zip(
+                (source.height, source.width),
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                self.stride,
+                size,
+                strict=True,
+            )
+        )
+        return rows, columns
+
+
+def has_weights(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call is of a layer whose products the engine makes."""
+    module = calls.module(node)
+    return module is not None and type(core(module)) in (
+        nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+    )  # fmt: skip
+
+
+def matched(b: Builder, node: fx.Node) -> tuple[Dense, int, bool]:
+    """Return a layer in terms of its source buffer, that buffer, and whether a Linear goes over its positions."""
+    operand = node.args[0]
+    value = b.value(operand, node)
+    buffer = b.buffer(value.buffer)
+    dense = _dense(b.calls, node)
+    if isinstance(core(b.calls.module(node) or nn.Identity()), nn.ConvTranspose1d | nn.ConvTranspose2d):
+        return dense, b.image(operand, node), False
+    if isinstance(operand, fx.Node) and operand in b.borders:
+        left, right, top, bottom = b.borders[operand]
+        dense = dataclasses.replace(
+            dense,
+            padding=(dense.padding[0] + top, dense.padding[1] + left),
+            after=(dense.after[0] + bottom, dense.after[1] + right),
+        )
+    if isinstance(core(b.calls.module(node) or nn.Identity()), nn.Linear):
+        return _over_positions(b, node, dense)
+    if value.order is None:
+        return dense, value.buffer, False
+    channels = channels_of(value, buffer)
+    first = channels is not None and channels == list(range(len(channels)))
+    if first and dense.groups > 1:
+        return dense, value.buffer, False  # groups find their channels: they are counted from the first
+    if channels is None or dense.groups > 1:
+        return dense, b.image(operand, node), False
+    return dataclasses.replace(dense, weight=_spread(dense.weight, channels, buffer.channels)), value.buffer, False
+
+
+def _over_positions(b: Builder, node: fx.Node, dense: Dense) -> tuple[Dense, int, bool]:
+    """Return a Linear as a convolution of one pixel, or of the whole image where that is flattened."""
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    value = b.value(operand, node)
+    buffer = b.buffer(value.buffer)
+    if len(shape_of(operand)) == 2 and last_channels_of(value, buffer) is None:
+        # One vector a sample: a convolution with a window of the whole image.
+        assert value.order is not None
+        whole = _spread(dense.weight, value.order[0].tolist(), buffer.size)
+        shaped = whole.reshape(-1, buffer.channels, buffer.height, buffer.width)
+        return dataclasses.replace(dense, weight=shaped), value.buffer, False
+    value = b.rows(operand, node)
+    buffer = b.buffer(value.buffer)
+    channels = last_channels_of(value, buffer)
+    assert channels is not None
+    weight = _spread(dense.weight, channels, buffer.channels)
+    return dataclasses.replace(dense, weight=weight), value.buffer, True
+
+
+def _dense(calls: Calls, node: fx.Node) -> Dense:
+    module = calls.module(node)
+    assert module is not None
+    layer = core(module)
+    if isinstance(layer, nn.Linear):
+        return Dense(layer.weight.detach()[:, :, None, None], bias_of(layer))
+    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+        if layer.running_mean is None or layer.running_var is None:
+            raise calls.refusal(node, "without running statistics")
+        scale = torch.rsqrt(layer.running_var + layer.eps)
+        scale = scale * layer.weight.detach() if layer.weight is not None else scale
+        shift = layer.bias.detach() if layer.bias is not None else 0.0
+        return Dense(scale[:, None, None, None], shift - layer.running_mean * scale, groups=len(scale))
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        # Its filters as they are; transposed.py makes a convolution of them.
+        return Dense(as_image(layer.weight.detach()), bias_of(layer), groups=layer.groups)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    both = in_image(layer.padding, layer, 0)
+    return without_zeros(
+        Dense(
+            as_image(layer.weight.detach()), bias_of(layer), in_image(layer.stride, layer, 1), both, both,
+            in_image(layer.dilation, layer, 1), layer.groups,
+        )
+    )  # fmt: skip
+
+
+def as_image(weight: torch.Tensor) -> torch.Tensor:
+    """Return filters of sequences as those of images of one row."""
+    return weight[:, :, None] if weight.ndim == 3 else weight
+
+
+def in_image(setting: Any, layer: nn.Module, other: int) -> tuple[int, int]:
+    """Return a layer's setting for height and width: of a layer over sequences the height's is ``other``."""
+    sequence = isinstance(layer, nn.Conv1d | nn.ConvTranspose1d)
+    return (other, pair(setting)[1]) if sequence else pair(setting)
+
+
+def bias_of(layer: Any) -> torch.Tensor:
+    """Return a layer's bias, zeros where it has none."""
+    if layer.bias is not None:
+        bias: torch.Tensor = layer.bias.detach()
+        return bias
+    return torch.zeros(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def _spread(weight: torch.Tensor, channels: list[int], total: int) -> torch.Tensor:
+    """Return weights for all channels of a buffer, zero for those that the layer does not read, sums for repeated."""
+    if channels == list(range(total)):
+        return weight
+    spread = torch.zeros(len(weight), total, *weight.shape[2:])
+    return spread.index_add(1, torch.tensor(channels), weight)
+
+
+# ---- smaller filters ----
+
+
+def without_zeros(dense: Dense) -> Dense:
+    """Return a layer without the outer rows and columns of zeros that its filters have where there is padding.
+
+    Padding of one side alone is written so: as a row or column of zeros in front of an even filter.
+    """
+    weight, before, after = dense.weight, list(dense.padding), list(dense.after)
+    for axis in range(2):
+        gap, taps = dense.dilation[axis], weight.shape[2 + axis]
+        used = weight.transpose(0, 2 + axis).flatten(1).any(1).nonzero().flatten().tolist() or [0]
+        first = min(used[0], before[axis] // gap)
+        last = max(used[-1], taps - 1 - after[axis] // gap)
+        weight = weight.narrow(2 + axis, first, last - first + 1)
+        before[axis] -= gap * first
+        after[axis] -= gap * (taps - 1 - last)
+    return dataclasses.replace(dense, weight=weight, padding=(before[0], before[1]), after=(after[0], after[1]))
+
+
+def without_padding(dense: Dense, image: tuple[int, int], result: tuple[int, int]) -> Dense:
+    """Return a layer without the outer rows and columns of its kernel that see padding alone, in images that small.
+
+    A 3 x 3 convolution of an image of one pixel is one of 1 x 1, with a ninth of the products.
+    """
+    weight, padding = dense.weight, list(dense.padding)
+    for axis in range(2):
+        stride, gap, pad = dense.stride[axis], dense.dilation[axis], dense.padding[axis]
+        seen = [
+            tap
+            for tap in range(weight.shape[2 + axis])
+            if any(0 <= stride * place - pad + gap * tap < image[axis] for place in range(result[axis]))
+        ]
+        first, last = (seen[0], seen[-1]) if seen else (0, 0)
+        if gap * first > pad:  # no image in sight of some outputs: left as it is
+            continue
+        weight = weight.narrow(2 + axis, first, last - first + 1)
+        padding[axis] = pad - gap * first
+    return dataclasses.replace(dense, weight=weight, padding=(padding[0], padding[1]))
+
+
+def by_blocks(dense: Dense) -> Dense:
+    """Return a convolution with stride 2 as one with stride 1 over an image whose 2 x 2 pixels are channels of one.
+
+    The same products, with four times the channels: a few contiguous bytes in each of many rows are what tiles load
+    slowly (7 x 7 of 4 channels: 7 runs of 28 bytes become 4 of 64).
+    """
+    outputs, channels, height, width = dense.weight.shape
+    before = [-(-pad // 2) for pad in dense.padding]
+    lead = [2 * blocks - pad for blocks, pad in zip(before, dense.padding, strict=True)]
+    blocks = [-(-(first + size) // 2) for first, size in zip(lead, (height, width), strict=True)]
+    whole = torch.zeros(outputs, channels, 2 * blocks[0], 2 * blocks[1])
+    whole[:, :, lead[0] : lead[0] + height, lead[1] : lead[1] + width] = dense.weight
+    split = whole.reshape(outputs, channels, blocks[0], 2, blocks[1], 2).permute(0, 3, 5, 1, 2, 4)
+    weight = split.reshape(outputs, 4 * channels, blocks[0], blocks[1])
+    return Dense(weight, dense.bias, padding=(before[0], before[1]))

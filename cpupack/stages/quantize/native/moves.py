@@ -1,0 +1,96 @@
+"""Lists of moves for ``Op.MOVE``: which bytes of a buffer go where in another, in as few entries as can be found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.stages.quantize.native.program import Buffer
+
+Ints = npt.NDArray[np.int64]
+
+FILL = -1
+"""In place of an element's number: the layer's constant."""
+_COLUMNS = 8  # of struct cpupack_move
+_LONGEST_PERIOD = 64
+
+
+def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
+    """Return where elements, numbered by channel, row and column, are in a sample's bytes (no border); FILL stays."""
+    numbers = elements.numpy().astype(np.int64)
+    positions = buffer.height * buffer.width
+    places: Ints = np.where(numbers < 0, FILL, numbers % positions * buffer.channels + numbers // positions)
+    return places
+
+
+def moves_of(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> npt.NDArray[np.int32]:
+    """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's."""
+    by_target = np.argsort(targets, kind="stable")
+    sources, targets = sources[by_target], targets[by_target]
+    from_row, to_row = source.width * source.channels, target.width * target.channels
+    rows = np.where(sources < 0, -1, sources // from_row), targets // to_row
+    # Neighbours in both become one run of bytes.
+    filled = sources < 0
+    joined = (targets[1:] == targets[:-1] + 1) & (rows[1][1:] == rows[1][:-1]) & (rows[0][1:] == rows[0][:-1])
+    joined &= np.where(filled[1:], filled[:-1], sources[1:] == sources[:-1] + 1)
+    first = np.flatnonzero(np.concatenate([[True], ~joined]))
+    length = np.diff(np.append(first, len(sources)))
+    runs = np.stack(
+        [
+            rows[0][first], np.where(filled[first], 0, sources[first] % from_row), rows[1][first],
+            targets[first] % to_row, length,
+        ],
+        1,
+    )  # fmt: skip
+    period = _best_period(runs)
+    return _repeated(_by_period(runs, period))
+
+
+def _best_period(runs: Ints) -> int:
+    """Return in which steps runs of a row repeat best: neighbours of a pixel shuffle are never alike, every r-th is."""
+    rows, counts = np.unique(runs[:, 2], return_counts=True)
+    sample = runs[runs[:, 2] == rows[counts.argmax()]]
+    periods = range(1, min(len(sample) // 2, _LONGEST_PERIOD) + 1)
+    return min(periods, key=lambda period: len(_repeated(_by_period(sample, period))), default=1)
+
+
+def _by_period(runs: Ints, period: int) -> Ints:
+    """Return runs with every ``period``-th of a row beside each other."""
+    if period == 1:
+        return runs
+    number = np.arange(len(runs))
+    starts = np.concatenate([[True], runs[1:, 2] != runs[:-1, 2]])
+    number = number - np.maximum.accumulate(np.where(starts, number, 0))
+    order = np.lexsort((number, number % period, runs[:, 2]))
+    found: Ints = runs[order]
+    return found
+
+
+def _repeated(runs: Ints) -> npt.NDArray[np.int32]:
+    """Join runs of one length in the same rows, at equal distances, to one move each."""
+    steps = np.diff(runs, axis=0)
+    linked = (steps[:, 0] == 0) & (steps[:, 2] == 0) & (steps[:, 4] == 0)
+    moves = []
+    first = 0
+    # Where a link continues the one before it.
+    goes_on = linked[1:] & linked[:-1] & (steps[1:, 1] == steps[:-1, 1]) & (steps[1:, 3] == steps[:-1, 3])
+    ends = np.append(np.flatnonzero(~goes_on) + 2, len(runs))  # behind the last run of each stretch of links
+    place = 0
+    while first < len(runs):
+        if first == len(runs) - 1 or not linked[first]:
+            moves.append((first, 1, 0, 0))
+            first += 1
+            continue
+        while ends[place] < first + 2:
+            place += 1
+        end = int(ends[place])
+        moves.append((first, end - first, steps[first, 1], steps[first, 3]))
+        first = end
+    found: npt.NDArray[Any] = np.empty((len(moves), _COLUMNS), np.int32)
+    table = np.array(moves, np.int64).reshape(-1, 4)
+    found[:, :5] = runs[table[:, 0]]
+    found[:, 5:] = table[:, 1:]
+    return found

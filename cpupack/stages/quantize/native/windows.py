@@ -1,0 +1,82 @@
+"""Sums over windows with weights of their own: interpolation of every kind, and averages whose windows differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx
+
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.program import Layer, Op
+from cpupack.stages.quantize.native.values import Value
+
+
+def interpolate(b: Builder, node: fx.Node) -> None:
+    """Lower ``F.interpolate``: torch itself says what each row and column is made of."""
+    shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
+    mode, corners = argument(node, 3, "mode", "nearest"), argument(node, 4, "align_corners", None)
+    if len(shape) not in {3, 4}:
+        raise b.calls.refusal(node, "of three dimensions")
+    if argument(node, 6, "antialias", False):
+        raise b.calls.refusal(node, "with antialias")
+
+    def along(length: int, result: int) -> torch.Tensor:
+        """Return ``(result, length)``: an image of one column and a channel for each of its rows, resized."""
+        if len(shape) == 3:
+            line = F.interpolate(torch.eye(length, dtype=torch.float64)[None], result, mode=mode, align_corners=corners)
+            return line[0].t()
+        column = torch.eye(length, dtype=torch.float64)[None, :, :, None]
+        return F.interpolate(column, (result, 1), mode=mode, align_corners=corners)[0, :, :, 0].t()
+
+    heights = (1, 1) if len(shape) == 3 else (source[2], shape[2])
+    rows = torch.ones(1, 1, dtype=torch.float64) if len(shape) == 3 else along(*heights)
+    resample(b, node, rows, along(source[-1], shape[-1]), "resample")
+
+
+def average_weights(length: int, result: int, kernel: int, stride: int, padding: int, *, include: bool) -> torch.Tensor:
+    """Return ``(result, length)``: an average's weights along one dimension, as torch counts its windows."""
+    weights = torch.zeros(result, length, dtype=torch.float64)
+    for place in range(result):
+        begin = place * stride - padding
+        end = min(begin + kernel, length + padding)
+        count = end - begin
+        begin, end = max(begin, 0), min(end, length)
+        weights[place, begin:end] = 1.0 / (count if include else end - begin)
+    return weights
+
+
+def adaptive_weights(length: int, result: int) -> torch.Tensor:
+    """Return the same of an adaptive average."""
+    weights = torch.zeros(result, length, dtype=torch.float64)
+    for place in range(result):
+        begin, end = place * length // result, -(-(place + 1) * length // result)
+        weights[place, begin:end] = 1.0 / (end - begin)
+    return weights
+
+
+def resample(b: Builder, node: fx.Node, rows: torch.Tensor, columns: torch.Tensor, kernel: str) -> None:
+    """Append a layer that multiplies each channel by ``rows`` from the left and by ``columns`` from the right.
+
+    Both are ``(result, source)``, of which each row has its weights side by side.
+    """
+    number = b.image(node.all_input_nodes[0], node)
+    source = b.buffer(number)
+    output = b.add_buffer(len(rows), len(columns), source.channels, b.limits(node))
+    result = b.buffer(output)
+    windows, weights = [], list[float]()
+    for matrix, factor in ((rows, source.scale / result.scale), (columns, 1.0)):
+        for row in matrix:
+            found = row.nonzero().flatten()
+            begin, end = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 1)
+            windows.append((begin, end - begin, len(weights)))
+            weights += (row[begin:end] * factor).tolist()
+    layer = Layer(Op.RESAMPLE, input=number, output=output)
+    layer.fields = {
+        "runs": len(weights), "input_zero_point": source.zero_point, "output_zero_point": result.zero_point
+    }  # fmt: skip
+    layer.constants = {"weights": np.array(windows, np.int32), "scales": np.array(weights, np.float32)}
+    b.append(layer)
+    b.values[node] = Value(output)
+    b.tell(node, node, f"cpupack::{kernel}")
