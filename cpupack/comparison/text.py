@@ -7,7 +7,7 @@ import math
 from cpupack.comparison.result import INPUTS, Comparison, Figures
 from cpupack.comparison.run import Entry
 from cpupack.peers import COMPARED
-from cpupack.runtime.tune.search import Setting
+from cpupack.runtime.tune.space import Setting
 
 
 def format_table(found: Comparison) -> str:
