@@ -58,10 +58,13 @@ class NativeModel(nn.Module):
         self.result_shape = (*positions, channels) if image else output_shape
         self.head, self.tail = head, tail
 
-    @property
-    def is_program(self) -> bool:
-        """Whether the program is all there is to the model: no FP32 part, and no change of the result's shape."""
-        return self.head is None and self.tail is None and not self.image and self.result_shape == (self.outputs,)
+    def is_program_for(self, x: torch.Tensor) -> bool:
+        """Return whether the model only runs its program for inputs like ``x``.
+
+        Then it has no FP32 part, and it changes the shape of neither the input nor the result.
+        """
+        as_given = x.dim() in (2, 4) and self.head is None
+        return as_given and self.tail is None and not self.image and self.result_shape == (self.outputs,)
 
     def engine_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine reads when the model is given ``x``."""

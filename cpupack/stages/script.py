@@ -71,7 +71,7 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
     Raises QuantizationError when the module cannot be traced.
     """
     program = None
-    if freeze and isinstance(module, NativeModel) and module.is_program:
+    if freeze and isinstance(module, NativeModel) and module.is_program_for(example):
         program = module.get_buffer("program")
     notes = {} if program is None else {PROGRAM_NOTE: note_text(_PROGRAM_RECORD)}
     try:

@@ -72,7 +72,9 @@ def test_every_scenario_has_the_contracts_fields(call: Call, photos: Path, argv:
     assert set(result["page_faults"]) == {"minor", "major", "minor_per_call", "major_per_call"}
     assert result["headline_value"] == result["latency_ms"][result["headline"]]
     low, high = result["headline_repeat95"]
-    assert low <= result["headline_value"] <= high
+    assert low <= result["headline_value"]
+    # On a busy host there may be one call alone, which says nothing of a second run.
+    assert result["headline_value"] <= high if high is not None else result["calls"] == 1
     assert result["cold_start_ms"]["first_call"] > 0
     text = format_table(result)
     assert f"p99 {result['latency_ms']['p99']:.2f}" in text

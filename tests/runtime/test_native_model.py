@@ -94,6 +94,17 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(pool.run(INPUT.numpy()), model(INPUT).numpy())
 
 
+def test_a_model_that_flattens_its_input_is_left_to_torch(tmp_path: Path) -> None:
+    """The runner hands a batch to the program as it is, so it cannot run this one."""
+    x, program = kernels.floats_out(3, 70, 10).tensors()
+    model = NativeModel(program.numpy().tobytes(), (10,), {}, pixel_input=True)
+    tokens = x.flatten(1).reshape(3, 7, 10)
+    path = save(model, tokens, tmp_path / "model.pt")
+    assert not native_program.is_program(path, library.ENGINE)
+    with InstancePool(path, library.ENGINE, threads=1, instances=1) as pool, torch.inference_mode():
+        np.testing.assert_array_equal(pool.run(tokens.numpy()), model(tokens).numpy())
+
+
 @pytest.mark.parametrize(("threads", "instances"), [(1, 1), (2, 1), (1, 3)])
 def test_arrays_and_tensors_give_the_same_from_every_way_in(saved: Path, threads: int, instances: int) -> None:
     with InstancePool(saved, library.ENGINE, threads=threads, instances=instances) as pool:

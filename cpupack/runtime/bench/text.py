@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,9 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
         ),
     ]
     if interval := result.get("headline_repeat95"):
-        rows.append(("a second run", f"{_headline(result)} between {_span(result, interval)}, 19 times in 20"))
+        known = interval[1] is not None and math.isfinite(interval[1])  # JSON has null for infinity
+        said = f"between {_span(result, interval)}, 19 times in 20" if known else "unknown, there were too few calls"
+        rows.append(("a second run", f"{_headline(result)} {said}"))
     if served := result.get("server"):
         rows += _server(served, result.get("peak"))
     if driven := result.get("loadgen"):

@@ -1,4 +1,4 @@
-"""Child processes that an interrupt ends, at whatever moment it comes."""
+"""Runs child processes that every interrupt ends, at whatever moment it comes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def interrupts_held_back() -> Iterator[None]:
     """Let a block run to its end, then raise KeyboardInterrupt with the number of the signal that came meanwhile.
 
-    It holds back those of SIGINT, SIGTERM and SIGHUP that Python handles. Outside the main thread it does nothing:
-    Python interrupts no other.
+    It holds back those of SIGINT, SIGTERM and SIGHUP that Python handles. Outside the main thread it does nothing,
+    because Python interrupts only the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -37,8 +37,8 @@ def interrupts_held_back() -> Iterator[None]:
 def run(command: Sequence[str], *, timeout_s: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command and return its exit code, stdout and stderr as text; every exception ends the child.
 
-    ``options`` are those of ``subprocess.Popen``. ``subprocess.run`` would lose a child that is just being started when
-    the interrupt comes: it has no process to end yet. Raises ``subprocess.TimeoutExpired``.
+    ``options`` are those of ``subprocess.Popen``. ``subprocess.run`` would lose a child if the interrupt comes while
+    the child starts, because it has no process to end yet. Raises ``subprocess.TimeoutExpired``.
     """
     child: subprocess.Popen[str] | None = None
     try:
