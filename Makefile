@@ -6,6 +6,8 @@
 # make slow     run the tests that build wheels and install them
 # make peers    install the engines of `cpupack compare`, which `make test` and `make bench` need
 # make kernels  compile kernels/ again after a change
+# make sanitize run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
+# make emulate  run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
 # make demo     build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
 # make bench    measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make clean    delete what all these have made
@@ -28,6 +30,7 @@ MODELS ?=
 COMPARE_ARGS ?=
 WORKERS ?= $(shell nproc)
 PYTEST_ARGS ?=
+CHECK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +43,7 @@ KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
 
-.PHONY: help setup peers kernels demo bench test lint fast slow clean
+.PHONY: help setup peers kernels demo bench test lint fast slow sanitize emulate clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -101,6 +104,10 @@ fast: $(READY) $(KERNELS)
 
 slow: $(READY) $(KERNELS)
 	$(PYTEST) -m slow
+
+# What cannot be had is said and skipped; kernels/check.py says what each needs. CHECK_ARGS="--required" fails then.
+sanitize emulate: $(READY) $(KERNELS)
+	$(BIN)/python kernels/check.py $@ --workers $(WORKERS) --pip-args="$(PIP_ARGS)" $(CHECK_ARGS)
 
 clean:
 	rm -rf $(VENV) $(DEMO) dist build $(dir $(KERNELS)) .pytest_cache .mypy_cache .ruff_cache
