@@ -54,7 +54,7 @@ peers: $(PEERS)
 
 kernels: $(KERNELS)
 
-$(KERNELS): $(wildcard kernels/* kernels/*/*) hatch_build.py | $(READY)
+$(KERNELS): $(C_FILES) kernels/exports.map hatch_build.py | $(READY)
 	$(BIN)/python hatch_build.py
 
 # torch first and pinned: what is installed afterwards then takes it as it is.

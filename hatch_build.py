@@ -48,7 +48,7 @@ def compile_kernels(root: Path) -> Path:
     Raises RuntimeError when there is no compiler, or with what the compiler says.
     """
     library = root / LIBRARY
-    sources = (path for path in (root / SOURCES).rglob("*") if path.is_file())
+    sources = (path for path in (root / SOURCES).rglob("*.*") if path.suffix in {".c", ".h", ".inc", ".map"})
     newest_s = max(path.stat().st_mtime for path in (*sources, Path(__file__)))
     if library.exists() and library.stat().st_mtime >= newest_s:
         return library
