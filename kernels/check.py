@@ -1,9 +1,9 @@
 """Run the kernel tests on another build of the kernels: with sanitizers, or with emulated instructions.
 
 sanitize   gcc's address and undefined-behaviour sanitizers, damaged programs included. Needs gcc 11 or later with its
-           libasan (Debian and Ubuntu: apt-get install gcc g++). Two minutes of a CPU, more than one of them for the compiler.
+           libasan (Debian and Ubuntu: apt-get install gcc g++). Takes two and a half minutes of a CPU.
 emulate    The AVX-512 and AMX kernels from portable C, on any CPU with AVX2, with VBMI and without. Needs the headers
-           of SIMDe, which pip brings (simde-py) into build/. Two minutes of a CPU.
+           of SIMDe, which pip brings (simde-py) into build/. Takes two minutes of a CPU.
 
 Where something cannot be had, it says so and succeeds; with --required it fails.
 """

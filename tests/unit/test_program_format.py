@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.engine import library, program_format
-from cpupack.stages.quantize.native import pack, program
+from cpupack.stages.quantize.native import moves, pack, program
 from cpupack.stages.quantize.native.fit import Fit
 from helpers import program_header
 
@@ -65,21 +65,6 @@ def test_no_other_depthwise_layout() -> None:
         assert places.shape == (2, kernel, 1, kernel, 4)  # one group of four for each tap
 
 
-def test_ctypes_knows_every_function_that_python_calls() -> None:
-    """The prototypes have as many arguments as the C declarations."""
-    found = library.open_library()
-    headers = "".join(
-        (KERNELS / name).read_text() for name in ("engine/engine.h", "image/resize.h", "torch/torch_api.h")
-    )
-    declared = dict(re.findall(r"^[\w ]+?[ *](cpupack_\w+)\(([^;{]*)\);", headers, re.MULTILINE))
-    assert len(declared) > 10
-    for name, arguments in declared.items():
-        if name == "cpupack_execute":  # torch's operator calls it, Python does not
-            continue
-        count = 0 if arguments == "void" else arguments.count(",") + 1
-        assert len(getattr(found, name).argtypes) == count, name
-
-
 def test_the_operators_name_ends_in_the_version() -> None:
     assert f'#define OPERATOR "run_{program_format.VERSION}"' in (KERNELS / "torch" / "operator.c").read_text()
     assert f"cpupack::run_{program_format.VERSION}" == library.OPERATOR
@@ -91,3 +76,9 @@ def test_no_other_file_states_the_magic() -> None:
     sources = [*(root / "cpupack").rglob("*.py"), *(root / "tests").rglob("*.py"), *KERNELS.rglob("*.*")]
     found = {str(path.relative_to(root)) for path in sources if text in path.read_text(errors="replace").lower()}
     assert found == {"cpupack/runtime/engine/program_format.py", "kernels/engine/program.h"}
+
+
+def test_the_columns_of_moves_are_the_members_of_their_struct() -> None:
+    names = ["from_row", "from", "to_row", "to", "length", "count", "from_step", "to_step"]
+    assert program_header.fields("move") == [(name, "i4", 1) for name in names]
+    assert len(names) == moves._COLUMNS
