@@ -53,7 +53,7 @@ def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
     scales, biases = np.full(BLOCK, 0.5, np.float32), np.arange(BLOCK, dtype=np.float32)
     constants = weights.tobytes() + scales.tobytes() + biases.tobytes()
     at = struct.calcsize(HEADER) + buffers * struct.calcsize(BUFFER) + layers * struct.calcsize(LAYER)
-    identity = (1, 2, 3)
+    identity = (1, 2, version)  # alone, and what contexts are cached by: memory may be that of another program
     data = struct.pack(
         HEADER, magic, version, buffers, layers, CHANNELS, 0, 1, 1, OUTPUTS, *identity, 64, at
     ) + struct.pack(BUFFER, 1, 1, CHANNELS, 0, 0, 0, 0, CHANNELS)
