@@ -1,14 +1,16 @@
-# make help     print this list
-# make setup    make the environment .venv with everything that development needs, and compile the kernels
-# make test     do lint, fast and slow, also beside the engines that `cpupack compare` knows: all that must hold
-# make lint     check formatting, style and types of Python, and the formatting of C
-# make fast     run the tests that take seconds each (minutes in all)
-# make slow     run the tests that build wheels and install them
-# make peers    install the engines of `cpupack compare`, which `make test` and `make bench` need
-# make kernels  compile kernels/ again after a change
-# make demo     build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
-# make bench    measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
-# make clean    delete what all these have made
+# make help      print this list
+# make setup     make the environment .venv with everything that development needs, and compile the kernels
+# make test      do lint, fast and slow, also beside the engines that `cpupack compare` knows: all that must hold
+# make lint      check formatting, style and types of Python, and the formatting of C
+# make fast      run the tests that take seconds each (minutes in all)
+# make slow      run the tests that build wheels and install them
+# make peers     install the engines of `cpupack compare`, which `make test` and `make bench` need
+# make kernels   compile kernels/ again after a change
+# make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
+# make emulate   run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
+# make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
+# make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
+# make clean     delete what all these have made
 #
 # Each does its own set-up in .venv; the second run skips what is there. Variables:
 #   make demo TORCH=path/to/torch.whl TORCHVISION=path/to/torchvision.whl PIP_ARGS="..."   another torch, pip's options
@@ -28,6 +30,7 @@ MODELS ?=
 COMPARE_ARGS ?=
 WORKERS ?= $(shell nproc)
 PYTEST_ARGS ?=
+CHECK_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +43,7 @@ KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
 
-.PHONY: help setup peers kernels demo bench test lint fast slow clean
+.PHONY: help setup peers kernels demo bench test lint fast slow sanitize emulate clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,7 +54,7 @@ peers: $(PEERS)
 
 kernels: $(KERNELS)
 
-$(KERNELS): $(wildcard kernels/* kernels/*/*) hatch_build.py | $(READY)
+$(KERNELS): $(C_FILES) kernels/exports.map hatch_build.py | $(READY)
 	$(BIN)/python hatch_build.py
 
 # torch first and pinned: what is installed afterwards then takes it as it is.
@@ -101,6 +104,15 @@ fast: $(READY) $(KERNELS)
 
 slow: $(READY) $(KERNELS)
 	$(PYTEST) -m slow
+
+# What cannot be had is said and skipped; kernels/check.py says what each needs. CHECK_ARGS="--required" fails then.
+CHECK = $(BIN)/python kernels/check.py $@ --workers $(WORKERS) --pip-args="$(PIP_ARGS)" $(CHECK_ARGS)
+
+sanitize: $(READY) $(KERNELS)
+	$(CHECK)
+
+emulate: $(READY) $(KERNELS)
+	$(CHECK)
 
 clean:
 	rm -rf $(VENV) $(DEMO) dist build $(dir $(KERNELS)) .pytest_cache .mypy_cache .ruff_cache

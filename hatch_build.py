@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,41 @@ def compile_kernels(root: Path) -> Path:
     Raises RuntimeError when there is no compiler, or with what the compiler says.
     """
     library = root / LIBRARY
-    sources = sorted(path for path in (root / SOURCES).rglob("*") if path.is_file())
+    sources = (path for path in (root / SOURCES).rglob("*.*") if path.suffix in {".c", ".h", ".inc", ".map"})
     newest_s = max(path.stat().st_mtime for path in (*sources, Path(__file__)))
     if library.exists() and library.stat().st_mtime >= newest_s:
         return library
     if importlib.util.find_spec(COMPILER) is None:
         raise RuntimeError(f"{COMPILER} is not installed, and compiles the native kernels; run: pip install {COMPILER}")
-    library.parent.mkdir(exist_ok=True)
+    compile_library(root, library, (sys.executable, "-m", COMPILER, "cc", *FLAGS))
+    return library
+
+
+def compile_library(root: Path, library: Path, command: Sequence[str]) -> None:
+    """Compile the sources of ``root`` to ``library`` with ``command``: a compiler and its flags.
+
+    Raises RuntimeError with what the compiler says.
+    """
+    library.parent.mkdir(parents=True, exist_ok=True)
     # In a directory of its own and renamed: a running process may have the old file mapped, and writing into that
     # would change its code.
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".compile-") as directory:
         built = Path(directory) / library.name
-        names = [str(path.relative_to(root)) for path in sources if path.suffix == ".c"]
-        command = [sys.executable, "-m", COMPILER, "cc", *FLAGS, *names, "-lm", "-o", str(built)]
+        names = sorted(str(path.relative_to(root)) for path in (root / SOURCES).rglob("*.c"))
         # The compiler's cache would be in the home directory, which a build need not have.
         caches = {f"ZIG_{kind}_CACHE_DIR": str(root / "build" / "zig") for kind in ("GLOBAL", "LOCAL")}
         done = subprocess.run(
-            command, cwd=root, env={**caches, **os.environ}, capture_output=True, text=True, check=False
+            [*command, *names, "-lm", "-o", str(built)],
+            cwd=root,
+            env={**caches, **os.environ},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise RuntimeError(f"the native kernels do not compile:\n{done.stderr.strip()}")
         sys.stderr.write(done.stderr)
         built.replace(library)
-    return library
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 #define CPUPACK_INTRINSICS_H
 
 #ifdef CPUPACK_EMULATE
-#include "emulate.h" /* tools/emulate */
+#include "emulate/intrinsics.h"
 #else
 #include <immintrin.h>
 #endif

@@ -17,8 +17,8 @@ static int in_row(const struct cpupack_buffer *buffer, int32_t row, int32_t firs
            high + move->length <= (int64_t)buffer->width * buffer->channels;
 }
 
-static int moves_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in, const struct cpupack_buffer *out,
-                     const uint8_t *constants, int64_t bytes) {
+static int moves_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
+                     const struct cpupack_buffer *out, const uint8_t *constants, int64_t bytes) {
     if (spec->runs < 1 || !holds(spec->weights, spec->runs, sizeof(struct cpupack_move), bytes))
         return 0;
     for (int64_t i = 0; i < spec->runs; i++) {
@@ -35,7 +35,8 @@ static int moves_fit(const struct cpupack_layer *spec, const struct cpupack_buff
 static int windows_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                        const struct cpupack_buffer *out, const uint8_t *constants, int64_t bytes) {
     const int64_t rows = out->height, places = rows + out->width;
-    if (!holds(spec->weights, places, sizeof(struct cpupack_window), bytes) || !holds(spec->scales, spec->runs, 4, bytes))
+    if (!holds(spec->weights, places, sizeof(struct cpupack_window), bytes) ||
+        !holds(spec->scales, spec->runs, 4, bytes))
         return 0;
     for (int64_t i = 0; i < places; i++) {
         struct cpupack_window window;

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import library_under_test  # noqa: F401 - for the processes that tests of kernels start
 from cpupack.runtime.engine import library
 from cpupack.runtime.host import cpu
 from cpupack.stages.quantize.native.fit import Fit, fit_of, fit_of_depthwise

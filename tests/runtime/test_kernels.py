@@ -23,6 +23,7 @@ from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, RunnerError
 from cpupack.runtime.host import cpu
 from cpupack.stages import script
+from helpers import program_header
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S
 
@@ -30,9 +31,10 @@ LIBRARY = RUNTIME / library.LIBRARY
 CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
-# kernels/engine/program.h: the header, a buffer, a layer.
-HEADER, BUFFER, LAYER = "<12i2q", "<6i2q", "<22i2f4i4q"
-MAGIC, INPUT_PIXELS, CONV, FLOAT_OUT = 0x314B5043, 0, 2, 1
+HEADER, BUFFER, LAYER = map(program_header.struct_format, ("header", "buffer", "layer"))
+MAGIC = program_header.constant("CPUPACK_MAGIC")
+INPUT_PIXELS, CONV = (program_header.enum("op")[name] for name in ("INPUT_PIXELS", "CONV"))
+FLOAT_OUT = program_header.enum("flag")["FLOAT_OUT"]
 BLOCK = 32  # output channels of a block; with chunks of four bytes a block is simply (channel, four inputs)
 
 

@@ -24,6 +24,7 @@ from helpers.native_reference import Array, Fit, Flag, Op, Reference
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
 
+TIMEOUT_S = int(os.environ.get("CPUPACK_TEST_TIMEOUT_S", "300"))  # kernels/check.py: other builds are slower
 TABLE = np.random.default_rng(5).permutation(256).astype(np.uint8)
 
 
@@ -435,7 +436,7 @@ def in_a_process(code: str, *arguments: object, **environment: str) -> subproces
     return subprocess.run(
         [sys.executable, "-c", code, str(here), str(here.parent), *map(str, arguments)],
         env={**os.environ, **environment, "PYTHONPATH": str(here.parent.parent)},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
 
 

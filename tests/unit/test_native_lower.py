@@ -23,7 +23,7 @@ from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
-from cpupack.stages.quantize.native.program import _BUFFER, _HEADER, _LAYER, Flag, Op
+from cpupack.stages.quantize.native.program import BUFFER, HEADER, LAYER, Flag, Op
 from cpupack.stages.script import script
 from helpers import native_reference
 from helpers.tiny_models import calibrated, quantized, recipe, run, samples, target
@@ -54,9 +54,9 @@ def lowered(
 def program_layers(int8: QuantizedModel) -> np.ndarray:
     """Return the layers of a program, as it has them."""
     program = int8.module.program.numpy()
-    header = program[: _HEADER.itemsize].view(_HEADER)[0]
-    first = _HEADER.itemsize + int(header["buffers"]) * _BUFFER.itemsize
-    return program[first : first + int(header["layers"]) * _LAYER.itemsize].view(_LAYER)
+    header = program[: HEADER.itemsize].view(HEADER)[0]
+    first = HEADER.itemsize + int(header["buffers"]) * BUFFER.itemsize
+    return program[first : first + int(header["layers"]) * LAYER.itemsize].view(LAYER)
 
 
 def fits(int8: QuantizedModel) -> list[int]:

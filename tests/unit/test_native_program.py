@@ -16,8 +16,9 @@ from cpupack.stages.quantize.native.program import (
     layers_alone,
     plan_memory,
 )
+from helpers import program_header
 
-HEADER, BUFFER, LAYER = "<12i2q", "<6i2q", "<22i2f4i4q"  # kernels/engine/program.h
+HEADER, BUFFER, LAYER = map(program_header.struct_format, ("header", "buffer", "layer"))
 BATCH = 3
 
 
@@ -44,7 +45,7 @@ def test_bytes_are_what_the_engine_reads() -> None:
     )
     data = program.to_bytes()
     header = struct.unpack_from(HEADER, data)
-    assert header[:9] == (0x314B5043, 1, 1, 2, 0, 3, 4, 5, 7)
+    assert header[:9] == (program_header.constant("CPUPACK_MAGIC"), 1, 1, 2, 0, 3, 4, 5, 7)
     buffer = struct.unpack_from(BUFFER, data, struct.calcsize(HEADER))
     assert buffer == (4, 5, 3, 1, 2, 9, 0, (4 + 2) * (5 + 4) * 3)
     at = struct.calcsize(HEADER) + struct.calcsize(BUFFER)

@@ -21,13 +21,7 @@ import numpy.typing as npt
 
 from ..errors import HostError, IntegrityError, RunnerError
 from . import library as native_library
-
-_MAGIC = 0x314B5043
-_FIELDS = struct.Struct("<10i8xq")
-"""The fields of ``struct cpupack_header`` (kernels/engine/program.h) before ``constants``, without ``identity``."""
-
-_MASKED_WIDTH = 4096
-"""``CPUPACK_MASKED_WIDTH`` of kernels/engine/program.h."""
+from .program_format import HEADER, MAGIC, MASKED_WIDTH
 
 PROGRAM_NOTE = "cpupack-program.json"
 """Name of the record below ``extra/`` that says where the program is."""
@@ -52,7 +46,7 @@ class Program:
     @property
     def takes_rgb(self) -> bool:
         """Whether it can be called with RGB pixels and the value of the fourth channel."""
-        return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= _MASKED_WIDTH
+        return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= MASKED_WIDTH
 
 
 def note_text(record: str) -> str:
@@ -132,15 +126,19 @@ def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
 
 
 def _parse(memory: npt.NDArray[np.uint8]) -> Program:
-    magic, _, _, _, pixels, floats, height, width, outputs, _, arena = _FIELDS.unpack_from(memory.data)
-    if magic != _MAGIC:
+    if memory.size < HEADER.itemsize:
+        raise ValueError("it is too short for a program")
+    header = memory[: HEADER.itemsize].view(HEADER)[0]
+    if header["magic"] != MAGIC:
         raise ValueError("it holds no program of this format")
+    pixels, floats = int(header["input_channels_pixels"]), int(header["input_channels_float"])
+    height, width = int(header["input_height"]), int(header["input_width"])
     return Program(
         memory=memory,
         pixel_shape=(pixels, height, width) if pixels else None,
         float_shape=(floats, height, width) if floats else None,
-        outputs=outputs,
-        bytes_each=arena,
+        outputs=int(header["outputs"]),
+        bytes_each=int(header["arena_bytes"]),
     )
 
 

@@ -11,19 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_MAGIC = 0x314B5043
-_VERSION = 1
+from cpupack.runtime.engine.program_format import HEADER, MAGIC, VERSION
+
 _ALIGNMENT = 64
 
-_HEADER = np.dtype(
-    [
-        ("magic", "<i4"), ("version", "<i4"), ("buffers", "<i4"), ("layers", "<i4"),
-        ("input_channels_pixels", "<i4"), ("input_channels_float", "<i4"), ("input_height", "<i4"),
-        ("input_width", "<i4"), ("outputs", "<i4"), ("alone", "<i4"), ("identity", "<i4", 2), ("arena_bytes", "<i8"),
-        ("constants", "<i8"),
-    ]
-)  # fmt: skip
-_BUFFER = np.dtype(
+BUFFER = np.dtype(
     [
         ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("halo_y", "<i4"), ("halo_x", "<i4"),
         ("fill", "<i4"), ("offset", "<i8"), ("sample_bytes", "<i8"),
@@ -35,7 +27,7 @@ _INTEGERS = (
     "input2_zero_point", "output_zero_point", "low", "high",
 )  # fmt: skip
 _CONSTANTS = ("weights", "scales", "biases", "table")
-_LAYER = np.dtype(
+LAYER = np.dtype(
     [(name, "<i4") for name in _INTEGERS]
     + [("scale", "<f4"), ("scale2", "<f4"), ("channel_offset", "<i4"), ("span_out", "<i4"), ("span_in", "<i4")]
     + [("fit", "<i4")]
@@ -147,14 +139,14 @@ class Program:
         """Return the program as the engine reads it."""
         alone = layers_alone(self.buffers, self.layers)
         offsets, arena_bytes = plan_memory(self.buffers, self.layers, alone)
-        buffers = np.zeros(len(self.buffers), _BUFFER)
+        buffers = np.zeros(len(self.buffers), BUFFER)
         for row, each, offset in zip(buffers, self.buffers, offsets, strict=True):
             row["height"], row["width"], row["channels"] = each.height, each.width, each.channels
             row["halo_y"], row["halo_x"] = each.halo
             row["fill"] = each.fill or 0
             row["offset"], row["sample_bytes"] = offset, each.sample_bytes
         constants = bytearray()
-        layers = np.zeros(len(self.layers), _LAYER)
+        layers = np.zeros(len(self.layers), LAYER)
         for row, layer in zip(layers, self.layers, strict=True):
             for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"):
                 row[name] = 1
@@ -167,9 +159,9 @@ class Program:
                 constants += bytes(-len(constants) % _ALIGNMENT)
                 row[name] = len(constants)
                 constants += np.ascontiguousarray(array).tobytes()
-        header = np.zeros(1, _HEADER)
-        before = _HEADER.itemsize + buffers.nbytes + layers.nbytes
-        header["magic"], header["version"] = _MAGIC, _VERSION
+        header = np.zeros(1, HEADER)
+        before = HEADER.itemsize + buffers.nbytes + layers.nbytes
+        header["magic"], header["version"] = MAGIC, VERSION
         header["buffers"], header["layers"] = len(buffers), len(layers)
         header["input_height"], header["input_width"] = self.input_height, self.input_width
         header["input_channels_float"] = self.input_channels_float

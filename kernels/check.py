@@ -1,0 +1,144 @@
+"""Run the kernel tests on another build of the kernels: with sanitizers, or with emulated instructions.
+
+sanitize   gcc's address and undefined-behaviour sanitizers, damaged programs included. Needs gcc 11 or later with its
+           libasan (Debian and Ubuntu: apt-get install gcc g++). Takes two and a half minutes of a CPU.
+emulate    The AVX-512 and AMX kernels from portable C, on any CPU with AVX2, with VBMI and without. Needs the headers
+           of SIMDe, which pip brings (simde-py) into build/. Takes two minutes of a CPU.
+
+Where something cannot be had, it says so and succeeds; with --required it fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hatch_build import COMPILER, FLAGS, LIBRARY, SOURCES, compile_library  # noqa: E402 - found by the line before
+
+SIMDE = "simde-py==0.8.2.post1"
+TESTS = ("test_native_kernels.py", "test_native_model.py", "test_kernels.py", "test_images.py")
+OF_THE_PACKAGE = ("system_does_not_load", "the_library_is_described", "fresh_process")
+"""Tests of the library in the package, whichever is under test."""
+SANITIZERS = (
+    *("-march=x86-64-v3", "-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra"),
+    "-Wno-alloc-size-larger-than",  # gcc does not see that validate.c bounds the sizes
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    *("-fPIC", "-pthread", f"-I{SOURCES}", "-fexceptions", "-shared", f"-Wl,--version-script={SOURCES}/exports.map"),
+)
+
+
+class SkippedError(Exception):
+    """Something that a check needs cannot be had here."""
+
+
+def main() -> int:
+    """Run the check that the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("check", choices=("sanitize", "emulate"))
+    parser.add_argument("--required", action="store_true", help="fail where something that is needed cannot be had")
+    parser.add_argument("--workers", default="1", metavar="N", help="how many tests to run at a time (default: 1)")
+    parser.add_argument("--pip-args", default="", metavar="ARGS", help="options of pip, such as an index")
+    arguments = parser.parse_args()
+    try:
+        if arguments.check == "sanitize":
+            return sanitize(arguments.workers)
+        return emulate(arguments.workers, arguments.pip_args.split())
+    except SkippedError as reason:
+        print(f"{arguments.check} SKIPPED: {reason}", file=sys.stderr)  # noqa: T201
+        return 1 if arguments.required else 0
+
+
+def sanitize(workers: str) -> int:
+    """Compile with the sanitizers and run the tests in processes that have their library preloaded."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        raise SkippedError("there is no gcc; with apt: apt-get install gcc")
+    libraries = [_library_of_gcc(gcc, name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
+    library = _compile("sanitize", (gcc, *SANITIZERS))
+    environment = {
+        "LD_PRELOAD": " ".join(libraries),
+        # Python and torch keep memory until the process ends.
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # bounds of arrays that Python itself allocates
+    }
+    return _run_tests(library, workers, environment)
+
+
+def emulate(workers: str, pip_args: list[str]) -> int:
+    """Compile with portable intrinsics and run the tests as AMX with VBMI, then all kernels without VBMI."""
+    headers = ROOT / "build" / "simde"
+    if not (headers / "simde_py").is_dir():
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(headers),
+            *pip_args,
+            SIMDE,
+        ]
+        done = subprocess.run(pip, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SkippedError(f"pip cannot bring {SIMDE}: {done.stderr.strip().splitlines()[-1:]}")
+    flags = (*FLAGS, "-O1", "-DCPUPACK_EMULATE", "-isystem", str(headers / "simde_py" / "simde"))
+    library = _compile("emulate", (sys.executable, "-m", COMPILER, "cc", *flags))
+    # Without VBMI only tables differ: no damaged programs again.
+    return _run_tests(library, workers, {}) or _run_tests(
+        library, workers, {"CPUPACK_EMULATE_VBMI": "0"}, names=TESTS[:1], without=("damaged",)
+    )
+
+
+def _library_of_gcc(gcc: str, name: str) -> str:
+    found = subprocess.run([gcc, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    path = Path(found.stdout.strip())
+    if not path.is_file():
+        raise SkippedError(f"gcc has no {name}; with apt: apt-get install gcc g++")
+    return str(path.resolve())
+
+
+def _compile(name: str, command: tuple[str, ...]) -> Path:
+    library = ROOT / "build" / name / Path(LIBRARY).name
+    started_s = time.monotonic()
+    compile_library(ROOT, library, command)
+    print(f"{name}: compiled in {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201
+    return library
+
+
+def _run_tests(
+    library: Path,
+    workers: str,
+    environment: dict[str, str],
+    *,
+    names: Sequence[str] = TESTS,
+    without: Sequence[str] = (),
+) -> int:
+    unwanted = " and ".join(f"not {each}" for each in (*OF_THE_PACKAGE, *without))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "library_under_test", "-n", workers, "-k", unwanted]
+    command += [str(ROOT / "tests" / "runtime" / name) for name in names]
+    variables = {
+        "CPUPACK_TEST_LIBRARY": str(library),
+        "CPUPACK_TEST_TIMEOUT_S": "3600",
+        "PYTHONPATH": str(ROOT / "tests"),
+        **environment,
+    }
+    started_s = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, check=False).returncode
+    print(f"tests: {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""The format of programs stands in kernels/engine/program.h: the build and the runner mean the same by it."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum, IntFlag
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpupack.runtime.engine import library, program_format
+from cpupack.stages.quantize.native import moves, pack, program
+from cpupack.stages.quantize.native.fit import Fit
+from helpers import program_header
+
+KERNELS = program_header.PATH.parents[1]
+
+
+def test_numbers() -> None:
+    assert program_header.constant("CPUPACK_MAGIC") == program_format.MAGIC
+    assert program_header.constant("CPUPACK_VERSION") == program_format.VERSION
+    assert program_header.constant("CPUPACK_MASKED_WIDTH") == program_format.MASKED_WIDTH
+    assert program_header.constant("CPUPACK_DEPTHWISE_CHANNELS") == pack.CHANNELS
+    assert re.search(rf"^#define BLOCK {pack.BLOCK}\b", (KERNELS / "engine" / "kernels.h").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER)]
+)
+def test_structs(name: str, dtype: np.dtype) -> None:
+    fields = program_header.fields(name)
+    assert [each[0] for each in fields] == list(dtype.names)
+    offset = 0
+    for member, kind, count in fields:
+        base, shape = dtype[member].subdtype or (dtype[member], ())
+        assert (base, int(np.prod(shape, dtype=int))) == (np.dtype(f"<{kind}"), count), member
+        size = base.itemsize
+        assert offset % size == 0, f"C would leave a gap before {member}"
+        assert dtype.fields[member][1] == offset, member
+        offset += size * count
+    assert dtype.itemsize == offset
+    assert offset % 8 == 0  # a C compiler would add to the end otherwise, and arrays of them would differ
+
+
+@pytest.mark.parametrize(("name", "members"), [("op", program.Op), ("flag", program.Flag), ("fit", Fit)])
+def test_enums(name: str, members: type[IntEnum | IntFlag]) -> None:
+    assert program_header.enum(name) == {each.name: each.value for each in members}
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_layouts(kernel: int, stride: int) -> None:
+    places, several = pack.arrange_depthwise(np.ones((2, kernel, kernel), np.int8), stride, dilated=False)
+    assert several
+    outputs, groups = program_header.depthwise_layouts()[kernel, stride]
+    assert places.shape == (2, kernel, outputs, groups, 4)
+
+
+def test_no_other_depthwise_layout() -> None:
+    assert set(program_header.depthwise_layouts()) == {(3, 1), (3, 2), (5, 1), (5, 2)}
+    for kernel, stride, dilated in ((7, 1, False), (3, 3, False), (3, 1, True)):
+        places, several = pack.arrange_depthwise(np.ones((2, kernel, kernel), np.int8), stride, dilated=dilated)
+        assert not several
+        assert places.shape == (2, kernel, 1, kernel, 4)  # one group of four for each tap
+
+
+def test_the_operators_name_ends_in_the_version() -> None:
+    assert f'#define OPERATOR "run_{program_format.VERSION}"' in (KERNELS / "torch" / "operator.c").read_text()
+    assert f"cpupack::run_{program_format.VERSION}" == library.OPERATOR
+
+
+def test_no_other_file_states_the_magic() -> None:
+    root = Path(__file__).resolve().parents[2]
+    text = f"{program_format.MAGIC:x}"
+    sources = [*(root / "cpupack").rglob("*.py"), *(root / "tests").rglob("*.py"), *KERNELS.rglob("*.*")]
+    found = {str(path.relative_to(root)) for path in sources if text in path.read_text(errors="replace").lower()}
+    assert found == {"cpupack/runtime/engine/program_format.py", "kernels/engine/program.h"}
+
+
+def test_the_columns_of_moves_are_the_members_of_their_struct() -> None:
+    names = ["from_row", "from", "to_row", "to", "length", "count", "from_step", "to_step"]
+    assert program_header.fields("move") == [(name, "i4", 1) for name in names]
+    assert len(names) == moves._COLUMNS
