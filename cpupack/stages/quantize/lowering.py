@@ -70,6 +70,14 @@ def keep_float(
     graph_module.recompile()
 
 
+def call_as_methods(graph_module: fx.GraphModule) -> None:
+    """Call reshape and permute as methods, in place: torch keeps INT8 through those and not through the functions."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target in {torch.reshape, torch.permute}:
+            node.op, node.target = "call_method", node.target.__name__
+    graph_module.recompile()
+
+
 def is_wrong_arithmetic(engine: str) -> Callable[[fx.Node], bool]:
     """Return what tells sums and products that torch's INT8 gets wrong.
 
