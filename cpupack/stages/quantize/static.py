@@ -186,11 +186,28 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
     graph = copy.deepcopy(original)
     for old, new in zip(original.graph.nodes, graph.graph.nodes, strict=True):
         new.meta = {**old.meta, _STATS: old.name}
+    _read_constants_where_they_are_used(graph)
     # Retracing leaves out what nothing reads (a ViT's look at a shape), and nodes are matched by their order.
     graph.graph.eliminate_dead_code()
     graph.recompile()
     record_shapes(graph, example)
     return graph
+
+
+def _read_constants_where_they_are_used(graph: fx.GraphModule) -> None:
+    """Give each use of a constant its own read right before it, in place, as retracing does."""
+    for node in list(graph.graph.nodes):
+
+        def own(each: fx.Node, node: fx.Node = node) -> fx.Node:
+            if each.op != "get_attr":
+                return each
+            with graph.graph.inserting_before(node):
+                read = graph.graph.get_attr(str(each.target))
+            read.meta = dict(each.meta)
+            return read
+
+        if any(each.op == "get_attr" for each in node.all_input_nodes):
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), own)
 
 
 def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> dict[str, str]:
