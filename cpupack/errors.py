@@ -37,7 +37,7 @@ class RecipeError(CpupackError):
 
 
 class ModelError(CpupackError):
-    """The model or its weights cannot be loaded, traced or fused (exit code 3)."""
+    """The model or its weights cannot be loaded, captured or fused (exit code 3)."""
 
     exit_code = 3
 

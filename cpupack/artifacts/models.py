@@ -140,7 +140,7 @@ class FusedModel:
 class CalibratedModel:
     """The fused FP32 model with the statistics of its activations, the same for every engine.
 
-    ``stats`` is keyed by the traced graph's node names (style ``fx``) or by module names (style ``eager``); empty for
+    ``stats`` is keyed by the captured graph's node names (style ``fx``) or by module names (style ``eager``); empty for
     ``dynamic``. ``origin`` says what the data was, ``samples`` how many were run.
     """
 

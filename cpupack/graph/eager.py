@@ -1,4 +1,4 @@
-"""Fusion of models that FX cannot trace but that carry their own QuantStub and DeQuantStub (eager mode).
+"""Fusion of models that carry their own QuantStub and DeQuantStub (eager mode), which no graph is captured of.
 
 There is no graph, so chains are found by running the model once: a module that receives the very tensor another one
 returned follows it. Other readers of that tensor cannot be seen this way; the fuse stage's comparison of the FP32

@@ -1,4 +1,4 @@
-"""The layers of a traced model: its INT8 graph is run node by node beside the FP32 one."""
+"""The layers of a captured model: its INT8 graph is run node by node beside the FP32 one."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from cpupack.graph.chains import residual_summands
 from cpupack.graph.names import kind_of
 from cpupack.graph.trace import last_readers
 from cpupack.layout import weights_channels_last
-from cpupack.sensitivity.rounding import Noise, Range, round_activation, round_weight
-from cpupack.sensitivity.sites import Site, find_sites, is_weight, rounded_weights, weights_of
+from cpupack.sensitivity.rounding import Noise, Range, round_activation
+from cpupack.sensitivity.sites import Site, find_sites, rounded_weights, weights_of
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,6 @@ class GraphTrials:
 
         def argument(each: fx.Node) -> Any:
             value = interpreter.env[each]
-            if is_weight(node, each):
-                return round_weight(value, 0)
             return self._round(each, value) if isinstance(value, torch.Tensor) else value
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), argument)

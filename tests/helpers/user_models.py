@@ -45,7 +45,7 @@ def recurrent() -> nn.Module:
 
 
 class Stubbed(nn.Module):
-    """Branches on the data in a way that FX cannot follow, so it brings its own stubs."""
+    """Branches on the data in a way that no graph can hold, so it brings its own stubs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Branching(nn.Module):
         self.head = nn.Linear(3 * 16 * 16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.sum() > 0:  # cannot be traced
+        if x.sum() > 0:  # cannot be captured
             x = -x
         return self.head(x.flatten(1))
 

@@ -126,7 +126,7 @@ def test_a_model_file_that_cannot_be_imported(refused: Callable[..., str], proje
     assert f"({path}:2: from torch import nnn)" in error
 
 
-def test_a_model_that_cannot_be_traced(refused: Callable[..., str], project: Project) -> None:
+def test_a_model_that_cannot_be_captured(refused: Callable[..., str], project: Project) -> None:
     error = refused(3, "model.source=python:models.py:branching", "model.weights=factory")
     lines = (project.root / "models.py").read_text().splitlines()
     line = next(number for number, text in enumerate(lines, start=1) if "if x.sum() > 0" in text)
@@ -194,7 +194,7 @@ def test_nan_in_the_checkpoint(refused: Callable[..., str], project: Project) ->
 @pytest.mark.parametrize(
     ("chain", "message"),
     [
-        ('["stem.0", "stem.7"]', "the traced model has no call of 'stem.7'"),
+        ('["stem.0", "stem.7"]', "the captured model has no call of 'stem.7'"),
         ('["stem.0", "stem.2"]', "the output of 'stem.0' is read by 'stem.1', so 'stem.2' does not follow it alone"),
         ('["conv", "bn", "relu"]', "the output of 'bn' is read by 'add'"),
         ('["pool", "flatten"]', "AdaptiveAvgPool2d"),

@@ -113,7 +113,7 @@ def _predict(project: Project, name: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_model_with_its_own_stubs(cpupack: Cpupack, project: Project) -> None:
-    """FX cannot trace it; pixels of the model's size come from an array."""
+    """No graph can be captured of it; pixels of the model's size come from an array."""
     pixels = np.random.default_rng(0).integers(0, 256, (12, SIZE, SIZE, 3), np.uint8)
     np.savez(project.root / "pixels.npz", images=pixels)
     settings = (

@@ -244,13 +244,15 @@ def _per_channel(*shape: int) -> nn.Parameter:
         (lambda net, x: x * net.c, nn.BatchNorm2d(4), (4, 8, 8)),
         (lambda net, x: x * net.row + 1.5, nn.Linear(3, 4), (6, 3)),
         (lambda net, x: x * net.row, nn.LayerNorm(4), (6, 4)),
+        (lambda net, x: x.permute(0, 3, 1, 2) * net.c, nn.Linear(3, 4), (8, 8, 3)),  # as ConvNeXt's LayerScale
     ],
 )
 def test_scales_and_shifts_become_part_of_the_layer_before(
     after: Callable[[Net, torch.Tensor], torch.Tensor], layer: nn.Module, shape: tuple[int, ...]
 ) -> None:
     net = Net(lambda net, x: after(net, net.layer(x)), layer=layer, c=_per_channel(4, 1, 1), row=_per_channel(4))
-    assert kinds(captured(net, shape, rewrites=("fold_into_layer_before",))) == [type(layer).__name__]
+    left = [each for each in kinds(captured(net, shape, rewrites=("fold_into_layer_before",))) if each != "permute"]
+    assert left == [type(layer).__name__]
 
 
 def test_a_scale_of_what_something_else_reads_too_is_kept() -> None:

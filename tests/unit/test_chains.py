@@ -1,4 +1,4 @@
-"""Fusion on traced graphs: which chains are found, that a list is honoured exactly, and that FP32 stays the same."""
+"""Fusion on captured graphs: which chains are found, that a list is honoured exactly, and that FP32 stays the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that FX cannot trace but that carry their own quant stubs."""
+"""Models that carry their own quant stubs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from helpers.tiny_models import (
 
 
 class Residual(nn.Module):
-    """A residual net whose forward looks at values, so that no symbolic trace exists."""
+    """A residual net whose forward looks at values, so that no graph exists."""
 
     def __init__(self) -> None:
         super().__init__()

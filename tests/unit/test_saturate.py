@@ -235,9 +235,22 @@ def test_made_up_samples_do_not_show_that_8_bits_are_safe() -> None:
 
 
 def test_what_overflows_in_the_end_fails_the_build() -> None:
-    with pytest.raises(VerificationError, match=r"16-bit sums of _packed_weight_0 \(20 of 20 pairs.*crafted") as caught:
-        safe(Functional(), at_most(2.0, (6,), count=64), observer="percentile", percentile=90.0)
+    data = at_most(2.0, (6,), count=64)
+    model, stats = calibrated(Functional(), recipe((6,), quantize={"observer": "percentile", "percentile": 90.0}), data)
+    spec = recipe((6,), quantize={"observer": "percentile", "percentile": 90.0})
+
+    def with_full_weights(where: Target, limited: frozenset[str]) -> QuantizedModel:
+        del limited  # an engine that cannot limit them
+        return quantize(stats, model.module, spec, where)
+
+    with pytest.raises(VerificationError, match=r"16-bit sums of linear \(20 of 20 pairs.*crafted") as caught:
+        make_safe(with_full_weights, target("onednn", 7, "avx2"), data, Recorder())
     assert caught.value.exit_code == 6
+
+
+def test_a_function_with_weights_of_its_own_is_a_layer_that_can_be_limited() -> None:
+    _, report, _ = safe(Functional(), at_most(2.0, (6,), count=64), observer="percentile", percentile=90.0)
+    assert report.limited == ("linear",)
 
 
 EXACT = """

@@ -35,7 +35,7 @@ class Residual(nn.Module):
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.norm = nn.BatchNorm2d(8)
         self.relu = nn.ReLU(inplace=True)
-        self.left = nn.Conv2d(8, 8, 3, padding=1)
+        self.left = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
         self.right = nn.Conv2d(8, 8, 1)
         self.fc = nn.Linear(8, 5)
 

@@ -48,7 +48,7 @@ def correct(
         return calibrated
     if not isinstance(calibrated.fused.module, fx.GraphModule):
         _refuse_without_graph(recipe)
-        progress.note("no bias correction: it needs a traced graph, and this model brings its own stubs")
+        progress.note("no bias correction: it needs a captured graph, and this model brings its own stubs")
         return calibrated
     if recipe.equalize:
         calibrated = recalibrate(_equalized(calibrated, samples, recipe, progress))
@@ -72,7 +72,7 @@ def _refuse_without_graph(recipe: Quantize) -> None:
     for key, asked in (("equalize = true", recipe.equalize), ('rounding = "adaround"', recipe.rounding != "nearest")):
         if asked:
             raise QuantizationError(
-                f"[quantize] {key} needs a model that torch.fx can trace, and this one brings its own QuantStub",
+                f"[quantize] {key} needs a captured model, and this one brings its own QuantStub",
                 hint="leave the key out, or give the model without its stubs",
             )
 

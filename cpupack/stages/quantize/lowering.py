@@ -64,9 +64,24 @@ def keep_float(
             if type(module) in targets or also(node):
                 graph_module.add_submodule(str(node.target), InFloat(module))
         elif node.op == "call_function" and (node.target in targets or also(node)):
-            name = f"in_float_{number}"
-            graph_module.add_submodule(name, InFloat(node.target))
-            node.op, node.target = "call_module", name
+            _hide(graph_module, node, node.target, number)
+        elif node.op == "call_method" and node.target == "expand":
+            # of a constant by the batch size, which a second trace cannot call
+            _hide(graph_module, node, torch.Tensor.expand, number)
+    graph_module.recompile()
+
+
+def _hide(graph_module: fx.GraphModule, node: fx.Node, call: Any, number: int) -> None:
+    name = f"in_float_{number}"
+    graph_module.add_submodule(name, InFloat(call))
+    node.op, node.target = "call_module", name
+
+
+def call_as_methods(graph_module: fx.GraphModule) -> None:
+    """Call reshape and permute as methods, in place: torch keeps INT8 through those and not through the functions."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_function" and node.target in {torch.reshape, torch.permute}:
+            node.op, node.target = "call_method", node.target.__name__
     graph_module.recompile()
 
 

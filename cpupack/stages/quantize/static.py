@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.ao.quantization.backend_config.onednn import get_onednn_backend_confi
 from torch.ao.quantization.backend_config.qnnpack import get_qnnpack_backend_config
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.observer import FixedQParamsObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
@@ -29,7 +30,14 @@ from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
-from cpupack.stages.quantize.lowering import InFloat, fuse_conv_add, is_wrong_arithmetic, keep_float, lower_relu6
+from cpupack.stages.quantize.lowering import (
+    InFloat,
+    call_as_methods,
+    fuse_conv_add,
+    is_wrong_arithmetic,
+    keep_float,
+    lower_relu6,
+)
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
     StatsObserver,
@@ -51,6 +59,7 @@ _BACKENDS = {
 }
 _STATS = "cpupack_stats"
 _LARGEST_BIAS = 2.0**30
+_FIXED_RANGE = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Softmax)
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -77,6 +86,7 @@ def quantize_fx(
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
     keep_float(graph, wrong_types(target.engine), is_wrong_arithmetic(target.engine))
+    call_as_methods(graph)
     if target.conv_add:
         fuse_conv_add(graph)
     graph.delete_all_unused_submodules()
@@ -94,7 +104,7 @@ def quantize_fx(
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
-    _set_ranges(prepared, graph, calibrated, recipe)
+    _set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
         return converted, reasons
@@ -176,11 +186,28 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
     graph = copy.deepcopy(original)
     for old, new in zip(original.graph.nodes, graph.graph.nodes, strict=True):
         new.meta = {**old.meta, _STATS: old.name}
+    _read_constants_where_they_are_used(graph)
     # Retracing leaves out what nothing reads (a ViT's look at a shape), and nodes are matched by their order.
     graph.graph.eliminate_dead_code()
     graph.recompile()
     record_shapes(graph, example)
     return graph
+
+
+def _read_constants_where_they_are_used(graph: fx.GraphModule) -> None:
+    """Give each use of a constant its own read right before it, in place, as retracing does."""
+    for node in list(graph.graph.nodes):
+
+        def own(each: fx.Node, node: fx.Node = node) -> fx.Node:
+            if each.op != "get_attr":
+                return each
+            with graph.graph.inserting_before(node):
+                read = graph.graph.get_attr(str(each.target))
+            read.meta = dict(each.meta)
+            return read
+
+        if any(each.op == "get_attr" for each in node.all_input_nodes):
+            node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), own)
 
 
 def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> dict[str, str]:
@@ -227,7 +254,9 @@ def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:
 def _weightless(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return not any(True for _ in graph.get_submodule(str(node.target)).parameters())
-    return node.op == "call_function" and not any(each.op == "get_attr" for each in node.all_input_nodes)
+    return node.op in {"call_function", "call_method"} and not any(
+        each.op == "get_attr" for each in node.all_input_nodes
+    )
 
 
 def _inside(node: fx.Node, skip: list[str]) -> bool:
@@ -304,7 +333,13 @@ def _least_weight_scales(
     return found
 
 
-def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize) -> None:
+def _has_fixed_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(modules[str(node.target)], _FIXED_RANGE)
+
+
+def _set_ranges(
+    prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize, levels: int
+) -> None:
     """Give each observer the range of the tensor it stands on; one that several calls share gets the union.
 
     ``prepare_fx`` retraces the graph and renames its nodes, so they are matched by order, observers left out.
@@ -329,7 +364,12 @@ def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: Calibrat
         while tensor not in source:
             tensor = tensor.args[0]
         if not isinstance(observer, StatsObserver):
-            continue
+            if not isinstance(observer, FixedQParamsObserver) or _has_fixed_range(tensor, modules):
+                continue
+            # torch gives the input of a sigmoid the range of its output where nothing else observes it
+            observer = StatsObserver(levels)
+            modules[str(node.target)] = observer
+            prepared.add_submodule(str(node.target), observer)
         observer.stands_on = source[tensor]
         if tensor.op == "get_attr":
             constant = operator.attrgetter(str(tensor.target))(prepared)
@@ -338,6 +378,29 @@ def _set_ranges(prepared: nn.Module, graph: fx.GraphModule, calibrated: Calibrat
             observed.setdefault(observer, []).append(source[tensor])
     for observer, names in observed.items():
         _set_range(observer, names, calibrated, recipe)
+    for node in prepared.graph.nodes:
+        if node.op == "call_function" and node.target is torch.cat:
+            _share_range([_observer_of(each, modules) for each in (*node.all_input_nodes, *node.users)])
+
+
+def _observer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> StatsObserver | None:
+    """Return the observer whose range a prepared node's tensor has in INT8, None where it is FP32."""
+    while True:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, StatsObserver):
+            return module
+        if node.op != "call_method" or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]  # a reshape or permutation has the range of what it reads
+
+
+def _share_range(observers: list[StatsObserver | None]) -> None:
+    """Give observers the union of their ranges: INT8 parts are joined at the scale of the first."""
+    known = [each for each in observers if each is not None and each.range is not None]
+    if known:
+        union = min(each.range[0] for each in known), max(each.range[1] for each in known)  # type: ignore[index]
+        for each in known:
+            each.range = union
 
 
 def _set_range(observer: StatsObserver, names: list[str], calibrated: CalibratedModel, recipe: Quantize) -> None:

@@ -46,8 +46,11 @@ def fold_into_layer_before(graph: fx.GraphModule) -> bool:
         found = _affine_of(graph, node)
         if found is None:
             continue
-        source, affine, axis = found
-        if only_reader(source) is not node or not is_a(graph, source, *_TAKES_AFTER):
+        read, affine, axis = found
+        if only_reader(read) is not node:
+            continue
+        source, axis = _before_permutations(read, axis)
+        if not is_a(graph, source, *_TAKES_AFTER):
             continue
         module = module_of(graph, source)
         channels = _output_channels(module)
@@ -59,10 +62,18 @@ def fold_into_layer_before(graph: fx.GraphModule) -> bool:
                 continue
             channels = None
         _apply_after(own_copy(graph, source), affine, channels)
-        source.meta["shape"] = shape(node)
-        replace(node, source)
+        replace(node, read)
         changed = True
     return changed
+
+
+def _before_permutations(node: fx.Node, axis: int | None) -> tuple[fx.Node, int | None]:
+    """Return what permutations that nothing else reads start from, and where the axis is there."""
+    while node.target is torch.permute and isinstance(node.args[0], fx.Node) and only_reader(node.args[0]) is node:
+        order: Any = node.args[1]
+        axis = None if axis is None else int(order[axis])
+        node = node.args[0]
+    return node, axis
 
 
 def _affine_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, _Affine, int | None] | None:
