@@ -337,6 +337,8 @@ def test_a_result_in_fp32_is_not_rounded_to_eight_bits() -> None:
         (nn.Sequential(nn.Flatten(), nn.Linear(288, 4), nn.Softmax(1)), (4,)),
         (nn.Sequential(nn.Flatten(), nn.Linear(288, 4), nn.Unflatten(1, (2, 2)), nn.LogSoftmax(2)), (2, 2)),
         (nn.Conv2d(8, 5, 6), (5, 1, 1)),
+        (nn.Sequential(nn.Conv2d(8, 5, 1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Sigmoid()), (5, 12, 12)),
+        (nn.Sequential(nn.Conv2d(8, 8, 1), nn.PixelShuffle(2), nn.Tanh(), nn.Flatten(2)), (2, 144)),
     ],
     ids=str,
 )
@@ -477,6 +479,30 @@ def zeros_in_front() -> nn.Module:
     return conv
 
 
+class Written(nn.Module):
+    """A slice that is written in place, whole or in part, and read with the rest."""
+
+    def __init__(self, part: slice) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(x) * 2.0
+        y[:, self.part] += x[:, self.part]
+        return y
+
+
+class BatchSecond(nn.Module):
+    """A layer over ``(positions, batch, channels)``, as attention in torch has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0)
+
+
 OPERATORS: dict[str, Callable[[], nn.Module]] = {
     # padding
     "zeros before a convolution": lambda: Calls(lambda x: F.pad(x, (0, 1, 2, 1)), after=nn.Conv2d(8, 8, 3, 2)),
@@ -556,6 +582,9 @@ OPERATORS: dict[str, Callable[[], nn.Module]] = {
     # orders
     "rolled": lambda: Calls(lambda x: torch.roll(x, (1, 2), (2, 3)), after=nn.Conv2d(8, 4, 3)),
     "slices": lambda: Calls(lambda x: x[:, 1:7, ::2, 3:]),
+    "a slice written": lambda: Calls(Written(slice(1, 8, 3))),
+    "all of it written": lambda: Calls(Written(slice(0, 8))),
+    "repeated": lambda: Calls(lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True).expand_as(x))),
     "columns as features": lambda: Calls(nn.Linear(8, 5)),
     "one dimension": lambda: Calls(AlongWidth()),
 }
@@ -579,6 +608,17 @@ def test_operators_run_natively(name: str) -> None:
     db, int8, _ = lowered(OPERATORS[name]())
     assert db > BOUND_DB
     assert [(fact.name, fact.reason) for fact in int8.layers if fact.precision == "fp32"] == []
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name.startswith(("transposed", "zeros", "one dim"))])
+def test_filters_of_every_shape_fit_into_16_bits(name: str) -> None:
+    """For CPUs with AVX2 alone: weights of filters that were made from others, and sums of all of them that fit."""
+    data, spec = samples(), recipe(quantize={"observer": "minmax"})
+    model, stats = calibrated(OPERATORS[name](), spec, data)
+    int8 = quantize(stats, model.module, spec, target("native", isa="avx2"))
+    assert {Fit(each) for each in fits(int8)} <= {Fit.PAIRS, Fit.FOURS}
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB - 3.0  # their grids are coarser
 
 
 @needs_kernels
@@ -625,6 +665,9 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
     "attention": (
         lambda: Calls(Attention()), [],
         dict.fromkeys(("matmul", "softmax", "matmul_1"), "no kernel for it"),
+    ),
+    "the batch is not first": (
+        lambda: Calls(BatchSecond()), [], {"function.inner": "first dimension is not the batch"}
     ),
     "skipped in the middle": (lambda: Calls(Residual(8)), ["function.one"], {"function.one": "listed in skip"}),
     "skipped, and what follows": (

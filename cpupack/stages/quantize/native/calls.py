@@ -22,7 +22,7 @@ class Calls:
     """The calls of ``graph``, run once on a batch of two of inputs of ``input_shapes`` to know every size."""
 
     def __init__(self, graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
-        self.graph = graph
+        self.graph, self._input_shapes = graph, input_shapes
         with torch.inference_mode():
             _Record(graph).run(*(torch.zeros(2, *shape) for shape in input_shapes))
 
@@ -61,6 +61,22 @@ class Calls:
             given: Any = node.args[1]
             return bool(argument(node, 2, "mode", "constant") != "constant" or min(given) < 0 >= max(given))
         return target in _REARRANGEMENTS
+
+    def across_samples(self) -> list[fx.Node]:
+        """Return the calls that take or give a tensor whose first dimension is not the batch: run on three samples."""
+        sizes = _Sizes(self.graph)
+        with torch.inference_mode():
+            sizes.run(*(torch.zeros(3, *shape) for shape in self._input_shapes))
+        apart = {
+            node
+            for node, first in sizes.first.items()
+            if "shape" in node.meta and (shape_of(node)[:1] != (2,) or first != 3)
+        }
+        return [
+            node
+            for node in self.graph.graph.nodes
+            if node.op.startswith("call") and (node in apart or any(each in apart for each in node.all_input_nodes))
+        ]
 
     def is_convolution(self, node: fx.Node) -> bool:
         """Whether a call is of a convolution that can take zeros around its image."""
@@ -149,6 +165,20 @@ class Refusal(QuantizationError):  # noqa: N818 - no fault: the build goes on
             f"the native engine has no kernel for {scoped_name(node)} ({kind}) {what}".rstrip(),
             hint='use engine = "auto" or one of torch\'s engines for this model',
         )
+
+
+class _Sizes(fx.Interpreter):
+    """Keeps the size of each computed tensor's first dimension, 0 for a single number."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.first: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor) and n.op != "get_attr":
+            self.first[n] = len(value) if value.ndim else 0
+        return value
 
 
 class _Record(fx.Interpreter):

@@ -274,6 +274,54 @@ def rearrange(b: Builder, node: fx.Node) -> None:
     b.values[node] = tuple(values) if several else values[0]
 
 
+def scatter(b: Builder, node: fx.Node) -> None:
+    """Lower a slice that is written in place: export gives the whole with its new part."""
+    whole, part = node.args[:2]
+    assert isinstance(whole, fx.Node)
+    assert isinstance(part, fx.Node)
+    shape = shape_of(node)
+    axis = argument(node, 2, "dim", 0) % len(shape)
+    if axis == 0:
+        raise b.calls.refusal(node, "of samples")
+    begin, end, _ = slice(argument(node, 3, "start", None), argument(node, 4, "end", None)).indices(shape[axis])
+    step = argument(node, 5, "step", 1)
+    if (begin, end, step) == (0, shape[axis], 1):
+        b.values[node] = b.value(part, node)
+        return
+    output = b.add_buffer(*image_layout(shape[1:]), b.limits(node))
+    result = b.buffer(output)
+    places = torch.arange(result.size).reshape(shape[1:])
+    new = torch.zeros(shape[1:], dtype=torch.bool)
+    new.movedim(axis - 1, 0)[begin:end:step] = True
+    for operand, of_it in ((whole, ~new), (part, new)):
+        value = b.value(operand, node)
+        elements = order_of(value, b.buffer(value.buffer), shape_of(operand))[0]
+        elements = elements[of_it] if operand is whole else elements.flatten()
+        b.move(value.buffer, output, elements, places[of_it])
+    b.values[node] = Value(output, _kept(torch.arange(2 * result.size).reshape(shape), result))
+    b.tell(node, node, "cpupack::move")
+
+
+def expand(b: Builder, node: fx.Node) -> None:
+    """Note that a call repeats its operand's values along dimensions of size one."""
+    _repeat(b, node, node.args[0])
+
+
+def overwrite(b: Builder, node: fx.Node) -> None:
+    """Note that a call gives its second operand's values in the shape of the first: export's write in place."""
+    _repeat(b, node, node.args[1])
+
+
+def _repeat(b: Builder, node: fx.Node, operand: object) -> None:
+    assert isinstance(operand, fx.Node)
+    value = b.value(operand, node)
+    buffer = b.buffer(value.buffer)
+    repeated = value_of(value.buffer, buffer, order_of(value, buffer, shape_of(operand)).broadcast_to(shape_of(node)))
+    if repeated is None:
+        raise b.calls.refusal(node, "across samples")
+    b.values[node] = repeated
+
+
 def pad(b: Builder, node: fx.Node) -> None:
     """Lower ``F.pad`` with a constant: zeros around an image are the convolutions' that read it, others are written."""
     given = list(node.args[1])  # type: ignore[arg-type]  # numbers

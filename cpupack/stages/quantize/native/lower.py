@@ -25,6 +25,7 @@ from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
+_NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
     nn.MaxPool2d: pooling.max_pool,
@@ -39,6 +40,10 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     torch.amax: pooling.reduce,
     torch.cat: joins.concatenate,
     F.pad: joins.pad,
+    torch.ops.aten.slice_scatter.default: joins.scatter,
+    torch.ops.aten.expand.default: joins.expand,
+    torch.ops.aten.copy.default: joins.overwrite,
+    torch.ops.aten.expand_as.default: joins.expand,
     F.interpolate: windows.interpolate,
 }
 
@@ -76,6 +81,7 @@ def lower(
         for node in calls.graph.graph.nodes
         if node.op.startswith("call") and is_within(scoped_name(node), recipe.skip)
     }
+    kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
     while True:
         segments, reasons = split(calls, kept)
         natively = [each for each in segments if each.native]

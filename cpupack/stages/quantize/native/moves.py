@@ -16,6 +16,8 @@ FILL = -1
 """In place of an element's number: the layer's constant."""
 _COLUMNS = 8  # of struct cpupack_move
 _LONGEST_PERIOD = 64
+_AT_ONCE = 1 << 18
+"""Bytes to look at together."""
 
 
 def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
@@ -29,7 +31,16 @@ def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
 def moves_of(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> npt.NDArray[np.int32]:
     """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's."""
     by_target = np.argsort(targets, kind="stable")
-    sources, targets = sources[by_target], targets[by_target]
+    row = target.width * target.channels
+    # No move goes across rows, so a few rows at a time need no more memory than they take.
+    rows = targets[by_target] // row
+    cuts = np.searchsorted(rows, np.arange(0, target.height, max(1, _AT_ONCE // row)))
+    parts = [part for part in np.split(by_target, cuts[1:]) if len(part)]
+    found = [_moves_of_rows(sources[part], targets[part], source, target) for part in parts]
+    return np.concatenate(found) if found else np.empty((0, _COLUMNS), np.int32)
+
+
+def _moves_of_rows(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> npt.NDArray[np.int32]:
     from_row, to_row = source.width * source.channels, target.width * target.channels
     rows = np.where(sources < 0, -1, sources // from_row), targets // to_row
     # Neighbours in both become one run of bytes.

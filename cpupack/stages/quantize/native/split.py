@@ -129,10 +129,7 @@ def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, kept: Co
     averages = [place for place in behind if _averages(calls, nodes[place])]
     if averages:
         return averages[0]
-    # Codes of an activation are finer than those of what goes into it.
-    while len(behind) > 1 and behind[1] == behind[0] + 1 and calls.is_activation(nodes[behind[1]]):
-        behind.pop(0)
-    return behind[0]
+    return behind[-1]
 
 
 def _is_vector(node: fx.Node) -> bool:
