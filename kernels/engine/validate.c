@@ -127,6 +127,8 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
     for (int i = 0; i < 4; i++)
         if (!inside(offsets[i], 0, constants))
             return 0; /* unused ones too: pointers are made of all */
+    if (spec->scales % 4 || spec->biases % 4)
+        return 0; /* floats are read where they lie */
     if (spec->op < 0 || spec->op > OP_RESAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
@@ -227,7 +229,7 @@ int validate_program(const uint8_t *program, int64_t bytes, struct parts *parts)
     const int64_t buffers_at = sizeof *header;
     const int64_t layers_at = buffers_at + header->buffers * (int64_t)sizeof(struct cpupack_buffer);
     const int64_t ends_at = layers_at + header->layers * (int64_t)sizeof(struct cpupack_layer);
-    if (header->constants < ends_at || header->constants > bytes || header->arena_bytes < 0)
+    if (header->constants % 4 || header->constants < ends_at || header->constants > bytes || header->arena_bytes < 0)
         return 0;
     parts->buffers = (const struct cpupack_buffer *)(program + buffers_at);
     parts->layers = (const struct cpupack_layer *)(program + layers_at);
