@@ -25,10 +25,10 @@ _HEAD = """\
 
 <!-- Written by `python benchmarks/compare.py`. -->
 
-The columns "cpupack" say how many times faster it is: medians of paired, interleaved rounds with 95 % intervals. Each
-engine ran in a process of its own at its own best threads x instances x batch, from the same FP32 model and calibration
-data; `cpupack compare --help` has the rules, results/ every raw round. Hosts of several instruction sets were measured,
-at different times: figures of two sections are not to be compared with each other.
+The columns "cpupack" say how many times as fast cpupack is: the median of paired, interleaved rounds, with its 95 %
+interval. All engines start from the same FP32 model and calibration data. Each runs in a process of its own at its own
+best threads x instances x batch. `cpupack compare --help` has the rules, and `results/` has every raw round. The hosts
+were measured at different times, so do not compare figures of two sections with each other.
 """
 
 
