@@ -27,8 +27,10 @@ _HEAD = """\
 
 A setting is instances x threads, and the batch size. The columns "cpupack" say how many times as fast cpupack is, first
 in samples/s, then in the latency of one request: the median of paired, interleaved rounds, with its 95 % interval.
-"Same class" is the share of samples with FP32's class. All engines start from the same FP32 model and calibration data. Each runs in a process of its own at its own
-best threads x instances x batch. `cpupack compare --help` has the rules, and `results/` has every raw round. The hosts
+"Same class" is the share of samples with FP32's class.
+
+All engines start from the same FP32 model and calibration data. Each runs in a process of its own at its own best
+threads x instances x batch. `cpupack compare --help` has the rules, and `results/` has every raw round. The hosts
 were measured at different times, so do not compare figures of two sections with each other.
 """
 
