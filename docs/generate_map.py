@@ -89,7 +89,8 @@ def reached(found: Mapping[str, Iterable[str]], start: str) -> set[str]:
 def render() -> str:
     """Return the map: a drawing and a table of the builder, and the same of the runtime."""
     return "\n".join([
-        "An arrow is an import. An arrow that follows from others is not drawn. Any package may import these, so they are left out: "
+        "An arrow is an import. An arrow that follows from others is not drawn. "
+        "Any package may import these, so they are left out: "
         + ", ".join(f"`{name}`" for name in FOUNDATION) + ".\n",
         _drawing(BUILDER, arrows()),
         _table([*BUILDER, ("What any package may import", FOUNDATION)], ""),
