@@ -25,10 +25,13 @@ _HEAD = """\
 
 <!-- Written by `python benchmarks/compare.py`. -->
 
-The columns "cpupack" say how many times faster it is: medians of paired, interleaved rounds with 95 % intervals. Each
-engine ran in a process of its own at its own best threads x instances x batch, from the same FP32 model and calibration
-data; `cpupack compare --help` has the rules, results/ every raw round. Hosts of several instruction sets were measured,
-at different times: figures of two sections are not to be compared with each other.
+A setting is instances x threads, and the batch size. The columns "cpupack" say how many times as fast cpupack is, first
+in samples/s, then in the latency of one request: the median of paired, interleaved rounds, with its 95 % interval.
+"Same class" is the share of samples with FP32's class.
+
+All engines start from the same FP32 model and calibration data. Each runs in a process of its own at its own best
+threads x instances x batch. `cpupack compare --help` has the rules, and `results/` has every raw round. The hosts
+were measured at different times, so do not compare figures of two sections with each other.
 """
 
 
@@ -112,11 +115,14 @@ def _rows(result: dict[str, Any]) -> list[str]:
 def _closing(result: dict[str, Any]) -> list[str]:
     lines = []
     if files := result.get("end_to_end"):
-        rates = [f"{name} {row['median']:,.1f} {_ratio(row)}".rstrip() for name, row in files["engines"].items()]
+        rates = [
+            f"{name} {row['median']:,.1f}" + (f", cpupack {ratio} times as fast" if (ratio := _ratio(row)) else "")
+            for name, row in files["engines"].items()
+        ]
         lines.append(f"From {files['files']} JPEG files, images/s: {'; '.join(rates)}.")
     if peak := result["int8_peak"]:
         share = peak["cpupack_share"]["median"]
-        lines.append(f"cpupack does {share:.0%} of the INT8 rate measured in the same rounds.")
+        lines.append(f"cpupack reaches {share:.0%} of the INT8 rate that was measured in the same rounds.")
     return [*lines, ""] if lines else []
 
 

@@ -43,9 +43,9 @@ HEAD = """\
 
 <!-- Written by `python benchmarks/families.py`. -->
 
-SQNR of the logits against FP32: random weights and BatchNorms, synthetic images, default settings. Random nets say
-little of trained ones, but engines can be compared. A model without a figure for `native` runs on torch's engines; the
-reason is what the build says.
+SQNR of the logits against FP32, with random weights and BatchNorms, synthetic images and default settings. Random
+networks say little about trained ones, but engines can be compared on them. A model without a figure for `native` runs
+on torch's engines. The reason is the one that the build gives.
 
 | model | input | native | onednn | layers in INT8, or why not |
 |---|---|---:|---:|---|

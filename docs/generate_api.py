@@ -18,7 +18,7 @@ _INTRO = """\
 
 <!-- Generated from docstrings by `python docs/generate_api.py`; a test keeps it current and runs the examples. -->
 
-`import cpupack` loads no torch; the first `cpupack.build` does.
+`import cpupack` does not load torch. The first `cpupack.build` does.
 
 ```python
 import cpupack
@@ -29,7 +29,7 @@ for result in cpupack.build(recipe, out="dist", options=cpupack.BuildOptions(tun
     assert not cpupack.inspect(result.wheel.path).problems
 ```
 
-A build without `progress` says nothing but warnings. To hear more, hand one in:
+Without `progress`, a build reports only warnings. To get more, pass a `progress`:
 
 ```python
 import cpupack

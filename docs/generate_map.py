@@ -89,11 +89,12 @@ def reached(found: Mapping[str, Iterable[str]], start: str) -> set[str]:
 def render() -> str:
     """Return the map: a drawing and a table of the builder, and the same of the runtime."""
     return "\n".join([
-        "Arrows are imports; one that follows from others is not drawn, nor is one to what any package may import: "
+        "An arrow is an import. An arrow that follows from others is not drawn. "
+        "Any package may import these, so they are left out: "
         + ", ".join(f"`{name}`" for name in FOUNDATION) + ".\n",
         _drawing(BUILDER, arrows()),
         _table([*BUILDER, ("What any package may import", FOUNDATION)], ""),
-        "The runtime in rooms; one arrow that follows from others is not drawn here either:\n",
+        "The rooms of the runtime, drawn in the same way:\n",
         _drawing(RUNTIME[:-1], arrows("runtime")),
         _table(RUNTIME, "runtime/"),
     ])  # fmt: skip
