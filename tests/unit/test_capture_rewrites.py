@@ -63,6 +63,24 @@ def test_a_written_out_gelu_is_the_one_of_its_formula() -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "far"),
+    [
+        (lambda x: x.clamp(-100, 100), 250.0),
+        (lambda x: x.clamp(max=40.0), 90.0),
+        (lambda x: torch.relu(x).clamp(max=1e5), 2e5),
+        (lambda x: torch.minimum(x, torch.tensor(1e3)), 2e3),
+        (lambda x: x.clamp_min(1e-12), 0.0),
+        (lambda x: x + 1e-12, 0.0),
+        (lambda x: torch.relu(x) + 1e-10, -1.0),
+    ],
+)
+def test_what_equals_an_activation_on_common_values_alone_is_not_taken_for_it(function: Function, far: float) -> None:
+    graph = captured(Net(lambda net, x: function(x)), (3, 8, 8))
+    x = torch.full((2, 3, 8, 8), far)
+    assert torch.equal(graph(x), function(x))
+
+
+@pytest.mark.parametrize(
     "function",
     [
         lambda x: x * torch.sigmoid(1.702 * x),  # the quick GELU of CLIP

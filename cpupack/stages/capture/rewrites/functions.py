@@ -19,8 +19,14 @@ _ACTIVATIONS: tuple[tuple[nn.Module, str], ...] = (
     (nn.Hardtanh(), "hardtanh"),
 )  # fmt: skip
 _POINTS = torch.cat(
-    [torch.linspace(-20.0, 20.0, 4001, dtype=torch.float64), torch.linspace(-1.5e-2, 1.5e-2, 301, dtype=torch.float64)]
+    [
+        torch.zeros(1, dtype=torch.float64),  # the middle of a linspace is not exactly 0
+        torch.linspace(-20.0, 20.0, 4001, dtype=torch.float64),
+        torch.linspace(-1.5e-2, 1.5e-2, 301, dtype=torch.float64),
+    ]
 )
+_FAR_POINTS = torch.tensor([-1e9, -1e4, -300.0, -50.0, 50.0, 300.0, 1e4, 1e9], dtype=torch.float64)
+"""A clamp at 100 is no identity. Where a function overflows here, it overflows for its author too."""
 _TOLERANCE = 1e-6
 """Of float64 values: written with constants of float32 (0.7978846), a function is off by 1e-8."""
 _LARGEST_EPS = 1e-2
@@ -54,14 +60,25 @@ def _same_shape(graph: fx.GraphModule, node: fx.Node, like: fx.Node) -> bool:
 
 
 def _activation(cone: Cone) -> tuple[nn.Module, str] | None:
-    values = cone(_POINTS.clone())
+    values, far = cone(_POINTS.clone()), cone(_FAR_POINTS.clone())
     if values.shape != _POINTS.shape or not values.is_floating_point() or not torch.isfinite(values).all():
         return None
-    return next((each for each in _ACTIVATIONS if _equal(each[0](_POINTS.clone()), values)), None)
+    known = torch.isfinite(far)
+    return next(
+        (
+            each
+            for each in _ACTIVATIONS
+            if _equal(each[0](_POINTS.clone()), values) and _equal(each[0](_FAR_POINTS.clone())[known], far[known])
+        ),
+        None,
+    )
 
 
 def _equal(expected: torch.Tensor, values: torch.Tensor) -> bool:
-    return bool(((expected - values).abs() <= _TOLERANCE * (expected.abs() + _TOLERANCE).clamp(min=1e-3)).all())
+    tolerance = _TOLERANCE * (expected.abs() + _TOLERANCE).clamp(min=1e-3)
+    # clamp_min(1e-12) is no ReLU: what divides by it must not divide by zero
+    zero = (expected == 0) | (values == 0)
+    return bool(((expected - values).abs() <= torch.where(zero, 1e-14, tolerance)).all())
 
 
 def _again(module: nn.Module) -> nn.Module:
