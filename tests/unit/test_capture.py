@@ -404,6 +404,8 @@ def test_models_with_stubs_and_dynamic_quantization_stay_as_they_are() -> None:
         (lambda net, x: torch.einsum("nchw,ndhw->ncd", x, x), None),
         (lambda net, x: x.masked_fill(x > 1, 0.0), None),
         (lambda net, x: torch.cumsum(x, 1), None),
+        (lambda net, x: (~torch.zeros(x.shape[0], 1, 8, 8, dtype=torch.bool)).cumsum(2) * 0.1 * x, None),
+        (lambda net, x: torch.where(x.isnan() | (x > 9.0), 0.0, x.remainder(2.0)), None),
     ],
 )
 def test_each_operation_has_one_form(forward: object, expected: list[str] | None) -> None:

@@ -125,8 +125,8 @@ def limited_weights(qconfig: QConfig) -> QConfig:
 def qconfig_mapping(target: Target, weights: str = "per_channel") -> QConfigMapping:
     """Return torch's default mapping with our qconfig in place of its histogram observers.
 
-    Kept as torch has them: fixed ranges of sigmoid-like functions, reshape's reuse of its input's range, and the
-    weights of normalization layers (not quantized).
+    Kept as torch has them: fixed ranges of sigmoid-like functions, and the weights of normalization layers (not
+    quantized).
     """
     own = static_qconfig(target, weights)
     # fbgemm's for every engine: engines differ only in what is replaced here. onednn's would warn on a CPU without VNNI
@@ -136,6 +136,8 @@ def qconfig_mapping(target: Target, weights: str = "per_channel") -> QConfigMapp
     for object_type, default in list(mapping.object_type_qconfigs.items()):
         if default is not None and isinstance(default.activation(), HistogramObserver):
             mapping.set_object_type(object_type, QConfig(activation=own.activation, weight=default.weight))
+    # With torch's own, the result of a norm before a reshape is never quantized, and the norm reads INT8 as FP32.
+    mapping.set_object_type("reshape", own)
     for object_type in TRANSPOSED_CONVS:
         mapping.set_object_type(object_type, transposed_qconfig(target))
     return mapping

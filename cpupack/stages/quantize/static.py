@@ -26,6 +26,7 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, is_within, scoped_name
 from cpupack.graph.trace import record_shapes
+from cpupack.graph.vocabulary import NORMALIZATIONS
 from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -104,6 +105,7 @@ def quantize_fx(
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
+    _read_through_observers(prepared)
     _set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
@@ -331,6 +333,28 @@ def _least_weight_scales(
         if bool((scales < least).any()):
             found[str(node.target)] = least
     return found
+
+
+def _read_through_observers(prepared: fx.GraphModule) -> None:
+    """Have every reader of a norm read it through its observer, in place.
+
+    Where torch lets one of them read it as it is (two norms in a row), its lowering hands INT8 to a reader of FP32.
+    """
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    for node in prepared.graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], NORMALIZATIONS):
+            continue
+        observers = [
+            each
+            for each in node.users
+            if each.op == "call_module" and isinstance(modules[str(each.target)], StatsObserver)
+        ]
+        for reader in list(node.users):
+            if observers and reader not in observers:
+                reader.replace_input_with(node, observers[0])
+                node.append(observers[0])
+    prepared.graph.lint()
+    prepared.recompile()
 
 
 def _has_fixed_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

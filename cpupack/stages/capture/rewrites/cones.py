@@ -29,8 +29,15 @@ class Cone:
     result: fx.Node
     members: tuple[fx.Node, ...]
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the result from float64 values of the source."""
+    def at(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return the result for float64 values of the source, None where it is no function of such (of a mask)."""
+        try:
+            found = self._computed(x)
+        except (RuntimeError, TypeError):  # torch: an operator that does not take float64
+            return None
+        return found if found.shape == x.shape and found.is_floating_point() else None
+
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:
         values: dict[fx.Node, Any] = {self.source: x}
 
         def value(node: fx.Node) -> Any:
