@@ -7,7 +7,7 @@ import re
 import sys
 
 _TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
-"""Modules that a wheel imports, or that its users import beside it."""
+"""Modules that a wheel or cpupack imports, or that users of a wheel often import: a package must not hide them."""
 
 
 def import_name(distribution: str) -> str:

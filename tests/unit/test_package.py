@@ -135,7 +135,6 @@ def test_metadata(staged: StagedProject) -> None:
         "jinja2",
         "numpy",
         "pillow",
-        "psutil",
     ]
 
 
