@@ -27,7 +27,7 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
-from cpupack.stages.verify import Loss, doubts
+from cpupack.stages.verify import Loss, unproven
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
         corrections, finished = Corrections(), []
         for cpu in cpus:
             settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
-            for doubt in doubts(settled.winner):
-                progress.warn(doubt)
+            for sentence in unproven(settled.winner):
+                progress.warn(sentence)
             lost = loss(settled, corrections, progress)
             if lost is not None:
                 progress.warn(lost.text)

@@ -284,7 +284,7 @@ def test_more_classes_than_the_model_has(refused: Callable[..., str], project: P
     shutil.copytree(project.root / "photos" / "red", project.root / "photos" / "violet")
     project.drop("labels")
     error = refused(4, "evaluation.source=images:photos", "evaluation.max_drop=0.1")
-    assert "has class 3, the model's output has shape (3,)" in error
+    assert "has class 3, but the model's output has shape (3,)" in error
 
 
 def test_an_instruction_set_above_this_cpu(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
