@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
     except (_InterruptedError, click.exceptions.Abort) as error:
-        _say_interrupted()
+        _print_interrupted()
         sys.exit(128 + (error.signum if isinstance(error, _InterruptedError) else signal.SIGINT))
     except click.ClickException as error:
         error.show()
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code or 0)
 
 
-def _say_interrupted() -> None:
+def _print_interrupted() -> None:
     # A terminal has just echoed ^C, so the cursor is not at the start of a line.
     click.echo(("\n" if sys.stderr.isatty() else "") + "cpupack: interrupted", err=True)
 

@@ -85,15 +85,15 @@ def _recovery(recovery: Recovery | None) -> Text:
     if recovery is None:
         return Text()
     trials = len(recovery.trials) - 1
-    told = (
+    text = (
         f"the recipe's own settings failed a gate; {trials} trial{'s' if trials > 1 else ''} in "
         f"{recovery.seconds:.0f} s on {recovery.engine}: {recovery.why}"
     )
     if recovery.stopped is not None:
-        told += f"; budget_s ended it before {recovery.stopped}"
+        text += f"; budget_s was spent before {recovery.stopped}"
     marks = "> chosen, * no other trial is better in both SQNR and speed. Paste into the recipe:"
     lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"    {marks}", "", recovery.toml]
-    return Text("\n") + _lines([("recovered", told)]) + Text("\n".join(lines))
+    return Text("\n") + _lines([("recovered", text)]) + Text("\n".join(lines))
 
 
 def _weights(result: BuildResult) -> tuple[str, ...]:

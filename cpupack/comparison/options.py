@@ -34,8 +34,8 @@ def check_peers(options: CompareOptions) -> None:
     if options.explicit:
         missing = {name: COMPARED[name].missing() for name in options.against if COMPARED[name].missing()}
         if missing:
-            told = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
-            raise UsageError(f"not installed: {told}", hint=f"pip install '{EXTRA}'")
+            listed = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
+            raise UsageError(f"not installed: {listed}", hint=f"pip install '{EXTRA}'")
 
 
 def settle(options: CompareOptions, recipe: Recipe) -> CompareOptions:

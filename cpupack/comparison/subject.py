@@ -84,9 +84,9 @@ def _packed_recipe(wheel: Path, package_dir: Path, overrides: tuple[str, ...]) -
     text = (package_dir / RECIPE_NAME).read_text(encoding="utf-8")
     recipe, problems, final = parse_recipe(text, str(path.name), path.parent, overrides)
     if recipe is None:
-        told = "\n".join(f"{place}: {text}" for place, text in problems)
+        listed = "\n".join(f"{place}: {text}" for place, text in problems)
         raise UsageError(
-            f"the recipe in {wheel} cannot be used from {path.parent}:\n{told}",
+            f"the recipe in {wheel} cannot be used from {path.parent}:\n{listed}",
             hint="name the recipe that the wheel was built from: --recipe RECIPE",
         )
     return LoadedRecipe(recipe=recipe, path=path, text=final)

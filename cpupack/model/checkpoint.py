@@ -159,7 +159,7 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
             "plain ones without this warning",
         )
     others = [each for each in good if each is not taken]
-    return Taken(taken.fit.state, tuple(_said(taken, others, own, raw)), warnings)
+    return Taken(taken.fit.state, tuple(_notes(taken, others, own, raw)), warnings)
 
 
 def words(key: str) -> set[str]:
@@ -351,7 +351,7 @@ def _known(offer: _Offer | None) -> str:
     return offer.where if offer is not None else "none"
 
 
-def _said(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[str]:
+def _notes(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[str]:
     parts = []
     if offer.table.path:
         kind = "a Lightning checkpoint" if _is_lightning(raw) else "the checkpoint"

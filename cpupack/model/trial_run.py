@@ -142,9 +142,9 @@ def describe_output(value: Any) -> str:
 
 
 def _of(value: Any, kind: str, entries: list[tuple[str, Any]]) -> str:
-    told = ", ".join(f"{name} {describe_output(each)}" for name, each in entries[:_LISTED])
+    listed = ", ".join(f"{name} {describe_output(each)}" for name, each in entries[:_LISTED])
     more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-    return f"{kind} ({told}{more})" if entries else f"an empty {type(value).__name__}"
+    return f"{kind} ({listed}{more})" if entries else f"an empty {type(value).__name__}"
 
 
 def _output_hint(value: Any) -> str:
@@ -154,7 +154,7 @@ def _output_hint(value: Any) -> str:
     if type(value).__module__ == "numpy":
         return "stay in torch: leave out .numpy()"
     path = _first_tensor(value)
-    return f"{_WRAP}: return self.model(x){path}, say" if path else _WRAP
+    return f"{_WRAP}, for example: return self.model(x){path}" if path else _WRAP
 
 
 def _first_tensor(value: Any) -> str:

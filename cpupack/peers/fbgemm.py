@@ -29,18 +29,18 @@ def build(job: Job) -> str:
         model = job.model()
         if job.dynamic:
             quantized: torch.nn.Module = quantize_dynamic(model, dtype=torch.qint8)
-            said = "quantize_dynamic, int8 weights"
+            description = "quantize_dynamic, int8 weights"
         else:
             batches = [torch.from_numpy(batch) for batch in job.calibration_batches()]
             prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), (batches[0],))
             for batch in batches:
                 prepared(batch)
             quantized = convert_fx(prepared)
-            said = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
+            description = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
         # Traced, because torch.jit.script fails on some annotations of torch.fx. The operators are the same.
         example = torch.from_numpy(np.ascontiguousarray(job.evaluation.floats(slice(0, 2))))
         torch.jit.trace(quantized, example, check_trace=False).save(str(job.work / _MODEL))
-    return said
+    return description
 
 
 def open_pool(job: Job) -> ThreadedPool:

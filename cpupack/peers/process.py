@@ -128,9 +128,8 @@ def _environment(inherited: Mapping[str, str], work: Path) -> dict[str, str]:
     scratch.mkdir(parents=True, exist_ok=True)
     search_path = [str(_PACKAGE_PARENT), *filter(None, [inherited.get("PYTHONPATH")])]
     if {"", str(Path.cwd())} & set(sys.path):
-        search_path.append(
-            str(Path.cwd())
-        )  # the recipe's own modules may be here; the child has another working directory
+        # The recipe's own modules may be here, and the child has another working directory.
+        search_path.append(str(Path.cwd()))
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(search_path),

@@ -31,9 +31,7 @@ def torch_pool(
         return batch_channels_last(found) if channels_last else found
 
     def load_in_thread() -> Call:
-        torch.set_num_threads(
-            job.threads
-        )  # applies to the calling thread, because each OpenMP master has its own setting
+        torch.set_num_threads(job.threads)  # for the calling thread: each OpenMP master has its own setting
         module = load()
 
         def call(batch: Any) -> torch.Tensor:

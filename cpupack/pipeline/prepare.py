@@ -56,9 +56,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         evaluation = evaluation_samples(loaded, calibration, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, recipe, progress)
-        check_skip(
-            model.module, captured.module, recipe.quantize.skip
-        )  # before the calibration, so that it fails early
+        check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):

@@ -81,12 +81,12 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
             settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
             for sentence in unproven(settled.winner):
                 progress.warn(sentence)
-            lost = loss(settled, corrections, progress)
-            if lost is not None:
-                progress.warn(lost.text)
+            loss_report = loss(settled, corrections, progress)
+            if loss_report is not None:
+                progress.warn(loss_report.text)
             staged = _stage(settled, work / cpu, progress)
             plan = _tune(staged, loaded, settled.winner, options, progress)
-            facts = _facts(settled, lost, plan, progress)
+            facts = _facts(settled, loss_report, plan, progress)
             finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
@@ -145,7 +145,7 @@ def _tune(
         return tune(staged, loaded.recipe, target, progress)
 
 
-def _facts(settled: Settled, lost: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:
+def _facts(settled: Settled, loss_report: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:
     """Return the facts for the wheel's ``build.json``. Times are those of the stages up to here."""
     saturation = settled.winner.saturation
     return build_facts(
@@ -160,7 +160,7 @@ def _facts(settled: Settled, lost: Loss | None, plan: TunePlan, progress: Progre
             "recovery": recovery_facts(settled.recovery) if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
-            "loss": {"finding": lost.finding, **dataclasses.asdict(lost)} if lost else None,
+            "loss": {"finding": loss_report.finding, **dataclasses.asdict(loss_report)} if loss_report else None,
             "saturation": safety_facts(saturation) if saturation else None,
         },
     )

@@ -20,7 +20,7 @@ from cpupack.recipe.checks import cross_problems
 from cpupack.recipe.lines import Key, key_lines, split_key
 from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
 
-Told = tuple[str, str]
+Reported = tuple[str, str]
 """A problem as it is reported: the place (``FILE:LINE`` or ``--set``) and the text."""
 
 SET = "--set"
@@ -69,14 +69,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     text = _read(path)
     recipe, problems, final = parse_recipe(text, str(path), path.resolve().parent, overrides)
     if recipe is None:
-        told = [f"{place}: {text}" for place, text in problems]
-        raise RecipeError("\n".join(told), hint=_hint(path, problems))
+        reported = [f"{place}: {text}" for place, text in problems]
+        raise RecipeError("\n".join(reported), hint=_hint(path, problems))
     return LoadedRecipe(recipe=recipe, path=path.resolve(), text=final)
 
 
 def parse_recipe(
     text: str, shown: str, directory: Path, overrides: Sequence[str] = ()
-) -> tuple[Recipe | None, list[Told], str]:
+) -> tuple[Recipe | None, list[Reported], str]:
     """Check a recipe's text, called ``shown`` in messages, with relative paths from ``directory``.
 
     Returns the recipe (None when there are problems), the problems (place and text), and the text with the
@@ -87,14 +87,14 @@ def parse_recipe(
     except tomli.TOMLDecodeError as error:
         return None, [_syntax_problem(text, shown, error)], text
     draft = _Draft(shown, data, key_lines(text))
-    told = [(SET, message) for override in overrides if (message := _apply(draft, override))]
+    reported = [(SET, message) for override in overrides if (message := _apply(draft, override))]
     problems = schema_problems(draft.data)
     problems += cross_problems(draft.data, problems, directory)
     problems = without_consequences(problems)
     problems.sort(key=lambda problem: draft.order(problem.key))
-    told += [(draft.place(problem.key), str(problem)) for problem in problems]
-    if told:
-        return None, told, text
+    reported += [(draft.place(problem.key), str(problem)) for problem in problems]
+    if reported:
+        return None, reported, text
     return Recipe.model_validate(draft.data), [], _written(draft.data) if overrides else text
 
 
@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _hint(path: Path, problems: Sequence[Told]) -> str:
+def _hint(path: Path, problems: Sequence[Reported]) -> str:
     them = "it" if len(problems) == 1 else f"the {len(problems)} problems"
     # If only --set is wrong, `cpupack check FILE` would find nothing.
     in_file = any(place != SET for place, _ in problems)
@@ -119,7 +119,7 @@ def _hint(path: Path, problems: Sequence[Told]) -> str:
     return f"fix {them}{again}; docs/reference/recipe.md describes every key"
 
 
-def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Told:
+def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Reported:
     reason = _PLACE.sub("", str(error))
     number, column = error.lineno, error.colno
     if reason == 'Expected "\'"':

@@ -75,11 +75,11 @@ def render_toml(found: Quantize, recipe: Quantize, facts: Sequence[str]) -> str:
     read back, differs from these settings.
     """
     wanted = {**found.model_dump(), **{key: Quantize.model_fields[key].default for key in OWN_KEYS}}
-    said = (recipe.model_fields_set | set(differences(found, recipe))) - OWN_KEYS
+    keys = (recipe.model_fields_set | set(differences(found, recipe))) - OWN_KEYS
     if found.observer != "percentile":
-        said -= {"percentile"}  # a recipe must not have a key without effect
+        keys -= {"percentile"}  # a recipe must not have a key without effect
         wanted["percentile"] = Quantize.model_fields["percentile"].default
-    order = [key for key in Quantize.model_fields if key in said]
+    order = [key for key in Quantize.model_fields if key in keys]
     text = render(_TEMPLATE, facts=list(facts), settings={key: wanted[key] for key in order})
     try:
         same = Quantize.model_validate(tomli.loads(text)["quantize"]).model_dump() == wanted

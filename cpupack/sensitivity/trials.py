@@ -226,10 +226,8 @@ class ModuleTrials:
         rounded = rounded_weights(child)
         kept = {weight: parameters[weight].data for weight in rounded}
         try:
-            for (
-                weight,
-                value,
-            ) in rounded.items():  # not functional_call, because recurrent layers hold their weights twice
+            # Not functional_call, because recurrent layers hold their weights twice.
+            for weight, value in rounded.items():
                 parameters[weight].data = value
             result: torch.Tensor = self._module(batch)
         finally:

@@ -143,13 +143,9 @@ class _RecordingInterpreter(fx.Interpreter):
         A range chosen for max(x, -y) clips only values that do not matter, and has finer steps for the others.
         """
         (other,) = (each for each in add.all_input_nodes if each is not summand)
-        value, other_value = self.env[summand], self.env[other]
-        if (
-            isinstance(value, torch.Tensor)
-            and isinstance(other_value, torch.Tensor)
-            and value.shape == other_value.shape
-        ):
-            value = torch.maximum(value, -other_value)
+        value, opposite = self.env[summand], self.env[other]
+        if isinstance(value, torch.Tensor) and isinstance(opposite, torch.Tensor) and value.shape == opposite.shape:
+            value = torch.maximum(value, -opposite)
         self._recorder.record(summand.name, value, self._module(summand))
 
     def _module(self, n: fx.Node) -> Any:

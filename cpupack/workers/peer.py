@@ -138,9 +138,7 @@ class _Server:
         found = []
         for start in range(0, job.evaluation.count, job.batch_size):
             stored = job.evaluation.load(slice(start, start + job.batch_size))
-            rows = np.arange(job.batch_size) % len(
-                stored
-            )  # the last batch is filled up, because some engines take only one size
+            rows = np.arange(job.batch_size) % len(stored)  # fills the last batch: some engines take only one size
             output = np.asarray(pool.submit(pool.adapt(job.ready(stored[rows])), 0).result())
             found.append(np.array(output[: len(stored)], np.float32))
         np.save(outputs, np.concatenate(found))

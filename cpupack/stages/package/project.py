@@ -193,12 +193,12 @@ def _check_pyproject(text: str, context: dict[str, Any]) -> None:
     try:
         parsed = tomli.loads(text)
         wheel = parsed["tool"]["hatch"]["build"]["targets"]["wheel"]
-        said = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
-        said |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
-        said["import_name"] = wheel["packages"][0].removeprefix("src/")
+        written = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
+        written |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
+        written["import_name"] = wheel["packages"][0].removeprefix("src/")
     except (tomli.TOMLDecodeError, KeyError) as error:
         raise PackagingError(f"rendered pyproject.toml is damaged: {error}", hint="this is a bug in cpupack") from error
-    for key, value in said.items():
+    for key, value in written.items():
         if value != context[key]:
             raise PackagingError(
                 f"rendered pyproject.toml says {key} = {value!r}, not {context[key]!r}",
