@@ -195,7 +195,7 @@ def test_nan_in_the_checkpoint(refused: Callable[..., str], project: Project) ->
     ("chain", "message"),
     [
         ('["stem.0", "stem.7"]', "the captured model has no call of 'stem.7'"),
-        ('["stem.0", "stem.2"]', "the output of 'stem.0' is read by 'stem.1', so 'stem.2' does not follow it alone"),
+        ('["stem.0", "stem.2"]', "the output of 'stem.0' is read by 'stem.1', so 'stem.2' is not its only reader"),
         ('["conv", "bn", "relu"]', "the output of 'bn' is read by 'add'"),
         ('["pool", "flatten"]', "AdaptiveAvgPool2d"),
     ],
