@@ -99,7 +99,7 @@ def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
 
 @contextmanager
 def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Make ``tempfile`` use ``directory``. Otherwise an interrupt would leave hatchling's temporary archive behind."""
+    """Make ``tempfile`` use ``directory``. Otherwise an interrupt would leave hatchling's temporary archive."""
     before = tempfile.tempdir
     tempfile.tempdir = str(directory)
     try:

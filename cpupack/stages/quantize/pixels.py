@@ -42,7 +42,7 @@ def take_pixels(
     if not isinstance(weights, nn.Conv2d) or weights.groups != 1 or weights.padding_mode != "zeros":
         return None
     pixel_stem = PixelStem(_pixel_convolution(quantized, weights, preprocess, observer), pixel_zero_point(preprocess))
-    return PixelModel(pixel_stem, _up_to(converted, conv), _behind(converted, quantize, conv))
+    return PixelModel(pixel_stem, _up_to(converted, conv), _after(converted, quantize, conv))
 
 
 def _first_convolution(converted: fx.GraphModule) -> tuple[fx.Node, fx.Node] | None:
@@ -97,7 +97,7 @@ def _up_to(converted: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
     return _cleaned(part)
 
 
-def _behind(converted: fx.GraphModule, quantize: fx.Node, conv: fx.Node) -> fx.GraphModule:
+def _after(converted: fx.GraphModule, quantize: fx.Node, conv: fx.Node) -> fx.GraphModule:
     """Return the part of the graph after ``conv``, whose output becomes the input."""
     part = copy.deepcopy(converted)
     by_name = {node.name: node for node in part.graph.nodes}

@@ -91,11 +91,11 @@ def _exit(
 ) -> _Exit:
     """Return how a layer's results are written. With ``apart`` they get a separate buffer."""
     outputs = len(dense.weight)
-    leave = _behind(b, node, (*size, outputs), order, apart=apart)
+    leave = _included(b, node, (*size, outputs), order, apart=apart)
     module, graph = b.calls.module(node), b.calls.graph
-    behind = between(node, leave.last)
-    b.absorbed.update([node, *behind][:-1])
-    if b.goes_out(leave.last) and not behind and not is_fused_relu(module) and size == ONE and not apart:
+    following = between(node, leave.last)
+    b.absorbed.update([node, *following][:-1])
+    if b.goes_out(leave.last) and not following and not is_fused_relu(module) and size == ONE and not apart:
         leave.flags |= Flag.FLOAT_OUT
         leave.first_channel = b.leave(node, outputs)
         return leave
@@ -106,7 +106,7 @@ def _exit(
         leave.output, leave.first_channel = place
     result = b.buffer(leave.output)
     leave.scale, leave.zero_point = result.scale, result.zero_point
-    before, *functions = [node, *behind][-1 - len(leave.functions) :]
+    before, *functions = [node, *following][-1 - len(leave.functions) :]
     if not all(ends_with_relu(graph, each) for each in functions):
         _look_up(b, leave, composed(leave.functions), before)
     elif ends_with_relu(graph, leave.last):
@@ -126,7 +126,9 @@ def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node) -> N
     leave.scale, leave.zero_point = inner.scale, inner.zero_point
 
 
-def _behind(b: Builder, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None, *, apart: bool) -> _Exit:
+def _included(
+    b: Builder, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None, *, apart: bool
+) -> _Exit:
     """Return the last call that the kernel includes, and the buffer that it adds."""
     calls = b.calls
     names = ["conv"]

@@ -93,8 +93,8 @@ def limit_depthwise(weight: torch.Tensor, *, per_channel: bool) -> tuple[npt.NDA
     taps = weight.float()[:, 0]
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(taps))
     # Pairs overlap: a tap is in two of them. The lower of its two codes fits both.
-    beside = torch.nn.functional.pad(taps[..., 1:], (0, 1))
-    pairs = torch.stack([taps, beside], -1)
+    following = torch.nn.functional.pad(taps[..., 1:], (0, 1))
+    pairs = torch.stack([taps, following], -1)
     _, scales = _limited(pairs.flatten(1), finest, 2, per_channel=per_channel)
     exact = taps / scales[:, None, None]
     codes = exact.round().clamp(-LARGEST_CODE, LARGEST_CODE)
@@ -168,7 +168,7 @@ def _clipped(sums: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def _lowered(sums: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return codes ``(sums, members)`` lowered until each sum fits: all equally, then those furthest above ``exact``."""
+    """Return codes ``(sums, members)`` lowered until each sum fits: equally at first, then those most above ``exact``."""
     while (sums.sum(1) > LARGEST_SUM).any():
         over = (sums.sum(1, keepdim=True) - LARGEST_SUM).clamp(min=0)
         sums = (sums - torch.floor(over / (sums > 0).sum(1, keepdim=True).clamp(min=1))).clamp(min=0)

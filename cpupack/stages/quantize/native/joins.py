@@ -149,9 +149,9 @@ def activate(b: Builder, node: fx.Node) -> None:
     table = table_of(composed(functions), source, b.buffer(output))
     b.append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}))
     b.values[last] = Value(output, value.order)
-    behind = between(node, last)
-    b.absorbed.update([node, *behind][:-1])
-    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *behind)))
+    following = between(node, last)
+    b.absorbed.update([node, *following][:-1])
+    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *following)))
 
 
 def _natural_order(value: Value) -> torch.Tensor | None:

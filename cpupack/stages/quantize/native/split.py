@@ -121,15 +121,15 @@ def _begin(nodes: list[fx.Node], cuts: set[int], first: int, kept: Collection[fx
 def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, kept: Collection[fx.Node]) -> int:
     """Return the position of the call whose result the body returns, chosen for the least loss: FP32 if possible."""
     stop = next((place for place in range(last, len(nodes)) if nodes[place] in kept), len(nodes))
-    behind = sorted(place for place in cuts if last <= place < stop)
-    if not behind:
+    later = sorted(place for place in cuts if last <= place < stop)
+    if not later:
         return len(nodes) - 1  # several results, or an FP32 call parallel to the last layer: segments handle these
-    if behind[0] == last and _is_vector(nodes[last]) and not is_fused_relu(calls.module(nodes[last])):
+    if later[0] == last and _is_vector(nodes[last]) and not is_fused_relu(calls.module(nodes[last])):
         return last
-    averages = [place for place in behind if _averages(calls, nodes[place])]
+    averages = [place for place in later if _averages(calls, nodes[place])]
     if averages:
         return averages[0]
-    return behind[-1]
+    return later[-1]
 
 
 def _is_vector(node: fx.Node) -> bool:
