@@ -168,7 +168,7 @@ def _clipped(sums: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def _lowered(sums: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return codes ``(sums, members)`` lowered until each sum fits: equally at first, then those most above ``exact``."""
+    """Return codes ``(sums, members)`` lowered until each sum fits: equally, then those most above ``exact``."""
     while (sums.sum(1) > LARGEST_SUM).any():
         over = (sums.sum(1, keepdim=True) - LARGEST_SUM).clamp(min=0)
         sums = (sums - torch.floor(over / (sums > 0).sum(1, keepdim=True).clamp(min=1))).clamp(min=0)

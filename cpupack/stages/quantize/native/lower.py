@@ -71,7 +71,8 @@ def lower(
     With ``preprocess`` the model also takes uint8 pixels, if the only reader of the input is a plain convolution. With
     ``fitting``, weights are the closest ones whose products fit into 16-bit sums, for CPUs that only have such sums;
     the facts then include these sums. Layers that ``skip`` names, or for which the engine has no kernel, stay FP32,
-    with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration data.
+    with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
+    data.
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
         raise QuantizationError("the native engine only runs statically quantized models that could be captured")
