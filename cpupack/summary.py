@@ -91,7 +91,7 @@ def _recovery(recovery: Recovery | None) -> Text:
     )
     if recovery.stopped is not None:
         text += f"; budget_s was spent before {recovery.stopped}"
-    marks = "> chosen, * no other trial is better in both SQNR and speed. Paste into the recipe:"
+    marks = "> chosen, * none is better in both SQNR and speed. Paste into the recipe:"
     lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"    {marks}", "", recovery.toml]
     return Text("\n") + _lines([("recovered", text)]) + Text("\n".join(lines))
 
