@@ -1,7 +1,7 @@
-"""cpupack: a TOML recipe goes in, a tuned, verified INT8 CPU wheel comes out.
+"""cpupack: turns a TOML recipe into a tuned, verified INT8 wheel for CPUs.
 
-The names of ``__all__`` are the public API. They are imported when they are first asked for, so ``import cpupack``
-loads no torch.
+The names of ``__all__`` are the public API. Each is imported when it is first used, so ``import cpupack`` does not
+load torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How close INT8 outputs are to FP32 ones, how often both are right, and how sure that is. Functions on arrays.
+"""Functions on arrays: how close INT8 outputs are to FP32 outputs, how often each is right, and how certain that is.
 
-Intervals are two-sided, of 95 %: what another set of samples of the same kind and size would give.
+Intervals are two-sided 95 % confidence intervals over the choice of samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 Interval = tuple[float, float]
-"""Lower and upper end."""
+"""Lower and upper end of an interval."""
 
 _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 _BISECTIONS = 100
@@ -69,16 +69,16 @@ def wilson_interval(successes: float, count: float) -> Interval:
     share, weight = successes / count, _Z**2 / count
     center = (share + weight / 2.0) / (1.0 + weight)
     half = math.sqrt(share * (1.0 - share) * weight + weight**2 / 4.0) / (1.0 + weight)
-    # Exact at the ends: rounding would leave a proportion of 0 or 1 a little outside its own interval.
+    # The ends are set exactly: after rounding, a proportion of 0 or 1 would lie a little outside its own interval.
     return (0.0 if successes == 0 else center - half), (1.0 if successes == count else center + half)
 
 
 def paired_interval(lost: float, won: float, count: float) -> Interval:
     """Return the score interval of ``(lost - won) / count``, the drop between two models on the same samples.
 
-    ``lost`` samples only the first model has right, ``won`` only the second. Tango 1998, Statistics in Medicine 17,
-    891-908: the differences d for which the score test does not reject d, the other proportion at its maximum
-    likelihood under d. It holds its level for few samples and for no difference at all.
+    Only the first model is right on ``lost`` samples, only the second on ``won`` samples. The interval holds each
+    difference d that the score test does not reject, with the nuisance proportion at its maximum likelihood under d
+    (Tango 1998, Statistics in Medicine 17, 891-908). It keeps its level for few samples and for equal models.
     """
     drop = (lost - won) / count
 
@@ -104,10 +104,10 @@ def _crossing(rejected_by: Callable[[float], float], inside: float, outside: flo
 
 
 def sqnr_interval_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> Interval | None:
-    """Return the interval of ``sqnr_db`` over samples (axis 0); None for fewer than two or a ratio of nothing.
+    """Return the interval of ``sqnr_db`` over samples (axis 0); None for fewer than two samples or a zero signal.
 
-    The noise by the signal is a ratio of two means over samples; its variance is that of the ratio estimator (Cochran,
-    Sampling Techniques, 3rd edition, 6.4), taken to decibels by the delta method.
+    Noise divided by signal is a ratio of two means over samples. Its variance is that of the ratio estimator (Cochran,
+    Sampling Techniques, 3rd edition, 6.4), converted to decibels by the delta method.
     """
     count = len(reference)
     exact = reference.astype(np.float64).reshape(count, -1)
@@ -126,9 +126,9 @@ def sqnr_interval_db(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> I
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
-    """Return the least and the largest of independent measurements as an interval of their median, None below six.
+    """Return least and largest of independent measurements as the interval of their median, None for fewer than six.
 
-    The median lies outside with probability 2 / 2^n whatever the distribution (the sign test), 3 % for six.
+    The true median lies outside with probability 2 / 2^n for any distribution (the sign test): 3 % for six.
     """
     return (min(values), max(values)) if len(values) >= _FEWEST_ROUNDS else None
 
@@ -145,7 +145,7 @@ def bootstrap_interval(measure: Callable[[npt.NDArray[np.int64]], float], count:
 
 
 def samples_needed(shown_with: Callable[[int], bool], count: int) -> int | None:
-    """Return the least number above ``count`` for which ``shown_with`` holds, None when none up to 10^9 does."""
+    """Return the least number above ``count`` for which ``shown_with`` holds, None if no number up to 10^9 does."""
     below, above = count, count * 2
     while not shown_with(above):
         below, above = above, above * 2

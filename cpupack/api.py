@@ -1,4 +1,4 @@
-"""What ``import cpupack`` offers. Nothing here imports torch before a build asks for it."""
+"""The functions that ``import cpupack`` offers. torch is imported only when a build starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
     ``overrides`` are texts like ``"calibration.samples=64"``, as ``--set`` takes them. Relative paths in the recipe are
     relative to its file.
 
-    Raises RecipeError with every problem, a line each.
+    Raises RecipeError with every problem, one on each line.
     """
     from cpupack.recipe.file import load_recipe as load
 
@@ -34,14 +34,14 @@ def build(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> list[BuildResult]:
-    """Build the wheels of a recipe, one for each CPU family, and return what was found out, wheel by wheel.
+    """Build the wheels of a recipe, one for each CPU family, and return one result for each wheel.
 
-    ``recipe`` is a file or what ``load_recipe`` returned. The wheels go into the directory ``out``, which is made where
-    it is missing; nothing is left there unless all of them succeed. ``options`` is what is asked beyond the recipe.
+    ``recipe`` is a file or what ``load_recipe`` returned. The wheels go into the directory ``out``, which is created if
+    it does not exist. If one build fails, no wheel is left there. ``options`` holds settings that no recipe has.
 
-    ``progress`` is told what the build does (``cpupack.Progress``). Without it a build says nothing but warnings:
-    each is issued once as a BuildWarning by Python's ``warnings``, so its filters apply. Either way all of them are in
-    ``BuildResult.warnings``. Code that the recipe names runs in this process and may print.
+    ``progress`` receives reports of what the build does (``cpupack.Progress``). Without it a build reports only
+    warnings: each is issued once as a BuildWarning by Python's ``warnings``, so its filters apply. Either way
+    ``BuildResult.warnings`` has all of them. Code that the recipe names runs in this process and may print.
 
     Raises a CpupackError: RecipeError, ModelError, CalibrationError, QuantizationError, VerificationError (a gate
     failed), TuningError or PackagingError.
@@ -54,10 +54,10 @@ def build(
 
 
 def inspect(wheel: Path | str) -> Inspection:
-    """Read a wheel that cpupack made and check every file against what was built. Nothing in it is run.
+    """Read a wheel that cpupack made and check every file against the build's hashes. None of its code is run.
 
-    A file that differs is no error here but a line of ``Inspection.problems``. Raises UsageError for what is no such
-    wheel, or cannot be read.
+    A file that differs is not an error; it gets a line in ``Inspection.problems``. Raises UsageError for a file that
+    cannot be read or is not a wheel made by cpupack.
     """
     from cpupack.wheel.inspect import inspect as read
 

@@ -1,4 +1,4 @@
-"""What a build knows in the end, as JSON: ``build --json`` prints it, and the wheel carries it as build.json."""
+"""All facts of a finished build as JSON: ``build --json`` prints them, and the wheel has them in build.json."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def build_facts(
 ) -> dict[str, Any]:
     """Return the facts of one wheel's build. Sizes in bytes, times in seconds; no infinities.
 
-    ``contender`` is what was packaged and ``raced`` all that were, with ``failed`` for the engines that could not be
-    built. ``sections`` adds what not every build has (calibration, recovery, saturation, layers): dataclasses or plain
-    values; a section without content is left out. ``times_s`` are the stages so far.
+    ``contender`` was packaged. ``raced`` holds all engines that were built, ``failed`` the reasons of those that could
+    not be. ``sections`` adds what only some builds have (calibration, recovery, saturation, layers): dataclasses or
+    plain values; an empty section is left out. ``times_s`` has the stages so far.
     """
     scripted = contender.scripted
     facts = {
@@ -49,13 +49,13 @@ def build_facts(
 
 
 def recovery_facts(recovery: Recovery) -> dict[str, Any]:
-    """Return a recovery with ``pareto`` said of each trial too; an infinite SQNR (outputs equal to FP32's) is None."""
+    """Return a recovery as JSON. Each trial also says ``pareto``. An infinite SQNR (outputs equal FP32's) is None."""
     trials = [{**to_plain(trial), "pareto": number in recovery.pareto} for number, trial in enumerate(recovery.trials)]
     return {**to_plain(recovery), "trials": trials}
 
 
 def safety_facts(report: SaturationReport) -> dict[str, Any]:
-    """Return why a model is safe without VNNI, and ``finding``, the same in one sentence."""
+    """Return the facts that make a model safe without VNNI, and ``finding``: the same in one sentence."""
     return {"finding": safety_in_words(report), **to_plain(report)}
 
 
@@ -63,12 +63,12 @@ def safety_in_words(report: SaturationReport) -> str:
     """Return in one sentence why a model is safe without VNNI."""
     if not report.samples:
         return (
-            "safe without VNNI: weights are such that every 16-bit sum fits whatever the input; "
+            "safe without VNNI: the weights were chosen so that every 16-bit sum fits for any input; "
             f"{report.activation_bits}-bit activations"
         )
     text = f"safe without VNNI: no 16-bit sum overflows on {report.samples} samples ({report.origin})"
     if always := sum(each.bound <= 2**15 - 1 for each in report.layers):
-        text += f", in {always} of {len(report.layers)} layers whatever the input"
+        text += f", in {always} of {len(report.layers)} layers for any input"
     text += f"; {report.activation_bits}-bit activations"
     if report.refused and report.activation_bits == 7:
         count = len({each.name for each in report.refused if each.activation_bits == 8})

@@ -26,7 +26,7 @@ from cpupack.interrupts import install_handlers
 
 
 class _InterruptedError(Exception):
-    """A signal asked to stop. click would print an empty line for KeyboardInterrupt and forget which signal it was."""
+    """A signal asked to stop. click would print an empty line for KeyboardInterrupt and lose the signal's number."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -55,15 +55,15 @@ for _command in (build, check, compare, doctor, fusions, init, inspect, report, 
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with the code of what happened.
+    """Run the command line and exit with 0 or with the exit code of the error.
 
-    See ``errors.py``; an interrupt exits as a shell reports it, 130 for Ctrl-C.
+    ``errors.py`` lists the codes. An interrupt exits with the code that a shell reports: 130 for Ctrl-C.
     """
     install_handlers()
     try:
         code = cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
     except (_InterruptedError, click.exceptions.Abort) as error:
-        _say_interrupted()
+        _print_interrupted()
         sys.exit(128 + (error.signum if isinstance(error, _InterruptedError) else signal.SIGINT))
     except click.ClickException as error:
         error.show()
@@ -71,15 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except CpupackError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the boundary: anything else is a bug, shown whole, exit code 1
+    except Exception:  # noqa: BLE001 - the boundary: any other exception is a bug, shown with its traceback, exit code 1
         traceback.print_exc()
         click.echo("cpupack: this is a bug in cpupack; please report it with the traceback above", err=True)
         sys.exit(1)
     sys.exit(code or 0)
 
 
-def _say_interrupted() -> None:
-    # A terminal has just echoed ^C, and the cursor stands after it.
+def _print_interrupted() -> None:
+    # A terminal has just echoed ^C, so the cursor is not at the start of a line.
     click.echo(("\n" if sys.stderr.isatty() else "") + "cpupack: interrupted", err=True)
 
 

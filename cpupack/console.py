@@ -1,6 +1,6 @@
-"""What a build looks like: a live bar on a terminal, plain lines elsewhere, nothing but warnings when quiet.
+"""What a build prints: a live bar on a terminal, plain lines elsewhere, only warnings when quiet.
 
-Everything here goes to stderr; stdout belongs to the answer (wheel paths, JSON, TOML).
+Everything here goes to stderr. Only results go to stdout (wheel paths, JSON, TOML).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _TITLE_WIDTH = 32
 class ConsoleProgress:
     """Shows stages and keeps their wall times and all warnings for the summary.
 
-    ``quiet`` shows warnings only. Plain output repeats a running stage's progress at most every five seconds. A warning
-    that was given before is neither shown nor kept again.
+    ``quiet`` shows only warnings. Plain output repeats a running stage's progress at most every five seconds. The same
+    warning is shown and kept only once.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,7 +37,7 @@ class ConsoleProgress:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
-        """Enter a stage; its time is kept under ``title`` (added up when a title comes twice)."""
+        """Enter a stage; its time is kept under ``title``. Times of the same title are added."""
         start = self._last_line = self._clock()
         self._title, self._headed = title, False
         with self._bar(title):
@@ -51,7 +51,7 @@ class ConsoleProgress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def step(self, done: int, total: int, what: str = "") -> None:
-        """Move the bar; on plain output say so now and then."""
+        """Move the bar. Plain output gets a line at most every five seconds."""
         if self._live is not None:
             bar, task = self._live
             bar.update(task, completed=done, total=total, count=escape(f"{done}/{total} {what}".rstrip()))
@@ -61,7 +61,7 @@ class ConsoleProgress:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Say something below the stage's title, except when quiet."""
+        """Print a line below the stage's title, except when quiet."""
         if not self._quiet:
             self._head()
             self._console.print(f"  {text}", highlight=False, markup=False, style="dim", soft_wrap=True)
@@ -99,12 +99,12 @@ class ConsoleProgress:
 
 
 def show_warning(console: Console, text: str) -> None:
-    """Print one warning, untouched by markup and wrapping."""
+    """Print one warning without markup and without wrapping."""
     console.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def flow(items: Iterable[str], width: int, joint: str = ", ") -> list[str]:
-    """Return lines of ``items`` with ``joint`` between them, as many a line as fit in ``width``; no item is broken."""
+    """Return ``items``, joined by ``joint``, as lines of at most ``width`` characters. No item is split."""
     end = joint.rstrip()
     lines: list[str] = []
     for item in items:

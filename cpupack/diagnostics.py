@@ -1,6 +1,7 @@
-"""What the statistics of a calibration tell: did its ranges settle, are there outliers, dead channels, other data.
+"""Checks the statistics of a calibration: unsettled ranges, outliers, channels that never change, different data.
 
-Extremes stand for ranges here: an observer's range needs the whole histogram, which is not kept batch by batch.
+To see how ranges grow, this module uses minimum and maximum of each batch. An observer would need the histogram of
+each batch, which is not kept.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from cpupack.graph.names import scoped_name
 from cpupack.statistics import ActivationStats
 
 MOVED = EXCEEDED = 0.10
-"""Ranges that grew by more than this share of themselves are counted."""
+"""A range that grew by more than this share of its width counts as not settled."""
 _MANY = 0.10
-"""One sample can stretch a range; this share of all ranges is more than that."""
+"""A single sample can stretch a few ranges. The build warns when more than this share of all ranges grew."""
 _FEWEST_BATCHES = 4
 _FAR = 10.0
 _TAIL = 1e-4
@@ -30,10 +31,10 @@ def diagnose(
     seen: Mapping[str, Seen],
     evaluation: Samples | None,
 ) -> CalibrationReport:
-    """Return what a calibration's statistics tell.
+    """Return a report on the statistics of a calibration, with warnings.
 
-    ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` is what the same tensors
-    were on samples of ``evaluation``, empty and None where that is the calibration data itself.
+    ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` describes the same
+    tensors on samples of ``evaluation``. Without such data ``seen`` is empty and ``evaluation`` None.
     """
     names = _names(calibrated)
     facts = tuple(
@@ -53,7 +54,7 @@ def diagnose(
 
 
 def in_words(report: CalibrationReport) -> list[str]:
-    """Return the lines of a build's summary."""
+    """Return the report as lines for a build's summary."""
     lines = [f"{report.samples} samples in {report.batches} batch{'es' if report.batches != 1 else ''}"]
     moved = [fact for fact in report.activations if fact.moved is not None]
     if moved:
@@ -76,7 +77,7 @@ def in_words(report: CalibrationReport) -> list[str]:
 
 
 def growth(before: tuple[float, float], after: tuple[float, float]) -> float:
-    """Return how far the second range reaches beyond the first at either end, by the width of the first."""
+    """Return how far the second range reaches beyond the first at either end, as a share of the first one's width."""
     beyond = max(before[0] - after[0], after[1] - before[1], 0.0)
     width = before[1] - before[0]
     if beyond == 0.0:
@@ -95,7 +96,7 @@ def moved(stats: ActivationStats) -> float | None:
 
 
 def far_percentile(stats: ActivationStats) -> float:
-    """Return the magnitude that one value in 10,000 exceeds, to the width of a bin; never above the largest."""
+    """Return the magnitude that one value in 10,000 exceeds, accurate to one bin and at most the largest value."""
     edges, counts = stats.occupied()
     outer = np.maximum(np.abs(edges[:-1]), np.abs(edges[1:]))
     order = np.argsort(outer)
@@ -105,7 +106,7 @@ def far_percentile(stats: ActivationStats) -> float:
 
 
 def clipped_share(stats: ActivationStats, limits: tuple[float, float]) -> float:
-    """Return the share of values outside ``limits``, by bins: one that an end falls into counts by its middle."""
+    """Return the share of values outside ``limits``. A bin counts as outside when its middle is outside."""
     edges, counts = stats.occupied()
     middles = np.clip((edges[:-1] + edges[1:]) / 2.0, stats.minimum, stats.maximum)
     outside = (middles < limits[0]) | (middles > limits[1])
@@ -144,36 +145,36 @@ def _warnings(report: CalibrationReport) -> list[str]:
         worst = max(grew, key=lambda fact: fact.moved or 0.0)
         found.append(
             f"the calibration has not settled: {len(grew)} of {len(facts)} ranges grew by more than {MOVED:.0%} in the "
-            f"last quarter of its {report.batches} batches, most that of {worst.name} ({worst.moved:.0%}); give it "
-            f"more than {report.samples} [calibration] samples"
+            f"last quarter of its {report.batches} batches, {worst.name} most ({worst.moved:.0%}); set "
+            f"[calibration] samples to more than {report.samples}"
         )
     beyond = [fact for fact in facts if fact.exceeded is not None and fact.exceeded > EXCEEDED]
     if len(beyond) > _MANY * len(facts):
         worst = max(beyond, key=lambda fact: fact.exceeded or 0.0)
         found.append(
             f"the evaluation data ({report.evaluation_data}) is not like the calibration data: it exceeds {len(beyond)}"
-            f" of {len(facts)} ranges by more than {EXCEEDED:.0%}, most that of {worst.name} ({worst.exceeded:.0%}); "
-            "calibrate on data like that which the model will serve, or on more of it"
+            f" of {len(facts)} ranges by more than {EXCEEDED:.0%}, {worst.name} most ({worst.exceeded:.0%}); "
+            "calibrate on data like the data that the model will serve, or on more samples"
         )
     far = [fact for fact in facts if _reach(fact) > _FAR]
     if far:
         worst = max(far, key=_reach)
         found.append(
             f"outliers take most of the INT8 range of {_listed(far)}: the largest value of {worst.name} is "
-            f"{worst.outlier_ratio:.0f} times what 99.99 % stay below; [quantize] observer = "
-            f'"percentile" or "mse" gives them up, and [quantize] skip keeps such a layer in FP32'
+            f"{worst.outlier_ratio:.0f} times the value that 99.99 % stay below; [quantize] observer = "
+            f'"percentile" or "mse" clips them, and [quantize] skip keeps such a layer in FP32'
         )
     dead = [fact for fact in facts if fact.channels and fact.constant_channels > fact.channels / 2]
     if dead:
         found.append(
             f"more than half of the channels never change on the calibration data in {_listed(dead)}: either the model "
-            "does not use them, or the data does not reach them; look at [preprocess] and the weights"
+            "does not use them, or the data does not activate them; check [preprocess] and the weights"
         )
     return found
 
 
 def _reach(fact: ActivationFact) -> float:
-    """Return how many times further than 99.99 % of the values the chosen range reaches."""
+    """Return how many times larger the chosen range is than the magnitude that 99.99 % of the values stay below."""
     return max(abs(fact.low), abs(fact.high)) / fact.far_percentile if fact.far_percentile > 0.0 else 1.0
 
 

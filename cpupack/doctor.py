@@ -1,4 +1,4 @@
-"""What this host can build and run: the facts that a question about a failed build begins with."""
+"""What this host can build and run: the first facts to look at when a build fails."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _WIDTH = 80
 _ALLOCATORS = {"libc": "libc (preloading tcmalloc often gives 5 to 15 % more speed)"}
 _MATCHING, _SHIMMED, _ABSENT, _BROKEN = "matching", "shimmed", "absent", "broken"
 _TORCHVISION = {
-    _MATCHING: "its operators load beside this torch",
-    _SHIMMED: "its C++ operators do not load beside this torch (another build); models and transforms work",
+    _MATCHING: "its operators load with this torch",
+    _SHIMMED: "its C++ operators do not load with this torch (another build); models and transforms work",
     _BROKEN: "installed, but importing it fails",
     _ABSENT: 'no: pip install "cpupack[torchvision]"',
 }
@@ -37,7 +37,7 @@ _TORCHVISION = {
 
 @dataclass(frozen=True)
 class Build:
-    """What can be done here for one CPU family. ``isa`` is what ``isa = "auto"`` makes a wheel need."""
+    """What this host can do for one CPU family. ``isa`` is what a wheel built with ``isa = "auto"`` requires."""
 
     cpu: str
     engines: list[str]
@@ -48,7 +48,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Torch:
-    """The torch of this installation, and the quantized engines that it has."""
+    """The installed torch and its quantized engines."""
 
     version: str
     build: str
@@ -58,7 +58,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """Its version, and in ``state`` how it stands to this torch: matching, shimmed, absent or broken."""
+    """The version of torchvision. ``state`` says if it works with this torch: matching, shimmed, absent or broken."""
 
     version: str | None
     state: str
@@ -66,9 +66,9 @@ class Torchvision:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the doctor found. ``host`` and ``native`` are what the runtime's own probes tell.
+    """What the doctor found. ``host`` and ``native`` come from the runtime's own probes.
 
-    ``extras`` maps each extra of cpupack to the version of what it brings, None where that is not installed.
+    ``extras`` maps each extra of cpupack to the version of the distribution that it installs, None when missing.
     """
 
     cpupack: str
@@ -99,13 +99,13 @@ def collect() -> Findings:
 
 
 def format_doctor(found: Findings) -> str:
-    """Return the findings as aligned text, at most 80 columns where nothing in it is longer by itself."""
+    """Return the findings as aligned text, in 80 columns unless a single word is longer."""
     here, with_torch, vision = found.host, found.torch, found.torchvision
     rows = [
         ("cpupack", f"{found.cpupack}, Python {here['python']}, {here['os']}"),
         ("CPU", f"{here['cpu']}, {here['machine']}"),
         ("ISA level", _isa(here)),
-        ("CPU flags", " ".join(here["flags"]) or "none that matter here"),
+        ("CPU flags", " ".join(here["flags"]) or "none of those that cpupack uses"),
         ("cores", f"{here['cores_usable']} usable: {here['cores_usable_reason']}"),
         ("memory", f"{here['memory_bytes'] / 2**30:.1f} GiB" if here["memory_bytes"] else "unknown"),
         ("allocator", _ALLOCATORS.get(here["allocator"], here["allocator"])),
@@ -130,13 +130,13 @@ def _native(here: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     if kernels["problem"] is None:
         return str(kernels["isa"])
     if here["machine"] == library.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(library.ISA) :]:
-        return "not built: run make kernels in the checkout, or install cpupack again"
-    return f"not on this CPU: they need {library.ISA}"
+        return "not built: run `make kernels` in the checkout, or install cpupack again"
+    return f"cannot run on this CPU: they need {library.ISA}"
 
 
 def _isa(here: Mapping[str, Any]) -> str:
     if here["machine"] != "x86_64":
-        return "of x86-64 only"
+        return "none: only x86-64 has levels"
     if here["isa"] is None:
         return "below avx2"
     return f"{here['isa']} (of {', '.join(ISA_LEVELS)})"
@@ -149,12 +149,12 @@ def _build_text(build: Build) -> str:
     if build.isa:
         text += f"; wheels need {build.isa} or better"
     if build.activation_bits == 7:
-        text += "; 8-bit activations, with torch's engines 7 or, where that is safe, 8"
+        text += "; 8-bit activations; torch's engines use 7 bits, or 8 where that is safe"
     elif build.activation_bits:
         text += f"; {build.activation_bits}-bit activations"
     elif build.cpu == "x86_64":
-        text += "; name [target.x86_64] isa in the recipe"
-    return text + ("; timed and tuned here" if build.runs_here else "; verified here, neither timed nor tuned")
+        text += "; set [target.x86_64] isa in the recipe"
+    return text + ("; timed and tuned here" if build.runs_here else "; verified here, but not timed or tuned")
 
 
 def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, Build]:
@@ -185,14 +185,14 @@ def _torch_build() -> str:
 
 
 def _torchvision() -> Torchvision:
-    """Return the version of torchvision and how it stands to this torch."""
+    """Return the version of torchvision and whether it works with this torch."""
     try:
         import_torchvision()
     except ModelError:
         return Torchvision(None, _ABSENT)
-    except (ImportError, OSError, RuntimeError):  # of a build for another torch or Python
+    except (ImportError, OSError, RuntimeError):  # a build for another torch or Python
         return Torchvision(_version("torchvision"), _BROKEN)
-    # import_torchvision declares the operator where the extension does not load; only the extension has its kernel.
+    # import_torchvision declares the operator if the extension does not load; only the extension has its kernel.
     loaded = torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
     return Torchvision(_version("torchvision"), _MATCHING if loaded else _SHIMMED)
 
@@ -210,7 +210,7 @@ def _unmet() -> list[str]:
     """Return the declared dependencies of cpupack whose installed version is not in their range."""
     try:
         declared = metadata.requires("cpupack") or []
-    except metadata.PackageNotFoundError:  # a source checkout that was never installed declares nothing
+    except metadata.PackageNotFoundError:  # a source checkout that was never installed has no metadata
         return []
     problems = []
     for requirement in map(Requirement, declared):

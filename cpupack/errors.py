@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class CpupackError(Exception):
-    """Root of all errors a user can cause and mend.
+    """Base of all errors that a user can cause and fix.
 
     ``message`` says what is wrong and where (key or file); ``hint`` says what to do next.
     """
@@ -55,13 +55,13 @@ class QuantizationError(CpupackError):
 
 
 class VerificationError(CpupackError):
-    """A gate of the recipe does not hold, or the saved model is not the quantized one (exit code 6)."""
+    """A gate of the recipe does not hold, or the saved model answers differently (exit code 6)."""
 
     exit_code = 6
 
 
 class TuningError(CpupackError):
-    """No setting could be measured, or none meets the recipe's bound (exit code 7)."""
+    """No setting could be measured, or no setting meets the recipe's bound (exit code 7)."""
 
     exit_code = 7
 

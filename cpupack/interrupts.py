@@ -1,4 +1,4 @@
-"""Signals that ask to stop: all of them become KeyboardInterrupt with the signal's number."""
+"""Turns every signal that asks to stop into a KeyboardInterrupt with the signal's number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def install_handlers() -> None:
 
 
 def import_torch() -> None:
-    """Import torch with interrupts held back: its C++ parts abort the process when one comes in the middle."""
+    """Import torch with interrupts blocked: its C++ parts abort the process when one arrives during the import."""
     with interrupts_held_back():
         importlib.import_module("torch")
 

@@ -1,4 +1,4 @@
-"""channels_last: the layout that INT8 kernels work in, and the faster one for FP32 convolutions on CPUs."""
+"""channels_last: the memory layout that INT8 kernels use, and in which FP32 convolutions are faster on CPUs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import nn
 
 
 def batch_channels_last(batch: torch.Tensor) -> torch.Tensor:
-    """Return a 4-D batch in channels_last; other ranks have no such layout and come back as they are."""
+    """Return a 4-D batch in channels_last. Tensors of other ranks have no such layout and are returned unchanged."""
     return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
 
 def weights_channels_last(module: nn.Module) -> nn.Module:
-    """Bring a module's 4-D parameters and buffers into channels_last, in place, and return it.
+    """Convert a module's 4-D parameters and buffers to channels_last in place, and return the module.
 
     ``module.to(memory_format=...)`` does the same, but raises for the 5-D weights of a Conv3d.
     """

@@ -1,4 +1,4 @@
-"""``[evaluation] metric``: the user's own function of outputs and targets, called and its answer checked."""
+"""``[evaluation] metric``: calls the user's own function of outputs and targets and checks its answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cpupack.model.user_code import describe_failure
 
 @dataclass(frozen=True)
 class Metric:
-    """A user's measure of outputs.
+    """A user's metric.
 
-    ``name`` is the recipe's words, ``goal`` is ``max`` or ``min``: which is better. ``resampled`` asks for intervals,
-    which take some thousand calls.
+    ``name`` is the text in the recipe. ``goal`` says which values are better, ``max`` or ``min``. ``resampled`` asks
+    for intervals, which take some thousand calls.
     """
 
     name: str
@@ -30,8 +30,8 @@ class Metric:
     def __call__(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> float:
         """Return the function's answer on outputs ``(n, *output_shape)`` and targets ``(n, ...)``.
 
-        It gets copies, so that it may change them. Raises VerificationError naming it when it fails or answers with
-        anything but one finite number.
+        The function gets copies, so it may change them. Raises VerificationError with the function's name when it
+        fails or returns anything but one finite number.
         """
         try:
             answer = self.function(outputs.copy(), targets.copy())

@@ -1,4 +1,4 @@
-"""Which operators a module runs, and which of them compute in INT8: seen as they are dispatched, not guessed."""
+"""Which operators a module runs, and which of them compute in INT8, observed at torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _INT8_NAMESPACES = frozenset({"quantized", "onednn", "cpupack"})
 
 
 class OperatorCounter(TorchDispatchMode):
-    """Counts operators while entered: ``calls`` of each, ``int8`` and ``fp32`` of those that compute.
+    """Counts operators inside ``with``: ``calls`` counts all, ``int8`` and ``fp32`` those that compute.
 
-    Conversions and changes of layout are in ``calls`` alone. A call is INT8 when it is an operator of torch's
-    ``quantized`` or of our own, or works on a quantized tensor.
+    Conversions and changes of layout are only in ``calls``. A call is INT8 when its operator is in torch's
+    ``quantized`` namespace or is cpupack's own, or when it works on a quantized tensor.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class OperatorCounter(TorchDispatchMode):
         self.fp32: Counter[str] = Counter()
 
     def forget(self) -> None:
-        """Count from nothing again."""
+        """Reset all counts to zero."""
         for counts in (self.calls, self.int8, self.fp32):
             counts.clear()
 
@@ -59,7 +59,7 @@ class OperatorCounter(TorchDispatchMode):
         full = f"{namespace}::{name}"
         self.calls[full] += 1
         if name not in _CONVERSIONS:
-            # aten::quantized_lstm and quantized_gru take float tensors and pack their weights out of sight.
+            # aten::quantized_lstm and quantized_gru take float tensors; their packed weights are not visible here.
             named_so = namespace in _INT8_NAMESPACES or name.startswith("quantized_")
             if named_so or any(each.is_quantized for each in tensors):
                 self.int8[full] += 1

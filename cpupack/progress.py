@@ -1,4 +1,4 @@
-"""What stages may say while they work: the interface; ``console.py`` has the implementations that print."""
+"""How stages report their work: the interface. ``console.py`` has the implementation that prints."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _PACKAGE = Path(__file__).parent
 
 
 class Progress(Protocol):
-    """Where a stage reports to. Stages never print."""
+    """Receives the reports of the stages. Stages never print."""
 
     @property
     def times_s(self) -> Mapping[str, float]:
-        """The wall time of each finished stage by its title."""
+        """The wall time of each finished stage, by its title."""
 
     @property
     def warnings(self) -> Sequence[str]:
-        """What ``warn`` was given, each text once."""
+        """The texts that ``warn`` was given, each once."""
 
     def stage(self, title: str) -> AbstractContextManager[None]:
         """Enter a stage; its wall time is recorded under ``title``."""
@@ -31,18 +31,18 @@ class Progress(Protocol):
         """Report that ``done`` of ``total`` units of the current stage are finished."""
 
     def note(self, text: str) -> None:
-        """Say something a reader of the log wants to know."""
+        """Report something that a reader of the log wants to know."""
 
     def warn(self, text: str) -> None:
-        """Say something the user must not miss; also repeated in the summary."""
+        """Report something that the user must not miss. The summary repeats it."""
 
 
 class BuildWarning(UserWarning):
-    """What the user of a build must not miss, as Python's ``warnings`` say it."""
+    """A warning of a build, issued through Python's ``warnings``."""
 
 
 class SilentProgress:
-    """Says nothing, and keeps the times and the warnings for whoever asks afterwards."""
+    """Prints nothing, and keeps the times and the warnings for later."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.times_s: dict[str, float] = {}
@@ -67,10 +67,10 @@ class SilentProgress:
 
 
 class WarningProgress(SilentProgress):
-    """Says nothing but warnings, each once, through Python's ``warnings`` as a BuildWarning.
+    """Reports only warnings: each once, as a BuildWarning through Python's ``warnings``.
 
-    The warning is told of the caller's line, the nearest outside cpupack. Where a filter makes an error of it, the
-    build ends there and leaves no wheel.
+    The warning names the nearest caller's line outside cpupack. If a filter turns the warning into an error, the build
+    ends there and leaves no wheel.
     """
 
     def warn(self, text: str) -> None:
@@ -80,7 +80,7 @@ class WarningProgress(SilentProgress):
 
 
 def _callers_level() -> int:
-    """Return the ``stacklevel`` that names the nearest caller outside cpupack, counted from who asks for it."""
+    """Return the ``stacklevel`` of the nearest caller outside cpupack, counted from the function that calls this."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""The engine of a quantized model: torch's, one setting for the process read when weights are packed, or our own."""
+"""Selects the engine of a quantized model. torch has one setting per process and reads it when it packs weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpupack.targets import ENGINES
 
 
 def supported_engines() -> list[str]:
-    """Return the quantized engines of this torch build, and ``native`` where the kernels are built and run."""
+    """Return the quantized engines of this torch build, and ``native`` if its kernels are built and run here."""
     natively = library.describe()["problem"] is None
     ours = [each.name for each in ENGINES.values() if each.loader == "native" and natively]
     return [*ours, *(name for name in torch.backends.quantized.supported_engines if name != "none")]
@@ -22,7 +22,7 @@ def supported_engines() -> list[str]:
 
 @contextmanager
 def engine(name: str) -> Iterator[None]:
-    """Set torch's engine for a block and put the old one back; of ``native`` only define the operator.
+    """Set torch's engine inside ``with`` and restore the old one after it. For ``native`` only define the operator.
 
     Raises QuantizationError when the native kernels cannot run here.
     """

@@ -1,7 +1,7 @@
-"""What calibration keeps of an activation: extremes of batches and samples, one histogram. No engine, no observer.
+"""The statistics that calibration keeps of each activation: a histogram, and the extremes of batches and samples.
 
-Ranges are chosen from this afterwards (``stages/quantize/ranges.py``), so one pass over the data serves every engine
-and every observer.
+Ranges are chosen from these later (``stages/quantize/ranges.py``), so one pass over the data serves every engine and
+every observer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 HALF_BINS = 4096
-"""Bins on each side of zero. The range doubles when it must, so at least half of them are always in use."""
+"""Bins on each side of zero. The range doubles when a value is outside, so at least half of the bins are in use."""
 
-_EXACT_FLOAT32_COUNT = 2**24  # torch.histc counts in the tensor's dtype, and float32 stops counting here
+_EXACT_FLOAT32_COUNT = 2**24  # torch.histc counts in the tensor's dtype, and float32 cannot count further than this
 _LARGEST = 2.0**126  # torch.histc takes the span of its range in float32, and the range is at most twice the values'
 
 
@@ -63,7 +63,7 @@ class StatsCollector:
     """
 
     def __init__(self, channel_axis: int | None = None) -> None:
-        """Collect the extremes of each channel too where ``channel_axis`` says which dimension holds them."""
+        """``channel_axis`` is the dimension of the channels. None collects no extremes of channels."""
         self._channel_axis = channel_axis
         self._channels: tuple[torch.Tensor, torch.Tensor] | None = None
         self._batch_min: list[float] = []
@@ -76,7 +76,7 @@ class StatsCollector:
     def add(self, values: torch.Tensor) -> bool:
         """Add a float tensor of any shape; return whether its values can be counted (if not, it is not added).
 
-        NaN, infinity and anything beyond 8e37 cannot: no INT8 range covers such values and any others.
+        NaN, infinity and anything beyond 8e37 cannot be counted: no INT8 range covers them and ordinary values.
         """
         channels = None if self._channel_axis is None else _channel_extremes(values, self._channel_axis)
         count = len(values) if values.ndim else 1
@@ -107,7 +107,7 @@ class StatsCollector:
         return True
 
     def finish(self) -> ActivationStats:
-        """Return what was collected."""
+        """Return the statistics of all values that were added."""
         counts = self._counts.copy()
         counts[HALF_BINS] += self._zeros_before_width
         channel_min, channel_max = (None, None) if self._channels is None else (each.numpy() for each in self._channels)
@@ -123,7 +123,7 @@ class StatsCollector:
         )
 
     def _widen(self) -> None:
-        """Double the bin width: pairs counted outwards from zero become one, so both sides keep their edges."""
+        """Double the bin width. Pairs of bins, counted outwards from zero, become one, so zero stays an edge."""
         negative, positive = self._counts[:HALF_BINS], self._counts[HALF_BINS:]
         merged = np.zeros_like(self._counts)
         half = HALF_BINS // 2
@@ -134,7 +134,7 @@ class StatsCollector:
 
 
 def _channel_extremes(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return float32 ``(channels,)`` minima and maxima. Not torch.aminmax: with a dimension it is ten times slower."""
+    """Return float32 ``(channels,)`` minima and maxima. torch.aminmax along a dimension would be ten times slower."""
     values = values.detach().to(torch.float32)
     others = [dimension for dimension in range(values.ndim) if dimension != axis % values.ndim]
     return values.amin(dim=others), values.amax(dim=others)
@@ -143,7 +143,8 @@ def _channel_extremes(values: torch.Tensor, axis: int) -> tuple[torch.Tensor, to
 def _flat(values: torch.Tensor) -> torch.Tensor:
     """Return all values as float32 in one dimension, in memory order.
 
-    Copying a channels_last tensor costs more than counting it, and torch.aminmax is far slower on its strides.
+    Copying a channels_last tensor to contiguous order takes longer than counting it, and torch.aminmax is far slower on
+    its strides.
     """
     values = values.detach().to(torch.float32)
     if values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last):

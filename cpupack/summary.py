@@ -1,4 +1,4 @@
-"""The end of a build in words and as JSON: size, accuracy, speed, setting, time of every stage."""
+"""The summary of a build as text and as JSON: size, accuracy, speed, setting, time of every stage."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _WIDTH = 80 - 2 - _LABEL_WIDTH
 _LISTED_NOTES = 5
 
 Row = tuple[str, ...]
-"""A fact: its label, the text, and a style where it has one."""
+"""A fact: its label, its text, and optionally a style."""
 
 
 def summary_dict(result: BuildResult) -> dict[str, Any]:
-    """Return the facts of one wheel's build for ``--json``: the file, its ``build.json``, the times of all stages."""
+    """Return the facts of one wheel's build for ``--json``: the file, its ``build.json`` and the stages' times."""
     return {
         "wheel": str(result.wheel.path),
         "sha256": result.wheel.sha256,
@@ -42,7 +42,7 @@ def summary_dict(result: BuildResult) -> dict[str, Any]:
 
 
 def summary_text(result: BuildResult) -> Text:
-    """Return the summary that a build prints for one wheel, at most 80 columns where no name is longer."""
+    """Return the summary that a build prints for one wheel, in 80 columns unless a name is longer."""
     model, contender = result.model, result.contender
     scripted, report = contender.scripted, contender.report
     rows: list[Row] = [
@@ -71,7 +71,7 @@ def times_text(times_s: Mapping[str, float]) -> Text:
 
 
 def _lines(rows: Iterable[Row]) -> Text:
-    """Return aligned lines. Not a rich table: that fills every line with spaces and folds long names."""
+    """Return aligned lines. A rich table would fill every line with spaces and wrap long names."""
     lines = []
     for label, text, *style in rows:
         for number, part in enumerate(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)):
@@ -81,19 +81,19 @@ def _lines(rows: Iterable[Row]) -> Text:
 
 
 def _recovery(recovery: Recovery | None) -> Text:
-    """Return what recovery tried and the TOML to paste, which stands at the margin as it is."""
+    """Return what recovery tried and the TOML to paste. The TOML is not indented, so that it can be copied."""
     if recovery is None:
         return Text()
     trials = len(recovery.trials) - 1
-    told = (
+    text = (
         f"the recipe's own settings failed a gate; {trials} trial{'s' if trials > 1 else ''} in "
         f"{recovery.seconds:.0f} s on {recovery.engine}: {recovery.why}"
     )
     if recovery.stopped is not None:
-        told += f"; budget_s ended it before {recovery.stopped}"
-    marks = "> chosen, * none other is better in both SQNR and speed. For the recipe:"
+        text += f"; budget_s was spent before {recovery.stopped}"
+    marks = "> chosen, * none is better in both SQNR and speed. Paste into the recipe:"
     lines = ["", *(f"  {line}" for line in recovery_table(recovery)), f"    {marks}", "", recovery.toml]
-    return Text("\n") + _lines([("recovered", told)]) + Text("\n".join(lines))
+    return Text("\n") + _lines([("recovered", text)]) + Text("\n".join(lines))
 
 
 def _weights(result: BuildResult) -> tuple[str, ...]:
@@ -129,14 +129,14 @@ def _runs_on(result: BuildResult) -> str:
 
 
 def _outputs(report: VerifyReport) -> tuple[str, str]:
-    sqnr = "exactly FP32's" if report.sqnr_db == math.inf else f"SQNR {report.sqnr_db:.1f} dB"
+    sqnr = "equal to FP32" if report.sqnr_db == math.inf else f"SQNR {report.sqnr_db:.1f} dB"
     samples = f"on {report.samples} sample{'s' if report.samples != 1 else ''} of {report.data}"
     same = "" if report.agreement is None else f", same top-1 as FP32 {report.agreement:.1%}"
     return f"{sqnr}, cosine {report.cosine:.4f}{same}", samples
 
 
 def _accuracy(report: VerifyReport) -> list[tuple[str, str]]:
-    """Return the rows on labels and targets; intervals are of 95 %."""
+    """Return the rows about labels and targets, with 95 % intervals."""
     rows = []
     if report.top1_fp32 is not None and report.top5_fp32 is not None:
         rows = [
@@ -168,7 +168,7 @@ def _drop(report: VerifyReport) -> str:
 
 def _speed(report: VerifyReport) -> tuple[str, ...]:
     if report.speedup is None:
-        return ("not measured: this host is of another CPU family",)
+        return ("not measured: this host belongs to another CPU family",)
     row = report.speed_rows[0]
     threads = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''}"
     text = f"{report.speedup:.2f}x FP32 torch at batch {row['batch_size']}, {threads}, interleaved"

@@ -1,8 +1,8 @@
-"""Where the Jinja templates are, and the environment that renders them.
+"""Finds the Jinja templates and renders them.
 
-A source checkout keeps them in ``templates/`` beside the package; a wheel carries the same files as
-``cpupack/templates``. What the runtime ships is there as ``runtime/NAME``. Undefined names are errors, values in HTML
-are escaped, and TOML values go through the ``toml`` filter, never through quotes written in a template.
+A source checkout keeps them in ``templates/`` next to the package; a wheel of cpupack has the same files in
+``cpupack/templates``. Templates of the runtime are available as ``runtime/NAME``. Undefined names are errors. Values in
+HTML are escaped. TOML values go through the ``toml`` filter; no template writes quotes around a value.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _BARE_KEY = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 def templates_dir() -> Path:
     """Return the directory of the templates. Raises PackagingError when this installation has none."""
     package = Path(__file__).resolve().parent
-    # The packaged copy first: beside an installed package, "templates" may be anybody's.
+    # The packaged copy first: next to an installed package, "templates" may belong to something else.
     for directory in (package / "templates", package.parent / "templates"):
         if (directory / "recipe").is_dir():
             return directory
-    raise PackagingError(f"cpupack's templates are missing beside {package}", hint="reinstall cpupack")
+    raise PackagingError(f"cpupack's templates are missing next to {package}", hint="reinstall cpupack")
 
 
 @cache
 def environment() -> jinja2.Environment:
     """Return the environment of all templates: the ``toml`` filter, and undefined names are errors."""
-    import jinja2  # here, because `cpupack check` and `--help` never render anything
+    import jinja2  # imported here, because `cpupack check` and `--help` render nothing
 
     import cpupack
     from cpupack.runtime.pages.bench_page import loader
@@ -43,7 +43,7 @@ def environment() -> jinja2.Environment:
     env = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(templates_dir()), loader()]),
         undefined=jinja2.StrictUndefined,
-        # The others are TOML, Python and Markdown; TOML values use the toml filter.
+        # All other templates are TOML, Python or Markdown. TOML values use the toml filter.
         autoescape=jinja2.select_autoescape(("html.j2",), default=False),
         keep_trailing_newline=True,
         trim_blocks=True,
@@ -60,7 +60,7 @@ def render(template: str, /, **values: Any) -> str:
 
 
 def to_toml(value: object) -> str:
-    """Return ``value`` as a TOML value on one line. Raises TypeError for what TOML cannot say."""
+    """Return ``value`` as a TOML value on one line. Raises TypeError for a type that TOML does not have."""
     match value:
         case bool():
             return "true" if value else "false"

@@ -1,9 +1,9 @@
-"""The nouns between the stages: each stage takes some of these and returns the next.
+"""The data that stages exchange: each stage takes some of these and returns the next.
 
 recipe -> FloatModel -> CapturedModel -> FusedModel -> CalibratedModel -> QuantizedModel -> ScriptedModel
        -> VerifyReport -> StagedProject -> TunePlan -> BuiltWheel
 
-All are frozen dataclasses without rendering and without JSON (``build_facts.py`` and ``summary.py`` have those).
+All are frozen dataclasses. They do not print or make JSON: ``build_facts.py`` and ``summary.py`` do.
 """
 
 from cpupack.artifacts.contest import Contender, Recovery, Trial

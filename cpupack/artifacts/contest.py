@@ -1,4 +1,4 @@
-"""Engines against each other, and the search for settings when none of them passes the gates."""
+"""The result of each engine, and of the search for settings when no engine passes the gates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Contender:
     """One engine's saved INT8 model with its report.
 
     ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples. ``saturation``
-    is None for targets that add products in 32 bits, and for dynamic quantization, which never uses the eighth bit.
-    ``layers`` is filled for the winner alone.
+    is None for targets that add products in 32 bits, and for dynamic quantization, which uses only 7 bits.
+    ``layers`` is filled only for the winner.
     """
 
     quantized: QuantizedModel
@@ -33,9 +33,9 @@ class Contender:
 class Trial:
     """One setting that recovery built, verified and timed.
 
-    ``settings`` holds the keys of ``[quantize]`` that differ from the recipe's. ``drop`` is the fall of top-1 accuracy,
-    None without labels; ``speedup`` is over FP32 with its 95 % interval, None where this host cannot time the target. A
-    setting that could not be built has ``error`` and no numbers.
+    ``settings`` holds the keys of ``[quantize]`` that differ from the recipe's. ``drop`` is the drop of top-1 accuracy,
+    None without labels. ``speedup`` is the speedup over FP32, with its 95 % interval; None if this host cannot time the
+    target. A setting that could not be built has ``error`` and no numbers.
     """
 
     label: str
@@ -54,11 +54,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Recovery:
-    """The search for settings with which all gates hold, and what it found.
+    """The search for settings with which all gates hold, and its result.
 
-    ``trials`` are in the order they were made, the recipe's own setting first; ``winner`` is an index into them, and
-    ``pareto`` holds the indices of those that no other beats in both SQNR and speed. ``toml`` is the ``[quantize]``
-    table to paste. ``engine`` was searched on, for the reason ``why``. ``stopped`` says what the budget left untried.
+    ``trials`` are in the order of the search, the recipe's own settings first. ``winner`` is an index into them.
+    ``pareto`` has the indices of the trials that no other trial beats in both SQNR and speed. ``toml`` is the
+    ``[quantize]`` table to paste. The search ran on ``engine``, for the reason ``why``. ``stopped`` says what was not
+    tried because the budget was spent.
     """
 
     trials: tuple[Trial, ...]

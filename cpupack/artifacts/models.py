@@ -21,12 +21,12 @@ from cpupack.targets import Target
 
 @dataclass(frozen=True)
 class Samples:
-    """Inputs held in memory: pixels as uint8 (normalized batch by batch), anything else as float32.
+    """Inputs in memory: pixels as uint8 (each batch is normalized when it is used), anything else as float32.
 
     ``data`` is uint8 ``(n, height, width, channels)`` when ``preprocess`` is set, else float32 ``(n, *input_shape)``.
-    ``labels`` is int64 ``(n,)`` or None. ``targets`` ``(n, ...)`` of any dtype is what a user's metric compares the
-    outputs with, None where there is no metric. ``names`` says where each sample came from. ``origin`` is the recipe's
-    words.
+    ``labels`` is int64 ``(n,)`` or None. ``targets`` ``(n, ...)`` has any dtype; a user's metric compares the outputs
+    with it. It is None without a metric. ``names`` says where each sample came from. ``origin`` is the source as the
+    recipe names it.
     """
 
     data: npt.NDArray[Any]
@@ -51,7 +51,7 @@ class Samples:
         return len(self.data)
 
     def spread(self, count: int) -> Samples:
-        """Return ``count`` samples spread evenly over all of them (class folders come class by class), or all."""
+        """Return ``count`` samples spread evenly over all of them, or all. Image folders are sorted by class."""
         if count >= len(self):
             return self
         rows = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
@@ -77,7 +77,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class FloatModel:
-    """The FP32 model in eval mode, with what loading its weights found.
+    """The FP32 model in eval mode, and what is known about its weights.
 
     ``input_shape`` has no batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
     true when they were not trained. ``labels`` are class names or None.
@@ -97,9 +97,9 @@ class FloatModel:
 
 @dataclass(frozen=True)
 class Reference:
-    """The FP32 model's outputs ``(n, *output_shape)`` on the samples that INT8 is compared on.
+    """The FP32 model's outputs ``(n, *output_shape)`` on the samples for comparing INT8 with FP32.
 
-    ``metric`` is the user's own measure, None where the recipe names none.
+    ``metric`` is the user's own metric, None if the recipe names none.
     """
 
     samples: Samples
@@ -138,10 +138,10 @@ class FusedModel:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """The fused FP32 model with the statistics of its activations, the same for every engine.
+    """The fused FP32 model with the statistics of its activations. Every engine uses the same.
 
     ``stats`` is keyed by the captured graph's node names (style ``fx``) or by module names (style ``eager``); empty for
-    ``dynamic``. ``origin`` says what the data was, ``samples`` how many were run.
+    ``dynamic``. ``origin`` names the data, ``samples`` is their number.
     """
 
     fused: FusedModel
@@ -152,11 +152,11 @@ class CalibratedModel:
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """An INT8 module for one target. ``notes`` names what stayed FP32 and why, ``float_reasons`` by module name.
+    """An INT8 module for one target. ``notes`` and ``float_reasons`` (by module name) say what stayed FP32 and why.
 
-    ``module`` takes float32 inputs; a ``PixelModel`` (``pixel_input``) takes uint8 pixels with a mask channel as well.
-    ``layers`` is filled by an engine that runs the whole network as one operator, whose module has no layers to see.
-    ``sums`` are the 16-bit sums of weights that were chosen to fit, whatever the input.
+    ``module`` takes float32 inputs. A ``PixelModel`` (``pixel_input``) also takes uint8 pixels with a mask channel.
+    ``layers`` is filled by an engine that runs the whole network as one operator, because its module shows no layers.
+    ``sums`` describes the 16-bit sums of layers whose weights were chosen so that no input can overflow them.
     """
 
     module: torch.nn.Module

@@ -1,4 +1,4 @@
-"""What the build found out: about the calibration, each layer, the 16-bit sums, and INT8 beside FP32."""
+"""The findings of a build: about the calibration, each layer, the 16-bit sums, and INT8 compared with FP32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cpupack.accuracy import Interval
 
 @dataclass(frozen=True)
 class Seen:
-    """A calibrated tensor on other samples: its extremes, and the share of values (0 to 1) beyond the calibrated."""
+    """A calibrated tensor on other samples: its extremes, and the share of values (0 to 1) beyond calibration's."""
 
     minimum: float
     maximum: float
@@ -19,14 +19,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class ActivationFact:
-    """What calibration tells about one tensor, named as in the FP32 model.
+    """Findings of the calibration about one tensor, which has the name from the FP32 model.
 
-    ``minimum`` and ``maximum`` were seen, ``low`` to ``high`` is the range that the observer chose for 8 bits.
-    ``moved`` is how far the extremes grew over the last quarter of the batches, by their width before (None for fewer
-    than four batches). ``clipped_share`` of the values (0 to 1) lie outside the chosen range. ``far_percentile`` is the
-    magnitude that one value in 10,000 exceeds, ``outlier_ratio`` the largest by it. ``channels`` is None for what has
-    no weights; ``constant_channels`` of them never change. ``exceeded`` is how far the evaluation data reaches beyond
-    the extremes, by their width, and ``exceeding_share`` the share of its values that do; None without such data.
+    ``minimum`` and ``maximum`` were seen; ``low`` to ``high`` is the range that the observer chose for 8 bits.
+    ``moved`` is the growth of the extremes over the last quarter of the batches, as a share of their width before it
+    (None for fewer than four batches). ``clipped_share`` (0 to 1) of the values lie outside the chosen range.
+    ``far_percentile`` is the magnitude that one value in 10,000 exceeds. ``outlier_ratio`` is the largest magnitude
+    divided by it. ``channels`` is None for a layer without weights; ``constant_channels`` of them never change.
+    ``exceeded`` is how far the evaluation data reaches beyond the extremes, as a share of their width.
+    ``exceeding_share`` is the share of the evaluation data's values beyond them. Both are None without such data.
     """
 
     name: str
@@ -46,9 +47,9 @@ class ActivationFact:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What a calibration tells about itself. ``data`` says what it was run on, ``warnings`` what to do about it.
+    """The report on a calibration. ``data`` names the samples, ``warnings`` say what is wrong and what to do.
 
-    ``evaluation_data`` is None where there is no other data to compare with.
+    ``evaluation_data`` is None if there is no other data to compare with.
     """
 
     samples: int
@@ -62,12 +63,12 @@ class CalibrationReport:
 
 @dataclass(frozen=True)
 class LayerFact:
-    """What became of one layer. ``name`` is its path in the FP32 model, of a function call with the caller's path.
+    """How one layer runs. ``name`` is its path in the FP32 model, or for a function call the caller's path and a name.
 
-    ``precision`` is ``int8`` or ``fp32``, ``kernel`` the operators that run it. ``scale`` and ``zero_point`` are its
-    output's, None where it has no such. ``weight_sqnr_db`` compares its weights with the FP32 ones (None without INT8
-    weights), ``output_sqnr_db`` its output with FP32's on a few samples, the error of all layers before it included
-    (None where the FP32 model has no such value). ``reason`` says why it stayed FP32.
+    ``precision`` is ``int8`` or ``fp32``, ``kernel`` the operators that run it. ``scale`` and ``zero_point`` belong to
+    its output, None if the output has none. ``weight_sqnr_db`` compares its weights with the FP32 weights (None without
+    INT8 weights). ``output_sqnr_db`` compares its output with FP32's on a few samples, including the errors of all
+    layers before it (None if the FP32 model has no such value). ``reason`` says why it stayed FP32.
     """
 
     name: str
@@ -83,11 +84,11 @@ class LayerFact:
 
 @dataclass(frozen=True)
 class LayerSaturation:
-    """What the 16-bit sums of one layer come to on a CPU without VNNI, with so many bits of activations.
+    """The 16-bit sums of one layer on a CPU without VNNI, with ``activation_bits`` bits of activations.
 
-    ``bound`` is the largest magnitude that any uint8 activations give; at most 32767 is safe for any input. Of
-    ``pairs`` of weights whose products such a CPU may add, ``overflows`` overflow on the samples; ``largest`` is the
-    largest magnitude among those, None where none does. ``decision`` says it in words.
+    ``bound`` is the largest magnitude that any uint8 activations can give; at most 32767 is safe for any input. Such a
+    CPU may add the products of ``pairs`` pairs of weights, and ``overflows`` of these pairs overflow on the samples.
+    ``largest`` is the largest magnitude among them, None if none overflows. ``decision`` is the result in words.
     """
 
     name: str
@@ -103,9 +104,9 @@ class LayerSaturation:
 class SaturationReport:
     """Why a model is safe on ``isa``, which adds pairs of products in 16 bits.
 
-    ``layers`` are those of the model as it is, on ``samples`` samples of ``origin``; none are needed where weights were
-    chosen so that every sum fits. ``limited`` names layers whose weights are within -64..64. ``refused`` are the layers
-    for which more activation bits were given up.
+    ``layers`` are those of the final model, checked on ``samples`` samples of ``origin``. No samples are needed if the
+    weights were chosen so that every sum fits. ``limited`` names layers whose weights are within -64..64. ``refused``
+    are the layers that overflowed with more activation bits.
     """
 
     isa: str
@@ -121,9 +122,9 @@ class SaturationReport:
 class Gate:
     """One bound of ``[evaluation]`` and whether it held.
 
-    ``ci95`` is the 95 % interval of ``measured``, None where there is none. ``proven`` says that the interval's worse
-    end holds the bound too, so that the samples show it; where not, ``note`` says so in words. ``confident`` gates are
-    judged by that end, all others by ``measured``. ``default`` gates are not of the recipe.
+    ``ci95`` is the 95 % interval of ``measured``, None if there is none. ``proven`` says that the worse end of the
+    interval holds the bound too, so the samples prove it. If they do not, ``note`` says so in words. ``confident``
+    gates are judged by that end, all others by ``measured``. ``default`` gates are not set in the recipe.
     """
 
     name: str
@@ -139,14 +140,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What the saved model does, against FP32 and against the quantized module it came from.
+    """The saved INT8 model compared with FP32, and its speed.
 
-    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax (None where the output is not
-    ``(classes,)``); top-1/top-5 are fractions, None without labels; their drop is FP32's less INT8's. ``metric``
-    names the user's own, ``metric_drop`` is how much worse INT8 is, whatever its goal. ``speedup`` is the median of
-    interleaved FP32/INT8 time ratios at the same batch and threads, None when this host cannot time the target.
-    ``*_ci95`` are 95 % intervals (``accuracy.py`` names the methods); those of ``metric`` are measured for
-    ``confident`` gates alone. ``data`` says what was compared on.
+    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax (None if the output is not
+    ``(classes,)``). Top-1 and top-5 are fractions, None without labels; their drop is FP32's minus INT8's. ``metric``
+    names the user's own metric. ``metric_drop`` is how much worse INT8 is, for either goal. ``speedup`` is the median
+    of interleaved FP32/INT8 time ratios at the same batch and threads, None when this host cannot time the target.
+    ``*_ci95`` are 95 % intervals (``accuracy.py`` names the methods); those of ``metric`` are computed only for
+    ``confident`` gates. ``data`` names the samples.
     """
 
     data: str
@@ -171,7 +172,7 @@ class VerifyReport:
     top5_int8_ci95: Interval | None = None
     top1_drop_ci95: Interval | None = None
     top1_lost: int | None = None
-    """Labelled samples that FP32 has right and INT8 wrong; ``top1_won`` are the reverse."""
+    """Number of labelled samples that FP32 gets right and INT8 wrong. ``top1_won`` is the reverse."""
     top1_won: int | None = None
     speedup_ci95: Interval | None = None
     metric: str | None = None

@@ -24,10 +24,10 @@ class StagedProject:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """The chosen setting and everything that was measured to choose it.
+    """The chosen setting and all measurements that it was chosen from.
 
-    ``rows`` are the bench results the choice was made from, one dict per measurement. ``tuned`` is false when nothing
-    was measured (``--no-tune``, or a target that this host cannot run); the runner then plans from the host alone.
+    ``rows`` are the bench results, one dict for each measurement. ``tuned`` is false when nothing was measured
+    (``--no-tune``, or a target that this host cannot run). The runner then chooses the setting from the host alone.
     """
 
     tuned: bool

@@ -1,1 +1,1 @@
-"""The commands, one a module; ``cli.py`` adds them to the group. They may print."""
+"""The commands, one in each module. ``cli.py`` adds them to the group. They may print."""

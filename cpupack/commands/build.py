@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-tune",
     is_flag=True,
-    help="Skip the search for threads and batch size; the runner plans from its host.",
+    help="Skip the search for threads and batch size. The runner then chooses them on its own host.",
 )
 @QUIET
 @JSON
@@ -52,7 +52,7 @@ def build(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build wheels. The last lines of stdout are their paths, one a line."""
+    """Build wheels. The last lines of stdout are the paths of the wheels, one on each line."""
     loaded = _load_recipes(recipes, overrides)
 
     import_torch()
@@ -86,7 +86,7 @@ def build(
 
 
 def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
-    """Load every recipe before anything is built, and report the problems of all of them."""
+    """Load all recipes before the first build starts, and report the problems of all of them."""
     from cpupack.recipe.file import load_recipe
 
     loaded: dict[str, LoadedRecipe] = {}
@@ -106,7 +106,7 @@ def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[Loade
             )
         loaded[wheel] = recipe
     if failed:
-        hint = f"mend them and run `cpupack check {' '.join(map(str, paths))}`"
+        hint = f"fix them and run `cpupack check {' '.join(map(str, paths))}`"
         raise RecipeError(
             "\n".join(error.message for error in failed), hint=failed[0].hint if len(failed) == 1 else hint
         )

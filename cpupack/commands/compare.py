@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from cpupack.comparison.result import Comparison
 
 
-@click.command(short_help="Measure a package beside other engines, on equal terms.")
+@click.command(short_help="Compare a package with other engines under equal conditions.")
 @click.argument("recipe_or_wheel", metavar="RECIPE_OR_WHEEL", type=click.Path(path_type=Path))
 @click.option("--against", metavar="ENGINE,...", help=f"Engines to compare with: {','.join(PEERS)} (default: all).")
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    help="With a wheel: the recipe it was built from. By default the recipe in the wheel, its relative paths taken "
-    "from the current directory.",
+    help="With a wheel: the recipe that it was built from. The default is the recipe inside the wheel; its relative "
+    "paths then start at the current directory.",
 )
 @SET
 @click.option(
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "float32", "uint8"]),
     default="auto",
     show_default=True,
-    help="What every engine is given: normalized floats, or pixels that it has to normalize; auto is pixels for models "
-    "of images.",
+    help="Input of every engine: normalized floats, or pixels that the engine must normalize. auto means pixels for "
+    "models of images.",
 )
 @click.option(
     "--end-to-end",
     "files",
     metavar="DIR",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Also measure from the JPEG files in DIR to outputs; the peers decode with Pillow.",
+    help="Also measure the way from the JPEG files in DIR to outputs. The other engines decode with Pillow.",
 )
 @click.option(
     "--budget-s",
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
-    help="Measuring time of each engine's search for its best setting; starting and compiling are not counted.",
+    help="Time to measure in each engine's search for its best setting. Starting and compiling do not count.",
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Rounds of each mode.")
 @click.option(
@@ -82,14 +82,16 @@ def compare(
 ) -> None:
     """Measure a package side by side with other engines, on the same cores, model and data.
 
-    A RECIPE is built first, as `cpupack build` does, into a temporary directory. A WHEEL is measured as it is. It holds
-    no FP32 model, so the other engines' models are made from its recipe: the one given with --recipe, or the one in the
-    wheel when everything it names is found from the current directory. Its FP32 outputs must be those of the build.
+    A RECIPE is first built into a temporary directory, as `cpupack build` does. A WHEEL is measured as it is. A wheel
+    holds no FP32 model, so the models of the other engines are made from its recipe: the recipe that --recipe names, or
+    the recipe inside the wheel if the current directory has every file that it names. The FP32 outputs of that recipe
+    must equal those that the wheel was built with.
 
-    Each engine quantizes the same FP32 model with the same calibration data by its own recommended method, and serves
-    in a process of its own at its own best threads x instances x batch. Rounds are interleaved, everything not being
-    measured is stopped, and the ratios are medians of paired rounds. An engine that is not installed or fails is a row
-    that says so; one that --against names must be installed (pip install 'cpupack[compare]').
+    Each engine quantizes the same FP32 model with the same calibration data, by the method that its own documentation
+    recommends. It serves in its own process with its own best threads x instances x batch. Rounds are interleaved,
+    every process that is not being measured is stopped, and the ratios are medians of paired rounds. An engine that
+    is not installed or that fails gets a row with the reason. An engine that --against names must be installed
+    (pip install 'cpupack[compare]').
     """
     names = tuple(dict.fromkeys(name.strip() for name in against.split(","))) if against is not None else PEERS
     check_html(html)
@@ -121,7 +123,7 @@ def _run(
 
     wheel = source.suffix == ".whl"
     if recipe is not None and not wheel:
-        raise UsageError(f"--recipe goes with a wheel, and {source} is none", hint="leave it out")
+        raise UsageError(f"--recipe is only for wheels, and {source} is not a wheel", hint="leave --recipe out")
     loaded = None if wheel else load_recipe(source, overrides)
     if loaded is not None:
         options = settle(options, loaded.recipe)

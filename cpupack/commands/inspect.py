@@ -26,7 +26,9 @@ def inspect(wheel: Path, layers: bool, as_json: bool) -> None:
     found = inspect_wheel(wheel)
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else format_inspection(found))
     if found.problems:
-        raise UsageError(f"{wheel}: {len(found.problems)} files are not what was built", hint="build or copy it again")
+        raise UsageError(
+            f"{wheel}: {len(found.problems)} files differ from the build", hint="build or copy the wheel again"
+        )
 
 
 def _inspect_layers(wheel: Path, as_json: bool) -> None:
@@ -35,5 +37,5 @@ def _inspect_layers(wheel: Path, as_json: bool) -> None:
 
     found = read_report(wheel).facts.get("layers")
     if not found:
-        raise UsageError(f"{wheel} does not say what runs its layers", hint="build it again with this cpupack")
+        raise UsageError(f"{wheel} has no facts about its layers", hint="build it again with this cpupack")
     click.echo(json.dumps({"layers": found}, indent=2) if as_json else format_layers(found))

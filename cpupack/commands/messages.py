@@ -1,4 +1,4 @@
-"""How a command tells an error on stderr."""
+"""How a command prints an error on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cpupack.errors import CpupackError, RecipeError
 
 
 def print_error(error: CpupackError) -> None:
-    """Print the message and the hint; of several problems of a recipe each on its own line."""
+    """Print the message and the hint. Several problems of a recipe get one line each, after a line with the count."""
     lines = error.message.splitlines()
     if isinstance(error, RecipeError) and len(lines) > 1:
         lines = [f"{len(lines)} problems", *(f"  {line}" for line in lines)]

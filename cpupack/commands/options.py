@@ -19,10 +19,12 @@ SET = click.option(
     help="Override a recipe key, e.g. calibration.samples=64.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="Show warnings and the answer only.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and the result.")
 
 
 def check_html(html: Path | None) -> None:
-    """Raise UsageError unless a page can be written at ``html``: said before the work, not after it."""
+    """Raise UsageError unless a page can be written at ``html``. Called before the work, so that it fails early."""
     if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: {html.parent} is not a directory", hint="name a file in one that exists")
+        raise UsageError(
+            f"--html {html}: {html.parent} is not a directory", hint="name a file in a directory that exists"
+        )

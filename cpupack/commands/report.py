@@ -18,21 +18,24 @@ from cpupack.errors import UsageError
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Directory for NAME-VERSION.html; by default the wheel's own.",
+    help="Directory for NAME-VERSION.html. The default is the directory of the wheel.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout; a page is written only where asked for."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object on stdout. A page is then written only with --html or --out.",
 )
 def report(wheel: Path, html: Path | None, out: Path | None, as_json: bool) -> None:
     """Write a page about WHEEL: summary, accuracy, layers, size, speed, tuning, provenance.
 
-    Everything is read from the wheel, whose hashes are checked first; nothing in it is run. The page is one file that
-    needs no network. The last line of stdout is its path.
+    The command first checks the wheel's hashes, then reads everything from the wheel. It runs none of the wheel's code.
+    The page is one file that needs no network. The last line of stdout is its path.
     """
     from cpupack.wheel.build_page import read_report, render_report
 
     if html is not None and out is not None:
-        raise UsageError("--html and --out both say where the page goes", hint="give one of them")
+        raise UsageError("--html and --out both say where the page goes", hint="give only one of them")
     found = read_report(wheel)
     target = html
     if html is None and (out is not None or not as_json):

@@ -13,14 +13,15 @@ from cpupack.commands.options import JSON, QUIET, RECIPE, SET, check_html
 from cpupack.interrupts import import_torch
 
 
-@click.command(short_help="Rank layers by what INT8 costs each of them.")
+@click.command(short_help="Rank layers by how much INT8 in that layer alone costs.")
 @RECIPE
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Samples to measure on, spread evenly over the evaluation data (without any: the calibration data).",
+    help="Number of samples to measure on. They are spread evenly over the evaluation data, or over the calibration "
+    "data if the recipe names no evaluation data.",
 )
 @SET
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page with charts.")
@@ -29,11 +30,11 @@ from cpupack.interrupts import import_torch
 def sensitivity(
     recipe: Path, samples: int, overrides: tuple[str, ...], html: Path | None, as_json: bool, quiet: bool
 ) -> None:
-    """Rank layers by what is lost when each of them alone is INT8.
+    """Rank layers by the loss when only that layer is INT8.
 
-    Every layer is rounded to 8 bits in the FP32 model, with the ranges of the calibration, while all others stay FP32:
-    the SQNR of its weights, of its output, and of the model's outputs, and the accuracy lost. No engine is involved.
-    The first layers of the ranking are those to keep in FP32 with [quantize] skip.
+    Each layer in turn is rounded to 8 bits with the ranges of the calibration, while all other layers stay FP32. The
+    ranking shows the SQNR of the layer's weights, of its output and of the model's outputs, and the loss of accuracy.
+    No engine is used. Keep the first layers of the ranking in FP32 with [quantize] skip.
     """
     from cpupack.recipe.file import load_recipe
 

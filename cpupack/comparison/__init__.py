@@ -1,1 +1,1 @@
-"""`cpupack compare`: the same model on other engines, in interleaved rounds."""
+"""``cpupack compare``: measures the same model on other engines, in interleaved rounds."""

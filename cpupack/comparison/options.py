@@ -1,4 +1,4 @@
-"""What a comparison is asked for, checked before torch is imported."""
+"""The options of a comparison. They are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cpupack.recipe import Recipe
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What the command line asks for. ``explicit`` says that the peers were named, not taken from the default.
+    """Options of the command line. ``explicit`` says that the user named the peers.
 
-    ``input_kind`` is ``float32`` or ``uint8``; ``auto`` until ``settle`` knows the recipe.
+    ``input_kind`` is ``float32`` or ``uint8``, or ``auto`` until ``settle`` has read the recipe.
     """
 
     against: tuple[str, ...] = PEERS
@@ -27,21 +27,21 @@ class CompareOptions:
 
 
 def check_peers(options: CompareOptions) -> None:
-    """Raise UsageError for an unknown peer, or for one that was named and is not installed."""
+    """Raise UsageError for an unknown peer, or for a named peer that is not installed."""
     for name in options.against:
         if name not in PEERS:
-            raise UsageError(f"--against {name}: unknown engine", hint=f"known are {', '.join(PEERS)}")
+            raise UsageError(f"--against {name}: unknown engine", hint=f"choose from {', '.join(PEERS)}")
     if options.explicit:
         missing = {name: COMPARED[name].missing() for name in options.against if COMPARED[name].missing()}
         if missing:
-            told = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
-            raise UsageError(f"not installed: {told}", hint=f"pip install '{EXTRA}'")
+            listed = "; ".join(f"{name} needs {', '.join(what)}" for name, what in missing.items())
+            raise UsageError(f"not installed: {listed}", hint=f"pip install '{EXTRA}'")
 
 
 def settle(options: CompareOptions, recipe: Recipe) -> CompareOptions:
-    """Choose the input where it is left open: pixels for models of images, which is what a server has of them.
+    """Replace ``auto`` by the kind of input: pixels for models of images, because a server gets pixels.
 
-    Raises UsageError when the recipe's model takes no images and the options need some.
+    Raises UsageError when the recipe's model takes no images but the options need images.
     """
     if recipe.preprocess is None:
         for option, given in (("--input uint8", options.input_kind == "uint8"), ("--end-to-end", options.files)):
@@ -58,5 +58,5 @@ def image_files(directory: Path) -> list[str]:
     """Return the JPEG files below ``directory``, sorted. Raises UsageError when there are none."""
     found = sorted(str(path.resolve()) for path in directory.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
     if not found:
-        raise UsageError(f"--end-to-end {directory}: no .jpg or .jpeg file is there")
+        raise UsageError(f"--end-to-end {directory}: there is no .jpg or .jpeg file")
     return found

@@ -1,4 +1,4 @@
-"""A comparison: what was compared, every raw round, and the ratios; and the same as JSON."""
+"""The result of a comparison: what was compared, every raw round, and the ratios. Also as JSON."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """An engine in one mode. ``median`` is over the rounds, in samples a second, or p50 in ms for latency.
+    """The figures of an engine in one mode. ``median`` is over the rounds, in samples/s, or p50 in ms for latency.
 
-    ``ratio`` is to ours, above 1 where ours is better, None for ours. The percentiles are over the ``calls`` of all
-    rounds, for latency alone: one round has too few for a p99.
+    ``ratio`` compares with cpupack and is above 1 if cpupack is better. It is None for cpupack itself. The percentiles
+    exist only for latency. They are over the ``calls`` of all rounds, because one round has too few for a p99.
     """
 
     median: float
@@ -43,9 +43,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to measure: the figures of each engine, the best of the others, the raw rounds.
+    """One way to measure: the figures of each engine, the best of the other engines, the raw rounds.
 
-    ``files`` is the number of image files of the mode that starts from them.
+    ``files`` is the number of image files, in the mode that starts from files.
     """
 
     engines: Mapping[str, Figures]
@@ -56,7 +56,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Peak:
-    """The CPU's INT8 rate, measured in the same rounds, and the share of it that our package reaches."""
+    """The CPU's INT8 rate, measured in the same rounds, and the share of it that the package reaches."""
 
     macs_per_s: float
     cpupack_share: Ratio
@@ -67,7 +67,7 @@ class Peak:
 class Comparison:
     """The whole comparison. ``modes`` are ``throughput``, ``latency`` and perhaps ``end_to_end``.
 
-    ``date`` is in ISO 8601, UTC; ``host`` what the runtime's probe tells of the machine.
+    ``date`` is in ISO 8601, UTC. ``host`` is the result of the runtime's probe of the machine.
     """
 
     subject: Subject
@@ -79,7 +79,7 @@ class Comparison:
     host: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for ``--json``; infinite decibels are still infinite."""
+        """Return the comparison for ``--json``. Infinite decibels stay infinite here."""
         subject, options = self.subject, self.options
         manifest, calibration, evaluation = subject.manifest, subject.calibration, subject.reference.samples
         return {
@@ -110,7 +110,7 @@ class Comparison:
                 "rounds": options.rounds,
                 "round_s": options.round_s,
                 "settle_s": SETTLE_S,
-                "order": "alternating; every process but the one measured is stopped",
+                "order": "alternating; every process that is not being measured is stopped",
                 "ratio": "median of per-round ratios, 95 % bootstrap interval; above 1 cpupack is faster",
             },
             "host": dict(self.host),
@@ -121,7 +121,7 @@ class Comparison:
 
 
 def result(subject: Subject, options: CompareOptions, measured: Measured) -> Comparison:
-    """Return the comparison that was measured, with its medians and ratios."""
+    """Return the comparison with medians and ratios, computed from the measurements."""
     played, latency = measured.rows["throughput"], measured.rows["latency"]
     modes = {
         "throughput": _mode([row for row in played if row["engine"] != PEAK], _throughput, invert=False),
@@ -149,7 +149,7 @@ def _peak(rows: Sequence[Row], played: Sequence[Row], macs: int) -> Peak | None:
 
 
 def _mode(rows: Sequence[Row], value: Callable[[Row], float], *, invert: bool, files: int | None = None) -> Mode:
-    """Return one mode's medians and ratios to ours; ``invert`` where smaller is better. Above 1 ours is better."""
+    """Return one mode's medians and ratios. ``invert`` if smaller is better. Ratios above 1 mean cpupack is better."""
     by_engine: dict[str, list[Row]] = {}
     for row in rows:
         by_engine.setdefault(row["engine"], []).append(row)
@@ -172,7 +172,7 @@ def _pooled(rows: Sequence[Row]) -> tuple[float, float, int]:
 
 
 def _mode_dict(mode: Mode) -> dict[str, Any]:
-    """Return a mode for JSON; what a mode or an engine does not have is left out."""
+    """Return a mode for JSON. Fields that a mode or an engine does not have are left out."""
     engines = {
         name: {key: value for key, value in asdict(each).items() if value is not None}
         for name, each in mode.engines.items()

@@ -1,4 +1,4 @@
-"""Engines in processes of their own, measured in turn: rounds in alternating order, one runs, the rest are stopped."""
+"""Measures engines in turn, in rounds of alternating order. One process runs while the others are stopped."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Row = dict[str, Any]
 BUILD_TIMEOUT_S = 3600.0
 SERVE_TIMEOUT_S = 900.0
 _WALL_PER_BUDGET = 20.0
-"""A search ends after this many times its budget on the wall: an engine that compiles takes long to start."""
+"""A search also ends after this many times its budget in wall time, because a compiling engine takes long to start."""
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """Return the order of a round: forward in even ones, backward in odd ones, so that drift cancels."""
+    """Return the order of the engines: forward in even rounds, backward in odd rounds, so that drift cancels."""
     return list(names) if number % 2 == 0 else list(reversed(names))
 
 
-class Field:
-    """The engines of one mode that are still in it. What fails is out, with its reason in ``failed``."""
+class Participants:
+    """The engines that take part in one mode. An engine that fails is removed, with the reason in ``failed``."""
 
     def __init__(self, stack: ExitStack, work: Path) -> None:
         self.failed: dict[str, str] = {}
@@ -48,15 +48,15 @@ class Field:
         try:
             prepare(process)
         except EngineFailedError as error:
-            self._out(name, process, error)
+            self._remove(name, process, error)
             return
         process.pause()
         self._processes[name] = process
 
     def play(self, rounds: int, measure: Callable[[EngineProcess], Row], progress: Progress) -> list[Row]:
-        """Measure every engine once a round. Returns rows with ``round``, ``position`` and ``engine``.
+        """Measure every engine once in each round. Return rows with ``round``, ``position`` and ``engine``.
 
-        Rows of an engine that fails later are dropped: its rounds could not be paired.
+        Rows of an engine that fails later are dropped, because its rounds cannot be paired.
         """
         rows: list[Row] = []
         for number in range(rounds):
@@ -67,26 +67,26 @@ class Field:
                     with process.running():
                         row = measure(process)
                 except EngineFailedError as error:
-                    self._out(name, process, error)
+                    self._remove(name, process, error)
                     continue
                 rows.append({"round": number, "position": position, "engine": name, **row})
         return [row for row in rows if row["engine"] in self._processes]
 
-    def _out(self, name: str, process: EngineProcess, error: EngineFailedError) -> None:
+    def _remove(self, name: str, process: EngineProcess, error: EngineFailedError) -> None:
         self.failed[name] = str(error)
         self._processes.pop(name, None)
         process.__exit__()
 
 
 @contextmanager
-def field_of(work: Path) -> Iterator[Field]:
-    """Return an empty field; its processes are killed at the end, whatever happens."""
+def participants(work: Path) -> Iterator[Participants]:
+    """Yield a Participants without engines. At the end its processes are killed, also after an exception."""
     with ExitStack() as stack:
-        yield Field(stack, work)
+        yield Participants(stack, work)
 
 
 class SearchClock:
-    """Counts the time spent measuring. Starting and compiling is not an engine's speed, and would eat its budget."""
+    """Counts only the time spent measuring, so that starting and compiling do not use up an engine's budget."""
 
     def __init__(self, budget_s: float, now: Callable[[], float] = time.monotonic) -> None:
         self.measured_s = 0.0
@@ -101,7 +101,7 @@ class SearchClock:
 
 
 def find_setting(job: Job, space: Space, budget_s: float, work: Path, on_row: Callable[[SearchRow], None]) -> Outcome:
-    """Search an engine's best threads x instances x batch for throughput, each in a fresh process.
+    """Search an engine's best threads x instances x batch for throughput. Each setting runs in a fresh process.
 
     Raises TuningFailedError when nothing could be measured.
     """

@@ -1,7 +1,8 @@
-"""Our package against other engines on the same cores, the same FP32 model and the same data.
+"""Compares the package with other engines on the same cores, the same FP32 model and the same data.
 
-The rules are in ``compare_rounds`` (one process each, interleaved rounds, those not measured are stopped) and in
-``compare_stats`` (ratios of paired rounds); here is the order: build all, search all, then measure each mode.
+``rounds.py`` has the rules of measuring (one process for each engine, interleaved rounds, all others stopped), and
+``stats.py`` those of the ratios (paired rounds). This module builds all models, searches all settings, then measures
+each mode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cpupack.comparison.options import CompareOptions, image_files
-from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, field_of, find_setting
+from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, find_setting, participants
 from cpupack.comparison.subject import Subject
 from cpupack.errors import VerificationError
 from cpupack.peers import COMPARED, EXTRA, OURS, PEAK
@@ -30,7 +31,7 @@ from cpupack.runtime.tune.rows import Row as SearchRow
 from cpupack.runtime.tune.space import Setting, make_space
 
 SETTLE_S = 0.2
-"""A stopped process runs this long before its round is timed: its caches are cold and its threads asleep."""
+"""A stopped process runs this long before its round is timed, to warm up its caches and wake its threads."""
 
 
 @dataclass
@@ -48,17 +49,17 @@ class Entry:
     memory_bytes: dict[str, int] = field(default_factory=dict)
 
     def fail(self, reason: str) -> None:
-        """Take the engine out. Raises VerificationError for our own, without which there is nothing to compare."""
+        """Remove the engine. Raises VerificationError for cpupack itself, because nothing is left to compare."""
         if self.name == OURS:
-            raise VerificationError(f"the package under comparison failed: {reason}")
+            raise VerificationError(f"the compared package failed: {reason}")
         self.status, self.reason = "failed", reason
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything measured: the engines, and the raw rows of ``throughput``, ``latency`` and perhaps ``end_to_end``.
+    """All measurements: the engines, and the raw rows of ``throughput``, ``latency`` and perhaps ``end_to_end``.
 
-    Rows of the engine ``PEAK`` are of the yardstick. ``files`` is the number of image files, None without them.
+    Rows of the engine ``PEAK`` have the INT8 peak. ``files`` is the number of image files, None without them.
     """
 
     entries: dict[str, Entry]
@@ -68,7 +69,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Mode:
-    """One way to measure: each engine's job, how its process gets ready, and what it is asked once a round."""
+    """One way to measure: each engine's job, how to prepare its process, and how to measure one round."""
 
     name: str
     job: Callable[[Entry], Job]
@@ -79,7 +80,7 @@ class _Mode:
 def measure(subject: Subject, options: CompareOptions, work: Path, progress: Progress) -> Measured:
     """Run the whole comparison below ``work``.
 
-    A peer that fails is out and says why. Raises VerificationError when our own package does.
+    An engine that fails is removed, with the reason. Raises VerificationError when cpupack's own package fails.
     """
     files = image_files(options.files) if options.files else None
     entries = {name: Entry(name) for name in (OURS, *options.against)}
@@ -128,8 +129,8 @@ def _modes(
 def _play(
     mode: _Mode, entries: dict[str, Entry], jobs: dict[str, Job], rounds: int, work: Path, progress: Progress
 ) -> list[Row]:
-    """Start every engine that is still in, play the rounds, and take out those that failed."""
-    with field_of(work) as running:
+    """Start every remaining engine, play the rounds, and remove those that failed."""
+    with participants(work) as running:
         if mode.name == "throughput":
             one_a_core = Setting(threads=1, instances=jobs[PEAK].cores, batch_size=1)
             running.enter(jobs[PEAK].at(one_a_core), _enter_peak)
@@ -184,13 +185,15 @@ def _search(entry: Entry, job: Job, subject: Subject, options: CompareOptions, w
 
 
 def _enter_throughput(subject: Subject, work: Path, entry: Entry, process: EngineProcess) -> None:
-    """Open, take the outputs from the very process that is then timed, and warm up."""
+    """Open the engine, get the outputs from the process that will be timed, and warm up."""
     process.ask("open")
     outputs = work / f"outputs-{entry.name}.npy"
     process.ask("evaluate", outputs=str(outputs))
     actual = np.load(outputs)
     if actual.shape != subject.reference.outputs.shape:
-        raise EngineFailedError(f"its outputs are {actual.shape}, the FP32 model's {subject.reference.outputs.shape}")
+        raise EngineFailedError(
+            f"its outputs have shape {actual.shape}, those of the FP32 model {subject.reference.outputs.shape}"
+        )
     entry.agreement = agreement(subject.reference.outputs, actual)
     entry.sqnr_db = sqnr_db(subject.reference.outputs, actual)
     entry.memory_bytes["throughput"] = process.ask("warm")["peak_memory_bytes"]

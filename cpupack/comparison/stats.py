@@ -1,4 +1,4 @@
-"""Ratios of paired rounds: the machine's speed drifts, so engines are compared round by round and never by averages."""
+"""Ratios of paired rounds. The machine's speed drifts, so engines are compared within each round, not by averages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOW, _HIGH = 2.5, 97.5
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of per-round ratios with its 95 % bootstrap interval, and the ratios. Above 1: ours is better."""
+    """The median of per-round ratios, its 95 % bootstrap interval, and the ratios. Above 1 means cpupack is better."""
 
     median: float
     low: float
@@ -24,8 +24,8 @@ class Ratio:
 def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
     """Return the ratio of two engines measured in the same rounds, in the same order.
 
-    The interval is the percentile bootstrap of the median (Efron and Tibshirani 1993, 13.3), rounds resampled with a
-    fixed seed. Raises ValueError for different lengths, none at all, or values that are not positive.
+    The interval is the percentile bootstrap of the median (Efron and Tibshirani 1993, 13.3): rounds are resampled with
+    a fixed seed. Raises ValueError for different lengths, for no rounds, and for values that are not positive.
     """
     if len(numerators) != len(denominators) or not numerators:
         raise ValueError(f"{len(numerators)} and {len(denominators)} rounds cannot be paired")

@@ -1,4 +1,4 @@
-"""What is compared: the package of a recipe or of a wheel, and the FP32 model and data that all engines are given."""
+"""The subject of a comparison: the package of a recipe or a wheel, and the FP32 model and data for all engines."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.wheel.inspect import inspect
 
 _SAME_MODEL_DB = 60.0
-"""FP32 outputs of equal weights, on another CPU or with other threads, agree at least this well."""
+"""FP32 outputs of equal weights agree at least this well, even on another CPU or with other threads."""
 
 _MOST_SAMPLES = 1000
-"""Every engine's outputs are compared on so many samples at most; FP32 on two cores does a few images a second."""
+"""Outputs are compared on at most this many samples, because FP32 on two cores runs only a few images per second."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Our side of the comparison. ``job`` is what every engine's process is told, but for its name and setting."""
+    """The subject of the comparison. ``job`` is the job of every engine, except for its name and setting."""
 
     recipe: LoadedRecipe
     manifest: Manifest
@@ -50,7 +50,7 @@ def from_recipe(loaded: LoadedRecipe, work: Path, progress: Progress) -> Subject
     cpu = machine()
     if cpu not in loaded.recipe.target.cpu:
         raise UsageError(
-            f"{loaded.path}: [target] cpu is {', '.join(loaded.recipe.target.cpu)}, and this host is {cpu}",
+            f"{loaded.path}: [target] cpu is {', '.join(loaded.recipe.target.cpu)}, but this host is {cpu}",
             hint="compare on a host that the recipe builds for, or --set target.cpu",
         )
     prepared, _, staged = pipeline.stage_untuned(loaded, cpu, work, progress)
@@ -61,13 +61,13 @@ def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], wor
     """Unpack a wheel below ``work`` and load the FP32 model it was built from.
 
     Raises UsageError when the wheel is damaged or for another CPU, when its recipe cannot be used from here, or when
-    the recipe's FP32 model does not answer as the one that the wheel was built from.
+    the outputs of the recipe's FP32 model differ from those of the model that the wheel was built from.
     """
     found = inspect(wheel)
     if found.problems:
-        raise UsageError(f"{wheel} is not what was built: {found.problems[0]}", hint="build or copy it again")
+        raise UsageError(f"{wheel} differs from its build: {found.problems[0]}", hint="build or copy it again")
     if found.manifest.target["cpu"] != machine():
-        raise UsageError(f"{wheel} is for {found.manifest.target['cpu']}, and this host is {machine()}")
+        raise UsageError(f"{wheel} is for {found.manifest.target['cpu']}, but this host is {machine()}")
     source = work / "wheel"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(source)
@@ -79,21 +79,21 @@ def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], wor
 
 
 def _packed_recipe(wheel: Path, package_dir: Path, overrides: tuple[str, ...]) -> LoadedRecipe:
-    """Read the recipe in the wheel as if it lay in the current directory."""
+    """Read the recipe inside the wheel as if it were in the current directory."""
     path = Path.cwd() / f"{wheel.name} {RECIPE_NAME}"
     text = (package_dir / RECIPE_NAME).read_text(encoding="utf-8")
     recipe, problems, final = parse_recipe(text, str(path.name), path.parent, overrides)
     if recipe is None:
-        told = "\n".join(f"{place}: {text}" for place, text in problems)
+        listed = "\n".join(f"{place}: {text}" for place, text in problems)
         raise UsageError(
-            f"the recipe in {wheel} cannot be used from {path.parent}:\n{told}",
+            f"the recipe in {wheel} cannot be used from {path.parent}:\n{listed}",
             hint="name the recipe that the wheel was built from: --recipe RECIPE",
         )
     return LoadedRecipe(recipe=recipe, path=path, text=final)
 
 
 def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, model: FloatModel) -> None:
-    """Compare the FP32 outputs that the wheel kept from its build with the recipe's model now."""
+    """Compare the FP32 outputs in the wheel, which are from its build, with those of the recipe's model."""
     with np.load(package_dir / GOLDEN_NAME) as golden:
         stored, expected = golden["input"], golden["output_fp32"]
     spec = loaded.recipe.preprocess
@@ -105,7 +105,7 @@ def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, mode
     if actual is None or actual.shape != expected.shape or sqnr_db(expected, actual) < _SAME_MODEL_DB:
         raise UsageError(
             f"the FP32 model of {loaded.path.name} is not the one {wheel.name} was built from: its outputs differ",
-            hint="name the recipe of the build with --recipe; weights that fell back to random must do so here too",
+            hint="name the recipe of the build with --recipe; if that fell back to random weights, so must this",
         )
 
 
@@ -143,7 +143,7 @@ def _subject(
 
 
 def _spread(reference: Reference) -> Reference:
-    """Return at most ``_MOST_SAMPLES``, evenly spread: sorted folders hold one class after another."""
+    """Return at most ``_MOST_SAMPLES`` samples, spread evenly, because samples of a class are often consecutive."""
     samples = reference.samples
     if len(samples) <= _MOST_SAMPLES:
         return reference

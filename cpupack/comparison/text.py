@@ -17,7 +17,7 @@ def format_table(found: Comparison) -> str:
     lines = [f"{manifest.name} {manifest.version} ({source}) on {found.subject.job.cores} cores of {found.host['cpu']}"]
     lines.append(f"input: {INPUTS[options.input_kind]}")
     if found.subject.model.random_weights:
-        lines.append("random weights: the speed is real; SQNR and agreement are of meaningless outputs")
+        lines.append("random weights: the speed is real, but the outputs mean nothing, and so do SQNR and agreement")
     lines += ["", f"{'':<12}{'best setting':<16}{'samples/s':>10}  {'cpupack is faster by':<22}{'SQNR':>9}{'agree':>8}"]
     for entry in found.entries.values():
         lines.append(_throughput_line(entry, found.modes["throughput"].engines.get(entry.name)))
@@ -46,7 +46,7 @@ def render_html(found: Comparison) -> str:
 
 
 def _verdict(found: Comparison) -> list[str]:
-    """Return a line for each mode with the best of the others, and the share of the CPU's INT8 peak."""
+    """Return a line for each mode with the best other engine, and the share of the CPU's INT8 peak."""
     lines = []
     for name, words in (("throughput", "throughput"), ("latency", "batch-1 p50"), ("end_to_end", "JPEG to output")):
         mode = found.modes.get(name)
@@ -75,7 +75,7 @@ def _throughput_line(entry: Entry, row: Figures | None) -> str:
 def _latency_lines(entry: Entry, row: Figures | None) -> list[str]:
     if row is not None:
         return [f"{entry.name:<28}{row.p50_ms:>10.2f}  {_ratio_text(row):<22}{row.p99_ms:>9.2f}"]
-    # What was out before has its line above.
+    # Engines that failed earlier already have a line in the first table.
     return [f"{entry.name:<28}{entry.status}: {entry.reason}"] if entry.agreement is not None else []
 
 

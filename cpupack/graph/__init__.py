@@ -1,1 +1,1 @@
-"""FP32 graphs: tracing, finding chains and rewriting them. Stages use this; it knows no stage."""
+"""FP32 graphs: tracing, finding chains, rewriting. Stages use this package; it imports no stage."""

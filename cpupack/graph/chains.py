@@ -1,8 +1,8 @@
 """Chains of calls that run as one operator: found on the canonical graph, fused in place.
 
-A chain is found by who reads whose output, never by names: torchvision's BasicBlock calls one ``relu`` module after
-bn1 and again after the addition, and ``torch.ao.quantization.fuse_modules``, which goes by name, would drop the second
-call.
+A chain is found from which call reads which output, never from names. torchvision's BasicBlock calls one ``relu``
+module after bn1 and again after the addition. ``torch.ao.quantization.fuse_modules`` uses names and would drop the
+second call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from cpupack.graph.fused import (
 from cpupack.graph.names import path_of, scoped_name
 
 _OLD_NAME = re.compile(r"(relu6?|hardtanh)_?(_\d+)?")
-"""What recipes written before capture call an activation that is called as a function."""
+"""Names in older recipes, from before capture, for activations that are called as functions."""
 _PATTERNS = frozenset(
     {
         ("conv", "bn"),
@@ -62,7 +62,7 @@ class Chain:
 
 
 def _is_called(node: fx.Node, name: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a recipe may call ``node`` so: by its name, its module's path, or as before capture."""
+    """Whether a recipe may use ``name`` for ``node``: its name, its module's path, or its name from before capture."""
     if name in {scoped_name(node), path_of(node)}:
         return True
     return _OLD_NAME.fullmatch(name) is not None and _kind(node, modules) in {"relu", "relu6"}
@@ -116,7 +116,7 @@ def _resolve(graph_module: fx.GraphModule, names: list[str]) -> Chain:
             read_by = ", ".join(repr(scoped_name(reader)) for reader in readers) or "nothing"
             raise ModelError(
                 f"{listed} cannot be fused: the output of {scoped_name(nodes[-1])!r} is read by {read_by}, "
-                f"so {name!r} does not follow it alone",
+                f"so {name!r} is not its only reader",
                 hint="`cpupack fusions RECIPE` lists what can be fused",
             )
         nodes.append(readers[0])
@@ -124,18 +124,18 @@ def _resolve(graph_module: fx.GraphModule, names: list[str]) -> Chain:
     reason = (
         _refusal(tuple(nodes), kinds, modules, _call_counts(graph_module))
         if kinds in _PATTERNS
-        else " + ".join(_type_name(node, modules) for node in nodes) + " is no chain that runs as one operator"
+        else " + ".join(_type_name(node, modules) for node in nodes) + " does not run as one operator"
     )
     if reason is not None:
         raise ModelError(
             f"{listed} cannot be fused: {reason}",
-            hint="fusible are " + ", ".join("-".join(pattern) for pattern in sorted(_PATTERNS)),
+            hint="fusible chains are " + ", ".join("-".join(pattern) for pattern in sorted(_PATTERNS)),
         )
     return Chain(tuple(nodes), kinds)
 
 
 def fuse_chain(graph_module: fx.GraphModule, chain: Chain) -> None:
-    """Replace a chain's calls by one, in place; the fused module takes the first one's name. FP32 semantics stay."""
+    """Replace a chain's calls by one, in place. It has the first one's name. FP32 results stay the same."""
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     first, last = chain.nodes[0], chain.nodes[-1]
     fused = modules[str(first.target)]
@@ -154,7 +154,7 @@ def fuse_chain(graph_module: fx.GraphModule, chain: Chain) -> None:
 
 
 def _runs(node: fx.Node) -> list[tuple[fx.Node, ...]]:
-    """Return the runs of two and three calls from ``node`` on in which each output has one reader."""
+    """Return the runs of two and three calls that start at ``node`` and in which each output has one reader."""
     runs, run = [], [node]
     while len(run) < 3 and len(run[-1].users) == 1:
         run.append(next(iter(run[-1].users)))
@@ -185,7 +185,7 @@ def _refusal(
 ) -> str | None:
     """Return why calls whose kinds form a pattern still cannot be fused, None when they can."""
     for node, kind in zip(nodes, kinds, strict=True):
-        # An activation holds no state, so its module may be called from many places; weights may not.
+        # An activation has no state, so its module may be called from many places. A module with weights may not.
         if kind not in {"relu", "relu6"} and calls[str(node.target)] > 1:
             return f"{scoped_name(node)!r} is called {calls[str(node.target)]} times"
         if kind == "bn":

@@ -1,8 +1,8 @@
-"""Fusion of models that carry their own QuantStub and DeQuantStub (eager mode), which no graph is captured of.
+"""Fusion of models with their own QuantStub and DeQuantStub (eager mode), for which no graph is captured.
 
-There is no graph, so chains are found by running the model once: a module that receives the very tensor another one
-returned follows it. Other readers of that tensor cannot be seen this way; the fuse stage's comparison of the FP32
-outputs before and after is what proves the fusion.
+Without a graph, chains are found by running the model once: a module follows another if it receives the same tensor
+object that the other returned. Other readers of that tensor are not seen. Therefore the fuse stage compares the FP32
+outputs before and after fusion.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cpupack.graph.fused import fold_batch_norm, normalizes, takes_relu, with_re
 
 
 def has_quant_stubs(module: nn.Module) -> bool:
-    """Whether the model brings its own QuantStub and so is made for eager mode."""
+    """Whether the model has its own QuantStub, so it is written for eager mode."""
     return any(type(child).__name__ == "QuantStub" for child in module.modules())
 
 
@@ -65,7 +65,7 @@ def fuse_eager(
         if not _fusible(members):
             types = " + ".join(type(member).__name__ for member in members)
             raise ModelError(
-                f"[fuse] modules: [{', '.join(chain)}] cannot be fused: {types} is no chain that runs as one operator"
+                f"[fuse] modules: [{', '.join(chain)}] cannot be fused: {types} does not run as one operator"
             )
         fused.set_submodule(chain[0], _combine(members).eval())
         for name in chain[1:]:

@@ -1,4 +1,4 @@
-"""The modules that a fused chain becomes: BatchNorm folded into weights, ReLU paired with what it follows."""
+"""The modules of fused chains: BatchNorm folded into weights, a ReLU paired with the module before it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def channel_axis(module: nn.Module) -> int | None:
 
 
 class ConvReLU6(nn.Sequential):
-    """A convolution and its ReLU6. INT8 runs it as conv + ReLU: a range that ends at 6 clamps there for free."""
+    """A convolution and its ReLU6. INT8 runs it as conv + ReLU, because a range that ends at 6 clamps at 6."""
 
 
 def takes_relu(module: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def takes_relu(module: nn.Module) -> bool:
 
 
 def with_relu(module: nn.Module) -> nn.Module:
-    """Return ``module`` and a ReLU as the class that quantization knows as one operator."""
+    """Return ``module`` and a ReLU in the class that quantization runs as one operator."""
     fused: nn.Module = _WITH_RELU[type(module)](module, nn.ReLU())
     return fused
 
@@ -61,7 +61,7 @@ def normalizes(norm: nn.Module, before: nn.Module) -> bool:
     if not isinstance(norm, NORMS):
         return False
     if type(before) is nn.Linear:
-        # Behind a Linear of (n, length, features) a BatchNorm1d normalizes the length.
+        # After a Linear of (n, length, features), a BatchNorm1d normalizes the length.
         return type(norm) is nn.BatchNorm1d and norm.num_features == before.out_features
     if type(before) in CONVS + TRANSPOSED_CONVS:
         return type(norm).__name__[-2:] == type(before).__name__[-2:]

@@ -1,4 +1,4 @@
-"""What a layer is called: modules by their path, function calls by the module that makes them."""
+"""Names of layers: the path of a module; for a function call, the path of the calling module and a name."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cpupack.graph.tags import NAME
 
 
 def core(module: nn.Module) -> nn.Module:
-    """Return what computes in a fused module: the first of its chain."""
+    """Return the module with weights in a fused module: the first of its chain."""
     return module[0] if isinstance(module, nn.Sequential) and len(module) else module
 
 
 def kind_of(module: nn.Module) -> str:
-    """Return a fused module as people read it: ``Conv2d+ReLU``."""
+    """Return the kind of a fused module as text: ``Conv2d+ReLU``."""
     parts = list(module) if isinstance(module, nn.Sequential) and len(module) else [module]
     return "+".join(type(part).__name__ for part in parts)
 
 
 def is_within(name: str, modules: Collection[str]) -> bool:
-    """Whether a module is one of those listed, or below one."""
+    """Whether a module is in ``modules`` or inside one of them."""
     return any(name == each or name.startswith(each + ".") for each in modules)
 
 
@@ -39,6 +39,6 @@ def scoped_name(node: fx.Node) -> str:
 
 
 def path_of(node: fx.Node) -> str:
-    """Return the path of the innermost of the user's modules that makes a call, "" where there is none."""
+    """Return the path of the innermost user's module that makes a call, "" for a call outside all modules."""
     scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
     return str(scopes[-1]) if scopes else ""

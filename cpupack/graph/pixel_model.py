@@ -1,12 +1,12 @@
-"""An INT8 model that takes pixels as they are: normalization is part of the first convolution's weights.
+"""An INT8 model that takes unnormalized pixels: normalization is part of the first convolution's weights.
 
-A pixel p of channel c is normalized to (p / 255 - mean_c) / std_c, and zero padding happens after that. Scaling goes
-into the weights; the shift cannot simply go into the bias, because it must not reach the padding. So the input gets one
-more channel that is constant inside the image and zero in the padding, and its weight is the shift: exact at every
-border. The input is lossless (scale 1), a quarter of the bytes, and nothing is converted.
+A pixel p of channel c is normalized to (p / 255 - mean_c) / std_c, and zero padding is added after that. The weights
+include the scale. The shift cannot be part of the bias, because it must not apply to the padding. So the input gets one
+more channel, which is constant inside the image and zero in the padding, and its weight is the shift. That is exact at
+every border. The input is lossless (scale 1), has a quarter of the bytes, and needs no conversion.
 
-The zero point is the mean pixel, not 0: weights are rounded, their error is multiplied by the input, and pixels counted
-from 0 have a mean several times their deviation. On a trained ResNet-18 zero point 0 cost 2 dB of SQNR.
+The zero point is the mean pixel instead of 0. Weights are rounded, and their error is multiplied by the input. Pixels
+counted from 0 have a mean of several times their deviation. On a trained ResNet-18, zero point 0 cost 2 dB of SQNR.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From an INT8 model beside the FP32 model it came from to one fact for each layer."""
+"""Compares an INT8 model with its FP32 model and returns one fact for each layer."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def describe_layers(
 ) -> tuple[LayerFact, ...]:
     """Run both models on a few samples and return a fact for every layer, in the order of execution.
 
-    ``calibrated`` is what ``quantized`` was made from, ``skip`` the recipe's. An engine whose module is one operator
-    for the whole network says its layers itself (``QuantizedModel.layers``); here the error of each is measured.
+    ``quantized`` was made from ``calibrated``. ``skip`` is that of the recipe. An engine that runs the whole network as
+    one operator lists its layers itself (``QuantizedModel.layers``). For it only the error of each layer is measured.
     """
     some = samples.spread(SAMPLES)
     if isinstance(quantized.module, NativeModel | MixedModel):
@@ -51,7 +51,7 @@ def describe_layers(
 
 
 def float_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
-    """Return a line for each layer that stayed FP32, but for those that only follow another or could not be INT8."""
+    """Return a line for each layer that stayed FP32, except layers that only follow another or cannot be INT8."""
     return tuple(
         f"{layer.name} ({layer.kind}) stayed FP32: {layer.reason}"
         for layer in layers

@@ -1,4 +1,4 @@
-"""The parts of a fact that every kind of module shares."""
+"""Functions for facts about layers, shared by graphs, modules and the native engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DYNAMIC = "dynamic quantization takes linear and recurrent layers only"
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides why a layer stayed FP32. ``reasons`` are those that the quantize stage knows, by module name.
+    """Decides why a layer stayed FP32. ``reasons`` are those of the quantize stage, by module name.
 
     ``style`` is that of ``FusedModel``.
     """
@@ -32,11 +32,11 @@ class Setting:
     def reason(self, name: str, kind: str, *, target: str = "", after: str = "") -> str:
         """Return why a layer is FP32.
 
-        ``target`` is its name in the INT8 model where that is another, ``after`` the layer whose FP32 output it reads.
+        ``target`` is its name in the INT8 model, if different. ``after`` is the layer whose FP32 output it reads.
         """
         if is_within(name, self.skip):
             return "listed in skip"
-        for known in (target or name, f"{name}.0"):  # the second: the convolution in a fused chain
+        for known in (target or name, f"{name}.0"):  # the second is the convolution in a fused chain
             if known in self.reasons:
                 return self.reasons[known]
         if after:
@@ -48,14 +48,14 @@ class Setting:
 
 
 class Counts(Protocol):
-    """How often each operator ran, by what it computes in."""
+    """How often each operator ran, separately for INT8 and FP32."""
 
     int8: Counter[str]
     fp32: Counter[str]
 
 
 def kernel_of(counter: Counts) -> tuple[str, str] | None:
-    """Return (precision, operators) of what was run, None where nothing computed. INT8 is what any part of it makes."""
+    """Return (precision, operators) of the counted calls, None if nothing computed. Any INT8 operator makes it INT8."""
     if counter.int8:
         return "int8", " + ".join(counter.int8)
     if counter.fp32:
@@ -64,14 +64,14 @@ def kernel_of(counter: Counts) -> tuple[str, str] | None:
 
 
 def qparams(value: Any) -> tuple[float | None, int | None]:
-    """Return scale and zero point of an output that is a tensor with one scale, else nothing."""
+    """Return scale and zero point of an output that is a tensor with one scale, else None for both."""
     if isinstance(value, torch.Tensor) and value.is_quantized and value.qscheme() == torch.per_tensor_affine:
         return float(value.q_scale()), int(value.q_zero_point())
     return None, None
 
 
 def output_sqnr_db(reference: Any, actual: Any) -> float | None:
-    """Return the SQNR of an output against FP32's, None where the two cannot be compared."""
+    """Return the SQNR of an output against FP32's, None if the two cannot be compared."""
     reference, actual = _tensor(reference), _tensor(actual)
     if reference is None or actual is None or reference.shape != actual.shape:
         return None
@@ -88,13 +88,13 @@ def weight_sqnr_db(module: nn.Module, reference: torch.Tensor | None) -> float |
 
 
 def float_weight(module: nn.Module) -> torch.Tensor | None:
-    """Return the FP32 weights of a module or of the first in its chain."""
+    """Return the FP32 weights of a module, or of the first module in its chain."""
     weight = getattr(core(module), "weight", None)
     return weight.detach() if isinstance(weight, torch.Tensor) else None
 
 
 def _tensor(value: Any) -> torch.Tensor | None:
-    """Return an output, of a recurrent layer its first part, where it is a tensor of numbers that INT8 could hold."""
+    """Return an output (for a recurrent layer its first part) if it is a tensor of numbers that INT8 can hold."""
     if isinstance(value, tuple) and value:
         value = value[0]
     if isinstance(value, torch.Tensor) and (value.is_quantized or value.is_floating_point()):

@@ -1,4 +1,4 @@
-"""The layers of a captured model: its INT8 graph is run node by node beside the FP32 one."""
+"""The layers of a model with a graph: runs the INT8 graph node by node and compares it with the FP32 graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cpupack.runtime.images.preprocess import PreprocessSpec
 
 
 class GraphLayers:
-    """Collects the facts of one INT8 model, whose parts are given to ``walk`` in their order."""
+    """Collects the facts of one INT8 model. ``walk`` must be called with its parts in order."""
 
     def __init__(self, floats: fx.GraphModule, batch: torch.Tensor, setting: Setting) -> None:
         self._floats, self._setting = floats, setting
@@ -28,7 +28,7 @@ class GraphLayers:
         recorder = _Recorder(floats)
         recorder.run(batch)
         self._expected = recorder.values
-        self._beside = {
+        self._other_summand = {
             each: next(other for other in add.all_input_nodes if other is not each)
             for add, summands in residual_summands(floats).items()
             for each in summands
@@ -36,11 +36,11 @@ class GraphLayers:
         self._input = next(node for node in floats.graph.nodes if node.op == "placeholder")
 
     def facts(self) -> tuple[LayerFact, ...]:
-        """Return what was collected, in the order of execution."""
+        """Return the collected facts, in the order of execution."""
         return tuple(self._facts)
 
     def pixel_stem(self, model: PixelModel, pixels: torch.Tensor, preprocess: PreprocessSpec) -> Any:
-        """Run the first convolution on pixels, note it, and return its output: the input of ``model.body``."""
+        """Run the first convolution on pixels, record it, and return its output: the input of ``model.body``."""
         assert isinstance(model.float_stem, fx.GraphModule)
         conv = [node for node in model.float_stem.graph.nodes if node.op == "call_module"][-1]
         module = model.pixel_stem.get_submodule("conv")
@@ -55,11 +55,11 @@ class GraphLayers:
         return value
 
     def walk(self, graph: fx.GraphModule, value: Any) -> None:
-        """Run a part of the INT8 model on ``value``, the input or what the part before gave, and note what computes."""
+        """Run a part of the INT8 model on ``value``, its input, and record each node that computes."""
         _Walk(graph, self).run(value)
 
     def see(self, graph: fx.GraphModule, node: fx.Node, counter: OperatorCounter, value: Any) -> None:
-        """Note one node of the INT8 model, which has just been run."""
+        """Record one node of the INT8 model, which has just run."""
         if node.op == "placeholder":
             self._twins.set(node, self._input)
             return
@@ -68,7 +68,7 @@ class GraphLayers:
         if kernel_of(counter) is None:
             made = [self._fp32[each] for each in node.all_input_nodes if each in self._fp32]
             if made and isinstance(value, torch.Tensor) and not value.is_quantized:
-                self._fp32[node] = made[0]  # a view of what stayed FP32
+                self._fp32[node] = made[0]  # a view of an FP32 output
             return
         own = self._own_call(node)
         error = None
@@ -101,7 +101,7 @@ class GraphLayers:
             reason = self._setting.reason(name, kind, target=str(node.target), after="" if weighted else after)
         before = self._facts[-1] if self._facts else None
         if before is not None and before.name == name and is_clamp(node):
-            self._facts.pop()  # the second half of a convolution with ReLU6, whose value is that of both
+            self._facts.pop()  # this node is the ReLU6 of the convolution before; its value is the result of both
             kernel, weight_error = f"{before.kernel} + {kernel}", before.weight_sqnr_db
         self._facts.append(
             LayerFact(
@@ -119,27 +119,27 @@ class GraphLayers:
 
     def _output_sqnr_db(self, twin: fx.Node, value: Any) -> float | None:
         expected = self._expected.get(twin)
-        if twin in self._beside and isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
-            # A summand x of relu(x + y) counts as max(x, -y): its range is chosen for no more.
-            hidden = -self._expected[self._beside[twin]]
+        if twin in self._other_summand and isinstance(value, torch.Tensor) and isinstance(expected, torch.Tensor):
+            # A summand x of relu(x + y) is compared as max(x, -y), because its range was chosen for max(x, -y).
+            hidden = -self._expected[self._other_summand[twin]]
             if hidden.shape == value.shape:
                 actual = value.dequantize() if value.is_quantized else value
                 return output_sqnr_db(torch.maximum(expected, hidden), torch.maximum(actual, hidden))
         return output_sqnr_db(expected, value)
 
     def _function(self, node: fx.Node, module: nn.Module | None, twin: fx.Node | None) -> tuple[str, str]:
-        """Return name and kind of what is no module of the FP32 model under its own name."""
+        """Return name and kind of a node that does not call a module with the same name as in the FP32 model."""
         if twin is None:
             return node.name, called(node, module)
         if twin.op == "call_module" and not (module is None and called(node, None).endswith("_relu")):
             return scoped_name(twin), kind_of(self._module(twin))
-        if called(node, module).endswith("_relu"):  # the twin is the ReLU; what comes before it gives the name
+        if called(node, module).endswith("_relu"):  # the twin is the ReLU; the node before it gives the name
             source = twin.all_input_nodes[0]
             return scoped_name(source), f"{called(source, None)}+ReLU"
         return scoped_name(twin), called(twin, None)
 
     def _own_call(self, node: fx.Node) -> fx.Node | None:
-        """Return the FP32 call of the module that ``node`` calls too."""
+        """Return the node of the FP32 graph that calls the same module as ``node``."""
         nodes = self._floats.graph.nodes
         return next(
             (each for each in nodes if each.op == node.op == "call_module" and each.target == node.target), None
@@ -150,7 +150,7 @@ class GraphLayers:
 
 
 class _Recorder(fx.Interpreter):
-    """Keeps the value of every node; copies, because a later call may work in place."""
+    """Keeps a copy of the value of every node, because a later call may change it in place."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -182,7 +182,7 @@ def _weight(module: nn.Module) -> torch.Tensor:
 
 
 def _joined(module: nn.Module) -> str:
-    """Return what else one INT8 module does: the sum behind a convolution, and the ReLU behind that."""
+    """Return the names of the other operations in an INT8 module: the addition after a convolution, and the ReLU."""
     name = type(module).__name__
     if "Add" not in name:
         return ""

@@ -1,4 +1,4 @@
-"""The layers of a model without a graph (eager and dynamic quantization): both models are watched by hooks."""
+"""The layers of a model without a graph (eager and dynamic quantization). Hooks record both models."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cpupack.layers.facts import Setting, float_weight, kernel_of, output_sqnr_d
 from cpupack.operators import OperatorCounter
 
 _STEP = ".activation_post_process"
-"""What FloatFunctional passes its results through; torch's eager mode has the observer there."""
+"""The child of FloatFunctional that its results pass through. torch's eager mode attaches the observer there."""
 
 
 def module_layers(module: nn.Module, floats: nn.Module, batch: torch.Tensor, setting: Setting) -> tuple[LayerFact, ...]:
-    """Return the facts of an INT8 ``module`` whose children have the names of those of the FP32 model ``floats``."""
+    """Return the facts of an INT8 ``module`` whose children have the same names as in the FP32 model ``floats``."""
     expected: dict[str, Any] = {}
 
     def keep(name: str) -> Any:
@@ -81,14 +81,14 @@ class _Watch:
                 kind = kind_of(source) if source is not None else type(module).__name__
                 self._note(name, kind, frame.counts, output, weight_sqnr_db(module, weight), name)
             else:
-                for part in frame.counts.each():  # functions that the forward of a container calls itself
+                for part in frame.counts.each():  # functions that a container's forward calls directly
                     self._note(f"{name}.", None, part, None, None, "")
-            self._counter.forget()  # the operators that these figures took
+            self._counter.forget()  # drop the operators that computed these figures
 
         return hook
 
     def _settle(self) -> None:
-        """Give what has run since the last event to the innermost module."""
+        """Attribute the operators since the last event to the innermost module."""
         if self._frames:
             self._frames[-1].counts.int8.update(self._counter.int8)
             self._frames[-1].counts.fp32.update(self._counter.fp32)
@@ -121,7 +121,7 @@ class _Watch:
 
 
 def _is_layer(module: nn.Module, source: nn.Module | None) -> bool:
-    """Whether a module computes as a whole: it has no parts, or it is the INT8 form of one in the FP32 model."""
+    """Whether a module is one layer: it has no children, or it is the INT8 form of a module in the FP32 model."""
     if callable(getattr(module, "weight", None)) or not any(True for _ in module.children()):
         return True
     return source is not None and not any(True for _ in source.children())
@@ -147,6 +147,6 @@ class _Frame:
         self.counts = _Counts()
 
     def take(self) -> _Counts:
-        """Return what has run in this frame, and forget it."""
+        """Return the counts of this frame, and reset them."""
         counts, self.counts = self.counts, _Counts()
         return counts

@@ -1,4 +1,4 @@
-"""The layers of a model of the native engine: how far each is off, seen by stopping the program behind it."""
+"""The layers of a native engine's model. The error of each is measured by stopping the program after it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from cpupack.runtime.images.inputs import model_input
 def native_layers(
     model: NativeModel | MixedModel, layers: tuple[LayerFact, ...], calibrated: CalibratedModel, samples: Samples
 ) -> tuple[LayerFact, ...]:
-    """Return ``layers`` with the SQNR of each one's output against the FP32 graph's on ``samples``.
+    """Return ``layers`` with the SQNR of each output against that of the FP32 graph on ``samples``.
 
-    Layers whose values have no place of their own in memory keep none.
+    Layers whose output is never written to memory get none.
     """
     floats = calibrated.fused.module
     assert isinstance(floats, fx.GraphModule)
-    beside = {
+    other_summand = {
         each.name: next(other.name for other in add.all_input_nodes if other is not each)
         for add, summands in residual_summands(floats).items()
         for each in summands
     }
     wanted = {look.node for look in model.looks if look is not None}
-    wanted |= {beside[name] for name in wanted if name in beside}
+    wanted |= {other_summand[name] for name in wanted if name in other_summand}
     with torch.inference_mode(), engine(native_library.ENGINE):
         batch = batch_channels_last(samples.tensor(slice(None)))
         keeper = _Keeper(floats, wanted)
@@ -51,7 +51,7 @@ def native_layers(
         for fact, look in zip(layers, model.looks, strict=True):
             if look is not None:
                 found, expected = _found(look, runs[look.part]), keeper.values[look.node]
-                hidden = -keeper.values[beside[look.node]] if look.node in beside else None
+                hidden = -keeper.values[other_summand[look.node]] if look.node in other_summand else None
                 error = _error_db(expected, found.reshape(expected.shape), hidden)
                 fact = dataclasses.replace(fact, output_sqnr_db=error)
             facts.append(fact)
@@ -98,7 +98,7 @@ def _found(look: Look, run: _Run) -> torch.Tensor:
 
 
 def _error_db(expected: torch.Tensor, found: torch.Tensor, hidden: torch.Tensor | None) -> float | None:
-    """Compare two results; ``hidden`` is -y where they are a summand x of relu(x + y), which counts as max(x, -y)."""
+    """Compare two results. If they are a summand x of relu(x + y), ``hidden`` is -y, and max(x, -y) is compared."""
     if hidden is not None and hidden.shape == expected.shape:
         expected, found = torch.maximum(expected, hidden), torch.maximum(found, hidden)
     return output_sqnr_db(expected, found)
@@ -112,11 +112,11 @@ def _values(codes: npt.NDArray[np.uint8], look: Look) -> torch.Tensor:
 def codes_after(
     program: torch.Tensor, x: torch.Tensor, layer: int, shape: tuple[int, int, int]
 ) -> npt.NDArray[np.uint8]:
-    """Return what ``layer`` of a program leaves in its buffer, uint8 ``(n, *shape)``; ``x`` is what the program reads.
+    """Return the output of ``layer`` of a program, uint8 ``(n, *shape)``. ``x`` is the input of the program.
 
-    The native kernels must be loaded. Raises RuntimeError where the program cannot run or the layer leaves nothing.
+    The native kernels must be loaded. Raises RuntimeError if the program cannot run or the layer writes no output.
     """
-    library = ctypes.CDLL(native_library.describe()["path"])  # the one that is loaded
+    library = ctypes.CDLL(native_library.describe()["path"])  # already loaded, so this returns the same library
     declare(library)
     codes = np.empty((len(x), *shape), np.uint8)
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
@@ -134,7 +134,7 @@ def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
 
 
 class _Keeper(fx.Interpreter):
-    """Keeps the values of some nodes; copies, because a later call may work in place."""
+    """Keeps copies of the values of some nodes, because a later call may change them in place."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
         super().__init__(module)

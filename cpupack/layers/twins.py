@@ -1,7 +1,7 @@
-"""Which node of the FP32 graph a node of the INT8 graph stands for.
+"""Finds the node of the FP32 graph that computes the same value as a node of the INT8 graph: its twin.
 
-Quantizing renames nodes, hides modules and joins several into one. What stays is who reads whom: a module is found by
-its path, a function by what it reads.
+Quantization renames nodes, hides modules and joins several into one. But each node still reads the same values. So a
+module is found by its path, and a function by its inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CLAMP = "_relu6"
 
 
 class Twins:
-    """Finds the FP32 node of every INT8 node that is given to ``find``, in the order of the graph."""
+    """Finds the FP32 node of each INT8 node. ``find`` must be called with the nodes in the order of the graph."""
 
     def __init__(self, floats: fx.GraphModule) -> None:
         self._floats = floats
@@ -29,15 +29,15 @@ class Twins:
         self._order = {node: number for number, node in enumerate(floats.graph.nodes)}
 
     def set(self, node: fx.Node, twin: fx.Node) -> None:
-        """Say it for a node that is known: an input."""
+        """Set the FP32 node of a node for which it is known: an input."""
         self._of[node] = twin
 
     def get(self, node: fx.Node) -> fx.Node | None:
-        """Return what ``find`` found for a node."""
+        """Return the FP32 node that ``find`` returned for ``node``."""
         return self._of.get(node)
 
     def find(self, node: fx.Node, module: nn.Module | None) -> fx.Node | None:
-        """Return the FP32 node whose value ``node`` computes, None where there is none. ``module`` is what it calls."""
+        """Return the FP32 node whose value ``node`` computes, or None. ``module`` is the module that it calls."""
         twin = self._find(node, module)
         if twin is not None:
             self._of[node] = twin
@@ -60,7 +60,7 @@ class Twins:
         return None
 
     def _joined(self, conv: fx.Node, kind: str) -> fx.Node:
-        """Return the last call of those that one operator runs: conv, the sum behind it, the ReLU behind that."""
+        """Return the last of the calls that one operator runs: conv, the addition after it, and the ReLU after that."""
         if "Add" not in kind:
             return conv
         add = next(iter(conv.users))
@@ -91,14 +91,14 @@ class Twins:
 
 
 def is_clamp(node: fx.Node) -> bool:
-    """Whether a node is the ReLU6 of a fused convolution, which 7 bits make a call of its own."""
+    """Whether a node is the ReLU6 of a fused convolution. With 7-bit activations it is a separate call."""
     return node.op == "call_module" and str(node.target).endswith(_CLAMP)
 
 
 def called(node: fx.Node, module: nn.Module | None) -> str:
-    """Return what a node calls, in lower case and without the marks of in-place forms: ``add``, ``relu``."""
+    """Return the name of a node's function or module, in lower case and without in-place marks: ``add``, ``relu``."""
     if module is not None:
-        inner = getattr(module, "call", None)  # a call that was hidden from torch to keep it FP32
+        inner = getattr(module, "call", None)  # a call that was hidden from torch so that it stays FP32
         name = getattr(inner, "__name__", type(inner).__name__) if callable(inner) else type(module).__name__
     else:
         name = getattr(node.target, "__name__", str(node.target))

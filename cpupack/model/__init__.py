@@ -1,1 +1,1 @@
-"""The user's model: where modules come from, their weights, and what goes wrong in code that is not ours."""
+"""The user's model: building its module, loading its weights, and reporting failures in the user's code."""

@@ -1,4 +1,4 @@
-"""What a factory returned, as an FP32 module on the CPU that a build can take: unwrapped, converted, or refused."""
+"""Checks what a factory returned: unwraps and converts it to an FP32 module on the CPU, or refuses it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WRAPPERS = {
     "DistributedDataParallel": ("module", "DistributedDataParallel"),
     "AveragedModel": ("module", "AveragedModel"),
 }
-"""Classes of torch that hold the user's module, the attribute, and the name in notes."""
+"""torch's classes that wrap a user's module: the class, its attribute with the module, and its name in notes."""
 _QUANTIZED = (
     "torch.ao.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
@@ -29,15 +29,15 @@ _QUANTIZED = (
     "torch.ao.quantization.observer",
 )
 _FLOAT_STILL = frozenset({"FloatFunctional", "FXFloatFunctional"})
-"""Classes among those that compute in FP32: models with their own stubs add and join with them."""
+"""Classes of torch's quantization that compute in FP32. Models with their own stubs add and concatenate with them."""
 
 
 def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
-    """Return the module to build from what a factory made; notes say what was changed.
+    """Return the module to build from what a factory made. Notes say what was changed.
 
-    Wrappers of torch.compile, DataParallel and SWA are taken off, weights of half and double precision become FP32, on
-    the CPU. Raises ModelError for what is no module, is TorchScript, is quantized already, or has weights without
-    values.
+    Wrappers of torch.compile, DataParallel and SWA are removed. Weights are moved to the CPU, and those in half or
+    double precision become FP32. Raises ModelError for anything that is not a module, is TorchScript, is already
+    quantized, or has weights without values.
     """
     if isinstance(made, type) and issubclass(made, nn.Module):
         raise ModelError(
@@ -47,7 +47,7 @@ def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"[model] {source} returned {type(made).__name__}, not a torch.nn.Module",
-            hint="the factory returns the model alone, in FP32",
+            hint="the factory must return only the model, in FP32",
         )
     module = _unwrapped(made, progress)
     _refuse_modules(module, source)
@@ -56,7 +56,7 @@ def accepted(made: Any, source: str, progress: Progress) -> nn.Module:
 
 
 def _unwrapped(module: nn.Module, progress: Progress) -> nn.Module:
-    """Take off wrappers, of the whole model and of parts of it; modules keep the names they have without them."""
+    """Remove the wrappers of the model and of its parts. Modules get the names that they have without wrappers."""
     removed: set[str] = set()
     module = _inner(module, removed)
     for parent in list(module.modules()):
@@ -68,7 +68,9 @@ def _unwrapped(module: nn.Module, progress: Progress) -> nn.Module:
             parent._compiled_call_impl = None
             removed.add("torch.compile")
     if removed:
-        progress.note(f"the factory's module is wrapped by {' and '.join(sorted(removed))}: what is inside is packaged")
+        progress.note(
+            f"the factory's module is wrapped by {' and '.join(sorted(removed))}: the module inside is packaged"
+        )
     return module
 
 
@@ -86,12 +88,12 @@ def _refuse_modules(module: nn.Module, source: str) -> None:
         kind = type(each).__module__
         if any(base.__name__ == "ScriptModule" for base in type(each).__mro__):
             raise ModelError(
-                f"[model] {source}: {where} is a TorchScript module; what is frozen in it cannot be fused or quantized",
+                f"[model] {source}: {where} is a TorchScript module, which cannot be fused or quantized",
                 hint="return the Python module that it was scripted or traced from",
             )
         if kind.startswith(_QUANTIZED) and type(each).__name__ not in _FLOAT_STILL:
             raise ModelError(
-                f"[model] {source}: {where} ({type(each).__name__}) is quantized or prepared for it already",
+                f"[model] {source}: {where} ({type(each).__name__}) is already quantized or prepared for quantization",
                 hint="return the FP32 model; cpupack quantizes it",
             )
 
@@ -142,7 +144,7 @@ def _is_other_float(value: torch.Tensor) -> bool:
 
 
 def _replace_inference_tensors(module: nn.Module) -> None:
-    """Copy weights that were made in inference mode: such tensors can never be changed or fused."""
+    """Copy weights that were created in inference mode, because such tensors cannot be changed or fused."""
     copies: dict[int, torch.Tensor] = {}
     for each in module.modules():
         tables: list[dict[str, Any]] = [each._parameters, each._buffers]

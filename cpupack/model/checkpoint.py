@@ -1,7 +1,7 @@
-"""Checkpoints: finding the weights of a module in what training tools write around them, and saying what was taken.
+"""Finds the weights of a module in the checkpoints of training tools, and says which weights were taken.
 
-Nothing is taken unless every name and shape of the module is there. What stands around a name is removed only where
-the rest is then exactly the module's own names.
+Weights are taken only if every name and shape of the module is there. Prefixes and suffixes are removed from names only
+if the result is exactly the module's own names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PLAIN_KEYS = frozenset(
 )
 """Keys under which checkpoints keep a state dict."""
 _PREFIXES = frozenset({"module", "model", "net", "network", "_model", "online_model"})
-"""Attributes that wrap the model: other tensors beside them belong to the training (a loss, a metric)."""
+"""Attributes that hold the model. Tensors next to them belong to the training (a loss, a metric)."""
 _AVERAGED = frozenset({"ema", "swa", "averaged", "shadow", "polyak"})
 """Words in a key or prefix that mean a running average of the weights."""
 _NOT_WEIGHTS = frozenset(
@@ -65,14 +65,14 @@ _WRAPPERS = {
     "_original_module": "Lightning Fabric",
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
-"""Private attributes by which wrappers hold a module, at any depth of a name."""
+"""Private attributes in which wrappers keep a module. They may appear anywhere in a name."""
 _DEEPEST = 4
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
 
 @dataclass(frozen=True)
 class Taken:
-    """The weights to load. ``notes`` say what was recognised, ``warnings`` what the user must not miss."""
+    """The weights to load. ``notes`` say what was recognised; ``warnings`` are what the user must not miss."""
 
     state: dict[str, torch.Tensor]
     notes: tuple[str, ...]
@@ -81,7 +81,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class _Table:
-    """Tensors found in a file: under which keys, by which names; ``removed`` are parts of names that wrappers add."""
+    """Tensors in a file. ``path`` has the keys that lead to them, ``removed`` the name parts that wrappers added."""
 
     path: tuple[str, ...]
     tensors: dict[str, torch.Tensor]
@@ -90,7 +90,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Offer:
-    """Tensors of a table under one prefix (``added``: the module has it, not the file), and how they fit."""
+    """Tensors of a table under one prefix, and how they fit. ``added``: the module has the prefix, the file has not."""
 
     table: _Table
     prefix: str
@@ -112,14 +112,15 @@ class _Offer:
 
 
 def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optional: tuple[str, ...] = ()) -> Taken:
-    """Return the weights of ``module`` in ``raw``, what a file holds; the module is not changed.
+    """Find the weights of ``module`` in ``raw``, the contents of a file. The module is not changed.
 
-    ``choice`` is ``[model] state``: ``plain``, ``ema`` or None (plain where there are such). Names that start with one
-    of ``optional`` may be left out. Raises ModelError when nothing fits by every name and shape, or several do.
+    ``choice`` is ``[model] state``: ``plain``, ``ema`` or None (plain if there are plain weights). Names that start
+    with one of ``optional`` may be missing. Raises ModelError when no weights fit by every name and shape, or when
+    several different ones do.
     """
     if kept := [name for name, value in module.state_dict().items() if not isinstance(value, torch.Tensor)]:
         raise ModelError(
-            f"[model] weights: the module keeps more than tensors in its state ({listed(kept)})",
+            f"[model] weights: the module's state has values that are not tensors ({listed(kept)})",
             hint='load it in the factory, with weights = "factory"',
         )
     own = Own(module)
@@ -154,19 +155,19 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
     if choice is None and plain is not None and averaged is not None:
         warnings = (
             f"{path.name} holds plain weights ({plain.where}) and averaged ones ({averaged.where}); the plain ones are "
-            'used. Averaged weights are usually the better ones: [model] state = "ema" takes them, state = "plain" '
-            "keeps these without this warning",
+            'used. Averaged weights are usually better: [model] state = "ema" uses them, state = "plain" keeps the '
+            "plain ones without this warning",
         )
     others = [each for each in good if each is not taken]
-    return Taken(taken.fit.state, tuple(_said(taken, others, own, raw)), warnings)
+    return Taken(taken.fit.state, tuple(_notes(taken, others, own, raw)), warnings)
 
 
 def words(key: str) -> set[str]:
-    """Return the words of a key in lower case: ``model_ema`` and ``modelEMA`` are both model and ema."""
+    """Return the words of a key in lower case: ``model_ema`` and ``modelEMA`` both give "model" and "ema"."""
     return {word.lower() for word in _WORDS.findall(key)}
 
 
-# --- where tensors are
+# --- where the tensors are
 
 
 def _tables(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
@@ -184,7 +185,7 @@ def _tables(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
 
 
 def _joined(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
-    """Yield the tensors of mappings that hold one state dict for each part of the model."""
+    """Yield the tensors of mappings that hold a separate state dict for each part of the model."""
     if not isinstance(raw, Mapping) or len(path) > 1:
         return
     parts = {key: value for key, value in raw.items() if isinstance(key, str) and isinstance(value, Mapping)}
@@ -202,7 +203,7 @@ def _joined(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
 
 
 def _unnamed(values: Any, own: Own, path: tuple[str, ...]) -> Iterator[_Table]:
-    """Name a list of averaged parameters (torch_ema): they are in the order of ``parameters()``."""
+    """Give names to a list of averaged parameters (torch_ema), which has the order of ``parameters()``."""
     found = [value for value in values if isinstance(value, torch.Tensor)]
     if found and len(found) == len(values) == len(own.trained):
         pairs = list(zip(own.trained, found, strict=True))
@@ -211,7 +212,7 @@ def _unnamed(values: Any, own: Own, path: tuple[str, ...]) -> Iterator[_Table]:
 
 
 def _without_wrappers(table: _Table, own: Own, also: frozenset[str] = frozenset()) -> _Table:
-    """Remove the parts of names that wrappers add, unless the module has such parts itself."""
+    """Remove the parts of names that wrappers add, unless the module itself has such parts."""
     used = {part for name in own.state for part in name.split(".")}
     droppable = (set(_WRAPPERS) | also) - used
     removed: list[str] = []
@@ -220,21 +221,21 @@ def _without_wrappers(table: _Table, own: Own, also: frozenset[str] = frozenset(
         parts = name.split(".")
         kept = ".".join(part for part in parts if part not in droppable)
         if not kept or kept in tensors:
-            return table  # two names would become one
+            return table  # two names would become the same
         tensors[kept] = value
         removed += [part for part in parts if part in droppable and part not in removed]
     return replace(table, tensors=tensors, removed=tuple(removed)) if removed else table
 
 
 def _looser(tables: list[_Table], own: Own) -> Iterator[_Table]:
-    """Yield the tables once more without DistributedDataParallel's ``module`` inside names."""
+    """Yield the tables again without DistributedDataParallel's ``module`` inside names."""
     for table in tables:
         other = _without_wrappers(table, own, frozenset({"module"}))
         if other is not table and "module" in other.removed:
             yield replace(other, removed=(*table.removed, *other.removed))
 
 
-# --- what of it fits
+# --- which tensors fit
 
 
 def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Iterator[_Offer]:
@@ -253,7 +254,9 @@ def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Ite
         parts = [*prefix.split(".")[:-1], *table.path]
         averaged = any(words(part) & _AVERAGED for part in parts)
         if isinstance(raw, Mapping) and "current_model_state" in raw and table.path == ("state_dict",):
-            averaged = True  # Lightning's WeightAveraging puts the average there, and the weights in training beside it
+            averaged = (
+                True  # Lightning's WeightAveraging stores the average there, and the plain weights under another key
+            )
         if prefix and outside and found.loads and not _may_stand_alone(prefix, raw):
             found = replace(found, unexpected=tuple(outside))
         extras = tuple(name for name in table.tensors if not name.startswith(prefix) and is_extra(name))
@@ -263,7 +266,7 @@ def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Ite
 
 
 def _may_stand_alone(prefix: str, raw: Any) -> bool:
-    """Whether tensors outside of a prefix are the training's own, and not parts of another, larger model."""
+    """Whether tensors outside a prefix belong to the training, and not to a larger model."""
     parts = prefix.split(".")[:-1]
     if all(part in _PREFIXES or words(part) & _AVERAGED for part in parts):
         return True
@@ -275,7 +278,7 @@ def _is_lightning(raw: Any) -> bool:
 
 
 def _wrapped(table: _Table, own: Own) -> Iterator[_Offer]:
-    """Yield an offer for each prefix that all names of the module have and the file has not."""
+    """Yield an offer for each prefix that all names of the module have and that the file does not have."""
     first = next(iter(own.state), "").split(".")
     for count in range(1, len(first)):
         prefix = ".".join(first[:count]) + "."
@@ -288,7 +291,7 @@ def _wrapped(table: _Table, own: Own) -> Iterator[_Offer]:
 
 
 def _completed(offers: list[_Offer], good: list[_Offer], own: Own) -> Iterator[_Offer]:
-    """Yield averages of the parameters alone, with the buffers of the plain weights in the same file."""
+    """Complete averages that have only parameters with the buffers of the plain weights in the same file."""
     plain = [offer for offer in good if not offer.averaged]
     if len(plain) != 1:
         return
@@ -303,7 +306,7 @@ def _completed(offers: list[_Offer], good: list[_Offer], own: Own) -> Iterator[_
 
 
 def _renamed(module: nn.Module, offers: list[_Offer]) -> Iterator[_Offer]:
-    """Yield the first offer in which the module finds all it needs by its own hooks, which know older names."""
+    """Yield the first offer that the module can load through its own hooks, which may translate older names."""
     before = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
     for offer in offers:
         tensors = _under(offer.prefix, offer.table.tensors)
@@ -325,7 +328,7 @@ def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 
 def _one(offers: list[_Offer], path: Path) -> _Offer | None:
-    """Return the offer to take: one under a usual key before others; several that differ are an error."""
+    """Return the offer to take. Usual keys come before others. Several offers that differ are an error."""
     best = [offer for offer in offers if offer.known] or offers
     for offer in best[1:]:
         first = best[0].fit.state
@@ -336,19 +339,19 @@ def _one(offers: list[_Offer], path: Path) -> _Offer | None:
             raise ModelError(
                 f"[model] weights: {path} holds several sets of weights that fit the model, with different values: "
                 + " and ".join(each.where for each in best),
-                hint="save the one that you mean alone: torch.save(model.state_dict(), path)",
+                hint="save only the weights that you mean: torch.save(model.state_dict(), path)",
             )
     return best[0] if best else None
 
 
-# --- what is said
+# --- notes and errors
 
 
 def _known(offer: _Offer | None) -> str:
     return offer.where if offer is not None else "none"
 
 
-def _said(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[str]:
+def _notes(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[str]:
     parts = []
     if offer.table.path:
         kind = "a Lightning checkpoint" if _is_lightning(raw) else "the checkpoint"
@@ -363,11 +366,11 @@ def _said(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[s
     covered = tuple(each.prefix for each in others if each.table is offer.table and each.prefix)
     left = [name for name in offer.left if not name.startswith(covered)] if covered else list(offer.left)
     if left:
-        parts.append(f"left out {listed(left)}, which the model has not")
+        parts.append(f"left out {listed(left)}, which the model does not have")
     if extras := [name for name in offer.fit.extras if not name.endswith("num_batches_tracked")]:
-        parts.append(f"left out {listed(extras)}, which are no weights of the model")
+        parts.append(f"left out {listed(extras)}, which are not weights of the model")
     if offer.borrowed:
-        parts.append(f"took {listed(offer.borrowed)} from the plain weights, for which there is no average")
+        parts.append(f"took {listed(offer.borrowed)} from the plain weights, because they have no average")
     if offer.fit.tied:
         parts.append("tied: " + listed(f"{name} is {other}" for name, other in offer.fit.tied))
     parts += [f"converted {found} to {wanted}" for found, wanted in dtypes_converted(offer.fit, own)]

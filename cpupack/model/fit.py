@@ -1,4 +1,4 @@
-"""Whether tensors of a file are the weights of a module: by name, shape and kind of number."""
+"""Compares the tensors of a file with the weights of a module: names, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Tensors = Mapping[str, torch.Tensor]
 
 _LISTED = 8
 _COUNTER = re.compile(r"(^|\.)num_batches_tracked$")
-"""How many batches a BatchNorm has seen: older checkpoints lack it, and nothing reads it in eval mode."""
+"""The number of batches that a BatchNorm has seen. Older checkpoints lack it, and it is unused in eval mode."""
 _EXTRAS = re.compile(r"(^|\.)(total_ops|total_params)$|^n_averaged$|^initted$|^step$|^num_updates$|^decay$")
-"""What thop (total_ops, total_params) and keepers of averaged weights store beside the weights."""
+"""Names that thop (total_ops, total_params) and tools for averaged weights store next to the weights."""
 
 
 class Own:
     """What a module expects of a state dict.
 
-    ``state`` are its tensors by name; ``aliases`` maps a name to all names of the same tensor; ``parameters`` are the
-    names that are no buffers, ``trained`` those of them with gradients, each tensor once; ``hidden`` are the buffers
-    that the module does not save.
+    ``state`` has its tensors by name. ``aliases`` maps a name to all names of the same tensor. ``parameters`` are the
+    names that are not buffers, ``trained`` those of them with gradients; both have each tensor once. ``hidden`` are the
+    buffers that the module does not save.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -49,10 +49,10 @@ class Own:
 
 @dataclass(frozen=True)
 class Fit:
-    """How tensors, under the module's own names, fit it. ``state`` are those to load.
+    """How tensors, under the module's own names, fit the module. ``state`` are the tensors to load.
 
-    ``tied`` are pairs of a missing name and the present one of the same tensor; ``extras`` were left out because they
-    are no weights. A fit without ``missing``, ``unexpected`` and ``differing`` is one that loads.
+    ``tied`` are pairs: a missing name, and the name under which the file has the same tensor. ``extras`` were left out
+    because they are not weights. The tensors can be loaded if ``missing``, ``unexpected`` and ``differing`` are empty.
     """
 
     state: dict[str, torch.Tensor]
@@ -68,12 +68,12 @@ class Fit:
 
     @property
     def faults(self) -> tuple[int, int]:
-        """How much is wrong, for the nearest of several: of the module's own names, then of the file's."""
+        """The number of faults in the module's names, then in the file's. The fit with the fewest is the nearest."""
         return len(self.missing) + len(self.differing), len(self.unexpected)
 
 
 def fit(tensors: Tensors, own: Own) -> Fit:
-    """Compare ``tensors`` with what a module expects; nothing is changed."""
+    """Compare ``tensors`` with what a module expects. Nothing is changed."""
     missing, tied, differing, unexpected, extras = [], [], [], [], []
     state: dict[str, torch.Tensor] = {}
     for name, value in own.state.items():
@@ -101,7 +101,7 @@ def fit(tensors: Tensors, own: Own) -> Fit:
 
 
 def is_extra(name: str) -> bool:
-    """Whether a name is one that tools store beside the weights."""
+    """Whether a name is one of those that tools store next to the weights."""
     return bool(_COUNTER.search(name) or _EXTRAS.search(name))
 
 
@@ -110,7 +110,7 @@ def _difference(name: str, found: torch.Tensor, wanted: torch.Tensor) -> str | N
         kind = "INT8" if found.is_quantized else type(found).__name__
         kind = f"{kind} of layout {found.layout}" if found.layout != torch.strided else kind
         return f"{name} is {kind} in the file, plain {_dtype(wanted)} in the model"
-    one_number = found.shape == (1,) and wanted.shape == ()  # torch 0.3 wrote numbers so
+    one_number = found.shape == (1,) and wanted.shape == ()  # torch 0.3 wrote single numbers in this shape
     if found.shape != wanted.shape and not one_number and not isinstance(wanted, nn.UninitializedParameter):
         return f"{name} is {tuple(found.shape)} in the file, {tuple(wanted.shape)} in the model"
     same_kind = found.is_floating_point() == wanted.is_floating_point() and found.is_complex() == wanted.is_complex()
@@ -120,18 +120,18 @@ def _difference(name: str, found: torch.Tensor, wanted: torch.Tensor) -> str | N
 
 
 def _untied(tensors: Tensors, own: Own) -> list[str]:
-    """Return the names of one tensor for which the file has different values: one would win without a word."""
+    """Return the names of one tensor that have different values in the file. Loading would silently use one of them."""
     found = []
     for name, group in own.aliases.items():
         if name == group[0]:
             present = [other for other in group if other in tensors]
             if any(not torch.equal(tensors[present[0]], tensors[other]) for other in present[1:]):
-                found.append(f"{', '.join(present)} have different values in the file, and are one tensor in the model")
+                found.append(f"{', '.join(present)} have different values in the file but are one tensor in the model")
     return found
 
 
 def dtypes_converted(found: Fit, own: Own) -> list[tuple[str, str]]:
-    """Return each pair of the file's and the model's type of number that loading converts between, in order."""
+    """Return the dtype pairs (in the file, in the model) that loading converts between, in order."""
     pairs = {
         (_dtype(value), _dtype(own.state[name]))
         for name, value in found.state.items()
@@ -145,7 +145,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def problem_lines(found: Fit, tensors: Tensors, own: Own) -> list[str]:
-    """Return a line for each kind of misfit, and one for names that look like the same tensor."""
+    """Return a line for each kind of mismatch, and one for names that may mean the same tensor."""
     lines = []
     for title, names in (
         ("missing", found.missing),
@@ -165,7 +165,7 @@ def problem_lines(found: Fit, tensors: Tensors, own: Own) -> list[str]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return the first few of ``names`` and how many there are more."""
+    """Return the first few of ``names`` and the number of the others."""
     every = list(names)
     more = f" and {len(every) - _LISTED} more" if len(every) > _LISTED else ""
     return ", ".join(every[:_LISTED]) + more

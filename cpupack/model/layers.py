@@ -1,4 +1,4 @@
-"""Which layer of a user's module was at work when it failed."""
+"""Which layer of a user's module was running when it failed."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class Whereabouts:
         self._stack.append(module)
 
     def leave(self, module: nn.Module, *_: Any) -> None:
-        # Those above it have failed, and the user's code has caught that.
+        # The modules above it on the stack have failed, and the user's code has caught the exception.
         while self._stack and self._stack.pop() is not module:
             pass
 
     @property
     def layer(self) -> str:
-        """The innermost module at work as ``name (Class)``; empty in the model's own forward, or outside of it."""
+        """The innermost running module as ``name (Class)``. Empty in the model's own forward and outside the model."""
         named = [each for each in self._stack if self._names.get(id(each))]
         return f"{self._names[id(named[-1])]} ({type(named[-1]).__name__})" if named else ""
 
     @property
     def module(self) -> nn.Module | None:
-        """The innermost module at work, None outside of the model."""
+        """The innermost running module, None outside the model."""
         return self._stack[-1] if self._stack else None
 
 
 @contextmanager
 def watched(module: nn.Module) -> Iterator[Whereabouts]:
-    """Run a model inside this; after an exception ``layer`` says where it was raised.
+    """Run a model inside this context. After an exception ``layer`` says where it was raised.
 
     >>> with watched(model) as at:
     ...     try:

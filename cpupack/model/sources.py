@@ -1,4 +1,4 @@
-"""Where modules come from: torchvision, timm, and factories in users' own files and packages."""
+"""Builds modules from torchvision, timm, and factories in users' own files and packages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
-    """Build the module that ``[model] source`` names, without weights from a download.
+    """Build the module that ``[model] source`` names, without downloading weights.
 
     Raises ModelError when the source does not exist, its code fails, or it does not return an FP32 module.
     """
@@ -44,18 +44,18 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
             make = load_factory(rest, loaded, key="[model] source")
         case _:
             raise ModelError(
-                f"[model] source: {spec.source!r} is none of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
+                f"[model] source: {spec.source!r} is not one of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
                 "python:pkg.mod:factory"
             )
-    if isinstance(make, torch.nn.Module):  # a module at the top of the user's file, not a function that makes one
+    if isinstance(make, torch.nn.Module):  # the recipe names a module instead of a function that makes one
         if spec.kwargs:
-            raise ModelError(f"[model] kwargs: {spec.source} is a module, which takes none")
+            raise ModelError(f"[model] kwargs: {spec.source} is a module, not a factory, and takes no arguments")
         return accepted(make, spec.source, progress)
     return accepted(_with_defaults_kept(make, spec.kwargs, f"[model] {spec.source}"), spec.source, progress)
 
 
 def _with_defaults_kept(make: Callable[..., Any], kwargs: dict[str, Any], what: str) -> Any:
-    """Call a factory that may set torch's defaults for the process, which the build's own tensors must not follow."""
+    """Call a factory and restore torch's default dtype and device after it, which the factory may change."""
     dtype, grad, device = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_default_device()
     try:
         return call_factory(make, kwargs, what)
@@ -109,19 +109,19 @@ def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., 
 
 
 def call_factory(factory: Callable[..., Any], kwargs: dict[str, Any], what: str) -> Any:
-    """Call a user's factory; whatever it raises becomes a ModelError that names its file and line."""
+    """Call a user's factory. Any exception becomes a ModelError that names its file and line."""
     try:
         return factory(**kwargs)
     except CpupackError:
         raise
-    except (Exception, SystemExit) as error:  # a training script calls sys.exit(), and that must not end the build
+    except (Exception, SystemExit) as error:  # a training script may call sys.exit(), which must not end the build
         raise ModelError(f"{what} failed: {describe_failure(error)}", hint=_factory_hint(error)) from error
 
 
 def _factory_hint(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, TypeError) and "argument" in text:
-        return "arguments of the factory are [model] kwargs = { name = value }"
+        return "set the arguments of the factory with [model] kwargs = { name = value }"
     if "CUDA" in text or "NVIDIA" in text or "deserialize object on" in text:
         return 'a build runs on the CPU: leave out .cuda() and .to("cuda"), load with map_location="cpu"'
     return None
@@ -135,10 +135,10 @@ def _import_file(path: Path, key: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ModelError(f"{key}: {path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling in the user's file look themselves up here
+    sys.modules[name] = module  # dataclasses and pickle look up the user's module here
     directory = str(path.parent)
     if directory not in sys.path:
-        sys.path.append(directory)  # the file's own neighbours can be imported, after everything installed
+        sys.path.append(directory)  # the file can import other files of its directory; installed packages come first
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -152,7 +152,7 @@ def _import_name(name: str, key: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{key}: no module named {error.name!r}",
-            hint=f"install it beside cpupack, or give a file: python:{name.replace('.', '/')}.py:factory",
+            hint=f"install it in cpupack's environment, or name a file: python:{name.replace('.', '/')}.py:factory",
         ) from error
     except (Exception, SystemExit) as error:
         raise ModelError(f"{key}: importing {name} failed: {describe_failure(error)}") from error

@@ -1,4 +1,4 @@
-"""Running a user's model once: that it maps a batch to one FP32 tensor, and where and why not."""
+"""Runs a user's model once to check that it maps a batch to one FP32 tensor, and explains why if it does not."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _WRAP = "wrap it in a factory whose forward returns the tensor to serve"
 
 
 def try_forward(module: nn.Module, source: str, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Run batches of one and of two zeros; return the output shape without the batch, and the MACs of one sample.
+    """Run batches of one and of two samples of zeros. Return the output shape without the batch, and one sample's MACs.
 
-    MACs are 0 where torch cannot count them. Raises ModelError, naming the layer and the user's line, when the model
-    does not run, runs for one batch size only, or returns anything but one float32 tensor with the batch first.
+    MACs are 0 if torch cannot count them. Raises ModelError, which names the layer and the user's line, when the model
+    does not run, runs with only one batch size, or returns anything but one float32 tensor with the batch first.
     """
     one = _run(module, source, input_shape, 1)
     _check_output(one, source, 1, None)
     counter = FlopCounterMode(display=False)
     try:
-        # Not in inference mode: parametrizations (weight_norm, spectral_norm) fail under the counter there, and lazy
-        # modules would make parameters that can never be changed.
+        # Not in inference mode: there, parametrizations (weight_norm, spectral_norm) fail under the counter, and lazy
+        # modules would create parameters that cannot be changed later.
         with torch.no_grad(), counter:
             two = module(torch.zeros(_BATCH, *input_shape, dtype=torch.float32))
         macs = counter.get_total_flops() // 2 // _BATCH
-    except Exception:  # noqa: BLE001 - the model, or the counter: run without it to know
+    except Exception:  # noqa: BLE001 - the model or the counter failed: run without the counter to find out
         two, macs = _run(module, source, input_shape, _BATCH, fixed=True), 0
     _check_output(two, source, _BATCH, one)
     return tuple(one.shape[1:]), macs
@@ -52,8 +52,8 @@ def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: in
             failure = describe_failure(error, at.layer)
             if fixed:
                 raise ModelError(
-                    f"[model] {source} runs on one sample and fails on a batch of {batch}, so the batch size is fixed "
-                    f"in its code: {failure}",
+                    f"[model] {source} runs on one sample but fails on a batch of {batch}, so its code fixes the batch "
+                    f"size: {failure}",
                     hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
                 ) from error
             raise ModelError(
@@ -63,13 +63,13 @@ def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: in
 
 
 def _hint(error: BaseException, at: Whereabouts) -> str:
-    """Say what to do about a failure of forward, as far as its words and its place tell."""
+    """Return what to do about a failure of forward, judged by its message and its place."""
     text = str(error)
     if (
         isinstance(at.module, nn.Embedding | nn.EmbeddingBag)
         or "to have one of the following scalar types: Long" in text
     ):
-        return "a packaged model takes float32; turn it into whole numbers at the start of forward: x = x.long()"
+        return "a packaged model takes float32; convert it to integers at the start of forward: x = x.long()"
     if isinstance(error, TypeError) and "required positional argument" in text:
         return "a packaged model takes one input; give the other arguments defaults, or wrap the model in a factory"
     if isinstance(error, NotImplementedError) and "forward" in text:
@@ -96,14 +96,14 @@ def _check_output(output: Any, source: str, batch: int, one: Any) -> None:
         raise ModelError(
             f"[model] {source} returns {tuple(one.shape)} for one sample and {shape} for a batch of {batch}: "
             "the shape of a sample's output depends on the batch",
-            hint="forward must treat each sample of the batch alike",
+            hint="forward must treat every sample of the batch in the same way",
         )
     what = f"[model] {source} returns {_dtype(output)} of shape {shape} for a batch of {batch}"
     if output.dtype != torch.float32:
         raise ModelError(f"{what}; the output must be float32", hint=_dtype_hint(output))
     if one is not None:
         raise ModelError(
-            f"{what}, and {tuple(one.shape)} for one sample: the batch size is fixed in its code",
+            f"{what}, and {tuple(one.shape)} for one sample: its code fixes the batch size",
             hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
         )
     raise ModelError(
@@ -125,7 +125,7 @@ def _dtype(tensor: torch.Tensor) -> str:
 
 
 def describe_output(value: Any) -> str:
-    """Say what a model returned: of a container, its entries with their names, types and shapes."""
+    """Describe what a model returned. For a container, list its entries with names, types and shapes."""
     if isinstance(value, torch.Tensor):
         return f"{_dtype(value).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, Mapping):
@@ -142,19 +142,19 @@ def describe_output(value: Any) -> str:
 
 
 def _of(value: Any, kind: str, entries: list[tuple[str, Any]]) -> str:
-    told = ", ".join(f"{name} {describe_output(each)}" for name, each in entries[:_LISTED])
+    listed = ", ".join(f"{name} {describe_output(each)}" for name, each in entries[:_LISTED])
     more = f" and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-    return f"{kind} ({told}{more})" if entries else f"an empty {type(value).__name__}"
+    return f"{kind} ({listed}{more})" if entries else f"an empty {type(value).__name__}"
 
 
 def _output_hint(value: Any) -> str:
-    """Say how to get at the one tensor: with the code where the entry to take is plain."""
+    """Return how to get the one tensor, with code if it is obvious which entry to take."""
     if value is None:
         return "forward must end with return y"
     if type(value).__module__ == "numpy":
         return "stay in torch: leave out .numpy()"
     path = _first_tensor(value)
-    return f"{_WRAP}: return self.model(x){path}, say" if path else _WRAP
+    return f"{_WRAP}, for example: return self.model(x){path}" if path else _WRAP
 
 
 def _first_tensor(value: Any) -> str:

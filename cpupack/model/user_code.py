@@ -1,4 +1,4 @@
-"""Running users' code: where it failed, in one line."""
+"""Describes in one line where users' code failed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _HERE = str(Path(__file__).parents[1])
 
 
 def describe_failure(error: BaseException, layer: str = "") -> str:
-    """Return ``Type: message (FILE:LINE: code)`` for the innermost frame that is neither torch's nor cpupack's.
+    """Return ``Type: message (FILE:LINE: code)`` of the innermost frame outside torch and cpupack.
 
-    ``layer`` names the user's module at work, where one is known (``layers.watched``).
+    ``layer`` is the name of the user's module that was running, if known (``layers.watched``).
     """
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not is_library(frame.filename)]
@@ -32,5 +32,5 @@ def is_library(filename: str) -> bool:
         filename.startswith(("<", _HERE))
         or ("site-packages" in parts and "torch" in parts)
         or "importlib" in parts
-        or Path(filename).name == "typing_extensions.py"  # its decorators stand between torch's frames
+        or Path(filename).name == "typing_extensions.py"  # its decorators add frames between those of torch
     )

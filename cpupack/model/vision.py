@@ -1,4 +1,4 @@
-"""torchvision: importing it beside a torch that it was not built for, and its models by name."""
+"""torchvision: importing a build that does not match the installed torch, and building its models by name."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torch import nn
 from cpupack.errors import ModelError
 
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
-_WRAP = "wrap what you need of it in a factory of your own (python:FILE.py:factory) whose forward returns one tensor"
+_WRAP = "wrap the part that you need in your own factory (python:FILE.py:factory) whose forward returns one tensor"
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-"""Names from before PyTorch 0.4, which torchvision's own weights still have."""
+"""Layer names from before PyTorch 0.4, which some of torchvision's own weights still have."""
 _AUX_HEAD = "aux_classifier."
 
 
 class _RepairingLoader(SourceFileLoader):
-    """Runs ``torchvision/__init__.py``, a second time with the operators' schemas where the first lacks them.
+    """Runs ``torchvision/__init__.py``. If that fails for missing operators, declares them and runs it again.
 
-    Package indexes have only CUDA builds of recent torchvision; beside a CPU build of torch their extension does not
-    load and ``import torchvision`` fails in its own meta registrations with "operator torchvision::nms does not exist".
-    Models and transforms use no such operator. A matching build is imported as it is.
+    Package indexes have only CUDA builds of recent torchvision versions. With a CPU build of torch their extension does
+    not load, and ``import torchvision`` fails with "operator torchvision::nms does not exist". Models and transforms
+    do not use these operators. A matching build is imported unchanged.
     """
 
     def exec_module(self, module: ModuleType) -> None:
@@ -50,7 +50,7 @@ class _RepairingLoader(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds torchvision where it is, with a loader that repairs its import; nothing else."""
+    """Finds only torchvision, and gives it a loader that repairs its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -64,13 +64,13 @@ class _Finder(MetaPathFinder):
 
 
 def repair_torchvision_imports() -> None:
-    """From now on ``import torchvision`` works in users' code too, whichever build is installed."""
+    """Make ``import torchvision`` work in this process, also in users' code, for every installed build."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, also a build whose C++ operators do not load beside this torch.
+    """Import torchvision, even a build whose C++ operators do not load with this torch.
 
     Raises ModelError when torchvision is not installed.
     """
@@ -79,16 +79,16 @@ def import_torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
     except ModuleNotFoundError as error:
         raise ModelError(
-            "torchvision is not installed, and the recipe needs it",
-            hint='pip install "cpupack[torchvision]", with the CPU build of torch already installed (see README)',
+            "torchvision is not installed, but the recipe needs it",
+            hint='pip install "cpupack[torchvision]", after the CPU build of torch (see README)',
         ) from error
 
 
 def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
-    """Return the builder of one of torchvision's models, as it is for ``weights`` (the recipe's), but without them.
+    """Return the builder of one of torchvision's models. It builds the form for ``weights``, but does not load them.
 
-    Classifiers of images and of video come as they are; segmentation returns its ``out`` alone. Raises ModelError for a
-    name that torchvision does not know, and for models that do not map one tensor to one tensor.
+    Classifiers of images and of video are built unchanged. Segmentation models are built to return only ``out``. Raises
+    ModelError for a name that torchvision does not know, and for models that do not map one tensor to one tensor.
     """
     import_torchvision()
     models = importlib.import_module("torchvision.models")
@@ -105,13 +105,13 @@ def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
             f"[model] source: torchvision:{name} is a detection model, not a classifier: it takes a list of images and "
             "returns a list of dicts with boxes, labels and scores, as many as it finds; a packaged model maps one "
             "tensor to one tensor",
-            hint=f"{_WRAP}: the detector's backbone, say, with the choice of boxes left to your code",
+            hint=f"{_WRAP}: for example the detector's backbone, with the choice of boxes in your own code",
         )
     if family == "optical_flow":
         raise ModelError(
             f"[model] source: torchvision:{name} is an optical flow model, not a classifier: it takes two images and "
             "returns a list of flows; a packaged model maps one tensor to one tensor",
-            hint=f"{_WRAP}: both images joined in the channels, and the last flow",
+            hint=f"{_WRAP}: for example one with both images joined in the channels that returns the last flow",
         )
     builder: Callable[..., Any] = models.get_model_builder(name)
 
@@ -125,7 +125,7 @@ def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
             defaults["init_weights"] = True
         defaults |= _needed_by(models, name, weights)
         if family == "segmentation":
-            defaults["weights_backbone"] = None  # torchvision would download the classifier's
+            defaults["weights_backbone"] = None  # otherwise torchvision would download weights for the backbone
         module = builder(**{**defaults, **kwargs})
         return _returning_out(module) if family == "segmentation" else module
 
@@ -133,26 +133,26 @@ def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
 
 
 def _needed_by(models: ModuleType, name: str, weights: str) -> dict[str, Any]:
-    """Return the arguments that torchvision's builder itself adds for pretrained weights."""
+    """Return the arguments that torchvision's builder adds by itself for pretrained weights."""
     member = models.get_model_weights(name).__members__.get(weights)
     if member is None:
         return {}
     if name in {"googlenet", "inception_v3"}:
-        return {"transform_input": True}  # these were trained on inputs of another normalization
+        return {"transform_input": True}  # these weights were trained on inputs with another normalization
     if name.startswith("vit_") and "min_size" in member.meta:
         return {"image_size": member.meta["min_size"][0]}
     return {}
 
 
 def modern_names(raw: Any) -> Any:
-    """Return a state dict of torchvision's DenseNet weights with today's names; any other as it is."""
+    """Return a state dict with today's names if it has DenseNet's old names, else unchanged."""
     if not isinstance(raw, dict):
         return raw
     return {_DENSENET.sub(r"\1\2", name) if isinstance(name, str) else name: value for name, value in raw.items()}
 
 
 def optional_parts(module: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of a state dict's names that a torchvision model may do without: a head used in training."""
+    """Return the name prefixes that the weights of a torchvision model may lack: a head that only training uses."""
     segments = type(module).__module__.startswith("torchvision.models.segmentation") or hasattr(module, "_returns_out")
     return (_AUX_HEAD,) if segments and getattr(module, "aux_classifier", None) is None else ()
 
@@ -166,7 +166,7 @@ def _family(models: ModuleType, name: str) -> str | None:
 
 
 def _returning_out(module: nn.Module) -> nn.Module:
-    """Let a segmentation model return its ``out`` alone; a subclass, so that every module keeps its name."""
+    """Make a segmentation model return only its ``out``. It becomes a subclass, so every module keeps its name."""
     kind: type[Any] = type(module)
 
     def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:

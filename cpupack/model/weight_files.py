@@ -1,4 +1,4 @@
-"""Reading files of weights. Nothing in them is ever run: unknown Python objects become empty ones."""
+"""Reads files of weights. No code in them is run: objects of unknown Python classes become placeholders."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from cpupack.errors import ModelError
 from cpupack.model.user_code import first_line
 
-SAVE_TENSORS = "save the tensors alone: torch.save(model.state_dict(), path)"
-"""What to do with a file that holds something else."""
+SAVE_TENSORS = "save only the tensors: torch.save(model.state_dict(), path)"
+"""The hint for a file that holds something else."""
 
 _UNREADABLE = (
     AssertionError,
@@ -31,11 +31,11 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     struct.error,
 )
-"""What torch.load raises for files that are no checkpoint."""
+"""The errors that torch.load raises for files that are not checkpoints."""
 
 
 class Unread:
-    """Stands for a Python object of a checkpoint whose class is not loaded: its data is kept, its code is not run."""
+    """Placeholder for an object whose class is not loaded. It keeps the object's data; no code of the class is run."""
 
     name = ""
 
@@ -50,16 +50,16 @@ class Unread:
 
 
 class _UnreadDict:
-    """Makes a plain dictionary in place of one of a class that is not loaded: the unpickler fills no other."""
+    """Creates a plain dict in place of a dict subclass that is not loaded. The unpickler can only fill a real dict."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
 
 
 def read_weights(path: Path) -> Any:
-    """Return what a ``.safetensors`` file or one of ``torch.save`` holds; an object of an unknown class is ``Unread``.
+    """Return the contents of a ``.safetensors`` file or a file of ``torch.save``. Unknown objects become ``Unread``.
 
-    Raises ModelError for a file that is neither, is cut off, or is a TorchScript archive.
+    Raises ModelError for any other file, for a truncated one, and for a TorchScript archive.
     """
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
@@ -74,7 +74,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
         raise ModelError(f"[model] weights: {path} is not a safetensors file: {error}") from error
-    # save_model writes a tensor of several names once, and says under which name the others find it.
+    # safetensors' save_model writes a tensor with several names only once. The metadata maps the other names to it.
     tensors |= {name: tensors[kept] for name, kept in metadata.items() if name not in tensors and kept in tensors}
     return tensors
 
@@ -82,7 +82,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # A remark of torch.load on files that torch.save did not write; what is wrong with them is said below.
+            # torch.load warns about files that torch.save did not write. The error below says what is wrong with them.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             with torch.serialization.safe_globals(_stand_ins(path)):
                 raw = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,18 +90,18 @@ def _read_pickle(path: Path) -> Any:
         raise ModelError(f"[model] weights: {path} is not a state dict: {_reason(error)}", hint=SAVE_TENSORS) from error
     if isinstance(raw, Unread):
         raise ModelError(
-            f"[model] weights: {path} is not a state dict: it holds a whole pickled object ({raw.name}), and pickled "
-            "Python objects are not executed",
+            f"[model] weights: {path} is not a state dict: it holds a whole pickled object ({raw.name}), and cpupack "
+            "does not run pickled code",
             hint=f"{SAVE_TENSORS}, where {raw.name} can be imported",
         )
     return raw
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """Return for each class that a file names and torch does not trust one that does nothing, under its name."""
+    """Return a placeholder class for each class in a file that torch does not trust. It has the same name."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # noqa: BLE001 - a damaged or foreign file; torch.load tells what is wrong with it
+    except Exception:  # noqa: BLE001 - a damaged file or another format; torch.load will say what is wrong with it
         return []
     return [
         (_UnreadDict if name.lower().endswith("dict") else type("Unread", (Unread,), {"name": name}), name)
@@ -113,14 +113,14 @@ def _reason(error: BaseException) -> str:
     if "TorchScript" in str(error) or "torch.jit" in str(error):
         return "it is a TorchScript archive"
     if "Weights only load failed" in str(error) or "GLOBAL" in str(error):
-        return "it is damaged, or holds pickled Python objects, and those are not executed"
-    # A KeyError here is an opcode that pickle does not know, an EOFError has no words at all.
+        return "it is damaged, or it holds pickled Python objects, which cpupack does not run"
+    # A KeyError here means an unknown pickle opcode. An EOFError has no message.
     worded = not isinstance(error, KeyError | EOFError | IndexError | UnicodeDecodeError) and str(error).strip()
-    return first_line(error) if worded else "torch.save did not write it, or it is cut off"
+    return first_line(error) if worded else "torch.save did not write it, or it is truncated"
 
 
 def describe_raw(raw: Any) -> str:
-    """Say what a file holds that is no state dict."""
+    """Describe the contents of a file that is not a state dict."""
     if isinstance(raw, Unread):
         return f"a pickled {raw.name}"
     if isinstance(raw, Mapping):

@@ -1,4 +1,4 @@
-"""Weights: from torchvision's enums, state-dict files, or random; every mismatch is listed by name."""
+"""Loads weights: from torchvision's enums, timm or files, or random ones. Every mismatch is listed by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CONNECT_TIMEOUT_S = 15
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Which weights are in the module now. ``sha256`` is of the file they were read from, None for random ones."""
+    """Which weights the module has now. ``sha256`` is the hash of their file, None if they are not from a file."""
 
     origin: str
     random: bool
@@ -70,8 +70,8 @@ def load_weights(module: nn.Module, loaded: LoadedRecipe, progress: Progress) ->
 def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, progress: Progress) -> None:
     """Set the running statistics of every BatchNorm from one seeded batch of noise, in place.
 
-    An untrained network has means of 0 and variances of 1 there whatever its activations are; those then shrink layer
-    by layer (to 1e-14 in EfficientNet), and neither SQNR nor the speedup over FP32 means anything.
+    In an untrained network these are means of 0 and variances of 1, which do not match its activations. The activations
+    then shrink layer by layer (to 1e-14 in EfficientNet), and neither SQNR nor the speedup over FP32 means anything.
     """
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -87,11 +87,10 @@ def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, pro
     try:
         with torch.no_grad():
             module(noise)
-    except Exception as error:  # noqa: BLE001 - users' code: token ids, say, cannot be noise
+    except Exception as error:  # noqa: BLE001 - users' code may fail on noise, for example if it expects token ids
         module.load_state_dict(before)
         progress.warn(
-            "statistics of BatchNorm stay at mean 0 and variance 1, as the model does not run on noise: "
-            f"{describe_failure(error)}"
+            f"BatchNorm keeps mean 0 and variance 1, because the model does not run on noise: {describe_failure(error)}"
         )
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -147,7 +146,7 @@ def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Pro
 
 
 def _fall_back(module: nn.Module, loaded: LoadedRecipe, wanted: str, reason: str, progress: Progress) -> LoadedWeights:
-    """Keep the random weights that the recipe accepts, and say so loudly."""
+    """Keep the random weights that the recipe accepts, and warn."""
     spec = loaded.recipe.model
     progress.warn(
         f"RANDOM WEIGHTS in place of {wanted}, which could not be downloaded ({reason}); "
@@ -172,8 +171,8 @@ def _from_file(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if spec.sha256 is not None and digest != spec.sha256:
         raise ModelError(
-            f"[model] sha256: {path} has SHA-256 {digest}, the recipe says {spec.sha256}",
-            hint="the file is not the one the recipe was written for; fetch it again or correct the recipe",
+            f"[model] sha256: {path} has SHA-256 {digest}, but the recipe says {spec.sha256}",
+            hint="the recipe was written for another file; download the file again or correct the recipe",
         )
     raw = read_weights(path)
     taken = take(names(raw) if names else raw, module, spec.state, path, optional=optional)
@@ -181,12 +180,12 @@ def _from_file(
         progress.note(note)
     for warning in taken.warnings:
         progress.warn(warning)
-    module.load_state_dict(taken.state, strict=False)  # take() has compared every name and shape
+    module.load_state_dict(taken.state, strict=False)  # take() has already compared every name and shape
     return LoadedWeights(path.name, random=False, sha256=digest)
 
 
 def check_finite(module: nn.Module, origin: str) -> None:
-    """Raise ModelError for weights that are not numbers: a training that diverged, or a file that is damaged."""
+    """Raise ModelError for NaN or infinite weights: the training diverged, or the file is damaged."""
     wrong = [name for name, value in module.named_parameters() if not torch.isfinite(value).all()]
     wrong += [name for name, value in module.named_buffers() if value.is_floating_point() and torch.isnan(value).any()]
     if wrong:

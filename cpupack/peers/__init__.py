@@ -1,9 +1,9 @@
-"""The engines that ``cpupack compare`` measures: what each is, what it needs, and which module drives it.
+"""The engines that ``cpupack compare`` measures: their titles, requirements and modules.
 
-Each module has two functions, called in a worker process of that engine alone (``workers/peer.py``):
-``build(job)`` makes the engine's model from the same FP32 model and calibration data as all the others, with the
-settings its own documentation recommends, and says what they were; ``open_pool(job)`` loads it and serves batches.
-No module here is imported by the process that compares.
+Each module has two functions, which run in a worker process for that engine (``workers/peer.py``). ``build(job)`` makes
+the engine's model from the FP32 model and calibration data that all engines share, with the settings that the engine's
+own documentation recommends, and returns a description of the settings. ``open_pool(job)`` loads the model and serves
+batches. The comparing process imports none of these modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OURS, PEAK = "cpupack", "peak"
 
 @dataclass(frozen=True)
 class Peer:
-    """One engine: the module below ``cpupack.peers`` that drives it, and the distributions it must find installed."""
+    """One engine: its module in ``cpupack.peers``, and the distributions that must be installed."""
 
     name: str
     title: str

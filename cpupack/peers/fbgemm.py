@@ -1,7 +1,7 @@
-"""INT8 as PyTorch's static quantization tutorials do it: FX, the default fbgemm qconfig, saved as TorchScript.
+"""INT8 as in PyTorch's tutorials on static quantization: FX, the default fbgemm qconfig, saved as TorchScript.
 
-https://docs.pytorch.org/tutorials/prototype/fx_graph_mode_ptq_static.html. torch.ao.quantization belongs to
-``stages/quantize``; this module is the exception, since being the plain tutorial is its whole purpose.
+https://docs.pytorch.org/tutorials/prototype/fx_graph_mode_ptq_static.html. Otherwise only
+``stages/quantize`` uses torch.ao.quantization. This module also does, because it must follow the tutorial.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ def build(job: Job) -> str:
 
     torch.backends.quantized.engine = "fbgemm"
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations of the tutorial's own functions
+        warnings.simplefilter("ignore")  # the tutorial's own functions are deprecated
         model = job.model()
         if job.dynamic:
             quantized: torch.nn.Module = quantize_dynamic(model, dtype=torch.qint8)
-            said = "quantize_dynamic, int8 weights"
+            description = "quantize_dynamic, int8 weights"
         else:
             batches = [torch.from_numpy(batch) for batch in job.calibration_batches()]
             prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), (batches[0],))
             for batch in batches:
                 prepared(batch)
             quantized = convert_fx(prepared)
-            said = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
-        # Traced: torch.jit.script fails on some of the annotations that torch.fx generates; the operators are the same.
+            description = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
+        # Traced, because torch.jit.script fails on some annotations of torch.fx. The operators are the same.
         example = torch.from_numpy(np.ascontiguousarray(job.evaluation.floats(slice(0, 2))))
         torch.jit.trace(quantized, example, check_trace=False).save(str(job.work / _MODEL))
-    return said
+    return description
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Load the TorchScript once; all instances share it."""
+    """Load the TorchScript model once. All instances share it."""
     keep_out_of_openmp(job)
     torch.backends.quantized.engine = "fbgemm"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
+        warnings.simplefilter("ignore")  # torch.jit warns about its own deprecation
         module = torch.jit.load(str(job.work / _MODEL)).eval()
     return torch_pool(job, lambda: module)

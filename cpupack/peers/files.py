@@ -1,7 +1,7 @@
-"""From image files to outputs: Pillow and threads for the peers, ``Runner.predict`` for the wheel.
+"""Runs from image files to outputs: Pillow and threads for the other engines, ``Runner.predict`` for the wheel.
 
-The peers get what a careful user writes: files decoded in as many threads as there are cores, with the pixels that the
-model was evaluated on, and every instance kept busy while the next batches are decoded.
+The other engines get the code that a careful user would write. It decodes files in as many threads as there are cores,
+to the pixels that the model was evaluated on. Every instance is kept busy while the next batches are decoded.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cpupack.peers.job import Array, Job, PeerError, Pool
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 
 Feed = Callable[[Sequence[str]], int]
-"""Runs all files and returns how many there were."""
+"""A function that runs all files and returns their number."""
 
 
 def runner_feed(runner: Any) -> Feed:
-    """Feed a wheel's Runner its own way."""
+    """Return a feed that calls ``predict`` of a wheel's Runner."""
     return lambda paths: len(runner.predict(list(paths), top_k=1))
 
 
 def pillow_feed(pool: Pool, job: Job) -> Feed:
-    """Feed a peer: decode and normalize in ``job.cores`` threads, at most a batch ahead of each instance."""
+    """Return a feed that decodes and normalizes in ``job.cores`` threads, at most one batch ahead of each instance."""
     if job.evaluation.preprocess is None:
         raise PeerError("the recipe has no [preprocess], so its model takes no image files")
     spec = PreprocessSpec.from_dict(job.evaluation.preprocess)

@@ -39,7 +39,7 @@ def _build(job: Job) -> None:
 
     example = (batch_channels_last(torch.from_numpy(next(iter(job.calibration_batches(2))))),)
     free_batch = ({0: torch.export.Dim("batch", max=4096)},)
-    # strict: without it a ReLU module that is called twice is one partition, and the quantizer refuses that.
+    # strict: otherwise a ReLU module that is called twice becomes one partition, which the quantizer refuses.
     exported = torch.export.export(
         weights_channels_last(job.model()), example, dynamic_shapes=free_batch, strict=True
     ).module()
@@ -53,16 +53,16 @@ def _build(job: Job) -> None:
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Compile for the batch size and thread count of the job; the instances share the compiled code."""
-    # The environment, since what is set on torch._inductor.config holds for the setting thread alone, and the instances
-    # compile in their own: without freezing their kernels are ten times slower.
+    """Compile for the batch size and thread count of the job. The instances share the compiled code."""
+    # Set in the environment, because torch._inductor.config only applies to the thread that sets it, and each instance
+    # compiles in its own thread. Without freezing, the kernels are ten times slower.
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else a pool of compiler processes stays behind
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # otherwise a pool of compiler processes stays alive
     import torch._inductor.config as config
     import torchao.quantization.pt2e  # noqa: F401 - registers the operators that the saved graph calls
 
     if not config.freezing:
-        raise PeerError("torch._inductor was imported before its environment was set, and would not freeze weights")
+        raise PeerError("torch._inductor was imported before its environment was set, so it would not freeze weights")
     keep_out_of_openmp(job)
     loaded = torch.export.load(str(job.work / _MODEL)).module()
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(loaded, dynamic=False)

@@ -1,8 +1,8 @@
-"""How fast this CPU multiplies INT8 numbers at all: the yardstick beside the engines, measured in the same rounds.
+"""Measures how fast this CPU can multiply INT8 numbers, in the same rounds as the engines, as a reference.
 
-One thread a core runs a 3x3 convolution of the middle of a ResNet, by oneDNN's kernels as torch ships them, in buffers
-that fit the second-level cache. Of the matrix products and convolutions tried it came nearest to the arithmetic limit
-(with AMX a fifth above large matrix products). One sample is one call, of ``MACS`` multiply-adds.
+One thread on each core runs a 3x3 convolution from the middle of a ResNet with torch's oneDNN kernels, in buffers that
+fit into the second-level cache. Of several matrix products and convolutions, this one came nearest to the limit of the
+arithmetic (with AMX, 20 % faster than large matrix products). One sample is one call with ``MACS`` multiply-adds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MACS = _IMAGES * _SIZE**2 * _CHANNELS**2 * _KERNEL**2
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Serve the convolution; batches are ignored, each thread has its own buffers."""
-    import torch  # here: who needs MACS alone does not need torch
+    """Serve the convolution. Batches are ignored; each thread has its own buffers."""
+    import torch  # imported here, because a caller that only needs MACS does not need torch
 
     from cpupack.layout import batch_channels_last
 
@@ -31,7 +31,7 @@ def open_pool(job: Job) -> ThreadedPool:
         weights = torch.randn(_CHANNELS, _CHANNELS, _KERNEL, _KERNEL, generator=generator)
         inputs = torch.rand(_IMAGES, _CHANNELS, _SIZE, _SIZE, generator=generator)
         with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # quantized tensors announce their own deprecation
+            warnings.simplefilter("ignore")  # torch warns that quantized tensors are deprecated
             packed = torch.ops.quantized.conv2d_prepack(
                 torch.quantize_per_tensor(batch_channels_last(weights), 0.05, 0, torch.qint8),
                 None,

@@ -1,4 +1,4 @@
-"""What a worker process is told: the model, the data, the setting. Read from the file that the parent wrote."""
+"""The job of a worker process: the model, the data, the setting. The parent writes it to a file."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _SAME_MODEL_DB = 60.0
-"""FP32 outputs of one model in two processes agree at least this well: other threads add in another order."""
+"""FP32 outputs of one model in two processes agree at least this well. Threads may add in another order."""
 _CHECKED_SAMPLES = 4
 _BUFFER_BYTES = 128 * 2**20
 
 
 class PeerError(Exception):
-    """An engine cannot take part; the text says why. The comparison goes on without it."""
+    """An engine cannot take part for the reason in the text. The comparison continues without it."""
 
 
 class Pool(Protocol):
-    """What serves an engine: ``runtime.bench.scenarios.Pool``, and how to turn a batch into what it takes."""
+    """Serves an engine: ``runtime.bench.scenarios.Pool`` with a method that converts batches for the engine."""
 
     @property
     def instances(self) -> int: ...
 
     def submit(self, batch: Any, instance: int | None = None) -> Any:
-        """Queue one batch; the future's result is the output, a tensor or an array ``(n, *output_shape)``."""
+        """Queue one batch. The result of the future is the output, a tensor or an array ``(n, *output_shape)``."""
 
     def adapt(self, batch: Array) -> Any:
-        """Turn a batch as the job has it into the container and memory layout that the engine likes best."""
+        """Convert a batch of the job to the type and memory layout that is fastest for the engine."""
 
     def close(self) -> None: ...
 
@@ -54,7 +54,7 @@ class Data:
     preprocess: dict[str, Any] | None
 
     def load(self, rows: slice) -> Array:
-        """Return the samples as they are stored, copied from the file."""
+        """Return a copy of the stored samples."""
         return np.array(np.load(self.path, mmap_mode="r")[rows])
 
     def floats(self, rows: slice) -> npt.NDArray[np.float32]:
@@ -68,12 +68,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """One engine's work in one process. ``directory`` keeps what ``build`` makes for ``open_pool``.
+    """One engine's work in one process. ``build`` writes its model into ``directory`` for ``open_pool``.
 
     ``weights`` is the state dict of the FP32 model, ``reference`` its outputs on the evaluation samples (``.npy``).
-    ``input_kind`` is ``float32`` (batches are normalized beforehand) or ``uint8`` (the engine is given pixels, and
-    normalizing is part of its time). ``package`` is ``{source, import_name}`` of the wheel under comparison.
-    ``cores`` are those it may use; ``activation_bits`` is 7 where 8 would saturate on this CPU.
+    ``input_kind`` is ``float32`` (batches are already normalized) or ``uint8`` (the engine gets pixels, and normalizing
+    is part of its time). ``package`` is ``{source, import_name}`` of the compared wheel. ``cores`` is the number of
+    cores that the engine may use. ``activation_bits`` is 7 if 8 would saturate on this CPU.
     """
 
     engine: str
@@ -109,7 +109,7 @@ class Job:
         path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     def at(self, setting: Setting, *, single: bool = False) -> Job:
-        """Return the job with a setting; ``single`` for one request at a time."""
+        """Return the job with a setting. ``single`` means one request at a time."""
         return replace(
             self,
             threads=setting.threads,
@@ -125,7 +125,7 @@ class Job:
     def model(self) -> torch.nn.Module:
         """Return the FP32 model of the recipe with the weights that the build loaded.
 
-        Raises PeerError when it does not answer as the build's did.
+        Raises PeerError when its outputs differ from those of the build.
         """
         import torch
 
@@ -146,13 +146,13 @@ class Job:
         with torch.inference_mode():
             outputs = module(torch.from_numpy(np.ascontiguousarray(self.evaluation.floats(rows)))).numpy()
         if sqnr_db(np.load(self.reference)[rows], outputs) < _SAME_MODEL_DB:
-            raise PeerError("the recipe gives another model each time it is made; make its factory deterministic")
+            raise PeerError("the recipe's factory returns a different model each time; make it deterministic")
         return module
 
     def calibration_batches(self, batch_size: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the calibration data, float32 ``(<=n, *input_shape)``, contiguous. Raises PeerError without any."""
         if self.calibration is None:
-            raise PeerError("it needs calibration data, and the recipe has none")
+            raise PeerError("it needs calibration data, but the recipe has none")
         size = batch_size or self.calibration_batch
         for start in range(0, self.calibration.count, size):
             yield np.ascontiguousarray(self.calibration.floats(slice(start, start + size)))
@@ -160,7 +160,7 @@ class Job:
     def stored_batches(self) -> list[Array]:
         """Return distinct batches of evaluation samples to serve in rotation, the same for every engine.
 
-        Several are used in turn, since one buffer again and again would sit in the cache as no real input does.
+        Several batches are used, because a single buffer would stay in the cache, unlike real input.
         """
         bytes_each = 4 * self.batch_size * int(np.prod(self.input_shape))
         count = max(3, min(16, _BUFFER_BYTES // bytes_each))
@@ -169,9 +169,9 @@ class Job:
         return [self.ready(np.array(data[each])) for each in rows]
 
     def ready(self, stored: Array) -> Array:
-        """Return stored samples as they are handed to the engine: normalized, or as pixels for ``uint8``."""
+        """Return stored samples as input of the engine: normalized, or as pixels for ``uint8``."""
         return stored if self.input_kind == "uint8" else self.evaluation.normalized(stored)
 
     def floats(self, batch: Array) -> npt.NDArray[np.float32]:
-        """Normalize what ``ready`` left for the engine to do; what is float32 already comes back as it is."""
+        """Normalize a batch if it has pixels. A float32 batch is already normalized and returned unchanged."""
         return self.evaluation.normalized(batch) if batch.dtype == np.uint8 else batch

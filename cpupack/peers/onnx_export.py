@@ -16,7 +16,7 @@ def export(job: Job, path: Path) -> None:
     """Write the model with torch's default exporter (torch.export, ``dynamo=True``)."""
     example = torch.from_numpy(next(iter(job.calibration_batches(2))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks of the exporter on its own internals
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
             job.model(),
             (example,),

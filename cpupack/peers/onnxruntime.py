@@ -1,6 +1,6 @@
 """ONNX Runtime INT8: its own preprocessing of the graph, then ``quantize_static``, QDQ, per channel.
 
-Types after the docstring of ``quantize_static`` (U8 activations, S8 weights on x86-64; 7-bit weights without VNNI)
+Types as in the docstring of ``quantize_static`` (U8 activations, S8 weights on x86-64; 7-bit weights without VNNI)
 and https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 """
 

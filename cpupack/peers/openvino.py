@@ -1,7 +1,7 @@
 """OpenVINO INT8: NNCF's post-training quantization with its defaults, served by OpenVINO's own streams.
 
-https://docs.openvino.ai (Basic Quantization Flow; High-level Performance Hints): one infer request for each stream, as
-an AsyncInferQueue has, one stream of all threads for a single request.
+See https://docs.openvino.ai (Basic Quantization Flow; High-level Performance Hints). Each stream has one infer request,
+as in an AsyncInferQueue. A single request at a time uses one stream with all threads.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def build(job: Job) -> str:
     import torch
 
     if job.dynamic:
-        raise PeerError("NNCF's quantization needs calibration data, and the recipe quantizes dynamically")
+        raise PeerError("NNCF's quantization needs calibration data, but the recipe quantizes dynamically")
     sample = torch.from_numpy(next(iter(job.calibration_batches(1))))
     model = ov.convert_model(job.model(), example_input=sample, input=[-1, *job.input_shape])
-    # One sample an item, as NNCF's own examples have it; the default subset of 300 is a default for data sets larger
-    # than what the recipe gives everyone.
+    # One sample in each item, as in NNCF's own examples. NNCF's default subset of 300 samples is for larger data sets
+    # than the calibration data that all engines get.
     assert job.calibration is not None
     samples = nncf.Dataset(list(range(job.calibration.count)), lambda row: _sample(job, row))
     quantized = nncf.quantize(model, samples, subset_size=job.calibration.count)
@@ -41,7 +41,7 @@ def _sample(job: Job, row: int) -> Array:
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Compile for the batch size, a stream and an infer request for each instance."""
+    """Compile for the batch size, with a stream and an infer request for each instance."""
     import openvino as ov
 
     core = ov.Core()
@@ -76,7 +76,7 @@ def open_pool(job: Job) -> ThreadedPool:
 
 
 def _with_pixels(model: Any, job: Job) -> Any:
-    """Put the normalization into the graph, as OpenVINO's preprocessing API recommends."""
+    """Add the normalization to the graph with OpenVINO's preprocessing API, as its documentation recommends."""
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
 

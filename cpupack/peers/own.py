@@ -1,4 +1,4 @@
-"""The wheel's own package, as it ships and as its users call it: ``runner(batch)``."""
+"""The wheel's own package, called as its users call it: ``runner(batch)``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cpupack.peers.job import Array, Job
 from cpupack.peers.pools import Call, ThreadedPool
 
 _CALLERS_PER_INSTANCE = 2
-"""One call is prepared while another is computed, as ``Runner.predict`` does it and as any server would."""
+"""One call is prepared while another is computed, as in ``Runner.predict`` and in any server."""
 
 
 def build(job: Job) -> str:
-    """Nothing to make; the package is already there."""
+    """Do nothing: the package is already built."""
     return f"the package {job.package['import_name']} and its own runner"
 
 
@@ -25,12 +25,12 @@ def open_runner(job: Job) -> Any:
     sys.path.insert(0, job.package["source"])
     package = importlib.import_module(job.package["import_name"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # random weights: the comparison says so itself
+        warnings.simplefilter("ignore")  # the comparison itself warns about random weights
         return package.Runner(threads=job.threads, instances=job.instances, batch_size=job.batch_size)
 
 
 def open_pool(job: Job) -> ThreadedPool:
-    """Call the runner from threads of the caller's; the computing threads are the runner's own."""
+    """Call the runner from several threads. The runner computes in its own threads."""
     runner = open_runner(job)
 
     def load() -> Call:

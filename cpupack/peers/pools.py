@@ -13,10 +13,10 @@ Call = Callable[[Any], Any]
 
 
 class ThreadedPool:
-    """``instances`` threads, each with the call that ``load`` returned in it.
+    """``instances`` threads. Each runs ``load`` once and then the call that it returned.
 
-    With ``single`` one instance runs in the caller's own thread instead: that is how these engines are called for one
-    request at a time, and handing over to another thread would be added to each of their latencies.
+    With ``single``, one instance runs in the caller's own thread instead. Users call these engines so for one request
+    at a time, and passing work to another thread would add to each latency.
     """
 
     def __init__(self, job: Job, load: Callable[[], Call], adapt: Callable[[Array], Any]) -> None:
@@ -25,7 +25,7 @@ class ThreadedPool:
         self.instances = job.instances
         self.adapt = adapt
         self._threads = [] if job.single else [ThreadPoolExecutor(1, f"instance-{n}") for n in range(job.instances)]
-        # One after the other: some engines change settings of the whole process while they load.
+        # Loaded one after the other, because some engines change settings of the whole process while they load.
         self._calls = [thread.submit(load).result() for thread in self._threads] or [load()]
 
     def submit(self, batch: Any, instance: int | None = None) -> Future[Any]:

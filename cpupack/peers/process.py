@@ -1,4 +1,4 @@
-"""An engine's process, seen from the one that compares: started, asked, stopped while others are measured, killed."""
+"""Controls an engine's process: starts it, sends commands, stops it while others are measured, and kills it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class EngineFailedError(Exception):
 
 
 class EngineProcess:
-    """A ``workers.peer`` process in a session of its own: Ctrl-C reaches the parent alone, which kills it.
+    """A ``workers.peer`` process in its own session, so that Ctrl-C only reaches the parent, which then kills it.
 
-    ``scratch`` takes everything its libraries write: caches, temporary files, their output. Leaving the context kills
-    the process and whatever it started, stopped or not.
+    Its libraries write into ``scratch``: caches, temporary files, output. Leaving the context kills the process and its
+    children, even stopped ones.
     """
 
     def __init__(self, job: Job, scratch: Path, *, timeout_s: float) -> None:
@@ -52,7 +52,7 @@ class EngineProcess:
                 )
                 started = True
         except BaseException:
-            if started:  # and interrupted: nobody has entered the context that would end it
+            if started:  # interrupted before the context that would kill it was entered
                 self.__exit__()
             raise
 
@@ -71,7 +71,7 @@ class EngineProcess:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Let a paused process run for a block, and pause it again."""
+        """Let a paused process run inside ``with``, and pause it again."""
         self._signal(signal.SIGCONT)
         try:
             yield
@@ -79,7 +79,7 @@ class EngineProcess:
             self.pause()
 
     def pause(self) -> None:
-        """Stop the process and its children, so that no thread of theirs can spin."""
+        """Stop the process and its children, so that none of their threads can spin."""
         self._signal(signal.SIGSTOP)
 
     def __enter__(self) -> EngineProcess:
@@ -112,28 +112,29 @@ class EngineProcess:
     def _last_words(self) -> str:
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return "its process was killed, most likely for want of memory"
+            return "its process was killed, probably because memory ran out"
         lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         ended = f"its process ended with status {code}"
         return f"{ended}: {lines[-1].strip()}" if lines else ended
 
     def _signal(self, signum: int) -> None:
-        with suppress(ProcessLookupError):  # it has ended, which the next question finds out
+        with suppress(ProcessLookupError):  # it has ended; the next command will report that
             os.killpg(self._process.pid, signum)
 
 
 def _environment(inherited: Mapping[str, str], work: Path) -> dict[str, str]:
-    """Return a child's environment: this cpupack first on the path, all scratch space below ``work``."""
+    """Return a child's environment: this cpupack is first on the path, and all temporary files are below ``work``."""
     scratch = work / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     search_path = [str(_PACKAGE_PARENT), *filter(None, [inherited.get("PYTHONPATH")])]
     if {"", str(Path.cwd())} & set(sys.path):
-        search_path.append(str(Path.cwd()))  # where the recipe's own modules may be; the child works elsewhere
+        # The recipe's own modules may be here, and the child has another working directory.
+        search_path.append(str(Path.cwd()))
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(search_path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(scratch),
-        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),  # kept between the processes of one engine
-        "NNCF_CI": "1",  # NNCF's switch for sending no telemetry
+        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),  # shared by all processes of the engine
+        "NNCF_CI": "1",  # turns off NNCF's telemetry
     }

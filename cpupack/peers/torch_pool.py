@@ -1,4 +1,4 @@
-"""What the peers that run in torch share: threads of an instance, layouts, and pixels to floats."""
+"""Shared by the engines that run in torch: threads of each instance, layouts, and conversion of pixels to floats."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cpupack.peers.pools import Call, ThreadedPool
 
 
 def keep_out_of_openmp(job: Job) -> None:
-    """Keep the loading thread from making OpenMP workers of its own, except where it is also the serving one.
+    """Prevent the loading thread from starting OpenMP workers, unless it also serves.
 
-    libgomp stops spinning for good once it manages more threads than there are CPUs, and the instances would be slower.
+    Once libgomp has more threads than there are CPUs, its threads never spin again, and the instances would be slower.
     """
     torch.set_num_threads(job.threads if job.single else 1)
 
@@ -24,14 +24,14 @@ def keep_out_of_openmp(job: Job) -> None:
 def torch_pool(
     job: Job, load: Callable[[], Callable[[torch.Tensor], torch.Tensor]], *, channels_last: bool = False
 ) -> ThreadedPool:
-    """Serve a torch callable from threads that each have ``job.threads`` OpenMP threads."""
+    """Serve a torch callable from several threads, each with ``job.threads`` OpenMP threads."""
 
     def tensor(batch: Array) -> torch.Tensor:
         found = torch.from_numpy(np.ascontiguousarray(batch))
         return batch_channels_last(found) if channels_last else found
 
     def load_in_thread() -> Call:
-        torch.set_num_threads(job.threads)  # of the calling thread: each OpenMP master has its own
+        torch.set_num_threads(job.threads)  # for the calling thread: each OpenMP master has its own setting
         module = load()
 
         def call(batch: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From a recipe to wheels. Only this package knows which stage follows which."""
+"""Builds wheels from a recipe. Only this package knows the order of the stages."""
 
 from cpupack.pipeline.contest import Settled, contend, settle
 from cpupack.pipeline.prepare import Prepared, prepare, run_float

@@ -1,4 +1,4 @@
-"""The targets that a recipe allows on a CPU, as far as this host and this torch can build them."""
+"""Chooses the targets to build for a CPU: those that the recipe allows and that this host and torch can build."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cpupack.targets.target import arm_target, x86_target
 
 
 def candidates(recipe: Recipe, cpu: str, supported_engines: Collection[str]) -> list[Target]:
-    """Return the targets to build for ``cpu``, best guess first.
+    """Return the targets to build for ``cpu``, the one that is probably fastest first.
 
     ``supported_engines`` are those that run here. Raises QuantizationError when the engine or instruction set
-    that the recipe names is not to be had here.
+    that the recipe names is not available here.
     """
     if cpu == "aarch64":
         return [_available(arm_target(ENGINES[recipe.target.aarch64.engine]), supported_engines)]
@@ -34,19 +34,19 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: Collection[str]) -> 
 
 
 def _least_isa(isa: str) -> str:
-    """Return the instruction set that an x86-64 wheel must be correct on."""
+    """Return the lowest instruction set on which an x86-64 wheel must be correct."""
     host_isa = detect_isa() if machine() == "x86_64" else None
     if isa == "auto":
         if host_isa is None:
             raise QuantizationError(
-                '[target.x86_64] isa = "auto" means this host\'s, and this host '
+                '[target.x86_64] isa = "auto" means that of this host, but this host '
                 + (f"is {machine()}" if machine() != "x86_64" else "has no AVX2"),
-                hint=f"name it in the recipe: one of {', '.join(ISA_LEVELS)}",
+                hint=f"set isa in the recipe to one of {', '.join(ISA_LEVELS)}",
             )
         return x86.floor(host_isa)
     if machine() == "x86_64" and (host_isa is None or ISA_LEVELS.index(isa) > ISA_LEVELS.index(host_isa)):
         raise QuantizationError(
-            f'[target.x86_64] isa = "{isa}": this CPU has {host_isa or "no AVX2"}; the wheel could not be verified',
+            f'[target.x86_64] isa = "{isa}": this CPU has {host_isa or "no AVX2"}, so the wheel could not be verified',
             hint=f'build on a CPU with {isa}, or set isa = "auto"',
         )
     return isa

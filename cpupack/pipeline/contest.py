@@ -1,4 +1,4 @@
-"""Every engine of a CPU built, verified, timed and judged; the winner, after a recovery where it takes one."""
+"""Builds, verifies, times and judges every engine for a CPU, and chooses the winner. Runs a recovery if needed."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ from cpupack.targets import ENGINES, Target
 
 _RACE_BATCH = 8
 _RANKED_SAMPLES = 8
-"""Samples to find the worst layers on: their order settles early."""
+"""Number of samples on which the worst layers are found. More samples seldom change their order."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """One CPU's engines after the gates, the winner first in line to be packaged.
+    """The judged engines of one CPU. ``winner`` is the one to package.
 
-    ``prepared`` has the recipe's settings, or those that ``recovery`` found.
+    ``prepared`` has the recipe's settings, or the settings that ``recovery`` found.
     """
 
     prepared: Prepared
@@ -70,8 +70,8 @@ def contend(
 ) -> tuple[list[Contender], dict[str, str]]:
     """Build every engine that the recipe allows on ``cpu``, verify each, and time them against FP32.
 
-    Returns the contenders, fastest first, each judged by the gates, and the engines that torch could not quantize for
-    with the reason. Raises QuantizationError when that leaves none.
+    Returns the contenders, fastest first, each judged by the gates. Also returns the engines that could not quantize
+    the model, with the reasons. Raises QuantizationError when no engine is left.
     """
     recipe = prepared.loaded.recipe
     targets = candidates(recipe, cpu, supported_engines())
@@ -100,9 +100,9 @@ def contend(
 
 
 def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress) -> Settled:
-    """Build the engines of a CPU and choose; where no gate holds and the recipe says so, recover first.
+    """Build the engines of a CPU and choose one. If none passes, recover if the recipe asks for it.
 
-    Raises VerificationError when no engine passes every gate in the end.
+    Raises VerificationError when no engine passes every gate.
     """
     started = time.monotonic()
     raced, failed = contend(prepared, cpu, work, corrections, progress)
@@ -117,7 +117,7 @@ def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, p
 
 
 def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss | None:
-    """Return what to say where the winner's outputs are far from FP32's, None where they are close."""
+    """Return a report on the worst layers if the winner's outputs are far from FP32's, else None."""
     prepared, winner = settled.prepared, settled.winner
     if not is_lossy(winner.report):
         return None
@@ -137,7 +137,7 @@ def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss
 def _chosen(
     prepared: Prepared, raced: list[Contender], cpu: str, corrections: Corrections, progress: Progress
 ) -> Contender:
-    """Choose; where a gate on accuracy fails, the error names the layers that lose most as well."""
+    """Choose a contender. If none passes because of a gate on accuracy, the error also names the worst layers."""
     try:
         return choose(raced)
     except VerificationError as error:
@@ -152,7 +152,7 @@ def _chosen(
 def _layer_losses(
     prepared: Prepared, contender: Contender, corrections: Corrections, progress: Progress
 ) -> list[LayerLoss]:
-    """Return what each layer alone costs, the worst first."""
+    """Return the loss of each layer when only that layer is INT8, the worst layer first."""
     spec, target = prepared.loaded.recipe.quantize, contender.scripted.target
     found = _ranked(prepared, spec, target, corrections, progress, count=_RANKED_SAMPLES)
     return [LayerLoss(each.name, each.output_sqnr_db, each.skip) for each in found]
@@ -188,7 +188,8 @@ def described(settled: Settled, corrections: Corrections, progress: Progress) ->
     prepared, winner = settled.prepared, settled.winner
     with progress.stage(f"describe layers ({winner.scripted.target.cpu})"):
         spec = prepared.loaded.recipe.quantize
-        # Layers are compared with FP32 ones: with equalized channels, but not with biases that make up for INT8.
+        # Layers are compared with FP32 layers that have equalized channels but no corrected biases, because corrected
+        # biases compensate for INT8.
         exact = spec.model_copy(update={"bias_correction": False, "rounding": "nearest"})
         calibrated = (
             corrections.corrected(prepared, exact, winner.scripted.target, progress)
@@ -228,14 +229,14 @@ def _workbench(
 
 
 def _with(prepared: Prepared, spec: Quantize) -> Prepared:
-    """Return the same with another ``[quantize]`` table; the recipe's text stays as it was written."""
+    """Return ``prepared`` with another ``[quantize]`` table. The text of the recipe does not change."""
     loaded = prepared.loaded
     recipe = loaded.recipe.model_copy(update={"quantize": spec})
     return dataclasses.replace(prepared, loaded=loaded.model_copy(update={"recipe": recipe}))
 
 
 def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[Contender]:
-    """Time contenders for this host against FP32, as the recipe's objective would run them."""
+    """Time the contenders against FP32, with the batch size and threads that suit the recipe's objective."""
     latency = prepared.loaded.recipe.tune.objective == "latency"
     return race(
         contenders,
@@ -260,10 +261,10 @@ def _contender(
 def _quantized(
     prepared: Prepared, target: Target, corrections: Corrections, progress: Progress
 ) -> tuple[QuantizedModel, SaturationReport | None]:
-    """Quantize for a target; where its CPU adds products in 16 bits, so that no sum overflows on the calibration."""
+    """Quantize for a target. If its CPU adds products in 16 bits, ensure that no sum overflows on the calibration."""
 
     def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
-        # Each time, for the bits of this try: biases that make up for 7 bits make 8 bits worse, and the other way.
+        # Corrected for the bits of this try: biases that compensate for 7 bits make 8 bits worse, and vice versa.
         calibrated = corrections.corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
         return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
 

@@ -1,4 +1,4 @@
-"""The corrected forms of a calibrated model: made when first asked for, shared by the engines that race."""
+"""The corrected forms of a calibrated model. Each is made when first needed and shared by the engines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cpupack.targets import Target
 
 
 class Corrections:
-    """Keeps the corrected forms of one model for one ``[quantize]`` table; another table drops them.
+    """Keeps the corrected forms of one model for one ``[quantize]`` table. Another table drops them.
 
-    Each form holds a copy of the weights, so those of old trials do not stay.
+    Each form holds a copy of the weights, so forms of earlier trials are not kept.
     """
 
     def __init__(self) -> None:

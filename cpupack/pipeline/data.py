@@ -1,4 +1,4 @@
-"""The samples a recipe names: for calibration, and for comparing INT8 with FP32."""
+"""Reads the samples that a recipe names: for calibration, and for comparing INT8 with FP32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXAMPLES = 4
 
 
 def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
-    """Return what ``[calibration]`` names, None without it."""
+    """Return the samples of ``[calibration]``, None without that table."""
     spec = loaded.recipe.calibration
     if spec is None:
         return None
@@ -31,7 +31,7 @@ def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | N
 
 
 def example_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
-    """Return a few of the calibration's samples, enough to run the model on."""
+    """Return a few of the calibration samples, enough to run the model."""
     spec = loaded.recipe.calibration
     if spec is None:
         return None
@@ -42,7 +42,7 @@ def example_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
 
 
 def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progress: Progress) -> Samples:
-    """Return what INT8 is compared with FP32 on: ``[evaluation] source``, else data like the calibration's."""
+    """Return the samples for comparing INT8 with FP32: ``[evaluation] source``, else data like the calibration's."""
     spec = loaded.recipe.evaluation
     if spec.source is not None:
         return open_source(
@@ -58,7 +58,7 @@ def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progre
         )
     if calibration is not None and not calibration.synthetic:
         return calibration
-    # Other synthetic data than it was calibrated on, so that the comparison is not on the very same tensors.
+    # Another seed, so that INT8 is not compared on the same synthetic samples that it was calibrated on.
     seed = (loaded.recipe.calibration.seed if loaded.recipe.calibration else 0) + 1
     return open_source(
         "synthetic",

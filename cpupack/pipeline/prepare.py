@@ -1,4 +1,4 @@
-"""What no target changes: the FP32 model fused and calibrated, and its outputs."""
+"""The work that all targets share: loads, fuses and calibrates the FP32 model, and computes its outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Prepared:
 
 
 def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
-    """Load, capture, fuse and calibrate the model and run it in FP32: everything that no target changes."""
+    """Load, capture, fuse and calibrate the model and run it in FP32: all work that does not depend on the target."""
     recipe = loaded.recipe
     with progress.stage("load"):
         model = load(loaded, progress)
@@ -56,7 +56,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         evaluation = evaluation_samples(loaded, calibration, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, recipe, progress)
-        check_skip(model.module, captured.module, recipe.quantize.skip)  # before the work of calibration
+        check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
@@ -73,7 +73,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
 def diagnosed(
     calibrated: CalibratedModel, evaluation: Samples | None, spec: Quantize, progress: Progress
 ) -> CalibrationReport | None:
-    """Look at the calibration's statistics, beside those of other data where there is any; None without statistics."""
+    """Report on the calibration, compared with the evaluation data if that is other data. None without statistics."""
     if not calibrated.stats:
         return None
     some = evaluation.spread(_COMPARED_SAMPLES) if evaluation is not None else None
@@ -86,7 +86,7 @@ def diagnosed(
 
 
 def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:
-    """Load the FP32 model and the data of a recipe and run the one on the other: no INT8 model is made."""
+    """Load the FP32 model and the data of a recipe, and run the model on the data. No INT8 model is made."""
     with progress.stage("load"):
         model = load(loaded, progress)
     with progress.stage("read data"):

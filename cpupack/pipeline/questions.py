@@ -1,4 +1,4 @@
-"""What commands ask of a model without building a wheel."""
+"""Answers questions of commands about a model, without building a wheel."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, F
 
 
 def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> SensitivityReport:
-    """Rank the layers of a recipe's model by what each costs in INT8, on ``count`` samples; no INT8 model is made."""
+    """Rank the layers of a recipe's model by the loss of each in INT8, on ``count`` samples. No INT8 model is made."""
     spec = loaded.recipe.quantize
     with progress.stage("load"):
         model = load(loaded, progress)

@@ -27,15 +27,15 @@ from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
-from cpupack.stages.verify import Loss, doubts
+from cpupack.stages.verify import Loss, unproven
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What is asked of a build beyond the recipe.
+    """Options of a build that are not in the recipe.
 
-    ``cpus`` are the CPU families to build for, the recipe's where there are none; ``tune`` false leaves out the search
-    for threads and batch size.
+    ``cpus`` are the CPU families to build for; empty means those of the recipe. ``tune`` false skips the search for
+    threads and batch size.
     """
 
     cpus: tuple[str, ...] = ()
@@ -44,11 +44,11 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """One finished wheel and what the build found out.
+    """One finished wheel and the findings of its build.
 
-    ``wheel.path`` is the file. ``facts`` is what the wheel carries as ``build.json``. ``contender`` is the engine that
-    was packaged, ``raced`` are all that were timed, and ``failed`` maps the name of an engine to why it could not be
-    built. ``warnings`` is what the user must not miss; ``times_s`` are the wall times of the stages by their titles.
+    ``wheel.path`` is the file. ``facts`` is the content of the wheel's ``build.json``. ``contender`` is the engine that
+    was packaged, ``raced`` are all engines that were timed, and ``failed`` maps each engine that could not be built to
+    the reason. ``warnings`` is what the user must not miss. ``times_s`` has the wall time of each stage by its title.
     """
 
     wheel: BuiltWheel
@@ -65,28 +65,28 @@ class BuildResult:
 
 
 def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
-    """Build one wheel for each CPU of a recipe; nothing is left in ``out`` unless all of them succeed.
+    """Build one wheel for each CPU of a recipe. If one build fails, no wheel is left in ``out``.
 
     Raises the CpupackError of the stage that failed.
     """
     cpus = options.cpus or tuple(loaded.recipe.target.cpu)
     check_out(out)
     for cpu in cpus:
-        candidates(loaded.recipe, cpu, supported_engines())  # an engine that is not to be had is said before the work
+        candidates(loaded.recipe, cpu, supported_engines())  # so that a missing engine fails early
     with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
         work = Path(name)
         prepared = prepare(loaded, work, progress)
         corrections, finished = Corrections(), []
         for cpu in cpus:
             settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
-            for doubt in doubts(settled.winner):
-                progress.warn(doubt)
-            lost = loss(settled, corrections, progress)
-            if lost is not None:
-                progress.warn(lost.text)
+            for sentence in unproven(settled.winner):
+                progress.warn(sentence)
+            loss_report = loss(settled, corrections, progress)
+            if loss_report is not None:
+                progress.warn(loss_report.text)
             staged = _stage(settled, work / cpu, progress)
             plan = _tune(staged, loaded, settled.winner, options, progress)
-            facts = _facts(settled, lost, plan, progress)
+            facts = _facts(settled, loss_report, plan, progress)
             finished.append((finish(staged, plan, facts), settled, plan, facts))
         with progress.stage("package"):
             wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
@@ -111,7 +111,7 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
 def stage_untuned(
     loaded: LoadedRecipe, cpu: str, work: Path, progress: Progress
 ) -> tuple[Prepared, Contender, StagedProject]:
-    """Build for one CPU up to the runner's project, which runs as it is (``cpupack compare`` sets its own plans)."""
+    """Build for one CPU up to the runner's project, without tuning (``cpupack compare`` chooses its own settings)."""
     prepared = prepare(loaded, work, progress)
     settled = settle(prepared, cpu, work, Corrections(), progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
@@ -145,8 +145,8 @@ def _tune(
         return tune(staged, loaded.recipe, target, progress)
 
 
-def _facts(settled: Settled, lost: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:
-    """Return what the wheel will say about its build; times are of the stages up to here."""
+def _facts(settled: Settled, loss_report: Loss | None, plan: TunePlan, progress: Progress) -> dict[str, Any]:
+    """Return the facts for the wheel's ``build.json``. Times are those of the stages up to here."""
     saturation = settled.winner.saturation
     return build_facts(
         settled.prepared.model,
@@ -160,7 +160,7 @@ def _facts(settled: Settled, lost: Loss | None, plan: TunePlan, progress: Progre
             "recovery": recovery_facts(settled.recovery) if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
-            "loss": {"finding": lost.finding, **dataclasses.asdict(lost)} if lost else None,
+            "loss": {"finding": loss_report.finding, **dataclasses.asdict(loss_report)} if loss_report else None,
             "saturation": safety_facts(saturation) if saturation else None,
         },
     )

@@ -1,6 +1,6 @@
-"""The recipe: its shape (``model``), reading and checking a file, the generated reference, and writing a new one.
+"""The recipe: its keys (``model``), reading and checking a file, the generated reference, and writing a new one.
 
-Importing this loads pydantic and nothing slower; torch never.
+The slowest import here is pydantic. Nothing here imports torch.
 """
 
 from cpupack.recipe.model import (

@@ -1,7 +1,7 @@
-"""What the shape of a recipe cannot say: keys that contradict each other, and files that are not there.
+"""Checks that need more than one key or the file system: keys that contradict each other, and missing files.
 
-Every check reads the recipe through a ``View``, which refuses values that are themselves wrong, so that one
-mistake is reported once and the other checks still run. Nothing here imports torch.
+Every check reads the recipe through a ``View``, which raises for values that are already reported as wrong. So each
+mistake is reported once, and the other checks still run. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Path) -> list[Problem]:
-    """Return what contradicts within ``data``, given the problems already ``found`` in it."""
+    """Return the contradictions in ``data``. ``found`` are the problems that are already known."""
     view = View(data, {problem.key for problem in found}, directory)
     problems: list[Problem] = []
     for check in CHECKS:
-        # One at a time: what a check said before it met an unusable value still holds.
+        # One at a time: problems that a check yielded before it met an unusable value are still valid.
         with suppress(UnusableError):
             for problem in check(view):
                 problems.append(problem)
@@ -109,13 +109,15 @@ def _weights_options(view: View) -> Iterator[Problem]:
     if view.given("model", "weights_fallback") and not downloaded:
         yield Problem(("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing')
     if view.given("model", "sha256") and weights in {"random", "factory", "pretrained"}:
-        yield Problem(("model", "sha256"), f'has no effect: weights = "{weights}" reads no file that cpupack knows')
+        yield Problem(
+            ("model", "sha256"), f'has no effect: with weights = "{weights}" cpupack reads no file that it could check'
+        )
 
 
 def _state(view: View) -> Iterator[Problem]:
     state, weights = view("model", "state"), view("model", "weights")
     if state is not None and not weights.endswith(WEIGHT_FILES):
-        yield Problem(("model", "state"), f'has no effect: weights = "{weights}" is no checkpoint file')
+        yield Problem(("model", "state"), f'has no effect: weights = "{weights}" is not a checkpoint file')
 
 
 def _labels(view: View) -> Iterator[Problem]:
@@ -126,7 +128,7 @@ def _labels(view: View) -> Iterator[Problem]:
                 yield Problem(("model", "labels", index), "must be one line of text")
     elif labels is not None and labels != "imagenet":
         if nearest(labels, ["imagenet"], cutoff=0.8) and not view.path(labels).is_file():
-            yield Problem(("model", "labels"), f'"{labels}" is no file', "imagenet")
+            yield Problem(("model", "labels"), f'"{labels}" is not a file', "imagenet")
         else:
             yield from _file(view, ("model", "labels"), labels)
 
@@ -143,8 +145,8 @@ def _preprocess(view: View) -> Iterator[Problem]:
     if len(shape) != 3:
         yield Problem(
             ("model", "input_shape"),
-            f"{shape} is not [channels, height, width], and [preprocess] makes images; "
-            "leave [preprocess] out for other inputs",
+            f"{shape} is not [channels, height, width], which [preprocess] needs; "
+            "leave [preprocess] out if the model does not take images",
         )
         return
     if shape[0] != CHANNELS[mode]:
@@ -178,7 +180,7 @@ def _size(view: View, shape: list[int]) -> Iterator[Problem]:
     elif resize is not None:
         yield Problem(
             ("preprocess", "resize"),
-            f"sets the shorter edge only, so images come out in different sizes; add crop = {shape[1:]} "
+            f"sets only the shorter edge, so images would have different sizes; add crop = {shape[1:]} "
             "or give [height, width]",
         )
 
@@ -192,8 +194,8 @@ def _quantize(view: View) -> Iterator[Problem]:
     if mode == "static" and not view.given("calibration"):
         yield Problem(
             ("calibration",),
-            'is missing, and mode = "static" takes activation ranges from it; add [calibration] with '
-            'source = "images:DIR" (or "synthetic", for speed work only)',
+            'is missing, and mode = "static" needs its data to choose activation ranges; add [calibration] with '
+            'source = "images:DIR" (or "synthetic", only to measure speed)',
             missing=True,
         )
     if mode == "dynamic":
@@ -218,13 +220,13 @@ def _recovery(view: View) -> Iterator[Problem]:
     if not any(view.given(*key) and view(*key) != "off" for key in _accuracy_gates()):
         yield Problem(
             ("quantize", "recover"),
-            "has nothing to recover: [evaluation] sets no gate on accuracy; add one of "
+            "has no effect: [evaluation] sets no gate on accuracy that it could recover; add one of "
             + ", ".join(name for _, name in _accuracy_gates()),
         )
 
 
 def _accuracy_gates() -> list[tuple[str, str]]:
-    """Return the keys of ``[evaluation]`` that bound what INT8 answers; min_speedup bounds how fast it does."""
+    """Return the gates on accuracy: all keys of ``[evaluation]`` that set a bound, except min_speedup."""
     bounds = [name for name in Evaluation.model_fields if name.startswith(("min_", "max_"))]
     return [("evaluation", name) for name in bounds if name != "min_speedup"]
 
@@ -260,13 +262,13 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
     if kind == "images":
         yield from _directory(view, key, rest)
         if not view.given("preprocess"):
-            yield Problem(key, "images need [preprocess], which says how one becomes the model's input")
+            yield Problem(key, "images need [preprocess], which says how an image becomes the model's input")
     elif kind == "arrays":
         yield from _file(view, key, rest)
     elif kind == "python":
         yield from _factory(view, key, rest)
     if kind != "images" and view(table, "skip_corrupt"):
-        yield Problem((table, "skip_corrupt"), f'has no effect: source = "{source}" decodes no image files')
+        yield Problem((table, "skip_corrupt"), f'has no effect: source = "{source}" reads no image files')
 
 
 def _directory(view: View, key: Key, name: str) -> Iterator[Problem]:
@@ -291,7 +293,7 @@ def _repeated(key: Key, items: Any) -> Iterator[Problem]:
     seen = set()
     for index, value in items:
         if value in seen:
-            yield Problem((*key, index), f"{value!r} is there twice".replace("'", '"'))
+            yield Problem((*key, index), f"{value!r} appears twice".replace("'", '"'))
         seen.add(value)
 
 

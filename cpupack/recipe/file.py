@@ -1,6 +1,6 @@
-"""From a recipe file to a Recipe: parse, override, validate, and report every problem in one go.
+"""Reads a recipe file: parses it, applies overrides, validates, and reports every problem at once.
 
-``cpupack check`` is this module; it must stay free of torch and quick to import.
+``cpupack check`` uses this module, so it must import quickly and without torch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from cpupack.recipe.checks import cross_problems
 from cpupack.recipe.lines import Key, key_lines, split_key
 from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
 
-Told = tuple[str, str]
-"""A problem as it is told: the place (``FILE:LINE`` or ``--set``) and the text."""
+Reported = tuple[str, str]
+"""A problem as it is reported: the place (``FILE:LINE`` or ``--set``) and the text."""
 
 SET = "--set"
 
-_ABSENT = "wrote no recipe yet? `cpupack init NAME --model torchvision:resnet18` writes one"
+_ABSENT = "no recipe yet? `cpupack init NAME --model torchvision:resnet18` writes one"
 _PLACE = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
 _TWICE = re.compile(r"Cannot declare \((.*)\) twice")
 _NAME = r"'([^']*)'"
@@ -34,7 +34,7 @@ _BARE_VALUE = re.compile(r"^[A-Za-z_./:][\w./:-]*\s*(#.*)?$")
 
 @dataclass
 class _Draft:
-    """A recipe on its way: its values, and where each of them came from."""
+    """An unchecked recipe: its values, and where each of them came from."""
 
     shown: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class _Draft:
     overridden: list[Key] = field(default_factory=list)
 
     def place(self, key: Key) -> str:
-        """Return where to look for ``key``: the nearest enclosing place that was written down."""
+        """Return where to look for ``key``: its own place, or that of the nearest table around it that has one."""
         if any(key[: len(override)] == override for override in self.overridden):
             return SET
         for length in range(len(key), 0, -1):
@@ -62,21 +62,21 @@ class _Draft:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read and check a recipe.
 
-    ``overrides`` are ``key=value`` texts of ``--set``. Raises RecipeError with every problem, a line each:
+    ``overrides`` are ``key=value`` texts of ``--set``. Raises RecipeError with every problem, one on each line:
     ``FILE:LINE: key: what is wrong; did you mean "x"?`` (``--set`` in place of the file for overridden keys).
     The text of the result has the overrides applied.
     """
     text = _read(path)
     recipe, problems, final = parse_recipe(text, str(path), path.resolve().parent, overrides)
     if recipe is None:
-        told = [f"{place}: {text}" for place, text in problems]
-        raise RecipeError("\n".join(told), hint=_hint(path, problems))
+        reported = [f"{place}: {text}" for place, text in problems]
+        raise RecipeError("\n".join(reported), hint=_hint(path, problems))
     return LoadedRecipe(recipe=recipe, path=path.resolve(), text=final)
 
 
 def parse_recipe(
     text: str, shown: str, directory: Path, overrides: Sequence[str] = ()
-) -> tuple[Recipe | None, list[Told], str]:
+) -> tuple[Recipe | None, list[Reported], str]:
     """Check a recipe's text, called ``shown`` in messages, with relative paths from ``directory``.
 
     Returns the recipe (None when there are problems), the problems (place and text), and the text with the
@@ -87,20 +87,20 @@ def parse_recipe(
     except tomli.TOMLDecodeError as error:
         return None, [_syntax_problem(text, shown, error)], text
     draft = _Draft(shown, data, key_lines(text))
-    told = [(SET, message) for override in overrides if (message := _apply(draft, override))]
+    reported = [(SET, message) for override in overrides if (message := _apply(draft, override))]
     problems = schema_problems(draft.data)
     problems += cross_problems(draft.data, problems, directory)
     problems = without_consequences(problems)
     problems.sort(key=lambda problem: draft.order(problem.key))
-    told += [(draft.place(problem.key), str(problem)) for problem in problems]
-    if told:
-        return None, told, text
+    reported += [(draft.place(problem.key), str(problem)) for problem in problems]
+    if reported:
+        return None, reported, text
     return Recipe.model_validate(draft.data), [], _written(draft.data) if overrides else text
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no TOML, and Windows editors add one
+        return path.read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark, which is not TOML
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=_ABSENT) from None
     except IsADirectoryError:
@@ -111,19 +111,19 @@ def _read(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _hint(path: Path, problems: Sequence[Told]) -> str:
+def _hint(path: Path, problems: Sequence[Reported]) -> str:
     them = "it" if len(problems) == 1 else f"the {len(problems)} problems"
-    # `cpupack check FILE` finds nothing wrong where only the options are.
+    # If only --set is wrong, `cpupack check FILE` would find nothing.
     in_file = any(place != SET for place, _ in problems)
     again = f" and run `cpupack check {path}`" if in_file else ""
-    return f"mend {them}{again}; docs/reference/recipe.md describes every key"
+    return f"fix {them}{again}; docs/reference/recipe.md describes every key"
 
 
-def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Told:
+def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Reported:
     reason = _PLACE.sub("", str(error))
     number, column = error.lineno, error.colno
     if reason == 'Expected "\'"':
-        # tomli looked for the closing quote up to the end of the file; the string begins at the last quote.
+        # tomli searched for the closing quote to the end of the file. The string begins at the last quote.
         last = text.rfind("'")
         number, column = text.count("\n", 0, last) + 1, last - text.rfind("\n", 0, last)
     lines = text.splitlines()
@@ -134,17 +134,17 @@ def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Told
 
 def _syntax_words(reason: str, rest: str) -> str:
     if reason == 'Expected "\'"' or (reason.endswith("'\\n'") and "character" in reason):
-        return "the string is not closed on its line"
+        return "the string has no closing quote on its line"
     if reason == "Invalid value" and _BARE_VALUE.match(rest):
         return "invalid value (text needs quotes)"
     twice = _TWICE.fullmatch(reason)
     if twice:
-        return f"[{'.'.join(re.findall(_NAME, twice[1]))}] is there twice"
-    return {"Cannot overwrite a value": "the key is there twice"}.get(reason, reason[:1].lower() + reason[1:])
+        return f"[{'.'.join(re.findall(_NAME, twice[1]))}] appears twice"
+    return {"Cannot overwrite a value": "the key appears twice"}.get(reason, reason[:1].lower() + reason[1:])
 
 
 def _apply(draft: _Draft, override: str) -> str | None:
-    """Put one ``key=value`` into the draft. Returns what is wrong with it, None when nothing is."""
+    """Put one ``key=value`` into the draft. Return the problem with it, or None."""
     try:
         key, end = split_key(override)
     except (ValueError, IndexError):
@@ -167,7 +167,7 @@ def _apply(draft: _Draft, override: str) -> str | None:
 
 
 def _unknown_part(key: tuple[str, ...]) -> Key:
-    """Return ``key`` up to its first part that no recipe has."""
+    """Return ``key`` up to and including its first unknown part."""
     return next(key[:end] for end in range(1, len(key) + 1) if recipe_schema.node_at(key[:end]) is None)
 
 
@@ -178,19 +178,19 @@ def _inside_free_table(key: tuple[str, ...]) -> bool:
 
 
 def _value(text: str, node: recipe_schema.Node | None) -> Any:
-    """Read the value of ``--set``: TOML, or the text itself where it is none or the key takes text only."""
+    """Read the value of ``--set``: TOML, or plain text if it is not TOML or if the key takes only text."""
     try:
         parsed = tomli.loads(f"value = {text}")
     except tomli.TOMLDecodeError:
         return text
     if set(parsed) != {"value"}:
-        return text  # a line break made more than one statement of it
+        return text  # it contains a line break and was read as several keys
     value = parsed["value"]
-    # package.version=1.0 means the text; nobody can mean the number.
+    # The key takes only text, so package.version=1.0 means "1.0".
     return text if node and node.get("type") == "string" and not isinstance(value, str) else value
 
 
 def _written(data: dict[str, Any]) -> str:
-    import tomli_w  # here, because only --set needs it
+    import tomli_w  # imported here, because only --set needs it
 
     return tomli_w.dumps(data)

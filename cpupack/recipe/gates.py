@@ -1,4 +1,4 @@
-"""What ``[evaluation]`` asks of its data: gates that need labels, targets or a metric which are not there."""
+"""Checks that ``[evaluation]`` has what its gates need: labels, targets or a metric."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cpupack.recipe.view import Check, View
 LABEL_GATES = ("max_drop", "min_top1")
 METRIC_GATES = ("min_metric", "max_metric", "max_metric_drop")
 OTHER_GATES = ("min_agreement", "min_sqnr_db", "min_speedup")
-"""Gates that any data will do for."""
+"""Gates that work with any data."""
 
 _TABLE = "evaluation"
 
@@ -33,7 +33,7 @@ def _data(view: View) -> Iterator[Problem]:
     if kind == "synthetic":
         yield Problem(
             (_TABLE, "source"),
-            "synthetic data has no labels; leave source out, " + ", ".join(OTHER_GATES) + " do not need it",
+            "synthetic data has no labels; leave source out (" + ", ".join(OTHER_GATES) + " do not need it)",
         )
     elif kind == "arrays":
         yield from _arrays(view, view.path(place))
@@ -44,13 +44,13 @@ def _data(view: View) -> Iterator[Problem]:
 def _arrays(view: View, path: Path) -> Iterator[Problem]:
     names = _array_names(path)
     if names is None:
-        return  # a file that is not there is reported by itself; a damaged one where it is read
+        return  # another check reports a missing file, and reading the data reports a damaged one
     has = f"{path} has {', '.join(names) or 'none'}"
     for key in LABEL_GATES:
         if view.given(_TABLE, key) and "labels" not in names:
-            yield Problem((_TABLE, key), f'needs an array "labels", and {has}')
+            yield Problem((_TABLE, key), f'needs an array "labels", but {has}')
     if view.given(_TABLE, "metric") and not {"labels", "targets"} & set(names):
-        yield Problem((_TABLE, "metric"), f'needs an array "targets" (or "labels"), and {has}')
+        yield Problem((_TABLE, "metric"), f'needs an array "targets" (or "labels"), but {has}')
 
 
 def _array_names(path: Path) -> list[str] | None:
@@ -66,7 +66,7 @@ def _images(view: View, directory: Path) -> Iterator[Problem]:
         return
     for key in (*LABEL_GATES, "metric"):
         if view.given(_TABLE, key):
-            yield Problem((_TABLE, key), f"needs a folder for each class, and {directory} has no folders")
+            yield Problem((_TABLE, key), f"needs a folder for each class, but {directory} has no folders")
 
 
 def _metric(view: View) -> Iterator[Problem]:
@@ -79,7 +79,9 @@ def _metric(view: View) -> Iterator[Problem]:
     wrong, right = ("max_metric", "min_metric") if goal == "max" else ("min_metric", "max_metric")
     if view.given(_TABLE, wrong):
         better = "larger" if goal == "max" else "smaller"
-        yield Problem((_TABLE, wrong), f'bounds the wrong end: with metric_goal = "{goal}" {better} is better', right)
+        yield Problem(
+            (_TABLE, wrong), f'is a bound in the wrong direction: with metric_goal = "{goal}" {better} is better', right
+        )
 
 
 def _confident(view: View) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""``cpupack init``: a commented recipe to start from, rendered from templates/recipe and read back."""
+"""``cpupack init``: renders a commented recipe from templates/recipe, and reads it back to check it."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ _UNKNOWN = _Known("DEFAULT", 256)
 def init_recipe(name: str, model: str, directory: Path) -> Path:
     """Write ``directory/NAME.toml`` for a ``[model] source`` and return its path.
 
-    Raises UsageError when the name or the model cannot be in a recipe, when a Python model file does not
-    exist, and when the recipe exists already or cannot be written.
+    Raises UsageError when a recipe cannot have this name or model, when the model's Python file does not exist, and
+    when the recipe already exists or cannot be written.
     """
     path = directory / f"{name}.toml"
     text = render(_TEMPLATE, **_values(name, model))
     recipe, problems, _ = parse_recipe(text, str(path), directory.resolve())
     if recipe is None:
-        # Without their places: the file is not written, so its line numbers would mean nothing.
-        raise UsageError("no recipe can be written: " + "; ".join(text for _, text in problems))
+        # The places are left out: the file is not written, so its line numbers would mean nothing.
+        raise UsageError("the recipe cannot be written: " + "; ".join(text for _, text in problems))
     _write_new(path, text)
     return path
 
@@ -82,12 +82,12 @@ def _values(name: str, model: str) -> dict[str, Any]:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that must not exist yet, whole or not at all."""
+    """Write a file that must not exist yet. A failure leaves no part of it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("x", encoding="utf-8")
     except FileExistsError:
-        raise UsageError(f"{path} exists already", hint="choose another name or remove it") from None
+        raise UsageError(f"{path} already exists", hint="choose another name or remove the file") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     try:

@@ -1,8 +1,8 @@
-"""Where each key of a TOML text stands: a small scanner that knows TOML's layout and none of its values.
+"""Finds the line of each key in a TOML text.
 
-tomli gives values without positions, and an error message needs the line. The scanner is for text that tomli
-has already accepted; it follows the grammar of TOML 1.0 (https://toml.io/en/v1.0.0) just far enough not to be
-fooled by strings, comments, multi-line values and nested tables.
+tomli returns values without positions, but an error message needs the line. This small scanner reads only text that
+tomli has already accepted. It follows the grammar of TOML 1.0 (https://toml.io/en/v1.0.0) just far enough to skip
+strings, comments, multi-line values and nested tables correctly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import tomli
 
 Key = tuple[str | int, ...]
-"""Where a value is in the parsed document: table keys and array indices."""
+"""The path of a value in the parsed document: table keys and array indices."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _BASIC = re.compile(r'"(?:[^"\\\n]|\\.)*"')
@@ -27,13 +27,13 @@ _FILLER = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 def key_lines(text: str) -> dict[Key, int]:
     """Return the 1-based line of every table, key and array element of ``text``.
 
-    A table that is never opened by a header has the line of its first key. ``text`` must be valid TOML.
+    A table without a header of its own gets the line of its first key. ``text`` must be valid TOML.
     """
     return _Scanner(text).document()
 
 
 def split_key(text: str) -> tuple[tuple[str, ...], int]:
-    """Return the dotted key that ``text`` begins with, and where it ends. Raises ValueError without one."""
+    """Return the dotted key at the start of ``text``, and its end. Raises ValueError if there is no key."""
     return _Scanner(text).dotted_key()
 
 
@@ -89,7 +89,7 @@ class _Scanner:
             key = (*key, index)
             self._note(key, start)
         else:
-            # A header after dotted keys or sub-tables is still the place a reader would call the table's.
+            # A header may come after dotted keys or sub-tables of the same table. A reader looks for the header.
             self.lines[key] = self._line(start)
         return key
 
@@ -181,7 +181,7 @@ class _Scanner:
         self.lines.setdefault(key, self._line(position))
 
     def _line(self, position: int) -> int:
-        # Positions mostly grow, so counting goes on from the last one.
+        # Positions mostly grow, so counting continues from the last one.
         before, line = self._counted if self._counted[0] <= position else (0, 1)
         line += self.text.count("\n", before, position)
         self._counted = (position, line)

@@ -1,7 +1,7 @@
 """The recipe: what a user writes, as validated, frozen models (``schema = 1``).
 
-This module knows the shape of a recipe and nothing of files: ``file.py`` parses TOML and reports
-problems. Each field's ``description`` is the reference documentation; the JSON Schema is generated from here.
+This module defines the keys of a recipe. It reads no files: ``file.py`` parses TOML and reports problems. The
+docstring of each field is its reference documentation. The JSON Schema is generated from this module.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
-"""How the name of a file of weights ends."""
+"""Endings of the names of weight files."""
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
-# The canonical form of PEP 440, appendix B: what build tools would turn any other spelling into.
+# The canonical form of PEP 440, appendix B. Build tools would convert any other spelling to this form.
 VERSION_PATTERN = (
     r"^([1-9][0-9]*!)?(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*"
     r"((a|b|rc)(0|[1-9][0-9]*))?(\.post(0|[1-9][0-9]*))?(\.dev(0|[1-9][0-9]*))?$"
@@ -50,27 +50,27 @@ class Expects:
 
 
 def _only_integer(value: object) -> object:
-    """Keep ``true`` and ``1.0`` out: Python says both equal 1, which is all that Literal asks."""
+    """Refuse ``true`` and ``1.0``. Both equal 1 in Python, so Literal alone would accept them."""
     if type(value) is not int:
         raise ValueError("not an integer")
     return value
 
 
 class Table(BaseModel):
-    """Base of every recipe table: unknown keys and implicit conversions are errors, values do not change."""
+    """Base of every recipe table. Unknown keys and implicit conversions are errors. Instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Package(Table):
-    """What the wheel is called."""
+    """Name, version and description of the wheel."""
 
     name: Annotated[
         str,
         StringConstraints(pattern=NAME_PATTERN, max_length=100),
         Expects("up to 100 letters, digits, dots, dashes and underscores, with a letter or digit at both ends"),
     ]
-    """Distribution name; in the import name every run of ``-``, ``.``, ``_`` is one ``_``."""
+    """Distribution name. The import name is the same with every run of ``-``, ``.``, ``_`` replaced by one ``_``."""
     version: Annotated[
         str,
         StringConstraints(pattern=VERSION_PATTERN),
@@ -78,7 +78,7 @@ class Package(Table):
     ] = "0.1.0"
     """PEP 440 version of the wheel, without a local part."""
     description: Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$"), Expects("a single line of text")] = ""
-    """One line for the wheel's metadata."""
+    """One line of text for the wheel's metadata."""
 
     @property
     def import_name(self) -> str:
@@ -94,14 +94,14 @@ class Model(Table):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
     weights: Text
-    """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (a Python factory
-    that loads them itself), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or ``.safetensors`` file, or
-    ``random``."""
+    """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (the Python factory
+    loads them itself), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or ``.safetensors`` file, or ``random``."""
     state: Literal["plain", "ema"] | None = None
-    """Which weights of a checkpoint that also holds averaged ones (EMA, SWA): ``plain`` or ``ema``. Absent, the plain
-    ones, with a warning where there are others too; averaged ones where a file has no others."""
+    """Which weights to take from a checkpoint that has plain and averaged weights (EMA, SWA): ``plain`` or ``ema``.
+    Absent means the plain ones, with a warning if there are averaged ones too. If the file has only averaged weights,
+    those are taken."""
     weights_fallback: Literal["random"] | None = None
-    """What to do when weights must be downloaded and cannot be; absent means an error."""
+    """What to do when the download of the weights fails. Absent means an error."""
     sha256: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Expects("64 lower-case hexadecimal digits")] | None
     ) = None
@@ -111,7 +111,7 @@ class Model(Table):
     input_shape: Annotated[list[PositiveInt], Field(min_length=1)]
     """Shape of one input without the batch dimension, ``[channels, height, width]`` for images."""
     labels: Text | Annotated[list[str], Field(min_length=1)] | None = None
-    """``imagenet``, a text file with one label a line, or the list itself."""
+    """``imagenet``, a text file with one label on each line, or a list of labels."""
 
 
 class Preprocess(Table):
@@ -121,21 +121,21 @@ class Preprocess(Table):
     """
 
     resize: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
-    """Length of the shorter edge, or ``[height, width]``; absent keeps the size."""
+    """Length of the shorter edge, or ``[height, width]``. Absent keeps the size."""
     crop: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
-    """Centre crop to a square or ``[height, width]``; absent keeps the resized image."""
+    """Centre crop to a square or ``[height, width]``. Absent keeps the resized image."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    """Filter of the resize."""
+    """Interpolation filter of the resize."""
     mode: Literal["RGB", "L"] = "RGB"
-    """Colour mode the image is converted to: three channels or one."""
+    """Colour mode that the image is converted to: three channels or one."""
     mean: Annotated[list[Finite], Field(min_length=1)] = [0.0]
-    """Subtracted from the pixel scaled to 0..1, one value or one a channel."""
+    """Subtracted from pixels, which are first scaled to 0..1. One value, or one for each channel."""
     std: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
-    """Divides the result, one value or one a channel."""
+    """The result is divided by this. One value, or one for each channel."""
 
 
 class Fuse(Table):
-    """Which module chains become one operator."""
+    """Which chains of modules are fused into one operator."""
 
     modules: Literal["auto"] | list[Annotated[list[Text], Field(min_length=2)]] = "auto"
     """``auto``, or the list of chains by module name (``cpupack fusions`` prints it)."""
@@ -145,37 +145,39 @@ class Quantize(Table):
     """How FP32 becomes INT8."""
 
     mode: Literal["static", "dynamic"] = "static"
-    """``static`` calibrates activations; ``dynamic`` measures them at run time (linear and LSTM models)."""
+    """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time (for linear
+    and LSTM models)."""
     observer: ObserverName = "tail_mse"
-    """How an activation's range is chosen from the calibration data. ``tail_mse`` has the least squared error expected
-    on other data: it extrapolates the tails of what calibration saw."""
+    """How an activation's range is chosen from the calibration data. ``tail_mse`` minimizes the squared error that is
+    expected on new data: it extrapolates the tails of the calibration data."""
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
-    """Share of values the ``percentile`` observer keeps."""
+    """Percentage of values that the ``percentile`` observer keeps inside the range."""
     weights: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One weight scale for each output channel, or one for the whole layer."""
+    """One scale for the weights of each output channel, or one for the whole layer."""
     equalize: bool = False
-    """Cross-layer equalization: even out the channels of consecutive layers before they are quantized."""
+    """Cross-layer equalization: rescale the channels between consecutive layers so that their weights have similar
+    ranges."""
     bias_correction: bool = False
-    """Take the mean error that quantization adds to each channel, measured on the calibration data, off the bias."""
+    """Subtract from each bias the mean error that quantization adds to its channel on the calibration data."""
     rounding: Literal["nearest", "adaround"] = "nearest"
-    """``nearest`` rounds each weight alone; ``adaround`` rounds them so that the layer's output changes least."""
+    """``nearest`` rounds each weight by itself. ``adaround`` rounds them so that the layer's output changes least."""
     skip: list[Text] = []
-    """Module names (with everything below them) kept in FP32."""
+    """Names of modules that stay in FP32, with all modules inside them."""
     recover: bool = False
     """When a gate on accuracy fails, search for settings with which all gates hold (docs/how-to/recover.md)."""
     budget_s: PositiveFloat = 600.0
-    """Time for that search, in seconds; no trial starts that would not end within it."""
+    """Time limit of that search, in seconds. A trial starts only if it is expected to end within the limit."""
 
 
 class Calibration(Table):
-    """The data that activation ranges are taken from; required by ``mode = "static"``."""
+    """The data that activation ranges are chosen from. Required by ``mode = "static"``."""
 
     source: Text
     """``images:DIR``, ``arrays:FILE.npz``, ``python:FILE.py:factory`` or ``synthetic``."""
     samples: PositiveInt = 300
     """At most this many samples, drawn with ``seed``."""
     batch_size: PositiveInt = 16
-    """Samples a forward pass; it decides what ``moving_average`` averages over."""
+    """Samples in each forward pass. ``moving_average`` averages the ranges of these batches."""
     seed: Seed = 0
     """Seed of the choice of samples and of synthetic data."""
     skip_corrupt: bool = False
@@ -183,27 +185,28 @@ class Calibration(Table):
 
 
 class Evaluation(Table):
-    """Gates that must hold or the build fails with exit code 6."""
+    """Gates: bounds on the INT8 model. If one does not hold, the build fails with exit code 6."""
 
     source: Text | None = None
     """Labelled data: ``images:DIR`` with class folders, ``arrays:FILE.npz`` with ``labels`` or ``targets``, or
-    ``python:FILE.py:factory``. Absent, gates that need no labels are measured on other data."""
+    ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other data."""
     samples: PositiveInt | None = None
-    """At most this many samples; absent means all."""
+    """At most this many samples. Absent means all."""
     max_drop: Fraction | None = None
     """Largest absolute drop of top-1 accuracy from FP32 to INT8 (0.01 is one point)."""
     min_top1: Fraction | None = None
     """Smallest top-1 accuracy of the INT8 model."""
     min_agreement: Fraction | Literal["off"] = 0.5
-    """Smallest share of samples on which FP32 and INT8 choose the same class. The default is for trained models that
-    are known to choose classes (``labels`` or labelled data); ``off`` switches it off."""
+    """Smallest share of samples on which FP32 and INT8 choose the same class. The default applies to trained models
+    that are known to be classifiers (``labels`` or labelled data). ``off`` turns it off."""
     min_sqnr_db: Finite | Literal["off"] = 6.0
-    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default is for trained
-    models; ``off`` switches it off."""
+    """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default applies to
+    trained models. ``off`` turns it off."""
     min_speedup: PositiveFloat | None = None
-    """Smallest throughput ratio over the FP32 model on this host (only for targets this host can time)."""
+    """Smallest ratio of the INT8 model's throughput to FP32's on this host (only for targets that this host can
+    time)."""
     metric: Text | None = None
-    """``python:FILE.py:function``: your own measure, ``function(outputs, targets) -> float`` on numpy arrays."""
+    """``python:FILE.py:function``: your own metric, ``function(outputs, targets) -> float`` on numpy arrays."""
     metric_goal: Literal["max", "min"] = "max"
     """Whether larger (``max``) or smaller (``min``, for errors) values of ``metric`` are better."""
     min_metric: Finite | None = None
@@ -211,9 +214,9 @@ class Evaluation(Table):
     max_metric: Finite | None = None
     """Largest ``metric`` of the INT8 model, for ``metric_goal = "min"``."""
     max_metric_drop: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
-    """How much worse than FP32's the INT8 model's ``metric`` may be, in the metric's own unit."""
+    """How much worse the INT8 model's ``metric`` may be than FP32's, in the unit of the metric."""
     confident: bool = False
-    """Judge each gate by the worse end of its 95 % interval, not by the measured value."""
+    """Judge each gate by the worse end of its 95 % interval instead of the measured value."""
     skip_corrupt: bool = False
     """Skip images that cannot be decoded (each is named) instead of failing."""
 
@@ -222,22 +225,22 @@ class TargetX86(Table):
     """Engine and instruction set on x86-64."""
 
     engine: Literal["auto", X86Engine] = "auto"
-    """``auto`` builds every engine this CPU can run and keeps the fastest that passes the gates. ``native`` is
-    cpupack's own; the others are torch's."""
+    """``auto`` builds every engine that this CPU can run and keeps the fastest that passes the gates. ``native`` is
+    cpupack's own engine; the others are torch's."""
     isa: Literal["auto"] | Isa = "auto"
-    """The least instruction set the wheel must be correct on; ``auto`` is what this host's arithmetic needs
-    (``avx512_vnni``, or ``avx2`` without VNNI). A wheel for ``avx2`` is correct on all of them."""
+    """The lowest instruction set on which the wheel must be correct. ``auto`` is ``avx512_vnni`` if this host has VNNI,
+    else ``avx2``. A wheel for ``avx2`` is correct on all of them."""
 
 
 class TargetArm(Table):
     """Engine on 64-bit ARM."""
 
     engine: ArmEngine = "qnnpack"
-    """qnnpack is the one quantized engine of torch's ARM builds that cpupack supports."""
+    """The only quantized engine of torch's ARM builds that cpupack supports."""
 
 
 class Target(Table):
-    """The CPUs to build for, one wheel each."""
+    """The CPUs to build for."""
 
     cpu: Annotated[list[Cpu], Field(min_length=1)] = ["x86_64"]
     """One wheel is built for each entry."""
@@ -249,19 +252,20 @@ class Tune(Table):
     """The search for threads, instances and batch size."""
 
     objective: Literal["throughput", "latency"] = "throughput"
-    """``throughput`` maximises samples a second, ``latency`` minimises p99 of one request."""
+    """``throughput`` maximizes samples per second. ``latency`` minimizes the p99 latency of one request."""
     max_latency_ms: PositiveFloat | None = None
-    """Settings with a p99 above this are not chosen."""
+    """Settings with a p99 latency above this are not chosen."""
     threads: Literal["auto"] | Annotated[list[PositiveInt], Field(min_length=1)] = "auto"
-    """Threads of one instance to try; ``auto`` tries the divisors of the usable cores, and of twice that with SMT."""
+    """Numbers of threads of one instance to try. ``auto`` tries the divisors of the number of usable cores, and with
+    SMT those of twice that number."""
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     """Batch sizes to try."""
     budget_s: PositiveFloat = 60.0
-    """Time for the whole search, in seconds."""
+    """Time limit of the whole search, in seconds."""
 
 
 class Bench(Table):
-    """Defaults of the packaged bench."""
+    """Defaults of the bench in the wheel."""
 
     duration_s: PositiveFloat = 5.0
     """Measured time of one run, in seconds, after the warm-up."""
@@ -285,7 +289,7 @@ class Recipe(Table):
 
     @property
     def calibration_batch_size(self) -> int:
-        """Samples in one batch of the calibration; 1 where nothing is calibrated."""
+        """Samples in one batch of the calibration, 1 without calibration."""
         return self.calibration.batch_size if self.calibration else 1
 
 

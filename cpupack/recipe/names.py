@@ -1,4 +1,4 @@
-"""The import name that a distribution's name gives, and whether Python can import it."""
+"""The import name of a distribution, and whether Python can import it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import sys
 
 _TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
-"""Modules that a wheel imports, or that its users import beside it."""
+"""Modules that a wheel or cpupack imports, or that users of a wheel often import: a package must not hide them."""
 
 
 def import_name(distribution: str) -> str:
@@ -16,7 +16,7 @@ def import_name(distribution: str) -> str:
 
 
 def why_not_importable(name: str) -> str | None:
-    """Return what is wrong with an import name, as the end of a sentence about it; None where nothing is."""
+    """Return the problem of an import name as a clause that starts with "which", or None."""
     if not name.isidentifier() or keyword.iskeyword(name):
         return "which Python cannot import"
     if name in _TAKEN or name in sys.stdlib_module_names:

@@ -1,6 +1,6 @@
-"""What is wrong with a parsed recipe, in plain words: pydantic's verdict, the schema's vocabulary.
+"""Turns pydantic's errors about a recipe into plain words, which come from the schema.
 
-Nothing here knows of files or lines; a Problem says where it is by its key.
+Nothing here uses files or lines. A Problem says where it is by its key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TYPE_ERRORS = ("_type", "literal_error")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend. ``near`` is what was probably meant; ``missing`` says that the key is not there."""
+    """One thing to fix. ``near`` is what was probably meant. ``missing`` says that a required key is absent."""
 
     key: Key
     message: str
@@ -44,12 +44,12 @@ def dotted(key: Key) -> str:
 
 
 def toml_key(part: str) -> str:
-    """Return one part of a key, quoted where TOML asks for quotes."""
+    """Return one part of a key, in quotes if TOML requires them."""
     return to_toml({part: 0})[1:].rpartition(" = ")[0]
 
 
 def nearest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the choice most like ``word`` whatever its case and dashes, None when none is like it."""
+    """Return the choice most similar to ``word``, ignoring case and dashes, or None if none is similar."""
     plain = {_plain(choice): choice for choice in choices}
     found = get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
@@ -71,11 +71,11 @@ def schema_problems(data: Mapping[str, Any]) -> list[Problem]:
 
 
 def _settle_unions(data: Mapping[str, Any], errors: Iterable[Any]) -> list[tuple[Key, str, Any]]:
-    """Turn pydantic's locations into keys, and its errors of every branch of a union into those that help.
+    """Turn pydantic's locations into keys, and drop the errors of a union that do not help.
 
-    Of ``int | list[int]`` given ``[1, "x"]`` pydantic says that it is no integer and that its second element
-    is none. The second is the one to report: that branch has the right kind of value. Where no branch has,
-    one problem at the union's own key stands for all.
+    For ``int | list[int]`` and the value ``[1, "x"]`` pydantic reports two errors: the value is not an integer, and
+    its second element is not an integer. Only the second helps, because the value is a list. If the value has the
+    type of no branch, one problem at the union's own key replaces all errors.
     """
     found: dict[Key, list[tuple[Key, str, Any]]] = {}
     for error in errors:
@@ -95,7 +95,7 @@ def _key_of(data: Any, loc: tuple[str | int, ...]) -> tuple[Key, Key | None]:
     value = data
     for part in loc:
         if isinstance(part, str) and not isinstance(value, Mapping):
-            union = key  # pydantic's name of a branch: there is no such key in the data
+            union = key  # pydantic's name of a branch, which is not a key in the data
             continue
         key = (*key, part)
         if isinstance(value, Mapping):
@@ -118,18 +118,18 @@ def _problem(key: Key, kind: str, value: Any) -> Problem:
 
 
 def unknown_key(key: Key) -> Problem:
-    """Return the problem of a key that no recipe has, with the nearest one that there is."""
+    """Return the problem of an unknown key, with the most similar known key."""
     name = str(key[-1])
     near = nearest(name, recipe_schema.known_keys(key[:-1]))
     if near is None:
-        # The right key in the wrong table is as common as a slip of the pen.
+        # The right key in the wrong table is as common a mistake as a misspelt key.
         everywhere = {known.rpartition(".")[2]: known for known in reversed(recipe_schema.all_keys())}
         near = everywhere.get(nearest(name, everywhere, cutoff=0.85) or "")
     return Problem(key, "unknown key", near)
 
 
 def without_consequences(problems: list[Problem]) -> list[Problem]:
-    """Drop "missing" where an unknown key beside it is the same key misspelt."""
+    """Drop "is missing" for a key if an unknown key in the same table is that key misspelt."""
     meant = {(*problem.key[:-1], problem.near) for problem in problems if problem.near and not problem.missing}
     return [problem for problem in problems if not (problem.missing and problem.key in meant)]
 

@@ -1,7 +1,7 @@
-"""The recipe's JSON Schema and its reference page, both generated from ``recipe.py``.
+"""The recipe's JSON Schema and its reference page, both generated from ``model.py``.
 
 ``python -m cpupack.recipe.schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a
-test keeps them current. Error messages take their words from the same schema.
+test checks that they are current. Error messages take their words from the same schema.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 _PREFACE = """\
 # Recipe reference
 
-<!-- Generated from cpupack/recipe/model.py by `python -m cpupack.recipe.schema`; a test keeps it current. -->
+<!-- Generated from cpupack/recipe/model.py by `python -m cpupack.recipe.schema`; a test checks that it is current. -->
 
 A recipe is one TOML file. `cpupack init NAME --model torchvision:resnet18` writes one to start from, and
 `cpupack check RECIPE` reports every problem in it with file, line and key. Relative paths start at the
 directory of the recipe. `--set key=value` overrides any key for one command; its value is read as TOML, or as
-plain text where it is no TOML value or the key takes text.
+plain text if it is not TOML or the key takes only text.
 
 For completion and checks in an editor, point its TOML plugin at
 [recipe.schema.json](recipe.schema.json), for instance with a first line `#:schema PATH/recipe.schema.json`.
@@ -44,7 +44,7 @@ def recipe_schema() -> Node:
 
 
 def _tidy(node: Any, definitions: Node) -> Any:
-    """Resolve references, and drop what TOML cannot say (null) and what repeats the key (titles)."""
+    """Resolve references, and drop null, which TOML does not have, and titles, which only repeat the key."""
     if isinstance(node, list):
         return [_tidy(item, definitions) for item in node]
     if not isinstance(node, dict):
@@ -69,7 +69,7 @@ def _tidy(node: Any, definitions: Node) -> Any:
 
 
 def node_at(path: tuple[str | int, ...]) -> Node | None:
-    """Return the schema of the value at ``path``, None where the schema has no such place."""
+    """Return the schema of the value at ``path``, None if the schema has no such key."""
     node: Node | None = recipe_schema()
     for part in path:
         node = _child(node, part) if node is not None else None
@@ -108,7 +108,7 @@ def tables() -> Iterator[tuple[tuple[str, ...], Node]]:
 
 
 def expected(node: Node) -> str:
-    """Say in plain words what a value of this schema is: "an integer of at least 1"."""
+    """Describe a valid value in plain words: "an integer of at least 1"."""
     if "x-expects" in node:
         return str(node["x-expects"])
     values = choices(node)
@@ -163,7 +163,7 @@ def _number(value: float) -> str:
 
 
 def choices(node: Node) -> list[Any]:
-    """Return the values a schema lists one by one (none where it lists no values)."""
+    """Return the values that a schema lists one by one, empty if it lists none."""
     if "anyOf" in node:
         return [value for option in node["anyOf"] for value in choices(option)]
     return list(node["enum"]) if "enum" in node else [node["const"]] if "const" in node else []

@@ -1,4 +1,4 @@
-"""A recipe's values as the checks read them: with defaults, and without those that are known to be wrong."""
+"""A recipe's values as the checks read them: with defaults, and without values that are known to be wrong."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cpupack.recipe.problems import Problem
 
 
 class UnusableError(Exception):
-    """The value asked for is one of those already reported."""
+    """The requested value is wrong or missing, and that is already reported."""
 
 
 class View:
-    """A recipe's values, with defaults, less the ones that are known to be wrong.
+    """A recipe's values with defaults, without values that are known to be wrong.
 
     ``directory`` is where relative paths start.
     """
@@ -27,9 +27,9 @@ class View:
         self._directory = directory
 
     def __call__(self, *key: str) -> Any:
-        """Return the value of ``key``, its default, or None where its table is absent and has no default.
+        """Return the value of ``key``, its default, or None if its table is absent and has no default.
 
-        Raises UnusableError when the value is missing or wrong, which is then reported already.
+        Raises UnusableError when the value is missing or wrong. In that case it is already reported.
         """
         if any(wrong[: len(key)] == key or key[: len(wrong)] == wrong for wrong in self._wrong):
             raise UnusableError

@@ -1,6 +1,6 @@
-"""Automatic recovery: the search for settings with which every gate holds, at the least loss of speed.
+"""Automatic recovery: searches for settings with which every gate holds, at the least loss of speed.
 
-Nothing here builds a model: ``pipeline`` hands in how a trial is built, so the search is plain logic.
+Nothing here builds a model. ``pipeline`` passes in the function that builds a trial.
 """
 
 from cpupack.recovery.run import Recovered, recover, wanted

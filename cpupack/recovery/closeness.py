@@ -1,4 +1,4 @@
-"""How far a trial is from its gates, which of two is closer, and which trials no other beats (the Pareto front)."""
+"""Measures how far a trial is from its gates, compares two trials, and finds the Pareto front."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LEAST_SHORTFALL_DB = 0.01
 
 
 def shortfall_db(gates: Iterable[Gate]) -> float:
-    """Return by how much the gates are missed, 0 when all hold: the sum of error over allowed error, in dB.
+    """Return how far the gates are from holding, 0 if all hold: the sum over gates of error / allowed error in dB.
 
-    Decibels, because that is what an SQNR is short by, and because an error twice what is allowed is then 3 dB short
-    whether it is counted in noise power, in lost points or in changed answers.
+    The unit is dB because SQNR is in dB. An error of twice the allowed error is then 3 dB, for noise power, lost points
+    and changed answers alike.
     """
     return sum(_gate_shortfall_db(gate) for gate in gates if not gate.passed)
 
@@ -25,7 +25,7 @@ def shortfall_db(gates: Iterable[Gate]) -> float:
 def _gate_shortfall_db(gate: Gate) -> float:
     most = gate.name.startswith("max_")
     value = gate.measured
-    if gate.confident and gate.ci95 is not None:  # judged by the worse end of its interval
+    if gate.confident and gate.ci95 is not None:  # such a gate is judged by the worse end of its interval
         value = gate.ci95[1] if most else gate.ci95[0]
     if not math.isfinite(value):
         return math.inf
@@ -45,17 +45,17 @@ def _ratio_db(error: float, allowed: float) -> float:
 
 
 def accurate(gates: Iterable[Gate]) -> bool:
-    """Whether every gate holds but, perhaps, the one on speed."""
+    """Whether every gate holds, except perhaps the one on speed."""
     return all(gate.passed for gate in gates if gate.name != SPEED_GATE)
 
 
 def trial_shortfall_db(trial: Trial) -> float:
-    """Return ``shortfall_db`` of a trial's gates, infinite for one that could not be built."""
+    """Return ``shortfall_db`` of a trial's gates, infinite for a trial that could not be built."""
     return math.inf if trial.error is not None else shortfall_db(trial.gates)
 
 
 def helped(trial: Trial, before: Trial) -> bool:
-    """Whether a trial is closer to its gates; where that is equal, whether its SQNR is higher."""
+    """Whether a trial is closer to its gates, or equally close with a higher SQNR."""
     gained = trial_shortfall_db(before) - trial_shortfall_db(trial)
     if math.isnan(gained) or abs(gained) < HELPED_DB:  # inf - inf
         gained = _sqnr(trial) - _sqnr(before)
@@ -63,22 +63,23 @@ def helped(trial: Trial, before: Trial) -> bool:
 
 
 def closest(contenders: Sequence[Contender]) -> Contender | None:
-    """Return the contender with the least shortfall whose accuracy is what fails, the first of equals; or None.
+    """Return the contender with the smallest shortfall among those that fail a gate on accuracy, or None.
 
-    One that is too slow in INT8 already is out: nothing that recovers accuracy makes it faster.
+    The first of equals wins. Contenders that are already too slow are left out, because no recovery makes them faster.
     """
-    mendable = [
+    recoverable = [
         each
         for each in contenders
         if not accurate(each.report.gates) and all(gate.passed for gate in each.report.gates if gate.name == SPEED_GATE)
     ]
-    return min(mendable, key=lambda each: shortfall_db(each.report.gates), default=None)
+    return min(recoverable, key=lambda each: shortfall_db(each.report.gates), default=None)
 
 
 def pareto_front(trials: Sequence[Trial]) -> tuple[int, ...]:
-    """Return the indices of the trials that no other beats: none is as good in both SQNR and speed, better in one.
+    """Return the indices of the trials that no other trial beats.
 
-    Where speed was not measured it counts as equal.
+    A trial beats another if it is at least as good in SQNR and speed, and better in one. Speeds that were not measured
+    count as equal.
     """
     points = [
         (number, _sqnr(trial), trial.speedup or 0.0) for number, trial in enumerate(trials) if trial.error is None
@@ -94,5 +95,5 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 
 def _sqnr(trial: Trial) -> float:
-    """Return the trial's SQNR; what has none (not built, not finite outputs) is worse than anything."""
+    """Return the trial's SQNR, minus infinity if it has none (not built, or outputs that are not finite)."""
     return trial.sqnr_db if trial.sqnr_db is not None and not math.isnan(trial.sqnr_db) else -math.inf

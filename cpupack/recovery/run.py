@@ -1,4 +1,4 @@
-"""A recovery from end to end: choose the engine, search, check the other engines with what was found, tell."""
+"""A whole recovery: chooses the engine, searches, tries the settings found on the other engines, and reports."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ class Recovered:
 
 
 def wanted(quantize: Quantize, contenders: Sequence[Contender]) -> bool:
-    """Whether a build asks for recovery and it can help: no engine passes, and accuracy is what one of them lacks."""
+    """Whether the recipe asks for recovery and it may help: no engine passes, and one of them fails on accuracy."""
     return quantize.recover and not any(each.report.passed for each in contenders) and closest(contenders) is not None
 
 
 def knobs_of(style: str) -> tuple[tuple[str, tuple[Any, ...]], ...]:
-    """Return the settings of ``KNOBS`` that a fused model's style allows.
+    """Return the settings of ``KNOBS`` that apply to a fused model's style.
 
-    A model with its own stubs (``eager``) has no graph to correct, and dynamic quantization has only layers to keep in
-    FP32.
+    A model with its own stubs (``eager``) has no graph, which corrections need. For dynamic quantization the search can
+    only keep layers in FP32.
     """
     allowed = _KNOBS_WITHOUT_GRAPH.get(style)
     return tuple(knob for knob in KNOBS if allowed is None or knob[0] in allowed)
 
 
 def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float, workbench: Workbench) -> Recovered:
-    """Search for settings with which every gate holds, and check the other engines with them.
+    """Search for settings with which every gate holds, and try the other engines with these settings.
 
-    ``contenders`` are the engines as the recipe sets them, fastest first; ``built_s`` is how long one took. Raises
-    VerificationError with the closest trials when the budget or the search ends without one that passes.
+    ``contenders`` are the engines with the recipe's settings, fastest first. ``built_s`` is the time to build one.
+    Raises VerificationError with the closest trials when the budget or the search ends without a trial that passes.
     """
     best = closest(contenders)
-    assert best is not None  # ``wanted`` says so
+    assert best is not None  # checked by ``wanted``
     engine = best.scripted.target.engine
     engines = list(dict.fromkeys(each.scripted.target.engine for each in contenders))
     mixing = closest([each for each in contenders if workbench.mixes(each.scripted.target.engine)])
@@ -62,8 +62,8 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
         raise _not_recovered(found, quantize, layer_engine, contenders)
     if found.stopped is not None:
         workbench.progress.warn(
-            f"recovery ended with [quantize] budget_s = {quantize.budget_s:g} before it tried {found.stopped}; "
-            "settings that lose less speed may exist"
+            f"recovery spent [quantize] budget_s = {quantize.budget_s:g} before it tried {found.stopped}; "
+            "there may be settings that lose less speed"
         )
     setting = found.settings[found.winner]
     tried = {trial.engine for trial, each in zip(found.trials, found.settings, strict=True) if each == setting}
@@ -95,7 +95,7 @@ def recover(quantize: Quantize, contenders: Sequence[Contender], built_s: float,
 
 def _why(best: Contender, contenders: Sequence[Contender]) -> str:
     if len(contenders) == 1:
-        return "the one engine there is"
+        return "the only engine"
     short = shortfall_db(best.report.gates)
     rivals = [
         f"{each.scripted.target.engine} {shortfall_db(each.report.gates):.1f} dB"
@@ -108,7 +108,7 @@ def _why(best: Contender, contenders: Sequence[Contender]) -> str:
 def _on_other_engines(
     setting: Quantize, recipe: Quantize, others: Sequence[str], found: Found, workbench: Workbench
 ) -> tuple[list[Trial], list[Contender]]:
-    """Build the other engines with the settings found, as far as the budget goes; another may pass and be faster."""
+    """Build the other engines with the settings found, within the budget. Another engine may pass and be faster."""
     trials: list[Trial] = []
     built: list[Contender] = []
     spent = found.seconds
@@ -137,7 +137,7 @@ def _facts(winner: Trial) -> list[str]:
     sqnr = f"SQNR {winner.sqnr_db:.1f} dB" if winner.sqnr_db is not None else "no SQNR"
     return [
         f"Found by recovery on {winner.engine}: {sqnr}{speed}.",
-        "Put this table in the place of the recipe's [quantize].",
+        "Replace the recipe's [quantize] with this table.",
     ]
 
 
@@ -145,12 +145,12 @@ def _not_recovered(
     found: Found, quantize: Quantize, layer_engine: str | None, contenders: Sequence[Contender]
 ) -> VerificationError:
     tried, engine = len(found.trials) - 1, found.trials[0].engine
-    head = f"[evaluation] the gates do not hold (on {contenders[0].report.data}), and recovery on {engine} found no way"
+    head = f"[evaluation] the gates do not hold (on {contenders[0].report.data}), and recovery on {engine} failed"
     if tried == 0:
         return VerificationError(
             f"{head}: [quantize] budget_s = {quantize.budget_s:g} is too short for one trial, which takes about "
             f"{found.trials[0].seconds:.0f} s",
-            hint=f"set budget_s = {max(600, round(60 * found.trials[0].seconds))} or so",
+            hint=f"set budget_s to about {max(600, round(60 * found.trials[0].seconds))}",
         )
     words = [
         f"{head}; {tried} trial{'s' if tried > 1 else ''} in {found.seconds:.0f} s, the closest first:",
@@ -158,10 +158,12 @@ def _not_recovered(
         f"  tried: {'; '.join(trial.label for trial in found.trials[1:])}",
     ]
     if found.stopped is not None:
-        words.append(f"  not tried, as budget_s = {quantize.budget_s:g} was spent: {found.stopped} and what follows")
-        hint = "raise [quantize] budget_s, or lower the gate that is nearest"
+        words.append(
+            f"  not tried, because budget_s = {quantize.budget_s:g} was spent: {found.stopped} and later steps"
+        )
+        hint = "raise [quantize] budget_s, or lower the gate that fails"
     elif layer_engine is None:
-        hint = f"nothing can be kept in FP32 with {engine} and this model; another engine or model form may allow it"
+        hint = f"{engine} cannot keep layers of this model in FP32; another engine or form of the model may allow it"
     else:
-        hint = "more or better calibration samples, or a lower gate"
+        hint = "use more or better calibration samples, or lower the gate"
     return VerificationError("\n".join(words), hint=hint)

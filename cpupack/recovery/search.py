@@ -1,4 +1,4 @@
-"""The search: settings that cost no speed first, then layers back to FP32, as few as hold every gate."""
+"""The search: first settings that cost no speed, then the fewest layers in FP32 with which every gate holds."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cpupack.recovery.closeness import accurate, helped
 from cpupack.recovery.settings import changed, differences, in_words, whole_blocks, with_skip
 
 _SAME_SPEED = 0.97
-"""Speeds closer than this are one speed, and so are those whose intervals overlap."""
+"""Speeds count as equal if their ratio is at least this, or if their intervals overlap."""
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """How trials are built, which ``pipeline`` hands in.
+    """The functions that build trials. ``pipeline`` passes them in.
 
-    ``build`` quantizes with a setting for an engine, verifies, times and judges the gates; it raises QuantizationError
-    or VerificationError where that cannot be done. ``rank`` returns the layers that may be kept in FP32 on an engine,
-    the most sensitive first. ``mixes`` says whether an engine can have layers in FP32 at all. ``style`` is the fused
-    model's; ``layers`` are the names of what has weights, in the order of execution. ``clock`` is in seconds.
+    ``build`` quantizes with a setting for an engine, verifies, times and judges the gates. It raises QuantizationError
+    or VerificationError if that fails. ``rank`` returns the layers that may be kept in FP32 on an engine, the most
+    sensitive first. ``mixes`` says whether an engine can have layers in FP32 at all. ``style`` is the fused model's.
+    ``layers`` are the names of the modules with weights, in the order of execution. ``clock`` is in seconds.
     """
 
     build: Callable[[Quantize, str], Contender]
@@ -43,9 +43,9 @@ class Workbench:
 class Scope:
     """What a search may try, and for how long.
 
-    Settings are tried on ``engine``, and with layers in FP32 on ``layer_engine``: the same, or another where that runs
-    whole models only, or None where no engine can. ``knobs`` are the settings of ``settings.KNOBS`` that mean something
-    for the model.
+    Settings without layers in FP32 are tried on ``engine``. Settings with such layers are tried on ``layer_engine``:
+    the same engine, or another if ``engine`` only runs whole models, or None if no engine can. ``knobs`` are the
+    settings of ``settings.KNOBS`` that apply to the model.
     """
 
     engine: str
@@ -56,10 +56,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search ended with. ``settings`` go with ``trials``; ``winner`` is None when no trial passed.
+    """The result of a search. ``settings[i]`` belongs to ``trials[i]``. ``winner`` is None when no trial passed.
 
-    ``passing`` has what was built by each trial that passed. ``stopped`` is what the budget left untried, None when the
-    search came to its end.
+    ``passing`` has the build of each trial that passed. ``stopped`` says what was not tried because the budget was
+    spent, None if the search was completed.
     """
 
     trials: tuple[Trial, ...]
@@ -71,16 +71,17 @@ class Found:
 
 
 def search(recipe: Quantize, failed: Trial, scope: Scope, workbench: Workbench) -> Found:
-    """Search from the recipe's settings, which ``failed``, and return every trial with the best that passes.
+    """Search, starting from the recipe's settings, which failed. Return every trial and the best that passes.
 
-    In order: each knob's values, kept where they help; first and last layer in FP32; the most sensitive layers in FP32,
-    the fewest that do found by doubling and bisection; then layers given back to INT8 while the gates hold. The first
-    knob that makes all gates hold ends the search, since it costs no speed. Raises nothing of its own.
+    Tries in this order: the values of each knob, which are kept if they help; the first and last layer in FP32; the
+    most sensitive layers in FP32, whose smallest number is found by doubling and bisection; then returning layers to
+    INT8 while the gates hold. The first knob with which all gates hold ends the search, because it costs no speed.
+    Raises no errors of its own.
     """
     run = _Search(recipe, failed, scope, workbench)
     stopped = None
     try:
-        run.all_of_it()
+        run.run()
     except _BudgetSpentError as spent:
         stopped = spent.untried
     return Found(
@@ -94,9 +95,10 @@ def search(recipe: Quantize, failed: Trial, scope: Scope, workbench: Workbench) 
 
 
 def fastest_passing(trials: Sequence[Trial], layers: Sequence[str]) -> int | None:
-    """Return the index of the fastest trial that passes, None when none does.
+    """Return the index of the fastest trial that passes, None when none passes.
 
-    Among those of one speed the one with the fewest of the ``layers`` in FP32 wins, then the one with the highest SQNR.
+    Among trials of equal speed, the one with the fewest of the ``layers`` in FP32 wins, then the one with the highest
+    SQNR.
     """
 
     def in_fp32(trial: Trial) -> int:
@@ -111,7 +113,7 @@ def fastest_passing(trials: Sequence[Trial], layers: Sequence[str]) -> int | Non
 
 
 def _as_fast(trial: Trial, fastest: Trial) -> bool:
-    """Whether two speeds, the second of them the greater, cannot be told apart."""
+    """Whether a trial's speed equals that of the fastest trial within the accuracy of the measurement."""
     if (trial.speedup or 0.0) >= _SAME_SPEED * (fastest.speedup or 0.0):
         return True
     return (
@@ -137,7 +139,7 @@ class _Search:
         self._engine = scope.engine
         self._known = {self._key(recipe): failed}
 
-    def all_of_it(self) -> None:
+    def run(self) -> None:
         settings = self._turn_knobs(self._recipe)
         if self._known[self._key(settings)].passed or self._scope.layer_engine is None:
             return
@@ -148,7 +150,7 @@ class _Search:
         self._keep_layers_in_fp32(settings)
 
     def _turn_knobs(self, settings: Quantize) -> Quantize:
-        """Try the values of one knob after another; return the settings with those that helped."""
+        """Try the values of one knob after another. Return the settings with the values that helped."""
         for key, values in self._scope.knobs:
             best, before = settings, settings
             for value in values:
@@ -164,17 +166,17 @@ class _Search:
         return settings
 
     def _keep_layers_in_fp32(self, settings: Quantize) -> None:
-        """Try first and last layer, then the most sensitive ones, and give back what need not be in FP32.
+        """Try first and last layer in FP32, then the most sensitive ones, and return layers to INT8 that need no FP32.
 
-        The ranking starts from no layer even where first and last helped: where they matter they rank high, and where
-        they do not they would cost speed for nothing.
+        The ranking starts without layers in FP32 even if first and last helped. If they matter, they rank high; if not,
+        they would cost speed without benefit.
         """
         layers = [name for name in self._workbench.layers if not is_within(name, settings.skip)]
         ends = list(dict.fromkeys((layers[0], layers[-1]))) if layers else []
-        most = len(layers) - 1  # a model without any INT8 layer is none
+        most = len(layers) - 1  # at least one layer must stay INT8
         if 0 < len(ends) <= most and self._accurate_with(settings, ends, "first and last layer in FP32"):
             kept = self._give_back(settings, ends)
-            most = min(most, len(kept) - 1)  # fewer, if they are others
+            most = min(most, len(kept) - 1)  # other layers are worth trying only if they are fewer
         if most < 1:
             return
         ranked = self._rank(settings)
@@ -191,7 +193,7 @@ class _Search:
         ]
 
     def _fewest(self, settings: Quantize, ranked: Sequence[str], most: int) -> int | None:
-        """Return how many of the most sensitive layers must be FP32, at most ``most``; None when that is not enough."""
+        """Return how many of the most sensitive layers must be FP32: at most ``most``, None if these are too few."""
         works, fails, count = None, 0, 1
         most = min(most, len(ranked))
         while works is None and fails < most:
@@ -215,7 +217,7 @@ class _Search:
         return trial.error is None and accurate(trial.gates)
 
     def _give_back(self, settings: Quantize, names: Sequence[str]) -> list[str]:
-        """Return to INT8 what need not be in FP32, in the order given: halves first, then quarters, then one by one."""
+        """Return layers to INT8 while the gates hold, in the given order: halves first, then quarters, then single."""
         kept = list(names)
         size = max(1, len(kept) // 2)
         while size and kept:
@@ -238,14 +240,14 @@ class _Search:
             self.passing[len(self.trials)] = built
         self.trials.append(trial)
         self.settings.append(setting)
-        self._tell(trial)
+        self._report(trial)
         return trial
 
     def _key(self, setting: Quantize) -> tuple[str, str]:
         return self._engine, changed(setting, {"skip": sorted(setting.skip)}).model_dump_json()
 
     def _check_budget(self, what: str) -> None:
-        """Stop where another trial, as long as trials are, would end after the budget."""
+        """Stop if another trial of median length would end after the budget."""
         spent = self._workbench.clock() - self.start
         if spent + statistics.median(trial.seconds for trial in self.trials) > self._scope.budget_s:
             raise _BudgetSpentError(what)
@@ -260,7 +262,7 @@ class _Search:
             return Trial(label, self._engine, settings, seconds, error=error.message), None
         return as_trial(label, self._engine, settings, self._workbench.clock() - begin, built.report), built
 
-    def _tell(self, trial: Trial) -> None:
+    def _report(self, trial: Trial) -> None:
         progress = self._workbench.progress
         spent = self._workbench.clock() - self.start
         progress.step(min(round(spent), round(self._scope.budget_s)), round(self._scope.budget_s), "s")
@@ -273,7 +275,7 @@ class _Search:
 
 
 def as_trial(label: str, engine: str, settings: dict[str, Any], seconds: float, report: VerifyReport) -> Trial:
-    """Return the trial that a verified and judged build is."""
+    """Return a verified and judged build as a trial."""
     drop = (
         report.top1_fp32 - report.top1_int8 if report.top1_fp32 is not None and report.top1_int8 is not None else None
     )

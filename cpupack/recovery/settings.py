@@ -1,4 +1,4 @@
-"""What recovery may change in ``[quantize]``, in its order, and the result as TOML."""
+"""The settings in ``[quantize]`` that recovery may change, in order, and the result as TOML."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ KNOBS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("equalize", (True, False)),
     ("rounding", ("adaround", "nearest")),
 )
-"""The settings that cost no speed and the values that are tried, in this order; layers in FP32 come after them."""
+"""The settings that cost no speed and the values to try, in this order. Layers in FP32 are tried after them."""
 
 OWN_KEYS = frozenset({"recover", "budget_s"})
-"""Keys that ask for the search itself; the settings it ends with do without."""
+"""Keys that control the search itself. The resulting settings leave them out."""
 
 _TEMPLATE = "recipe/recovered.toml.j2"
 
 
 def changed(quantize: Quantize, update: Mapping[str, Any]) -> Quantize:
-    """Return the table with other values, validated as a recipe's would be."""
+    """Return the table with other values, validated like a recipe."""
     return Quantize.model_validate({**quantize.model_dump(), **update})
 
 
@@ -38,10 +38,10 @@ def with_skip(quantize: Quantize, names: Sequence[str]) -> Quantize:
 
 
 def whole_blocks(names: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """Return the same layers in fewer names: a module whose ``layers`` are all among ``names`` stands for them.
+    """Return the same layers with fewer names: a module replaces its ``layers`` if all of them are in ``names``.
 
-    That is also what makes the additions and activations between them FP32, which are calls and have no name. A module
-    with a single layer is not worth another name.
+    The additions and activations between these layers have no names of their own, and the name of the module makes them
+    FP32 too. A module with only one layer does not replace it.
     """
     result: list[str] = []
     for name in names:
@@ -64,27 +64,27 @@ def differences(quantize: Quantize, recipe: Quantize) -> dict[str, Any]:
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """Return settings on one line as a recipe would say them."""
+    """Return settings on one line, written as in a recipe."""
     return ", ".join(f"{key} = {to_toml(value)}" for key, value in settings.items())
 
 
 def render_toml(found: Quantize, recipe: Quantize, facts: Sequence[str]) -> str:
-    """Return the ``[quantize]`` table that replaces the recipe's and says what recovery found.
+    """Return the ``[quantize]`` table with the settings that recovery found, to replace the recipe's.
 
-    It has the recipe's own keys and the changed ones; ``facts`` become comments. Raises PackagingError when the text
-    does not say what it was rendered from.
+    It has the recipe's own keys and the changed ones. ``facts`` become comments. Raises PackagingError when the text,
+    read back, differs from these settings.
     """
     wanted = {**found.model_dump(), **{key: Quantize.model_fields[key].default for key in OWN_KEYS}}
-    said = (recipe.model_fields_set | set(differences(found, recipe))) - OWN_KEYS
+    keys = (recipe.model_fields_set | set(differences(found, recipe))) - OWN_KEYS
     if found.observer != "percentile":
-        said -= {"percentile"}  # a recipe may not say what has no effect
+        keys -= {"percentile"}  # a recipe must not have a key without effect
         wanted["percentile"] = Quantize.model_fields["percentile"].default
-    order = [key for key in Quantize.model_fields if key in said]
+    order = [key for key in Quantize.model_fields if key in keys]
     text = render(_TEMPLATE, facts=list(facts), settings={key: wanted[key] for key in order})
     try:
         same = Quantize.model_validate(tomli.loads(text)["quantize"]).model_dump() == wanted
     except (ValueError, KeyError) as error:  # both pydantic's and tomli's errors are ValueErrors
         raise PackagingError(f"rendered {_TEMPLATE} is damaged: {error}", hint="this is a bug in cpupack") from error
     if not same:
-        raise PackagingError(f"rendered {_TEMPLATE} says other settings than the trial's", hint="this is a bug")
+        raise PackagingError(f"rendered {_TEMPLATE} has other settings than the trial", hint="this is a bug")
     return text

@@ -1,4 +1,4 @@
-"""Trials as lines of text, at most 67 columns wide where no label is longer."""
+"""Trials as lines of text, at most 67 columns wide unless a label is longer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recovery_table(recovery: Recovery) -> list[str]:
 
 
 def closest_table(trials: Sequence[Trial], shown: int = _SHOWN) -> list[str]:
-    """Return a line for each of the trials that miss their gates by the least."""
+    """Return a line for each of the trials that are closest to their gates."""
     ranked = sorted(trials, key=lambda trial: (trial_shortfall_db(trial), -_number(trial.sqnr_db)))[:shown]
     return [_heading(ranked), *(_line(trial, " ") for trial in ranked)]
 

@@ -1,6 +1,6 @@
-"""Which layers lose the most when they alone are INT8. Pure analysis of the fused FP32 model: no engine, no stage.
+"""Ranks layers by the loss when only that layer is INT8. Works on the fused FP32 model, without an engine.
 
-``rank`` measures and orders the layers; ``ranking`` shows them.
+``rank`` measures and sorts the layers; ``ranking`` shows them.
 """
 
 from cpupack.sensitivity.rank import COUNT, LayerSensitivity, rank

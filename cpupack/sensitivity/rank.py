@@ -1,4 +1,4 @@
-"""Rank layers by what is lost when each of them alone is INT8."""
+"""Ranks layers by the loss when only that layer is INT8."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from cpupack.sensitivity.trials import Layer, trials_of
 
 BATCH_SIZE = 8
 COUNT = 32
-"""Samples by default. The SQNR of the outputs is an average over all their values and settles early."""
+"""Default number of samples. The SQNR averages over all output values, so few samples are enough."""
 
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One layer's share in the loss, measured with every other layer in FP32.
+    """The loss of one layer, measured with every other layer in FP32.
 
-    ``name`` is the module's path in the FP32 model (of a fused chain: its first module), or for a function call that of
-    the module that calls it and the graph's name: ``layer1.0.add``. ``skip`` is what ``[quantize] skip`` takes to keep
-    the layer in FP32, None for a function call. ``weight_sqnr_db`` compares the int8 weights with the FP32 ones (None
-    without weights), ``activation_sqnr_db`` the layer's output before and after rounding to its calibrated range (None
-    where INT8 leaves it FP32: dynamic mode), ``output_sqnr_db`` the model's outputs. ``agreement`` is the share of
-    equal top-1 (0 to 1), None where the output is not ``(classes,)``; ``top1_drop`` the loss of top-1 accuracy as a
-    fraction, None without labels of the model's classes; ``metric_drop`` how much worse the user's metric gets, None
-    without one. ``noise_share`` is this layer's part (0 to 1) of the sum of all layers' noise in the model's outputs.
+    ``name`` is the module's path in the FP32 model; for a fused chain, that of its first module. For a function call it
+    is the path of the calling module and the call's name in the graph: ``layer1.0.add``. ``skip`` is the name for
+    ``[quantize] skip`` that keeps the layer in FP32, None for a function call. ``weight_sqnr_db`` compares the int8
+    weights with the FP32 weights (None without weights). ``activation_sqnr_db`` compares the layer's output before and
+    after rounding to its calibrated range (None in dynamic mode, where outputs stay FP32). ``output_sqnr_db`` compares
+    the model's outputs. ``agreement`` is the share of equal top-1 (0 to 1), None if the output is not ``(classes,)``.
+    ``top1_drop`` is the loss of top-1 accuracy as a fraction, None without labels of the model's classes.
+    ``metric_drop`` is how much worse the user's metric gets, None without one. ``noise_share`` is this layer's share (0
+    to 1) of the sum of all layers' noise in the model's outputs.
     """
 
     name: str
@@ -60,16 +61,16 @@ def rank(
     metric: Metric | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[LayerSensitivity, ...]:
-    """Return every layer that INT8 rounds, the most sensitive first: by the SQNR of the model's outputs.
+    """Return every layer that INT8 rounds, sorted by the SQNR of the model's outputs, the most sensitive first.
 
     ``ranges`` maps a name of ``CalibratedModel.stats`` to the (low, high) that INT8 covers, with low <= 0 <= high;
-    empty for dynamic quantization, where inputs are measured as they come. ``levels`` is 256 for 8-bit activations,
+    it is empty for dynamic quantization, which measures inputs at run time. ``levels`` is 256 for 8-bit activations and
     128 for 7 bits. ``count`` samples, spread evenly over ``samples``, are run in batches of ``batch_size``. ``metric``
-    is measured where the samples have targets.
+    is measured if the samples have targets.
 
-    A layer that is INT8 has its inputs, its weights (symmetric, per channel) and its output rounded. All else stays
-    FP32, and what runs before the layer is run once for all layers. The order is by SQNR because that is continuous:
-    a few dozen samples seldom change their class at all, and then by one sample more or less.
+    For a layer in INT8, its inputs, its weights (symmetric, per channel) and its output are rounded. Everything else
+    stays FP32. The part of the model before a layer is run only once for all layers. Layers are sorted by SQNR because
+    it is continuous: of a few dozen samples seldom more than one changes its class.
     """
     chosen = samples.spread(count)
     trials = trials_of(fused, ranges, levels)

@@ -30,7 +30,7 @@ _BARS = "\N{FULL BLOCK}"
 class SensitivityReport:
     """All layers of a model, the most sensitive first, and what they were measured on.
 
-    ``metric`` is None without one of the user's own. ``seconds`` is the time that the ranking took.
+    ``metric`` is the user's own metric, None without one. ``seconds`` is the time that the ranking took.
     """
 
     name: str
@@ -60,7 +60,7 @@ def report_on(
     count: int = COUNT,
     metric: Metric | None = None,
 ) -> SensitivityReport:
-    """Rank the layers of a calibrated model on ``count`` of ``samples`` and say what they were ranked on.
+    """Rank the layers of a calibrated model on ``count`` of ``samples``, and return the report.
 
     ``ranges`` and ``metric`` are those of ``rank``. Raises QuantizationError when the model has no layer to rank.
     """
@@ -69,7 +69,8 @@ def report_on(
     layers = rank(calibrated.fused, ranges, samples, progress, count=count, metric=metric)
     if not layers:
         raise QuantizationError(
-            "the model has no layer that INT8 would round", hint="is it made of convolutions, linear layers and sums?"
+            "the model has no layer that INT8 would round",
+            hint="INT8 rounds convolutions, linear layers and additions",
         )
     return SensitivityReport(
         name=recipe.package.name,
@@ -97,7 +98,7 @@ def to_dict(report: SensitivityReport) -> dict[str, Any]:
 
 
 def format_table(report: SensitivityReport) -> str:
-    """Return the ranking for a terminal, 100 columns where no name is longer than 30."""
+    """Return the ranking for a terminal, 100 columns wide unless a name is longer than 30."""
     width = max([30, *(len(layer.name) for layer in report.layers)])
     lines = [heading(report), ""]
     lines.append(
@@ -116,45 +117,45 @@ def format_table(report: SensitivityReport) -> str:
 
 
 def heading(report: SensitivityReport) -> str:
-    """Return what was measured on what, in one line."""
+    """Return one line that says what was measured, and on which data."""
     return (
-        f"{report.name} {report.version}: {len(report.layers)} layers, each alone in INT8, on {report.samples} samples "
-        f"of {report.data}"
+        f"{report.name} {report.version}: {len(report.layers)} layers, one at a time in INT8, on {report.samples} "
+        f"samples of {report.data}"
     )
 
 
 def legend(report: SensitivityReport) -> list[str]:
-    """Return what the columns mean and what to do with them."""
+    """Return lines that say what the columns mean and how to use them."""
     lines = [
         "weights, activ.: SQNR in dB of the layer's weights and of its output, rounded to 8 bits.",
-        "outputs: SQNR in dB of the model's outputs; top-1: share of samples with FP32's class.",
+        "outputs: SQNR in dB of the model's outputs; top-1: share of samples with the same class as FP32.",
     ]
     if loss_title(report):
-        lines.append(f"{loss_title(report)}: what is lost with this layer in INT8.")
+        lines.append(f"{loss_title(report)}: the loss with only this layer in INT8.")
     if report.random_weights:
         lines.append("The weights are random: this ranking says nothing about the trained model.")
     worst = [layer.skip for layer in report.layers if layer.skip is not None][:1]
     if worst:
-        lines.append(f'To keep the first in FP32: [quantize] skip = ["{worst[0]}"]')
+        lines.append(f'To keep the first layer in FP32: [quantize] skip = ["{worst[0]}"]')
     return lines
 
 
 def loss_title(report: SensitivityReport) -> str:
-    """Return the name of the column of what is lost, empty where neither labels nor a metric were given."""
+    """Return the heading of the loss column, empty without labels and metric."""
     if any(layer.metric_drop is not None for layer in report.layers):
         return "metric"
     return "drop" if any(layer.top1_drop is not None for layer in report.layers) else ""
 
 
 def loss(layer: LayerSensitivity) -> str:
-    """Return what a layer loses: of the metric where there is one, else of top-1 in percentage points."""
+    """Return a layer's loss as text: of the metric if there is one, else of top-1 in percentage points."""
     if layer.metric_drop is not None:
         return f"{layer.metric_drop:.4g}"
     return "" if layer.top1_drop is None else f"{layer.top1_drop * 100:.2f}"
 
 
 def db(value: float | None) -> str:
-    """Return decibels as text: empty where there are none, ``exact`` for infinite ones."""
+    """Return decibels as text: empty for None, ``exact`` for infinity."""
     if value is None:
         return ""
     return "exact" if value == math.inf else f"{value:.1f}"
@@ -187,7 +188,7 @@ def _bar(layer: LayerSensitivity, value: float) -> Bar:
 
 
 def render_html(report: SensitivityReport) -> str:
-    """Return the ranking as one page without scripts that fetches nothing."""
+    """Return the ranking as one HTML page without scripts that loads nothing from the network."""
     from cpupack.templates import render
 
     return render(

@@ -1,4 +1,4 @@
-"""The layers that INT8 would round: weighted modules and operators whose result has a range of its own."""
+"""Finds the layers that INT8 would round: modules with weights, and operators whose result has its own range."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _FUNCTIONS = (*ARITHMETIC, torch.matmul, torch.cat, F.scaled_dot_product_attenti
 
 @dataclass(frozen=True)
 class Site:
-    """One layer of a graph: ``node`` computes it, ``last`` is the ReLU that INT8 runs with it, or ``node`` itself.
+    """One layer of a graph. ``node`` computes it. ``last`` is the ReLU in the same INT8 operator, or ``node`` itself.
 
-    ``name`` is the module's path; where a function is called, that of the module that calls it and the node's name.
+    ``name`` is the module's path. For a function call it is the path of the calling module and the node's name.
     """
 
     node: fx.Node
@@ -40,9 +40,9 @@ class Site:
 
 
 def find_sites(graph: fx.GraphModule, calibrated: Container[str]) -> list[Site]:
-    """Return the layers of a fused FP32 graph in the order they run.
+    """Return the layers of a fused FP32 graph in the order of execution.
 
-    ``calibrated`` are the names of the tensors that calibration saw; what gives none of them is no layer.
+    ``calibrated`` are the names of the tensors that calibration saw. A node without such a tensor is not a layer.
     """
     sites = []
     site: tuple[str, str, str | None, tuple[tuple[torch.Tensor, int | None], ...]]
@@ -83,12 +83,12 @@ def weights_of(module: nn.Module) -> dict[str, tuple[torch.Tensor, int | None]]:
 
 
 def rounded_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what INT8 makes of a module's weights, by parameter name."""
+    """Return a module's weights rounded to INT8, by parameter name."""
     return {name: round_weight(weight, axis) for name, (weight, axis) in weights_of(module).items()}
 
 
 def _only_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the ReLU that alone reads ``node``: engines run it in the same operator, in one range."""
+    """Return the ReLU that is the only reader of ``node``. Engines run both as one operator with one range."""
     if len(node.users) != 1:
         return None
     reader = next(iter(node.users))

@@ -1,4 +1,4 @@
-"""Run a model with one layer at a time in INT8: from that layer on in a graph, whole where there is no graph."""
+"""Runs a model with one layer at a time in INT8. In a graph only the part from that layer on runs again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cpupack.sensitivity.sites import Site, find_sites, rounded_weights, weights
 
 @dataclass(frozen=True)
 class Layer:
-    """What a trial rounds. ``weights`` are its FP32 weights, each with the axis of its scales (None: one scale)."""
+    """A layer that a trial rounds. ``weights`` are its FP32 weights, each with its axis of scales (None: one scale)."""
 
     name: str
     kind: str
@@ -30,7 +30,7 @@ class Layer:
 
 
 class Trials(Protocol):
-    """A model that can be run with one of its ``layers`` in INT8. ``reference`` is the last batch's FP32 output."""
+    """A model that can run with one of its ``layers`` in INT8. ``reference`` is the FP32 output of the last batch."""
 
     @property
     def layers(self) -> Sequence[Layer]: ...
@@ -40,19 +40,19 @@ class Trials(Protocol):
     def run(self, batch: torch.Tensor, noises: Sequence[Noise]) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (index of the layer, the model's output with that layer in INT8) for every layer.
 
-        Adds to ``noises[index]`` what rounding does to the layer's output. ``reference`` is set when all are yielded.
+        Adds the rounding error of the layer's output to ``noises[index]``. ``reference`` is set after the last layer.
         """
 
 
 def trials_of(fused: FusedModel, ranges: Mapping[str, Range], levels: int) -> Trials:
-    """Return the way to run a fused model's trials."""
+    """Return the trials of a fused model, for a graph or for modules."""
     if isinstance(fused.module, fx.GraphModule):
         return GraphTrials(fused.module, ranges, levels)
     return ModuleTrials(fused.module, ranges, levels)
 
 
 def layers_of(fused: FusedModel, calibrated: Container[str]) -> list[Layer]:
-    """Return what the trials of a fused model round, in the order of execution.
+    """Return the layers that the trials of a fused model round, in the order of execution.
 
     ``calibrated`` are the names of the tensors that calibration saw (``CalibratedModel.stats``).
     """
@@ -73,14 +73,14 @@ def _layers_of_modules(modules: Mapping[str, nn.Module], calibrated: Container[s
 
 
 def _weighted(module: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules with weights that INT8 rounds, a fused chain as one."""
+    """Return the modules with weights that INT8 rounds. A fused chain counts as one module."""
     found = {name: child for name, child in module.named_modules() if weights_of(child) and name}
     inside = [name for name in found if name.rpartition(".")[0] in found]  # the convolution inside a fused chain
     return {name: child for name, child in found.items() if name not in inside}
 
 
 class GraphTrials:
-    """A graph is run once in FP32; at each layer the rest of it is run a second time, on the rounded values."""
+    """Runs a graph once in FP32. At each layer the rest of the graph runs a second time, on the rounded values."""
 
     def __init__(self, graph: fx.GraphModule, ranges: Mapping[str, Range], levels: int) -> None:
         weights_channels_last(graph)
@@ -108,7 +108,7 @@ class GraphTrials:
                 self.reference = interpreter.run_node(node)
                 return
             for summand in self._summands.get(node, ()):
-                self._add_summand(node, summand, values, noises)  # before the call, which may work in place
+                self._add_summand(node, summand, values, noises)  # before the call, which may change it in place
             values[node] = interpreter.run_node(node)
             if node not in self._late:
                 for index in self._ends.get(node, ()):
@@ -119,16 +119,16 @@ class GraphTrials:
     def _add_summand(
         self, add: fx.Node, summand: fx.Node, values: Mapping[fx.Node, Any], noises: Sequence[Noise]
     ) -> None:
-        """Note the noise of a summand x of relu(x + y), as that of max(x, -y): its range is chosen for no more."""
+        """Add the noise of a summand x of relu(x + y) as that of max(x, -y), for which its range was chosen."""
         (other,) = (each for each in add.all_input_nodes if each is not summand)
         exact, hidden = values[summand], -values[other]
         for index in self._ends.get(summand, ()):
             noises[index].add(torch.maximum(exact, hidden), torch.maximum(self._round(summand, exact), hidden))
 
     def _rest(self, site: Site, rounded: torch.Tensor, values: Mapping[fx.Node, Any]) -> torch.Tensor:
-        """Run everything behind ``site`` on its rounded output and return the model's output."""
+        """Run the graph after ``site`` on its rounded output, and return the model's output."""
         interpreter = fx.Interpreter(self._graph, garbage_collect_values=False)
-        # Clones, because operators that work in place would change what the next layers start from.
+        # Cloned, because operators that work in place would change the values that the next layers start from.
         interpreter.env = {
             node: value.clone() if isinstance(value, torch.Tensor) else value for node, value in values.items()
         }
@@ -163,7 +163,7 @@ class GraphTrials:
         return self._round(site.last, result)
 
     def _round(self, node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-        """Round a tensor to its calibrated range; one that was never calibrated (a constant) stays as it is."""
+        """Round a tensor to its calibrated range. A tensor that was not calibrated (a constant) stays unchanged."""
         limits = self._ranges.get(node.name)
         if limits is None or not value.is_floating_point():
             return value.clone()
@@ -171,10 +171,10 @@ class GraphTrials:
 
 
 class ModuleTrials:
-    """A model without a graph is run whole for each layer, its rounding done by hooks.
+    """Runs a whole model without a graph once for each layer. Hooks do the rounding.
 
-    ``ranges`` goes by module name. An input gets the range of the module that made it; without one (dynamic
-    quantization, or an input that no module made) its own extremes.
+    ``ranges`` is keyed by module name. An input gets the range of the module that made it. If there is no such range
+    (dynamic quantization, or an input that no module made), it gets its own extremes.
     """
 
     def __init__(self, module: nn.Module, ranges: Mapping[str, Range], levels: int) -> None:
@@ -185,7 +185,7 @@ class ModuleTrials:
 
     def run(self, batch: torch.Tensor, noises: Sequence[Noise]) -> Iterator[tuple[int, torch.Tensor]]:
         makers: dict[int, str] = {}
-        kept: list[Any] = []  # a tensor's id is its own only while it lives
+        kept: list[Any] = []  # kept alive, because ids of dead tensors are reused
         inputs: dict[str, Range | None] = {}
 
         def remember(name: str) -> Any:
@@ -226,7 +226,8 @@ class ModuleTrials:
         rounded = rounded_weights(child)
         kept = {weight: parameters[weight].data for weight in rounded}
         try:
-            for weight, value in rounded.items():  # not functional_call: recurrent layers hold their weights twice
+            # Not functional_call, because recurrent layers hold their weights twice.
+            for weight, value in rounded.items():
                 parameters[weight].data = value
             result: torch.Tensor = self._module(batch)
         finally:

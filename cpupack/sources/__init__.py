@@ -1,4 +1,4 @@
-"""Where calibration and evaluation data comes from: image folders, arrays, Python factories, or made up."""
+"""Sources of calibration and evaluation data: image folders, arrays, Python factories, or synthetic data."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def open_source(
 ) -> Samples:
     """Read the data that ``spec`` (``[calibration] source`` or ``[evaluation] source``) names.
 
-    ``samples`` is the most to take, None for all; the choice depends on ``seed`` alone. ``labelled`` asks for
-    class indices, an error where there are none unless ``required`` is false. ``targets`` asks for what a metric
-    compares outputs with: an array of any shape, or the labels where there is none. Raises CalibrationError when the
-    data is missing, unusable, or not what the model takes.
+    ``samples`` is the largest number of samples to take, None for all. Only ``seed`` decides which. ``labelled`` asks
+    for class indices; without them it is an error unless ``required`` is false. ``targets`` asks for what a metric
+    compares outputs with: an array of any shape, or the labels if there is no such array. Raises CalibrationError when
+    the data is missing, unusable, or does not fit the model's input.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _KINDS:
         raise CalibrationError(
-            f'no data source "{spec}"',
-            hint="images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic",
+            f'unknown data source "{spec}"',
+            hint="use images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic",
         )
     request = Request(spec, loaded, samples, seed, skip_corrupt, labelled, progress, required, targets)
     return _KINDS[kind](rest, request)

@@ -1,4 +1,4 @@
-"""``arrays:FILE.npz``: samples, and labels where they are wanted, as numpy saved them."""
+"""``arrays:FILE.npz``: samples, and labels or targets if they are needed, from a file that numpy saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read(file: str, request: Request) -> Samples:
     """Return rows drawn with the seed.
 
     The array holds uint8 pixels ``(n, height, width, channels)`` or floats ``(n, *input_shape)``. Pixels need
-    [preprocess] in the recipe and go through it unless they have the model's size already.
+    [preprocess] in the recipe, which is applied unless they already have the model's size.
     """
     path = request.loaded.resolve(file)
     arrays, keys = _load(path, request)
@@ -50,11 +50,11 @@ def read(file: str, request: Request) -> Samples:
 
 
 def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays that cpupack reads, and the names of all."""
+    """Return the arrays that cpupack reads, and the names of all arrays in the file."""
     if not path.is_file():
         raise CalibrationError(f"{request.spec}: {path} does not exist", hint="paths are relative to the recipe")
     try:
-        # Opened here: numpy leaves a file open that turns out to be a damaged archive.
+        # The file is opened here, because numpy does not close a damaged archive.
         with path.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -70,12 +70,12 @@ def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
 
 
 def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArray[np.int64] | None:
-    """Return the class indices; what is no such array is an error where labels are required, else a warning."""
+    """Return the class indices. Unusable labels are an error if labels are required, else a warning."""
     if LABELS_KEY not in arrays:
         if not request.required:
             return None
         raise CalibrationError(
-            f'{request.spec}: there is no array "{LABELS_KEY}", and accuracy needs one',
+            f'{request.spec}: there is no array "{LABELS_KEY}", which accuracy needs',
             hint="np.savez(path, data=..., labels=...)",
         )
     labels = arrays[LABELS_KEY]
@@ -98,7 +98,7 @@ def _targets(arrays: dict[str, Array], count: int, request: Request) -> Array:
     key = TARGETS_KEY if TARGETS_KEY in arrays else LABELS_KEY
     if key not in arrays:
         raise CalibrationError(
-            f'{request.spec}: there is no array "{TARGETS_KEY}" (or "{LABELS_KEY}"), and the metric needs one',
+            f'{request.spec}: there is no array "{TARGETS_KEY}" (or "{LABELS_KEY}"), which the metric needs',
             hint="np.savez(path, data=..., targets=...)",
         )
     targets = arrays[key]

@@ -1,4 +1,4 @@
-"""Class folders to class indices: which output of the model a folder of images belongs to."""
+"""Maps class folders to class indices: which output of the model a folder of images belongs to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LISTED = 5
 def class_indices(folders: list[str], request: Request) -> dict[str, int]:
     """Return the class index of each folder.
 
-    Folders that are all named after ``[model] labels`` get the index of their label; otherwise the sorted
-    names are counted from zero, as torchvision's ImageFolder does, which needs one folder for every label.
-    Raises CalibrationError when neither can be.
+    If all folders are named like ``[model] labels``, each gets the index of its label. Otherwise the sorted names are
+    numbered from zero, as torchvision's ImageFolder does; there must then be one folder for every label. Raises
+    CalibrationError when neither is possible.
     """
     labels = _labels(request)
     by_order = {name: index for index, name in enumerate(sorted(folders))}
@@ -28,14 +28,14 @@ def class_indices(folders: list[str], request: Request) -> dict[str, int]:
         double = [name for name in sorted(folders) if counts[name] > 1]
         if double and len(folders) != len(labels):
             raise CalibrationError(
-                f"{request.spec}: class folder {double[0]!r} is the name of {counts[double[0]]} labels"
+                f"{request.spec}: {counts[double[0]]} labels are named {double[0]!r} like the class folder"
             )
         return {name: labels.index(name) for name in folders}
     if len(folders) != len(labels):
         listed = ", ".join(strangers[:_LISTED]) + (" ..." if len(strangers) > _LISTED else "")
         raise CalibrationError(
-            f"{request.spec}: {len(folders)} class folders for {len(labels)} labels, and some are no label: {listed}",
-            hint="name the folders as [model] labels does, or make one for every label, in sorted order",
+            f"{request.spec}: {len(folders)} class folders for {len(labels)} labels; folders without a label: {listed}",
+            hint="give the folders the names in [model] labels, or make one folder for each label, in sorted order",
         )
     _warn_of_numbers(by_order, request)
     return by_order
@@ -46,7 +46,7 @@ def _labels(request: Request) -> list[str] | None:
     if labels is None or isinstance(labels, list):
         return labels
     if labels == "imagenet":
-        from cpupack.model.sources import imagenet_labels  # here, because it imports torchvision
+        from cpupack.model.sources import imagenet_labels  # imported here, because it imports torchvision
 
         return list(imagenet_labels())
     path = request.loaded.resolve(labels)
@@ -60,6 +60,6 @@ def _warn_of_numbers(indices: dict[str, int], request: Request) -> None:
     wrong = [name for name, index in indices.items() if name.isdecimal() and int(name) != index]
     if wrong and all(name.isdecimal() for name in indices):
         request.progress.warn(
-            f"{request.spec}: class folders are numbers counted in text order, so folder {wrong[0]} is class "
-            f"{indices[wrong[0]]}; if that is not the model's order, name them in [model] labels"
+            f"{request.spec}: class folders are named by numbers but sorted as text, so folder {wrong[0]} is class "
+            f"{indices[wrong[0]]}; if the model has another order, list the folder names in [model] labels"
         )

@@ -20,9 +20,9 @@ from cpupack.sources.request import Request, floats_of, pixels_of
 def read(spec: str, request: Request) -> Samples:
     """Call the factory without arguments and take the first ``request.samples`` items of what it returns.
 
-    An item is one sample, a ``(sample, label)`` pair, or a ``(sample, target)`` pair for a metric with a target of any
-    shape. A sample is a PIL image or uint8 pixels ``(height, width, channels)`` where the recipe has [preprocess], else
-    floats of the model's input shape (arrays or tensors).
+    An item is one sample, a ``(sample, label)`` pair, or, for a metric, a ``(sample, target)`` pair. A target may have
+    any shape. If the recipe has [preprocess], a sample is a PIL image or uint8 pixels ``(height, width, channels)``.
+    Otherwise it is an array or tensor of floats in the model's input shape.
     """
     try:
         factory = load_factory(spec, request.loaded, key=f"source {request.spec}")
@@ -53,7 +53,7 @@ def read(spec: str, request: Request) -> Samples:
 
 
 def _items(factory: Any, request: Request) -> Iterator[Any]:
-    """Yield the factory's items; what the user's code raises becomes a CalibrationError with its place."""
+    """Yield the factory's items. An exception in the user's code becomes a CalibrationError with its file and line."""
     try:
         made = factory()
         if isinstance(made, Iterable) or hasattr(made, "__getitem__"):
@@ -84,7 +84,7 @@ def _is_pixels(sample: Any) -> bool:
 
 
 def _labels(labels: list[Any], names: list[str], request: Request) -> npt.NDArray[np.int64] | None:
-    """Return class indices, None where they are not required and the second parts of the pairs are something else."""
+    """Return class indices, or None if they are not required and the second items of the pairs are something else."""
     if not request.required and not all(map(_is_index, labels)):
         return None
     return np.array([_label(label, name, request) for label, name in zip(labels, names, strict=True)], np.int64)
@@ -98,7 +98,7 @@ def _is_index(label: Any) -> bool:
 def _label(label: Any, name: str, request: Request) -> int:
     if not _is_index(label):
         raise CalibrationError(
-            f"{request.spec}: {name} has no label, and accuracy needs one"
+            f"{request.spec}: {name} has no label, which accuracy needs"
             if label is None
             else f"{request.spec}: the label of {name} is {label!r}; it must be a class index",
             hint="yield (sample, label) pairs",
@@ -107,12 +107,12 @@ def _label(label: Any, name: str, request: Request) -> int:
 
 
 def _targets(targets: list[Any], names: list[str], request: Request) -> np.ndarray[Any, Any]:
-    """Return the targets as one array. Raises CalibrationError where one is missing or of another shape."""
+    """Return the targets as one array. Raises CalibrationError if one is missing or their shapes differ."""
     arrays = []
     for target, name in zip(targets, names, strict=True):
         if target is None:
             raise CalibrationError(
-                f"{request.spec}: {name} has no target, and the metric needs one",
+                f"{request.spec}: {name} has no target, which the metric needs",
                 hint="yield (sample, target) pairs",
             )
         arrays.append(np.asarray(target))

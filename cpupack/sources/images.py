@@ -1,4 +1,4 @@
-"""``images:DIR``: every image below a directory, decoded by the runner's own preprocessing."""
+"""``images:DIR``: all images below a directory, decoded by the runner's own preprocessing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LISTED = 5
 
 
 def read(directory: str, request: Request) -> Samples:
-    """Return ``request.samples`` images drawn with the seed, in the order of their sorted paths.
+    """Return ``request.samples`` images, chosen by the seed, in the order of their sorted paths.
 
-    A corrupt image is an error that names it; with ``skip_corrupt`` it is named in a warning and in
-    ``Samples.skipped``, and the next image of the draw takes its place.
+    A corrupt image is an error that names the file. With ``skip_corrupt`` a warning and ``Samples.skipped`` name it,
+    and the next image in the random order takes its place.
     """
     root = request.loaded.resolve(directory)
     if request.preprocess is None:
@@ -62,7 +62,7 @@ def _image_files(root: Path) -> list[str]:
     Image.init()
     extensions = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found, seen = [], set()
-    # Class folders are often links; a link back up must not be followed for ever.
+    # Class folders are often links. A link to a parent directory must not be followed forever.
     for directory, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:
@@ -88,7 +88,7 @@ def _what_is_there(root: Path) -> str:
 
 
 def _classes_if_any(root: Path, files: list[str], request: Request) -> dict[str, int] | None:
-    """Return the class of each folder, None where there is no class for each image and none is required."""
+    """Return the class of each folder, or None if some image has no class and classes are not required."""
     if request.required or request.targets:
         return _classes(root, files, request)
     if any("/" not in name for name in files):
@@ -119,7 +119,7 @@ def _class_of(name: str) -> str:
 
 
 def _decode_until(wanted: int, files: list[str], root: Path, request: Request) -> tuple[dict[str, Pixels], list[str]]:
-    """Decode files in the order of the draw until ``wanted`` are good. Returns them, and the bad names."""
+    """Decode files in the given order until ``wanted`` are good. Return the good images and the bad names."""
     decoded: dict[str, Pixels] = {}
     skipped: list[str] = []
     start = 0
@@ -165,5 +165,5 @@ def _report(bad: list[tuple[str, str]], count: int, request: Request) -> None:
     more = f"\n  and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     raise CalibrationError(
         f"{request.spec}: {len(bad)} of {count} images cannot be used:\n  " + "\n  ".join(listed) + more,
-        hint="remove or mend them, or set skip_corrupt = true beside the source",
+        hint="remove or repair them, or set skip_corrupt = true in the table of the source",
     )

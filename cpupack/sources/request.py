@@ -1,4 +1,4 @@
-"""What a source is asked for, and what every source checks about the samples it gives."""
+"""The request to a data source, and the checks that every source applies to its samples."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a source: which data, how much of it, and what the model takes.
+    """A request to a source: which data, how much of it, and what input the model takes.
 
-    ``samples`` None means all. ``labelled`` asks for a class index with each sample, and ``targets`` for what a user's
-    metric compares outputs with. What the data does not have is an error where it is ``required``, else left out.
+    ``samples`` None means all. ``labelled`` asks for a class index with each sample, ``targets`` for what a user's
+    metric compares outputs with. If the data has no labels or targets, that is an error if they are ``required``;
+    otherwise they are left out.
     """
 
     spec: str
@@ -58,7 +59,7 @@ class Request:
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the pixels that the model takes (recipes with [preprocess] only)."""
+        """Height, width and channels of the pixels that the model takes (only for recipes with [preprocess])."""
         channels, height, width = self.input_shape
         return height, width, channels
 
@@ -80,14 +81,14 @@ class Request:
         free = psutil.virtual_memory().available
         if needed > _MEMORY_SHARE * free:
             raise CalibrationError(
-                f"{self.spec}: {count} samples take {needed / 2**30:.1f} GiB of {free / 2**30:.1f} GiB free",
-                hint="set samples beside the source to use some of them",
+                f"{self.spec}: {count} samples need {needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB is free",
+                hint="use fewer: set samples in the table of the source",
             )
 
 
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
-    """Threads for work on images: Pillow and numpy's FFT let go of the interpreter lock."""
+    """Yield a pool of threads for work on images. Pillow and numpy's FFT release the interpreter lock."""
     pool = ThreadPoolExecutor(min(_MAX_WORKERS, len(os.sched_getaffinity(0))), thread_name_prefix="images")
     try:
         yield pool
@@ -98,8 +99,8 @@ def workers() -> Iterator[ThreadPoolExecutor]:
 def pixels_of(image: Image.Image | Array, request: Request, name: str) -> Pixels:
     """Return one image as uint8 ``request.pixel_shape``.
 
-    An array that has the model's height and width already is taken as it is; anything else goes through the
-    runner's preprocessing. Raises CalibrationError naming ``name`` for other channels or another size.
+    An array that already has the model's height and width is used unchanged. Anything else goes through the runner's
+    preprocessing. Raises CalibrationError with ``name`` for a wrong number of channels or a wrong size.
     """
     assert request.preprocess is not None
     wanted = request.pixel_shape
@@ -129,7 +130,7 @@ def _check_channels(image: Array, request: Request, name: str) -> None:
 
 
 def check_size(pixels: Pixels, request: Request, name: str) -> None:
-    """Raise CalibrationError when preprocessed pixels are not of the model's size."""
+    """Raise CalibrationError when preprocessed pixels do not have the model's size."""
     if pixels.shape != request.pixel_shape:
         height, width, _ = request.pixel_shape
         raise CalibrationError(
@@ -142,7 +143,7 @@ def check_size(pixels: Pixels, request: Request, name: str) -> None:
 def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
     """Return ``data`` ``(n, *input_shape)`` as contiguous float32.
 
-    Raises CalibrationError for another shape or dtype, and for NaN or infinity, naming the first such sample.
+    Raises CalibrationError for a wrong shape or dtype. For NaN or infinity it names the first such sample.
     """
     if data.shape[1:] != request.input_shape:
         raise CalibrationError(
@@ -151,14 +152,14 @@ def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
     if data.dtype.kind != "f":
         pixels = "uint8 pixels need [preprocess]; otherwise " if data.dtype == np.uint8 else ""
         raise CalibrationError(
-            f"{request.spec}: samples are {data.dtype}, the model takes float32", hint=f"{pixels}save float32"
+            f"{request.spec}: samples are {data.dtype}, the model takes float32", hint=f"{pixels}save them as float32"
         )
-    with np.errstate(over="ignore"):  # what overflows is infinite then, and reported below
+    with np.errstate(over="ignore"):  # an overflow gives infinity, which is reported below
         result = np.ascontiguousarray(data, dtype=np.float32)
     for name, row in zip(names, result, strict=True):
         if not np.isfinite(row).all():
             kind = "NaN" if np.isnan(row).any() else "infinite values"
             raise CalibrationError(
-                f"{request.spec}: {name} contains {kind}", hint="remove such samples or mend what made them"
+                f"{request.spec}: {name} contains {kind}", hint="remove such samples, or fix the code that made them"
             )
     return result

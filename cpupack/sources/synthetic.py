@@ -1,8 +1,8 @@
-"""``synthetic``: made-up data with the statistics of natural images, for speed work only.
+"""``synthetic``: generated data with the statistics of natural images, only to measure speed.
 
 Photographs have an amplitude spectrum of about 1/f (Field 1987), colours that vary mostly in brightness
-(Ruderman, Cronin and Chiao 1998), and edges where things hide each other (the dead leaves model: Lee, Mumford
-and Huang 2001). White noise has none of these and drives a network into activations it never sees in use.
+(Ruderman, Cronin and Chiao 1998), and edges where one object covers another (the dead leaves model: Lee, Mumford
+and Huang 2001). White noise has none of these and would give activations that the network never has on real images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cpupack.sources.request import Floats, Pixels, Request, workers
 
 Field = npt.NDArray[np.float32]
 
-# Rows: brightness, yellow-blue, red-green (orthonormal), and how much of a photograph's contrast is in each.
+# Rows: brightness, yellow-blue, red-green (orthonormal). The factors are each row's share of a photograph's contrast.
 _OPPONENT = np.array(
     [[1 / 3**0.5] * 3, [1 / 6**0.5, 1 / 6**0.5, -2 / 6**0.5], [1 / 2**0.5, -1 / 2**0.5, 0]], np.float32
 )
@@ -25,16 +25,16 @@ _LEAVES = 24
 
 
 def read(rest: str, request: Request) -> Samples:
-    """Return ``request.samples`` made-up images, or standard normal arrays where there is no [preprocess].
+    """Return ``request.samples`` generated images, or standard normal arrays for a recipe without [preprocess].
 
-    Image ``i`` depends on the seed and ``i`` alone. Raises CalibrationError when labels or "all" are asked.
+    Image ``i`` depends only on the seed and ``i``. Raises CalibrationError when labels or all samples are requested.
     """
     if request.labelled or request.samples is None:
         what = "labels" if request.labelled else "a number of samples"
         raise CalibrationError(f"synthetic data has no {what} of its own", hint="name a source with real data")
     if rest:
         raise CalibrationError(f'synthetic takes no argument, not "{rest}"')
-    request.progress.warn("synthetic data: good for speed work only, accuracy on real inputs is unknown")
+    request.progress.warn("synthetic data: good only to measure speed; the accuracy on real inputs is unknown")
     names = tuple(f"synthetic {index}" for index in range(request.samples))
     if request.preprocess is None:
         data: Floats = np.random.default_rng(request.seed).standard_normal(
@@ -56,7 +56,7 @@ def read(rest: str, request: Request) -> Samples:
 
 
 def natural_image(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:
-    """Return one made-up photograph, uint8 ``(height, width, channels)`` with 1 or 3 channels."""
+    """Return one generated photograph, uint8 ``(height, width, channels)`` with 1 or 3 channels."""
     fields = _textures(rng, height, width, channels)
     _drop_leaves(rng, fields)
     fields -= fields.mean(axis=(0, 1))
@@ -72,7 +72,7 @@ def _textures(rng: np.random.Generator, height: int, width: int, planes: int) ->
     """Return random fields ``(height, width, planes)``: amplitude 1/f**slope, zero mean, unit variance."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = np.inf
-    # Of the amplitudes' slopes in photographs, 1.0 to 1.6, the edges added later make up some of the flat end.
+    # Photographs have slopes of 1.0 to 1.6. The edges that are added later flatten the spectrum, so it starts steeper.
     spectrum = rng.standard_normal((planes, *frequency.shape, 2)).view(np.complex128)[..., 0]
     fields = np.fft.irfft2(spectrum * frequency ** -rng.uniform(1.3, 1.7), s=(height, width))
     fields /= np.maximum(fields.std(axis=(1, 2), keepdims=True), 1e-6)
@@ -80,7 +80,7 @@ def _textures(rng: np.random.Generator, height: int, width: int, planes: int) ->
 
 
 def _drop_leaves(rng: np.random.Generator, fields: Field) -> None:
-    """Lay ellipses of their own colour over the fields, in place; radii have the model's 1/r**3 density."""
+    """Draw ellipses, each in a colour of its own, over the fields in place. Radii have the density 1/r**3."""
     height, width, _ = fields.shape
     smallest, largest = 0.06, 0.5
     for _ in range(_LEAVES):

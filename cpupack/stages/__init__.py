@@ -1,1 +1,1 @@
-"""One module or package for each verb of a build. No stage imports another; ``pipeline`` alone knows their order."""
+"""The stages of a build, one module or package each. No stage imports another; ``pipeline`` calls them in order."""

@@ -1,4 +1,4 @@
-"""FusedModel -> CalibratedModel: one pass of the calibration data, keeping statistics of every activation."""
+"""FusedModel -> CalibratedModel: runs the calibration data once and keeps statistics of every activation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cpupack.statistics import StatsCollector
 def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progress: Progress) -> CalibratedModel:
     """Run ``samples`` through the fused FP32 model and collect the statistics of its activations.
 
-    Raises CalibrationError when an activation is not finite, naming the layer and the samples.
+    Raises CalibrationError, with the layer and the samples, when an activation is not finite.
     """
     if fused.style == "dynamic" or samples is None:
         return CalibratedModel(fused, {}, samples=0, origin="none needed")
@@ -39,7 +39,7 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
 
 
 def observe(calibrated: CalibratedModel, samples: Samples, batch_size: int, progress: Progress) -> dict[str, Seen]:
-    """Run other samples through the model and return how far its tensors go there, by the names of the statistics."""
+    """Run other samples through the model and return the extremes of its tensors, by the names of the statistics."""
     watcher = _Watcher(calibrated)
     done = 0
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def observe(calibrated: CalibratedModel, samples: Samples, batch_size: int, prog
 
 
 class _Recorder:
-    """Collects the output of every call, by the name the quantize stage knows it by."""
+    """Collects the output of every call, under the name that the quantize stage uses for it."""
 
     def __init__(self) -> None:
         self.collectors: dict[str, StatsCollector] = {}
@@ -61,7 +61,7 @@ class _Recorder:
         self._hooks: list[RemovableHandle] = []
 
     def record(self, name: str, value: Any, module: nn.Module | None = None) -> None:
-        """Collect one call's output; ``module`` is what made it where that is a module."""
+        """Collect the output of one call. ``module`` is the called module, None for functions."""
         if not (isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel()):
             return
         if name not in self.collectors:
@@ -71,11 +71,11 @@ class _Recorder:
             raise CalibrationError(
                 f"the output of {name} is not finite (or beyond 8e37) on the calibration samples "
                 f"{self.batch_names[0]} to {self.batch_names[-1]}",
-                hint="look for NaN or huge values in these samples, and for an overflow in the FP32 model",
+                hint="look for NaN or huge values in these samples, or for an overflow in the FP32 model",
             )
 
     def watch(self, module: nn.Module) -> Any:
-        """Return a callable that runs ``module`` and records: node by node, or by hooks where there is no graph."""
+        """Return a callable that runs ``module`` and records: node by node, or with hooks if there is no graph."""
         if isinstance(module, fx.GraphModule):
             return _RecordingInterpreter(module, self).run
         for name, child in module.named_modules():
@@ -85,7 +85,7 @@ class _Recorder:
 
     def _hook(self, name: str) -> Any:
         def hook(module: nn.Module, _: tuple[Any, ...], output: Any) -> None:
-            # FloatFunctional passes its result through a child of this name, where eager mode puts the observer.
+            # FloatFunctional passes its result through a child of this name. Eager mode attaches the observer there.
             self.record(name.removesuffix(".activation_post_process"), output, module)
 
         return hook
@@ -97,7 +97,7 @@ class _Recorder:
 
 
 class _Watcher(_Recorder):
-    """Keeps how far each calibrated tensor goes."""
+    """Keeps the extremes of each calibrated tensor."""
 
     def __init__(self, calibrated: CalibratedModel) -> None:
         super().__init__()
@@ -131,21 +131,21 @@ class _RecordingInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         for summand in self._summands.get(n, ()):
-            self._record_summand(n, summand)  # before the call, which may work in place
+            self._record_summand(n, summand)  # before the call, which may change the summand in place
         value = super().run_node(n)
         if n.op not in {"output", "get_attr"} and n not in self._late:
             self._recorder.record(n.name, value, self._module(n))
         return value
 
     def _record_summand(self, add: fx.Node, summand: fx.Node) -> None:
-        """Record a summand x of relu(x + y) as max(x, -y), which gives the same: below -y it may be anything.
+        """Record a summand x of relu(x + y) as max(x, -y), which gives the same result: values below -y do not matter.
 
-        A range that is chosen for this clips where no clipping is seen, and has finer steps for the rest.
+        A range chosen for max(x, -y) clips only values that do not matter, and has finer steps for the others.
         """
         (other,) = (each for each in add.all_input_nodes if each is not summand)
-        value, beside = self.env[summand], self.env[other]
-        if isinstance(value, torch.Tensor) and isinstance(beside, torch.Tensor) and value.shape == beside.shape:
-            value = torch.maximum(value, -beside)
+        value, opposite = self.env[summand], self.env[other]
+        if isinstance(value, torch.Tensor) and isinstance(opposite, torch.Tensor) and value.shape == opposite.shape:
+            value = torch.maximum(value, -opposite)
         self._recorder.record(summand.name, value, self._module(summand))
 
     def _module(self, n: fx.Node) -> Any:

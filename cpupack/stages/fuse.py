@@ -1,4 +1,4 @@
-"""CapturedModel -> FusedModel: fuse the chains that run as one operator, and prove the FP32 output unchanged."""
+"""CapturedModel -> FusedModel: fuses chains that run as one operator, and checks that FP32 outputs do not change."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 
 _RELATIVE_TOLERANCE = 1e-3
-"""Folding a BatchNorm reorders FP32 sums; more than this share of the largest output means a wrong fusion."""
+"""Folding a BatchNorm reorders FP32 sums. A difference above this share of the largest output means a wrong fusion."""
 
 
 def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedModel:
-    """Fuse the chains of ``[fuse] modules`` and return the model with the largest difference of its FP32 output.
+    """Fuse the chains of ``[fuse] modules`` and record the largest difference of the FP32 output.
 
     Raises ModelError when a listed chain does not exist or cannot be fused, or when the output differs by more than
     rounding.
@@ -37,12 +37,12 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
         raise ModelError(
             f"[model] {recipe.model.source} gives NaN or infinity on samples like the calibration's, so its fusion "
             "cannot be checked",
-            hint="does the checkpoint hold NaN? Or is there a division, a logarithm or a root of any input?",
+            hint="look for NaN in the checkpoint, or for a division, a logarithm or a root in the model",
         )
     if not difference <= _RELATIVE_TOLERANCE * largest:
         raise ModelError(
             f"[fuse] the fused model's FP32 output differs by {difference:.3g} (largest output {largest:.3g})",
-            hint="a fused module's output is probably read in a second place; list the chains by hand without it",
+            hint="another layer probably also reads a fused module's output; list the chains in the recipe without it",
         )
     progress.note(f"{len(names)} chains fused; FP32 outputs differ by at most {difference:.1e} of {largest:.3g}")
     return FusedModel(module, captured.style, names, difference, largest)

@@ -1,4 +1,4 @@
-"""Recipe -> FloatModel: build the module, load its weights, and run it once."""
+"""Recipe -> FloatModel: builds the module, loads its weights, and runs it once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     Raises ModelError when the source, its arguments, the weights or the labels cannot be used, or when the model does
     not map ``(batch, *input_shape)`` float32 to one float32 tensor whose first dimension is the batch.
     """
-    with torch.compiler.set_stance("force_eager"):  # what the user compiles in parts would be compiled for nothing
+    with torch.compiler.set_stance("force_eager"):  # compiling parts of the user's model would only cost time
         return _loaded(loaded, progress)
 
 
@@ -37,8 +37,8 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     check_finite(module, weights.origin)
     if lazy and spec.weights == "factory":
         progress.warn(
-            f"RANDOM WEIGHTS in lazy layers: {spec.source} returned layers that have no weights before their first "
-            "input; run the model once in the factory, then load its weights"
+            f"RANDOM WEIGHTS in lazy layers: {spec.source} returned layers that get their weights at the first input; "
+            "run the model once in the factory, then load its weights"
         )
     module.eval().requires_grad_(requires_grad=False)
     return FloatModel(
@@ -80,9 +80,9 @@ def _labels(
     classes = math.prod(output_shape[:1])
     if len(output_shape) != 1 or len(labels) != classes:
         raise ModelError(
-            f"[model] labels: {where} has {len(labels)} names, the model's output has shape {output_shape}",
+            f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {output_shape}",
             hint="give one label for each output class, in order",
         )
     if weights.random:
-        progress.note("labels are shipped, but with random weights the predictions mean nothing")
+        progress.note("the wheel has labels, but with random weights the predictions mean nothing")
     return labels

@@ -1,4 +1,4 @@
-"""QuantizedModel -> ScriptedModel: trace, freeze, save, and count what runs in INT8. The build's only ``torch.jit``."""
+"""QuantizedModel -> ScriptedModel: traces, freezes and saves it, and counts INT8 operators. Only use of torch.jit."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ _PROGRAM_RECORD = "constants/0"
 def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
     """Trace and freeze the INT8 module and save it at ``path``.
 
-    Raises QuantizationError when the module does not run, has no INT8 operator, or cannot be traced, naming the line.
+    Raises QuantizationError, with the user's line, when the module does not run or cannot be traced, and when it has no
+    INT8 operator.
     """
     example = _example(input_shape)
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
-            if isinstance(quantized.module, NativeModel | MixedModel):  # one operator to torch
+            if isinstance(quantized.module, NativeModel | MixedModel):  # torch sees it as one operator
                 int8 = sum(quantized.module.operators.values())
                 operators.pop(OPERATOR)
                 operators = dict(sorted((operators | quantized.module.operators).items()))
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",
-                hint="an operator has no INT8 form: keep its module in FP32 with [quantize] skip, or move it outside "
-                "QuantStub and DeQuantStub where the model has its own",
+                hint="an operator has no INT8 form: keep its module in FP32 with [quantize] skip, or, if the model has "
+                "its own QuantStub and DeQuantStub, move it outside them",
             ) from error
         if int8 == 0:
             raise QuantizationError(
                 f"nothing in this model runs in INT8 on {quantized.target.engine}",
-                hint="[quantize] skip names too much, or no operator of the model has an INT8 form",
+                hint="[quantize] skip names too many modules, or no operator of the model has an INT8 form",
             )
         save(quantized.module, example, path)
     return ScriptedModel(
@@ -59,7 +60,7 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
 
 
 def script_float(model: FloatModel, path: Path) -> Path:
-    """Trace the FP32 model as loaded and save it, not frozen: what speed is compared with. Returns ``path``."""
+    """Trace the loaded FP32 model and save it without freezing. Speed is compared with this model. Returns ``path``."""
     save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
     return path
 
@@ -100,10 +101,10 @@ def _check_program(path: Path, program: torch.Tensor) -> None:
 
 
 def count_operators(module: nn.Module, example: torch.Tensor) -> tuple[dict[str, int], int, int]:
-    """Run ``module`` once and return the calls of each operator, how many computed in INT8 and how many in FP32.
+    """Run ``module`` once. Return the number of calls of each operator, and how many computed in INT8 and in FP32.
 
-    Conversions and changes of layout count in the table but in neither sum. A call is INT8 when it is one of torch's
-    ``quantized`` operators or works on a quantized tensor.
+    Conversions and changes of layout are in the table but in neither sum. A call is INT8 when its operator is in
+    torch's ``quantized`` namespace or when it works on a quantized tensor.
     """
     with OperatorCounter() as counter, torch.inference_mode():
         module(example)
@@ -115,7 +116,7 @@ def _example(input_shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _trace(module: nn.Module, example: torch.Tensor) -> Any:
-    """Trace a module; of a ``PixelModel`` the parts are traced and its choice between them is scripted."""
+    """Trace a module. Of a ``PixelModel``, trace the parts and script the code that chooses between them."""
     if not isinstance(module, PixelModel):
         return torch.jit.trace(module, example, check_trace=False)
     pixels = torch.zeros(1, example.shape[1] + 1, *example.shape[2:], dtype=torch.uint8)
@@ -130,10 +131,10 @@ def _trace(module: nn.Module, example: torch.Tensor) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the announcements of deprecation, and the tracer's remarks on constants it takes over.
+    """Silence deprecation warnings, and the tracer's warnings about values that become constants.
 
-    Quantized tensors announce theirs once in a process, with the first one: here when no weight was quantized before.
-    A trace that does depend on data shows up in verification, where other inputs and batch sizes are compared.
+    torch warns about quantized tensors once per process, when the first is created. That may be here. A trace that
+    depends on its example is found by verification, which compares other inputs and batch sizes.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")

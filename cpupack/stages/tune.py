@@ -1,4 +1,4 @@
-"""Tune: the staged project's own bench, in fresh processes, finds the setting that the wheel ships with."""
+"""Finds the setting that the wheel ships with, by running the staged project's own bench in fresh processes."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from cpupack.targets import Target
 
 
 def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progress) -> TunePlan:
-    """Search threads x instances x batch size within ``[tune] budget_s`` and return the best with every row.
+    """Search threads x instances x batch size within ``[tune] budget_s`` and return the best with all measurements.
 
-    A target that this host cannot run is not tuned; the plan then says why. Raises TuningError when nothing
-    could be measured, or when nothing meets ``[tune] max_latency_ms``.
+    A target that this host cannot run is not tuned, and the plan says so. Raises TuningError when nothing could be
+    measured, or when no setting meets ``[tune] max_latency_ms``.
     """
-    wish = recipe.tune
+    options = recipe.tune
     if not target.runs_here:
-        reason = f"not tuned: this host is not {target.cpu}; run `{staged.distribution} tune` on one that is"
+        reason = f"not tuned: this host is not {target.cpu}; run `{staged.distribution} tune` on such a host"
         progress.note(reason)
-        return TunePlan(tuned=False, objective=wish.objective, max_latency_ms=wish.max_latency_ms, reason=reason)
-    threads = None if wish.threads == "auto" else wish.threads
+        return TunePlan(tuned=False, objective=options.objective, max_latency_ms=options.max_latency_ms, reason=reason)
+    threads = None if options.threads == "auto" else options.threads
     budget = HostProbe().budget()
     started_s = time.monotonic()
 
     def show(row: Row) -> None:
-        spent_s = min(time.monotonic() - started_s, wish.budget_s)
-        progress.step(round(spent_s), max(1, round(wish.budget_s)), "s")
+        spent_s = min(time.monotonic() - started_s, options.budget_s)
+        progress.step(round(spent_s), max(1, round(options.budget_s)), "s")
         progress.note(row_text(row))
 
     try:
         outcome = search(
-            _bench(staged, wish.objective, wish.budget_s),
-            make_space(budget.usable, wish.objective, threads, wish.batch_sizes, budget.most),
-            wish.objective,
-            wish.max_latency_ms,
-            wish.budget_s,
+            _bench(staged, options.objective, options.budget_s),
+            make_space(budget.usable, options.objective, threads, options.batch_sizes, budget.most),
+            options.objective,
+            options.max_latency_ms,
+            options.budget_s,
             time.monotonic,
             show,
         )
@@ -53,15 +53,15 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
     if 2 * outcome.disturbed > len(outcome.rows):
         progress.warn(
             f"tuned on a busy host: other work disturbed {outcome.disturbed} of {len(outcome.rows)} runs; "
-            f"run `{staged.distribution} tune` where it will serve"
+            f"run `{staged.distribution} tune` on the host that will serve"
         )
     return TunePlan(
         tuned=True,
-        objective=wish.objective,
+        objective=options.objective,
         threads=outcome.setting.threads,
         instances=outcome.setting.instances,
         batch_size=outcome.setting.batch_size,
-        max_latency_ms=wish.max_latency_ms,
+        max_latency_ms=options.max_latency_ms,
         reason=outcome.reason,
         rows=tuple(row.to_dict() for row in outcome.rows),
         searched_s=outcome.searched_s,
@@ -72,14 +72,14 @@ def _bench(staged: StagedProject, objective: str, budget_s: float) -> BenchProce
     source = str(staged.package_dir.parent)
     inherited = os.environ.get("PYTHONPATH")
     environ = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{inherited}" if inherited else source}
-    # The child must not fill the staged project with bytecode: everything in it goes into the wheel.
+    # The child must not write bytecode into the staged project, because all files there go into the wheel.
     environ["PYTHONDONTWRITEBYTECODE"] = "1"
     return BenchProcess(
         staged.import_name,
         staged.version,
         SCENARIO_OF[objective],
         environ,
-        cwd=staged.root,  # not the user's directory, which may hold a package of the same name
+        cwd=staged.root,  # the user's directory may contain a package with the same name
         timeout_s=max(120.0, budget_s),
     )
 
@@ -87,4 +87,4 @@ def _bench(staged: StagedProject, objective: str, budget_s: float) -> BenchProce
 def _hint(recipe: Recipe) -> str:
     if recipe.tune.max_latency_ms is not None:
         return "raise [tune] max_latency_ms, add smaller batch_sizes or more threads, or build with --no-tune"
-    return "run the printed failure by hand, or build with --no-tune"
+    return "fix the failure above, or build with --no-tune"

@@ -1,4 +1,4 @@
-"""What an engine may do on a CPU: activation bits, ISA floor, layout, wheel tag. No torch is imported here."""
+"""The engines and CPUs that wheels are built for: activation bits, instruction sets. Nothing here imports torch."""
 
 from cpupack.targets.engines import ENGINES, Engine
 from cpupack.targets.target import Target

@@ -1,7 +1,7 @@
-"""One record for each engine: the CPUs it serves, what it can do, who quantizes for it and who loads its models.
+"""One record for each engine: its CPUs, its abilities, and which quantizer and loader it uses.
 
-To add an engine: a record here with its name in a Literal, a quantizer in ``stages/quantize/`` and a loader in the
-runtime, or those that are there. Nothing else asks for an engine by name. No torch is imported here.
+To add an engine, add a record here and its name to a Literal, a quantizer in ``stages/quantize/`` and a loader in the
+runtime, or reuse existing ones. No other code tests for an engine's name. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Literal
 from cpupack.runtime.engine.library import LIBRARY
 
 X86Engine = Literal["native", "fbgemm", "x86", "onednn"]
-"""What ``[target.x86_64] engine`` may name."""
+"""The engines that ``[target.x86_64] engine`` may name."""
 ArmEngine = Literal["qnnpack"]
-"""What ``[target.aarch64] engine`` may name."""
+"""The engines that ``[target.aarch64] engine`` may name."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What the build must know of an engine before it uses it.
+    """Facts about an engine that the build needs before it uses the engine.
 
-    ``places`` are its places in the race, best guess first, by what a wheel is built for: the least instruction set on
-    x86-64, the family elsewhere. Where it has none it is not worth building, but a recipe may still name it.
-    ``quantizer`` says whose models it runs and ``loader`` what must be done before one loads or runs: ``torch`` sets
-    ``torch.backends.quantized.engine``, ``native`` defines cpupack's operator. ``library`` is the file of the runtime
-    that its wheels need, relative to the runtime.
+    ``places`` maps what a wheel is built for to the engine's position among the engines to try; the engine that is
+    probably fastest has the first. The key is the lowest instruction set on x86-64, the CPU family elsewhere. Without a
+    position the engine is not worth building, but a recipe may still name it. ``quantizer`` is the code that makes its
+    models. ``loader`` is the preparation before a model loads or runs: ``torch`` sets
+    ``torch.backends.quantized.engine``, ``native`` defines cpupack's operator. ``library`` is a file that its wheels
+    need, relative to the runtime.
 
-    ``mixes`` says that FP32 layers may lie between INT8 ones. ``runs_any_model`` is false for an engine that is known
-    to refuse some models, so a refusal is no cause for a warning. ``fits_sums`` says that its weights are chosen so
-    that no 16-bit sum overflows: it keeps 8-bit activations on every CPU. ``fuses_conv_add`` says that it runs
-    convolution, addition and ReLU as one operator.
+    ``mixes`` says that FP32 layers may lie between INT8 layers. ``runs_any_model`` is false for an engine that refuses
+    some models; then a refusal is not worth a warning. ``fits_sums`` says that its weights are chosen so that no 16-bit
+    sum overflows, so it keeps 8-bit activations on every CPU. ``fuses_conv_add`` says that it runs convolution,
+    addition and ReLU as one operator.
     """
 
     name: X86Engine | ArmEngine
@@ -61,7 +62,7 @@ _RECORDS = (
     ),
     # Only onednn's backend has quantized::conv2d_add_relu (torch/ao/quantization/backend_config/onednn.py).
     Engine("onednn", ("x86_64",), {"avx2": 2, "avx512_vnni": 1}, fuses_conv_add=True),
-    # Without VNNI x86 is fbgemm.
+    # Without VNNI, torch's engine x86 runs the same kernels as fbgemm.
     Engine("x86", ("x86_64",), {"avx512_vnni": 2}),
     Engine("fbgemm", ("x86_64",), {"avx2": 1, "avx512_vnni": 3}),
     Engine("qnnpack", ("aarch64",), {"aarch64": 0}),
@@ -71,9 +72,9 @@ ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in _RECORDS}
 
 
 def raced(built_for: str) -> list[Engine]:
-    """Return the engines worth building, best guess first.
+    """Return the engines worth building, the one that is probably fastest first.
 
-    ``built_for`` is the least instruction set of a wheel for x86-64 (``x86.floor``), or the family of another CPU.
+    ``built_for`` is the lowest instruction set of a wheel for x86-64 (``x86.floor``), or the family of another CPU.
     """
     found = [engine for engine in ENGINES.values() if built_for in engine.places]
     return sorted(found, key=lambda engine: engine.places[built_for])

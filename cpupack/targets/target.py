@@ -1,4 +1,4 @@
-"""The target of one wheel: an engine on a CPU family with the least instruction set it must be correct on."""
+"""The target of one wheel: an engine, a CPU family, and the lowest instruction set on which it must be correct."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from cpupack.targets.engines import ENGINES, Engine
 class Target:
     """One wheel's engine and CPU.
 
-    ``activation_bits`` is 8, or 7 (``reduce_range``) where 16-bit intermediate sums would saturate; what such a target
-    gets in the end is decided on the calibration data (the saturate stage). ``isa`` is the least instruction set the
-    wheel is correct on, None on aarch64. ``conv_add`` says that the engine fuses
-    conv + add + relu.
+    ``activation_bits`` is 8, or 7 (``reduce_range``) if 16-bit intermediate sums could saturate. For such a target the
+    saturate stage makes the final choice from the calibration data. ``isa`` is the lowest instruction set on which the
+    wheel is correct, None on aarch64. ``conv_add`` says that the engine fuses conv + add + relu.
     """
 
     cpu: str
@@ -29,27 +28,27 @@ class Target:
 
     @property
     def record(self) -> Engine:
-        """What the engine is and can do."""
+        """The record of the engine."""
         return ENGINES[self.engine]
 
     @property
     def runs_here(self) -> bool:
-        """Whether this host is of the target's CPU family (tuning and speed are measured only then)."""
+        """Whether this host belongs to the target's CPU family. Speed is measured and tuned only then."""
         return machine() == self.cpu
 
     @property
     def adds_in_16_bits(self) -> bool:
-        """Whether the least CPU of the target adds INT8 products in 16 bits."""
+        """Whether the lowest CPU of the target adds INT8 products in 16 bits."""
         return self.isa is not None and not x86.has_vnni(self.isa)
 
     @property
     def saturates(self) -> bool:
-        """Whether sums may overflow there."""
+        """Whether such 16-bit sums may overflow."""
         return self.adds_in_16_bits and not self.record.fits_sums
 
 
 def x86_target(engine: Engine, isa: str) -> Target:
-    """Return the target of a wheel for x86-64 with at least ``isa``."""
+    """Return the target of a wheel for x86-64 CPUs with at least ``isa``."""
     bits = 8 if engine.fits_sums else x86.activation_bits(isa)
     return Target("x86_64", engine.name, isa, bits, engine.fuses_conv_add, x86.PLATFORM_TAG)
 

@@ -1,4 +1,4 @@
-"""From a staged project to a wheel in the output directory: hatchling in process, then one rename."""
+"""Builds a wheel from a staged project with hatchling, in this process, and renames it into the output directory."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cpupack.runtime.manifest import hash_file, read_manifest
 
 
 def check_out(out: Path) -> None:
-    """Raise PackagingError when a wheel could not be written into ``out``; makes nothing.
+    """Raise PackagingError when a wheel cannot be written into ``out``. Nothing is created.
 
-    To be called before long work as well: ``build_wheel`` would say the same, minutes later.
+    Also called before long work, because ``build_wheel`` would only fail minutes later.
     """
     existing = out
     while not existing.exists():
         if existing.is_symlink():
-            raise PackagingError(f"{existing} is a link to nothing", hint="choose another --out")
+            raise PackagingError(f"{existing} is a broken link", hint="choose another --out")
         existing = existing.parent
     if not existing.is_dir():
         raise PackagingError(f"{existing} is not a directory", hint="choose another --out")
     try:
-        # Only writing proves it: permission bits say nothing to root, and nothing of a read-only file system.
+        # Only a write proves it: permission bits do not apply to root and do not show a read-only file system.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -46,7 +46,7 @@ def build_wheel(staged: StagedProject, out: Path) -> BuiltWheel:
     """
     check_out(out)
     try:
-        # Inside the project, which its owner removes: a kill in the middle leaves nothing in ``out``.
+        # Built inside the project, which its owner removes. So a killed build leaves nothing in ``out``.
         with tempfile.TemporaryDirectory(prefix=".wheel-", dir=staged.root) as directory:
             built = _run_hatchling(staged, Path(directory))
             _check_contents(staged, built)
@@ -77,7 +77,7 @@ def publish(wheels: Sequence[BuiltWheel], out: Path) -> list[BuiltWheel]:
 def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
     try:
         with _temporary_files_in(directory):
-            # Said here because HATCH_BUILD_* variables of the user's shell would otherwise decide.
+            # Set here, because otherwise HATCH_BUILD_* variables of the user's shell would decide.
             build = WheelBuilder(str(staged.root)).build(
                 directory=str(directory),
                 versions=["standard"],
@@ -86,7 +86,7 @@ def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
                 clean_hooks_after=False,
             )
             built = [Path(path) for path in build]
-    except (ValueError, TypeError) as error:  # what hatchling raises for project metadata it does not take
+    except (ValueError, TypeError) as error:  # hatchling raises these for invalid project metadata
         raise PackagingError(f"hatchling cannot build the staged project: {error}") from error
     if len(built) != 1 or not built[0].name.endswith(f"-py3-none-{staged.platform_tag}.whl"):
         raise PackagingError(
@@ -99,7 +99,7 @@ def _run_hatchling(staged: StagedProject, directory: Path) -> Path:
 
 @contextmanager
 def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Make ``tempfile`` use ``directory``: an interrupt would leave hatchling's own temporary archive."""
+    """Make ``tempfile`` use ``directory``. Otherwise an interrupt would leave hatchling's temporary archive."""
     before = tempfile.tempdir
     tempfile.tempdir = str(directory)
     try:
@@ -109,7 +109,7 @@ def _temporary_files_in(directory: Path) -> Iterator[None]:
 
 
 def _check_contents(staged: StagedProject, built: Path) -> None:
-    """Check that the archive has every file of the manifest, and no other in the package."""
+    """Check that the archive has every file of the manifest and that the package has no other file."""
     manifest = read_manifest(staged.package_dir)
     wanted = {f"{staged.import_name}/{name}" for name in (*manifest.files, MANIFEST_NAME)}
     with zipfile.ZipFile(built) as archive:
@@ -119,7 +119,7 @@ def _check_contents(staged: StagedProject, built: Path) -> None:
 
 
 def _publish(built: Sequence[Path], out: Path) -> list[Path]:
-    """Copy ``built`` into ``out`` under hidden names, then rename them: a reader sees all of a wheel or none."""
+    """Copy ``built`` into ``out`` under hidden names, then rename them, so that no reader sees a partial wheel."""
     parts = [out / f".{wheel.name}.{os.getpid()}.part" for wheel in built]
     try:
         for wheel, part in zip(built, parts, strict=True):

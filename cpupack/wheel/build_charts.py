@@ -1,4 +1,4 @@
-"""The charts of the build's page, from the facts in a wheel. A chart that has nothing to show is None or left out."""
+"""The charts of the build's page, from the facts in a wheel. A chart without data is None or left out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Facts = Mapping[str, Any]
 
 
 def accuracy_charts(report: Facts) -> list[Chart]:
-    """Return top-1 and top-5 of FP32 and INT8 in percent with their 95 % intervals; nothing without labels."""
+    """Return top-1 and top-5 of FP32 and INT8 in percent with their 95 % intervals. Empty without labels."""
     found = []
     for key, name in (("top1", "Top-1"), ("top5", "Top-5")):
         fp32, int8 = report.get(f"{key}_fp32"), report.get(f"{key}_int8")
@@ -43,7 +43,7 @@ def _interval_bar(label: str, value: float, interval: Sequence[float] | None, st
 
 
 def layer_charts(layers: Sequence[Facts]) -> list[Chart]:
-    """Return SQNR bars of the layers that are worst by output and by weights, in dB, worst first."""
+    """Return bar charts of the layers with the lowest SQNR, in dB: one by output, one by weights, worst first."""
     found = []
     for key, what in (("output_sqnr_db", "output"), ("weight_sqnr_db", "weights")):
         known = sorted((layer for layer in layers if layer.get(key) is not None), key=lambda layer: float(layer[key]))
@@ -54,7 +54,7 @@ def layer_charts(layers: Sequence[Facts]) -> list[Chart]:
         title = f"SQNR of each layer's {what}"
         if len(known) > len(shown):
             title += f", the {len(shown)} lowest of {len(known)}"
-        found.append(charts.bars(title, rows, "dB, more is closer to FP32"))
+        found.append(charts.bars(title, rows, "dB, higher is closer to FP32"))
     return found
 
 
@@ -66,7 +66,7 @@ def size_chart(fp32_bytes: int, int8_bytes: int, wheel_bytes: int) -> Chart:
 
 
 def speed_chart(engines: Mapping[str, Facts], chosen: str, speedup: float | None) -> Chart | None:
-    """Return how many times faster than FP32 each engine was, the fastest first; None where none was timed."""
+    """Return a chart of each engine's speedup over FP32, fastest first, or None if no engine was timed."""
     timed = {name: float(each["speedup"]) for name, each in engines.items() if each.get("speedup") is not None}
     if not timed and speedup is not None:
         timed = {chosen: speedup}
@@ -81,7 +81,7 @@ def speed_chart(engines: Mapping[str, Facts], chosen: str, speedup: float | None
 
 
 def tuning(rows: Sequence[Facts], plan: PlanEntry) -> list[Chart]:
-    """Return the heat map and the trade-off of the settings that were measured."""
+    """Return the heat map and the trade-off chart of the measured settings."""
     chosen = None
     if plan.tuned and plan.threads and plan.instances and plan.batch_size:
         chosen = (plan.threads, plan.instances, plan.batch_size)
@@ -89,7 +89,7 @@ def tuning(rows: Sequence[Facts], plan: PlanEntry) -> list[Chart]:
 
 
 def recovery_chart(recovery: Facts) -> Chart | None:
-    """Return accuracy against speed of every trial that has both, the Pareto front and the winner marked."""
+    """Return a chart of accuracy and speed of every trial that has both, with the Pareto front and the winner."""
     trials = [
         (number, trial)
         for number, trial in enumerate(recovery.get("trials") or [])

@@ -1,4 +1,4 @@
-"""The build's page: what ``cpupack report`` shows of a wheel, read from the wheel alone. Nothing in it is run."""
+"""The page of ``cpupack report``. All its facts are read from the wheel. None of the wheel's code is run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cpupack.wheel.facts import megabytes, plan_text, scaled
 from cpupack.wheel.inspect import Inspection, inspect
 
 LISTED_LAYERS = 40
-"""Above so many rows a table is folded; printing shows all of it."""
+"""A table with more rows is folded. In print it is unfolded."""
 
 _LAYER_COLUMNS = ("name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "output_sqnr_db")
 
 
 @dataclass(frozen=True)
 class WheelReport:
-    """A wheel whose hashes agree, and what it carries about its build.
+    """A wheel with correct hashes, and the facts that it holds about its build.
 
-    ``facts`` is ``build.json`` (see ``build_facts.py``; empty for a wheel without it), ``components`` those of the bill
-    of materials, ``sha256`` the wheel's own.
+    ``facts`` is ``build.json`` (see ``build_facts.py``), empty for a wheel without it. ``components`` are those of the
+    bill of materials. ``sha256`` is the hash of the wheel file.
     """
 
     inspection: Inspection
@@ -42,7 +42,7 @@ class WheelReport:
         return f"{self.inspection.manifest.name}-{self.inspection.manifest.version}.html"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything that the page shows, for ``--json``."""
+        """Return all facts of the page, for ``--json``."""
         return {
             **self.inspection.to_dict(),
             "sha256": self.sha256,
@@ -56,13 +56,14 @@ class WheelReport:
 def read_report(path: Path) -> WheelReport:
     """Read what a page needs from the wheel ``path``.
 
-    Raises UsageError for what is no wheel of cpupack's, and for one whose files are not what was built.
+    Raises UsageError for a file that is not a wheel made by cpupack, and for a wheel whose files differ from the build.
     """
     inspection = inspect(path)
     if inspection.problems:
         listed = "\n".join(f"  {problem}" for problem in inspection.problems[:5])
         raise UsageError(
-            f"{path}: {len(inspection.problems)} files are not what was built\n{listed}", hint="build or copy it again"
+            f"{path}: {len(inspection.problems)} files differ from the build\n{listed}",
+            hint="build or copy the wheel again",
         )
     package = inspection.manifest.import_name
     with zipfile.ZipFile(path) as archive:
@@ -77,7 +78,7 @@ def read_report(path: Path) -> WheelReport:
 
 
 def render_report(report: WheelReport) -> str:
-    """Return the page as HTML: one file without scripts that fetches nothing."""
+    """Return the page as HTML: one file without scripts that loads nothing from the network."""
     from cpupack.templates import render
 
     inspection, facts = report.inspection, report.facts
@@ -119,7 +120,7 @@ def render_report(report: WheelReport) -> str:
 
 
 def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the table of trials shows of one; the gates are in ``passed``."""
+    """Return one row of the table of trials. ``passed`` stands for the gates."""
     hidden = {"gates", "settings", "label"}
     return {
         "label": trial["label"],
@@ -129,7 +130,7 @@ def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """Return a value of the JSON as people read it: numbers to four digits, None as a dash."""
+    """Return a JSON value as text for people: numbers with four digits, None as a dash."""
     match value:
         case None:
             return "\N{EN DASH}"
@@ -149,7 +150,7 @@ def value_text(value: Any) -> str:
 
 
 def cell_text(column: str, value: Any) -> str:
-    """Return a value of a table: decibels with one decimal, so that they align, others as ``value_text``."""
+    """Return the text of a table cell: decibels with one decimal, so that they align, others as ``value_text``."""
     return f"{value:.1f}" if column.endswith("_db") and isinstance(value, float) else value_text(value)
 
 
@@ -163,7 +164,7 @@ _UNITS: dict[str, Callable[[str], str]] = {
 
 
 def humanized(key: str) -> str:
-    """Return a key of the JSON as a heading: ``output_sqnr_db`` is ``Output SQNR, dB``."""
+    """Return a JSON key as a heading: ``output_sqnr_db`` becomes ``Output SQNR, dB``."""
     unit = max((ending for ending in _UNITS if key.endswith(ending)), key=len, default="")
     words = key.removesuffix(unit).replace("_", " ").strip()
     words = " ".join(
@@ -174,7 +175,7 @@ def humanized(key: str) -> str:
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys that any of the rows has a value for, in the order they are met."""
+    """Return the keys for which at least one row has a value, in order of appearance."""
     return list(dict.fromkeys(key for row in rows for key, value in row.items() if value not in (None, "", [], {})))
 
 
@@ -184,5 +185,5 @@ def _json(path: Path, archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: {name} is not JSON: {error}", hint="build it again") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: {name} is no JSON object", hint="build it again")
+        raise UsageError(f"{path}: {name} is not a JSON object", hint="build it again")
     return found

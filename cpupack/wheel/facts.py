@@ -1,4 +1,4 @@
-"""A manifest in words: the rows that a wheel's README and ``cpupack inspect`` both show."""
+"""A manifest as text: the rows that a wheel's README and ``cpupack inspect`` both show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the rows on accuracy and speed; what was not measured has no row."""
+    """Return the rows about accuracy and speed. Anything that was not measured has no row."""
     compared = f"on {accuracy['samples']} samples ({accuracy['data']})"
     sqnr = accuracy["sqnr_db"]
     rows = [("Outputs against FP32", f"SQNR {'infinite' if sqnr is None else f'{sqnr:.1f} dB'} {compared}")]
@@ -56,10 +56,10 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def plan_text(manifest: Manifest) -> str:
-    """Return the tuned setting in words, or why there is none."""
+    """Return the tuned setting as text, or the reason why there is none."""
     plan = manifest.plan
     if not plan.tuned:
-        return f"made on the host ({plan.reason})" if plan.reason else "made on the host"
+        return f"chosen on the host ({plan.reason})" if plan.reason else "chosen on the host"
     text = f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}, tuned for {plan.objective}"
     row = manifest.bench["build"]
     if row is None:
@@ -68,8 +68,8 @@ def plan_text(manifest: Manifest) -> str:
 
 
 def engine_text(target: dict[str, Any]) -> str:
-    """Return the engine's name, and for our own what it is: unlike torch's it is in the wheel."""
-    engine = ENGINES.get(target["engine"])  # an older wheel may name one that is gone
+    """Return the engine's name. If the wheel contains its kernels, say so."""
+    engine = ENGINES.get(target["engine"])  # an older wheel may name an engine that no longer exists
     return f"{target['engine']} (kernels in the wheel)" if engine and engine.library else str(target["engine"])
 
 
@@ -90,7 +90,7 @@ def megabytes(size: int) -> str:
 
 def _sizes(fp32_bytes: int, int8_bytes: int) -> str:
     text = f"INT8 {megabytes(int8_bytes)}, FP32 {megabytes(fp32_bytes)}"
-    # Toy models grow: the archive and its code outweigh a few hundred weights.
+    # A very small INT8 model is larger than FP32: the archive and its code outweigh a few hundred weights.
     return f"{text} ({fp32_bytes / int8_bytes:.1f} times smaller)" if int8_bytes < fp32_bytes else text
 
 
@@ -105,4 +105,4 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
     if calibration is None:
         return "nothing (no calibration needed)"
     text = f"{calibration['samples']} samples of {calibration['origin']}"
-    return f"{text} data, good for speed work only" if calibration["synthetic"] else text
+    return f"{text} data, good only to measure speed" if calibration["synthetic"] else text

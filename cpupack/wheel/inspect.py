@@ -1,4 +1,4 @@
-"""What is inside a wheel that cpupack made, and whether it is still what was built. Nothing in it is run."""
+"""Reads a wheel that cpupack made and checks whether it is unchanged. None of the wheel's code is run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Member:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A wheel's manifest, metadata and files; ``problems`` names every contradiction between them.
+    """A wheel's manifest, metadata and files. ``problems`` names every contradiction between them.
 
-    ``facts`` is the manifest in words: (label, value) rows.
+    ``facts`` is the manifest as text: (label, value) rows.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         """Return the facts for ``--json``: the manifest's sections, metadata, files and integrity."""
         facts = dataclasses.asdict(self.manifest)
-        del facts["files"]  # every file is in "members", with the hash it has rather than the one it should have
+        del facts["files"]  # "members" has every file with its actual hash; "files" has only the expected ones
         return {
             "path": str(self.path),
             "size_bytes": self.size_bytes,
@@ -69,15 +69,15 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Read a wheel and check every file against RECORD and the manifest.
 
-    Raises UsageError for what is no wheel, a wheel not made by cpupack, or an archive that cannot be read.
-    A file that differs from what was built is no error here but a line of ``problems``.
+    Raises UsageError for a file that is not a wheel, a wheel not made by cpupack, or an archive that cannot be read.
+    A file that differs from the build is not an error; it gets a line in ``problems``.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _inspect(path, archive)
     except zipfile.BadZipFile as error:
-        raise UsageError(f"{path} is not a wheel, or a damaged one: {error}", hint="build it again") from error
-    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # the last: it is encrypted
+        raise UsageError(f"{path} is not a wheel, or it is damaged: {error}", hint="build it again") from error
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: the archive is encrypted
         raise UsageError(f"{path} is damaged: {error}", hint="build it again, or copy it again") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
@@ -102,7 +102,7 @@ def format_inspection(inspection: Inspection) -> str:
     lines += [f"{member.bytes:>31,}{member.compressed_bytes:>12,}  {member.name}" for member in inspection.members]
     lines.append("")
     if inspection.problems:
-        lines.append(f"DAMAGED: {len(inspection.problems)} files are not what was built")
+        lines.append(f"DAMAGED: {len(inspection.problems)} files differ from the build")
         lines += [f"  {problem}" for problem in inspection.problems]
     else:
         lines.append("All hashes agree with the manifest and RECORD.")
@@ -129,7 +129,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     problems = _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
     problems += _manifest_problems(package, manifest, members)
     if sorted(names) != sorted(set(names)):
-        problems.append("the archive has two files of one name")
+        problems.append("the archive has two files with the same name")
     if (found := metadata.get_all("Version", [])) != [manifest.version]:
         problems.append(f"METADATA says version {', '.join(found)}, the manifest {manifest.version}")
     return Inspection(
@@ -146,7 +146,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
 
 
 def _package_of(path: Path, archive: zipfile.ZipFile) -> str:
-    """Return the package that has a manifest and cpupack's runtime in it."""
+    """Return the package that contains a manifest and cpupack's runtime."""
     for name in archive.namelist():
         package, _, rest = name.partition("/")
         if rest == MANIFEST_NAME and f"{package}/_runtime/manifest.py" in archive.namelist():
@@ -190,7 +190,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
 
 
 def _record_problems(path: Path, archive: zipfile.ZipFile, record: str, hashes: dict[str, str]) -> list[str]:
-    """Compare with RECORD (packaging.python.org/specifications/recording-installed-packages)."""
+    """Compare the hashes with RECORD (packaging.python.org/specifications/recording-installed-packages)."""
     problems, recorded = [], set()
     for row in csv.reader(io.StringIO(_text(path, archive, record))):
         name, expected = (*row, "", "")[:2]

@@ -1,4 +1,4 @@
-"""The layers of a wheel as text: what ``build.json`` says ran them, and what stayed FP32."""
+"""The layers of a wheel as text, from its ``build.json``: how each layer runs, and which stayed FP32."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def format_layers(layers: Sequence[Layer]) -> str:
     float_layers = [layer for layer in layers if layer["precision"] == "fp32"]
     lines += ["", f"{len(layers) - len(float_layers)} of {len(layers)} layers run in INT8."]
     lines += [f"  {layer['name']} ({layer['kind']}) stayed FP32: {layer['reason']}" for layer in float_layers]
-    lines += ["", "weights, output: SQNR in dB against FP32; the output's has the error of all layers before it."]
+    lines += [
+        "",
+        "weights, output: SQNR in dB against FP32. The error of an output includes those of all layers before it.",
+    ]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The bill of materials of a wheel: CycloneDX 1.6 JSON, the same bytes for the same contents."""
+"""The bill of materials of a wheel as CycloneDX 1.6 JSON. Equal contents give equal bytes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNSERIALIZED = uuid.UUID(int=0)
 def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str]) -> str:
     """Return the bill of materials of the wheel that ``manifest`` describes.
 
-    ``model_file`` is the key of the weights in ``manifest.files``; ``requirements`` are its dependencies.
+    ``model_file`` is the key of the weights in ``manifest.files``. ``requirements`` are the wheel's dependencies.
     The serial number is derived from the contents; there is no timestamp unless SOURCE_DATE_EPOCH gives one
     (reproducible-builds.org/specs/source-date-epoch).
     """
@@ -101,10 +101,10 @@ def _model(manifest: Manifest, model_file: str) -> Component:
 
 
 def _kernels(manifest: Manifest) -> list[Component]:
-    """Return the library of native kernels, if the wheel has it.
+    """Return the library of native kernels if the wheel has it.
 
-    It is compiled from cpupack's own sources and links the C library of the host alone: nothing of the compiler's
-    own runtime ends up in it (tests/unit/test_kernels_build.py).
+    It is compiled only from cpupack's own sources and links only the C library of the host. It contains no code of the
+    compiler's runtime (tests/unit/test_kernels_build.py).
     """
     found = [name for name in manifest.files if name.endswith(library.LIBRARY.as_posix())]
     return [
@@ -122,7 +122,7 @@ def _kernels(manifest: Manifest) -> list[Component]:
 
 
 def _requirement(text: str) -> Component:
-    """Return a component without a version: the wheel asks for a range, pip chooses."""
+    """Return a component without a version: the wheel requires a range, and pip chooses the version."""
     name = Requirement(text).name
     return Component(
         type=ComponentType.LIBRARY,
@@ -148,7 +148,7 @@ def _sha256(digest: str) -> HashType:
 
 
 def _set_timestamp(document: dict[str, Any]) -> None:
-    """Replace the library's obligatory timestamp: a build time would make equal builds differ."""
+    """Replace the timestamp that the library always writes: the time of the build would make equal builds differ."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if epoch is None:
         del document["metadata"]["timestamp"]

@@ -1,1 +1,1 @@
-"""Processes that the build starts: they run a saved model as the wheel does, with ``runtime.engine.pool`` alone."""
+"""Processes that the build starts. They run a saved model as the wheel does, with ``runtime.engine.pool``."""

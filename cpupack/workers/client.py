@@ -1,4 +1,4 @@
-"""Starting a worker in a fresh interpreter."""
+"""Starts a worker in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cpupack.runtime.host.processes import run
 
 
 def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
-    """Write ``spec``, run ``python -m cpupack.workers.MODULE SPEC_PATH`` and wait; an interrupt kills the child.
+    """Write ``spec``, run ``python -m cpupack.workers.MODULE SPEC_PATH`` and wait. An interrupt kills the child.
 
-    Raises VerificationError with the last line that the worker wrote when it fails.
+    Raises VerificationError with the worker's last line of stderr when it fails.
     """
     spec_path.write_text(json.dumps(spec), encoding="utf-8")
     search_path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]

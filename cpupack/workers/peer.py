@@ -1,7 +1,8 @@
-"""``python -m cpupack.workers.peer JOB.json``: one engine in a process of its own, told what to do line by line.
+"""``python -m cpupack.workers.peer JOB.json``: one engine in its own process, controlled by commands on stdin.
 
-Commands are JSON objects, a line each, on stdin; each is answered with one on stdout (``{"error": ...}`` when it
-fails). Whatever the engine's libraries print goes to stderr. The process ends with its stdin, and with its parent.
+Each command is a JSON object on one line. Each answer is a JSON object on one line of stdout (``{"error": ...}`` when
+the command fails). All output of the engine's libraries goes to stderr. The process ends when its stdin closes or its
+parent ends.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _WARMUP_S = 3.0
 
 
 def main(job_path: str) -> None:
-    """Answer commands until there are no more."""
+    """Answer commands until stdin closes."""
     _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -39,14 +40,14 @@ def main(job_path: str) -> None:
         command = json.loads(line)
         try:
             answer = server.commands[command.pop("do")](**command)
-        except Exception as error:  # noqa: BLE001 - other people's libraries raise anything; the parent tells it
+        except Exception as error:  # noqa: BLE001 - the engine's libraries may raise anything; the parent reports it
             answer = {"error": _words(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process with its parent: a stopped process would not see its stdin end."""
+    """Have the kernel kill this process when its parent ends: a stopped process would not notice that stdin closes."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
@@ -54,7 +55,7 @@ def _die_with_parent() -> None:
 
 
 def _words(error: Exception) -> str:
-    """Return the error's type and its first line with words in it."""
+    """Return the error's type and the first line of its message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if any(char.isalpha() for char in line)]
     name = type(error).__name__
     return lines[0] if lines and name == "PeerError" else f"{name}: {lines[0]}" if lines else name
@@ -83,7 +84,7 @@ class _Server:
         return {"settings": self._engine.build(self._job)}
 
     def _open(self) -> dict[str, Any]:
-        """Load the engine with the job's setting and run every instance once."""
+        """Load the engine with the job's setting, and run every instance once."""
         begin_s = time.perf_counter()
         self._pool = pool = self._engine.open_pool(self._job)
         self._batches = [pool.adapt(batch) for batch in self._job.stored_batches()]
@@ -92,7 +93,7 @@ class _Server:
         return {"open_s": time.perf_counter() - begin_s}
 
     def _warm(self) -> dict[str, Any]:
-        """Run until call times are steady. Returns also the memory of the process in bytes."""
+        """Run until call times are steady. The answer also has the memory of the process in bytes."""
         pool = self._opened()
         if self._job.single:
             self._scenario.drive(pool, self._batches, 1, self._clock, _WARMUP_S / 3)
@@ -101,7 +102,7 @@ class _Server:
         return {"peak_memory_bytes": HostProbe().peak_memory_bytes()}
 
     def _bench(self, duration_s: float) -> dict[str, Any]:
-        """Measure once, for the search, with the bench that ships in every wheel."""
+        """Measure once for the search, with the bench that every wheel contains."""
         measured = measure(
             self._opened(),
             self._batches,
@@ -116,12 +117,12 @@ class _Server:
         return {name: measured[name] for name in kept}
 
     def _round(self, duration_s: float, settle_s: float) -> dict[str, Any]:
-        """Measure one round, after ``settle_s`` for caches and threads that were stopped."""
+        """Measure one round. Before it, run for ``settle_s`` to warm up caches and threads after the stop."""
         pool, size = self._opened(), self._job.batch_size
         self._scenario.drive(pool, self._batches, size, self._clock, settle_s)
         calls = self._scenario.drive(pool, self._batches, size, self._clock, duration_s)
         begin_s = float(calls.start_s.min())
-        # Up to here every instance was busy; the calls that others still had under way count by their share.
+        # Until now every instance was busy. Calls that others had not finished count by their finished share.
         end_s = min(float(calls.end_s[calls.instance == number].max()) for number in np.unique(calls.instance))
         row = {
             "calls": len(calls),
@@ -137,7 +138,7 @@ class _Server:
         found = []
         for start in range(0, job.evaluation.count, job.batch_size):
             stored = job.evaluation.load(slice(start, start + job.batch_size))
-            rows = np.arange(job.batch_size) % len(stored)  # a tail is filled up: some engines take one size only
+            rows = np.arange(job.batch_size) % len(stored)  # fills the last batch: some engines take only one size
             output = np.asarray(pool.submit(pool.adapt(job.ready(stored[rows])), 0).result())
             found.append(np.array(output[: len(stored)], np.float32))
         np.save(outputs, np.concatenate(found))
@@ -155,7 +156,7 @@ class _Server:
         return {}
 
     def _files(self, paths: list[str], duration_s: float) -> dict[str, Any]:
-        """Go from files to outputs, all of ``paths`` again and again for ``duration_s``."""
+        """Run from files to outputs, repeating all ``paths`` for ``duration_s``."""
         begin_s = now_s = time.perf_counter()
         images = 0
         while now_s - begin_s < duration_s:

@@ -1,7 +1,7 @@
-"""``python -m cpupack.workers.race SPEC.json``: time saved models against each other, interleaved.
+"""``python -m cpupack.workers.race SPEC.json``: times saved models against each other, interleaved.
 
-The speed of a shared machine drifts by a factor of two within minutes, so models are never timed one after the other:
-every round times each of them for a moment, and ratios are taken round by round.
+The speed of a shared machine drifts by a factor of two within minutes. So models are not timed one after the other:
+every round times each of them briefly, and ratios are computed within each round.
 """
 
 from __future__ import annotations

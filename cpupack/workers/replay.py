@@ -1,7 +1,7 @@
-"""``python -m cpupack.workers.replay SPEC.json``: run a saved model in a fresh process, as the wheel will.
+"""``python -m cpupack.workers.replay SPEC.json``: runs a saved model in a fresh process, as the wheel will.
 
-SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``preprocess``, ``pixel_input`` and ``jobs``: each ``outputs`` (a
-.npy to write), ``rows``, ``batch_size`` and ``floats`` (normalize, also where the model takes pixels).
+SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``preprocess``, ``pixel_input`` and ``jobs``. Each job has
+``outputs`` (a .npy to write), ``rows``, ``batch_size`` and ``floats`` (normalize, even if the model takes pixels).
 """
 
 from __future__ import annotations

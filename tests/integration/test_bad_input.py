@@ -52,7 +52,7 @@ def test_several_problems_at_once(refused: Callable[..., str], project: Project)
     assert '"histgram"; did you mean "histogram"?\n' in error
     assert "  bad.toml:8: quantize.skip: must be a list of strings, not the string" in error
     assert '  bad.toml:11: calibration.sampels: unknown key; did you mean "samples"?\n' in error
-    assert "hint: mend the 5 problems and run `cpupack check bad.toml`" in error
+    assert "hint: fix the 5 problems and run `cpupack check bad.toml`" in error
 
 
 def test_problems_of_all_recipes_come_together(cpupack: Cpupack, project: Project) -> None:
@@ -73,7 +73,7 @@ def test_unknown_key_in_set(refused: Callable[..., str]) -> None:
 
 def test_toml_syntax(refused: Callable[..., str], project: Project) -> None:
     project.write("bad.toml", 'schema = 1\n[package]\nname = "tiny\n')
-    assert "bad.toml:3: not TOML: the string is not closed on its line" in refused(2, recipe="bad.toml")
+    assert "bad.toml:3: not TOML: the string has no closing quote on its line" in refused(2, recipe="bad.toml")
 
 
 def test_missing_recipe(refused: Callable[..., str]) -> None:
@@ -181,7 +181,7 @@ def test_files_that_are_no_state_dict(refused: Callable[..., str], project: Proj
     make(project.root / "other.pt")
     error = refused(3, "model.weights=other.pt")
     assert "other.pt is not a state dict: " in error
-    assert "hint: save the tensors alone" in error
+    assert "hint: save only the tensors" in error
 
 
 def test_nan_in_the_checkpoint(refused: Callable[..., str], project: Project) -> None:
@@ -195,7 +195,7 @@ def test_nan_in_the_checkpoint(refused: Callable[..., str], project: Project) ->
     ("chain", "message"),
     [
         ('["stem.0", "stem.7"]', "the captured model has no call of 'stem.7'"),
-        ('["stem.0", "stem.2"]', "the output of 'stem.0' is read by 'stem.1', so 'stem.2' does not follow it alone"),
+        ('["stem.0", "stem.2"]', "the output of 'stem.0' is read by 'stem.1', so 'stem.2' is not its only reader"),
         ('["conv", "bn", "relu"]', "the output of 'bn' is read by 'add'"),
         ('["pool", "flatten"]', "AdaptiveAvgPool2d"),
     ],
@@ -284,17 +284,17 @@ def test_more_classes_than_the_model_has(refused: Callable[..., str], project: P
     shutil.copytree(project.root / "photos" / "red", project.root / "photos" / "violet")
     project.drop("labels")
     error = refused(4, "evaluation.source=images:photos", "evaluation.max_drop=0.1")
-    assert "has class 3, the model's output has shape (3,)" in error
+    assert "has class 3, but the model's output has shape (3,)" in error
 
 
 def test_an_instruction_set_above_this_cpu(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpupack.targets.target.detect_isa", lambda: "avx2")
+    monkeypatch.setattr("cpupack.pipeline.candidates.detect_isa", lambda: "avx2")
     error = refused(5, "target.x86_64.isa=avx512_vnni", "calibration.source=images:photos")
-    assert 'isa = "avx512_vnni": this CPU has avx2; the wheel could not be verified' in error
+    assert 'isa = "avx512_vnni": this CPU has avx2, so the wheel could not be verified' in error
 
 
 def test_a_cpu_without_avx2(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpupack.targets.target.detect_isa", lambda: None)
+    monkeypatch.setattr("cpupack.pipeline.candidates.detect_isa", lambda: None)
     assert "this host has no AVX2" in refused(5)
 
 

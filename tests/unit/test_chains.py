@@ -184,9 +184,9 @@ def test_an_empty_list_fuses_nothing() -> None:
     [
         (["conv", "bnn"], "the captured model has no call of 'bnn'", "did you mean 'bn'?"),
         (["zzz", "bn"], "the captured model has no call of 'zzz'", "cpupack fusions"),
-        (["conv", "relu"], "the output of 'conv' is read by 'bn', so 'relu' does not follow it alone", "fusions"),
-        (["relu", "pool"], "ReLU + MaxPool2d is no chain that runs as one operator", "conv-bn-relu"),
-        (["bn", "conv"], "'bn' is read by 'relu', so 'conv' does not follow", "fusions"),
+        (["conv", "relu"], "the output of 'conv' is read by 'bn', so 'relu' is not its only reader", "fusions"),
+        (["relu", "pool"], "ReLU + MaxPool2d does not run as one operator", "conv-bn-relu"),
+        (["bn", "conv"], "'bn' is read by 'relu', so 'conv' is not its only", "fusions"),
         (["tail", "add"], "the output of 'tail' is read by 'add', 'add_1'", None),
     ],
 )

@@ -160,7 +160,7 @@ BOTH = {
 def test_state_chooses_between_plain_and_averaged_weights(tmp_path: Path, name: str) -> None:
     module, progress = load(tmp_path, BOTH[name])
     assert same(module, PLAIN)
-    assert ['[model] state = "ema" takes them' in text for text in progress.warnings] == [True]
+    assert ['[model] state = "ema" uses them' in text for text in progress.warnings] == [True]
     module, progress = load(tmp_path, BOTH[name], state="plain")
     assert same(module, PLAIN)
     assert progress.warnings == []
@@ -385,6 +385,6 @@ class Extra(nn.Linear):
 
 
 def test_state_that_is_no_tensor_is_the_factorys_to_load(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"more than tensors in its state \(_extra_state\)") as caught:
+    with pytest.raises(ModelError, match=r"values that are not tensors \(_extra_state\)") as caught:
         load(tmp_path, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, Extra(3, 2))
     assert 'weights = "factory"' in (caught.value.hint or "")

@@ -42,7 +42,7 @@ def test_a_named_engine_that_is_not_installed_is_a_usage_error_that_names_the_ex
 
 def test_a_recipe_option_without_a_wheel_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(RECIPE), "--against", "eager", "--recipe", str(RECIPE)) == 2
-    assert "goes with a wheel" in capsys.readouterr().err
+    assert "is not a wheel" in capsys.readouterr().err
 
 
 def test_the_page_needs_a_directory_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

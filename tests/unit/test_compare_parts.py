@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpupack.comparison.rounds import Field
+from cpupack.comparison.rounds import Participants
 from cpupack.peers.files import pillow_feed
 from cpupack.peers.job import Data, Job, PeerError
 from cpupack.peers.pools import ThreadedPool
@@ -145,9 +145,9 @@ class FakeProcess:
         self.state = "killed"
 
 
-def play(*processes: FakeProcess, rounds: int) -> tuple[list[dict[str, Any]], Field]:
+def play(*processes: FakeProcess, rounds: int) -> tuple[list[dict[str, Any]], Participants]:
     with ExitStack() as stack:
-        field = Field(stack, Path())
+        field = Participants(stack, Path())
         field._processes.update({each.name: each for each in processes})
         states = []
 

@@ -378,7 +378,7 @@ def test_a_model_without_a_graph_cannot_be_equalized_or_rounded() -> None:
             return self.dequant(self.conv(self.quant(x)))
 
     for settings in ({"equalize": True}, {"rounding": "adaround"}):
-        with pytest.raises(QuantizationError, match=r"needs a captured model"):
+        with pytest.raises(QuantizationError, match=r"needs a captured graph"):
             corrected(Stubs(), recipe(quantize=settings))
     _, before, after = corrected(Stubs(), recipe(quantize={"bias_correction": True}))
     assert after is before

@@ -62,7 +62,7 @@ def test_what_no_recipe_can_hold_is_refused(tmp_path: Path, name: str, model: st
 def test_an_existing_recipe_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "net.toml"
     path.write_text("mine")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         init_recipe("net", "torchvision:resnet18", tmp_path)
     assert path.read_text() == "mine"
 

@@ -139,7 +139,7 @@ def test_a_manifest_with_a_section_of_another_shape(built: Path, tmp_path: Path)
 def test_a_cut_off_archive(built: Path, tmp_path: Path) -> None:
     cut = tmp_path / built.name
     cut.write_bytes(built.read_bytes()[:-1000])
-    with pytest.raises(UsageError, match="is not a wheel, or a damaged one"):
+    with pytest.raises(UsageError, match="is not a wheel, or it is damaged"):
         inspect(cut)
 
 

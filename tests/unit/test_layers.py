@@ -73,7 +73,7 @@ def test_each_layer_has_the_operator_scale_and_weights_that_run_it(engine_name: 
     joined = engine_name == "onednn"
     assert ("add" in facts) is not joined
     pooling = facts.pop("adaptive_avg_pool2d")
-    assert pooling.reason == "what reads it takes finer steps than INT8 has"
+    assert pooling.reason == "the FP32 layer that reads it needs finer steps than INT8 has"
     assert all(fact.precision == "int8" and not fact.reason for fact in facts.values())
     assert facts["first"].kind == "Conv2d+ReLU"
     assert facts["first"].kernel == "quantized::conv2d_relu"
@@ -147,7 +147,7 @@ def test_what_stayed_fp32_is_named_with_the_reason() -> None:
     assert int8.notes == ()  # the quantize stage sees weights only
     assert facts["silu"].precision == "fp32"
     assert facts["silu"].reason == "torch has no INT8 form of SiLU here (onednn)"
-    assert facts["prelu"].reason == "onednn has no right INT8 form of it"
+    assert facts["prelu"].reason == "onednn computes it wrongly in INT8"
     assert facts["conv"].precision == facts["last"].precision == "int8"
     assert "softmax" in facts
     notes = float_notes(tuple(facts.values()))
@@ -167,7 +167,8 @@ def test_a_skipped_layer_says_so_and_those_behind_it_follow() -> None:
         "first (Conv2d+ReLU) stayed FP32: listed in skip",
         "left (Conv2d+add+ReLU) stayed FP32: listed in skip",
         "right (Conv2d) stayed FP32: listed in skip",
-        "adaptive_avg_pool2d (AdaptiveAvgPool2d) stayed FP32: what reads it takes finer steps than INT8 has",
+        "adaptive_avg_pool2d (AdaptiveAvgPool2d) stayed FP32: "
+        "the FP32 layer that reads it needs finer steps than INT8 has",
     }
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_imported_names_the_line(directory: Path) -> None:
         ("python:no_such_package_here.models:make", "no module named 'no_such_package_here'", "install it"),
         ("python:models.py", "must be python:FILE.py:factory", ""),
         ("python:models.py:number", "returned int, not a torch.nn.Module", ""),
-        ("keras:resnet", "is none of torchvision:NAME", ""),
+        ("keras:resnet", "is not one of torchvision:NAME", ""),
         ("torchvision:resnet81", "torchvision has no model 'resnet81'", "did you mean resnet"),
     ],
 )

@@ -345,13 +345,13 @@ def test_macs_of_parametrized_layers_are_counted(directory: Path) -> None:
 def test_random_weights_of_a_model_of_token_ids_need_no_noise(directory: Path) -> None:
     progress = Recorder()
     build(directory, "token_ids_cast_inside", progress, weights="random")
-    assert any("statistics of BatchNorm stay" in text for text in progress.warnings)
+    assert any("BatchNorm keeps mean 0" in text for text in progress.warnings)
 
 
 TELLS = [
     ("needs_arguments", "missing 1 required positional argument: 'classes'", "[model] kwargs"),
     ("the_class", "returned the class Net, not an instance", "return Net(...)"),
-    ("nothing", "returned NoneType, not a torch.nn.Module", "the factory returns the model"),
+    ("nothing", "returned NoneType, not a torch.nn.Module", "the factory must return only the model"),
     ("state_dict", "returned OrderedDict, not a torch.nn.Module", ""),
     ("exits", "SystemExit: usage: train.py", ""),
     ("raises_in_factory", "ZeroDivisionError", ""),
@@ -383,16 +383,16 @@ TELLS = [
     ("functional_token_ids", "RuntimeError", "x.long()"),
     (
         "fixed_batch",
-        "runs on one sample and fails on a batch of 2, so the batch size is fixed",
+        "runs on one sample but fails on a batch of 2, so its code fixes the batch",
         "x.shape[0]",
     ),
-    ("fixed_batch_result", "shape (1, 10) for a batch of 2, and (1, 5) for one sample: the batch size", "x.shape[0]"),
+    ("fixed_batch_result", "shape (1, 10) for a batch of 2, and (1, 5) for one sample: its code fixes", "x.shape[0]"),
     ("fixed_batch_of_eight", "shape '[8, 5]' is invalid", "input_shape"),
-    ("grows_with_batch", "shape of a sample's output depends on the batch", "alike"),
+    ("grows_with_batch", "shape of a sample's output depends on the batch", "in the same way"),
     ("scripted", "the model itself is a TorchScript module", "Python module"),
     ("traced_part", "conv is a TorchScript module", "Python module"),
-    ("quantized", "is quantized or prepared for it already", "FP32"),
-    ("observed", "post (MinMaxObserver) is quantized or prepared", "FP32"),
+    ("quantized", "is already quantized or prepared for quantization", "FP32"),
+    ("observed", "post (MinMaxObserver) is already quantized", "FP32"),
     ("meta", "conv.weight, conv.bias, head.weight, head.bias are on the meta device", "CPU"),
     ("meta_part", "head.weight, head.bias are on the meta device", "CPU"),
     ("nan_weights", "NaN or infinity in head.weight", "diverged"),
@@ -421,7 +421,7 @@ def test_code_for_a_gpu_is_told_to_stay_on_the_cpu(directory: Path, factory: str
 
 
 def test_kwargs_for_a_module_are_an_error(directory: Path) -> None:
-    with pytest.raises(ModelError, match="is a module, which takes none"):
+    with pytest.raises(ModelError, match="is a module, not a factory"):
         build(directory, "instance", kwargs={"classes": 3})
 
 

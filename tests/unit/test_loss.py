@@ -78,7 +78,7 @@ def test_a_default_that_holds_is_not_listed_and_one_that_fails_says_what_it_is()
     with pytest.raises(VerificationError) as caught:
         choose([ruined])
     assert "fbgemm: min_sqnr_db = 6 (the default), measured 3.1  FAILED" in caught.value.message
-    assert '"off" drops it' in (caught.value.hint or "")
+    assert '"off" turns it off' in (caught.value.hint or "")
     with pytest.raises(VerificationError) as caught:
         choose([judge(made_up(sqnr_db=3.1), Evaluation(min_sqnr_db=6.0))])
     assert "default" not in str(caught.value)
@@ -117,7 +117,7 @@ def test_the_warning_names_three_layers_and_what_to_try() -> None:
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"synthetic": True}, "calibration on real data"),
+        ({"synthetic": True}, "calibration on real instead of synthetic data"),
         ({"calibration_samples": 16}, "more calibration samples than 16"),
         ({"random_weights": True}, "trained weights"),
     ],
@@ -186,7 +186,7 @@ def test_a_doubtful_build_is_loud_in_the_log_in_json_and_in_the_wheel(tmp_path: 
     (result,) = build(recipe(tmp_path, 30.0), tmp_path / "dist", BuildOptions(tune=False), progress)
     assert 6.0 < result.contender.report.sqnr_db < 20.0
     (text,) = [text for text in progress.warnings if text.startswith("INT8 IS FAR FROM FP32")]
-    assert "Worst layers, each alone in INT8: " in text
+    assert "Worst layers (SQNR when only that layer is INT8): " in text
     found = summary_dict(result)
     worst = [layer["name"] for layer in found["loss"]["worst_layers"]]
     assert set(worst[:2]) == {"wide", "head"}  # one writes the tensor that is too coarse, the other reads it
@@ -205,7 +205,7 @@ def test_a_ruined_build_fails_by_default_and_names_the_layers(tmp_path: Path) ->
     with pytest.raises(VerificationError) as caught:
         build(recipe(tmp_path, 1000.0), tmp_path / "dist", options, SilentProgress())
     assert "min_sqnr_db = 6 (the default)" in caught.value.message
-    assert "Worst layers, each alone in INT8: " in caught.value.message
+    assert "Worst layers (SQNR when only that layer is INT8): " in caught.value.message
     assert "wide 1." in caught.value.message
     assert caught.value.exit_code == 6
     assert not list((tmp_path / "dist").glob("*.whl"))

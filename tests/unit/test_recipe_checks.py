@@ -157,7 +157,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"model.weights": '"random"', "model.state": '"ema"'},
-            'model.state: has no effect: weights = "random" is no checkpoint file',
+            'model.state: has no effect: weights = "random" is not a checkpoint file',
         ),
         ({"model.state": '"avg"'}, 'model.state: must be one of "plain", "ema", not "avg"'),
         (
@@ -166,10 +166,10 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"model.weights": '"random"', "model.sha256": f'"{"0" * 64}"'},
-            'model.sha256: has no effect: weights = "random" reads no file that cpupack knows',
+            'model.sha256: has no effect: with weights = "random" cpupack reads no file that it could check',
         ),
         ({"model.labels": '"none.txt"'}, "model.labels: DIR/none.txt does not exist"),
-        ({"model.labels": '"Imagenet"'}, 'model.labels: "Imagenet" is no file; did you mean "imagenet"?'),
+        ({"model.labels": '"Imagenet"'}, 'model.labels: "Imagenet" is not a file; did you mean "imagenet"?'),
         ({"model.labels": '["a", ""]'}, "model.labels[1]: must be one line of text"),
         ({"preprocess.mean": "[1, 2]"}, 'preprocess.mean: has 2 values; mode = "RGB" takes 1 or 3'),
         (
@@ -182,7 +182,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"preprocess.crop": None, "preprocess.resize": "256"},
-            "preprocess.resize: sets the shorter edge only, so images come out in different sizes; "
+            "preprocess.resize: sets only the shorter edge, so images would have different sizes; "
             "add crop = [224, 224] or give [height, width]",
         ),
         (
@@ -191,14 +191,14 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"model.input_shape": "[16]"},
-            "model.input_shape: [16] is not [channels, height, width], and [preprocess] makes images; "
-            "leave [preprocess] out for other inputs",
+            "model.input_shape: [16] is not [channels, height, width], which [preprocess] needs; "
+            "leave [preprocess] out if the model does not take images",
         ),
         (
             {"calibration": None},
-            'calibration: is missing, and mode = "static" takes activation ranges from it; '
+            'calibration: is missing, and mode = "static" needs its data to choose activation ranges; '
             "add [calibration] with "
-            'source = "images:DIR" (or "synthetic", for speed work only)',
+            'source = "images:DIR" (or "synthetic", only to measure speed)',
         ),
         (
             {"quantize.mode": '"dynamic"', "quantize.observer": '"mse"'},
@@ -211,8 +211,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ({"quantize.budget_s": "60"}, "quantize.budget_s: has no effect without recover = true"),
         (
             {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},
-            "quantize.recover: has nothing to recover: [evaluation] sets no gate on accuracy; add one of max_drop, "
-            "min_top1, min_agreement, min_sqnr_db, min_metric, max_metric, max_metric_drop",
+            "quantize.recover: has no effect: [evaluation] sets no gate on accuracy that it could recover; add one of "
+            "max_drop, min_top1, min_agreement, min_sqnr_db, min_metric, max_metric, max_metric_drop",
         ),
         ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "tail_mse"'),
         (
@@ -239,18 +239,18 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"calibration.source": '"images:pictures"', "preprocess": None},
-            "calibration.source: images need [preprocess], which says how one becomes the model's input",
+            "calibration.source: images need [preprocess], which says how an image becomes the model's input",
         ),
         (
             {"calibration.skip_corrupt": "true"},
-            'calibration.skip_corrupt: has no effect: source = "synthetic" decodes no image files',
+            'calibration.skip_corrupt: has no effect: source = "synthetic" reads no image files',
         ),
         ({"evaluation.min_top1": "0.7"}, "evaluation.min_top1: needs labelled data; set evaluation.source"),
         ({"evaluation.samples": "7"}, "evaluation.samples: has no effect without evaluation.source"),
         (
             {"evaluation.source": '"synthetic"'},
-            "evaluation.source: synthetic data has no labels; leave source out, min_agreement, min_sqnr_db, "
-            "min_speedup do not need it",
+            "evaluation.source: synthetic data has no labels; leave source out (min_agreement, min_sqnr_db, "
+            "min_speedup do not need it)",
         ),
         (
             {"evaluation.metric": '"python:net.py:f"'},
@@ -275,28 +275,28 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
                 "evaluation.metric_goal": '"min"',
                 "evaluation.min_metric": "0.5",
             },
-            'evaluation.min_metric: bounds the wrong end: with metric_goal = "min" smaller is better; '
+            'evaluation.min_metric: is a bound in the wrong direction: with metric_goal = "min" smaller is better; '
             'did you mean "max_metric"?',
         ),
         (
             {"evaluation.source": '"images:loose"', "evaluation.min_top1": "0.5"},
-            "evaluation.min_top1: needs a folder for each class, and DIR/loose has no folders",
+            "evaluation.min_top1: needs a folder for each class, but DIR/loose has no folders",
         ),
         (
             {"evaluation.source": '"arrays:data.npz"', "evaluation.max_drop": "0.5"},
-            'evaluation.max_drop: needs an array "labels", and DIR/data.npz has data',
+            'evaluation.max_drop: needs an array "labels", but DIR/data.npz has data',
         ),
         (
             {"evaluation.source": '"arrays:data.npz"', "evaluation.metric": '"python:net.py:f"'},
-            'evaluation.metric: needs an array "targets" (or "labels"), and DIR/data.npz has data',
+            'evaluation.metric: needs an array "targets" (or "labels"), but DIR/data.npz has data',
         ),
         (
             {"evaluation.confident": "true"},
             "evaluation.confident: has no effect without a gate; set one of max_drop, min_top1, min_agreement, "
             "min_sqnr_db, min_speedup, min_metric, max_metric, max_metric_drop",
         ),
-        ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" is there twice'),
-        ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 is there twice"),
+        ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" appears twice'),
+        ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 appears twice"),
         ({"fuse.modules": '[["a", "b"], ["c", "a"]]'}, 'fuse.modules[1][1]: "a" is already in chain 0'),
     ],
 )

@@ -109,7 +109,7 @@ def test_where_the_budget_ends_a_search_that_has_found_something_it_warns() -> N
     found = shop.recover([contender("onednn", 20.0)], Quantize(mode="dynamic", recover=True, budget_s=1.5 * TRIAL_S))
     assert found.quantize.skip == ["a", "d"]
     (warning,) = shop.progress.warnings
-    assert "recovery ended with [quantize] budget_s = 15 before it tried a back in INT8" in warning
+    assert "recovery spent [quantize] budget_s = 15 before it tried a back in INT8" in warning
     assert found.recovery.stopped == "a back in INT8"
 
 
@@ -127,10 +127,10 @@ def test_an_engine_of_whole_models_gives_way_to_one_that_mixes() -> None:
 def test_where_nothing_mixes_that_is_told() -> None:
     with pytest.raises(VerificationError) as error:
         Shop(lambda *_: 20.0).recover([contender("x86", 20.0)])
-    assert "nothing can be kept in FP32 with x86" in (error.value.hint or "")
+    assert "x86 cannot keep layers of this model in FP32" in (error.value.hint or "")
     with pytest.raises(VerificationError) as error:
         Shop(lambda *_: 20.0, style="eager").recover([contender("fbgemm", 20.0)])
-    assert "nothing can be kept in FP32 with fbgemm" in (error.value.hint or "")
+    assert "fbgemm cannot keep layers of this model in FP32" in (error.value.hint or "")
 
 
 def test_dynamic_quantization_has_layers_alone() -> None:
@@ -147,7 +147,7 @@ def test_no_way_found_tells_the_closest_and_all_that_was_tried() -> None:
     with pytest.raises(VerificationError) as error:
         Shop(lambda setting, _: 20.0 + len(setting.skip)).recover([contender("fbgemm", 20.0)])
     message = error.value.message
-    assert "the gates do not hold (on photos), and recovery on fbgemm found no way; " in message
+    assert "the gates do not hold (on photos), and recovery on fbgemm failed; " in message
     first = message.splitlines()[2]
     assert first.split()[:4] == ["3", "most", "sensitive", "in"]  # 23 dB is the closest there was
     assert 'tried: observer = "mse"; observer = "percentile"' in message
@@ -155,7 +155,9 @@ def test_no_way_found_tells_the_closest_and_all_that_was_tried() -> None:
 
 
 def test_no_way_found_within_the_budget_tells_what_was_left() -> None:
-    with pytest.raises(VerificationError, match=r"not tried, as budget_s = 25 was spent: observer = .entropy") as error:
+    with pytest.raises(
+        VerificationError, match=r"not tried, because budget_s = 25 was spent: observer = .entropy"
+    ) as error:
         Shop(lambda *_: 20.0).recover([contender("fbgemm", 20.0)], Quantize(recover=True, budget_s=25.0))
     assert error.value.hint is not None
     assert "raise [quantize] budget_s" in error.value.hint

@@ -197,7 +197,7 @@ def test_a_section_is_there_only_with_its_facts(make: Make) -> None:
     assert not page.with_id() & set(OPTIONAL)
     assert "Speed against FP32" not in page.text
     assert "The speed was not measured" in page.text
-    assert "made on the host (built with --no-tune)" in page.text
+    assert "chosen on the host (built with --no-tune)" in page.text
 
 
 def test_a_wheel_without_facts_has_a_page_from_its_manifest(tiny: TinyWheel, tmp_path: Path) -> None:

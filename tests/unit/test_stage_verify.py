@@ -21,11 +21,11 @@ from cpupack.stages.verify import (
     check_gates,
     choose,
     compare,
-    doubts,
     judge,
     load_metric,
     race,
     run_reference,
+    unproven,
 )
 from helpers.tiny_models import SHAPE, Recorder, float_model, loaded, quantized, samples, target
 
@@ -119,7 +119,7 @@ def test_a_saved_file_that_cannot_be_loaded_is_one_line(contender: Contender, tm
 
 def test_a_label_without_a_class_is_an_error() -> None:
     data = dataclasses.replace(samples(count=3), labels=np.array([0, 6, 1]))
-    with pytest.raises(CalibrationError, match=r"has class 6, the model's output has shape \(6,\)"):
+    with pytest.raises(CalibrationError, match=r"has class 6, but the model's output has shape \(6,\)"):
         run_reference(float_model(net()), data, Recorder())
 
 
@@ -251,13 +251,13 @@ def test_labels_that_no_gate_needs_are_dropped_where_they_do_not_fit() -> None:
     data = dataclasses.replace(samples(count=3), labels=np.array([0, 6, 1]))
     reference = run_reference(float_model(net()), data, recorder, labels_required=False)
     assert reference.samples.labels is None
-    assert recorder.warnings == ["accuracy is not measured: noise has class 6, the model's output has shape (6,)"]
+    assert recorder.warnings == ["accuracy is not measured: noise has class 6, but the model's output has shape (6,)"]
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 8, 8), ()])
 def test_gates_on_classes_need_classes(shape: tuple[int, ...]) -> None:
     for name in ("max_drop", "min_top1", "min_agreement"):
-        with pytest.raises(RecipeError, match=rf"{name} is about classes, and the model's output has shape") as caught:
+        with pytest.raises(RecipeError, match=rf"{name} compares classes, but the model's output has shape") as caught:
             check_gates(Evaluation(**{name: 0.5}), shape)
         assert caught.value.exit_code == 2
     check_gates(Evaluation(min_sqnr_db=10.0), shape)
@@ -357,13 +357,13 @@ def test_a_hundred_samples_cannot_prove_a_tenth_of_a_point() -> None:
     (gate,) = few.report.gates
     assert (gate.passed, gate.proven) == (True, False)
     # Without any difference the interval ends at z^2 / (n + z^2), so 0.1 points take n = 999 z^2 = 3838 samples.
-    assert doubts(few) == [
+    assert unproven(few) == [
         "max_drop = 0.001 is not proven: measured 0.00 points on 100 samples, 95 % interval -3.70 to 3.70: "
-        "this many samples cannot show 0.1 points; about 3,900 would"
+        "so few samples cannot prove 0.1 points; about 3,900 would"
     ]
     enough = equal_on(3838, max_drop=0.001)
     assert enough.report.gates[0].proven
-    assert doubts(enough) == []
+    assert unproven(enough) == []
     assert not equal_on(3837, max_drop=0.001).report.gates[0].proven
 
 
@@ -375,7 +375,7 @@ def test_confident_gates_are_judged_by_the_worse_end() -> None:
     assert caught.value.message.splitlines()[1:] == [
         "  fbgemm: max_drop = 0.001, measured 0 (95 % interval -0.03699 to 0.03699)  FAILED",
         "    max_drop = 0.001 is not proven: measured 0.00 points on 100 samples, 95 % interval -3.70 to 3.70: "
-        "this many samples cannot show 0.1 points; about 3,900 would",
+        "so few samples cannot prove 0.1 points; about 3,900 would",
     ]
     assert equal_on(3838, max_drop=0.001, confident=True).report.passed
     assert not equal_on(100, min_top1=0.89, confident=True).report.passed
@@ -383,15 +383,15 @@ def test_confident_gates_are_judged_by_the_worse_end() -> None:
 
 
 def test_a_bound_that_is_the_measured_value_is_never_shown() -> None:
-    (note,) = doubts(equal_on(100, max_drop=0.0))
-    assert note.endswith("no number of samples shows a bound that is the measured value itself")
+    (note,) = unproven(equal_on(100, max_drop=0.0))
+    assert note.endswith("no number of samples can prove a bound that equals the measured value")
 
 
 def test_samples_for_decibels_follow_from_the_width() -> None:
     close = made_up(sqnr_db=30.0, sqnr_db_ci95=(28.0, 32.0), samples=100)
-    (note,) = doubts(judge(close, Evaluation(min_sqnr_db=29.0)))
+    (note,) = unproven(judge(close, Evaluation(min_sqnr_db=29.0)))
     # Half the width is four times the samples.
-    assert note.endswith("cannot show 29 dB; about 400 would")
+    assert note.endswith("cannot prove 29 dB; about 400 would")
 
 
 def test_speed_is_as_sure_as_its_slowest_round() -> None:

@@ -187,12 +187,12 @@ def test_slower_than_fp32_is_said(finished: Finished) -> None:
 
 def test_a_target_this_host_cannot_time(finished: Finished) -> None:
     found = rows(finished.result(cpu="aarch64", speedup=None))
-    assert found["speed"] == "not measured: this host is of another CPU family"
+    assert found["speed"] == "not measured: this host belongs to another CPU family"
     assert found["runs on"] == "aarch64, 8-bit activations"
 
 
 def test_equal_outputs(finished: Finished) -> None:
-    assert rows(finished.result(sqnr_db=math.inf))["outputs"].startswith("exactly FP32's, cosine")
+    assert rows(finished.result(sqnr_db=math.inf))["outputs"].startswith("equal to FP32, cosine")
 
 
 def test_the_tuned_setting(finished: Finished) -> None:

@@ -65,7 +65,7 @@ def test_the_hash_of_the_recipe_is_checked(tmp_path: Path) -> None:
     torch.save(make().state_dict(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert load(tmp_path, "w.pt", sha256=digest)[1].sha256 == digest
-    with pytest.raises(ModelError, match=f"has SHA-256 {digest}, the recipe says {'0' * 64}") as caught:
+    with pytest.raises(ModelError, match=f"has SHA-256 {digest}, but the recipe says {'0' * 64}") as caught:
         load(tmp_path, "w.pt", sha256="0" * 64)
     assert caught.value.exit_code == 3
 

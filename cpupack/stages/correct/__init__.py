@@ -1,4 +1,4 @@
-"""CalibratedModel -> CalibratedModel: FP32 weights and biases changed so that INT8 loses less. No engine."""
+"""CalibratedModel -> CalibratedModel: changes FP32 weights and biases so that INT8 loses less, for every engine."""
 
 from cpupack.stages.correct.correct import correct
 

@@ -1,7 +1,7 @@
-"""Bias correction: what rounding adds to a channel's mean is taken off its bias.
+"""Bias correction: the mean error that rounding causes in a channel is subtracted from its bias.
 
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, in its
-empirical form (appendix D): the mean of the error is measured on data, with the layers before already corrected.
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, in the
+empirical form (appendix D): the mean error is measured on data after all earlier layers are corrected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def mean_error(expected: torch.Tensor, actual: torch.Tensor, layer: Layer) -> to
 
 
 def add_to_bias(module: Weighted, shift: torch.Tensor) -> None:
-    """Add float32 ``(channels,)`` to a module's bias in place; one without a bias gets it."""
+    """Add float32 ``(channels,)`` to a module's bias in place. A module without a bias gets one."""
     if module.bias is None:
         module.bias = nn.Parameter(shift, requires_grad=False)
     else:

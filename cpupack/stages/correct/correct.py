@@ -1,4 +1,4 @@
-"""The stage: which corrections the recipe asks for, in which order, and on what data."""
+"""The stage: runs the corrections that the recipe asks for, in order, on calibration data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cpupack.stages.correct.layers import Layer, find_layers
 from cpupack.stages.correct.reconstruct import Range, Wanted, correct_layers
 
 SAMPLES = 32
-"""Enough for the mean of a channel, which has all places of all samples in it."""
+"""Enough samples: the mean of a channel is over all positions of all samples."""
 _COMPARED_SAMPLES = 4
 _RELATIVE_TOLERANCE = 1e-3
-"""FP32 rounds otherwise at other scales; more than this share of the largest output means a wrong pair."""
+"""FP32 rounds differently at other scales. A difference above this share of the largest output means a wrong pair."""
 
 
 def correct(
@@ -37,18 +37,18 @@ def correct(
     *,
     pixels: bool = False,
 ) -> CalibratedModel:
-    """Return a calibrated model whose weights and biases INT8 rounds with less loss.
+    """Return a calibrated model whose weights and biases lose less when they are rounded to INT8.
 
-    ``samples`` are the calibration's, ``levels`` the steps of an activation, ``choose`` gives its ranges and
-    ``recalibrate`` the statistics of a changed model. With ``pixels`` the first layer has other weights in INT8 (see
-    ``graph/pixel_model.py``) and is not rounded or shifted. The given model is not changed. Raises QuantizationError
-    for a correction that the recipe asks for and this model cannot have.
+    ``samples`` are those of the calibration. ``levels`` is the number of steps of an activation. ``choose`` returns the
+    ranges, ``recalibrate`` the statistics of a changed model. With ``pixels`` the first layer has other weights in INT8
+    (see ``graph/pixel_model.py``), so it is not rounded and its bias stays. The given model is not changed. Raises
+    QuantizationError for a correction that the recipe asks for but that is impossible for this model.
     """
     if recipe.mode == "dynamic" or samples is None:
         return calibrated
     if not isinstance(calibrated.fused.module, fx.GraphModule):
         _refuse_without_graph(recipe)
-        progress.note("no bias correction: it needs a captured graph, and this model brings its own stubs")
+        progress.note("no bias correction: it needs a captured graph, and a model with its own stubs has none")
         return calibrated
     if recipe.equalize:
         calibrated = recalibrate(_equalized(calibrated, samples, recipe, progress))
@@ -72,8 +72,8 @@ def _refuse_without_graph(recipe: Quantize) -> None:
     for key, asked in (("equalize = true", recipe.equalize), ('rounding = "adaround"', recipe.rounding != "nearest")):
         if asked:
             raise QuantizationError(
-                f"[quantize] {key} needs a captured model, and this one brings its own QuantStub",
-                hint="leave the key out, or give the model without its stubs",
+                f"[quantize] {key} needs a captured graph, and a model with its own QuantStub has none",
+                hint="leave the key out, or use the model without its stubs",
             )
 
 
@@ -89,7 +89,7 @@ def _equalized(calibrated: CalibratedModel, samples: Samples, recipe: Quantize, 
     if not difference <= _RELATIVE_TOLERANCE * largest:
         raise QuantizationError(
             f"[quantize] equalize: the FP32 output differs by {difference:.3g} (largest output {largest:.3g})",
-            hint="leave equalize out: scales this far apart cannot be moved in FP32",
+            hint="leave equalize out: the ranges of these layers differ too much to be rescaled in FP32",
         )
     progress.note(f"{len(pairs)} pairs of layers equalized, channels scaled by up to {farthest:.3g}")
     return dataclasses.replace(calibrated.fused, module=graph)

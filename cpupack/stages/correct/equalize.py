@@ -1,9 +1,9 @@
-"""Cross-layer equalization: the channels between two layers are scaled so that no weight range dwarfs another.
+"""Cross-layer equalization: scales the channels between two layers so that the ranges of their weights are similar.
 
-Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1. A function f
-with f(s x) = s f(x) for s > 0 (ReLU, pooling, nothing) lets a channel be divided by s in the first layer and multiplied
-by s in the second; s = sqrt(r1 / r2), with the largest weights r1 of the channel in the first layer and r2 in the
-second, gives both layers the same range there.
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1. Let f be the
+function between two layers (ReLU, pooling, or none), with f(s x) = s f(x) for s > 0. Then a channel may be divided by s
+in the first layer and multiplied by s in the second. With s = sqrt(r1 / r2), where r1 and r2 are the largest weights of
+the channel in the first and in the second layer, both layers get the same range in that channel.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CONVERGED = 1e-3
 
 
 def find_pairs(graph: fx.GraphModule, layers: dict[fx.Node, Layer]) -> list[tuple[Layer, Layer]]:
-    """Return the layers whose output only one other layer reads, through functions that take a scale out.
+    """Return pairs of layers: only the second reads the first one's output, through functions with f(s x) = s f(x).
 
-    ReLU6 does not: it ends at 6 whatever the scale. Its chains are left alone.
+    ReLU6 is not such a function, because it clips at 6 for every scale. Its chains are left unchanged.
     """
     pairs = []
     for layer in layers.values():
@@ -45,10 +45,10 @@ def find_pairs(graph: fx.GraphModule, layers: dict[fx.Node, Layer]) -> list[tupl
 
 
 def equalize(pairs: list[tuple[Layer, Layer]]) -> float:
-    """Scale the channels between each pair, in place, until nothing changes; return the largest factor in all.
+    """Scale the channels between each pair in place, until nothing changes. Return the largest total factor.
 
-    Layers in a row share their middle one's weights, so the pairs take turns (section 4.1.2). Channels that are zero on
-    either side stay as they are.
+    Two pairs of consecutive layers share the middle layer, so the pairs are scaled in turn (section 4.1.2). Channels
+    that are zero in either layer stay unchanged.
     """
     total = [torch.ones(first.weighted.weight.shape[0], dtype=torch.float64) for first, _ in pairs]
     for _ in range(_ROUNDS):
@@ -65,14 +65,14 @@ def equalize(pairs: list[tuple[Layer, Layer]]) -> float:
 
 
 def _scalable(module: nn.Module, *, inputs: bool) -> bool:
-    """Whether a channel's weights can be told: a transposed convolution's only where it has no groups."""
+    """Whether the weights of each channel are known. For a transposed convolution that is so only without groups."""
     if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         return module.groups == 1
     return not inputs or getattr(module, "padding_mode", "zeros") in {"zeros", "reflect", "replicate", "circular"}
 
 
 def _channels_match(first: Layer, second: Layer) -> bool:
-    """Whether the second layer reads the first one's channels as they are, not flattened with the places."""
+    """Whether the second layer reads the first one's channels directly, not flattened with the spatial positions."""
     outputs = getattr(first.weighted, "out_channels", getattr(first.weighted, "out_features", None))
     inputs = getattr(second.weighted, "in_channels", getattr(second.weighted, "in_features", None))
     return outputs == inputs and first.has_spatial_axes == second.has_spatial_axes
@@ -93,7 +93,7 @@ def _output_rows(layer: Layer) -> torch.Tensor:
 
 
 def _input_rows(layer: Layer) -> torch.Tensor:
-    """Return the weights that read each input channel as a row, float64; groups read their own channels only."""
+    """Return the weights that read each input channel as a row, float64. Groups read only their own channels."""
     weight = layer.weighted.weight.detach().double()
     if _transposed(layer):
         return weight.flatten(1)

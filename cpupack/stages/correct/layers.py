@@ -1,4 +1,4 @@
-"""The layers whose weights corrections may change: modules called once, with weights that INT8 rounds."""
+"""Finds the layers whose weights corrections may change: modules called once, with weights that INT8 rounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a module in a fused graph. ``module`` is the fused one, ``weighted`` what computes in it."""
+    """One call of a module in a fused graph. ``weighted`` is the module with weights, inside the chain ``module``."""
 
     node: fx.Node
     module: nn.Module
@@ -25,7 +25,7 @@ class Layer:
 
     @property
     def after(self) -> Sequence[nn.Module]:
-        """What the fused module does to the sums."""
+        """The modules of the chain that run after the weighted one."""
         return list(self.module)[1:] if self.module is not self.weighted else []  # type: ignore[call-overload]
 
     @property
@@ -34,9 +34,9 @@ class Layer:
 
 
 def find_layers(graph: fx.GraphModule, skip: Collection[str], *, per_channel: bool) -> dict[fx.Node, Layer]:
-    """Return the layers that will run in INT8, by their call, in the order they run.
+    """Return the layers that will run in INT8, by their call, in the order of execution.
 
-    A module that is called twice is left out: one correction cannot suit both places.
+    A module that is called twice is left out, because one correction cannot suit both calls.
     """
     calls = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
     found = {}
@@ -48,5 +48,5 @@ def find_layers(graph: fx.GraphModule, skip: Collection[str], *, per_channel: bo
         if type(weighted) in (*CONVS, nn.Linear):
             found[node] = Layer(node, module, weighted, 0 if per_channel else None)  # type: ignore[arg-type]  # as just tested
         elif type(weighted) in TRANSPOSED_CONVS:
-            found[node] = Layer(node, module, weighted, None)  # type: ignore[arg-type]  # its weights work alike here
+            found[node] = Layer(node, module, weighted, None)  # type: ignore[arg-type]  # it has the same attributes
     return found

@@ -1,6 +1,6 @@
-"""Walks a graph once, in FP32 and as INT8 would compute it side by side, and corrects each layer on the way.
+"""Runs a graph once, in FP32 and as INT8 would compute it, and corrects each layer on the way.
 
-A layer is corrected when everything before it is, so its inputs have the errors that they will have.
+A layer is corrected after all layers before it, so its inputs have the errors that they will have in INT8.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be done at each layer."""
+    """The corrections to make at each layer."""
 
     rounding: bool
     bias: bool
@@ -43,7 +43,7 @@ def correct_layers(
     wanted: Wanted,
     progress: Progress,
 ) -> None:
-    """Correct the weights and biases of ``layers`` in place, in the order they run.
+    """Correct the weights and biases of ``layers`` in place, in the order of execution.
 
     ``batch`` is one float32 input batch; ``ranges`` are those of the activations, by node, in ``levels`` steps.
     """
@@ -72,7 +72,7 @@ def correct_layers(
 def _correct(
     layer: Layer, exact: torch.Tensor, rounded: torch.Tensor, wanted: Wanted
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Correct one layer and return its outputs for the FP32 and the INT8 input."""
+    """Correct one layer. Return its outputs for the FP32 and for the INT8 input."""
     module = layer.weighted
     expected = module(exact)
     if wanted.rounding and can_reconstruct(module):
@@ -100,7 +100,7 @@ def round_activation(values: Any, limits: Range, levels: int) -> Any:
 
 
 def _runs_on(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a result is not rounded because its only reader is computed with it: a ReLU, or a residual addition."""
+    """Whether a result is not rounded because the same operator computes its only reader: a ReLU or an addition."""
     if len(node.users) != 1:
         return False
     reader = next(iter(node.users))

@@ -1,11 +1,12 @@
-"""Weight rounding that looks at the layer's output: up or down, whichever changes the sums least.
+"""Weight rounding by the layer's output: each weight goes up or down so that the output changes least.
 
-AdaRound (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization") shows that the rounding
-which is nearest for each weight is not the best for the layer, and states the problem that is solved here: minimize
-``e^T H e`` over the roundings of each output channel, e the change of its weights and H the second moment of the
-layer's inputs (their equation 13). Instead of relaxing it for gradient descent, weights take turns at their exact
-optimum given all others (cyclic coordinate descent, as QuantEase, Behdin et al. 2023), from the rounding that GPTQ
-finds. A channel for which that is no better than the nearest keeps the nearest. A layer takes a second, not a minute.
+AdaRound (Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization") shows that rounding each
+weight to the nearest step is not the best for the layer. It states the problem that is solved here: minimize
+``e^T H e`` over the roundings of each output channel, where e is the change of its weights and H the second moment of
+the layer's inputs (equation 13). AdaRound relaxes the problem for gradient descent. This module instead starts from the
+rounding that GPTQ finds and sets one weight after another to its best value given all others (cyclic coordinate
+descent, as QuantEase, Behdin et al. 2023). A channel that this does not improve keeps the nearest rounding. A layer
+takes about a second instead of a minute.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _LEAST_ROWS = 4096
 def reconstruct_rounding(
     weight: torch.Tensor, moments: torch.Tensor, scales: torch.Tensor, sweeps: int = _SWEEPS
 ) -> torch.Tensor:
-    """Return float32 weights on their grid that change the layer's output least.
+    """Return float32 weights, rounded to their grid so that the layer's output changes least.
 
     ``weight`` is float32 ``(groups, outputs, inputs)``, ``moments`` ``(groups, inputs, inputs)`` the second moments of
-    each group's inputs, ``scales`` broadcasts over ``weight``. Each weight goes to the point of the grid below or above
-    it; the largest of each scale stays where it is, so that the same scale is found from the result.
+    each group's inputs, ``scales`` broadcasts over ``weight``. Each weight is rounded to the step below or above it.
+    The largest weight of each scale is not changed, so that the result has the same scale.
     """
     moments = moments.float()
     diagonal = moments.diagonal(dim1=1, dim2=2)
-    # A direction that the samples do not show must not be free.
+    # A direction in which the samples do not vary must still have a cost.
     floor = _DAMPING * diagonal.mean(dim=1, keepdim=True) + torch.finfo(torch.float32).tiny
     moments = moments + torch.diag_embed(floor.expand_as(diagonal))
     grid = _Grid(weight / scales)
@@ -44,7 +45,7 @@ def reconstruct_rounding(
 
 
 class _Grid:
-    """Weights in steps of their scale, and the codes that each may get: the one below and the one above."""
+    """Weights in steps of their scale, and the two codes that each may get: the next below and the next above."""
 
     def __init__(self, position: torch.Tensor) -> None:
         self.position = position
@@ -59,7 +60,7 @@ class _Grid:
 
 
 def _feed_back(grid: _Grid, moments: torch.Tensor) -> torch.Tensor:
-    """Round one input after another, what each adds being made up for by those not rounded yet.
+    """Round one input after another. The inputs that are not rounded yet compensate for the error of each.
 
     GPTQ (Frantar et al. 2023): the optimal compensation comes from the inverse of ``moments``, by its Cholesky factor.
     """
@@ -80,7 +81,7 @@ def _feed_back(grid: _Grid, moments: torch.Tensor) -> torch.Tensor:
 
 
 def _descend(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor, sweeps: int) -> torch.Tensor:
-    """Let each input take its best code in turn, all others given; ``codes`` is changed and returned."""
+    """Set each input in turn to its best code given all others. ``codes`` is changed and returned."""
     diagonal = moments.diagonal(dim1=1, dim2=2)
     for _ in range(sweeps):
         moved = False
@@ -102,7 +103,7 @@ def _descend(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor, sweeps: in
 
 
 def _errors(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
-    """Return e^T H e of each output, ``(groups, outputs)``."""
+    """Return e^T H e for each output, ``(groups, outputs)``."""
     change = codes - grid.position
     return (torch.bmm(change, moments) * change).sum(dim=2)
 
@@ -110,9 +111,9 @@ def _errors(grid: _Grid, codes: torch.Tensor, moments: torch.Tensor) -> torch.Te
 def input_moments(module: nn.Module, inputs: torch.Tensor, *, centred: bool) -> torch.Tensor:
     """Return ``(groups, inputs, inputs)`` float32 second moments of what each weight is multiplied with.
 
-    ``module`` is a Linear or a convolution of one or two dimensions without transposition, ``inputs`` what it reads.
-    With ``centred`` the mean is taken out: a bias corrects that. Of many places a few are drawn, since two for each
-    weight determine the moments well enough.
+    ``module`` is a Linear, or a 1-D or 2-D convolution that is not transposed. ``inputs`` is its input. With
+    ``centred`` the mean is subtracted, because a bias corrects its error. Only some positions are used if there are
+    many: two for each weight determine the moments well enough.
     """
     rows = _rows(module, inputs)
     wanted = max(_ROWS_PER_WEIGHT * rows.shape[2], _LEAST_ROWS)
@@ -125,7 +126,7 @@ def input_moments(module: nn.Module, inputs: torch.Tensor, *, centred: bool) -> 
 
 
 def can_reconstruct(module: nn.Module) -> bool:
-    """Whether ``input_moments`` knows how the module reads its inputs."""
+    """Whether ``input_moments`` supports the module."""
     return type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
@@ -141,7 +142,7 @@ def reconstruct(module: nn.Module, inputs: torch.Tensor, channel_axis: int | Non
 
 
 def _rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return ``(groups, places, inputs)``: what each output of a group is a product with, one row a place."""
+    """Return ``(groups, positions, inputs)``: the values that the weights are multiplied with at each position."""
     if isinstance(module, nn.Linear):
         return inputs.reshape(1, -1, inputs.shape[-1])
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
@@ -150,14 +151,14 @@ def _rows(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     kernel, stride, dilation = (tuple(each) for each in (module.kernel_size, module.stride, module.dilation))
     if isinstance(module, nn.Conv1d):
         padded, kernel, stride, dilation = padded[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
-    # One sample after another: unfolded, all of them are kernel-size times as large.
+    # One sample after another: unfolding multiplies the size by that of the kernel, too much for all samples at once.
     places = [_drawn(F.unfold(each[None], kernel, dilation, 0, stride)[0], len(padded)) for each in padded]
     patches = torch.cat(places, dim=1)
     return patches.reshape(module.groups, -1, patches.shape[1]).transpose(1, 2)
 
 
 def _drawn(columns: torch.Tensor, samples: int) -> torch.Tensor:
-    """Return some of a sample's places, spread over it, so that all samples have their share of what is needed."""
+    """Return some positions of a sample, spread over it, so that every sample contributes equally."""
     wanted = max(1, -(-max(_ROWS_PER_WEIGHT * columns.shape[0], _LEAST_ROWS) // samples))
     if columns.shape[1] <= wanted:
         return columns

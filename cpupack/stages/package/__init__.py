@@ -1,4 +1,4 @@
-"""From the verified model to an ordinary hatchling project, and from that to a wheel."""
+"""Makes an ordinary hatchling project from the verified model. ``wheel/build.py`` builds the wheel from it."""
 
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.project import finish, stage_project

@@ -1,4 +1,4 @@
-"""Everything that goes into one wheel."""
+"""The contents of one wheel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cpupack.targets import Target
 
 @dataclass(frozen=True)
 class WheelContents:
-    """Everything that goes into one wheel.
+    """All that goes into one wheel.
 
-    ``calibration`` is used for facts only (origin and counts). ``golden`` has ``input``, ``output`` and
-    ``output_fp32``: inputs, and what the saved and the FP32 model answered to them at the build.
+    ``calibration`` is used only for facts (origin and counts). ``golden`` has ``input``, ``output`` and
+    ``output_fp32``: some inputs, and the outputs of the saved and the FP32 model at the build.
     """
 
     loaded: LoadedRecipe

@@ -1,4 +1,4 @@
-"""What a wheel says about itself."""
+"""Makes the manifest: the description of a wheel inside the wheel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cpupack.templates import to_toml
 
 
 def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
-    """Return the manifest of a project without its files, which are not all written yet."""
+    """Return the manifest of a project without the list of files, because not all are written yet."""
     recipe, model, target, scripted = (
         contents.loaded.recipe,
         contents.model,
@@ -94,17 +94,17 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
 
 
 def _recovered(contents: WheelContents) -> list[str]:
-    """Return the note that says which settings are not those of ``recipe.toml``."""
+    """Return a note with the settings that differ from ``recipe.toml``, empty without a recovery."""
     recovery = contents.recovery
     if recovery is None:
         return []
     settings = recovery.trials[recovery.winner].settings
     words = ", ".join(f"{key} = {to_toml(value)}" for key, value in settings.items())
-    return [f"recovery set {words}; {RECOVERED_NAME} is the table that takes the place of {RECIPE_NAME}'s [quantize]"]
+    return [f"recovery set {words}; {RECOVERED_NAME} has the table that replaces [quantize] in {RECIPE_NAME}"]
 
 
 def chosen_row(plan: TunePlan) -> dict[str, Any] | None:
-    """Return the median measurement of the chosen setting, None when nothing was tuned."""
+    """Return the median measurement of the chosen setting, None without tuning."""
     keys = ("threads", "instances", "batch_size")
     chosen = tuple(getattr(plan, key) for key in keys)
     rows = [row for row in plan.rows if tuple(row.get(key) for key in keys) == chosen]
@@ -113,9 +113,9 @@ def chosen_row(plan: TunePlan) -> dict[str, Any] | None:
 
 
 def file_entries(package_dir: Path) -> dict[str, FileEntry]:
-    """Return hash and size of every file that ships, except the manifest itself.
+    """Return hash and size of every file in the wheel except the manifest itself.
 
-    Tuning imports the package, so compiled files may lie about: hatchling leaves them out, and so does this.
+    Tuning imports the package, so there may be bytecode files. hatchling leaves them out, and so does this function.
     """
     return {
         path.relative_to(package_dir).as_posix(): FileEntry(hash_file(path), path.stat().st_size)

@@ -1,4 +1,4 @@
-"""From the verified model to an ordinary hatchling project, which runs as it is and which pip can build."""
+"""Writes an ordinary hatchling project for the verified model. It runs without being built, and pip can build it."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ from cpupack.wheel.facts import fact_rows
 
 
 def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
-    """Write the wheel's project into ``directory``, which is made and must be empty.
+    """Write the wheel's project into ``directory``, which is created if missing and must be empty.
 
-    The project runs as it is (``PYTHONPATH=directory/src``); ``build_wheel`` and ``python -m build``
-    build it.
-    Raises PackagingError when the recipe's name cannot be imported, or when a rendered file does
-    not say what it was rendered from.
+    The project runs without being built (``PYTHONPATH=directory/src``). ``build_wheel`` and ``python -m build`` build
+    it. Raises PackagingError when the recipe's name cannot be imported, or when a rendered file, read back, does not
+    have the values that it was rendered with.
     """
     recipe = contents.loaded.recipe
     import_name = _checked_import_name(recipe.package.name, recipe.package.import_name)
@@ -77,7 +76,7 @@ def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> S
     """
     manifest = read_manifest(staged.package_dir)
     write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
-    # As it comes: a reader wants the engines by speed and the settings as they were tried.
+    # Keys are not sorted: a reader wants the engines by speed and the trials in their order.
     text = json.dumps(to_plain(facts), indent=2, allow_nan=False) + "\n"
     (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
     entry = PlanEntry(
@@ -142,7 +141,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
 
 
 def _write_project(contents: WheelContents, staged: StagedProject, manifest: Manifest) -> None:
-    """Write what surrounds the package: pyproject.toml, build hook, bill of materials, README."""
+    """Write the files around the package: pyproject.toml, build hook, bill of materials, README."""
     needed = requirements(torch.__version__)
     sbom_name = f"sbom/{staged.import_name}.cdx.json"
     scripts = {
@@ -190,16 +189,16 @@ def _write_manifest(staged: StagedProject, manifest: Manifest) -> None:
 
 
 def _check_pyproject(text: str, context: dict[str, Any]) -> None:
-    """Parse the rendered TOML back and compare it with what it was rendered from."""
+    """Parse the rendered TOML and compare it with the values that it was rendered with."""
     try:
         parsed = tomli.loads(text)
         wheel = parsed["tool"]["hatch"]["build"]["targets"]["wheel"]
-        said = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
-        said |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
-        said["import_name"] = wheel["packages"][0].removeprefix("src/")
+        written = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
+        written |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
+        written["import_name"] = wheel["packages"][0].removeprefix("src/")
     except (tomli.TOMLDecodeError, KeyError) as error:
         raise PackagingError(f"rendered pyproject.toml is damaged: {error}", hint="this is a bug in cpupack") from error
-    for key, value in said.items():
+    for key, value in written.items():
         if value != context[key]:
             raise PackagingError(
                 f"rendered pyproject.toml says {key} = {value!r}, not {context[key]!r}",

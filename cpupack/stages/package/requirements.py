@@ -1,4 +1,4 @@
-"""What a wheel asks of pip and of Python."""
+"""The versions of Python, torch and other packages that a wheel requires."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from packaging.version import Version
 
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.11"
-RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14", "psutil>=5.9,<8")
+RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14")
 BUILD_REQUIRES = "hatchling>=1.28,<2"
 
 
 def requirements(torch_version: str) -> list[str]:
-    """Return the wheel's dependencies; torch from the oldest cpupack supports to the builder's minor."""
-    # Pillow in every wheel: the runtime is one body of code, and its runner imports its preprocessing.
-    # Jinja2 is one of torch's own dependencies: it renders the bench's page and adds nothing to an installation.
+    """Return the wheel's dependencies. torch may be the oldest that cpupack supports, up to the builder's minor."""
+    # Every wheel requires Pillow, because the runner always imports the preprocessing, even for models without images.
+    # Jinja2 renders the bench's page. torch requires it anyway, so it adds nothing to an installation.
     return [f"torch{torch_range(torch_version)}", *RUNTIME_REQUIREMENTS]
 
 

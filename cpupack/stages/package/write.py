@@ -1,4 +1,4 @@
-"""Writes the files of a wheel, each so that equal contents give equal bytes."""
+"""Writes the files of a wheel. Equal contents give equal bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cpupack.templates import render
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Write an ``.npz`` file: ``numpy.savez`` with order and dates of its members fixed, no pickles."""
+    """Write an ``.npz`` file like ``numpy.savez``, but with a fixed order and fixed dates, and without pickles."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in sorted(arrays.items()):
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
@@ -24,15 +24,15 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
 
 
 def write_labels(path: Path, labels: tuple[str, ...]) -> None:
-    """Write one label a line. Raises PackagingError for one that is not one line of text."""
+    """Write one label on each line. Raises PackagingError for a label that is not one line of text."""
     for index, label in enumerate(labels):
         if len(label.splitlines()) != 1:
-            raise PackagingError(f"label {index} is {label!r}: not one line of text", hint="mend [model] labels")
+            raise PackagingError(f"label {index} is {label!r}: not one line of text", hint="fix [model] labels")
     path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
 
 
 def write_python(path: Path, template: str, context: dict[str, Any]) -> None:
-    """Write a rendered module. Raises PackagingError where it is not Python."""
+    """Write a rendered module. Raises PackagingError if it is not valid Python."""
     text = render(template, **context)
     try:
         compile(text, path.name, "exec", dont_inherit=True)
@@ -42,5 +42,5 @@ def write_python(path: Path, template: str, context: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON with sorted keys; numbers that are not finite become null."""
+    """Write ``value`` as JSON with sorted keys. Numbers that are not finite become null."""
     path.write_text(json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

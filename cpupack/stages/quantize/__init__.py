@@ -1,4 +1,4 @@
-"""CalibratedModel -> QuantizedModel. The only owner of ``torch.ao.quantization``."""
+"""CalibratedModel -> QuantizedModel. Only this stage uses ``torch.ao.quantization`` to build wheels."""
 
 from cpupack.stages.quantize.quantize import quantize
 from cpupack.stages.quantize.static import check_skip

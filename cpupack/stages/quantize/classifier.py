@@ -1,8 +1,8 @@
-"""The last linear layer with FP32 results: rounding logits to 8 bits costs more than all that comes before.
+"""The last linear layer with FP32 results, because rounding logits to 8 bits costs more than all earlier layers.
 
-torch's static INT8 linear gives uint8; its dynamic one gives FP32 but measures its input's range in every batch, so an
-answer would depend on its neighbours. Here the dynamic operator sees the same range always: the input is clipped to
-the calibrated one, and two more inputs with weight 0 hold its ends.
+torch's static INT8 linear returns uint8. Its dynamic one returns FP32, but it measures the range of its input in every
+batch, so an output would depend on the other samples. Here the dynamic operator always gets the same range: the input
+is clipped to the calibrated range, and two more inputs with weight 0 hold its ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class FloatOutput(nnqd.Linear):
 
 
 def find_classifiers(graph: fx.GraphModule, skip: Collection[str]) -> list[fx.Node]:
-    """Return the calls of Linear modules whose results nothing but the model's output reads."""
+    """Return the calls of Linear modules whose results only the model's output reads."""
     return [
         node
         for node in graph.graph.nodes
@@ -59,7 +59,7 @@ def find_classifiers(graph: fx.GraphModule, skip: Collection[str]) -> list[fx.No
 def quantize_classifier(
     linear: nn.Linear, observer: nn.Module, scale: float, zero_point: int, levels: int
 ) -> nn.Module:
-    """Return the INT8 form of ``linear``. ``observer`` chooses the scales of its weights, then has them all."""
+    """Return the INT8 form of ``linear``. ``observer`` chooses the scales of its weights and keeps them."""
     weight = linear.weight.detach()
     observer(weight)
     scales, zeros = observer.calculate_qparams()  # type: ignore[operator]  # a method of every observer

@@ -18,7 +18,7 @@ _RECURRENT = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def quantize_dynamically(module: nn.Module, skip: list[str], target: Target) -> nn.Module:
     """Replace linear and recurrent modules by their dynamic INT8 forms in a copy.
 
-    Linear weights are per channel, recurrent ones per tensor (their kernels take nothing else). Raises
+    Linear weights are per channel, recurrent ones per tensor (their kernels accept only that). Raises
     QuantizationError when the model has no such module outside ``skip``.
     """
     del target  # the engine is set by the caller; both forms exist on every engine
@@ -29,7 +29,7 @@ def quantize_dynamically(module: nn.Module, skip: list[str], target: Target) -> 
     }
     if not spec:
         raise QuantizationError(
-            '[quantize] mode = "dynamic" quantizes Linear, LSTM and GRU modules, and the model has none to quantize',
+            '[quantize] mode = "dynamic" quantizes Linear, LSTM and GRU modules, but the model has none to quantize',
             hint='use mode = "static" for convolutional models',
         )
     converted: nn.Module = quantize_dynamic(copy.deepcopy(module), spec)

@@ -1,6 +1,6 @@
-"""FP32 rewrites for INT8 alone: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU whose range ends at 6.
+"""Rewrites of the FP32 graph for INT8: conv + add (+ ReLU) as one operator, and ReLU6 as a ReLU with a range up to 6.
 
-Also what torch cannot do in INT8, or does wrongly: those calls are hidden from it.
+Calls that torch cannot run in INT8, or runs wrongly, are hidden from torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx, nn
 from cpupack.graph.fused import ConvReLU6, with_relu
 
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
-"""Modules whose output is a tensor of its own, not a view of their input."""
+"""Modules whose output is a new tensor, not a view of their input."""
 
 
 def lower_relu6(graph_module: fx.GraphModule, activation_bits: int) -> None:
@@ -44,7 +44,7 @@ def lower_relu6(graph_module: fx.GraphModule, activation_bits: int) -> None:
 
 
 class InFloat(nn.Module):
-    """A call that stays FP32: hidden from torch's lowering, which goes by type and ignores a missing qconfig."""
+    """A call that stays FP32. It is hidden from torch's lowering, which uses the type and ignores a missing qconfig."""
 
     def __init__(self, call: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def _hide(graph_module: fx.GraphModule, node: fx.Node, call: Any, number: int) -
 
 
 def call_as_methods(graph_module: fx.GraphModule) -> None:
-    """Call reshape and permute as methods, in place: torch keeps INT8 through those and not through the functions."""
+    """Call reshape and permute as methods, in place: torch keeps INT8 through the methods but not the functions."""
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and node.target in {torch.reshape, torch.permute}:
             node.op, node.target = "call_method", node.target.__name__
@@ -86,10 +86,10 @@ def call_as_methods(graph_module: fx.GraphModule) -> None:
 
 
 def is_wrong_arithmetic(engine: str) -> Callable[[fx.Node], bool]:
-    """Return what tells sums and products that torch's INT8 gets wrong.
+    """Return a function that finds sums and products that torch's INT8 computes wrongly.
 
-    With a number: the result shares its operand's range, so x * 100 saturates. qnnpack with a constant of another
-    shape: it takes equal shapes only.
+    With a number, the result has the range of its operand, so x * 100 saturates. qnnpack accepts only equal shapes, so
+    a constant of another shape is wrong too.
     """
 
     def wrong(node: fx.Node) -> bool:
@@ -157,7 +157,7 @@ def _is_fresh(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _owns_memory(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call's output is a tensor that no other call's output shares."""
+    """Whether no other call's output shares the memory of a call's output."""
     if _is_module(graph_module, node, (nn.ReLU,)):
         # An in-place ReLU returns its input's memory, so that must be a tensor of its own that only the ReLU reads.
         source = node.args[0]

@@ -1,4 +1,4 @@
-"""Splits a converted graph behind its first convolution and gives it a second first convolution that takes pixels."""
+"""Splits a converted graph after its first convolution, and adds a second first convolution that takes pixels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FIRST = (nnq.Conv2d, nniq.ConvReLU2d)
 def take_pixels(
     converted: fx.GraphModule, floats: fx.GraphModule, preprocess: PreprocessSpec, target: Target, observer: Observer
 ) -> PixelModel | None:
-    """Return the model with a pixel input, or None when its input is not read by one INT8 convolution alone.
+    """Return the model with a pixel input, or None if the only reader of its input is not an INT8 convolution.
 
-    ``floats`` is the graph that was prepared: it has the first convolution's FP32 weights under the same name.
-    ``observer`` chooses the scales of weights. Where
-    16-bit sums would saturate there is no such model: pixels use the full range.
+    ``floats`` is the prepared graph: it has the first convolution's FP32 weights under the same name. ``observer``
+    chooses the scales of weights. If 16-bit sums could saturate, there is no such model, because pixels use the full
+    range.
     """
     found = _first_convolution(converted)
     if found is None or target.activation_bits != 8 or target.saturates:
@@ -42,11 +42,11 @@ def take_pixels(
     if not isinstance(weights, nn.Conv2d) or weights.groups != 1 or weights.padding_mode != "zeros":
         return None
     pixel_stem = PixelStem(_pixel_convolution(quantized, weights, preprocess, observer), pixel_zero_point(preprocess))
-    return PixelModel(pixel_stem, _up_to(converted, conv), _behind(converted, quantize, conv))
+    return PixelModel(pixel_stem, _up_to(converted, conv), _after(converted, quantize, conv))
 
 
 def _first_convolution(converted: fx.GraphModule) -> tuple[fx.Node, fx.Node] | None:
-    """Return the input's quantization and the convolution that alone reads it."""
+    """Return the quantization of the input, and the convolution that is its only reader."""
     inputs = [node for node in converted.graph.nodes if node.op == "placeholder"]
     readers = list(inputs[0].users)
     if len(inputs) != 1 or len(readers) != 1 or readers[0].target is not torch.quantize_per_tensor:
@@ -75,7 +75,7 @@ def _pixel_convolution(quantized: Any, weights: nn.Conv2d, preprocess: Preproces
 
 
 class _SameOutput:
-    """Stands for the observer of an output whose scale and zero point are already known."""
+    """Replaces the observer of an output whose scale and zero point are already known."""
 
     dtype = torch.quint8
 
@@ -97,7 +97,7 @@ def _up_to(converted: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
     return _cleaned(part)
 
 
-def _behind(converted: fx.GraphModule, quantize: fx.Node, conv: fx.Node) -> fx.GraphModule:
+def _after(converted: fx.GraphModule, quantize: fx.Node, conv: fx.Node) -> fx.GraphModule:
     """Return the part of the graph after ``conv``, whose output becomes the input."""
     part = copy.deepcopy(converted)
     by_name = {node.name: node for node in part.graph.nodes}

@@ -23,9 +23,9 @@ from cpupack.targets import Target
 
 
 class StatsObserver(ObserverBase):
-    """Stands where torch wants an observer; its scale and zero point are set from statistics, not from data it sees.
+    """An observer for torch whose scale and zero point are set from statistics, not from data that it sees.
 
-    quint8 affine per tensor with ``levels`` steps (256, or 128 where sums would saturate in 16 bits).
+    quint8 affine per tensor with ``levels`` steps (256, or 128 if 16-bit sums could saturate).
     """
 
     def __init__(self, levels: int) -> None:
@@ -54,9 +54,9 @@ class StatsObserver(ObserverBase):
 
 
 class _Grid:
-    """Scales of weights down to the smallest normal float, but for weights that are all zero: they have 1.
+    """Scales of weights, at least the smallest normal float. Weights that are all zero get scale 1.
 
-    ``least`` bounds them from below, where a bias would not fit into 32 bits at their steps.
+    ``least`` is a lower bound of the scales. It is set if a bias would not fit into 32 bits at smaller steps.
     """
 
     least: torch.Tensor | None
@@ -96,8 +96,8 @@ class ChannelGrid(_Grid, PerChannelMinMaxObserver):
 def static_qconfig(target: Target, weights: str = "per_channel") -> QConfig:
     """Return the qconfig of an engine: ``activation_bits`` for activations, int8 weights on the grid of all engines.
 
-    ``weights`` is the recipe's: one scale for each output channel, or one for all. qnnpack also gets per-channel
-    weights: torch's default for it is per tensor, and that takes a trained MobileNetV2 from 78 % to chance.
+    ``weights`` is the recipe's key: one scale for each output channel, or one for all. qnnpack also gets per-channel
+    weights. torch's default for qnnpack is per tensor, which lowers a trained MobileNetV2 from 78 % to chance.
     """
     activation = StatsObserver.with_args(levels=2**target.activation_bits)
     # torch's least scale of 1.2e-7 is too coarse for weights in front of a norm that undoes any scale
@@ -113,20 +113,20 @@ def static_qconfig(target: Target, weights: str = "per_channel") -> QConfig:
 
 
 def coarser_weights(qconfig: QConfig, least: torch.Tensor) -> QConfig:
-    """Return the same with weight scales of at least ``least``, float32 ``(channels,)``."""
+    """Return ``qconfig`` with weight scales of at least ``least``, float32 ``(channels,)``."""
     return QConfig(activation=qconfig.activation, weight=qconfig.weight.with_args(least=least))
 
 
 def limited_weights(qconfig: QConfig) -> QConfig:
-    """Return the same with weights of 7 bits, -64..64: two products with any uint8 fit in 16 bits."""
+    """Return ``qconfig`` with 7-bit weights, -64..64: two products with any uint8 then fit into 16 bits."""
     return QConfig(activation=qconfig.activation, weight=qconfig.weight.with_args(quant_min=-64, quant_max=63))
 
 
 def qconfig_mapping(target: Target, weights: str = "per_channel") -> QConfigMapping:
-    """Return torch's default mapping with our qconfig in place of its histogram observers.
+    """Return torch's default mapping with cpupack's qconfig in place of its histogram observers.
 
-    Kept as torch has them: fixed ranges of sigmoid-like functions, and the weights of normalization layers (not
-    quantized).
+    It keeps torch's settings for two cases: sigmoid-like functions have fixed ranges, and the weights of normalization
+    layers are not quantized.
     """
     own = static_qconfig(target, weights)
     # fbgemm's for every engine: engines differ only in what is replaced here. onednn's would warn on a CPU without VNNI

@@ -1,4 +1,4 @@
-"""The stage: choose the way (FX, eager, dynamic), set the engine while weights are packed, name what stayed FP32."""
+"""The stage: chooses the method (FX, eager, dynamic, native), sets the engine, and names the layers that stay FP32."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def quantize(
     if target.record.quantizer == "native":
         return _quantize_natively(calibrated, recipe, spec, target)
     with engine(target.engine), warnings.catch_warnings():
-        # The deprecation of torch.ao.quantization is known: this package is its one user here.
+        # torch.ao.quantization is deprecated. Only this package uses it to build wheels.
         warnings.filterwarnings("ignore", message="(?s).*deprecated")
         try:
             match calibrated.fused.style:
@@ -73,10 +73,10 @@ def quantize(
             AttributeError,
             TypeError,
         ) as error:
-            # torch.ao raises all of these for models it has no rule for
+            # torch.ao raises any of these for a model that it has no rule for
             raise QuantizationError(
                 f"torch cannot quantize this model for {target.engine}: {describe_failure(error)}",
-                hint="keep the part it names in FP32 with [quantize] skip, or choose another engine",
+                hint="keep the part that the message names in FP32 with [quantize] skip, or choose another engine",
             ) from error
     module = weights_channels_last(module.eval())
     kept = {_name(path): child for path, child in module.named_modules() if type(child) in _WEIGHTED or _hidden(child)}
@@ -96,7 +96,7 @@ def quantize(
 
 
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
-    """Lower to a program of the native engine, with what ``skip`` keeps in FP32 before and behind it."""
+    """Lower the model to programs of the native engine, with the layers that ``skip`` names in FP32."""
     model, layers, sums = lower(
         calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.adds_in_16_bits
     )
@@ -112,7 +112,7 @@ def _name(path: str) -> str:
 
 
 def _hidden(module: nn.Module) -> bool:
-    """Whether a call was kept FP32 because its INT8 form is wrong; the modules it hides are below it."""
+    """Whether a call was kept FP32 because its INT8 form is wrong. The hidden modules are inside it."""
     return isinstance(module, InFloat)
 
 
@@ -121,7 +121,7 @@ def _preprocess(recipe: Recipe) -> PreprocessSpec | None:
 
 
 def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:
-    """Return the fused modules that a skipped one is part of: a chain is one call and stays FP32 as a whole."""
+    """Return the fused modules that contain a skipped module. A chain is one call, so all of it stays FP32."""
     return [chain[0] for chain in calibrated.fused.chains if any(is_within(name, skip) for name in chain)]
 
 
@@ -129,4 +129,4 @@ def _reason(name: str, module: nn.Module, skip: list[str], target: Target) -> st
     if is_within(name, skip):
         return "listed in skip"
     wrong = _hidden(module) or transposes_wrongly(target.engine, module)
-    return f"{target.engine} has no right INT8 form of it" if wrong else ""
+    return f"{target.engine} computes it wrongly in INT8" if wrong else ""

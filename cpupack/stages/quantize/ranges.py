@@ -1,6 +1,6 @@
-"""From an activation's statistics to the range that INT8 covers: one function for each observer.
+"""Chooses the range that INT8 covers from an activation's statistics: one function for each observer.
 
-Everything here is numpy on one histogram; nothing depends on an engine. Each function returns ``(low, high)`` with
+Everything here is numpy on one histogram. Nothing depends on an engine. Each function returns ``(low, high)`` with
 ``low <= 0 <= high``, because zero (padding, ReLU) must be exactly representable.
 """
 
@@ -18,7 +18,7 @@ from cpupack.statistics import ActivationStats
 _AVERAGING_CONSTANT = 0.01
 _CANDIDATES = 100
 _FARTHEST = 2.0
-"""How far beyond what was seen ``tail_mse`` may go, as a multiple."""
+"""The largest range that ``tail_mse`` may choose, as a multiple of the seen values."""
 _COARSE, _FINE = 0.05, 0.01
 
 Array = npt.NDArray[np.float64]
@@ -27,8 +27,8 @@ Array = npt.NDArray[np.float64]
 def choose_range(stats: ActivationStats, observer: str, levels: int, percentile: float = 99.99) -> tuple[float, float]:
     """Return the range to quantize to ``levels`` steps (256 for 8 bits, 128 for 7).
 
-    ``percentile`` (50 to 100] is used by the ``percentile`` observer alone. The result does not exceed what was seen,
-    but with ``tail_mse``, which is for what was not.
+    Only the ``percentile`` observer uses ``percentile`` (50 to 100]. The range does not exceed the seen values, except
+    with ``tail_mse``, which allows for values that calibration has not seen.
     """
     if observer == "tail_mse":
         return least_mse_with_tails(stats, levels)
@@ -67,9 +67,9 @@ def moving_average(stats: ActivationStats) -> tuple[float, float]:
 
 
 def keep_percentile(stats: ActivationStats, percentile: float) -> tuple[float, float]:
-    """Keep ``percentile`` percent of the values, the rest cut off each end in equal shares.
+    """Keep ``percentile`` percent of the values, and cut off half of the others at each end.
 
-    A one-sided tensor (after a ReLU) is cut at its far end only, by the whole share.
+    A one-sided tensor (after a ReLU) is cut only at its far end, by the whole share.
     """
     edges, counts = stats.occupied()
     outside = 1.0 - percentile / 100.0
@@ -85,7 +85,7 @@ def keep_percentile(stats: ActivationStats, percentile: float) -> tuple[float, f
 
 
 def least_mse(stats: ActivationStats, levels: int) -> tuple[float, float]:
-    """Return the clipping range with the least expected squared error, rounding and clipping both counted.
+    """Return the range with the least expected squared error of rounding and clipping together.
 
     Searched as in "Loss Aware Post-training Quantization" and OMSE (Choukroun et al. 2019): the range shrinks towards
     zero in 1 % steps, first both ends together, then each end alone around the best.
@@ -110,8 +110,8 @@ def least_mse(stats: ActivationStats, levels: int) -> tuple[float, float]:
 def least_mse_with_tails(stats: ActivationStats, levels: int) -> tuple[float, float]:
     """Return the range with the least expected squared error on data that calibration has not seen.
 
-    As ``least_mse``, but beyond the threshold of each tail the fitted distribution stands for the few values seen
-    there, so that the range may end beyond them. Each end is searched in steps of 5 %, then of 1 % around the best.
+    Like ``least_mse``, but beyond the threshold of each tail a fitted distribution replaces the few values seen there.
+    So the range may end beyond them. Each end is searched in steps of 5 %, then of 1 % around the best.
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     edges, counts = stats.occupied()
@@ -139,7 +139,7 @@ def least_mse_with_tails(stats: ActivationStats, levels: int) -> tuple[float, fl
 
 
 def _least(error: Callable[[float], float], farthest: float) -> float:
-    """Return the share of what was seen with the least error, up to ``farthest``."""
+    """Return the multiple of the seen range with the least error, up to ``farthest``."""
     coarse = min(np.linspace(farthest, _COARSE, round(farthest / _COARSE)), key=error)
     fine = np.minimum(coarse + np.arange(_FINE - _COARSE, _COARSE, _FINE), farthest)
     return float(min(fine, key=error))
@@ -157,8 +157,8 @@ def quantization_mse(values: Array, weights: Array, low: float, high: float, lev
 def least_l2_error(stats: ActivationStats, levels: int) -> tuple[float, float]:
     """Narrow the range quantile by quantile while the L2 error falls: torch's HistogramObserver on exact bins.
 
-    torch/ao/quantization/observer.py, ``HistogramObserver._non_linear_param_search``: each step gives up 1e-5 of the
-    values at the end where more bins are skipped by it, and the search stops when the error grows.
+    torch/ao/quantization/observer.py, ``HistogramObserver._non_linear_param_search``: each step drops 1e-5 of the
+    values at the end where that skips more bins. The search stops when the error grows.
     """
     edges, counts = stats.occupied()
     total = float(counts.sum())
@@ -211,8 +211,8 @@ def least_kl_divergence(stats: ActivationStats, levels: int) -> tuple[float, flo
 
     Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each candidate threshold the reference P is the histogram
     with the outliers added to its last bin, Q is the same bins merged to ``levels`` steps and spread back over the
-    non-empty ones; the threshold with the least KL(P || Q) wins. The threshold is one of magnitude, as theirs: it cuts
-    an end only where that reaches beyond it. The bin at zero counts like its neighbour (as in NVIDIA's
+    non-empty ones; the threshold with the least KL(P || Q) wins. The threshold is one of magnitude: it cuts an end only
+    if that end reaches beyond it. The bin at zero counts like its neighbour (as in NVIDIA's
     pytorch-quantization): a ReLU piles half of all values there, zero is exact under every threshold, and spreading
     that pile over a step would make every wide threshold look bad.
     """
@@ -252,7 +252,7 @@ def kl_divergence(counts: Array, first: int, last: int, levels: int) -> float:
     if quantized.sum() == 0.0:
         return np.inf
     quantized /= quantized.sum()
-    # Outliers can land in a bin that was empty; a small floor keeps that a large, finite divergence.
+    # Outliers may fall into a bin that was empty. A small floor makes the divergence large but finite.
     positive = reference > 0
     floor = 1e-12
     ratio = reference[positive] / np.maximum(quantized[positive], floor)

@@ -78,7 +78,7 @@ def quantize_fx(
 ) -> tuple[nn.Module, dict[str, str]]:
     """Quantize a fused graph module with the ranges that the observer chooses from its statistics.
 
-    Returns it with why calls stay FP32 that torch would have run in INT8, by their name.
+    Also returns, by call name, why calls stay FP32 that torch would have run in INT8.
 
     ``example`` is one float32 input batch. With ``preprocess`` the result is a ``PixelModel`` where the graph allows
     it. ``limited`` names modules whose weights get 7 bits. The calibrated model is not changed. Raises
@@ -119,12 +119,12 @@ def quantize_eager(
 ) -> nn.Module:
     """Quantize a model with its own QuantStub and DeQuantStub; ``skip`` and ``limited`` work by module name."""
     module = copy.deepcopy(calibrated.fused.module)
-    module.qconfig = static_qconfig(target, recipe.weights)  # type: ignore[assignment]  # where torch's eager mode looks for it
+    module.qconfig = static_qconfig(target, recipe.weights)  # type: ignore[assignment]  # torch's eager mode reads it here
     for name, child in module.named_modules():
         skipped = is_within(name, recipe.skip)
         wrong = type(child) in wrong_types(target.engine) or transposes_wrongly(target.engine, child)
         if skipped or wrong:
-            child.qconfig = None  # torch's way to say FP32
+            child.qconfig = None  # for torch this means FP32
         elif name in limited:
             child.qconfig = limited_weights(_qconfig_of(child, target, recipe.weights))
         elif isinstance(child, TRANSPOSED_CONVS):
@@ -158,11 +158,11 @@ def check_skip(
 
 
 def transposes_wrongly(engine: str, module: nn.Module) -> bool:
-    """Whether an engine has no right INT8 form of a transposed convolution, which then stays FP32.
+    """Whether an engine computes a transposed convolution wrongly in INT8. It then stays FP32.
 
-    oneDNN (which ``x86`` uses too) refuses output padding, and with unequal channels it answers noise: torch 2.13 swaps
-    the two channel dimensions of the packed weights. fbgemm answers noise on its direct path, which takes kernels of
-    height 2 and width up to 6 where both channels are multiples of 8. tests/unit/test_quantize.py shows all three.
+    oneDNN (which ``x86`` also uses) refuses output padding. With unequal channels it returns noise, because torch 2.13
+    swaps the two channel dimensions of the packed weights. fbgemm returns noise on its direct path, for kernels of
+    height 2 and width up to 6 if both channels are multiples of 8. tests/unit/test_quantize.py shows all three.
     """
     if not isinstance(module, TRANSPOSED_CONVS):
         return False
@@ -197,7 +197,7 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
 
 
 def _read_constants_where_they_are_used(graph: fx.GraphModule) -> None:
-    """Give each use of a constant its own read right before it, in place, as retracing does."""
+    """Read each constant again right before each use, in place, as retracing does."""
     for node in list(graph.graph.nodes):
 
         def own(each: fx.Node, node: fx.Node = node) -> fx.Node:
@@ -213,31 +213,33 @@ def _read_constants_where_they_are_used(graph: fx.GraphModule) -> None:
 
 
 def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str]) -> dict[str, str]:
-    """Give every call inside the skipped modules, and what torch would quantize wrongly, no qconfig.
+    """Remove the qconfig of every call inside the skipped modules, and of calls that torch would quantize wrongly.
 
-    Returns why calls outside of them stay FP32, by their name. Module calls go by name. A function call has lost its
-    scope when FX retraces the graph, so it is named by its order among the calls of that function.
+    Returns, by call name, why calls outside the skipped modules stay FP32. Module calls are identified by name. A
+    function call loses its scope when FX retraces the graph, so its order among the calls of that function identifies
+    it.
     """
     for_float = _for_float_readers(graph, skip)
     seen: dict[Any, int] = {}
     for node in graph.graph.nodes:
         order = seen.get(node.target, 0)
         seen[node.target] = order + 1
-        # quantized::add has no alpha, and torch drops it without a word.
+        # quantized::add has no alpha, and torch silently drops it.
         if not _inside(node, skip) and node not in for_float and "alpha" not in node.kwargs:
             continue
         if node.op == "call_module":
             mapping.set_module_name(str(node.target), None)
         elif node.op == "call_function":
             mapping.set_module_name_object_type_order("", node.target, order, None)
-    return {scoped_name(node): "what reads it takes finer steps than INT8 has" for node in for_float}
+    return {scoped_name(node): "the FP32 layer that reads it needs finer steps than INT8 has" for node in for_float}
 
 
 def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:
     """Return the calls without weights that stay FP32 because only FP32 layers read them.
 
-    Of these, those between FP32 layers: in INT8 they would round for nothing. And averages of INT8 values, such as the
-    pooling before a classifier in FP32: their steps are finer than INT8 has. What is exact in INT8 stays INT8.
+    These are calls between FP32 layers, where rounding to INT8 would have no use, and averages of INT8 values, such as
+    the pooling before a classifier in FP32, because their steps are finer than INT8's. Calls that are exact in INT8
+    stay INT8.
     """
     read_in_float: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
@@ -268,9 +270,9 @@ def _inside(node: fx.Node, skip: list[str]) -> bool:
 
 
 def _without_fusers(backend: BackendConfig) -> BackendConfig:
-    """Return the backend without its own fusions: the fuse stage has done those that the recipe asks for.
+    """Return the backend without its own fusions, because the fuse stage has already done those of the recipe.
 
-    ``convert_fx`` learns from the fusions which classes are fused ones, so the rules for those classes now say it.
+    ``convert_fx`` learns from the fusions which classes are fused modules. So the rules for these classes now say so.
     """
     fused = {config.fused_module for config in backend.configs if config.fused_module is not None}
     kept = [config for config in backend.configs if config.fuser_method is None]
@@ -285,7 +287,7 @@ def _with_float_output(
 ) -> list[str]:
     """Give the last linear layers FP32 results, in place, and return their names.
 
-    Not where sums of 16 bits would saturate: what is found of a layer's sums there is of torch's static operators.
+    Not if 16-bit sums could saturate, because the check of a layer's sums only covers torch's static operators.
     """
     if target.saturates:
         return []
@@ -312,8 +314,8 @@ def _least_weight_scales(
 ) -> dict[str, torch.Tensor]:
     """Return the least weight scales of layers whose bias would not fit into 32 bits at their own, by the call's name.
 
-    A bias is a number of steps of input scale times weight scale. Weights that much smaller than the bias change the
-    result by less than a step of it.
+    A bias is stored in steps of input scale times weight scale. Weights that are so much smaller than the bias change
+    the result by less than one of its steps.
     """
     found = {}
     for node in graph.graph.nodes:
@@ -364,9 +366,9 @@ def _has_fixed_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _set_ranges(
     prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize, levels: int
 ) -> None:
-    """Give each observer the range of the tensor it stands on; one that several calls share gets the union.
+    """Give each observer the range of its tensor. An observer that several calls share gets the union.
 
-    ``prepare_fx`` retraces the graph and renames its nodes, so they are matched by order, observers left out.
+    ``prepare_fx`` retraces the graph and renames its nodes, so nodes are matched by order, without the observers.
     """
     assert isinstance(prepared, fx.GraphModule)
     modules = dict(prepared.named_modules(remove_duplicate=False))
@@ -390,7 +392,7 @@ def _set_ranges(
         if not isinstance(observer, StatsObserver):
             if not isinstance(observer, FixedQParamsObserver) or _has_fixed_range(tensor, modules):
                 continue
-            # torch gives the input of a sigmoid the range of its output where nothing else observes it
+            # torch gives the input of a sigmoid the range of its output if no other observer does
             observer = StatsObserver(levels)
             modules[str(node.target)] = observer
             prepared.add_submodule(str(node.target), observer)
@@ -415,11 +417,11 @@ def _observer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> StatsObserv
             return module
         if node.op != "call_method" or not node.all_input_nodes:
             return None
-        node = node.all_input_nodes[0]  # a reshape or permutation has the range of what it reads
+        node = node.all_input_nodes[0]  # a reshape or permutation has the range of its input
 
 
 def _share_range(observers: list[StatsObserver | None]) -> None:
-    """Give observers the union of their ranges: INT8 parts are joined at the scale of the first."""
+    """Give observers the union of their ranges, because INT8 concatenation uses the scale of the first part."""
     known = [each for each in observers if each is not None and each.range is not None]
     if known:
         union = min(each.range[0] for each in known), max(each.range[1] for each in known)  # type: ignore[index]
@@ -428,12 +430,12 @@ def _share_range(observers: list[StatsObserver | None]) -> None:
 
 
 def _set_range(observer: StatsObserver, names: list[str], calibrated: CalibratedModel, recipe: Quantize) -> None:
-    """Set the range that the observer chooses; one without statistics has none, and fails when it is asked for it."""
+    """Set the range that the recipe's observer chooses. Without statistics it has none and fails when it needs one."""
     stats = [calibrated.stats[name] for name in names if name in calibrated.stats]
     if not stats:
         return
     ranges = [choose_range(each, recipe.observer, observer.levels, recipe.percentile) for each in stats]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    if observer.range is not None:  # of a constant that shares the observer
+    if observer.range is not None:  # set for a constant that shares the observer
         low, high = min(low, observer.range[0]), max(high, observer.range[1])
     observer.range = low, high

@@ -1,7 +1,7 @@
-"""Tails beyond the calibration data: how far values will go that a few hundred samples have not shown yet.
+"""Tails: estimates how far values will go on new data, beyond a few hundred calibration samples.
 
-The deeper a layer, the fewer values a sample has there and the more its largest ones are about what the image shows.
-The largest of 2000 other images is then 1.5 times the largest of 500, and clipping it costs more than all the rounding.
+The deeper a layer, the fewer values it has for a sample, and the more its largest values depend on what the image
+shows. The largest value on 2000 new images may be 1.5 times that on 500. Clipping it costs more than all the rounding.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from cpupack.statistics import ActivationStats
 
 _SAMPLES_IN_TAIL = 0.2
 _LEAST_SHAPE, _GREATEST_SHAPE = 0.1, 0.25
-"""Bounds of the shape, which a few hundred samples hardly determine: they are no proof that a tail ends soon."""
+"""Bounds of the shape. A few hundred samples hardly determine it, and cannot prove that a tail ends soon."""
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Values beyond ``threshold``: ``count`` of them, their excess generalized Pareto with ``shape`` and ``scale``."""
+    """``count`` values beyond ``threshold``. Their excess is generalized Pareto with ``shape`` and ``scale``."""
 
     threshold: float
     count: float
@@ -40,10 +40,10 @@ class Tail:
 
 
 def upper_tail(stats: ActivationStats) -> Tail | None:
-    """Fit the tail of the positive values, None where there is none.
+    """Fit the tail of the positive values. Return None without such values.
 
-    Peaks over threshold (Balkema and de Haan 1974, Pickands 1975): whatever the distribution, its excess over a high
-    threshold is nearly generalized Pareto. The threshold is what a fifth of the samples exceed; shape and scale come
+    Peaks over threshold (Balkema and de Haan 1974, Pickands 1975): for any distribution, the excess over a high
+    threshold is nearly generalized Pareto. A fifth of the samples exceed the threshold. Shape and scale are computed
     from the mean and variance of the excess (Hosking and Wallis 1987, method of moments).
     """
     edges, counts = stats.occupied()
@@ -53,7 +53,7 @@ def upper_tail(stats: ActivationStats) -> Tail | None:
 
 
 def lower_tail(stats: ActivationStats) -> Tail | None:
-    """Fit the tail of the negative values, their signs turned; see ``upper_tail``."""
+    """Fit the tail of the negated negative values; see ``upper_tail``."""
     edges, counts = stats.occupied()
     ends = stats.batch_min if stats.sample_min is None else stats.sample_min
     return _fit(-(edges[:-1] + edges[1:]) / 2.0, counts, -ends)

@@ -1,4 +1,4 @@
-"""Make an INT8 model safe on CPUs that add pairs of products in 16 bits: 8-bit activations, 7, or lesser weights."""
+"""Makes an INT8 model safe on CPUs that add pairs of products in 16 bits, by fewer bits where sums would overflow."""
 
 from cpupack.stages.saturate.saturate import make_safe, overflowing_layers
 

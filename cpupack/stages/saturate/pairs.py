@@ -1,13 +1,14 @@
-"""16-bit sums of pairs, as VPMADDUBSW makes them: which of a layer's weights overflow with the activations it sees.
+"""Finds the pairs of a layer's weights whose 16-bit sums, as VPMADDUBSW computes them, overflow on given activations.
 
-The instruction multiplies unsigned by signed bytes and adds neighbouring products in 16 bits, saturating (Intel SDM,
-volume 2, PMADDUBSW). Which products are neighbours is the packing's affair. fbgemm and oneDNN put a filter's weights in
-the order (kernel position, input channel of the group), the last fastest, and take them by two and four, oneDNN padding
-the channels of a position to four; a row of the kernel may begin a new pair. So every two consecutive ones in that
-order are taken here for a possible pair, at both alignments: more pairs than any packing makes.
+The instruction multiplies unsigned by signed bytes and adds neighbouring products in 16 bits, with saturation (Intel
+SDM, volume 2, PMADDUBSW). The packing of the weights decides which products are neighbours. fbgemm and oneDNN order the
+weights of a filter by kernel position, then by input channel of the group, and group them by two or four. oneDNN pads
+the channels of a position to four, and a row of the kernel may begin a new pair. Therefore this module checks every two
+consecutive weights in that order, at both alignments. These are more pairs than any packing makes.
 
-Products of unlike signs cannot overflow, |255 * w| <= 32640. Of equal signs they can where |w1| + |w2| > 128. For these
-it is enough to know, for each value of the one activation, the largest value of the other that came with it.
+The sum of two products with unlike signs cannot overflow, because |255 * w| <= 32640. With equal signs it can if
+w1 and w2 satisfy |w1| + |w2| > 128. For such a pair it is enough to know, for each value of the first activation, the
+largest value of the second that occurred with it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _CHUNK = 2**15
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks; a linear layer has no spatial dimensions."""
+    """Kernel, stride, padding and groups of a convolution. A linear layer has no spatial dimensions."""
 
     groups: int = 1
     stride: Sequence[int] = ()
@@ -37,10 +38,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class PairSums:
-    """What a layer's 16-bit sums come to.
+    """The result for a layer's 16-bit sums.
 
-    ``bound`` is the largest magnitude that any uint8 activations give. Of ``pairs`` of weights ``overflows`` overflow
-    on the data; ``largest`` is the largest magnitude among those, None where none does.
+    ``bound`` is the largest magnitude that any uint8 activations can give. ``pairs`` pairs of weights were checked, and
+    ``overflows`` of them overflow on the data. ``largest`` is the largest magnitude among these, None if none does.
     """
 
     pairs: int
@@ -50,10 +51,10 @@ class PairSums:
 
 
 class PairWatcher:
-    """Collects a layer's inputs and tells what its 16-bit sums come to.
+    """Collects a layer's inputs and computes the result for its 16-bit sums.
 
     ``weights`` is int8 ``(out, in / groups, *kernel)``, or ``(in, out / groups, *kernel)`` for a transposed
-    convolution. Same-position pairs are taken over all pixels, also those that a stride steps over.
+    convolution. Pairs at the same position are checked on all pixels, even those that a stride skips.
     """
 
     def __init__(self, weights: torch.Tensor, geometry: Geometry) -> None:
@@ -61,7 +62,7 @@ class PairWatcher:
         self._kernel = tuple(weights.shape[2:])
         self._weights = _by_group(weights.to(torch.int32), geometry)  # (groups, out of a group, taps, in of a group)
         groups, _, taps, channels = self._weights.shape
-        # For each pair and each code of its first activation: the largest code of the second.
+        # For each pair of weights, and each code of the first activation: the largest code of the second activation.
         self._within = torch.zeros((groups, channels - 1, CODES), dtype=torch.uint8)
         self._across = torch.zeros((taps - 1, groups, CODES), dtype=torch.uint8)
 
@@ -81,7 +82,7 @@ class PairWatcher:
             self._within[..., zero_point] = self._within[..., zero_point].clamp(min=zero_point)
 
     def finish(self) -> PairSums:
-        """Return what the sums come to on everything that was added."""
+        """Return the result for all inputs that were added."""
         weights = self._weights
         groups, rows, taps, channels = weights.shape
         pairs = groups * rows * (taps * (channels - 1) + taps - 1)
@@ -106,7 +107,7 @@ class PairWatcher:
             yield weights[:, tap, -1], weights[:, tap + 1, 0], table
 
     def _add_across(self, codes: torch.Tensor, zero_point: int) -> None:
-        """Note the last channel at each position of the kernel with the first channel at the next position."""
+        """Record pairs across positions: the last channel at a kernel position and the first channel at the next."""
         geometry, channels = self._geometry, self._weights.shape[3]
         pads = [pad for pad in reversed(geometry.padding) for _ in range(2)]
         padded = F.pad(codes, pads, value=zero_point)
@@ -117,7 +118,7 @@ class PairWatcher:
             _note(table, a.movedim(1, -1).flatten(0, -2), b.movedim(1, -1).flatten(0, -2))
 
     def _seen_from(self, padded: torch.Tensor, position: tuple[int, ...]) -> torch.Tensor:
-        """Return the pixels that one position of the kernel meets."""
+        """Return the pixels that one position of the kernel is multiplied with."""
         slices = [slice(None), slice(None)]
         spans = zip(position, self._kernel, self._geometry.dilation, padded.shape[2:], strict=True)
         for (index, size, dilation, length), stride in zip(spans, self._geometry.stride, strict=True):
@@ -127,7 +128,7 @@ class PairWatcher:
         return padded[tuple(slices)]
 
     def _bound_across(self, pixels: torch.Tensor) -> None:
-        """A transposed kernel's positions meet pixels in another order; take the largest codes for neighbours."""
+        """Assume the largest codes for neighbours: a transposed kernel's positions meet pixels in another order."""
         last, first = pixels[..., -1].amax(dim=0), pixels[..., 0].amax(dim=0)
         reached = torch.arange(CODES) <= last[:, None]
         self._across[:] = torch.maximum(self._across, torch.where(reached, first[:, None], 0).to(torch.uint8))
@@ -143,7 +144,7 @@ def _by_group(weights: torch.Tensor, geometry: Geometry) -> torch.Tensor:
 def _note(table: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
     """Raise ``table[pair, code of first]`` to the codes of ``second``; both are uint8 ``(n, *pairs)``.
 
-    Codes that together are below 256 overflow with no weights, 255 * 128 < 2^15, and are left out: most of them.
+    Codes whose sum is below 256 cannot overflow, because 255 * 128 < 2^15. They are left out, and most codes are such.
     """
     found = (first.to(torch.int16) + second >= CODES).nonzero(as_tuple=True)
     if not len(found[0]):
@@ -156,7 +157,7 @@ def _note(table: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Non
 
 
 def _overflows(first: torch.Tensor, second: torch.Tensor, table: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """Yield how many of the pairs of weights ``(pairs, rows)`` overflow, and the largest magnitude, in parts."""
+    """Yield, part by part, how many of the pairs of weights ``(pairs, rows)`` overflow, and the largest magnitude."""
     risky = (first.sign() == second.sign()) & ((first + second).abs() * (CODES - 1) > MOST) & table.any(1)[:, None]
     rows = risky.nonzero(as_tuple=True)
     codes = torch.arange(CODES, dtype=torch.int32)

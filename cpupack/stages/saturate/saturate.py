@@ -1,4 +1,4 @@
-"""Quantize for a CPU without VNNI: 8-bit activations where no sum overflows, else 7, else lesser weights too."""
+"""Quantizes for a CPU without VNNI: 8-bit activations if no sum overflows, else 7, else also 7-bit weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Quantize = Callable[[Target, frozenset[str]], QuantizedModel]
 def make_safe(
     quantize: Quantize, target: Target, samples: Samples, progress: Progress
 ) -> tuple[QuantizedModel, SaturationReport]:
-    """Return an INT8 model none of whose 16-bit sums overflows on the samples, and what was found on the way.
+    """Return an INT8 model whose 16-bit sums do not overflow on the samples, and a report.
 
-    In this order: 8-bit activations, 7-bit ones (values beyond the calibrated range still have codes up to 255), and
-    weights of 7 bits in the layers that overflow still: 255 * 64 * 2 fits for any activations. On synthetic samples 8
-    bits are taken only where no activations at all can overflow. Raises VerificationError naming the layers that
-    overflow in the end.
+    Tries in this order: 8-bit activations; 7-bit activations (values beyond the calibrated range still have codes up to
+    255); also 7-bit weights in the layers that still overflow, because 255 * 64 * 2 fits for any activations. With
+    synthetic samples, 8 bits are used only if no activations at all can overflow. Raises VerificationError with the
+    names of the layers that still overflow.
     """
     refused: list[LayerSaturation] = []
     limited: frozenset[str] = frozenset()
@@ -59,10 +59,10 @@ def make_safe(
 
 
 def overflowing_layers(quantized: QuantizedModel, samples: Samples) -> tuple[LayerSaturation, ...]:
-    """Run the model on all samples and return what the 16-bit sums of each layer come to.
+    """Run the model on all samples and return the result for the 16-bit sums of each layer.
 
-    The codes are those of the model itself. On a CPU without VNNI what follows an overflow is wrong, but the layer
-    that overflows first is found.
+    The activations are those of the INT8 model. On a CPU without VNNI they are wrong after a layer that overflows, but
+    the first such layer is found.
     """
     watcher = OperatorWatcher(quantized.module)
     with torch.inference_mode(), engine(quantized.target.engine), watcher:

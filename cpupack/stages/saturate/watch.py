@@ -1,4 +1,4 @@
-"""Run an INT8 model and see the inputs and weights of its every operator, whatever class or function called it."""
+"""Runs an INT8 model and records the inputs and weights of each operator, called by a module or by a function."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _HOLDER = re.compile(r"(\._packed_params)+$")
 
 
 class OperatorWatcher(TorchDispatchMode):
-    """While entered, notes the inputs of every operator with packed INT8 weights. Dynamic ones take floats: left out.
+    """Inside ``with``, records the inputs of every operator with packed INT8 weights. Dynamic operators are left out.
 
-    A layer is named after the module that holds its weights; those of a function have a name that FX gave them.
+    A layer has the name of the module that holds its weights. The weights of a function have a name from FX.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self._layers: dict[str, PairWatcher] = {}
-        # The same packed weights come as another Python object each time, with the same hash.
+        # The same packed weights are a new Python object at each call, but with the same hash.
         self._names = {
             hash(value): _HOLDER.sub("", f"{name}.{key}").lstrip(".")
             for name, child in module.named_modules()
@@ -33,7 +33,7 @@ class OperatorWatcher(TorchDispatchMode):
         }
 
     def sums(self) -> dict[str, PairSums]:
-        """Return what each layer's 16-bit sums come to, in the order of the first call."""
+        """Return the result for each layer's 16-bit sums, in the order of the first call."""
         return {name: layer.finish() for name, layer in self._layers.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -50,7 +50,7 @@ class OperatorWatcher(TorchDispatchMode):
             self._layers[name] = PairWatcher(weights.int_repr(), geometry)
         codes = values.int_repr()
         if conv and codes.ndim == int(conv[1]) + 1:
-            codes = codes.unsqueeze(2)  # torch runs a convolution over one dimension as one of height 1
+            codes = codes.unsqueeze(2)  # torch runs a 1-D convolution as a 2-D convolution of height 1
         self._layers[name].add(codes, int(values.q_zero_point()))
 
 

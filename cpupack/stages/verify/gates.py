@@ -1,4 +1,4 @@
-"""The gates of ``[evaluation]``: what each needs, if it holds, if the samples show it, and who passes."""
+"""The gates of ``[evaluation]``: whether each can be measured, whether it holds, and whether the samples prove it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cpupack.recipe import Evaluation
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
 OFF = "off"
-"""What a recipe sets a gate to that has a default, to have none."""
+"""The value in a recipe that turns off a gate with a default."""
 
 IntervalOf = Callable[[int], Interval]
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """What one gate is about. ``interval_of`` gives the interval that another number of samples would have."""
+    """The value that one gate judges. ``interval_of`` estimates its interval for another number of samples."""
 
     value: float
     ci95: Interval | None
@@ -34,23 +34,23 @@ class _Measured:
 
 
 def check_gates(evaluation: Evaluation, output_shape: tuple[int, ...]) -> None:
-    """Raise RecipeError for a gate on classes where the model's output (without the batch) is not ``(classes,)``."""
+    """Raise RecipeError for a gate on classes if the model's output (without the batch) is not ``(classes,)``."""
     if accuracy.has_classes(output_shape):
         return
     for name in _CLASS_GATES:
         if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
-                f"[evaluation] {name} is about classes, and the model's output has shape {output_shape} for a sample, "
+                f"[evaluation] {name} compares classes, but the model's output has shape {output_shape} for a sample, "
                 "not (classes,)",
-                hint="gate such a model with min_sqnr_db, or with a metric of your own (evaluation.metric)",
+                hint="use the gate min_sqnr_db for such a model, or your own metric (evaluation.metric)",
             )
 
 
 def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True, classifies: bool = False) -> Contender:
-    """Return the contender with each gate that the recipe sets and that could be measured.
+    """Return the contender with the result of each gate that the recipe sets and that could be measured.
 
-    Gates that have a default hold for ``trained`` weights without being set, the one on agreement where the model
-    ``classifies`` or the data has labels. Of those only what fails is listed.
+    Gates with a default also apply to ``trained`` weights if the recipe does not set them. The one on agreement then
+    applies only if the model ``classifies`` or the data has labels. Default gates are listed only if they fail.
     """
     gates = []
     classifies = classifies or contender.report.labelled_samples > 0
@@ -68,9 +68,9 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
 
 
 def choose(contenders: Sequence[Contender]) -> Contender:
-    """Return the first contender that passes every gate; give the fastest first.
+    """Return the first contender that passes every gate. ``contenders`` are sorted, fastest first.
 
-    Raises VerificationError with the numbers of all of them when none does.
+    Raises VerificationError with the numbers of all contenders when none passes.
     """
     for each in contenders:
         if each.report.passed:
@@ -87,7 +87,7 @@ def choose(contenders: Sequence[Contender]) -> Contender:
             if gate.note and not gate.passed:
                 lines.append(f"    {gate.note}")
     defaults = dict.fromkeys(gate.name for each in contenders for gate in each.report.gates if gate.default)
-    lowered = f'; {" and ".join(defaults)} in [evaluation] lowers a default, "off" drops it' if defaults else ""
+    lowered = f'; {" and ".join(defaults)} in [evaluation] lowers a default, "off" turns it off' if defaults else ""
     raise VerificationError(
         f"[evaluation] the gates do not hold (on {contenders[0].report.data}):\n" + "\n".join(lines),
         hint="[quantize] recover = true searches for settings that hold gates on accuracy; see docs/how-to/gates.md"
@@ -95,13 +95,13 @@ def choose(contenders: Sequence[Contender]) -> Contender:
     )
 
 
-def doubts(contender: Contender) -> list[str]:
-    """Return a sentence for each gate that holds as measured, but that so few samples cannot show."""
+def unproven(contender: Contender) -> list[str]:
+    """Return a sentence for each gate that holds as measured but is not proven by so few samples."""
     return [gate.note for gate in contender.report.gates if gate.passed and gate.note]
 
 
 def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
-    """Yield each gate's name and its measurement, where there is one."""
+    """Yield each gate's name and its measurement, if it was measured."""
     labelled, samples = report.labelled_samples, report.samples
     if report.top1_fp32 is not None and report.top1_int8 is not None:
         drop, lost, won = report.top1_fp32 - report.top1_int8, report.top1_lost or 0, report.top1_won or 0
@@ -133,7 +133,7 @@ def _share(value: float, ci95: Interval | None, samples: int) -> _Measured:
 
 
 def _shrinking(ci95: Interval | None, samples: int) -> IntervalOf | None:
-    """Return how an interval that narrows with the root of the samples does so."""
+    """Return a function from a number of samples to the interval, whose width shrinks with the root of that number."""
     if ci95 is None:
         return None
     low, high = ci95
@@ -150,7 +150,7 @@ def _gate(name: str, bound: float, measured: _Measured, *, confident: bool) -> G
     most = name.startswith("max_")
 
     def holds(value: float) -> bool:
-        # 0.80 - 0.79 is a little more than 0.01 in binary; no sample count makes a step as small as 1e-9.
+        # 0.80 - 0.79 is a little more than 0.01 in binary. The tolerance of 1e-9 is less than one sample can change.
         return value <= bound + _ROUNDING * max(1.0, abs(bound)) if most else value >= bound
 
     def shown_by(interval: Interval) -> bool:
@@ -165,7 +165,7 @@ def _gate(name: str, bound: float, measured: _Measured, *, confident: bool) -> G
 
 
 def _note(name: str, bound: float, measured: _Measured, shown_by: Callable[[Interval], bool]) -> str:
-    """Say that the samples do not show a gate that holds as measured, and how many would."""
+    """Return a sentence: the samples do not prove a gate that holds as measured, and how many samples would."""
     assert measured.ci95 is not None
     factor, unit = measured.factor, measured.unit
     value, low, high = (_number(each * factor) for each in (measured.value, *measured.ci95))
@@ -175,8 +175,8 @@ def _note(name: str, bound: float, measured: _Measured, shown_by: Callable[[Inte
         return text
     needed = accuracy.samples_needed(lambda count: shown_by(interval_of(count)), measured.samples)
     if needed is None:
-        return f"{text}: no number of samples shows a bound that is the measured value itself"
-    return f"{text}: this many samples cannot show {bound * factor:g}{unit}; about {_rounded_up(needed):,} would"
+        return f"{text}: no number of samples can prove a bound that equals the measured value"
+    return f"{text}: so few samples cannot prove {bound * factor:g}{unit}; about {_rounded_up(needed):,} would"
 
 
 def _number(value: float) -> str:
@@ -184,7 +184,7 @@ def _number(value: float) -> str:
 
 
 def _rounded_up(count: int) -> int:
-    """Round up to two significant digits: the estimate is no better than that."""
+    """Round up to two significant digits, because the estimate is not more accurate than that."""
     step: int = 10 ** max(len(str(count)) - 2, 0)
     return -(-count // step) * step
 

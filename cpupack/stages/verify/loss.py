@@ -1,4 +1,4 @@
-"""What is said of a build whose INT8 outputs are far from FP32's: how far, which layers lose most, what to try."""
+"""The warning about INT8 outputs that are far from FP32's: how far, which layers lose most, and what to try."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _FEW_SAMPLES = 100
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What one layer alone costs: the SQNR of the model's outputs when nothing else is INT8.
+    """The loss of one layer: the SQNR of the model's outputs when only this layer is INT8.
 
-    ``name`` is the user's; ``skip`` is what ``[quantize] skip`` takes for it, None for a function call.
+    ``name`` is the layer's name in the user's model. ``skip`` is its name for ``[quantize] skip``, None for a function
+    call.
     """
 
     name: str
@@ -28,7 +29,7 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class Loss:
-    """Why a build is doubtful. ``worst_layers`` come worst first; ``advice`` is what to try, best first."""
+    """How far INT8 is from FP32 and why. ``worst_layers`` has the worst first, ``advice`` the best first."""
 
     sqnr_db: float
     agreement: float | None
@@ -44,7 +45,7 @@ class Loss:
 
     @property
     def finding(self) -> str:
-        """How far INT8 is from FP32."""
+        """How far INT8 is from FP32, as text."""
         parts = []
         if not self.sqnr_db >= LOW_SQNR_DB:
             parts.append(f"SQNR {self.sqnr_db:.1f} dB, below {LOW_SQNR_DB:g}")
@@ -54,18 +55,18 @@ class Loss:
 
 
 def is_lossy(report: VerifyReport) -> bool:
-    """Whether INT8 answers so differently from FP32 that the user must hear of it; NaN does."""
+    """Whether INT8 outputs differ so much from FP32 that the user must be warned. NaN counts as different."""
     return not report.sqnr_db >= LOW_SQNR_DB or (report.agreement is not None and report.agreement < LOW_AGREEMENT)
 
 
 def worst_in_words(layers: Sequence[LayerLoss]) -> str:
-    """Name the layers that lose most, each with the SQNR of the outputs where it alone is INT8."""
+    """Name the layers that lose most, each with the SQNR of the outputs when only that layer is INT8."""
     if not layers:
-        return "No layer loses anything alone: what runs is not what was quantized, please report it."
+        return "No single layer loses anything, so the saved model does not match the quantized one; please report it."
     named = ", ".join(f"{each.name} {each.output_sqnr_db:.1f} dB" for each in layers)
-    text = f"Worst layers, each alone in INT8: {named}."
+    text = f"Worst layers (SQNR when only that layer is INT8): {named}."
     if layers[0].output_sqnr_db > _MANY_DB:
-        text += " None of them explains it alone: the loss is the sum of many layers."
+        text += " No single layer explains the loss: it is the sum of many layers."
     return text
 
 
@@ -78,14 +79,14 @@ def loss_of(
     calibration_samples: int,
     dynamic: bool,
 ) -> Loss:
-    """Return what to say of a lossy build. ``layers`` come worst first; the rest are facts that advice depends on."""
+    """Return the report on a lossy build. ``layers`` has the worst first. The advice depends on the other arguments."""
     worst = tuple(layers[:LISTED])
     advice = []
     if random_weights:
-        advice.append("trained weights: what random ones lose says little")
+        advice.append("trained weights (the loss of random ones says little)")
     if not dynamic:
         if synthetic:
-            advice.append("calibration on real data in place of synthetic")
+            advice.append("calibration on real instead of synthetic data")
         elif calibration_samples < _FEW_SAMPLES:
             advice.append(f"more calibration samples than {calibration_samples}")
     if skips := list(dict.fromkeys(each.skip for each in worst if each.skip)):

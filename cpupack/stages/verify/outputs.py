@@ -1,4 +1,4 @@
-"""Run the FP32 model, then the saved one in a fresh process, and measure how far apart they are."""
+"""Runs the FP32 model, then the saved model in a fresh process, and measures how much their outputs differ."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GOLDEN_SAMPLES = 4
 
 
 def load_metric(loaded: LoadedRecipe) -> Metric | None:
-    """Import the function of ``[evaluation] metric``, None where the recipe names none.
+    """Import the function of ``[evaluation] metric``. Return None if the recipe names none.
 
     Raises RecipeError when there is no such function or its file cannot be imported.
     """
@@ -59,20 +59,20 @@ def run_reference(
     metric: Metric | None = None,
     labels_required: bool = True,
 ) -> Reference:
-    """Run the FP32 model as loaded.
+    """Run the loaded FP32 model.
 
-    Raises CalibrationError for labels that the model has no class for; where no gate requires them, that is a warning
+    Raises CalibrationError for labels that the model has no class for. If no gate needs labels, that is only a warning,
     and accuracy is not measured.
     """
     if samples.labels is not None:
         classes = model.output_shape[0] if len(model.output_shape) == 1 else 0
         largest = int(samples.labels.max())
         if largest >= classes:
-            problem = f"{samples.origin} has class {largest}, the model's output has shape {model.output_shape}"
+            problem = f"{samples.origin} has class {largest}, but the model's output has shape {model.output_shape}"
             if labels_required:
                 raise CalibrationError(
                     f"[evaluation] {problem}",
-                    hint="class folders are numbered in alphabetical order, or matched with [model] labels by name",
+                    hint="class folders are numbered in alphabetical order, or by their names in [model] labels",
                 )
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
@@ -87,8 +87,8 @@ def run_reference(
 def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
     """Reload the saved model in a fresh process and compare it with the INT8 module and with FP32.
 
-    ``directory`` takes the exchanged files. Raises VerificationError when the saved model does not answer exactly as
-    the module it was made from.
+    The files for the other process are written into ``directory``. Raises VerificationError when the outputs of the
+    saved model do not exactly equal those of the module that it was made from.
     """
     samples = reference.samples
     replayed = _replay(scripted, samples, directory)
@@ -115,7 +115,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
 
 
 def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
-    """Return a report of what needs no labels."""
+    """Return a report with all measures that need no labels."""
     samples, expected = reference.samples, reference.outputs
     report = VerifyReport(
         data=samples.origin,
@@ -135,7 +135,7 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
 
 
 def _top_k(reference: Reference, actual: FloatArray) -> dict[str, Any]:
-    """Return the report's fields on top-1 and top-5, none without labels."""
+    """Return the report's fields about top-1 and top-5, empty without labels."""
     labels = reference.samples.labels
     if labels is None:
         return {}
@@ -156,7 +156,7 @@ def _top_k(reference: Reference, actual: FloatArray) -> dict[str, Any]:
 
 
 def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
-    """Return the report's fields on the user's metric, none where there is none."""
+    """Return the report's fields about the user's metric, empty without one."""
     metric, targets = reference.metric, reference.samples.targets
     if metric is None or targets is None:
         return {}
@@ -184,7 +184,7 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
 
 
 def _run_quantized(quantized: QuantizedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
-    """Run the first samples through the INT8 module here, in the batches that the replay uses."""
+    """Run the first samples through the INT8 module in this process, in the same batches as the replay."""
     data = samples.data[: min(_EQUAL_SAMPLES, BATCH_SIZE)]
     batch = torch.from_numpy(model_input(data, samples.preprocess, pixel_input=pixel_input))
     with torch.inference_mode(), engine(quantized.target.engine):
@@ -193,10 +193,10 @@ def _run_quantized(quantized: QuantizedModel, samples: Samples, *, pixel_input: 
 
 
 def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[str, FloatArray]:
-    """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first as ``floats``.
+    """Return the saved model's outputs on ``all`` samples, on the ``golden`` ones, and on the first ones as ``floats``.
 
-    The golden ones are a batch of their own, because dynamic quantization measures its ranges over its batch. Floats
-    are the other input of a model that takes pixels.
+    The golden samples are a separate batch, because dynamic quantization measures ranges over each batch. ``floats``
+    checks the second input form of a model that takes pixels.
     """
     inputs = directory / "replay-inputs.npy"
     np.save(inputs, samples.data)

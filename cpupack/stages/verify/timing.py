@@ -1,4 +1,4 @@
-"""Time the contenders against FP32 in one fresh process, interleaved."""
+"""Times the contenders against FP32 in one fresh process, interleaved."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def race(
     batch_size: int,
     threads: int,
 ) -> list[Contender]:
-    """Time the contenders and FP32 in one fresh process, interleaved; return them with their speedup, fastest first.
+    """Time the contenders and FP32 in one fresh process, interleaved. Return them with their speedup, fastest first.
 
-    Each is given what its runner would give it: pixels where it takes them, floats normalized beforehand where not.
-    The speedup is the median over the rounds of FP32's time by the contender's. Rows are ``{round, name, latency_ms}``.
+    Each gets the input that its runner would give it: pixels if it takes them, else normalized floats. The speedup is
+    the median over the rounds of FP32's time divided by the contender's. Rows are ``{round, name, latency_ms}``.
     """
     entries: list[dict[str, Any]] = [
         {
@@ -77,7 +77,7 @@ def race(
 
 
 def _ratios(rows: list[dict[str, Any]], name: str) -> list[float]:
-    """Return FP32's time by that of the engine ``name`` in each round."""
+    """Return for each round FP32's time divided by that of the engine ``name``."""
     by_round: dict[int, dict[str, float]] = {}
     for row in rows:
         by_round.setdefault(row["round"], {})[row["name"]] = row["latency_ms"]

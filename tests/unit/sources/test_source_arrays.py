@@ -149,7 +149,7 @@ def test_targets_of_arrays_have_any_shape_and_follow_their_rows(tmp_path: Path, 
     np.savez(tmp_path / "labels.npz", data=data, labels=np.arange(10))
     assert read("arrays:labels.npz", **wanted).targets.tolist() == list(range(10))
     np.savez(tmp_path / "none.npz", data=data)
-    with pytest.raises(CalibrationError, match=r'no array "targets" \(or "labels"\), and the metric needs one'):
+    with pytest.raises(CalibrationError, match=r'no array "targets" \(or "labels"\), which the metric needs'):
         read("arrays:none.npz", **wanted)
     np.savez(tmp_path / "few.npz", data=data, targets=masks[:9])
     with pytest.raises(CalibrationError, match=r"targets have shape \(9, 2, 3\); their first dimension must be the 10"):

@@ -78,7 +78,7 @@ def test_synthetic_images_look_natural(read: Open, progress: Recorder) -> None:
     found = read("synthetic", shape=(3, 64, 64), preprocess={"crop": 64}, samples=24)
     assert found.data.shape == (24, 64, 64, 3)
     assert found.synthetic
-    assert any("speed work only" in warning for warning in progress.warnings)
+    assert any("good only to measure speed" in warning for warning in progress.warnings)
     grey = found.data.mean(axis=-1)
     # Neighbouring pixels of photographs correlate above 0.9 (Field 1987); those of white noise do not.
     centred = grey - grey.mean(axis=(1, 2), keepdims=True)
@@ -129,7 +129,7 @@ def test_synthetic_data_has_no_labels(read: Open) -> None:
 
 
 def test_unknown_source(read: Open) -> None:
-    with pytest.raises(CalibrationError, match='no data source "pictures:x"'):
+    with pytest.raises(CalibrationError, match='unknown data source "pictures:x"'):
         read("pictures:x")
 
 
@@ -145,7 +145,7 @@ def test_targets_of_a_factory(tmp_path: Path, read: Open) -> None:
     assert found.labels is None
     assert found.targets is not None
     assert found.targets[:, 0, 0].tolist() == [0, 1, 2]
-    with pytest.raises(CalibrationError, match="item 1 has no target, and the metric needs one"):
+    with pytest.raises(CalibrationError, match="item 1 has no target, which the metric needs"):
         read("python:data.py:some", **wanted)
     with pytest.raises(CalibrationError, match=r"the target of item 1 has shape \(2,\), and that of item 0 \(1,\)"):
         read("python:data.py:ragged", **wanted)

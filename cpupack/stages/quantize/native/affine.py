@@ -1,4 +1,4 @@
-"""Sums and products with constants of the graph, each in float32: none of them is rounded to 8 bits."""
+"""Sums and products with constants of the graph. They are computed in float32, so no constant is rounded to 8 bits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def is_affine(calls: Calls, node: fx.Node) -> bool:
 
 
 def is_sloped(calls: Calls, node: fx.Node) -> bool:
-    """Whether a call is a PReLU with slopes of its own for each channel."""
+    """Whether a call is a PReLU with a separate slope for each channel."""
     module = calls.module(node)
     return isinstance(module, nn.PReLU) and module.num_parameters > 1
 
 
 def scale_and_shift(b: Builder, node: fx.Node) -> None:
-    """Lower arithmetic with constants, one call after the other, and a ReLU behind it."""
+    """Lower consecutive calls of arithmetic with constants, and a ReLU after them."""
     factor, shift = torch.ones(()), torch.zeros(())
     last, reader = node, node
     operand = next(each for each in node.args if b.calls.constant(each) is None)
@@ -82,7 +82,7 @@ def slope(b: Builder, node: fx.Node) -> None:
 def _then(
     calls: Calls, node: fx.Node, source: object, factor: torch.Tensor, shift: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return factor and shift of ``node`` after those of what goes into it."""
+    """Return factor and shift of ``node``, combined with those of its input."""
     first = node.args[0] is source
     constant = calls.constant(node.args[1] if first else node.args[0])
     assert constant is not None
@@ -97,7 +97,7 @@ def _then(
 
 
 def _placed(b: Builder, operand: object, node: fx.Node, shape: tuple[int, ...]) -> tuple[int, torch.Tensor | None]:
-    """Return a buffer that has each value of an operand once, and their order; copied where it is a part or repeats."""
+    """Return a buffer with each value of an operand once, and their order. A part, or repeated values, are copied."""
     assert isinstance(operand, fx.Node)
     value = b.value(operand, node)
     if shape_of(operand) != shape:
@@ -110,7 +110,7 @@ def _placed(b: Builder, operand: object, node: fx.Node, shape: tuple[int, ...]) 
 
 
 def _in_place(constant: torch.Tensor, order: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-    """Return a constant as ``(height, width, channels)`` of a buffer, as ``(channels,)`` if all places are alike."""
+    """Return a constant as ``(height, width, channels)`` of a buffer, as ``(channels,)`` if all positions are equal."""
     if constant.ndim > order.ndim:
         constant = constant.reshape(constant.shape[constant.ndim - order.ndim :])  # a batch of one
     everywhere = torch.empty(buffer.size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A program while it is made: its buffers, which value of the graph is where, and what is told of each layer."""
+"""Builds a program: its buffers, the place of each value of the graph, and the facts about each layer."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _LEVELS = 256
 class Builder:
     """Grows ``program`` call by call.
 
-    ``values`` holds what has been lowered; a call with several results has a tuple. ``absorbed`` are calls that
-    another one's kernel does on the way, ``results`` are the calls whose values go to the caller and ``left`` has the
-    first value of those that do already. ``in_place`` are parts of concatenations that were written where they belong,
-    ``copied`` the places (buffer, channel) of those copied. ``borders`` has the zeros around an image that the
-    convolutions reading it add: left, right, top, bottom. ``images`` are inputs that come as NCHW, alone. With
-    ``fitting`` weights get values whose products fit into 16-bit sums, which ``sums`` tells of.
+    ``values`` has the values of lowered calls; a call with several results has a tuple. ``absorbed`` are calls that the
+    kernel of another call also computes. ``results`` are the calls whose values go to the caller, and ``left`` has the
+    first value of those that are already written. ``in_place`` are parts of concatenations that were written directly
+    to their place, ``copied`` the places (buffer, channel) of copied parts. ``borders`` has the zeros around an image
+    that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
+    With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Builder:
         return self.program.buffers[number]
 
     def bordered(self, number: int, halo: tuple[int, int], fill: int) -> int:
-        """Return a buffer with (at least) this halo: the same one where its border may be widened, else a copy."""
+        """Return a buffer with at least this halo: the same buffer if its border may be widened, else a copy."""
         buffer = self.buffer(number)
         if halo == (0, 0):
             return number
@@ -127,14 +127,14 @@ class Builder:
     # ---- values ----
 
     def value(self, operand: object, reader: fx.Node) -> Value:
-        """Return where an operand is. Raises QuantizationError where it is no activation."""
+        """Return the place of an operand. Raises QuantizationError if the operand is not an activation."""
         found = self.values.get(operand) if isinstance(operand, fx.Node) else None
         if not isinstance(found, Value):
             raise self.calls.refusal(reader, "with a constant operand")
         return found
 
     def image(self, operand: object, reader: fx.Node) -> int:
-        """Return the number of a buffer that has an operand's channels as they are; a selection of them is copied."""
+        """Return the number of a buffer whose channels are those of an operand. Selected channels are copied."""
         value = self.value(operand, reader)
         if value.order is None:
             return value.buffer
@@ -154,7 +154,7 @@ class Builder:
         return self._images[operand]
 
     def rows(self, operand: object, reader: fx.Node) -> Value:
-        """Return an operand with its last dimension as the channels of a buffer: copied where it is not."""
+        """Return an operand with its last dimension as the channels of a buffer. It is copied if necessary."""
         value = self.value(operand, reader)
         source = self.buffer(value.buffer)
         if last_channels_of(value, source) is not None:
@@ -167,9 +167,9 @@ class Builder:
         return Value(copy, order)
 
     def move(self, source: int, target: int, elements: torch.Tensor, places: torch.Tensor) -> None:
-        """Append a layer that takes elements of one buffer to places in another, in its scale.
+        """Append a layer that copies elements of one buffer to places in another, rescaled.
 
-        Both are int64, elements' numbers by channel, row and column; FILL among the first is a zero.
+        Both are int64 numbers of elements, counted by channel, row and column. FILL in ``elements`` is a zero.
         """
         one, other = self.buffer(source), self.buffer(target)
         moves = moves_of(memory_places(elements, one), memory_places(places, other), one, other)
@@ -181,19 +181,19 @@ class Builder:
         self.append(layer)
 
     def goes_out(self, node: fx.Node) -> bool:
-        """Whether a call's values go to the caller and nowhere else."""
+        """Whether a call's values go only to the caller."""
         return node in self.results and all(user.op == "output" for user in node.users)
 
     def leave(self, node: fx.Node, count: int) -> int:
-        """Return where the values of a result begin, for each sample, among those that the caller gets."""
+        """Return the index of a result's first value among the values of a sample that the caller gets."""
         self.left[node] = self.program.outputs
         self.program.outputs += count
         return self.left[node]
 
     def slice_for(self, node: fx.Node) -> tuple[int, int] | None:
-        """Return the buffer of the concatenations that alone read a call, and at which channel it is there.
+        """Return the buffer and the first channel of a call in the concatenations that are its only readers.
 
-        None where something else reads it too, or it would have to be in two places.
+        None if another call also reads it, or if it would have to be in two places.
         """
         wholes = {self._wholes.get(reader) for reader in node.users}
         whole = wholes.pop()
@@ -204,9 +204,9 @@ class Builder:
         return self.joined(whole), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
 
     def joined(self, node: fx.Node) -> int:
-        """Return the buffer of a concatenation, which its parts may write before it is reached.
+        """Return the buffer of a concatenation. Its parts may be written before the concatenation is lowered.
 
-        One that another begins with is in that one's buffer (DenseNet's features are read again and again).
+        If a longer concatenation begins with it, both share that buffer (DenseNet reads its features many times).
         """
         whole = self._wholes[node]
         if whole not in self._joined:
@@ -216,13 +216,13 @@ class Builder:
     # ---- layers ----
 
     def append(self, layer: Layer) -> None:
-        """Append a layer of which nothing is told: copies, second forms, parts."""
+        """Append a layer without a fact of its own: a copy, a second form, a part."""
         self.program.layers.append(layer)
 
     def tell(
         self, node: fx.Node, result: fx.Node, kernel: str, *, kind: str = "", weight_sqnr_db: float | None = None
     ) -> None:
-        """Note what became of ``node`` and of the calls up to ``result``, whose values the last layer leaves."""
+        """Record the fact about ``node`` and the calls up to ``result``, whose values the last layer writes."""
         value = self.values[result]
         assert isinstance(value, Value)
         buffer = self.buffer(value.buffer) if value.buffer >= 0 else None

@@ -1,4 +1,4 @@
-"""The calls of a graph as lowering asks for them: what is called, with which settings, who reads the result."""
+"""The calls of a graph, for lowering: the called function or module, its settings, the readers of the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Calls:
         return type(self.module(node)) if node.op == "call_module" else node.target
 
     def kind(self, node: fx.Node) -> str:
-        """Return what is called as people read it."""
+        """Return the name of the called function or module, for messages."""
         module = self.module(node)
         return kind_of(module) if module is not None else getattr(node.target, "__name__", str(node.target))
 
@@ -44,12 +44,12 @@ class Calls:
         return Refusal(node, self.kind(node), what)
 
     def only_reader(self, node: fx.Node) -> fx.Node | None:
-        """Return the one call that reads a result, None where there are several or it is the model's."""
+        """Return the only call that reads a result. None if there are several, or if the result is the model's."""
         readers = list(node.users)
         return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
 
     def is_constant(self, node: fx.Node) -> bool:
-        """Whether a result is no tensor: a size, or arithmetic on sizes."""
+        """Whether a result is not a tensor: a size, or arithmetic on sizes."""
         return node.op not in {"placeholder", "output"} and "constant" in node.meta
 
     def rearranges(self, node: fx.Node) -> bool:
@@ -92,7 +92,7 @@ class Calls:
         return constant_of(self.graph, operand)
 
     def settings(self, node: fx.Node, names: tuple[str, ...]) -> list[Any]:
-        """Return what a pooling module is set to, None for what it has not."""
+        """Return settings of a pooling module, None for settings that it does not have."""
         return [getattr(self.module(node), name, None) for name in names]
 
     def rearranged(self, node: fx.Node, operands: dict[fx.Node, Any]) -> Any:
@@ -134,7 +134,7 @@ def parts_of(node: fx.Node) -> list[fx.Node]:
 
 
 def whole_concatenations(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return for each concatenation the longest that begins with it, mostly itself."""
+    """Return for each concatenation the longest one that begins with it, which is mostly itself."""
     found = [node for node in graph.graph.nodes if is_concatenation(node)]
     parts = {node: parts_of(node) for node in found}
     return {
@@ -156,8 +156,8 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[-1])) if isinstance(value, list | tuple) else (int(value or 0), int(value or 0))
 
 
-class Refusal(QuantizationError):  # noqa: N818 - no fault: the build goes on
-    """A call that the engine has no kernel for: ``node``, and ``what`` of it there is none for."""
+class Refusal(QuantizationError):  # noqa: N818 - not an error: the build continues
+    """The engine has no kernel for the call ``node``. ``what`` names the unsupported feature."""
 
     def __init__(self, node: fx.Node, kind: str, what: str = "") -> None:
         self.node, self.what = node, what

@@ -1,4 +1,4 @@
-"""Layers with weights: convolutions, linear layers and lone BatchNorms, with what their kernels do on the way out."""
+"""Layers with weights: convolutions, linear layers and single BatchNorms, and the calls that their kernels include."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from cpupack.stages.quantize.native.weights import dense_parts, depthwise_parts,
 
 @dataclass
 class _Exit:
-    """What a kernel does with its sums: the calls up to ``last``, from FP32 to the codes of ``output``.
+    """How a kernel turns its sums into the codes of ``output``: it includes the calls up to ``last``.
 
     ``scale`` and ``zero_point`` are those of the codes before the table, ``added`` is the buffer that is added first.
     """
@@ -57,7 +57,7 @@ class _Exit:
 
 
 def convolve(b: Builder, node: fx.Node) -> None:
-    """Lower a layer with weights, with an addition and functions behind it where nothing else reads between."""
+    """Lower a layer with weights, and an addition and functions after it if no other call reads their inputs."""
     dense, source, positions = matched(b, node)
     buffer = b.buffer(source)
     places = None
@@ -83,19 +83,19 @@ def convolve(b: Builder, node: fx.Node) -> None:
     b.tell(node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
 
 
-# ---- what comes behind it ----
+# ---- the calls after it ----
 
 
 def _exit(
     b: Builder, node: fx.Node, dense: Dense, size: tuple[int, int], order: torch.Tensor | None, *, apart: bool
 ) -> _Exit:
-    """Return how a layer's results leave; those that are to be taken ``apart`` have a buffer of their own."""
+    """Return how a layer's results are written. With ``apart`` they get a separate buffer."""
     outputs = len(dense.weight)
-    leave = _behind(b, node, (*size, outputs), order, apart=apart)
+    leave = _included(b, node, (*size, outputs), order, apart=apart)
     module, graph = b.calls.module(node), b.calls.graph
-    behind = between(node, leave.last)
-    b.absorbed.update([node, *behind][:-1])
-    if b.goes_out(leave.last) and not behind and not is_fused_relu(module) and size == ONE and not apart:
+    following = between(node, leave.last)
+    b.absorbed.update([node, *following][:-1])
+    if b.goes_out(leave.last) and not following and not is_fused_relu(module) and size == ONE and not apart:
         leave.flags |= Flag.FLOAT_OUT
         leave.first_channel = b.leave(node, outputs)
         return leave
@@ -106,7 +106,7 @@ def _exit(
         leave.output, leave.first_channel = place
     result = b.buffer(leave.output)
     leave.scale, leave.zero_point = result.scale, result.zero_point
-    before, *functions = [node, *behind][-1 - len(leave.functions) :]
+    before, *functions = [node, *following][-1 - len(leave.functions) :]
     if not all(ends_with_relu(graph, each) for each in functions):
         _look_up(b, leave, composed(leave.functions), before)
     elif ends_with_relu(graph, leave.last):
@@ -118,7 +118,7 @@ def _exit(
 
 
 def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node) -> None:
-    """Have sums rounded to the range of what goes into the activation, and go through a table from there."""
+    """Round the sums to the range of the activation's input, and apply the activation by a table."""
     result = b.buffer(leave.output)
     inner = covering(1, 1, 1, useful_range(function, b.limits(before), result))
     leave.constants["table"] = table_of(function, inner, result)
@@ -126,8 +126,10 @@ def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node) -> N
     leave.scale, leave.zero_point = inner.scale, inner.zero_point
 
 
-def _behind(b: Builder, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None, *, apart: bool) -> _Exit:
-    """Return the last call that the kernel also does, and what it adds on the way."""
+def _included(
+    b: Builder, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None, *, apart: bool
+) -> _Exit:
+    """Return the last call that the kernel includes, and the buffer that it adds."""
     calls = b.calls
     names = ["conv"]
     if is_fused_relu(calls.module(node)):
@@ -161,7 +163,7 @@ def _is_depthwise(dense: Dense) -> bool:
 
 
 def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, size: tuple[int, int]) -> float:
-    """Append the layer, twice where the first one may read pixels or floats; return its weights' SQNR."""
+    """Append the layer, or two layers if the first one may read pixels or floats. Return the SQNR of its weights."""
     reads_input = _reads_input(b, node)
     flag = Flag.ONLY_FLOAT if reads_input else NO_FLAGS
     error = _append(b, node, dense, source, leave, size, flag)
@@ -169,7 +171,7 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, si
         image, channels = b.buffer(source), b.buffer(source).channels + 1
         b.program.input_channels_pixels = channels
         folded = dataclasses.replace(dense, weight=fold_normalization(dense.weight, b.preprocess))
-        # Not where the zeros that fill the blocks up would cost more than loading many short rows: without AMX.
+        # Only with AMX. Without it, the zeros that fill the blocks cost more than loading many short rows.
         even = dense.stride == (2, 2) and dense.dilation == ONE and not (image.height | image.width) % 2
         block = 2 if even and not b.fitting else 1
         if block == 2:
@@ -185,7 +187,7 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, si
 
 
 def _reads_input(b: Builder, node: fx.Node) -> bool:
-    """Whether a layer alone reads the whole input, or the border around it does and it alone that."""
+    """Whether a layer is the only reader of the whole input, or of the border around the input."""
     source = node.args[0]
     if source in b.borders and list(source.users) == [node]:  # type: ignore[union-attr]  # borders are of calls
         node, source = source, source.args[0]  # type: ignore[union-attr,assignment]
@@ -200,7 +202,7 @@ def _append(
     alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
     depthwise = _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags
     winograd = b.fitting and leave.output >= 0 and winograd_pays(dense, b.buffer(read), b.buffer(leave.output))
-    # The ends of a network take little of its time, and their errors are in every result.
+    # The first and last layers of a network take little time, and their errors affect every result.
     ends = _reads_input(b, node) or leave.output < 0
     weights, scales = _quantized(b, dense, depthwise=depthwise, winograd=winograd, most=2 if ends else 4)
     factors, shifts = finish_of(
@@ -232,9 +234,10 @@ def _append(
 
 
 def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
-    """Whether AVX2 is faster with products of transformed tiles, where ``kernels/avx2/conv_3x3_winograd.inc`` can.
+    """Whether Winograd tiles (``kernels/avx2/conv_3x3_winograd.inc``) are possible and faster on AVX2.
 
-    They take 16 products of 16 bits for four outputs, a direct convolution 36 of 8 bits, 1.75 times as many a cycle.
+    They need 16 products of 16 bits for four outputs. A direct convolution needs 36 products of 8 bits, but computes
+    1.75 times as many in a cycle.
     """
     plain = (dense.stride, dense.dilation, dense.groups) == (ONE, ONE, 1) and dense.weight.shape[2:] == (3, 3)
     if (
@@ -252,9 +255,9 @@ def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
 def _quantized(
     b: Builder, dense: Dense, *, depthwise: bool, winograd: bool, most: int
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
-    """Return int8 weights and their scales; such as fit where the least CPU of the target adds products in 16 bits.
+    """Return int8 weights and their scales. If the target's lowest CPU adds products in 16 bits, their sums fit.
 
-    At ``most`` so many are added.
+    ``most`` is the largest number of products in one sum.
     """
     per_channel = b.recipe.weights == "per_channel"
     if not b.fitting or winograd:

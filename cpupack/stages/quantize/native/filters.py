@@ -1,4 +1,4 @@
-"""Layers with weights as convolutions of an image: their filters, in which places they are, what they see."""
+"""Describes layers with weights as convolutions of an image: their filters, strides, padding and windows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Dense:
 
 
 def has_weights(calls: Calls, node: fx.Node) -> bool:
-    """Whether a call is of a layer whose products the engine makes."""
+    """Whether a call is of a layer with weights that the engine can run."""
     module = calls.module(node)
     return module is not None and type(core(module)) in (
         nn.Conv1d, nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.ConvTranspose1d, nn.ConvTranspose2d,
@@ -75,7 +75,7 @@ def has_weights(calls: Calls, node: fx.Node) -> bool:
 
 
 def matched(b: Builder, node: fx.Node) -> tuple[Dense, int, bool]:
-    """Return a layer in terms of its source buffer, that buffer, and whether a Linear goes over its positions."""
+    """Return a layer in terms of its source buffer, that buffer, and whether it is a Linear over each position."""
     operand = node.args[0]
     value = b.value(operand, node)
     buffer = b.buffer(value.buffer)
@@ -96,20 +96,20 @@ def matched(b: Builder, node: fx.Node) -> tuple[Dense, int, bool]:
     channels = channels_of(value, buffer)
     first = channels is not None and channels == list(range(len(channels)))
     if first and dense.groups > 1:
-        return dense, value.buffer, False  # groups find their channels: they are counted from the first
+        return dense, value.buffer, False  # groups count their channels from the first one
     if channels is None or dense.groups > 1:
         return dense, b.image(operand, node), False
     return dataclasses.replace(dense, weight=_spread(dense.weight, channels, buffer.channels)), value.buffer, False
 
 
 def _over_positions(b: Builder, node: fx.Node, dense: Dense) -> tuple[Dense, int, bool]:
-    """Return a Linear as a convolution of one pixel, or of the whole image where that is flattened."""
+    """Return a Linear as a convolution of one pixel, or of the whole image if the image is flattened."""
     operand = node.args[0]
     assert isinstance(operand, fx.Node)
     value = b.value(operand, node)
     buffer = b.buffer(value.buffer)
     if len(shape_of(operand)) == 2 and last_channels_of(value, buffer) is None:
-        # One vector a sample: a convolution with a window of the whole image.
+        # One vector for each sample: a convolution with a window of the whole image.
         assert value.order is not None
         whole = _spread(dense.weight, value.order[0].tolist(), buffer.size)
         shaped = whole.reshape(-1, buffer.channels, buffer.height, buffer.width)
@@ -136,7 +136,7 @@ def _dense(calls: Calls, node: fx.Node) -> Dense:
         shift = layer.bias.detach() if layer.bias is not None else 0.0
         return Dense(scale[:, None, None, None], shift - layer.running_mean * scale, groups=len(scale))
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
-        # Its filters as they are; transposed.py makes a convolution of them.
+        # The filters stay unchanged here; transposed.py makes a convolution of them.
         return Dense(as_image(layer.weight.detach()), bias_of(layer), groups=layer.groups)
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     both = in_image(layer.padding, layer, 0)
@@ -160,7 +160,7 @@ def in_image(setting: Any, layer: nn.Module, other: int) -> tuple[int, int]:
 
 
 def bias_of(layer: Any) -> torch.Tensor:
-    """Return a layer's bias, zeros where it has none."""
+    """Return a layer's bias, or zeros if it has none."""
     if layer.bias is not None:
         bias: torch.Tensor = layer.bias.detach()
         return bias
@@ -168,7 +168,7 @@ def bias_of(layer: Any) -> torch.Tensor:
 
 
 def _spread(weight: torch.Tensor, channels: list[int], total: int) -> torch.Tensor:
-    """Return weights for all channels of a buffer, zero for those that the layer does not read, sums for repeated."""
+    """Return weights for all channels of a buffer: zero for unread channels, sums for channels read several times."""
     if channels == list(range(total)):
         return weight
     spread = torch.zeros(len(weight), total, *weight.shape[2:])
@@ -179,9 +179,9 @@ def _spread(weight: torch.Tensor, channels: list[int], total: int) -> torch.Tens
 
 
 def without_zeros(dense: Dense) -> Dense:
-    """Return a layer without the outer rows and columns of zeros that its filters have where there is padding.
+    """Return a layer without the outer rows and columns of its filters that are zero, if there is padding.
 
-    Padding of one side alone is written so: as a row or column of zeros in front of an even filter.
+    Some models write padding on one side in this way: as a row or column of zeros before an even filter.
     """
     weight, before, after = dense.weight, list(dense.padding), list(dense.after)
     for axis in range(2):
@@ -196,9 +196,9 @@ def without_zeros(dense: Dense) -> Dense:
 
 
 def without_padding(dense: Dense, image: tuple[int, int], result: tuple[int, int]) -> Dense:
-    """Return a layer without the outer rows and columns of its kernel that see padding alone, in images that small.
+    """Return a layer without the outer rows and columns of its kernel that only ever meet padding in a small image.
 
-    A 3 x 3 convolution of an image of one pixel is one of 1 x 1, with a ninth of the products.
+    For example, on an image of one pixel a 3 x 3 convolution becomes 1 x 1, with a ninth of the products.
     """
     weight, padding = dense.weight, list(dense.padding)
     for axis in range(2):
@@ -209,7 +209,7 @@ def without_padding(dense: Dense, image: tuple[int, int], result: tuple[int, int
             if any(0 <= stride * place - pad + gap * tap < image[axis] for place in range(result[axis]))
         ]
         first, last = (seen[0], seen[-1]) if seen else (0, 0)
-        if gap * first > pad:  # no image in sight of some outputs: left as it is
+        if gap * first > pad:  # some outputs see only padding: unchanged
             continue
         weight = weight.narrow(2 + axis, first, last - first + 1)
         padding[axis] = pad - gap * first
@@ -217,10 +217,10 @@ def without_padding(dense: Dense, image: tuple[int, int], result: tuple[int, int
 
 
 def by_blocks(dense: Dense) -> Dense:
-    """Return a convolution with stride 2 as one with stride 1 over an image whose 2 x 2 pixels are channels of one.
+    """Return a convolution with stride 2 as one with stride 1, on an image with blocks of 2 x 2 pixels as channels.
 
-    The same products, with four times the channels: a few contiguous bytes in each of many rows are what tiles load
-    slowly (7 x 7 of 4 channels: 7 runs of 28 bytes become 4 of 64).
+    The products are the same, but there are four times as many channels. Tiles load slowly if there are many rows with
+    few contiguous bytes each (for 7 x 7 with 4 channels: 7 runs of 28 bytes become 4 runs of 64).
     """
     outputs, channels, height, width = dense.weight.shape
     before = [-(-pad // 2) for pad in dense.padding]

@@ -1,11 +1,10 @@
-"""Weights whose products fit into 16 bits, where AVX2 adds them so, and the closest ones that do.
+"""Finds the closest weights whose products fit into the 16-bit sums of AVX2.
 
-AVX2 multiplies bytes by VPMADDUBSW, which adds two products in 16 bits and saturates. With activations of 0..255 a sum
-fits whatever they are when its positive weights come to 128 at most, and its negative ones too (255 * 128 = 32640).
-Two weights are always added so, four of a convolution where the build lets them
-(``kernels/avx2/conv_in_registers.inc``). Most
-sums of a trained layer fit as they are: the grid is made a little coarser, channel by channel, until clipping the
-others costs less than the next step would.
+AVX2 multiplies bytes with VPMADDUBSW, which adds two products in 16 bits and saturates. With activations of 0..255, a
+sum fits for any activations if its positive weights add up to at most 128, and its negative weights too, because
+255 * 128 = 32640. Two products are always added in this way. In a convolution four are, if the weights allow it
+(``kernels/avx2/conv_in_registers.inc``). Most sums of a trained layer already fit. The grid of each channel is made
+coarser in small steps, until clipping the remaining sums costs less than the next step.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from cpupack.stages.quantize.native.pack import arrange_conv, arrange_depthwise
 
 LARGEST_SUM = 128
 _GRIDS = (127, 116, 106, 97, 89, 81, 74, 68, 64, 58, 53, 48, 44, 40, 36, 32)
-"""Largest codes to try. With 64 every two weights fit, and with 32 every four."""
+"""The largest codes to try. With 64 any two weights fit, with 32 any four."""
 _LEAST_DB = 35.0
-"""SQNR of weights below which fours are not worth it: about what activations of 8 bits come to in a whole network."""
+"""Below this SQNR of the weights, sums of four are not used. 8-bit activations cost about as much in a network."""
 _SUMS_LOOKED_AT = 1024
-"""Of each row, spread evenly, to choose its grid by: the losses of all would be known little better."""
+"""At most this many sums of each row, spread evenly, are used to choose its grid. More would change little."""
 _AT_ONCE = 1 << 15
-"""Weights to look at together: they stay in a cache, and one thread is enough for them."""
+"""Number of weights to process together. They fit into a cache, and one thread is enough."""
 
 
 class Fit(IntEnum):
-    """How many products fit (``enum cpupack_fit``)."""
+    """How many products fit into one 16-bit sum (``enum cpupack_fit``)."""
 
     UNKNOWN = 0
     PAIRS = 1
@@ -41,7 +40,7 @@ class Fit(IntEnum):
 
 
 def fit_of(weights: npt.NDArray[np.int8], groups: int, *, dilated: bool) -> Fit:
-    """Return what fits of a convolution's int8 weights ``(out, in / groups, height, width)``."""
+    """Return how many products fit for a convolution's int8 weights ``(out, in / groups, height, width)``."""
     sums = _by_sums(arrange_conv(weights, groups, dilated=dilated))
     if _all_fit(sums, 4):
         return Fit.FOURS
@@ -49,7 +48,7 @@ def fit_of(weights: npt.NDArray[np.int8], groups: int, *, dilated: bool) -> Fit:
 
 
 def fit_of_depthwise(weights: npt.NDArray[np.int8], stride: int, *, dilated: bool) -> Fit:
-    """Return what fits of a depthwise convolution's int8 weights ``(channels, height, width)``."""
+    """Return how many products fit for a depthwise convolution's int8 weights ``(channels, height, width)``."""
     places, _ = arrange_depthwise(weights, stride, dilated=dilated)
     return Fit.PAIRS if _all_fit(places.reshape(len(places), -1), 2) else Fit.UNKNOWN
 
@@ -70,13 +69,13 @@ def bound_of(
 def limit_conv(
     weight: torch.Tensor, groups: int, *, dilated: bool, per_channel: bool, most: int = 4
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
-    """Return the int8 weights closest to FP32 ``(out, in / groups, height, width)`` that let fours fit, and scales.
+    """Return int8 weights whose sums of four fit, closest to FP32 ``(out, in / groups, height, width)``, and scales.
 
-    Where fours cost too much accuracy, or ``most`` is 2, every two. The scales are float64 ``(out,)``, the same for all
-    unless ``per_channel``.
+    If sums of four cost too much accuracy, or if ``most`` is 2, only sums of two fit. The scales are float64
+    ``(out,)``, all equal unless ``per_channel``.
     """
     values = weight.float().numpy()
-    numbers = np.arange(1, values.size + 1).reshape(values.shape)  # 0 is what the packing adds
+    numbers = np.arange(1, values.size + 1).reshape(values.shape)  # 0 marks the padding of the packing
     places = _by_sums(arrange_conv(numbers, groups, dilated=dilated)).reshape(-1)
     rows = torch.from_numpy(_by_sums(arrange_conv(values, groups, dilated=dilated)))
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(rows))
@@ -90,12 +89,12 @@ def limit_conv(
 
 
 def limit_depthwise(weight: torch.Tensor, *, per_channel: bool) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float64]]:
-    """Return the same of ``(channels, 1, height, width)``: every two neighbours of a row fit."""
+    """Return int8 weights and scales for ``(channels, 1, height, width)``: any two neighbours in a row fit."""
     taps = weight.float()[:, 0]
     finest = weight_scales(weight, 0 if per_channel else None).flatten().expand(len(taps))
-    # Each pair beside the others: a tap is in two of them, and the lower of both fits both.
-    beside = torch.nn.functional.pad(taps[..., 1:], (0, 1))
-    pairs = torch.stack([taps, beside], -1)
+    # Pairs overlap: a tap is in two of them. The lower of its two codes fits both.
+    following = torch.nn.functional.pad(taps[..., 1:], (0, 1))
+    pairs = torch.stack([taps, following], -1)
     _, scales = _limited(pairs.flatten(1), finest, 2, per_channel=per_channel)
     exact = taps / scales[:, None, None]
     codes = exact.round().clamp(-LARGEST_CODE, LARGEST_CODE)
@@ -109,10 +108,10 @@ def limit_depthwise(weight: torch.Tensor, *, per_channel: bool) -> tuple[npt.NDA
 
 
 def _by_sums(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return rows ``(out, runs, chunks, chunk)`` as ``(out, k)`` so that what is added in 16 bits stands together.
+    """Return rows ``(out, runs, chunks, chunk)`` as ``(out, k)``, so that the weights of a 16-bit sum are neighbours.
 
-    Of eight weights the first two and those four places behind are one sum of four, the other four the next. Chunks
-    that end with four are filled up with zeros.
+    Of eight weights, numbers 0, 1, 4 and 5 form one sum of four, and numbers 2, 3, 6 and 7 the next. Chunks are filled
+    up to a multiple of eight with zeros.
     """
     filled = np.pad(rows, ((0, 0), (0, 0), (0, 0), (0, -rows.shape[-1] % 8)))
     return np.ascontiguousarray(filled.reshape(len(rows), -1, 2, 2, 2).swapaxes(2, 3)).reshape(len(rows), -1)
@@ -126,7 +125,7 @@ def _all_fit(rows: npt.NDArray[Any], members: int) -> bool:
 def _limited(
     rows: torch.Tensor, finest: torch.Tensor, members: int, *, per_channel: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return codes of rows ``(out, k)`` of which every ``members`` fit, and scales ``(out,)``, least squares."""
+    """Return codes of rows ``(out, k)`` whose sums of ``members`` fit, and scales ``(out,)``, by least squares."""
     sums = rows.unflatten(1, (-1, members))
     looked_at = sums[:, :: -(-sums.shape[1] // _SUMS_LOOKED_AT)]
     count = max(1, _AT_ONCE // looked_at[0].numel())
@@ -141,7 +140,7 @@ def _limited(
 
 
 def _losses(sums: torch.Tensor, finest: torch.Tensor) -> torch.Tensor:
-    """Return what each grid costs each row of sums ``(out, sums, members)``: squared rounding, and even clipping."""
+    """Return the squared error of each grid for each row of sums ``(out, sums, members)``, by rounding and clipping."""
     found = []
     for largest in _GRIDS:
         scales = finest * (LARGEST_CODE / largest)
@@ -157,7 +156,7 @@ def _losses(sums: torch.Tensor, finest: torch.Tensor) -> torch.Tensor:
 
 
 def _clipped(sums: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return rows of sums as codes, those that are too large with their members lowered."""
+    """Return rows of sums as codes. The members of sums that are too large are lowered."""
     exact = sums / scales[:, None, None]
     codes = exact.round().clamp(-LARGEST_CODE, LARGEST_CODE)
     for sign in (1, -1):
@@ -169,7 +168,7 @@ def _clipped(sums: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def _lowered(sums: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return codes ``(sums, members)`` lowered until each sum fits: all alike, then those most above ``exact``."""
+    """Return codes ``(sums, members)`` lowered until each sum fits: equally, then those most above ``exact``."""
     while (sums.sum(1) > LARGEST_SUM).any():
         over = (sums.sum(1, keepdim=True) - LARGEST_SUM).clamp(min=0)
         sums = (sums - torch.floor(over / (sums > 0).sum(1, keepdim=True).clamp(min=1))).clamp(min=0)

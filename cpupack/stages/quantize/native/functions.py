@@ -62,7 +62,7 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
 
 
 def constant_of(graph: fx.GraphModule, operand: object) -> torch.Tensor | None:
-    """Return a tensor that belongs to a graph, or a number as one; None for what is computed."""
+    """Return a tensor that belongs to a graph, or a number as a tensor. None for computed values."""
     if isinstance(operand, int | float):
         return torch.tensor(float(operand))
     if not isinstance(operand, fx.Node) or operand.op != "get_attr":
@@ -113,7 +113,7 @@ def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[
 
 
 def useful_range(function: Function, limits: tuple[float, float], result: Buffer) -> tuple[float, float]:
-    """Cut from a range what the function flattens: there finer steps elsewhere are worth more.
+    """Cut off the ends of a range where the function is flat, to get finer steps elsewhere.
 
     Beyond either end the function must not move by more than a quarter of the result's step (hardswish below -3, SiLU
     far below zero, sigmoids on both sides). Zero stays inside.

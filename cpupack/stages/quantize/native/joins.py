@@ -31,7 +31,7 @@ from cpupack.stages.quantize.native.values import (
 
 
 def add(b: Builder, node: fx.Node) -> None:
-    """Lower the sum or difference of two activations, with a ReLU behind it."""
+    """Lower the sum or difference of two activations, and a ReLU after it."""
     first, second, order = _operands(b, node)
     one, other = b.buffer(first), b.buffer(second)
     last = with_relu(b, node)
@@ -85,7 +85,7 @@ def _gate(b: Builder, node: fx.Node) -> int | None:
 
 
 def with_relu(b: Builder, node: fx.Node) -> fx.Node:
-    """Return the ReLU that alone reads a call, which its kernel then does too, or the call."""
+    """Return the ReLU that is the only reader of a call, because the kernel includes it. Otherwise return the call."""
     reader = b.calls.only_reader(node)
     if reader is None or not ends_with_relu(b.calls.graph, reader) or activation_of(b.calls.graph, reader) is None:
         return node
@@ -94,7 +94,7 @@ def with_relu(b: Builder, node: fx.Node) -> fx.Node:
 
 
 def tell_with_relu(b: Builder, node: fx.Node, last: fx.Node, value: Value, kernel: str) -> None:
-    """Note where the values of a call, or of the ReLU behind it, are."""
+    """Record the place of the values of a call, or of the ReLU after it."""
     b.values[last] = value
     if last is node:
         b.tell(node, last, f"cpupack::{kernel}")
@@ -149,9 +149,9 @@ def activate(b: Builder, node: fx.Node) -> None:
     table = table_of(composed(functions), source, b.buffer(output))
     b.append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}))
     b.values[last] = Value(output, value.order)
-    behind = between(node, last)
-    b.absorbed.update([node, *behind][:-1])
-    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *behind)))
+    following = between(node, last)
+    b.absorbed.update([node, *following][:-1])
+    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *following)))
 
 
 def _natural_order(value: Value) -> torch.Tensor | None:
@@ -176,7 +176,7 @@ def functions_from(calls: Calls, node: fx.Node) -> tuple[list[Function], fx.Node
 
 
 def between(node: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """Return the calls behind ``node`` up to ``last``, each the only reader of the one before."""
+    """Return the calls after ``node`` up to ``last``, each the only reader of the one before."""
     found: list[fx.Node] = []
     while (found or [node])[-1] is not last:
         found.append(next(iter((found or [node])[-1].users)))
@@ -184,7 +184,7 @@ def between(node: fx.Node, last: fx.Node) -> list[fx.Node]:
 
 
 def concatenate(b: Builder, node: fx.Node) -> None:
-    """Lower a concatenation: parts that are not in their place already are copied, rescaled."""
+    """Lower a concatenation. Parts that are not already in their place are copied and rescaled."""
     if not is_concatenation(node):
         _concatenate_anywhere(b, node)
         return

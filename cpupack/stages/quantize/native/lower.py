@@ -1,4 +1,4 @@
-"""The fused FP32 graph -> programs for the INT8 engine: call by call, in the order of the graph."""
+"""Translates the fused FP32 graph into programs for the INT8 engine, call by call, in the order of the graph."""
 
 from __future__ import annotations
 
@@ -68,13 +68,14 @@ def lower(
 ) -> tuple[NativeModel | MixedModel, tuple[LayerFact, ...], tuple[LayerSaturation, ...]]:
     """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's facts.
 
-    With ``preprocess`` the model takes uint8 pixels too, where the input is read by one plain convolution alone. With
-    ``fitting`` weights are the closest whose products fit into 16-bit sums, for CPUs that have no others; what those
-    come to is told then. What ``skip`` names, and what the engine has no kernel for, stays FP32 with its reason.
-    Raises QuantizationError where no layer is left for the engine, or no calibration data went through one.
+    With ``preprocess`` the model also takes uint8 pixels, if the only reader of the input is a plain convolution. With
+    ``fitting``, weights are the closest ones whose products fit into 16-bit sums, for CPUs that only have such sums;
+    the facts then include these sums. Layers that ``skip`` names, or for which the engine has no kernel, stay FP32,
+    with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
+    data.
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
-        raise QuantizationError("the native engine takes statically quantized models that could be captured")
+        raise QuantizationError("the native engine only runs statically quantized models that could be captured")
     calls = Calls(copy.deepcopy(calibrated.fused.module), input_shape)
     kept = {
         node: _SKIPPED
@@ -115,7 +116,7 @@ def _lower_segment(
     fitting: bool,
     alone: bool,
 ) -> _Lowered:
-    """Lower one segment. Calls without a kernel are noted, and taken for inputs to find all of them in one go."""
+    """Lower one segment. Calls without a kernel are recorded and replaced by inputs, so that one pass finds all."""
     body = parts.body_of(calls, segment)
     shapes = [tuple(shape_of(node)[1:]) for node in segment.inputs]
     from_caller = all(node.op == "placeholder" for node in segment.inputs) and len(shapes) == 1
@@ -160,7 +161,7 @@ def _lower_segment(
 def _lower_call(b: Builder, node: fx.Node) -> None:
     calls, target = b.calls, b.calls.target(node)
     if calls.is_constant(node) or node.op == "get_attr":
-        return  # a size, a number or a table: who reads it knows the value
+        return  # a size, a number or a table: its readers know the value
     if has_weights(calls, node):
         convolve(b, node)
     elif calls.is_activation(node):

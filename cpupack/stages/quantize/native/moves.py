@@ -1,4 +1,4 @@
-"""Lists of moves for ``Op.MOVE``: which bytes of a buffer go where in another, in as few entries as can be found."""
+"""Lists of moves for ``Op.MOVE``: which bytes of a buffer go where in another buffer, in as few entries as possible."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cpupack.stages.quantize.native.program import Buffer
 Ints = npt.NDArray[np.int64]
 
 FILL = -1
-"""In place of an element's number: the layer's constant."""
+"""Replaces an element's number and means the layer's constant."""
 _COLUMNS = 8  # of struct cpupack_move
 _LONGEST_PERIOD = 64
 _AT_ONCE = 1 << 18
-"""Bytes to look at together."""
+"""Number of bytes to process together."""
 
 
 def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
@@ -32,7 +32,7 @@ def moves_of(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> np
     """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's."""
     by_target = np.argsort(targets, kind="stable")
     row = target.width * target.channels
-    # No move goes across rows, so a few rows at a time need no more memory than they take.
+    # No move crosses rows, so processing a few rows at a time limits the memory.
     rows = targets[by_target] // row
     cuts = np.searchsorted(rows, np.arange(0, target.height, max(1, _AT_ONCE // row)))
     parts = [part for part in np.split(by_target, cuts[1:]) if len(part)]
@@ -61,7 +61,7 @@ def _moves_of_rows(sources: Ints, targets: Ints, source: Buffer, target: Buffer)
 
 
 def _best_period(runs: Ints) -> int:
-    """Return in which steps runs of a row repeat best: neighbours of a pixel shuffle are never alike, every r-th is."""
+    """Return the step in which runs of a row repeat best. In a pixel shuffle every r-th run repeats, not neighbours."""
     rows, counts = np.unique(runs[:, 2], return_counts=True)
     sample = runs[runs[:, 2] == rows[counts.argmax()]]
     periods = range(1, min(len(sample) // 2, _LONGEST_PERIOD) + 1)
@@ -69,7 +69,7 @@ def _best_period(runs: Ints) -> int:
 
 
 def _by_period(runs: Ints, period: int) -> Ints:
-    """Return runs with every ``period``-th of a row beside each other."""
+    """Return runs with every ``period``-th run of a row next to each other."""
     if period == 1:
         return runs
     number = np.arange(len(runs))
@@ -88,7 +88,7 @@ def _repeated(runs: Ints) -> npt.NDArray[np.int32]:
     first = 0
     # Where a link continues the one before it.
     goes_on = linked[1:] & linked[:-1] & (steps[1:, 1] == steps[:-1, 1]) & (steps[1:, 3] == steps[:-1, 3])
-    ends = np.append(np.flatnonzero(~goes_on) + 2, len(runs))  # behind the last run of each stretch of links
+    ends = np.append(np.flatnonzero(~goes_on) + 2, len(runs))  # the index after the last run of each sequence of links
     place = 0
     while first < len(runs):
         if first == len(runs) - 1 or not linked[first]:

@@ -1,4 +1,4 @@
-"""Pooling: the largest or the mean of windows, and what all values of some dimensions come to."""
+"""Pooling: the maximum or mean of windows, and reductions over whole dimensions."""
 
 from __future__ import annotations
 

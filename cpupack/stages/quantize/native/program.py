@@ -36,7 +36,7 @@ LAYER = np.dtype(
 
 
 class Op(IntEnum):
-    """What a layer does (``enum cpupack_op``)."""
+    """The operation of a layer (``enum cpupack_op``)."""
 
     INPUT_PIXELS = 0
     INPUT_FLOAT = 1
@@ -56,7 +56,7 @@ class Op(IntEnum):
 
 
 class Flag(IntFlag):
-    """How it does it (``enum cpupack_flag``)."""
+    """Variants of an operation (``enum cpupack_flag``)."""
 
     FLOAT_OUT = 1
     TABLE = 2
@@ -74,7 +74,7 @@ NO_FLAGS = Flag(0)
 class Buffer:
     """One activation: uint8 codes ``(height, width, channels)``, value = (code - zero_point) * scale.
 
-    Windows read up to ``halo`` rows and columns beyond the edges, where ``fill`` stands; None until somebody asks.
+    Windows read up to ``halo`` rows and columns beyond the edges, which contain ``fill`` (None until it is needed).
     """
 
     height: int
@@ -177,8 +177,8 @@ class Program:
 def layers_alone(buffers: list[Buffer], layers: list[Layer]) -> int:
     """Return how many of the first layers to run sample by sample: those with fewer weights than activations.
 
-    A sample's activations then stay in the second cache from layer to layer. Behind that point weights are the larger
-    part, and reading them once for the whole batch is what pays.
+    A sample's activations then stay in the second-level cache from layer to layer. After that point the weights are
+    larger, and it is faster to read them once for the whole batch.
     """
     for position, layer in enumerate(layers):
         if layer.op is not Op.CONV:

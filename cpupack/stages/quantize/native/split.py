@@ -1,8 +1,8 @@
-"""Which parts of a graph the engine runs: all of it, but for what stays FP32.
+"""Chooses which parts of a graph the engine runs: all of it except the calls that stay FP32.
 
-FP32 is what ``[quantize] skip`` names, what the engine has no kernel for, and what comes after the last INT8 layer
-without weights of its own: softmax, a reshape. What is between two such calls without a layer with weights stays FP32
-with them: rounding it would cost accuracy and save nothing.
+These calls stay FP32: those that ``[quantize] skip`` names, those for which the engine has no kernel, and those without
+weights after the last INT8 layer, such as a softmax or a reshape. Calls between two FP32 calls also stay FP32 if there
+is no layer with weights among them, because rounding them would cost accuracy and save nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BETWEEN = "lies between layers in FP32"
 
 @dataclass(frozen=True)
 class Segment:
-    """Calls that run together, natively or in FP32, with the tensors they take from others and give to others."""
+    """Calls that run together, natively or in FP32, with the tensors that they read from and pass to other segments."""
 
     native: bool
     nodes: tuple[fx.Node, ...]
@@ -33,9 +33,9 @@ class Segment:
 
 
 def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dict[fx.Node, str]]:
-    """Return a recorded graph's segments in order, and why each call that stays FP32 does.
+    """Return the segments of a recorded graph in order, and the reason of each call that stays FP32.
 
-    ``kept`` are calls that must, with the reason. Raises QuantizationError where nothing is left for the engine.
+    ``kept`` are calls that must stay FP32, with the reason. Raises QuantizationError if nothing is left for the engine.
     """
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
     reasons = dict(kept)
@@ -58,7 +58,7 @@ def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dic
 
 
 def _follow(calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str]) -> None:
-    """Keep with a call in FP32 what takes one of its several results."""
+    """Keep in FP32 also the calls that select one of several results of an FP32 call."""
     for node in nodes:
         source = node.args[0] if node.args else None
         if isinstance(source, fx.Node) and source in reasons and "shape" not in source.meta:
@@ -96,7 +96,7 @@ def _segments(calls: Calls, nodes: list[fx.Node], reasons: Collection[fx.Node]) 
 
 
 def _cuts(nodes: list[fx.Node]) -> set[int]:
-    """Return the places of the calls that alone are read behind them."""
+    """Return the positions of the calls that are the only ones read after them."""
     place = {node: number for number, node in enumerate(nodes)}
     last = [max((place.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes]
     cuts, alive = set(), set[int]()
@@ -112,24 +112,24 @@ def _cuts(nodes: list[fx.Node]) -> set[int]:
 
 
 def _begin(nodes: list[fx.Node], cuts: set[int], first: int, kept: Collection[fx.Node]) -> int:
-    """Return the place of the call whose FP32 result the body reads: the input where nothing before it is kept."""
+    """Return the position of the call whose FP32 result the body reads: the input if nothing before it stays FP32."""
     if not any(node in kept for node in nodes[:first]):
         return next(place for place, node in enumerate(nodes) if node.op == "placeholder")
     return max((place for place in cuts if place < first), default=0)
 
 
 def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, kept: Collection[fx.Node]) -> int:
-    """Return the place of the call whose result leaves the body, where it loses least: in FP32 if that can be."""
+    """Return the position of the call whose result the body returns, chosen for the least loss: FP32 if possible."""
     stop = next((place for place in range(last, len(nodes)) if nodes[place] in kept), len(nodes))
-    behind = sorted(place for place in cuts if last <= place < stop)
-    if not behind:
-        return len(nodes) - 1  # several results, or a kept call beside the last layer: segments see to it
-    if behind[0] == last and _is_vector(nodes[last]) and not is_fused_relu(calls.module(nodes[last])):
+    later = sorted(place for place in cuts if last <= place < stop)
+    if not later:
+        return len(nodes) - 1  # several results, or an FP32 call parallel to the last layer: segments handle these
+    if later[0] == last and _is_vector(nodes[last]) and not is_fused_relu(calls.module(nodes[last])):
         return last
-    averages = [place for place in behind if _averages(calls, nodes[place])]
+    averages = [place for place in later if _averages(calls, nodes[place])]
     if averages:
         return averages[0]
-    return behind[-1]
+    return later[-1]
 
 
 def _is_vector(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
-"""Transposed convolutions as convolutions: one output channel for each of the places between two inputs.
+"""Transposed convolutions as convolutions: one output channel for each position between two inputs.
 
-With stride 2 an input pixel becomes two by two results, each of which sees other taps of the filter. A convolution of
-the input makes all four as channels, with zeros for the taps that one of them does not see; where each value belongs is
-an order, so it moves only where the next layer cannot read it from there.
+With stride 2, an input pixel becomes two by two results, and each of them uses other taps of the filter. A convolution
+of the input computes all four as channels, with zeros for the taps that a result does not use. The positions of the
+values are recorded as an order. They are moved only if the next layer cannot read them in that order.
 """
 
 from __future__ import annotations

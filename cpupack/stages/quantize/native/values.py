@@ -1,7 +1,7 @@
-"""What flows through a lowered graph: buffers, and in which order a call sees their values.
+"""The values in a lowered graph: buffers, and the order in which a call reads their elements.
 
-Views, transpositions, splits and the like move no bytes. They are run on the numbers of the elements instead, and who
-reads the result finds them there: a convolution in the order of its weights, all others after a copy.
+Views, transpositions, splits and similar calls move no bytes. They are run on the numbers of the elements instead. A
+convolution that reads the result orders its weights accordingly; all other readers copy the values first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sums over windows with weights of their own: interpolation of every kind, and averages whose windows differ."""
+"""Weighted sums over windows: every kind of interpolation, and averages whose windows differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpupack.stages.quantize.native.values import Value
 
 
 def interpolate(b: Builder, node: fx.Node) -> None:
-    """Lower ``F.interpolate``: torch itself says what each row and column is made of."""
+    """Lower ``F.interpolate``. The weights of each row and column are measured by running torch's own function."""
     shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
     mode, corners = argument(node, 3, "mode", "nearest"), argument(node, 4, "align_corners", None)
     if len(shape) not in {3, 4}:
@@ -48,7 +48,7 @@ def average_weights(length: int, result: int, kernel: int, stride: int, padding:
 
 
 def adaptive_weights(length: int, result: int) -> torch.Tensor:
-    """Return the same of an adaptive average."""
+    """Return ``(result, length)``: the weights of an adaptive average along one dimension."""
     weights = torch.zeros(result, length, dtype=torch.float64)
     for place in range(result):
         begin, end = place * length // result, -(-(place + 1) * length // result)
