@@ -117,17 +117,18 @@ def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, p
 
 
 def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss | None:
-    """Return a report on the worst layers if the winner's outputs are far from FP32's, else None."""
+    """Return a report if the winner's outputs are far from FP32's, else None. With trained weights it has layers."""
     prepared, winner = settled.prepared, settled.winner
     if not is_lossy(winner.report):
         return None
-    with progress.stage(f"find the worst layers ({winner.scripted.target.cpu})"):
-        layers = _layer_losses(prepared, winner, corrections, progress)
+    layers: list[LayerLoss] | None = None
+    if not prepared.model.random_weights:
+        with progress.stage(f"find the worst layers ({winner.scripted.target.cpu})"):
+            layers = _layer_losses(prepared, winner, corrections, progress)
     calibration = prepared.calibration
     return loss_of(
         winner.report,
         layers,
-        random_weights=prepared.model.random_weights,
         synthetic=calibration is not None and calibration.synthetic,
         calibration_samples=len(calibration) if calibration is not None else 0,
         dynamic=prepared.fused.style == "dynamic",

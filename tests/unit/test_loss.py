@@ -100,7 +100,7 @@ def test_below_20_db_or_90_percent_is_lossy(sqnr_db: float, agreement: float | N
     assert is_lossy(made_up(sqnr_db=sqnr_db, agreement=agreement).report) == lossy
 
 
-FACTS = {"random_weights": False, "synthetic": False, "calibration_samples": 300, "dynamic": False}
+FACTS = {"synthetic": False, "calibration_samples": 300, "dynamic": False}
 LAYERS = [LayerLoss(f"body.{number}", 5.0 + number, f"body.{number}" if number else None) for number in range(5)]
 
 
@@ -119,7 +119,6 @@ def test_the_warning_names_three_layers_and_what_to_try() -> None:
     [
         ({"synthetic": True}, "calibration on real instead of synthetic data"),
         ({"calibration_samples": 16}, "more calibration samples than 16"),
-        ({"random_weights": True}, "trained weights"),
     ],
 )
 def test_advice_is_for_the_build_at_hand(facts: dict[str, Any], words: str) -> None:
@@ -127,6 +126,13 @@ def test_advice_is_for_the_build_at_hand(facts: dict[str, Any], words: str) -> N
     assert words in loss_of(report, LAYERS, **{**FACTS, **facts}).text
     assert words not in loss_of(report, LAYERS, **FACTS).text
     assert "calibration" not in loss_of(report, LAYERS, **{**FACTS, **facts, "dynamic": True}).text
+
+
+def test_with_random_weights_only_better_weights_and_data_are_advised() -> None:
+    text = loss_of(made_up(sqnr_db=10.0).report, None, **{**FACTS, "synthetic": True}).text
+    assert "Try: trained weights (the loss of random ones says little); calibration on real instead of" in text
+    assert "orst layers" not in text
+    assert "skip" not in text
 
 
 def test_many_small_losses_are_told_apart_from_few_large_ones() -> None:

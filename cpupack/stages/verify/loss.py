@@ -29,19 +29,21 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class Loss:
-    """How far INT8 is from FP32 and why. ``worst_layers`` has the worst first, ``advice`` the best first."""
+    """How far INT8 is from FP32 and why. ``worst_layers`` has the worst first, ``advice`` the best first.
+
+    ``worst_layers`` is None with random weights: which of their layers lose most says nothing about trained ones.
+    """
 
     sqnr_db: float
     agreement: float | None
-    worst_layers: tuple[LayerLoss, ...]
+    worst_layers: tuple[LayerLoss, ...] | None
     advice: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """The finding as one warning."""
-        return (
-            f"{self.finding}. {worst_in_words(self.worst_layers)} Try: {'; '.join(self.advice)} (docs/how-to/gates.md)"
-        )
+        worst = "" if self.worst_layers is None else f"{worst_in_words(self.worst_layers)} "
+        return f"{self.finding}. {worst}Try: {'; '.join(self.advice)} (docs/how-to/gates.md)"
 
     @property
     def finding(self) -> str:
@@ -72,28 +74,31 @@ def worst_in_words(layers: Sequence[LayerLoss]) -> str:
 
 def loss_of(
     report: VerifyReport,
-    layers: Sequence[LayerLoss],
+    layers: Sequence[LayerLoss] | None,
     *,
-    random_weights: bool,
     synthetic: bool,
     calibration_samples: int,
     dynamic: bool,
 ) -> Loss:
-    """Return the report on a lossy build. ``layers`` has the worst first. The advice depends on the other arguments."""
-    worst = tuple(layers[:LISTED])
+    """Return the report on a lossy build. The advice depends on the other arguments.
+
+    ``layers`` has the worst first; None with random weights.
+    """
+    worst = None if layers is None else tuple(layers[:LISTED])
     advice = []
-    if random_weights:
+    if worst is None:
         advice.append("trained weights (the loss of random ones says little)")
     if not dynamic:
         if synthetic:
             advice.append("calibration on real instead of synthetic data")
         elif calibration_samples < _FEW_SAMPLES:
             advice.append(f"more calibration samples than {calibration_samples}")
-    if skips := list(dict.fromkeys(each.skip for each in worst if each.skip)):
-        advice.append(f"[quantize] skip = [{', '.join(map(_quoted, skips))}]")
-    advice.append(f"[quantize] recover = true with min_sqnr_db = {LOW_SQNR_DB:g} in [evaluation]")
-    if not dynamic:
-        advice.append('[quantize] equalize = true or rounding = "adaround"')
+    if worst is not None:
+        if skips := list(dict.fromkeys(each.skip for each in worst if each.skip)):
+            advice.append(f"[quantize] skip = [{', '.join(map(_quoted, skips))}]")
+        advice.append(f"[quantize] recover = true with min_sqnr_db = {LOW_SQNR_DB:g} in [evaluation]")
+        if not dynamic:
+            advice.append('[quantize] equalize = true or rounding = "adaround"')
     return Loss(report.sqnr_db, report.agreement, worst, tuple(advice))
 
 
