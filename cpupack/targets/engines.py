@@ -56,7 +56,6 @@ _RECORDS = (
         quantizer="native",
         loader="native",
         library=LIBRARY,
-        mixes=False,
         runs_any_model=False,
         fits_sums=True,
     ),
