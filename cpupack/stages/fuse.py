@@ -8,9 +8,10 @@ import math
 from torch import fx
 
 from cpupack.artifacts import CapturedModel, FusedModel
-from cpupack.errors import ModelError
+from cpupack.errors import CalibrationError, ModelError
 from cpupack.graph.chains import find_chains, fuse_chain, largest_difference, resolve_chains
 from cpupack.graph.eager import find_eager_chains, fuse_eager
+from cpupack.graph.trace import first_not_finite
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 
@@ -22,7 +23,7 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
     """Fuse the chains of ``[fuse] modules`` and record the largest difference of the FP32 output.
 
     Raises ModelError when a listed chain does not exist or cannot be fused, or when the output differs by more than
-    rounding.
+    rounding, and CalibrationError when it is not finite.
     """
     before = captured.module
     if captured.style == "dynamic":
@@ -34,10 +35,12 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
         module, names = _fused(before, wanted)
     difference, largest = largest_difference(before, module, captured.example)
     if not math.isfinite(largest):
-        raise ModelError(
-            f"[model] {recipe.model.source} gives NaN or infinity on samples like the calibration's, so its fusion "
-            "cannot be checked",
-            hint="look for NaN in the checkpoint, or for a division, a logarithm or a root in the model",
+        layer = first_not_finite(before, captured.example) if isinstance(before, fx.GraphModule) else None
+        raise CalibrationError(
+            f"the output of {layer or recipe.model.source} is not finite on calibration samples, so fusion cannot be "
+            "checked",
+            hint="look for huge values in these samples, and for a division, a logarithm, a root or an overflow in the "
+            "FP32 model",
         )
     if not difference <= _RELATIVE_TOLERANCE * largest:
         raise ModelError(
