@@ -30,13 +30,18 @@ _PROGRAM_RECORD = "constants/0"
 """Where ``torch.jit.save`` puts the only constant of a frozen module."""
 
 
-def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
+def script(
+    quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path, sample: torch.Tensor | None = None
+) -> ScriptedModel:
     """Trace and freeze the INT8 module and save it at ``path``.
+
+    ``sample``, float32 ``(1, *input_shape)``, is what the trace runs on. Without it that is noise, which a model of
+    token ids does not take.
 
     Raises QuantizationError, with the user's line, when the module does not run or cannot be traced, and when it has no
     INT8 operator.
     """
-    example = _example(input_shape)
+    example = _example(input_shape) if sample is None else batch_channels_last(sample)
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
@@ -61,9 +66,13 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     )
 
 
-def script_float(model: FloatModel, path: Path) -> Path:
-    """Trace the loaded FP32 model and save it without freezing. Speed is compared with this model. Returns ``path``."""
-    save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
+def script_float(model: FloatModel, path: Path, sample: torch.Tensor | None = None) -> Path:
+    """Trace the loaded FP32 model on ``sample`` and save it without freezing. Speed is compared with this model.
+
+    Returns ``path``.
+    """
+    example = _example(model.input_shape) if sample is None else batch_channels_last(sample)
+    save(weights_channels_last(model.module), example, path, freeze=False)
     return path
 
 

@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,14 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 
 from cpupack.artifacts import Samples
-from cpupack.errors import ModelError
+from cpupack.errors import CalibrationError, ModelError
 from cpupack.graph.names import is_within
 from cpupack.graph.vocabulary import in_vocabulary
 from cpupack.progress import SilentProgress
+from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
 from cpupack.stages.capture.rewrites import REWRITES
+from cpupack.stages.verify import run_reference
 from helpers.captured import Net, captured, kinds, module, names, random
 from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, recipe, samples
 
@@ -95,6 +98,22 @@ def test_the_sample_with_the_largest_value_does_not_hide_that_the_others_depend_
     model = float_model(Net(lambda net, x: (x / x.abs().max()).mean((2, 3))))
     with pytest.raises(ModelError, match="depends on the other samples of its batch"):
         capture(model, Samples(data.numpy(), "made", ("one", "two", "three")), recipe(), SilentProgress())
+
+
+def test_samples_on_which_the_model_fails_are_told_so() -> None:
+    net = Net(lambda net, x: net.table(x.long()).mean(1), table=nn.Embedding(4, 3))
+    ids = np.arange(12, dtype=np.float32).reshape(3, 4)  # the table has four
+    data = Samples(ids, "ids.npz", ("one", "two", "three"))
+    with pytest.raises(CalibrationError, match=r"runs on zeros and fails on samples .*index out of range") as caught:
+        capture(float_model(net, (4,)), data, recipe((4,)), SilentProgress())
+    assert "token ids" in str(caught.value.hint)
+    fine = Samples(ids % 4, "ids.npz", ("one", "two", "three"))
+    model = float_model(net, (4,))
+    fused = fuse_model(model, recipe((4,)), SilentProgress(), fine)
+    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
+        calibrate(fused, data, 2, SilentProgress())
+    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
+        run_reference(model, data, SilentProgress())
 
 
 def test_a_batch_norm_without_running_statistics_is_named() -> None:

@@ -266,6 +266,12 @@ def test_skipped_modules_stay_fp32_with_the_functions_in_them() -> None:
     assert all(note.startswith("5.") and note.endswith("stayed FP32: listed in skip") for note in int8.notes)
 
 
+def test_a_skipped_function_stays_fp32() -> None:
+    _, int8 = quantized(resnet(), "fbgemm", spec=recipe(quantize={"skip": ["5.add"]}))
+    additions = [getattr(node.target, "__name__", str(node.target)) for node in int8.module.graph.nodes]
+    assert (additions.count("add_relu"), additions.count("add")) == (1, 1)  # block 4's, and block 5's in FP32
+
+
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn", "qnnpack"])
 def test_what_only_fp32_layers_read_is_not_rounded_for_them(engine: str) -> None:
     """The pooling before a classifier in FP32: its mean of INT8 values has finer steps than INT8 has."""

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.errors import ModelError
+from cpupack.model.user_code import running_on
 from cpupack.stages.capture.export import HINT, batch_is_fixed
 from cpupack.stages.capture.rewrites import Rewrite
 
@@ -40,9 +41,10 @@ class Proof:
 
     def __init__(self, module: nn.Module, batch: torch.Tensor, lines: tuple[str, ...]) -> None:
         self._module, self._batch, self._lines = module, batch, lines
-        self._expected = {size: _answer(module, batch[:size]) for size in (1, 2, len(batch))}
-        # Each sample: the one that holds the largest value of its batch may answer alone as it does among the others.
-        self._alone = torch.cat([_answer(module, batch[place : place + 1]) for place in range(len(batch))])
+        with running_on("samples like those of the calibration"):
+            self._expected = {size: _answer(module, batch[:size]) for size in (1, 2, len(batch))}
+            # Each sample: one that holds the largest value of its batch may answer alone as it does among the others.
+            self._alone = torch.cat([_answer(module, batch[place : place + 1]) for place in range(len(batch))])
         self._finite = all(bool(torch.isfinite(each).all()) for each in self._expected.values())
 
     def check_model(self) -> None:

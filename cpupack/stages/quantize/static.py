@@ -265,7 +265,7 @@ def _weightless(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _inside(node: fx.Node, skip: list[str]) -> bool:
-    if node.op == "call_module" and is_within(str(node.target), skip):
+    if node.op.startswith("call") and is_within(scoped_name(node), skip):
         return True
     return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
 
