@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Collection
 
 from torch import fx, nn
 
 from cpupack.graph.tags import NAME
+
+_TAKEN = frozenset(["self", *dir(fx.GraphModule(nn.Module(), fx.Graph()))])
+
+
+def is_plain(part: str) -> bool:
+    """Whether generated code can hold this part of a module's path: fx writes Python, TorchScript much the same."""
+    return part.isascii() and not keyword.iskeyword(part) and part != "Ellipsis" and not set(part) & set('"\\\n\r')
+
+
+def attribute_path(name: str) -> str:
+    """Return a module's path as a graph can hold it: ``class`` becomes ``class_``, ``größe`` ``gr_f6_dfe``.
+
+    At its top, a graph has attributes of its own, such as ``graph`` and ``code``.
+    """
+    first, *rest = map(_plain, name.split("."))
+    return ".".join([f"{first}_" if first in _TAKEN else first, *rest])
+
+
+def _plain(part: str) -> str:
+    if is_plain(part):
+        return part
+    spelled = "".join(each if is_plain(each) else f"_{ord(each):x}" for each in part)
+    return spelled if is_plain(spelled) else f"{spelled}_"
 
 
 def core(module: nn.Module) -> nn.Module:
@@ -21,8 +45,8 @@ def kind_of(module: nn.Module) -> str:
 
 
 def is_within(name: str, modules: Collection[str]) -> bool:
-    """Whether a module is in ``modules`` or inside one of them."""
-    return any(name == each or name.startswith(each + ".") for each in modules)
+    """Whether a module is in ``modules`` or inside one of them; they may have the user's names or the graph's."""
+    return any(name == each or name.startswith(each + ".") for own in modules for each in {own, attribute_path(own)})
 
 
 def scoped_name(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,14 @@ def try_forward(module: nn.Module, source: str, input_shape: tuple[int, ...]) ->
 
 
 def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: int, *, fixed: bool = False) -> Any:
-    x = torch.zeros(batch, *input_shape, dtype=torch.float32)
+    try:
+        x = torch.zeros(batch, *input_shape, dtype=torch.float32)
+    except RuntimeError as error:  # torch's words for what Python calls a MemoryError
+        raise ModelError(
+            f"[model] input_shape: an input of {list(input_shape)} needs {4 * math.prod(input_shape):,} bytes, "
+            "more than this host has",
+            hint="input_shape is that of one input, [channels, height, width] for images",
+        ) from error
     with watched(module) as at:
         try:
             with torch.no_grad():

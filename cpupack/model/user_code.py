@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from cpupack.errors import CalibrationError, CpupackError
 
 _HERE = str(Path(__file__).parents[1])
 
@@ -19,6 +23,20 @@ def describe_failure(error: BaseException, layer: str = "") -> str:
     if theirs:
         text += f" ({theirs[-1].filename}:{theirs[-1].lineno}: {(theirs[-1].line or '').strip()})"
     return text
+
+
+@contextmanager
+def running_on(data: str) -> Iterator[None]:
+    """Raise CalibrationError for a failure of the user's model on ``data``: it has run on zeros, when it was loaded."""
+    try:
+        yield
+    except CpupackError:
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"the model runs on zeros and fails on {data}: {describe_failure(error)}",
+            hint="are these the values that the model takes? For token ids: whole numbers below the size of its table",
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

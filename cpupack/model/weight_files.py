@@ -114,6 +114,8 @@ def _reason(error: BaseException) -> str:
         return "it is a TorchScript archive"
     if "Weights only load failed" in str(error) or "GLOBAL" in str(error):
         return "it is damaged, or it holds pickled Python objects, which cpupack does not run"
+    if isinstance(error, OSError):
+        return "it is damaged, or it is truncated"  # its table of contents is wrong, so reading goes astray
     # A KeyError here means an unknown pickle opcode. An EOFError has no message.
     worded = not isinstance(error, KeyError | EOFError | IndexError | UnicodeDecodeError) and str(error).strip()
     return first_line(error) if worded else "torch.save did not write it, or it is truncated"
@@ -125,6 +127,8 @@ def describe_raw(raw: Any) -> str:
         return f"a pickled {raw.name}"
     if isinstance(raw, Mapping):
         modules = [f"{key} (a pickled {value.name})" for key, value in raw.items() if isinstance(value, Unread)]
+        if not raw:
+            return "an empty dict"
         keys = ", ".join(map(str, list(raw)[:5]))
         return f"a dict with keys {keys}" + (f"; {', '.join(modules[:3])}" if modules else "")
     return type(raw).__name__

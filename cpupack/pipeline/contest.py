@@ -254,7 +254,8 @@ def _contender(
     prepared: Prepared, target: Target, work: Path, path: Path, corrections: Corrections, progress: Progress
 ) -> Contender:
     quantized, saturation = _quantized(prepared, target, corrections, progress)
-    scripted = script(quantized, prepared.model.input_shape, path)
+    sample = prepared.reference.samples.spread(1).tensor(slice(None))
+    scripted = script(quantized, prepared.model.input_shape, path, sample)
     contender = compare(quantized, scripted, prepared.reference, work)
     return dataclasses.replace(contender, saturation=saturation)
 

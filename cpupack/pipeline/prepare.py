@@ -66,7 +66,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         reference = run_reference(
             model, evaluation, progress, metric=metric, labels_required=needs_labels(recipe.evaluation)
         )
-        float_path = script_float(model, work / "float.pt")
+        float_path = script_float(model, work / "float.pt", reference.samples.spread(1).tensor(slice(None)))
     return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
 
 

@@ -14,6 +14,7 @@ from cpupack.errors import CalibrationError
 from cpupack.graph.chains import residual_summands
 from cpupack.graph.fused import channel_axis
 from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.model.user_code import running_on
 from cpupack.progress import Progress
 from cpupack.statistics import StatsCollector
 
@@ -21,7 +22,8 @@ from cpupack.statistics import StatsCollector
 def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progress: Progress) -> CalibratedModel:
     """Run ``samples`` through the fused FP32 model and collect the statistics of its activations.
 
-    Raises CalibrationError, with the layer and the samples, when an activation is not finite.
+    Raises CalibrationError, with the layer and the samples, when an activation is not finite, and when the model does
+    not run on some of the samples.
     """
     if fused.style == "dynamic" or samples is None:
         return CalibratedModel(fused, {}, samples=0, origin="none needed")
@@ -29,7 +31,7 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
     run = recorder.watch(fused.module)
     weights_channels_last(fused.module)
     done = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), running_on(samples.origin):
         for batch in samples.batches(batch_size):
             recorder.batch_names = samples.names[done : done + len(batch)]
             run(batch_channels_last(batch))

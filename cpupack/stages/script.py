@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.names import is_plain
 from cpupack.graph.native_model import MixedModel, NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
@@ -28,13 +30,18 @@ _PROGRAM_RECORD = "constants/0"
 """Where ``torch.jit.save`` puts the only constant of a frozen module."""
 
 
-def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) -> ScriptedModel:
+def script(
+    quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path, sample: torch.Tensor | None = None
+) -> ScriptedModel:
     """Trace and freeze the INT8 module and save it at ``path``.
+
+    ``sample``, float32 ``(1, *input_shape)``, is what the trace runs on. Without it that is noise, which a model of
+    token ids does not take.
 
     Raises QuantizationError, with the user's line, when the module does not run or cannot be traced, and when it has no
     INT8 operator.
     """
-    example = _example(input_shape)
+    example = _example(input_shape) if sample is None else batch_channels_last(sample)
     with engine(quantized.target.engine), _quiet():
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
@@ -59,9 +66,13 @@ def script(quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path) 
     )
 
 
-def script_float(model: FloatModel, path: Path) -> Path:
-    """Trace the loaded FP32 model and save it without freezing. Speed is compared with this model. Returns ``path``."""
-    save(weights_channels_last(model.module), _example(model.input_shape), path, freeze=False)
+def script_float(model: FloatModel, path: Path, sample: torch.Tensor | None = None) -> Path:
+    """Trace the loaded FP32 model on ``sample`` and save it without freezing. Speed is compared with this model.
+
+    Returns ``path``.
+    """
+    example = _example(model.input_shape) if sample is None else batch_channels_last(sample)
+    save(weights_channels_last(model.module), example, path, freeze=False)
     return path
 
 
@@ -118,15 +129,46 @@ def _example(input_shape: tuple[int, ...]) -> torch.Tensor:
 def _trace(module: nn.Module, example: torch.Tensor) -> Any:
     """Trace a module. Of a ``PixelModel``, trace the parts and script the code that chooses between them."""
     if not isinstance(module, PixelModel):
-        return torch.jit.trace(module, example, check_trace=False)
+        return _traced(module, example)
     pixels = torch.zeros(1, example.shape[1] + 1, *example.shape[2:], dtype=torch.uint8)
     stem = module.float_stem(example)
     parts = (
-        torch.jit.trace(module.pixel_stem, batch_channels_last(pixels), check_trace=False),
-        torch.jit.trace(module.float_stem, example, check_trace=False),
-        torch.jit.trace(module.body, stem, check_trace=False),
+        _traced(module.pixel_stem, batch_channels_last(pixels)),
+        _traced(module.float_stem, example),
+        _traced(module.body, stem),
     )
     return torch.jit.script(PixelModel(*parts).eval())
+
+
+def _traced(module: nn.Module, example: torch.Tensor) -> Any:
+    unplain = _unplain_name(module)
+    if unplain is None:
+        return torch.jit.trace(module, example, check_trace=False)
+    if any(True for each in module.modules() if type(each).__module__.startswith("torch.ao.nn.quantized")):
+        raise QuantizationError(
+            f"TorchScript, in which a wheel of torch's engines has its model, cannot hold the name {unplain!r}",
+            hint="rename it: ASCII, no keyword of Python, no quotes",
+        )
+    return torch.jit.trace(_Nameless(module).eval(), example, check_trace=False)
+
+
+def _unplain_name(module: nn.Module) -> str | None:
+    """Return a name that TorchScript saves without a word and cannot read again, None where there is none."""
+    paths = [name for name, _ in [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]]
+    kinds = [f"{type(each).__module__}.{type(each).__qualname__}" for each in module.modules()]
+    return next((part for path in [*paths, *kinds] for part in path.split(".") if not is_plain(part)), None)
+
+
+class _Nameless(nn.Module):
+    """Hides a module from the tracer, so that its weights become constants and its names are not saved."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._hidden = (copy.deepcopy(module).requires_grad_(requires_grad=False),)  # a constant has no gradient
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self._hidden[0](x)
+        return result
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,15 @@ from torch import fx, nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 
-from cpupack.errors import ModelError
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError, ModelError
+from cpupack.graph.names import is_within
 from cpupack.graph.vocabulary import in_vocabulary
 from cpupack.progress import SilentProgress
+from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
 from cpupack.stages.capture.rewrites import REWRITES
+from cpupack.stages.verify import run_reference
 from helpers.captured import Net, captured, kinds, module, names, random
 from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, recipe, samples
 
@@ -82,6 +87,33 @@ def test_a_model_that_answers_differently_each_time_is_told_so() -> None:
 def test_an_answer_that_depends_on_the_rest_of_the_batch_is_told_so() -> None:
     error = refusal(Net(lambda net, x: (x - x.mean(0, keepdim=True)).abs().mean((2, 3))))
     assert "depends on the other samples of its batch" in error.message
+    whole = refusal(Net(lambda net, x: (x / x.max().item()).mean((2, 3))))
+    assert "depends on the other samples of its batch" in whole.message
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_the_sample_with_the_largest_value_does_not_hide_that_the_others_depend_on_it(largest: int) -> None:
+    data = torch.rand(3, *SHAPE) * 0.5
+    data[largest, 0, 0, 0] = 1.0
+    model = float_model(Net(lambda net, x: (x / x.abs().max()).mean((2, 3))))
+    with pytest.raises(ModelError, match="depends on the other samples of its batch"):
+        capture(model, Samples(data.numpy(), "made", ("one", "two", "three")), recipe(), SilentProgress())
+
+
+def test_samples_on_which_the_model_fails_are_told_so() -> None:
+    net = Net(lambda net, x: net.table(x.long()).mean(1), table=nn.Embedding(4, 3))
+    ids = np.arange(12, dtype=np.float32).reshape(3, 4)  # the table has four
+    data = Samples(ids, "ids.npz", ("one", "two", "three"))
+    with pytest.raises(CalibrationError, match=r"runs on zeros and fails on samples .*index out of range") as caught:
+        capture(float_model(net, (4,)), data, recipe((4,)), SilentProgress())
+    assert "token ids" in str(caught.value.hint)
+    fine = Samples(ids % 4, "ids.npz", ("one", "two", "three"))
+    model = float_model(net, (4,))
+    fused = fuse_model(model, recipe((4,)), SilentProgress(), fine)
+    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
+        calibrate(fused, data, 2, SilentProgress())
+    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
+        run_reference(model, data, SilentProgress())
 
 
 def test_a_batch_norm_without_running_statistics_is_named() -> None:
@@ -196,6 +228,25 @@ class Stage(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(F.silu(self.bn(self.conv(self.act(x)))) + x)
+
+
+@pytest.mark.parametrize(
+    ("own", "held"),
+    [
+        ("graph", "graph_"), ("code", "code_"), ("self", "self_"), ("class", "class_"), ("in", "in_"), ('a"b', "a_22b"),
+        ("a\\b", "a_5cb"), ("größe", "gr_f6_dfe"), ("a-b", "a-b"), ("x'y", "x'y"), ("1", "1"),
+    ],
+)  # fmt: skip
+def test_a_name_that_a_graph_cannot_hold_has_the_nearest_that_it_can(own: str, held: str) -> None:
+    net = nn.Sequential()
+    net.add_module(own, nn.Conv2d(3, 4, 3))
+    net.add_module("inner", nn.Sequential())
+    net.get_submodule("inner").add_module(own, nn.Conv2d(4, 4, 3))
+    inner = own if own in {"graph", "code", "self"} else held  # only the graph itself has attributes like these
+    graph = captured(net)
+    assert names(graph) == [held, f"inner.{inner}"]
+    assert is_within(held, [own])
+    assert is_within(f"inner.{inner}", [f"inner.{own}"])
 
 
 def test_calls_have_the_names_of_the_users_modules() -> None:
@@ -396,6 +447,8 @@ def test_models_with_stubs_and_dynamic_quantization_stay_as_they_are() -> None:
         (lambda net, x: F.scaled_dot_product_attention(x, x, x), ["scaled_dot_product_attention"]),
         (lambda net, x: x.amax((2, 3)), ["AdaptiveMaxPool2d", "flatten"]),
         (lambda net, x: x.max(1).values, ["amax"]),
+        (lambda net, x: torch.max(x, x.abs() - 1), None),
+        (lambda net, x: (x.view(torch.int32) & 0x7FFFFFFF).view(torch.float32), None),
         (lambda net, x: F.group_norm(x, 3), ["GroupNorm"]),
         (lambda net, x: F.instance_norm(x), ["InstanceNorm2d"]),
         (lambda net, x: F.layer_norm(x, (8,)), ["LayerNorm"]),

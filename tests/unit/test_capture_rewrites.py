@@ -12,6 +12,7 @@ from torch import nn
 
 from cpupack.stages.capture.rewrites import REWRITES
 from helpers.captured import Net, captured, kinds, module, random
+from helpers.tiny_models import SHAPE, samples
 
 torch.manual_seed(0)
 
@@ -92,6 +93,25 @@ def test_what_equals_an_activation_on_common_values_alone_is_not_taken_for_it(fu
 def test_a_function_that_only_looks_like_an_activation_is_left_alone(function: Function) -> None:
     graph = captured(Net(lambda net, x: function(net.a(x)), a=conv()))
     assert not {"Hardswish", "GELU", "ReLU"} & set(kinds(graph))
+
+
+@pytest.mark.parametrize(
+    "guarded",
+    [
+        lambda x: F.normalize(x, dim=1),
+        lambda x: x / (x.sum(1, keepdim=True) + 1e-12),
+        lambda x: x / x.amax(1, keepdim=True).clamp(min=1e-20),
+        lambda x: x / (F.relu(x).sum(1, keepdim=True) + 1e-10),
+        lambda x: x * torch.rsqrt((x * x).sum(1, keepdim=True) + 1e-20),
+        lambda x: torch.log(F.relu(x) + 1e-12),
+    ],
+)
+def test_what_guards_a_division_or_a_logarithm_stays(guarded: Function) -> None:
+    """The first row is zero in every channel: without its guard each of these is NaN or infinite there."""
+    rows = torch.ones(1, 1, SHAPE[1], 1)
+    rows[:, :, 0] = 0
+    graph = captured(Net(lambda net, x: guarded(F.relu(x) * net.rows).mean((2, 3)), rows=rows))
+    assert graph(samples().tensor(slice(None))).isfinite().all()
 
 
 def _layer_norm(x: torch.Tensor, dim: int | tuple[int, ...], eps: float = 1e-6) -> torch.Tensor:

@@ -266,6 +266,12 @@ def test_skipped_modules_stay_fp32_with_the_functions_in_them() -> None:
     assert all(note.startswith("5.") and note.endswith("stayed FP32: listed in skip") for note in int8.notes)
 
 
+def test_a_skipped_function_stays_fp32() -> None:
+    _, int8 = quantized(resnet(), "fbgemm", spec=recipe(quantize={"skip": ["5.add"]}))
+    additions = [getattr(node.target, "__name__", str(node.target)) for node in int8.module.graph.nodes]
+    assert (additions.count("add_relu"), additions.count("add")) == (1, 1)  # block 4's, and block 5's in FP32
+
+
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn", "qnnpack"])
 def test_what_only_fp32_layers_read_is_not_rounded_for_them(engine: str) -> None:
     """The pooling before a classifier in FP32: its mean of INT8 values has finer steps than INT8 has."""
@@ -364,3 +370,63 @@ def test_nothing_in_int8_is_an_error(tmp_path: Path) -> None:
     _, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3)), spec=recipe(quantize={"skip": ["0"]}))
     with pytest.raises(QuantizationError, match="nothing in this model runs in INT8"):
         script(int8, SHAPE, tmp_path / "model.pt")
+
+
+class Guarded(nn.Module):
+    """Divides by what is zero in the first row of every image, but for its guard."""
+
+    def __init__(self, divide: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.head, self.divide = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4), divide
+        self.register_buffer("rows", torch.ones(1, 1, SHAPE[1], 1))
+        self.get_buffer("rows")[:, :, 0] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.conv(x)) * self.rows
+        result: torch.Tensor = self.head(self.divide(y).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda y: F.normalize(y, dim=1),
+        lambda y: y / (y.sum(1, keepdim=True) + 1e-12),
+        lambda y: y / y.amax(1, keepdim=True).clamp(min=1e-12),
+        lambda y: y / (y.norm(dim=1, keepdim=True) + 1e-10),
+    ],
+)
+def test_a_divisor_is_not_rounded_to_zero(engine: str, divide: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model, int8 = quantized(Guarded(divide), engine, None if engine == "native" else host_bits(engine))
+    data = samples()
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 30
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "native"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda x, y: y * (x[:, :1] > 0).float(),
+        lambda x, y: torch.where(x[:, :1] > 0, y, torch.zeros_like(y)),
+        lambda x, y: y.masked_fill(y > 1, 1.0),
+        lambda x, y: y + y.argmax(1, keepdim=True).float() / 8,
+    ],
+)
+def test_values_of_other_types_are_right_too(
+    engine: str, mask: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(mask(x, F.relu(self.conv(x)))).flatten(1)
+            return result
+
+    torch.manual_seed(0)
+    model, int8 = quantized(Masked(), engine, None if engine == "native" else host_bits(engine))
+    data = samples()
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 20

@@ -130,7 +130,7 @@ def bad_files(directory: Path) -> dict[str, Path]:
     [
         ("numbers.pt", "it holds a dict with keys epoch, best"),
         ("list.pt", "it holds list"),
-        ("empty.pt", "is not a state dict"),
+        ("empty.pt", "it holds an empty dict"),
         ("module.pt", r"holds a whole pickled object \(torch.nn.modules.container.Sequential\)"),
         ("script.pt", "it is a TorchScript archive"),
         ("plain.pt", "is not a state dict: "),

@@ -24,7 +24,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
 
     A model that brings its own QuantStub, and one for dynamic quantization, stay as they are. Raises ModelError with
     the user's line or layer where the model cannot be exported, answers differently each time, depends on the other
-    samples of a batch, or where a rewrite is wrong.
+    samples of a batch, or where a rewrite is wrong;
+    CalibrationError where the model does not run on the samples.
     """
     batch = examples(model, samples)
     if recipe.quantize.mode == "dynamic":
@@ -32,8 +33,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch)
     exported = export(model.module, batch[:2].clone())
-    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof = Proof(model.module, batch, exported.batch_lines)
+    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)

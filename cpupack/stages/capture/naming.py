@@ -1,7 +1,8 @@
 """The user's names for the calls of a canonical graph, given once all rewrites are done.
 
 A call that is all that is left of a module has the module's name; any other has the name of the module that makes it
-and a word for what it does. No target lies below another: fx keeps modules in a tree.
+and a word for what it does. No target lies below another: fx keeps modules in a tree. Where a graph cannot hold a
+module's name, the call has the nearest that it can (``graph_``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from cpupack.graph.names import attribute_path
 from cpupack.graph.tags import CONSTANT_NAME, NAME, WORD
 
 
@@ -18,7 +20,8 @@ def name_calls(graph: fx.GraphModule) -> fx.GraphModule:
     """Return the graph with the user's names: targets of modules, names of nodes, and ``meta`` for people."""
     calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
     scopes = _Scopes.of(calls)
-    names = _unique([_wanted(node, scopes) for node in calls])
+    wanted = [(node, _wanted(node, scopes)) for node in calls]
+    names = _unique([attribute_path(name) if node.op == "call_module" else name for node, name in wanted])
     root = nn.Module()
     for node, name in zip(calls, names, strict=True):
         node.meta[NAME] = name
@@ -114,7 +117,7 @@ def _name_constants(graph: fx.GraphModule, root: nn.Module) -> None:
     for number, node in enumerate(each for each in graph.graph.nodes if each.op == "get_attr"):
         value = getattr(graph, str(node.target))
         node.meta[NAME] = node.meta.get(CONSTANT_NAME) or f"constant_{number}"
-        target = "constant_" + node.meta[NAME].replace(".", "_")
+        target = "constant_" + attribute_path(node.meta[NAME]).replace(".", "_")
         while hasattr(root, target):
             target += "_"
         root.register_buffer(target, value)

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.errors import ModelError
+from cpupack.model.user_code import running_on
 from cpupack.stages.capture.export import HINT, batch_is_fixed
 from cpupack.stages.capture.rewrites import Rewrite
 
@@ -43,20 +44,23 @@ class Proof:
 
     def __init__(self, module: nn.Module, batch: torch.Tensor, lines: tuple[str, ...]) -> None:
         self._module, self._batch, self._lines = module, batch, lines
-        self._expected = {size: _answer(module, batch[:size]) for size in (1, 2, len(batch))}
+        with running_on("samples like those of the calibration"):
+            self._expected = {size: _answer(module, batch[:size]) for size in (1, 2, len(batch))}
+            # Each sample: one that holds the largest value of its batch may answer alone as it does among the others.
+            self._alone = torch.cat([_answer(module, batch[place : place + 1]) for place in range(len(batch))])
         self._finite = all(bool(torch.isfinite(each).all()) for each in self._expected.values())
 
     def check_model(self) -> None:
         """Raise ModelError where the user's model has no one answer for a sample."""
-        alone, together = self._expected[1], self._expected[len(self._batch)]
-        if not self._finite or close(alone, together[:1]):
+        alone, together = self._alone, self._expected[len(self._batch)]
+        if not self._finite or close(alone, together):
             return  # the fuse stage says what is not finite
         self._refuse_random()
         if self._lines:
             raise batch_is_fixed(len(self._batch), self._lines)
         raise ModelError(
             "the model's answer to a sample depends on the other samples of its batch: alone and among "
-            f"{len(self._batch)} it differs by {_gap(alone, together[:1]):.3g} (largest output "
+            f"{len(self._batch)} it differs by {_gap(alone, together):.3g} (largest output "
             f"{float(alone.abs().max()):.3g})",
             hint="look for a mean, a softmax or other statistics over dimension 0, the batch. " + HINT,
         )

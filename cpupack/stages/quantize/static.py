@@ -23,6 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, is_within, scoped_name
 from cpupack.graph.trace import record_shapes
@@ -219,7 +220,7 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
     function call loses its scope when FX retraces the graph, so its order among the calls of that function identifies
     it.
     """
-    for_float = _for_float_readers(graph, skip)
+    for_float = _for_float_readers(graph, skip) | divisors(graph)
     seen: dict[Any, int] = {}
     for node in graph.graph.nodes:
         order = seen.get(node.target, 0)
@@ -264,7 +265,7 @@ def _weightless(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _inside(node: fx.Node, skip: list[str]) -> bool:
-    if node.op == "call_module" and is_within(str(node.target), skip):
+    if node.op.startswith("call") and is_within(scoped_name(node), skip):
         return True
     return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
 

@@ -64,7 +64,7 @@ def is_lossy(report: VerifyReport) -> bool:
 def worst_in_words(layers: Sequence[LayerLoss]) -> str:
     """Name the layers that lose most, each with the SQNR of the outputs when only that layer is INT8."""
     if not layers:
-        return "No single layer loses anything, so the saved model does not match the quantized one; please report it."
+        return "The model has no layer whose loss can be measured alone: only its input and its results are rounded."
     named = ", ".join(f"{each.name} {each.output_sqnr_db:.1f} dB" for each in layers)
     text = f"Worst layers (SQNR when only that layer is INT8): {named}."
     if layers[0].output_sqnr_db > _MANY_DB:

@@ -25,6 +25,7 @@ from cpupack.errors import CalibrationError, ModelError, RecipeError, Verificati
 from cpupack.layout import batch_channels_last
 from cpupack.metric import Metric
 from cpupack.model.sources import load_factory
+from cpupack.model.user_code import running_on
 from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
@@ -62,7 +63,7 @@ def run_reference(
     """Run the loaded FP32 model.
 
     Raises CalibrationError for labels that the model has no class for. If no gate needs labels, that is only a warning,
-    and accuracy is not measured.
+    and accuracy is not measured. Also raises it for samples on which the model does not run.
     """
     if samples.labels is not None:
         classes = model.output_shape[0] if len(model.output_shape) == 1 else 0
@@ -77,7 +78,7 @@ def run_reference(
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
     rows: list[FloatArray] = []
-    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"), running_on(samples.origin):
         for batch in samples.batches(BATCH_SIZE):
             rows.append(model.module(batch_channels_last(batch)).numpy())
             progress.step(sum(map(len, rows)), len(samples), "samples")

@@ -208,7 +208,8 @@ def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
     """Return the output of a recurrent layer that starts from zeros; where its states are read, it is kept."""
     kind = r.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]  # an OpOverload
     states_read = any(reader.args[1] != 0 and reader.users for reader in r.node.users)
-    if states_read or not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
+    packed = "input" not in a  # sequences of several lengths
+    if packed or states_read or not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
         raise NotRaised
     states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
     parameters = [r.tensor(each) for each in a["params"]]

@@ -99,6 +99,8 @@ def _reduce(
 
 def _largest(r: Raiser, a: dict[str, Any]) -> list[Any]:
     """``x.max(dim)``: values and indices, of which only the values have a form."""
+    if "dim" not in a:
+        raise NotRaised  # x.max(), which looks at the whole batch, and max(x, y)
     for reader in r.node.users:
         if len(reader.args) > 1 and reader.args[1] != 0 and reader.users:
             raise NotRaised

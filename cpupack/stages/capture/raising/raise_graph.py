@@ -16,6 +16,7 @@ from cpupack.stages.capture.raising import activations, arithmetic, layers, pool
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **pools.HANDLERS, **shapes.HANDLERS
 }  # fmt: skip
@@ -101,7 +102,7 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
         ) from error
     word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
     # Copies that only make a tensor contiguous are gone, and a view may need one.
-    target = torch.ops.aten.reshape.default if word in {"view", "_unsafe_view"} else node.target
+    target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
     kept = r.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]  # a function
     return r._noted(kept, word)
 

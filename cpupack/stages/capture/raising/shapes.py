@@ -32,6 +32,8 @@ def _dropout(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _reshape(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    if "dtype" in a:
+        raise NotRaised  # the same bytes, read as another type
     return reshaped(r, r.activation(a["self"]), r.shape(a["self"]), r.shape(), r.dynamic())
 
 
@@ -132,6 +134,8 @@ def _put_slice(r: Raiser, a: dict[str, Any]) -> fx.Node:
 def _put_one(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """An update at one index."""
     rank, dim, size = _size_along(r, a["self"], a["dim"])
+    if not isinstance(a["index"], int):
+        raise NotRaised
     index, shape, moves = a["index"] % size, r.shape(a["self"]), r.dynamic(a["self"])
     whole, dynamic = (*shape[:dim], 1, *shape[dim + 1 :]), (*moves[:dim], False, *moves[dim + 1 :])
     part = reshaped(r, r.activation(a["src"]), r.shape(a["src"]), whole, dynamic)
@@ -158,6 +162,8 @@ def _replaced(r: Raiser, source: Any, part: Any, rank: int, dim: int, first: int
 def _narrow(r: Raiser, a: dict[str, Any]) -> fx.Node:
     rank, dim, _ = _size_along(r, a["self"], a["dim"])
     start = r.constant(a["start"])
+    if not isinstance(a["length"], int):
+        raise NotRaised
     return sliced(r, r.activation(a["self"]), rank, dim, int(start), int(start) + a["length"])
 
 

@@ -78,6 +78,19 @@ class Calls:
             if node.op.startswith("call") and (node in apart or any(each in apart for each in node.all_input_nodes))
         ]
 
+    def beyond_floats(self) -> list[fx.Node]:
+        """Return the calls that take or give a tensor of another type than float32: a comparison, indices."""
+        other = {
+            node
+            for node in self.graph.graph.nodes
+            if node.op != "get_attr" and node.meta.get("dtype", torch.float32) != torch.float32
+        }
+        return [
+            node
+            for node in self.graph.graph.nodes
+            if node.op.startswith("call") and (node in other or any(each in other for each in node.all_input_nodes))
+        ]
+
     def is_convolution(self, node: fx.Node) -> bool:
         """Whether a call is of a convolution that can take zeros around its image."""
         module = self.module(node)
@@ -182,13 +195,14 @@ class _Sizes(fx.Interpreter):
 
 
 class _Record(fx.Interpreter):
-    """Notes each result's shape in ``meta["shape"]``, or the result in ``meta["constant"]`` where it is no tensor."""
+    """Notes each result's shape and type in ``meta``, or the result in ``meta["constant"]`` where it is no tensor."""
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta.pop("shape", None)  # capture's, which is None where there is no tensor
         if isinstance(value, torch.Tensor):
             n.meta["shape"] = tuple(value.shape)
+            n.meta["dtype"] = value.dtype
         elif not _has_tensors(value):
             n.meta["constant"] = value
         return value

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
+from cpupack.graph.divisors import divisors
 from cpupack.graph.names import is_within, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing
 from cpupack.recipe import Quantize
@@ -25,6 +26,8 @@ from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
+_DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
+_NO_FLOATS = "the native engine has no kernel for values that are not float32"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -83,6 +86,8 @@ def lower(
         if node.op.startswith("call") and is_within(scoped_name(node), recipe.skip)
     }
     kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
+    kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     while True:
         segments, reasons = split(calls, kept)
         natively = [each for each in segments if each.native]
