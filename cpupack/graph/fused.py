@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 import torch.ao.nn.intrinsic as nni
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -53,7 +55,25 @@ def fold_batch_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
     if isinstance(module, nn.Linear):
         return fuse_linear_bn_eval(module, norm)
     assert isinstance(module, CONVS + TRANSPOSED_CONVS)
+    if isinstance(module, TRANSPOSED_CONVS) and module.groups > 1:
+        return _fold_into_groups(module, norm)
     return fuse_conv_bn_eval(module, norm, transpose=isinstance(module, TRANSPOSED_CONVS))
+
+
+def _fold_into_groups(module: Any, norm: Any) -> nn.Module:
+    """Fold into a transposed convolution of several groups, which torch folds as if it had one.
+
+    Its weight is ``(inputs, outputs of a group, ...)``: the inputs of a group have the outputs of that group.
+    """
+    folded = copy.deepcopy(module)
+    weight, zero = module.weight.detach().double(), torch.zeros(module.out_channels, dtype=torch.float64)
+    scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    by_input = scale.reshape(module.groups, -1).repeat_interleave(module.in_channels // module.groups, dim=0)
+    shift = norm.bias.detach().double() - norm.running_mean.double() * scale
+    bias = (zero if module.bias is None else module.bias.detach().double()) * scale + shift
+    folded.weight = nn.Parameter((weight * by_input.reshape(*by_input.shape, *[1] * (weight.ndim - 2))).float())
+    folded.bias = nn.Parameter(bias.float())
+    return folded.requires_grad_(requires_grad=False)  # type: ignore[no-any-return]  # a module
 
 
 def normalizes(norm: nn.Module, before: nn.Module) -> bool:

@@ -491,3 +491,33 @@ def test_every_node_knows_its_shape_and_place() -> None:
         if node.op.startswith("call"):
             assert node.meta["shape"][0] == 2
             assert node.meta["nn_module_stack"]
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        largest = x.max().item()  # the line that takes a number out
+        return x.mean((2, 3)) * largest
+
+
+def test_a_number_taken_out_of_a_tensor_is_refused() -> None:
+    error = refusal(Scaled())
+    assert "a line depends on the values of a tensor" in error.message
+    assert Path(__file__).name in error.message
+
+
+def test_dependence_on_the_batch_shows_in_any_sample() -> None:
+    def last(_: Net, x: torch.Tensor) -> torch.Tensor:
+        largest = torch.cummax(x, 0)[0]  # of the samples so far: the first one has its own
+        return (x * 0.5 + largest).mean((2, 3))
+
+    assert "depends on the other samples of its batch" in refusal(Net(last)).message
+
+
+def test_a_shape_that_depends_on_the_batch_is_told_by_its_sizes() -> None:
+    message = refusal(Net(lambda _, x: x.mean((2, 3)).squeeze() if x.dim() else x)).message
+    assert "3 samples alone give (9,), together (3, 3)" in message
+
+
+def test_a_layer_in_float64_stays_as_it_is() -> None:
+    graph = captured(Net(lambda net, x: net.conv(x.double()).float(), conv=nn.Conv2d(3, 4, 3).double()))
+    assert "conv2d.default" in kinds(graph)

@@ -76,11 +76,20 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
 
 def _exported(module: nn.Module, example: torch.Tensor, lines: list[str]) -> ExportedProgram:
     try:
-        with torch.no_grad(), _quiet(lines):
+        with torch.no_grad(), _quiet(lines), _without_idle_autocast():
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
     except Exception as error:
         # torch.export raises errors of many classes, its own among them; all are about the user's model.
         raise ModelError(_told(error), hint=_advice(error)) from error
+
+
+def depends_on_values(where: str) -> ModelError:
+    """Return the error for a line whose outcome no graph has; ``where`` names it, in brackets."""
+    return ModelError(
+        f"the model cannot be captured: a line depends on the values of a tensor{where}",
+        hint="compute both ways and choose with torch.where, or keep that part out of the model that is packaged; or "
+        'give the model its own QuantStub and DeQuantStub (eager mode), or use [quantize] mode = "dynamic". ' + HINT,
+    )
 
 
 def _told(error: Exception) -> str:
@@ -148,6 +157,28 @@ def _quiet(lines: list[str]) -> Iterator[None]:
         level, logger.propagate, logger.handlers, torch_level = before
         logger.setLevel(level)
         torch_logger.setLevel(torch_level)
+
+
+@contextlib.contextmanager
+def _without_idle_autocast() -> Iterator[None]:
+    """Have ``torch.autocast(enabled=False)`` do nothing, as it does in a model that runs in FP32.
+
+    torch.export would keep what is inside apart, in a graph of its own.
+    """
+    kind: Any = torch.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+
+    def entered(self: Any) -> Any:
+        return enter(self) if self._enabled else self
+
+    def left(self: Any, *error: Any) -> Any:
+        return leave(self, *error) if self._enabled else None
+
+    kind.__enter__, kind.__exit__ = entered, left
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
 
 
 def _input_of(program: ExportedProgram) -> fx.Node:

@@ -37,6 +37,7 @@ def make_functional(program: ExportedProgram) -> ExportedProgram:
             _rename(node, form)
         program.graph.lint()
         return program
+    _spell_out_unbinds(program.graph)
     with torch.no_grad():
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
@@ -48,6 +49,22 @@ def _drop_dropouts(graph: fx.Graph) -> None:
         if node.op == "call_function" and "dropout" in str(node.target) and list(node.args[2:3]) == [False]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _spell_out_unbinds(graph: fx.Graph) -> None:
+    """Turn ``unbind`` into selections, in place: torch fixes the batch where it replays an update of its results."""
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.aten.unbind.int:
+            continue
+        source, dim = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        for part in list(node.users):
+            with graph.inserting_before(part):
+                chosen = graph.call_function(torch.ops.aten.select.int, (source, dim, part.args[1]))
+            chosen.meta = dict(part.meta)
+            part.replace_all_uses_with(chosen)
+            graph.erase_node(part)
+        graph.erase_node(node)
+    graph.lint()
 
 
 def _works_in_place(node: fx.Node) -> bool:

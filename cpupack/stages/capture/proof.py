@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 
 import torch
@@ -58,6 +60,12 @@ class Proof:
         self._refuse_random()
         if self._lines:
             raise batch_is_fixed(len(self._batch), self._lines)
+        if alone.shape != together.shape:
+            raise ModelError(
+                f"the shape of the model's answer depends on the batch: {len(self._batch)} samples alone give "
+                f"{tuple(alone.shape)}, together {tuple(together.shape)}",
+                hint="keep the batch in dimension 0: squeeze() without a dimension drops it for one sample. " + HINT,
+            )
         raise ModelError(
             "the model's answer to a sample depends on the other samples of its batch: alone and among "
             f"{len(self._batch)} it differs by {_gap(alone, together):.3g} (largest output "
@@ -112,7 +120,11 @@ class Proof:
 
     def _differing(self, graph: fx.GraphModule) -> tuple[int, float] | None:
         for size, expected in sorted(self._expected.items(), key=lambda item: item[0] != 2):
-            actual = _answer(graph, self._batch[:size])
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):  # FX prints the line of its own code that fails
+                    actual = _answer(graph, self._batch[:size])
+            except (RuntimeError, TypeError, ValueError, LookupError):
+                return size, float("inf")  # a graph that does not even run
             if not close(expected, actual):
                 return size, _gap(expected, actual)
         return None

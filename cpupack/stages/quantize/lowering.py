@@ -10,12 +10,22 @@ from typing import Any
 
 import torch
 import torch.ao.nn.intrinsic as nni
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.graph.fused import ConvReLU6, with_relu
+from cpupack.graph.vocabulary import ADAPTIVE_POOLS, AVERAGE_POOLS, MAX_POOLS, SHAPES
+from cpupack.stages.quantize.qconfig import FIXED_RANGES
 
 _FRESH_MODULES = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nni.ConvReLU2d, nni.ConvAdd2d, nni.ConvAddReLU2d)
 """Modules whose output is a new tensor, not a view of their input."""
+_SHARES_RANGE = (
+    *SHAPES, *MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.ReLU, torch.mean, F.interpolate, F.pad,
+)  # fmt: skip
+"""What gives values that may keep their operand's scale and zero point."""
+_POOLS_OF_QNNPACK = (nn.AvgPool2d, nn.MaxPool2d, nn.MaxPool3d, nn.Softmax)
+_INTERPOLATED = ("nearest", "bilinear")
+"""The modes of ``F.interpolate`` that torch has in INT8."""
 
 
 def lower_relu6(graph_module: fx.GraphModule, activation_bits: int) -> None:
@@ -102,6 +112,83 @@ def is_wrong_arithmetic(engine: str) -> Callable[[fx.Node], bool]:
         return engine == "qnnpack" and constant and len(shapes) > 1
 
     return wrong
+
+
+def is_wrong_pooling(graph_module: fx.GraphModule, engine: str) -> Callable[[fx.Node], bool]:
+    """Return what tells poolings and softmaxes that torch's INT8 gets wrong.
+
+    qnnpack's averages count the padding and divide by the size of the kernel, whatever the module says, and its
+    maximum takes neighbours without dilation. Its softmax over another dimension than the last one may raise,
+    and it has no maximum of volumes.
+    """
+
+    def wrong(node: fx.Node) -> bool:
+        if engine != "qnnpack" or not _is_module(graph_module, node, _POOLS_OF_QNNPACK):
+            return False
+        pool = graph_module.get_submodule(str(node.target))
+        if isinstance(pool, nn.MaxPool3d):
+            return True
+        if isinstance(pool, nn.Softmax):
+            return pool.dim != -1
+        if isinstance(pool, nn.MaxPool2d):
+            return any(step != 1 for step in _pair(pool.dilation))
+        assert isinstance(pool, nn.AvgPool2d)
+        return pool.divisor_override is not None or (any(_pair(pool.padding)) and not pool.count_include_pad)
+
+    return wrong
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def is_fixed_in_cat(graph_module: fx.GraphModule) -> Callable[[fx.Node], bool]:
+    """Return what tells sigmoids, softmaxes and the like that ``torch.cat`` joins to other values.
+
+    The parts of a concatenation need one range, and torch takes the first one's for all. That of a sigmoid is fixed: 0
+    to 1, which clips the others.
+    """
+
+    def wrong(node: fx.Node) -> bool:
+        if not _is_module(graph_module, node, FIXED_RANGES):
+            return False
+        pending = [node]
+        while pending:
+            for reader in pending.pop().users:
+                if reader.target is torch.cat:
+                    return True
+                called = type(graph_module.get_submodule(str(reader.target))) if reader.op == "call_module" else None
+                if (called or reader.target) in _SHARES_RANGE:
+                    pending.append(reader)
+        return False
+
+    return wrong
+
+
+def is_interpolated_otherwise(node: fx.Node) -> bool:
+    """Whether a call interpolates in a way that torch has in FP32 alone."""
+    return node.target is F.interpolate and (node.args[3] if len(node.args) > 3 else "nearest") not in _INTERPOLATED
+
+
+def own_constants(graph_module: fx.GraphModule) -> None:
+    """Give each reader of a constant a ``get_attr`` of its own, right before it, in place.
+
+    That is how torch retraces a graph, and statistics are matched by the order of its nodes.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op not in {"get_attr", "output"}:
+
+            def own(each: fx.Node, reader: fx.Node = node) -> fx.Node:
+                if each.op != "get_attr":
+                    return each
+                with graph.inserting_before(reader):
+                    return graph.node_copy(each)
+
+            node.args, node.kwargs = fx.node.map_arg(node.args, own), fx.node.map_arg(node.kwargs, own)
+    for node in [each for each in graph.nodes if each.op == "get_attr" and not each.users]:
+        graph.erase_node(node)
+    graph_module.recompile()
 
 
 def fuse_conv_add(graph_module: fx.GraphModule) -> int:

@@ -21,6 +21,9 @@ from cpupack.graph.fused import TRANSPOSED_CONVS
 from cpupack.graph.weight_grid import LARGEST_CODE
 from cpupack.targets import Target
 
+FIXED_RANGES = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softmax)
+"""Modules whose INT8 results have the same range whatever goes in."""
+
 
 class StatsObserver(ObserverBase):
     """An observer for torch whose scale and zero point are set from statistics, not from data that it sees.

@@ -36,12 +36,17 @@ from cpupack.stages.quantize.lowering import (
     InFloat,
     call_as_methods,
     fuse_conv_add,
+    is_fixed_in_cat,
+    is_interpolated_otherwise,
     is_wrong_arithmetic,
+    is_wrong_pooling,
     keep_float,
     lower_relu6,
+    own_constants,
 )
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
+    FIXED_RANGES,
     StatsObserver,
     coarser_weights,
     limited_weights,
@@ -61,7 +66,6 @@ _BACKENDS = {
 }
 _STATS = "cpupack_stats"
 _LARGEST_BIAS = 2.0**30
-_FIXED_RANGE = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Softmax)
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
@@ -87,10 +91,17 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
-    keep_float(graph, wrong_types(target.engine), is_wrong_arithmetic(target.engine))
+    wrong = (
+        is_wrong_arithmetic(target.engine),
+        is_wrong_pooling(graph, target.engine),
+        is_fixed_in_cat(graph),
+        is_interpolated_otherwise,
+    )
+    keep_float(graph, wrong_types(target.engine), lambda node: any(each(node) for each in wrong))
     call_as_methods(graph)
     if target.conv_add:
         fuse_conv_add(graph)
+    own_constants(graph)
     graph.delete_all_unused_submodules()
     classifiers = _with_float_output(graph, calibrated, recipe, target)
     mapping = qconfig_mapping(target, recipe.weights)
@@ -99,7 +110,7 @@ def quantize_fx(
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
             mapping.set_module_name(name, None)
-        elif name in limited:
+        elif name in limited or _adds_in_16_bits(target, child):
             mapping.set_module_name(name, limited_weights(_qconfig_of(child, target, recipe.weights)))
         elif (least := least_scales.get(name)) is not None:
             mapping.set_module_name(name, coarser_weights(_qconfig_of(child, target, recipe.weights), least))
@@ -172,6 +183,16 @@ def transposes_wrongly(engine: str, module: nn.Module) -> bool:
     if engine in {"fbgemm", "x86"} and direct and module.groups == 1:
         return True
     return engine in {"onednn", "x86"} and (channels[0] != channels[1] or any(module.output_padding))
+
+
+def _adds_in_16_bits(target: Target, module: nn.Module) -> bool:
+    """Whether a depthwise convolution adds products in 16 bits even on a CPU with VNNI, as fbgemm's own kernels do.
+
+    With 8 bits of activations two products with weights of 7 bits fit.
+    """
+    conv = core(module)
+    depthwise = isinstance(conv, CONVS) and conv.groups > 1 and conv.groups == conv.in_channels
+    return target.engine in {"fbgemm", "x86"} and target.activation_bits == 8 and depthwise
 
 
 def _unknown_skip(name: str, names: dict[str, object]) -> QuantizationError:
@@ -361,7 +382,7 @@ def _read_through_observers(prepared: fx.GraphModule) -> None:
 
 
 def _has_fixed_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], _FIXED_RANGE)
+    return node.op == "call_module" and isinstance(modules[str(node.target)], FIXED_RANGES)
 
 
 def _set_ranges(

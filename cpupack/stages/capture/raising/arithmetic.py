@@ -25,7 +25,9 @@ def _plain(value: Any) -> Any:
 
 
 def _constant(r: Raiser, value: Any) -> Any:
-    return _plain(r.constant(value))
+    """Return what is known, a tensor of integers or of another float type as float32: so the result is."""
+    found = r.constant(value)
+    return _plain(found.float() if isinstance(found, torch.Tensor) else found)
 
 
 def _operand(r: Raiser, value: Any, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import fx, nn
 from torch._ops import OpOverload
 
 from cpupack.errors import ModelError
-from cpupack.stages.capture.export import Exported
+from cpupack.graph.tags import OTHER_FLOAT
+from cpupack.model.user_code import is_library
+from cpupack.stages.capture.export import Exported, depends_on_values
 from cpupack.stages.capture.raising import activations, arithmetic, layers, pools, shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
@@ -66,12 +69,14 @@ def _raise(r: Raiser, node: fx.Node) -> None:
         if isinstance(parts, list | tuple) and isinstance(index, int):
             r.made[node] = parts[index]() if callable(parts[index]) else parts[index]
             return
+    if node.target in {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}:
+        raise depends_on_values(_line(node))
     if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
         r.made[node] = _kept(r, node)  # a size: only calls that are kept read it
         return
     if isinstance(node.target, OpOverload):
         handler = _HANDLERS.get(node.target._schema.name.removeprefix("aten::"))
-        if handler is not None:
+        if handler is not None and not _is_other_float(node):
             try:
                 r.made[node] = handler(r, r.arguments())
             except NotRaised:
@@ -79,6 +84,12 @@ def _raise(r: Raiser, node: fx.Node) -> None:
             else:
                 return
     r.made[node] = _kept(r, node)
+
+
+def _is_other_float(node: fx.Node) -> bool:
+    """Whether a call computes in another float type than float32: the modules of the vocabulary have FP32 weights."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32
 
 
 def _is_random(node: fx.Node) -> bool:
@@ -104,7 +115,16 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     # Copies that only make a tensor contiguous are gone, and a view may need one.
     target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
     kept = r.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]  # a function
+    if _is_other_float(node):
+        kept.meta[OTHER_FLOAT] = True
     return r._noted(kept, word)
+
+
+def _line(node: fx.Node) -> str:
+    """Return the user's line that made a call, in brackets, "" where it is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
+    theirs = [frame for frame in frames if not is_library(frame[0])]
+    return f" ({theirs[-1][0]}:{theirs[-1][1]}: {theirs[-1][2]})" if theirs else ""
 
 
 def _scope(node: fx.Node) -> str:

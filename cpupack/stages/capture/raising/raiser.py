@@ -26,6 +26,13 @@ class NotRaised(Exception):  # noqa: N818 - no failure: the call is kept as it i
     """Raised by a handler for a call that has no form in the vocabulary; it is kept as an ATen call."""
 
 
+class Arguments(dict[str, Any]):
+    """A call's arguments by name. One that is not there is another overload's, which the handler has no form for."""
+
+    def __missing__(self, name: str) -> Any:
+        raise NotRaised
+
+
 class Raiser:
     """Walks an exported graph and builds the canonical one beside it.
 
@@ -56,7 +63,7 @@ class Raiser:
         schema = self.node.target._schema  # type: ignore[union-attr]  # the target is an OpOverload
         given = dict(zip((each.name for each in schema.arguments), self.node.args, strict=False))
         given |= self.node.kwargs
-        return {each.name: given.get(each.name, each.default_value) for each in schema.arguments}
+        return Arguments({each.name: given.get(each.name, each.default_value) for each in schema.arguments})
 
     def constant(self, value: object) -> Any:
         """Return an argument's value where it is known, else raise NotRaised."""

@@ -206,7 +206,7 @@ def _unbind(r: Raiser, a: dict[str, Any]) -> list[Callable[[], fx.Node]]:
 
 
 def _concatenate(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    parts = [each for each in a["tensors"] if not _is_empty(r, each)]
+    parts = [each for each in a["tensors"] if not _is_empty(r, each)] or a["tensors"][:1]
     if len(parts) == 1:
         return r.activation(parts[0])
     rank = len(r.shape())
@@ -217,7 +217,7 @@ def _concatenate(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _is_empty(r: Raiser, part: Any) -> bool:
-    return r.shape(part) == (0,) if isinstance(part, fx.Node) else False
+    return isinstance(part, fx.Node) and 0 in r.shape(part)
 
 
 def _stack(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -279,6 +279,14 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
 
 
+def _copy(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """What is written over a whole tensor."""
+    source = a["src"]
+    if not r.is_float(source) or r.shape(source) != r.shape() or r.dynamic(source) != r.dynamic():
+        raise NotRaised
+    return r.activation(source)
+
+
 def _pixel_shuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(F.pixel_shuffle, r.activation(a["self"]), a["upscale_factor"])
 
@@ -298,8 +306,10 @@ def _channel_shuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 HANDLERS: dict[str, Any] = {
     **dict.fromkeys(
-        ("detach", "clone", "contiguous", "alias", "lift_fresh", "lift_fresh_copy", "identity", "positive"), _same
+        ("detach", "clone", "contiguous", "alias", "lift", "lift_fresh", "lift_fresh_copy", "identity", "positive"),
+        _same,
     ),
+    "copy": _copy,
     **dict.fromkeys(("to", "_to_copy", "type_as"), _convert),
     **dict.fromkeys(
         ("dropout", "native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"), _dropout

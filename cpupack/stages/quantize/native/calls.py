@@ -52,6 +52,10 @@ class Calls:
         """Whether a result is not a tensor: a size, or arithmetic on sizes."""
         return node.op not in {"placeholder", "output"} and "constant" in node.meta
 
+    def counts_samples(self, node: fx.Node) -> bool:
+        """Whether a call reads a size that changes with the batch."""
+        return any(self.is_constant(each) and depends_on_batch(each) for each in node.all_input_nodes)
+
     def rearranges(self, node: fx.Node) -> bool:
         """Whether a call gives its operand's values in another order, shape or selection."""
         target = self.target(node)
@@ -79,11 +83,16 @@ class Calls:
         ]
 
     def beyond_floats(self) -> list[fx.Node]:
-        """Return the calls that take or give a tensor of another type than float32: a comparison, indices."""
+        """Return the calls that take or give what no buffer has: another type than float32 (a comparison, indices), one
+        number of each sample without a dimension, no value at all."""
         other = {
             node
             for node in self.graph.graph.nodes
-            if node.op != "get_attr" and node.meta.get("dtype", torch.float32) != torch.float32
+            if node.op != "get_attr"
+            and (
+                node.meta.get("dtype", torch.float32) != torch.float32
+                or ("shape" in node.meta and (len(shape_of(node)) < 2 or 0 in shape_of(node)))
+            )
         }
         return [
             node
@@ -123,6 +132,19 @@ class Calls:
         target: Any = node.target
         result = target(*args, **kwargs)
         return result.long() if floats else result
+
+
+def is_batch_size(node: fx.Node) -> bool:
+    """Whether a call asks for the first dimension of a tensor that has the batch there."""
+    asks = node.target == "size" or node.target is torch.ops.aten.sym_size.int
+    return asks and node.args[1:] == (0,) and shape_of(node.all_input_nodes[0])[:1] == (2,)
+
+
+def depends_on_batch(node: fx.Node) -> bool:
+    """Whether a number was computed from the size of the batch."""
+    if is_batch_size(node):
+        return True
+    return any("constant" in each.meta and depends_on_batch(each) for each in node.all_input_nodes)
 
 
 def argument(node: fx.Node, place: int, name: str, default: Any) -> Any:

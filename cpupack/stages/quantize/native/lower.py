@@ -91,7 +91,7 @@ def lower(
     while True:
         segments, reasons = split(calls, kept)
         natively = [each for each in segments if each.native]
-        alone = len(natively) == 1 and len(natively[0].inputs) == len(natively[0].outputs) == 1
+        alone = _is_alone(segments)
         lowered = []
         refused: dict[fx.Node, str] = {}
         for segment in natively:
@@ -109,6 +109,18 @@ def lower(
     programs = [_part(each) for each in lowered]
     model = parts.join(calls, segments, programs, _operators(lowered), looks, pixel_input=pixels)
     return model, facts, sums
+
+
+def _is_alone(segments: list[Segment]) -> bool:
+    """Whether there is one program, with nothing but calls in FP32 before it and after it: no tensor passes it by."""
+    place = next(number for number, each in enumerate(segments) if each.native)
+    native, others = segments[place], [each for each in segments if not each.native]
+    return (
+        len(segments) - len(others) == 1
+        and max(place, len(segments) - 1 - place) <= 1
+        and len(native.inputs) == len(native.outputs) == 1
+        and (place == len(segments) - 1 or segments[-1].inputs == native.outputs)
+    )
 
 
 def _lower_segment(

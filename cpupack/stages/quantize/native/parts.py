@@ -11,7 +11,7 @@ from torch import fx, nn
 from cpupack.graph.names import core
 from cpupack.graph.native_model import MixedModel, NativePart, Packing
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.calls import Calls, depends_on_batch, is_batch_size, shape_of
 from cpupack.stages.quantize.native.program import Flag, Layer, Op
 from cpupack.stages.quantize.native.split import Segment
 from cpupack.stages.quantize.native.values import (
@@ -63,8 +63,10 @@ def _copy(
         if each.op == "get_attr":
             copies[each] = graph.node_copy(each)
             return copies[each]
-        if batch is not None and each.target == "size" and each.args[1:] == (0,):
+        if batch is not None and is_batch_size(each):
             return graph.call_method("size", (batch, 0))
+        if batch is not None and depends_on_batch(each):
+            return graph.node_copy(each, operand)
         size = each.meta["constant"]
         return tuple(size) if isinstance(size, torch.Size) else size
 

@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.functions import is_fused_relu
 
 AROUND = "comes before or after the INT8 part"
 BETWEEN = "lies between layers in FP32"
+BY_BATCH = "the native engine has no kernel for it: it depends on the size of the batch"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dic
     """
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
     reasons = dict(kept)
+    for node in nodes:
+        if node.op.startswith("call") and not calls.is_constant(node) and calls.counts_samples(node):
+            reasons.setdefault(node, BY_BATCH)
     weighted = [place for place, node in enumerate(nodes) if has_weights(calls, node) and node not in reasons]
     if not weighted:
         raise QuantizationError("the native engine finds no convolution and no linear layer to run in INT8")
