@@ -69,10 +69,16 @@ def _activation(cone: Cone) -> tuple[nn.Module, str] | None:
         (
             each
             for each in _ACTIVATIONS
-            if _equal(each[0](_POINTS.clone()), values) and _equal(each[0](_FAR_POINTS.clone())[known], far[known])
+            if _same(each[0](_POINTS.clone()), values) and _equal(each[0](_FAR_POINTS.clone())[known], far[known])
         ),
         None,
     )
+
+
+def _same(expected: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether these are one function's values at the points. One that is 0 at 0 is so exactly: a guard may be 1e-20."""
+    at_zero = _POINTS == 0
+    return _equal(expected, values) and torch.equal(expected[at_zero] == 0, values[at_zero] == 0)
 
 
 def _equal(expected: torch.Tensor, values: torch.Tensor) -> bool:
