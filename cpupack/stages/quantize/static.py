@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch.ao.quantization.backend_config.onednn import get_onednn_backend_confi
 from torch.ao.quantization.backend_config.qnnpack import get_qnnpack_backend_config
 from torch.ao.quantization.backend_config.x86 import get_x86_backend_config
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
-from torch.ao.quantization.observer import FixedQParamsObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
@@ -27,7 +25,6 @@ from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, is_within, scoped_name
 from cpupack.graph.trace import record_shapes
-from cpupack.graph.vocabulary import NORMALIZATIONS
 from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -44,9 +41,9 @@ from cpupack.stages.quantize.lowering import (
     lower_relu6,
     own_constants,
 )
+from cpupack.stages.quantize.observers import STATS_NAME, read_through_observers, set_range, set_ranges
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
-    FIXED_RANGES,
     StatsObserver,
     coarser_weights,
     limited_weights,
@@ -64,7 +61,6 @@ _BACKENDS = {
     "onednn": get_onednn_backend_config,
     "qnnpack": get_qnnpack_backend_config,
 }
-_STATS = "cpupack_stats"
 _LARGEST_BIAS = 2.0**30
 _AVERAGES = (
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean),
@@ -117,8 +113,8 @@ def quantize_fx(
     backend = _without_fusers(_BACKENDS[target.engine]())
     opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
-    _read_through_observers(prepared)
-    _set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
+    read_through_observers(prepared)
+    set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
         return converted, reasons
@@ -144,7 +140,7 @@ def quantize_eager(
     prepare(module, inplace=True)
     for name, observer in module.named_modules():
         if isinstance(observer, StatsObserver):
-            _set_range(observer, [name.rpartition(".activation_post_process")[0]], calibrated, recipe)
+            set_range(observer, [name.rpartition(".activation_post_process")[0]], calibrated, recipe)
     converted: nn.Module = convert(module, inplace=True)
     return converted
 
@@ -209,7 +205,7 @@ def _copy_with_stats(calibrated: CalibratedModel, example: torch.Tensor) -> fx.G
     assert isinstance(original, fx.GraphModule)
     graph = copy.deepcopy(original)
     for old, new in zip(original.graph.nodes, graph.graph.nodes, strict=True):
-        new.meta = {**old.meta, _STATS: old.name}
+        new.meta = {**old.meta, STATS_NAME: old.name}
     _read_constants_where_they_are_used(graph)
     # Retracing leaves out what nothing reads (a ViT's look at a shape), and nodes are matched by their order.
     graph.graph.eliminate_dead_code()
@@ -316,7 +312,7 @@ def _with_float_output(
     found = []
     for node in find_classifiers(graph, recipe.skip):
         source = node.args[0]
-        stats = calibrated.stats.get(source.meta[_STATS]) if isinstance(source, fx.Node) else None
+        stats = calibrated.stats.get(source.meta[STATS_NAME]) if isinstance(source, fx.Node) else None
         if stats is None:
             continue
         qconfig = static_qconfig(target, recipe.weights)
@@ -345,7 +341,7 @@ def _least_weight_scales(
         source = node.args[0] if node.args else None
         if not isinstance(module, (nn.Linear, *CONVS)) or not isinstance(source, fx.Node) or module.bias is None:
             continue
-        stats = calibrated.stats.get(source.meta[_STATS])
+        stats = calibrated.stats.get(source.meta[STATS_NAME])
         if stats is None:
             continue
         low, high = choose_range(stats, recipe.observer, 2**target.activation_bits, recipe.percentile)
@@ -357,107 +353,3 @@ def _least_weight_scales(
         if bool((scales < least).any()):
             found[str(node.target)] = least
     return found
-
-
-def _read_through_observers(prepared: fx.GraphModule) -> None:
-    """Have every reader of a norm read it through its observer, in place.
-
-    Where torch lets one of them read it as it is (two norms in a row), its lowering hands INT8 to a reader of FP32.
-    """
-    modules = dict(prepared.named_modules(remove_duplicate=False))
-    for node in prepared.graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[str(node.target)], NORMALIZATIONS):
-            continue
-        observers = [
-            each
-            for each in node.users
-            if each.op == "call_module" and isinstance(modules[str(each.target)], StatsObserver)
-        ]
-        for reader in list(node.users):
-            if observers and reader not in observers:
-                reader.replace_input_with(node, observers[0])
-                node.append(observers[0])
-    prepared.graph.lint()
-    prepared.recompile()
-
-
-def _has_fixed_range(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], FIXED_RANGES)
-
-
-def _set_ranges(
-    prepared: nn.Module, graph: fx.GraphModule, calibrated: CalibratedModel, recipe: Quantize, levels: int
-) -> None:
-    """Give each observer the range of its tensor. An observer that several calls share gets the union.
-
-    ``prepare_fx`` retraces the graph and renames its nodes, so nodes are matched by order, without the observers.
-    """
-    assert isinstance(prepared, fx.GraphModule)
-    modules = dict(prepared.named_modules(remove_duplicate=False))
-
-    def is_observer(node: fx.Node) -> bool:
-        return node.op == "call_module" and "activation_post_process" in str(node.target)
-
-    plain = [node for node in prepared.graph.nodes if not is_observer(node)]
-    source: dict[fx.Node, str] = {}
-    for ours, theirs in zip(graph.graph.nodes, plain, strict=True):
-        if (ours.op, str(ours.target)) != (theirs.op, str(theirs.target)):
-            raise QuantizationError(f"internal: torch reordered the graph at {ours.format_node()}")
-        source[theirs] = ours.meta[_STATS]
-    observed: dict[StatsObserver, list[str]] = {}
-    for node in prepared.graph.nodes:
-        if not is_observer(node):
-            continue
-        observer, tensor = modules[str(node.target)], node.args[0]
-        while tensor not in source:
-            tensor = tensor.args[0]
-        if not isinstance(observer, StatsObserver):
-            if not isinstance(observer, FixedQParamsObserver) or _has_fixed_range(tensor, modules):
-                continue
-            # torch gives the input of a sigmoid the range of its output if no other observer does
-            observer = StatsObserver(levels)
-            modules[str(node.target)] = observer
-            prepared.add_submodule(str(node.target), observer)
-        observer.stands_on = source[tensor]
-        if tensor.op == "get_attr":
-            constant = operator.attrgetter(str(tensor.target))(prepared)
-            observer.range = min(float(constant.min()), 0.0), max(float(constant.max()), 0.0)
-        else:
-            observed.setdefault(observer, []).append(source[tensor])
-    for observer, names in observed.items():
-        _set_range(observer, names, calibrated, recipe)
-    for node in prepared.graph.nodes:
-        if node.op == "call_function" and node.target is torch.cat:
-            _share_range([_observer_of(each, modules) for each in (*node.all_input_nodes, *node.users)])
-
-
-def _observer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> StatsObserver | None:
-    """Return the observer whose range a prepared node's tensor has in INT8, None where it is FP32."""
-    while True:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, StatsObserver):
-            return module
-        if node.op != "call_method" or not node.all_input_nodes:
-            return None
-        node = node.all_input_nodes[0]  # a reshape or permutation has the range of its input
-
-
-def _share_range(observers: list[StatsObserver | None]) -> None:
-    """Give observers the union of their ranges, because INT8 concatenation uses the scale of the first part."""
-    known = [each for each in observers if each is not None and each.range is not None]
-    if known:
-        union = min(each.range[0] for each in known), max(each.range[1] for each in known)  # type: ignore[index]
-        for each in known:
-            each.range = union
-
-
-def _set_range(observer: StatsObserver, names: list[str], calibrated: CalibratedModel, recipe: Quantize) -> None:
-    """Set the range that the recipe's observer chooses. Without statistics it has none and fails when it needs one."""
-    stats = [calibrated.stats[name] for name in names if name in calibrated.stats]
-    if not stats:
-        return
-    ranges = [choose_range(each, recipe.observer, observer.levels, recipe.percentile) for each in stats]
-    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-    if observer.range is not None:  # set for a constant that shares the observer
-        low, high = min(low, observer.range[0]), max(high, observer.range[1])
-    observer.range = low, high
