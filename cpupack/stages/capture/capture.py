@@ -13,7 +13,7 @@ from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
-from cpupack.stages.capture.raising import raise_graph
+from cpupack.stages.capture.raising import raise_graph, refuse_numbers
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
 _EXAMPLES = 3
@@ -33,9 +33,10 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch)
     exported = export(model.module, batch[:2].clone())
+    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof = Proof(model.module, batch, exported.batch_lines)
     proof.check_model()
-    graph, used = _rewritten(exported, REWRITES, batch[:2])
+    refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
