@@ -33,8 +33,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch)
     exported = export(model.module, batch[:2].clone())
-    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof = Proof(model.module, batch, exported.batch_lines)
+    graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
