@@ -13,7 +13,7 @@ from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
-from cpupack.stages.capture.raising import raise_graph
+from cpupack.stages.capture.raising import raise_graph, refuse_numbers
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
 _EXAMPLES = 3
@@ -36,6 +36,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     proof = Proof(model.module, batch, exported.batch_lines)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
+    refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])

@@ -49,6 +49,13 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
     return graph.eval()
 
 
+def refuse_numbers(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a number that is taken out of a computed tensor (``x.item()``)."""
+    for node in _needed(exported.result):
+        if node.target in {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}:
+            raise depends_on_values(_line(node))
+
+
 def _needed(result: fx.Node) -> set[fx.Node]:
     needed, pending = {result}, [result]
     while pending:
@@ -69,8 +76,6 @@ def _raise(r: Raiser, node: fx.Node) -> None:
         if isinstance(parts, list | tuple) and isinstance(index, int):
             r.made[node] = parts[index]() if callable(parts[index]) else parts[index]
             return
-    if node.target in {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}:
-        raise depends_on_values(_line(node))
     if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
         r.made[node] = _kept(r, node)  # a size: only calls that are kept read it
         return
