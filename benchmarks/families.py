@@ -23,6 +23,7 @@ from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.images.inputs import model_input
 from cpupack.sources import open_source
 from cpupack.stages.calibrate import calibrate
+from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import quantize
@@ -66,7 +67,8 @@ def row(name: str) -> str:
     model = load(loaded, progress)
     calibration, evaluation = (images(loaded, seed) for seed in (0, 1))
     vary_norms(model)
-    calibrated = calibrate(fuse(model, loaded.recipe, progress), calibration, 8, progress)
+    captured = capture(model, calibration, loaded.recipe, progress)
+    calibrated = calibrate(fuse(captured, loaded.recipe, progress), calibration, 8, progress)
     found = [logits_db(loaded, model, calibrated, evaluation, engine_name) for engine_name in ENGINES]
     cells = [f"{db:.1f} dB" if isinstance(db, float) else "" for db, _ in found]
     line = f"| {name} | {size} x {size} | {' | '.join(cells)} | {found[0][1]} |\n"
@@ -121,7 +123,9 @@ def logits_db(
         warnings.simplefilter("ignore")
         expected = model.module(batch_channels_last(evaluation.tensor(slice(None))))
         actual = int8.module(batch_channels_last(torch.from_numpy(pixels)))
-    return sqnr_db(expected.numpy(), actual.numpy()), f"{len(int8.layers)} layers"
+    in_float = sum(each.precision == "fp32" for each in int8.layers)
+    words = f"{len(int8.layers) - in_float} layers" + (f", and {in_float} in FP32" if in_float else "")
+    return sqnr_db(expected.numpy(), actual.numpy()), words
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.runtime.manifest import MANIFEST_NAME, read_manifest
+from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.tune.command import DEFAULT_BATCH_SIZES, BenchProcess
 from cpupack.runtime.tune.space import Setting, make_space
 
