@@ -282,7 +282,9 @@ def _weightless(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _inside(node: fx.Node, skip: list[str]) -> bool:
-    if node.op.startswith("call") and is_within(scoped_name(node), skip):
+    # A convolution that was joined to a sum is called where the sum was, so its node has the name of the sum.
+    names = {scoped_name(node), *([str(node.target)] if node.op == "call_module" else [])}
+    if node.op.startswith("call") and any(is_within(name, skip) for name in names):
         return True
     return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
 
