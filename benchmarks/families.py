@@ -45,10 +45,10 @@ HEAD = """\
 <!-- Written by `python benchmarks/families.py`. -->
 
 SQNR of the logits against FP32, with random weights and BatchNorms, synthetic images and default settings. Random
-networks say little about trained ones, but engines can be compared on them. A model without a figure for `native` runs
-on torch's engines. The reason is the one that the build gives.
+networks say little about trained ones, but engines can be compared on them. Calls that have no native kernel run
+in FP32 between the parts that do. A network of zeros as output has "inf dB".
 
-| model | input | native | onednn | layers in INT8, or why not |
+| model | input | native | onednn | layers in INT8 |
 |---|---|---:|---:|---|
 """
 

@@ -2,165 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 
-from cpupack.artifacts import Samples
-from cpupack.errors import CalibrationError, ModelError
 from cpupack.graph.names import is_within
 from cpupack.graph.vocabulary import in_vocabulary
 from cpupack.progress import SilentProgress
-from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
-from cpupack.stages.capture.rewrites import REWRITES
-from cpupack.stages.verify import run_reference
 from helpers.captured import Net, captured, kinds, module, names, random
 from helpers.tiny_models import SHAPE, Recorder, float_model, fuse_model, recipe, samples
-
-
-def refusal(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> ModelError:
-    with pytest.raises(ModelError) as caught:
-        capture(float_model(module, shape), samples(shape), recipe(shape), SilentProgress())
-    assert caught.value.exit_code == 3
-    assert caught.value.hint
-    return caught.value
-
-
-class Branching(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.sum() > 0:  # the line to be named
-            return x.mean((2, 3))
-        return -x.mean((2, 3))
-
-
-class Counting(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([row.mean((1, 2)) for row in x])  # the line to be named
-
-
-class Indexed(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :, : int(x.abs().max() > 0) + 1].mean((2, 3))  # the line to be named
-
-
-class ForNumpy(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(x.numpy() * 2.0).mean((2, 3))  # the line to be named
-
-
-@pytest.mark.parametrize(
-    ("net", "words"),
-    [
-        (Branching(), "a line depends on the values of a tensor"),
-        (Counting(), "its code fixes the batch size"),
-        (Indexed(), "a line depends on the values of a tensor"),
-        (ForNumpy(), "the model cannot be captured"),
-    ],
-)
-def test_the_line_that_stands_in_the_way_is_named(net: nn.Module, words: str) -> None:
-    lines, start = inspect.getsourcelines(type(net))
-    line = start + next(number for number, text in enumerate(lines) if "the line to be named" in text)
-    error = refusal(net)
-    assert words in error.message
-    assert f"{Path(__file__).name}:{line}" in error.message
-    for internal in ("GuardOnDataDependent", "Constraints violated", "TORCH_LOGS", "u0"):
-        assert internal not in str(error)
-
-
-def test_a_model_that_answers_differently_each_time_is_told_so() -> None:
-    error = refusal(Net(lambda net, x: net.fc(F.dropout(x.mean((2, 3)), 0.5)), fc=nn.Linear(3, 4)))
-    assert "answers differently each time" in error.message
-    assert "F.dropout" in str(error.hint)
-    noisy = refusal(Net(lambda net, x: x.mean((2, 3)) + torch.rand(x.shape[0], 3)))
-    assert "answers differently each time" in noisy.message
-
-
-def test_an_answer_that_depends_on_the_rest_of_the_batch_is_told_so() -> None:
-    error = refusal(Net(lambda net, x: (x - x.mean(0, keepdim=True)).abs().mean((2, 3))))
-    assert "depends on the other samples of its batch" in error.message
-    whole = refusal(Net(lambda net, x: (x / x.max().item()).mean((2, 3))))
-    assert "depends on the other samples of its batch" in whole.message
-
-
-@pytest.mark.parametrize("largest", [0, 1, 2])
-def test_the_sample_with_the_largest_value_does_not_hide_that_the_others_depend_on_it(largest: int) -> None:
-    data = torch.rand(3, *SHAPE) * 0.5
-    data[largest, 0, 0, 0] = 1.0
-    model = float_model(Net(lambda net, x: (x / x.abs().max()).mean((2, 3))))
-    with pytest.raises(ModelError, match="depends on the other samples of its batch"):
-        capture(model, Samples(data.numpy(), "made", ("one", "two", "three")), recipe(), SilentProgress())
-
-
-def test_samples_on_which_the_model_fails_are_told_so() -> None:
-    net = Net(lambda net, x: net.table(x.long()).mean(1), table=nn.Embedding(4, 3))
-    ids = np.arange(12, dtype=np.float32).reshape(3, 4)  # the table has four
-    data = Samples(ids, "ids.npz", ("one", "two", "three"))
-    with pytest.raises(CalibrationError, match=r"runs on zeros and fails on samples .*index out of range") as caught:
-        capture(float_model(net, (4,)), data, recipe((4,)), SilentProgress())
-    assert "token ids" in str(caught.value.hint)
-    fine = Samples(ids % 4, "ids.npz", ("one", "two", "three"))
-    model = float_model(net, (4,))
-    fused = fuse_model(model, recipe((4,)), SilentProgress(), fine)
-    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
-        calibrate(fused, data, 2, SilentProgress())
-    with pytest.raises(CalibrationError, match=r"fails on ids\.npz"):
-        run_reference(model, data, SilentProgress())
-
-
-def test_a_batch_norm_without_running_statistics_is_named() -> None:
-    error = refusal(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)))
-    assert "the batch norm 1 normalizes by the statistics of each batch" in error.message
-    functional = Net(lambda net, x: F.batch_norm(x, None, None, training=True))
-    assert "statistics of each batch" in refusal(functional).message
-
-
-def test_a_model_that_changes_its_own_buffer_is_told_so() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(1))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1.0
-            return x.mean((2, 3)) * (1.0 + 0.0 * self.calls)
-
-    assert "changes its own buffer calls" in refusal(Counter()).message
-
-
-def test_a_buffer_that_is_changed_and_never_read_is_no_obstacle() -> None:
-    class Counter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("calls", torch.zeros(1))
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1.0
-            return self.conv(x)
-
-    assert kinds(captured(Counter())) == ["Conv2d"]
-
-
-def test_a_wrong_rewrite_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halve_weights(graph: fx.GraphModule) -> bool:
-        for node in graph.graph.nodes:
-            if node.op == "call_module":
-                graph.get_submodule(str(node.target)).weight.data *= 0.5
-        return True
-
-    stage = sys.modules["cpupack.stages.capture.capture"]  # the package has the function under this name
-    monkeypatch.setattr(stage, "REWRITES", (*REWRITES, halve_weights))
-    error = refusal(nn.Conv2d(3, 4, 3))
-    assert "internal: the rewrite halve_weights changes the model's answer" in error.message
 
 
 def test_in_place_updates_are_seen_by_every_later_reader() -> None:
@@ -491,31 +345,6 @@ def test_every_node_knows_its_shape_and_place() -> None:
         if node.op.startswith("call"):
             assert node.meta["shape"][0] == 2
             assert node.meta["nn_module_stack"]
-
-
-class Scaled(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        some = (x.abs().amax() > 0.0).float().item()  # the same for any sample
-        return x.mean((2, 3)) * some
-
-
-def test_a_number_taken_out_of_a_tensor_is_refused() -> None:
-    error = refusal(Scaled())
-    assert "a line depends on the values of a tensor" in error.message
-    assert Path(__file__).name in error.message
-
-
-def test_dependence_on_the_batch_shows_in_any_sample() -> None:
-    def last(_: Net, x: torch.Tensor) -> torch.Tensor:
-        largest = torch.cummax(x, 0)[0]  # of the samples so far: the first one has its own
-        return (x * 0.5 + largest).mean((2, 3))
-
-    assert "depends on the other samples of its batch" in refusal(Net(last)).message
-
-
-def test_a_shape_that_depends_on_the_batch_is_told_by_its_sizes() -> None:
-    message = refusal(Net(lambda _, x: x.mean((2, 3)).squeeze() if x.dim() else x)).message
-    assert "3 samples alone give (9,), together (3, 3)" in message
 
 
 def test_a_layer_in_float64_stays_as_it_is() -> None:
