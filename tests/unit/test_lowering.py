@@ -169,3 +169,24 @@ def test_a_relu6_whose_inputs_stay_below_6_is_right() -> None:
     model, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6()))
     assert run(model, samples()).max() < 6.0
     assert accuracy.sqnr_db(run(model, samples()), run(int8, samples())) > 30.0
+
+
+class Branches(nn.Module):
+    """Two parallel convolutions, which capture merges into the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.wide = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.narrow, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        result: torch.Tensor = self.last(torch.relu(self.wide(x) + self.narrow(x))).mean((2, 3))
+        return result
+
+
+@pytest.mark.parametrize("name", ["wide", "narrow"])
+def test_skip_may_name_any_branch_that_was_merged(name: str) -> None:
+    _, int8 = quantized(Branches(), "native", spec=recipe(quantize={"skip": [name]}), data=samples())
+    assert {fact.name: fact.reason for fact in int8.layers if fact.precision == "fp32"} == {"wide": "listed in skip"}

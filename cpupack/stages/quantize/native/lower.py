@@ -14,7 +14,7 @@ from torch import fx, nn
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
-from cpupack.graph.names import is_within, scoped_name
+from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -83,7 +83,7 @@ def lower(
     kept = {
         node: _SKIPPED
         for node in calls.graph.graph.nodes
-        if node.op.startswith("call") and is_within(scoped_name(node), recipe.skip)
+        if node.op.startswith("call") and is_skipped(node, recipe.skip)
     }
     kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
