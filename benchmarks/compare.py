@@ -1,8 +1,9 @@
-"""Runs ``cpupack compare`` on every torchvision recipe and keeps the answers: ``python benchmarks/compare.py``.
+"""Runs ``cpupack compare`` on every recipe for ImageNet and keeps the answers: ``python benchmarks/compare.py``.
 
 Each model's answer goes to benchmarks/results/ISA/MODEL.json with all raw rounds, ISA being the host's instruction set
 (amx, avx2, ...), and the table of all results there to benchmarks/README.md. ``--table`` writes the table anew and
-measures nothing. What follows ``--`` goes to ``cpupack compare``.
+measures nothing. What follows ``--`` goes to ``cpupack compare``. With ``-- --input uint8-vs-float32``, the other
+engines' best case, the answer is kept in a file of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cpupack.comparison.options import MIXED
 from cpupack.runtime.host.cpu import ISA_LEVELS
 
 ROOT = Path(__file__).parents[1]
@@ -61,24 +63,29 @@ def measure(model: str, options: list[str]) -> None:
     print(f"== {model}", file=sys.stderr, flush=True)  # noqa: T201 - a script
     command = [sys.executable, "-m", "cpupack", "compare", str(ROOT / "recipes" / f"{model}.toml"), "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    directory = RESULTS / json.loads(done.stdout)["host"]["isa"]
-    directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f"{model}.json.part"
+    result = json.loads(done.stdout)
+    path = RESULTS / result["host"]["isa"] / _name(model, result["rules"]["input"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
     part.write_bytes(done.stdout)
-    part.replace(directory / f"{model}.json")
+    part.replace(path)
+
+
+def _name(model: str, given: str) -> str:
+    return f"{model}.{MIXED}.json" if given == MIXED else f"{model}.json"
 
 
 def table() -> str:
     """Return the page of all results."""
     parts = [_HEAD]
     for isa in reversed(ISA_LEVELS):
-        found = {
-            name: json.loads(path.read_text("utf-8"))
-            for name in MODELS
-            if (path := RESULTS / isa / f"{name}.json").exists()
-        }
-        for name, result in found.items():
-            parts += [f"## {name}, {isa}", "", _facts(result), "", *_rows(result), "", *_closing(result)]
+        for name in MODELS:
+            for given in ("uint8", MIXED):
+                path = RESULTS / isa / _name(name, given)
+                if path.exists():
+                    result = json.loads(path.read_text("utf-8"))
+                    heading = f"## {name}, {isa}" + (", ready floats for the others" if given == MIXED else "")
+                    parts += [heading, "", _facts(result), "", *_rows(result), "", *_closing(result)]
     return "\n".join(parts).rstrip() + "\n"
 
 

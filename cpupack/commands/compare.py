@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpupack.commands.options import QUIET, SET, check_html
-from cpupack.comparison.options import CompareOptions, check_peers, settle
+from cpupack.comparison.options import INPUTS, MIXED, CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 @click.option(
     "--input",
     "input_kind",
-    type=click.Choice(["auto", "float32", "uint8"]),
+    type=click.Choice(["auto", *INPUTS]),
     default="auto",
     show_default=True,
     help="Input of every engine: normalized floats, or pixels that the engine must normalize. auto means pixels for "
-    "models of images.",
+    f"models of images. {MIXED} gives cpupack pixels and the other engines ready floats, which is their best case.",
 )
 @click.option(
     "--end-to-end",

@@ -6,15 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpupack.errors import UsageError
-from cpupack.peers import COMPARED, EXTRA, PEERS
+from cpupack.peers import COMPARED, EXTRA, OURS, PEERS
 from cpupack.recipe import Recipe
+
+MIXED = "uint8-vs-float32"
+
+INPUTS = {
+    "float32": "float32, normalized before the clock starts, in each engine's own layout",
+    "uint8": "uint8 pixels; normalizing them is part of every engine's time",
+    MIXED: "cpupack gets uint8 pixels and normalizes them in its time; the others get float32 that was normalized "
+    "before the clock starts, in each engine's own layout: their best case",
+}
+"""What ``--input`` may say, and what it means."""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     """Options of the command line. ``explicit`` says that the user named the peers.
 
-    ``input_kind`` is ``float32`` or ``uint8``, or ``auto`` until ``settle`` has read the recipe.
+    ``input_kind`` is a key of ``INPUTS``, or ``auto`` until ``settle`` has read the recipe.
     """
 
     against: tuple[str, ...] = PEERS
@@ -24,6 +34,12 @@ class CompareOptions:
     round_s: float = 1.5
     input_kind: str = "auto"
     files: Path | None = None
+
+    def input_of(self, engine: str) -> str:
+        """Return what ``engine`` gets once ``settle`` was called: ``uint8`` or ``float32``."""
+        if self.input_kind != MIXED:
+            return self.input_kind
+        return "uint8" if engine == OURS else "float32"
 
 
 def check_peers(options: CompareOptions) -> None:
@@ -44,7 +60,8 @@ def settle(options: CompareOptions, recipe: Recipe) -> CompareOptions:
     Raises UsageError when the recipe's model takes no images but the options need images.
     """
     if recipe.preprocess is None:
-        for option, given in (("--input uint8", options.input_kind == "uint8"), ("--end-to-end", options.files)):
+        pixels = options.input_kind in {"uint8", MIXED}
+        for option, given in ((f"--input {options.input_kind}", pixels), ("--end-to-end", options.files)):
             if given:
                 raise UsageError(f"{option} needs a model of images; this recipe has no [preprocess]")
     if options.files is not None:

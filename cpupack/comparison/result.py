@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import cpupack
-from cpupack.comparison.options import CompareOptions
+from cpupack.comparison.options import INPUTS, CompareOptions
 from cpupack.comparison.rounds import Row
 from cpupack.comparison.run import SETTLE_S, Entry, Measured, facts
 from cpupack.comparison.stats import Ratio, paired_ratio
@@ -20,10 +20,6 @@ from cpupack.peers.int8_peak import MACS
 from cpupack.runtime.host import probe as host_probe
 
 SCHEMA = 1
-INPUTS = {
-    "float32": "float32, normalized before the clock starts, in each engine's own layout",
-    "uint8": "uint8 pixels; normalizing them is part of every engine's time",
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,9 @@ class Comparison:
                 "ratio": "median of per-round ratios, 95 % bootstrap interval; above 1 cpupack is faster",
             },
             "host": dict(self.host),
-            "engines": {name: facts(entry) for name, entry in self.entries.items()},
+            "engines": {
+                name: {"input": options.input_of(name), **facts(entry)} for name, entry in self.entries.items()
+            },
             **{name: _mode_dict(mode) for name, mode in self.modes.items()},
             "int8_peak": asdict(self.peak) if self.peak else None,
         }

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.comparison.options import CompareOptions, image_files
+from cpupack.comparison.options import MIXED, CompareOptions, image_files
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, find_setting, participants
 from cpupack.comparison.subject import Subject
 from cpupack.errors import VerificationError
@@ -114,11 +114,16 @@ def _modes(
         _Mode("throughput", best, partial(_enter_throughput, subject, work), ask_round),
         _Mode("latency", lambda entry: jobs[entry.name].at(every_core, single=True), _enter_latency, ask_round),
     ]
+
+    def from_files(entry: Entry) -> Job:
+        # There are no ready floats in a file, so every engine gets pixels where the peers would get floats.
+        return dataclasses.replace(best(entry), input_kind="uint8") if options.input_kind == MIXED else best(entry)
+
     if files:
         modes.append(
             _Mode(
                 "end_to_end",
-                best,
+                from_files,
                 lambda _entry, process: _enter_files(process, files),
                 lambda process: process.ask("files", paths=files, duration_s=options.round_s),
             )
@@ -129,7 +134,11 @@ def _modes(
 def _play(
     mode: _Mode, entries: dict[str, Entry], jobs: dict[str, Job], rounds: int, work: Path, progress: Progress
 ) -> list[Row]:
-    """Start every remaining engine, play the rounds, and remove those that failed."""
+    """Start every remaining engine, play the rounds, and remove those that failed.
+
+    Each row says what the engine got as ``input``, except for that of ``PEAK``, which makes its own.
+    """
+    inputs = {name: mode.job(entry).input_kind for name, entry in _in(entries).items()}
     with participants(work) as running:
         if mode.name == "throughput":
             one_a_core = Setting(threads=1, instances=jobs[PEAK].cores, batch_size=1)
@@ -144,14 +153,14 @@ def _play(
             continue
         entries[name].fail(reason)
         progress.warn(f"{name} is out: {reason}")
-    return rows
+    return [row | ({"input": inputs[row["engine"]]} if row["engine"] in inputs else {}) for row in rows]
 
 
 def _job(subject: Subject, name: str, options: CompareOptions, work: Path) -> Job:
     directory = work / "engines" / name
     directory.mkdir(parents=True)
     return dataclasses.replace(
-        subject.job, engine=name, directory=str(directory), input_kind=options.input_kind, threads=subject.job.cores
+        subject.job, engine=name, directory=str(directory), input_kind=options.input_of(name), threads=subject.job.cores
     )
 
 

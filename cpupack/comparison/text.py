@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from cpupack.comparison.result import INPUTS, Comparison, Figures
+from cpupack.comparison.options import INPUTS
+from cpupack.comparison.result import Comparison, Figures
 from cpupack.comparison.run import Entry
 from cpupack.peers import COMPARED
 from cpupack.runtime.tune.space import Setting
@@ -18,9 +19,11 @@ def format_table(found: Comparison) -> str:
     lines.append(f"input: {INPUTS[options.input_kind]}")
     if found.subject.model.random_weights:
         lines.append("random weights: the speed is real, but the outputs mean nothing, and so do SQNR and agreement")
-    lines += ["", f"{'':<12}{'best setting':<16}{'samples/s':>10}  {'cpupack is faster by':<22}{'SQNR':>9}{'agree':>8}"]
+    heading = f"{'':<12}{'input':<9}{'best setting':<16}{'samples/s':>10}  {'cpupack is faster by':<22}"
+    lines += ["", f"{heading}{'SQNR':>9}{'agree':>8}"]
     for entry in found.entries.values():
-        lines.append(_throughput_line(entry, found.modes["throughput"].engines.get(entry.name)))
+        row = found.modes["throughput"].engines.get(entry.name)
+        lines.append(_throughput_line(entry, options.input_of(entry.name), row))
     lines += ["", f"{'one request, all cores':<28}{'p50 ms':>10}  {'cpupack is faster by':<22}{'p99 ms':>9}"]
     for entry in found.entries.values():
         lines += _latency_lines(entry, found.modes["latency"].engines.get(entry.name))
@@ -61,13 +64,13 @@ def _verdict(found: Comparison) -> list[str]:
     return lines
 
 
-def _throughput_line(entry: Entry, row: Figures | None) -> str:
+def _throughput_line(entry: Entry, given: str, row: Figures | None) -> str:
     if row is None:
         return f"{entry.name:<12}{entry.status}: {entry.reason}"
     assert entry.setting is not None
     assert entry.sqnr_db is not None
     return (
-        f"{entry.name:<12}{setting_text(entry.setting):<16}{row.median:>10,.1f}  {_ratio_text(row):<22}"
+        f"{entry.name:<12}{given:<9}{setting_text(entry.setting):<16}{row.median:>10,.1f}  {_ratio_text(row):<22}"
         f"{db_text(entry.sqnr_db):>9}{entry.agreement:>8.1%}"
     )
 

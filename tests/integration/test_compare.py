@@ -109,6 +109,18 @@ def test_pixels_give_the_same_outputs_as_floats(project: Project) -> None:
         assert min(before, after) > 60 or after == pytest.approx(before, abs=3.0), name
 
 
+def test_ready_floats_go_to_the_others_alone_but_not_from_files(project: Project) -> None:
+    found = compare(
+        project, "colors.toml", "--against", "eager", "--input", "uint8-vs-float32", "--end-to-end", "photos"
+    )
+    for mode, theirs in (("throughput", "float32"), ("latency", "float32"), ("end_to_end", "uint8")):
+        given = {(row["engine"], row["input"]) for row in found[mode]["rows"]}
+        assert given == {("cpupack", "uint8"), ("eager", theirs)}
+    assert all("input" not in row for row in found["int8_peak"]["rows"])
+    assert found["engines"]["cpupack"]["sqnr_db"] > 10
+    assert found["engines"]["eager"]["sqnr_db"] is None or found["engines"]["eager"]["sqnr_db"] > 60
+
+
 def test_an_engine_that_fails_is_a_row_that_says_so(project: Project) -> None:
     """NNCF and PT2E quantize statically only."""
     if missing := COMPARED["inductor"].missing():

@@ -62,9 +62,23 @@ def test_a_model_of_images_is_given_pixels_and_others_floats() -> None:
     assert settle(CompareOptions(), images).input_kind == "uint8"
     assert settle(CompareOptions(), arrays).input_kind == "float32"
     assert settle(CompareOptions(input_kind="float32"), images).input_kind == "float32"
-    for options in (CompareOptions(input_kind="uint8"), CompareOptions(files=RECIPE.parent)):
+    for options in (
+        CompareOptions(input_kind="uint8"),
+        CompareOptions(input_kind="uint8-vs-float32"),
+        CompareOptions(files=RECIPE.parent),
+    ):
         with pytest.raises(UsageError, match="no \\[preprocess\\]"):
             settle(options, arrays)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [("uint8", "uint8", "uint8"), ("float32", "float32", "float32"), ("uint8-vs-float32", "uint8", "float32")],
+)
+def test_only_in_the_mixed_comparison_the_others_get_something_else(kind: str, ours: str, theirs: str) -> None:
+    options = CompareOptions(input_kind=kind)
+    assert options.input_of("cpupack") == ours
+    assert {options.input_of(name) for name in PEERS} == {theirs}
 
 
 def test_a_file_that_is_no_wheel_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import importlib.util
 import json
@@ -17,6 +18,7 @@ from cpupack.comparison.result import Comparison, result
 from cpupack.comparison.run import Entry, Measured
 from cpupack.comparison.subject import Subject
 from cpupack.comparison.text import format_table, render_html
+from cpupack.peers import COMPARED
 from cpupack.peers.int8_peak import MACS
 from cpupack.peers.job import Data, Job
 from cpupack.recipe import LoadedRecipe
@@ -93,6 +95,12 @@ def compared(subject: Subject) -> Comparison:
 
 
 @pytest.fixture
+def mixed(compared: Comparison) -> Comparison:
+    """The same rounds with ready floats for the other engines."""
+    return dataclasses.replace(compared, options=dataclasses.replace(compared.options, input_kind="uint8-vs-float32"))
+
+
+@pytest.fixture
 def found(compared: Comparison) -> dict[str, Any]:
     return compared.to_dict()
 
@@ -145,7 +153,22 @@ def test_the_page_is_whole_and_escapes_what_others_wrote(compared: Comparison) -
     assert checker.open == []
 
 
-def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_table_the_page_and_the_rows_say_what_each_engine_got(mixed: Comparison) -> None:
+    found, table, page = mixed.to_dict(), format_table(mixed), render_html(mixed)
+    assert found["rules"]["input"] == "uint8-vs-float32"
+    given = {"cpupack": "uint8", "eager": "float32", "fbgemm": "float32", "openvino": "float32"}
+    assert {name: engine["input"] for name, engine in found["engines"].items()} == given
+    for name in ("cpupack", "eager", "fbgemm"):
+        (line,) = [line for line in table.splitlines() if line.startswith(name) and "batch 8" in line]
+        assert line.split()[1] == given[name]
+        assert f"<td>{COMPARED[name].title}</td><td>{given[name]}</td>" in page
+    for text in (table, page):
+        assert "their best case" in text
+
+
+def test_the_benchmarks_table_has_a_row_for_each_engine(
+    found: dict[str, Any], mixed: Comparison, tmp_path: Path
+) -> None:
     path = Path(__file__).parents[2] / "benchmarks" / "compare.py"
     spec = importlib.util.spec_from_file_location("benchmarks_compare", path)
     assert spec is not None
@@ -155,8 +178,10 @@ def test_the_benchmarks_table_has_a_row_for_each_engine(found: dict[str, Any], t
     benchmarks.RESULTS = tmp_path
     (tmp_path / "amx").mkdir()
     (tmp_path / "amx" / "resnet18.json").write_text(json.dumps(to_plain(found)))
-    page = benchmarks.table()
-    assert "## resnet18, amx" in page
+    (tmp_path / "amx" / "resnet18.uint8-vs-float32.json").write_text(json.dumps(to_plain(mixed.to_dict())))
+    page, _, second = benchmarks.table().partition("## resnet18, amx, ready floats for the others\n")
+    assert "cpupack gets uint8 pixels" in second
+    assert "## resnet18, amx\n" in page
     assert "## resnet50" not in page
     (row,) = [line for line in page.splitlines() if line.startswith("| fbgemm |")]
     assert row.split(" | ")[1:4] == ["2 x 1, batch 8", "100.0", "2.00 (1.25 to 2.00)"]
