@@ -40,7 +40,7 @@ RUNTIME: Groups = (
     ("Deciding how to run", ("plan",)),
     ("Running", ("images", "engine")),
     ("The machine and the package", ("host", "manifest")),
-    ("What all rooms may import", ("accuracy", "errors", "files", "plain")),
+    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "plain")),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""
 

@@ -170,7 +170,10 @@ class QuantizedModel:
 
 @dataclass(frozen=True)
 class ScriptedModel:
-    """A saved, frozen TorchScript file for one target, with the counts of its operators."""
+    """A saved, frozen TorchScript file for one target, with the counts of its operators.
+
+    ``torch_reason`` says why running it takes torch, None where it does not.
+    """
 
     path: Path
     target: Target
@@ -179,3 +182,4 @@ class ScriptedModel:
     fp32_operators: int
     operators: dict[str, int] = field(default_factory=dict)
     pixel_input: bool = False
+    torch_reason: str | None = "its engine is torch's"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from . import info
+from . import extras, info
 from .bench import options as bench_options
 from .bench import run as bench_run
 from .bench import text as bench_text
@@ -179,6 +179,7 @@ def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
     options = bench_options.from_arguments(args)
     if args.html is not None:
+        extras.require("jinja2", extras.JINJA2, "--html")
         from .pages import bench_page  # here: Jinja2 takes a while to import
 
         bench_page.check_target(args.html)

@@ -39,6 +39,7 @@ def collect(package_dir: Path) -> dict[str, Any]:
         "host": here,
         "kernels": kernels,
         "images": _images(manifest),
+        "torch": {"needed": needs_torch, "text": manifest.torch_text},
         "runs_here": not problems,
         "problems": problems,
     }
@@ -71,7 +72,7 @@ def format_info(facts: dict[str, Any]) -> str:
         {
             "cpu": target["cpu"] + isa,
             "engine": f"{target['engine']}, {target.get('activation_bits')}-bit activations",
-            "torch": manifest["torch"]["requires"],
+            "torch": facts["torch"]["text"],
         },
     )
     lines += _section(
@@ -79,7 +80,7 @@ def format_info(facts: dict[str, Any]) -> str:
         {
             "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
             "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
-            "torch": here["torch"] or "not installed",
+            "torch": (here["torch"] or "not installed") if facts["torch"]["needed"] else None,
             "kernels": _kernels(facts["kernels"]),
             "allocator": here["allocator"],
             "images": _decoding(facts["images"]),

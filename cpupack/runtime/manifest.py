@@ -15,6 +15,8 @@ from .files import MANIFEST_NAME
 
 MANIFEST_SCHEMA = 1
 
+_CHUNK_BYTES = 1 << 18
+"""What is read at a time to be hashed: it fits into the second cache."""
 
 _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("name", "import_name", "version"), str),
@@ -57,8 +59,8 @@ class Manifest:
 
     ``model``: source, weights, weights_sha256, input_shape, output_shape, parameters, macs, fp32_bytes,
     int8_bytes, int8_operators, fp32_operators, operators. ``target``: cpu, engine, isa, activation_bits,
-    memory_format, platform_tag. ``torch``: version, requires. ``preprocess`` is None for models that take
-    arrays only. Shapes have no batch dimension.
+    memory_format, platform_tag. ``torch``: version, requires, reason (why running takes torch, None where it does
+    not). ``preprocess`` is None for models that take arrays only. Shapes have no batch dimension.
     """
 
     name: str
@@ -87,6 +89,14 @@ class Manifest:
     def pixel_input(self) -> bool:
         """Whether the model also takes uint8 pixels with a mask channel (see ``images/inputs.py``)."""
         return bool(self.model.get("pixel_input", False))
+
+    @property
+    def torch_text(self) -> str:
+        """Which torch the package needs, and why."""
+        if "reason" not in self.torch:  # written by an older cpupack, whose packages all required it
+            return str(self.torch["requires"])
+        reason = self.torch["reason"]
+        return "not needed" if reason is None else f"{self.torch['requires']}, because {reason}"
 
     def to_json(self) -> str:
         """Return the file's text: keys sorted, so that equal manifests give equal bytes."""
@@ -146,8 +156,12 @@ def read_manifest(package_dir: Path) -> Manifest:
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)  # hashlib.file_digest needs Python 3.11
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
 
 
 def check_files(package_dir: Path, manifest: Manifest) -> None:

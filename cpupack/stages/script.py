@@ -29,6 +29,9 @@ from cpupack.runtime.errors import IntegrityError
 _PROGRAM_RECORD = "constants/0"
 """Where ``torch.jit.save`` puts the only constant of a frozen module."""
 
+_NAMES_SHOWN = 5
+"""Layers that are named as the reason why a wheel needs torch; the rest is counted."""
+
 
 def script(
     quantized: QuantizedModel, input_shape: tuple[int, ...], path: Path, sample: torch.Tensor | None = None
@@ -62,8 +65,29 @@ def script(
             )
         save(quantized.module, example, path)
     return ScriptedModel(
-        path, quantized.target, path.stat().st_size, int8, fp32, operators, pixel_input=quantized.pixel_input
+        path,
+        quantized.target,
+        path.stat().st_size,
+        int8,
+        fp32,
+        operators,
+        pixel_input=quantized.pixel_input,
+        torch_reason=why_torch(quantized, example),
     )
+
+
+def why_torch(quantized: QuantizedModel, example: torch.Tensor) -> str | None:
+    """Return why a wheel of this model needs torch, None where the native engine runs all of it for ``example``."""
+    module, engine = quantized.module, quantized.target.engine
+    if not isinstance(module, NativeModel | MixedModel):
+        return f"torch runs the model: {engine} is an engine of torch"
+    if isinstance(module, NativeModel) and module.is_program_for(example):
+        return None
+    names = [fact.name for fact in quantized.layers if fact.kernel == "aten"]
+    if not names:
+        return "torch changes the shape of the model's input or output"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"torch runs the layers that stay FP32: {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
 def script_float(model: FloatModel, path: Path, sample: torch.Tensor | None = None) -> Path:

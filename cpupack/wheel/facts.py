@@ -23,7 +23,7 @@ def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("Calibrated on", _calibration(manifest.calibration)),
         ("Engine", f"{engine_text(target)}, {target['activation_bits']}-bit activations"),
         ("CPU required", target["cpu"] + (f" with {target['isa']} or better" if target["isa"] else "")),
-        ("Torch required", manifest.torch["requires"]),
+        ("Torch required", manifest.torch_text),
     ]
     rows += accuracy_rows(manifest.accuracy)
     rows.append(("Plan", plan_text(manifest)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import threading
 from array import array
@@ -23,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HostError, InputError, RunnerError
+from .. import extras
+from ..errors import InputError, RunnerError
 from ..host.probe import HostProbe
 from . import server, stats
 from .feeds import Feed
@@ -89,8 +89,7 @@ class Wish:
 
 def check_installed() -> None:
     """Raise HostError when LoadGen is not there, saying how to get it."""
-    if importlib.util.find_spec("mlperf_loadgen") is None:
-        raise HostError(f"--loadgen needs MLPerf's LoadGen, which is not installed; run: pip install {DISTRIBUTION}")
+    extras.require("mlperf_loadgen", extras.LOADGEN, "--loadgen")
 
 
 def measure(feed: Feed, batch_size: int, wish: Wish, warmup_s: float, clock: Clock, probe: HostProbe) -> Measurement:

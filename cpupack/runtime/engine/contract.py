@@ -56,8 +56,10 @@ def require_torch(manifest: Manifest, path: Path) -> None:
     try:
         import torch
     except ImportError as error:
+        reason = manifest.torch.get("reason")
+        because = f", and {reason}" if reason else ""
         wanted = f'"torch{manifest.torch["requires"]}"'
-        raise HostError(f"torch cannot be imported ({error}); run: pip install {wanted}") from error
+        raise HostError(f"torch cannot be imported ({error}){because}; run: pip install {wanted}") from error
     check_torch(manifest, str(torch.__version__))
 
 

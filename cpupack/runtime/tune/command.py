@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def _table(outcome: Outcome, objective: str, bound: float | None, probe: HostPro
         reason=outcome.reason,
         searched_s=outcome.searched_s,
         rows=[row.to_dict() for row in outcome.rows],
-        tuned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        tuned_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 
 

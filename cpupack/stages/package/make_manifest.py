@@ -82,7 +82,11 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             reason="not tuned at the build",
         ),
         bench={"duration_s": recipe.bench.duration_s, "build": None},
-        torch={"version": torch.__version__, "requires": torch_range(torch.__version__)},
+        torch={
+            "version": torch.__version__,
+            "requires": torch_range(torch.__version__),
+            "reason": scripted.torch_reason,
+        },
         build={
             "cpupack": cpupack.__version__,
             "python": platform.python_version(),

@@ -17,6 +17,7 @@ import cpupack.runtime
 from cpupack.artifacts import StagedProject, TunePlan
 from cpupack.errors import PackagingError
 from cpupack.recipe.names import why_not_importable
+from cpupack.runtime.engine.program import is_program
 from cpupack.runtime.files import (
     BUILD_NAME,
     GOLDEN_NAME,
@@ -32,7 +33,7 @@ from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest
 from cpupack.runtime.plain import to_plain
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
-from cpupack.stages.package.requirements import BUILD_REQUIRES, REQUIRES_PYTHON, requirements
+from cpupack.stages.package.requirements import BUILD_REQUIRES, EXTRAS, REQUIRES_PYTHON, requirements
 from cpupack.stages.package.write import write_arrays, write_json, write_labels, write_python
 from cpupack.templates import render
 from cpupack.wheel import sbom
@@ -129,6 +130,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
         shutil.copyfile(source, copy)
     (package_dir / "py.typed").touch()
     shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
+    _check_torch(contents, package_dir / MODEL_NAME)
     write_arrays(package_dir / GOLDEN_NAME, contents.golden)
     if contents.model.labels:
         write_labels(package_dir / LABELS_NAME, contents.model.labels)
@@ -140,9 +142,19 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
 
 
+def _check_torch(contents: WheelContents, model: Path) -> None:
+    """Check that the runner will do without torch if and only if the wheel does not require it."""
+    needs_torch = not is_program(model, contents.target.engine)
+    if needs_torch != (contents.scripted.torch_reason is not None):
+        raise PackagingError(
+            f"the model {'needs' if needs_torch else 'does not need'} torch, and the wheel would say otherwise",
+            hint="this is a bug in cpupack",
+        )
+
+
 def _write_project(contents: WheelContents, staged: StagedProject, manifest: Manifest) -> None:
     """Write the files around the package: pyproject.toml, build hook, bill of materials, README."""
-    needed = requirements(torch.__version__)
+    needed = requirements(torch.__version__, needs_torch=contents.scripted.torch_reason is not None)
     sbom_name = f"sbom/{staged.import_name}.cdx.json"
     scripts = {
         staged.distribution: f"{staged.import_name}._entry:main",
@@ -157,6 +169,7 @@ def _write_project(contents: WheelContents, staged: StagedProject, manifest: Man
         "description": manifest.model["description"],
         "requires_python": REQUIRES_PYTHON,
         "dependencies": needed,
+        "extras": EXTRAS,
         "scripts": scripts,
         "sbom": sbom_name,
     }

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from packaging.version import Version
 
+from cpupack.runtime.extras import JINJA2, LOADGEN, SIMPLEJPEG
+
 OLDEST_TORCH = "2.10"
-REQUIRES_PYTHON = ">=3.11"
-RUNTIME_REQUIREMENTS = ("jinja2>=3.1,<4", "numpy>=1.26,<3", "pillow>=10,<14")
+REQUIRES_PYTHON = ">=3.10"
+"""The oldest is that of Ubuntu 22.04 and of JetPack. A test holds the runtime and the templates to it."""
+RUNTIME_REQUIREMENTS = ("numpy>=1.26,<3", "pillow>=10,<14")
+EXTRAS = {
+    "html": (JINJA2, "bench --html"),
+    "jpeg": (SIMPLEJPEG, "decodes JPEGs a fifth faster than Pillow"),
+    "loadgen": (LOADGEN, "bench --loadgen: MLPerf Inference's own load generator"),
+}
+"""The wheel's extras: what each requires, and what it is for."""
 BUILD_REQUIRES = "hatchling>=1.28,<2"
 
 
-def requirements(torch_version: str) -> list[str]:
+def requirements(torch_version: str, *, needs_torch: bool) -> list[str]:
     """Return the wheel's dependencies. torch may be the oldest that cpupack supports, up to the builder's minor."""
     # Every wheel requires Pillow, because the runner always imports the preprocessing, even for models without images.
-    # Jinja2 renders the bench's page. torch requires it anyway, so it adds nothing to an installation.
-    return [f"torch{torch_range(torch_version)}", *RUNTIME_REQUIREMENTS]
+    torch = [f"torch{torch_range(torch_version)}"] if needs_torch else []
+    return [*torch, *RUNTIME_REQUIREMENTS]
 
 
 def torch_range(torch_version: str) -> str:
