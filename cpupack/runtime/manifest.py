@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import UnionType
@@ -164,11 +167,45 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_files(package_dir: Path, manifest: Manifest) -> None:
-    """Compare every shipped file with the manifest. Raises IntegrityError naming the first that differs."""
+def check_files(package_dir: Path, manifest: Manifest, without: Collection[Path] = ()) -> None:
+    """Compare every shipped file with the manifest. Raises IntegrityError naming the first that differs.
+
+    Files in ``without`` are not hashed; their sizes are compared.
+    """
     for name, entry in sorted(manifest.files.items()):
         path = package_dir / name
         if not path.is_file():
             raise IntegrityError(f"{path} is missing; reinstall {manifest.name}")
-        if path.stat().st_size != entry.bytes or hash_file(path) != entry.sha256:
+        if path.stat().st_size != entry.bytes or (path not in without and hash_file(path) != entry.sha256):
+            raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
+
+
+@contextmanager
+def hashed_meanwhile(package_dir: Path, manifest: Manifest, paths: Collection[Path]) -> Iterator[None]:
+    """Hash ``paths`` of the package in another thread while the block runs, and compare them with the manifest.
+
+    Raises IntegrityError naming a file that differs, in place of any error of the block.
+    """
+    differing: list[Path] = []
+
+    def compare() -> None:
+        for path in paths:
+            entry = manifest.files[path.relative_to(package_dir).as_posix()]
+            try:
+                if hash_file(path) != entry.sha256:
+                    differing.append(path)
+            except OSError:
+                differing.append(path)
+
+    thread = threading.Thread(target=compare, name="hash", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the system allows no more threads
+        compare()
+    try:
+        yield
+    finally:
+        if thread.ident is not None:
+            thread.join()
+        for path in differing:
             raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")

@@ -8,6 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -18,11 +19,12 @@ import numpy.typing as npt
 from .engine.batches import FILE_TURNS, even_size
 from .engine.contract import check_cpu, model_path, require_torch
 from .engine.pool import InstancePool
+from .engine.program import is_program
 from .errors import InputError, IntegrityError, RunnerError
 from .images.fast import load_pixels
 from .images.inputs import mask_value, model_input, random_input
 from .images.preprocess import ImageSource, PreprocessSpec
-from .manifest import Manifest, check_files, read_manifest
+from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 
 if TYPE_CHECKING:
@@ -65,8 +67,12 @@ class Runner:
         check_cpu(self.manifest)
         for name, value in (("threads", threads), ("instances", instances), ("batch_size", batch_size)):
             _require_positive(name, value)
+        model = model_path(package_dir, self.manifest)
+        engine = self.manifest.target["engine"]
+        # Nothing in the file of a native program is code. So it may be read while it is hashed, half of a start.
+        aside = (model,) if is_program(model, engine) else ()
         if check:
-            check_files(package_dir, self.manifest)
+            check_files(package_dir, self.manifest, aside)
         self.labels: tuple[str, ...] | None = read_labels(package_dir, self.manifest)
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
@@ -77,18 +83,18 @@ class Runner:
                 RandomWeightsWarning,
                 stacklevel=3,  # the line that made the package's Runner, which is a subclass of this one
             )
-        engine, path = self.manifest.target["engine"], model_path(package_dir, self.manifest)
-        require_torch(self.manifest, path)
+        require_torch(self.manifest, model)
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
-        self.pool = InstancePool(path, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
-        try:
-            # Callers use two shapes: full batches, and one input alone.
-            for size in sorted({1, self.plan.batch_size}):
-                self.pool.warm(self._example(size))
-            self._sample_s = self._time_one() if self.pool.is_program else 0.0
-        except BaseException:
-            self.pool.close()
-            raise
+        self._sample_s: float | None = None
+        with ExitStack() as opened:
+            with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
+                self.pool = InstancePool(model, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
+                opened.callback(self.pool.close)
+            if not self.pool.is_program:  # a program's first call is as fast as any other
+                # torch prepares for each shape. Callers use two: full batches, and one input alone.
+                for size in sorted({1, self.plan.batch_size}):
+                    self.pool.warm(self._example(size))
+            opened.pop_all()
 
     @overload
     def predict(
@@ -178,8 +184,10 @@ class Runner:
 
     def _share(self, count: int, turns: int = 1) -> int:
         """Return how many of ``count`` samples go into one call."""
-        if not self._sample_s:  # a model of torch, which prepares for each new size
+        if count == 1 or not self.pool.is_program:  # a model of torch prepares for each new size
             return self.plan.batch_size
+        if self._sample_s is None:
+            self._sample_s = self._time_one()
         return even_size(count, self.plan.batch_size, self.plan.instances, self._sample_s, turns)
 
     def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

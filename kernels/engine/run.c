@@ -201,16 +201,30 @@ static void run_job(void *pointer, struct worker *worker, struct team *team) {
 
 /* ---- calls ---- */
 
-/* Find or make what a call needs. `session` may be NULL: then there was no memory for it. */
-static int prepare(struct session *session, const uint8_t *program, int64_t bytes, const struct call *call,
-                   int64_t batch, struct context **context) {
+/* Find the context of a call. `session` may be NULL: then there was no memory for it. */
+static int ready(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch,
+                 struct context **context) {
     if (find_kernels() == NULL)
         return CPUPACK_ERROR_CPU;
     if (batch < 1 || batch > 1 << 16)
         return CPUPACK_ERROR_INPUT;
     if (session == NULL)
         return CPUPACK_ERROR_MEMORY;
-    const int code = find_context(session, program, bytes, batch, context);
+    return find_context(session, program, bytes, batch, context);
+}
+
+int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch) {
+    struct context *context;
+    const int code = ready(session, program, program_bytes, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    return find_team(session) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
+}
+
+/* Find or make what a call needs, and check that the program takes such a call. */
+static int prepare(struct session *session, const uint8_t *program, int64_t bytes, const struct call *call,
+                   int64_t batch, struct context **context) {
+    const int code = ready(session, program, bytes, batch, context);
     if (code != CPUPACK_OK)
         return code;
     const struct cpupack_header *header = (*context)->header;

@@ -1,4 +1,4 @@
-"""A virtual environment as a user of a wheel has it: torch and its friends, and no cpupack."""
+"""A virtual environment as a user of a wheel has it: what the wheel requires, and no cpupack."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,19 @@ class Environment:
         return found
 
 
-def make_environment(root: Path, wheel: Path) -> Environment:
+def make_environment(root: Path, wheel: Path, only: Sequence[str] = ()) -> Environment:
     """Make a virtual environment that sees this one's packages except cpupack; install the wheel with pip.
 
     With its dependencies and without an index: pip itself checks that the ranges take the installed torch. No
-    pip and setuptools of its own, which would hide those that the shared torch asks for.
+    pip and setuptools of its own, which would hide those that the shared torch asks for. With ``only``, it sees nothing
+    but the distributions of these names, and pip.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
     shared = root / "shared"
     shared.mkdir()
     for entry in Path(torch.__file__).parents[1].iterdir():
+        if only and not entry.name.lower().startswith((*only, "pip")):
+            continue
         if not entry.name.startswith(("cpupack", "_cpupack", "__editable__")) and entry.suffix != ".pth":
             (shared / entry.name).symlink_to(entry)
     (site_packages,) = root.glob("lib/python*/site-packages")
@@ -51,3 +55,20 @@ def make_environment(root: Path, wheel: Path) -> Environment:
     done = environment.run("python", "-m", "pip", "install", "--no-index", str(wheel))
     assert done.returncode == 0, done.stderr
     return environment
+
+
+def make_environment_of(python: Path, root: Path, wheel: Path, *requirements: str) -> Environment | None:
+    """Make a virtual environment of another interpreter; install the wheel and ``requirements`` from pip's index.
+
+    Returns None where pip finds no index to take the wheel's dependencies from.
+    """
+    subprocess.run([str(python), "-m", "venv", str(root)], check=True)
+    # As the user has pip set up: where the index is, is no business of the tests.
+    done = subprocess.run(
+        [str(root / "bin" / "python"), "-m", "pip", "install", "--only-binary=:all:", str(wheel), *requirements],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != 0 and "NewConnectionError" in done.stderr:
+        return None
+    assert done.returncode == 0, done.stderr
+    return Environment(root)

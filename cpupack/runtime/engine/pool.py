@@ -195,6 +195,11 @@ class _NativeLoad:
 
     def __call__(self) -> _Instance:
         session = native_program.Session(self.program, self.threads)
+        try:
+            session.make_ready()
+        except BaseException:
+            session.close()
+            raise
 
         def call(batch: Any) -> Any:
             if isinstance(batch, np.ndarray):

@@ -26,6 +26,8 @@ from .program_format import HEADER, MAGIC, MASKED_WIDTH
 PROGRAM_NOTE = "cpupack-program.json"
 """Name of the record below ``extra/`` that says where the program is."""
 _NOTE_SCHEMA = 1
+_ERROR_PROGRAM = 1
+"""``CPUPACK_ERROR_PROGRAM`` of kernels/engine/engine.h."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,17 @@ class Session:
             reason = self._library.cpupack_error(failed).decode()
             raise RunnerError(f"the model failed on a batch of shape {batch.shape}: {reason}")
         return result
+
+    def make_ready(self, batch_size: int = 1) -> None:
+        """Do what would else be part of the first call of that size: check the program, prepare weights, start a team.
+
+        Raises IntegrityError for a program that the kernels do not take, and HostError where something is missing.
+        """
+        memory = self._program.memory
+        failed = self._library.cpupack_make_ready(self._session, self._code, memory.size, batch_size)
+        if failed:
+            kind = IntegrityError if failed == _ERROR_PROGRAM else HostError
+            raise kind(f"the model cannot run: {self._library.cpupack_error(failed).decode()}")
 
     @property
     def memory_bytes(self) -> int:

@@ -15,6 +15,7 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpupack_new_session": (c_void_p, (c_int,)),
     "cpupack_end_session": (None, (c_void_p,)),
     "cpupack_run": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int64, c_void_p)),
+    "cpupack_make_ready": (c_int, (c_void_p, c_void_p, c_int64, c_int64)),
     "cpupack_session_bytes": (c_int64, (c_void_p,)),
     "cpupack_prepared_bytes": (c_int64, (c_void_p,)),
     "cpupack_resize_bytes": (c_int64, (c_int32, c_int32, c_int32, c_int64)),

@@ -25,10 +25,10 @@ _ID_FIELDS = (
 @cache
 def cpu_info() -> tuple[str, frozenset[str]]:
     """Return the CPU's model name and its flags as the kernel names them (none without /proc/cpuinfo)."""
-    name, flags = platform.processor() or platform.machine(), frozenset[str]()
     path = Path("/proc/cpuinfo")
     if not path.exists():
-        return name, flags
+        return platform.processor() or platform.machine(), frozenset()
+    name, flags = "", frozenset[str]()
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         key, _, value = line.partition(":")
         match key.strip():
@@ -37,7 +37,8 @@ def cpu_info() -> tuple[str, frozenset[str]]:
             case "flags" | "Features":
                 flags = frozenset(value.split())
                 break
-    return name, flags
+    # Arm CPUs have no name there. platform.processor starts a process, which takes longer than all the rest.
+    return name or platform.processor() or platform.machine(), flags
 
 
 @cache

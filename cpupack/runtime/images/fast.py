@@ -13,12 +13,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 from ..engine import library as native_library
@@ -73,7 +74,7 @@ def _library() -> Any:
 def describe(spec: PreprocessSpec) -> Decoder:
     """Return what decodes and resizes the images of ``spec`` on this host."""
     if _simplejpeg() is None:
-        jpeg = f"Pillow {metadata.version('pillow')}"
+        jpeg = f"Pillow {PIL.__version__}"
         jpeg_reason = "simplejpeg, a fifth faster, is not installed: pip install simplejpeg"
     else:
         jpeg = f"simplejpeg {_simplejpeg().__version__}"

@@ -1,0 +1,118 @@
+"""The start of a native wheel: what it imports, what it checks while it reads the program, what it leaves for later."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpupack.runtime import manifest as package_manifest
+from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.files import MODEL_NAME
+from cpupack.runtime.manifest import hashed_meanwhile, read_manifest
+from cpupack.runtime.runner import Runner
+from cpupack.stages.package import stage_project
+from helpers.lowered import needs_kernels
+from helpers.native_wheel import native_contents
+from helpers.once import once
+from helpers.tiny_wheel import TinyWheel
+
+pytestmark = needs_kernels
+
+SLOW_TO_IMPORT = {
+    "argparse", "asyncio", "email", "http", "importlib.metadata", "jinja2", "numpy.random", "socket", "ssl",
+    "subprocess", "torch", "unittest",
+}  # fmt: skip
+"""What takes milliseconds and is not needed to answer a caller who has pixels."""
+
+
+@pytest.fixture(scope="session")
+def native_dir(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the native engine: read it, never write to it."""
+
+    def make(root: Path) -> None:
+        stage_project(native_contents(tiny, root), root / "project")
+
+    return once(tmp_path_factory, "native-package", make) / "project/src/tiny_int8"
+
+
+@pytest.fixture
+def copied(native_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(native_dir, tmp_path / "tiny_int8"))
+
+
+def test_the_first_prediction_imports_little(native_dir: Path) -> None:
+    code = (
+        "import sys, numpy; before = set(sys.modules)\n"
+        "from tiny_int8 import Runner\n"
+        "with Runner() as runner:\n"
+        "    runner(numpy.zeros((1, 8, 8, 3), numpy.uint8))\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(native_dir.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    imported = set(done.stdout.split())
+    assert "tiny_int8._runtime.runner" in imported, done.stderr
+    assert imported & SLOW_TO_IMPORT == set()
+
+
+def test_a_changed_program_is_refused_although_it_is_hashed_while_it_is_read(copied: Path) -> None:
+    model = copied / MODEL_NAME
+    contents = bytearray(model.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    model.write_bytes(contents)
+    with pytest.raises(IntegrityError, match=r"model\.pt is not the file that was built"):
+        Runner(copied)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("instance-", "hash"))]
+    model.write_bytes(contents[:-1])
+    with pytest.raises(IntegrityError, match=r"model\.pt is not the file that was built"):
+        Runner(copied)
+
+
+def test_a_changed_library_is_refused_before_it_is_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (library,) = (copied / "_runtime").rglob("*.so")
+    library.write_bytes(library.read_bytes()[:-1] + b"x")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the file of the model was read before the hashes of the rest were compared")
+
+    monkeypatch.setattr("cpupack.runtime.runner.InstancePool", refuse)
+    with pytest.raises(IntegrityError, match="is not the file that was built"):
+        Runner(copied)
+
+
+def test_the_hash_is_compared_whatever_the_block_does(copied: Path) -> None:
+    manifest, model = read_manifest(copied), copied / MODEL_NAME
+    with hashed_meanwhile(copied, manifest, [model]):
+        pass
+    with pytest.raises(ZeroDivisionError), hashed_meanwhile(copied, manifest, [model]):
+        raise ZeroDivisionError
+    model.unlink()
+    with pytest.raises(IntegrityError, match=r"model\.pt"), hashed_meanwhile(copied, manifest, [model]):
+        raise ZeroDivisionError
+
+
+def test_without_another_thread_the_hash_is_taken_first(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    hashed: list[Path] = []
+    hash_file: Callable[[Path], str] = package_manifest.hash_file
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(package_manifest, "hash_file", lambda path: hashed.append(path) or hash_file(path))
+    with hashed_meanwhile(copied, read_manifest(copied), [copied / MODEL_NAME]):
+        assert hashed == [copied / MODEL_NAME]
+
+
+def test_lists_are_cut_by_the_time_of_one_sample_from_the_first_on(native_dir: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    with Runner(native_dir, instances=2, threads=1, batch_size=2) as runner:
+        together = runner(pixels)
+        np.testing.assert_array_equal(together, np.concatenate([runner(pixels[i : i + 1]) for i in range(5)]))
