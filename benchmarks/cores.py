@@ -4,9 +4,8 @@
 ``cpupack compare`` makes them. Add ``--recipe``, ``--set KEY=VALUE`` or ``--own`` (only the package, after a change).
 ``python benchmarks/cores.py measure FOLDER --out ROWS.jsonl`` measures them on this host by the rules of ``cpupack
 compare``: a process for each engine, interleaved rounds, all others stopped. FOLDER may come from another machine:
-measuring needs this checkout with compiled kernels inside FOLDER's package, numpy, Pillow, Jinja2, openvino and
-onnxruntime, and neither torch nor cpupack's other requirements. ``python benchmarks/cores.py table ROWS.jsonl`` prints
-the result.
+measuring needs this checkout, numpy, Pillow, openvino and onnxruntime, but neither torch nor cpupack's other
+requirements. ``python benchmarks/cores.py table ROWS.jsonl`` prints the result, as in benchmarks/cores.md.
 
 On N cores, a batch above 1 is measured with N instances of one thread and with one instance of N threads, and batch 1
 with one instance of N threads, one request at a time. The processes may run only on the first N cores; of SMT siblings
@@ -206,22 +205,25 @@ def _enter(process: EngineProcess) -> None:
     process.ask("round", duration_s=0.5, settle_s=0.5)
 
 
-def cores_first(cpus: set[int]) -> list[int]:
-    """Return the CPUs, one of each physical core first, then their SMT siblings."""
-    place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+def cores_first(cpus: set[int], root: Path = Path("/")) -> list[int]:
+    """Return the CPUs, one of each physical core first, then their SMT siblings, as the kernel's files tell them."""
     seen: set[int] = set()
     first, later = [], []
     for cpu in sorted(cpus):
         (later if cpu in seen else first).append(cpu)
-        seen |= parse_cpu_list(read_text(Path(place.format(cpu))) or str(cpu))
+        seen |= parse_cpu_list(_siblings(root, cpu) or str(cpu))
     return first + later
+
+
+def _siblings(root: Path, cpu: int) -> str | None:
+    return read_text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
 
 
 def host_facts(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the rows were measured on, with and how."""
     prepared = json.loads((folder / "prepared.json").read_text("utf-8"))
     allowed = os.sched_getaffinity(0)
-    siblings = {read_text(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")) for cpu in allowed}
+    siblings = {_siblings(Path("/"), cpu) for cpu in allowed}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": cpu_info()[0],
