@@ -8,7 +8,8 @@
 # make kernels   compile kernels/ again after a change
 # make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
 # make emulate   run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
-# make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench and predict
+# make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
+#                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
 # make clean     delete what all these have made
 #
@@ -41,6 +42,9 @@ DEMO := .demo
 KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
 # worksteal: a worker that has nothing left takes tests from the other, so that both end together.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path in sys.argv[1:]]; \
+  sys.exit(not any(b"\nRequires-Dist: torch" in wheel.read(name) \
+  for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
 
 .PHONY: help setup peers kernels demo bench test lint fast slow sanitize emulate clean
@@ -62,7 +66,7 @@ $(READY): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cpupack needs Python 3.11 or later; set PYTHON=")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(PIP) "$(TORCH)" "$(TORCHVISION)"
-	$(BIN)/python $(PIP) -e ".[torchvision,digits,dev]"
+	$(BIN)/python $(PIP) -e ".[torchvision,digits,lite0,dev]"
 	touch $@
 
 # torch again and pinned: no engine may bring another.
@@ -72,19 +76,23 @@ $(PEERS): $(READY)
 
 demo: $(READY) $(KERNELS)
 	rm -rf $(DEMO)
-	$(BIN)/cpupack build recipes/resnet50.toml --target $$(uname -m) --out $(DEMO)/dist
+	$(BIN)/cpupack build recipes/resnet50.toml --target $$(uname -m) --out $(DEMO)/dist --set tune.budget_s=30
+	@if compgen -G '$(DEMO)/dist/*+random*.whl' >/dev/null; then \
+	  echo; echo "ResNet-50 has random weights, so its predictions mean nothing. EfficientNet-Lite0 has trained ones:"; echo; \
+	  $(BIN)/cpupack build recipes/efficientnet_lite0.toml --target $$(uname -m) --out $(DEMO)/dist --set tune.budget_s=15; \
+	fi
 	$(PYTHON) -m venv $(DEMO)/venv
-	$(DEMO)/venv/bin/python $(PIP) "$(TORCH)"
+	@# Only where a wheel requires it: the torch that it was built with.
+	if $(BIN)/python -c '$(REQUIRES_TORCH)' $(DEMO)/dist/*.whl; then $(DEMO)/venv/bin/python $(PIP) "$(TORCH)"; fi
 	$(DEMO)/venv/bin/python $(PIP) $(DEMO)/dist/*.whl
-	@# A real photo, from scikit-learn: any other file will do.
-	$(BIN)/python -c 'import pathlib, shutil, sklearn.datasets; \
-	  shutil.copy(pathlib.Path(sklearn.datasets.__file__).with_name("images") / "china.jpg", "$(DEMO)")'
+	@# A real photo: any other file will do.
+	cp recipes/photos/espresso.jpg $(DEMO)
 	@# Python puts the working directory on the import path, so leave the checkout before asking.
 	@cd $(DEMO); if venv/bin/python -c 'import cpupack' 2>/dev/null; then echo "cpupack is importable in $(DEMO)/venv"; exit 1; fi
 	@echo; echo "The wheel alone, in an environment that does not have cpupack:"; echo
 	cd $(DEMO) && venv/bin/resnet50-int8 bench
 	@echo
-	cd $(DEMO) && venv/bin/resnet50-int8 predict china.jpg
+	cd $(DEMO) && $$(ls venv/bin/efficientnet-lite0-int8 2>/dev/null || echo venv/bin/resnet50-int8) predict espresso.jpg
 	@echo; echo "The wheel is in $(DEMO)/dist, the environment in $(DEMO)/venv."
 
 bench: $(PEERS) $(KERNELS)
