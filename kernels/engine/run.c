@@ -128,6 +128,8 @@ struct job {
 
 /* Whether a layer is for inputs of another type. */
 static int is_skipped(const struct step *step, const struct call *call) {
+    if (reads_caller(&step->spec) && (step->spec.op == OP_INPUT_PIXELS) == call->input_is_float)
+        return 1; /* whatever its flags say: it would read more than there is */
     return (step->spec.flags & (call->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT)) != 0;
 }
 
