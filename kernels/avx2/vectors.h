@@ -103,6 +103,7 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define v_or(a, b) _mm256_or_si256(a, b)
 #define v_add16(a, b) _mm256_add_epi16(a, b)
 #define v_add32(a, b) _mm256_add_epi32(a, b)
+#define v_sub32(a, b) _mm256_sub_epi32(a, b)
 #define v_min8(a, b) _mm256_min_epu8(a, b)
 #define v_max8(a, b) _mm256_max_epu8(a, b)
 #define v_left32(a, count) _mm256_slli_epi32(a, count)
@@ -125,6 +126,22 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define f_round(a) _mm256_cvtps_epi32(a)
 #define f_min(a, b) _mm256_min_ps(a, b)
 #define f_max(a, b) _mm256_max_ps(a, b)
+#define f_div(a, b) _mm256_div_ps(a, b)
+#define f_sqrt(a) _mm256_sqrt_ps(a)
+#define f_floor(a) _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+#define f_ceil(a) _mm256_round_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)
+#define f_trunc(a) _mm256_round_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+#define f_nearest(a) _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define f_bits(a) _mm256_castps_si256(a)
+#define f_of_bits(a) _mm256_castsi256_ps(a)
+#define v_and(a, b) _mm256_and_si256(a, b)
+/* `yes` where a < b, or where a == b; else, and where one of them is no number, `no`. */
+#define f_where_less(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ))
+#define f_where_equal(a, b, yes, no) _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_EQ_OQ))
+/* The first `count` values, then `rest`. */
+INLINE fvec f_first(fvec value, int64_t count, fvec rest) {
+    return count >= LANES ? value : _mm256_blendv_ps(rest, value, _mm256_castsi256_ps(mask_of(count)));
+}
 
 /* Adds four products of bytes to each int32. VPMADDUBSW adds two of them in 16 bits and saturates. `fits` says that the
  * weights are too small for that; otherwise the eighth bit of the unsigned bytes is multiplied on its own.

@@ -48,6 +48,7 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define v_or(a, b) _mm512_or_si512(a, b)
 #define v_add16(a, b) _mm512_add_epi16(a, b)
 #define v_add32(a, b) _mm512_add_epi32(a, b)
+#define v_sub32(a, b) _mm512_sub_epi32(a, b)
 #define v_min8(a, b) _mm512_min_epu8(a, b)
 #define v_max8(a, b) _mm512_max_epu8(a, b)
 #define v_left32(a, count) _mm512_slli_epi32(a, count)
@@ -70,6 +71,20 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define f_round(a) _mm512_cvtps_epi32(a)
 #define f_min(a, b) _mm512_min_ps(a, b)
 #define f_max(a, b) _mm512_max_ps(a, b)
+#define f_div(a, b) _mm512_div_ps(a, b)
+#define f_sqrt(a) _mm512_sqrt_ps(a)
+#define f_floor(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+#define f_ceil(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)
+#define f_trunc(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+#define f_nearest(a) _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define f_bits(a) _mm512_castps_si512(a)
+#define f_of_bits(a) _mm512_castsi512_ps(a)
+#define v_and(a, b) _mm512_and_si512(a, b)
+/* `yes` where a < b, or where a == b; else, and where one of them is no number, `no`. */
+#define f_where_less(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes)
+#define f_where_equal(a, b, yes, no) _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), no, yes)
+/* The first `count` values, then `rest`. */
+#define f_first(value, count, rest) _mm512_mask_blend_ps(active_lanes(count), rest, value)
 
 /* Adds four products of bytes to each int32. Unlike AVX2, it needs no small weights (`fits`). */
 #define v_dot8(sum, unsigned8, signed8, fits) ((void)(fits), _mm512_dpbusd_epi32(sum, unsigned8, signed8))

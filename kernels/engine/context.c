@@ -74,7 +74,7 @@ static int allocate(struct context *context, const struct parts *parts, int64_t 
 static void find_kept(const struct parts *parts, uint8_t *kept) {
     for (int i = parts->header->alone; i < parts->header->layers; i++) {
         const struct cpupack_layer *layer = parts->layers + i;
-        if (layer->op > OP_INPUT_FLOAT)
+        if (!reads_caller(layer))
             kept[layer->input] = 1;
         if (layer->input2 >= 0)
             kept[layer->input2] = 1;
@@ -98,16 +98,16 @@ static void set_views(struct step *step, const struct parts *parts, uint8_t *are
     const struct cpupack_header *header = parts->header;
     const struct cpupack_buffer *buffers = parts->buffers;
     step->input_values = (int64_t)header->input_height * header->input_width * header->input_channels_float;
-    if (spec->op > OP_INPUT_FLOAT)
+    if (!reads_caller(spec))
         step->in = view_of(buffers + spec->input, arena, batch);
     if (reads_two(spec))
         step->in2 = view_of(buffers + spec->input2, arena, batch);
-    if (spec->flags & FLAG_FLOAT_OUT)
+    if (leaves(spec))
         step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
         step->out.sample = header->outputs * (int64_t)sizeof(float);
     else
         step->out = view_of(buffers + spec->output, arena, batch);
-    if (spec->op == OP_CONV && step->out.first != NULL)
+    if (spec->op == OP_CONV && !(spec->flags & FLAG_FLOAT_OUT))
         step->out.first += spec->channel_offset;
 }
 

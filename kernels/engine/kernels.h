@@ -28,13 +28,27 @@ struct step {
     const uint8_t *table;
     const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
-    int64_t input_values;    /* OP_INPUT_FLOAT: values of one sample of the caller's */
+    int64_t input_values;    /* OP_INPUT_FLOAT, OP_FLOAT_INPUT: values of one sample of the caller's */
     int batch;
 };
 
+/* Whether a layer reads what the caller gives, and no buffer. */
+static inline int reads_caller(const struct cpupack_layer *spec) {
+    return spec->op <= OP_INPUT_FLOAT || spec->op == OP_FLOAT_INPUT;
+}
+
 /* Whether a layer reads a second buffer. */
 static inline int reads_two(const struct cpupack_layer *spec) {
+    if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL)
+        return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
+    if (spec->op >= OP_FLOAT_INPUT)
+        return 0;
     return spec->op == OP_ADD || spec->op == OP_SCALE || spec->op == OP_MULTIPLY || spec->flags & FLAG_RESIDUAL;
+}
+
+/* Whether a layer's result goes to the caller, and to no buffer. */
+static inline int leaves(const struct cpupack_layer *spec) {
+    return spec->flags & FLAG_FLOAT_OUT && spec->output < 0;
 }
 
 /* What the CPU has beyond its instruction set. */
@@ -65,6 +79,8 @@ struct worker {
 #define BLOCK 32        /* rows or columns of a block: a pair of tiles */
 #define PAIRS_AT_ONCE 8 /* pairs of tiles of rows that meet a block of weights one after the other, at most */
 #define SCRATCH_BYTES (1280 * 1024)
+#define PACKED_VALUES (64 * 1024)                              /* floats of a part of a matrix, in the scratch */
+#define VALUES_OF_PATCHES (SCRATCH_BYTES / 4 - PACKED_VALUES) /* floats that windows are gathered to, in the rest */
 
 struct cpupack_taps;
 
@@ -87,6 +103,8 @@ struct kernels {
     void (*multiply)(const struct step *step, struct worker *worker);
     void (*affine)(const struct step *step, struct worker *worker);
     void (*resample)(const struct step *step, struct worker *worker);
+    /* Every layer in FP32. `output` is NULL where it writes a buffer. */
+    void (*floats)(const struct step *step, struct worker *worker, const void *input, float *output);
     /* The most bytes that `prepare` writes for a layer: weights in another form, or a list of products. 0 for none. */
     int64_t (*prepared_bytes)(const struct step *step);
     void (*prepare)(const struct step *step, void *to);

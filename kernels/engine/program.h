@@ -3,7 +3,8 @@
  * A program is one block of bytes: header, buffers, layers, then constants (weights, scales, tables). The build writes
  * it (cpupack/stages/quantize/native/program.py; a test compares the two sides). Nothing in it is a pointer, and every
  * offset is checked before it is used. Activations are uint8, NHWC. Each buffer has a border ("halo") that holds its
- * padding value, so that convolutions need not know where they are in the image.
+ * padding value, so that convolutions need not know where they are in the image. Layers in FP32 use the bytes of
+ * buffers without a border as float32 values, one after the other.
  */
 #ifndef CPUPACK_PROGRAM_H
 #define CPUPACK_PROGRAM_H
@@ -30,16 +31,27 @@ enum cpupack_op {
     OP_MULTIPLY = 12, /* two images, value by value */
     OP_AFFINE = 13,   /* times a constant and plus one, of each channel (chunks 0) or each place (chunks 1) */
     OP_RESAMPLE = 14, /* weighted sums over windows that differ from place to place */
+    /* In FP32. Each but OP_DEQUANTIZE and OP_FLOAT_INPUT has a cpupack_walk at `weights`. */
+    OP_FLOAT_INPUT = 15, /* channels_out of the caller's float32 values, from channel_offset on */
+    OP_DEQUANTIZE = 16,  /* a buffer's codes as values, in the order of its bytes without the border */
+    OP_QUANTIZE = 17,    /* values as codes; the walk's last three sizes are height, width and channels */
+    OP_FLOAT_MAP = 18,   /* functions of one value or of two, value by value; any order of either */
+    OP_FLOAT_REDUCE = 19,
+    OP_FLOAT_NORMALIZE = 20, /* a softmax, or a LayerNorm and its like */
+    OP_FLOAT_MATMUL = 21,    /* the walk's last three sizes are rows, columns and the length of the sums */
+    OP_FLOAT_WINDOWS = 22,   /* a convolution, or a pool */
+    OP_FLOAT_GATHER = 23,    /* values by a list of their places; `scale` where the place is -1 */
 };
 
 enum cpupack_flag {
-    FLAG_FLOAT_OUT = 1,    /* the result goes to the caller as float32 */
+    FLAG_FLOAT_OUT = 1,    /* the result is float32: the caller's, or a buffer's where `output` is one */
     FLAG_TABLE = 2,        /* results go through a table before they are stored */
     FLAG_RESIDUAL = 4,     /* adds another buffer before rounding */
     FLAG_ONLY_PIXELS = 8,  /* runs only when the input is uint8 */
     FLAG_ONLY_FLOAT = 16,  /* runs only when the input is float32 */
     FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
     FLAG_WINOGRAD = 64,    /* OP_CONV: AVX2 multiplies transformed tiles where it can (avx2/conv_3x3_winograd.inc) */
+    FLAG_CONSTANT = 128,   /* in FP32: the second operand is at `scales`, and if there is a third, it is at `biases` */
 };
 
 /* AVX2 adds products in 16 bits. This says how many of them fit whatever the activations are: the positive weights of
@@ -78,6 +90,93 @@ struct cpupack_move {
 /* OP_RESAMPLE: the rows, or columns, of a window: the first, how many, and which of the `scales` is the first one's. */
 struct cpupack_window {
     int32_t begin, count, first;
+};
+
+#define CPUPACK_DIMENSIONS 6
+#define CPUPACK_REGISTERS 4
+#define CPUPACK_SUM_LANES 32 /* sums over a row: value i is added to sum i % 32, then the sums in halves */
+
+/* How a layer in FP32 goes through its operands. Sizes stand outermost first, 1 for those that are not needed. The
+ * value with indices i is `first` plus the sum of i times `steps` values after the beginning of a sample, or of the
+ * constants.
+ */
+struct cpupack_walk {
+    int32_t kind; /* enum cpupack_reduction, cpupack_norm or cpupack_windows */
+    int32_t kept; /* OP_FLOAT_REDUCE, OP_FLOAT_NORMALIZE: this many of the first sizes are kept, the others are a row */
+    int32_t instructions; /* OP_FLOAT_MAP: how many cpupack_instruction follow the walk */
+    int32_t sizes[CPUPACK_DIMENSIONS];
+    int32_t out_first, out_steps[CPUPACK_DIMENSIONS];
+    int32_t in_first, in_steps[CPUPACK_DIMENSIONS];
+    int32_t in2_first, in2_steps[CPUPACK_DIMENSIONS];
+};
+
+/* OP_FLOAT_MAP: register `to` becomes a function of the registers `a` and `b` or of `a` and `number`. Register 0 has the
+ * first operand and in the end the result, register 1 the second operand.
+ */
+struct cpupack_instruction {
+    int32_t function, to, a, b;
+    float number;
+};
+
+enum cpupack_function {
+    FUNCTION_COPY = 0,
+    FUNCTION_ADD = 1, /* a + b */
+    FUNCTION_SUBTRACT = 2,
+    FUNCTION_MULTIPLY = 3,
+    FUNCTION_DIVIDE = 4,
+    FUNCTION_MAXIMUM = 5,
+    FUNCTION_MINIMUM = 6,
+    FUNCTION_ADD_NUMBER = 7, /* a + number */
+    FUNCTION_MULTIPLY_NUMBER = 8,
+    FUNCTION_FROM_NUMBER = 9,   /* number - a */
+    FUNCTION_DIVIDE_NUMBER = 10, /* number / a */
+    FUNCTION_AT_LEAST = 11,     /* the larger of a and number */
+    FUNCTION_AT_MOST = 12,
+    FUNCTION_ABSOLUTE = 13,
+    FUNCTION_ROOT = 14,
+    FUNCTION_EXPONENTIAL = 15,
+    FUNCTION_LOGARITHM = 16,
+    FUNCTION_TANH = 17,
+    FUNCTION_ERF = 18,
+    FUNCTION_SIGMOID = 19,
+    FUNCTION_FLOOR = 20,
+    FUNCTION_CEILING = 21,
+    FUNCTION_TRUNCATE = 22,
+    FUNCTION_ROUND = 23, /* halves to the nearest even */
+    FUNCTION_LESS = 24,  /* 1 where a < b, else 0 */
+    FUNCTION_EQUAL = 25,
+    FUNCTION_DIVIDE_BY_NUMBER = 26, /* a / number */
+    FUNCTION_NUMBER = 27,
+};
+
+enum cpupack_reduction {
+    REDUCTION_SUM = 0,
+    REDUCTION_ABSOLUTES = 1, /* the sum of absolute values */
+    REDUCTION_SQUARES = 2,
+    REDUCTION_MAXIMUM = 3,
+    REDUCTION_MINIMUM = 4,
+    REDUCTION_PLACE_OF_MAXIMUM = 5, /* the first one in the order of the row */
+    REDUCTION_PLACE_OF_MINIMUM = 6,
+    REDUCTION_ACROSS = 16, /* added to one of the first five: the last size is kept too, its values lie side by side */
+};
+
+enum cpupack_norm {
+    NORM_SOFTMAX = 0,
+    NORM_LOG_SOFTMAX = 1,
+    NORM_LAYER = 2, /* (x - mean) / root(variance + scale) * second operand + third */
+    NORM_ROOT_MEAN_SQUARE = 3,
+};
+
+/* OP_FLOAT_WINDOWS: sizes are height, width and channels of the input, then of the result. The weights are at `scales`,
+ * [group][kernel row][kernel column][input of the group][output of the group], or for the depthwise kind
+ * [kernel row][kernel column][channel]; a bias for each output is at `biases`. `runs` is the number of groups.
+ */
+enum cpupack_windows {
+    WINDOWS_DENSE = 0,
+    WINDOWS_TRANSPOSED = 1,
+    WINDOWS_DEPTHWISE = 2, /* as the pools: the values of an input pixel lie side by side */
+    WINDOWS_MAXIMUM = 3,
+    WINDOWS_AVERAGE = 4, /* the sum times `scale`; of the values inside the image alone where `scale` is 0 */
 };
 
 struct cpupack_layer {

@@ -2,6 +2,7 @@
 #include "engine/validate.h"
 
 #include "engine/kernels.h"
+#include "engine/validate_floats.h"
 #include "engine/validate_lists.h"
 
 static int inside(int64_t offset, int64_t count, int64_t bytes) {
@@ -122,19 +123,20 @@ static int is_buffer(int32_t number, const struct cpupack_header *header) {
 
 /* Whether the operation exists, its buffers exist, and its offsets lie in the constants. */
 static int names_what_exists(const struct cpupack_layer *spec, const struct cpupack_header *header, int64_t constants) {
-    const int to_caller = spec->flags & FLAG_FLOAT_OUT, from_caller = spec->op <= OP_INPUT_FLOAT;
+    const int to_caller = leaves(spec), from_caller = reads_caller(spec);
     const int64_t offsets[] = {spec->weights, spec->scales, spec->biases, spec->table};
     for (int i = 0; i < 4; i++)
         if (!inside(offsets[i], 0, constants))
             return 0; /* unused ones too: pointers are made of all */
     if (spec->scales % 4 || spec->biases % 4)
         return 0; /* floats are read where they lie */
-    if (spec->op < 0 || spec->op > OP_RESAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+    if (spec->op < 0 || spec->op > OP_FLOAT_GATHER || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
+    if (spec->flags & FLAG_FLOAT_OUT && spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT &&
+        (spec->op < OP_FLOAT_MAP || spec->op > OP_FLOAT_GATHER))
+        return 0;
     if (to_caller) {
-        if (spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT)
-            return 0;
         if (spec->channels_out < 1 || spec->channel_offset < 0 ||
             (int64_t)spec->channel_offset + spec->channels_out > header->outputs)
             return 0;
@@ -159,8 +161,8 @@ static int input_fits(const struct cpupack_layer *spec, const struct cpupack_hea
 
 static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                      const struct cpupack_buffer *in2, const struct cpupack_buffer *out) {
-    const int to_caller = spec->flags & FLAG_FLOAT_OUT; /* a slice of its results */
-    if ((!to_caller && !slice_fits(spec, spec->channels_out, out)) || !window_fits(spec, in, out) ||
+    const int floats = spec->flags & FLAG_FLOAT_OUT; /* a slice of the caller's results, or a whole buffer */
+    if ((!floats && !slice_fits(spec, spec->channels_out, out)) || !window_fits(spec, in, out) ||
         !spans_fit(spec, in))
         return 0;
     if (in->sample_bytes > LARGEST_CONV)
@@ -212,10 +214,24 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
                           const struct cpupack_buffer *buffers, const uint8_t *constants, int64_t bytes) {
     if (!names_what_exists(spec, header, bytes))
         return 0;
-    const struct cpupack_buffer *in = spec->op <= OP_INPUT_FLOAT ? NULL : buffers + spec->input;
+    const struct cpupack_buffer *in = reads_caller(spec) ? NULL : buffers + spec->input;
     const struct cpupack_buffer *in2 = reads_two(spec) ? buffers + spec->input2 : NULL;
     const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
-    const struct cpupack_buffer *out = spec->flags & FLAG_FLOAT_OUT ? &result : buffers + spec->output;
+    const struct cpupack_buffer *out = leaves(spec) ? &result : buffers + spec->output;
+    if (spec->op >= OP_FLOAT_INPUT) {
+        const int64_t taken = times(times(header->input_height, header->input_width), header->input_channels_float);
+        const struct float_layer layer = {spec, in, in2, out, taken, constants, bytes};
+        return float_layer_fits(&layer);
+    }
+    struct cpupack_buffer values; /* of the floats that a buffer holds */
+    if (spec->flags & FLAG_FLOAT_OUT && !leaves(spec)) {
+        if (out->halo_x || out->halo_y || out->offset % 4 || out->sample_bytes % 4 || out->channels % 4)
+            return 0;
+        values = *out, values.channels /= 4;
+        if (spec->op == OP_CONV && values.channels != spec->channels_out)
+            return 0;
+        out = &values;
+    }
     return sizes_fit(spec, header, in, in2, out) && constants_hold(spec, in != NULL ? in->channels : 0, bytes) &&
            lists_fit(spec, in, out, constants, bytes);
 }

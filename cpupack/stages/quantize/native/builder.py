@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from cpupack.graph.native_model import Look
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
+from cpupack.stages.quantize.native.floats import Floats
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
@@ -30,6 +31,7 @@ from cpupack.stages.quantize.native.values import (
     order_of,
     rows_layout,
 )
+from cpupack.stages.quantize.native.walks import View
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -44,7 +46,8 @@ class Builder:
     first value of those that are already written. ``in_place`` are parts of concatenations that were written directly
     to their place, ``copied`` the places (buffer, channel) of copied parts. ``borders`` has the zeros around an image
     that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
-    With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
+    ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of calls
+    with several results, and ``dequantized`` the values of codes. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Builder:
         preprocess: PreprocessSpec | None,
         *,
         fitting: bool = False,
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -67,11 +71,16 @@ class Builder:
         self.left: dict[fx.Node, int] = {}
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[int, int, int, int]] = {}
+        self.floats = Floats(self.program)
+        self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
+        self.dequantized: dict[int, View] = {}
+        self.reasons = reasons or {}
+        self.quantizes: Callable[[fx.Node], Value] | None = None
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
         self.sums: list[LayerSaturation] = []
         self._stats = stats
-        self._wholes = whole_concatenations(calls.graph)
+        self._wholes = whole_concatenations(calls.graph, calls.apart)
         self._joined: dict[fx.Node, int] = {}
         self._images: dict[object, int] = {}
         self.results = results_of(calls.graph)
@@ -129,9 +138,34 @@ class Builder:
     def value(self, operand: object, reader: fx.Node) -> Value:
         """Return the place of an operand. Raises QuantizationError if the operand is not an activation."""
         found = self.values.get(operand) if isinstance(operand, fx.Node) else None
-        if not isinstance(found, Value):
+        if found is None and isinstance(operand, fx.Node) and operand in self.floats.values:
+            assert self.quantizes is not None
+            found = self.values[operand] = self.quantizes(operand)
+        if not isinstance(found, Value) or found.buffer < 0:
             raise self.calls.refusal(reader, "with a constant operand")
         return found
+
+    def is_float(self, node: fx.Node) -> bool:
+        """Whether a call stays FP32."""
+        return node.name in self.reasons
+
+    def read_as_floats(self, node: fx.Node) -> bool:
+        """Whether all that read a call's result take float32 values: calls in FP32, or the caller."""
+        return bool(node.users) and all(user.op == "output" or self.is_float(user) for user in node.users)
+
+    def leave_floats(self, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None) -> int:
+        """Add a buffer for a call's float32 values ``(height, width, channels)`` and return its number.
+
+        ``order`` is that of the values as ``Value`` has it.
+        """
+        height, width, channels = size
+        number = self._add(Buffer(height, width, 4 * channels, 1.0, 0, floats=True))
+        whole = View(number, size, (width * channels, channels, 1))
+        elements = torch.arange(math.prod(size)).reshape(shape_of(node)[1:]) if order is None else order[0]
+        view = whole.of_elements(elements)
+        assert view is not None
+        self.values[node], self.floats.values[node] = Value(-1), view
+        return number
 
     def image(self, operand: object, reader: fx.Node) -> int:
         """Return the number of a buffer whose channels are those of an operand. Selected channels are copied."""
@@ -239,7 +273,15 @@ class Builder:
         )
         self.looks.append(self._look(result, value))
 
+    def tell_float(self, node: fx.Node, kernel: str) -> None:
+        """Record the fact about a call in FP32, which has no codes."""
+        reason = self.reasons.get(node.name)
+        self.facts.append(LayerFact(scoped_name(node), self.calls.kind(node), "fp32", kernel, reason=reason))
+        self.looks.append(None)
+
     def _look(self, node: fx.Node, value: Value) -> Look | None:
+        if value.buffer < 0 and node not in self.left:
+            return None  # float32 values of a buffer
         if value.buffer < 0:
             return Look(node.name, first=self.left[node], channels=(0, math.prod(shape_of(node)[1:])))
         layers, buffer = self.program.layers, self.buffer(value.buffer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.fx.node import map_arg
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, kind_of, scoped_name
 from cpupack.graph.vocabulary import SHAPES
+from cpupack.stages.quantize.native.batches import Rearrangement
 from cpupack.stages.quantize.native.functions import activation_of, constant_of
 
 _REARRANGEMENTS = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
@@ -19,10 +21,15 @@ _NEAREST = ("nearest", "nearest-exact")
 
 
 class Calls:
-    """The calls of ``graph``, run once on a batch of two of inputs of ``input_shapes`` to know every size."""
+    """The calls of ``graph``, run once on a batch of two of inputs of ``input_shapes`` to know every size.
 
-    def __init__(self, graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
-        self.graph, self._input_shapes = graph, input_shapes
+    ``apart`` has the names of calls that stay FP32: no kernel for codes includes them.
+    """
+
+    def __init__(
+        self, graph: fx.GraphModule, *input_shapes: tuple[int, ...], apart: Collection[str] = frozenset()
+    ) -> None:
+        self.graph, self._input_shapes, self.apart = graph, input_shapes, apart
         with torch.inference_mode():
             _Record(graph).run(*(torch.zeros(2, *shape) for shape in input_shapes))
 
@@ -44,9 +51,9 @@ class Calls:
         return Refusal(node, self.kind(node), what)
 
     def only_reader(self, node: fx.Node) -> fx.Node | None:
-        """Return the only call that reads a result. None if there are several, or if the result is the model's."""
-        readers = list(node.users)
-        return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
+        """Return the only call that reads a result. None if there are several, if it is the model's, or in FP32."""
+        readers = [each for each in node.users if each.name not in self.apart]
+        return readers[0] if len(readers) == len(node.users) == 1 and readers[0].op != "output" else None
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether a result is not a tensor: a size, or arithmetic on sizes."""
@@ -59,6 +66,8 @@ class Calls:
     def rearranges(self, node: fx.Node) -> bool:
         """Whether a call gives its operand's values in another order, shape or selection."""
         target = self.target(node)
+        if target is Rearrangement:
+            return True
         if target is F.interpolate:
             return argument(node, 3, "mode", "nearest") in _NEAREST
         if target is F.pad:
@@ -101,9 +110,9 @@ class Calls:
         ]
 
     def is_convolution(self, node: fx.Node) -> bool:
-        """Whether a call is of a convolution that can take zeros around its image."""
+        """Whether a call is of an INT8 convolution, which can take zeros around its image."""
         module = self.module(node)
-        return module is not None and type(core(module)) in (nn.Conv1d, nn.Conv2d)
+        return module is not None and type(core(module)) in (nn.Conv1d, nn.Conv2d) and node.name not in self.apart
 
     def is_activation(self, node: fx.Node) -> bool:
         """Whether a call is a function of one value."""
@@ -112,6 +121,14 @@ class Calls:
     def constant(self, operand: object) -> torch.Tensor | None:
         """Return a tensor that belongs to the graph, or a number as one; None for what is computed."""
         return constant_of(self.graph, operand)
+
+    def attribute(self, node: fx.Node) -> torch.Tensor:
+        """Return the tensor of a ``get_attr`` node as the graph has it."""
+        found: Any = self.graph
+        for name in str(node.target).split("."):
+            found = getattr(found, name)
+        assert isinstance(found, torch.Tensor)
+        return found
 
     def settings(self, node: fx.Node, names: tuple[str, ...]) -> list[Any]:
         """Return settings of a pooling module, None for settings that it does not have."""
@@ -129,7 +146,7 @@ class Calls:
 
         args: Any = map_arg(node.args, operand)
         kwargs: Any = map_arg(node.kwargs, operand)
-        target: Any = node.target
+        target: Any = self.module(node) or node.target
         result = target(*args, **kwargs)
         return result.long() if floats else result
 
@@ -168,9 +185,9 @@ def parts_of(node: fx.Node) -> list[fx.Node]:
     return list(node.args[0])  # type: ignore[arg-type]  # a list of calls: it is a concatenation
 
 
-def whole_concatenations(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """Return for each concatenation the longest one that begins with it, which is mostly itself."""
-    found = [node for node in graph.graph.nodes if is_concatenation(node)]
+def whole_concatenations(graph: fx.GraphModule, apart: Collection[str]) -> dict[fx.Node, fx.Node]:
+    """Return for each concatenation of codes the longest one that begins with it, which is mostly itself."""
+    found = [node for node in graph.graph.nodes if is_concatenation(node) and node.name not in apart]
     parts = {node: parts_of(node) for node in found}
     return {
         node: max(

@@ -40,12 +40,14 @@ from cpupack.stages.quantize.native.weights import dense_parts, depthwise_parts,
 class _Exit:
     """How a kernel turns its sums into the codes of ``output``: it includes the calls up to ``last``.
 
-    ``scale`` and ``zero_point`` are those of the codes before the table, ``added`` is the buffer that is added first.
+    ``floats`` is a buffer for float32 results instead. ``scale`` and ``zero_point`` are those of the codes before the
+    table, ``added`` is the buffer that is added first.
     """
 
     last: fx.Node
     names: list[str]
     output: int = -1
+    floats: int = -1
     first_channel: int = 0
     added: int = -1
     functions: list[Function] = field(default_factory=list)
@@ -78,7 +80,8 @@ def convolve(b: Builder, node: fx.Node) -> None:
     if places is not None:
         result = b.buffer(leave.output)
         order = torch.stack([places, places + result.size])
-    b.values[leave.last] = Value(leave.output, order)
+    if leave.floats < 0:
+        b.values[leave.last] = Value(leave.output, order)
     kind = "+".join([b.calls.kind(node), *(b.calls.kind(each) for each in between(node, leave.last))])
     b.tell(node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
 
@@ -99,6 +102,11 @@ def _exit(
         leave.flags |= Flag.FLOAT_OUT
         leave.first_channel = b.leave(node, outputs)
         return leave
+    if b.read_as_floats(leave.last) and not following and not is_fused_relu(module) and not apart:
+        if not _is_depthwise(dense) and leave.added < 0:
+            leave.flags |= Flag.FLOAT_OUT
+            leave.floats = b.leave_floats(node, (*size, outputs), order)
+            return leave
     place = b.slice_for(leave.last) if order is None and not apart else None
     if place is None:
         leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
@@ -228,7 +236,8 @@ def _append(
         b.sums.append(LayerSaturation(name, 8, sums * len(weights), bound, 0, None, "safe for any input"))
     leave.names[0] = f"cpupack::{op.name.lower()}"
     flag |= Flag.WINOGRAD if winograd else NO_FLAGS
-    b.append(Layer(op, leave.flags | flag, read, leave.added, leave.output, fields, parts | leave.constants))
+    output = leave.floats if leave.floats >= 0 else leave.output
+    b.append(Layer(op, leave.flags | flag, read, leave.added, output, fields, parts | leave.constants))
     rounded = weights * scales.reshape(-1, 1, 1, 1)
     return sqnr_db(dense.weight.numpy(), rounded)
 

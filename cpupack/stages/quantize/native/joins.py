@@ -251,6 +251,8 @@ def rearrange(b: Builder, node: fx.Node) -> None:
     operands = {}
     for each in node.all_input_nodes:
         found = b.values.get(each)
+        if found is None and each in b.floats.values:
+            found = b.value(each, node)
         if isinstance(found, Value):
             operands[each] = found
         elif found is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,10 +20,13 @@ from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Pack
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native import affine, joins, parts, pooling, windows
+from cpupack.stages.quantize.native.batches import bring_batches_forward
+from cpupack.stages.quantize.native.bridges import as_codes
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape_of
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
+from cpupack.stages.quantize.native.float_calls import lower_float
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
@@ -79,7 +83,9 @@ def lower(
     """
     if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
         raise QuantizationError("the native engine only runs statically quantized models that could be captured")
-    calls = Calls(copy.deepcopy(calibrated.fused.module), input_shape)
+    graph = copy.deepcopy(calibrated.fused.module)
+    bring_batches_forward(graph, input_shape)
+    calls = Calls(graph, input_shape)
     kept = {
         node: _SKIPPED
         for node in calls.graph.graph.nodes
@@ -88,19 +94,23 @@ def lower(
     kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
+    beyond: set[fx.Node] = set()
     while True:
-        segments, reasons = split(calls, kept)
+        segments, reasons = split(calls, kept, beyond)
         natively = [each for each in segments if each.native]
         alone = _is_alone(segments)
         lowered = []
         refused: dict[fx.Node, str] = {}
         for segment in natively:
-            found = _lower_segment(calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone)
+            found = _lower_segment(
+                calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone, reasons=reasons
+            )
             lowered.append(found)
             refused |= found.refused
         if not refused:
             break
-        kept |= refused
+        beyond |= {node for node in refused if node in reasons}
+        kept |= {node: why for node, why in refused.items() if node not in reasons}
     facts, looks = _facts(calls, segments, lowered, reasons)
     sums = tuple(each for part in lowered for each in part.builder.sums)
     if alone:
@@ -132,6 +142,7 @@ def _lower_segment(
     *,
     fitting: bool,
     alone: bool,
+    reasons: Mapping[fx.Node, str],
 ) -> _Lowered:
     """Lower one segment. Calls without a kernel are recorded and replaced by inputs, so that one pass finds all."""
     body = parts.body_of(calls, segment)
@@ -143,13 +154,15 @@ def _lower_segment(
     whole = list(segment.inputs[0].users) if from_caller else []
     pixels = preprocess if source is not None and from_caller and set(whole) <= set(segment.nodes) else None
     builder = Builder(
-        Calls(body, *shapes),
+        Calls(body, *shapes, apart={node.name for node in reasons}),
         calibrated.stats,
         recipe,
         (size[0], *(size[1:] if len(size) == 3 else (1, 1))),
         pixels,
         fitting=fitting,
+        reasons={node.name: reason for node, reason in reasons.items()},
     )
+    builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}
     refused: dict[fx.Node, str] = {}
     placeholders = [node for node in body.graph.nodes if node.op == "placeholder"]
@@ -161,9 +174,11 @@ def _lower_segment(
     for node in body.graph.nodes:
         if node.op in {"output", "placeholder"} or node in builder.values or node in builder.absorbed:
             continue
+        if node in builder.floats.values:
+            continue
         absorbed = set(builder.absorbed)
         try:
-            _lower_call(builder, node)
+            (lower_float if builder.is_float(node) else _lower_call)(builder, node)
         except Refusal as refusal:
             if refusal.node.name not in originals:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.native_model import MixedModel, NativePart, Packing
+from cpupack.stages.quantize.native.bridges import values_of_input
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, depends_on_batch, is_batch_size, shape_of
 from cpupack.stages.quantize.native.program import Flag, Layer, Op
@@ -22,6 +24,7 @@ from cpupack.stages.quantize.native.values import (
     rows_layout,
     value_of,
 )
+from cpupack.stages.quantize.native.walks import Fixed
 
 
 def body_of(calls: Calls, segment: Segment) -> fx.GraphModule:
@@ -89,16 +92,25 @@ def packings(nodes: tuple[fx.Node, ...], calls: Calls) -> tuple[Packing, ...]:
 def take_image(b: Builder, node: fx.Node) -> None:
     """Have a program read its whole float32 input, an image or a vector."""
     program = b.program
+    b.images.add(node)
+    if any(b.is_float(user) for user in node.users):
+        shape = tuple(shape_of(node)[1:])
+        b.floats.values[node] = values_of_input(b, shape, 0, image=len(shape) == 3)
+    if node.users and all(b.is_float(user) for user in node.users):
+        return
     number = b.add_buffer(program.input_height, program.input_width, program.input_channels_float, b.limits(node))
     buffer = b.buffer(number)
     fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
     b.append(Layer(Op.INPUT_FLOAT, Flag.ONLY_FLOAT, output=number, fields=fields))
     b.values[node] = Value(number)
-    b.images.add(node)
 
 
 def take(b: Builder, node: fx.Node, packing: Packing) -> None:
     """Have a program read one of its inputs, each value of which is somewhere among those of a sample."""
+    if any(b.is_float(user) for user in node.users):
+        b.floats.values[node] = values_of_input(b, packing.shape, packing.first, image=packing.image)
+    if node.users and all(b.is_float(user) for user in node.users):
+        return
     layout = image_layout(packing.shape) if packing.image else rows_layout(packing.shape)
     number = b.add_buffer(*layout, b.limits(node))
     buffer = b.buffer(number)
@@ -117,7 +129,7 @@ def stand_in(b: Builder, node: fx.Node) -> bool:
     """Give a call without a kernel a result, so that those after it can be looked at; False where it has several."""
     if "shape" not in node.meta or len(shape_of(node)) < 2 or shape_of(node)[0] != 2:
         return False
-    take(b, node, Packing(0, tuple(shape_of(node)[1:])))
+    b.floats.values[node] = Fixed(torch.zeros(shape_of(node)[1:]))
     return True
 
 
@@ -129,6 +141,9 @@ def finish(b: Builder) -> tuple[Packing, ...]:
 def _finish(b: Builder, node: fx.Node) -> Packing:
     shape = shape_of(node)
     if node in b.left:
+        return Packing(b.left[node], tuple(shape[1:]))
+    if node in b.floats.values:
+        b.floats.leave(b.floats.values[node], b.leave(node, math.prod(shape[1:])))
         return Packing(b.left[node], tuple(shape[1:]))
     value = b.value(node, node)
     buffer, number = b.buffer(value.buffer), value.buffer

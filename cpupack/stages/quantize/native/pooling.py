@@ -146,6 +146,11 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
         b.values[node] = Value(-1)
         b.tell(node, node, "cpupack::global_average")
         return
+    if b.read_as_floats(node):
+        number_out = b.leave_floats(node, (1, 1, source.channels), None)
+        b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, output=number_out, fields=fields))
+        b.tell(node, node, "cpupack::global_average")
+        return
     output = b.add_buffer(1, 1, source.channels, b.limits(node))
     result = b.buffer(output)
     fields |= {"scale": scale / result.scale, "output_zero_point": result.zero_point}

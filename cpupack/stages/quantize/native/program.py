@@ -53,6 +53,15 @@ class Op(IntEnum):
     MULTIPLY = 12
     AFFINE = 13
     RESAMPLE = 14
+    FLOAT_INPUT = 15
+    DEQUANTIZE = 16
+    QUANTIZE = 17
+    FLOAT_MAP = 18
+    FLOAT_REDUCE = 19
+    FLOAT_NORMALIZE = 20
+    FLOAT_MATMUL = 21
+    FLOAT_WINDOWS = 22
+    FLOAT_GATHER = 23
 
 
 class Flag(IntFlag):
@@ -65,6 +74,7 @@ class Flag(IntFlag):
     ONLY_FLOAT = 16
     INCLUDE_PAD = 32
     WINOGRAD = 64
+    CONSTANT = 128
 
 
 NO_FLAGS = Flag(0)
@@ -74,6 +84,7 @@ NO_FLAGS = Flag(0)
 class Buffer:
     """One activation: uint8 codes ``(height, width, channels)``, value = (code - zero_point) * scale.
 
+    With ``floats`` its bytes are float32 values (``channels`` is four times theirs), without scale and zero point.
     Windows read up to ``halo`` rows and columns beyond the edges, which contain ``fill`` (None until it is needed).
     """
 
@@ -84,6 +95,7 @@ class Buffer:
     zero_point: int
     halo: tuple[int, int] = (0, 0)
     fill: int | None = None
+    floats: bool = False
 
     @property
     def size(self) -> int:

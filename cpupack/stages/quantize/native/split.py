@@ -33,10 +33,13 @@ class Segment:
     outputs: tuple[fx.Node, ...]
 
 
-def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dict[fx.Node, str]]:
+def split(
+    calls: Calls, kept: Mapping[fx.Node, str], beyond: Collection[fx.Node]
+) -> tuple[list[Segment], dict[fx.Node, str]]:
     """Return the segments of a recorded graph in order, and the reason of each call that stays FP32.
 
-    ``kept`` are calls that must stay FP32, with the reason. Raises QuantizationError if nothing is left for the engine.
+    ``kept`` are calls that must stay FP32, with the reason; ``beyond`` are those that the engine cannot run in FP32
+    either. Raises QuantizationError if nothing is left for the engine.
     """
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
     reasons = dict(kept)
@@ -56,9 +59,11 @@ def split(calls: Calls, kept: Mapping[fx.Node, str]) -> tuple[list[Segment], dic
         _follow(calls, nodes, reasons)
         segments = _segments(calls, nodes, reasons)
         plain = [each for each in segments if each.native and not any(has_weights(calls, node) for node in each.nodes)]
-        if not plain:
-            return segments, reasons
-        reasons |= {node: BETWEEN for each in plain for node in each.nodes}
+        more = {node: BETWEEN for each in plain for node in each.nodes if node not in beyond}
+        if not more:
+            break
+        reasons |= more
+    return _segments(calls, nodes, {node for node in reasons if node in beyond}), reasons
 
 
 def _follow(calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str]) -> None:

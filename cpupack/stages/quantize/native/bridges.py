@@ -1,0 +1,86 @@
+"""Between the codes of a program and its float32 values: what one call leaves as the other kind is made on demand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx, nn
+
+from cpupack.graph.names import core
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import shape_of
+from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.values import Value, channels_last, image_layout, order_of, rows_layout, value_of
+from cpupack.stages.quantize.native.walks import View
+
+_BY_IMAGE = (nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.BatchNorm1d)
+
+
+def as_floats(b: Builder, node: fx.Node, reader: fx.Node) -> Operand:
+    """Return a call's result as float32 values in the shape of a sample. Codes are turned into values once."""
+    found = b.floats.values.get(node)
+    if found is None:
+        value = b.value(node, reader)
+        found = b.floats.values[node] = _of_codes(b, value, shape_of(node))
+    return found
+
+
+def _of_codes(b: Builder, value: Value, shape: tuple[int, ...]) -> View:
+    buffer = b.buffer(value.buffer)
+    whole = b.dequantized.get(value.buffer)
+    if whole is None:
+        whole = b.dequantized[value.buffer] = b.floats.dequantize(value.buffer)
+    order = order_of(value, buffer, shape)[0]
+    found = whole.of_elements(order)
+    if found is None:
+        positions = buffer.height * buffer.width
+        found = b.floats.gather(whole, order % positions * buffer.channels + order // positions)
+    return found
+
+
+def as_codes(b: Builder, node: fx.Node) -> Value:
+    """Return a call's float32 result as codes, in the range of its calibration."""
+    view = b.floats.view(b.floats.values[node])
+    shape = tuple(shape_of(node)[1:])
+    readers = [type(core(b.calls.module(each) or nn.Identity())) for each in node.users]
+    by_rows = any(each is nn.Linear for each in readers)
+    image = not by_rows and (len(shape) == 3 or (len(shape) == 2 and any(each in _BY_IMAGE for each in readers)))
+    layout = image_layout(shape) if image else rows_layout(shape)
+    number = b.add_buffer(*layout, b.limits(node))
+    buffer = b.buffer(number)
+    b.floats.quantize(_in_layout(b, view, layout, image=image), number)
+    order = torch.arange(2 * buffer.size).reshape(2, *shape) if image else channels_last(buffer, (2, *shape))
+    value = value_of(number, buffer, order)
+    assert value is not None
+    return value
+
+
+def _in_layout(b: Builder, view: View, layout: tuple[int, int, int], *, image: bool) -> View:
+    """Return a view as ``(height, width, channels)`` of a buffer."""
+    if image:
+        lead = View(view.buffer, (1, *view.shape), (0, *view.steps), view.first) if len(view.shape) == 2 else view
+        return lead.permuted((1, 2, 0)) if len(view.shape) == 3 else lead.permuted((0, 2, 1))
+    height, width, channels = layout
+    if len(view.shape) == 3 and view.shape[:2] == (height, width):
+        return view
+    if len(view.shape) == 2:
+        return View(view.buffer, (1, *view.shape), (0, *view.steps), view.first)
+    if len(view.shape) == 1:
+        return View(view.buffer, (1, 1, *view.shape), (0, 0, *view.steps), view.first)
+    dense = b.floats.side_by_side(view)
+    return View(dense.buffer, layout, (width * channels, channels, 1), dense.first)
+
+
+def values_of_input(b: Builder, shape: tuple[int, ...], first: int, *, image: bool) -> View:
+    """Take float32 values of a sample from the caller: row by row, or an image by positions."""
+    taken = b.floats.take(math.prod(shape), first)
+    assert taken.buffer is not None
+    if not image:
+        return View(taken.buffer, shape, _dense(shape))
+    channels, height, width = shape
+    return View(taken.buffer, shape, (1, width * channels, channels))
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -1,0 +1,451 @@
+"""Lowers calls that stay FP32 to layers of the engine in FP32, for those that it has a kernel for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from cpupack.stages.quantize.native.bridges import as_floats
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
+from cpupack.stages.quantize.native.filters import has_weights
+from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of
+from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
+from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.walks import (
+    Fixed,
+    Function,
+    Instruction,
+    Norm,
+    Reduction,
+    TooManyDimensionsError,
+    View,
+)
+
+_ATEN = torch.ops.aten
+
+
+def lower_float(b: Builder, node: fx.Node) -> None:
+    """Lower a call to layers in FP32. Raises Refusal where the engine has none for it."""
+    calls, target = b.calls, b.calls.target(node)
+    try:
+        if calls.is_constant(node) or node.op == "get_attr":
+            return
+        if _is_fixed(b, node):
+            b.floats.values[node] = _fixed(b, node)
+            kernel = ""
+        elif has_weights(calls, node):
+            b.floats.values[node], kernel = with_weights(b, node), "windows"
+        elif calls.rearranges(node):
+            _rearrange(b, node)
+            kernel = ""
+        elif (code := instructions_of(calls.graph, node)) is not None:
+            source = next(each for each in node.all_input_nodes if each.op != "get_attr")
+            view = b.floats.view(as_floats(b, source, node))
+            b.floats.values[node], kernel = b.floats.map(b.floats.like(view), view, None, code), "map"
+        elif target in BINARY and len(node.args) == 2 and not node.kwargs:
+            b.floats.values[node], kernel = _binary(b, node), "map"
+        elif target in _LOWERED_BY:
+            make, kernel = _LOWERED_BY[target]
+            b.floats.values[node] = make(b, node)
+        else:
+            raise calls.refusal(node)
+    except TooManyDimensionsError as error:
+        raise calls.refusal(node, "with so many dimensions") from error
+    if kernel:
+        b.tell_float(node, f"cpupack::{kernel}")
+
+
+def _operand(b: Builder, operand: object, node: fx.Node) -> Operand:
+    """Return what a call reads: a computed value in the shape of a sample, or a constant."""
+    if isinstance(operand, fx.Node) and operand.op != "get_attr":
+        return as_floats(b, operand, node)
+    constant = b.calls.constant(operand)
+    if constant is None:
+        raise b.calls.refusal(node, "with an operand that is no tensor of float32")
+    lead = constant.ndim - len(shape_of(node)) + 1
+    if lead > 0:
+        if constant.shape[:lead].numel() != 1:
+            raise b.calls.refusal(node, "with a constant that differs between samples")
+        constant = constant.reshape(constant.shape[lead:])
+    return Fixed(constant)
+
+
+# ---- constants ----
+
+
+def _is_fixed(b: Builder, node: fx.Node) -> bool:
+    """Whether a call reads nothing but constants of the model, and sizes."""
+    read = [each for each in node.all_input_nodes if not b.calls.is_constant(each)]
+    return bool(read) and all(each.op == "get_attr" or isinstance(b.floats.values.get(each), Fixed) for each in read)
+
+
+def _fixed(b: Builder, node: fx.Node) -> Fixed:
+    """Return what a call makes of constants: the same for each sample of a batch."""
+
+    def operand(each: fx.Node) -> Any:
+        if each.op == "get_attr":
+            found = b.calls.attribute(each)
+            return found
+        fixed = b.floats.values.get(each)
+        return fixed.values.expand(2, *fixed.values.shape) if isinstance(fixed, Fixed) else each.meta["constant"]
+
+    args: Any = map_arg(node.args, operand)
+    kwargs: Any = map_arg(node.kwargs, operand)
+    with torch.inference_mode():
+        if node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            module = b.calls.module(node)
+            function: Any = module if module is not None else node.target
+            result = function(*args, **kwargs)
+    if not isinstance(result, torch.Tensor) or len(result) != 2 or not torch.equal(result[0], result[1]):
+        raise b.calls.refusal(node, "of constants that differ between samples")
+    return Fixed(result[0].float())
+
+
+# ---- values in another order ----
+
+
+def _rearrange(b: Builder, node: fx.Node) -> None:
+    """Note a view of the operand's values; where there is none, copy them."""
+    operands = [each for each in node.all_input_nodes if not b.calls.is_constant(each)]
+    if len(operands) != 1:
+        raise b.calls.refusal(node, "with a constant operand")
+    several = b.float_tuples.get(operands[0])
+    if several is not None:
+        index = node.args[1]
+        if not isinstance(index, int):
+            raise b.calls.refusal(node, "of several results")
+        b.floats.values[node] = several[index]
+        return
+    operand = as_floats(b, operands[0], node)
+    found = _viewed(b, node, operands[0], operand)
+    if found is None:
+        found = _viewed(b, node, operands[0], b.floats.side_by_side(operand)) or _gathered(
+            b, node, operands[0], operand
+        )
+    if isinstance(found, tuple):
+        b.float_tuples[node] = found
+    else:
+        b.floats.values[node] = found
+
+
+def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View | tuple[View, ...] | None:
+    """Run a call on a tensor that has the operand's steps. None where the result is a copy."""
+    if not isinstance(operand, View) or b.calls.target(node) in (F.interpolate, F.pad):
+        return None
+    size = max(
+        operand.first + sum((n - 1) * abs(step) for n, step in zip(operand.shape, operand.steps, strict=True)) + 1, 1
+    )
+    memory = torch.empty(2 * size, dtype=torch.int8)
+    tensor = memory.as_strided((2, *operand.shape), (size, *operand.steps), operand.first)
+    result = b.calls.rearranged(node, {source: tensor})
+    views = []
+    for each in result if isinstance(result, list | tuple) else [result]:
+        if each.untyped_storage().data_ptr() != memory.untyped_storage().data_ptr():
+            return None
+        if each.ndim == 0 or len(each) != 2 or each.stride(0) != size:
+            return None
+        views.append(View(operand.buffer, tuple(each.shape[1:]), tuple(each.stride()[1:]), each.storage_offset()))
+    return tuple(views) if isinstance(result, list | tuple) else views[0]
+
+
+def _gathered(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View:
+    """Copy the values of a call that gives them in an order without steps: flips, rolls, shuffles, nearest neighbours."""
+    shape = shape_of(source)
+    numbers = torch.arange(math.prod(shape)).reshape(shape)
+    order = b.calls.rearranged(node, {source: numbers})
+    size = math.prod(shape[1:])
+    if not isinstance(order, torch.Tensor) or len(order) != 2 or not torch.equal(order[1], order[0] + size):
+        raise b.calls.refusal(node, "across samples")
+    return b.floats.gather(operand, order[0])
+
+
+def _pad(b: Builder, node: fx.Node) -> View:
+    given, number = list(node.args[1]), float(argument(node, 3, "value", None) or 0.0)  # type: ignore[arg-type]
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(source)[1:]
+    places = F.pad(torch.arange(math.prod(shape)).reshape(shape), given, value=-1)
+    if tuple(places.shape) != shape_of(node)[1:]:
+        raise b.calls.refusal(node, "of samples")
+    return b.floats.gather(as_floats(b, source, node), places, fill=number)
+
+
+def _concatenate(b: Builder, node: fx.Node) -> View:
+    shape = shape_of(node)
+    axis = argument(node, 1, "dim", 0) % len(shape)
+    if axis == 0:
+        raise b.calls.refusal(node, "of batches")
+    operands = [_operand(b, part, node) for part in parts_of(node)]
+    views = [each for each in operands if isinstance(each, View)]
+    largest = max(views, key=lambda each: each.size, default=None)
+    from cpupack.stages.quantize.native.walks import steps_like
+
+    out = b.floats.new(shape[1:], steps_like(shape[1:], largest.steps) if largest is not None else None)
+    begin = 0
+    for operand in operands:
+        length = (operand.shape if isinstance(operand, View) else operand.values.shape)[axis - 1]
+        sizes = (*out.shape[: axis - 1], length, *out.shape[axis:])
+        b.floats.map(View(out.buffer, sizes, out.steps, out.first + begin * out.steps[axis - 1]), operand)
+        begin += length
+    return out
+
+
+def _expand(b: Builder, node: fx.Node) -> View:
+    source = node.args[0]
+    operand = _operand(b, source, node)
+    return b.floats.view(operand).expanded(tuple(shape_of(node)[1:]))
+
+
+# ---- arithmetic ----
+
+
+def _binary(b: Builder, node: fx.Node) -> View:
+    shape = tuple(shape_of(node)[1:])
+    operands = [_operand(b, each, node) for each in node.args]
+    for each, operand in zip(node.args, operands, strict=True):
+        rank = len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0
+        if isinstance(operand, View) and rank != len(shape) + 1:
+            raise b.calls.refusal(node, "of tensors with different numbers of dimensions")
+    views = [each for each in operands if isinstance(each, View)]
+    largest = max(views, key=lambda each: each.size)
+    out = b.floats.like(largest) if largest.shape == shape else b.floats.new(shape)
+    return b.floats.map(out, operands[0], operands[1], [Instruction(BINARY[b.calls.target(node)])])
+
+
+def _slope(b: Builder, node: fx.Node) -> View:
+    module = b.calls.module(node)
+    assert isinstance(module, nn.PReLU)
+    view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
+    slopes = Fixed(module.weight.detach().reshape(-1, *[1] * (len(view.shape) - 1)))
+    code = [
+        Instruction(Function.AT_MOST, 2, 0), Instruction(Function.MULTIPLY, 2, 2, 1), Instruction(Function.AT_LEAST, 0, 0),
+        Instruction(Function.ADD, 0, 0, 2),
+    ]  # fmt: skip
+    return b.floats.map(b.floats.like(view), view, slopes, code)
+
+
+# ---- reductions and norms ----
+
+
+def _axes(b: Builder, node: fx.Node, given: Any) -> tuple[int, ...]:
+    """Return the reduced dimensions of a sample, in order."""
+    count = len(shape_of(node.all_input_nodes[0]))
+    axes = [given] if isinstance(given, int) else list(given) if isinstance(given, list | tuple) else []
+    found = sorted({each % count for each in axes})
+    if not found or 0 in found:
+        raise b.calls.refusal(node, "over samples")
+    return tuple(each - 1 for each in found)
+
+
+def _shaped(node: fx.Node, view: View) -> View:
+    """Return a reduction's result in the shape of the call: with dimensions of size one where they are kept."""
+    shape, steps = tuple(shape_of(node)[1:]), list(view.steps)
+    if shape == view.shape:
+        return view
+    found, rest = [], list(zip(view.shape, steps, strict=True))
+    for size in shape:
+        if rest and rest[0][0] == size:
+            found.append(rest.pop(0)[1])
+        else:
+            assert size == 1
+            found.append(0)
+    assert all(size == 1 for size, _ in rest)
+    return View(view.buffer, shape, tuple(found), view.first)
+
+
+def _reduced(b: Builder, node: fx.Node, given: Any, kind: Reduction, *, mean: bool = False) -> View:
+    axes = _axes(b, node, given)
+    operand = as_floats(b, node.all_input_nodes[0], node)
+    shape = shape_of(node.all_input_nodes[0])[1:]
+    scale = 1.0 / math.prod(shape[axis] for axis in axes) if mean else 1.0
+    return _shaped(node, b.floats.reduce(operand, axes, kind, scale=scale))
+
+
+def _reduction(kind: Reduction, *, mean: bool = False) -> Callable[[Builder, fx.Node], View]:
+    def reduce(b: Builder, node: fx.Node) -> View:
+        return _reduced(b, node, argument(node, 1, "dim", None), kind, mean=mean)
+
+    return reduce
+
+
+def _norm(b: Builder, node: fx.Node) -> View:
+    order = float(argument(node, 1, "ord", 2))
+    kinds = {
+        1.0: Reduction.ABSOLUTES, 2.0: Reduction.SQUARES, math.inf: Reduction.MAXIMUM, -math.inf: Reduction.MINIMUM,
+    }  # fmt: skip
+    if order not in kinds:
+        raise b.calls.refusal(node, f"of order {order:g}")
+    given = argument(node, 2, "dim", None)
+    if math.isinf(order):
+        view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
+        absolute = b.floats.map(b.floats.like(view), view, None, [Instruction(Function.ABSOLUTE)])
+        return _shaped(node, b.floats.reduce(absolute, _axes(b, node, given), kinds[order]))
+    found = _reduced(b, node, given, kinds[order])
+    return found if order == 1.0 else b.floats.map(b.floats.like(found), found, None, [Instruction(Function.ROOT)])
+
+
+def _place(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
+    def reduce(b: Builder, node: fx.Node) -> View:
+        return _reduced(b, node, argument(node, 1, "dim", None), kind)
+
+    return reduce
+
+
+def _softmax(b: Builder, node: fx.Node) -> View:
+    module = b.calls.module(node)
+    assert isinstance(module, nn.Softmax | nn.LogSoftmax)
+    kind = Norm.SOFTMAX if isinstance(module, nn.Softmax) else Norm.LOG_SOFTMAX
+    axes = _axes(b, node, -1 if module.dim is None else module.dim)
+    return b.floats.normalize(as_floats(b, node.all_input_nodes[0], node), axes, kind)
+
+
+def _layer_norm(b: Builder, node: fx.Node) -> View:
+    module = b.calls.module(node)
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    rank = len(shape_of(node)) - 1
+    axes = tuple(range(rank - len(module.normalized_shape), rank))
+    if axes[0] < 0:
+        raise b.calls.refusal(node, "over samples")
+    kind = Norm.LAYER if isinstance(module, nn.LayerNorm) else Norm.ROOT_MEAN_SQUARE
+    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
+    weight, bias = module.weight, getattr(module, "bias", None)
+    return b.floats.normalize(
+        as_floats(b, node.all_input_nodes[0], node), axes, kind, epsilon=eps,
+        weight=None if weight is None else Fixed(weight.detach()), bias=None if bias is None else Fixed(bias.detach()),
+    )  # fmt: skip
+
+
+def _group_norm(b: Builder, node: fx.Node) -> View:
+    module: Any = b.calls.module(node)
+    view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
+    channels, rest = view.shape[0], len(view.shape) - 1
+    groups = module.num_groups if isinstance(module, nn.GroupNorm) else channels
+    if not isinstance(module, nn.GroupNorm) and module.track_running_stats:
+        raise b.calls.refusal(node, "with running statistics")
+    last = view.permuted((*range(1, rest + 1), 0)).of_last(groups, channels // groups)
+    split = last.permuted((rest, rest + 1, *range(rest)))
+    shape = (groups, channels // groups, *[1] * rest)
+    weight, bias = (
+        None if each is None else Fixed(each.detach().reshape(shape)) for each in (module.weight, module.bias)
+    )
+    found = b.floats.normalize(
+        split, tuple(range(1, rest + 2)), Norm.LAYER, epsilon=module.eps, weight=weight, bias=bias
+    )
+    # The result lies in memory as the operand does, so its channels have one step.
+    step = found.steps[1] if channels > groups else found.steps[0]
+    return View(found.buffer, view.shape, (step, *found.steps[2:]), found.first)
+
+
+# ---- products of matrices ----
+
+
+def _matmul(b: Builder, node: fx.Node) -> View:
+    one, two = node.args[:2]
+    ranks = [len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0 for each in (one, two)]
+    operands = [_operand(b, each, node) for each in (one, two)]
+    if all(ranks) and ranks[0] != ranks[1]:
+        raise b.calls.refusal(node, "of tensors with different numbers of dimensions")
+    first, second = operands
+    rank = len(first.shape if isinstance(first, View) else first.values.shape)
+    if min(each for each in ranks if each) < 3 and all(ranks):
+        raise b.calls.refusal(node, "across samples")
+    if rank < 2 or len(second.shape if isinstance(second, View) else second.values.shape) < 2:
+        if not (isinstance(first, View) and isinstance(second, Fixed) and second.values.ndim == 2 and rank == 1):
+            raise b.calls.refusal(node, "of a vector")
+        found = b.floats.multiply(View(first.buffer, (1, *first.shape), (0, *first.steps), first.first), second)
+        return View(found.buffer, found.shape[1:], found.steps[1:], found.first)
+    return b.floats.multiply(first, second)
+
+
+def _attention(b: Builder, node: fx.Node) -> View:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    query, key, value = (b.floats.view(as_floats(b, given[name], node)) for name in names[:3])  # type: ignore[arg-type]
+    if given.get("enable_gqa") or given.get("dropout_p") or len({len(each.shape) for each in (query, key, value)}) > 1:
+        raise b.calls.refusal(node, "of groups of heads")
+    if len(query.shape) < 2:
+        raise b.calls.refusal(node, "of a vector")
+    scale: Any = given.get("scale")
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    turned = key.permuted((*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2))
+    scores = b.floats.multiply(query, turned, scale=float(scale))
+    mask = given.get("attn_mask")
+    if given.get("is_causal"):
+        rows, columns = scores.shape[-2:]
+        hidden = torch.full((rows, columns), -math.inf).triu(1)
+        scores = b.floats.map(scores, scores, Fixed(hidden), [Instruction(Function.ADD)])
+    if mask is not None:
+        scores = b.floats.map(scores, scores, _mask(b, mask, node), [Instruction(Function.ADD)])
+    return b.floats.multiply(b.floats.normalize(scores, (len(scores.shape) - 1,), Norm.SOFTMAX), value)
+
+
+def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
+    """Return what is added to scores: a mask of truth values is 0 where it is true, and hides the others."""
+    if isinstance(mask, fx.Node) and mask.op == "get_attr":
+        found = b.calls.attribute(mask)
+        if found.dtype == torch.bool:
+            found = torch.zeros(found.shape).masked_fill(~found, -math.inf)
+        lead = found.ndim - len(shape_of(node)) + 1
+        if lead > 0:
+            if found.shape[:lead].numel() != 1:
+                raise b.calls.refusal(node, "with a mask that differs between samples")
+            found = found.reshape(found.shape[lead:])
+        return Fixed(found.float())
+    if isinstance(mask, fx.Node) and mask.meta.get("dtype") != torch.float32:
+        raise b.calls.refusal(node, "with a computed mask of truth values")
+    return as_floats(b, mask, node)  # type: ignore[arg-type]  # a call
+
+
+def _sum_pooling(b: Builder, node: fx.Node) -> View:
+    """Lower adaptive pooling to one position."""
+    target, shape = b.calls.target(node), shape_of(node.all_input_nodes[0])
+    if shape_of(node) == shape:
+        return b.floats.view(as_floats(b, node.all_input_nodes[0], node))
+    if any(size != 1 for size in shape_of(node)[2:]):
+        raise b.calls.refusal(node, "to several positions")
+    axes = tuple(range(2, len(shape)))
+    largest = target in (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+    return _reduced(b, node, axes, Reduction.MAXIMUM if largest else Reduction.SUM, mean=not largest)
+
+
+_LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
+    nn.Softmax: (_softmax, "softmax"),
+    nn.LogSoftmax: (_softmax, "log_softmax"),
+    nn.LayerNorm: (_layer_norm, "layer_norm"),
+    nn.RMSNorm: (_layer_norm, "rms_norm"),
+    nn.GroupNorm: (_group_norm, "group_norm"),
+    nn.InstanceNorm1d: (_group_norm, "instance_norm"),
+    nn.InstanceNorm2d: (_group_norm, "instance_norm"),
+    nn.PReLU: (_slope, "map"),
+    torch.mean: (_reduction(Reduction.SUM, mean=True), "reduce"),
+    torch.sum: (_reduction(Reduction.SUM), "reduce"),
+    torch.amax: (_reduction(Reduction.MAXIMUM), "reduce"),
+    torch.amin: (_reduction(Reduction.MINIMUM), "reduce"),
+    _ATEN.linalg_vector_norm.default: (_norm, "reduce"),
+    _ATEN.argmax.default: (_place(Reduction.PLACE_OF_MAXIMUM), "reduce"),
+    _ATEN.argmin.default: (_place(Reduction.PLACE_OF_MINIMUM), "reduce"),
+    nn.AdaptiveAvgPool1d: (_sum_pooling, "reduce"),
+    nn.AdaptiveAvgPool2d: (_sum_pooling, "reduce"),
+    nn.AdaptiveMaxPool1d: (_sum_pooling, "reduce"),
+    nn.AdaptiveMaxPool2d: (_sum_pooling, "reduce"),
+    nn.MaxPool1d: (max_pool, "windows"),
+    nn.MaxPool2d: (max_pool, "windows"),
+    nn.AvgPool1d: (average_pool, "windows"),
+    nn.AvgPool2d: (average_pool, "windows"),
+    torch.matmul: (_matmul, "matmul"),
+    F.scaled_dot_product_attention: (_attention, "attention"),
+    torch.cat: (_concatenate, "move"),
+    F.pad: (_pad, "move"),
+    "expand": (_expand, ""),
+    _ATEN.expand.default: (_expand, ""),
+    _ATEN.expand_as.default: (_expand, ""),
+}

@@ -1,0 +1,272 @@
+"""Appends layers in FP32 to a program: copies, functions, reductions, norms, products of matrices, windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from cpupack.errors import QuantizationError
+from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Program
+from cpupack.stages.quantize.native.walks import (
+    Fixed,
+    Function,
+    Instruction,
+    Norm,
+    Reduction,
+    View,
+    Windows,
+    dense_steps,
+    float_buffer,
+    merged,
+    steps_like,
+    walk_of,
+)
+
+Operand = View | Fixed
+_LANES = 8
+"""From this many values side by side on, rows are reduced side by side."""
+
+
+class Floats:
+    """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.values: dict[fx.Node, Operand] = {}
+
+    # ---- values ----
+
+    def new(self, shape: Sequence[int], steps: tuple[int, ...] | None = None) -> View:
+        """Add a buffer for a sample's values and return the view of all of them."""
+        buffer = float_buffer(math.prod(shape))
+        if buffer is None:
+            raise QuantizationError(f"the native engine has no float32 buffer for {tuple(shape)}: it is too large")
+        return View(self.program.add_buffer(buffer), tuple(shape), steps or dense_steps(shape))
+
+    def like(self, view: View) -> View:
+        """Add a buffer for as many values, laid out in memory as those of another view."""
+        return self.new(view.shape, steps_like(view.shape, view.steps))
+
+    def view(self, operand: Operand) -> View:
+        """Return an operand as a view of a buffer: constants are copied to one."""
+        return operand if isinstance(operand, View) else self.map(self.new(tuple(operand.values.shape)), operand)
+
+    def side_by_side(self, operand: Operand) -> View:
+        """Return an operand whose values lie side by side in the order of its dimensions; it is copied if necessary."""
+        view = self.view(operand)
+        sizes, (steps,) = merged(view.shape, [view.steps])
+        return view if steps in ([], [1]) and len(sizes) <= 1 else self.map(self.new(view.shape), view)
+
+    def channels_last(self, operand: Operand) -> View:
+        """Return an operand ``(channels, ...)`` with the channels of a place side by side; it is copied if necessary."""
+        view = self.view(operand)
+        if view.steps[0] == 1 or view.shape[0] == 1:
+            return view
+        order = (*range(1, len(view.shape)), 0)
+        copy = self.map(self.new([view.shape[axis] for axis in order]), view.permuted(order))
+        return copy.permuted((len(order) - 1, *range(len(order) - 1)))
+
+    # ---- layers ----
+
+    def map(
+        self, out: View, one: Operand, two: Operand | None = None, instructions: Sequence[Instruction] = ()
+    ) -> View:
+        """Append a function of one or two operands, which are expanded to the shape of ``out``, and return ``out``."""
+        flags, constants, second = NO_FLAGS, dict[str, npt.NDArray[Any]](), two
+        first = one
+        if isinstance(one, Fixed):
+            if isinstance(two, View):
+                instructions, first, second = [*_SWAP, *instructions], two, one
+            elif two is None:
+                instructions, second = [Instruction(Function.COPY, 0, 1), *instructions], one
+                first = View(out.buffer if out.buffer is not None else 0, out.shape, (0,) * len(out.shape))
+            else:
+                first = self.view(one)
+        assert isinstance(first, View)
+        views = [out, first.expanded(out.shape)]
+        number = -1
+        if isinstance(second, Fixed):
+            flags |= Flag.CONSTANT
+            constants["scales"], view = second.stored(out.shape)
+            views.append(view)
+        elif second is not None:
+            views.append(second.expanded(out.shape))
+            assert second.buffer is not None
+            number = second.buffer
+        order = sorted(range(len(out.shape)), key=lambda axis: (-out.steps[axis], axis))
+        sizes, steps = merged([out.shape[axis] for axis in order], [view.permuted(order).steps for view in views])
+        walk = walk_of([(sizes, steps)], [view.first for view in views], instructions=instructions)
+        self._append(Op.FLOAT_MAP, out, first, number, {"weights": walk, **constants}, flags=flags)
+        return out
+
+    def reduce(self, operand: Operand, axes: Sequence[int], kind: Reduction, *, scale: float = 1.0) -> View:
+        """Append a reduction over dimensions; they are left out of the result."""
+        view = self.view(operand)
+        places = kind in {Reduction.PLACE_OF_MAXIMUM, Reduction.PLACE_OF_MINIMUM}
+        kept = [axis for axis in range(len(view.shape)) if axis not in axes]
+        out = self.new([view.shape[axis] for axis in kept], steps_like(*_picked(view, kept)))
+        kept.sort(key=lambda axis: (-abs(view.steps[axis]), axis))
+        row = list(axes) if places else sorted(axes, key=lambda axis: (-abs(view.steps[axis]), axis))
+        out_steps = dict(zip([a for a in range(len(view.shape)) if a not in axes], out.steps, strict=True))
+        inner = kept[-1] if kept else -1
+        if not places and inner >= 0 and view.steps[inner] == 1 == out_steps[inner] and view.shape[inner] >= _LANES:
+            groups = [
+                merged(*_of(view, out_steps, kept[:-1])), merged(*_of(view, out_steps, row)),
+                ([view.shape[inner]], [[1], [1]]),
+            ]  # fmt: skip
+            walk = walk_of(groups, [out.first, view.first], kind=kind + Reduction.ACROSS, row=1)
+        else:
+            groups = [merged(*_of(view, out_steps, kept)), merged(*_of(view, out_steps, row))]
+            walk = walk_of(groups, [out.first, view.first], kind=kind)
+        self._append(Op.FLOAT_REDUCE, out, view, -1, {"weights": walk}, {"scale": scale})
+        return out
+
+    def normalize(
+        self, operand: Operand, axes: Sequence[int], kind: Norm, *, epsilon: float = 0.0,
+        weight: Fixed | None = None, bias: Fixed | None = None,
+    ) -> View:  # fmt: skip
+        """Append a norm over dimensions; ``weight`` and ``bias`` are of the operand's shape, if need be expanded."""
+        view = self.view(operand)
+        out = self.like(view)
+        kept = [axis for axis in range(len(view.shape)) if axis not in axes]
+        flags, constants, views = NO_FLAGS, dict[str, npt.NDArray[Any]](), [out, view]
+        if weight is not None or bias is not None:
+            shape = torch.broadcast_shapes(*(each.values.shape for each in (weight, bias) if each is not None))
+            one = torch.ones(shape) if weight is None else weight.values.expand(shape)
+            zero = torch.zeros(shape) if bias is None else bias.values.expand(shape)
+            flags = Flag.CONSTANT
+            constants["scales"], terms = Fixed(one.contiguous()).stored(view.shape)
+            constants["biases"], _ = Fixed(zero.contiguous()).stored(view.shape)
+            views.append(terms)
+        groups = []
+        for own in (kept, list(axes)):
+            order = sorted(own, key=lambda axis: (-abs(view.steps[axis]), axis))
+            groups.append(merged(*_sorted(views, order)))
+        walk = walk_of(groups, [each.first for each in views], kind=kind)
+        layer = {"weights": walk, **constants}
+        self._append(Op.FLOAT_NORMALIZE, out, view, -1, layer, {"scale": epsilon}, flags=flags)
+        return out
+
+    def multiply(
+        self, one: Operand, two: Operand, *, scale: float = 1.0, bias: npt.NDArray[np.float32] | None = None
+    ) -> View:
+        """Append the product of matrices ``(..., rows, length)`` and ``(..., length, columns)`` times a number."""
+        a, flags, constants, number = self.view(one), NO_FLAGS, dict[str, npt.NDArray[Any]](), -1
+        shape_b = tuple(two.values.shape) if isinstance(two, Fixed) else two.shape
+        lead = tuple(torch.broadcast_shapes(a.shape[:-2], shape_b[:-2]))
+        rows, length, columns = *a.shape[-2:], shape_b[-1]
+        if isinstance(two, Fixed):
+            flags |= Flag.CONSTANT
+            constants["scales"], b = two.stored((*lead, length, columns))
+        else:
+            b = two.expanded((*lead, length, columns))
+            assert b.buffer is not None
+            number = b.buffer
+        out, a = self.new((*lead, rows, columns)), a.expanded((*lead, rows, length))
+        steps = [
+            [*out.steps, 0], [*a.steps[:-1], 0, a.steps[-1]], [*b.steps[:-2], 0, b.steps[-1], b.steps[-2]],
+        ]  # fmt: skip
+        outer = merged(lead, [each[:-3] for each in steps])
+        inner = [rows, columns, length], [each[-3:] for each in steps]
+        walk = walk_of([outer, inner], [out.first, a.first, b.first], kind=0 if bias is None else 1)
+        if bias is not None:
+            constants["biases"] = bias
+        self._append(Op.FLOAT_MATMUL, out, a, number, {"weights": walk, **constants}, {"scale": scale}, flags=flags)
+        return out
+
+    def windows(
+        self, operand: Operand, size: tuple[int, int, int], kind: Windows, fields: dict[str, float],
+        constants: dict[str, npt.NDArray[np.float32]],
+    ) -> View:  # fmt: skip
+        """Append a convolution or pool of ``(channels, height, width)``; ``size`` is that of the result."""
+        view = self.channels_last(operand)
+        channels, height, width = size
+        image = self.new((height, width, channels))
+        sizes = [*view.shape[1:], view.shape[0], height, width, channels]
+        steps = [*view.steps[1:], view.steps[0], 0, 0, 0]
+        walk = walk_of([(sizes, [[0] * 6, steps])], [0, view.first], kind=kind)
+        self._append(Op.FLOAT_WINDOWS, image, view, -1, {"weights": walk, **constants}, fields)
+        return image.permuted((2, 0, 1))
+
+    def gather(self, operand: Operand, places: torch.Tensor, *, fill: float = 0.0) -> View:
+        """Append a copy of the values at ``places``, of the sample's shape; -1 is the value ``fill``.
+
+        Places count the values of the operand in the order of its dimensions.
+        """
+        view = self.side_by_side(operand)
+        out = self.new(tuple(places.shape))
+        index = torch.where(places < 0, -1, places + view.first).to(torch.int32).flatten().numpy()
+        walk = walk_of([([index.size], [[1], [0]])], [0, 0])
+        self._append(Op.FLOAT_GATHER, out, view, -1, {"weights": walk, "scales": index}, {"scale": fill})
+        return out
+
+    # ---- in and out ----
+
+    def take(self, count: int, first: int) -> View:
+        """Append a layer that takes values from the caller's sample."""
+        out = self.new((count,))
+        fields: dict[str, float] = {"channels_out": count, "channel_offset": first}
+        self.program.layers.append(Layer(Op.FLOAT_INPUT, output=_number(out), fields=fields))
+        return out
+
+    def dequantize(self, number: int) -> View:
+        """Append a layer that turns a buffer's codes into values; return them as ``(height, width, channels)``."""
+        buffer = self.program.buffers[number]
+        out = self.new((buffer.height, buffer.width, buffer.channels))
+        fields = {"scale": buffer.scale, "input_zero_point": buffer.zero_point}
+        self.program.layers.append(Layer(Op.DEQUANTIZE, input=number, output=_number(out), fields=fields))
+        return out
+
+    def quantize(self, operand: Operand, number: int) -> None:
+        """Append a layer that rounds values ``(height, width, channels)`` to the codes of a buffer."""
+        view, buffer = self.view(operand), self.program.buffers[number]
+        walk = walk_of([(list(view.shape), [[0] * 3, list(view.steps)])], [0, view.first])
+        fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
+        layer = Layer(Op.QUANTIZE, input=_number(view), output=number, fields=fields, constants={"weights": walk})
+        self.program.layers.append(layer)
+
+    def leave(self, operand: Operand, first: int) -> None:
+        """Append a layer that gives values to the caller, from value ``first`` of a sample on."""
+        view = self.view(operand)
+        out = View(None, view.shape, dense_steps(view.shape))
+        self.map(out, view)
+        self.program.layers[-1].fields |= {"channels_out": view.size, "channel_offset": first}
+
+    def _append(
+        self, op: Op, out: View, one: View, second: int, constants: dict[str, npt.NDArray[Any]],
+        fields: dict[str, float] | None = None, *, flags: Flag = NO_FLAGS,
+    ) -> None:  # fmt: skip
+        flags |= NO_FLAGS if out.buffer is not None else Flag.FLOAT_OUT
+        output = -1 if out.buffer is None else out.buffer
+        self.program.layers.append(Layer(op, flags, _number(one), second, output, fields or {}, constants))
+
+
+_SWAP = (
+    Instruction(Function.COPY, 2, 0), Instruction(Function.COPY, 0, 1), Instruction(Function.COPY, 1, 2)
+)  # fmt: skip
+
+
+def _number(view: View) -> int:
+    assert view.buffer is not None
+    return view.buffer
+
+
+def _picked(view: View, axes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(view.shape[axis] for axis in axes), tuple(view.steps[axis] for axis in axes)
+
+
+def _of(view: View, out_steps: dict[int, int], axes: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    """Return sizes, and steps of result and operand, of some dimensions; those that are reduced have none there."""
+    return [view.shape[axis] for axis in axes], [
+        [out_steps.get(axis, 0) for axis in axes], [view.steps[axis] for axis in axes]
+    ]  # fmt: skip
+
+
+def _sorted(views: Sequence[View], axes: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+    return [views[0].shape[axis] for axis in axes], [[view.steps[axis] for axis in axes] for view in views]

@@ -1,0 +1,260 @@
+"""Views of float32 buffers, and how a layer in FP32 walks through its operands (``struct cpupack_walk``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.stages.quantize.native.program import Buffer
+
+DIMENSIONS = 6
+REGISTERS = 4
+WALK = np.dtype(
+    [
+        ("kind", "<i4"), ("kept", "<i4"), ("instructions", "<i4"), ("sizes", "<i4", DIMENSIONS),
+        ("out_first", "<i4"), ("out_steps", "<i4", DIMENSIONS), ("in_first", "<i4"), ("in_steps", "<i4", DIMENSIONS),
+        ("in2_first", "<i4"), ("in2_steps", "<i4", DIMENSIONS),
+    ]
+)  # fmt: skip
+INSTRUCTION = np.dtype([("function", "<i4"), ("to", "<i4"), ("a", "<i4"), ("b", "<i4"), ("number", "<f4")])
+_WIDTH = 1024
+_LONGEST_SIDE = 1 << 15
+
+
+class Function(IntEnum):
+    """What an instruction computes (``enum cpupack_function``)."""
+
+    COPY = 0
+    ADD = 1
+    SUBTRACT = 2
+    MULTIPLY = 3
+    DIVIDE = 4
+    MAXIMUM = 5
+    MINIMUM = 6
+    ADD_NUMBER = 7
+    MULTIPLY_NUMBER = 8
+    FROM_NUMBER = 9
+    DIVIDE_NUMBER = 10
+    AT_LEAST = 11
+    AT_MOST = 12
+    ABSOLUTE = 13
+    ROOT = 14
+    EXPONENTIAL = 15
+    LOGARITHM = 16
+    TANH = 17
+    ERF = 18
+    SIGMOID = 19
+    FLOOR = 20
+    CEILING = 21
+    TRUNCATE = 22
+    ROUND = 23
+    LESS = 24
+    EQUAL = 25
+    DIVIDE_BY_NUMBER = 26
+    NUMBER = 27
+
+
+class Reduction(IntEnum):
+    """``enum cpupack_reduction``."""
+
+    SUM = 0
+    ABSOLUTES = 1
+    SQUARES = 2
+    MAXIMUM = 3
+    MINIMUM = 4
+    PLACE_OF_MAXIMUM = 5
+    PLACE_OF_MINIMUM = 6
+    ACROSS = 16
+
+
+class Norm(IntEnum):
+    """``enum cpupack_norm``."""
+
+    SOFTMAX = 0
+    LOG_SOFTMAX = 1
+    LAYER = 2
+    ROOT_MEAN_SQUARE = 3
+
+
+class Windows(IntEnum):
+    """``enum cpupack_windows``."""
+
+    DENSE = 0
+    TRANSPOSED = 1
+    DEPTHWISE = 2
+    MAXIMUM = 3
+    AVERAGE = 4
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One function of the registers ``a`` and ``b``, or of ``a`` and ``number``, into the register ``to``."""
+
+    function: Function
+    to: int = 0
+    a: int = 0
+    b: int = 1
+    number: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """Float32 values of a buffer in the shape of a sample: value i is ``first`` + the sum of i * ``steps``.
+
+    ``buffer`` is None for values that go to the caller.
+    """
+
+    buffer: int | None
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+    first: int = 0
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.shape)
+
+    def permuted(self, order: Sequence[int]) -> View:
+        """Return the view with its dimensions in another order."""
+        return View(self.buffer, tuple(self.shape[i] for i in order), tuple(self.steps[i] for i in order), self.first)
+
+    def expanded(self, shape: tuple[int, ...]) -> View:
+        """Return the view with values repeated along dimensions of size one, and new ones in front."""
+        lead = len(shape) - len(self.shape)
+        steps = tuple(
+            0 if place < lead or (self.shape[place - lead] == 1 and size != 1) else self.steps[place - lead]
+            for place, size in enumerate(shape)
+        )
+        return View(self.buffer, shape, steps, self.first)
+
+    def of_last(self, *sizes: int) -> View:
+        """Return the view with its last dimension cut into several."""
+        step, steps = self.steps[-1], []
+        for size in reversed(sizes):
+            steps.insert(0, step)
+            step *= size
+        return View(self.buffer, (*self.shape[:-1], *sizes), (*self.steps[:-1], *steps), self.first)
+
+    def of_elements(self, elements: torch.Tensor) -> View | None:
+        """Return elements of ``(height, width, channels)``, counted by channel, row and column, as a view.
+
+        None where they have no steps.
+        """
+        positions, channels = self.shape[0] * self.shape[1], self.shape[2]
+        places = elements % positions * channels + elements // positions
+        first = int(places.flatten()[0])
+        steps = tuple(
+            int(places.select(axis, 1).flatten()[0]) - first if size > 1 else 0
+            for axis, size in enumerate(places.shape)
+        )
+        expected = torch.tensor(first)
+        for axis, step in enumerate(steps):
+            line = torch.arange(places.shape[axis]) * step
+            expected = expected + line.reshape(-1, *[1] * (places.ndim - 1 - axis))
+        return View(self.buffer, tuple(places.shape), steps, first) if torch.equal(expected, places) else None
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Float32 values that belong to the model, in the shape of a sample."""
+
+    values: torch.Tensor
+
+    def stored(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], View]:
+        """Return the array to store, and how its values are expanded to ``shape``."""
+        values = self.values
+        for axis, step in enumerate(values.stride()):
+            if step == 0 and values.shape[axis] > 1:
+                values = values.narrow(axis, 0, 1)
+        array = np.ascontiguousarray(values.detach().float().numpy())
+        return array, View(None, tuple(array.shape), dense_steps(array.shape)).expanded(shape)
+
+
+def dense_steps(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the steps of values side by side, the last dimension innermost."""
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.insert(0, step)
+        step *= size
+    return tuple(steps)
+
+
+def steps_like(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the steps of values side by side whose dimensions lie in memory as those of ``steps`` do."""
+    order = sorted(range(len(shape)), key=lambda axis: (-abs(steps[axis]), axis))
+    dense = dense_steps([shape[axis] for axis in order])
+    found = [0] * len(shape)
+    for place, axis in enumerate(order):
+        found[axis] = dense[place]
+    return tuple(found)
+
+
+def float_buffer(count: int) -> Buffer | None:
+    """Return a buffer of ``count`` float32 values, None where no buffer has so many."""
+    width = min(count, _WIDTH)
+    while -(-count // width) > _LONGEST_SIDE:
+        width *= 2
+    return Buffer(-(-count // width), width, 4, 1.0, 0, floats=True) if width <= _LONGEST_SIDE else None
+
+
+class TooManyDimensionsError(Exception):
+    """A walk that has more dimensions than the engine counts."""
+
+
+def merged(shape: Sequence[int], views: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Return sizes and the steps of each operand with neighbouring dimensions joined where all operands allow it."""
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in views]
+    for axis, size in enumerate(shape):
+        if size == 1:
+            continue
+        own = [each[axis] for each in views]
+        if sizes and all(before[-1] == step * size for before, step in zip(steps, own, strict=True)):
+            sizes[-1] *= size
+            for before, step in zip(steps, own, strict=True):
+                before[-1] = step
+        else:
+            sizes.append(size)
+            for before, step in zip(steps, own, strict=True):
+                before.append(step)
+    return sizes, steps
+
+
+def walk_of(
+    groups: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]],
+    firsts: Sequence[int],
+    *,
+    kind: int = 0,
+    instructions: Sequence[Instruction] = (),
+    row: int = -1,
+) -> npt.NDArray[Any]:
+    """Return the bytes of a walk: ``groups`` of sizes, each with the steps of result, first and second operand.
+
+    ``row`` is the group that a reduction is over. Raises TooManyDimensionsError.
+    """
+    count = sum(len(sizes) for sizes, _ in groups)
+    if count > DIMENSIONS:
+        raise TooManyDimensionsError
+    walk = np.zeros(1, WALK)
+    walk["kind"], walk["instructions"] = kind, len(instructions)
+    walk["sizes"] = 1
+    place = DIMENSIONS - count
+    for number, (sizes, steps) in enumerate(groups):
+        if number == row % len(groups):
+            walk["kept"] = place
+        for axis, size in enumerate(sizes):
+            walk["sizes"][0, place] = size
+            for name, own in zip(("out_steps", "in_steps", "in2_steps"), steps, strict=False):
+                walk[name][0, place] = own[axis]
+            place += 1
+    for name, first in zip(("out_first", "in_first", "in2_first"), firsts, strict=False):
+        walk[name] = first
+    rows = np.array([(each.function, each.to, each.a, each.b, each.number) for each in instructions], INSTRUCTION)
+    return np.frombuffer(walk.tobytes() + rows.tobytes(), np.uint8)

@@ -1,0 +1,209 @@
+/* Checks layers in FP32 before a program runs: every place that their walks lead to. */
+#include "engine/validate_floats.h"
+
+#include <string.h>
+
+#include "engine/kernels.h"
+
+enum { DIMENSIONS = CPUPACK_DIMENSIONS };
+static const int64_t MOST_VALUES = (int64_t)1 << 40;
+
+/* Values of a sample of a buffer, which floats fill without a border. Codes have as many bytes. */
+static int64_t bytes_of(const struct cpupack_buffer *buffer) {
+    return (int64_t)buffer->height * buffer->width * buffer->channels;
+}
+
+static int holds_floats(const struct cpupack_buffer *buffer) {
+    return buffer->halo_x == 0 && buffer->halo_y == 0 && buffer->offset % 4 == 0 && buffer->sample_bytes % 4 == 0;
+}
+
+/* A product of sizes of at least 1; 0 where one is smaller, or where it is too large for any program. */
+static int64_t product(const int32_t *sizes, int count) {
+    int64_t all = 1;
+    for (int i = 0; i < count; i++) {
+        if (sizes[i] < 1 || (all *= sizes[i]) > MOST_VALUES)
+            return 0;
+    }
+    return all;
+}
+
+/* Whether each value that an operand has for the first `count` sizes is one of `values`. */
+static int steps_fit(const int32_t *sizes, int count, int32_t first, const int32_t *steps, int64_t values) {
+    int64_t low = first, high = first;
+    for (int i = 0; i < count; i++) {
+        const int64_t way = (int64_t)(sizes[i] - 1) * steps[i]; /* below 2^62 */
+        if (way > MOST_VALUES || way < -MOST_VALUES)
+            return 0;
+        low += way < 0 ? way : 0;
+        high += way > 0 ? way : 0;
+    }
+    return low >= 0 && high < values;
+}
+
+static int out_fits(const struct cpupack_walk *walk, int count, int64_t values) {
+    return steps_fit(walk->sizes, count, walk->out_first, walk->out_steps, values);
+}
+
+static int in_fits(const struct cpupack_walk *walk, int64_t values) {
+    return steps_fit(walk->sizes, DIMENSIONS, walk->in_first, walk->in_steps, values);
+}
+
+/* Values from an offset of the constants on. */
+static int64_t constants_from(const struct float_layer *layer, int64_t offset) { return (layer->bytes - offset) / 4; }
+
+/* Values that a layer may write for each sample. */
+static int64_t writable(const struct float_layer *layer) {
+    return leaves(layer->spec) ? layer->spec->channels_out : bytes_of(layer->out) / 4;
+}
+
+static int second_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const int64_t values = layer->spec->flags & FLAG_CONSTANT ? constants_from(layer, layer->spec->scales)
+                           : layer->in2 != NULL               ? bytes_of(layer->in2) / 4
+                                                              : 0;
+    return steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, values);
+}
+
+static int instructions_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const int64_t from = layer->spec->weights + (int64_t)sizeof *walk;
+    if (walk->instructions < 0 || walk->instructions > 1 << 16 ||
+        walk->instructions * (int64_t)sizeof(struct cpupack_instruction) > layer->bytes - from)
+        return 0;
+    for (int64_t i = 0; i < walk->instructions; i++) {
+        struct cpupack_instruction each;
+        memcpy(&each, layer->constants + from + i * (int64_t)sizeof each, sizeof each);
+        const int32_t registers[] = {each.to, each.a, each.b};
+        for (int j = 0; j < 3; j++)
+            if (registers[j] < 0 || registers[j] >= CPUPACK_REGISTERS)
+                return 0;
+        if (each.function < 0 || each.function > FUNCTION_NUMBER)
+            return 0;
+    }
+    return 1;
+}
+
+static int map_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const int two = layer->in2 != NULL || layer->spec->flags & FLAG_CONSTANT;
+    return (!two || second_fits(layer, walk)) && instructions_fit(layer, walk);
+}
+
+static int reduction_fits(const struct cpupack_walk *walk) {
+    const int across = walk->kind >= REDUCTION_ACROSS, kind = walk->kind - (across ? REDUCTION_ACROSS : 0);
+    if (kind < 0 || kind > (across ? REDUCTION_MINIMUM : REDUCTION_PLACE_OF_MINIMUM) || walk->kept < 0 ||
+        walk->kept > DIMENSIONS - across)
+        return 0;
+    const int last = DIMENSIONS - 1;
+    return !across || ((walk->in_steps[last] == 1 && walk->out_steps[last] == 1) || walk->sizes[last] == 1);
+}
+
+/* The kept sizes of a reduction's result: all but those of a row, whose steps say nothing. */
+static int reduced_out_fits(const struct cpupack_walk *walk, int64_t values) {
+    struct cpupack_walk kept = *walk;
+    const int end = walk->kind >= REDUCTION_ACROSS ? DIMENSIONS - 1 : DIMENSIONS;
+    for (int i = walk->kept; i < end; i++)
+        kept.out_steps[i] = 0;
+    return out_fits(&kept, DIMENSIONS, values);
+}
+
+static int norm_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const int64_t terms = constants_from(layer, layer->spec->biases);
+    if (walk->kind < 0 || walk->kind > NORM_ROOT_MEAN_SQUARE || walk->kept < 0 || walk->kept > DIMENSIONS)
+        return 0;
+    return !(layer->spec->flags & FLAG_CONSTANT) ||
+           (second_fits(layer, walk) &&
+            steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, terms));
+}
+
+static int matmul_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    enum { ROWS = DIMENSIONS - 3, COLUMNS = DIMENSIONS - 2, LENGTH = DIMENSIONS - 1 };
+    if (walk->kind < 0 || walk->kind > 1 || walk->out_steps[LENGTH] != 0 || walk->in_steps[COLUMNS] != 0 ||
+        walk->in2_steps[ROWS] != 0 || (walk->out_steps[COLUMNS] != 1 && walk->sizes[COLUMNS] != 1))
+        return 0;
+    if (walk->kind && walk->sizes[COLUMNS] > constants_from(layer, layer->spec->biases))
+        return 0;
+    return second_fits(layer, walk);
+}
+
+static int is_length(int32_t value) { return value >= 1 && value <= 1 << 15; }
+
+static int windows_fit(const struct float_layer *layer, const struct cpupack_walk *walk, int64_t writable_values) {
+    const struct cpupack_layer *spec = layer->spec;
+    const int32_t *sizes = walk->sizes;
+    if (!is_length(spec->kernel_h) || !is_length(spec->kernel_w) || !is_length(spec->stride_h) ||
+        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) || spec->pad_h < 0 ||
+        spec->pad_w < 0 || spec->pad_h > 1 << 15 || spec->pad_w > 1 << 15)
+        return 0;
+    const int64_t results = product(sizes + 3, 3), taps = (int64_t)spec->kernel_h * spec->kernel_w;
+    if (walk->out_first < 0 || results == 0 || walk->out_first + results > writable_values ||
+        !steps_fit(sizes, 3, walk->in_first, walk->in_steps, bytes_of(layer->in) / 4))
+        return 0;
+    if (walk->kind > WINDOWS_TRANSPOSED) {
+        if (walk->kind > WINDOWS_AVERAGE || sizes[2] != sizes[5] || (walk->in_steps[2] != 1 && sizes[2] != 1))
+            return 0;
+        return walk->kind != WINDOWS_DEPTHWISE || (taps * sizes[5] <= constants_from(layer, spec->scales) &&
+                                                   sizes[5] <= constants_from(layer, spec->biases));
+    }
+    if (walk->kind < 0 || spec->runs < 1 || sizes[2] % spec->runs || sizes[5] % spec->runs)
+        return 0;
+    const int64_t length = taps * (sizes[2] / spec->runs);
+    return length <= VALUES_OF_PATCHES && length * sizes[5] <= constants_from(layer, spec->scales) &&
+           sizes[5] <= constants_from(layer, spec->biases);
+}
+
+static int gather_fits(const struct float_layer *layer, const struct cpupack_walk *walk, int64_t writable_values) {
+    const int64_t count = walk->sizes[DIMENSIONS - 1], values = bytes_of(layer->in) / 4;
+    if (walk->out_first < 0 || walk->out_first + count > writable_values ||
+        count > constants_from(layer, layer->spec->scales))
+        return 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t place;
+        memcpy(&place, layer->constants + layer->spec->scales + 4 * i, 4);
+        if (place < -1 || place >= values)
+            return 0;
+    }
+    return 1;
+}
+
+static int quantize_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const int32_t *sizes = walk->sizes + DIMENSIONS - 3;
+    const struct cpupack_buffer *out = layer->out;
+    return product(walk->sizes, DIMENSIONS - 3) == 1 && sizes[0] == out->height && sizes[1] == out->width &&
+           layer->spec->channel_offset >= 0 && (int64_t)layer->spec->channel_offset + sizes[2] <= out->channels &&
+           in_fits(walk, bytes_of(layer->in) / 4);
+}
+
+int float_layer_fits(const struct float_layer *layer) {
+    const struct cpupack_layer *spec = layer->spec;
+    if (layer->out != NULL && spec->op != OP_QUANTIZE && !holds_floats(layer->out))
+        return 0;
+    if (spec->op == OP_FLOAT_INPUT)
+        return spec->channels_out >= 1 && spec->channel_offset >= 0 && spec->channels_out <= bytes_of(layer->out) / 4 &&
+               spec->channels_out <= layer->taken - spec->channel_offset;
+    if (spec->op == OP_DEQUANTIZE)
+        return bytes_of(layer->in) <= bytes_of(layer->out) / 4;
+    if (!holds_floats(layer->in) || (layer->in2 != NULL && !holds_floats(layer->in2)))
+        return 0;
+    if (spec->weights % 4 || (int64_t)sizeof(struct cpupack_walk) > layer->bytes - spec->weights)
+        return 0;
+    struct cpupack_walk walk;
+    memcpy(&walk, layer->constants + spec->weights, sizeof walk);
+    if (product(walk.sizes, DIMENSIONS) == 0)
+        return 0;
+    const int64_t values = writable(layer), given = bytes_of(layer->in) / 4;
+    switch (spec->op) {
+    case OP_QUANTIZE:
+        return quantize_fits(layer, &walk);
+    case OP_FLOAT_MAP:
+        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && map_fits(layer, &walk);
+    case OP_FLOAT_REDUCE:
+        return reduction_fits(&walk) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
+    case OP_FLOAT_NORMALIZE:
+        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && norm_fits(layer, &walk);
+    case OP_FLOAT_MATMUL:
+        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && matmul_fits(layer, &walk);
+    case OP_FLOAT_WINDOWS:
+        return windows_fit(layer, &walk, values);
+    case OP_FLOAT_GATHER:
+        return gather_fits(layer, &walk, values);
+    }
+    return 0;
+}
