@@ -1,4 +1,4 @@
-"""The packaged model's command line: ``info | verify | predict | bench | tune | plan``.
+"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | serve``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch.
 """
@@ -27,6 +27,7 @@ from .errors import HostError, InputError, IntegrityError, RunnerError
 from .manifest import read_manifest
 from .plain import to_plain
 from .runner import Prediction, RandomWeightsWarning, Runner
+from .serve import options as serve_options
 from .tune import command as tune_command
 from .tune.rows import Row
 from .verify import Verification, verify
@@ -90,6 +91,10 @@ def _parser(prog: str) -> _Parser:
     planning = add("plan", "say which setting, or how many hosts, carry a rate of requests within a latency bound")
     capacity_command.add_arguments(planning)
     _add_json(planning, _plan)
+
+    serving = add("serve", "answer requests over HTTP and gRPC, under a promise of latency")
+    serve_options.add_arguments(serving)
+    _add_json(serving, _serve)
     return parser
 
 
@@ -110,7 +115,7 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
         _say(sys.stdout, f"{manifest.name} {manifest.version}")
         return EXIT_OK
     if not hasattr(args, "command"):
-        parser.error("which command? info, verify, predict, bench, tune or plan")
+        parser.error("which command? info, verify, predict, bench, tune, plan or serve")
     facts, text, code = args.command(package_dir, args)
     _say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
@@ -174,6 +179,13 @@ def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
 def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
     answer = capacity_command.run(package_dir, capacity_command.from_arguments(args)).to_dict()
     return answer, capacity_command.format_plan(answer), EXIT_OK
+
+
+def _serve(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .serve import command  # here: the other commands need nothing of it
+
+    facts, text = command.run(package_dir, args, lambda line: _say(sys.stderr, line))
+    return facts, text, EXIT_OK
 
 
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:

@@ -103,7 +103,7 @@ class Runner:
             if not self.pool.is_program:  # a program's first call is as fast as any other
                 # torch prepares for each shape. Callers use two: full batches, and one input alone.
                 for size in sorted({1, self.plan.batch_size}):
-                    self.pool.warm(self._example(size))
+                    self.pool.warm(self.example(size))
             opened.pop_all()
 
     @overload
@@ -129,19 +129,18 @@ class Runner:
         if many and not inputs:
             raise InputError("the list of inputs is empty; expected at least one")
         items = list(inputs) if many else [inputs]
-        prepare = self._load_array if self._spec is None else self._load_pixels
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
         if len(items) == 1:
-            logits = _floats(self.pool.run(self._ready(prepare(items[0])[None])))
+            logits = _floats(self.pool.run(self.ready(self.load(items[0])[None])))
         else:
             size = batch_size or self._share(len(items), FILE_TURNS)
-            logits = _joined(list(self._run(self._prepared(items, prepare, size), size)))
+            logits = _joined(list(self._run(self._prepared(items, self.load, size), size)))
         if logits.ndim != 2:
             raise RunnerError(
                 f"predict needs class scores and this model returns shape {logits.shape[1:]} for one input; "
                 "call runner(batch) for its raw output"
             )
-        found = [self._top(row, top_k) for row in logits]
+        found = [self.top(row, top_k) for row in logits]
         return found if many else found[0]
 
     def __call__(self, batch: Batch) -> Batch:
@@ -154,12 +153,57 @@ class Runner:
         if torch is not None and isinstance(batch, torch.Tensor):
             if batch.layout != torch.strided:
                 raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
-            self._check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
+            self.check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
             return torch.from_numpy(self._logits(batch.detach().cpu().numpy()))  # type: ignore[no-any-return]
         if not isinstance(batch, np.ndarray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a numpy array")
-        self._check_batch(str(batch.dtype), batch.shape)
+        self.check_batch(str(batch.dtype), batch.shape)
         return self._logits(batch)
+
+    def load(self, item: Any) -> npt.NDArray[Any]:
+        """Return one input of ``predict``, decoded: uint8 pixels, or a float32 array. Raises InputError."""
+        return self._load_array(item) if self._spec is None else self._load_pixels(item)
+
+    def check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
+        """Raise InputError for a batch that the model does not take, saying what was expected."""
+        one = {"float32": self.manifest.input_shape}
+        if (pixels := self.pixel_shape()) is not None:
+            one["uint8"] = pixels
+        expected = " or ".join(f"{name} (n, {', '.join(map(str, size))})" for name, size in one.items())
+        got = f"{dtype} {shape}"
+        if dtype not in one or shape[1:] != one[dtype]:
+            missing = "; add the batch dimension: batch[None]" if shape == one.get(dtype) else ""
+            raise InputError(f"got {got}; expected {expected}{missing}")
+        if not shape[0]:
+            raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
+
+    def ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what the pool takes for a batch as ``check_batch`` accepts it."""
+        if self.pool.takes_rgb and batch.dtype == np.uint8:
+            return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
+        return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
+
+    def top(self, logits: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
+        """Return the ``top_k`` most probable classes of one row of logits."""
+        exponents = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = exponents / exponents.sum()
+        order = np.argsort(-logits, kind="stable")[:top_k]
+        return [Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i])) for i in order]
+
+    def pixel_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one input of uint8 pixels, None for a model that takes no images."""
+        shape = self.manifest.input_shape
+        return (shape[1], shape[2], shape[0]) if self._spec is not None and len(shape) == 3 else None
+
+    def example(self, batch_size: int) -> npt.NDArray[Any]:
+        """Return a batch for the pool: random, and always the same."""
+        return random_input(
+            np.random.default_rng(0),
+            batch_size,
+            self.manifest.input_shape,
+            self._spec,
+            pixel_input=self.manifest.pixel_input,
+        )
 
     def close(self) -> None:
         """Stop the instances and free the model. The runner cannot be used afterwards."""
@@ -180,17 +224,8 @@ class Runner:
             f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
         )
 
-    def _example(self, batch_size: int) -> npt.NDArray[Any]:
-        return random_input(
-            np.random.default_rng(0),
-            batch_size,
-            self.manifest.input_shape,
-            self._spec,
-            pixel_input=self.manifest.pixel_input,
-        )
-
     def _time_one(self) -> float:
-        one, begin_s = self._example(1), time.perf_counter()
+        one, begin_s = self.example(1), time.perf_counter()
         self.pool.run(one)
         return time.perf_counter() - begin_s
 
@@ -205,30 +240,9 @@ class Runner:
     def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         size = self._share(len(batch))
         if len(batch) <= size:
-            return _floats(self.pool.run(self._ready(batch)))
+            return _floats(self.pool.run(self.ready(batch)))
         chunks = (batch[start : start + size] for start in range(0, len(batch), size))
         return _joined(list(self._run(chunks, size)))
-
-    def _ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        if self.pool.takes_rgb and batch.dtype == np.uint8:
-            return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
-        return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
-
-    def _check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
-        one = {"float32": self.manifest.input_shape}
-        if (pixels := self._pixel_shape()) is not None:
-            one["uint8"] = pixels
-        expected = " or ".join(f"{name} (n, {', '.join(map(str, size))})" for name, size in one.items())
-        got = f"{dtype} {shape}"
-        if dtype not in one or shape[1:] != one[dtype]:
-            missing = "; add the batch dimension: batch[None]" if shape == one.get(dtype) else ""
-            raise InputError(f"got {got}; expected {expected}{missing}")
-        if not shape[0]:
-            raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
-
-    def _pixel_shape(self) -> tuple[int, ...] | None:
-        shape = self.manifest.input_shape
-        return (shape[1], shape[2], shape[0]) if self._spec is not None and len(shape) == 3 else None
 
     def _prepared(
         self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], size: int
@@ -277,7 +291,7 @@ class Runner:
             count = len(batch)
             if number and count < size and not self.pool.is_program:
                 batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), batch.dtype)])
-            waiting.append((self.pool.submit(self._ready(batch)), count))
+            waiting.append((self.pool.submit(self.ready(batch)), count))
             if len(waiting) >= 2 * self.plan.instances:
                 yield _rows(*waiting.popleft())
         while waiting:
@@ -286,11 +300,11 @@ class Runner:
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
         assert self._spec is not None
         pixels = load_pixels(item, self._spec)
-        if pixels.shape != self._pixel_shape():
+        if pixels.shape != self.pixel_shape():
             name = f"{item}: " if isinstance(item, str | Path) else ""
             raise InputError(
                 f"{name}image is {pixels.shape} (height, width, channels) after preprocessing; "
-                f"the model takes {self._pixel_shape()}"
+                f"the model takes {self.pixel_shape()}"
             )
         return pixels
 
@@ -305,12 +319,6 @@ class Runner:
         if array.dtype != np.float32 or array.shape != shape:
             raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
         return array
-
-    def _top(self, logits: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
-        exponents = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = exponents / exponents.sum()
-        order = np.argsort(-logits, kind="stable")[:top_k]
-        return [Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i])) for i in order]
 
 
 def load_npy(path: Path) -> npt.NDArray[Any]:

@@ -76,7 +76,7 @@ def plan_capacity(measured: Sequence[Profile], rate_per_s: float, max_latency_ms
         for call in profile.calls
         if (candidate := _fewest_instances(profile, call, rate_per_s, max_latency_ms)) is not None
     ]
-    best, peak = min(found, key=_cost, default=None), _peak(measured, max_latency_ms)
+    best, peak = min(found, key=_cost, default=None), highest_load(measured, max_latency_ms)
     if best is not None:
         reasons = (f"{best} is the smallest setting that does: {_why(best)}.", *_alternatives(best, found, measured))
         peak_per_s = max(rate_per_s, peak.rate_per_s if peak else 0.0)
@@ -120,7 +120,7 @@ def _fewest_instances(profile: Profile, call: CallTime, rate_per_s: float, max_l
     return best
 
 
-def _peak(measured: Sequence[Profile], max_latency_ms: float) -> Candidate | None:
+def highest_load(measured: Sequence[Profile], max_latency_ms: float) -> Candidate | None:
     """Return the setting that carries the highest rate within the bound, at that rate; None where there is none."""
     best: Candidate | None = None
     pairs = [(profile, call) for profile in measured for call in profile.calls]

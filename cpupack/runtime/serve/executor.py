@@ -1,0 +1,375 @@
+"""The threads that decode and compute, one for each instance, and the door through which requests reach them.
+
+The scheduler's state has one lock. The event loop takes it to offer and to cancel, an instance's thread to finish one
+call and take the next. So an instance never waits for the loop between two calls. Answers go back through the loop, all
+of a call in one hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, RunnerError
+from .model import Data, ServedModel
+from .scheduler import EXPIRED, Job, Refusal, Scheduler
+from .times import PrepareTimes
+
+LOGGER = logging.getLogger("cpupack.serve")
+NICE = 1
+"""How much instances yield to the event loop, which must answer and refuse while all cores compute."""
+
+Format = Callable[[npt.NDArray[np.float32], "Request"], Any]
+"""Makes the answer from the logits, in an instance's thread."""
+
+
+class RefusedError(Exception):
+    """The request is not served."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """When a request arrived, by when its answer must be there, and how urgent it is; seconds of ``time.monotonic``.
+
+    ``deadline_s`` is ``promised_s`` less the time that an answer needs to get from an instance to the client.
+    """
+
+    arrived_s: float
+    deadline_s: float
+    priority: int
+    promised_s: float = math.inf
+
+
+@dataclass(eq=False)
+class Request:
+    """One request on its way: its jobs, the logits so far, and what was measured."""
+
+    future: asyncio.Future[Any]
+    format: Format
+    urgency: Urgency
+    jobs: list[Job] = field(default_factory=list)
+    logits: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
+    missing: int = 0
+    over: bool = False
+    started_s: float = 0.0
+    prepare_s: float = 0.0
+    compute_s: float = 0.0
+    batch: int = 0
+    finished_s: float = 0.0
+
+    @property
+    def queue_s(self) -> float:
+        """Time from the arrival to the begin of its last call."""
+        return max(0.0, self.started_s - self.urgency.arrived_s)
+
+
+@dataclass(frozen=True)
+class _Part:
+    request: Request
+    number: int
+    data: Data
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What is told of every call and every job, from instances' threads: for metrics."""
+
+    call: Callable[[int, float, float], None] = lambda samples, prepare_s, compute_s: None
+    wait: Callable[[float, float], None] = lambda predicted_s, waited_s: None
+
+
+class Executor:
+    """Runs requests of ``model`` in the order of ``scheduler``. To be made and used on the event loop's thread."""
+
+    def __init__(
+        self, model: ServedModel, scheduler: Scheduler, prepare: PrepareTimes, observer: Observer | None = None
+    ) -> None:
+        self.model, self.scheduler, self.prepare_times = model, scheduler, prepare
+        self._observer = observer or Observer()
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._wakes = [threading.Semaphore(0) for _ in range(scheduler.instances)]
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._unanswered = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_s = math.inf
+        self._threads = [self._thread(number) for number in range(scheduler.instances)]
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests are admitted and not yet answered."""
+        return self._unanswered
+
+    def would_refuse(self, kind: str, size_bytes: int, samples: int, urgency: Urgency) -> Refusal | None:
+        """Return the refusal that such a request would get now, before its body is read."""
+        job = self._job(samples, size_bytes, urgency, self.prepare_times.estimate_s(kind, size_bytes), None)
+        with self._lock:
+            return self.scheduler.peek(job, time.monotonic())
+
+    def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
+        """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""
+        request = Request(self._loop.create_future(), make_answer, urgency)
+        size = self._chunk(data.samples)
+        for number, start in enumerate(range(0, data.samples, size)):
+            part = data.part(start, start + size) if data.samples > size else data
+            size_bytes = part.size_bytes
+            prepare_s = self.prepare_times.estimate_s(part.kind, size_bytes)
+            request.jobs.append(self._job(part.samples, size_bytes, urgency, prepare_s, _Part(request, number, part)))
+        request.logits = [None] * len(request.jobs)
+        request.missing = len(request.jobs)
+        with self._lock:
+            refusal = self.scheduler.offer(request.jobs, time.monotonic())
+            woken = [] if refusal else self._woken()
+        for instance in woken:
+            self._wakes[instance].release()
+        if refusal:
+            raise RefusedError(refusal)
+        self._unanswered += 1
+        self._idle.clear()
+        self._arm(request.jobs[0])
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request whose client is gone. What already runs is finished and thrown away."""
+        with self._lock:
+            for job in request.jobs:
+                self.scheduler.cancel(job)
+        self._settle(request, None, RefusedError(Refusal("gone", 0.0)))
+
+    async def drain(self) -> None:
+        """Wait until every admitted request is answered."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """End the threads after the calls that run, and refuse what waits."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            left = self.scheduler.clear()
+        self._refuse(left, Refusal("draining", 1.0))
+        for wake in self._wakes:
+            wake.release()
+        for thread in self._threads:
+            while thread.is_alive():
+                await asyncio.sleep(0.002)
+        self.model.runner.close()
+
+    def revive(self) -> int:
+        """Start threads anew that have died, and return how many had."""
+        dead = [number for number, thread in enumerate(self._threads) if not thread.is_alive() and not self._stopping]
+        for number in dead:
+            LOGGER.error("the thread of instance %d had died; it is started again", number)
+            self._abandon(number)
+            self._threads[number] = self._thread(number)
+        return len(dead)
+
+    def _job(self, samples: int, size_bytes: int, urgency: Urgency, prepare_s: float, part: _Part | None) -> Job:
+        return Job(
+            samples, size_bytes, urgency.arrived_s, urgency.deadline_s, urgency.priority, prepare_s, part
+        )  # fmt: skip
+
+    def _chunk(self, samples: int) -> int:
+        """Return how many samples of a request go into one call: all instances share a large one."""
+        largest, instances = self.model.batch_size, self.scheduler.instances
+        if samples <= 4 or instances == 1:
+            return largest
+        turns = -(-samples // (largest * instances))
+        return min(largest, -(-samples // (turns * instances)))
+
+    def _woken(self) -> list[int]:
+        found = []
+        while (instance := self.scheduler.wake()) is not None:
+            found.append(instance)
+        return found
+
+    def _thread(self, instance: int) -> threading.Thread:
+        thread = threading.Thread(target=self._serve, args=(instance,), name=f"serve-{instance}", daemon=True)
+        thread.start()
+        return thread
+
+    def _serve(self, instance: int) -> None:
+        """Run calls until the executor closes. An exception from outside (a signal, a debugger) costs one call."""
+        _yield_to_the_loop()
+        while not self._stopping:
+            try:
+                self._work(instance)
+            except BaseException:
+                LOGGER.exception("instance %d was interrupted; it goes on", instance)
+                self._abandon(instance)
+
+    def _abandon(self, instance: int) -> None:
+        """Fail the call that ``instance`` was running when it was interrupted."""
+        with self._lock:
+            call = self.scheduler.abandon(instance)
+        self._hand_over([(job.payload.request, None, RunnerError("the call was interrupted")) for job in call])
+
+    def _work(self, instance: int) -> None:
+        ran = learn = False
+        while not self._stopping:
+            with self._lock:
+                if ran:
+                    self.scheduler.finish(instance, time.monotonic(), learn=learn)
+                taken = self.scheduler.take(instance, time.monotonic())
+                woken = self._woken()
+                retry_s = self.scheduler.backlog_s(time.monotonic()) if taken.dropped else 0.0
+            for other in woken:
+                self._wakes[other].release()
+            if taken.dropped:
+                self._loop_call(self._refuse, taken.dropped, Refusal(EXPIRED, retry_s))
+            if not taken.jobs:
+                ran = False
+                self._wakes[instance].acquire()
+                continue
+            learn = self._call(instance, taken.jobs)
+            ran = True
+
+    def _call(self, instance: int, jobs: Sequence[Job]) -> bool:
+        """Decode, compute and format one call, and hand its answers over. Returns whether all went well."""
+        begin_s = time.monotonic()
+        ready: list[tuple[Job, npt.NDArray[Any]]] = []
+        done: list[tuple[Request, Any, Exception | None]] = []
+        for job in jobs:
+            part: _Part = job.payload
+            if part.request.over:
+                continue
+            try:
+                array = self.model.prepare(part.data)
+            except (InputError, RunnerError, MemoryError) as error:
+                done.append((part.request, None, error))
+                continue
+            now_s = time.monotonic()
+            self.prepare_times.observe(part.data.kind, job.size_bytes, now_s - begin_s)
+            part.request.prepare_s += now_s - begin_s
+            begin_s = now_s
+            ready.append((job, array))
+            self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
+        ok = not done
+        for dtype in {array.dtype for _, array in ready}:
+            group = [(job, array) for job, array in ready if array.dtype == dtype]
+            ok = self._compute(instance, group, done) and ok
+        self._hand_over(done)
+        return ok
+
+    def _compute(
+        self,
+        instance: int,
+        group: Sequence[tuple[Job, npt.NDArray[Any]]],
+        done: list[tuple[Request, Any, Exception | None]],
+    ) -> bool:
+        begin_s = time.monotonic()
+        batch = group[0][1] if len(group) == 1 else np.concatenate([array for _, array in group])
+        try:
+            logits = self.model.run(batch, instance)
+        except RunnerError as error:
+            done.extend((job.payload.request, None, error) for job, _ in group)
+            return False
+        compute_s = time.monotonic() - begin_s
+        self._observer.call(len(batch), sum(job.payload.request.prepare_s for job, _ in group), compute_s)
+        at = 0
+        for job, array in group:
+            part: _Part = job.payload
+            rows, at = logits[at : at + len(array)], at + len(array)
+            request = part.request
+            with self._lock:
+                request.logits[part.number] = rows
+                request.missing -= 1
+                last = not request.missing
+            request.started_s = max(request.started_s, job.started_s)
+            request.compute_s += compute_s
+            request.batch = max(request.batch, len(batch))
+            if not last:
+                continue
+            whole = [one for one in request.logits if one is not None]
+            try:
+                answer = request.format(whole[0] if len(whole) == 1 else np.concatenate(whole), request)
+            except (InputError, RunnerError) as error:
+                done.append((request, None, error))
+            else:
+                done.append((request, answer, None))
+        return True
+
+    def _hand_over(self, done: list[tuple[Request, Any, Exception | None]]) -> None:
+        if not done:
+            return
+        now_s = time.monotonic()
+        for request, _, _ in done:
+            request.finished_s = now_s
+        self._loop_call(self._settle_all, done)
+
+    def _loop_call(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody waits for these answers any more
+            LOGGER.warning("answers came after the server had stopped")
+
+    def _settle_all(self, done: Sequence[tuple[Request, Any, Exception | None]]) -> None:
+        for request, answer, error in done:
+            self._settle(request, answer, error)
+
+    def _settle(self, request: Request, answer: Any, error: Exception | None) -> None:
+        if request.over:
+            return
+        request.over = True
+        self._unanswered -= 1
+        if not self._unanswered:
+            self._idle.set()
+        if request.future.done():  # cancelled by its task
+            return
+        if error is None:
+            request.future.set_result(answer)
+            return
+        if len(request.jobs) > 1:
+            with self._lock:
+                for job in request.jobs:
+                    self.scheduler.cancel(job)
+        request.future.set_exception(error)
+
+    def _refuse(self, jobs: Sequence[Job], refusal: Refusal) -> None:
+        for job in jobs:
+            self._settle(job.payload.request, None, RefusedError(refusal))
+
+    def _arm(self, newest: Job | None = None) -> None:
+        """Set the timer that expires what waits; ``newest`` may have to go before what it is set to."""
+        if self._timer is not None:
+            if newest is None or newest.deadline_s >= self._armed_s:
+                return
+            self._timer.cancel()
+            self._timer = None
+        with self._lock:
+            next_s = self.scheduler.next_expiry_s()
+        if next_s < math.inf:
+            self._armed_s = next_s
+            self._timer = self._loop.call_later(max(0.001, next_s - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        with self._lock:
+            now_s = time.monotonic()
+            late = self.scheduler.expire(now_s)
+            retry_s = self.scheduler.backlog_s(now_s) if late else 0.0
+        self._refuse(late, Refusal(EXPIRED, retry_s))
+        self._arm()
+
+
+def _yield_to_the_loop() -> None:
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
+    except OSError as error:  # only a preference
+        LOGGER.info("instances run at the priority of the event loop: %s", error)

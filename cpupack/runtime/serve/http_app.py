@@ -1,0 +1,357 @@
+"""The routes: which request goes where, and how errors and refusals are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, RunnerError
+from . import metrics, openapi, page, predict_route, protocol
+from .access_log import AccessLog, trace_ids
+from .executor import Format, RefusedError, Request, Urgency
+from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
+from .model import IMAGE, TENSOR, Data
+from .scheduler import NORMAL, Refusal
+from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
+
+DEADLINE_HEADER, PRIORITY_HEADER = b"x-deadline-ms", b"x-priority"
+_SLOW_JSON_BYTES = 32 * 1024
+"""JSON of more bytes is parsed on a thread of its own."""
+_MISSING = "there is nothing at this address; GET /docs lists what there is"
+_SERVER = "cpupack"
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """How the routes answer. ``token`` is None without authorization; ``shed_status`` is 429 or 503."""
+
+    token: str | None
+    shed_status: int
+    body_bytes: int
+    docs: bool = True
+
+
+class HttpApp:
+    """Answers requests with ``service``."""
+
+    def __init__(self, service: Service, settings: HttpSettings, log: AccessLog | None = None) -> None:
+        self._service, self._settings, self._log = service, settings, log
+        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="json")
+        self._routes: dict[str, dict[bytes, Callable[[HttpRequest], HttpAnswer]]] = {
+            "/metrics": {b"GET": self._metrics},
+            "/v2": {b"GET": self._server_metadata},
+            "/v2/health/live": {b"GET": self._live},
+            "/v2/health/ready": {b"GET": self._server_ready},
+            "/openapi.json": {b"GET": self._openapi},
+            "/status.json": {b"GET": self._status},
+        }
+        for path, asset in page.assets().items():
+            self._routes[path] = {b"GET": lambda _, asset=asset: asset}  # type: ignore[misc]
+        self._open_paths = {"/v2/health/live", "/v2/health/ready", *page.assets()}
+
+    def early(self, request: HttpRequest) -> HttpAnswer | None:
+        """Return the answer that a request gets whatever is in its body, None when the body matters."""
+        path = _plain(request.path)
+        if self._token is not None and path not in self._open_paths and not self._authorized(request):
+            return HttpAnswer(
+                401,
+                error_body("a token is needed: Authorization: Bearer ..."),
+                headers=((b"www-authenticate", b"Bearer"),),
+            )
+        if request.method != b"POST":
+            return None
+        try:
+            if (found := self._inference(path)) is None:
+                return None
+            service = self._service
+            service.check_serving()
+            length = request.headers.get(b"content-length", b"0")
+            size = int(length) if length.isdigit() else 0
+            content_type = request.headers.get(b"content-type", b"")
+            kind = (
+                IMAGE
+                if content_type.startswith(b"image/") or (found == "predict" and service.model.takes_images)
+                else TENSOR
+            )
+            refused = service.refused_early(kind, size, self._urgency(request))
+        except HttpError as error:
+            return error.answer()
+        except UnavailableError as error:
+            return self._unavailable(error)
+        except InputError as error:
+            return HttpAnswer(400, error_body(str(error)))
+        return None if refused is None else self._refused(request, refused.refusal)
+
+    async def handle(self, request: HttpRequest) -> HttpAnswer:
+        """Return the answer to a whole request."""
+        path = _plain(request.path)
+        try:
+            if (methods := self._routes.get(path)) is not None:
+                method = b"GET" if request.method == b"HEAD" else request.method
+                if method not in methods:
+                    raise _wrong_method(methods)
+                return methods[method](request)
+            found = self._inference(path)
+            if found is None:
+                return self._model(request, path)
+            if request.method != b"POST":
+                raise _wrong_method([b"POST"])
+            body = self._decoded(request)
+            return await (self._predict(request, body) if found == "predict" else self._infer(request, body))
+        except InputError as error:
+            return HttpAnswer(400, error_body(str(error)))
+        except RefusedError as error:
+            return self._refused(request, error.refusal)
+        except UnavailableError as error:
+            return self._unavailable(error)
+        except (RunnerError, MemoryError) as error:
+            self._service.metrics.failures.add()
+            return HttpAnswer(500, error_body(f"the model failed: {error or 'not enough memory'}"))
+
+    def answered(self, request: HttpRequest, answer: HttpAnswer) -> None:
+        """Count and log an answer that has just been written."""
+        served: Request | None = request.log.get("served")
+        if served is not None:
+            self._service.sent(served)
+        now_s = time.monotonic()
+        route = request.log.get("route")
+        counters = self._service.metrics
+        if route is not None:
+            counters.requests.add(route, str(answer.status))
+            if (reason := request.log.get("refused")) is not None:
+                counters.refused.add(reason)
+                counters.refusal.observe(now_s - request.arrived_s)
+            else:
+                counters.duration.observe(now_s - request.arrived_s)
+        if self._log is not None:
+            self._log.write(self._line(request, answer, now_s))
+
+    def close(self) -> None:
+        """Stop the parser's thread."""
+        self._parser.shutdown(wait=False, cancel_futures=True)
+
+    # The routes that answer from what is known.
+
+    def _live(self, _: HttpRequest) -> HttpAnswer:
+        return json_answer({"live": True})
+
+    def _server_ready(self, _: HttpRequest) -> HttpAnswer:
+        ready = self._service.ready
+        return json_answer({"ready": ready}, 200 if ready else 503)
+
+    def _server_metadata(self, _: HttpRequest) -> HttpAnswer:
+        return json_answer(
+            {"name": _SERVER, "version": self._service.model.version, "extensions": list(protocol.EXTENSIONS)}
+        )
+
+    def _metrics(self, _: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, self._service.metrics.text().encode(), metrics.CONTENT_TYPE.encode())
+
+    def _openapi(self, _: HttpRequest) -> HttpAnswer:
+        return json_answer(openapi.document(self._service.model, token=self._token is not None))
+
+    def _status(self, _: HttpRequest) -> HttpAnswer:
+        return json_answer(page.status(self._service))
+
+    def _model(self, request: HttpRequest, path: str) -> HttpAnswer:
+        """Answer ``/v2/models/NAME[/versions/VERSION][/ready]``."""
+        rest = self._below_model(path)
+        if request.method not in (b"GET", b"HEAD"):
+            raise _wrong_method([b"GET"])
+        if rest == "":
+            return json_answer(self._service.model.metadata())
+        if rest == "ready":
+            ready = self._service.ready
+            return json_answer({"name": self._service.model.name, "ready": ready}, 200 if ready else 503)
+        raise HttpError(404, _MISSING)
+
+    # The routes that compute.
+
+    async def _infer(self, request: HttpRequest, body: bytes) -> HttpAnswer:
+        service, text = self._service, request.headers.get(b"inference-header-content-length")
+        model = service.model
+        json_length = protocol.header_length(None if text is None else text.decode("latin-1"), len(body))
+        if json_length == 0:
+            data = model.read_raw(body, request.headers.get(b"content-type", b"").decode("latin-1"))
+            asked = protocol.InferRequest("", (), binary=True)
+        else:
+            if (json_length or len(body)) > _SLOW_JSON_BYTES:
+                loop = asyncio.get_running_loop()
+                asked = await loop.run_in_executor(self._parser, protocol.read_request, body, json_length)
+            else:
+                asked = protocol.read_request(body, json_length)
+            data = model.read(asked)
+        urgency = self._urgency(request, asked.parameters)
+
+        def make(logits: Any, _: Request) -> protocol.Answer:
+            outputs = model.outputs(logits, asked.outputs, binary=asked.binary)
+            return protocol.write_answer(model.name, model.version, asked.id, outputs)
+
+        answer = await self._answer(request, data, urgency, make)
+        if answer.json_length is None:
+            return HttpAnswer(200, answer.body, headers=self._timing(request))
+        length = (protocol.HEADER_LENGTH.encode(), b"%d" % answer.json_length)
+        return HttpAnswer(200, answer.body, b"application/octet-stream", headers=(length, *self._timing(request)))
+
+    async def _predict(self, request: HttpRequest, body: bytes) -> HttpAnswer:
+        model = self._service.model
+        top_k = predict_route.read_top_k(request.query)
+        content_type = request.headers.get(b"content-type", b"").decode("latin-1")
+        if len(body) > _SLOW_JSON_BYTES and content_type.startswith("application/json"):
+            loop = asyncio.get_running_loop()
+            data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
+        else:
+            data = predict_route.read_body(model, body, content_type)
+        answer = await self._answer(request, data, self._urgency(request), predict_route.answer_format(model, top_k))
+        return HttpAnswer(200, answer, headers=self._timing(request))
+
+    async def _answer(self, request: HttpRequest, data: Data, urgency: Urgency, make: Format) -> Any:
+        def admitted(served: Request) -> None:
+            request.on_gone = lambda: self._service.cancel(served)
+
+        try:
+            answer, served = await self._service.answer(data, urgency, make, admitted)
+        finally:
+            request.on_gone = None
+        request.log["served"] = served
+        return answer
+
+    def _timing(self, request: HttpRequest) -> tuple[tuple[bytes, bytes], ...]:
+        timing = Timing.of(request.log["served"])
+        text = f"queue;dur={timing.queue_ms:g}, prepare;dur={timing.prepare_ms:g}, compute;dur={timing.compute_ms:g}"
+        return ((b"server-timing", text.encode("ascii")),)
+
+    # What all share.
+
+    def _inference(self, path: str) -> str | None:
+        """Return ``predict`` or ``infer`` for a route that computes, None for another."""
+        if path == "/predict":
+            return "predict"
+        if path.startswith("/v2/models/") and path.endswith("/infer") and self._below_model(path) == "infer":
+            return "infer"
+        return None
+
+    def _below_model(self, path: str) -> str:
+        """Return what follows the model and its version in a path. Raises HttpError 404 for another model."""
+        parts = path.split("/")[1:]
+        if len(parts) < 3 or parts[:2] != ["v2", "models"]:
+            raise HttpError(404, _MISSING)
+        model = self._service.model
+        if parts[2] != model.name:
+            raise HttpError(404, f"there is no model {parts[2][:80]!r} here; this server has {model.name!r}")
+        rest = parts[3:]
+        if rest[:1] == ["versions"]:
+            if len(rest) < 2 or rest[1] != model.version:
+                wanted = rest[1][:80] if len(rest) > 1 else ""
+                raise HttpError(
+                    404, f"there is no version {wanted!r} of {model.name!r} here; this server has {model.version!r}"
+                )
+            rest = rest[2:]
+        return "/".join(rest)
+
+    def _urgency(self, request: HttpRequest, parameters: Any = None) -> Urgency:
+        headers = request.headers
+        deadline_ms, priority = None, NORMAL
+        if (text := headers.get(DEADLINE_HEADER)) is not None:
+            deadline_ms = read_deadline_ms(text.decode("latin-1"), "X-Deadline-Ms")
+        if (text := headers.get(PRIORITY_HEADER)) is not None:
+            priority = read_priority(text.decode("latin-1"), "X-Priority")
+        if parameters:
+            if deadline_ms is None:
+                deadline_ms = read_timeout_us(parameters.get("timeout"))
+            if PRIORITY_HEADER not in headers:
+                priority = read_priority(parameters.get("priority"), "priority")
+        complete_s = request.complete_s or request.arrived_s
+        return self._service.urgency(request.arrived_s, complete_s, deadline_ms, priority)
+
+    def _authorized(self, request: HttpRequest) -> bool:
+        assert self._token is not None
+        return hmac.compare_digest(request.headers.get(b"authorization", b""), self._token)
+
+    def _refused(self, request: HttpRequest, refusal: Refusal) -> HttpAnswer:
+        request.log["refused"] = refusal.reason
+        request.log.setdefault("route", self._inference(_plain(request.path)))
+        wait_ms = max(1, math.ceil(1000.0 * min(refusal.retry_after_s, 3600.0)))
+        headers = (
+            (b"retry-after", b"%d" % math.ceil(wait_ms / 1000)),
+            (b"x-retry-after-ms", b"%d" % wait_ms),
+            (b"x-refused", refusal.reason.encode()),
+        )
+        why = _REASONS.get(refusal.reason, "the server is overloaded")
+        text = f"refused ({refusal.reason}): {why}; try again in {wait_ms} ms"
+        return HttpAnswer(self._settings.shed_status, error_body(text), headers=headers)
+
+    def _unavailable(self, error: UnavailableError) -> HttpAnswer:
+        text = "the server is about to stop" if error.reason == "draining" else "the model is not loaded yet"
+        headers = ((b"retry-after", b"1"), (b"x-refused", error.reason.encode()))
+        self._service.metrics.refused.add(error.reason)
+        return HttpAnswer(503, error_body(text), headers=headers)
+
+    def _decoded(self, request: HttpRequest) -> bytes:
+        """Return the body without its Content-Encoding. Raises HttpError."""
+        request.log["route"] = "predict" if _plain(request.path) == "/predict" else "infer"
+        encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding in (b"", b"identity"):
+            return request.body
+        if encoding not in (b"gzip", b"deflate"):
+            raise HttpError(
+                415, f"Content-Encoding {encoding[:40].decode('latin-1')} is not taken; send gzip, deflate or none"
+            )
+        most = self._settings.body_bytes
+        try:
+            inflater = zlib.decompressobj(31 if encoding == b"gzip" else 15)
+            body = inflater.decompress(request.body, most)
+        except zlib.error as error:
+            raise HttpError(400, f"the body is not valid {encoding.decode()}: {error}") from None
+        if inflater.unconsumed_tail:
+            raise HttpError(413, f"the decompressed body is larger than the {most} bytes that this server takes")
+        if not inflater.eof:
+            raise HttpError(400, f"the body ends in the middle of its {encoding.decode()} data")
+        return body
+
+    def _line(self, request: HttpRequest, answer: HttpAnswer, now_s: float) -> dict[str, Any]:
+        trace, parent = trace_ids(request.headers.get(b"traceparent"))
+        line: dict[str, Any] = {
+            "client": request.client,
+            "method": request.method.decode("latin-1"),
+            "path": request.path[:512],
+            "status": answer.status,
+            "duration_ms": round(1000.0 * (now_s - request.arrived_s), 3),
+            "request_bytes": len(request.body),
+            "response_bytes": len(answer.body),
+            "trace_id": trace,
+        }
+        if parent is not None:
+            line["parent_id"] = parent
+        if (reason := request.log.get("refused")) is not None:
+            line["refused"] = reason
+        if (served := request.log.get("served")) is not None:
+            timing = Timing.of(served)
+            line |= {"queue_ms": timing.queue_ms, "prepare_ms": timing.prepare_ms, "compute_ms": timing.compute_ms}
+            line["batch"] = timing.batch
+        return line
+
+
+_REASONS = {
+    "deadline": "it could not be answered by its deadline",
+    "expired": "it waited until its deadline could no longer be kept",
+    "queue": "too many requests wait",
+    "bytes": "the requests that wait hold too much memory",
+}
+
+
+def _plain(path: str) -> str:
+    return path.rstrip("/") or "/"
+
+
+def _wrong_method(allowed: Any) -> HttpError:
+    names = ", ".join(one.decode() for one in allowed)
+    return HttpError(405, f"this address takes {names}", ((b"allow", names.encode()),))

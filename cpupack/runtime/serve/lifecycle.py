@@ -1,0 +1,339 @@
+"""The life of a server: load and warm up, open the doors, serve, reload, leave, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import HostError, InputError, IntegrityError, RunnerError
+from ..runner import Runner
+from .access_log import AccessLog
+from .connection import Connection, ConnectionLimits, Connections
+from .executor import Executor, Observer
+from .http_app import HttpApp, HttpSettings
+from .metrics import Metrics
+from .model import ServedModel
+from .options import ServeOptions
+from .promise import check_promise, choose_setting, learn_decoding
+from .scheduler import Limits, Scheduler
+from .service import Service, State
+from .times import CallTimes, PrepareTimes
+
+LOGGER = logging.getLogger("cpupack.serve")
+_SWEEP_S = 1.0
+_SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another waits. The default of 5 ms is a tenth of a promise."""
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is warm and proven, with how long its calls take."""
+
+    model: ServedModel
+    times: CallTimes
+    prepare: PrepareTimes
+    source: str
+
+
+class Server:
+    """Serves the package in ``package_dir`` as ``options`` say. ``say`` gets lines for the user."""
+
+    def __init__(self, package_dir: Path, options: ServeOptions, say: Callable[[str], None]) -> None:
+        self._dir, self._options, self._say = package_dir, options, say
+        self.metrics = Metrics()
+        self.service = Service(
+            self.metrics, None if options.max_latency_ms is None else options.max_latency_ms / 1000.0
+        )
+        self._log = None if options.access_log is None else AccessLog(options.access_log, self.metrics.log_lost.add)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reloading: asyncio.Task[None] | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._generation = 0
+        self.app = HttpApp(
+            self.service,
+            HttpSettings(options.token, options.shed_status, options.max_body_bytes),
+            self._log,
+        )
+        self.connections = Connections(
+            self.app.handle, self.app.early, self.app.answered,
+            ConnectionLimits(
+                options.max_body_bytes, options.max_connections, options.client_timeout_s, options.idle_timeout_s
+            ),
+        )  # fmt: skip
+        self._gauges()
+
+    async def run(self) -> None:
+        """Serve until a signal. Raises HostError, InputError and IntegrityError before the doors are open."""
+        loop = asyncio.get_running_loop()
+        options = self._options
+        sys.setswitchinterval(_SWITCH_S)
+        tls = _tls(options)
+        listening = listen(options.host, options.port)
+        grpc_door: Any = None
+        doors: asyncio.Server | None = None
+        sweeper: asyncio.Task[None] | None = None
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._ask_to_stop)
+            loop.add_signal_handler(signal.SIGHUP, self._ask_to_reload)
+            self.connections.sweep()
+            # Open before the model is loaded: liveness is true from now on, readiness is not.
+            doors = await loop.create_server(
+                lambda: Connection(self.connections), sock=listening, ssl=tls, backlog=_BACKLOG
+            )
+            sweeper = asyncio.create_task(self._sweep())
+            loaded = await self._unless_stopped(loop.run_in_executor(self._worker, self._load, self._dir, None))
+            if loaded is None:
+                return
+            self._use(loaded)
+            if options.grpc_port is not None:
+                from .grpc_service import open_door  # here: needs grpcio
+
+                grpc_door = await open_door(self.service, options, self._log)
+            self.service.state = State.READY
+            self._announce(listening, loaded, None if grpc_door is None else grpc_door.port)
+            await self._stop.wait()
+            await self._leave(doors, grpc_door)
+        finally:
+            if sweeper is not None:
+                sweeper.cancel()
+            if doors is not None:
+                doors.close()
+            listening.close()
+            self.connections.abort()
+            if self._reloading is not None:
+                self._reloading.cancel()
+            if self.service.state is not State.STARTING:
+                await self.service.executor.close()
+            self.app.close()
+            if self._log is not None:
+                self._log.close()
+            self._worker.shutdown(wait=False)
+
+    # Loading.
+
+    def _load(self, package_dir: Path, module: str | None) -> Loaded:
+        """Load, warm and prove the model, in a thread of its own. ``module`` is None for this package's own code."""
+        options = self._options
+        make_runner: Any = Runner if module is None else _fresh_runner(package_dir, module)
+        setting = choose_setting(package_dir, options)
+        runner = make_runner(
+            package_dir, threads=setting.threads, instances=setting.instances, batch_size=setting.batch_size
+        )
+        try:
+            model = ServedModel(runner, package_dir)
+            model.warm()
+            _prove(model)
+            table = setting.table(model)
+            prepare = PrepareTimes()
+            check_promise(options.max_latency_ms, table, learn_decoding(model, prepare))
+        except BaseException:
+            runner.close()
+            raise
+        return Loaded(model, CallTimes(table), prepare, setting.source)
+
+    def _use(self, loaded: Loaded) -> Executor | None:
+        instances = loaded.model.runner.plan.instances
+        limits = Limits(self._options.max_queue, self._options.max_queue_bytes)
+        observer = Observer(self.metrics.observe_call, self.metrics.observe_wait)
+        scheduler = Scheduler(loaded.times, instances, limits)
+        return self.service.use(Executor(loaded.model, scheduler, loaded.prepare, observer))
+
+    async def _reload(self) -> None:
+        """Load the package again and send all further requests to it. What is admitted finishes on the old one."""
+        self._generation += 1
+        module = f"_cpupack_reload_{self._generation}"
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(self._worker, self._load, self._dir, module)
+        except Exception as error:
+            self.metrics.reloads.add("failed")
+            LOGGER.error("the reload failed, and the model before is served on: %s", error, exc_info=not _known(error))  # noqa: TRY400
+            return
+        before = self._use(loaded)
+        self.metrics.reloads.add("done")
+        self._say(f"reloaded: {loaded.model.name} {loaded.model.version}")
+        if before is not None:
+            await before.drain()
+            await before.close()
+
+    # Signals and the clock.
+
+    def _ask_to_stop(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _ask_to_reload(self) -> None:
+        if self._log is not None:
+            self._log.reopen()
+        if self._reloading is not None and not self._reloading.done():
+            self._say("a reload is under way already")
+        elif self.service.state is State.READY:
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self.connections.sweep()
+            if self.service.state is not State.STARTING and (revived := self.service.executor.revive()):
+                self.metrics.revived.add(amount=revived)
+
+    async def _unless_stopped(self, waited: asyncio.Future[Loaded]) -> Loaded | None:
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((waited, stop), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        return waited.result() if waited.done() else None
+
+    async def _leave(self, doors: asyncio.Server, grpc_door: Any) -> None:
+        """Say that the server is not ready, serve on for the grace period, then finish what is admitted."""
+        options = self._options
+        self.service.state = State.LEAVING
+        self._say(f"stopping: not ready; requests are taken for another {options.grace_s:g} s")
+        await _first(self._hurry.wait(), asyncio.sleep(options.grace_s))
+        self.service.state = State.DRAINING
+        doors.close()
+        self.connections.begin_drain()
+        end_s = time.monotonic() + options.drain_s
+        if grpc_door is not None:
+            await grpc_door.stop(options.drain_s)
+        await _first(self.service.executor.drain(), asyncio.sleep(max(0.0, end_s - time.monotonic())))
+        while self.connections.tasks and time.monotonic() < end_s:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0)
+        left = self.service.executor.unanswered
+        self._say(f"stopped: {left} requests were cut off" if left else "stopped: every admitted request was answered")
+
+    def _announce(self, listening: socket.socket, loaded: Loaded, grpc_port: int | None) -> None:
+        options, model = self._options, loaded.model
+        scheme = "http" if options.tls_cert is None else "https"
+        host, port = listening.getsockname()[:2]
+        plan = model.runner.plan
+        promise = (
+            "no promise of latency" if options.max_latency_ms is None else f"p99 at most {options.max_latency_ms:g} ms"
+        )
+        self._say(
+            f"{model.name} {model.version}: {plan.instances} x {plan.threads} threads, batch up to {model.batch_size}; "
+            f"{promise}; call times {loaded.source}"
+        )
+        if grpc_port is not None:
+            self._say(f"gRPC on {_address(host, grpc_port)}")
+        self._say(f"ready on {scheme}://{_address(host, port)}")
+
+    def _gauges(self) -> None:
+        gauge, service = self.metrics.gauge, self.service
+
+        def of_scheduler(read: Callable[[Scheduler], float]) -> Callable[[], float]:
+            return lambda: read(service.executor.scheduler) if service.state is not State.STARTING else 0.0
+
+        gauge("ready", "1 when the server is ready.", lambda: float(service.ready))
+        gauge("queue_requests", "Requests that wait.", of_scheduler(lambda one: one.waiting))
+        gauge("running_requests", "Requests that are in a call of the model.", of_scheduler(lambda one: one.running))
+        gauge("held_bytes", "Bodies of all admitted requests.", of_scheduler(lambda one: one.held_bytes))
+        gauge(
+            "table_drift_ratio",
+            "Measured time of calls over the table's mean.",
+            of_scheduler(lambda one: one.times.correction),
+        )
+        gauge(
+            "table_tail_ratio", "Measured p99 of calls over the table's p99.", of_scheduler(lambda one: one.times.tail)
+        )
+        gauge("connections", "Open connections of HTTP.", lambda: float(len(self.connections.open)))
+        gauge("promise_seconds", "The promised latency, 0 without one.", lambda: service.promise_s or 0.0)
+        gauge(
+            "model_info", "1, with the model and its version.",
+            lambda: {(service.model.name, service.model.version): 1.0} if service.state is not State.STARTING else {},
+            ("model", "version"),
+        )  # fmt: skip
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises InputError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host {host}: {error}") from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(_BACKLOG)
+    except OSError as error:
+        found.close()
+        raise InputError(
+            f"cannot listen on {_address(host, port)}: {os.strerror(error.errno or 0)}; choose another --port"
+        ) from error
+    found.setblocking(False)
+    return found
+
+
+def _prove(model: ServedModel) -> None:
+    """Run the golden inputs. Raises HostError when an output is not finite."""
+    inputs = model.golden_inputs()
+    for start in range(0, len(inputs), model.batch_size):
+        if not np.isfinite(model.run(inputs[start : start + model.batch_size], 0)).all():
+            raise HostError("the outputs of the golden inputs are not finite; run `verify`")
+
+
+def _fresh_runner(package_dir: Path, module: str) -> Any:
+    """Import the package's runtime anew, under another name, and return its Runner. What is imported already stays."""
+    runtime = package_dir / "_runtime"
+    spec = importlib.util.spec_from_file_location(
+        module, runtime / "__init__.py", submodule_search_locations=[str(runtime)]
+    )
+    if spec is None or spec.loader is None:
+        raise IntegrityError(f"{runtime} cannot be imported; reinstall the package")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[module] = package
+    importlib.invalidate_caches()
+    spec.loader.exec_module(package)
+    return importlib.import_module(f"{module}.runner").Runner
+
+
+def _known(error: Exception) -> bool:
+    return isinstance(error, RunnerError)
+
+
+def _tls(options: ServeOptions) -> ssl.SSLContext | None:
+    if options.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"--tls-cert {options.tls_cert}: {error}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+async def _first(*waited: Any) -> None:
+    """Wait until one is done, and cancel the others."""
+    tasks = [asyncio.ensure_future(one) for one in waited]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,230 @@
+"""The model as the server sees it: which tensors it takes, how a body becomes a batch, and what an output says."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bench.server import shapes_up_to
+from ..errors import InputError, RunnerError
+from ..files import GOLDEN_NAME
+from ..runner import Prediction, Runner
+from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
+from .tensors import BYTES
+
+INPUT, OUTPUT = "input", "output"
+"""The names of the model's one input and one output."""
+
+IMAGE, TENSOR, ARRAY_FILE = "image", "tensor", "npy"
+"""Kinds of data: encoded images, samples that are ready, ``.npy`` files."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The samples of one request: an array of them, or encoded ones to be decoded in an instance's thread."""
+
+    kind: str
+    items: npt.NDArray[Any] | Sequence[bytes | memoryview]
+
+    @property
+    def samples(self) -> int:
+        return len(self.items)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.items.nbytes if isinstance(self.items, np.ndarray) else sum(map(len, self.items))
+
+    def part(self, start: int, stop: int) -> Data:
+        """Return some of the samples, without a copy."""
+        return Data(self.kind, self.items[start:stop])
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What the metadata says of an input or output. -1 in the shape is the batch."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+class ServedModel:
+    """A runner with the names and shapes that clients see. ``batch_size`` is the most samples of a call."""
+
+    def __init__(self, runner: Runner, package_dir: Path) -> None:
+        self.runner, self.package_dir = runner, package_dir
+        manifest = runner.manifest
+        self.name, self.version = manifest.name, manifest.version
+        self.batch_size = runner.plan.batch_size
+        self.takes_images = runner.pixel_shape() is not None
+        self.output_shape = tuple(manifest.model["output_shape"])
+        self.classifies = len(self.output_shape) == 1
+        shape = runner.pixel_shape() or manifest.input_shape
+        self.input = TensorFacts(INPUT, "UINT8" if self.takes_images else "FP32", (-1, *shape))
+        self.output = TensorFacts(OUTPUT, "FP32", (-1, *self.output_shape))
+        self.sample_bytes = math.prod(shape) * (1 if self.takes_images else 4)
+        self._sizes = shapes_up_to(self.batch_size)
+        # After a reload the runner comes from another copy of the runtime, which has errors of its own.
+        self._errors = sys.modules[type(runner).__module__.rpartition(".")[0] + ".errors"]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the model's metadata as the protocol has it."""
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": "cpupack",
+            "inputs": [self.input.to_dict()],
+            "outputs": [self.output.to_dict()],
+        }
+
+    def read(self, request: InferRequest) -> Data:
+        """Return the samples of a request. Raises InputError for inputs that the model does not take."""
+        if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
+            names = ", ".join(repr(one.name[:40]) for one in request.inputs[:5])
+            raise InputError(f"got inputs {names}; this model has one, {INPUT!r}")
+        for wanted in request.outputs:
+            if wanted.name != OUTPUT:
+                raise InputError(f"output {wanted.name[:40]!r} is asked for; this model has one, {OUTPUT!r}")
+            if wanted.classes and not self.classifies:
+                raise InputError(f"classification needs class scores; the output has shape {list(self.output_shape)}")
+        return self.read_tensor(request.inputs[0])
+
+    def read_tensor(self, tensor: InputTensor) -> Data:
+        """Return the samples of one tensor. Raises InputError."""
+        if isinstance(tensor.data, list):
+            if not self.takes_images:
+                raise InputError(f"input {INPUT!r}: BYTES are encoded images, and this model takes arrays, FP32")
+            if tensor.shape != (tensor.shape[0],) + (1,) * (len(tensor.shape) - 1) if tensor.shape else True:
+                raise InputError(
+                    f"input {INPUT!r}: BYTES of shape {list(tensor.shape)}; expected [n] or [n, 1], an image each"
+                )
+            if not tensor.data:
+                raise InputError(f"input {INPUT!r}: the batch is empty; expected at least one image")
+            return Data(IMAGE, tensor.data)
+        if tensor.datatype not in ("FP32", "UINT8"):
+            takes = "UINT8, FP32 or BYTES (encoded images)" if self.takes_images else "FP32"
+            raise InputError(f"input {INPUT!r}: datatype is {tensor.datatype}; this model takes {takes}")
+        try:
+            self.runner.check_batch(str(tensor.data.dtype), tensor.shape)
+        except self._errors.InputError as error:
+            raise InputError(f"input {INPUT!r}: {error}") from None
+        if tensor.data.dtype == np.float32 and not np.isfinite(tensor.data).all():
+            raise InputError(f"input {INPUT!r} holds NaN or an infinite value")
+        return Data(TENSOR, tensor.data)
+
+    def read_raw(self, body: bytes | memoryview, content_type: str) -> Data:
+        """Return the samples of a body that is only raw data: tensors of the metadata's type, or one encoded image.
+
+        Raises InputError, also where the body could be both and ``content_type`` does not tell.
+        """
+        if not len(body):
+            raise InputError("the body is empty")
+        whole = len(body) % self.sample_bytes == 0
+        if self.takes_images:
+            encoded = looks_encoded(body)
+            if content_type.startswith("image/") or (encoded and not whole):
+                return Data(IMAGE, [body])
+            if encoded:
+                raise InputError(
+                    "the body could be an encoded image or pixels; say Content-Type: image/* or send the shape"
+                )
+        if not whole:
+            raise InputError(
+                f"the body has {len(body)} bytes; raw data of {self.input.datatype} {list(self.input.shape)} has a "
+                f"multiple of {self.sample_bytes}" + (", and it is no image either" if self.takes_images else "")
+            )
+        shape = (len(body) // self.sample_bytes, *self.input.shape[1:])
+        dtype = np.uint8 if self.takes_images else np.float32
+        return self.read_tensor(
+            InputTensor(INPUT, self.input.datatype, shape, np.frombuffer(body, dtype).reshape(shape))
+        )
+
+    def prepare(self, data: Data) -> npt.NDArray[Any]:
+        """Return the samples as one array, decoded. Slow: for instances' threads. Raises InputError."""
+        if isinstance(data.items, np.ndarray):
+            return data.items
+        load = _read_npy if data.kind == ARRAY_FILE else bytes
+        try:
+            return np.stack([self.runner.load(load(item)) for item in data.items])
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from error
+
+    def run(self, batch: npt.NDArray[Any], instance: int) -> npt.NDArray[np.float32]:
+        """Return the logits of a batch of at most ``batch_size`` samples."""
+        runner, count = self.runner, len(batch)
+        if (
+            not runner.pool.is_program
+        ):  # a model of torch prepares anew for each size, so it gets those it was warmed with
+            size = next(size for size in self._sizes if size >= count)
+            if size > count:
+                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), batch.dtype)])
+        try:
+            return np.asarray(runner.pool.run(runner.ready(batch), instance)[:count], np.float32)
+        except self._errors.RunnerError as error:
+            raise RunnerError(str(error)) from error
+
+    def warm(self) -> None:
+        """Run every size that calls may have."""
+        sizes = (1, self.batch_size) if self.runner.pool.is_program else self._sizes
+        for size in sorted(set(sizes)):
+            self.runner.pool.warm(self.runner.example(size))
+
+    def outputs(
+        self, logits: npt.NDArray[np.float32], wanted: Sequence[WantedOutput], *, binary: bool = False
+    ) -> list[OutputTensor]:
+        """Return the outputs that a request asks for; all of them where it asks for none."""
+        return [
+            self._classes(logits, one)
+            if one.classes
+            else OutputTensor(OUTPUT, "FP32", logits.shape, logits, one.binary)
+            for one in wanted or (WantedOutput(OUTPUT, binary),)
+        ]
+
+    def top(self, row: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
+        """Return the most probable classes of one sample."""
+        return self.runner.top(row, top_k)
+
+    def _classes(self, logits: npt.NDArray[np.float32], wanted: WantedOutput) -> OutputTensor:
+        """Return value:index:label of the best classes, as the extension ``classification`` has them."""
+        labels, count = self.runner.labels, min(wanted.classes, logits.shape[1])
+        found = []
+        for row in logits:
+            for index in np.argsort(-row, kind="stable")[:count].tolist():
+                label = f":{labels[index]}" if labels else ""
+                found.append(f"{row[index]:f}:{index}{label}".encode())
+        return OutputTensor(OUTPUT, BYTES, (len(logits), count), found, wanted.binary)
+
+    def golden_inputs(self) -> npt.NDArray[Any]:
+        """Return the inputs that the build has stored, for a first call."""
+        with np.load(self.package_dir / GOLDEN_NAME, allow_pickle=False) as arrays:
+            return np.asarray(arrays["input"])
+
+
+def looks_encoded(body: bytes | memoryview) -> bool:
+    """Return whether the first bytes are those of a JPEG, PNG, GIF, BMP, WebP or TIFF file."""
+    start = bytes(body[:12])
+    return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")) or (
+        start[:4] == b"RIFF" and start[8:] == b"WEBP"
+    )
+
+
+def _read_npy(item: bytes | memoryview) -> npt.NDArray[Any]:
+    import io
+
+    try:
+        array = np.load(io.BytesIO(item), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"the body is not an .npy file of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError("the body is an archive of arrays; send one .npy file")
+    return array

@@ -1,0 +1,123 @@
+"""``POST /predict``: images or JSON in, classes with their probabilities out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from . import multipart
+from .executor import Format, Request
+from .model import ARRAY_FILE, IMAGE, TENSOR, Data, ServedModel
+from .protocol import read_json
+from .service import Timing
+from .tensors import to_json
+
+DEFAULT_TOP_K = 5
+
+
+def read_top_k(query: bytes) -> int:
+    """Return ``top_k`` of a query string. Raises InputError for another parameter or value."""
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+    found = dict(pairs)
+    if unknown := set(found) - {"top_k"}:
+        raise InputError(f"the query has {min(unknown)[:40]!r}; /predict takes top_k")
+    text = found.get("top_k", str(DEFAULT_TOP_K))
+    if len(pairs) > len(found) or not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0):
+        raise InputError(f"top_k is {text[:40]!r}; expected one whole number from 1")
+    return int(text)
+
+
+def read_body(model: ServedModel, body: bytes, content_type: str) -> Data:
+    """Return the samples that a body holds. Raises InputError saying what is taken instead."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json" or (not kind and body[:1] in (b"{", b"[")):
+        return _from_json(model, read_json(body))
+    if kind == "multipart/form-data":
+        files = [part.content for part in multipart.parts(body, multipart.boundary_of(content_type))]
+        if not files:
+            raise InputError("the multipart body has no part; send one for each input")
+        return Data(IMAGE if model.takes_images else ARRAY_FILE, files)
+    if not body:
+        raise InputError("the body is empty; send " + _wanted(model))
+    if model.takes_images:
+        return Data(IMAGE, [body])
+    if body.startswith(b"\x93NUMPY"):
+        return Data(ARRAY_FILE, [body])
+    raise InputError(f"Content-Type is {kind[:60] or 'missing'!r}; send " + _wanted(model))
+
+
+def answer_format(model: ServedModel, top_k: int) -> Format:
+    """Return what makes the body of an answer, in an instance's thread."""
+
+    def make(logits: npt.NDArray[np.float32], request: Request) -> bytes:
+        found: dict[str, Any] = {"model": model.name, "version": model.version}
+        if model.classifies:
+            found["predictions"] = [{"top": [asdict(one) for one in model.top(row, top_k)]} for row in logits]
+        else:
+            found["outputs"] = [{"shape": list(row.shape), "data": to_json(row)} for row in logits]
+        found["timing_ms"] = _timing(Timing.of(request))
+        return json.dumps(found, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+    return make
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    return {"queue": timing.queue_ms, "prepare": timing.prepare_ms, "compute": timing.compute_ms, "batch": timing.batch}
+
+
+def _wanted(model: ServedModel) -> str:
+    if model.takes_images:
+        return 'image bytes, multipart/form-data with files, or JSON {"images": [base64, ...]}'
+    return 'JSON {"inputs": [array, ...]}, or an .npy file'
+
+
+def _from_json(model: ServedModel, value: Any) -> Data:
+    one, many = ("image", "images") if model.takes_images else ("input", "inputs")
+    if not isinstance(value, dict) or len(value) != 1 or not ({one, many} & set(value)):
+        raise InputError(f'the JSON must be an object with "{one}" or "{many}" alone; send {_wanted(model)}')
+    items = value[many] if many in value else [value[one]]
+    if not isinstance(items, list) or not items:
+        raise InputError(f'"{many}" must be a list with at least one element')
+    if model.takes_images:
+        return Data(IMAGE, [_from_base64(item, number) for number, item in enumerate(items)])
+    return _arrays(model, items)
+
+
+def _from_base64(text: Any, number: int) -> bytes:
+    if not isinstance(text, str):
+        raise InputError(f"image {number} is not a string; expected the file in base64")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"image {number} is not base64: {error}") from None
+    if not found:
+        raise InputError(f"image {number} is empty")
+    return found
+
+
+def _arrays(model: ServedModel, items: Sequence[Any]) -> Data:
+    shape = model.input.shape[1:]
+    try:
+        array = np.array(items)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"inputs cannot be one array: {error}") from None
+    if array.dtype.kind not in "iuf" or array.shape[1:] != shape:
+        raise InputError(
+            f"inputs are {array.dtype} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
+        )
+    with np.errstate(over="ignore"):
+        floats = array.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise InputError("inputs hold NaN, an infinite value, or a number that float32 cannot hold")
+    return Data(TENSOR, floats)

@@ -1,0 +1,375 @@
+"""Decides which request is taken, when it runs, and with which others. Pure: callers pass the time and hold the lock.
+
+The rules:
+
+- At its arrival the finish of a request is predicted: when an instance is free, the batches ahead of it, its own call;
+  each with the safe time of ``CallTimes``. What cannot make its deadline is refused at once.
+- It is checked again before it runs, and ``expire`` drops what waits too long while all instances are busy.
+- A free instance takes the most urgent request at once, and as many others as that request's deadline allows.
+- What waits is bounded in requests and in bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .times import CallTimes
+
+HIGH, NORMAL, LOW = 1, 2, 3
+"""Priorities, numbered as Triton numbers them: 1 is the most urgent."""
+PROBE_EVERY_S = 1.0
+"""How often an idle server tries a request that its corrected times say is too slow. Else it would never learn that
+the host is fast again."""
+
+DEADLINE, QUEUE, BYTES, EXPIRED = "deadline", "queue", "bytes", "expired"
+"""Why a request is refused."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what is admitted and not yet answered."""
+
+    requests: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not served, and after how long another one would be."""
+
+    reason: str
+    retry_after_s: float
+
+
+@dataclass(eq=False)
+class Job:
+    """What one request adds to a call: at most as many ``samples`` as a call may have.
+
+    ``deadline_s`` is on the caller's clock, infinite for none. ``prepare_s`` is the predicted time to decode it.
+    ``predicted_s`` is the time at which it is expected to begin. ``started_s`` is when it did.
+    """
+
+    samples: int
+    size_bytes: int
+    arrived_s: float
+    deadline_s: float
+    priority: int
+    prepare_s: float
+    payload: Any
+    predicted_s: float = 0.0
+    started_s: float = 0.0
+    probe: bool = False
+    waiting: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What an instance got: the jobs to run now, and those that could no longer make their deadline."""
+
+    jobs: list[Job]
+    dropped: list[Job]
+
+
+@dataclass
+class _Running:
+    jobs: list[Job]
+    samples: int
+    prepare_s: float
+    started_s: float
+
+
+@dataclass
+class _Line:
+    """What is predicted for all that waits: when each instance is free, and the last batch, which may have room.
+
+    ``free`` is a heap of (expected, safe) times.
+    """
+
+    free: list[tuple[float, float]]
+    expected_s: float = 0.0
+    safe_s: float = 0.0
+    samples: int = 0
+    prepare_s: float = 0.0
+    deadline_s: float = math.inf
+
+    def copy(self) -> _Line:
+        return _Line(list(self.free), self.expected_s, self.safe_s, self.samples, self.prepare_s, self.deadline_s)
+
+    def add(self, job: Job, times: CallTimes, now_s: float) -> float:
+        """Put a job at the end, and return the safe time of its finish.
+
+        A job that has to wait is given the time of a call of a worthwhile size. Else the queue would fill up with
+        requests that are so late when their turn comes that each allows only a small call, and small calls serve
+        fewer requests: in a simulation two thirds as many.
+        """
+        if self.samples:
+            # The batch still waits, or there would be another line. So it begins now at the earliest.
+            self.expected_s, self.safe_s = max(now_s, self.expected_s), max(now_s, self.safe_s)
+            samples, prepare_s = self.samples + job.samples, self.prepare_s + job.prepare_s
+            deadline_s = min(self.deadline_s, job.deadline_s)
+            if samples <= times.largest and (not self.free or self.free[0][0] > self.expected_s):
+                finish_s = self.safe_s + times.safe_s(samples, prepare_s)
+                if finish_s <= deadline_s:
+                    self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
+                    job.predicted_s = self.expected_s
+                    return max(finish_s, self._worthwhile_s(job, times, now_s))
+            end = (
+                self.expected_s + times.expected_s(self.samples, self.prepare_s),
+                self.safe_s + times.safe_s(self.samples, self.prepare_s),
+            )
+            expected_s, safe_s = heapq.heappushpop(self.free, end)
+        else:
+            expected_s, safe_s = heapq.heappop(self.free)
+        self.expected_s, self.safe_s = max(now_s, expected_s), max(now_s, safe_s)
+        self.samples, self.prepare_s, self.deadline_s = job.samples, job.prepare_s, job.deadline_s
+        job.predicted_s = self.expected_s
+        return max(self.safe_s + times.safe_s(job.samples, job.prepare_s), self._worthwhile_s(job, times, now_s))
+
+    def _worthwhile_s(self, job: Job, times: CallTimes, now_s: float) -> float:
+        """Return when a call of a worthwhile size would be over if the last batch were one; 0 if it begins now."""
+        if self.safe_s <= now_s:
+            return 0.0
+        size = times.worthwhile(job.deadline_s - job.arrived_s)
+        return self.safe_s + times.safe_s(size, self.prepare_s / self.samples * size)
+
+
+@dataclass
+class Scheduler:
+    """The queue in front of ``instances`` instances whose calls take ``times``. Not safe for several threads."""
+
+    times: CallTimes
+    instances: int
+    limits: Limits
+    _queue: list[tuple[int, float, int, Job]] = field(default_factory=list)
+    _running: dict[int, _Running] = field(default_factory=dict)
+    _parked: list[int] = field(default_factory=list)
+    _line: _Line | None = None
+    _number: int = 0
+    _bytes: int = 0
+    _samples: int = 0
+    _probed_s: float = -math.inf
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return sum(len(call.jobs) for call in self._running.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """The bodies of all that waits or runs."""
+        return self._bytes
+
+    def offer(self, jobs: Sequence[Job], now_s: float) -> Refusal | None:
+        """Admit all ``jobs`` of one request, or refuse it. Then ``wake`` tells which parked instances have work."""
+        if refusal := self._refused(jobs, now_s):
+            return refusal
+        appended = True
+        for job in jobs:
+            self._number += 1
+            entry = (job.priority, job.deadline_s, self._number, job)
+            if self._queue and entry < self._queue[-1]:
+                bisect.insort(self._queue, entry)
+                appended = False
+            else:
+                self._queue.append(entry)
+            job.waiting = True
+            self._bytes += job.size_bytes
+            self._samples += job.samples
+        if not appended:
+            self._line = None
+        return None
+
+    def peek(self, job: Job, now_s: float) -> Refusal | None:
+        """Return the refusal that ``job`` would get now, and admit nothing."""
+        return self._refused([job], now_s, probe=False)
+
+    def wake(self) -> int | None:
+        """Return a parked instance for which there is work, None without one. It is then no longer parked."""
+        if not self._parked or not self._queue:
+            return None
+        woken = self.instances - len(self._parked) - len(self._running)
+        return self._parked.pop() if woken < len(self._queue) else None
+
+    def take(self, instance: int, now_s: float) -> Taken:
+        """Return the next call of a free ``instance``, without jobs if nothing waits; it is then parked."""
+        dropped = []
+        jobs: list[Job] = []
+        samples, prepare_s, deadline_s = 0, 0.0, math.inf
+        others = self.instances - len(self._running) - 1
+        share = max(1, -(-self._samples // (others + 1)))
+        taken = 0
+        for _, _, _, job in self._queue:
+            if self._too_late(job, now_s):
+                dropped.append(job)
+                taken += 1
+                continue
+            together, both_s = samples + job.samples, prepare_s + job.prepare_s
+            earliest_s = min(deadline_s, job.deadline_s)
+            if jobs and (
+                together > min(self.times.largest, share) or now_s + self.times.safe_s(together, both_s) > earliest_s
+            ):
+                break
+            jobs.append(job)
+            samples, prepare_s, deadline_s = together, both_s, earliest_s
+            taken += 1
+        if taken:
+            del self._queue[:taken]
+            self._line = None
+            for job in (*jobs, *dropped):
+                job.waiting = False
+                self._samples -= job.samples
+        for job in dropped:
+            self._bytes -= job.size_bytes
+        if jobs:
+            for job in jobs:
+                job.started_s = now_s
+            self._running[instance] = _Running(jobs, samples, prepare_s, now_s)
+        elif instance not in self._parked:
+            self._parked.append(instance)
+            self._line = None
+        return Taken(jobs, dropped)
+
+    def finish(self, instance: int, now_s: float, *, learn: bool = True) -> None:
+        """Note that the call of ``instance`` is over. ``learn`` is false for a call that failed."""
+        call = self._running.pop(instance, None)
+        if call is None:
+            return
+        self._line = None
+        self._bytes -= sum(job.size_bytes for job in call.jobs)
+        if learn:
+            self.times.observe(call.samples, call.prepare_s, now_s - call.started_s)
+
+    def abandon(self, instance: int) -> list[Job]:
+        """Forget the call of an instance that was interrupted, and return its jobs."""
+        call = self._running.get(instance)
+        self.finish(instance, 0.0, learn=False)
+        return [] if call is None else call.jobs
+
+    def cancel(self, job: Job) -> bool:
+        """Forget a job that waits, for example because its client is gone. False when it runs or is over."""
+        if not job.waiting:
+            return False
+        for position, entry in enumerate(self._queue):
+            if entry[3] is job:
+                del self._queue[position]
+                break
+        self._drop(job)
+        return True
+
+    def expire(self, now_s: float) -> list[Job]:
+        """Remove and return what waits and can no longer make its deadline."""
+        late = [entry[3] for entry in self._queue if self._too_late(entry[3], now_s)]
+        if late:
+            gone = set(map(id, late))
+            self._queue = [entry for entry in self._queue if id(entry[3]) not in gone]
+            for job in late:
+                self._drop(job)
+        return late
+
+    def next_expiry_s(self) -> float:
+        """Return when ``expire`` will next find something, infinite if never."""
+        times = self.times
+        return min(
+            (
+                job.deadline_s - times.safe_s(job.samples, job.prepare_s)
+                for _, _, _, job in self._queue
+                if not job.probe
+            ),
+            default=math.inf,
+        )
+
+    def clear(self) -> list[Job]:
+        """Remove and return all that waits."""
+        left = [entry[3] for entry in self._queue]
+        self._queue = []
+        for job in left:
+            self._drop(job)
+        return left
+
+    def backlog_s(self, now_s: float) -> float:
+        """Return how long a job that comes now is expected to wait."""
+        return max(0.0, self._predict([Job(1, 0, now_s, math.inf, NORMAL, 0.0, None)], now_s)[1] - now_s)
+
+    def _refused(self, jobs: Sequence[Job], now_s: float, *, probe: bool = True) -> Refusal | None:
+        size_bytes = sum(job.size_bytes for job in jobs)
+        if self._queue and len(self._queue) + len(jobs) > self.limits.requests:
+            return Refusal(QUEUE, self.backlog_s(now_s))
+        if self._bytes and self._bytes + size_bytes > self.limits.bytes:
+            return Refusal(BYTES, self.backlog_s(now_s))
+        finish_s, _, line = self._predict(jobs, now_s)
+        deadline_s = jobs[0].deadline_s
+        if finish_s <= deadline_s:
+            if line is not None:
+                self._line = line
+            return None
+        idle = not self._queue and not self._running
+        alone = len(jobs) == 1 and now_s + self.times.table_s(jobs[0].samples, jobs[0].prepare_s) <= deadline_s
+        if idle and alone and now_s - self._probed_s >= PROBE_EVERY_S:
+            if probe:
+                self._probed_s = now_s
+                jobs[0].probe = True
+                self._line = None
+            return None
+        return Refusal(DEADLINE, finish_s - deadline_s)
+
+    def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, _Line | None]:
+        """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""
+        last = self._queue[-1] if self._queue else None
+        if last is None or (jobs[0].priority, jobs[0].deadline_s) >= last[:2]:
+            line = self._whole_line(now_s).copy()
+            finish_s = 0.0
+            for job in jobs:
+                finish_s = max(finish_s, line.add(job, self.times, now_s))
+            return finish_s, jobs[-1].predicted_s, line
+        line = self._empty_line(now_s)
+        key = (jobs[0].priority, jobs[0].deadline_s)
+        for priority, deadline_s, _, job in self._queue:
+            if (priority, deadline_s) > key:
+                break
+            line.add(job, self.times, now_s)
+        finish_s = 0.0
+        for job in jobs:
+            finish_s = max(finish_s, line.add(job, self.times, now_s))
+        return finish_s, jobs[-1].predicted_s, None
+
+    def _whole_line(self, now_s: float) -> _Line:
+        if self._line is None:
+            line = self._empty_line(now_s)
+            for _, _, _, job in self._queue:
+                begin_s = job.predicted_s
+                line.add(job, self.times, now_s)
+                job.predicted_s = begin_s  # what was predicted at its arrival is kept, to be compared
+            self._line = line
+        return self._line
+
+    def _empty_line(self, now_s: float) -> _Line:
+        times = self.times
+        free = [(now_s, now_s)] * (self.instances - len(self._running))
+        free += [
+            (
+                call.started_s + times.expected_s(call.samples, call.prepare_s),
+                call.started_s + times.safe_s(call.samples, call.prepare_s),
+            )
+            for call in self._running.values()
+        ]
+        heapq.heapify(free)
+        return _Line(free)
+
+    def _too_late(self, job: Job, now_s: float) -> bool:
+        return not job.probe and now_s + self.times.safe_s(job.samples, job.prepare_s) > job.deadline_s
+
+    def _drop(self, job: Job) -> None:
+        job.waiting = False
+        self._bytes -= job.size_bytes
+        self._samples -= job.samples
+        self._line = None

@@ -1,0 +1,127 @@
+"""How long calls take: the tuned table, corrected by what is measured while serving. Pure; all times in seconds."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+_WINDOW = 200
+"""Calls that the tail's correction looks back on: at a hundred calls a second, two seconds."""
+_TAIL = 0.99
+_SORT_EVERY = 8
+_SMOOTHING = 0.05
+"""Weight of one call in the correction of the mean."""
+_DECODING_S_PER_BYTE = 15e-9
+"""Of an encoded image before any was decoded: a JPEG of 100 KB takes 1 to 2 ms."""
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """Time of one call of ``size`` samples while all instances are busy."""
+
+    size: int
+    mean_s: float
+    p99_s: float
+
+
+class Tail:
+    """The value that 99 of the last 200 measurements in a hundred keep; ``first`` until they are known."""
+
+    def __init__(self, first: float) -> None:
+        self.value = first
+        self._window = deque([first] * _WINDOW, maxlen=_WINDOW)
+        self._unsorted = 0
+
+    def observe(self, value: float) -> None:
+        """Add one measurement."""
+        self._window.append(value)
+        self._unsorted += 1
+        if self._unsorted >= _SORT_EVERY:
+            self._unsorted = 0
+            self.value = sorted(self._window)[int(_TAIL * (_WINDOW - 1))]
+
+
+class CallTimes:
+    """Expected and safe times of calls of 1 to ``largest`` samples.
+
+    A call is the decoding of its inputs (``prepare_s``), the model and the formatting of the answers. The expected time
+    is the table's mean times ``correction``, the safe time its p99 times ``tail``; both follow what is measured.
+    """
+
+    def __init__(self, table: Sequence[CallTime]) -> None:
+        if not table or min(call.mean_s for call in table) <= 0:
+            raise ValueError("the table of call times is empty, or holds a time that is not above 0")
+        self.table = tuple(sorted(table, key=lambda call: call.size))
+        self.largest = self.table[-1].size
+        sizes = [call.size for call in self.table]
+        self._mean_s = _spread(sizes, [call.mean_s for call in self.table])
+        self._p99_s = _spread(sizes, [max(call.mean_s, call.p99_s) for call in self.table])
+        each_s = [self._mean_s[size] / size for size in range(1, self.largest + 1)]
+        self._cheapest = 1 + each_s.index(min(each_s))
+        self.correction = 1.0
+        self._ratio = Tail(1.0)
+
+    @property
+    def tail(self) -> float:
+        """What the table's p99 is multiplied by."""
+        return self._ratio.value
+
+    def expected_s(self, size: int, prepare_s: float = 0.0) -> float:
+        """Return the mean time of a call of ``size`` samples."""
+        return (self._mean_s[size] + prepare_s) * self.correction
+
+    def safe_s(self, size: int, prepare_s: float = 0.0) -> float:
+        """Return the time that 99 of 100 such calls keep."""
+        return (self._p99_s[size] + prepare_s) * self.tail
+
+    def worthwhile(self, budget_s: float) -> int:
+        """Return the size of the calls that serve most requests, each of which must be answered in ``budget_s``.
+
+        A call can only be full if its requests have waited for as long as the one before it took. So the size is the
+        cheapest a sample of those whose call takes at most half of the budget.
+        """
+        if budget_s == math.inf:
+            return self._cheapest
+        return max(1, min(self._cheapest, bisect.bisect_right(self._p99_s, budget_s / 2 / self.tail) - 1))
+
+    def table_s(self, size: int, prepare_s: float = 0.0) -> float:
+        """Return the table's own p99, without what was learnt."""
+        return self._p99_s[size] + prepare_s
+
+    def observe(self, size: int, prepare_s: float, measured_s: float) -> None:
+        """Learn from one call of ``size`` samples, predicted to prepare for ``prepare_s``."""
+        ratio = measured_s / (self._mean_s[size] + prepare_s)
+        self.correction += _SMOOTHING * (ratio - self.correction)
+        self._ratio.observe(measured_s / (self._p99_s[size] + prepare_s))
+
+
+class PrepareTimes:
+    """How long it takes to decode one body: seconds a byte, learnt for each kind of body."""
+
+    def __init__(self) -> None:
+        self._s_per_byte: dict[str, float] = {}
+
+    def estimate_s(self, kind: str, size_bytes: int) -> float:
+        """Return the expected time. An unknown ``kind`` is taken to be an encoded image."""
+        return self._s_per_byte.get(kind, _DECODING_S_PER_BYTE) * size_bytes
+
+    def observe(self, kind: str, size_bytes: int, measured_s: float) -> None:
+        """Learn from one body that was decoded."""
+        if size_bytes <= 0:
+            return
+        rate = measured_s / size_bytes
+        known = self._s_per_byte.get(kind)
+        self._s_per_byte[kind] = rate if known is None else known + _SMOOTHING * (rate - known)
+
+
+def _spread(sizes: Sequence[int], times_s: Sequence[float]) -> list[float]:
+    """Return a time for each size from 0: interpolated, and never less than that of a smaller size."""
+    rising = list(accumulate(times_s, max))
+    found = [rising[0]] * (sizes[0] + 1)
+    for (low, low_s), (high, high_s) in pairwise(zip(sizes, rising, strict=True)):
+        found += [low_s + (high_s - low_s) * (size - low) / (high - low) for size in range(low + 1, high + 1)]
+    return found

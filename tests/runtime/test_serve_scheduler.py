@@ -1,0 +1,347 @@
+"""The scheduler's rules, on a clock that the tests hold in their hands. Times are in milliseconds unless named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from cpupack.runtime.serve.scheduler import (
+    BYTES,
+    DEADLINE,
+    HIGH,
+    LOW,
+    NORMAL,
+    QUEUE,
+    Job,
+    Limits,
+    Scheduler,
+)
+from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes, Tail
+
+MS = 1e-3
+
+
+def times(*rows: tuple[int, float, float]) -> CallTimes:
+    """Rows of (size, mean, p99)."""
+    return CallTimes([CallTime(size, mean * MS, p99 * MS) for size, mean, p99 in rows])
+
+
+def scheduler(
+    instances: int = 1, *, requests: int = 100, size_bytes: int = 10**9, table: CallTimes | None = None
+) -> Scheduler:
+    """Calls of one sample take 10 ms, of four 16 ms: so each more costs 2 ms."""
+    return Scheduler(table or times((1, 10, 10), (4, 16, 16)), instances, Limits(requests, size_bytes))
+
+
+def job(
+    deadline: float = math.inf, *, samples: int = 1, priority: int = NORMAL, size_bytes: int = 1, prepare: float = 0
+) -> Job:
+    return Job(samples, size_bytes, 0.0, deadline * MS, priority, prepare * MS, None)
+
+
+def start(one: Scheduler, instance: int = 0, now: float = 0.0, *jobs: Job) -> list[Job]:
+    """Offer jobs and have an instance take what it gets."""
+    for each in jobs or (job(),):
+        assert one.offer([each], now * MS) is None
+    return one.take(instance, now * MS).jobs
+
+
+def test_a_request_that_can_be_answered_in_time_is_admitted_and_one_that_cannot_is_refused_at_once() -> None:
+    one = scheduler()
+    start(one)  # runs until 10
+    assert one.offer([job(deadline=20)], 0.0) is None  # begins at 10, ends at 20
+    refusal = one.offer([job(deadline=19.9)], 0.0)
+    assert refusal is not None
+    assert refusal.reason == DEADLINE
+    # Alone before the other one, by its earlier deadline, it would have ended at 20.
+    assert refusal.retry_after_s == pytest.approx(0.1 * MS)
+
+
+def test_the_prediction_counts_the_batches_ahead() -> None:
+    one = scheduler()
+    start(one)  # until 10
+    for _ in range(4):
+        assert one.offer([job(deadline=100)], 0.0) is None  # one call of four: 10 to 26
+    assert one.offer([job(deadline=30, priority=LOW)], 0.0) is not None  # the next call: 26 to 36
+    assert one.offer([job(deadline=42, priority=LOW)], 0.0) is None
+
+
+def test_who_has_to_wait_must_leave_room_for_a_worthwhile_call() -> None:
+    """Else each would be so late when its turn comes that it allows only a call of one, which serves fewer."""
+    one = scheduler()
+    start(one, 0, 0.0, job(samples=4))  # until 16
+    late = job(deadline=31.9)
+    late.arrived_s = -8 * MS
+    assert one.times.worthwhile(39.9 * MS) == 4  # a call of four takes 16, less than half of what it had
+    assert one.offer([late], 0.0) is not None  # 16 + 16 is too late, although alone it would end at 26
+    late.deadline_s = 32 * MS
+    assert one.offer([late], 0.0) is None
+    assert one.times.worthwhile(26 * MS) == 2  # a call of three takes 14, one of two 12
+
+
+def test_several_instances_share_the_queue() -> None:
+    one = scheduler(2, table=times((1, 10, 10)))
+    start(one, 0)  # until 10
+    late = job()
+    assert one.offer([late], 4 * MS) is None
+    assert one.take(1, 4 * MS).jobs == [late]  # until 14
+    assert one.offer([job(deadline=20)], 5 * MS) is None  # on the first instance: 10 to 20
+    assert one.offer([job(deadline=23, priority=LOW)], 5 * MS) is not None  # on the second: 14 to 24
+    assert one.offer([job(deadline=24, priority=LOW)], 5 * MS) is None
+
+
+def test_a_free_instance_takes_as_many_as_the_most_urgent_request_allows() -> None:
+    one = scheduler()
+    start(one)
+    # The first must be answered by 23: 10 + 12 (two samples) is in time, 10 + 14 is not.
+    offered = [job(deadline=23), job(deadline=100), job(deadline=100)]
+    for each in offered:
+        assert one.offer([each], 0.0) is None
+    one.finish(0, 10 * MS, learn=False)
+    assert one.take(0, 10 * MS).jobs == offered[:2]
+    assert one.waiting == 1
+
+
+def test_an_idle_instance_never_waits_for_a_batch_to_fill() -> None:
+    one = scheduler()
+    only = job(deadline=1000)
+    assert start(one, 0, 0.0, only) == [only]
+
+
+def test_what_waits_is_shared_evenly_among_free_instances() -> None:
+    one = scheduler(2)
+    for _ in range(4):
+        assert one.offer([job()], 0.0) is None
+    assert len(one.take(0, 0.0).jobs) == 2
+    assert len(one.take(1, 0.0).jobs) == 2
+
+
+def test_a_parked_instance_is_woken_once_for_each_request() -> None:
+    one = scheduler(2)
+    for instance in (0, 1):
+        assert not one.take(instance, 0.0).jobs
+    assert one.wake() is None
+    assert one.offer([job()], 0.0) is None
+    woken = one.wake()
+    assert woken in (0, 1)
+    assert one.wake() is None  # one request needs one instance
+    assert one.offer([job()], 0.0) is None
+    assert one.wake() == 1 - woken
+
+
+def test_it_is_checked_again_before_it_runs() -> None:
+    one = scheduler()
+    start(one)
+    late, fine = job(deadline=21), job(deadline=60)
+    for each in (late, fine):
+        assert one.offer([each], 0.0) is None
+    one.finish(0, 15 * MS, learn=False)  # the call took 5 ms longer than it should
+    taken = one.take(0, 15 * MS)
+    assert (taken.jobs, taken.dropped) == ([fine], [late])
+    assert one.held_bytes == 1
+
+
+def test_what_can_no_longer_be_answered_in_time_expires_while_all_instances_are_busy() -> None:
+    one = scheduler()
+    start(one)
+    waiting = job(deadline=21)
+    assert one.offer([waiting], 0.0) is None
+    assert one.next_expiry_s() == pytest.approx(11 * MS)
+    assert one.expire(10.9 * MS) == []
+    assert one.expire(11.1 * MS) == [waiting]
+    assert (one.waiting, one.next_expiry_s()) == (0, math.inf)
+
+
+def test_urgent_requests_go_first_and_then_those_with_the_earliest_deadline() -> None:
+    one = scheduler(table=times((1, 1, 1)))
+    start(one)
+    low, late, early, high = job(priority=LOW), job(90), job(80), job(95, priority=HIGH)
+    for each in (low, late, early, high):
+        assert one.offer([each], 0.0) is None
+    order = []
+    for now in range(1, 5):
+        one.finish(0, now * MS)
+        order += one.take(0, now * MS).jobs
+    assert order == [high, early, late, low]
+
+
+def test_an_urgent_request_is_predicted_to_pass_the_others() -> None:
+    one = scheduler(table=times((1, 10, 10)))
+    start(one)
+    for _ in range(5):
+        assert one.offer([job(deadline=1000)], 0.0) is None
+    assert one.offer([job(deadline=25)], 0.0) is None  # by its deadline
+    assert one.offer([job(deadline=29, priority=HIGH)], 0.0) is None  # by its priority
+    assert one.offer([job(deadline=30, priority=LOW)], 0.0) is not None
+
+
+def test_requests_and_bytes_are_bounded() -> None:
+    one = scheduler(requests=2, size_bytes=10)
+    start(one, 0, 0.0, job(size_bytes=6))
+    assert one.offer([job(size_bytes=5)], 0.0).reason == BYTES  # type: ignore[union-attr]
+    assert one.offer([job(size_bytes=4)], 0.0) is None
+    assert one.offer([job(size_bytes=0)], 0.0) is None
+    refusal = one.offer([job(size_bytes=0)], 0.0)
+    assert refusal is not None
+    assert refusal.reason == QUEUE
+    assert refusal.retry_after_s == pytest.approx(10 * MS)  # when the instance is free
+    one.finish(0, 0.0)
+    assert one.held_bytes == 4
+
+
+def test_a_request_of_several_calls_is_admitted_whole_or_not_at_all() -> None:
+    one = scheduler()
+    start(one)
+    parts = [job(deadline=41, samples=4), job(deadline=41, samples=4)]
+    assert one.offer(parts, 0.0) is not None  # 10 to 26 to 42
+    assert one.waiting == 0
+    parts = [job(deadline=42, samples=4), job(deadline=42, samples=4)]
+    assert one.offer(parts, 0.0) is None
+    assert one.waiting == 2
+
+
+def test_a_cancelled_request_makes_room() -> None:
+    one = scheduler()
+    start(one)
+    waiting = job(deadline=20)
+    assert one.offer([waiting], 0.0) is None
+    assert one.offer([job(deadline=21)], 0.0) is not None
+    assert one.cancel(waiting)
+    assert not one.cancel(waiting)
+    assert one.offer([job(deadline=21)], 0.0) is None
+
+
+def test_decoding_counts_as_part_of_the_call() -> None:
+    one = scheduler()
+    assert one.offer([job(deadline=14.9, prepare=5)], 0.0) is not None
+    assert one.offer([job(deadline=15.1, prepare=5)], 0.0) is None
+
+
+def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> None:
+    one = scheduler()
+    for _ in range(400):  # the host was three times slower for a while
+        one.times.observe(1, 0.0, 30 * MS)
+    assert one.times.safe_s(1) == pytest.approx(30 * MS)
+    probe = job(deadline=20)
+    assert one.offer([probe], 0.0) is None
+    assert one.take(0, 0.0).jobs == [probe]
+    one.finish(0, 10 * MS)
+    assert one.offer([job(deadline=30)], 10 * MS) is not None  # once a second is enough
+    assert one.offer([job(deadline=1020)], 1001 * MS) is None
+
+
+def test_the_corrections_follow_what_is_measured_and_a_single_stall_does_not_move_the_tail() -> None:
+    table = times((1, 10, 12), (2, 15, 18))
+    for number in range(400):
+        table.observe(2, 0.0, 1.0 if number == 390 else 30 * MS)
+    assert table.tail == pytest.approx(30 / 18)
+    assert table.safe_s(1) == pytest.approx(12 * 30 / 18 * MS)
+    for _ in range(400):
+        table.observe(1, 0.0, 10 * MS)
+    assert table.correction == pytest.approx(1.0, abs=0.01)
+    assert table.tail == pytest.approx(10 / 12)
+
+
+def test_sizes_between_the_rows_are_interpolated_and_never_faster_than_smaller_ones() -> None:
+    table = times((1, 10, 10), (4, 16, 16), (8, 12, 12))
+    assert table.expected_s(2) == pytest.approx(12 * MS)
+    assert table.expected_s(8) == pytest.approx(16 * MS)
+    with pytest.raises(ValueError, match="empty"):
+        CallTimes([])
+
+
+def test_the_time_to_decode_is_learnt_by_the_byte() -> None:
+    prepare = PrepareTimes()
+    assert prepare.estimate_s("image", 100_000) == pytest.approx(1.5 * MS)
+    prepare.observe("image", 1000, 2 * MS)
+    assert prepare.estimate_s("image", 500) == pytest.approx(1 * MS)
+    prepare.observe("image", 0, 1.0)  # says nothing
+    assert prepare.estimate_s("image", 500) == pytest.approx(1 * MS)
+
+
+def test_the_tail_is_the_first_value_until_others_are_known() -> None:
+    tail = Tail(1.0)
+    for _ in range(8):
+        tail.observe(5.0)
+    assert tail.value == 5.0  # 8 of 200 are more than one in a hundred
+
+
+@dataclass
+class Simulated:
+    """What came out of a simulated load."""
+
+    offered: int
+    latencies: list[float] = field(default_factory=list)
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    refused: int = 0
+    expired: int = 0
+
+    def goodput(self, promise: float, seconds: float) -> float:
+        return sum(latency <= promise * MS for latency in self.latencies) / seconds
+
+
+def simulate(one: Scheduler, arrivals_s: Sequence[float], promise: float, call_s: dict[int, float]) -> Simulated:
+    """Serve arrivals on the scheduler's instances. A call takes exactly ``call_s`` of its size."""
+    found = Simulated(len(arrivals_s))
+    ends: dict[int, tuple[float, list[Job]]] = {}
+    free = set(range(one.instances))
+    pending = list(arrivals_s)[::-1]
+
+    def serve(now_s: float) -> None:
+        for instance in sorted(free):
+            taken = one.take(instance, now_s)
+            found.expired += len(taken.dropped)
+            if taken.jobs:
+                free.discard(instance)
+                ends[instance] = (now_s + call_s[len(taken.jobs)], taken.jobs)
+                found.waits += [(each.predicted_s - each.arrived_s, now_s - each.arrived_s) for each in taken.jobs]
+
+    while pending or ends:
+        end_s, instance = min(((end, number) for number, (end, _) in ends.items()), default=(math.inf, -1))
+        now_s = min(pending[-1] if pending else math.inf, end_s, one.next_expiry_s() + 1e-9)
+        found.expired += len(one.expire(now_s))
+        if now_s == end_s:
+            _, jobs = ends.pop(instance)
+            found.latencies += [now_s - each.arrived_s for each in jobs]
+            one.finish(instance, now_s)
+            free.add(instance)
+        elif pending and now_s == pending[-1]:
+            arrived = pending.pop()
+            each = Job(1, 1, arrived, arrived + promise * MS, NORMAL, 0.0, None)
+            found.refused += one.offer([each], now_s) is not None
+        serve(now_s)
+    return found
+
+
+@pytest.mark.parametrize("load", [0.5, 1.0, 2.0, 5.0])
+def test_under_every_load_what_is_admitted_is_answered_in_time_and_nothing_is_wasted(load: float) -> None:
+    rows = [(1, 2.0, 2.2), (2, 3.0, 3.3), (4, 5.0, 5.5), (8, 9.0, 9.9)]
+    one = Scheduler(times(*rows), 2, Limits(10_000, 10**9))
+    call_s = {
+        size: float(np.interp(size, [row[0] for row in rows], [row[1] for row in rows])) * MS for size in range(1, 9)
+    }
+    capacity_per_s, seconds, promise = 2 * 8 / (9 * MS), 1.5, 50.0
+    generator = np.random.default_rng(1)
+    gaps = generator.exponential(1 / (load * capacity_per_s), int(load * capacity_per_s * seconds))
+    found = simulate(one, np.cumsum(gaps).tolist(), promise, call_s)
+    assert max(found.latencies) <= promise * MS
+    assert found.goodput(promise, seconds) >= 0.9 * min(1.0, load) * capacity_per_s
+    assert found.expired == 0  # calls take what the table says, so what is admitted is kept
+    errors = [abs(predicted - waited) / waited for predicted, waited in found.waits if waited > MS]
+    if load >= 1.0:
+        assert np.percentile(errors, 90) <= 0.2
+    else:
+        assert found.refused == 0
+
+
+def test_after_a_burst_the_queue_is_soon_empty_again() -> None:
+    one = Scheduler(times((1, 2.0, 2.2), (8, 9.0, 9.9)), 2, Limits(10_000, 10**9))
+    call_s = {size: (2.0 + (size - 1)) * MS for size in range(1, 9)}
+    burst = [0.0001 * number for number in range(10_000)]  # 10,000 a second for a second
+    calm = [1.0 + 2 * 0.05 + 0.01 * number for number in range(100)]  # from twice the promise later
+    found = simulate(one, [*burst, *calm], 50.0, call_s)
+    assert max(found.latencies[-100:]) <= 2.0 * MS + 1e-9
