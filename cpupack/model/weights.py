@@ -113,8 +113,7 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not cached.is_file():
         try:
-            if not cached.is_absolute():  # torch would make a directory "~" here
-                raise OSError("this user has no home directory to keep it in: set TORCH_HOME")
+            _check_home(cached)
             with urllib.request.urlopen(weights.url, timeout=_CONNECT_TIMEOUT_S):  # noqa: S310 - torchvision's https
                 pass
             weights.get_state_dict(progress=False, check_hash=True)
@@ -129,6 +128,11 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
             ) from error
     found = _from_file(module, cached, spec, progress, names=modern_names, optional=optional_parts(module))
     return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
+
+
+def _check_home(cached: Path) -> None:
+    if not cached.is_absolute():  # torch would make a directory "~" here
+        raise OSError("this user has no home directory to keep it in: set TORCH_HOME")
 
 
 def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:
