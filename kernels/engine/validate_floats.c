@@ -6,6 +6,7 @@
 #include "engine/kernels.h"
 
 enum { DIMENSIONS = CPUPACK_DIMENSIONS };
+enum { MOST_TAPS = 4096 }; /* of a window, beyond four times the pixels of its image */
 static const int64_t MOST_VALUES = (int64_t)1 << 40;
 
 /* Values of a sample of a buffer, which floats fill without a border. Codes have as many bytes. */
@@ -81,6 +82,13 @@ static int instructions_fit(const struct float_layer *layer, const struct cpupac
     return 1;
 }
 
+/* A damaged program must not only stay inside memory, it must also end. So a layer writes each value once at most, and
+ * reads about as many for it as there are.
+ */
+static int ends(const struct cpupack_walk *walk, int begin, int end, int64_t values) {
+    return product(walk->sizes + begin, end - begin) <= values;
+}
+
 static int map_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int two = layer->in2 != NULL || layer->spec->flags & FLAG_CONSTANT;
     return (!two || second_fits(layer, walk)) && instructions_fit(layer, walk);
@@ -133,6 +141,8 @@ static int windows_fit(const struct float_layer *layer, const struct cpupack_wal
         spec->pad_w < 0 || spec->pad_h > 1 << 15 || spec->pad_w > 1 << 15)
         return 0;
     const int64_t results = product(sizes + 3, 3), taps = (int64_t)spec->kernel_h * spec->kernel_w;
+    if (taps > MOST_TAPS + 4 * product(sizes, 2))
+        return 0;
     if (walk->out_first < 0 || results == 0 || walk->out_first + results > writable_values ||
         !steps_fit(sizes, 3, walk->in_first, walk->in_steps, bytes_of(layer->in) / 4))
         return 0;
@@ -193,13 +203,14 @@ int float_layer_fits(const struct float_layer *layer) {
     case OP_QUANTIZE:
         return quantize_fits(layer, &walk);
     case OP_FLOAT_MAP:
-        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && map_fits(layer, &walk);
+        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && map_fits(layer, &walk);
     case OP_FLOAT_REDUCE:
-        return reduction_fits(&walk) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
+        return ends(&walk, 0, DIMENSIONS, given) && reduction_fits(&walk) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
     case OP_FLOAT_NORMALIZE:
-        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && norm_fits(layer, &walk);
+        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && norm_fits(layer, &walk);
     case OP_FLOAT_MATMUL:
-        return out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && matmul_fits(layer, &walk);
+        return ends(&walk, 0, DIMENSIONS - 1, values) && ends(&walk, DIMENSIONS - 1, DIMENSIONS, given) &&
+               out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && matmul_fits(layer, &walk);
     case OP_FLOAT_WINDOWS:
         return windows_fit(layer, &walk, values);
     case OP_FLOAT_GATHER:

@@ -108,6 +108,8 @@ class Floats:
     def reduce(self, operand: Operand, axes: Sequence[int], kind: Reduction, *, scale: float = 1.0) -> View:
         """Append a reduction over dimensions; they are left out of the result."""
         view = self.view(operand)
+        if any(step == 0 and size > 1 for size, step in zip(view.shape, view.steps, strict=True)):
+            view = self.map(self.new(view.shape), view)  # repeated values: the engine reads each once
         places = kind in {Reduction.PLACE_OF_MAXIMUM, Reduction.PLACE_OF_MINIMUM}
         kept = [axis for axis in range(len(view.shape)) if axis not in axes]
         out = self.new([view.shape[axis] for axis in kept], steps_like(*_picked(view, kept)))
