@@ -306,10 +306,6 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
         lambda: Calls(Attention()), [],
         dict.fromkeys(("matmul", "softmax", "matmul_1"), "no kernel for it"),
     ),
-    "a generalized mean": (
-        lambda: Calls(lambda x: F.lp_pool2d(F.relu(x), 3.0, 4)), [],
-        dict.fromkeys(("pow", "avg_pool2d", "mul", "pow_1"), "a root of a power"),
-    ),
     "the batch is not first": (
         lambda: Calls(BatchSecond()), [], {"function.inner": "first dimension is not the batch"}
     ),

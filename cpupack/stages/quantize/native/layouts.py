@@ -23,7 +23,8 @@ def is_laid_out(calls: Calls, node: fx.Node) -> bool:
 
 def lay_out(b: Builder, node: fx.Node) -> None:
     """Lower a constant that is laid out: zeros of which a layer makes the constant, in float32 and rounded once."""
-    if not is_laid_out(b.calls, node):
+    written = [each.buffer for each in b.values.values() if isinstance(each, Value) and each.buffer >= 0]
+    if not is_laid_out(b.calls, node) or not written:
         raise b.calls.refusal(node)
     table = b.calls.constant(node.args[0])
     assert table is not None
@@ -31,8 +32,7 @@ def lay_out(b: Builder, node: fx.Node) -> None:
     layout = image_layout(shape[1:])
     zeros = b.add_buffer(*layout, (0.0, 1.0))
     size = b.buffer(zeros).size
-    source = next(each.buffer for each in reversed(b.values.values()) if isinstance(each, Value) and each.buffer >= 0)
-    b.move(source, zeros, torch.full((size,), FILL), torch.arange(size))
+    b.move(written[-1], zeros, torch.full((size,), FILL), torch.arange(size))
     values = table[0].expand(shape[1:])
     output = b.add_buffer(*layout, (float(values.min()), float(values.max())))
     one, result = b.buffer(zeros), b.buffer(output)

@@ -94,11 +94,12 @@ def lower(
         for node in calls.graph.graph.nodes
         if node.op.startswith("call") and is_skipped(node, recipe.skip)
     }
-    kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
+    # A program runs sample by sample: these are torch's, in FP32.
+    beyond = set(calls.across_samples())
+    kept |= {node: _NO_BATCH for node in beyond if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
-    beyond: set[fx.Node] = set()
     while True:
         segments, reasons = split(calls, kept, beyond)
         natively = [each for each in segments if each.native]
