@@ -108,7 +108,7 @@ class Packing:
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         """Return a batch of tensors as ``(n, size)``."""
-        return (x.permute(0, 2, 3, 1) if self.image else x).flatten(1)
+        return (x.permute(0, 2, 3, 1) if self.image else x).reshape(-1, self.size)
 
     def unpack(self, values: torch.Tensor) -> torch.Tensor:
         """Return the tensors that are in ``(n, values)``."""

@@ -42,11 +42,14 @@ ARITHMETIC = (torch.add, torch.sub, torch.mul, torch.div)
 POINTWISE = (torch.pow, torch.sqrt, torch.rsqrt, torch.exp, torch.log, torch.abs, torch.reciprocal, torch.clamp)
 """Of one tensor, with numbers: functions of one value that torch has no module for."""
 JOINS = (torch.matmul, torch.cat, F.scaled_dot_product_attention)
+UNFOLD = torch.ops.aten.im2col.default
+"""``F.unfold``, which calls this."""
 SHAPES = (
     torch.flatten, torch.reshape, torch.permute, operator.getitem, torch.chunk, F.pixel_shuffle, F.pixel_unshuffle,
+    UNFOLD,
 )  # fmt: skip
 """What moves values and computes nothing. The batch stays first; in ``torch.reshape`` it is written as -1."""
-OTHERS = (F.pad, F.interpolate, torch.mean, torch.sum, torch.amax, torch.amin)
+OTHERS = (F.pad, F.interpolate, torch.mean, torch.sum, torch.amax)
 FUNCTIONS: tuple[Any, ...] = (*ARITHMETIC, *POINTWISE, *JOINS, *SHAPES, *OTHERS)
 METHODS = ("size", "expand")
 """A constant is laid out for the whole batch (a class token): ``table.expand(x.size(0), ...)``."""

@@ -102,6 +102,17 @@ class Written(nn.Module):
         return y
 
 
+class Zeroed(nn.Module):
+    """A shift of rows that writes zeros in, as networks without spatial filters do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[:, :4, 1:] = x[:, :4, :-1]
+        y[:, 4:] = x[:, 4:]
+        y[:, :, :, 0] = 0.5
+        return y
+
+
 class BatchSecond(nn.Module):
     """A layer over ``(positions, batch, channels)``, as attention in torch has it."""
 
@@ -151,7 +162,21 @@ OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "positions joined": lambda: Calls(
         lambda x: torch.cat([x.flatten(2).transpose(1, 2), x.flatten(2)[:, :, :3].transpose(1, 2)], 1)
     ),
+    "the larger": lambda: Calls(lambda x: torch.maximum(x, torch.tanh(x.flip(3)) * 2.0)),
+    "the smaller": lambda: Calls(lambda x: torch.minimum(*x.chunk(2, 1))),
+    "a gated unit": lambda: Calls(lambda x: F.glu(x, 1)),
+    # constants of each sample
+    "coordinates joined": lambda: Calls(
+        lambda x: torch.cat([x, torch.linspace(-3, 2, 8).view(1, 1, 1, 8).expand(x.shape[0], 2, 8, 8)], 1)
+    ),
+    "a token joined": lambda: Calls(
+        lambda x: torch.cat([torch.linspace(-1, 1, 8).expand(x.shape[0], 1, 8), x.flatten(2).transpose(1, 2)], 1)
+    ),
+    "zeros written in": lambda: Calls(Zeroed()),
     # reductions
+    "the largest of three": lambda: Calls(lambda x: x[:, :6].unflatten(1, (2, 3)).amax(2)),
+    "a sum of branches": lambda: Calls(lambda x: torch.stack([x, F.relu(x), torch.tanh(x)], 1).sum(1)),
+    "a mean of branches": lambda: Calls(lambda x: torch.stack([x, F.relu(x)], 1).mean(1), after=nn.Conv2d(8, 4, 3)),
     "half a mean": lambda: Calls(lambda x: x.mean(2)),
     "mean of channels": lambda: Calls(lambda x: torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)),
     "mean of positions": lambda: Calls(lambda x: x.flatten(2).transpose(1, 2).mean(1)),
@@ -165,6 +190,7 @@ OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "own divisor": lambda: Calls(nn.AvgPool2d((2, 3), padding=1, divisor_override=3)),
     "odd adaptive": lambda: Calls(nn.AdaptiveAvgPool2d((3, 11))),
     "adaptive maximum": lambda: Calls(nn.AdaptiveMaxPool2d((4, 1))),
+    "odd adaptive maximum": lambda: Calls(nn.AdaptiveMaxPool2d((3, 5))),
     "pool of rows apart": lambda: Calls(lambda x: F.max_pool2d(x.transpose(1, 2), 2)),
     # other sizes
     "transposed": lambda: Calls(nn.ConvTranspose2d(8, 6, 4, 2, 1)),
@@ -194,6 +220,10 @@ OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "slices": lambda: Calls(lambda x: x[:, 1:7, ::2, 3:]),
     "a slice written": lambda: Calls(Written(slice(1, 8, 3))),
     "all of it written": lambda: Calls(Written(slice(0, 8))),
+    "windows": lambda: Calls(lambda x: F.unfold(x, 3, padding=1, stride=2)),
+    "windows, of a tensor": lambda: Calls(lambda x: x.unfold(2, 3, 2)),
+    "chosen channels": lambda: Calls(lambda x: x[:, torch.tensor([5, 0, 0, 2])], after=nn.Conv2d(4, 4, 3)),
+    "tiled": lambda: Calls(lambda x: x.repeat(1, 2, 1, 1), after=nn.Conv2d(16, 4, 3)),
     "repeated": lambda: Calls(lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True).expand_as(x))),
     "columns as features": lambda: Calls(nn.Linear(8, 5)),
     "one dimension": lambda: Calls(AlongWidth()),

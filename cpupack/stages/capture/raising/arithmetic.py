@@ -111,6 +111,8 @@ def _negate(r: Raiser, a: dict[str, Any]) -> fx.Node:
 def _power(r: Raiser, a: dict[str, Any]) -> fx.Node:
     _float_result(r)
     exponent = _constant(r, a["exponent"])
+    if isinstance(exponent, torch.Tensor) and exponent.numel() == 1 and exponent.ndim <= len(r.shape()):
+        exponent = float(exponent)  # a parameter of one value, as pooling by a generalized mean has
     if isinstance(exponent, torch.Tensor) or r.is_known(a["self"]):
         raise NotRaised
     x = r.activation(a["self"])

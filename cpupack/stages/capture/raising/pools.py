@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
+from cpupack.graph.vocabulary import UNFOLD
+from cpupack.stages.capture.raising.combined import extreme
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
 
 _MAX: tuple[Any, ...] = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -39,9 +41,8 @@ def _with_indices(handler: Callable[[Raiser, dict[str, Any]], fx.Node]) -> Calla
     """Return a handler of an operator that returns indices too, which nothing may read."""
 
     def of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
-        for reader in r.node.users:
-            if len(reader.args) > 1 and reader.args[1] != 0 and reader.users:
-                raise NotRaised
+        if _reads_indices(r.node):
+            raise NotRaised
         return [handler(r, a), None]
 
     return of_several
@@ -75,20 +76,20 @@ def _dims(a: dict[str, Any], rank: int) -> tuple[int, ...]:
     return tuple(sorted(each % rank for each in (dims if isinstance(dims, list | tuple) else [dims])))
 
 
-def _reduce(
-    function: Callable[..., Any], kinds: tuple[Any, ...] | None, word: str
-) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
+def _reduce(function: Callable[..., Any], kinds: tuple[Any, ...] | None, word: str) -> Callable[..., fx.Node]:
     """Return a handler of a reduction; over all positions it is a pooling."""
 
-    def handler(r: Raiser, a: dict[str, Any]) -> fx.Node:
-        if not r.is_float() or a.get("dtype") not in {None, torch.float32}:
-            raise NotRaised
+    def handler(r: Raiser, a: dict[str, Any], factor: float = 1.0) -> fx.Node:
         source, keep = a["self"], bool(a.get("keepdim", False))
+        if not r.is_float(source) or a.get("dtype") not in {None, torch.float32}:
+            raise NotRaised
         rank = len(r.shape(source))
         dims = _dims(a, rank)
         if 0 in dims:
             raise NotRaised  # over the batch
         x = r.activation(source)
+        if factor != 1:
+            x = r.call(torch.mul, x, factor)
         if kinds is None or rank not in {3, 4, 5} or dims != tuple(range(2, rank)):
             return r.call(function, x, dims, keep)
         pooled = r.module(kinds[rank - 3]((1,) * (rank - 2)), x, word=f"adaptive_{word}_pool{rank - 2}d")
@@ -97,19 +98,36 @@ def _reduce(
     return handler
 
 
-def _largest(r: Raiser, a: dict[str, Any]) -> list[Any]:
-    """``x.max(dim)``: values and indices, of which only the values have a form."""
+_LARGEST = _reduce(torch.amax, _ADAPTIVE_MAX, "max")
+
+
+def _largest(r: Raiser, a: dict[str, Any]) -> Any:
+    """``x.max(dim)``: values and indices, of which only the values have a form; and ``torch.max(x, y)``."""
     if "dim" not in a:
-        raise NotRaised  # x.max(), which looks at the whole batch, and max(x, y)
-    for reader in r.node.users:
-        if len(reader.args) > 1 and reader.args[1] != 0 and reader.users:
-            raise NotRaised
-    source = a["self"]
-    rank = len(r.shape(source))
-    dim = a["dim"] % rank
-    if dim == 0 or not r.is_float(source):
+        if "other" in a:
+            return extreme(1.0)(r, a)
+        raise NotRaised  # x.max(), which looks at the whole batch
+    if _reads_indices(r.node):
         raise NotRaised
-    return [r.call(torch.amax, r.activation(source), (dim,), bool(a["keepdim"])), None]
+    return [_LARGEST(r, a), None]
+
+
+def _smallest(r: Raiser, a: dict[str, Any]) -> Any:
+    """``x.min(dim)`` and ``amin``: the largest of the negative."""
+    if "dim" not in a:
+        if "other" in a:
+            return extreme(-1.0)(r, a)
+        raise NotRaised
+    several = isinstance(r.node.meta.get("val"), list | tuple)
+    if several and _reads_indices(r.node):
+        raise NotRaised
+    smallest = r.call(torch.mul, _LARGEST(r, a, -1.0), -1.0)
+    return [smallest, None] if several else smallest
+
+
+def _reads_indices(node: fx.Node) -> bool:
+    """Whether something reads a second result, the indices, of a call of several."""
+    return any(len(each.args) > 1 and each.args[1] != 0 and each.users for each in node.users)
 
 
 def _pad(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -161,7 +179,18 @@ def _upsample(mode: str) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
     return handler
 
 
+def _windows(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``F.unfold``: its padding is a call of its own, so that what is left moves values alone."""
+    if len(r.shape(a["self"])) != 4:
+        raise NotRaised
+    rows, columns = numbers(a["padding"], 2)
+    x = _padded(r, a["self"], [columns, columns, rows, rows], "constant", 0.0)
+    settings = [list(numbers(a[name], 2)) for name in ("kernel_size", "dilation")]
+    return r.call(UNFOLD, x, *settings, [0, 0], list(numbers(a["stride"], 2)), word="unfold")
+
+
 HANDLERS: dict[str, Any] = {
+    "im2col": _windows,
     **{f"max_pool{n}d": _max_pool(n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": _with_indices(_max_pool(n)) for n in (1, 2, 3)},
     **{f"avg_pool{n}d": _average_pool(n) for n in (1, 2, 3)},
@@ -169,10 +198,10 @@ HANDLERS: dict[str, Any] = {
     **{f"_adaptive_avg_pool{n}d": _adaptive(_ADAPTIVE_AVERAGE, n, "avg") for n in (2, 3)},
     **{f"adaptive_max_pool{n}d": _with_indices(_adaptive(_ADAPTIVE_MAX, n, "max")) for n in (1, 2, 3)},
     "mean": _reduce(torch.mean, _ADAPTIVE_AVERAGE, "avg"),
-    "amax": _reduce(torch.amax, _ADAPTIVE_MAX, "max"),
-    "amin": _reduce(torch.amin, None, "min"),
+    "amax": _LARGEST,
     "sum": _reduce(torch.sum, None, "sum"),
     "max": _largest,
+    **dict.fromkeys(("min", "amin"), _smallest),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     **{f"reflection_pad{n}d": _pad_by("reflect") for n in (1, 2, 3)},
     **{f"replication_pad{n}d": _pad_by("replicate") for n in (1, 2, 3)},

@@ -15,13 +15,14 @@ from cpupack.errors import ModelError
 from cpupack.graph.tags import OTHER_FLOAT
 from cpupack.model.user_code import is_library
 from cpupack.stages.capture.export import Exported, depends_on_values
-from cpupack.stages.capture.raising import activations, arithmetic, layers, pools, shapes
+from cpupack.stages.capture.raising import activations, arithmetic, combined, layers, pools, shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
-    **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **pools.HANDLERS, **shapes.HANDLERS
+    **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
+    **shapes.HANDLERS,
 }  # fmt: skip
 
 

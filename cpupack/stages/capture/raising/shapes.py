@@ -45,7 +45,7 @@ def reshaped(
         return x
     if sum(dynamic) > 1:
         raise NotRaised
-    if len(after) == 2 and dynamic[0] and before[0] == after[0]:
+    if len(after) == 2 and len(before) > 1 and dynamic[0] and before[0] == after[0]:
         return r.call(torch.flatten, x, 1)
     return r.call(torch.reshape, x, tuple(-1 if moves else size for size, moves in zip(after, dynamic, strict=True)))
 
@@ -279,6 +279,13 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
 
 
+def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``x.fill_(number)`` and the like: a constant in the place of a tensor."""
+    number = r.constant(a["value"])
+    number = float(number) if isinstance(number, torch.Tensor) and number.numel() == 1 else number
+    return _filled(r, {"fill_value": number})
+
+
 def _copy(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """What is written over a whole tensor."""
     source = a["src"]
@@ -335,6 +342,8 @@ HANDLERS: dict[str, Any] = {
     **dict.fromkeys(
         ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), _filled
     ),
+    "fill": _written_over,
+    "zero": _filled,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,

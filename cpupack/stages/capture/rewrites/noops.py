@@ -55,7 +55,12 @@ def merge_shape_operations(graph: fx.GraphModule) -> bool:
             continue
         reshapes = {torch.reshape, torch.flatten}
         if node.target in reshapes and inner.target in reshapes:
-            node.args = (inner.args[0], *node.args[1:])
+            source = inner.args[0]
+            assert isinstance(source, fx.Node)
+            if node.target is torch.flatten and (len(shape(source)) < 2 or shape(source)[0] != shape(node)[0]):
+                node.target, node.args = torch.reshape, (source, (-1, shape(node)[1]))  # the batch is not first there
+            else:
+                node.args = (source, *node.args[1:])
             changed = True
         elif node.target is torch.permute and inner.target is torch.permute:
             outer, first = node.args[1], inner.args[1]

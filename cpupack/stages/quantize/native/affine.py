@@ -54,7 +54,7 @@ def scale_and_shift(b: Builder, node: fx.Node) -> None:
         "low": result.zero_point if end is not last else 0,
     }  # fmt: skip
     everywhere = order_of(Value(number, order), one, shape)[0]
-    _set_constants(layer, [_in_place(each, everywhere, one) for each in (factor, shift)], one, result)
+    set_constants(layer, [_in_place(each, everywhere, one) for each in (factor, shift)], one, result)
     b.append(layer)
     tell_with_relu(b, last, end, Value(output, order), "affine")
 
@@ -73,7 +73,7 @@ def slope(b: Builder, node: fx.Node) -> None:
     slopes = module.weight.detach().reshape(-1, *[1] * (len(shape) - 2))
     everywhere = order_of(Value(number, order), one, shape)[0]
     constants = [_in_place(each, everywhere, one) for each in (torch.ones(()), torch.zeros(()), slopes)]
-    _set_constants(layer, constants, one, result)
+    set_constants(layer, constants, one, result)
     b.append(layer)
     b.values[node] = Value(output, order)
     b.tell(node, node, "cpupack::affine")
@@ -121,7 +121,7 @@ def _in_place(constant: torch.Tensor, order: torch.Tensor, buffer: Buffer) -> to
     return by_channel.reshape(buffer.channels, buffer.height, buffer.width).permute(1, 2, 0)
 
 
-def _set_constants(layer: Layer, constants: list[torch.Tensor], source: Buffer, result: Buffer) -> None:
+def set_constants(layer: Layer, constants: list[torch.Tensor], source: Buffer, result: Buffer) -> None:
     """Give a layer factor, shift and maybe the factor of negative values, in codes."""
     places = any(each.ndim == 3 for each in constants)
     if places:

@@ -12,11 +12,23 @@ from torch.fx.node import map_arg
 
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, kind_of, scoped_name
-from cpupack.graph.vocabulary import SHAPES
+from cpupack.graph.vocabulary import SHAPES, UNFOLD
 from cpupack.stages.quantize.native.batches import Rearrangement
 from cpupack.stages.quantize.native.functions import activation_of, constant_of
 
-_REARRANGEMENTS = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
+_REARRANGEMENTS = (
+    *SHAPES,
+    *(
+        getattr(getattr(torch.ops.aten, name), overload)
+        for name, overload in (
+            ("roll", "default"), ("flip", "default"), ("rot90", "default"), ("unfold", "default"),
+            ("diagonal", "default"), ("repeat", "default"), ("tile", "default"), ("repeat_interleave", "self_int"),
+            ("index_select", "default"), ("index", "Tensor"), ("reshape", "default"),
+        )
+    ),
+)  # fmt: skip
+_WITHOUT_INTEGERS = (F.interpolate, F.pad, UNFOLD)
+"""Functions that take no integers: numbers of elements are given to them as float64, exact up to 2^53."""
 _NEAREST = ("nearest", "nearest-exact")
 
 
@@ -137,9 +149,11 @@ class Calls:
     def rearranged(self, node: fx.Node, operands: dict[fx.Node, Any]) -> Any:
         """Run a call on other operands: a tensor, or a tuple of them."""
 
-        floats = self.target(node) in {F.interpolate, F.pad}  # which take no integers: theirs are exact up to 2^53
+        floats = self.target(node) in _WITHOUT_INTEGERS
 
         def operand(each: fx.Node) -> Any:
+            if each.op == "get_attr":
+                return getattr(self.graph, str(each.target))  # the indices of a selection
             if each not in operands:
                 return each.meta["constant"]
             return operands[each].double() if floats else operands[each]

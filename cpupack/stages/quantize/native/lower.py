@@ -17,9 +17,10 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing
+from cpupack.graph.roots import under_roots
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
-from cpupack.stages.quantize.native import affine, joins, parts, pooling, windows
+from cpupack.stages.quantize.native import affine, joins, layouts, parts, pooling, windows
 from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.bridges import as_codes
 from cpupack.stages.quantize.native.builder import Builder
@@ -31,6 +32,7 @@ from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
+_ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "the native engine has no kernel for values that are not float32"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
@@ -52,6 +54,7 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     torch.ops.aten.copy.default: joins.overwrite,
     torch.ops.aten.expand_as.default: joins.expand,
     F.interpolate: windows.interpolate,
+    "expand": layouts.lay_out,
 }
 
 
@@ -91,10 +94,12 @@ def lower(
         for node in calls.graph.graph.nodes
         if node.op.startswith("call") and is_skipped(node, recipe.skip)
     }
-    kept |= {node: _NO_BATCH for node in calls.across_samples() if node not in kept}
+    # A program runs sample by sample: these are torch's, in FP32.
+    beyond = set(calls.across_samples())
+    kept |= {node: _NO_BATCH for node in beyond if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
-    beyond: set[fx.Node] = set()
     while True:
         segments, reasons = split(calls, kept, beyond)
         natively = [each for each in segments if each.native]

@@ -95,12 +95,31 @@ def adaptive_average_pool(b: Builder, node: fx.Node) -> None:
 
 
 def adaptive_max_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveMaxPool1d`` where the windows are all of one size."""
+    """Lower ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveMaxPool1d``."""
     lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
-    if any(length % size for length, size in zip(lengths, sizes, strict=True)):
-        raise b.calls.refusal(node, f"from {lengths[0]} x {lengths[1]} to {sizes[0]} x {sizes[1]}")
-    window = lengths[0] // sizes[0], lengths[1] // sizes[1]
-    _largest(b, node, window, window, (0, 0), _ONE)
+    if not any(length % size for length, size in zip(lengths, sizes, strict=True)):
+        window = lengths[0] // sizes[0], lengths[1] // sizes[1]
+        _largest(b, node, window, window, (0, 0), _ONE)
+        return
+    # Windows of different sizes are copied side by side; short ones have their last row or column again.
+    number = b.image(node.args[0], node)
+    source = b.buffer(number)
+    rows, columns = (_windows(*each) for each in zip(lengths, sizes, strict=True))
+    kernel = len(rows) // sizes[0], len(columns) // sizes[1]
+    elements = torch.arange(source.size).reshape(source.channels, *lengths)[:, rows][:, :, columns].flatten()
+    copy = b.add_alike((len(rows), len(columns), source.channels), source)
+    b.move(number, copy, elements, torch.arange(len(elements)))
+    output = b.program.add_buffer(Buffer(*sizes, source.channels, source.scale, source.zero_point))
+    b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=_window(kernel, kernel, (0, 0), _ONE)))
+    b.values[node] = Value(output)
+    b.tell(node, node, "cpupack::max_pool")
+
+
+def _windows(length: int, size: int) -> list[int]:
+    """Return what each of ``size`` windows of an adaptive pooling sees, one after the other, all equally long."""
+    ends = [(place * length // size, -(-(place + 1) * length // size)) for place in range(size)]
+    longest = max(end - begin for begin, end in ends)
+    return [min(begin + step, end - 1) for begin, end in ends for step in range(longest)]
 
 
 def reduce(b: Builder, node: fx.Node) -> None:
@@ -128,6 +147,9 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
     number = value.buffer
     own = torch.arange(source.size).reshape(source.channels, -1)
     if own.shape != by_channel.shape or not torch.equal(by_channel.sort(1).values, own):
+        if len(kept) == 3 and shape[kept[2]] * count <= LONGEST_SIDE:
+            _reduce_image(b, node, value.buffer, by_channel.reshape(*(shape[axis] for axis in kept), count))
+            return
         height = next(each for each in range(1, count + 1) if count % each == 0 and count // each <= LONGEST_SIDE)
         number = b.add_alike((height, count // height, len(by_channel)), source)
         b.move(value.buffer, number, by_channel.flatten(), torch.arange(by_channel.numel()))
@@ -156,6 +178,31 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
     fields |= {"scale": scale / result.scale, "output_zero_point": result.zero_point}
     b.append(Layer(Op.GLOBAL_AVERAGE, input=number, output=output, fields=fields))
     _tell_reduced(b, node, output, "global_average")
+
+
+def _reduce_image(b: Builder, node: fx.Node, number: int, order: torch.Tensor) -> None:
+    """Append a reduction to images: values that become one are side by side, and windows of a row go over them.
+
+    ``order`` says which elements ``(channels, height, width, count)`` these are.
+    """
+    channels, height, width, count = order.shape
+    source, target = b.buffer(number), b.calls.target(node)
+    copy = b.add_alike((height, width * count, channels), source)
+    b.move(number, copy, order.flatten(), torch.arange(order.numel()))
+    fields = _window((1, count), (1, count), (0, 0), _ONE)
+    if target is torch.amax:
+        output = b.add_alike((height, width, channels), source)
+        b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=fields))
+        _tell_reduced(b, node, output, "max_pool")
+        return
+    output = b.add_buffer(height, width, channels, b.limits(node))
+    result = b.buffer(output)
+    fields |= {
+        "scale": source.scale * (count if target is torch.sum else 1) / result.scale,
+        "input_zero_point": source.zero_point, "output_zero_point": result.zero_point,
+    }  # fmt: skip
+    b.append(Layer(Op.AVERAGE_POOL, Flag.INCLUDE_PAD, copy, output=output, fields=fields))
+    _tell_reduced(b, node, output, "average_pool")
 
 
 def _tell_reduced(b: Builder, node: fx.Node, output: int, kernel: str) -> None:

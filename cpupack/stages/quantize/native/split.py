@@ -17,6 +17,7 @@ from cpupack.errors import QuantizationError
 from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.functions import is_fused_relu
+from cpupack.stages.quantize.native.layouts import is_laid_out
 
 AROUND = "comes before or after the INT8 part"
 BETWEEN = "lies between layers in FP32"
@@ -44,7 +45,9 @@ def split(
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
     reasons = dict(kept)
     for node in nodes:
-        if node.op.startswith("call") and not calls.is_constant(node) and calls.counts_samples(node):
+        if not node.op.startswith("call") or calls.is_constant(node) or is_laid_out(calls, node):
+            continue
+        if calls.counts_samples(node):
             reasons.setdefault(node, BY_BATCH)
     weighted = [place for place, node in enumerate(nodes) if has_weights(calls, node) and node not in reasons]
     if not weighted:

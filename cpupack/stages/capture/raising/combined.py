@@ -1,0 +1,154 @@
+"""Handlers of operators that are other ones put together: maxima of two tensors, gated units, masks, joins by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cpupack.stages.capture.raising.activations import clamp_module
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+
+
+def _gated(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``glu``: the first half of the channels times the sigmoid of the second."""
+    source = a["self"]
+    dim = a["dim"] % len(r.shape(source))
+    if r.dynamic(source)[dim] or not r.is_float():
+        raise NotRaised
+    parts = r.call(torch.chunk, r.activation(source), 2, dim)
+    value, gate = (r.call(operator.getitem, parts, place) for place in range(2))
+    return r.call(torch.mul, value, r.module(nn.Sigmoid(), gate, word="sigmoid"))
+
+
+def _join_along(choose: Callable[[int], int]) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
+    """Return a handler of ``hstack`` and the like; ``choose`` gives the dimension for tensors of a rank."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> fx.Node:
+        rank = len(r.shape(a["tensors"][0]))
+        dim = choose(rank)
+        if dim >= rank or r.dynamic()[dim]:
+            raise NotRaised  # a dimension is added, or batches are joined
+        return r.call(torch.cat, [r.operand(each) for each in a["tensors"]], dim)
+
+    return handler
+
+
+def extreme(sign: float) -> Callable[[Raiser, dict[str, Any]], Any]:
+    """Return a handler of ``maximum`` (sign 1) or ``minimum`` (-1) of two tensors."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> fx.Node:
+        left, right = a["self"], a["other"]
+        if r.is_known(left):
+            left, right = right, left
+        x = r.activation(left)
+        if not r.is_float():
+            raise NotRaised
+        if r.is_known(right):
+            return _clamped(r, x, r.constant(right), sign)
+        shape = r.shape()
+        if len(shape) < 2 or not r.shape(left) == r.shape(right) == shape or any(r.dynamic()[1:]):
+            raise NotRaised
+        parts = [x, r.activation(right)]
+        if sign < 0:
+            parts = [r.call(torch.mul, each, -1.0) for each in parts]
+        joined = r.call(torch.reshape, r.call(torch.cat, parts, 1), (-1, 2, *shape[1:]))
+        largest = r.call(torch.amax, joined, (1,), False)
+        return r.call(torch.mul, largest, -1.0) if sign < 0 else largest
+
+    return handler
+
+
+def _clamped(r: Raiser, x: fx.Node, limit: Any, sign: float) -> fx.Node:
+    """The larger (or smaller) of ``x`` and one number; of several numbers there is no form."""
+    if isinstance(limit, torch.Tensor):
+        if limit.numel() != 1:
+            raise NotRaised
+        limit = float(limit)
+    low, high = (limit, None) if sign > 0 else (None, limit)
+    module = clamp_module(low, high)
+    return r.call(torch.clamp, x, low, high) if module is None else r.module(module, x, word="relu")
+
+
+def _mask_of(r: Raiser, value: Any) -> torch.Tensor:
+    """Return a mask that is a constant, as zeros and ones; what is compared anew for each input has no form."""
+    mask = r.tensor(value)
+    if mask is None or mask.dtype != torch.bool:
+        raise NotRaised
+    return mask.float()
+
+
+def _masked(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``masked_fill`` by a constant mask: a product and a sum with constants."""
+    number = r.constant(a["value"])
+    return _chosen(r, 1.0 - _mask_of(r, a["mask"]), a["self"], number, r._name_of(a["mask"]))
+
+
+def _where(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``where`` by a constant mask."""
+    mask, one, other = _mask_of(r, a["condition"]), a["self"], a["other"]
+    name = r._name_of(a["condition"])
+    if r.is_known(other):
+        return _chosen(r, mask, one, r.constant(other), name)
+    if r.is_known(one):
+        return _chosen(r, 1.0 - mask, other, r.constant(one), name)
+    parts = [_times(r, each, keep, name) for each, keep in ((one, mask), (other, 1.0 - mask))]
+    return r.call(torch.add, *parts)
+
+
+def _chosen(r: Raiser, keep: torch.Tensor, source: Any, other: Any, name: str) -> fx.Node:
+    """Return ``source`` where ``keep`` is 1, the constant ``other`` where it is 0."""
+    if isinstance(other, torch.Tensor):
+        other = other.float() if other.numel() > 1 else float(other)
+    if not isinstance(other, torch.Tensor | int | float) or not bool(torch.isfinite(torch.as_tensor(other)).all()):
+        raise NotRaised  # an infinity times 0 is no number
+    x = _times(r, source, keep, name)
+    filled = (1.0 - keep) * other
+    return x if not bool(filled.any()) else r.call(torch.add, x, r.attribute(filled, name))
+
+
+def _times(r: Raiser, source: Any, mask: torch.Tensor, name: str) -> fx.Node:
+    if not r.is_float() or not r.is_float(source) or r.shape(source) != r.shape():
+        raise NotRaised
+    return r.call(torch.mul, r.activation(source), r.attribute(mask, name))
+
+
+def _plus_product(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``addcmul``: ``self + value * tensor1 * tensor2``."""
+    if not r.is_float():
+        raise NotRaised
+    product = _product(r, a["tensor1"], a["tensor2"])
+    if a["value"] != 1:
+        product = r.call(torch.mul, product, float(a["value"]))
+    return r.call(torch.add, product, r.operand(a["self"]))
+
+
+def _product(r: Raiser, left: Any, right: Any) -> fx.Node:
+    if r.is_known(left):
+        left, right = right, left
+    return r.call(torch.mul, r.activation(left), r.operand(right))
+
+
+def _between(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``lerp``: ``self + weight * (end - self)``."""
+    if not r.is_float():
+        raise NotRaised
+    start, end, weight = r.activation(a["self"]), r.activation(a["end"]), r.operand(a["weight"])
+    return r.call(torch.add, start, r.call(torch.mul, r.call(torch.sub, end, start), weight))
+
+
+HANDLERS: dict[str, Any] = {
+    "glu": _gated,
+    "hstack": _join_along(lambda rank: 0 if rank == 1 else 1),
+    "dstack": _join_along(lambda _: 2),
+    "column_stack": _join_along(lambda _: 1),
+    **dict.fromkeys(("maximum", "fmax"), extreme(1.0)),
+    **dict.fromkeys(("minimum", "fmin"), extreme(-1.0)),
+    "masked_fill": _masked,
+    "where": _where,
+    "addcmul": _plus_product,
+    "lerp": _between,
+}
