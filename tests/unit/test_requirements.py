@@ -111,7 +111,7 @@ def test_ranges_are_those_of_cpupack_itself() -> None:
     for text in (*requirements.RUNTIME_REQUIREMENTS, requirements.BUILD_REQUIRES, extras.JINJA2):
         assert Requirement(text).specifier == own[Requirement(text).name]
     assert f">={requirements.OLDEST_TORCH}" in str(own["torch"])
-    for text in (extras.LOADGEN, extras.SIMPLEJPEG):
+    for text in (extras.LOADGEN, extras.SIMPLEJPEG, *extras.SERVE):
         ours = {each.name: each.specifier for each in map(Requirement, _development())}
         assert Requirement(text).specifier == ours[Requirement(text).name]
 
@@ -130,7 +130,7 @@ def test_torch_is_bounded_by_the_builders_minor() -> None:
 def test_every_extra_is_in_the_wheel(tiny: TinyWheel, tmp_path: Path) -> None:
     staged = stage_project(tiny.contents(), tmp_path / "project")
     found = project_table(staged.root)["optional-dependencies"]
-    assert found == {name: [requirement] for name, (requirement, _) in requirements.EXTRAS.items()}
+    assert found == {name: wanted for name, (wanted, _) in requirements.EXTRAS.items()}
 
 
 def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:

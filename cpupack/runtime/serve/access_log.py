@@ -51,7 +51,7 @@ class AccessLog:
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Queue one line. Never waits."""
-        now = datetime.now(timezone.utc)  # noqa: UP017 - datetime.UTC is of Python 3.11
+        now = datetime.now(timezone.utc)
         text = json.dumps({"time": now.isoformat(timespec="milliseconds"), **fields}, separators=(",", ":"))
         try:
             self._lines.put_nowait(text)

@@ -64,7 +64,7 @@ _MESSAGES: dict[str, str] = {
     ),
     "ModelInferResponse.InferOutputTensor": f"{_TENSOR} parameters:%InferParameter contents:InferTensorContents",
 }
-"""Fields of each message in order, numbered from 1. ``*`` is repeated, ``%`` a map from strings, ``.`` a message inside.
+"""Fields of each message in order, numbered from 1. ``*`` is repeated, ``%`` a map from strings, ``.`` is within it.
 From the protocol's grpc_predict_v2.proto; a test compares them with tritonclient's."""
 
 _PARAMETER = "bool_param:bool int64_param:int64 string_param:string double_param:double uint64_param:uint64"
@@ -126,7 +126,6 @@ def _health_file() -> Any:
     status = answer.enum_type.add(name="ServingStatus")
     for number, name in enumerate(("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")):
         status.value.add(name=name, number=number)
-    answer.field.add(
-        name="status", number=1, label=_OPTIONAL, type=_ENUM, type_name=".grpc.health.v1.HealthCheckResponse.ServingStatus"
-    )  # fmt: skip
+    kind = ".grpc.health.v1.HealthCheckResponse.ServingStatus"
+    answer.field.add(name="status", number=1, label=_OPTIONAL, type=_ENUM, type_name=kind)
     return file
