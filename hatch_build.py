@@ -19,6 +19,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY = "cpupack/runtime/kernels/cpupack_int8.x86_64.so"
 SOURCES = "kernels"
+PUBLIC_HEADERS = "cpupack/runtime/export/c"
+"""The header for programs in C, which ships beside the library."""
 COMPILER = "ziglang"
 
 FLAGS = (
@@ -26,7 +28,7 @@ FLAGS = (
     # loads the library. Kernels for AVX-512 and AMX raise that function by function (kernels/avx512/target.h), and
     # kernels/engine/cpu.c calls them only where the CPU has these.
     *("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64_v3"),
-    *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-pthread", f"-I{SOURCES}"),
+    *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-fPIC", "-pthread", f"-I{SOURCES}", f"-I{PUBLIC_HEADERS}"),
     # torch's exceptions pass through the frame of the operator (kernels/torch/operator.c).
     "-fexceptions",
     # Equal sources make an equal file: no debug information, no paths, no build id.
@@ -48,7 +50,9 @@ def compile_kernels(root: Path) -> Path:
     Raises RuntimeError when there is no compiler, or with what the compiler says.
     """
     library = root / LIBRARY
-    sources = (path for path in (root / SOURCES).rglob("*.*") if path.suffix in {".c", ".h", ".inc", ".map"})
+    directories = (root / SOURCES, root / PUBLIC_HEADERS)
+    found = (path for directory in directories for path in directory.rglob("*.*"))
+    sources = (path for path in found if path.suffix in {".c", ".h", ".inc", ".map"})
     newest_s = max(path.stat().st_mtime for path in (*sources, Path(__file__)))
     if library.exists() and library.stat().st_mtime >= newest_s:
         return library

@@ -34,7 +34,7 @@ FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "progre
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
-    ("Commands", ("cli", "info", "tune", "capacity", "pages", "serve")),
+    ("Commands", ("cli", "info", "tune", "capacity", "pages", "export", "serve")),
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
     ("Deciding how to run", ("plan",)),

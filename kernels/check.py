@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hatch_build import COMPILER, FLAGS, LIBRARY, SOURCES, compile_library  # noqa: E402 - found by the line before
+from hatch_build import COMPILER, FLAGS, LIBRARY, PUBLIC_HEADERS, SOURCES, compile_library  # noqa: E402 - found by the line before
 
 SIMDE = "simde-py==0.8.2.post1"
 TESTS = ("test_native_kernels.py", "test_native_model.py", "test_kernels.py", "test_images.py")
@@ -32,7 +32,15 @@ SANITIZERS = (
     *("-march=x86-64-v3", "-std=gnu11", "-O1", "-g", "-fno-omit-frame-pointer", "-Wall", "-Wextra"),
     "-Wno-alloc-size-larger-than",  # gcc does not see that validate.c bounds the sizes
     *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    *("-fPIC", "-pthread", f"-I{SOURCES}", "-fexceptions", "-shared", f"-Wl,--version-script={SOURCES}/exports.map"),
+    *(
+        "-fPIC",
+        "-pthread",
+        f"-I{SOURCES}",
+        f"-I{PUBLIC_HEADERS}",
+        "-fexceptions",
+        "-shared",
+        f"-Wl,--version-script={SOURCES}/exports.map",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | serve``.
+"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | export | serve``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch.
 """
@@ -24,6 +24,7 @@ from .bench.options import positive_int
 from .bench.results import BenchResult
 from .capacity import command as capacity_command
 from .errors import HostError, InputError, IntegrityError, RunnerError
+from .export import command as export_command
 from .manifest import read_manifest
 from .plain import to_plain
 from .runner import Prediction, RandomWeightsWarning, Runner
@@ -92,6 +93,10 @@ def _parser(prog: str) -> _Parser:
     capacity_command.add_arguments(planning)
     _add_json(planning, _plan)
 
+    exporting = add("export", "write the model for programs in C and C++, which need no Python")
+    export_command.add_arguments(exporting)
+    _add_json(exporting, _export)
+
     serving = add("serve", "answer requests over HTTP and gRPC, under a promise of latency")
     serve_options.add_arguments(serving)
     _add_json(serving, _serve)
@@ -115,7 +120,7 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
         _say(sys.stdout, f"{manifest.name} {manifest.version}")
         return EXIT_OK
     if not hasattr(args, "command"):
-        parser.error("which command? info, verify, predict, bench, tune, plan or serve")
+        parser.error("which command? info, verify, predict, bench, tune, plan, export or serve")
     facts, text, code = args.command(package_dir, args)
     _say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
@@ -179,6 +184,11 @@ def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
 def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
     answer = capacity_command.run(package_dir, capacity_command.from_arguments(args)).to_dict()
     return answer, capacity_command.format_plan(answer), EXIT_OK
+
+
+def _export(package_dir: Path, args: argparse.Namespace) -> Result:
+    facts = export_command.run(package_dir, args)
+    return facts, export_command.format_export(facts), EXIT_OK
 
 
 def _serve(package_dir: Path, args: argparse.Namespace) -> Result:

@@ -7,7 +7,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "engine/baseline.h"
 #include "engine/kernels.h"
+
+BASELINE_BEGIN
 
 static struct cpu detected;
 static const struct kernels *usable;
@@ -86,3 +89,5 @@ const char *cpupack_isa(void) {
     const struct kernels *kernels = find_kernels();
     return kernels == NULL ? NULL : kernels->isa;
 }
+
+BASELINE_END

@@ -48,14 +48,14 @@ void cpupack_end_session(struct session *session);
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output);
 
+/* The same, but returns CPUPACK_BUSY at once where another call runs in the session. */
+int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                    int input_is_float, int mask, int64_t batch, float *output);
+
 /* Check the program and make what a call with `batch` samples needs: the weights in the kernels' own form, memory and
  * the team. cpupack_run does so too where it was not done. Returns as cpupack_execute does.
  */
 int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch);
-
-/* The same, but returns CPUPACK_BUSY at once where another call runs in the session. */
-int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
-                    int input_is_float, int mask, int64_t batch, float *output);
 
 /* Bytes of the weights that the kernels have prepared for the session's programs. Sessions share those of one program.
  */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,10 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpupack.runtime import cli
 from cpupack.runtime import manifest as package_manifest
-from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.bench import text
+from cpupack.runtime.bench.start import measure_start
+from cpupack.runtime.errors import IntegrityError, RunnerError
 from cpupack.runtime.files import MODEL_NAME
 from cpupack.runtime.manifest import hashed_meanwhile, read_manifest
+from cpupack.runtime.plan.decide import decide
 from cpupack.runtime.runner import Runner
 from cpupack.stages.package import stage_project
 from helpers.lowered import needs_kernels
@@ -116,3 +121,46 @@ def test_lists_are_cut_by_the_time_of_one_sample_from_the_first_on(native_dir: P
     with Runner(native_dir, instances=2, threads=1, batch_size=2) as runner:
         together = runner(pixels)
         np.testing.assert_array_equal(together, np.concatenate([runner(pixels[i : i + 1]) for i in range(5)]))
+
+
+# --- what bench says of it
+
+SHORT = ("bench", "--json", "--duration", "0.1", "--warmup", "0")
+
+
+def test_bench_measures_fresh_processes(
+    native_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fresh processes do not import what lies in the working directory."""
+    for name in ("json.py", "numpy.py", "tiny_int8.py"):
+        (tmp_path / name).write_text("raise SystemExit('the file in the working directory was imported')")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(native_dir, SHORT) == 0
+    result = json.loads(capsys.readouterr().out)
+    start = result["start"]
+    parts = [start[f"{name}_ms"] for name in ("import", "load", "first_call")]
+    assert min(*parts, start["interpreter_ms"]) > 0
+    assert start["total_ms"] == pytest.approx(sum(parts))
+    assert start["resident_bytes"] > result["memory_shared_bytes"] > 0
+    shown = text.format_table(result)
+    assert f"  {start['total_ms'] / 1000:.2f} s from import to first prediction" in shown
+    assert f"  {start['resident_bytes'] / 2**20:,.0f} MiB after the first prediction" in shown
+
+
+def test_bench_leaves_the_start_out_where_it_is_told_to_and_where_torch_decides(
+    native_dir: Path, package_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package, arguments in ((native_dir, (*SHORT, "--no-start")), (package_dir, SHORT)):
+        assert cli.main(package, arguments) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert "start" not in result
+        assert "fresh start" not in text.format_table(result)
+
+
+def test_a_fresh_process_that_fails_is_an_error_with_its_last_line(copied: Path) -> None:
+    manifest = read_manifest(copied)
+    (copied / "__init__.py").write_text("raise ImportError('this package is broken')")
+    with pytest.raises(
+        RunnerError, match="a fresh process failed: ImportError: this package is broken; use --no-start"
+    ):
+        measure_start(copied, manifest, decide(manifest))

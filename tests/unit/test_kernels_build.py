@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_without_a_compiler_it_says_what_to_install(
 @pytest.mark.slow
 def test_the_sources_make_the_library_of_this_checkout_byte_for_byte(hook: ModuleType, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    (tmp_path / "cpupack" / "runtime").mkdir(parents=True)
+    shutil.copytree(ROOT / hook.PUBLIC_HEADERS, tmp_path / hook.PUBLIC_HEADERS)
     assert hash_file(hook.compile_kernels(tmp_path)) == hash_file(LIBRARY)
 
 
@@ -110,6 +111,40 @@ def test_it_needs_the_c_library_of_manylinux_2_28_and_no_other() -> None:
     libraries = {found.decode() for found in re.findall(rb"(?:lib[\w+-]+|ld-linux[\w-]*)\.so\.\d+", data)}
     assert "libc.so.6" in libraries
     assert libraries <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2"}
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump; with apt: binutils")
+def test_a_cpu_without_avx2_can_be_told_so() -> None:
+    """What finds out what the CPU has, and the entry of programs in C, use nothing that such a CPU lacks."""
+    start = library_symbols()["cpupack_load"]
+    command = ["objdump", "-d", "--no-show-raw-insn", str(LIBRARY)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    code = {int(at, 16): text.split() for at, text in (line.split(":\t") for line in lines if ":\t" in line)}
+    places = sorted(code)
+
+    def until(first: int, ends: tuple[str, ...]) -> list[str]:
+        found = []
+        for place in places[places.index(first) :]:
+            found.append(code[place][0])
+            if code[place][0] in ends:
+                return found
+        raise AssertionError("no end")
+
+    asked = [place for place in places if code[place][0] in {"cpuid", "xgetbv"}]
+    assert asked
+    entry = until(start, ("jmp",))
+    detecting = [code[place][0] for place in places if asked[0] <= place <= asked[-1]]
+    assert len(entry) > 10
+    assert len(detecting) > 20
+    newer = re.compile(r"v[a-z]|andn|bextr|bl[s]|bzhi|m?ulx|pdep|pext|[rs][ahol][lrx]x$|lzcnt|tzcnt|movbe|popcnt")
+    assert [each for each in (*entry, *detecting) if newer.match(each)] == []
+
+
+def library_symbols() -> dict[str, int]:
+    """Return where the library's functions begin."""
+    done = subprocess.run(["nm", "-D", str(LIBRARY)], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return {row[2].partition("@")[0]: int(row[0], 16) for row in rows if len(row) == 3}
 
 
 def test_it_carries_no_path_of_the_machine_it_was_compiled_on() -> None:

@@ -24,8 +24,9 @@ class BenchOptions:
 
     ``threads`` are those of one instance. ``batch_size`` is the samples a call, for the server scenario at most.
     ``image_dir`` holds image files to measure end to end. ``compare`` is ``BUILD`` or the file of an earlier result.
-    Raises InputError for a value that is impossible, and for options that contradict each other or the scenario, so
-    that no option is given and then ignored.
+    ``start`` also measures the start of fresh processes, for models that need no torch. Raises InputError for a value
+    that is impossible, and for options that contradict each other or the scenario, so that no option is given and then
+    ignored.
     """
 
     scenario: str = "offline"
@@ -42,6 +43,7 @@ class BenchOptions:
     compare: str | None = None
     loadgen: bool = False
     loadgen_out: Path | None = None
+    start: bool = True
 
     def __post_init__(self) -> None:
         if self.scenario not in SUMMARIES:
@@ -108,6 +110,7 @@ def from_arguments(args: argparse.Namespace) -> BenchOptions:
         compare=args.compare,
         loadgen=args.loadgen,
         loadgen_out=args.loadgen_out,
+        start=not args.no_start,
     )
 
 
@@ -206,6 +209,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--loadgen-out", type=Path, metavar="DIR", help="where LoadGen's logs go (default: loadgen-logs)"
+    )
+    parser.add_argument(
+        "--no-start", action="store_true", help="do not start fresh processes to measure import, load and memory"
     )
     parser.add_argument(
         "--strict", action="store_true", help="exit code 3 when the result is not valid, 1 when the server FAILs"

@@ -240,6 +240,25 @@ class ColdStart:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The start of a fresh process that makes one prediction, in milliseconds: until Python runs, then each step.
+
+    ``resident_bytes`` is the memory of that process after its first prediction.
+    """
+
+    interpreter_ms: float
+    import_ms: float
+    load_ms: float
+    first_call_ms: float
+    resident_bytes: float
+
+    @property
+    def total_ms(self) -> float:
+        """From the import to the first prediction."""
+        return self.import_ms + self.load_ms + self.first_call_ms
+
+
+@dataclass(frozen=True)
 class PackageFacts:
     """The package that was measured."""
 
@@ -256,7 +275,7 @@ class BenchResult:
     """A measurement with the package, the plan and the host that it belongs to.
 
     ``plan`` has the reason for each number of the setting. ``memory_shared_bytes`` is one set of weights.
-    ``host`` are the facts of ``host.describe``.
+    ``host`` are the facts of ``host.describe``. ``start`` is None where it was not measured.
     """
 
     measurement: Measurement
@@ -272,6 +291,7 @@ class BenchResult:
     seed: int
     host: dict[str, Any]
     package: PackageFacts
+    start: Start | None = None
     comparison: Comparison | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -291,4 +311,6 @@ class BenchResult:
             "host": to_data(self.host),
             "manifest": to_data(self.package),
         }
+        if self.start is not None:
+            found["start"] = {**to_data(self.start), "total_ms": self.start.total_ms}
         return found if self.comparison is None else {**found, "comparison": self.comparison.to_dict()}

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..engine.contract import check_cpu, model_path, require_torch
+from ..engine.program import is_program
 from ..errors import InputError
 from ..host import probe as host_probe
 from ..host.cgroup import read_text
@@ -28,6 +29,7 @@ from .options import BenchOptions
 from .results import BenchResult, ColdStart, Measurement, PackageFacts
 from .scenarios import QUERY_SAMPLES, SCENARIOS, WallClock
 from .server import Load
+from .start import measure_start
 from .verdict import other_place
 
 DEFAULT_DURATION_S = 5.0
@@ -63,6 +65,10 @@ def run(package_dir: Path, options: BenchOptions, on_note: Callable[[str], None]
         measured = _measure(opened, manifest, decided, options, probe, on_note)
         instances = opened.instances
         memory = (instances.memory_per_instance_bytes, instances.shared_bytes)
+    path = model_path(package_dir, manifest)
+    # A model of torch starts as slowly as torch is imported, which the cold start of this process shows.
+    measured_start = options.start and is_program(path, manifest.target["engine"])
+    start = measure_start(package_dir, manifest, decided) if measured_start else None
     here = host_probe.describe(probe, engine=manifest.target["engine"])
     elsewhere = other_place(here, manifest.build.get("host") or {}, manifest.torch.get("version"))
     judgement = measured.judgement
@@ -90,6 +96,7 @@ def run(package_dir: Path, options: BenchOptions, on_note: Callable[[str], None]
             random_weights=manifest.random_weights,
             torch=manifest.torch.get("version"),
         ),
+        start=start,
     )
     if reference is None:
         return result

@@ -30,6 +30,7 @@ def format_table(result: dict[str, Any]) -> str:
             f"{cold['total'] / 1000:.2f} s (start and imports {cold['import'] / 1000:.2f}, "
             f"load {cold['load'] / 1000:.2f}, first call {cold['first_call'] / 1000:.2f})",
         ),
+        *_start(result.get("start"), result.get("memory_shared_bytes")),
         ("peak memory", (f"{memory / 2**20:,.0f} MiB" if memory else "unknown") + _each(result)),
     ]
     if faults := result.get("page_faults"):
@@ -61,6 +62,25 @@ def format_table(result: dict[str, Any]) -> str:
     if comparison := result.get("comparison"):
         lines += ["", bench_compare.format_comparison(comparison)]
     return "\n".join(lines)
+
+
+def _start(start: dict[str, float] | None, shared: float | None) -> list[tuple[str, str]]:
+    if start is None:
+        return []
+    seconds = {name: start[f"{name}_ms"] / 1000 for name in ("total", "import", "load", "first_call", "interpreter")}
+    return [
+        (
+            "fresh start",
+            f"{seconds['total']:.2f} s from import to first prediction (import {seconds['import']:.2f}, "
+            f"load {seconds['load']:.2f}, first call {seconds['first_call']:.2f}), after {seconds['interpreter']:.2f} "
+            "of Python",
+        ),
+        (
+            "resident",
+            f"{start['resident_bytes'] / 2**20:,.0f} MiB after the first prediction"
+            + (f", {shared / 2**20:,.1f} of them the program" if shared else ""),
+        ),
+    ]
 
 
 def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -114,7 +114,7 @@ class BenchProcess:
 
     def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
         """Return the fields of the bench's result that differ between rows. Raises MeasurementFailedError."""
-        command = [sys.executable, "-m", self.import_name, "bench", "--json"]
+        command = [sys.executable, "-m", self.import_name, "bench", "--json", "--no-start"]
         command += ["--scenario", self.scenario, "--threads", str(setting.threads)]
         command += ["--instances", str(setting.instances), "--batch-size", str(setting.batch_size)]
         command += ["--duration", f"{duration_s:g}", "--warmup", f"{_WARMUP_S:g}"]

@@ -124,7 +124,8 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     runtime = Path(cpupack.runtime.__file__).parent
     library = contents.target.record.library
     kernels = [] if library is None else [runtime / library]
-    for source in sorted([*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *kernels]):
+    data = [*runtime.rglob("templates/*.j2"), *runtime.rglob("export/c/*.*")]
+    for source in sorted([*runtime.rglob("*.py"), *data, *kernels]):
         copy = package_dir / "_runtime" / source.relative_to(runtime)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)

@@ -1,0 +1,1 @@
+"""Writes the model for programs that have no Python: ``NAME export --c``."""

@@ -1,0 +1,36 @@
+"""``export``: its arguments, its run and its text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .write import export_c
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``export``."""
+    parser.add_argument(
+        "--c",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="write the model, a library, its header and an example to DIR",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the files of an earlier export")
+
+
+def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Export, and return the directory and the sizes of the files in bytes. Raises RunnerError."""
+    found = export_c(package_dir, args.c, force=args.force)
+    return {"directory": found.directory, "files": found.files}
+
+
+def format_export(facts: dict[str, Any]) -> str:
+    """Return the files and the next step as text."""
+    width = max(map(len, facts["files"]))
+    lines = [f"  {name:<{width}}  {size:>12,} bytes" for name, size in facts["files"].items()]
+    return "\n".join(
+        [facts["directory"], *lines, f"README.md in it has the compile line: {facts['directory']}/README.md"]
+    )

@@ -1,0 +1,123 @@
+"""Writes a directory with the model, the kernels' library, their header, an example and a README."""
+
+from __future__ import annotations
+
+import os
+import string
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..engine import library as native_library
+from ..engine.contract import model_path
+from ..engine.program import Program, is_program, read_program
+from ..errors import InputError
+from ..images.inputs import mask_value
+from ..images.preprocess import PreprocessSpec
+from ..manifest import Manifest, check_files, read_manifest
+from . import model_file
+
+MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
+SOURCES = ("cpupack.h", "example.c")
+_HERE = Path(__file__).parent
+_TEMPLATES = _HERE / "c"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The directory and the names of the files that were written, with their sizes in bytes."""
+
+    directory: str
+    files: dict[str, int]
+
+
+def export_c(package_dir: Path, directory: Path, *, force: bool = False) -> Exported:
+    """Write what a program in C needs into ``directory``, which is made if it is missing.
+
+    Raises InputError where the model needs torch, where a file of that name is there already (without ``force``), and
+    where one cannot be written; IntegrityError where the package is not the one that was built.
+    """
+    manifest = read_manifest(package_dir)
+    check_files(package_dir, manifest)
+    model = model_path(package_dir, manifest)
+    if not is_program(model, manifest.target["engine"]):
+        reason = manifest.torch.get("reason") or "torch runs some of its layers"
+        raise InputError(f"{manifest.name} {manifest.version} cannot be exported to C, because {reason}")
+    program = read_program(model)
+    spec = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
+    mask = mask_value(spec) if spec is not None and program.pixel_shape is not None else None
+    contents: dict[str, Sequence[bytes | memoryview]] = {
+        MODEL: (model_file.header(program.memory, mask), program.memory.data),
+        LIBRARY: ((_HERE.parent / native_library.LIBRARY).read_bytes(),),
+        README: (_readme(manifest, spec, program).encode(),),
+        **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
+    }
+    if manifest.labels is not None:
+        contents[LABELS] = ((package_dir / manifest.labels).read_bytes(),)
+    _write(directory, contents, force=force)
+    return Exported(str(directory), {name: (directory / name).stat().st_size for name in sorted(contents)})
+
+
+def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *, force: bool) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        there = [name for name in sorted(contents) if os.path.lexists(directory / name)]
+        if there and not force:
+            raise InputError(f"{directory / there[0]} is there already; name another directory, or add --force")
+        # Written beside and renamed, all or none: a program may have an older export open.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as name:
+            for file, parts in contents.items():
+                with (Path(name) / file).open("wb") as stream:
+                    stream.writelines(parts)
+            for file in contents:
+                (Path(name) / file).replace(directory / file)
+    except OSError as error:
+        raise InputError(f"cannot write {directory}: {error.strerror or error}; name another directory") from error
+
+
+def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -> str:
+    shape = manifest.model["output_shape"]
+    return string.Template((_TEMPLATES / README).read_text(encoding="utf-8")).substitute(
+        name=manifest.name,
+        version=manifest.version,
+        labels_row="| `labels.txt` | the names of the classes, in the order of the results |\n"
+        if manifest.labels
+        else "",
+        input="\n".join(_input(spec, program)),
+        outputs=program.outputs,
+        output_shape="" if len(shape) == 1 else f", in the order of an array {tuple(shape)}",
+    )
+
+
+def _input(spec: PreprocessSpec | None, program: Program) -> list[str]:
+    lines = []
+    if program.pixel_shape is not None:
+        channels, height, width = program.pixel_shape
+        colours = (
+            {"RGB": "red, green, blue", "L": "grey"}[spec.mode] if spec is not None else f"{channels - 1} channels"
+        )
+        lines += [
+            f"uint8 pixels, {height} x {width}, {colours}, 0 to 255, as in an image: the model normalizes them.",
+            *_preparation(spec),
+        ]
+    if program.float_shape is not None:
+        channels, height, width = program.float_shape
+        order = f"{height} x {width} x {channels}, the channels of a pixel together (height, width, channels)"
+        lines.append(f"{'Or float32' if lines else 'float32'} values, {order if height * width > 1 else channels}.")
+        if spec is not None:
+            lines.append(f"Each is (pixel / 255 - mean) / std with mean {spec.mean} and std {spec.std}.")
+    return lines
+
+
+def _preparation(spec: PreprocessSpec | None) -> list[str]:
+    """Return how an image comes to the model's size."""
+    if spec is None:
+        return []
+    steps = []
+    if spec.resize is not None:
+        size = f"the shorter edge to {spec.resize}" if isinstance(spec.resize, int) else f"to {spec.resize}"
+        steps.append(f"resized, {size} pixels, {spec.interpolation} with antialiasing")
+    if spec.crop is not None:
+        steps.append("then the centre is cut out" if steps else "the centre is cut out")
+    return [f"In training an image was {', '.join(steps)}."] if steps else []
