@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .engine.batches import FILE_TURNS, even_size
 from .engine.contract import check_cpu, model_path, require_torch
+from .engine.crew import Answer, Crew
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, IntegrityError, RunnerError
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
 
+_DECODE = "decode"
+"""The name of the threads that decode."""
+
+
 class RandomWeightsWarning(UserWarning):
     """The package was built with random weights: its speed is real, its predictions are not."""
 
@@ -44,6 +49,10 @@ class Prediction:
     label: str
     index: int
     probability: float
+
+
+class _Wanted:
+    """Lives as long as somebody waits for the decoded inputs of one call."""
 
 
 class Runner:
@@ -85,6 +94,7 @@ class Runner:
             )
         require_torch(self.manifest, model)
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
+        self._crews: dict[str, Crew] = {}
         self._sample_s: float | None = None
         with ExitStack() as opened:
             with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
@@ -154,6 +164,8 @@ class Runner:
     def close(self) -> None:
         """Stop the instances and free the model. The runner cannot be used afterwards."""
         self.pool.close()
+        for crew in list(self._crews.values()):
+            crew.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -223,7 +235,11 @@ class Runner:
     ) -> Iterator[npt.NDArray[Any]]:
         """Yield batches in order. As many threads as the plan computes with decode ahead of the reader."""
 
-        def one(position: int) -> npt.NDArray[Any]:
+        wanted = _Wanted()
+
+        def one(position: int, asked: weakref.ref[_Wanted]) -> npt.NDArray[Any] | None:
+            if asked() is None:
+                return None  # the reader was interrupted, and nobody waits for this
             try:
                 return prepare(items[position])
             except InputError as error:
@@ -231,21 +247,24 @@ class Runner:
                     raise
                 raise InputError(f"input {position}: {error}") from error
 
-        workers = min(len(items), self.plan.threads * self.plan.instances)
         ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-        executor = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        try:
-            decoding = deque(executor.submit(one, position) for position in range(min(ahead, len(items))))
-            following = iter(range(len(decoding), len(items)))
-            while decoding:
-                batch = []
-                for _ in range(min(size, len(decoding))):
-                    batch.append(decoding.popleft().result())
-                    if (position := next(following, None)) is not None:
-                        decoding.append(executor.submit(one, position))
-                yield np.stack(batch)
-        finally:
-            executor.shutdown(cancel_futures=True)
+        crew, asked = self._decoders(), weakref.ref(wanted)
+        decoding = deque(crew.submit(one, position, asked) for position in range(min(ahead, len(items))))
+        following = iter(range(len(decoding), len(items)))
+        while decoding:
+            batch = []
+            for _ in range(min(size, len(decoding))):
+                batch.append(decoding.popleft().result())
+                if (position := next(following, None)) is not None:
+                    decoding.append(crew.submit(one, position, asked))
+            yield np.stack(batch)  # type: ignore[arg-type]  # none is None while ``wanted`` lives
+        del wanted
+
+    def _decoders(self) -> Crew:
+        found = self._crews.get(_DECODE)
+        if found is None:  # two threads may both come here: the first crew is kept, the other one ends
+            found = self._crews.setdefault(_DECODE, Crew(_DECODE, self.plan.threads * self.plan.instances))
+        return found
 
     def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the logits of each batch in order. Keeps every instance busy, with bounded memory.
@@ -253,7 +272,7 @@ class Runner:
         For a model of torch the last of several batches is padded to the size of the others, because oneDNN would make
         new primitives for another size.
         """
-        waiting: deque[tuple[Future[npt.NDArray[Any]], int]] = deque()
+        waiting: deque[tuple[Answer[npt.NDArray[Any]], int]] = deque()
         for number, batch in enumerate(batches):
             count = len(batch)
             if number and count < size and not self.pool.is_program:
@@ -328,8 +347,8 @@ def _require_positive(name: str, value: int | None) -> None:
         raise InputError(f"{name} is {value}; it must be at least 1")
 
 
-def _rows(future: Future[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
-    return _floats(future.result()[:count])
+def _rows(answer: Answer[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
+    return _floats(answer.result()[:count])
 
 
 def _floats(output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

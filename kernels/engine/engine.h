@@ -11,6 +11,9 @@ enum cpupack_code {
     CPUPACK_ERROR_MEMORY = 2,
     CPUPACK_ERROR_CPU = 3,
     CPUPACK_ERROR_INPUT = 4,
+    CPUPACK_ERROR_THREADS = 5,
+    CPUPACK_BUSY = 6,
+    CPUPACK_CLOSED = 7,
 };
 
 /* Run `program` on `batch` samples. Returns 0, or a code for cpupack_error. Several threads may call it at once: each
@@ -29,9 +32,14 @@ int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *inpu
 /* Set how many threads a call from the calling thread computes with, itself included. */
 void cpupack_set_threads(int threads);
 
-/* A team of threads and its memory. Any thread may use it, but only one at a time. NULL where memory runs out. */
+/* A team of threads and its memory. Any thread may use it. It runs one call at a time, and another waits for its turn.
+ * NULL where memory runs out. The turn is taken and given back inside one call, so that an exception in the caller's
+ * language cannot come between. cpupack_close_session waits for the call that runs and frees what the session holds;
+ * later calls return CPUPACK_CLOSED. cpupack_end_session frees the session itself: no other thread may use it then.
+ */
 struct session;
 struct session *cpupack_new_session(int threads);
+void cpupack_close_session(struct session *session);
 void cpupack_end_session(struct session *session);
 
 /* Run as cpupack_execute does, with the memory and the team of `session`. With a `mask` of 0..255 the input is RGB and
@@ -40,6 +48,10 @@ void cpupack_end_session(struct session *session);
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output);
 
+/* The same, but returns CPUPACK_BUSY at once where another call runs in the session. */
+int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                    int input_is_float, int mask, int64_t batch, float *output);
+
 /* Check the program and make what a call with `batch` samples needs: the weights in the kernels' own form, memory and
  * the team. cpupack_run does so too where it was not done. Returns as cpupack_execute does.
  */
@@ -47,9 +59,9 @@ int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t 
 
 /* Bytes of the weights that the kernels have prepared for the session's programs. Sessions share those of one program.
  */
-int64_t cpupack_prepared_bytes(const struct session *session);
+int64_t cpupack_prepared_bytes(struct session *session);
 /* Bytes of the session's memory for activations. Its pages are real once a batch of that size has run. */
-int64_t cpupack_session_bytes(const struct session *session);
+int64_t cpupack_session_bytes(struct session *session);
 
 /* Which kernels this CPU runs: "amx", "vnni", "avx2", or NULL for none. */
 const char *cpupack_isa(void);

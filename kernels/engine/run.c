@@ -15,6 +15,12 @@ const char *cpupack_error(int code) {
         return "these kernels need a CPU with AVX2 and FMA";
     case CPUPACK_ERROR_INPUT:
         return "this program does not take inputs of this type";
+    case CPUPACK_ERROR_THREADS:
+        return "the system refuses to start another thread";
+    case CPUPACK_BUSY:
+        return "another call runs in this session";
+    case CPUPACK_CLOSED:
+        return "the session is closed";
     default:
         return "unknown error";
     }
@@ -213,12 +219,21 @@ static int ready(struct session *session, const uint8_t *program, int64_t bytes,
     return find_context(session, program, bytes, batch, context);
 }
 
-int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch) {
+static int make_ready_held(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch) {
     struct context *context;
-    const int code = ready(session, program, program_bytes, batch, &context);
+    const int code = ready(session, program, bytes, batch, &context);
     if (code != CPUPACK_OK)
         return code;
-    return find_team(session) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
+    return find_team(session);
+}
+
+int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch) {
+    if (session == NULL)
+        return make_ready_held(NULL, program, program_bytes, batch);
+    pthread_mutex_lock(&session->busy);
+    const int code = session->closed ? CPUPACK_CLOSED : make_ready_held(session, program, program_bytes, batch);
+    pthread_mutex_unlock(&session->busy);
+    return code;
 }
 
 /* Find or make what a call needs, and check that the program takes such a call. */
@@ -233,19 +248,43 @@ static int prepare(struct session *session, const uint8_t *program, int64_t byte
     if (call->mask >= 0 && (call->input_is_float || call->mask > 255 || header->input_channels_pixels != 4 ||
                             header->input_width > CPUPACK_MASKED_WIDTH))
         return CPUPACK_ERROR_INPUT;
-    return find_team(session) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
+    return find_team(session);
+}
+
+/* The caller holds the session, or `session` is NULL. */
+static int run_held(struct session *session, const uint8_t *program, int64_t bytes, struct job *job, int64_t batch) {
+    struct context *context;
+    const int code = prepare(session, program, bytes, &job->call, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    job->context = context;
+    run_team(session->team, run_job, job);
+    return CPUPACK_OK;
+}
+
+static int run(struct session *session, const uint8_t *program, int64_t bytes, struct job *job, int64_t batch,
+               int wait) {
+    if (session == NULL)
+        return run_held(NULL, program, bytes, job, batch);
+    if (!wait && pthread_mutex_trylock(&session->busy) != 0)
+        return CPUPACK_BUSY;
+    if (wait)
+        pthread_mutex_lock(&session->busy);
+    const int code = session->closed ? CPUPACK_CLOSED : run_held(session, program, bytes, job, batch);
+    pthread_mutex_unlock(&session->busy);
+    return code;
 }
 
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output) {
     struct job job = {NULL, {input, input_is_float, mask, output}, -1};
-    struct context *context;
-    const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
-    if (code != CPUPACK_OK)
-        return code;
-    job.context = context;
-    run_team(session->team, run_job, &job);
-    return CPUPACK_OK;
+    return run(session, program, program_bytes, &job, batch, 1);
+}
+
+int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
+                    int input_is_float, int mask, int64_t batch, float *output) {
+    struct job job = {NULL, {input, input_is_float, mask, output}, -1};
+    return run(session, program, program_bytes, &job, batch, 0);
 }
 
 int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,

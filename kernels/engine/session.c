@@ -14,14 +14,21 @@ enum { CONTEXTS_KEPT = 12 };
 static pthread_key_t session_key;
 static pthread_once_t session_once = PTHREAD_ONCE_INIT;
 
-static void end_session(void *pointer) {
-    struct session *session = pointer;
+/* The caller holds the session. */
+static void empty(struct session *session) {
     while (session->contexts != NULL) {
         struct context *next = session->contexts->next;
         free_context(session->contexts);
         session->contexts = next;
     }
     end_team(session->team);
+    session->team = NULL;
+}
+
+static void end_session(void *pointer) {
+    struct session *session = pointer;
+    empty(session);
+    pthread_mutex_destroy(&session->busy);
     free(session);
 }
 
@@ -32,7 +39,7 @@ struct session *session_of_thread(void) {
     struct session *session = pthread_getspecific(session_key);
     if (session == NULL && (session = cpupack_new_session(1)) != NULL &&
         pthread_setspecific(session_key, session) != 0) {
-        free(session);
+        end_session(session);
         return NULL;
     }
     return session;
@@ -40,9 +47,18 @@ struct session *session_of_thread(void) {
 
 struct session *cpupack_new_session(int threads) {
     struct session *session = threads < 1 ? NULL : calloc(1, sizeof *session);
-    if (session != NULL)
+    if (session != NULL) {
         session->threads = threads;
+        pthread_mutex_init(&session->busy, NULL);
+    }
     return session;
+}
+
+void cpupack_close_session(struct session *session) {
+    pthread_mutex_lock(&session->busy);
+    session->closed = 1;
+    empty(session);
+    pthread_mutex_unlock(&session->busy);
 }
 
 void cpupack_end_session(struct session *session) {
@@ -56,17 +72,21 @@ void cpupack_set_threads(int threads) {
         session->threads = threads;
 }
 
-int64_t cpupack_session_bytes(const struct session *session) {
+int64_t cpupack_session_bytes(struct session *session) {
     int64_t bytes = 0;
+    pthread_mutex_lock(&session->busy);
     for (const struct context *each = session->contexts; each != NULL; each = each->next)
         bytes += (int64_t)each->arena_bytes;
+    pthread_mutex_unlock(&session->busy);
     return bytes;
 }
 
-int64_t cpupack_prepared_bytes(const struct session *session) {
+int64_t cpupack_prepared_bytes(struct session *session) {
     int64_t most = 0; /* contexts of one program share them */
+    pthread_mutex_lock(&session->busy);
     for (const struct context *each = session->contexts; each != NULL; each = each->next)
         most = bytes_prepared(each->prepared) > most ? bytes_prepared(each->prepared) : most;
+    pthread_mutex_unlock(&session->busy);
     return most;
 }
 
@@ -112,7 +132,8 @@ int find_context(struct session *session, const uint8_t *program, int64_t bytes,
 int find_team(struct session *session) {
     if (session->team == NULL || team_size(session->team) != session->threads) {
         end_team(session->team);
-        session->team = start_team(session->threads, find_cpu());
+        session->team = NULL;
+        return start_team(session->threads, find_cpu(), &session->team);
     }
-    return session->team != NULL;
+    return CPUPACK_OK;
 }

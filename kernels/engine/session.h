@@ -2,6 +2,7 @@
 #ifndef CPUPACK_SESSION_H
 #define CPUPACK_SESSION_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include "engine/context.h"
@@ -9,6 +10,8 @@
 #include "engine/team.h"
 
 struct session {
+    pthread_mutex_t busy; /* held for the time of a call */
+    int closed;
     struct context *contexts;
     uint64_t clock;
     int threads;
@@ -21,7 +24,7 @@ struct session *session_of_thread(void);
 /* Find or make the context of a program and a batch size. Returns a code for cpupack_error. */
 int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch, struct context **found);
 
-/* Make the team that the session is to have, unless it has it. Returns 0 where memory or threads run out. */
+/* Make the team that the session is to have, unless it has it. Returns a code for cpupack_error. */
 int find_team(struct session *session);
 
 #endif

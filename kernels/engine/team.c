@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/engine.h"
+
 enum {
     MEETING_SPINS = 4000, /* about 100 us */
     IDLE_SPINS = 20000,   /* longer than the gap between two calls of a busy caller */
@@ -120,29 +122,35 @@ static void free_team(struct team *team) {
     free(team);
 }
 
-struct team *start_team(int size, struct cpu cpu) {
+int start_team(int size, struct cpu cpu, struct team **started) {
     struct team *team = aligned_alloc(64, (sizeof *team + 63) / 64 * 64);
     if (team == NULL)
-        return NULL;
+        return CPUPACK_ERROR_MEMORY;
     memset(team, 0, sizeof *team);
     team->members = calloc((size_t)size, sizeof *team->members);
     if (team->members == NULL) {
         free(team);
-        return NULL;
+        return CPUPACK_ERROR_MEMORY;
     }
-    int started = 1, ready = 1;
+    team->size = size;
+    int ready = 1, running = 1;
     for (int i = 0; i < size; i++)
         ready &= prepare(team->members + i, team, i, size, cpu);
-    for (; ready && started < size; started++)
-        ready = pthread_create(&team->members[started].thread, NULL, serve, team->members + started) == 0;
-    team->size = size;
-    if (ready)
-        return team;
+    if (!ready) {
+        free_team(team);
+        return CPUPACK_ERROR_MEMORY;
+    }
+    while (running < size && pthread_create(&team->members[running].thread, NULL, serve, team->members + running) == 0)
+        running++;
+    if (running == size) {
+        *started = team;
+        return CPUPACK_OK;
+    }
     change(&team->job, -1, &team->sleepers);
-    for (int i = 1; i < started - 1; i++)
+    for (int i = 1; i < running; i++)
         pthread_join(team->members[i].thread, NULL);
     free_team(team);
-    return NULL;
+    return CPUPACK_ERROR_THREADS;
 }
 
 void end_team(struct team *team) {

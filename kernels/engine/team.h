@@ -9,8 +9,10 @@ struct team;
 /* `team` is NULL for a team of one: it has no others to wait for. */
 typedef void team_work(void *argument, struct worker *worker, struct team *team);
 
-/* Start a team of `size` members, the calling thread included. NULL where memory or threads run out. */
-struct team *start_team(int size, struct cpu cpu);
+/* Start a team of `size` members, the calling thread included. Returns a code for cpupack_error: memory or threads may
+ * run out.
+ */
+int start_team(int size, struct cpu cpu, struct team **started);
 void end_team(struct team *team);
 int team_size(const struct team *team);
 /* Run `work` on every member; returns when all have finished. Only the leader may call it. */

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cpupack.runtime.engine import library
 from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.manifest import read_manifest
 from helpers.once import once
@@ -27,6 +28,16 @@ def array_package_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package without preprocessing, which takes float32 arrays."""
     root = once(tmp_path_factory, "array", lambda root: write_package(root / "tiny_int8", preprocess=None))
     return root / "tiny_int8"
+
+
+@pytest.fixture(scope="session")
+def native_package_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package for images whose model is a native program."""
+    if library.describe()["problem"] is not None:
+        pytest.skip("needs the native kernels")
+    from helpers.native_package import write_native_package  # here, because it imports the whole builder
+
+    return once(tmp_path_factory, "native", lambda root: write_native_package(root / "tiny_int8")) / "tiny_int8"
 
 
 @pytest.fixture

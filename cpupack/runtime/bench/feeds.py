@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..engine.contract import model_path
+from ..engine.crew import Answer, Crew
 from ..engine.pool import InstancePool
 from ..errors import InputError
 from ..images.inputs import random_input
@@ -107,16 +107,16 @@ def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[P
 class FilePool:
     """``Runner.predict`` as a pool: one client thread for each instance, and each waits for its own answers.
 
-    One client decodes while the batch of another is computed. A batch is a list of paths; the future has the
+    One client decodes while the batch of another is computed. A batch is a list of paths; the answer has the
     predictions, or raises what ``predict`` raises.
     """
 
     def __init__(self, runner: Runner, clients: int) -> None:
         self.instances = clients
         self._runner = runner
-        self._clients = [ThreadPoolExecutor(1, thread_name_prefix=f"client-{number}") for number in range(clients)]
+        self._clients = [Crew(f"client-{number}") for number in range(clients)]
 
-    def submit(self, batch: list[str], instance: int | None = None) -> Future[Any]:
+    def submit(self, batch: list[str], instance: int | None = None) -> Answer[Any]:
         """Queue the files of one batch on a client."""
         return self._clients[instance or 0].submit(self._predict, batch)
 
@@ -128,7 +128,7 @@ class FilePool:
 
     def __exit__(self, *_: object) -> None:
         for client in self._clients:
-            client.shutdown(cancel_futures=True)
+            client.close()
 
 
 def list_images(directory: Path, manifest: Manifest) -> list[Path]:

@@ -13,7 +13,6 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import extras
+from ..engine.crew import Pending
 from ..errors import InputError, RunnerError
 from ..host.probe import HostProbe
 from . import server, stats
@@ -286,7 +286,7 @@ class _System:
                 return
             future.add_done_callback(partial(self._done, taken=taken, begin_s=begin_s, instance=instance))
 
-    def _done(self, future: Future[Any], taken: list[tuple[int, int, int]], begin_s: float, instance: int) -> None:
+    def _done(self, future: Pending, taken: list[tuple[int, int, int]], begin_s: float, instance: int) -> None:
         if (error := future.exception()) is not None:
             self._failed(error, taken)
             return

@@ -12,12 +12,12 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..engine.crew import Answer, Pending
 from ..errors import RunnerError
 from .stats import Calls
 
@@ -31,7 +31,7 @@ class Pool(Protocol):
     @property
     def instances(self) -> int: ...
 
-    def submit(self, batch: Any, instance: int | None = None) -> Future[Any]: ...
+    def submit(self, batch: Any, instance: int | None = None) -> Pending: ...
 
 
 class Clock(Protocol):
@@ -39,7 +39,7 @@ class Clock(Protocol):
 
     def now(self) -> float: ...
 
-    def wait(self, future: Future[Any]) -> Any:
+    def wait(self, future: Pending) -> Any:
         """Wait for a future and return its result; raises what it raised."""
 
     def sleep_until(self, time_s: float) -> None:
@@ -52,7 +52,7 @@ class WallClock:
     def now(self) -> float:
         return time.perf_counter()
 
-    def wait(self, future: Future[Any]) -> Any:
+    def wait(self, future: Pending) -> Any:
         return future.result()
 
     def sleep_until(self, time_s: float) -> None:
@@ -174,7 +174,7 @@ class _Stream:
         more: Callable[[int, float], bool],
     ) -> None:
         self.start, self.end = array("d"), array("d")
-        self.finished: Future[None] = Future()
+        self.finished: Answer[None] = Answer()
         self.stopped = threading.Event()
         self._pool, self._instance, self._clock, self._more = pool, instance, clock, more
         # Instances begin with different batches, so that they do not read the same buffer at once.
@@ -185,17 +185,17 @@ class _Stream:
         try:
             future = self._pool.submit(next(self._turn), self._instance)
         except RunnerError as error:  # inside a future's callback it would be lost, and the wait would be endless
-            self.finished.set_exception(error)
+            self.finished.finish(None, error)
             return
         future.add_done_callback(self._done)
 
-    def _done(self, future: Future[Any]) -> None:
+    def _done(self, future: Pending) -> None:
         now = self._clock.now()
         if (error := future.exception()) is not None:
-            self.finished.set_exception(error)
+            self.finished.finish(None, error)
             return
         self.end.append(now)
         if not self.stopped.is_set() and self._more(len(self.end), now):
             self.issue()
         else:
-            self.finished.set_result(None)
+            self.finished.finish(None)

@@ -13,7 +13,6 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..engine.crew import Answer, Pending
 from ..errors import InputError, RunnerError
 from .scenarios import Clock, Pool
 from .stats import Calls, Floats
@@ -155,7 +155,7 @@ class _Queue:
         self._stopped = False
         self.next = 0
         """The first request that no instance has taken."""
-        self.finished: Future[None] = Future()
+        self.finished: Answer[None] = Answer()
 
     def arrived(self) -> None:
         """Hand the waiting requests to idle instances."""
@@ -189,7 +189,7 @@ class _Queue:
             return
         future.add_done_callback(lambda done: self._done(done, taken, instance))
 
-    def _done(self, future: Future[Any], taken: tuple[int, int], instance: int) -> None:
+    def _done(self, future: Pending, taken: tuple[int, int], instance: int) -> None:
         if (error := future.exception()) is not None:
             self._fail(error)
             return
@@ -202,8 +202,8 @@ class _Queue:
             if following is None:
                 self._idle.append(instance)
             over = not self._in_flight and (self._stopped or self.next == len(self.arrivals_s))
-            if over and not self.finished.done():
-                self.finished.set_result(None)
+        if over:
+            self.finished.finish(None)
         if following is not None:
             self._submit(following, instance)
 
@@ -217,8 +217,7 @@ class _Queue:
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             self._stopped = True
-            if not self.finished.done():
-                self.finished.set_exception(error)
+        self.finished.finish(None, error)
 
     def requests(self) -> Requests:
         arrivals = np.array(self.arrivals_s)

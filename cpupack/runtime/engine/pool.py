@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import queue
-import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import HostError, RunnerError
 from . import program as native_program
+from .crew import Answer, Crew
 
 if TYPE_CHECKING:
     import torch
@@ -55,33 +53,36 @@ class InstancePool:
         if cpus is not None and len(cpus) != instances:
             raise ValueError(f"CPUs are given for {len(cpus)} instances, and there are {instances}")
         self.engine, self.threads, self.instances = engine, threads, instances
-        self._program_bytes = 0
+        self._program: native_program.Program | None = None
+        self._mask: int | None = None
         self._resident_before = 0
         load: _Loader
         if native_program.is_program(model_path, engine):
-            program = native_program.read_program(model_path)
-            self._program_bytes = program.memory.nbytes
-            load = _NativeLoad(program, threads, mask if program.takes_rgb else None)
+            program = self._program = native_program.read_program(model_path)
+            self._mask = mask if program.takes_rgb else None
+            load = _NativeLoad(program, threads, self._mask)
         else:
-            from . import torch_jit
+            from . import torch_jit  # noqa: F401 - its memory is not that of an instance
 
-            torch_jit.check_engine(engine)
-            load = _TorchLoad(model_path, engine, threads)
             self._resident_before = _resident_bytes()
-        self.is_program = isinstance(load, _NativeLoad)
-        self.takes_rgb = isinstance(load, _NativeLoad) and load.mask is not None
+            load = _TorchLoad(model_path, engine, threads)
+        self.is_program = self._program is not None
+        self.takes_rgb = self._mask is not None
         # An instance is bound to CPUs through its own thread, so no other thread may run it then.
         self._inline = self.is_program and cpus is None
-        self._workers = [_Worker() for _ in range(instances)]
-        self._lock = threading.Lock()
         self._pid = os.getpid()  # a forked child has no threads, so work queued there would wait for ever
-        # Daemon threads do not keep the interpreter alive. The finalizer ends them in order before it exits.
-        self._finalizer = weakref.finalize(self, _stop, self._workers)
-        for number, worker in enumerate(self._workers):
-            worker.start(load, cpus[number] if cpus is not None else None, f"instance-{number}")
+        self._turn = itertools.count()
+        self._crews: list[Crew] = []
+        self._loaded: list[_Instance] = []
+        # The finalizer ends threads and kernels in order before the interpreter exits.
+        self._finalizer = weakref.finalize(self, _close, self._crews, self._loaded)
         try:
-            for worker in self._workers:
-                worker.ready.result()
+            self._crews += [Crew(f"instance-{number}") for number in range(instances)]
+            loading = [
+                crew.submit(_load, load, cpus[number] if cpus is not None else None)
+                for number, crew in enumerate(self._crews)
+            ]
+            self._loaded += [each.result() for each in loading]
         except BaseException:
             self.close()
             raise
@@ -89,9 +90,8 @@ class InstancePool:
     @property
     def shared_bytes(self) -> int:
         """Memory that all instances share: a native program and its prepared weights. 0 for a model of torch."""
-        return self._program_bytes + max(
-            (worker.instance.prepared_bytes() for worker in self._workers if worker.instance is not None), default=0
-        )
+        own = 0 if self._program is None else self._program.memory.nbytes
+        return own + max(each.prepared_bytes() for each in self._loaded)
 
     @property
     def memory_per_instance_bytes(self) -> int:
@@ -102,39 +102,27 @@ class InstancePool:
         instance packs its own copy.
         """
         if self.is_program:
-            return max(worker.instance.memory_bytes() for worker in self._workers if worker.instance is not None)
+            return max(each.memory_bytes() for each in self._loaded)
         return max(0, _resident_bytes() - self._resident_before) // self.instances
 
     def run(self, batch: Batch, instance: int | None = None) -> Batch:
         """Run one batch ``(n, *input_shape)`` on ``instance``, or on the least loaded one, and wait.
 
-        Returns float32 outputs, a tensor for a tensor, an array for an array. Raises RunnerError.
+        Returns float32 outputs, a tensor for a tensor, an array for an array. Raises RunnerError. An exception that a
+        signal handler raises meanwhile leaves the pool usable.
         """
         self.check_usable()
-        worker = self._claim(instance) if self._inline else None
-        if worker is None:
-            return self.submit(batch, instance).result()
-        # Handing over to another thread and back takes 0.1 ms, a tenth of the time of a small model.
-        try:
-            assert worker.instance is not None
-            result: Batch = worker.instance.call(batch)
-            return result
-        finally:
-            worker.turn.release()
-            self._finished(worker)
+        if self._inline:
+            result = self._run_idle(batch, instance)
+            if result is not None:
+                return result
+        return self.submit(batch, instance).result()
 
-    def submit(self, batch: Batch, instance: int | None = None) -> Future[Batch]:
-        """Queue one batch on ``instance``, or on the least loaded one. The future raises RunnerError."""
-        future: Future[Batch] = Future()
+    def submit(self, batch: Batch, instance: int | None = None) -> Answer[Batch]:
+        """Queue one batch on ``instance``, or on the least loaded one. The answer raises RunnerError."""
         self.check_usable()
-        with self._lock:
-            if not self._finalizer.alive:
-                raise RunnerError("the runner is closed")
-            chosen = self._workers[instance] if instance is not None else min(self._workers, key=_pending)
-            chosen.pending += 1
-            chosen.tasks.put((future, batch))
-        future.add_done_callback(lambda _: self._finished(chosen))
-        return future
+        number = instance if instance is not None else min(self._in_turn(), key=lambda each: self._crews[each].load)
+        return self._crews[number].submit(self._loaded[number].call, batch)
 
     def warm(self, batch: Any, calls: int | None = None) -> None:
         """Run ``batch`` on every instance ``calls`` times; None means as many times as calls are slow at first."""
@@ -149,8 +137,9 @@ class InstancePool:
             raise RunnerError("this runner was made before the process forked; make one in each worker process")
 
     def close(self) -> None:
-        """End the threads after the work already queued. Closing twice is fine."""
-        self._finalizer()
+        """End the threads after the work already queued. Closing twice is fine, also after an interrupted close."""
+        _close(self._crews, self._loaded)
+        self._finalizer.detach()
 
     def __enter__(self) -> InstancePool:
         return self
@@ -158,30 +147,42 @@ class InstancePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _claim(self, instance: int | None) -> _Worker | None:
-        """Return an idle instance, which the caller runs and then gives back, or None when all are busy."""
-        with self._lock:
-            if not self._finalizer.alive:
-                raise RunnerError("the runner is closed")
-            for worker in self._workers if instance is None else [self._workers[instance]]:
-                if not worker.pending and worker.turn.acquire(blocking=False):
-                    worker.pending += 1
-                    return worker
+    def _run_idle(self, batch: Batch, instance: int | None) -> Batch | None:
+        """Run a batch on an idle instance in this thread, or return None when all are busy.
+
+        Handing over to another thread and back takes 0.1 ms, a tenth of the time of a small model.
+        """
+        assert self._program is not None
+        array = batch if isinstance(batch, np.ndarray) else batch.numpy()
+        call = native_program.prepare_call(self._program, array, _mask_for(array, self._mask))
+        for number in self._in_turn() if instance is None else (instance,):
+            session = self._loaded[number].session
+            if self._crews[number].waiting or session is None:
+                continue  # those who wait come first
+            result = session.run(call, wait=False)
+            if result is not None:
+                answer: Batch = _like(batch, result)
+                return answer
         return None
 
-    def _finished(self, worker: _Worker) -> None:
-        with self._lock:
-            worker.pending -= 1
+    def _in_turn(self) -> list[int]:
+        """Return the instances, another one first each time: callers at the same moment then choose different ones."""
+        first = next(self._turn) % self.instances
+        return [*range(first, self.instances), *range(first)]
 
 
 @dataclass(frozen=True)
 class _Instance:
-    """A loaded model: how to call it, how much memory it has alone and shared with the others, how to close it."""
+    """A loaded model: how to call it, how much memory it has alone and shared with the others, how to close it.
+
+    ``session`` is that of a native program.
+    """
 
     call: Callable[[Any], Any]
     memory_bytes: Callable[[], int]
     prepared_bytes: Callable[[], int]
     close: Callable[[], None]
+    session: native_program.Session | None = None
 
 
 _Loader = Callable[[], _Instance]
@@ -202,14 +203,10 @@ class _NativeLoad:
             raise
 
         def call(batch: Any) -> Any:
-            if isinstance(batch, np.ndarray):
-                rgb = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.uint8
-                return session(batch, self.mask if rgb else None)
-            import torch
+            array = batch if isinstance(batch, np.ndarray) else batch.numpy()
+            return _like(batch, session(array, _mask_for(array, self.mask)))
 
-            return torch.from_numpy(call(batch.numpy()))
-
-        return _Instance(call, lambda: session.memory_bytes, lambda: session.prepared_bytes, session.close)
+        return _Instance(call, lambda: session.memory_bytes, lambda: session.prepared_bytes, session.close, session)
 
 
 @dataclass(frozen=True)
@@ -223,72 +220,40 @@ class _TorchLoad:
     def __call__(self) -> _Instance:
         from . import torch_jit
 
+        torch_jit.check_engine(self.engine)
         return _Instance(torch_jit.load(self.path, self.engine, self.threads), lambda: 0, lambda: 0, lambda: None)
 
 
-@dataclass
-class _Worker:
-    """One thread and its queue. It has no reference to the pool, so that an unused pool can be collected.
+def _load(load: _Loader, cpus: tuple[int, ...] | None) -> _Instance:
+    if cpus is not None:
+        _keep_to(cpus)  # before OpenMP or the kernels start threads, which inherit it
+    return load()
 
-    ``turn`` is held by the thread that runs the instance. ``pending`` counts its batches, queued and running.
-    """
 
-    tasks: queue.SimpleQueue[tuple[Future[Any], Any] | None] = field(default_factory=queue.SimpleQueue)
-    ready: Future[None] = field(default_factory=Future)
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    pending: int = 0
-    thread: threading.Thread | None = None
-    instance: _Instance | None = None
+def _close(crews: list[Crew], loaded: list[_Instance]) -> None:
+    for crew in crews:
+        crew.close()
+    for instance in loaded:
+        instance.close()  # waits for a caller that runs it
 
-    def start(self, load: _Loader, cpus: tuple[int, ...] | None, name: str) -> None:
-        self.thread = threading.Thread(target=_serve, args=(self, load, cpus), name=name, daemon=True)
-        self.thread.start()
+
+def _mask_for(batch: npt.NDArray[Any], mask: int | None) -> int | None:
+    rgb = batch.ndim == 4 and batch.shape[1] == 3 and batch.dtype == np.uint8
+    return mask if rgb else None
+
+
+def _like(batch: Any, result: npt.NDArray[np.float32]) -> Any:
+    """Return a tensor if the batch is one."""
+    if isinstance(batch, np.ndarray):
+        return result
+    import torch
+
+    return torch.from_numpy(result)
 
 
 def _resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]  # proc(5): size, resident, ...
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _pending(worker: _Worker) -> int:
-    return worker.pending
-
-
-def _stop(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.tasks.put(None)
-    for worker in workers:
-        if worker.thread is not None and worker.thread is not threading.current_thread():
-            worker.thread.join()
-
-
-def _serve(worker: _Worker, load: _Loader, cpus: tuple[int, ...] | None) -> None:
-    with ExitStack() as stack:
-        try:
-            if cpus is not None:
-                _keep_to(cpus)  # before OpenMP or the kernels start threads, which inherit it
-            worker.instance = instance = load()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
-            worker.ready.set_exception(error)
-            return
-        stack.callback(_close, worker, instance)
-        worker.ready.set_result(None)
-        while (task := worker.tasks.get()) is not None:
-            future, batch = task
-            if future.set_running_or_notify_cancel():
-                try:
-                    with worker.turn:
-                        result = instance.call(batch)
-                    future.set_result(result)
-                    del result
-                except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
-                    future.set_exception(error)
-            del task, future, batch  # else the last batch would stay in memory until the next one comes
-
-
-def _close(worker: _Worker, instance: _Instance) -> None:
-    with worker.turn:  # a caller may be running it
-        instance.close()
 
 
 def _keep_to(cpus: tuple[int, ...]) -> None:

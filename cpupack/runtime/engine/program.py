@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+import weakref
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HostError, IntegrityError, RunnerError
+from ..host.limits import why_no_thread
 from . import library as native_library
 from .program_format import HEADER, MAGIC, MASKED_WIDTH
 
@@ -144,50 +146,65 @@ def _parse(memory: npt.NDArray[np.uint8]) -> Program:
     )
 
 
-class Session:
-    """A program with memory for its activations and a team of ``threads``: one call at a time, from any thread.
+_BUSY, _CLOSED, _NO_THREADS = 6, 7, 5
+"""Codes of kernels/engine/engine.h."""
 
-    Raises HostError when this CPU or system cannot run the kernels.
+
+@dataclass(frozen=True)
+class Call:
+    """A batch as the kernels read it, and the memory for its result."""
+
+    batch: npt.NDArray[Any]
+    mask: int
+    result: npt.NDArray[np.float32]
+    shape: tuple[int, ...]
+
+
+def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = None) -> Call:
+    """Check uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``, and make it dense.
+
+    With a ``mask`` (0..255) the batch is RGB, and the kernels add the mask as the fourth channel. A batch in
+    channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
+    does not take.
+    """
+    shape = program.float_shape if batch.dtype == np.float32 else program.pixel_shape
+    if shape is None or batch.dtype not in (np.float32, np.uint8):
+        raise RunnerError(f"the model does not take {batch.dtype}")
+    if mask is not None:
+        if not program.takes_rgb:
+            raise RunnerError("the model does not take pixels of three channels")
+        shape = (3, *shape[1:])
+    if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
+        raise RunnerError(
+            f"the model failed on a batch of shape {batch.shape}: it takes (n, {', '.join(map(str, shape))})"
+        )
+    dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
+    result = np.empty((len(batch), program.outputs), np.float32)
+    return Call(dense, -1 if mask is None else mask, result, batch.shape)
+
+
+class Session:
+    """A program with memory for its activations and a team of ``threads``. Any thread may call it.
+
+    It runs one call at a time. The kernels take the turn and give it back inside one C call, so an exception that a
+    signal handler raises cannot keep it. Raises HostError when this CPU or system cannot run the kernels.
     """
 
     def __init__(self, program: Program, threads: int) -> None:
         self._program, self._library = program, native_library.open_library()
-        self._run = self._library.cpupack_run
+        self._run, self._try_run = self._library.cpupack_run, self._library.cpupack_try_run
         self._code = program.memory.ctypes.data
         self._session = self._library.cpupack_new_session(threads)
         if not self._session:
             raise HostError("no memory for another instance of the native kernels")
+        # ``close`` may come while another thread calls, so the session itself lives as long as this object.
+        self._end = weakref.finalize(self, self._library.cpupack_end_session, self._session)
+        self._end.atexit = False
 
     def __call__(self, batch: npt.NDArray[Any], mask: int | None = None) -> npt.NDArray[np.float32]:
-        """Run uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``; returns float32 ``(n, outputs)``.
-
-        With a ``mask`` (0..255) the batch is RGB, and the kernels add the mask as the fourth channel. A batch in
-        channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
-        does not take.
-        """
-        program = self._program
-        shape = program.float_shape if batch.dtype == np.float32 else program.pixel_shape
-        if shape is None or batch.dtype not in (np.float32, np.uint8):
-            raise RunnerError(f"the model does not take {batch.dtype}")
-        if mask is not None:
-            if not program.takes_rgb:
-                raise RunnerError("the model does not take pixels of three channels")
-            shape = (3, *shape[1:])
-        if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
-            raise RunnerError(
-                f"the model failed on a batch of shape {batch.shape}: it takes (n, {', '.join(map(str, shape))})"
-            )
-        dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
-        result = np.empty((len(batch), program.outputs), np.float32)
-        if not len(batch):
-            return result
-        failed = self._run(
-            self._session, self._code, program.memory.size, dense.ctypes.data, batch.dtype == np.float32,
-            -1 if mask is None else mask, len(batch), result.ctypes.data,
-        )  # fmt: skip
-        if failed:
-            reason = self._library.cpupack_error(failed).decode()
-            raise RunnerError(f"the model failed on a batch of shape {batch.shape}: {reason}")
+        """Run a batch (see ``prepare_call``) when it is its turn; returns float32 ``(n, outputs)``."""
+        result = self.run(prepare_call(self._program, batch, mask))
+        assert result is not None
         return result
 
     def make_ready(self, batch_size: int = 1) -> None:
@@ -197,22 +214,45 @@ class Session:
         """
         memory = self._program.memory
         failed = self._library.cpupack_make_ready(self._session, self._code, memory.size, batch_size)
+        if failed == _NO_THREADS:
+            raise HostError(why_no_thread())
         if failed:
             kind = IntegrityError if failed == _ERROR_PROGRAM else HostError
             raise kind(f"the model cannot run: {self._library.cpupack_error(failed).decode()}")
 
+    def run(self, call: Call, *, wait: bool = True) -> npt.NDArray[np.float32] | None:
+        """Run a call; returns float32 ``(n, outputs)``, or None where another call runs and ``wait`` is false.
+
+        Raises RunnerError after ``close``, or when the kernels refuse; HostError when the system refuses a thread.
+        """
+        batch, result = call.batch, call.result
+        if not len(result):
+            return result
+        code = (self._run if wait else self._try_run)(
+            self._session, self._code, self._program.memory.size, batch.ctypes.data, batch.dtype == np.float32,
+            call.mask, len(result), result.ctypes.data,
+        )  # fmt: skip
+        if not code:
+            return result
+        if code == _BUSY:
+            return None
+        if code == _CLOSED:
+            raise RunnerError("the runner is closed")
+        if code == _NO_THREADS:
+            raise HostError(why_no_thread())
+        reason = self._library.cpupack_error(code).decode()
+        raise RunnerError(f"the model failed on a batch of shape {call.shape}: {reason}")
+
     @property
     def memory_bytes(self) -> int:
         """Memory of the activations, for the batch sizes used so far."""
-        return int(self._library.cpupack_session_bytes(self._session)) if self._session else 0
+        return int(self._library.cpupack_session_bytes(self._session))
 
     @property
     def prepared_bytes(self) -> int:
         """Memory of the weights that the kernels have prepared from the program, once for all sessions."""
-        return int(self._library.cpupack_prepared_bytes(self._session)) if self._session else 0
+        return int(self._library.cpupack_prepared_bytes(self._session))
 
     def close(self) -> None:
-        """End the team and free the memory. Closing twice is fine."""
-        session, self._session = self._session, None
-        if session:
-            self._library.cpupack_end_session(session)
+        """Wait for the call that runs, end the team and free the memory. Closing twice is fine."""
+        self._library.cpupack_close_session(self._session)

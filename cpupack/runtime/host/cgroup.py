@@ -106,3 +106,16 @@ def _mount(root: Path, controller: str) -> tuple[Path, PurePosixPath] | None:
         if wanted:
             return root / fields[4].lstrip("/"), PurePosixPath(fields[3])
     return None
+
+
+def thread_limit(root: Path) -> tuple[int | None, int | None]:
+    """Return how many threads this process's group has and may have, (None, None) without a limit.
+
+    Of several limits it is the one with the fewest threads left.
+    """
+    found = []
+    for group in [*_groups(root, "pids"), *_groups(root, "")]:
+        used, most = read_text(group / "pids.current"), read_text(group / "pids.max")
+        if used is not None and most is not None and used.isdigit() and most.isdigit():
+            found.append((int(used), int(most)))
+    return min(found, key=lambda pair: pair[1] - pair[0]) if found else (None, None)

@@ -9,29 +9,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Let a block run to its end, then raise KeyboardInterrupt with the number of the signal that came meanwhile.
+    """Let a block run to its end, then deliver the signals that came meanwhile.
 
-    It holds back those of SIGINT, SIGTERM and SIGHUP that Python handles. Outside the main thread it does nothing,
-    because Python interrupts only the main thread.
+    It holds back every signal that Python handles, whoever set the handler: one that raises would come between the
+    start of a child and the line that knows of it. Outside the main thread it does nothing, because Python runs
+    handlers only in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     waiting: list[int] = []
-    handled = [signum for signum in _SIGNALS if callable(signal.getsignal(signum))]
-    before = {signum: signal.signal(signum, lambda number, _: waiting.append(number)) for signum in handled}
+    handled = {number: found for number in signal.valid_signals() if callable(found := signal.getsignal(number))}
     try:
+        for signum in handled:
+            signal.signal(signum, lambda number, _: waiting.append(number))
         yield
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handled.items():
             signal.signal(signum, handler)
-        if waiting:
-            raise KeyboardInterrupt(waiting[0])
+        for signum in waiting:
+            signal.raise_signal(signum)
 
 
 def run(command: Sequence[str], *, timeout_s: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:

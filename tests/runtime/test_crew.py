@@ -1,0 +1,157 @@
+"""Threads that take calls from a queue: what they answer, and that nothing which arrives at a bad moment hurts them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+
+from cpupack.runtime.engine.crew import Answer, Crew
+from cpupack.runtime.errors import HostError, RunnerError
+from cpupack.runtime.host.limits import why_no_thread
+from helpers.waiting import PATIENCE_S, wait_until
+
+
+def threads_named(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def test_calls_run_in_order_and_answer() -> None:
+    seen: list[int] = []
+    crew = Crew("in-order")
+    answers = [crew.submit(lambda number=number: seen.append(number) or number * 2) for number in range(5)]
+    assert [answer.result(PATIENCE_S) for answer in answers] == [0, 2, 4, 6, 8]
+    assert seen == [0, 1, 2, 3, 4]
+    crew.close()
+    crew.close()
+    assert threads_named("in-order") == 0
+
+
+def test_what_a_call_raises_is_raised_to_the_caller_and_the_thread_goes_on() -> None:
+    crew = Crew("fails")
+    answer = crew.submit(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        answer.result(PATIENCE_S)
+    assert isinstance(answer.exception(PATIENCE_S), ZeroDivisionError)
+    assert crew.submit(lambda: 7).result(PATIENCE_S) == 7
+    crew.close()
+
+
+def test_callbacks_are_called_once_before_or_after_the_end() -> None:
+    answer: Answer[int] = Answer()
+    seen: list[str] = []
+    answer.add_done_callback(lambda done: seen.append(f"before {done.result()}"))
+    assert not answer.done()
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
+        answer.result(0.01)
+    answer.finish(3)
+    answer.finish(4)  # the first one counts
+    answer.add_done_callback(lambda done: seen.append(f"after {done.result()}"))
+    assert seen == ["before 3", "after 3"]
+
+
+def test_several_threads_may_wait_for_one_answer() -> None:
+    answer: Answer[int] = Answer()
+    found: list[int] = []
+    waiting = [threading.Thread(target=lambda: found.append(answer.result(PATIENCE_S))) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    answer.finish(5)
+    for thread in waiting:
+        thread.join(PATIENCE_S)
+    assert found == [5, 5, 5, 5]
+
+
+def test_closing_finishes_what_was_given_and_refuses_the_rest() -> None:
+    crew, gate = Crew("closing", 2), threading.Event()
+    answers = [crew.submit(gate.wait, PATIENCE_S) for _ in range(6)]
+    closing = threading.Thread(target=crew.close)
+    closing.start()
+    gate.set()
+    closing.join(PATIENCE_S)
+    assert all(answer.done() for answer in answers)
+    with pytest.raises(RunnerError, match="the runner is closed"):
+        crew.submit(gate.wait)
+
+
+def test_no_call_given_while_it_closes_is_left_without_an_answer() -> None:
+    for _ in range(20):
+        crew, answers = Crew("race"), []
+
+        def give(crew: Crew = crew, answers: list[Answer[int]] = answers) -> None:
+            try:
+                while len(answers) < 1000:
+                    answers.append(crew.submit(lambda: 1))
+            except RunnerError:
+                pass
+
+        giver = threading.Thread(target=give)
+        giver.start()
+        crew.close()
+        giver.join(PATIENCE_S)
+        for answer in answers:
+            error = answer.exception(PATIENCE_S)
+            assert error is None or isinstance(error, RunnerError)
+
+
+def test_a_crew_that_nobody_holds_ends_its_threads() -> None:
+    Crew("forgotten", 3).submit(int)
+    gc.collect()
+    wait_until(lambda: threads_named("forgotten") == 0)
+
+
+def test_an_exception_sent_to_the_thread_fails_the_call_and_not_the_thread() -> None:
+    class SentError(Exception):
+        pass
+
+    crew, begun, go = Crew("hit"), threading.Event(), threading.Event()
+
+    def call() -> None:
+        begun.set()
+        while not go.is_set():
+            pass  # bytecodes between which the exception can come
+
+    ident = crew.submit(threading.get_ident).result(PATIENCE_S)
+    answer = crew.submit(call)
+    begun.wait(PATIENCE_S)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SentError))
+    with pytest.raises(SentError):
+        answer.result(PATIENCE_S)
+    assert crew.submit(threading.get_ident).result(PATIENCE_S) == ident
+    crew.close()
+
+
+def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(HostError, match="refuses to start another thread"):
+        Crew("refused", 4)
+    assert threads_named("refused") == 0
+
+
+def test_the_limits_are_named(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/app\n",
+        "proc/self/mountinfo": "30 20 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n",
+        "sys/fs/cgroup/app/pids.max": "64\n",
+        "sys/fs/cgroup/app/pids.current": "64\n",
+        "sys/fs/cgroup/pids.max": "max\n",
+        "proc/sys/kernel/threads-max": "5000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    text = why_no_thread(tmp_path)
+    assert "the control group's threads (pids.max): 64 of 64" in text
+    assert "the system's threads: 5000" in text
+    assert text.endswith("raise the limit, or use fewer threads and instances")
