@@ -30,8 +30,8 @@ def interrupts_held_back() -> Iterator[None]:
     finally:
         for signum, handler in handled.items():
             signal.signal(signum, handler)
-        for signum in waiting:
-            signal.raise_signal(signum)
+        for number in waiting:
+            signal.raise_signal(number)
 
 
 def run(command: Sequence[str], *, timeout_s: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
