@@ -113,6 +113,8 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not cached.is_file():
         try:
+            if not cached.is_absolute():  # torch would make a directory "~" here
+                raise OSError("this user has no home directory to keep it in: set TORCH_HOME")
             with urllib.request.urlopen(weights.url, timeout=_CONNECT_TIMEOUT_S):  # noqa: S310 - torchvision's https
                 pass
             weights.get_state_dict(progress=False, check_hash=True)

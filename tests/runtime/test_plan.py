@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cpupack.runtime import cli
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
@@ -188,6 +190,60 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="XDG_CACHE_HOME") as caught:
         plan_table.check_writable(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def unknown_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user that is not in the list of users and has no HOME, as in many containers."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("unknown_user")
+@pytest.mark.parametrize("environ", [{}, {"HOME": ""}, {"HOME": "relative"}, {"HOME": "~"}, {"XDG_CACHE_HOME": "x"}])
+def test_without_a_home_there_is_no_table_and_a_plan_all_the_same(environ: dict[str, str], tmp_path: Path) -> None:
+    probe = HostProbe(tmp_path, affinity=frozenset({0}))
+    assert plan_table.find_table(manifest(), environ, probe) == plan_table.Found(None, None)
+    assert decide.decide(manifest(), environ=environ, probe=probe).threads == 1
+    with pytest.raises(InputError, match=r"no place to keep the tuned table: .*set XDG_CACHE_HOME"):
+        plan_table.writable_path(manifest(), environ)
+
+
+@pytest.mark.usefixtures("unknown_user")
+def test_without_a_home_every_command_answers(package_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(package_dir, ["info"]) == 0
+    assert cli.main(package_dir, ["verify"]) == 0
+    capsys.readouterr()
+    assert cli.main(package_dir, ["tune", "--budget-s", "1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main(package_dir, ["plan", "--rate", "1", "--max-latency-ms", "50"]) == 2
+    assert "there is no host-tuned table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "too long", "directory"])
+def test_a_cache_of_another_kind_never_fails_a_plan(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    if kind == "file":
+        place.write_text("")
+    elif kind == "loop":
+        place.symlink_to(place)
+    elif kind == "too long":
+        place = tmp_path / ("x" * 300)
+    environ = {"XDG_CACHE_HOME": str(place)}
+    if kind == "directory":
+        path = plan_table.table_path(manifest(), environ)
+        assert path is not None
+        path.mkdir(parents=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        probe = HostProbe(tmp_path, affinity=frozenset({0}))
+        assert decide.decide(manifest(), environ=environ, probe=probe).threads == 1
+    assert len(caught) == (kind != "file")  # there may be a table, but it cannot be read
 
 
 def test_the_cache_follows_the_xdg_specification() -> None:

@@ -89,7 +89,7 @@ def bench_page(result: Mapping[str, Any], manifest: Manifest, tuning: Tuning | N
 def find_tuning(package_dir: Path, manifest: Manifest) -> Tuning | None:
     """Return the measurements that a setting was chosen from: on this host if it has a table, else at the build."""
     path = plan_table.table_path(manifest)
-    table = plan_table.read_table(path, rerun=f"{manifest.name} tune")
+    table = None if path is None else plan_table.read_table(path, rerun=f"{manifest.name} tune")
     if (
         table
         and table.rows

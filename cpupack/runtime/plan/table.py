@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -63,9 +64,12 @@ class TunedTable:
 
 @dataclass(frozen=True)
 class Found:
-    """The path of the host-tuned table, the table if there is one, and why it does not hold here (None: it holds)."""
+    """The path of the host-tuned table, the table if there is one, and why it does not hold here (None: it holds).
 
-    path: Path
+    ``path`` is None where this user has no cache.
+    """
+
+    path: Path | None
     table: TunedTable | None
     problem: str | None = None
 
@@ -73,7 +77,7 @@ class Found:
 def find_table(manifest: Manifest, environ: Mapping[str, str], probe: HostProbe) -> Found:
     """Return the host-tuned table of this package and whether it was made on this CPU, with these cores."""
     path = table_path(manifest, environ)
-    table = read_table(path, rerun=f"{manifest.name} tune")
+    table = None if path is None else read_table(path, rerun=f"{manifest.name} tune")
     if table is None:
         return Found(path, None)
     problem = mismatch(table.fingerprint, table.cores_usable, probe)
@@ -95,12 +99,32 @@ def mismatch(made_on: Mapping[str, Any], cores_usable: int | None, probe: HostPr
     return None
 
 
-def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the table of this package and version is kept (XDG Base Directory Specification)."""
+def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return where the table of this package and version is kept (XDG Base Directory Specification).
+
+    None where this user has no cache: in containers, a user often has neither a home nor an entry among the users.
+    """
     cache = environ.get("XDG_CACHE_HOME", "")
     # The specification says that a relative path there is to be ignored.
-    base = Path(cache) if cache and Path(cache).is_absolute() else _home(environ) / ".cache"
+    if cache and Path(cache).is_absolute():
+        base = Path(cache)
+    elif (home := _home(environ)) is not None:
+        base = home / ".cache"
+    else:
+        return None
     return base / "cpupack" / manifest.name / f"{manifest.version}.json"
+
+
+def writable_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return ``table_path`` after making its directory. Raises InputError when a table cannot be kept there."""
+    path = table_path(manifest, environ)
+    if path is None:
+        raise InputError(
+            f"there is no place to keep the tuned table: user {os.getuid()} has no home directory, and HOME is not "
+            "set; set XDG_CACHE_HOME to a directory that can be written to"
+        )
+    check_writable(path)
+    return path
 
 
 def model_digest(manifest: Manifest) -> str:
@@ -117,6 +141,8 @@ def read_table(path: Path, rerun: str) -> TunedTable | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as error:  # ValueError holds JSON and UTF-8 errors
+        if isinstance(error, PermissionError) and not os.path.exists(path):  # noqa: PTH110 - Path.exists would raise
+            return None  # the cache of another user, as where HOME is still root's
         warnings.warn(f"ignoring the host-tuned table {path}: {error}; run `{rerun}` again", stacklevel=2)
         return None
 
@@ -149,6 +175,11 @@ def _write(path: Path, text: str | None) -> None:
         ) from error
 
 
-def _home(environ: Mapping[str, str]) -> Path:
-    home = environ.get("HOME")
-    return Path(home) if home else Path.home()
+def _home(environ: Mapping[str, str]) -> Path | None:
+    """Return the user's home, None without one. A relative HOME would mean another place from each directory."""
+    home = environ.get("HOME", "")
+    try:
+        found = home if Path(home).is_absolute() else pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:  # this user is not in the list of users
+        return None
+    return Path(found) if Path(found).is_absolute() else None

@@ -192,8 +192,7 @@ def run(
     """
     manifest = read_manifest(package_dir)
     check_cpu(manifest)
-    path = plan_table.table_path(manifest)
-    plan_table.check_writable(path)
+    path = plan_table.writable_path(manifest)
     objective = options.objective or manifest.plan.objective
     bound = options.max_latency_ms
     if bound is None and objective == manifest.plan.objective:
