@@ -97,6 +97,15 @@ def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, pro
         norm.eval()
 
 
+def _download(weights: Any, cached: Path) -> None:
+    """Have torchvision put a file into its cache. Raises URLError, OSError or RuntimeError."""
+    if not cached.is_absolute():  # torch would make a directory "~" here
+        raise OSError("this user has no home directory to keep it in: set TORCH_HOME")
+    with urllib.request.urlopen(weights.url, timeout=_CONNECT_TIMEOUT_S):  # noqa: S310 - torchvision's https
+        pass
+    weights.get_state_dict(progress=False, check_hash=True)
+
+
 def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:
     spec = loaded.recipe.model
     models = importlib.import_module("torchvision.models")
@@ -113,10 +122,7 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not cached.is_file():
         try:
-            _check_home(cached)
-            with urllib.request.urlopen(weights.url, timeout=_CONNECT_TIMEOUT_S):  # noqa: S310 - torchvision's https
-                pass
-            weights.get_state_dict(progress=False, check_hash=True)
+            _download(weights, cached)
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             reason = getattr(error, "reason", error)
             if spec.weights_fallback == "random":
@@ -128,11 +134,6 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
             ) from error
     found = _from_file(module, cached, spec, progress, names=modern_names, optional=optional_parts(module))
     return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
-
-
-def _check_home(cached: Path) -> None:
-    if not cached.is_absolute():  # torch would make a directory "~" here
-        raise OSError("this user has no home directory to keep it in: set TORCH_HOME")
 
 
 def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:

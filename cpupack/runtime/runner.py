@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import sys
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,7 @@ from .images.inputs import mask_value, model_input, random_input
 from .images.preprocess import ImageSource, PreprocessSpec
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
+from .plan.table import model_digest
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +39,12 @@ Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
 _DECODE = "decode"
 """The name of the threads that decode."""
+
+
+MOST_THREADS, MOST_SAMPLES = 1024, 65536
+"""Threads and instances at most, and samples in one call of the kernels."""
+MOST_FLOAT = 1e30
+"""Float input at most. Sums of such values leave float32's range, so the FP32 model would have no answer either."""
 
 
 class RandomWeightsWarning(UserWarning):
@@ -59,8 +68,10 @@ class Runner:
     """A packaged INT8 model, ready to predict.
 
     ``threads`` (of one instance), ``instances`` and ``batch_size`` override the plan; ``check=False`` skips
-    hashing the files, never the checks of the host. Safe to call from several threads. Raises IntegrityError
-    when a file is not the one built, HostError when this CPU or torch cannot run it correctly.
+    hashing the files, never the checks of the host. ``check_finite=False`` skips looking for NaN, infinity and values
+    above ``MOST_FLOAT`` in float input: INT8 has no code for them, so the model would answer as if they were ordinary
+    numbers. Safe to call from several threads. Raises IntegrityError when a file is not the one built, HostError when
+    this CPU or torch cannot run it correctly.
     """
 
     def __init__(
@@ -71,11 +82,22 @@ class Runner:
         instances: int | None = None,
         batch_size: int | None = None,
         check: bool = True,
+        check_finite: bool = True,
     ) -> None:
         self.manifest: Manifest = read_manifest(package_dir)
         check_cpu(self.manifest)
-        for name, value in (("threads", threads), ("instances", instances), ("batch_size", batch_size)):
-            _require_positive(name, value)
+        threads, instances = (
+            _whole_number(name, value, MOST_THREADS) for name, value in (("threads", threads), ("instances", instances))
+        )
+        batch_size = _whole_number("batch_size", batch_size, MOST_SAMPLES)
+        self._package_dir, self._check_finite = package_dir, check_finite
+        self._options: dict[str, Any] = {
+            "threads": threads,
+            "instances": instances,
+            "batch_size": batch_size,
+            "check": check,
+            "check_finite": check_finite,
+        }
         model = model_path(package_dir, self.manifest)
         engine = self.manifest.target["engine"]
         # Nothing in the file of a native program is code. So it may be read while it is hashed, half of a start.
@@ -123,8 +145,10 @@ class Runner:
         model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. Raises
         InputError.
         """
-        _require_positive("top_k", top_k)
-        _require_positive("batch_size", batch_size)
+        if top_k is None:
+            raise InputError("top_k is None; it must be a whole number from 1")
+        top_k = _whole_number("top_k", top_k)
+        batch_size = _whole_number("batch_size", batch_size, MOST_SAMPLES)
         many = isinstance(inputs, list | tuple)
         if many and not inputs:
             raise InputError("the list of inputs is empty; expected at least one")
@@ -154,11 +178,11 @@ class Runner:
             if batch.layout != torch.strided:
                 raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
             self.check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
-            return torch.from_numpy(self._logits(batch.detach().cpu().numpy()))  # type: ignore[no-any-return]
-        if not isinstance(batch, np.ndarray):
-            raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a numpy array")
+            return torch.from_numpy(self._logits(self.finite(batch.detach().cpu().numpy())))  # type: ignore[no-any-return]
+        if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
+            raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
         self.check_batch(str(batch.dtype), batch.shape)
-        return self._logits(batch)
+        return self._logits(self.finite(batch))
 
     def load(self, item: Any) -> npt.NDArray[Any]:
         """Return one input of ``predict``, decoded: uint8 pixels, or a float32 array. Raises InputError."""
@@ -211,6 +235,15 @@ class Runner:
         for crew in list(self._crews.values()):
             crew.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as a runner that opens the package again, with the same arguments, where it is unpickled."""
+        identity = (self.manifest.name, self.manifest.version, model_digest(self.manifest))
+        return _reopen, (type(self), self._place(), self._options, identity)
+
+    def _place(self) -> tuple[Any, ...]:
+        """Return the arguments of the class that name the package. A package's own Runner takes none."""
+        return (self._package_dir,)
+
     def __enter__(self) -> Runner:
         return self
 
@@ -244,6 +277,18 @@ class Runner:
         chunks = (batch[start : start + size] for start in range(0, len(batch), size))
         return _joined(list(self._run(chunks, size)))
 
+    def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold."""
+        if not self._check_finite or batch.dtype != np.float32 or _is_finite(batch):
+            return batch
+        sample = next(number for number, one in enumerate(batch) if not _is_finite(one))
+        one = batch[sample]
+        bad = one[~(np.abs(one) <= MOST_FLOAT)].flat[0]
+        raise InputError(
+            f"sample {sample} of the batch has {bad}; float input must be finite and at most {MOST_FLOAT:g} "
+            "(Runner(check_finite=False) skips this check)"
+        )
+
     def _prepared(
         self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], size: int
     ) -> Iterator[npt.NDArray[Any]]:
@@ -257,20 +302,32 @@ class Runner:
             try:
                 return prepare(items[position])
             except InputError as error:
-                if isinstance(items[position], str | Path):  # a path names itself
+                if isinstance(items[position], str | os.PathLike):  # a path names itself
                     raise
                 raise InputError(f"input {position}: {error}") from error
 
         ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
         crew, asked = self._decoders(), weakref.ref(wanted)
-        decoding = deque(crew.submit(one, position, asked) for position in range(min(ahead, len(items))))
+        # One image object given twice is decoded once: Pillow and files are not made for two threads at a time.
+        shared = {key for key, count in Counter(map(id, items)).items() if count > 1}
+        once: dict[int, Answer[npt.NDArray[Any] | None]] = {}
+
+        def decode(position: int) -> Answer[npt.NDArray[Any] | None]:
+            key = id(items[position])
+            if key not in shared:
+                return crew.submit(one, position, asked)
+            if key not in once:
+                once[key] = crew.submit(one, position, asked)
+            return once[key]
+
+        decoding = deque(decode(position) for position in range(min(ahead, len(items))))
         following = iter(range(len(decoding), len(items)))
         while decoding:
             batch = []
             for _ in range(min(size, len(decoding))):
                 batch.append(decoding.popleft().result())
                 if (position := next(following, None)) is not None:
-                    decoding.append(crew.submit(one, position, asked))
+                    decoding.append(decode(position))
             yield np.stack(batch)  # type: ignore[arg-type]  # none is None while ``wanted`` lives
         del wanted
 
@@ -301,7 +358,7 @@ class Runner:
         assert self._spec is not None
         pixels = load_pixels(item, self._spec)
         if pixels.shape != self.pixel_shape():
-            name = f"{item}: " if isinstance(item, str | Path) else ""
+            name = f"{item}: " if isinstance(item, str | os.PathLike) else ""
             raise InputError(
                 f"{name}image is {pixels.shape} (height, width, channels) after preprocessing; "
                 f"the model takes {self.pixel_shape()}"
@@ -310,24 +367,43 @@ class Runner:
 
     def _load_array(self, item: Any) -> npt.NDArray[np.float32]:
         name, shape = "", self.manifest.input_shape
-        if isinstance(item, str | Path):
+        if isinstance(item, str | os.PathLike):
             name, array = f"{item}: ", load_npy(Path(item))
+        elif hasattr(item, "read"):
+            name = f"{getattr(item, 'name', type(item).__name__)}: "
+            array = load_npy(item)
         elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
             array = np.asarray(item)
         else:
             raise InputError(f"got {type(item).__name__}; expected a float32 array {shape} or an .npy file")
         if array.dtype != np.float32 or array.shape != shape:
             raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
+        if self._check_finite and not _is_finite(array):
+            raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
         return array
 
 
-def load_npy(path: Path) -> npt.NDArray[Any]:
+def _reopen(
+    kind: type[Runner], place: tuple[Any, ...], options: dict[str, Any], identity: tuple[str, str, str]
+) -> Runner:
+    """Open the package of a pickled runner in this process. Raises RunnerError when it is another build of it."""
+    runner = kind(*place, **options)
+    manifest = runner.manifest
+    found = (manifest.name, manifest.version, model_digest(manifest))
+    if found != identity:
+        runner.close()
+        what = f"{found[0]} {found[1]}" if found[:2] != identity[:2] else "another build of that version"
+        raise RunnerError(f"the runner was pickled for {identity[0]} {identity[1]}, and this process has {what}")
+    return runner
+
+
+def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
     """Read one array from an ``.npy`` file, pickles refused. Raises InputError naming the file."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, TypeError) as error:
         raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")
@@ -350,13 +426,36 @@ def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None
     return labels
 
 
-def _require_positive(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise InputError(f"{name} is {value}; it must be at least 1")
+@overload
+def _whole_number(name: str, value: int, most: int | None = None) -> int: ...
+
+
+@overload
+def _whole_number(name: str, value: int | None, most: int | None = None) -> int | None: ...
+
+
+def _whole_number(name: str, value: Any, most: int | None = None) -> int | None:
+    """Return an argument as an int, numpy's whole numbers too, and None as None. Raises InputError."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1 or isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
+    if most is not None and number > most:
+        raise InputError(f"{name} is {number}; at most {most} is possible")
+    return number
 
 
 def _rows(answer: Answer[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
     return _floats(answer.result()[:count])
+
+
+def _is_finite(array: npt.NDArray[Any]) -> bool:
+    """Return whether all values are finite and at most ``MOST_FLOAT``. Extremes are found without a temporary array."""
+    return bool(array.max() <= MOST_FLOAT and array.min() >= -MOST_FLOAT)  # false for NaN, which both pass on
 
 
 def _floats(output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -38,7 +38,7 @@ struct call {
 
 /* The first pixel of the buffer that a step writes; NULL for none. A step may write only a slice of its channels. */
 static uint8_t *first_pixel(const struct step *step) {
-    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL && !(step->spec.flags & FLAG_FLOAT_OUT);
+    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL;
     return sliced ? step->out.first - step->spec.channel_offset : step->out.first;
 }
 
@@ -67,12 +67,10 @@ static void fill_halo(const struct step *step, const struct worker *worker) {
 static void run_step(const struct step *step, const struct step *next, struct worker *worker, const struct call *call) {
     const struct kernels *kernels = find_kernels();
     float *output = call->output;
-    if (leaves(&step->spec)) {
+    if (step->spec.flags & FLAG_FLOAT_OUT) {
         if (output == NULL)
-            return; /* cpupack_look takes buffers alone */
+            return; /* cpupack_look takes codes alone */
         output += step->spec.channel_offset;
-    } else {
-        output = (float *)step->out.first; /* of a buffer's floats */
     }
     fill_halo(step, worker);
     switch (step->spec.op) {
@@ -119,8 +117,6 @@ static void run_step(const struct step *step, const struct step *next, struct wo
     case OP_RESAMPLE:
         kernels->resample(step, worker);
         break;
-    default:
-        kernels->floats(step, worker, call->input, leaves(&step->spec) ? output : NULL);
     }
 }
 
@@ -134,8 +130,6 @@ struct job {
 
 /* Whether a layer is for inputs of another type. */
 static int is_skipped(const struct step *step, const struct call *call) {
-    if (reads_caller(&step->spec) && (step->spec.op == OP_INPUT_PIXELS) == call->input_is_float)
-        return 1; /* whatever its flags say: it would read more than there is */
     return (step->spec.flags & (call->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT)) != 0;
 }
 
@@ -225,14 +219,19 @@ static int ready(struct session *session, const uint8_t *program, int64_t bytes,
     return find_context(session, program, bytes, batch, context);
 }
 
-int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch) {
+static int make_ready_held(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch) {
     struct context *context;
+    const int code = ready(session, program, bytes, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    return find_team(session);
+}
+
+int cpupack_make_ready(struct session *session, const uint8_t *program, int64_t program_bytes, int64_t batch) {
     if (session == NULL)
-        return CPUPACK_ERROR_MEMORY;
+        return make_ready_held(NULL, program, program_bytes, batch);
     pthread_mutex_lock(&session->busy);
-    int code = session->closed ? CPUPACK_CLOSED : ready(session, program, program_bytes, batch, &context);
-    if (code == CPUPACK_OK)
-        code = find_team(session);
+    const int code = session->closed ? CPUPACK_CLOSED : make_ready_held(session, program, program_bytes, batch);
     pthread_mutex_unlock(&session->busy);
     return code;
 }

@@ -131,7 +131,7 @@ def test_input_is_left_alone(runner: Runner) -> None:
         (torch.zeros((2, 3, 16, 16), dtype=torch.float16), "got float16"),
         (torch.zeros((2, 3, 16, 16), dtype=torch.bfloat16), "got bfloat16"),
         (torch.zeros((2, 3, 16, 16)).to_sparse(), "sparse"),
-        ([1, 2, 3], "got list; expected a torch tensor or a numpy array"),
+        ([1, 2, 3], "got list; expected a torch tensor or a plain numpy array"),
     ],
 )
 def test_unusable_batches(runner: Runner, batch: Any, message: str) -> None:
@@ -173,7 +173,7 @@ def test_unusable_files_are_named_among_good_ones(runner: Runner, tmp_path: Path
 
 @pytest.mark.parametrize("argument", [{"top_k": 0}, {"top_k": -1}, {"batch_size": 0}])
 def test_unusable_options(runner: Runner, argument: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="must be at least 1"):
+    with pytest.raises(InputError, match="must be a whole number from 1"):
         runner.predict(IMAGES[0], **argument)
 
 

@@ -14,7 +14,6 @@ import io
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
 
     Raises InputError as ``preprocess.decode_image`` does.
     """
-    if isinstance(source, str | Path | bytes | bytearray | memoryview):
+    if not isinstance(source, np.ndarray | Image.Image):
         data, name = preprocess.read_image(source)
         fast = _from_jpeg(data, spec)
         return fast if fast is not None else preprocess.to_pixels(preprocess.decode_bytes(data, name), spec)
@@ -111,23 +110,29 @@ def _from_jpeg(data: bytes, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | Non
         image = Image.open(io.BytesIO(data))  # the header alone
     except _UNREADABLE:  # the reference path fails too, and its error names the file
         return None
-    if image.format != "JPEG" or image.mode not in {"RGB", "L"}:
+    if image.format != "JPEG" or image.mode not in {"RGB", "L"} or image.width * image.height > preprocess.MAX_PIXELS:
         return None
     width, height = image.size
     orientation = preprocess.orientation(image)
     upright = (height, width) if orientation in _LYING else (width, height)
     target = preprocess.resized_size(*upright, spec)
     factor = _reduction(upright, target)
-    pixels = _decode(data, image, factor)
+    size = (-(-height // factor), -(-width // factor))
+    buffer = _scratch.take(3 * size[0] * size[1] if _simplejpeg() is not None else 0)
+    pixels = _decode(data, image, factor, size, buffer)
     if pixels is None:
         return None
     turn = preprocess.TURNS.get(orientation)
-    return _from_pixels(pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn)), spec, target)
+    upright_pixels = pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
+    found = _from_pixels(upright_pixels, spec, target)
+    _scratch.give_back(buffer)
+    return found
 
 
-def _decode(data: bytes, image: Image.Image, factor: int) -> npt.NDArray[np.uint8] | None:
-    """Return RGB ``(h, w, 3)``, shrunk by ``factor``, None where the JPEG is damaged. Valid until the next call."""
-    wanted = (-(-image.height // factor), -(-image.width // factor))
+def _decode(
+    data: bytes, image: Image.Image, factor: int, size: tuple[int, int], buffer: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.uint8] | None:
+    """Return RGB ``(*size, 3)``, shrunk by ``factor``, in ``buffer``; None where the JPEG is damaged."""
     module = _simplejpeg()
     if module is None:
         if factor > 1:
@@ -136,10 +141,9 @@ def _decode(data: bytes, image: Image.Image, factor: int) -> npt.NDArray[np.uint
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         except _UNREADABLE:
             return None
-    buffer = _scratch.get(3 * wanted[0] * wanted[1])
     try:
         pixels: npt.NDArray[np.uint8] = module.decode_jpeg(
-            data, "RGB", min_height=wanted[0], min_width=wanted[1], min_factor=factor, buffer=buffer
+            data, "RGB", min_height=size[0], min_width=size[1], min_factor=factor, buffer=buffer
         )
     except ValueError:  # damaged: Pillow says how, or decodes what is left
         return None
@@ -174,7 +178,7 @@ def _from_pixels(
     height, width = pixels.shape[:2]
     new_width, new_height = target or preprocess.resized_size(width, height, spec)
     rows, columns = preprocess.crop_size(spec) or (new_height, new_width)
-    if rows > new_height or columns > new_width:
+    if rows > new_height or columns > new_width or rows * columns > preprocess.MAX_WHOLE_PIXELS:
         return None
     top, left = preprocess.crop_offset(new_height, rows), preprocess.crop_offset(new_width, columns)
     if (new_width, new_height) == (width, height):
@@ -187,9 +191,9 @@ def _from_pixels(
         return out
     image = Image.fromarray(pixels)
     method = preprocess.INTERPOLATIONS[spec.interpolation]
-    if spec.interpolation != _BILINEAR:  # the other filters have negative factors: see ``_as_pillow_does``
+    # The other filters have negative factors: see ``_as_pillow_does``.
+    if spec.interpolation != _BILINEAR and new_width * new_height <= preprocess.MAX_WHOLE_PIXELS:
         whole = image.resize((new_width, new_height), method)
         return np.array(whole.crop((left, top, left + columns, top + rows)), dtype=np.uint8)
-    across, down = width / new_width, height / new_height
-    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
-    return np.array(image.resize((columns, rows), method, box=box), dtype=np.uint8)
+    part = preprocess.resize_box(image, (new_width, new_height), (top, left, rows, columns), method)
+    return np.array(part, dtype=np.uint8)

@@ -7,12 +7,12 @@ filters, CenterCrop with zero padding, ToTensor, Normalize), pixel for pixel, af
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError, IntegrityError
 
-ImageSource = str | Path | bytes | Image.Image | npt.NDArray[Any]
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -44,6 +44,14 @@ TURNS = {
 
 # Pillow has no common error for "this file is damaged"; its decoders raise all of these.
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+MAX_PIXELS = 178_956_970
+"""Pixels of an image at most. It is Pillow's own limit, which its users can lift."""
+MAX_BYTES = 2**30
+"""Bytes of an encoded image at most: all pixels of the largest image, uncompressed, fit."""
+_CHUNK_BYTES = 2**20
+MAX_WHOLE_PIXELS = 2**24
+"""An image that resizing would give more pixels is resized only where the crop keeps it."""
+
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
 
@@ -115,30 +123,96 @@ def decode_image(source: ImageSource) -> Image.Image:
     that names the file and says whether it is missing, not an image, or damaged.
     """
     if isinstance(source, Image.Image):
-        return source
+        return _loaded(source)
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, str | Path | bytes | bytearray | memoryview):
-        return decode_bytes(*read_image(source))
+    return decode_bytes(*read_image(source))
+
+
+def read_image(source: Any) -> tuple[bytes, str]:
+    """Return an encoded image and its name for errors. Raises InputError that names the file."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        name = f"image of {len(source)} bytes"
+        if len(source) > MAX_BYTES:
+            raise _too_many_bytes(name)
+        return bytes(source), name
+    if isinstance(source, str | os.PathLike):
+        return _read_path(source)
+    if hasattr(source, "read"):
+        return _read_file(source)
     raise InputError(
         f"cannot read an image from {type(source).__name__}; "
-        "expected a path, bytes, a PIL image or a uint8 array (height, width, channels)"
+        "expected a path, bytes, a file opened in binary mode, a PIL image or a uint8 array (height, width, channels)"
     )
 
 
-def read_image(source: str | Path | bytes | bytearray | memoryview) -> tuple[bytes, str]:
-    """Return an encoded image and its name for errors. Raises InputError that names the file."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return bytes(source), f"image of {len(source)} bytes"
-    path = Path(source)
+def _read_path(source: str | os.PathLike[str]) -> tuple[bytes, str]:
+    name = os.fspath(source)
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
     try:
-        return path.read_bytes(), str(path)
+        with open(name, "rb") as file:  # noqa: PTH123 - Path would write a URL with one slash less
+            return _read_whole(file, name), name
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        url = "; it looks like a URL, and a runner reads no network: download it first" if "://" in name else ""
+        raise InputError(f"{name}: no such file{url}") from None
     except IsADirectoryError:
-        raise InputError(f"{path} is a directory, not an image") from None
+        raise InputError(f"{name} is a directory, not an image") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL byte, or characters that no file name has
+        raise InputError(f"{name!r} is not a path: {error}") from error
+
+
+def _read_file(source: Any) -> tuple[bytes, str]:
+    name = getattr(source, "name", None)
+    name = name if isinstance(name, str) else f"{type(source).__name__} object"
+    try:
+        data = _read_whole(source, name)
+    except (OSError, ValueError, TypeError, EOFError) as error:  # closed, not readable, or with its own read
+        raise InputError(f"{name} cannot be read: {error}") from error
+    if not data:
+        raise InputError(f"{name} is empty, or was read to its end already: seek(0) goes back")
+    return data, name
+
+
+def _read_whole(file: Any, name: str) -> bytes:
+    """Read to the end. What has no end, such as /dev/zero, is refused at ``MAX_BYTES``."""
+    parts: list[bytes] = []
+    size = 0
+    while part := file.read(_CHUNK_BYTES):
+        if not isinstance(part, bytes | bytearray | memoryview):
+            raise InputError(f"{name} gives {type(part).__name__}; open it in binary mode: open(path, 'rb')")
+        parts.append(bytes(part))
+        size += len(part)
+        if size > MAX_BYTES:
+            raise _too_many_bytes(name)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_many_bytes(name: str) -> InputError:
+    return InputError(f"{name} has more than {MAX_BYTES:,} bytes, which is the limit for an image")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Return the caller's image after it was decoded: ``Image.open`` reads the header alone."""
+    name = f"PIL image {filename}" if (filename := getattr(image, "filename", "")) else "PIL image"
+    check_pixels(image, name)
+    try:
+        image.load()
+    except (*DECODER_ERRORS, AssertionError, AttributeError) as error:  # Pillow asserts that the file is open
+        why = str(error) or "its file is closed"
+        raise InputError(f"{name} cannot be decoded: {why}; load() it before its file is closed") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large: {error}") from error
+    return image
+
+
+def check_pixels(image: Image.Image, name: str) -> None:
+    """Raise InputError, beginning with ``name``, for an image with more than ``MAX_PIXELS``."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} has {width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
@@ -188,7 +262,9 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} is empty")
     try:
         image = Image.open(io.BytesIO(data))
+        check_pixels(image, name)
         image.load()
+        check_pixels(image, name)  # the header of some formats gives another size than the image inside
     except UnidentifiedImageError:
         if data.startswith(_MAGIC):
             raise InputError(f"{name} is a damaged image: its header cannot be read") from None
@@ -236,7 +312,12 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
         raise InputError(f"image has {image.mode!r} pixels of unknown range; save it with 8 or 16 bits a channel")
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; Pillow warns about the direct conversion
-    return image if image.mode == mode else image.convert(mode)
+    if image.mode == mode:
+        return image
+    try:
+        return image.convert(mode)
+    except ValueError as error:
+        raise InputError(f"image has {image.mode!r} pixels, which cannot be made {mode}: {error}") from error
 
 
 def resized_size(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int]:
@@ -261,8 +342,33 @@ def crop_offset(size: int, crop: int) -> int:
 
 
 def _resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    size = resized_size(*image.size, spec)
-    return image if size == image.size else image.resize(size, INTERPOLATIONS[spec.interpolation])
+    """Resize, and where that makes very many pixels crop too: as far as the later crop keeps them."""
+    width, height = resized_size(*image.size, spec)
+    if (width, height) == image.size:
+        return image
+    method = INTERPOLATIONS[spec.interpolation]
+    if width * height <= MAX_WHOLE_PIXELS:
+        return image.resize((width, height), method)
+    rows, columns = crop_size(spec) or (height, width)
+    rows, columns = min(rows, height), min(columns, width)
+    if rows * columns > MAX_WHOLE_PIXELS:
+        raise InputError(
+            f"image of {image.width} x {image.height} pixels would be resized to {width} x {height}; "
+            f"at most {MAX_WHOLE_PIXELS:,} pixels are made"
+        )
+    return resize_box(
+        image, (width, height), (crop_offset(height, rows), crop_offset(width, columns), rows, columns), method
+    )
+
+
+def resize_box(
+    image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], method: Image.Resampling
+) -> Image.Image:
+    """Resize to ``size`` (width, height), but compute only the ``window`` (top, left, rows, columns) of the result."""
+    top, left, rows, columns = window
+    across, down = image.width / size[0], image.height / size[1]
+    box = (left * across, top * down, (left + columns) * across, (top + rows) * down)
+    return image.resize((columns, rows), method, box=box)
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:

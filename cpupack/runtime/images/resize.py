@@ -73,13 +73,18 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._kept = np.empty(0, np.uint8)
 
-    def get(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return uint8 ``(>= size,)``. It may be the memory that this thread got before."""
-        if size > _KEPT_BYTES:
-            return np.empty(size, np.uint8)
-        if len(self._kept) < size:
-            self._kept = np.empty(size, np.uint8)
-        return self._kept
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return uint8 ``(>= size,)``: what was given back, or new memory.
+
+        A signal handler may decode an image while its thread decodes another. Each then has memory of its own.
+        """
+        kept, self._kept = self._kept, np.empty(0, np.uint8)
+        return kept if len(kept) >= size else np.empty(size, np.uint8)
+
+    def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        """Keep memory for the thread's next image, unless that is much."""
+        if len(memory) <= _KEPT_BYTES:
+            self._kept = memory
 
 
 _scratch = Scratch()
@@ -105,19 +110,19 @@ def resize(
     down = _axis(height, window.height, window.top, window.rows, interpolation, across=False)
     across = _axis(width, window.width, window.left, window.columns, interpolation, across=True)
     rows = down.end - down.begin
-    scratch = _scratch.get(library.cpupack_resize_bytes(width, rows, window.columns, across.taps.pairs))
+    scratch = _scratch.take(library.cpupack_resize_bytes(width, rows, window.columns, across.taps.pairs))
     image = _Image(pixels.ctypes.data, width, height, down.begin, rows)
     failed = library.cpupack_resize(
         ctypes.byref(image), ctypes.byref(across.taps), ctypes.byref(down.taps), out.ctypes.data, scratch.ctypes.data
     )
+    _scratch.give_back(scratch)
     if failed:
         raise RuntimeError("the native kernels do not run on this CPU")
 
 
 @lru_cache(maxsize=256)
 def _axis(size: int, resized: int, first: int, count: int, interpolation: str, *, across: bool) -> _Axis:
-    starts, factors = _factors(size, resized, interpolation)
-    starts, factors = starts[first : first + count], factors[first : first + count]
+    starts, factors = _factors(size, resized, interpolation, first, count)
     used = np.maximum(1, factors.shape[1] - (factors[:, ::-1] != 0).argmax(axis=1))
     pairs_of = ((used + 1) // 2).astype(np.int32)
     pairs = int(pairs_of.max())
@@ -143,20 +148,22 @@ def _pairs(halves: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(halves.astype("<i2")).view("<i4")
 
 
-def _factors(size: int, resized: int, interpolation: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return for each of ``resized`` outputs its first source pixel and its factors, ``(resized, taps)``."""
+def _factors(
+    size: int, resized: int, interpolation: str, first: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return for ``count`` of ``resized`` outputs their first source pixels and their factors, ``(count, taps)``."""
     shape, reach = FILTERS[interpolation]
     scale = size / resized
     stretch = max(scale, 1.0)
     support = reach * stretch
     taps = math.ceil(support) * 2 + 1
-    centers = (np.arange(resized) + 0.5) * scale
+    centers = (np.arange(first, first + count) + 0.5) * scale
     starts = np.maximum((centers - support + 0.5).astype(np.int64), 0)
     counts = np.minimum((centers + support + 0.5).astype(np.int64), size) - starts
     positions = np.arange(taps)
     weights = shape((positions + starts[:, None] - centers[:, None] + 0.5) * (1.0 / stretch))
     weights[positions >= counts[:, None]] = 0.0
-    total = np.zeros(resized)
+    total = np.zeros(count)
     for position in positions:  # one by one as Pillow does: numpy's own sum adds in another order
         total += weights[:, position]
     weights /= total[:, None]

@@ -116,10 +116,9 @@ class ServedModel:
             raise InputError(f"input {INPUT!r}: datatype is {tensor.datatype}; this model takes {takes}")
         try:
             self.runner.check_batch(str(tensor.data.dtype), tensor.shape)
+            self.runner.finite(tensor.data)
         except self._errors.InputError as error:
             raise InputError(f"input {INPUT!r}: {error}") from None
-        if tensor.data.dtype == np.float32 and not np.isfinite(tensor.data).all():
-            raise InputError(f"input {INPUT!r} holds NaN or an infinite value")
         return Data(TENSOR, tensor.data)
 
     def read_raw(self, body: bytes | memoryview, content_type: str) -> Data:
