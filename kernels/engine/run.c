@@ -38,7 +38,7 @@ struct call {
 
 /* The first pixel of the buffer that a step writes; NULL for none. A step may write only a slice of its channels. */
 static uint8_t *first_pixel(const struct step *step) {
-    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL;
+    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL && !(step->spec.flags & FLAG_FLOAT_OUT);
     return sliced ? step->out.first - step->spec.channel_offset : step->out.first;
 }
 
@@ -67,10 +67,12 @@ static void fill_halo(const struct step *step, const struct worker *worker) {
 static void run_step(const struct step *step, const struct step *next, struct worker *worker, const struct call *call) {
     const struct kernels *kernels = find_kernels();
     float *output = call->output;
-    if (step->spec.flags & FLAG_FLOAT_OUT) {
+    if (leaves(&step->spec)) {
         if (output == NULL)
-            return; /* cpupack_look takes codes alone */
+            return; /* cpupack_look takes buffers alone */
         output += step->spec.channel_offset;
+    } else {
+        output = (float *)step->out.first; /* of a buffer's floats */
     }
     fill_halo(step, worker);
     switch (step->spec.op) {
@@ -117,6 +119,8 @@ static void run_step(const struct step *step, const struct step *next, struct wo
     case OP_RESAMPLE:
         kernels->resample(step, worker);
         break;
+    default:
+        kernels->floats(step, worker, call->input, leaves(&step->spec) ? output : NULL);
     }
 }
 
@@ -130,6 +134,8 @@ struct job {
 
 /* Whether a layer is for inputs of another type. */
 static int is_skipped(const struct step *step, const struct call *call) {
+    if (reads_caller(&step->spec) && (step->spec.op == OP_INPUT_PIXELS) == call->input_is_float)
+        return 1; /* whatever its flags say: it would read more than there is */
     return (step->spec.flags & (call->input_is_float ? FLAG_ONLY_PIXELS : FLAG_ONLY_FLOAT)) != 0;
 }
 

@@ -106,7 +106,7 @@ def test_without_loadgen_the_message_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert cli.main(package_dir, ["bench", "--loadgen"]) == 3
-    assert "pip install mlcommons-loadgen" in capsys.readouterr().err
+    assert 'pip install "mlcommons-loadgen' in capsys.readouterr().err
 
 
 @installed
