@@ -56,6 +56,11 @@ class EngineProcess:
                 self.__exit__()
             raise
 
+    @property
+    def pid(self) -> int:
+        """The process, which is also its session."""
+        return self._process.pid
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Send a command and return its answer. Raises EngineFailedError."""
         assert self._process.stdin is not None

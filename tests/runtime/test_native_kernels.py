@@ -148,6 +148,18 @@ def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = Fa
     return net
 
 
+def largest_sums(channels: int) -> Reference:
+    """Sums as large and as small as they get: with 115 channels 255 x 127 x 9 x 115 is just below 2^25, with 116 above.
+
+    VNNI's transformed tiles know 26 bits of a sum, so they may be used for the first and not for the second.
+    """
+    net = Reference(np.full((2, 16, 16, channels), 255, np.uint8))
+    signs = np.where(np.arange(48) % 3 == 0, -127, 127)
+    taps = np.broadcast_to(signs[:, None, None, None], (48, channels, 3, 3)).astype(np.int8)
+    net.output(net.conv(0, taps, pad=(1, 1), fill=255))
+    return net
+
+
 def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127) -> Reference:
     net = Reference(pixels(2, 6, 7, channels))
     how = {"pad": (1, 1), "fill": 12, "groups": groups}
@@ -292,6 +304,11 @@ NETS: dict[str, Callable[[], Reference]] = {
     "winograd, without padding": lambda: winograd((2, 7, 8, 16), 20, pad=0),
     "winograd, many channels": lambda: winograd((2, 3, 3, 1024), 70),
     "winograd, many tiles": lambda: winograd((2, 20, 31, 64), 16),
+    "winograd, tiles of six": lambda: winograd((2, 20, 31, 64), 40, table=True),
+    "winograd, tiles of six without padding": lambda: winograd((3, 18, 34, 70), 45, pad=0),
+    "winograd, tiles of six of many channels": lambda: winograd((4, 12, 12, 230), 96),
+    "winograd, largest sums that fit": lambda: largest_sums(115),
+    "winograd, sums that do not fit": lambda: largest_sums(116),
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
     **{
@@ -367,6 +384,7 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
         "gate",
         "slices",
         "winograd, odd",
+        "winograd, tiles of six",
         "moves of 3",
         "elementwise 19 and table",
         "resampled 64",
@@ -454,7 +472,8 @@ def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
 
 DAMAGED = (
     "3x3 stride", "groups of 24", "depthwise 5x5", "depthwise 7x7", "residual and table", "pools", "gate", "slices",
-    "pixels by blocks", "winograd, odd", "moves of 3", "elementwise 19", "resampled 19", "several results",
+    "pixels by blocks", "winograd, odd", "winograd, tiles of six", "moves of 3", "elementwise 19", "resampled 19",
+    "several results",
 )  # fmt: skip
 DAMAGE = """
 import sys
