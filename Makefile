@@ -45,7 +45,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path in sys.argv[1:]]; \
   sys.exit(not any(b"\nRequires-Dist: torch" in wheel.read(name) \
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
-C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc)
+C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch])
 
 .PHONY: help setup peers kernels demo bench test lint fast slow sanitize emulate clean
 

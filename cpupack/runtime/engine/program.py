@@ -119,7 +119,8 @@ def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
         header = file.read(30)  # the fixed part of a local file header; then come its name and its extra field
         name_bytes, extra_bytes = struct.unpack("<26xHH", header)
         file.seek(name_bytes + extra_bytes, 1)
-        memory = mmap.mmap(-1, max(1, member.file_size))
+        # Private, because Python's default is shared memory, which gets large pages on few systems.
+        memory = mmap.mmap(-1, max(1, member.file_size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         if file.readinto(memory) != member.file_size:

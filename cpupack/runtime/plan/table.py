@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pwd
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -158,6 +157,8 @@ def write_table(path: Path, table: TunedTable) -> None:
 
 
 def _write(path: Path, text: str | None) -> None:
+    import tempfile  # here: no prediction writes, and it brings random and more
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -192,6 +192,7 @@ def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
         "description": manifest.model["description"],
         "random_weights": manifest.random_weights,
         "takes_images": manifest.preprocess is not None,
+        "needs_torch": manifest.torch.get("reason") is not None,
         "shape": ", ".join(str(size) for size in manifest.input_shape),
         "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest)],
     }
