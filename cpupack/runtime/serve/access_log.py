@@ -44,7 +44,7 @@ class AccessLog:
 
     def __init__(self, target: str, lost: Callable[[], None]) -> None:
         self._lost, self._path = lost, None if target == "-" else Path(target)
-        self._lines: queue.Queue[str | None] = queue.Queue(_WAITING_LINES)
+        self._lines: queue.Queue[str | int | None] = queue.Queue(_WAITING_LINES)
         self._descriptor = self._open()
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
         self._thread.start()
@@ -67,8 +67,10 @@ class AccessLog:
         except InputError as error:
             sys.stderr.write(f"warning: {error}\n")
             return
-        old, self._descriptor = self._descriptor, fresh
-        os.close(old)
+        try:
+            self._lines.put_nowait(fresh)  # in its turn: the lines before it belong into the old file
+        except queue.Full:
+            os.close(fresh)
 
     def close(self) -> None:
         """Write what is queued, but wait at most a second."""
@@ -88,6 +90,10 @@ class AccessLog:
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
+            if isinstance(line, int):
+                os.close(self._descriptor)
+                self._descriptor = line
+                continue
             data = line.encode("utf-8", "backslashreplace") + b"\n"
             try:
                 while data:

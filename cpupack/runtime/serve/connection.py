@@ -30,9 +30,13 @@ _JOINED_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What clients may hold. A request must arrive in ``request_s``, and the next one must begin within ``idle_s``."""
+    """What clients may hold. A request must arrive in ``request_s``, and the next one must begin within ``idle_s``.
+
+    ``body_bytes`` is for one body, ``all_bytes`` for all that arrive or are not answered yet.
+    """
 
     body_bytes: int
+    all_bytes: int
     connections: int
     request_s: float
     idle_s: float
@@ -40,15 +44,20 @@ class ConnectionLimits:
 
 @dataclass
 class Connections:
-    """All open connections, and what they share. ``early`` may answer a request before its body is read."""
+    """All open connections, and what they share.
+
+    ``early`` may answer a request before its body is read. ``full`` is the answer to one for whose body is no room.
+    """
 
     handle: Callable[[HttpRequest], Awaitable[HttpAnswer]]
     early: Callable[[HttpRequest], HttpAnswer | None]
+    full: Callable[[HttpRequest], HttpAnswer]
     answered: Callable[[HttpRequest, HttpAnswer], None]
     limits: ConnectionLimits
     open: dict[Connection, None] = field(default_factory=dict)
     idle: dict[Connection, None] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    body_bytes: int = 0
     draining: bool = False
     date: bytes = b""
 
@@ -129,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._shared.open.pop(self, None)
         self._shared.idle.pop(self, None)
         self._transport = None
+        for request in (self._request, *self._queue):
+            self._release(request)
         self._queue.clear()
         if self._current is not None and self._current.on_gone is not None:
             self._current.on_gone()
@@ -192,6 +203,8 @@ class Connection(asyncio.Protocol):
             self._early = self._too_large()
         else:
             self._early = self._shared.early(request)
+            if self._early is None and length != b"0":
+                self._reserve(request, int(length) if length.isdigit() else 0)
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             if self._early is not None:
                 self._keep_alive = False  # whether the body comes is the client's choice
@@ -209,9 +222,26 @@ class Connection(asyncio.Protocol):
         self._size += len(body)
         if self._size > self._shared.limits.body_bytes:
             self._early = self._too_large()
+        elif self._request is not None and self._size > self._request.reserved_bytes:
+            self._reserve(self._request, len(body))
+        if self._early is not None:
             self._chunks.clear()
             return
         self._chunks.append(body)
+
+    def _reserve(self, request: HttpRequest, size: int) -> None:
+        """Count bytes of a body, or answer that there is no room for them."""
+        shared = self._shared
+        if shared.body_bytes and shared.body_bytes + size > shared.limits.all_bytes:
+            self._early = shared.full(request)
+            return
+        shared.body_bytes += size
+        request.reserved_bytes += size
+
+    def _release(self, request: HttpRequest | None) -> None:
+        if request is not None:
+            self._shared.body_bytes -= request.reserved_bytes
+            request.reserved_bytes = 0
 
     def on_message_complete(self) -> None:
         request = self._request
@@ -219,6 +249,7 @@ class Connection(asyncio.Protocol):
         if request is None or self._last:
             return
         if self._answered_early:
+            self._release(request)
             self._after_answer()
             return
         request.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
@@ -227,6 +258,7 @@ class Connection(asyncio.Protocol):
 
     def _finish_request(self, request: HttpRequest) -> None:
         request.complete_s = time.monotonic()
+        self._request = None
         request.log["early"] = self._early
         request.log["keep_alive"] = self._keep_alive
         if self._current is None:
@@ -256,6 +288,7 @@ class Connection(asyncio.Protocol):
             LOGGER.exception("a request to %s failed", request.path)
             answer = HttpAnswer(500, b'{"error":"the server failed; its log says why"}')
         self._keep_alive = keep_alive
+        self._release(request)
         self._send(request, answer)
         self._current = None
         self._after_answer()

@@ -116,6 +116,11 @@ class Executor:
         """How many requests are admitted and not yet answered."""
         return self._unanswered
 
+    def backlog_s(self) -> float:
+        """Return how long a request that comes now is expected to wait."""
+        with self._lock:
+            return self.scheduler.backlog_s(time.monotonic())
+
     def would_refuse(self, kind: str, size_bytes: int, samples: int, urgency: Urgency) -> Refusal | None:
         """Return the refusal that such a request would get now, before its body is read."""
         job = self._job(samples, size_bytes, urgency, self.prepare_times.estimate_s(kind, size_bytes), None)

@@ -18,7 +18,7 @@ from .access_log import AccessLog, trace_ids
 from .executor import Format, RefusedError, Request, Urgency
 from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
 from .model import IMAGE, TENSOR, Data
-from .scheduler import NORMAL, Refusal
+from .scheduler import BYTES, NORMAL, Refusal
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
 
 DEADLINE_HEADER, PRIORITY_HEADER = b"x-deadline-ms", b"x-priority"
@@ -89,6 +89,10 @@ class HttpApp:
         except InputError as error:
             return HttpAnswer(400, error_body(str(error)))
         return None if refused is None else self._refused(request, refused.refusal)
+
+    def full(self, request: HttpRequest) -> HttpAnswer:
+        """Return the answer to a request for whose body there is no room."""
+        return self._refused(request, Refusal(BYTES, self._service.executor.backlog_s()))
 
     async def handle(self, request: HttpRequest) -> HttpAnswer:
         """Return the answer to a whole request."""

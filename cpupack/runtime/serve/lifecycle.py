@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -38,6 +39,8 @@ _SWEEP_S = 1.0
 _SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another waits. The default of 5 ms is a tenth of a promise."""
 _BACKLOG = 2048
+_OTHER_FILES = 128
+"""Open files beside connections: libraries, logs, gRPC."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,13 @@ class Server:
             self._log,
         )
         self.connections = Connections(
-            self.app.handle, self.app.early, self.app.answered,
+            self.app.handle, self.app.early, self.app.full, self.app.answered,
             ConnectionLimits(
-                options.max_body_bytes, options.max_connections, options.client_timeout_s, options.idle_timeout_s
+                body_bytes=options.max_body_bytes,
+                all_bytes=options.max_queue_bytes,
+                connections=options.max_connections,
+                request_s=options.client_timeout_s,
+                idle_s=options.idle_timeout_s,
             ),
         )  # fmt: skip
         self._gauges()
@@ -83,6 +90,7 @@ class Server:
         loop = asyncio.get_running_loop()
         options = self._options
         sys.setswitchinterval(_SWITCH_S)
+        _allow_connections(options.max_connections)
         tls = _tls(options)
         listening = listen(options.host, options.port)
         grpc_door: Any = None
@@ -246,7 +254,8 @@ class Server:
         gauge("ready", "1 when the server is ready.", lambda: float(service.ready))
         gauge("queue_requests", "Requests that wait.", of_scheduler(lambda one: one.waiting))
         gauge("running_requests", "Requests that are in a call of the model.", of_scheduler(lambda one: one.running))
-        gauge("held_bytes", "Bodies of all admitted requests.", of_scheduler(lambda one: one.held_bytes))
+        gauge("held_bytes", "Bodies of admitted requests.", of_scheduler(lambda one: one.held_bytes))
+        gauge("body_bytes", "Bodies that arrive or are not answered yet.", lambda: float(self.connections.body_bytes))
         gauge(
             "table_drift_ratio",
             "Measured time of calls over the table's mean.",
@@ -284,6 +293,19 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     found.setblocking(False)
     return found
+
+
+def _allow_connections(wanted: int) -> None:
+    """Raise the limit of open files to what ``wanted`` connections need. Raises HostError where the host forbids it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise HostError(
+                f"--max-connections {wanted} needs {needed} open files, and this host allows {hard} (ulimit -Hn); "
+                f"lower it to {max(1, hard - _OTHER_FILES)}, or raise the limit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _prove(model: ServedModel) -> None:

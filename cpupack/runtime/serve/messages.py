@@ -19,7 +19,8 @@ class HttpRequest:
     """A request whose headers are there, and later its body. Names of headers are in lower case.
 
     ``arrived_s`` is when its headers were there, ``complete_s`` when its body was; on the clock ``time.monotonic``.
-    ``on_gone`` is called when the client closes the connection before the answer.
+    ``reserved_bytes`` is what its body counts for until it is answered. ``on_gone`` is called when the client closes
+    the connection before the answer.
     """
 
     method: bytes
@@ -30,6 +31,7 @@ class HttpRequest:
     client: str = ""
     body: bytes = b""
     complete_s: float = 0.0
+    reserved_bytes: int = 0
     on_gone: Callable[[], None] | None = None
     log: dict[str, Any] = field(default_factory=dict)
 

@@ -32,7 +32,7 @@ class ServeOptions:
     max_queue: int = 1024
     max_queue_bytes: int = 512 * _MEBIBYTE
     max_body_bytes: int = 32 * _MEBIBYTE
-    max_connections: int = 16384
+    max_connections: int = 3968
     client_timeout_s: float = 30.0
     idle_timeout_s: float = 75.0
     grace_s: float = 0.0
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=default.max_connections,
         metavar="N",
-        help="open connections; the longest idle one gives way (default: 16384)",
+        help="open connections; the longest idle one gives way (default: 3968, what 4096 open files allow)",
     )
     add(
         "--client-timeout",

@@ -162,7 +162,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """How many jobs run."""
-        return sum(len(call.jobs) for call in self._running.values())
+        return sum(len(call.jobs) for call in list(self._running.values()))  # a copy: metrics read without the lock
 
     @property
     def held_bytes(self) -> int:

@@ -1,0 +1,389 @@
+"""The life of a server: start, promise, reload, signals, and what goes wrong around it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import read_manifest
+from helpers.served import Served, serving
+from helpers.waiting import PATIENCE_S, wait_until
+
+MODEL = "tiny-int8"
+
+
+def photo(width: int = 600, height: int = 400) -> bytes:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+PHOTO = photo()
+
+
+class Load:
+    """Clients that send photos one after the other until they are stopped, and count what they get."""
+
+    def __init__(self, served: Served, clients: int = 4, **headers: str) -> None:
+        self.statuses: list[int] = []
+        self.bodies: list[bytes] = []
+        self.broken: list[Exception] = []
+        self._served, self._headers, self._stop = served, headers, threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self._served.port, timeout=PATIENCE_S)
+        ) as connection:
+            self._ask(connection)
+
+    def _ask(self, connection: http.client.HTTPConnection) -> None:
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/predict?top_k=1", PHOTO, self._headers)
+                answer = connection.getresponse()
+                self.bodies.append(answer.read())
+                self.statuses.append(answer.status)
+                if answer.getheader("connection") == "close":
+                    connection.close()
+            except ConnectionRefusedError:  # the doors are closed: nothing was accepted
+                return
+            except (OSError, http.client.HTTPException) as error:
+                self.broken.append(error)
+                return
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def run(package_dir: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", package_dir.name, "serve", *options]
+    return subprocess.run(
+        command, cwd=package_dir.parent, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_stop_under_load_loses_no_request_that_was_taken(package_dir: Path) -> None:
+    with serving(package_dir) as served:
+        load = Load(served)
+        wait_until(lambda: len(load.statuses) > 50)
+        code = served.stop()
+        load.stop()
+        assert (code, "every admitted request was answered" in served.said) == (0, True), served.said
+        assert set(load.statuses) <= {200, 503}
+        # What was on its way to the socket when the doors closed was never taken; it may be cut off.
+        assert all(isinstance(error, ConnectionResetError | http.client.RemoteDisconnected) for error in load.broken)
+        assert served.process.returncode == 0
+
+
+def test_in_the_grace_period_it_serves_and_says_that_it_is_not_ready(package_dir: Path) -> None:
+    with serving(package_dir, "--grace", "600") as served:
+        served.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: served.get("/v2/health/ready").status == 503)
+        assert served.get("/v2/health/ready").json() == {"ready": False}
+        assert served.get("/v2/health/live").status == 200
+        assert served.ask("POST", "/predict", PHOTO).status == 200
+        assert served.stop() == 0  # a second signal ends the grace period
+
+
+def test_a_reload_takes_another_version_without_a_lost_request(edited: Callable[..., Path], package_dir: Path) -> None:
+    copy = edited()
+    with serving(copy) as served:
+        load = Load(served)
+        wait_until(lambda: len(load.statuses) > 20)
+        manifest = read_manifest(copy)
+        (copy / MANIFEST_NAME).write_text(dataclasses.replace(manifest, version="2.0.0").to_json())
+        served.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: served.metric('cpupack_reloads_total{outcome="done"}') == 1)
+        count = len(load.statuses)
+        wait_until(lambda: len(load.statuses) > count + 20)
+        load.stop()
+        assert (set(load.statuses), load.broken) == ({200}, [])
+        versions = [json.loads(body)["version"] for body in load.bodies]
+        assert {versions[0], versions[-1]} == {"1.0.0", "2.0.0"}
+        assert served.get(f"/v2/models/{MODEL}").json()["versions"] == ["2.0.0"]
+        # The errors of the new copy of the code are still the client's.
+        assert served.ask("POST", "/predict", b"no image").status == 400
+
+        (copy / "labels.txt").write_text("damaged")
+        served.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: served.metric('cpupack_reloads_total{outcome="failed"}') == 1)
+        assert served.ask("POST", "/predict", PHOTO).status == 200
+        assert "labels.txt is not the file that was built" in served.said
+
+
+def test_liveness_is_true_before_the_model_is_loaded_and_a_stop_then_is_clean(package_dir: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(package_dir, "--port", str(port), wait=False) as served:
+        served.port = port
+
+        def alive() -> bool:
+            try:
+                return served.get("/v2/health/live").status == 200
+            except OSError:
+                return False
+
+        wait_until(alive)
+        assert served.get("/v2/health/ready").status in {200, 503}
+        assert served.ask("POST", "/predict", PHOTO).status in {200, 503}
+        assert served.stop() == 0
+
+
+def test_a_port_that_is_taken(package_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for options in (["--port", port], ["--port", "0", "--grpc-port", port]):
+            found = run(package_dir, *options)
+            assert found.returncode == 2, found.stderr
+            assert f"127.0.0.1:{port}" in found.stderr
+            assert "choose another" in found.stderr
+            assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--max-latency-ms", "0.5"], 3, "0.5 ms cannot be held here: one request takes"),
+        (["--plan"], 2, "--plan needs --max-latency-ms"),
+        (["--port", "70000"], 2, "expected a port"),
+        (["--port", "9", "--grpc-port", "9"], 2, "HTTP has this port"),
+        (["--tls-cert", "c.pem"], 2, "go together"),
+        (["--token-file", "/nonexistent"], 2, "--token-file /nonexistent"),
+        (["--host", "no.such.host.invalid"], 2, "--host no.such.host.invalid"),
+        (["--access-log", "/nonexistent/log"], 2, "--access-log /nonexistent/log"),
+        (["--drain", "-1"], 2, "--drain -1"),
+        (["--emit", "compose", "--token-file", "t"], 2, "--token-file t"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_served(
+    package_dir: Path, options: list[str], code: int, words: str
+) -> None:
+    found = run(package_dir, "--port", "0", *options) if "--port" not in options else run(package_dir, *options)
+    assert (found.returncode, words in found.stderr) == (code, True), found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_missing_extra_is_named(package_dir: Path) -> None:
+    hide = f"import sys; sys.modules['httptools'] = None; sys.path.insert(0, {str(package_dir.parent)!r}); "
+    code = hide + f"import {package_dir.name}._entry as e; sys.argv = ['x', 'serve']; sys.exit(e.main())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 3
+    assert "pip install 'tiny-int8[serve]'" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_the_plan_says_what_the_host_carries(package_dir: Path) -> None:
+    found = run(package_dir, "--plan", "--max-latency-ms", "10000", "--json")
+    assert found.returncode == 0, found.stderr
+    plan = json.loads(found.stdout)
+    assert set(plan["carries"]) == {"tensors", "images"}
+    assert plan["carries"]["tensors"]["rate_per_s"] >= plan["carries"]["images"]["rate_per_s"] > 0
+    assert run(package_dir, "--plan", "--max-latency-ms", "10000").stdout.startswith(
+        "a promise of 10000 ms on this host"
+    )
+
+
+def test_a_request_that_cannot_be_answered_in_time_is_refused_with_all_that_a_client_needs(package_dir: Path) -> None:
+    with serving(package_dir, "--shed-status", "503", "--max-latency-ms", "10000") as served:
+        answer = served.ask("POST", "/predict", PHOTO, {"X-Deadline-Ms": "0.01"})
+        assert answer.status == 503
+        assert (answer.headers["x-refused"], answer.headers["retry-after"]) == ("deadline", "1")
+        assert float(answer.headers["x-retry-after-ms"]) >= 1
+        assert "could not be answered by its deadline" in answer.json()["error"]
+        assert served.metric('cpupack_refused_total{reason="deadline"}') == 1
+        assert served.metric('cpupack_requests_total{route="predict",code="503"}') == 1
+        assert served.ask("POST", "/predict", PHOTO, {"X-Priority": "high"}).status == 200
+        assert served.metric("cpupack_promise_kept_total") + served.metric("cpupack_promise_broken_total") == 1
+        assert served.metric("cpupack_promise_seconds") == 10
+
+
+def test_more_load_than_it_carries_is_refused_and_health_still_answers(package_dir: Path) -> None:
+    with serving(package_dir, "--max-queue", "2", "--instances", "1", "--batch-size", "1") as served:
+        load = Load(served, 16)
+        wait_until(lambda: 429 in load.statuses and load.statuses.count(200) > 20)
+        assert served.get("/v2/health/live").status == 200
+        load.stop()
+        assert (set(load.statuses), load.broken) == ({200, 429}, [])
+        assert served.metric('cpupack_refused_total{reason="queue"}') == load.statuses.count(429)
+        wait_until(lambda: served.metric("cpupack_held_bytes") == 0)
+
+
+def test_only_who_has_the_token_is_served(package_dir: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct-horse\n")
+    with serving(package_dir, "--token-file", str(token), "--grpc-port", "0") as served:
+        for path in ("/metrics", "/v2", f"/v2/models/{MODEL}", "/openapi.json"):
+            assert served.get(path).status == 401
+            assert served.get(path, Authorization="Bearer wrong-horse").status == 401
+            assert served.get(path, Authorization="Bearer correct-horse").status == 200
+        answer = served.ask("POST", "/predict", PHOTO)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert served.ask("POST", "/predict", PHOTO, {"Authorization": "Bearer correct-horse"}).status == 200
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
+            assert served.get(path).status == 200
+        _check_grpc_token(served)
+
+
+def _check_grpc_token(served: Served) -> None:
+    import grpc
+
+    from cpupack.runtime.serve.descriptors import SERVICE, messages
+
+    kinds = messages()
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        ask = channel.unary_unary(
+            f"/{SERVICE}/ServerMetadata",
+            kinds["ServerMetadataRequest"].SerializeToString,
+            kinds["ServerMetadataResponse"].FromString,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(kinds["ServerMetadataRequest"]())
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        found = ask(kinds["ServerMetadataRequest"](), metadata=(("authorization", "Bearer correct-horse"),))
+        assert found.name == "cpupack"
+
+
+def test_over_tls(package_dir: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with serving(package_dir, "--tls-cert", str(cert), "--tls-key", str(key), "--grpc-port", "0") as served:
+        trusting = ssl.create_default_context(cafile=str(cert))
+        with urllib.request.urlopen(f"https://127.0.0.1:{served.port}/v2/health/ready", context=trusting) as answer:
+            assert json.load(answer) == {"ready": True}
+        with pytest.raises((OSError, http.client.HTTPException)):
+            served.get("/v2/health/ready")
+        import grpc
+
+        from cpupack.runtime.serve.descriptors import SERVICE, messages
+
+        kinds = messages()
+        trust = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(f"localhost:{served.grpc_port}", trust) as channel:
+            live = channel.unary_unary(
+                f"/{SERVICE}/ServerLive",
+                kinds["ServerLiveRequest"].SerializeToString,
+                kinds["ServerLiveResponse"].FromString,
+            )
+            assert live(kinds["ServerLiveRequest"]()).live
+    found = run(package_dir, "--port", "0", "--tls-cert", str(key), "--tls-key", str(key))
+    assert (found.returncode, "--tls-cert" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
+
+
+def test_the_access_log_has_a_line_for_each_request_with_its_trace(package_dir: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    with serving(package_dir, "--access-log", str(log)) as served:
+        served.ask("POST", "/predict", PHOTO, {"traceparent": f"00-{trace}-{span}-01"})
+        served.ask("POST", "/predict", PHOTO, {"X-Deadline-Ms": "0.01"})
+        log.rename(tmp_path / "old.log")  # as logrotate does
+        served.process.send_signal(signal.SIGHUP)
+        wait_until(log.exists)
+        served.get("/nothing")
+        assert served.stop() == 0
+    first, second = map(json.loads, (tmp_path / "old.log").read_text().splitlines())
+    assert (first["status"], first["path"], first["trace_id"], first["parent_id"]) == (200, "/predict", trace, span)
+    assert first["batch"] == 1
+    assert first["duration_ms"] >= first["compute_ms"] > 0
+    assert (second["status"], second["refused"]) == (429, "deadline")
+    assert [json.loads(line)["status"] for line in log.read_text().splitlines()] == [404]
+
+
+def test_a_full_disk_costs_log_lines_and_nothing_else(package_dir: Path) -> None:
+    with serving(package_dir, "--access-log", "/dev/full") as served:
+        for _ in range(3):
+            assert served.ask("POST", "/predict", PHOTO).status == 200
+        wait_until(lambda: served.metric("cpupack_access_log_lost_total") >= 3)
+
+
+def test_idle_connections_give_way_to_new_ones(package_dir: Path) -> None:
+    with serving(package_dir, "--max-connections", "100") as served, contextlib.ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S))
+        assert served.ask("POST", "/predict", PHOTO).status == 200
+        assert served.metric("cpupack_connections") <= 101
+
+
+def test_bodies_that_arrive_together_are_bounded(package_dir: Path) -> None:
+    """Not only what is admitted: the bodies of 40 clients that are still sending count too."""
+    with (
+        serving(package_dir, "--max-queue-mb", "2", "--client-timeout", "3") as served,
+        contextlib.ExitStack() as stack,
+    ):
+        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % 2**20
+        sockets = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S))
+            for _ in range(5)
+        ]
+        for one in sockets:
+            one.sendall(head)
+        statuses = sorted(one.recv(100).split(b" ")[1] for one in sockets)
+        assert statuses == [b"408", b"408", b"429", b"429", b"429"]
+        wait_until(lambda: served.metric("cpupack_body_bytes") == 0)
+        assert served.ask("POST", "/predict", PHOTO).status == 200
+
+
+@pytest.mark.parametrize("kind", ["systemd", "containerfile", "compose"])
+def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_path: Path) -> None:
+    found = run(package_dir, "--emit", kind, "--max-latency-ms", "50", "--port", "9000", "--access-log", "-")
+    assert found.returncode == 0, found.stderr
+    text = found.stdout
+    assert "50" in text
+    assert "9000" in text
+    assert "$" not in text.replace("$MAINPID", "").replace("$(ls", "")
+    if kind == "systemd":
+        (line,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+        assert line.startswith("ExecStart=/opt/tiny-int8/bin/tiny-int8 serve --max-latency-ms 50 ")
+        if shutil.which("systemd-analyze"):
+            unit = tmp_path / "tiny.service"
+            unit.write_text(text.replace("/opt/tiny-int8/bin/tiny-int8", "/bin/true"))
+            checked = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+            assert checked.returncode == 0, checked.stderr
+    else:
+        assert '"--host", "0.0.0.0"' in text
+
+
+def test_the_openapi_document_describes_what_the_server_does(package_dir: Path) -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    del schemathesis
+    with serving(package_dir) as served:
+        done = subprocess.run(
+            [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{served.port}/openapi.json",
+             "--max-examples", "15", "--seed", "1", "--no-color", "--suppress-health-check", "all",
+             "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"],
+            capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
