@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,12 +14,16 @@ from types import UnionType
 from typing import Any
 
 from .errors import IntegrityError
-from .files import MANIFEST_NAME
+from .files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 
 MANIFEST_SCHEMA = 1
 
 _CHUNK_BYTES = 1 << 18
 """What is read at a time to be hashed: it fits into the second cache."""
+
+_SPEEDS, _SPEED_GATE = ("speedup", "speedup_ci95"), "min_speedup"
+"""What of the accuracy section and its gates is a measurement of time."""
+_UNKNOWN = "no measurements of the build are known"
 
 _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("name", "import_name", "version"), str),
@@ -102,12 +106,30 @@ class Manifest:
         return "not needed" if reason is None else f"{self.torch['requires']}, because {reason}"
 
     def to_json(self) -> str:
-        """Return the file's text: keys sorted, so that equal manifests give equal bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+        """Return the file's text without what was measured: keys sorted, so that equal manifests give equal bytes."""
+        raw = dataclasses.asdict(self)
+        plan = {"objective": self.plan.objective, "max_latency_ms": self.plan.max_latency_ms, "reason": _UNKNOWN}
+        raw["plan"] = {"tuned": False, "threads": None, "instances": None, "batch_size": None} | plan
+        raw["bench"] = {**self.bench, "build": None}
+        raw["accuracy"] = {**self.accuracy, **dict.fromkeys(_SPEEDS)}
+        raw["accuracy"]["gates"] = [each for each in self.accuracy.get("gates", ()) if each["name"] != _SPEED_GATE]
+        return json.dumps(raw, indent=2, sort_keys=True) + "\n"
+
+    def measured(self) -> dict[str, Any]:
+        """Return what was measured at the build and ``to_json`` leaves out, as ``build.json`` has it."""
+        return {
+            "plan": dataclasses.asdict(self.plan),
+            "bench": self.bench.get("build"),
+            "speeds": {name: self.accuracy.get(name) for name in _SPEEDS},
+            "gates": [each for each in self.accuracy.get("gates", ()) if each["name"] == _SPEED_GATE],
+        }
 
 
-def parse_manifest(text: str, where: str) -> Manifest:
-    """Parse ``manifest.json``. Raises IntegrityError naming ``where`` when this runtime cannot read it."""
+def parse_manifest(text: str, where: str, measured: Mapping[str, Any] | None = None) -> Manifest:
+    """Parse ``manifest.json``, and put back what was ``measured``.
+
+    Raises IntegrityError naming ``where`` when this runtime cannot read it.
+    """
     try:
         raw = json.loads(text)
     except ValueError as error:
@@ -116,6 +138,11 @@ def parse_manifest(text: str, where: str) -> Manifest:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise IntegrityError(f"{where} has schema {found!r}; this runtime reads {MANIFEST_SCHEMA}")
     try:
+        if measured is not None:
+            raw["plan"] = measured["plan"]
+            raw["bench"]["build"] = measured["bench"]
+            raw["accuracy"].update(measured["speeds"])
+            raw["accuracy"]["gates"] = [*raw["accuracy"]["gates"], *measured["gates"]]
         raw["plan"] = PlanEntry(**raw["plan"])
         raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
         manifest = Manifest(**raw)
@@ -148,13 +175,80 @@ def _damage(manifest: Manifest) -> str | None:
 
 
 def read_manifest(package_dir: Path) -> Manifest:
-    """Read ``package_dir/manifest.json``. Raises IntegrityError when it is missing or damaged."""
+    """Read ``package_dir/manifest.json``, and what was measured at the build from ``build.json``.
+
+    Raises IntegrityError when a file is missing or damaged, or when the manifest is not the one that was built.
+    """
     path = package_dir / MANIFEST_NAME
+    text = _read_text(path)
+    facts = read_build_facts(package_dir)
+    manifest = parse_manifest(text, str(path), facts.get("measured"))
+    if _read_text(package_dir / ROOT_NAME) != _root_line(text):
+        raise IntegrityError(f"{path} is not the file that was built: {ROOT_NAME} has another hash; reinstall it")
+    return manifest
+
+
+def root_text(manifest: Manifest) -> str:
+    """Return the text of ``manifest.sha256``."""
+    return _root_line(manifest.to_json())
+
+
+def root_hash(manifest: Manifest) -> str:
+    """Return one hash over the whole package, as hex: the manifest's, which has those of all other files."""
+    return hashlib.sha256(manifest.to_json().encode()).hexdigest()
+
+
+def _root_line(text: str) -> str:
+    return f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST_NAME}\n"
+
+
+def read_build_facts(package_dir: Path) -> dict[str, Any]:
+    """Return what ``build.json`` holds, {} where there is none: in a project that is not finished.
+
+    Raises IntegrityError when it is damaged.
+    """
+    path = package_dir / BUILD_NAME
+    if not path.is_file():
+        return {}
     try:
-        text = path.read_text(encoding="utf-8")
+        facts = json.loads(_read_text(path))
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}; reinstall the package") from error
+    if not isinstance(facts, dict) or not isinstance(facts.get("measured", {}), dict):
+        raise IntegrityError(f"{path} is damaged; reinstall the package")
+    return facts
+
+
+def build_rows(package_dir: Path) -> list[Any]:
+    """Return the measurements of the build's search for a setting, [] without one. Raises IntegrityError."""
+    plan = read_build_facts(package_dir).get("plan") or {}
+    rows = plan.get("rows", []) if isinstance(plan, dict) else None
+    if not isinstance(rows, list):
+        raise IntegrityError(f"{package_dir / BUILD_NAME} is damaged; reinstall the package")
+    return rows
+
+
+def extra_files(package_dir: Path, manifest: Manifest) -> list[str]:
+    """Return the files in the package that it was not built with, but for bytecode that Python itself writes."""
+    known = {*manifest.files, MANIFEST_NAME, ROOT_NAME, BUILD_NAME}
+    found = (path for path in package_dir.rglob("*") if not path.is_dir() or path.is_symlink())
+    names = sorted(path.relative_to(package_dir).as_posix() for path in found)
+    return [name for name in names if name not in known and not _is_bytecode(name, known)]
+
+
+def _is_bytecode(name: str, known: Collection[str]) -> bool:
+    """Return whether a file is bytecode of a module of the package (PEP 3147): ``a/__pycache__/b.cpython-311.pyc``."""
+    path = PurePosixPath(name)
+    if path.parent.name != "__pycache__" or path.suffix != ".pyc":
+        return False
+    return (path.parent.parent / f"{path.name.partition('.')[0]}.py").as_posix() in known
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"cannot read {path}: {error}") from error
-    return parse_manifest(text, str(path))
 
 
 def hash_file(path: Path) -> str:

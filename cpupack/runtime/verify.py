@@ -13,7 +13,8 @@ import numpy.typing as npt
 from .accuracy import agreement, sqnr_db
 from .errors import IntegrityError
 from .files import GOLDEN_NAME
-from .manifest import check_files, read_manifest
+from .manifest import check_files, extra_files, read_manifest
+from .record import check_record
 from .runner import Runner
 
 MIN_SQNR_DB = 30.0
@@ -42,12 +43,16 @@ class Verification:
 
 
 def verify(package_dir: Path) -> Verification:
-    """Check the files' hashes, replay ``golden.npz`` and compare.
+    """Check all hashes, RECORD and what else lies in the package; replay ``golden.npz`` and compare.
 
     Raises IntegrityError when a file is not the one built, HostError when this host cannot run the model.
     """
     manifest = read_manifest(package_dir)
     check_files(package_dir, manifest)
+    if extra := extra_files(package_dir, manifest):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise IntegrityError(f"{package_dir / extra[0]}{more}: not part of what was built; delete it or reinstall")
+    check_record(package_dir, manifest)
     golden = _read_golden(package_dir / GOLDEN_NAME)
     # One batch, as the build ran them: dynamic quantization takes its ranges from the whole batch.
     with Runner(package_dir, instances=1, batch_size=max(1, len(golden["input"])), check=False) as runner:

@@ -15,7 +15,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 from cpupack.artifacts import BuiltWheel, StagedProject
 from cpupack.errors import PackagingError
-from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.manifest import hash_file, read_manifest
 
 
@@ -111,7 +111,8 @@ def _temporary_files_in(directory: Path) -> Iterator[None]:
 def _check_contents(staged: StagedProject, built: Path) -> None:
     """Check that the archive has every file of the manifest and that the package has no other file."""
     manifest = read_manifest(staged.package_dir)
-    wanted = {f"{staged.import_name}/{name}" for name in (*manifest.files, MANIFEST_NAME)}
+    built_facts = [BUILD_NAME] if (staged.package_dir / BUILD_NAME).is_file() else []
+    wanted = {f"{staged.import_name}/{name}" for name in (*manifest.files, MANIFEST_NAME, ROOT_NAME, *built_facts)}
     with zipfile.ZipFile(built) as archive:
         found = {name for name in archive.namelist() if name.startswith(f"{staged.import_name}/")}
     if found != wanted:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpupack.runtime.manifest import Manifest
+from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.manifest import Manifest, parse_manifest
 from cpupack.targets import ENGINES
 
 
-def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return (label, value) rows: source, weights, sizes, operators, target, accuracy and plan."""
+def fact_rows(manifest: Manifest, *, measured: bool = True) -> list[tuple[str, str]]:
+    """Return (label, value) rows: source, weights, sizes, operators, target, accuracy and plan.
+
+    Without ``measured``, what another build of the same recipe would measure differently is left out.
+    """
+    if not measured:
+        manifest = parse_manifest(manifest.to_json(), MANIFEST_NAME)
     model, target = manifest.model, manifest.target
     shape = " x ".join(str(size) for size in manifest.input_shape)
     rows = [
@@ -26,7 +32,8 @@ def fact_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("Torch required", manifest.torch_text),
     ]
     rows += accuracy_rows(manifest.accuracy)
-    rows.append(("Plan", plan_text(manifest)))
+    if measured:
+        rows.append(("Plan", plan_text(manifest)))
     return [(label, " ".join(value.split())) for label, value in rows]
 
 

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import json
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from cpupack.errors import UsageError
 from cpupack.runtime.errors import IntegrityError
-from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.manifest import Manifest, parse_manifest
 from cpupack.wheel.facts import fact_rows, megabytes
 
@@ -120,7 +121,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     if dist_info is None:
         raise UsageError(f"{path} is a zip file but not a wheel: it has no .dist-info/WHEEL")
     package = _package_of(path, archive)
-    manifest = _manifest(path, archive, f"{package}/{MANIFEST_NAME}")
+    manifest = _manifest(path, archive, package)
     facts = _facts(path, manifest)
     members = tuple(_member(archive, info) for info in archive.infolist() if not info.is_dir())
     metadata = _headers(path, archive, f"{dist_info}/METADATA")
@@ -128,6 +129,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     hashes = {member.name: member.sha256 for member in members}
     problems = _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
     problems += _manifest_problems(package, manifest, members)
+    problems += _root_problems(path, archive, package)
     if sorted(names) != sorted(set(names)):
         problems.append("the archive has two files with the same name")
     if (found := metadata.get_all("Version", [])) != [manifest.version]:
@@ -154,13 +156,31 @@ def _package_of(path: Path, archive: zipfile.ZipFile) -> str:
     raise UsageError(f"{path} was not made by cpupack: no package in it has a manifest and a runtime")
 
 
-def _manifest(path: Path, archive: zipfile.ZipFile, name: str) -> Manifest:
+def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> Manifest:
+    name, facts_name = f"{package}/{MANIFEST_NAME}", f"{package}/{BUILD_NAME}"
     try:
-        return parse_manifest(archive.read(name).decode("utf-8"), f"{path}: {name}")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: {name} is not UTF-8: {error}", hint="build it again") from error
+        measured = None
+        if facts_name in archive.namelist():
+            facts = json.loads(archive.read(facts_name))
+            measured = facts.get("measured") if isinstance(facts, dict) else None
+        return parse_manifest(archive.read(name).decode("utf-8"), f"{path}: {name}", measured)
+    except ValueError as error:  # JSON and UTF-8
+        raise UsageError(f"{path}: {name} or {BUILD_NAME} cannot be read: {error}", hint="build it again") from error
     except IntegrityError as error:
         raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error
+
+
+def _root_problems(path: Path, archive: zipfile.ZipFile, package: str) -> list[str]:
+    """Compare the manifest with the root hash. Wheels of earlier versions of cpupack have none."""
+    name = f"{package}/{ROOT_NAME}"
+    if name not in archive.namelist():
+        return []
+    found = hashlib.sha256(archive.read(f"{package}/{MANIFEST_NAME}")).hexdigest()
+    return (
+        []
+        if _text(path, archive, name).partition(" ")[0] == found
+        else [f"{package}/{MANIFEST_NAME}: differs from {ROOT_NAME}"]
+    )
 
 
 def _facts(path: Path, manifest: Manifest) -> tuple[tuple[str, str], ...]:
@@ -211,7 +231,7 @@ def _manifest_problems(package: str, manifest: Manifest, members: tuple[Member, 
     found = {member.name: member for member in members if member.name.startswith(f"{package}/")}
     wanted = {f"{package}/{name}": entry for name, entry in manifest.files.items()}
     problems = [f"{name}: in the manifest but not in the wheel" for name in sorted(set(wanted) - set(found))]
-    extra = set(found) - set(wanted) - {f"{package}/{MANIFEST_NAME}"}
+    extra = set(found) - set(wanted) - {f"{package}/{name}" for name in (MANIFEST_NAME, ROOT_NAME, BUILD_NAME)}
     problems += [f"{name}: not in the manifest" for name in sorted(extra)]
     for name in sorted(set(wanted) & set(found)):
         if (found[name].sha256, found[name].bytes) != (wanted[name].sha256, wanted[name].bytes):

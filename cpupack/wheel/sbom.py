@@ -26,10 +26,11 @@ from cpupack.runtime.manifest import Manifest
 _UNSERIALIZED = uuid.UUID(int=0)
 
 
-def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str]) -> str:
+def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str], root: str) -> str:
     """Return the bill of materials of the wheel that ``manifest`` describes.
 
     ``model_file`` is the key of the weights in ``manifest.files``. ``requirements`` are the wheel's dependencies.
+    ``root`` is the hash over all files of the package (``runtime.manifest.root_hash``).
     The serial number is derived from the contents; there is no timestamp unless SOURCE_DATE_EPOCH gives one
     (reproducible-builds.org/specs/source-date-epoch).
     """
@@ -40,6 +41,7 @@ def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str])
         version=manifest.version,
         bom_ref="wheel",
         purl=PackageURL("pypi", name=manifest.name, version=manifest.version),
+        properties=[Property(name="cpupack:root_sha256", value=root)],
     )
     model = _model(manifest, model_file)
     runtime = Component(

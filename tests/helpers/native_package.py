@@ -9,12 +9,12 @@ import numpy as np
 
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.files import GOLDEN_NAME, MANIFEST_NAME, MODEL_NAME
+from cpupack.runtime.files import GOLDEN_NAME, MODEL_NAME
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
 from cpupack.stages import script
 from helpers.lowered import lowered
-from helpers.tiny_package import INPUT_SHAPE, PREPROCESS, TinyNet, write_package
+from helpers.tiny_package import INPUT_SHAPE, PREPROCESS, TinyNet, keep_manifest, write_package
 
 
 def write_native_package(directory: Path) -> Path:
@@ -34,5 +34,5 @@ def write_native_package(directory: Path) -> Path:
     files = {name: FileEntry(hash_file(directory / name), (directory / name).stat().st_size) for name in manifest.files}
     target = {**manifest.target, "engine": library.ENGINE}
     changed = dataclasses.replace(manifest, target=target, files=files)
-    (directory / MANIFEST_NAME).write_text(changed.to_json())
+    keep_manifest(directory, changed)
     return directory

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,10 @@ import torch
 from torch import nn
 
 import cpupack.runtime
-from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.host import cpu
 from cpupack.runtime.host import probe as host_probe
-from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
+from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file, root_text
 
 RUNTIME = Path(cpupack.runtime.__file__).parent
 INPUT_SHAPE = (3, 16, 16)
@@ -135,7 +137,7 @@ def write_package(
     golden = pixels if preprocess else example.numpy()
     np.savez(directory / "golden.npz", input=golden, output=output, output_fp32=fp32)
 
-    shipped = ("model.pt", "golden.npz", "labels.txt")
+    shipped = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
     manifest = Manifest(
         name="tiny-int8",
         import_name="tiny_int8",
@@ -176,5 +178,13 @@ def write_package(
         build={"host": host_probe.fingerprint()},
         files={name: FileEntry(hash_file(directory / name), (directory / name).stat().st_size) for name in shipped},
     )
-    (directory / MANIFEST_NAME).write_text(manifest.to_json())
+    keep_manifest(directory, manifest)
     return directory
+
+
+def keep_manifest(directory: Path, manifest: Manifest, rows: Sequence[Any] = ()) -> None:
+    """Write a manifest as the build does, its measured part and ``rows`` of tuning into ``build.json``."""
+    (directory / MANIFEST_NAME).write_text(manifest.to_json())
+    (directory / ROOT_NAME).write_text(root_text(manifest))
+    facts = {"plan": {"rows": list(rows)}, "measured": manifest.measured()}
+    (directory / BUILD_NAME).write_text(json.dumps(facts))

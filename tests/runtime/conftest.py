@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from cpupack.runtime.engine import library
-from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.manifest import read_manifest
 from helpers.once import once
-from helpers.tiny_package import write_package
+from helpers.tiny_package import keep_manifest, write_package
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +50,7 @@ def edited(package_dir: Path, tmp_path: Path) -> Callable[..., Path]:
             key: {**getattr(manifest, key), **value} if isinstance(value, dict) else value
             for key, value in changes.items()
         }
-        (copy / MANIFEST_NAME).write_text(dataclasses.replace(manifest, **merged).to_json())
+        keep_manifest(copy, dataclasses.replace(manifest, **merged))
         return copy
 
     return edit

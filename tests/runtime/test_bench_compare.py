@@ -118,7 +118,7 @@ def test_the_build_is_compared_at_the_same_setting_where_it_was_measured(package
             {"instances": 1, "error": "killed"},
         )
     ]
-    (tmp_path / "tune.json").write_text(json.dumps({"rows": rows}))
+    (tmp_path / "build.json").write_text(json.dumps({"plan": {"rows": rows}}))
     manifest = dataclasses.replace(read_manifest(package_dir), bench={"build": rows[0]})
     reference = read_reference(BUILD, tmp_path, manifest)
     found = compare(RESULT, reference)

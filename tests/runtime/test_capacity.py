@@ -17,11 +17,12 @@ from cpupack.runtime import cli
 from cpupack.runtime.capacity.planning import MAX_UTILISATION, CapacityPlan, plan_capacity
 from cpupack.runtime.capacity.profiles import profiles
 from cpupack.runtime.capacity.queueing import simulate
-from cpupack.runtime.files import MANIFEST_NAME, TUNE_NAME
+from cpupack.runtime.files import BUILD_NAME
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.manifest import PlanEntry, read_manifest
 from cpupack.runtime.plan import table
+from helpers.tiny_package import keep_manifest
 
 # The queue --------------------------------------------------------------------------------------------------
 
@@ -219,19 +220,18 @@ def test_the_wheels_table_holds_on_an_equal_cpu_only(
     call: Callable[..., tuple[int, str, str]], package_dir: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(package_dir, tmp_path / "tiny_int8"))
-    (copy / TUNE_NAME).write_text(json.dumps({"rows": [row(1, 1, 1, 100.0)]}))
     built_on = {**host_probe.fingerprint(), "cores_usable": HostProbe().budget().usable}
     built = dataclasses.replace(
         read_manifest(copy), plan=PlanEntry(True, "throughput", 1, 1, 1, None, ""), build={"host": built_on}
     )
-    (copy / MANIFEST_NAME).write_text(built.to_json())
+    keep_manifest(copy, built, rows=[row(1, 1, 1, 100.0)])
     code, out, _ = call(*ASKED, package=copy)
     assert code == 0
     assert "tuned at build time on an equal CPU" in out
-    (copy / TUNE_NAME).write_text("{")
+    (copy / BUILD_NAME).write_text("{")
     assert call(*ASKED, package=copy)[0] == 3
     other = dataclasses.replace(built, build={"host": {**built_on, "isa": "other"}})
-    (copy / MANIFEST_NAME).write_text(other.to_json())
+    keep_manifest(copy, other, rows=[row(1, 1, 1, 100.0)])
     code, _, err = call(*ASKED, package=copy)
     assert code == 2
     assert "isa = 'other'" in err

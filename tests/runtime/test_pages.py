@@ -24,6 +24,7 @@ from cpupack.runtime.pages.bench_charts import settings_of
 from cpupack.runtime.pages.bench_page import Tuning, bench_page, find_tuning
 from cpupack.runtime.plan import table as plan_table
 from helpers.page_checks import Page, check_page, numbers
+from helpers.tiny_package import keep_manifest
 
 ROWS = [
     {
@@ -231,8 +232,8 @@ def write_host_table(package_dir: Path, **changes: Any) -> None:
 
 def test_this_hosts_table_comes_before_the_builds(edited: Callable[..., Path]) -> None:
     package = edited(build={"host": {"cpu": "Build CPU"}})
-    (package / "tune.json").write_text(json.dumps({"rows": ROWS[:1]}))
     manifest = read_manifest(package)
+    keep_manifest(package, manifest, rows=ROWS[:1])
     found = find_tuning(package, manifest)
     assert found is not None
     assert "at the build on Build CPU" in found.source

@@ -59,7 +59,7 @@ def pyproject(staged: StagedProject) -> dict:
 def test_the_package_has_what_the_contract_names(staged: StagedProject) -> None:
     found = {path.relative_to(staged.package_dir).as_posix() for path in staged.package_dir.rglob("*.*")}
     named = {"__init__.py", "__main__.py", "_entry.py", "py.typed", "manifest.json", "model.pt", "golden.npz"}
-    assert named | {"labels.txt", "recipe.toml", "verify.json", "tune.json"} <= found
+    assert named | {"labels.txt", "recipe.toml", "manifest.sha256"} <= found
 
 
 def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
@@ -82,7 +82,7 @@ def test_no_python_in_the_package_imports_cpupack(staged: StagedProject) -> None
 def test_the_manifest_hashes_every_file_but_itself(staged: StagedProject) -> None:
     manifest = read_manifest(staged.package_dir)
     shipped = {p.relative_to(staged.package_dir).as_posix() for p in staged.package_dir.rglob("*") if p.is_file()}
-    assert set(manifest.files) == shipped - {"manifest.json"}
+    assert set(manifest.files) == shipped - {"manifest.json", "manifest.sha256"}
     check_files(staged.package_dir, manifest)
 
 
@@ -103,7 +103,8 @@ def test_the_manifest_repeats_what_the_stages_measured(tiny: TinyWheel, staged: 
 
 def test_infinite_measurements_are_null_in_the_files(tiny: TinyWheel, tmp_path: Path) -> None:
     staged = stage_project(tiny.contents(sqnr_db=float("inf")), tmp_path / "project")
-    for name in ("manifest.json", "verify.json"):
+    finish(staged, PLAN, {"sqnr_db": float("inf")})
+    for name in ("manifest.json", "build.json"):
         json.loads((staged.package_dir / name).read_text(), parse_constant=pytest.fail)
     assert read_manifest(staged.package_dir).accuracy["sqnr_db"] is None
     assert "SQNR infinite" in (staged.root / "README.md").read_text()
@@ -244,17 +245,19 @@ def test_finish_writes_the_plan_and_keeps_the_hashes_true(staged: StagedProject)
     check_files(staged.package_dir, manifest)
     assert (manifest.plan.threads, manifest.plan.instances, manifest.plan.batch_size) == (1, 2, 4)
     assert manifest.bench["build"]["throughput_per_s"] == 205.0  # the median of the chosen setting's three measurements
-    assert len(json.loads((staged.package_dir / "tune.json").read_text())["rows"]) == len(PLAN.rows)
     assert not any("__pycache__" in name for name in manifest.files)
-    assert json.loads((staged.package_dir / "build.json").read_text()) == FACTS
-    assert "build.json" in manifest.files
-    assert "2 x 1 threads, batch 4" in (staged.root / "README.md").read_text()
+    facts = json.loads((staged.package_dir / "build.json").read_text())
+    measured = facts.pop("measured")
+    assert facts == FACTS
+    assert measured == manifest.measured()
+    assert "build.json" not in manifest.files
+    assert "2 x 1 threads, batch 4" not in (staged.root / "README.md").read_text()
 
 
 def test_finish_without_tuning_says_why(staged: StagedProject) -> None:
     finish(staged, TunePlan(tuned=False, objective="throughput", reason="--no-tune"), FACTS)
     assert not read_manifest(staged.package_dir).plan.tuned
-    assert "chosen on the host (--no-tune)" in (staged.root / "README.md").read_text()
+    assert read_manifest(staged.package_dir).plan.reason == "--no-tune"
 
 
 # --- the wheel

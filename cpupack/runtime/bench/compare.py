@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import TUNE_NAME
-from ..manifest import Manifest
+from ..manifest import Manifest, build_rows
 from .options import BUILD
 from .results import Comparison, Difference
 
@@ -63,8 +62,7 @@ def _of_build(package_dir: Path, manifest: Manifest) -> Reference:
             f"--compare: {manifest.name} was built without tuning ({manifest.plan.reason}), so it holds no numbers; "
             "keep a result of bench --json and name its file"
         )
-    tuned = package_dir / TUNE_NAME
-    rows = json.loads(tuned.read_text(encoding="utf-8"))["rows"] if tuned.is_file() else []
+    rows = build_rows(package_dir)
     return Reference(
         source="the build",
         row=row,

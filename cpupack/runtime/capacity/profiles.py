@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..errors import InputError, IntegrityError
-from ..files import TUNE_NAME
+from ..errors import InputError
 from ..host.probe import HostProbe
-from ..manifest import Manifest
+from ..manifest import Manifest, build_rows
 from ..plan import table
 
 
@@ -65,7 +63,7 @@ def measured_rows(
         refused.append("the build tuned nothing")
     elif problem is not None:
         refused.append(f"the build's table does not hold: {problem}")
-    elif rows := _complete(_build_rows(package_dir)):
+    elif rows := _complete(build_rows(package_dir)):
         return rows, "tuned at build time on an equal CPU"
     raise InputError(f"nothing to plan with: {'; '.join(refused)}; run `{manifest.name} tune` first")
 
@@ -84,17 +82,6 @@ def profiles(rows: Sequence[Mapping[str, Any]]) -> list[Profile]:
 def _complete(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the rows of measurements that succeeded."""
     return [row for row in rows if isinstance(row, dict) and "error" not in row and row.get("throughput_per_s")]
-
-
-def _build_rows(package_dir: Path) -> list[Any]:
-    path = package_dir / TUNE_NAME
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"cannot read {path}: {error}; reinstall the package") from error
-    return list(rows)
 
 
 def _call_time(size: int, instances: int, rows: Sequence[Mapping[str, Any]]) -> CallTime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import jinja2
 
 from ..bench.text import format_table, setting_text
 from ..errors import InputError
-from ..files import TUNE_NAME
 from ..host import probe as host_probe
-from ..manifest import Manifest, read_manifest
+from ..manifest import Manifest, build_rows, read_manifest
 from ..plan import table as plan_table
 from . import bench_charts
 from .bench_charts import Setting
@@ -98,8 +96,7 @@ def find_tuning(package_dir: Path, manifest: Manifest) -> Tuning | None:
     ):
         where = f"on this host by {manifest.name} tune, for {table.objective}"
         return Tuning(table.rows, where, (table.threads, table.instances, table.batch_size))
-    shipped = package_dir / TUNE_NAME
-    rows = json.loads(shipped.read_text(encoding="utf-8"))["rows"] if shipped.is_file() else []
+    rows = build_rows(package_dir)
     if not rows:
         return None
     plan = manifest.plan

@@ -11,7 +11,7 @@ import torch
 
 import cpupack
 from cpupack.artifacts import StagedProject, TunePlan
-from cpupack.runtime.files import LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME
+from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 from cpupack.runtime.plain import to_plain
@@ -29,7 +29,7 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         contents.scripted,
     )
     report = dataclasses.asdict(contents.report)
-    del report["speed_rows"]  # the raw measurements are in verify.json
+    del report["speed_rows"]  # the raw measurements are in build.json
     description = recipe.package.description or f"{recipe.model.source} quantized to INT8 for {target.cpu} CPUs."
     calibration = contents.calibration
     return Manifest(
@@ -117,12 +117,14 @@ def chosen_row(plan: TunePlan) -> dict[str, Any] | None:
 
 
 def file_entries(package_dir: Path) -> dict[str, FileEntry]:
-    """Return hash and size of every file in the wheel except the manifest itself.
+    """Return hash and size of every file in the wheel, except the manifest, its hash and what was measured.
 
     Tuning imports the package, so there may be bytecode files. hatchling leaves them out, and so does this function.
     """
     return {
         path.relative_to(package_dir).as_posix(): FileEntry(hash_file(path), path.stat().st_size)
         for path in sorted(package_dir.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME and "__pycache__" not in path.parts
+        if path.is_file()
+        and path.name not in {MANIFEST_NAME, ROOT_NAME, BUILD_NAME}
+        and "__pycache__" not in path.parts
     }

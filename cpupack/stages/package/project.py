@@ -26,15 +26,14 @@ from cpupack.runtime.files import (
     MODEL_NAME,
     RECIPE_NAME,
     RECOVERED_NAME,
-    TUNE_NAME,
-    VERIFY_NAME,
+    ROOT_NAME,
 )
-from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest
+from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
 from cpupack.runtime.plain import to_plain
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
 from cpupack.stages.package.requirements import BUILD_REQUIRES, EXTRAS, REQUIRES_PYTHON, requirements
-from cpupack.stages.package.write import write_arrays, write_json, write_labels, write_python
+from cpupack.stages.package.write import write_arrays, write_labels, write_python
 from cpupack.templates import render
 from cpupack.wheel import sbom
 from cpupack.wheel.facts import fact_rows
@@ -71,15 +70,11 @@ def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
 
 
 def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> StagedProject:
-    """Write the tuned plan into ``tune.json``, the manifest (plan, bench, hashes) and the README.
+    """Write ``facts`` (of ``build_facts.py``) and the tuned plan into ``build.json``.
 
-    ``facts`` (of ``build_facts.py``) go into ``build.json``, which ``cpupack report`` reads.
+    Everything measured goes into that file, so two builds of a recipe differ in it alone.
     """
     manifest = read_manifest(staged.package_dir)
-    write_json(staged.package_dir / TUNE_NAME, dataclasses.asdict(plan))
-    # Keys are not sorted: a reader wants the engines by speed and the trials in their order.
-    text = json.dumps(to_plain(facts), indent=2, allow_nan=False) + "\n"
-    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
     entry = PlanEntry(
         plan.tuned,
         plan.objective,
@@ -89,14 +84,15 @@ def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> S
         plan.max_latency_ms,
         plan.reason,
     )
-    manifest = dataclasses.replace(
-        manifest,
-        plan=entry,
-        bench={**manifest.bench, "build": chosen_row(plan)},
-        files=file_entries(staged.package_dir),
-    )
-    _write_readme(staged, manifest)
-    _write_manifest(staged, manifest)
+    report = to_plain(facts.get("report") or {})
+    accuracy = manifest.accuracy | {
+        name: report[name] for name in ("speedup", "speedup_ci95", "gates") if name in report
+    }
+    bench = {**manifest.bench, "build": chosen_row(plan)}
+    measured = dataclasses.replace(manifest, plan=entry, bench=bench, accuracy=accuracy).measured()
+    # Keys are not sorted: a reader wants the engines by speed and the trials in their order.
+    text = json.dumps({**to_plain(facts), "measured": measured}, indent=2, allow_nan=False) + "\n"
+    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
     return staged
 
 
@@ -138,9 +134,6 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")
     if contents.recovery is not None:
         (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
-    write_json(package_dir / VERIFY_NAME, dataclasses.asdict(contents.report))
-    untuned = TunePlan(tuned=False, objective=contents.loaded.recipe.tune.objective, reason="not tuned at the build")
-    write_json(package_dir / TUNE_NAME, dataclasses.asdict(untuned))
 
 
 def _check_torch(contents: WheelContents, model: Path) -> None:
@@ -179,7 +172,7 @@ def _write_project(contents: WheelContents, staged: StagedProject, manifest: Man
     (staged.root / "pyproject.toml").write_text(text, encoding="utf-8")
     write_python(staged.root / "hatch_build.py", "project/hatch_build.py.j2", {"platform_tag": staged.platform_tag})
     (staged.root / sbom_name).parent.mkdir()
-    bill = sbom.render_sbom(manifest, model_file=MODEL_NAME, requirements=needed)
+    bill = sbom.render_sbom(manifest, model_file=MODEL_NAME, requirements=needed, root=root_hash(manifest))
     (staged.root / sbom_name).write_text(bill, encoding="utf-8")
     _write_readme(staged, manifest)
 
@@ -194,13 +187,14 @@ def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
         "takes_images": manifest.preprocess is not None,
         "needs_torch": manifest.torch.get("reason") is not None,
         "shape": ", ".join(str(size) for size in manifest.input_shape),
-        "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest)],
+        "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest, measured=False)],
     }
     (staged.root / "README.md").write_text(render("project/README.md.j2", **context), encoding="utf-8")
 
 
 def _write_manifest(staged: StagedProject, manifest: Manifest) -> None:
     (staged.package_dir / MANIFEST_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    (staged.package_dir / ROOT_NAME).write_text(root_text(manifest), encoding="utf-8")
 
 
 def _check_pyproject(text: str, context: dict[str, Any]) -> None:

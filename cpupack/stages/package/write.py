@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import PackagingError
-from cpupack.runtime.plain import to_plain
 from cpupack.templates import render
 
 
@@ -39,8 +37,3 @@ def write_python(path: Path, template: str, context: dict[str, Any]) -> None:
     except SyntaxError as error:
         raise PackagingError(f"rendered {path.name} is not Python: {error}", hint="this is a bug in cpupack") from error
     path.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON with sorted keys. Numbers that are not finite become null."""
-    path.write_text(json.dumps(to_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")

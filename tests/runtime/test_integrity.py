@@ -1,0 +1,144 @@
+"""One hash over the whole package: whatever is edited, added or lost is found and named, and the host is not blamed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cpupack.runtime import cli
+from cpupack.runtime.errors import IntegrityError
+from cpupack.runtime.manifest import extra_files, hash_file, read_manifest, root_hash
+from cpupack.runtime.runner import Runner
+from cpupack.runtime.verify import verify
+
+
+@pytest.fixture
+def package(package_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package_dir, tmp_path / "site" / "tiny_int8"))
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def record(package: Path) -> Path:
+    """Write the RECORD that pip would, and return it."""
+    found = package.parent / "tiny_int8-1.0.0.dist-info" / "RECORD"
+    found.parent.mkdir()
+    rows = []
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and path.suffix != ".pyc":
+            digest = base64.urlsafe_b64encode(bytes.fromhex(hash_file(path))).decode().rstrip("=")
+            rows.append(f"{path.relative_to(package.parent)},sha256={digest},{path.stat().st_size}")
+    found.write_text("\n".join([*rows, "tiny_int8-1.0.0.dist-info/RECORD,,"]) + "\n")
+    return found
+
+
+@pytest.mark.parametrize(
+    "edit", [("0.485", "0.999"), ('"crop": 16', '"crop": 15'), ('"agreement": 1.0', '"agreement": 0.9')]
+)
+def test_an_edited_manifest_is_named_by_every_command(
+    package: Path, edit: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(package / "manifest.json", *edit)
+    for command in ("info", "verify", "bench", "tune"):
+        assert cli.main(package, [command]) == 3
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert f"{package / 'manifest.json'} is not the file that was built" in err
+    with pytest.raises(IntegrityError, match=r"manifest\.json is not the file that was built"):
+        Runner(package, check=False)  # one small hash, always looked at
+
+
+def test_the_root_is_what_sha256sum_checks(package: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "manifest.sha256"], cwd=package, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "manifest.json: OK\n")
+    assert (package / "manifest.sha256").read_text().startswith(root_hash(read_manifest(package)))
+
+
+@pytest.mark.parametrize("name", ["manifest.sha256", "manifest.json"])
+def test_a_lost_file_of_the_root_is_named(package: Path, name: str) -> None:
+    (package / name).unlink()
+    with pytest.raises(IntegrityError, match=f"cannot read .*{name}"):
+        read_manifest(package)
+
+
+def test_every_shipped_file_is_under_the_root(package: Path) -> None:
+    """Flip a byte in each file in turn: the runner refuses, and names it."""
+    for path in sorted(package.rglob("*")):
+        name = path.relative_to(package).as_posix()
+        if not path.is_file() or name == "build.json" or path.suffix == ".pyc":
+            continue
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if data else b"x")
+        with pytest.raises(IntegrityError):
+            verify(package)
+        path.write_bytes(data)
+    assert verify(package).passed
+
+
+@pytest.mark.parametrize("name", ["_runtime/json.py", "sitecustomize.py", "_runtime/new/__init__.py", "_runtime/x.so"])
+def test_added_files_are_found(package: Path, name: str) -> None:
+    path = package / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("import os\n")
+    with pytest.raises(IntegrityError, match=f"{name}: not part of what was built; delete it or reinstall"):
+        verify(package)
+
+
+def test_bytecode_of_the_packages_own_modules_is_no_addition(package: Path) -> None:
+    cache = package / "_runtime" / "__pycache__"
+    cache.mkdir(exist_ok=True)
+    (cache / "runner.cpython-311.opt-1.pyc").write_bytes(b"")
+    assert extra_files(package, read_manifest(package)) == []
+    (cache / "other.cpython-311.pyc").write_bytes(b"")
+    (package / "_runtime" / "link").symlink_to("/")
+    assert extra_files(package, read_manifest(package)) == [
+        "_runtime/__pycache__/other.cpython-311.pyc",
+        "_runtime/link",
+    ]
+
+
+def test_measurements_are_covered_by_record(package: Path) -> None:
+    record(package)
+    assert verify(package).passed
+    facts = json.loads((package / "build.json").read_text())
+    facts["measured"]["plan"]["reason"] = "edited"
+    (package / "build.json").write_text(json.dumps(facts))
+    assert read_manifest(package).plan.reason == "edited"
+    with pytest.raises(IntegrityError, match=r"build\.json is not the file that was installed"):
+        verify(package)
+
+
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text.replace("tiny_int8/manifest.json", "other")])
+def test_a_record_that_does_not_name_the_package_is_refused(package: Path, damage: Callable[[str], str]) -> None:
+    path = record(package)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(IntegrityError, match=r"RECORD does not name the package's manifest"):
+        verify(package)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"measured": 1}', '{"measured": {}}', '{"plan": {"rows": 3}, "measured": {}}']
+)
+def test_damaged_measurements_are_an_integrity_error(package: Path, text: str) -> None:
+    (package / "build.json").write_text(text)
+    with pytest.raises(IntegrityError):
+        read_manifest(package)
+
+
+def test_without_measurements_the_host_is_planned_for(package: Path) -> None:
+    (package / "build.json").unlink()
+    assert not read_manifest(package).plan.tuned
+    with Runner(package) as runner:
+        assert runner.plan.threads >= 1
