@@ -50,7 +50,9 @@ def script(
             operators, int8, fp32 = count_operators(quantized.module, example)
             if isinstance(quantized.module, NativeModel | MixedModel):  # torch sees it as one operator
                 own = quantized.module.operators
-                floats = sum(count for name, count in own.items() if name.startswith(FP32_PREFIX) and name not in CONVERSIONS)
+                floats = sum(
+                    count for name, count in own.items() if name.startswith(FP32_PREFIX) and name not in CONVERSIONS
+                )
                 int8 = sum(own.values()) - floats - sum(own.get(name, 0) for name in CONVERSIONS)
                 fp32 += floats
                 operators.pop(OPERATOR)
