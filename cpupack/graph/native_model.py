@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+FP32_PREFIX = "cpupack::float_"
+"""How the names of a program's layers in FP32 begin."""
+CONVERSIONS = ("cpupack::dequantize", "cpupack::quantize", "cpupack::float_input")
+"""Layers of a program that only turn codes into float32 values, or back, or take the caller's."""
+
 
 @dataclass(frozen=True)
 class Look:

@@ -16,7 +16,7 @@ from torch import nn
 from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_plain
-from cpupack.graph.native_model import MixedModel, NativeModel
+from cpupack.graph.native_model import CONVERSIONS, FP32_PREFIX, MixedModel, NativeModel
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -49,9 +49,14 @@ def script(
         try:
             operators, int8, fp32 = count_operators(quantized.module, example)
             if isinstance(quantized.module, NativeModel | MixedModel):  # torch sees it as one operator
-                int8 = sum(quantized.module.operators.values())
+                own = quantized.module.operators
+                floats = sum(
+                    count for name, count in own.items() if name.startswith(FP32_PREFIX) and name not in CONVERSIONS
+                )
+                int8 = sum(own.values()) - floats - sum(own.get(name, 0) for name in CONVERSIONS)
+                fp32 += floats
                 operators.pop(OPERATOR)
-                operators = dict(sorted((operators | quantized.module.operators).items()))
+                operators = dict(sorted((operators | own).items()))
         except (RuntimeError, TypeError, ValueError, LookupError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",

@@ -47,9 +47,7 @@ static inline int reads_two(const struct cpupack_layer *spec) {
 }
 
 /* Whether a layer's result goes to the caller, and to no buffer. */
-static inline int leaves(const struct cpupack_layer *spec) {
-    return spec->flags & FLAG_FLOAT_OUT && spec->output < 0;
-}
+static inline int leaves(const struct cpupack_layer *spec) { return spec->flags & FLAG_FLOAT_OUT && spec->output < 0; }
 
 /* What the CPU has beyond its instruction set. */
 struct cpu {
@@ -79,7 +77,7 @@ struct worker {
 #define BLOCK 32        /* rows or columns of a block: a pair of tiles */
 #define PAIRS_AT_ONCE 8 /* pairs of tiles of rows that meet a block of weights one after the other, at most */
 #define SCRATCH_BYTES (1280 * 1024)
-#define PACKED_VALUES (64 * 1024)                              /* floats of a part of a matrix, in the scratch */
+#define PACKED_VALUES (64 * 1024)                             /* floats of a part of a matrix, in the scratch */
 #define VALUES_OF_PATCHES (SCRATCH_BYTES / 4 - PACKED_VALUES) /* floats that windows are gathered to, in the rest */
 
 struct cpupack_taps;

@@ -110,8 +110,8 @@ struct cpupack_walk {
     int32_t in2_first, in2_steps[CPUPACK_DIMENSIONS];
 };
 
-/* OP_FLOAT_MAP: register `to` becomes a function of the registers `a` and `b` or of `a` and `number`. Register 0 has the
- * first operand and in the end the result, register 1 the second operand.
+/* OP_FLOAT_MAP: register `to` becomes a function of the registers `a` and `b` or of `a` and `number`. Register 0 has
+ * the first operand and in the end the result, register 1 the second operand.
  */
 struct cpupack_instruction {
     int32_t function, to, a, b;
@@ -128,9 +128,9 @@ enum cpupack_function {
     FUNCTION_MINIMUM = 6,
     FUNCTION_ADD_NUMBER = 7, /* a + number */
     FUNCTION_MULTIPLY_NUMBER = 8,
-    FUNCTION_FROM_NUMBER = 9,   /* number - a */
+    FUNCTION_FROM_NUMBER = 9,    /* number - a */
     FUNCTION_DIVIDE_NUMBER = 10, /* number / a */
-    FUNCTION_AT_LEAST = 11,     /* the larger of a and number */
+    FUNCTION_AT_LEAST = 11,      /* the larger of a and number */
     FUNCTION_AT_MOST = 12,
     FUNCTION_ABSOLUTE = 13,
     FUNCTION_ROOT = 14,

@@ -162,8 +162,7 @@ static int input_fits(const struct cpupack_layer *spec, const struct cpupack_hea
 static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                      const struct cpupack_buffer *in2, const struct cpupack_buffer *out) {
     const int floats = spec->flags & FLAG_FLOAT_OUT; /* a slice of the caller's results, or a whole buffer */
-    if ((!floats && !slice_fits(spec, spec->channels_out, out)) || !window_fits(spec, in, out) ||
-        !spans_fit(spec, in))
+    if ((!floats && !slice_fits(spec, spec->channels_out, out)) || !window_fits(spec, in, out) || !spans_fit(spec, in))
         return 0;
     if (in->sample_bytes > LARGEST_CONV)
         return 0;

@@ -117,8 +117,7 @@ static int norm_fits(const struct float_layer *layer, const struct cpupack_walk 
     if (walk->kind < 0 || walk->kind > NORM_ROOT_MEAN_SQUARE || walk->kept < 0 || walk->kept > DIMENSIONS)
         return 0;
     return !(layer->spec->flags & FLAG_CONSTANT) ||
-           (second_fits(layer, walk) &&
-            steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, terms));
+           (second_fits(layer, walk) && steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, terms));
 }
 
 static int matmul_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
@@ -203,11 +202,14 @@ int float_layer_fits(const struct float_layer *layer) {
     case OP_QUANTIZE:
         return quantize_fits(layer, &walk);
     case OP_FLOAT_MAP:
-        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && map_fits(layer, &walk);
+        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
+               map_fits(layer, &walk);
     case OP_FLOAT_REDUCE:
-        return ends(&walk, 0, DIMENSIONS, given) && reduction_fits(&walk) && reduced_out_fits(&walk, values) && in_fits(&walk, given);
+        return ends(&walk, 0, DIMENSIONS, given) && reduction_fits(&walk) && reduced_out_fits(&walk, values) &&
+               in_fits(&walk, given);
     case OP_FLOAT_NORMALIZE:
-        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && norm_fits(layer, &walk);
+        return ends(&walk, 0, DIMENSIONS, values) && out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) &&
+               norm_fits(layer, &walk);
     case OP_FLOAT_MATMUL:
         return ends(&walk, 0, DIMENSIONS - 1, values) && ends(&walk, DIMENSIONS - 1, DIMENSIONS, given) &&
                out_fits(&walk, DIMENSIONS, values) && in_fits(&walk, given) && matmul_fits(layer, &walk);

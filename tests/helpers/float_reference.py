@@ -1,7 +1,7 @@
-"""What the engine's layers in FP32 compute, in numpy: the same float32 operations, each rounded as the kernels round it.
+"""What the engine's layers in FP32 compute, in numpy: the same float32 operations, rounded as the kernels round.
 
-Functions of one value are the polynomials of kernels/operators/float_functions.inc. Sums over a row have 32 sums side by
-side, and those are added in halves. Products of matrices are chains of fused multiply-adds.
+Functions of one value are the polynomials of kernels/operators/float_functions.inc. Sums over a row have 32 sums side
+by side, and those are added in halves. Products of matrices are chains of fused multiply-adds.
 """
 
 from __future__ import annotations
@@ -276,8 +276,10 @@ def windows(
         for tap in range(taps):
             each = seen[:, :, :, tap]
             use = inside[None, :, :, tap, None]
-            more = fma(each, np.broadcast_to(weights.reshape(taps, -1)[tap], each.shape), sums) if weights.size else (
-                sums + each
+            more = (
+                fma(each, np.broadcast_to(weights.reshape(taps, -1)[tap], each.shape), sums)
+                if weights.size
+                else (sums + each)
             )
             sums = np.where(use, more, sums)
         if kind is Windows.DEPTHWISE:

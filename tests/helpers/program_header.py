@@ -32,9 +32,13 @@ def fields(name: str) -> list[tuple[str, str, int]]:
     for declaration in filter(None, (each.strip() for each in body.split(";"))):
         kind, names = declaration.split(None, 1)
         for member in names.split(","):
-            word, count = re.fullmatch(r"\s*(\w+)(?:\[(\d+)\])?\s*", member).groups()  # type: ignore[union-attr]
-            found.append((word, _TYPES[kind], int(count or 1)))
+            word, count = re.fullmatch(r"\s*(\w+)(?:\[(\w+)\])?\s*", member).groups()  # type: ignore[union-attr]
+            found.append((word, _TYPES[kind], _number(count or "1")))
     return found
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else constant(text)
 
 
 def struct_format(name: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from cpupack import accuracy
 from cpupack.artifacts import Samples
 from cpupack.errors import QuantizationError
-from cpupack.graph.native_model import MixedModel
+from cpupack.graph.native_model import MixedModel, NativeModel
 from cpupack.layers import describe_layers
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine import library
@@ -125,6 +125,7 @@ class BatchSecond(nn.Module):
 
 
 OPERATORS: dict[str, Callable[[], nn.Module]] = {
+    "the batch is not first": lambda: Calls(BatchSecond()),
     # padding
     "zeros before a convolution": lambda: Calls(lambda x: F.pad(x, (0, 1, 2, 1)), after=nn.Conv2d(8, 8, 3, 2)),
     "zeros for two readers": lambda: Calls(
@@ -272,7 +273,7 @@ def test_each_layer_of_them_is_close_to_fp32() -> None:
             assert fact.output_sqnr_db is None or fact.output_sqnr_db > BOUND_DB, (name, fact)
 
 
-# ---- several programs with FP32 between them
+# ---- calls in FP32: layers of the program, or torch's between programs
 
 
 class Normalized(nn.Module):
@@ -298,16 +299,24 @@ class Attention(nn.Module):
         return tokens + self.out(torch.matmul(weights, self.v(tokens)))
 
 
+class Cumulative(nn.Module):
+    """A sum along a line, for which the engine has no layer, between an INT8 layer and one in FP32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(x.cumsum(2)))
+
+
 MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
     # a model, what skip names, and the layers in FP32 with a part of their reason
-    "group norm": (lambda: Calls(Normalized()), [], {"function.norm": "no kernel for it"}),
-    "layer norm": (lambda: Calls(nn.LayerNorm([8, 8, 8])), [], {"function": "no kernel for it"}),
+    "group norm": (lambda: Calls(Normalized()), [], {"function.norm": "no INT8 kernel for it"}),
+    "layer norm": (lambda: Calls(nn.LayerNorm([8, 8, 8])), [], {"function": "no INT8 kernel for it"}),
     "attention": (
         lambda: Calls(Attention()), [],
-        dict.fromkeys(("matmul", "softmax", "matmul_1"), "no kernel for it"),
-    ),
-    "the batch is not first": (
-        lambda: Calls(BatchSecond()), [], {"function.inner": "first dimension is not the batch"}
+        dict.fromkeys(("matmul", "softmax", "matmul_1"), "no INT8 kernel for it"),
     ),
     "skipped in the middle": (lambda: Calls(Residual(8)), ["function.one"], {"function.one": "listed in skip"}),
     "skipped, and what follows": (
@@ -316,19 +325,25 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
     ),
     "between two in FP32": (
         lambda: Calls(nn.Sequential(nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1))), [],
-        {"function.0": "no kernel for it", "function.1": "between layers in FP32", "function.2": "no kernel for it"},
+        {
+            "function.0": "no INT8 kernel for it", "function.1": "between layers in FP32",
+            "function.2": "no INT8 kernel for it",
+        },
+    ),
+    "by torch": (
+        lambda: Calls(Cumulative()), [], {"function.cumsum": "no kernel for it", "function.norm": "no INT8 kernel for it"}
     ),
 }  # fmt: skip
 
 
 @needs_kernels
 @pytest.mark.parametrize("name", MIXED)
-def test_what_has_no_kernel_runs_in_fp32_between_programs(name: str, tmp_path: Path) -> None:
+def test_what_has_no_int8_kernel_runs_in_fp32(name: str, tmp_path: Path) -> None:
     make, skip, expected = MIXED[name]
     data, spec = samples(), recipe(quantize={"observer": "minmax", "skip": skip})
     model, stats = calibrated(make(), spec, data)
     int8 = quantize(stats, model.module, spec, target("native"))
-    assert isinstance(int8.module, MixedModel)
+    assert isinstance(int8.module, MixedModel if name == "by torch" else NativeModel)
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
     layers = describe_layers(int8, stats, skip, data)
     floats = {

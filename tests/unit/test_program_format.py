@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.engine import library, program_format
-from cpupack.stages.quantize.native import moves, pack, program
+from cpupack.stages.quantize.native import float_layers, moves, pack, program, walks
 from cpupack.stages.quantize.native.fit import Fit
-from helpers import program_header
+from helpers import float_reference, program_header
 
 KERNELS = program_header.PATH.parents[1]
 
@@ -26,8 +26,12 @@ def test_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER)]
-)
+    ("name", "dtype"),
+    [
+        ("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER), ("walk", walks.WALK),
+        ("instruction", walks.INSTRUCTION),
+    ],
+)  # fmt: skip
 def test_structs(name: str, dtype: np.dtype) -> None:
     fields = program_header.fields(name)
     assert [each[0] for each in fields] == list(dtype.names)
@@ -40,12 +44,30 @@ def test_structs(name: str, dtype: np.dtype) -> None:
         assert dtype.fields[member][1] == offset, member
         offset += size * count
     assert dtype.itemsize == offset
-    assert offset % 8 == 0  # a C compiler would add to the end otherwise, and arrays of them would differ
+    largest = max(np.dtype(f"<{kind}").itemsize for _, kind, _ in fields)
+    assert offset % largest == 0  # a C compiler would add to the end otherwise, and arrays of them would differ
 
 
-@pytest.mark.parametrize(("name", "members"), [("op", program.Op), ("flag", program.Flag), ("fit", Fit)])
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("op", program.Op), ("flag", program.Flag), ("fit", Fit), ("function", walks.Function),
+        ("reduction", walks.Reduction), ("norm", walks.Norm), ("windows", walks.Windows),
+    ],
+)  # fmt: skip
 def test_enums(name: str, members: type[IntEnum | IntFlag]) -> None:
     assert program_header.enum(name) == {each.name: each.value for each in members}
+
+
+def test_numbers_of_layers_in_fp32() -> None:
+    assert program_header.constant("CPUPACK_DIMENSIONS") == walks.DIMENSIONS
+    assert program_header.constant("CPUPACK_REGISTERS") == walks.REGISTERS
+    assert program_header.constant("CPUPACK_SUM_LANES") == float_reference.LANES
+    kernels, checks = ((KERNELS / "engine" / name).read_text() for name in ("kernels.h", "validate_floats.c"))
+    assert "#define SCRATCH_BYTES (1280 * 1024)" in kernels
+    assert "#define PACKED_VALUES (64 * 1024)" in kernels
+    assert float_layers.LONGEST_WINDOW == 1280 * 1024 // 4 - 64 * 1024
+    assert f"MOST_TAPS = {float_layers.MOST_TAPS} " in checks
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

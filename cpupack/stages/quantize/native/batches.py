@@ -1,15 +1,15 @@
 """Brings the batch to the front of every tensor, where a model has it elsewhere or joined with other dimensions.
 
-Transformers compute on tensors such as ``(batch * windows, tokens, channels)``, and cut ``(3, batch, heads, ...)`` into
-queries, keys and values. The engine's values are those of a sample. So the first kind becomes ``(batch, windows, tokens,
-channels)``, which is the same for every call that looks at the last dimensions alone. Of the second kind, the calls from
-one tensor with the batch in front to the next become one rearrangement.
+Transformers compute on tensors such as ``(batch * windows, tokens, channels)`` and ``(tokens, batch, channels)``, and
+cut ``(3, batch, heads, ...)`` into queries, keys and values. The engine's values are those of a sample. So these become
+``(batch, windows, tokens, channels)``, ``(batch, tokens, channels)`` and ``(batch, 3, heads, ...)``. Calls that
+look at the last dimensions alone compute the same on them. Calls that move values first bring the batch back to where
+they expect it, and then to the front again; nothing is computed for that when the engine runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
@@ -20,10 +20,8 @@ from cpupack.graph.names import core
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE, SHAPES
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
-_BY_LAST_DIMENSIONS = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Softmax, nn.LogSoftmax)
 _OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
 _REDUCTIONS = (torch.mean, torch.sum, torch.amax, torch.amin)
-_LEAST_VALUES = 2
 
 
 class Rearrangement(nn.Module):
@@ -39,13 +37,21 @@ class Rearrangement(nn.Module):
         return x
 
 
-@dataclass
-class _Known:
-    """What is known of the calls: ``leads`` of each tensor, and the moves from ``source`` that a pending one is."""
+class _Batch(NamedTuple):
+    """Where a model has the batch: dimension ``axis`` has ``indices`` for each sample, those of a sample together."""
 
-    leads: dict[fx.Node, int]
-    split: dict[fx.Node, int] = field(default_factory=dict)
-    pending: dict[fx.Node, tuple[fx.Node, list[tuple[Any, tuple[Any, ...]]]]] = field(default_factory=dict)
+    axis: int
+    indices: int
+
+
+_FIRST = _Batch(0, 1)
+
+
+class _Forms(NamedTuple):
+    """Where each tensor has the batch in the model (None: in no one dimension); which tensors have it in front now."""
+
+    given: dict[fx.Node, _Batch | None]
+    moved: dict[fx.Node, _Batch]
 
 
 def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
@@ -53,33 +59,34 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
 
     Calls keep their names. Every call gives the same values, if need be in another shape.
     """
-    known = _Known(_leads(graph, *input_shapes))
-    if all(lead == 1 for lead in known.leads.values()):
+    forms = _Forms(_batches(graph, *input_shapes), {})
+    if all(each == _FIRST for each in forms.given.values()):
         return
     for node in list(graph.graph.nodes):
         if node.op in {"placeholder", "get_attr"}:
             continue
-        if _moves(graph, node):
-            _move(graph, node, known)
-        elif any(each in known.split for each in node.all_input_nodes):
-            _compute(graph, node, known)
+        if _moves(node):
+            _move(graph, node, forms)
+        elif any(each in forms.moved for each in node.all_input_nodes):
+            _compute(graph, node, forms)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
-def _leads(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> dict[fx.Node, int]:
-    """Return how many first indices a sample has in each tensor: 1 where the batch is alone, 0 where it is not first."""
+def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> dict[fx.Node, _Batch | None]:
+    """Run a graph on two samples and on three, and see which dimension differs."""
     shapes = []
     for count in (2, 3):
         record = _Shapes(graph)
         with torch.inference_mode():
             record.run(*(torch.zeros(count, *shape) for shape in input_shapes))
         shapes.append(record.shapes)
-    found = {}
+    found: dict[fx.Node, _Batch | None] = {}
     for node, two in shapes[0].items():
         three = shapes[1][node]
-        alike = len(two) == len(three) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and two[0] > 0
-        found[node] = two[0] // 2 if alike and two[0] * 3 == three[0] * 2 else 0
+        differ = [axis for axis in range(len(two)) if len(two) == len(three) and two[axis] != three[axis]]
+        one = len(differ) == 1 and two[differ[0]] * 3 == three[differ[0]] * 2
+        found[node] = _Batch(differ[0], two[differ[0]] // 2) if one else None
     return found
 
 
@@ -96,103 +103,129 @@ class _Shapes(fx.Interpreter):
         return value
 
 
-def _moves(graph: fx.GraphModule, node: fx.Node) -> bool:
+def _moves(node: fx.Node) -> bool:
     """Whether a call gives one tensor of another one's values, with settings that are numbers."""
     if node.op != "call_function" or node.target not in _MOVES or node.kwargs:
         return False
     return len(node.all_input_nodes) == 1 and node.args[0] is node.all_input_nodes[0]
 
 
-def _move(graph: fx.GraphModule, node: fx.Node, known: _Known) -> None:
+def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     source = node.all_input_nodes[0]
-    if source not in known.leads and source not in known.split:
-        return  # of a chunk, or of constants
+    if source.op == "get_attr" or (source not in forms.given and source not in forms.moved):
+        return  # of constants, or a part of a chunk, whose users know its form
+    before = forms.moved.get(source)
     if node.target is torch.chunk:
-        if source in known.split:
-            axis = node.args[2] if len(node.args) > _LEAST_VALUES else 0
-            assert isinstance(axis, int)
-            if axis == 0:
-                node.args = (_whole(graph, node, source, known), *node.args[1:])
-            else:
-                node.args = (source, node.args[1], axis + 1 if axis > 0 else axis)
-                for part in node.users:
-                    known.split[part] = known.split[source]
+        _chunk(graph, node, source, forms)
         return
-    begin, calls = known.pending.get(source, (source, []))
-    calls = [*calls, (node.target, node.args[1:])]
-    lead = known.leads.get(node, 0)
-    if lead == 0:
-        known.pending[node] = begin, calls
-        return
-    before = known.split.get(begin)
+    after = forms.given.get(node)
+    calls: list[tuple[Any, tuple[Any, ...]]] = [(node.target, node.args[1:])]
     if before is not None:
-        calls = [(_join, ()), *calls]
-    if lead > 1:
-        calls = [*calls, (_split, (lead,))]
-        known.split[node] = lead
+        calls.insert(0, (_back, before))
+    if after is not None and after != _FIRST and (before is not None or forms.given.get(source) == _FIRST):
+        calls.append((_forward, after))
+        forms.moved[node] = after
     if len(calls) > 1:
-        name = f"rearrangement_{node.name}"
-        graph.add_submodule(name, Rearrangement(*calls))
-        node.op, node.target, node.args = "call_module", name, (begin,)
+        _replace(graph, node, source, calls)
 
 
-def _join(x: torch.Tensor) -> torch.Tensor:
-    """Return ``(batch * count, ...)`` of ``(batch, count, ...)``."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def _split(x: torch.Tensor, count: int) -> torch.Tensor:
-    """Return ``(batch, count, ...)`` of ``(batch * count, ...)``."""
-    return x.reshape(-1, count, *x.shape[1:])
-
-
-def _compute(graph: fx.GraphModule, node: fx.Node, known: _Known) -> None:
-    """Leave a call as it is where it may read split tensors; else have it read whole ones."""
-    lead = known.leads.get(node, 0)
-    if lead > 1 and _works_split(graph, node, known, lead):
-        known.split[node] = lead
+def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> None:
+    before = forms.moved.get(source)
+    if before is None:
         return
-    replaced = {each: _whole(graph, node, each, known) for each in node.all_input_nodes if each in known.split}
+    axis = node.args[2] if len(node.args) > 2 else 0
+    assert isinstance(axis, int)
+    axis %= source.meta["rank"]
+    if axis == before.axis:
+        node.args = (_whole(graph, node, source, forms), *node.args[1:])
+        return
+    node.args = (source, node.args[1], _moved_axis(axis, before))
+    for part in node.users:
+        forms.moved[part] = before
+
+
+def _replace(graph: fx.GraphModule, node: fx.Node, source: fx.Node, calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
+    name = f"rearrangement_{node.name}"
+    graph.add_submodule(name, Rearrangement(*calls))
+    node.op, node.target, node.args = "call_module", name, (source,)
+
+
+def _forward(x: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Return ``(batch, count, ...)``, or ``(batch, ...)`` for a count of one, of a tensor with the batch elsewhere."""
+    x = x.movedim(axis, 0)
+    return x if count == 1 else x.reshape(-1, count, *x.shape[1:])
+
+
+def _back(x: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+    """Return the tensor of which ``_forward`` gives ``x``."""
+    return (x if count == 1 else x.reshape(-1, *x.shape[2:])).movedim(0, axis)
+
+
+def _moved_axis(axis: int, batch: _Batch) -> int:
+    """Return where another dimension is when the batch is in front."""
+    return (axis + 1 if axis < batch.axis else axis) + (batch.indices > 1)
+
+
+def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
+    """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
+    batch = forms.given.get(node)
+    if node.op != "output" and batch is not None and _works_moved(graph, node, forms, batch):
+        if batch != _FIRST:
+            forms.moved[node] = batch
+        return
+    replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
 
 
-def _works_split(graph: fx.GraphModule, node: fx.Node, known: _Known, lead: int) -> bool:
+def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Batch) -> bool:
     read = [each for each in node.all_input_nodes if each.op != "get_attr"]
-    if any(known.split.get(each) != lead for each in read):
+    if any(forms.moved.get(each) != batch for each in read):
         return False
     rank = node.meta.get("rank", 0)
-    constants = [each for each in node.all_input_nodes if each.op == "get_attr"]
-    if any(_rank_of(graph, each) > rank or _first_of(graph, each, rank) != 1 for each in constants):
+    behind = rank - 1 - batch.axis  # dimensions that stay where they are, from the last one on
+    constants = [_tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"]
+    if any(each.ndim > behind and not _spares(each, rank, batch) for each in constants):
         return False
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         kind = type(core(module))
+        if kind in (nn.Softmax, nn.LogSoftmax):
+            dimension: Any = module.dim
+            return isinstance(dimension, int) and -behind <= dimension < 0
+        if kind in (nn.LayerNorm, nn.RMSNorm):
+            sizes: Any = module.normalized_shape
+            return len(sizes) <= behind
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return False
-        if kind in (nn.Softmax, nn.LogSoftmax):
-            return module.dim is not None and -rank < module.dim < 0  # type: ignore[operator]  # a number
-        return kind in (*_BY_LAST_DIMENSIONS, *ACTIVATIONS)
+        return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
     if node.target in _REDUCTIONS and not node.kwargs and len(node.args) > 1:
-        axes = node.args[1]
-        axes = [axes] if isinstance(axes, int) else list(axes)  # type: ignore[arg-type]  # numbers
-        if any(each % rank == 0 for each in axes):
-            return False
-        node.args = (node.args[0], [each + 1 if each > 0 else each for each in axes], *node.args[2:])
-        return True
+        return _reduces_moved(node, read[0], batch)
     if node.target in POINTWISE:
         return True
-    return node.target in _OF_ALIKE and all(each.meta.get("rank") == rank for each in read)
+    products = node.target in (torch.matmul, F.scaled_dot_product_attention)
+    alike = all(each.meta.get("rank") == rank for each in read)
+    return node.target in _OF_ALIKE and alike and (behind > 1 or not products)
 
 
-def _rank_of(graph: fx.GraphModule, node: fx.Node) -> int:
-    return _tensor(graph, node).ndim
+def _spares(constant: torch.Tensor, rank: int, batch: _Batch) -> bool:
+    """Whether a constant has one index along the batch's dimension, which is the first one."""
+    return batch.axis == 0 and (constant.ndim < rank or (constant.ndim == rank and constant.shape[0] == 1))
 
 
-def _first_of(graph: fx.GraphModule, node: fx.Node, rank: int) -> int:
-    """Return a constant's size along a tensor's first dimension."""
-    tensor = _tensor(graph, node)
-    return int(tensor.shape[0]) if tensor.ndim == rank else 1
+def _reduces_moved(node: fx.Node, source: fx.Node, batch: _Batch) -> bool:
+    axes: Any = node.args[1]
+    rank = source.meta["rank"]
+    given = [each % rank for each in ([axes] if isinstance(axes, int) else axes)]
+    if batch.axis in given or _goes_elsewhere(source, node, batch, given):
+        return False
+    node.args = (node.args[0], [_moved_axis(each, batch) for each in given], *node.args[2:])
+    return True
+
+
+def _goes_elsewhere(source: fx.Node, node: fx.Node, batch: _Batch, axes: list[int]) -> bool:
+    """Whether a reduction takes away dimensions before the batch's: then the batch is elsewhere in its result."""
+    return source.meta["rank"] != node.meta["rank"] and any(each < batch.axis for each in axes)
 
 
 def _tensor(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
@@ -203,12 +236,11 @@ def _tensor(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     return found
 
 
-def _whole(graph: fx.GraphModule, node: fx.Node, source: fx.Node, known: _Known) -> fx.Node:
-    """Return a tensor with the batch joined again, as the call ``node`` has to read it."""
+def _whole(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> fx.Node:
+    """Return a tensor with the batch where the model has it, as the call ``node`` has to read it."""
     with graph.graph.inserting_before(node):
         name = f"rearrangement_{source.name}_{node.name}"
-        graph.add_submodule(name, Rearrangement((_join, ())))
+        graph.add_submodule(name, Rearrangement((_back, forms.moved[source])))
         whole = graph.graph.call_module(name, (source,))
     whole.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
-    known.leads[whole] = known.leads.get(source, 0)
     return whole

@@ -78,7 +78,7 @@ def values_of_input(b: Builder, shape: tuple[int, ...], first: int, *, image: bo
     assert taken.buffer is not None
     if not image:
         return View(taken.buffer, shape, _dense(shape))
-    channels, height, width = shape
+    channels, _, width = shape
     return View(taken.buffer, shape, (1, width * channels, channels))
 
 

@@ -46,8 +46,9 @@ class Builder:
     first value of those that are already written. ``in_place`` are parts of concatenations that were written directly
     to their place, ``copied`` the places (buffer, channel) of copied parts. ``borders`` has the zeros around an image
     that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
-    ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of calls
-    with several results, and ``dequantized`` the values of codes. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
+    ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
+    calls with several results, and ``dequantized`` the values of codes. With ``fitting``, weights get values whose
+    products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
     def __init__(
@@ -275,7 +276,7 @@ class Builder:
 
     def tell_float(self, node: fx.Node, kernel: str) -> None:
         """Record the fact about a call in FP32, which has no codes."""
-        reason = self.reasons.get(node.name)
+        reason = self.reasons[node.name]
         self.facts.append(LayerFact(scoped_name(node), self.calls.kind(node), "fp32", kernel, reason=reason))
         self.looks.append(None)
 

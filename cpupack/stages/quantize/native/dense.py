@@ -102,11 +102,11 @@ def _exit(
         leave.flags |= Flag.FLOAT_OUT
         leave.first_channel = b.leave(node, outputs)
         return leave
-    if b.read_as_floats(leave.last) and not following and not is_fused_relu(module) and not apart:
-        if not _is_depthwise(dense) and leave.added < 0:
-            leave.flags |= Flag.FLOAT_OUT
-            leave.floats = b.leave_floats(node, (*size, outputs), order)
-            return leave
+    plain = not (following or is_fused_relu(module) or apart or _is_depthwise(dense))
+    if plain and b.read_as_floats(node):
+        leave.flags |= Flag.FLOAT_OUT
+        leave.floats = b.leave_floats(node, (*size, outputs), order)
+        return leave
     place = b.slice_for(leave.last) if order is None and not apart else None
     if place is None:
         leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
@@ -211,7 +211,7 @@ def _append(
     depthwise = _is_depthwise(dense) and alike and Flag.RESIDUAL not in leave.flags
     winograd = b.fitting and leave.output >= 0 and winograd_pays(dense, b.buffer(read), b.buffer(leave.output))
     # The first and last layers of a network take little time, and their errors affect every result.
-    ends = _reads_input(b, node) or leave.output < 0
+    ends = _reads_input(b, node) or leave.output < 0 > leave.floats
     weights, scales = _quantized(b, dense, depthwise=depthwise, winograd=winograd, most=2 if ends else 4)
     factors, shifts = finish_of(
         weights, scales, dense.bias.double().numpy(), b.buffer(read), (leave.scale, leave.zero_point)

@@ -26,6 +26,7 @@ from cpupack.stages.quantize.native.walks import (
     Reduction,
     TooManyDimensionsError,
     View,
+    steps_like,
 )
 
 _ATEN = torch.ops.aten
@@ -91,8 +92,7 @@ def _fixed(b: Builder, node: fx.Node) -> Fixed:
 
     def operand(each: fx.Node) -> Any:
         if each.op == "get_attr":
-            found = b.calls.attribute(each)
-            return found
+            return b.calls.attribute(each)
         fixed = b.floats.values.get(each)
         return fixed.values.expand(2, *fixed.values.shape) if isinstance(fixed, Fixed) else each.meta["constant"]
 
@@ -158,7 +158,7 @@ def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> Vie
 
 
 def _gathered(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View:
-    """Copy the values of a call that gives them in an order without steps: flips, rolls, shuffles, nearest neighbours."""
+    """Copy values that a call gives in an order without steps: flips, rolls, shuffles, nearest neighbours."""
     shape = shape_of(source)
     numbers = torch.arange(math.prod(shape)).reshape(shape)
     order = b.calls.rearranged(node, {source: numbers})
@@ -187,8 +187,6 @@ def _concatenate(b: Builder, node: fx.Node) -> View:
     operands = [_operand(b, part, node) for part in parts_of(node)]
     views = [each for each in operands if isinstance(each, View)]
     largest = max(views, key=lambda each: each.size, default=None)
-    from cpupack.stages.quantize.native.walks import steps_like
-
     out = b.floats.new(shape[1:], steps_like(shape[1:], largest.steps) if largest is not None else None)
     begin = 0
     for operand in operands:

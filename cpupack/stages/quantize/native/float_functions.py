@@ -76,7 +76,8 @@ def _gelu(module: nn.GELU) -> Code:
     if module.approximate == "tanh":
         inside = [
             _copy(2), Instruction(Function.MULTIPLY, 2, 0, 0), *_on(2, _then((_TIMES, 0.044715), (_ADD, 1.0))),
-            Instruction(Function.MULTIPLY, 2, 2, 0), *_on(2, _then((_TIMES, math.sqrt(2 / math.pi)), (Function.TANH, 0.0))),
+            Instruction(Function.MULTIPLY, 2, 2, 0),
+            *_on(2, _then((_TIMES, math.sqrt(2 / math.pi)), (Function.TANH, 0.0))),
         ]  # fmt: skip
     else:
         inside = [_copy(2), *_on(2, _then((_TIMES, math.sqrt(0.5)), (Function.ERF, 0.0)))]
@@ -116,14 +117,14 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Code]] = {
         _plus(2),
         *_then((Function.TANH, 0.0)),
         _times(3),
-    ],  # fmt: skip
+    ],
     nn.Softplus: _softplus,
     nn.LogSigmoid: lambda _: [*_SOFT, *_then((_MOST, 0.0)), Instruction(Function.SUBTRACT, 0, 0, 2)],
     nn.Softsign: lambda _: [
         _copy(2),
         *_on(2, _then((Function.ABSOLUTE, 0.0), (_ADD, 1.0))),
         Instruction(Function.DIVIDE, 0, 0, 2),
-    ],  # fmt: skip
+    ],
     nn.PReLU: _prelu,
 }
 _PLAIN: dict[Any, Code] = {

@@ -18,8 +18,10 @@ from cpupack.stages.quantize.native.filters import bias_of, in_image
 from cpupack.stages.quantize.native.float_functions import of_module
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
-_LONGEST_WINDOW = (1280 * 1024) // 4 - 64 * 1024
+LONGEST_WINDOW = (1280 * 1024) // 4 - 64 * 1024
 """``VALUES_OF_PATCHES`` of kernels/engine/kernels.h: values that a result of a convolution may read."""
+MOST_TAPS = 4096
+"""``MOST_TAPS`` of kernels/engine/validate_floats.c."""
 Array = npt.NDArray[np.float32]
 
 
@@ -71,8 +73,10 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     weight = weight[:, :, None] if weight.ndim == 3 else weight
     transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
     inputs, groups = view.shape[0], layer.groups
-    if math.prod(weight.shape[2:]) * (inputs // groups) > _LONGEST_WINDOW:
+    if math.prod(weight.shape[2:]) * (inputs // groups) > LONGEST_WINDOW:
         raise b.calls.refusal(node, "of so many values")
+    if math.prod(weight.shape[2:]) > MOST_TAPS + 4 * math.prod(view.shape[1:]):
+        raise b.calls.refusal(node, "of so many taps")
     height, width = shape_of(node)[-2:] if len(shape_of(node)) == 4 else (1, shape_of(node)[-1])
     fields: dict[str, float] = {"runs": groups}
     for name, setting, other in (

@@ -64,7 +64,7 @@ class Floats:
         return view if steps in ([], [1]) and len(sizes) <= 1 else self.map(self.new(view.shape), view)
 
     def channels_last(self, operand: Operand) -> View:
-        """Return an operand ``(channels, ...)`` with the channels of a place side by side; it is copied if necessary."""
+        """Return an operand ``(channels, ...)`` with a place's channels side by side; it is copied if necessary."""
         view = self.view(operand)
         if view.steps[0] == 1 or view.shape[0] == 1:
             return view

@@ -115,7 +115,7 @@ def lower(
         if not refused:
             break
         beyond |= {node for node in refused if node in reasons}
-        kept |= {node: why for node, why in refused.items() if node not in reasons}
+        kept |= {node: why for node, why in refused.items() if node not in reasons or node in kept}
     facts, looks = _facts(calls, segments, lowered, reasons)
     sums = tuple(each for part in lowered for each in part.builder.sums)
     if alone:
@@ -187,7 +187,8 @@ def _lower_segment(
         except Refusal as refusal:
             if refusal.node.name not in originals:
                 raise
-            refused[originals[refusal.node.name]] = f"the native engine has no kernel for it {refusal.what}".rstrip()
+            kernel = "kernel" if builder.is_float(refusal.node) else "INT8 kernel"
+            refused[originals[refusal.node.name]] = f"the native engine has no {kernel} for it {refusal.what}".rstrip()
             builder.absorbed = absorbed
             if not parts.stand_in(builder, node):
                 break  # several results, which the rest needs

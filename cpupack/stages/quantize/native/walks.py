@@ -136,7 +136,7 @@ class View:
 
     def of_last(self, *sizes: int) -> View:
         """Return the view with its last dimension cut into several."""
-        step, steps = self.steps[-1], []
+        step, steps = self.steps[-1], list[int]()
         for size in reversed(sizes):
             steps.insert(0, step)
             step *= size
@@ -179,7 +179,7 @@ class Fixed:
 
 def dense_steps(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the steps of values side by side, the last dimension innermost."""
-    steps, step = [], 1
+    steps, step = list[int](), 1
     for size in reversed(shape):
         steps.insert(0, step)
         step *= size
