@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpupack.artifacts import Contender, FloatModel, Recovery, SaturationReport, TunePlan
+from cpupack.artifacts import Contender, FloatModel, Recovery, SaturationReport, Slower, TunePlan
 from cpupack.runtime.plain import to_plain
 
 
@@ -16,14 +16,16 @@ def build_facts(
     failed: Mapping[str, str],
     plan: TunePlan,
     *,
+    slower: Sequence[Slower] = (),
     times_s: Mapping[str, float],
     warnings: Sequence[str],
     sections: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the facts of one wheel's build. Sizes in bytes, times in seconds; no infinities.
 
-    ``contender`` was packaged. ``raced`` holds all engines that were built, ``failed`` the reasons of those that could
-    not be. ``sections`` adds what only some builds have (calibration, recovery, saturation, layers): dataclasses or
+    ``contender`` was packaged. ``raced`` holds all engines that were checked, ``slower`` those that were dropped before
+    that, ``failed`` the reasons of those that could not be built.
+    ``sections`` adds what only some builds have (calibration, recovery, saturation, layers): dataclasses or
     plain values; an empty section is left out. ``times_s`` has the stages so far.
     """
     scripted = contender.scripted
@@ -36,6 +38,7 @@ def build_facts(
         "fp32_operators": scripted.fp32_operators,
         "target": scripted.target,
         "engines": {each.scripted.target.engine: _engine(each) for each in raced}
+        | {each.engine: _slower(each) for each in slower}
         | {name: {"failed": why} for name, why in failed.items()},
         "report": contender.report,
         "notes": contender.quantized.notes,
@@ -87,3 +90,7 @@ def _engine(each: Contender) -> dict[str, Any]:
         "int8_bytes": each.scripted.size_bytes,
         "gates": each.report.gates,
     }
+
+
+def _slower(each: Slower) -> dict[str, Any]:
+    return {"speedup": each.speedup, "int8_bytes": each.int8_bytes, "not_checked": each.reason}

@@ -118,6 +118,8 @@ def _engine_line(result: BuildResult) -> str:
         if each.scripted.target.engine != chosen:
             speed = f" {each.report.speedup:.2f}x" if each.report.speedup else ""
             others.append(f"{each.scripted.target.engine}{speed}{'' if each.report.passed else ' but a gate failed'}")
+    for slower in result.slower:
+        others.append(f"{slower.engine} {slower.speedup:.2f}x" if slower.speedup else f"{slower.engine} not checked")
     others += [f"{name} cannot run it" for name in result.failed]
     return chosen + (f" (others: {', '.join(others)})" if others else "")
 

@@ -6,7 +6,7 @@ recipe -> FloatModel -> CapturedModel -> FusedModel -> CalibratedModel -> Quanti
 All are frozen dataclasses. They do not print or make JSON: ``build_facts.py`` and ``summary.py`` do.
 """
 
-from cpupack.artifacts.contest import Contender, Recovery, Trial
+from cpupack.artifacts.contest import Contender, Recovery, Slower, Trial
 from cpupack.artifacts.models import (
     CalibratedModel,
     CapturedModel,
@@ -48,6 +48,7 @@ __all__ = [
     "SaturationReport",
     "ScriptedModel",
     "Seen",
+    "Slower",
     "StagedProject",
     "Trial",
     "TunePlan",

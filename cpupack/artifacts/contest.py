@@ -30,6 +30,21 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Slower:
+    """An engine that was built and timed, and then dropped: a faster engine passes every gate.
+
+    Its outputs were not verified, and its sums were not checked. ``speedup`` is the speedup over FP32, with its 95 %
+    interval; None if this host cannot time the target. ``reason`` says which engine is faster.
+    """
+
+    engine: str
+    speedup: float | None
+    speedup_ci95: Interval | None
+    int8_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Trial:
     """One setting that recovery built, verified and timed.
 

@@ -52,9 +52,14 @@ class Samples:
 
     def spread(self, count: int) -> Samples:
         """Return ``count`` samples spread evenly over all of them, or all. Image folders are sorted by class."""
-        if count >= len(self):
-            return self
-        rows = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+        return self if count >= len(self) else self.take(self.spread_rows(count))
+
+    def spread_rows(self, count: int) -> npt.NDArray[np.int64]:
+        """Return the indices of the samples that ``spread`` returns."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Samples:
+        """Return the samples with these indices."""
         return replace(
             self,
             data=self.data[rows],

@@ -12,48 +12,41 @@ from pathlib import Path
 from cpupack import recovery
 from cpupack.artifacts import (
     Contender,
-    QuantizedModel,
     Recovery,
-    SaturationReport,
+    Slower,
 )
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.layers import describe_layers, float_notes
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.corrections import Corrections
+from cpupack.pipeline.entries import Entry, check, enter, time_entries
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import Quantize
 from cpupack.recovery.closeness import closest
-from cpupack.runtime.host.probe import HostProbe
 from cpupack.sensitivity import COUNT, LayerSensitivity, rank
 from cpupack.sensitivity.trials import layers_of
-from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.ranges import choose_ranges
-from cpupack.stages.saturate import make_safe
-from cpupack.stages.script import script
 from cpupack.stages.verify import (
     LISTED,
     LayerLoss,
     Loss,
     choose,
-    compare,
     is_lossy,
     judge,
     loss_of,
-    race,
     worst_in_words,
 )
 from cpupack.targets import ENGINES, Target
 
-_RACE_BATCH = 8
 _RANKED_SAMPLES = 8
 """Number of samples on which the worst layers are found. More samples seldom change their order."""
 
 
 @dataclass(frozen=True)
 class Settled:
-    """The judged engines of one CPU. ``winner`` is the one to package.
+    """The judged engines of one CPU. ``winner`` is the one to package. ``slower`` are engines that were not judged.
 
     ``prepared`` has the recipe's settings, or the settings that ``recovery`` found.
     """
@@ -62,41 +55,88 @@ class Settled:
     winner: Contender
     raced: tuple[Contender, ...]
     failed: dict[str, str]
+    slower: tuple[Slower, ...] = ()
     recovery: Recovery | None = None
 
 
-def contend(
-    prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress
-) -> tuple[list[Contender], dict[str, str]]:
-    """Build every engine that the recipe allows on ``cpu``, verify each, and time them against FP32.
+@dataclass(frozen=True)
+class Contest:
+    """The engines of one CPU with one ``[quantize]`` table.
 
-    Returns the contenders, fastest first, each judged by the gates. Also returns the engines that could not quantize
-    the model, with the reasons. Raises QuantizationError when no engine is left.
+    ``judged`` are those that were checked, fastest first, each judged by the gates. ``slower`` were dropped before the
+    check, because an engine of ``judged`` is faster and passes every gate. ``failed`` maps those that could not
+    quantize the model to the reasons.
     """
-    recipe = prepared.loaded.recipe
-    targets = candidates(recipe, cpu, supported_engines())
-    contenders, failed = [], {}
-    with progress.stage(f"quantize and verify ({cpu})"):
+
+    judged: tuple[Contender, ...]
+    slower: tuple[Slower, ...]
+    failed: dict[str, str]
+
+
+def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress) -> Contest:
+    """Build every engine that the recipe allows on ``cpu``, time them against FP32, and check the fastest.
+
+    The engines are checked in the order of their speed, until one passes every gate. The check makes the 16-bit sums of
+    CPUs without VNNI safe, verifies the outputs and judges the gates. Making sums safe never makes an engine faster, so
+    the engines behind the first that passes cannot win, and a check of them would have no use. Raises
+    QuantizationError when no engine can quantize the model.
+    """
+    targets = candidates(prepared.loaded.recipe, cpu, supported_engines())
+    failed: dict[str, str] = {}
+
+    def fail(target: Target, error: QuantizationError) -> None:
+        if len(targets) == 1:
+            raise error
+        failed[target.engine] = error.message
+        say = progress.warn if target.record.runs_any_model else progress.note
+        say(f"engine {target.engine} is out: {error.message}")
+
+    entries: list[Entry] = []
+    with progress.stage(f"quantize ({cpu})"):
         for number, target in enumerate(targets):
             try:
-                contenders.append(
-                    _contender(prepared, target, work, work / f"{cpu}-{target.engine}.pt", corrections, progress)
-                )
+                entries.append(enter(prepared, target, work / f"{cpu}-{target.engine}.pt", corrections, progress))
             except QuantizationError as error:
-                if len(targets) == 1:
-                    raise
-                failed[target.engine] = error.message
-                say = progress.warn if target.record.runs_any_model else progress.note
-                say(f"engine {target.engine} is out: {error.message}")
+                fail(target, error)
             progress.step(number + 1, len(targets), "engines")
-    if not contenders:
+    if entries and targets[0].runs_here:
+        with progress.stage(f"time against FP32 ({cpu})"):
+            entries = time_entries(prepared, entries, work)
+    with progress.stage(f"verify ({cpu})"):
+        judged: list[Contender] = []
+        while entries and not any(each.report.passed and _is_ahead(each, entries[0]) for each in judged):
+            entry = entries.pop(0)
+            try:
+                judged.append(_judged(prepared, check(prepared, entry, work, corrections, progress)))
+            except QuantizationError as error:
+                fail(entry.target, error)
+        judged.sort(key=lambda each: each.report.speedup or 0.0, reverse=True)
+        slower = tuple(_slower(each, choose(judged)) for each in entries)
+        for each in slower:
+            progress.note(f"{each.engine} is not checked: {each.reason}")
+    if not judged:
         raise QuantizationError(
             "no engine can run this model:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items())
         )
-    if contenders[0].scripted.target.runs_here:
-        with progress.stage(f"time against FP32 ({cpu})"):
-            contenders = _raced(prepared, contenders, work)
-    return [_judged(prepared, each) for each in contenders], failed
+    return Contest(tuple(judged), slower, failed)
+
+
+def _is_ahead(contender: Contender, entry: Entry) -> bool:
+    """Whether an engine that was checked is at least as fast as one that was not. Without times it is the first."""
+    if entry.speed is None or contender.report.speedup is None:
+        return True
+    return contender.report.speedup >= entry.speed.speedup
+
+
+def _slower(entry: Entry, winner: Contender) -> Slower:
+    engine, speed = winner.scripted.target.engine, entry.speed
+    if speed is None:
+        return Slower(entry.target.engine, None, None, entry.scripted.size_bytes, f"{engine} passes every gate")
+    reason = (
+        f"it is {speed.speedup:.2f} times as fast as FP32, {engine} is {winner.report.speedup or 0.0:.2f} times "
+        "as fast and passes every gate"
+    )
+    return Slower(entry.target.engine, speed.speedup, speed.ci95, entry.scripted.size_bytes, reason)
 
 
 def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, progress: Progress) -> Settled:
@@ -105,15 +145,17 @@ def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, p
     Raises VerificationError when no engine passes every gate.
     """
     started = time.monotonic()
-    raced, failed = contend(prepared, cpu, work, corrections, progress)
+    contest = contend(prepared, cpu, work, corrections, progress)
+    raced, failed = list(contest.judged), contest.failed
     spec = prepared.loaded.recipe.quantize
     if not recovery.wanted(spec, raced):
-        return Settled(prepared, _chosen(prepared, raced, cpu, corrections, progress), tuple(raced), failed)
+        winner = _chosen(prepared, raced, cpu, corrections, progress)
+        return Settled(prepared, winner, contest.judged, failed, contest.slower)
     with progress.stage(f"recover ({cpu})"):
         built_s = (time.monotonic() - started) / len(raced)
         targets = {each.scripted.target.engine: each.scripted.target for each in raced}
         found = recovery.recover(spec, raced, built_s, _workbench(prepared, targets, work, corrections, progress))
-    return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, found.recovery)
+    return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, (), found.recovery)
 
 
 def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss | None:
@@ -209,11 +251,9 @@ def _workbench(
 
     def build_trial(spec: Quantize, engine: str) -> Contender:
         target = targets[engine]
-        path = work / f"{target.cpu}-trial-{next(numbers)}.pt"
-        contender = _contender(_with(prepared, spec), target, work, path, corrections, progress)
-        if target.runs_here:
-            (contender,) = _raced(prepared, [contender], work)
-        contender = _judged(prepared, contender)
+        path, trial = work / f"{target.cpu}-trial-{next(numbers)}.pt", _with(prepared, spec)
+        entry = enter(trial, target, path, corrections, progress)
+        contender = _judged(prepared, check(trial, entry, work, corrections, progress))
         if not contender.report.passed:
             path.unlink()
         return contender
@@ -234,46 +274,3 @@ def _with(prepared: Prepared, spec: Quantize) -> Prepared:
     loaded = prepared.loaded
     recipe = loaded.recipe.model_copy(update={"quantize": spec})
     return dataclasses.replace(prepared, loaded=loaded.model_copy(update={"recipe": recipe}))
-
-
-def _raced(prepared: Prepared, contenders: list[Contender], work: Path) -> list[Contender]:
-    """Time the contenders against FP32, with the batch size and threads that suit the recipe's objective."""
-    latency = prepared.loaded.recipe.tune.objective == "latency"
-    return race(
-        contenders,
-        prepared.float_path,
-        prepared.model.input_shape,
-        prepared.reference.samples.preprocess,
-        work,
-        batch_size=1 if latency else _RACE_BATCH,
-        threads=HostProbe().budget().usable if latency else 1,
-    )
-
-
-def _contender(
-    prepared: Prepared, target: Target, work: Path, path: Path, corrections: Corrections, progress: Progress
-) -> Contender:
-    quantized, saturation = _quantized(prepared, target, corrections, progress)
-    sample = prepared.reference.samples.spread(1).tensor(slice(None))
-    scripted = script(quantized, prepared.model.input_shape, path, sample)
-    contender = compare(quantized, scripted, prepared.reference, work)
-    return dataclasses.replace(contender, saturation=saturation)
-
-
-def _quantized(
-    prepared: Prepared, target: Target, corrections: Corrections, progress: Progress
-) -> tuple[QuantizedModel, SaturationReport | None]:
-    """Quantize for a target. If its CPU adds products in 16 bits, ensure that no sum overflows on the calibration."""
-
-    def quantize_for(target: Target, limited: frozenset[str] = frozenset()) -> QuantizedModel:
-        # Corrected for the bits of this try: biases that compensate for 7 bits make 8 bits worse, and vice versa.
-        calibrated = corrections.corrected(prepared, prepared.loaded.recipe.quantize, target, progress)
-        return quantize(calibrated, prepared.model.module, prepared.loaded.recipe, target, limited)
-
-    if target.adds_in_16_bits and not target.saturates:
-        assert target.isa is not None
-        quantized = quantize_for(target)
-        return quantized, SaturationReport(target.isa, target.activation_bits, 0, "", quantized.sums)
-    if not target.saturates or prepared.calibration is None or prepared.fused.style == "dynamic":
-        return quantize_for(target), None
-    return make_safe(quantize_for, target, prepared.calibration, progress)

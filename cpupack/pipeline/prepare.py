@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import fx
+
+from cpupack.accuracy import FloatArray
 from cpupack.artifacts import (
     CalibratedModel,
     CalibrationReport,
@@ -12,6 +15,7 @@ from cpupack.artifacts import (
     FusedModel,
     Reference,
     Samples,
+    Seen,
 )
 from cpupack.diagnostics import diagnose
 from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
@@ -61,10 +65,17 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
         calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
-        diagnosis = diagnosed(calibrated, None if evaluation is calibration else evaluation, recipe.quantize, progress)
+        other = None if evaluation is calibration else evaluation
+        diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress)
     with progress.stage("run FP32"):
         reference = run_reference(
-            model, evaluation, progress, metric=metric, labels_required=needs_labels(recipe.evaluation)
+            model,
+            evaluation,
+            progress,
+            metric=metric,
+            labels_required=needs_labels(recipe.evaluation),
+            graph=fused.module if isinstance(fused.module, fx.GraphModule) else None,
+            known=known,
         )
         float_path = script_float(model, work / "float.pt", reference.samples.spread(1).tensor(slice(None)))
     return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
@@ -72,17 +83,24 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
 
 def diagnosed(
     calibrated: CalibratedModel, evaluation: Samples | None, spec: Quantize, progress: Progress
-) -> CalibrationReport | None:
-    """Report on the calibration, compared with the evaluation data if that is other data. None without statistics."""
+) -> tuple[CalibrationReport | None, dict[int, FloatArray]]:
+    """Report on the calibration, compared with the evaluation data if that is other data. None without statistics.
+
+    Also returns the FP32 outputs of the fused model on the samples that it ran for that, by their indices.
+    """
     if not calibrated.stats:
-        return None
-    some = evaluation.spread(_COMPARED_SAMPLES) if evaluation is not None else None
-    seen = observe(calibrated, some, _OBSERVED_BATCH, progress) if some is not None else {}
+        return None, {}
+    seen: dict[str, Seen] = {}
+    known: dict[int, FloatArray] = {}
+    if evaluation is not None:
+        rows = evaluation.spread_rows(_COMPARED_SAMPLES)
+        seen, outputs = observe(calibrated, evaluation.take(rows), _OBSERVED_BATCH, progress)
+        known = dict(zip(rows.tolist(), outputs, strict=True)) if len(outputs) == len(rows) else {}
     ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)
     for warning in report.warnings:
         progress.warn(warning)
-    return report
+    return report, known
 
 
 def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:

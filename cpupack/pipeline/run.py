@@ -14,6 +14,7 @@ from cpupack.artifacts import (
     Contender,
     FloatModel,
     Recovery,
+    Slower,
     StagedProject,
     TunePlan,
 )
@@ -47,8 +48,9 @@ class BuildResult:
     """One finished wheel and the findings of its build.
 
     ``wheel.path`` is the file. ``facts`` is the content of the wheel's ``build.json``. ``contender`` is the engine that
-    was packaged, ``raced`` are all engines that were timed, and ``failed`` maps each engine that could not be built to
-    the reason. ``warnings`` is what the user must not miss. ``times_s`` has the wall time of each stage by its title.
+    was packaged, ``raced`` are all engines that were checked, ``slower`` those that were dropped before that, and
+    ``failed`` maps each engine that could not be built to the reason.
+    ``warnings`` is what the user must not miss. ``times_s`` has the wall time of each stage by its title.
     """
 
     wheel: BuiltWheel
@@ -62,6 +64,7 @@ class BuildResult:
     calibration: CalibrationReport | None = None
     warnings: tuple[str, ...] = ()
     times_s: dict[str, float] = field(default_factory=dict)
+    slower: tuple[Slower, ...] = ()
 
 
 def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
@@ -103,6 +106,7 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
             prepared.diagnosis,
             tuple(progress.warnings),
             dict(progress.times_s),
+            settled.slower,
         )
         for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
     ]
@@ -154,6 +158,7 @@ def _facts(settled: Settled, loss_report: Loss | None, plan: TunePlan, progress:
         settled.raced,
         settled.failed,
         plan,
+        slower=settled.slower,
         times_s=progress.times_s,
         warnings=progress.warnings,
         sections={

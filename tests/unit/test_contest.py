@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from cpupack.artifacts import CalibratedModel, FusedModel
-from cpupack.pipeline.contest import contend
+from cpupack.artifacts import CalibratedModel, FusedModel, ScriptedModel
+from cpupack.pipeline.contest import Contest, contend
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.correct import correct
 from cpupack.stages.quantize.ranges import choose_ranges
-from helpers.tiny_models import loaded
+from cpupack.stages.verify import Speed
+from helpers.tiny_models import Recorder, loaded
 
 # Neighbours of unlike signs: no sum of two products overflows, so 8 bits stay where there is no VNNI.
 MODEL = """
@@ -64,8 +68,104 @@ def test_corrections_are_for_the_bits_that_are_kept(tmp_path: Path) -> None:
         target={"cpu": ["x86_64"], "x86_64": {"engine": "fbgemm", "isa": "avx2"}},
     )
     prepared = prepare(recipe, tmp_path, SilentProgress())
-    (contender,), _ = contend(prepared, "x86_64", tmp_path, Corrections(), SilentProgress())
+    (contender,) = contend(prepared, "x86_64", tmp_path, Corrections(), SilentProgress()).judged
     assert contender.quantized.target.activation_bits == 8
     found = contender.quantized.module.get_submodule("2").bias()  # type: ignore[operator]  # torch's quantized modules
     assert torch.equal(found, biases_for(prepared, 256))
     assert not torch.equal(found, biases_for(prepared, 128))
+
+
+def contest_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speedups: dict[str, list[float]], **evaluation: float
+) -> tuple[Contest, Recorder]:
+    """Return a contest for AVX2 in which each engine has these speedups, one for each time that it is timed.
+
+    The engines are real; only the clock is not.
+    """
+
+    def timed(models: Sequence[ScriptedModel], *_: object, **__: object) -> dict[str, Speed]:
+        return {each.target.engine: Speed(speedups[each.target.engine].pop(0), None, ()) for each in models}
+
+    monkeypatch.setattr("cpupack.pipeline.entries.race", timed)
+    (tmp_path / "m.py").write_text(MODEL.replace("layer.weight.abs_()[:, ::2] *= -1.0", "layer.weight.abs_()"))
+    np.savez(tmp_path / "data.npz", data=np.random.default_rng(0).standard_normal((16, 4, 8, 8)).astype(np.float32))
+    recipe = loaded(
+        tmp_path,
+        model={"weights": "factory", "input_shape": [4, 8, 8]},
+        calibration={"source": "arrays:data.npz", "samples": 16},
+        evaluation=evaluation,
+        target={"cpu": ["x86_64"], "x86_64": {"engine": "auto", "isa": "avx2"}},
+    )
+    progress = Recorder()
+    prepared = prepare(recipe, tmp_path, progress)
+    return contend(prepared, "x86_64", tmp_path, Corrections(), progress), progress
+
+
+def engines(contest: Contest) -> list[str]:
+    return [each.scripted.target.engine for each in contest.judged]
+
+
+def test_engines_behind_the_first_that_passes_are_not_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speedups = {"native": [4.0], "fbgemm": [2.0], "onednn": [3.0]}
+    contest, progress = contest_of(tmp_path, monkeypatch, speedups, min_sqnr_db=10.0)
+    assert engines(contest) == ["native"]
+    assert [(each.engine, each.speedup) for each in contest.slower] == [("onednn", 3.0), ("fbgemm", 2.0)]
+    reason = "it is 3.00 times as fast as FP32, native is 4.00 times as fast and passes every gate"
+    assert contest.slower[0].reason == reason
+    assert f"onednn is not checked: {reason}" in progress.notes
+    assert not [note for note in progress.notes if "without VNNI" in note]  # what the search says of this model
+
+
+def test_every_engine_is_checked_when_none_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speedups = {"native": [4.0], "fbgemm": [2.0, 2.1], "onednn": [3.0, 3.1]}
+    contest, progress = contest_of(tmp_path, monkeypatch, speedups, min_sqnr_db=200.0)
+    assert engines(contest) == ["native", "onednn", "fbgemm"]
+    assert contest.slower == ()
+    assert len([note for note in progress.notes if "8 bits are not safe without VNNI" in note]) == 2
+    # Both have 7 bits after the search and are timed again.
+    assert [each.report.speedup for each in contest.judged] == [4.0, 3.1, 2.1]
+    assert [each.saturation.activation_bits for each in contest.judged if each.saturation] == [8, 7, 7]
+
+
+def test_an_engine_that_gets_slower_when_it_is_made_safe_does_not_win(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speedups = {"native": [4.0], "fbgemm": [2.0], "onednn": [5.0, 3.0]}
+    contest, _ = contest_of(tmp_path, monkeypatch, speedups, min_sqnr_db=10.0)
+    assert engines(contest) == ["native", "onednn"]
+    assert [each.engine for each in contest.slower] == ["fbgemm"]
+
+
+def test_the_samples_run_once_for_each_purpose(tmp_path: Path) -> None:
+    """The model as loaded runs on a few samples only: its graph, which is checked against it, runs on the rest."""
+    (tmp_path / "m.py").write_text(
+        "import torch\nfrom torch import nn\nseen = []\n\n"
+        "class Net(nn.Sequential):\n"
+        "    def forward(self, x):\n"
+        "        if not torch.compiler.is_compiling():\n"
+        "            seen.append(len(x))\n"
+        "        return super().forward(x)\n\n"
+        "def make():\n"
+        "    import builtins\n"
+        "    builtins.seen_by_the_model = seen\n"
+        "    return Net(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))\n"
+    )
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "calibration.npz", data=rng.standard_normal((40, 4, 8, 8)).astype(np.float32))
+    np.savez(tmp_path / "evaluation.npz", data=rng.standard_normal((300, 4, 8, 8)).astype(np.float32))
+    recipe = loaded(
+        tmp_path,
+        model={"weights": "factory", "input_shape": [4, 8, 8]},
+        calibration={"source": "arrays:calibration.npz", "samples": 40, "batch_size": 10},
+        evaluation={"source": "arrays:evaluation.npz"},
+    )
+    progress = Recorder()
+    prepared = prepare(recipe, tmp_path, progress)
+    seen: list[int] = builtins.seen_by_the_model  # type: ignore[attr-defined]  # set by the model above
+    assert sum(seen) < 40
+    last = [(done, total) for done, total in progress.steps if done == total]
+    # Calibration, comparison of the data with the evaluation's, FP32 outputs of the rest of the evaluation data.
+    assert last == [(40, 40), (64, 64), (236, 236)]
+    with torch.inference_mode():
+        expected = prepared.model.module(prepared.reference.samples.tensor(slice(None))).numpy()
+    np.testing.assert_allclose(prepared.reference.outputs, expected, rtol=1e-4, atol=1e-5)

@@ -42,7 +42,7 @@ def collected(*batches: np.ndarray, channel_axis: int | None = None) -> Activati
 
 
 def report_on(found: CalibratedModel, evaluation: Samples | None = None, observer: str = "minmax") -> CalibrationReport:
-    seen = observe(found, evaluation, 4, QUIET) if evaluation is not None else {}
+    seen = observe(found, evaluation, 4, QUIET)[0] if evaluation is not None else {}
     return diagnose(found, choose_ranges(found.stats, observer, 256), observer, seen, evaluation)
 
 
@@ -210,7 +210,7 @@ def test_a_build_warns_of_what_its_calibration_tells() -> None:
 
     _, found = calibrated(Two(), recipe(), samples(count=400))
     progress = Recorder()
-    report = diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe().quantize, progress)
+    report, _ = diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe().quantize, progress)
     assert report is not None
     assert progress.warnings == list(report.warnings) != []
-    assert diagnosed(dataclasses.replace(found, stats={}), None, recipe().quantize, progress) is None
+    assert diagnosed(dataclasses.replace(found, stats={}), None, recipe().quantize, progress) == (None, {})

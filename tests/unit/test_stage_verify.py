@@ -27,6 +27,7 @@ from cpupack.stages.verify import (
     run_reference,
     unproven,
 )
+from cpupack.workers.race import still_in_the_race
 from helpers.tiny_models import SHAPE, Recorder, float_model, loaded, quantized, samples, target
 
 
@@ -129,16 +130,32 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUNDS", 3)
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUND_S", 0.01)
     path = script_float(float_model(net()), tmp_path / "float.pt")
-    (timed,) = race([contender], path, SHAPE, None, tmp_path, batch_size=2, threads=1)
-    rows = timed.report.speed_rows
+    speed = race([contender.scripted], path, SHAPE, None, tmp_path, batch_size=2, threads=1)["fbgemm"]
+    rows = speed.rows
     assert [row["name"] for row in rows] == ["fp32", "fbgemm", "fbgemm", "fp32", "fp32", "fbgemm"]
     assert {(row["batch_size"], row["threads"]) for row in rows} == {(2, 1)}
     ratios = []
     for number in range(3):
         times = {row["name"]: row["latency_ms"] for row in rows if row["round"] == number}
         ratios.append(times["fp32"] / times["fbgemm"])
-    assert timed.report.speedup == pytest.approx(median(ratios))
-    assert timed.report.speedup_ci95 is None  # three rounds are too few for 95 %
+    assert speed.speedup == pytest.approx(median(ratios))
+    assert speed.ci95 is None  # three rounds are too few for 95 %
+
+
+def test_a_model_leaves_the_race_when_another_was_clearly_faster_in_every_round() -> None:
+    def rows(name: str, *times_ms: float) -> list[dict[str, Any]]:
+        return [{"round": number, "name": name, "latency_ms": ms} for number, ms in enumerate(times_ms)]
+
+    raced = [
+        *rows("fp32", 1.0, 1.0),  # never leaves: it is what the others are compared with
+        *rows("best", 10.0, 20.0),
+        *rows("close", 12.0, 26.0),  # a quarter slower in the second round only
+        *rows("behind", 12.6, 25.2),  # more than a quarter slower in both, as the host was slow in the second
+    ]
+    names = ["best", "close", "behind"]
+    assert still_in_the_race(raced, names, 1.25) == ["best", "close"]
+    assert still_in_the_race(raced, names, 2.0) == names
+    assert still_in_the_race(raced, ["behind"], 1.25) == ["behind"]
 
 
 METRICS = """

@@ -28,8 +28,15 @@ def choose_range(stats: ActivationStats, observer: str, levels: int, percentile:
     """Return the range to quantize to ``levels`` steps (256 for 8 bits, 128 for 7).
 
     Only the ``percentile`` observer uses ``percentile`` (50 to 100]. The range does not exceed the seen values, except
-    with ``tail_mse``, which allows for values that calibration has not seen.
+    with ``tail_mse``, which allows for values that calibration has not seen. The range is kept with the statistics.
     """
+    key = observer, levels, percentile
+    if key not in stats.chosen:
+        stats.chosen[key] = _choose(stats, observer, levels, percentile)
+    return stats.chosen[key]
+
+
+def _choose(stats: ActivationStats, observer: str, levels: int, percentile: float) -> tuple[float, float]:
     if observer == "tail_mse":
         return least_mse_with_tails(stats, levels)
     match observer:
@@ -92,7 +99,7 @@ def least_mse(stats: ActivationStats, levels: int) -> tuple[float, float]:
     """
     low, high = min(stats.minimum, 0.0), max(stats.maximum, 0.0)
     edges, counts = stats.occupied()
-    centers = (edges[:-1] + edges[1:]) / 2.0
+    centers = np.clip((edges[:-1] + edges[1:]) / 2.0, stats.minimum, stats.maximum)
     shares = [number / _CANDIDATES for number in range(1, _CANDIDATES + 1)]
 
     def error(low: float, high: float) -> float:

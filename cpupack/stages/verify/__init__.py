@@ -3,12 +3,13 @@
 from cpupack.stages.verify.gates import check_gates, choose, judge, unproven
 from cpupack.stages.verify.loss import LISTED, LayerLoss, Loss, is_lossy, loss_of, worst_in_words
 from cpupack.stages.verify.outputs import compare, load_metric, run_reference
-from cpupack.stages.verify.timing import race
+from cpupack.stages.verify.timing import Speed, race, timed
 
 __all__ = [
     "LISTED",
     "LayerLoss",
     "Loss",
+    "Speed",
     "check_gates",
     "choose",
     "compare",
@@ -18,6 +19,7 @@ __all__ = [
     "loss_of",
     "race",
     "run_reference",
+    "timed",
     "unproven",
     "worst_in_words",
 ]

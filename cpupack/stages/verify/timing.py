@@ -1,16 +1,18 @@
-"""Times the contenders against FP32 in one fresh process, interleaved."""
+"""Times saved models against FP32 in one fresh process, interleaved."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from cpupack import accuracy
-from cpupack.artifacts import Contender
+from cpupack.accuracy import Interval
+from cpupack.artifacts import Contender, ScriptedModel
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.workers.client import run_worker
 
@@ -18,8 +20,20 @@ _ROUNDS = 7
 _ROUND_S = 0.15
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How much faster than FP32 a saved model is: the median over the rounds, and its 95 % interval.
+
+    ``rows`` are ``{round, name, latency_ms, batch_size, threads}`` of everything that was timed with it.
+    """
+
+    speedup: float
+    ci95: Interval | None
+    rows: tuple[dict[str, Any], ...]
+
+
 def race(
-    contenders: Sequence[Contender],
+    models: Sequence[ScriptedModel],
     float_path: Path,
     input_shape: tuple[int, ...],
     preprocess: PreprocessSpec | None,
@@ -27,28 +41,24 @@ def race(
     *,
     batch_size: int,
     threads: int,
-) -> list[Contender]:
-    """Time the contenders and FP32 in one fresh process, interleaved. Return them with their speedup, fastest first.
+) -> dict[str, Speed]:
+    """Time saved models and FP32 in one fresh process, interleaved. Return the speed of each by its engine.
 
     Each gets the input that its runner would give it: pixels if it takes them, else normalized floats. The speedup is
-    the median over the rounds of FP32's time divided by the contender's. Rows are ``{round, name, latency_ms}``.
+    the median over the rounds of FP32's time divided by the model's. A model that another is clearly faster than leaves
+    the race early, so its interval is wide or None.
     """
     entries: list[dict[str, Any]] = [
-        {
-            "name": "fp32",
-            "path": str(float_path),
-            "engine": contenders[0].scripted.target.engine,
-            "pixel_input": False,
-        }
+        {"name": "fp32", "path": str(float_path), "engine": models[0].target.engine, "pixel_input": False}
     ]
     entries += [
         {
-            "name": each.scripted.target.engine,
-            "path": str(each.scripted.path),
-            "engine": each.scripted.target.engine,
-            "pixel_input": each.scripted.pixel_input,
+            "name": each.target.engine,
+            "path": str(each.path),
+            "engine": each.target.engine,
+            "pixel_input": each.pixel_input,
         }
-        for each in contenders
+        for each in models
     ]
     rows_path = directory / "race-rows.json"
     spec = {
@@ -62,23 +72,25 @@ def race(
         "rows": str(rows_path),
     }
     run_worker("race", spec, directory / "race.json")
-    rows = json.loads(rows_path.read_text(encoding="utf-8"))
-    timed = []
-    for each in contenders:
-        ratios = _ratios(rows, each.scripted.target.engine)
-        report = dataclasses.replace(
-            each.report,
-            speedup=median(ratios),
-            speedup_ci95=accuracy.median_interval(ratios),
-            speed_rows=tuple({**row, "batch_size": batch_size, "threads": threads} for row in rows),
-        )
-        timed.append(dataclasses.replace(each, report=report))
-    return sorted(timed, key=lambda each: each.report.speedup or 0.0, reverse=True)
+    measured = json.loads(rows_path.read_text(encoding="utf-8"))
+    rows = tuple({**row, "batch_size": batch_size, "threads": threads} for row in measured)
+    ratios = {each.target.engine: _ratios(measured, each.target.engine) for each in models}
+    return {name: Speed(median(each), accuracy.median_interval(each), rows) for name, each in ratios.items()}
+
+
+def timed(contender: Contender, speed: Speed | None) -> Contender:
+    """Return the contender with its speed in its report, or as it is if the speed was not measured."""
+    if speed is None:
+        return contender
+    report = dataclasses.replace(
+        contender.report, speedup=speed.speedup, speedup_ci95=speed.ci95, speed_rows=speed.rows
+    )
+    return dataclasses.replace(contender, report=report)
 
 
 def _ratios(rows: list[dict[str, Any]], name: str) -> list[float]:
-    """Return for each round FP32's time divided by that of the engine ``name``."""
+    """Return FP32's time divided by that of the engine ``name``, for each round that it was in."""
     by_round: dict[int, dict[str, float]] = {}
     for row in rows:
         by_round.setdefault(row["round"], {})[row["name"]] = row["latency_ms"]
-    return [times["fp32"] / times[name] for times in by_round.values()]
+    return [times["fp32"] / times[name] for times in by_round.values() if name in times]
