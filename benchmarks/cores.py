@@ -5,7 +5,7 @@
 ``python benchmarks/cores.py measure FOLDER --out ROWS.jsonl`` measures them on this host by the rules of ``cpupack
 compare``: a process for each engine, interleaved rounds, all others stopped. FOLDER may come from another machine:
 measuring needs this checkout, numpy, Pillow, openvino and onnxruntime, but neither torch nor cpupack's other
-requirements. ``python benchmarks/cores.py table ROWS.jsonl`` prints the result, as in benchmarks/cores.md.
+requirements. ``python benchmarks/cores.py table ROWS.jsonl...`` prints the page benchmarks/cores.md.
 
 On N cores, a batch above 1 is measured with N instances of one thread and with one instance of N threads, and batch 1
 with one instance of N threads, one request at a time. The processes may run only on the first N cores; of SMT siblings
@@ -42,6 +42,16 @@ from cpupack.runtime.tune.space import Setting  # noqa: E402
 
 PEERS = ("openvino", "onnxruntime")
 SETTLE_S = 0.2
+_HEAD = """\
+# From one core to many
+
+<!-- Written by `python benchmarks/cores.py table`. -->
+
+On N cores, a batch of 32 is measured with N instances of one thread and with one instance of N threads (instances x
+threads), and each engine is shown with the better of the two. Batch 1 is one instance of N threads, one request at a
+time. The engines' processes may run only on those cores. They take turns in rounds, and all others are stopped. The
+figures are medians of the rounds, and "faster by" is their ratio. `results/` has every round.
+"""
 KEPT_SAMPLES = 16
 """Samples that travel with FOLDER. Speed does not depend on what is in the pictures."""
 
@@ -64,7 +74,7 @@ def main() -> None:
     measuring.add_argument("--rounds", type=int, default=5)
     measuring.add_argument("--round-s", type=float, default=0.8)
     telling = verbs.add_parser("table", help="print a table of rows")
-    telling.add_argument("rows", type=Path)
+    telling.add_argument("rows", type=Path, nargs="+", metavar="ROWS.jsonl")
     arguments = parser.parse_args()
     match arguments.verb:
         case "prepare":
@@ -72,7 +82,7 @@ def main() -> None:
         case "measure":
             measure(arguments)
         case _:
-            sys.stdout.write(table([json.loads(line) for line in arguments.rows.read_text("utf-8").splitlines()]))
+            sys.stdout.write(page(arguments.rows))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -240,6 +250,15 @@ def host_facts(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def page(paths: Sequence[Path]) -> str:
+    """Return a page with the table of each file of rows."""
+    parts = [_HEAD]
+    for path in paths:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        parts += [f"## {path.stem}", "", table(rows)]
+    return "\n".join(parts)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as a table: of each batch and number of cores, each engine at the better way to share them.
 
@@ -260,6 +279,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for batch in sorted({row["batch_size"] for row in measured}, reverse=True):
         for cores in sorted({row["cores"] for row in measured}):
             here = [row for row in measured if (row["batch_size"], row["cores"]) == (batch, cores)]
+            if not here:  # the run was ended before it came to them
+                continue
             best = {name: max(_by_setting(here, name)) for name in names}
             cells = [f"{rate:,.0f} ({instances} x {threads})" for rate, instances, threads in best.values()]
             faster = [f"{best[OURS][0] / best[name][0]:.2f} ({name})" for name in names[1:]]

@@ -56,3 +56,10 @@ def test_the_table_takes_the_better_way_of_each_engine(cores: ModuleType) -> Non
     ]
     *_, last = cores.table([{"facts": told}, *rows]).splitlines()
     assert last == "| 32 | 2 | 100 (2 x 1) | 50 (1 x 2) | 2.00 (openvino) |"
+
+
+def test_the_page_is_that_of_the_kept_rows(cores: ModuleType) -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    folder = benchmarks / "results" / "amx" / "cores"
+    made = cores.page([folder / "resnet50.jsonl", folder / "resnet50-again.jsonl"])
+    assert (benchmarks / "cores.md").read_text(encoding="utf-8") == made
