@@ -26,6 +26,7 @@ TARGET_AVX512_BEGIN
 #include "operators/conv_finish.inc"
 #include "vnni/conv_fours.inc"
 #include "vnni/conv_3x3_winograd.inc"
+#include "vnni/conv_grouped.inc"
 #include "vnni/conv_multiply.inc"
 #include "operators/conv.inc"
 #include "operators/float_walks.inc"

@@ -71,6 +71,11 @@ CONVOLUTIONS = {
     "groups of 1 in 3 out": ((2, 6, 6, 20), (60, 1, 3, 3), {"groups": 20, "pad": (1, 1), "fill": 4}),
     "groups of 4": ((2, 6, 6, 64), (64, 4, 3, 3), {"groups": 16, "pad": (1, 1), "fill": 4}),
     "groups of 24": ((2, 6, 5, 72), (72, 24, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4, "stride": 2}),
+    "groups of 8 in 12 out": ((2, 5, 7, 40), (60, 8, 3, 3), {"groups": 5, "pad": (1, 1), "fill": 4, "table": TABLE}),
+    "groups of 12": ((1, 7, 6, 84), (84, 12, 3, 3), {"groups": 7, "pad": (1, 1), "fill": 4, "low": 30, "high": 200}),
+    "groups of 16": ((2, 5, 6, 80), (80, 16, 3, 3), {"groups": 5, "pad": (1, 1), "fill": 4}),
+    "groups of 20 in 8 out": ((1, 6, 5, 100), (40, 20, 1, 3), {"groups": 5, "pad": (0, 1), "fill": 4}),
+    "groups of 48": ((1, 5, 4, 144), (144, 48, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4}),
     "groups of 32": ((1, 6, 6, 96), (96, 32, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4}),
     "groups of 5 in 7 out": ((2, 4, 4, 45), (63, 5, 1, 1), {"groups": 9}),
     "groups of 40 in 56 out": ((1, 4, 4, 80), (112, 40, 3, 3), {"groups": 2, "pad": (1, 1), "fill": 4}),
@@ -471,7 +476,8 @@ def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
 # --- damaged programs
 
 DAMAGED = (
-    "3x3 stride", "groups of 24", "depthwise 5x5", "depthwise 7x7", "residual and table", "pools", "gate", "slices",
+    "3x3 stride", "groups of 24", "groups of 8 in 12 out", "depthwise 5x5", "depthwise 7x7", "residual and table",
+    "pools", "gate", "slices",
     "pixels by blocks", "winograd, odd", "winograd, tiles of six", "moves of 3", "elementwise 19", "resampled 19",
     "several results",
 )  # fmt: skip
