@@ -1,6 +1,7 @@
 """The packaged model's command line: ``info | verify | predict | bench | tune | plan | export | serve``.
 
-Argument errors, ``--help`` and ``info`` answer without importing torch.
+Argument errors, ``--help`` and ``info`` answer without importing torch. Each command imports what it needs when it is
+the one that runs: together they take longer than a first prediction.
 """
 
 from __future__ import annotations
@@ -14,24 +15,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from . import extras, info
-from .bench import options as bench_options
-from .bench import run as bench_run
-from .bench import text as bench_text
-from .bench.options import positive_int
-from .bench.results import BenchResult
-from .capacity import command as capacity_command
-from .errors import HostError, InputError, IntegrityError, RunnerError
-from .export import command as export_command
+from . import extras
+from .errors import HostError, InputError, IntegrityError, RandomWeightsWarning, RunnerError
 from .manifest import read_manifest
 from .plain import to_plain
-from .runner import Prediction, RandomWeightsWarning, Runner
-from .serve import options as serve_options
-from .tune import command as tune_command
-from .tune.rows import Row
-from .verify import Verification, verify
+
+if TYPE_CHECKING:
+    from .bench.results import BenchResult
+    from .runner import Prediction
+    from .tune.rows import Row
+    from .verify import Verification
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
@@ -46,7 +41,8 @@ def main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None 
     0 ok, 1 verification failed or unexpected, 2 usage or input, 3 host or integrity.
     """
     prog = prog or package_dir.name.replace("_", "-")
-    return _guarded(prog, lambda: _dispatch(package_dir, _parser(prog), argv))
+    given = sys.argv[1:] if argv is None else argv
+    return _guarded(prog, lambda: _dispatch(package_dir, _parser(prog, given), given))
 
 
 def bench_main(package_dir: Path, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -54,6 +50,7 @@ def bench_main(package_dir: Path, argv: Sequence[str] | None = None, prog: str |
     prog = prog or package_dir.name.replace("_", "-") + "-bench"
     parser = _Parser(prog=prog, description="Measure throughput and latency of the packaged model on this host.")
     _add_bench(parser)
+    _finish(parser, _bench)
     return _guarded(prog, lambda: _dispatch(package_dir, parser, argv))
 
 
@@ -64,53 +61,67 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def _parser(prog: str) -> _Parser:
+def _parser(prog: str, argv: Sequence[str]) -> _Parser:
+    """Return the parser, in which only the command that ``argv`` names has its arguments."""
     parser = _Parser(prog=prog, description="A quantized model with its own checks, predictions and benchmark.")
     parser.add_argument("--version", action="store_true", help="print the package's name and version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    def add(name: str, text: str) -> _Parser:
-        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-
-    _add_json(add("info", "show what is packaged, this host, and how it would run here"), _info)
-    _add_json(add("verify", "check every file's hash and replay the golden inputs"), _verify)
-
-    predict = add("predict", "classify images (or .npy arrays, for models that take arrays)")
-    predict.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
-    predict.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
-    predict.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
-    predict.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
-    predict.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
-    _add_json(predict, _predict)
-
-    _add_bench(add("bench", "measure throughput and latency on this host"))
-
-    tuning = add("tune", "find the best threads, instances and batch size on this host and remember them")
-    tune_command.add_arguments(tuning)
-    _add_json(tuning, _tune)
-
-    planning = add("plan", "say which setting, or how many hosts, carry a rate of requests within a latency bound")
-    capacity_command.add_arguments(planning)
-    _add_json(planning, _plan)
-
-    exporting = add("export", "write the model for programs in C and C++, which need no Python")
-    export_command.add_arguments(exporting)
-    _add_json(exporting, _export)
-
-    serving = add("serve", "answer requests over HTTP and gRPC, under a promise of latency")
-    serve_options.add_arguments(serving)
-    _add_json(serving, _serve)
+    chosen = next((argument for argument in argv if not argument.startswith("-")), None)
+    for name, (text, add_arguments, run) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:
+            add_arguments(command)
+            _finish(command, run)
     return parser
 
 
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    bench_options.add_arguments(parser)
-    _add_json(parser, _bench)
-
-
-def _add_json(parser: argparse.ArgumentParser, command: Callable[[Path, argparse.Namespace], Result]) -> None:
+def _finish(parser: argparse.ArgumentParser, run: Callable[[Path, argparse.Namespace], Result]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=run)
+
+
+def _add_nothing(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    from .bench.options import positive_int
+
+    parser.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
+    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
+    parser.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from .bench import options
+
+    options.add_arguments(parser)
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    from .tune import command
+
+    command.add_arguments(parser)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    from .capacity import command
+
+    command.add_arguments(parser)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    from .export import command
+
+    command.add_arguments(parser)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    from .serve import options
+
+    options.add_arguments(parser)
 
 
 def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) -> int:
@@ -120,7 +131,8 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
         _say(sys.stdout, f"{manifest.name} {manifest.version}")
         return EXIT_OK
     if not hasattr(args, "command"):
-        parser.error("which command? info, verify, predict, bench, tune, plan, export or serve")
+        *names, last = _COMMANDS
+        parser.error(f"which command? {', '.join(names)} or {last}")
     facts, text, code = args.command(package_dir, args)
     _say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
@@ -167,42 +179,54 @@ def _plain_warnings(prog: str) -> Iterator[None]:
 
 
 def _info(package_dir: Path, _: argparse.Namespace) -> Result:
+    from . import info
+
     facts = info.collect(package_dir)
     return facts, info.format_info(facts), EXIT_OK
 
 
 def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
-    options = tune_command.from_arguments(args)
+    from .tune import command
+
+    options = command.from_arguments(args)
 
     def show(row: Row, spent_s: float) -> None:
-        _say(sys.stderr, f"{spent_s:4.0f} of {options.budget_s:.0f} s  {tune_command.row_text(row)}")
+        _say(sys.stderr, f"{spent_s:4.0f} of {options.budget_s:.0f} s  {command.row_text(row)}")
 
-    result = tune_command.run(package_dir, options, show, on_start=lambda text: _say(sys.stderr, text)).to_dict()
-    return result, tune_command.format_table(result), EXIT_OK
+    result = command.run(package_dir, options, show, on_start=lambda text: _say(sys.stderr, text)).to_dict()
+    return result, command.format_table(result), EXIT_OK
 
 
 def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
-    answer = capacity_command.run(package_dir, capacity_command.from_arguments(args)).to_dict()
-    return answer, capacity_command.format_plan(answer), EXIT_OK
+    from .capacity import command
+
+    answer = command.run(package_dir, command.from_arguments(args)).to_dict()
+    return answer, command.format_plan(answer), EXIT_OK
 
 
 def _export(package_dir: Path, args: argparse.Namespace) -> Result:
-    facts = export_command.run(package_dir, args)
-    return facts, export_command.format_export(facts), EXIT_OK
+    from .export import command
+
+    facts = command.run(package_dir, args)
+    return facts, command.format_export(facts), EXIT_OK
 
 
 def _serve(package_dir: Path, args: argparse.Namespace) -> Result:
-    from .serve import command  # here: the other commands need nothing of it
+    from .serve import command
 
     facts, text = command.run(package_dir, args, lambda line: _say(sys.stderr, line))
     return facts, text, EXIT_OK
 
 
 def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .bench import options as bench_options
+    from .bench import run as bench_run
+    from .bench import text as bench_text
+
     options = bench_options.from_arguments(args)
     if args.html is not None:
         extras.require("jinja2", extras.JINJA2, "--html")
-        from .pages import bench_page  # here: Jinja2 takes a while to import
+        from .pages import bench_page
 
         bench_page.check_target(args.html)
     result = bench_run.run(package_dir, options, lambda text: _say(sys.stderr, text))
@@ -221,6 +245,8 @@ def strict_exit_code(result: BenchResult) -> int:
 
 
 def _verify(package_dir: Path, _: argparse.Namespace) -> Result:
+    from .verify import verify
+
     found = verify(package_dir)
     return dataclasses.asdict(found), _verify_text(found), EXIT_OK if found.passed else EXIT_FAILED
 
@@ -245,6 +271,8 @@ def _verify_text(found: Verification) -> str:
 
 
 def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .runner import Runner
+
     for path in args.inputs:  # before torch is imported and the model loaded
         if not path.exists():
             raise InputError(f"{path}: no such file")
@@ -272,3 +300,23 @@ def _prediction_table(path: Path, top: list[Prediction], *, named: bool) -> str:
         for rank, one in enumerate(top, start=1)
     ]
     return "\n".join([str(path), *rows])
+
+
+_COMMANDS: dict[
+    str,
+    tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[Path, argparse.Namespace], Result]],
+] = {
+    "info": ("show what is packaged, this host, and how it would run here", _add_nothing, _info),
+    "verify": ("check every file's hash and replay the golden inputs", _add_nothing, _verify),
+    "predict": ("classify images (or .npy arrays, for models that take arrays)", _add_predict, _predict),
+    "bench": ("measure throughput and latency on this host", _add_bench, _bench),
+    "tune": ("find the best threads, instances and batch size on this host and remember them", _add_tune, _tune),
+    "plan": (
+        "say which setting, or how many hosts, carry a rate of requests within a latency bound",
+        _add_plan,
+        _plan,
+    ),
+    "export": ("write the model for programs in C and C++, which need no Python", _add_export, _export),
+    "serve": ("answer requests over HTTP and gRPC, under a promise of latency", _add_serve, _serve),
+}
+"""Name -> what the command does, how its arguments are added, how it runs."""

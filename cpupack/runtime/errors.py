@@ -1,6 +1,10 @@
-"""The errors that the shipped runner raises on purpose. Its command line prints each as one line."""
+"""The errors that the shipped runner raises on purpose, and its warning. Its command line prints each as one line."""
 
 from __future__ import annotations
+
+
+class RandomWeightsWarning(UserWarning):
+    """The package was built with random weights: its speed is real, its predictions are not."""
 
 
 class RunnerError(Exception):

@@ -23,7 +23,7 @@ from .engine.contract import check_cpu, model_path, require_torch
 from .engine.crew import Answer, Crew
 from .engine.pool import InstancePool
 from .engine.program import is_program
-from .errors import InputError, IntegrityError, RunnerError
+from .errors import InputError, IntegrityError, RandomWeightsWarning, RunnerError
 from .images.fast import load_pixels
 from .images.inputs import mask_value, model_input, random_input
 from .images.preprocess import ImageSource, PreprocessSpec
@@ -45,10 +45,6 @@ MOST_THREADS, MOST_SAMPLES = 1024, 65536
 """Threads and instances at most, and samples in one call of the kernels."""
 MOST_FLOAT = 1e30
 """Float input at most. Sums of such values leave float32's range, so the FP32 model would have no answer either."""
-
-
-class RandomWeightsWarning(UserWarning):
-    """The package was built with random weights: its speed is real, its predictions are not."""
 
 
 @dataclass(frozen=True)

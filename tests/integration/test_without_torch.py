@@ -52,6 +52,8 @@ COMMANDS = {
     "bench": ("bench", "--duration", "0.2"),
     "server": ("bench", "--scenario", "server", "--rate", "20", "--duration", "0.5", "--max-latency-ms", "5000"),
     "tune": ("tune", "--budget", "3"),
+    "export": ("export", "--force", "--c", "DIR"),
+    "serve": ("serve", "--emit", "systemd"),
     "plan": ("plan", "--rate", "1", "--max-latency-ms", "5000"),
 }
 
@@ -59,7 +61,8 @@ COMMANDS = {
 def check_commands(environment: Environment, photo: Path, directory: Path) -> None:
     """Run every command, as text and as JSON."""
     for command, *arguments in COMMANDS.values():
-        given = [str(photo) if each == "PHOTO" else each for each in arguments]
+        places = {"PHOTO": str(photo), "DIR": str(directory / "c")}
+        given = [places.get(each, each) for each in arguments]
         done = environment.run("tiny-int8", command, *given)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         assert "torch" not in done.stderr
@@ -93,12 +96,14 @@ def test_info_says_that_no_torch_is_needed(environment: Environment) -> None:
 
 def test_what_needs_an_extra_names_the_command_of_pip(environment: Environment, tmp_path: Path) -> None:
     for option, requirement in (
-        (("--html", str(tmp_path / "bench.html")), "jinja2>=3.1,<4"),
-        (("--loadgen",), "mlcommons-loadgen>=5,<7"),
+        (("bench", "--html", str(tmp_path / "bench.html")), '"jinja2>=3.1,<4"'),
+        (("bench", "--loadgen"), '"mlcommons-loadgen>=5,<7"'),
+        (("serve",), "'tiny-int8[serve]'"),
     ):
-        done = environment.run("tiny-int8", "bench", "--duration", "0.2", *option)
+        done = environment.run("tiny-int8", *option)
         assert done.returncode == 3, done.stderr
-        assert f'which is not installed; run: pip install "{requirement}"' in done.stderr
+        assert "which is not installed" in done.stderr
+        assert f"pip install {requirement}" in done.stderr
         assert "Traceback" not in done.stderr
 
 

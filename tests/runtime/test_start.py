@@ -68,6 +68,33 @@ def test_the_first_prediction_imports_little(native_dir: Path) -> None:
     assert imported & SLOW_TO_IMPORT == set()
 
 
+@pytest.mark.parametrize(
+    ("argv", "needed", "unneeded"),
+    [
+        (["--version"], "manifest", {"runner", "bench", "tune", "capacity", "serve", "export", "info"}),
+        (["verify"], "runner", {"bench", "tune", "capacity", "serve", "export", "info"}),
+        (["info"], "info", {"runner", "bench", "tune", "capacity", "serve", "export"}),
+        (["bench", "--help"], "bench", {"runner", "tune", "capacity", "serve", "export", "info"}),
+    ],
+)
+def test_a_command_imports_what_it_needs(native_dir: Path, argv: list[str], needed: str, unneeded: set[str]) -> None:
+    code = (
+        "import sys\n"
+        "from tiny_int8._entry import main\n"
+        "code = main()\n"
+        "rooms = {name.split('.')[2] for name in sys.modules if name.startswith('tiny_int8._runtime.')}\n"
+        "sys.stderr.write(' '.join(rooms))\n"
+        "sys.exit(code)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(native_dir.parent)}
+    command = [sys.executable, "-c", code, *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rooms = set(done.stderr.split())
+    assert needed in rooms
+    assert rooms & unneeded == set()
+
+
 def test_a_changed_program_is_refused_although_it_is_hashed_while_it_is_read(copied: Path) -> None:
     model = copied / MODEL_NAME
     contents = bytearray(model.read_bytes())
