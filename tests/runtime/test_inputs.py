@@ -107,7 +107,8 @@ def test_pil_images_that_cannot_be_decoded_say_so(runner: Runner) -> None:
 def test_a_pil_image_names_its_file(runner: Runner, tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(encoded()[:200])
-    fails(lambda: runner.predict(Image.open(path)), f"^PIL image {path} cannot be decoded")
+    with Image.open(path) as cut:
+        fails(lambda: runner.predict(cut), f"^PIL image {path} cannot be decoded")
 
 
 def test_the_input_of_a_list_is_named(runner: Runner) -> None:
