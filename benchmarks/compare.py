@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--table", action="store_true", help="write the table from the results that are there")
-    own, passed = _split(sys.argv[1:])
+    own, passed = split_arguments(sys.argv[1:])
     arguments = parser.parse_args(own)
     unknown = sorted(set(arguments.models) - set(MODELS))
     if unknown:
@@ -53,15 +53,21 @@ def main() -> None:
     TABLE.write_text(table(), encoding="utf-8")
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return a script's own arguments and what follows ``--``."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
 
 
 def measure(model: str, options: list[str]) -> None:
+    """Compare a recipe of this repository and keep the answer."""
+    compared(ROOT / "recipes" / f"{model}.toml", model, options)
+
+
+def compared(recipe: Path, model: str, options: list[str]) -> None:
     """Run one comparison and keep its answer; a failure leaves the last one as it was."""
     print(f"== {model}", file=sys.stderr, flush=True)  # noqa: T201 - a script
-    command = [sys.executable, "-m", "cpupack", "compare", str(ROOT / "recipes" / f"{model}.toml"), "--json", *options]
+    command = [sys.executable, "-m", "cpupack", "compare", str(recipe), "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     result = json.loads(done.stdout)
     path = RESULTS / result["host"]["isa"] / _name(model, result["rules"]["input"])
