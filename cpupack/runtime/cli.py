@@ -224,6 +224,8 @@ def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
     from .bench import text as bench_text
 
     options = bench_options.from_arguments(args)
+    if args.server is not None:
+        return _bench_server(package_dir, args, options)
     if args.html is not None:
         extras.require("jinja2", extras.JINJA2, "--html")
         from .pages import bench_page
@@ -234,6 +236,21 @@ def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
     if args.html is not None:
         bench_page.write_bench_page(args.html, facts, package_dir)
     return facts, bench_text.format_table(facts), strict_exit_code(result) if args.strict else EXIT_OK
+
+
+def _bench_server(package_dir: Path, args: argparse.Namespace, options: bench_options.BenchOptions) -> Result:
+    if args.html is not None:
+        raise InputError("--html is not for --server; leave it out, or use --json")
+    from .serve import command
+
+    command.require_extra(package_dir, ["httptools", "uvloop", "grpc", "google.protobuf"])
+    from .serve import remote_bench
+
+    found = remote_bench.run(package_dir, args.server, options)
+    code = EXIT_OK
+    if args.strict:
+        code = EXIT_HOST if not found["valid"] else EXIT_FAILED if found["passed"] is False else EXIT_OK
+    return found, remote_bench.format_table(found), code
 
 
 def strict_exit_code(result: BenchResult) -> int:

@@ -96,7 +96,7 @@ class BenchOptions:
 def from_arguments(args: argparse.Namespace) -> BenchOptions:
     """Return the options that ``args`` hold (of a parser with ``add_arguments``). Raises InputError."""
     return BenchOptions(
-        scenario=args.scenario,
+        scenario=args.scenario if args.server is None else server.NAME,
         threads=args.threads,
         instances=args.instances,
         batch_size=args.batch_size,
@@ -202,6 +202,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="?", const=BUILD, metavar="FILE",
         help="compare with the build's numbers, or with an earlier result of bench --json, and explain the difference",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server", metavar="URL",
+        help="offer the requests to a running `serve`, from this process: http://HOST:PORT or grpc://HOST:PORT",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as one self-contained page")
     parser.add_argument(

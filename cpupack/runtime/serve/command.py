@@ -37,12 +37,13 @@ def run(package_dir: Path, args: argparse.Namespace, say: Say) -> tuple[dict[str
 
         return plan_command.run(package_dir, options)
     needed = ["httptools", "uvloop", *(["grpc", "google.protobuf"] if options.grpc_port is not None else [])]
-    require_extra(manifest.name, needed)
+    require_extra(package_dir, needed)
     return _serve(package_dir, options, say)
 
 
-def require_extra(name: str, modules: list[str]) -> None:
+def require_extra(package_dir: Path, modules: list[str]) -> None:
     """Raise HostError that names the extra when one of its modules is missing."""
+    name = read_manifest(package_dir).name
     for module in modules:
         try:
             importlib.import_module(module)

@@ -1,0 +1,237 @@
+"""An open-loop client: sends requests at times that were drawn before, over HTTP or gRPC, and notes every answer.
+
+Latency counts from the scheduled time, even when this process was late, so a stalled server cannot hide ("coordinated
+omission"). A thread waits for each time, because event loops have timers of a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httptools
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import HostError
+
+Floats = npt.NDArray[np.float64]
+OK, REFUSED, FAILED = 0, 1, 2
+_MOST_CONNECTIONS = 512
+_PATIENCE_S = 10.0
+
+
+@dataclass
+class Outcome:
+    """What became of each request, in the order of the schedule; times in seconds from the start.
+
+    ``state`` is OK, REFUSED or FAILED. ``sent_s`` and ``end_s`` are NaN for what was never sent or never answered.
+    """
+
+    due_s: Floats
+    sent_s: Floats
+    end_s: Floats
+    state: npt.NDArray[np.int8]
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, due_s: Floats) -> Outcome:
+        """Return the outcome before anything was sent."""
+        nothing = np.full(len(due_s), np.nan)
+        return cls(due_s, nothing, nothing.copy(), np.full(len(due_s), FAILED, np.int8))
+
+    def failed(self, text: str) -> None:
+        """Count an error by its text."""
+        self.errors[text[:200]] = self.errors.get(text[:200], 0) + 1
+
+
+class Door(Protocol):
+    """How one request is sent. ``ask`` returns its state and, for a failure, why."""
+
+    async def open(self) -> None: ...
+
+    async def ask(self, number: int) -> tuple[int, str]: ...
+
+    async def close(self) -> None: ...
+
+
+async def offer(door: Door, due_s: Floats) -> Outcome:
+    """Send a request at each time and return what became of them. Waits for late answers for ten seconds."""
+    loop = asyncio.get_running_loop()
+    found, tasks = Outcome.of(due_s), set[asyncio.Task[None]]()
+    begin_s = time.monotonic() + 0.2
+
+    async def one(number: int) -> None:
+        found.sent_s[number] = time.monotonic() - begin_s
+        try:
+            state, text = await door.ask(number)
+        except (OSError, EOFError, asyncio.CancelledError) as error:
+            state, text = FAILED, type(error).__name__
+        if state == FAILED:
+            found.failed(text)
+        found.end_s[number] = time.monotonic() - begin_s
+        found.state[number] = state
+
+    def start(first: int, last: int) -> None:
+        for number in range(first, last):
+            task = loop.create_task(one(number))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    done = asyncio.Event()
+    ticker = threading.Thread(target=_tick, args=(due_s + begin_s, loop, start, done), name="schedule", daemon=True)
+    ticker.start()
+    await done.wait()
+    end_s = time.monotonic() + _PATIENCE_S
+    while tasks and time.monotonic() < end_s:
+        await asyncio.sleep(0.01)
+    for task in tuple(tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return found
+
+
+def _tick(times_s: Floats, loop: asyncio.AbstractEventLoop, start: Any, done: asyncio.Event) -> None:
+    number, count = 0, len(times_s)
+    while number < count:
+        wait_s = times_s[number] - time.monotonic()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        last = max(number + 1, int(np.searchsorted(times_s, time.monotonic(), "right")))
+        loop.call_soon_threadsafe(start, number, last)
+        number = last
+    loop.call_soon_threadsafe(done.set)
+
+
+class HttpDoor:
+    """Sends the same few requests in turn over HTTP/1.1, on as many connections as are needed at a time."""
+
+    def __init__(
+        self, host: str, port: int, path: str, bodies: Sequence[bytes], headers: Sequence[tuple[str, str]]
+    ) -> None:
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        self._requests = [
+            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+            for body in bodies
+        ]
+        self._host, self._port = host, port
+        self._idle: list[_HttpConnection] = []
+        self._all: set[_HttpConnection] = set()
+        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
+
+    async def open(self) -> None:
+        """Connect once. Raises HostError when nobody listens."""
+        try:
+            self._idle.append(await self._connect())
+        except OSError as error:
+            raise HostError(f"cannot connect to {self._host}:{self._port}: {error}") from error
+
+    async def ask(self, number: int) -> tuple[int, str]:
+        """Send request ``number`` and return what became of it."""
+        async with self._room:
+            while self._idle and self._idle[-1].closed:
+                self._idle.pop()
+            connection = self._idle.pop() if self._idle else await self._connect()
+            status = await connection.ask(self._requests[number % len(self._requests)])
+            if not connection.closed:
+                self._idle.append(connection)
+        if status == 200:
+            return OK, ""
+        return (REFUSED, "") if status in (429, 503) else (FAILED, f"status {status}")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for connection in self._all:
+            connection.close()
+
+    async def _connect(self) -> _HttpConnection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(_HttpConnection, self._host, self._port)
+        self._all.add(connection)
+        return connection
+
+
+class _HttpConnection(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.closed = False
+        self._transport: Any = None
+        self._waiting: asyncio.Future[int] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(EOFError("the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status == 100:
+            return
+        if not self._parser.should_keep_alive():
+            self.close()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(status)
+
+    async def ask(self, request: bytes) -> int:
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._waiting
+
+    def close(self) -> None:
+        self.closed = True
+        self._transport.close()
+
+
+class GrpcDoor:
+    """Sends the same few messages in turn with gRPC, on a channel for every hundred requests under way."""
+
+    def __init__(
+        self, host: str, port: int, method: str, bodies: Sequence[bytes], metadata: Sequence[tuple[str, str]]
+    ) -> None:
+        self._address, self._method, self._bodies = f"{host}:{port}", method, bodies
+        self._metadata = tuple((name.lower(), value) for name, value in metadata)
+        self._channels: list[Any] = []
+        self._calls: list[Any] = []
+
+    async def open(self) -> None:
+        """Connect. Raises HostError when nobody listens."""
+        import grpc
+
+        for _ in range(4):
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+            channel = grpc.aio.insecure_channel(self._address, options=options)
+            self._channels.append(channel)
+            self._calls.append(channel.unary_unary(self._method, bytes, bytes))
+        try:
+            await asyncio.wait_for(self._channels[0].channel_ready(), _PATIENCE_S)
+        except asyncio.TimeoutError:
+            raise HostError(f"cannot connect to {self._address} with gRPC") from None
+
+    async def ask(self, number: int) -> tuple[int, str]:
+        """Send request ``number`` and return what became of it."""
+        import grpc
+
+        try:
+            await self._calls[number % len(self._calls)](
+                self._bodies[number % len(self._bodies)], metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+                return REFUSED, ""
+            return FAILED, f"{error.code().name}: {error.details()}"
+        return OK, ""
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels:
+            await channel.close()

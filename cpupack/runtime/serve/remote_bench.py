@@ -1,0 +1,235 @@
+"""``NAME bench --server URL``: offers a rate of requests to a running server and judges its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from ..bench import feeds
+from ..bench.options import BenchOptions
+from ..bench.server import MIN_REQUESTS, Load
+from ..bench.stats import latency_summary
+from ..bench.verdict import late_generator
+from ..errors import HostError, InputError
+from ..manifest import Manifest, read_manifest
+from . import load_client
+from .descriptors import SERVICE, messages
+from .load_client import OK, REFUSED, Door, Outcome
+
+DEFAULT_DURATION_S = 10.0
+_WARM_UP_S = 1.0
+_MOST_FILES = 200
+_BUSY_CLIENT = 0.7
+"""Share of a core above which the client itself may be what limits the rate."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the server is: ``http`` or ``grpc``, host, port."""
+
+    protocol: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol}://{self.host}:{self.port}"
+
+
+def parse_url(url: str) -> Target:
+    """Return the target that a URL names. Raises InputError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"--server {url}: {error}") from None
+    if parts.scheme not in ("http", "grpc") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise InputError(f"--server {url}: expected http://HOST:PORT or grpc://HOST:PORT")
+    return Target(parts.scheme, parts.hostname, port or (8000 if parts.scheme == "http" else 8001))
+
+
+def run(package_dir: Path, url: str, options: BenchOptions) -> dict[str, Any]:
+    """Return the result as JSON. Raises InputError for options without a meaning here, HostError without a server."""
+    target, manifest = parse_url(url), read_manifest(package_dir)
+    for option, value in (
+        ("--threads", options.threads), ("--instances", options.instances), ("--batch-size", options.batch_size),
+        ("--find-peak", options.find_peak), ("--compare", options.compare), ("--loadgen", options.loadgen),
+    ):  # fmt: skip
+        if value:
+            raise InputError(f"{option} is the server's own setting, or not for --server; leave it out")
+    if options.rate_per_s is None:
+        raise InputError("--server needs --rate PER_SECOND")
+    load = Load(options.rate_per_s, (options.duration_s or DEFAULT_DURATION_S) + _WARM_UP_S, options.seed)
+    door, what = _door(target, manifest, package_dir, options)
+    outcome, cpu_s, took_s = _offer(door, load)
+    return _result(target, manifest, options, load, outcome, what, cpu_s, took_s)
+
+
+def _door(target: Target, manifest: Manifest, package_dir: Path, options: BenchOptions) -> tuple[Door, str]:
+    if options.image_dir is not None:
+        files = feeds.list_images(options.image_dir, manifest)[:_MOST_FILES]
+        bodies = [path.read_bytes() for path in files]
+        what = f"{len(bodies)} image files, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} KB on average"
+        datatype, shapes = "BYTES", [(1,)] * len(bodies)
+    else:
+        arrays = _arrays(manifest, options.seed)
+        bodies = [array.tobytes() for array in arrays]
+        what = f"tensors of {len(bodies[0]) / 1000:.0f} KB"
+        datatype, shapes = ("UINT8" if arrays[0].dtype == np.uint8 else "FP32"), [array.shape for array in arrays]
+    headers: list[tuple[str, str]] = []
+    if target.protocol == "grpc":
+        packed = [_message(manifest, datatype, shape, body) for shape, body in zip(shapes, bodies, strict=True)]
+        return load_client.GrpcDoor(target.host, target.port, f"/{SERVICE}/ModelInfer", packed, headers), what
+    if datatype == "BYTES":
+        path, headers = "/predict?top_k=5", [*headers, ("Content-Type", "image/jpeg")]
+        return load_client.HttpDoor(target.host, target.port, path, bodies, headers), what
+    whole = [_json_head(datatype, shape, len(body)) + body for shape, body in zip(shapes, bodies, strict=True)]
+    length = len(whole[0]) - len(bodies[0])
+    headers = [*headers, ("Inference-Header-Content-Length", str(length))]
+    return load_client.HttpDoor(target.host, target.port, f"/v2/models/{manifest.name}/infer", whole, headers), what
+
+
+def _arrays(manifest: Manifest, seed: int) -> list[np.ndarray[Any, Any]]:
+    generator, shape = np.random.default_rng(seed), manifest.input_shape
+    if manifest.preprocess is None:
+        return [generator.standard_normal((1, *shape), dtype=np.float32) for _ in range(16)]
+    pixels = (1, shape[1], shape[2], shape[0])
+    return [generator.integers(0, 256, pixels, dtype=np.uint8) for _ in range(16)]
+
+
+def _json_head(datatype: str, shape: Sequence[int], size: int) -> bytes:
+    one = {"name": "input", "datatype": datatype, "shape": list(shape), "parameters": {"binary_data_size": size}}
+    return json.dumps({"inputs": [one], "parameters": {"binary_data_output": True}}).encode()
+
+
+def _message(manifest: Manifest, datatype: str, shape: Sequence[int], body: bytes) -> bytes:
+    message = messages()["ModelInferRequest"](model_name=manifest.name)
+    message.inputs.add(name="input", datatype=datatype, shape=shape)
+    message.raw_input_contents.append(len(body).to_bytes(4, "little") + body if datatype == "BYTES" else body)
+    return bytes(message.SerializeToString())
+
+
+def _offer(door: Door, load: Load) -> tuple[Outcome, float, float]:
+    import uvloop
+
+    async def offer() -> Outcome:
+        await door.open()
+        try:
+            return await load_client.offer(door, load.arrivals_s())
+        finally:
+            await door.close()
+
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    used, begin_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    try:
+        outcome = loop.run_until_complete(offer())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    return outcome, cpu_s, time.monotonic() - begin_s
+
+
+def _result(
+    target: Target,
+    manifest: Manifest,
+    options: BenchOptions,
+    load: Load,
+    outcome: Outcome,
+    what: str,
+    cpu_s: float,
+    took_s: float,
+) -> dict[str, Any]:
+    counted = outcome.due_s >= _WARM_UP_S
+    duration_s = load.duration_s - _WARM_UP_S
+    latency_ms = 1000.0 * (outcome.end_s - outcome.due_s)
+    answered, refused = counted & (outcome.state == OK), counted & (outcome.state == REFUSED)
+    late_ms = 1000.0 * (outcome.sent_s - outcome.due_s)[counted & ~np.isnan(outcome.sent_s)]
+    if not answered.any():
+        causes = "; ".join(f"{text} ({count})" for text, count in outcome.errors.items()) or "every request was refused"
+        raise HostError(f"{target} answered no request: {causes}")
+    summary, bound = latency_summary(latency_ms[answered]), options.max_latency_ms
+    reasons = late_generator(float(np.percentile(late_ms, 99)), summary["p99"])
+    if int(answered.sum()) < MIN_REQUESTS:
+        reasons.append(f"only {int(answered.sum())} answers; a p99 needs {MIN_REQUESTS}: raise --duration")
+    if cpu_s / took_s > _BUSY_CLIENT:
+        reasons.append(f"the client was busy for {cpu_s / took_s:.0%} of a core; it may have limited the rate")
+    within = answered if bound is None else answered & (latency_ms <= bound)
+    return {
+        "scenario": "server",
+        "server": str(target),
+        "body": what,
+        "rate_per_s": load.rate_per_s,
+        "duration_s": duration_s,
+        "requests": int(counted.sum()),
+        "answered": int(answered.sum()),
+        "refused": int(refused.sum()),
+        "failed": int(counted.sum() - answered.sum() - refused.sum()),
+        "errors": outcome.errors,
+        "answered_per_s": float(answered.sum()) / duration_s,
+        "goodput_per_s": float(within.sum()) / duration_s,
+        "max_latency_ms": bound,
+        "passed": None if bound is None else summary["p99"] <= bound,
+        "latency_ms": summary,
+        "refusal_ms": latency_summary(latency_ms[refused]) if refused.any() else None,
+        "client": {"cpu_s": cpu_s, "cpu_share": cpu_s / took_s, "late_p99_ms": float(np.percentile(late_ms, 99))},
+        "server_metrics": _server_metrics(target),
+        "valid": not reasons,
+        "invalid_reasons": reasons,
+        "manifest": {"name": manifest.name, "version": manifest.version},
+    }
+
+
+def _server_metrics(target: Target) -> dict[str, float]:
+    """Return the server's CPU time and memory, where it tells them over HTTP."""
+    if target.protocol != "http":
+        return {}
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    try:
+        with urllib.request.urlopen(f"http://{host}:{target.port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except (OSError, urllib.error.URLError, UnicodeDecodeError):
+        return {}
+    wanted = ("process_cpu_seconds_total", "process_resident_memory_bytes", "cpupack_table_drift_ratio")
+    found = {line.split(" ")[0]: line.split(" ")[1] for line in text.splitlines() if line.startswith(wanted)}
+    return {name: float(value) for name, value in found.items()}
+
+
+def format_table(found: dict[str, Any]) -> str:
+    """Return a result as lines for a terminal."""
+    latency, refusal, client = found["latency_ms"], found["refusal_ms"], found["client"]
+    lines = [
+        f"{found['server']}: {found['rate_per_s']:g} requests/s for {found['duration_s']:g} s, {found['body']}",
+        f"  answered   {found['answered']:,} of {found['requests']:,}, {found['answered_per_s']:.1f}/s",
+        f"  latency    p50 {latency['p50']:.2f} ms, p90 {latency['p90']:.2f}, p99 {latency['p99']:.2f}, "
+        f"max {latency['max']:.2f} from the scheduled arrival",
+    ]
+    if refusal is not None:
+        lines.append(
+            f"  refused    {found['refused']:,}, told within {refusal['p50']:.2f} ms (p50), "
+            f"{refusal['p99']:.2f} ms (p99)"
+        )
+    if found["failed"]:
+        causes = "; ".join(f"{text} ({count})" for text, count in found["errors"].items())
+        lines.append(f"  failed     {found['failed']:,}: {causes}")
+    if found["max_latency_ms"] is not None:
+        word = "PASS" if found["passed"] else "FAIL"
+        lines.append(
+            f"  {word}       p99 of what was answered against {found['max_latency_ms']:g} ms; "
+            f"{found['goodput_per_s']:.1f}/s within it"
+        )
+    lines.append(f"  client     {client['cpu_share']:.0%} of a core, p99 late by {client['late_p99_ms']:.2f} ms")
+    lines += [f"  NOT VALID  {reason}" for reason in found["invalid_reasons"]] or ["  valid"]
+    return "\n".join(lines)
