@@ -30,7 +30,7 @@ BUILDER: Groups = (
 )  # fmt: skip
 """Packages of the builder from top to bottom: each imports its own group and those below."""
 
-FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "progress", "statistics")
+FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "progress", "scratch", "statistics")
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
@@ -39,7 +39,7 @@ RUNTIME: Groups = (
     ("The model as an object", ("verify", "runner")),
     ("Deciding how to run", ("plan",)),
     ("Running", ("images", "engine")),
-    ("The machine and the package", ("host", "manifest")),
+    ("The machine and the package", ("host", "manifest", "record")),
     ("What all rooms may import", ("accuracy", "errors", "extras", "files", "plain")),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 from cpupack.peers import PEERS
 from cpupack.runtime.plain import to_plain
+from cpupack.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from cpupack.comparison.result import Comparison
@@ -137,8 +137,7 @@ def _run(
     from cpupack.console import ConsoleProgress
 
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
-    with tempfile.TemporaryDirectory(prefix="cpupack-compare-") as directory:
-        work = Path(directory)
+    with scratch_directory("cpupack-compare-") as work:
         if loaded is not None:
             subject = from_recipe(loaded, work, progress)
         else:

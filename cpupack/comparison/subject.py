@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cpupack import pipeline
 from cpupack.artifacts import FloatModel, Reference, Samples
@@ -109,6 +111,13 @@ def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, mode
         )
 
 
+def _save_state(module: nn.Module, path: Path) -> None:
+    """Save the weights through memory: where the disk is full, torch's own writer ends the process."""
+    memory = io.BytesIO()
+    torch.save(module.state_dict(), memory)
+    path.write_bytes(memory.getbuffer())
+
+
 def _subject(
     loaded: LoadedRecipe,
     package_dir: Path,
@@ -122,7 +131,7 @@ def _subject(
     outputs = work / "reference.npy"
     np.save(outputs, reference.outputs)
     weights = work / "weights.pt"
-    torch.save(model.module.state_dict(), weights)
+    _save_state(model.module, weights)
     job = Job(
         engine="",
         directory="",

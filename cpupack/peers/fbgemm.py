@@ -39,7 +39,7 @@ def build(job: Job) -> str:
             description = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
         # Traced, because torch.jit.script fails on some annotations of torch.fx. The operators are the same.
         example = torch.from_numpy(np.ascontiguousarray(job.evaluation.floats(slice(0, 2))))
-        torch.jit.trace(quantized, example, check_trace=False).save(str(job.work / _MODEL))
+        (job.work / _MODEL).write_bytes(torch.jit.trace(quantized, example, check_trace=False).save_to_buffer())
     return description
 
 

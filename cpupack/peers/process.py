@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.peers.job import Job
-from cpupack.runtime.host.processes import interrupts_held_back
+from cpupack.runtime.host.processes import interrupts_held_back, module_command
 
-_PACKAGE_PARENT = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parents[1]
 
 
 class EngineFailedError(Exception):
@@ -42,7 +42,7 @@ class EngineProcess:
         try:
             with self._log.open("wb") as log, interrupts_held_back():
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "cpupack.workers.peer", str(path)],
+                    [*module_command("cpupack.workers.peer", _PACKAGE, _own_modules()), str(path)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -128,18 +128,19 @@ class EngineProcess:
 
 
 def _environment(inherited: Mapping[str, str], work: Path) -> dict[str, str]:
-    """Return a child's environment: this cpupack is first on the path, and all temporary files are below ``work``."""
+    """Return a child's environment: all temporary files are below ``work``."""
     scratch = work / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    search_path = [str(_PACKAGE_PARENT), *filter(None, [inherited.get("PYTHONPATH")])]
-    if {"", str(Path.cwd())} & set(sys.path):
-        # The recipe's own modules may be here, and the child has another working directory.
-        search_path.append(str(Path.cwd()))
     return {
         **inherited,
-        "PYTHONPATH": os.pathsep.join(search_path),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TMPDIR": str(scratch),
         "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),  # shared by all processes of the engine
         "NNCF_CI": "1",  # turns off NNCF's telemetry
     }
+
+
+def _own_modules() -> list[str]:
+    """Return this directory if modules can be imported from it: the recipe's may be here. The child is elsewhere."""
+    here = str(Path.cwd())
+    return [here] if {"", here} & set(sys.path) else []

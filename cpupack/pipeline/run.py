@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
+from cpupack.scratch import scratch_directory
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import Loss, unproven
@@ -76,8 +76,7 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
     check_out(out)
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # so that a missing engine fails early
-    with tempfile.TemporaryDirectory(prefix="cpupack-") as name:
-        work = Path(name)
+    with scratch_directory() as work:
         prepared = prepare(loaded, work, progress)
         corrections, finished = Corrections(), []
         for cpu in cpus:

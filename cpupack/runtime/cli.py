@@ -23,6 +23,7 @@ from .manifest import read_manifest
 from .plain import to_plain
 
 if TYPE_CHECKING:
+    from .bench.options import BenchOptions
     from .bench.results import BenchResult
     from .runner import Prediction
     from .tune.rows import Row
@@ -238,7 +239,7 @@ def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
     return facts, bench_text.format_table(facts), strict_exit_code(result) if args.strict else EXIT_OK
 
 
-def _bench_server(package_dir: Path, args: argparse.Namespace, options: bench_options.BenchOptions) -> Result:
+def _bench_server(package_dir: Path, args: argparse.Namespace, options: BenchOptions) -> Result:
     if args.html is not None:
         raise InputError("--html is not for --server; leave it out, or use --json")
     from .serve import command

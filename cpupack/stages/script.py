@@ -120,12 +120,14 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
             traced = _trace(module.eval(), example)
             if freeze:
                 traced = torch.jit.freeze(traced.eval())
-            torch.jit.save(traced, str(path), _extra_files=notes)
+            # Not to the path: where the disk is full, torch's writer ends the process instead of raising an error.
+            saved = traced.save_to_buffer(_extra_files=notes)
     except (RuntimeError, TypeError, ValueError) as error:
         raise QuantizationError(
             f"the model cannot be turned into TorchScript: {describe_failure(error)}",
             hint="its forward must be a fixed sequence of torch operators",
         ) from error
+    path.write_bytes(saved)
     if program is not None:
         _check_program(path, program)
 

@@ -69,18 +69,16 @@ def tune(staged: StagedProject, recipe: Recipe, target: Target, progress: Progre
 
 
 def _bench(staged: StagedProject, objective: str, budget_s: float) -> BenchProcess:
-    source = str(staged.package_dir.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    environ = {**os.environ, "PYTHONPATH": f"{source}{os.pathsep}{inherited}" if inherited else source}
     # The child must not write bytecode into the staged project, because all files there go into the wheel.
-    environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     return BenchProcess(
         staged.import_name,
         staged.version,
         SCENARIO_OF[objective],
         environ,
-        cwd=staged.root,  # the user's directory may contain a package with the same name
+        cwd=staged.root,
         timeout_s=max(120.0, budget_s),
+        package_dir=staged.package_dir,
     )
 
 

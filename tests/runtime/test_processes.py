@@ -8,11 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cpupack
+from cpupack.errors import VerificationError
 from cpupack.runtime.host import processes
+from cpupack.workers.client import run_worker
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -103,3 +107,45 @@ def test_other_threads_may_start_children() -> None:
     thread.start()
     thread.join()
     assert found == ["1\n"]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with modules of Python's own names, and another cpupack, none of which may be run."""
+    for name in ("json", "runpy", "importlib", "os", "numpy", "cpupack", "argparse"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('ran {name}.py of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("hostile")
+def test_a_module_runs_without_the_working_directory_on_its_path() -> None:
+    done = processes.run([*processes.module_command("json.tool"), os.devnull, os.devnull])
+    assert "Expecting value" in done.stderr  # of json.tool itself, about an empty file
+    done = processes.run([*processes.module_command("cpupack.cli", Path(cpupack.__file__).parent), "--version"])
+    assert done.stdout.startswith("cpupack, version"), done.stderr
+
+
+@pytest.mark.usefixtures("hostile")
+def test_workers_of_the_build_run_nothing_of_the_working_directory(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"in a fresh process \(race\): KeyError: 'preprocess'"):
+        run_worker("race", {}, tmp_path / "spec.json")
+
+
+def test_the_package_that_runs_is_the_one_in_the_directory(package_dir: Path, hostile: Path) -> None:
+    (hostile / "tiny_int8.py").write_text("raise SystemExit('another package of that name')")
+    done = processes.run([*processes.module_command("tiny_int8", package_dir, [str(hostile)]), "--version"])
+    assert (done.stdout, done.stderr) == ("tiny-int8 1.0.0\n", "")
+
+
+def test_what_else_is_searched_comes_last(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('ran json.py')")
+    (tmp_path / "own_module.py").write_text("import json; print(json.dumps({'own': 1}))")
+    done = processes.run(processes.module_command("own_module", None, [str(tmp_path)]))
+    assert (done.stdout, done.stderr) == ('{"own": 1}\n', "")
+
+
+def test_pythonpath_is_the_users_own_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_module.py").write_text("print('found')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert processes.run(processes.module_command("own_module")).stdout == "found\n"

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+_BOOTSTRAP = """\
+import sys
+if not sys.path[0]:  # Python puts the working directory there for -c, and for -m
+    del sys.path[0]
+import os, runpy
+module, place, also = sys.argv[1:4]
+del sys.argv[1:4]
+sys.path += [each for each in also.split(os.pathsep) if each]
+if place:
+    from importlib.util import module_from_spec, spec_from_file_location
+    name = os.path.basename(place)
+    spec = spec_from_file_location(name, os.path.join(place, "__init__.py"), submodule_search_locations=[place])
+    sys.modules[name] = package = module_from_spec(spec)
+    spec.loader.exec_module(package)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+def module_command(module: str, package_dir: Path | None = None, also: Sequence[str] = ()) -> list[str]:
+    """Return the command that runs ``module`` in a new interpreter, as ``python -m`` does, but isolated.
+
+    The working directory is not on the import path: a ``json.py`` there would be run in place of Python's own. With
+    ``package_dir`` the module's package is the one in that directory, whatever else is installed. ``also`` is searched
+    last. PYTHONPATH is the user's own choice and stays.
+    """
+    place = "" if package_dir is None else str(package_dir.resolve())
+    return [sys.executable, "-c", _BOOTSTRAP, module, place, os.pathsep.join(also)]
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -100,9 +99,10 @@ class TuneResult:
 
 @dataclass(frozen=True)
 class BenchProcess:
-    """Measures each setting by running ``python -m IMPORT bench`` in a fresh process.
+    """Measures each setting by running the package's ``bench`` in a fresh process.
 
-    ``environ`` is the child's whole environment, ``cwd`` its directory. An interrupt of the call kills the child.
+    ``environ`` is the child's whole environment, ``cwd`` its directory. The package is the one in ``package_dir``, or
+    the one that Python finds by its name. An interrupt of the call kills the child.
     """
 
     import_name: str
@@ -111,10 +111,11 @@ class BenchProcess:
     environ: Mapping[str, str]
     cwd: Path | None = None
     timeout_s: float = 300.0
+    package_dir: Path | None = None
 
     def __call__(self, setting: Setting, duration_s: float) -> dict[str, Any]:
         """Return the fields of the bench's result that differ between rows. Raises MeasurementFailedError."""
-        command = [sys.executable, "-m", self.import_name, "bench", "--json", "--no-start"]
+        command = [*processes.module_command(self.import_name, self.package_dir), "bench", "--json", "--no-start"]
         command += ["--scenario", self.scenario, "--threads", str(setting.threads)]
         command += ["--instances", str(setting.instances), "--batch-size", str(setting.batch_size)]
         command += ["--duration", f"{duration_s:g}", "--warmup", f"{_WARMUP_S:g}"]
@@ -208,6 +209,7 @@ def run(
         SCENARIO_OF[objective],
         os.environ,
         timeout_s=max(120.0, options.budget_s),
+        package_dir=package_dir,
     )
     space = make_space(budget.usable, objective, threads, options.batch_sizes, budget.most)
     in_use = decide.decide(manifest, objective=objective, probe=probe)

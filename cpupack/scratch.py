@@ -1,0 +1,85 @@
+"""Temporary directories of a build: locked while it runs, swept when it was killed, with an error that helps."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpupack.errors import PackagingError
+
+PREFIX = "cpupack-"
+_LOCK_NAME = ".lock"
+_OLD_S = 24 * 3600.0
+"""A directory without a lock is left alone for this long: its owner may be about to make the lock."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+@contextmanager
+def scratch_directory(prefix: str = PREFIX) -> Iterator[Path]:
+    """Make a temporary directory, and remove it at the end. Also removes those of processes that were killed.
+
+    Raises PackagingError where there is no place for temporary files, or where the block runs out of it.
+    """
+    try:
+        sweep(Path(tempfile.gettempdir()))
+        # ignore_cleanup_errors: what is left is swept by the next build, and the error of the block counts.
+        made = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _no_room(error) from error
+    with made as name:
+        directory = Path(name)
+        try:
+            with (directory / _LOCK_NAME).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back however this process ends
+                yield directory
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise _no_room(error) from error
+            raise
+
+
+def sweep(parent: Path) -> None:
+    """Remove the scratch directories in ``parent`` whose process has ended. Those of others are left alone."""
+    for directory in parent.glob(f"{PREFIX}*"):
+        if directory.is_dir() and not directory.is_symlink() and _is_dead(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_dead(directory: Path) -> bool:
+    try:
+        if directory.stat().st_uid != os.getuid():
+            return False
+        with (directory / _LOCK_NAME).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return _age_s(directory) > _OLD_S
+    except OSError:  # BlockingIOError: its owner is alive
+        return False
+    return True
+
+
+def _age_s(directory: Path) -> float:
+    try:
+        return time.time() - directory.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _no_room(error: OSError) -> PackagingError:
+    try:
+        place = Path(tempfile.gettempdir())
+        free = f"{place} has {shutil.disk_usage(place).free / 1e6:,.0f} MB free"
+    except OSError as problem:
+        free = str(problem)
+    where = f"{error.filename}: " if error.filename else ""
+    return PackagingError(
+        f"a file of the build cannot be written: {where}{error.strerror or error} ({free})",
+        hint="make room, or set TMPDIR to a directory with more",
+    )
