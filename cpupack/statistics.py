@@ -73,7 +73,8 @@ class StatsCollector:
         """``channel_axis`` is the dimension of the channels. None collects no extremes of channels."""
         self._channel_axis = channel_axis
         self._channels: _Extremes | None = None
-        self._samples: dict[tuple[int, int, int], _Extremes] = {}
+        # Lists, because a small tensor that stays keeps the memory around it from being used again for large ones.
+        self._samples: dict[tuple[int, int, int], tuple[list[float], list[float]]] = {}
         self._calls: Counter[tuple[int, int]] = Counter()
         self._counts = np.zeros(2 * HALF_BINS, dtype=np.int64)
         self._exponent = _LEAST_EXPONENT  # all values are within plus or minus 2 ** exponent
@@ -97,21 +98,29 @@ class StatsCollector:
         counts = _count(_flat(values), exponent)
         with self._lock:
             batch = len(self._calls) if batch is None else batch
-            self._samples[batch, self._calls[batch, part], part] = samples
+            self._samples[batch, self._calls[batch, part], part] = samples[0].tolist(), samples[1].tolist()
             self._calls[batch, part] += 1
             if channels is not None:
-                self._channels = channels if self._channels is None else _union(self._channels, channels)
-            self._counts = _widened(self._counts, exponent - self._exponent)
+                self._add_channels(channels)
+            if exponent > self._exponent:
+                self._counts[:] = _widened(self._counts, exponent - self._exponent)
             self._counts += _widened(counts, self._exponent - exponent)
             self._exponent = max(exponent, self._exponent)
         return True
+
+    def _add_channels(self, extremes: _Extremes) -> None:
+        if self._channels is None:
+            self._channels = extremes
+        else:
+            torch.minimum(self._channels[0], extremes[0], out=self._channels[0])
+            torch.maximum(self._channels[1], extremes[1], out=self._channels[1])
 
     def finish(self) -> ActivationStats:
         """Return the statistics of all values that were added."""
         batches: dict[tuple[int, int], tuple[float, float]] = {}
         for (batch, call, _), (low, high) in sorted(self._samples.items(), key=lambda item: item[0]):
             known = batches.get((batch, call), (math.inf, -math.inf))
-            batches[batch, call] = min(known[0], float(low.min())), max(known[1], float(high.max()))
+            batches[batch, call] = min(known[0], *low), max(known[1], *high)
         samples = [self._samples[key] for key in sorted(self._samples)]
         channel_min, channel_max = (None, None) if self._channels is None else (each.numpy() for each in self._channels)
         return ActivationStats(
@@ -121,16 +130,12 @@ class StatsCollector:
             2.0**self._exponent / HALF_BINS if any(low or high for low, high in batches.values()) else 1.0 / HALF_BINS,
             channel_min,
             channel_max,
-            np.concatenate([low.numpy() for low, _ in samples]),
-            np.concatenate([high.numpy() for _, high in samples]),
+            np.asarray([value for low, _ in samples for value in low], dtype=np.float32),
+            np.asarray([value for _, high in samples for value in high], dtype=np.float32),
         )
 
 
 _Extremes = tuple[torch.Tensor, torch.Tensor]
-
-
-def _union(one: _Extremes, other: _Extremes) -> _Extremes:
-    return torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])
 
 
 def _extremes(values: torch.Tensor, channel_axis: int | None) -> tuple[_Extremes | None, _Extremes]:

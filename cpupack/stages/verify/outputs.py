@@ -107,7 +107,7 @@ def _outputs(
         with torch.inference_mode():
             expected, found = module(some.clone()).numpy(), graph(some).numpy()
         if found.shape == expected.shape and len(found) == len(some) and accuracy.sqnr_db(expected, found) >= _EQUAL_DB:
-            return _outputs_of_graph(graph, known, samples, progress)
+            return _outputs_of_graph(graph, known, samples, expected.shape[1:], progress)
         progress.note("the graph's outputs differ from those of the model as loaded, which runs instead")
     rows: list[FloatArray] = []
     with torch.inference_mode():
@@ -118,18 +118,24 @@ def _outputs(
 
 
 def _outputs_of_graph(
-    graph: fx.GraphModule, known: Mapping[int, FloatArray], samples: Samples, progress: Progress
+    graph: fx.GraphModule,
+    known: Mapping[int, FloatArray],
+    samples: Samples,
+    shape: tuple[int, ...],
+    progress: Progress,
 ) -> FloatArray:
-    found = dict(known)
+    # One array from the start: small arrays that stay keep the memory around them from being used again.
+    outputs = np.empty((len(samples), *shape), np.float32)
+    for row, output in known.items():
+        outputs[row] = output
     others = np.array([row for row in range(len(samples)) if row not in known], np.int64)
     rest = samples.take(others)
 
     def run(part: Part) -> None:
-        outputs = graph(batch_channels_last(rest.tensor(part.rows))).numpy()
-        found.update(zip(others[part.rows].tolist(), outputs, strict=True))
+        outputs[others[part.rows]] = graph(batch_channels_last(rest.tensor(part.rows))).numpy()
 
     in_threads(run, parts_of(len(rest), SAMPLES_AT_ONCE), progress)
-    return np.stack([found[row] for row in range(len(samples))])
+    return outputs
 
 
 def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Reference, directory: Path) -> Contender:
