@@ -25,7 +25,6 @@ from cpupack.runtime.engine.program import Program, read_program
 from cpupack.runtime.engine.prototypes import declare
 from cpupack.stages.quantize.native.program import LAYER, Op
 
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from hatch_build import COMPILER, FLAGS, compile_library  # noqa: E402 - it lies beside the package
@@ -109,7 +108,8 @@ def ratio(old: str, new: str, pairs: int) -> None:
         same = "equal" if np.array_equal(engines[0].result, engines[1].result) else "RESULTS DIFFER"
         medians = ", ".join(f"{1e3 * sorted(each[i] for each in times)[pairs // 2]:.3f}" for i in range(2))
         _say(
-            f"batch {batch} on {threads}: {value.median:.3f} ({value.low:.3f} to {value.high:.3f}), ms {medians}, {same}"
+            f"batch {batch} on {threads}: {value.median:.3f} ({value.low:.3f} to {value.high:.3f}), "
+            f"ms {medians}, {same}"
         )
 
 
