@@ -24,15 +24,16 @@ from .engine.crew import Answer, Crew
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, IntegrityError, RandomWeightsWarning, RunnerError
-from .images.fast import load_pixels
 from .images.inputs import mask_value, model_input, random_input
-from .images.preprocess import ImageSource, PreprocessSpec
+from .images.spec import PreprocessSpec
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
 
 if TYPE_CHECKING:
     import torch
+
+    from .images.preprocess import ImageSource
 
 Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
@@ -352,6 +353,8 @@ class Runner:
 
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
         assert self._spec is not None
+        from .images.fast import load_pixels  # here: it brings Pillow, which callers with batches do not need
+
         pixels = load_pixels(item, self._spec)
         if pixels.shape != self.pixel_shape():
             name = f"{item}: " if isinstance(item, str | os.PathLike) else ""

@@ -32,7 +32,7 @@ from helpers.tiny_wheel import TinyWheel
 pytestmark = needs_kernels
 
 SLOW_TO_IMPORT = {
-    "argparse", "asyncio", "email", "http", "importlib.metadata", "jinja2", "numpy.random", "socket", "ssl",
+    "PIL", "argparse", "asyncio", "email", "http", "importlib.metadata", "jinja2", "numpy.random", "socket", "ssl",
     "subprocess", "torch", "unittest",
 }  # fmt: skip
 """What takes milliseconds and is not needed to answer a caller who has pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .preprocess import PreprocessSpec, normalize
+from .spec import PreprocessSpec, normalize
 
 
 def pixel_zero_point(spec: PreprocessSpec) -> int:

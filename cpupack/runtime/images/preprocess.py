@@ -10,25 +10,20 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import InputError, IntegrityError
+from ..errors import InputError
+from .spec import NAMES
+from .spec import PreprocessSpec as PreprocessSpec  # for all that also decode; the runner's start does without Pillow
+from .spec import normalize as normalize
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[Any]
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-CHANNELS = {"RGB": 3, "L": 1}
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in NAMES}
 
 _ORIENTATION_TAG = 0x0112
 TURNS = {
@@ -53,67 +48,6 @@ MAX_WHOLE_PIXELS = 2**24
 """An image that resizing would give more pixels is resized only where the crop keeps it."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
-
-
-@dataclass(frozen=True)
-class PreprocessSpec:
-    """What is done to an image. Sizes are pixels: one int (shorter edge, square crop) or ``(height, width)``.
-
-    ``mean`` and ``std`` apply to pixels scaled to 0..1 and hold one value or one a channel.
-    """
-
-    resize: int | tuple[int, int] | None = None
-    crop: int | tuple[int, int] | None = None
-    interpolation: str = "bilinear"
-    mode: str = "RGB"
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}, not one of {', '.join(INTERPOLATIONS)}")
-        if self.mode not in CHANNELS:
-            raise ValueError(f"mode is {self.mode!r}, not one of {', '.join(CHANNELS)}")
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in {1, self.channels}:
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
-
-    @classmethod
-    def from_dict(cls, section: Mapping[str, Any]) -> PreprocessSpec:
-        """Read a recipe's ``[preprocess]`` dump or the manifest's. Raises IntegrityError on damage."""
-        try:
-            return cls(
-                resize=_size(section.get("resize")),
-                crop=_size(section.get("crop")),
-                interpolation=section.get("interpolation", "bilinear"),
-                mode=section.get("mode", "RGB"),
-                mean=tuple(float(value) for value in section.get("mean", (0.0,))),
-                std=tuple(float(value) for value in section.get("std", (1.0,))),
-            )
-        except (AttributeError, TypeError, ValueError) as error:
-            raise IntegrityError(f"the preprocess section is damaged: {error}") from error
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {
-            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
-            "crop": list(self.crop) if isinstance(self.crop, tuple) else self.crop,
-            "interpolation": self.interpolation,
-            "mode": self.mode,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @property
-    def channels(self) -> int:
-        return CHANNELS[self.mode]
-
-    @property
-    def output_size(self) -> tuple[int, int] | None:
-        """Height and width of every result, None when it depends on the image."""
-        if self.crop is not None:
-            return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
-        return self.resize if isinstance(self.resize, tuple) else None
 
 
 def decode_image(source: ImageSource) -> Image.Image:
@@ -227,33 +161,6 @@ def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]
         image = _centre_crop(image, *crop)
     pixels = np.array(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
-
-
-def normalize(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.float32]:
-    """Scale and normalize: (x/255 - mean) / std.
-
-    uint8 ``(n, height, width, channels)`` becomes float32 ``(n, channels, height, width)`` with channels_last
-    strides: nothing is transposed in memory.
-    """
-    n, height, width, channels = pixels.shape
-    # Rows of width * channels let numpy use long vectors; broadcasting over three channels would not.
-    mean = np.tile(np.resize(np.asarray(spec.mean, np.float32), channels), width)
-    std = np.tile(np.resize(np.asarray(spec.std, np.float32), channels), width)
-    out = np.empty((n, height, width * channels), np.float32)
-    for source, result in zip(pixels.reshape(n, height, width * channels), out, strict=True):
-        np.divide(source, np.float32(255), out=result, dtype=np.float32)
-        result -= mean
-        result /= std
-    return out.reshape(n, height, width, channels).transpose(0, 3, 1, 2)
-
-
-def _size(value: Any) -> int | tuple[int, int] | None:
-    if value is None:
-        return None
-    sizes = [value] if isinstance(value, int) else list(value)
-    if len(sizes) not in {1, 2} or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"{value!r} is not a size")
-    return value if isinstance(value, int) else (sizes[0], sizes[-1])
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:
