@@ -1,5 +1,5 @@
 """``python -m cpupack``."""
 
-from cpupack.cli import main
+from cpupack.entry import main
 
 main()

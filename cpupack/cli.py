@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from cpupack import __version__
+from cpupack import __version__, output
 from cpupack.commands.build import build
 from cpupack.commands.check import check
 from cpupack.commands.compare import compare
@@ -21,7 +21,7 @@ from cpupack.commands.inspect import inspect
 from cpupack.commands.messages import print_error
 from cpupack.commands.report import report
 from cpupack.commands.sensitivity import sensitivity
-from cpupack.errors import CpupackError
+from cpupack.errors import CpupackError, UsageError
 from cpupack.interrupts import install_handlers
 
 
@@ -60,8 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     ``errors.py`` lists the codes. An interrupt exits with the code that a shell reports: 130 for Ctrl-C.
     """
     install_handlers()
+    output.prepare()
     try:
         code = cli.main(args=arguments, prog_name="cpupack", standalone_mode=False)
+        sys.stdout.flush()
+    except output.UnwrittenError as error:
+        output.drop()
+        if error.broken_pipe:
+            sys.exit(128 + signal.SIGPIPE)
+        click.echo(f"error: cannot write the output: {error}", err=True)
+        sys.exit(UsageError.exit_code)
     except (_InterruptedError, click.exceptions.Abort) as error:
         _print_interrupted()
         sys.exit(128 + (error.signum if isinstance(error, _InterruptedError) else signal.SIGINT))

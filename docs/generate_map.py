@@ -19,7 +19,7 @@ BEGIN, END = "<!-- map: written by docs/generate_map.py -->\n", "<!-- end of the
 Groups = Sequence[tuple[str, tuple[str, ...]]]
 
 BUILDER: Groups = (
-    ("What a user calls and sees", ("cli", "api", "commands", "comparison", "doctor", "summary", "console")),
+    ("What a user calls and sees", ("entry", "cli", "api", "commands", "comparison", "doctor", "summary", "console")),
     ("The order of a build", ("pipeline",)),
     ("Verbs", ("stages",)),
     ("Questions about a model, and work on data and wheels",
@@ -30,7 +30,7 @@ BUILDER: Groups = (
 )  # fmt: skip
 """Packages of the builder from top to bottom: each imports its own group and those below."""
 
-FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "progress", "scratch", "statistics")
+FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "output", "progress", "scratch", "statistics")
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
@@ -40,7 +40,7 @@ RUNTIME: Groups = (
     ("Deciding how to run", ("plan",)),
     ("Running", ("images", "engine")),
     ("The machine and the package", ("host", "manifest", "record")),
-    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "plain")),
+    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "output", "plain")),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""
 

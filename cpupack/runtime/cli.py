@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import extras
 from .errors import HostError, InputError, IntegrityError, RandomWeightsWarning, RunnerError
 from .manifest import read_manifest
+from .output import EXIT_INTERRUPTED, say, tell, written
 from .plain import to_plain
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .verify import Verification
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
-EXIT_INTERRUPTED, EXIT_PIPE = 130, 141  # what a shell reports for SIGINT and SIGPIPE
 
 Result = tuple[dict[str, Any], str, int]
 """What a command found: the JSON object, the same as text, the exit code."""
@@ -129,38 +128,32 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
     args = parser.parse_args(argv)
     if getattr(args, "version", False):
         manifest = read_manifest(package_dir)
-        _say(sys.stdout, f"{manifest.name} {manifest.version}")
+        say(sys.stdout, f"{manifest.name} {manifest.version}")
         return EXIT_OK
     if not hasattr(args, "command"):
         *names, last = _COMMANDS
         parser.error(f"which command? {', '.join(names)} or {last}")
     facts, text, code = args.command(package_dir, args)
-    _say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
+    say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     return int(code)
-
-
-def _say(stream: TextIO, text: str) -> None:
-    stream.write(text + "\n")
 
 
 def _guarded(prog: str, run: Callable[[], int]) -> int:
     """Turn the runner's own errors into one line and an exit code. Any other exception is a bug and shows."""
+    return written(prog, lambda: _coded(prog, run))
+
+
+def _coded(prog: str, run: Callable[[], int]) -> int:
     try:
         with _plain_warnings(prog):
-            code = run()
-            sys.stdout.flush()
-            return code
+            return run()
     except SystemExit as error:  # argparse, after printing help or its error
         return error.code if isinstance(error.code, int) else EXIT_OK
     except KeyboardInterrupt:
-        _say(sys.stderr, f"{prog}: interrupted")
+        tell(f"{prog}: interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has closed the pipe. Without this the interpreter would complain again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
     except RunnerError as error:
-        _say(sys.stderr, f"{prog}: error: {error}")
+        tell(f"{prog}: error: {error}")
         if isinstance(error, InputError):
             return EXIT_USAGE
         return EXIT_HOST if isinstance(error, HostError | IntegrityError) else EXIT_FAILED
@@ -171,7 +164,7 @@ def _plain_warnings(prog: str) -> Iterator[None]:
     """Print warnings as ``PROG: warning: ...``, without the line of source that Python adds."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _say(sys.stderr, f"{prog}: warning: {message}")
+        tell(f"{prog}: warning: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -192,9 +185,9 @@ def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
     options = command.from_arguments(args)
 
     def show(row: Row, spent_s: float) -> None:
-        _say(sys.stderr, f"{spent_s:4.0f} of {options.budget_s:.0f} s  {command.row_text(row)}")
+        tell(f"{spent_s:4.0f} of {options.budget_s:.0f} s  {command.row_text(row)}")
 
-    result = command.run(package_dir, options, show, on_start=lambda text: _say(sys.stderr, text)).to_dict()
+    result = command.run(package_dir, options, show, on_start=tell).to_dict()
     return result, command.format_table(result), EXIT_OK
 
 
@@ -232,7 +225,7 @@ def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
         from .pages import bench_page
 
         bench_page.check_target(args.html)
-    result = bench_run.run(package_dir, options, lambda text: _say(sys.stderr, text))
+    result = bench_run.run(package_dir, options, lambda text: tell(text))
     facts = result.to_dict()
     if args.html is not None:
         bench_page.write_bench_page(args.html, facts, package_dir)

@@ -99,7 +99,8 @@ def format_info(facts: dict[str, Any]) -> str:
     )
     lines.append("")
     if not facts["problems"]:
-        return "\n".join([*lines, "This host can run it."])
+        untried = " torch was found, and not loaded to see." if facts["torch"]["needed"] else ""
+        return "\n".join([*lines, f"This host can run it.{untried}"])
     lines.append("This host CANNOT run it:")
     for problem in facts["problems"]:
         lines += _wrapped(f"- {problem}", indent=2)

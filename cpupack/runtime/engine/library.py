@@ -31,8 +31,6 @@ LIBRARY = Path("kernels") / "cpupack_int8.x86_64.so"
 
 MACHINE, ISA = "x86_64", "avx2"
 """The CPU family and the least instruction set that the kernels need."""
-_PATHS = {"avx2": "avx2", "avx512": "avx2", "avx512_vnni": "vnni", "amx": "amx"}
-"""The code path that the kernels take on each instruction set."""
 
 _REMEDY = 'build the wheel again with [target.x86_64] engine = "auto", here or on a CPU like this one'
 
@@ -120,15 +118,15 @@ def set_threads(count: int) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Return the fields of ``Kernels`` as a dict. Loads neither the library nor torch."""
+    """Return the fields of ``Kernels`` as a dict. Loads the library to see that it can be, but not torch."""
     library = _process.library
     path = _process.path or _own_path()
-    exists, problem = path.is_file(), None if library else _problem(path)
+    exists, problem = path.is_file(), None
     isa = None
-    if library is not None:
-        isa = library.cpupack_isa().decode()
-    elif problem is None:
-        isa = _PATHS[cpu.detect_isa() or ISA]
+    try:
+        isa = (library or open_library()).cpupack_isa().decode()
+    except HostError as error:
+        problem = str(error)
     return asdict(
         Kernels(
             path=str(path) if exists else None,
