@@ -27,6 +27,7 @@ struct step {
     const float *scales, *biases;
     const uint8_t *table;
     const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
+    void *late;              /* the same for `late_bytes` */
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int64_t input_values;    /* OP_INPUT_FLOAT, OP_FLOAT_INPUT: values of one sample of the caller's */
     int batch;
@@ -106,6 +107,11 @@ struct kernels {
     /* The most bytes that `prepare` writes for a layer: weights in another form, or a list of products. 0 for none. */
     int64_t (*prepared_bytes)(const struct step *step);
     void (*prepare)(const struct step *step, void *to);
+    /* The same for what only calls with many samples read (`step->batch`): made when the first such call comes, because
+     * it takes time and memory. */
+    int64_t (*late_bytes)(const struct step *step);
+    int (*needs_late)(const struct step *step);
+    void (*prepare_late)(const struct step *step);
     /* Every worker calls it after the last layer of a call. */
     void (*leave)(const struct worker *worker);
     void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);

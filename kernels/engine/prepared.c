@@ -13,35 +13,65 @@ struct prepared {
     int32_t identity[2];
     int users;
     int16_t *weights;
-    int64_t bytes;
+    int64_t bytes, filled;
+    unsigned char *late; /* for each step: whether its late part is made */
 };
 
 static struct prepared *all;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int64_t bytes_of(const struct step *step) { return (find_kernels()->prepared_bytes(step) + 63) / 64 * 64; }
+static int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+static int64_t bytes_of(const struct step *step) { return whole_lines(find_kernels()->prepared_bytes(step)); }
+static int64_t late_bytes_of(const struct step *step) { return whole_lines(find_kernels()->late_bytes(step)); }
 
-/* Sets each step's `prepared`. With `fill` it is made as well. */
-static void point(const struct prepared *prepared, struct step *steps, int count, int fill) {
-    int16_t *at = prepared->weights;
+/* Sets each step's `prepared` and `late`. With `fill` the first is made as well; of the second, what is missing. The
+ * late parts come last: memory that nobody has written to takes none. */
+static void point(struct prepared *prepared, struct step *steps, int count, int fill) {
+    const struct kernels *kernels = find_kernels();
+    char *at = (char *)prepared->weights;
     for (int i = 0; i < count; i++) {
         const int64_t bytes = bytes_of(steps + i);
         if (bytes == 0)
             continue;
-        if (fill)
-            find_kernels()->prepare(steps + i, at);
-        steps[i].prepared = at;
-        at += bytes / (int64_t)sizeof *at;
+        if (fill) {
+            kernels->prepare(steps + i, at);
+            prepared->filled += bytes;
+        }
+        steps[i].prepared = (const int16_t *)(void *)at;
+        at += bytes;
+    }
+    for (int i = 0; i < count; i++) {
+        const int64_t bytes = late_bytes_of(steps + i);
+        if (bytes == 0)
+            continue;
+        steps[i].late = at;
+        if (!prepared->late[i] && kernels->needs_late(steps + i)) {
+            kernels->prepare_late(steps + i);
+            prepared->late[i] = 1;
+            prepared->filled += bytes;
+        }
+        at += bytes;
     }
 }
 
-static struct prepared *make(const uint8_t *program, int64_t program_bytes, const int32_t *identity, int64_t bytes) {
+static void discard(struct prepared *prepared) {
+    free(prepared->late);
+    free(prepared);
+}
+
+static struct prepared *make(const uint8_t *program, int64_t program_bytes, const int32_t *identity, int64_t bytes,
+                             int count) {
     struct prepared *made = calloc(1, sizeof *made);
     if (made == NULL)
         return NULL;
+    made->late = calloc((size_t)count, 1);
+    if (made->late == NULL) {
+        discard(made);
+        return NULL;
+    }
     made->weights = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (made->weights == MAP_FAILED) {
-        free(made);
+        discard(made);
         return NULL;
     }
     madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
@@ -55,7 +85,7 @@ int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step 
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     int64_t bytes = 0;
     for (int i = 0; i < count; i++)
-        bytes += bytes_of(steps + i);
+        bytes += bytes_of(steps + i) + late_bytes_of(steps + i);
     *acquired = NULL;
     if (bytes == 0)
         return 1;
@@ -66,7 +96,7 @@ int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step 
             memcmp(found->identity, header->identity, sizeof found->identity) != 0))
         found = found->next;
     const int fill = found == NULL;
-    if (fill && (found = make(program, program_bytes, header->identity, bytes)) != NULL) {
+    if (fill && (found = make(program, program_bytes, header->identity, bytes, count)) != NULL) {
         found->next = all;
         all = found;
     }
@@ -89,9 +119,14 @@ void release_prepared(struct prepared *prepared) {
             link = &(*link)->next;
         *link = prepared->next;
         munmap(prepared->weights, (size_t)prepared->bytes);
-        free(prepared);
+        discard(prepared);
     }
     pthread_mutex_unlock(&lock);
 }
 
-int64_t bytes_prepared(const struct prepared *prepared) { return prepared == NULL ? 0 : prepared->bytes; }
+int64_t bytes_prepared(const struct prepared *prepared) {
+    pthread_mutex_lock(&lock);
+    const int64_t bytes = prepared == NULL ? 0 : prepared->filled;
+    pthread_mutex_unlock(&lock);
+    return bytes;
+}
