@@ -217,8 +217,8 @@ def convolution(
     net = Net(normal(2, height * width * channels))
     image, x = net.view((height, width, channels))
     fields: dict[str, float] = {
-        "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride, "stride_w": stride, "pad_h": pad, "pad_w": pad,
-        "dilation_h": dilation, "dilation_w": dilation, "runs": groups, "scale": scale,
+        "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride, "stride_w": stride, "pad_h": pad,
+        "pad_w": pad, "dilation_h": dilation, "dilation_w": dilation, "runs": groups, "scale": scale,
     }  # fmt: skip
     if size is None:
         size = tuple(

@@ -331,7 +331,8 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
         },
     ),
     "by torch": (
-        lambda: Calls(Cumulative()), [], {"function.cumsum": "no kernel for it", "function.norm": "no INT8 kernel for it"}
+        lambda: Calls(Cumulative()), [],
+        {"function.cumsum": "no kernel for it", "function.norm": "no INT8 kernel for it"},
     ),
 }  # fmt: skip
 

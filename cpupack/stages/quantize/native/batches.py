@@ -38,10 +38,14 @@ class Rearrangement(nn.Module):
 
 
 class _Batch(NamedTuple):
-    """Where a model has the batch: dimension ``axis`` has ``indices`` for each sample, those of a sample together."""
+    """Where a model has the batch: dimension ``axis`` has ``indices`` for each sample.
+
+    Those of a sample are together, or with ``turns`` the samples take turns: the first index of each, the second, ...
+    """
 
     axis: int
     indices: int
+    turns: bool = False
 
 
 _FIRST = _Batch(0, 1)
@@ -52,6 +56,7 @@ class _Forms(NamedTuple):
 
     given: dict[fx.Node, _Batch | None]
     moved: dict[fx.Node, _Batch]
+    shapes: dict[fx.Node, tuple[int, ...]]
 
 
 def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> None:
@@ -59,7 +64,7 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
 
     Calls keep their names. Every call gives the same values, if need be in another shape.
     """
-    forms = _Forms(_batches(graph, *input_shapes), {})
+    forms = _batches(graph, *input_shapes)
     if all(each == _FIRST for each in forms.given.values()):
         return
     for node in list(graph.graph.nodes):
@@ -73,7 +78,7 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
     graph.recompile()
 
 
-def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> dict[fx.Node, _Batch | None]:
+def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> _Forms:
     """Run a graph on two samples and on three, and see which dimension differs."""
     shapes = []
     for count in (2, 3):
@@ -87,7 +92,7 @@ def _batches(graph: fx.GraphModule, *input_shapes: tuple[int, ...]) -> dict[fx.N
         differ = [axis for axis in range(len(two)) if len(two) == len(three) and two[axis] != three[axis]]
         one = len(differ) == 1 and two[differ[0]] * 3 == three[differ[0]] * 2
         found[node] = _Batch(differ[0], two[differ[0]] // 2) if one else None
-    return found
+    return _Forms(found, {}, shapes[0])
 
 
 class _Shapes(fx.Interpreter):
@@ -118,7 +123,7 @@ def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     if node.target is torch.chunk:
         _chunk(graph, node, source, forms)
         return
-    after = forms.given.get(node)
+    after = forms.given[node] = _found_batch(node, source, forms)
     calls: list[tuple[Any, tuple[Any, ...]]] = [(node.target, node.args[1:])]
     if before is not None:
         calls.insert(0, (_back, before))
@@ -127,6 +132,25 @@ def _move(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
         forms.moved[node] = after
     if len(calls) > 1:
         _replace(graph, node, source, calls)
+
+
+def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None:
+    """Return where a call that moves values has the batch: what it does to the numbers of two samples tells."""
+    after, before = forms.given.get(node), forms.given.get(source)
+    if after is None or before is None or node.target is torch.chunk:
+        return after
+    numbers = torch.arange(2)
+    along = numbers.repeat(before.indices) if before.turns else numbers.repeat_interleave(before.indices)
+    shape = forms.shapes[source]
+    spread = along.reshape(-1, *[1] * (len(shape) - 1 - before.axis)).expand(shape)
+    target: Any = node.target
+    result = target(spread, *node.args[1:]).movedim(after.axis, 0)
+    result = result.reshape(len(result), -1)
+    for turns in (False, True):
+        expected = numbers.repeat(after.indices) if turns else numbers.repeat_interleave(after.indices)
+        if torch.equal(result, expected[:, None].expand(result.shape)):
+            return after._replace(turns=turns and after.indices > 1)
+    return None
 
 
 def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> None:
@@ -150,15 +174,21 @@ def _replace(graph: fx.GraphModule, node: fx.Node, source: fx.Node, calls: list[
     node.op, node.target, node.args = "call_module", name, (source,)
 
 
-def _forward(x: torch.Tensor, axis: int, count: int) -> torch.Tensor:
-    """Return ``(batch, count, ...)``, or ``(batch, ...)`` for a count of one, of a tensor with the batch elsewhere."""
+def _forward(x: torch.Tensor, axis: int, indices: int, turns: bool) -> torch.Tensor:
+    """Return ``(batch, indices, ...)``, or ``(batch, ...)`` for one index, of a tensor with the batch elsewhere."""
     x = x.movedim(axis, 0)
-    return x if count == 1 else x.reshape(-1, count, *x.shape[1:])
+    if indices == 1:
+        return x
+    if turns:
+        return x.reshape(indices, -1, *x.shape[1:]).transpose(0, 1)
+    return x.reshape(-1, indices, *x.shape[1:])
 
 
-def _back(x: torch.Tensor, axis: int, count: int) -> torch.Tensor:
+def _back(x: torch.Tensor, axis: int, indices: int, turns: bool) -> torch.Tensor:
     """Return the tensor of which ``_forward`` gives ``x``."""
-    return (x if count == 1 else x.reshape(-1, *x.shape[2:])).movedim(0, axis)
+    if indices > 1:
+        x = (x.transpose(0, 1) if turns else x).reshape(-1, *x.shape[2:])
+    return x.movedim(0, axis)
 
 
 def _moved_axis(axis: int, batch: _Batch) -> int:
@@ -169,9 +199,9 @@ def _moved_axis(axis: int, batch: _Batch) -> int:
 def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
     batch = forms.given.get(node)
-    if node.op != "output" and batch is not None and _works_moved(graph, node, forms, batch):
-        if batch != _FIRST:
-            forms.moved[node] = batch
+    read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), _FIRST)
+    if node.op != "output" and batch is not None and batch[:2] == read[:2] and _works_moved(graph, node, forms, read):
+        forms.given[node] = forms.moved[node] = read
         return
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))

@@ -28,9 +28,11 @@ def as_floats(b: Builder, node: fx.Node, reader: fx.Node) -> Operand:
 
 def _of_codes(b: Builder, value: Value, shape: tuple[int, ...]) -> View:
     buffer = b.buffer(value.buffer)
-    whole = b.dequantized.get(value.buffer)
-    if whole is None:
-        whole = b.dequantized[value.buffer] = b.floats.dequantize(value.buffer)
+    whole, after = b.dequantized.get(value.buffer, (None, 0))
+    # A concatenation grows in its buffer: what is written later is not among these values.
+    if whole is None or any(layer.output == value.buffer for layer in b.program.layers[after:]):
+        whole = b.floats.dequantize(value.buffer)
+        b.dequantized[value.buffer] = whole, len(b.program.layers)
     order = order_of(value, buffer, shape)[0]
     found = whole.of_elements(order)
     if found is None:

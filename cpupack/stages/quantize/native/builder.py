@@ -47,8 +47,8 @@ class Builder:
     to their place, ``copied`` the places (buffer, channel) of copied parts. ``borders`` has the zeros around an image
     that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
-    calls with several results, and ``dequantized`` the values of codes. With ``fitting``, weights get values whose
-    products fit into 16-bit sums; ``sums`` has the facts about these sums.
+    calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
+    ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Builder:
         self.borders: dict[fx.Node, tuple[int, int, int, int]] = {}
         self.floats = Floats(self.program)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
-        self.dequantized: dict[int, View] = {}
+        self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
         self.quantizes: Callable[[fx.Node], Value] | None = None
         self.facts: list[LayerFact] = []

@@ -225,9 +225,11 @@ def _slope(b: Builder, node: fx.Node) -> View:
     view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
     slopes = Fixed(module.weight.detach().reshape(-1, *[1] * (len(view.shape) - 1)))
     code = [
-        Instruction(Function.AT_MOST, 2, 0), Instruction(Function.MULTIPLY, 2, 2, 1), Instruction(Function.AT_LEAST, 0, 0),
+        Instruction(Function.AT_MOST, 2, 0),
+        Instruction(Function.MULTIPLY, 2, 2, 1),
+        Instruction(Function.AT_LEAST, 0, 0),
         Instruction(Function.ADD, 0, 0, 2),
-    ]  # fmt: skip
+    ]
     return b.floats.map(b.floats.like(view), view, slopes, code)
 
 

@@ -16,6 +16,7 @@ from cpupack.stages.quantize.native.walks import Function, Instruction
 
 Code = list[Instruction]
 _LARGEST_POWER = 8
+_SAME_SOFTPLUS = 16.0
 _ATEN = torch.ops.aten
 
 
@@ -85,7 +86,7 @@ def _gelu(module: nn.GELU) -> Code:
 
 
 def _softplus(module: nn.Softplus) -> Code:
-    """Return log(1 + exp(beta x)) / beta. (Above its threshold torch gives x, which is the same in float32.)"""
+    """Return log(1 + exp(beta x)) / beta. Above its threshold torch gives x: from ``_SAME_SOFTPLUS`` on, the same."""
     return [
         *_then((_TIMES, module.beta)), *_SOFT, *_then((_LEAST, 0.0)), _plus(2), *_then((_TIMES, 1.0 / module.beta))
     ]  # fmt: skip
@@ -161,6 +162,8 @@ BINARY: dict[Any, Function] = {
 def of_module(module: nn.Module) -> Code | None:
     """Return the instructions of an activation, None for another module or one with several slopes."""
     if isinstance(module, nn.PReLU) and module.num_parameters > 1:
+        return None
+    if isinstance(module, nn.Softplus) and module.threshold < _SAME_SOFTPLUS:
         return None
     make = _MODULES.get(type(module))
     return make(module) if make is not None else None

@@ -1,0 +1,102 @@
+"""Tensors that have the batch in another dimension, or joined with one, get it in front; the answer stays the same."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cpupack.stages.quantize.native.batches import bring_batches_forward
+from cpupack.stages.quantize.native.calls import Calls
+
+TOKENS, CHANNELS, HEADS = 6, 8, 2
+
+
+def graph_of(*modules: nn.Module, build: Callable[[fx.Graph, fx.Node], fx.Node]) -> fx.GraphModule:
+    """Return a graph of ``(batch, TOKENS, CHANNELS)`` in the vocabulary; the modules are named 0, 1, ..."""
+    graph = fx.Graph()
+    graph.output(build(graph, graph.placeholder("x")))
+    return fx.GraphModule(nn.ModuleList(modules), graph).eval()
+
+
+def parts_in_front(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """Queries, keys and values as most models have them: ``(3, batch, heads, tokens, channels)``."""
+    each = CHANNELS // HEADS
+    joined = graph.call_function(torch.reshape, (graph.call_module("0", (x,)), (-1, TOKENS, 3, HEADS, each)))
+    turned = graph.call_function(torch.permute, (joined, (2, 0, 3, 1, 4)))
+    parts = [graph.call_function(operator.getitem, (turned, (slice(i, i + 1),))) for i in range(3)]
+    parts = [graph.call_function(torch.reshape, (part, (-1, HEADS, TOKENS, each))) for part in parts]
+    found = graph.call_function(F.scaled_dot_product_attention, (*parts, None, 0.0, False))
+    return graph.call_function(
+        torch.reshape, (graph.call_function(torch.permute, (found, (0, 2, 1, 3))), (-1, TOKENS, CHANNELS))
+    )
+
+
+def tokens_in_front(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """``nn.MultiheadAttention``: tokens first, heads joined with the batch, in the end tokens with the batch."""
+    each = CHANNELS // HEADS
+    first = graph.call_function(torch.permute, (x, (1, 0, 2)))
+    joined = graph.call_module("0", (first,))
+    parts = []
+    for i in range(3):
+        part = graph.call_function(operator.getitem, (joined, (slice(None), slice(None), slice(8 * i, 8 * i + 8))))
+        part = graph.call_function(torch.reshape, (part, (TOKENS, -1, each)))
+        parts.append(graph.call_function(torch.permute, (part, (1, 0, 2))))
+    scores = graph.call_function(torch.matmul, (parts[0], graph.call_function(torch.permute, (parts[1], (0, 2, 1)))))
+    found = graph.call_function(torch.matmul, (graph.call_module("2", (scores,)), parts[2]))
+    found = graph.call_function(torch.permute, (found, (1, 0, 2)))
+    flat = graph.call_module("1", (graph.call_function(torch.reshape, (found, (-1, CHANNELS))),))
+    back = graph.call_function(torch.reshape, (flat, (TOKENS, -1, CHANNELS)))
+    return graph.call_function(torch.permute, (back, (1, 0, 2)))
+
+
+def windows(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """Swin: windows joined with the batch, a norm and a mean in each of them."""
+    cut = graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS)))
+    inside = graph.call_module("1", (graph.call_module("3", (cut,)),))
+    means = graph.call_function(torch.mean, (inside, [1], True))
+    found = graph.call_function(torch.sub, (inside, means))
+    return graph.call_function(torch.reshape, (found, (-1, TOKENS, CHANNELS)))
+
+
+def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """A call that may do anything reads the windows as the model has them."""
+    cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
+    summed = graph.call_function(torch.ops.aten.cumsum.default, (cut, 1))
+    return graph.call_function(torch.reshape, (summed, (-1, TOKENS, CHANNELS)))
+
+
+@pytest.mark.parametrize("build", [parts_in_front, tokens_in_front, windows, unknown])
+def test_the_batch_comes_first(build: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
+    torch.manual_seed(0)
+    graph = graph_of(
+        nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS), nn.Softmax(-1), nn.LayerNorm(CHANNELS),
+        build=build,
+    )  # fmt: skip
+    names = {node.name for node in graph.graph.nodes if node.op == "call_module"}
+    batches = [torch.randn(count, TOKENS, CHANNELS) for count in (1, 2, 3, 5)]
+    with torch.inference_mode():
+        expected = [graph(each) for each in batches]
+        bring_batches_forward(graph, (TOKENS, CHANNELS))
+        for x, y in zip(batches, expected, strict=True):
+            torch.testing.assert_close(graph(x), y)
+    assert names <= {node.name for node in graph.graph.nodes}
+    across = Calls(graph, (TOKENS, CHANNELS)).across_samples()
+    if build is unknown:
+        assert any(node.name.startswith("cumsum") for node in across)
+    else:
+        assert across == []
+
+
+def test_a_graph_with_the_batch_first_stays_as_it_is() -> None:
+    def build(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        return graph.call_function(torch.permute, (graph.call_module("0", (x,)), (0, 2, 1)))
+
+    graph = graph_of(nn.Linear(CHANNELS, 4), build=build)
+    before = str(graph.graph)
+    bring_batches_forward(graph, (TOKENS, CHANNELS))
+    assert str(graph.graph) == before
