@@ -1,7 +1,7 @@
 """Run families of networks with random weights through every stage, and write docs/explanation/families.md.
 
-``python benchmarks/families.py`` measures the architectures that have no row yet; names measure those anew. The rows
-are kept one by one in benchmarks/results/families/ISA.jsonl, so the script can be stopped and started again.
+``python benchmarks/families.py`` measures the architectures that have no whole row yet; names measure those anew. The
+rows are kept one by one in benchmarks/results/families/ISA.jsonl, so the script can be stopped and started again.
 ``--table`` writes the page alone. Images are synthetic and mostly small: what the table shows is that every structure
 has kernels, and that its error against FP32 is that of rounding.
 """
@@ -40,7 +40,7 @@ def main() -> None:
     if unknown := sorted(set(arguments.names) - {each.name for each in wanted}):
         parser.error(f"no such architecture: {', '.join(unknown)}")
     if not arguments.names and not arguments.table:
-        wanted = [each for each in ARCHITECTURES if each.name not in rows]
+        wanted = [each for each in ARCHITECTURES if each.name not in rows or is_quick(rows[each.name])]
     for each in wanted:
         rows[each.name] = measure(
             each,
@@ -53,6 +53,11 @@ def main() -> None:
         write(path, rows)
     if not arguments.quick:
         PAGE.write_text(page(rows.values()), encoding="utf-8")
+
+
+def is_quick(row: Row) -> bool:
+    """Whether a row was measured with ``--quick``, so that it has no speed."""
+    return "seconds" in row and "native_ms" not in row and "native_refused" not in row
 
 
 def read(path: Path) -> dict[str, Row]:
