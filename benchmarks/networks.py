@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "cpupack-networks")
     parser.add_argument("--own", action="store_true", help="prepare: build our package again, and nothing else")
     parser.add_argument("--floats", action="store_true", help="measure: the others get normalized floats")
-    parser.add_argument("--first", type=int, help="nice value of the engines' sessions, such as -15 (needs root)")
+    parser.add_argument("--first", action="store_true", help="the engines come before other programs (needs root)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--round-s", type=float, default=0.8)
     arguments = parser.parse_args()
@@ -211,9 +212,9 @@ def measure(name: str, options: argparse.Namespace) -> None:
 
 
 def _put_first(process: EngineProcess, options: argparse.Namespace) -> None:
-    """Each engine's process is a session, and Linux shares the CPUs between sessions, whatever their nice values."""
+    """Nice values are not enough: Linux shares the CPUs between sessions (autogroups), whatever these are."""
     if options.first:
-        Path(f"/proc/{process.pid}/autogroup").write_text(str(options.first), encoding="utf-8")
+        os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(1))  # its threads inherit that
 
 
 def _enter(process: EngineProcess, options: argparse.Namespace) -> None:
