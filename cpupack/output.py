@@ -16,7 +16,7 @@ class UnwrittenError(Exception):
 
 
 class _Out(io.FileIO):
-    def write(self, data: Any, /) -> int:  # type: ignore[override]  # the stubs have two overloads of one meaning
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data) or 0
         except OSError as error:
@@ -27,7 +27,7 @@ class _Out(io.FileIO):
 class _Told(io.FileIO):
     """stderr. Where it cannot be written, nobody can be told."""
 
-    def write(self, data: Any, /) -> int:  # type: ignore[override]  # the stubs have two overloads of one meaning
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data) or 0
         except OSError:

@@ -208,7 +208,7 @@ def _export(package_dir: Path, args: argparse.Namespace) -> Result:
 def _serve(package_dir: Path, args: argparse.Namespace) -> Result:
     from .serve import command
 
-    facts, text = command.run(package_dir, args, lambda line: say(sys.stderr, line))
+    facts, text = command.run(package_dir, args, tell)
     return facts, text, EXIT_OK
 
 

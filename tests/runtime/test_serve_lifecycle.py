@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.manifest import read_manifest
 from helpers.served import Served, serving
+from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
 
 MODEL = "tiny-int8"
@@ -116,7 +116,7 @@ def test_a_reload_takes_another_version_without_a_lost_request(edited: Callable[
         load = Load(served)
         wait_until(lambda: len(load.statuses) > 20)
         manifest = read_manifest(copy)
-        (copy / MANIFEST_NAME).write_text(dataclasses.replace(manifest, version="2.0.0").to_json())
+        keep_manifest(copy, dataclasses.replace(manifest, version="2.0.0"))
         served.process.send_signal(signal.SIGHUP)
         wait_until(lambda: served.metric('cpupack_reloads_total{outcome="done"}') == 1)
         count = len(load.statuses)
