@@ -47,8 +47,8 @@ def test_every_request_of_the_schedule_is_accounted_for(package_dir: Path, serve
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--server", "ftp://x"], "expected http://HOST:PORT or grpc://HOST:PORT"),
-        (["--server", "http://x"], "--server needs --rate"),
+        (["--server", "ftp://x", "--rate", "1"], "expected http://HOST:PORT or grpc://HOST:PORT"),
+        (["--server", "http://x"], "needs --rate PER_SECOND"),
         (["--server", "http://x", "--rate", "1", "--threads", "2"], "--threads is the server's own setting"),
         (["--server", "http://x", "--rate", "1", "--html", "a.html"], "--html is not for --server"),
         (["--server", "http://127.0.0.1:1", "--rate", "1"], "cannot connect to 127.0.0.1:1"),
