@@ -1,7 +1,7 @@
 """One connection of HTTP/1.1: parses with httptools, hands whole requests to the application, writes answers.
 
 It is an own protocol on top of asyncio, because a general server copies a body three times and checks every header of
-each answer (docs/explanation/serving.md has the measurement). It bounds what a client can hold: the size of headers and
+each answer (docs/explanation/serving.md says more). It bounds what a client can hold: the size of headers and
 body, the time that a request may take to arrive, and the connections, of which the longest idle one gives way.
 """
 

@@ -1,0 +1,188 @@
+"use strict";
+// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json.
+
+const at = (id) => document.getElementById(id);
+const POINTS = 120;
+const rows = { rate: [], p50: [], p99: [], refused: [] };
+let before = null;
+
+function headers() {
+  const token = at("token").value;
+  return token ? { Authorization: `Bearer ${token}` } : {};
+}
+
+function show(element, text) {
+  element.textContent = text;
+  element.hidden = false;
+}
+
+function card(status) {
+  const { model, setting } = status;
+  document.title = `${model.name} ${model.version}`;
+  at("name").textContent = `${model.name} ${model.version}`;
+  at("lead").textContent = model.description;
+  at("random").hidden = !model.random_weights;
+  at("try").hidden = !model.takes_images;
+  const promise = setting.promise_ms === null ? "none" : `p99 at most ${setting.promise_ms} ms`;
+  const facts = [
+    ["State", status.state],
+    ["Promise", promise],
+    ["Setting", `${setting.instances} × ${setting.threads} threads, batch up to ${setting.batch_size}`],
+    ["Input", `${model.input.datatype} [${model.input.shape.join(", ")}]`],
+    ["Output", `${model.output.datatype} [${model.output.shape.join(", ")}]`],
+    ["Engine", [model.engine, model.isa].filter(Boolean).join(", ")],
+    ["Size", model.int8_bytes ? `${(model.int8_bytes / 1e6).toFixed(1)} MB INT8` : null],
+    ["Accuracy", accuracy(model.accuracy)],
+  ];
+  const body = document.createElement("tbody");
+  for (const [name, value] of facts) {
+    if (!value) continue;
+    const row = body.insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = name;
+    row.append(head);
+    row.insertCell().textContent = value;
+  }
+  at("card").replaceChildren(body);
+}
+
+function accuracy(found) {
+  const parts = [];
+  if (found.top1_int8 !== null) parts.push(`top-1 ${(100 * found.top1_int8).toFixed(1)} %`);
+  if (found.sqnr_db !== null) parts.push(`SQNR ${found.sqnr_db.toFixed(1)} dB against FP32`);
+  return parts.join(", ");
+}
+
+function quantile(bounds, counts, share) {
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (!total) return null;
+  let below = 0;
+  for (let number = 0; number < counts.length; number++) {
+    if (below + counts[number] >= share * total) {
+      const low = number ? bounds[number - 1] : 0;
+      const high = number < bounds.length ? bounds[number] : low;
+      return 1000 * (low + (high - low) * ((share * total - below) / counts[number]));
+    }
+    below += counts[number];
+  }
+  return null;
+}
+
+function line(values, top) {
+  let path = "";
+  values.forEach((value, number) => {
+    if (value === null) return;
+    const open = number && values[number - 1] !== null && path;
+    path += `${open ? "L" : "M"}${(POINTS - values.length + number).toFixed(1)} ${(100 - (92 * value) / top).toFixed(1)}`;
+  });
+  return path;
+}
+
+function draw(id, series, promise) {
+  const svg = at(id);
+  const values = series.flat().filter((value) => value !== null);
+  const top = Math.max(1e-9, promise || 0, ...values) || 1;
+  svg.setAttribute("viewBox", `0 0 ${POINTS} 100`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  const paths = series.map((one, number) => {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", line(one, top));
+    if (number) path.setAttribute("class", "second");
+    return path;
+  });
+  if (promise) {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", `M0 ${100 - (92 * promise) / top}H${POINTS}`);
+    path.setAttribute("class", "promise");
+    paths.push(path);
+  }
+  svg.replaceChildren(...paths);
+}
+
+function push(name, value) {
+  rows[name].push(value);
+  if (rows[name].length > POINTS) rows[name].shift();
+}
+
+function charts(status, now) {
+  if (before) {
+    const seconds = (now - before.now) / 1000;
+    const difference = (name) => Math.max(0, status.counters[name] - before.status.counters[name]);
+    const counts = status.latency.counts.map((count, number) => Math.max(0, count - before.status.latency.counts[number]));
+    push("rate", difference("answered") / seconds);
+    push("refused", difference("refused") / seconds);
+    push("p50", quantile(status.latency.bounds_s, counts, 0.5));
+    push("p99", quantile(status.latency.bounds_s, counts, 0.99));
+    const last = (name) => rows[name][rows[name].length - 1];
+    at("rate-now").textContent = `${last("rate").toFixed(1)}/s`;
+    at("refused-now").textContent = `${last("refused").toFixed(1)}/s`;
+    at("latency-now").textContent = last("p50") === null ? "" : `${last("p50").toFixed(1)} and ${last("p99").toFixed(1)} ms`;
+    draw("rate", [rows.rate]);
+    draw("refused", [rows.refused]);
+    draw("latency", [rows.p50, rows.p99], status.setting.promise_ms);
+  }
+  before = { status, now };
+}
+
+async function poll() {
+  try {
+    const answer = await fetch("/status.json", { headers: headers() });
+    at("token-row").hidden = answer.status !== 401 && !at("token").value;
+    if (answer.ok) {
+      const status = await answer.json();
+      card(status);
+      charts(status, performance.now());
+    } else {
+      at("lead").textContent = answer.status === 401 ? "This server needs a token." : (await answer.json()).error;
+    }
+  } catch {
+    at("lead").textContent = "The server does not answer.";
+  }
+  setTimeout(poll, 1000);
+}
+
+async function classify(file) {
+  at("problem").hidden = true;
+  const begin = performance.now();
+  let answer, found;
+  try {
+    answer = await fetch("/predict?top_k=5", { method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" } });
+    found = await answer.json();
+  } catch {
+    return show(at("problem"), "The server does not answer.");
+  }
+  if (!answer.ok) return show(at("problem"), found.error);
+  const whole = performance.now() - begin;
+  URL.revokeObjectURL(at("preview").src);
+  at("preview").src = URL.createObjectURL(file);
+  const top = found.predictions ? found.predictions[0].top : [];
+  at("classes").replaceChildren(...top.map((one) => {
+    const item = document.createElement("li");
+    item.style.setProperty("--share", `${100 * one.probability}%`);
+    const label = document.createElement("span");
+    const share = document.createElement("b");
+    label.textContent = one.label;
+    share.textContent = `${(100 * one.probability).toFixed(1)} %`;
+    item.append(label, share);
+    return item;
+  }));
+  const { queue, prepare, compute } = found.timing_ms;
+  const parts = { queue, prepare, compute, other: Math.max(0, whole - queue - prepare - compute) };
+  at("bar").replaceChildren(...Object.entries(parts).map(([name, ms]) => {
+    const part = document.createElement("span");
+    part.className = name;
+    part.style.setProperty("--part", Math.max(ms, 1e-3));
+    return part;
+  }));
+  at("times").textContent = `${whole.toFixed(1)} ms in the browser: waiting ${queue.toFixed(1)}, decoding ${prepare.toFixed(1)}, model ${compute.toFixed(1)}, way there and back ${parts.other.toFixed(1)}`;
+  at("answer").hidden = false;
+}
+
+const drop = at("drop");
+at("file").addEventListener("change", (event) => event.target.files[0] && classify(event.target.files[0]));
+for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+for (const name of ["dragleave", "drop"]) drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.remove("over"); });
+drop.addEventListener("drop", (event) => event.dataTransfer.files[0] && classify(event.dataTransfer.files[0]));
+at("form").addEventListener("submit", (event) => event.preventDefault());
+poll();

@@ -1,0 +1,90 @@
+"""``bench --server``: an open-loop client in a process of its own, over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.serve.load_client import FAILED, OK, REFUSED, offer
+from cpupack.runtime.serve.remote_bench import parse_url
+from helpers.served import Served, serving
+
+
+@pytest.fixture(scope="module")
+def server(package_dir: Path) -> Iterator[Served]:
+    with serving(package_dir, "--grpc-port", "0") as served:
+        yield served
+
+
+def bench(package_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", package_dir.name, "bench", *options]
+    return subprocess.run(command, cwd=package_dir.parent, env=os.environ, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_every_request_of_the_schedule_is_accounted_for(package_dir: Path, server: Served, protocol: str) -> None:
+    port = server.port if protocol == "http" else server.grpc_port
+    url = f"{protocol}://127.0.0.1:{port}"
+    done = bench(package_dir, "--server", url, "--rate", "40", "--duration", "2", "--max-latency-ms", "60000", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["answered"] + found["refused"] + found["failed"] == found["requests"] > 0
+    assert (found["failed"], found["passed"], found["body"]) == (0, True, "tensors of 1 KB")
+    assert found["client"]["cpu_s"] > 0
+    assert found["valid"] is False  # 80 requests are too few for a p99
+    assert any("a p99 needs 459" in reason for reason in found["invalid_reasons"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--server", "ftp://x", "--rate", "1"], "expected http://HOST:PORT or grpc://HOST:PORT"),
+        (["--server", "http://x"], "needs --rate PER_SECOND"),
+        (["--server", "http://x", "--rate", "1", "--threads", "2"], "--threads is the server's own setting"),
+        (["--server", "http://x", "--rate", "1", "--html", "a.html"], "--html is not for --server"),
+        (["--server", "http://127.0.0.1:1", "--rate", "1"], "cannot connect to 127.0.0.1:1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(package_dir: Path, options: list[str], words: str) -> None:
+    done = bench(package_dir, *options)
+    assert done.returncode in {2, 3}
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_url_names_protocol_host_and_port() -> None:
+    assert str(parse_url("http://localhost")) == "http://localhost:8000"
+    assert str(parse_url("grpc://localhost/")) == "grpc://localhost:8001"
+    with pytest.raises(InputError, match="expected http"):
+        parse_url("http://localhost:1/v2")
+
+
+class Scripted:
+    """A door that answers, refuses and fails in turn."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ask(self, number: int) -> tuple[int, str]:
+        if number % 3 == 2:
+            raise EOFError
+        return (OK, "") if number % 3 == 0 else (REFUSED, "")
+
+
+def test_latency_counts_from_the_schedule_and_failures_are_told() -> None:
+    due_s = np.linspace(0.0, 0.05, 9)
+    found = asyncio.run(offer(Scripted(), due_s))
+    assert found.state.tolist() == [OK, REFUSED, FAILED] * 3
+    assert found.errors == {"EOFError": 3}
+    assert (found.sent_s >= due_s).all()
+    assert (found.end_s >= found.sent_s).all()

@@ -1,0 +1,131 @@
+"""The page at / in a real browser: what it shows, that it loads nothing from elsewhere, keyboard, light and dark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.browser import BROWSER, Tab, browsing
+from helpers.served import Served, serving
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+
+CONTRAST = """
+(() => {
+  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(colour)) return colour;
+    }
+    return "rgb(255,255,255)";
+  };
+  let least = 99;
+  for (const e of document.querySelectorAll("body *")) {
+    const words = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    if (!words || !e.getClientRects().length) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => x - y);
+    least = Math.min(least, (b + 0.05) / (a + 0.05));
+  }
+  return least;
+})()
+"""
+
+
+def image(path: Path) -> Path:
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(out, "PNG")
+    path.write_bytes(out.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(package_dir: Path) -> Iterator[Served]:
+    with serving(package_dir, "--max-latency-ms", "10000") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def tab(server: Served) -> Iterator[Tab]:
+    with browsing() as one:
+        yield one
+
+
+def test_it_shows_the_model_classifies_a_file_and_draws(server: Served, tab: Tab, tmp_path: Path) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    assert tab.run("document.querySelector('h1').textContent") == "tiny-int8 1.0.0"
+    assert "p99 at most 10000 ms" in tab.run("document.querySelector('#card').innerText")
+    tab.choose_file("#file", image(tmp_path / "a.png"))
+    tab.wait("!document.querySelector('#answer').hidden")
+    classes = tab.run("[...document.querySelectorAll('#classes li span')].map((e) => e.textContent)")
+    assert set(classes) == {"cat", "dog", "bird", "fish"}
+    assert "model" in tab.run("document.querySelector('#times').textContent")
+    tab.wait("document.querySelector('#latency path')?.getAttribute('d').includes('M')")
+    tab.wait("document.querySelector('#rate-now').textContent !== ''")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    tab.choose_file("#file", broken)
+    tab.wait("!document.querySelector('#problem').hidden")
+    assert "not an image" in tab.run("document.querySelector('#problem').textContent")
+
+
+def test_it_takes_an_image_that_is_dropped(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.run("""
+        const canvas = document.createElement("canvas");
+        canvas.width = canvas.height = 32;
+        new Promise((done) => canvas.toBlob((blob) => {
+          const data = new DataTransfer();
+          data.items.add(new File([blob], "a.png", { type: "image/png" }));
+          document.querySelector("#drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true }));
+          done();
+        }))
+    """)
+    tab.wait("document.querySelectorAll('#classes li').length === 4")
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_is_blocked(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/docs")
+    tab.wait("document.querySelectorAll('article').length >= 8")
+    sent = [event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"]
+    own = (f"http://127.0.0.1:{server.port}/", f"blob:http://127.0.0.1:{server.port}/")
+    assert len(sent) > 5
+    assert [url for url in sent if not url.startswith(own)] == []
+    problems = [event for event in tab.events if event["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}]
+    # The browser asks for an icon by itself, and notes the refused image.
+    texts = [str(event["params"]) for event in problems]
+    assert [text for text in texts if "favicon" not in text and "400" not in text] == []
+
+
+def test_it_can_be_used_with_the_keyboard_and_fits_a_phone(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9)
+    assert tab.run("document.activeElement.id") == "file"
+    assert tab.run("getComputedStyle(document.querySelector('#drop')).outlineStyle") == "solid"
+    for width in (360, 1200):
+        tab.width(width)
+        assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read(server: Served, tab: Tab, scheme: str, tmp_path: Path) -> None:
+    tab.scheme(scheme)
+    for path, ready in (
+        ("/", "document.querySelectorAll('#card tr').length > 5"),
+        ("/docs", "document.querySelectorAll('article').length >= 8"),
+    ):
+        tab.open(f"http://127.0.0.1:{server.port}{path}")
+        tab.wait(ready)
+        assert tab.run(CONTRAST) >= 4.5  # WCAG 2, level AA
