@@ -3,12 +3,14 @@
 Each model's answer goes to benchmarks/results/ISA/MODEL.json with all raw rounds, ISA being the host's instruction set
 (amx, avx2, ...), and the table of all results there to benchmarks/README.md. ``--table`` writes the table anew and
 measures nothing. What follows ``--`` goes to ``cpupack compare``. With ``-- --input uint8-vs-float32``, the other
-engines' best case, the answer is kept in a file of its own.
+engines' best case, the answer is kept in a file of its own. ``--busy`` keeps the answers of a host that does other work
+at the same time in results/ISA/busy/, so that they replace none from a quiet host.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--table", action="store_true", help="write the table from the results that are there")
+    parser.add_argument("--busy", action="store_true", help="the host does other work: keep the answers apart")
     own, passed = split_arguments(sys.argv[1:])
     arguments = parser.parse_args(own)
     unknown = sorted(set(arguments.models) - set(MODELS))
@@ -49,7 +52,7 @@ def main() -> None:
         parser.error(f"no such model: {', '.join(unknown)}")
     if not arguments.table:
         for model in arguments.models or MODELS:
-            measure(model, passed)
+            measure(model, passed, busy=arguments.busy)
     TABLE.write_text(table(), encoding="utf-8")
 
 
@@ -59,49 +62,51 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def measure(model: str, options: list[str]) -> None:
+def measure(model: str, options: list[str], *, busy: bool = False) -> None:
     """Compare a recipe of this repository and keep the answer."""
-    compared(ROOT / "recipes" / f"{model}.toml", model, options)
+    compared(ROOT / "recipes" / f"{model}.toml", model, options, busy=busy)
 
 
-def compared(recipe: Path, model: str, options: list[str]) -> None:
+def compared(recipe: Path, model: str, options: list[str], *, busy: bool = False) -> None:
     """Run one comparison and keep its answer; a failure leaves the last one as it was."""
     print(f"== {model}", file=sys.stderr, flush=True)  # noqa: T201 - a script
     command = [sys.executable, "-m", "cpupack", "compare", str(recipe), "--json", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     result = json.loads(done.stdout)
-    path = RESULTS / result["host"]["isa"] / _name(model, result["rules"]["input"])
+    path = _place(result["host"]["isa"], model, result["rules"]["input"], busy=busy)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(done.stdout)
     part.replace(path)
 
 
-def _name(model: str, given: str) -> str:
-    return f"{model}.{MIXED}.json" if given == MIXED else f"{model}.json"
+def _place(isa: str, model: str, given: str, *, busy: bool) -> Path:
+    directory = RESULTS / isa / "busy" if busy else RESULTS / isa
+    return directory / (f"{model}.{MIXED}.json" if given == MIXED else f"{model}.json")
 
 
 def table() -> str:
     """Return the page of all results."""
     parts = [_HEAD]
     for isa in reversed(ISA_LEVELS):
-        for name in MODELS:
-            for given in ("uint8", MIXED):
-                path = RESULTS / isa / _name(name, given)
-                if path.exists():
-                    result = json.loads(path.read_text("utf-8"))
-                    heading = f"## {name}, {isa}" + (", ready floats for the others" if given == MIXED else "")
-                    parts += [heading, "", _facts(result), "", *_rows(result), "", *_closing(result)]
+        for name, given, busy in itertools.product(MODELS, ("uint8", MIXED), (False, True)):
+            path = _place(isa, name, given, busy=busy)
+            if path.exists():
+                result = json.loads(path.read_text("utf-8"))
+                heading = f"## {name}, {isa}" + (", ready floats for the others" if given == MIXED else "")
+                heading += ", busy host" if busy else ""
+                parts += [heading, "", _facts(result, busy=busy), "", *_rows(result), "", *_closing(result)]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _facts(result: dict[str, Any]) -> str:
+def _facts(result: dict[str, Any], *, busy: bool) -> str:
     host, rules = result["host"], result["rules"]
     weights = "random weights" if result["model"]["random_weights"] else result["model"]["weights"]
     versions = {what: version for engine in result["engines"].values() for what, version in engine["versions"].items()}
     return (
         f"{result['date'][:10]}, {rules['cores']} cores of {host['cpu']} ({host['isa']}), {weights}; input: "
         f"{rules['input_text']}; {', '.join(f'{what} {version}' for what, version in sorted(versions.items()))}."
+        + (f" Other work ran too (load {host['load_1m']:.0f}): rates are too low, intervals wide." if busy else "")
     )
 
 

@@ -218,7 +218,8 @@ def _enter(process: EngineProcess) -> None:
 def cores_first(cpus: set[int], root: Path = Path("/")) -> list[int]:
     """Return the CPUs, one of each physical core first, then their SMT siblings, as the kernel's files tell them."""
     seen: set[int] = set()
-    first, later = [], []
+    first: list[int] = []
+    later: list[int] = []
     for cpu in sorted(cpus):
         (later if cpu in seen else first).append(cpu)
         seen |= parse_cpu_list(_siblings(root, cpu) or str(cpu))
@@ -298,7 +299,7 @@ def _by_setting(rows: list[dict[str, Any]], name: str) -> list[tuple[float, int,
 
 
 def _median(rows: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(row["throughput_per_s"] for row in rows if row["engine"] == name)
+    return float(statistics.median(row["throughput_per_s"] for row in rows if row["engine"] == name))
 
 
 def _write(out: Any, row: dict[str, Any]) -> None:
