@@ -35,8 +35,8 @@ from family.architectures import Architecture
 from family.weights import make_realistic
 
 Row = dict[str, Any]
-TORCH_ENGINES = ("onednn", "fbgemm")
-SAMPLES = 32
+TORCH_ENGINES = ("onednn",)
+SAMPLES = 16
 _ROUNDS = 5
 _ROUND_S = 0.15
 _SPEED_BATCH = 4
