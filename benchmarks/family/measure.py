@@ -166,7 +166,7 @@ def _speeds(model: FloatModel, built: dict[str, QuantizedModel], evaluation: Sam
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         runs: dict[str, Callable[[], object]] = {}
-        path = script_float(model, Path(directory) / "fp32.pt", evaluation.tensor(slice(1)))
+        path = script_float(model, Path(directory) / "fp32.pt", evaluation.tensor(slice(_SPEED_BATCH)))
         runs["fp32"] = _run("onednn", path, batch_channels_last(evaluation.tensor(slice(_SPEED_BATCH))))
         for name in (each for each in ("native", "onednn") if each in built):
             path = Path(directory) / f"{name}.pt"

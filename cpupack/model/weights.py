@@ -112,7 +112,7 @@ def _noise(input_shape: list[int], seed: int) -> torch.Tensor:
     height, width = input_shape[1:]
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1 / max(height, width)
-    image = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(height, width))
+    image: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency, s=(height, width))
     return image / image.std()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cpupack.artifacts import Contender, QuantizedModel, SaturationReport, ScriptedModel
 from cpupack.pipeline.corrections import Corrections
-from cpupack.pipeline.prepare import Prepared
+from cpupack.pipeline.prepare import Prepared, race_batch_size
 from cpupack.progress import Progress
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.stages.quantize import quantize
@@ -17,8 +17,6 @@ from cpupack.stages.saturate import Quantize, make_safe
 from cpupack.stages.script import script
 from cpupack.stages.verify import Speed, compare, race, timed
 from cpupack.targets import Target
-
-_RACE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,6 @@ def _race(prepared: Prepared, models: Sequence[ScriptedModel], work: Path) -> di
         prepared.model.input_shape,
         prepared.reference.samples.preprocess,
         work,
-        batch_size=1 if latency else _RACE_BATCH,
+        batch_size=race_batch_size(prepared.loaded.recipe),
         threads=HostProbe().budget().usable if latency else 1,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import fx
 
 from cpupack.accuracy import FloatArray
@@ -20,7 +21,7 @@ from cpupack.artifacts import (
 from cpupack.diagnostics import diagnose
 from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
-from cpupack.recipe import LoadedRecipe, Quantize
+from cpupack.recipe import LoadedRecipe, Quantize, Recipe
 from cpupack.stages.calibrate import calibrate, observe
 from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
@@ -31,6 +32,7 @@ from cpupack.stages.script import script_float
 from cpupack.stages.verify import check_gates, load_metric, run_reference
 
 _OBSERVED_BATCH = 8
+_RACE_BATCH = 8
 _COMPARED_SAMPLES = 64
 
 
@@ -77,8 +79,15 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
             graph=fused.module if isinstance(fused.module, fx.GraphModule) else None,
             known=known,
         )
-        float_path = script_float(model, work / "float.pt", reference.samples.spread(1).tensor(slice(None)))
+        # A trace may hold the size of its batch (timm's CondConv has as many groups), so it is that of the race.
+        rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
+        float_path = script_float(model, work / "float.pt", reference.samples.take(rows).tensor(slice(None)))
     return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
+
+
+def race_batch_size(recipe: Recipe) -> int:
+    """Return how many samples a call has when engines are timed against FP32."""
+    return 1 if recipe.tune.objective == "latency" else _RACE_BATCH
 
 
 def diagnosed(
