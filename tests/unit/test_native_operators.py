@@ -124,8 +124,22 @@ class BatchSecond(nn.Module):
         return self.inner(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0)
 
 
+class RowsNormalized(nn.Module):
+    """A BatchNorm over ``(batch * positions, channels)``, as LeViT has it behind each linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.act, self.again = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.inner(x.flatten(2).transpose(1, 2))
+        rows = self.act(self.norm(rows.flatten(0, 1))).reshape_as(rows)
+        return self.again((rows * 2.0).flatten(0, 1)).reshape_as(rows) + rows
+
+
 OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "the batch is not first": lambda: Calls(BatchSecond()),
+    "the batch is joined with positions": lambda: Calls(RowsNormalized()),
     # padding
     "zeros before a convolution": lambda: Calls(lambda x: F.pad(x, (0, 1, 2, 1)), after=nn.Conv2d(8, 8, 3, 2)),
     "zeros for two readers": lambda: Calls(
