@@ -24,7 +24,7 @@ from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
 from cpupack.stages.script import script
-from helpers.lowered import BOUND_DB, Calls, Residual, fits, lowered, needs_kernels
+from helpers.lowered import BOUND_DB, Calls, Residual, fits, kernels, lowered, needs_kernels
 from helpers.tiny_models import calibrated, recipe, run, samples, target
 
 
@@ -124,8 +124,22 @@ class BatchSecond(nn.Module):
         return self.inner(x.flatten(2).permute(2, 0, 1)).permute(1, 2, 0)
 
 
+class RowsNormalized(nn.Module):
+    """A BatchNorm over ``(batch * positions, channels)``, as LeViT has it behind each linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.act, self.again = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.inner(x.flatten(2).transpose(1, 2))
+        rows = self.act(self.norm(rows.flatten(0, 1))).reshape_as(rows)
+        return self.again((rows * 2.0).flatten(0, 1)).reshape_as(rows) + rows
+
+
 OPERATORS: dict[str, Callable[[], nn.Module]] = {
     "the batch is not first": lambda: Calls(BatchSecond()),
+    "the batch is joined with positions": lambda: Calls(RowsNormalized()),
     # padding
     "zeros before a convolution": lambda: Calls(lambda x: F.pad(x, (0, 1, 2, 1)), after=nn.Conv2d(8, 8, 3, 2)),
     "zeros for two readers": lambda: Calls(
@@ -379,6 +393,41 @@ def test_a_network_cut_in_parts_takes_pixels() -> None:
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
     layers = describe_layers(int8, stats, [], data)
     assert min(fact.output_sqnr_db for fact in layers if fact.output_sqnr_db is not None) > BOUND_DB
+
+
+class Grows(nn.Module):
+    """Concatenations that grow in one buffer, each of which a function in FP32 reads before it grows further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grow, self.again = nn.Conv2d(8, 4, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x.softmax(1).sum(1, keepdim=True)
+        two = torch.cat([x, F.relu(self.grow(x))], 1)
+        second = two.softmax(1).amax(1, keepdim=True)
+        three = torch.cat([two, F.relu(self.again(two))], 1)
+        return torch.cat([first, second, three.softmax(1)], 1)
+
+
+@needs_kernels
+def test_values_of_a_concatenation_are_those_after_it_has_grown() -> None:
+    """The values that were taken before it grew have nothing, or another tensor, in the new channels."""
+    db, int8, _ = lowered(Calls(Grows()))
+    assert db > BOUND_DB
+    assert kernels(int8).count("softmax") == 3
+
+
+@needs_kernels
+@pytest.mark.parametrize(("threshold", "natively"), [(20.0, True), (16.0, True), (15.0, False), (0.5, False)])
+def test_a_softplus_with_a_low_threshold_is_torchs(threshold: float, natively: bool) -> None:
+    """Above its threshold torch gives the line x, which is another function unless the threshold is high."""
+    module = nn.Sequential(nn.GroupNorm(2, 8), nn.Softplus(2.0, threshold), nn.GroupNorm(2, 8))
+    spec = recipe(quantize={"observer": "minmax", "skip": ["function.1"]})
+    model, stats = calibrated(Calls(module), spec)
+    int8 = quantize(stats, model.module, spec, target("native"))
+    assert isinstance(int8.module, NativeModel) == natively
+    assert accuracy.sqnr_db(run(model, samples()), run(int8, samples())) > BOUND_DB
 
 
 # ---- refusals

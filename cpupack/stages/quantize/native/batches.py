@@ -203,6 +203,9 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     if node.op != "output" and batch is not None and batch[:2] == read[:2] and _works_moved(graph, node, forms, read):
         forms.given[node] = forms.moved[node] = read
         return
+    if _norms_rows(graph, node, read):
+        _norm_channels(graph, node, read, forms)
+        return
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
@@ -236,6 +239,30 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
     products = node.target in (torch.matmul, F.scaled_dot_product_attention)
     alike = all(each.meta.get("rank") == rank for each in read)
     return node.target in _OF_ALIKE and alike and (behind > 1 or not products)
+
+
+def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> bool:
+    """Whether a call is a BatchNorm of ``(batch * indices, channels)``."""
+    if node.op != "call_module" or node.meta.get("rank") != 2 or batch.axis != 0 or batch.indices == 1:
+        return False
+    return type(core(graph.get_submodule(str(node.target)))) is nn.BatchNorm1d
+
+
+def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: _Batch, forms: _Forms) -> None:
+    """Have a BatchNorm of rows read ``(batch, channels, indices)``."""
+    (source,) = node.all_input_nodes
+    name, turned = f"rearrangement_{node.name}", Rearrangement((torch.transpose, (1, 2)))
+    graph.add_submodule(name, turned)
+    with graph.graph.inserting_before(node):
+        columns = graph.graph.call_module(name, (source,))
+    with graph.graph.inserting_after(node):
+        rows = graph.graph.call_module(name, (node,))
+    node.replace_all_uses_with(rows, delete_user_cb=lambda user: user is not rows)
+    node.args = (columns,)
+    columns.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
+    rows.meta = {key: value for key, value in node.meta.items() if key != "shape"}
+    forms.given[rows] = forms.moved[rows] = batch
+    forms.shapes[rows] = forms.shapes[node]
 
 
 def _spares(constant: torch.Tensor, rank: int, batch: _Batch) -> bool:

@@ -16,6 +16,8 @@ FILL = -1
 """Replaces an element's number and means the layer's constant."""
 _COLUMNS = 8  # of struct cpupack_move
 _LONGEST_PERIOD = 64
+_MOST_TRIED = 1 << 10
+"""Runs of a row that periods are tried on: a long row repeats."""
 _AT_ONCE = 1 << 18
 """Number of bytes to process together."""
 
@@ -63,7 +65,7 @@ def _moves_of_rows(sources: Ints, targets: Ints, source: Buffer, target: Buffer)
 def _best_period(runs: Ints) -> int:
     """Return the step in which runs of a row repeat best. In a pixel shuffle every r-th run repeats, not neighbours."""
     rows, counts = np.unique(runs[:, 2], return_counts=True)
-    sample = runs[runs[:, 2] == rows[counts.argmax()]]
+    sample = runs[runs[:, 2] == rows[counts.argmax()]][:_MOST_TRIED]
     periods = range(1, min(len(sample) // 2, _LONGEST_PERIOD) + 1)
     return min(periods, key=lambda period: len(_repeated(_by_period(sample, period))), default=1)
 

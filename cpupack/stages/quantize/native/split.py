@@ -66,7 +66,23 @@ def split(
         if not more:
             break
         reasons |= more
+    _view_floats(calls, nodes, reasons, beyond)
     return _segments(calls, nodes, {node for node in reasons if node in beyond}), reasons
+
+
+def _view_floats(
+    calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str], beyond: Collection[fx.Node]
+) -> None:
+    """Keep in FP32 also the calls that only see FP32 values in another order: codes are made in the order of a reader.
+
+    The other way round, an INT8 layer that needs another order would have the codes copied byte by byte.
+    """
+    for node in nodes:
+        if node in reasons or node in beyond or not node.op.startswith("call"):
+            continue
+        sources = [each for each in node.all_input_nodes if not _is_free(calls, each)]
+        if sources and calls.rearranges(node) and all(each in reasons and each not in beyond for each in sources):
+            reasons[node] = BETWEEN
 
 
 def _follow(calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str]) -> None:
