@@ -55,7 +55,13 @@ def bench_main(package_dir: Path, argv: Sequence[str] | None = None, prog: str |
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with errors on one line."""
+    """argparse, with errors on one line, and with help that cannot be written an error like any other output."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:  # argparse's own drops an OSError
+        if file is sys.stderr:
+            tell(message.removesuffix("\n"))
+        else:
+            say(file, message.removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -87,7 +93,7 @@ def _add_nothing(_: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     from .bench.options import positive_int
 
-    parser.add_argument("inputs", nargs="+", metavar="FILE", type=Path, help="an image, or an .npy array")
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help="an image, or an .npy array")
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
@@ -176,7 +182,7 @@ def _info(package_dir: Path, _: argparse.Namespace) -> Result:
     from . import info
 
     facts = info.collect(package_dir)
-    return facts, info.format_info(facts), EXIT_OK
+    return facts, info.format_info(facts), EXIT_OK if facts["runs_here"] else EXIT_HOST
 
 
 def _tune(package_dir: Path, args: argparse.Namespace) -> Result:
@@ -282,11 +288,11 @@ def _verify_text(found: Verification) -> str:
 
 
 def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .images.paths import check_path
     from .runner import Runner
 
-    for path in args.inputs:  # before torch is imported and the model loaded
-        if not path.exists():
-            raise InputError(f"{path}: no such file")
+    for name in args.inputs:  # before torch is imported and the model loaded
+        check_path(name)
     with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
         found = runner.predict(list(args.inputs), top_k=args.top_k)
         facts = {
@@ -294,23 +300,23 @@ def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
             "version": runner.manifest.version,
             "random_weights": runner.manifest.random_weights,
             "predictions": [
-                {"input": str(path), "top": [dataclasses.asdict(one) for one in top]}
-                for path, top in zip(args.inputs, found, strict=True)
+                {"input": name, "top": [dataclasses.asdict(one) for one in top]}
+                for name, top in zip(args.inputs, found, strict=True)
             ],
         }
         named = runner.labels is not None
-    tables = [_prediction_table(path, top, named=named) for path, top in zip(args.inputs, found, strict=True)]
+    tables = [_prediction_table(name, top, named=named) for name, top in zip(args.inputs, found, strict=True)]
     return facts, "\n\n".join(tables), EXIT_OK
 
 
-def _prediction_table(path: Path, top: list[Prediction], *, named: bool) -> str:
+def _prediction_table(name: str, top: list[Prediction], *, named: bool) -> str:
     width = max(len(one.label) for one in top)
     rows = [
         f"  {rank:>2}  {one.probability:7.2%}  "
         + (f"{one.label:<{width}}  (class {one.index})" if named else f"class {one.index}")
         for rank, one in enumerate(top, start=1)
     ]
-    return "\n".join([str(path), *rows])
+    return "\n".join([name, *rows])
 
 
 _COMMANDS: dict[

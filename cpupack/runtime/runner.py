@@ -282,7 +282,7 @@ class Runner:
         one = batch[sample]
         bad = one[~(np.abs(one) <= MOST_FLOAT)].flat[0]
         raise InputError(
-            f"sample {sample} of the batch has {bad}; float input must be finite and at most {MOST_FLOAT:g} "
+            f"sample {sample} of the batch has {bad:g}; float input must be finite and at most {MOST_FLOAT:g} "
             "(Runner(check_finite=False) skips this check)"
         )
 

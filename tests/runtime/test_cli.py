@@ -129,7 +129,7 @@ def test_info_works_where_the_package_does_not(
 ) -> None:
     package = edited(target={"cpu": "sparc"}, torch={"requires": ">=1.0,<1.1"})
     code, out, _ = call("info", package=package)
-    assert code == 0
+    assert code == 3
     assert "This host CANNOT run it:\n  - tiny-int8 1.0.0 is built for sparc" in out
     assert "was verified with torch >=1.0,<1.1" in out
     assert len(json.loads(call("info", "--json", package=package)[1])["problems"]) == 2
@@ -182,6 +182,9 @@ def test_predict_without_labels_shows_classes(
         (["nonsense"], "invalid choice: 'nonsense'"),
         (["predict"], "required: FILE"),
         (["predict", "gone.png"], "gone.png: no such file"),
+        (["predict", "https://example.org/a.jpg"], "https://example.org/a.jpg: no such file; it looks like a URL"),
+        (["predict", "a" * 5000], "a... (5000 characters) cannot be read: File name too long"),
+        (["predict", "a\0b"], "'a\\x00b' is not a path: "),
         (["predict", "--top-k", "0", "x"], "'0' is not a whole number from 1"),
         (["predict", "--top-k", "many", "x"], "'many' is not a whole number from 1"),
         (["predict", "--surprise", "x"], "unrecognized arguments: --surprise"),

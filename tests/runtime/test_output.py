@@ -37,7 +37,8 @@ def command(request: pytest.FixtureRequest, package_dir: Path) -> tuple[str, ...
 @needs_full
 @pytest.mark.parametrize("extra", [(), ("--json",), ("--help",)])
 def test_a_full_disk(command: tuple[str, ...], package_dir: Path, extra: tuple[str, ...]) -> None:
-    done = shell('"$@" > /dev/full', *command, *extra, cwd=package_dir.parent)
+    # Where Python does not buffer, each write fails in its place: argparse's own would drop the error of its help.
+    done = shell('"$@" > /dev/full', *command, *extra, cwd=package_dir.parent, PYTHONUNBUFFERED="1")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "error: cannot write the output: No space left on device" in done.stderr

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
+from .paths import path_errors
 from .spec import NAMES
 from .spec import PreprocessSpec as PreprocessSpec  # for all that also decode; the runner's start does without Pillow
 from .spec import normalize as normalize
@@ -84,18 +85,8 @@ def _read_path(source: str | os.PathLike[str]) -> tuple[bytes, str]:
     name = os.fspath(source)
     if isinstance(name, bytes):
         name = os.fsdecode(name)
-    try:
-        with open(name, "rb") as file:  # noqa: PTH123 - Path would write a URL with one slash less
-            return _read_whole(file, name), name
-    except FileNotFoundError:
-        url = "; it looks like a URL, and a runner reads no network: download it first" if "://" in name else ""
-        raise InputError(f"{name}: no such file{url}") from None
-    except IsADirectoryError:
-        raise InputError(f"{name} is a directory, not an image") from None
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL byte, or characters that no file name has
-        raise InputError(f"{name!r} is not a path: {error}") from error
+    with path_errors(name), open(name, "rb") as file:  # noqa: PTH123 - Path would write a URL with one slash less
+        return _read_whole(file, name), name
 
 
 def _read_file(source: Any) -> tuple[bytes, str]:

@@ -1,0 +1,35 @@
+"""Says what is wrong with the path of an input, in one sentence that names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import InputError
+
+_MOST_SHOWN = 200
+"""Characters of a path that a message shows."""
+
+
+def check_path(name: str) -> None:
+    """Raise InputError where no file has this path. Opens nothing, because the writer of a FIFO would notice."""
+    with path_errors(name):
+        os.stat(name)  # noqa: PTH116 - Path would write a URL with one slash less
+
+
+@contextmanager
+def path_errors(name: str) -> Iterator[None]:
+    """Turn what the system says about opening and reading the file ``name`` into an InputError."""
+    shown = name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}... ({len(name)} characters)"
+    try:
+        yield
+    except FileNotFoundError:
+        url = "; it looks like a URL, and a runner reads no network: download it first" if "://" in name else ""
+        raise InputError(f"{shown}: no such file{url}") from None
+    except IsADirectoryError:
+        raise InputError(f"{shown} is a directory, not a file") from None
+    except OSError as error:
+        raise InputError(f"{shown} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL byte, or characters that no file name has
+        raise InputError(f"{shown!r} is not a path: {error}") from error
