@@ -228,7 +228,7 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
             return isinstance(dimension, int) and -behind <= dimension < 0
         if kind in (nn.LayerNorm, nn.RMSNorm):
             sizes: Any = module.normalized_shape
-            return len(sizes) <= behind
+            return bool(len(sizes) <= behind)
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return False
         return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
