@@ -42,9 +42,15 @@ class _Closed(io.TextIOBase):
 
 
 def prepare() -> None:
-    """Replace stdout and stderr. Characters that their encoding does not have are written as ``\\u...``."""
-    sys.stdout = _Closed() if sys.stdout is None else _text(_Out, 1, sys.stdout)
-    if sys.stderr is not None:
+    """Replace the process's stdout and stderr. Characters that their encoding does not have are written as ``\\u...``.
+
+    What a caller has put in their place stays.
+    """
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    elif sys.stdout is sys.__stdout__:
+        sys.stdout = _text(_Out, 1, sys.stdout)
+    if sys.stderr is not None and sys.stderr is sys.__stderr__:
         sys.stderr = _text(_Told, 2, sys.stderr)
 
 

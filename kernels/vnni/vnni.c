@@ -25,6 +25,7 @@ TARGET_AVX512_BEGIN
 #include "operators/conv_rows.inc"
 #include "operators/conv_finish.inc"
 #include "vnni/conv_fours.inc"
+#include "vnni/conv_3x3_winograd_weights.inc"
 #include "vnni/conv_3x3_winograd.inc"
 #include "vnni/conv_grouped.inc"
 #include "vnni/conv_multiply.inc"

@@ -48,8 +48,8 @@ def test_a_setting_is_passed_on_as_options(module: Callable[..., BenchProcess]) 
     text = GOOD.replace("1, 'throughput_per_s'", "sys.argv[1:], 'throughput_per_s'")
     row = module(f"import sys; {text}")(Setting(2, 3, 4), 0.5)
     argv = row["scenario"]
-    assert argv[:2] == ["bench", "--json"]
-    given = dict(zip(argv[2::2], argv[3::2], strict=True))
+    assert argv[:3] == ["bench", "--json", "--no-start"]
+    given = dict(zip(argv[3::2], argv[4::2], strict=True))
     assert (given["--threads"], given["--instances"], given["--batch-size"]) == ("2", "3", "4")
     assert (given["--duration"], given["--scenario"]) == ("0.5", "offline")
 

@@ -181,7 +181,7 @@ def test_an_interrupt_waits_for_the_import_of_torch(monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt) as caught:
         interrupts.import_torch()
     assert seen == ["torch"]
-    assert caught.value.args == (signal.SIGINT,)
+    assert caught.value.args == ()  # Python's own Ctrl-C: the signal is delivered again
     assert signal.getsignal(signal.SIGINT) == before
 
 

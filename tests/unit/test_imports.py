@@ -33,7 +33,7 @@ SOURCES, imports = MAP.SOURCES, MAP.imports
 RUNTIME_MAY_IMPORT = {"torch", "numpy", "PIL", "jinja2", "mlperf_loadgen", "__future__"}
 SERVE_MAY_IMPORT = {"httptools", "uvloop", "grpc", "google"}
 """The extra serve. Only modules that `serve` loads after its check for the extra may import it."""
-PRINTERS = {"cli.py", "runtime/cli.py"}
+PRINTERS = {"cli.py", "entry.py", "runtime/cli.py"}
 TUTORIAL = "peers/fbgemm.py"  # quantizes and saves as PyTorch's own tutorial does, to be compared with
 
 

@@ -66,7 +66,7 @@ def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
     runtime = Path(cpupack.__file__).parent / "runtime"
     shipped = staged.package_dir / "_runtime"
     copied = {path.relative_to(shipped): path.read_bytes() for path in shipped.rglob("*") if path.is_file()}
-    sources = [*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2")]
+    sources = [*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *runtime.glob("export/c/*")]
     assert copied == {path.relative_to(runtime): path.read_bytes() for path in sources}
     assert Path("pages/templates/base.html.j2") in copied
 

@@ -23,6 +23,7 @@ from . import helper
 parser = argparse.ArgumentParser()
 parser.add_argument("command")
 parser.add_argument("--json", action="store_true")
+parser.add_argument("--no-start", action="store_true")
 for name in ("threads", "instances", "batch-size"):
     parser.add_argument(f"--{name}", type=int)
 for name in ("duration", "warmup"):
