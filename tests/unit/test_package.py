@@ -66,8 +66,10 @@ def test_the_runtime_is_copied_verbatim(staged: StagedProject) -> None:
     runtime = Path(cpupack.__file__).parent / "runtime"
     shipped = staged.package_dir / "_runtime"
     copied = {path.relative_to(shipped): path.read_bytes() for path in shipped.rglob("*") if path.is_file()}
-    sources = [*runtime.rglob("*.py"), *runtime.rglob("templates/*.j2"), *runtime.glob("export/c/*")]
+    ours = (path for path in runtime.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    sources = [path for path in ours if path.suffix != ".so"]
     assert copied == {path.relative_to(runtime): path.read_bytes() for path in sources}
+    assert {Path("serve/static/index.html"), Path("export/c/cpupack.h")} <= set(copied)
     assert Path("pages/templates/base.html.j2") in copied
 
 

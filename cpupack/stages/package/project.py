@@ -38,6 +38,9 @@ from cpupack.templates import render
 from cpupack.wheel import sbom
 from cpupack.wheel.facts import fact_rows
 
+_COMPILED = {".so", ".pyc", ".part"}
+"""What is not source: kernels go into a wheel by name, and byte code is made again."""
+
 
 def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
     """Write the wheel's project into ``directory``, which is created if missing and must be empty.
@@ -120,8 +123,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     runtime = Path(cpupack.runtime.__file__).parent
     library = contents.target.record.library
     kernels = [] if library is None else [runtime / library]
-    data = [*runtime.rglob("templates/*.j2"), *runtime.rglob("export/c/*.*")]
-    for source in sorted([*runtime.rglob("*.py"), *data, *kernels]):
+    for source in sorted([*_runtime_files(runtime), *kernels]):
         copy = package_dir / "_runtime" / source.relative_to(runtime)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
@@ -134,6 +136,12 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")
     if contents.recovery is not None:
         (package_dir / RECOVERED_NAME).write_text(contents.recovery.toml, encoding="utf-8")
+
+
+def _runtime_files(runtime: Path) -> list[Path]:
+    """Return everything of the runtime but compiled files: its code, and the data that its commands read."""
+    kept = (path for path in runtime.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return [path for path in kept if path.suffix not in _COMPILED]
 
 
 def _check_torch(contents: WheelContents, model: Path) -> None:
