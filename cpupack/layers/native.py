@@ -51,7 +51,7 @@ def native_layers(
         for fact, look in zip(layers, model.looks, strict=True):
             if look is not None:
                 found, expected = _found(look, runs[look.part]), keeper.values[look.node]
-                if look.steps and found.shape != expected.shape:
+                if len(found) != len(expected) or (look.steps and found.shape != expected.shape):
                     facts.append(fact)  # the model has the batch elsewhere
                     continue
                 hidden = -keeper.values[other_summand[look.node]] if look.node in other_summand else None

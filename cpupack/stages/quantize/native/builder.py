@@ -305,7 +305,7 @@ class Builder:
 
     def _look_at_floats(self, node: fx.Node) -> Look | None:
         view = self.floats.values.get(node)
-        if not isinstance(view, View) or len(view.shape) not in {1, 3}:
+        if not isinstance(view, View) or view.buffer is None or len(view.shape) not in {1, 3}:
             return None  # of sequences, the model may have the batch elsewhere
         layers, buffer = self.program.layers, self.buffer(view.buffer)
         return Look(
