@@ -21,6 +21,8 @@ class Look:
     ``node`` is the call's name in the graph. After ``layer`` the codes ``(n, *shape)``, shape being height, width and
     channels, have it in their ``channels`` (first, end); value = (code - zero_point) * scale. Without a layer it is
     among the results of the engine, from value ``first`` of each sample on. ``part`` is the number of the program.
+    With ``steps`` the buffer has float32 values (``shape`` is in bytes), and those of a sample, ``(*sizes)``, lie at
+    these distances from value ``first`` on.
     """
 
     node: str
@@ -31,6 +33,8 @@ class Look:
     channels: tuple[int, int] = (0, 0)
     scale: float = 1.0
     zero_point: int = 0
+    sizes: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 class NativeModel(nn.Module):

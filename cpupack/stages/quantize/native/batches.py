@@ -215,7 +215,7 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
     read = [each for each in node.all_input_nodes if each.op != "get_attr"]
     if any(forms.moved.get(each) != batch for each in read):
         return False
-    rank = node.meta.get("rank", 0)
+    rank: int = node.meta.get("rank", 0)
     behind = rank - 1 - batch.axis  # dimensions that stay where they are, from the last one on
     constants = [_tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"]
     if any(each.ndim > behind and not _spares(each, rank, batch) for each in constants):
@@ -245,7 +245,7 @@ def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> bool:
     """Whether a call is a BatchNorm of ``(batch * indices, channels)``."""
     if node.op != "call_module" or node.meta.get("rank") != 2 or batch.axis != 0 or batch.indices == 1:
         return False
-    return type(core(graph.get_submodule(str(node.target)))) is nn.BatchNorm1d
+    return isinstance(core(graph.get_submodule(str(node.target))), nn.BatchNorm1d)
 
 
 def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: _Batch, forms: _Forms) -> None:

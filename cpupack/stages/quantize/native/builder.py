@@ -282,7 +282,7 @@ class Builder:
 
     def _look(self, node: fx.Node, value: Value) -> Look | None:
         if value.buffer < 0 and node not in self.left:
-            return None  # float32 values of a buffer
+            return self._look_at_floats(node)
         if value.buffer < 0:
             return Look(node.name, first=self.left[node], channels=(0, math.prod(shape_of(node)[1:])))
         layers, buffer = self.program.layers, self.buffer(value.buffer)
@@ -301,6 +301,20 @@ class Builder:
             channels=(channels[0], channels[-1] + 1),
             scale=buffer.scale,
             zero_point=buffer.zero_point,
+        )
+
+    def _look_at_floats(self, node: fx.Node) -> Look | None:
+        view = self.floats.values.get(node)
+        if not isinstance(view, View) or view.buffer is None or len(view.shape) not in {1, 3}:
+            return None  # of sequences, the model may have the batch elsewhere
+        layers, buffer = self.program.layers, self.buffer(view.buffer)
+        return Look(
+            node.name,
+            layer=max(number for number, each in enumerate(layers) if each.output == view.buffer),
+            first=view.first,
+            shape=(buffer.height, buffer.width, buffer.channels),
+            sizes=view.shape,
+            steps=view.steps,
         )
 
 
