@@ -28,7 +28,7 @@ def load(path: Path, engine: str, threads: int) -> Callable[[Any], Any]:
         library.load()
         library.set_threads(threads)
     try:
-        with _engine_set(engine), _deprecations_silenced:
+        with _engine_set(engine), _deprecations_silenced():
             module = torch.jit.load(str(path), map_location="cpu")
             module.eval()
     except (RuntimeError, ValueError) as error:
@@ -94,21 +94,32 @@ class _EngineGate:
 
     @contextmanager
     def hold(self, engine: str) -> Iterator[None]:
-        with self._changed:
-            if not self._may_enter(engine):
-                self._waiting[engine] += 1
-                self._changed.wait_for(lambda: self._may_enter(engine))
-                self._waiting[engine] -= 1
-            _set_engine(engine)
-            self._engine = engine
-            self._active += 1
-        try:
+        entered = False
+        try:  # from the start: a signal handler may raise while this call waits or enters
+            with self._changed:
+                self._wait(engine)
+                _set_engine(engine)
+                self._engine = engine
+                self._active += 1
+                entered = True
             yield
         finally:
-            with self._changed:
-                self._active -= 1
-                if not self._active:
-                    self._changed.notify_all()
+            if entered:
+                with self._changed:
+                    self._active -= 1
+                    if not self._active:
+                        self._changed.notify_all()
+
+    def _wait(self, engine: str) -> None:
+        """Wait until a call of ``engine`` may enter. The lock is held."""
+        self._waiting[engine] += 1
+        try:
+            self._changed.wait_for(lambda: self._may_enter(engine))
+        except BaseException:
+            self._changed.notify_all()  # calls of another engine may have waited for this one to have its turn
+            raise
+        finally:
+            self._waiting[engine] -= 1
 
     def _may_enter(self, engine: str) -> bool:
         # A call that could join waits when calls of another engine wait, or a busy engine would starve them.
@@ -132,28 +143,19 @@ def _engine_set(engine: str) -> AbstractContextManager[None]:
     return nullcontext() if engine == library.ENGINE else _gate.hold(engine)
 
 
-class _DeprecationsSilenced:
-    """Silences two deprecation warnings of loading, which concern the wheel's author and not its user.
+_loading = threading.Lock()
+
+
+@contextmanager
+def _deprecations_silenced() -> Iterator[None]:
+    """Silence two deprecation warnings of loading, which concern the wheel's author and not its user.
 
     ``torch.jit.load`` warns in Python. The first quantized tensor of a process warns once in C++. If the model made
     that tensor, the warning would go straight to stderr. Made here, from Python, it passes through Python's filters.
     Filters belong to the process, so threads that load take turns.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._saved = warnings.catch_warnings()
-        self._saved.__enter__()
+    with _loading, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit\.load.*is deprecated")
         warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
         torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
-
-    def __exit__(self, *_: object) -> None:
-        self._saved.__exit__(None, None, None)
-        self._lock.release()
-
-
-_deprecations_silenced = _DeprecationsSilenced()
+        yield

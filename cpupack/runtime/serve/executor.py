@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, RunnerError
+from ..errors import HostError, InputError, RunnerError
+from ..host.limits import why_no_thread
 from .model import Data, ServedModel
 from .scheduler import EXPIRED, Job, Refusal, Scheduler
 from .times import PrepareTimes
@@ -109,7 +110,15 @@ class Executor:
         self._unanswered = 0
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = math.inf
-        self._threads = [self._thread(number) for number in range(scheduler.instances)]
+        self._threads: list[threading.Thread] = []
+        try:
+            for number in range(scheduler.instances):
+                self._threads.append(self._thread(number))
+        except BaseException:
+            self._stopping = True
+            for wake in self._wakes:
+                wake.release()
+            raise
 
     @property
     def unanswered(self) -> int:
@@ -177,13 +186,16 @@ class Executor:
         self.model.runner.close()
 
     def revive(self) -> int:
-        """Start threads anew that have died, and return how many had."""
+        """Start threads anew that have died, and return how many run again."""
         dead = [number for number, thread in enumerate(self._threads) if not thread.is_alive() and not self._stopping]
         for number in dead:
             LOGGER.error("the thread of instance %d had died; it is started again", number)
             self._abandon(number)
-            self._threads[number] = self._thread(number)
-        return len(dead)
+            try:
+                self._threads[number] = self._thread(number)
+            except HostError as error:  # the next call tries again
+                LOGGER.warning("instance %d stays without a thread: %s", number, error)
+        return sum(self._threads[number].is_alive() for number in dead)
 
     def _job(self, samples: int, size_bytes: int, urgency: Urgency, prepare_s: float, part: _Part | None) -> Job:
         return Job(
@@ -206,7 +218,10 @@ class Executor:
 
     def _thread(self, instance: int) -> threading.Thread:
         thread = threading.Thread(target=self._serve, args=(instance,), name=f"serve-{instance}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # "can't start new thread"
+            raise HostError(why_no_thread()) from error
         return thread
 
     def _serve(self, instance: int) -> None:

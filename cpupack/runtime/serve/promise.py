@@ -19,6 +19,7 @@ from ..capacity import planning
 from ..capacity.profiles import CallTime as MeasuredCall
 from ..capacity.profiles import Profile, measured_rows, profiles
 from ..errors import HostError, InputError
+from ..host.limits import why_no_thread
 from ..host.probe import HostProbe
 from ..manifest import Manifest, read_manifest
 from ..plan import decide as planning_of_host
@@ -209,8 +210,14 @@ def _busy(model: ServedModel, size: int) -> list[np.ndarray[Any, np.dtype[np.flo
             failed.append(error)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(instances)]
-    for thread in threads:
-        thread.start()
+    try:
+        for thread in threads:
+            thread.start()
+    except BaseException as error:
+        together.abort()  # those that have started wait for the rest
+        if isinstance(error, RuntimeError):  # "can't start new thread"
+            raise HostError(why_no_thread()) from error
+        raise
     for thread in threads:
         thread.join()
     if failed:

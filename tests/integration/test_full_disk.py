@@ -1,0 +1,53 @@
+"""A real file system that is full: a build ends with one error that says where, and leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import FAST, Project
+from helpers.waiting import PATIENCE_S
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
+]
+_MOUNT = 'mount -t tmpfs -o "size=$1" tmpfs "$2"'
+
+
+def in_a_namespace(project: Project, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script as root of a mount namespace of its own: its mounts end with it."""
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-e", "-c", script, "sh", *arguments],
+        env=project.environ(), cwd=project.root, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["tmp", "dist"])
+def test_a_build_on_a_full_disk(project: Project, place: str) -> None:
+    size = "4k"  # the least: one page
+    (project.root / "dist").mkdir()
+    disk = project.root / place
+    if shutil.which("unshare") is None or in_a_namespace(project, _MOUNT, size, str(disk)).returncode:
+        pytest.skip("this system lets this user mount nothing")
+    script = f"""{_MOUNT}
+shift 2
+code=0
+"$@" || code=$?
+find tmp dist -type f
+exit $code
+"""
+    build = (sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", "--out", "dist", *FAST)
+    done = in_a_namespace(project, script, size, str(disk), *build)
+    assert done.returncode == 8, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert "terminate called" not in done.stderr
+    assert "No space left on device" in done.stderr
+    assert "hint: " in done.stderr
+    left = [line for line in done.stdout.splitlines() if "torchinductor_" not in line]
+    assert left == []
