@@ -18,7 +18,8 @@ PREFIX = "cpupack-"
 _LOCK_NAME = ".lock"
 _OLD_S = 24 * 3600.0
 """A directory without a lock is left alone for this long: its owner may be about to make the lock."""
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""What the system says where a file system takes no more."""
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def scratch_directory(prefix: str = PREFIX) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back however this process ends
                 yield directory
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 raise _no_room(error) from error
             raise
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import cpupack
 from cpupack.errors import VerificationError
 from cpupack.runtime.host.processes import module_command, run
+from cpupack.scratch import NO_ROOM
 
 
 def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
     """Write ``spec``, run ``cpupack.workers.MODULE SPEC_PATH`` of this cpupack and wait. An interrupt kills the child.
 
-    Raises VerificationError with the worker's last line of stderr when it fails.
+    Raises VerificationError with the worker's last line of stderr when it fails, and OSError where its files had no
+    room, as if they had been written here.
     """
     spec_path.write_text(json.dumps(spec), encoding="utf-8")
     finished = run([*module_command(f"cpupack.workers.{module}", Path(cpupack.__file__).parent), str(spec_path)])
     if finished.returncode != 0:
         lines = [line for line in finished.stderr.splitlines() if line.strip()] or [f"exit code {finished.returncode}"]
+        found = re.search(r"\[Errno (\d+)\]", lines[-1])
+        if found is not None and (number := int(found[1])) in NO_ROOM:
+            raise OSError(number, os.strerror(number))
         raise VerificationError(f"the saved model failed in a fresh process ({module}): {lines[-1]}")

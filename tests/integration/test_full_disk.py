@@ -27,9 +27,15 @@ def in_a_namespace(project: Project, script: str, *arguments: str) -> subprocess
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("place", ["tmp", "dist"])
-def test_a_build_on_a_full_disk(project: Project, place: str) -> None:
-    size = "4k"  # the least: one page
+@pytest.mark.parametrize(
+    ("place", "size"),
+    [
+        ("tmp", "4k"),  # the least: one page
+        ("tmp", "64k"),  # full only when a worker writes what it found
+        ("dist", "4k"),
+    ],
+)
+def test_a_build_on_a_full_disk(project: Project, place: str, size: str) -> None:
     (project.root / "dist").mkdir()
     disk = project.root / place
     if shutil.which("unshare") is None or in_a_namespace(project, _MOUNT, size, str(disk)).returncode:
