@@ -40,7 +40,7 @@ RUNTIME: Groups = (
     ("Deciding how to run", ("plan",)),
     ("Running", ("images", "engine")),
     ("The machine and the package", ("host", "manifest", "record")),
-    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "output", "plain")),
+    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "output", "plain", "threads")),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""
 

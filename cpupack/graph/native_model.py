@@ -103,12 +103,14 @@ class NativeModel(nn.Module):
 class Packing:
     """Where a tensor is among the values of a sample that a program takes or gives: from ``first`` on, row by row.
 
-    ``shape`` is a sample's. An image ``(channels, height, width)`` is there by positions.
+    ``shape`` is a sample's. An image ``(channels, height, width)`` is there by positions. The values are float32; the
+    tensor outside has ``dtype``: the places that an argmax finds are integers.
     """
 
     first: int
     shape: tuple[int, ...]
     image: bool = False
+    dtype: torch.dtype = torch.float32
 
     @property
     def size(self) -> int:
@@ -123,7 +125,7 @@ class Packing:
         """Return the tensors that are in ``(n, values)``."""
         own = values[:, self.first : self.first + self.size]
         if not self.image:
-            return own.reshape(-1, *self.shape)
+            return own.reshape(-1, *self.shape).to(self.dtype)
         channels, height, width = self.shape
         return own.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 

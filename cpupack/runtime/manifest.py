@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from .errors import IntegrityError
 from .files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
+from .threads import ThreadRefusedError, start
 
 MANIFEST_SCHEMA = 1
 
@@ -280,26 +280,24 @@ def hashed_meanwhile(package_dir: Path, manifest: Manifest, paths: Collection[Pa
 
     Raises IntegrityError naming a file that differs, in place of any error of the block.
     """
-    differing: list[Path] = []
 
     def compare() -> None:
         for path in paths:
             entry = manifest.files[path.relative_to(package_dir).as_posix()]
             try:
-                if hash_file(path) != entry.sha256:
-                    differing.append(path)
+                same = hash_file(path) == entry.sha256
             except OSError:
-                differing.append(path)
+                same = False
+            if not same:
+                raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
 
-    thread = threading.Thread(target=compare, name="hash", daemon=True)
     try:
-        thread.start()
-    except RuntimeError:  # the system allows no more threads
+        compared = start(compare)
+    except ThreadRefusedError:
         compare()
+        yield
+        return
     try:
         yield
     finally:
-        if thread.ident is not None:
-            thread.join()
-        for path in differing:
-            raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
+        compared.result()

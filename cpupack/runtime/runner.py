@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .engine.batches import FILE_TURNS, even_size
 from .engine.contract import check_cpu, model_path, require_torch
-from .engine.crew import Answer, Crew
+from .engine.crew import Crew
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, IntegrityError, RandomWeightsWarning, RunnerError
@@ -29,6 +29,7 @@ from .images.spec import PreprocessSpec
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
+from .threads import Answer
 
 if TYPE_CHECKING:
     import torch
@@ -331,7 +332,7 @@ class Runner:
     def _decoders(self) -> Crew:
         found = self._crews.get(_DECODE)
         if found is None:  # two threads may both come here: the first crew is kept, the other one ends
-            found = self._crews.setdefault(_DECODE, Crew(_DECODE, self.plan.threads * self.plan.instances))
+            found = self._crews.setdefault(_DECODE, Crew(self.plan.threads * self.plan.instances))
         return found
 
     def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:

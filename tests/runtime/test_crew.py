@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cpupack.runtime.engine.crew import Answer, Crew
+from cpupack.runtime.engine.crew import Crew
 from cpupack.runtime.errors import HostError, RunnerError
 from cpupack.runtime.host.limits import why_no_thread
+from cpupack.runtime.threads import Answer
+from helpers.threads import crew_threads
 from helpers.waiting import PATIENCE_S, wait_until
 
 
-def threads_named(name: str) -> int:
-    return sum(thread.name == name for thread in threading.enumerate())
-
-
 def test_calls_run_in_order_and_answer() -> None:
+    before = crew_threads()
     seen: list[int] = []
-    crew = Crew("in-order")
+    crew = Crew()
     answers = [crew.submit(lambda number=number: seen.append(number) or number * 2) for number in range(5)]
     assert [answer.result(PATIENCE_S) for answer in answers] == [0, 2, 4, 6, 8]
     assert seen == [0, 1, 2, 3, 4]
     crew.close()
     crew.close()
-    assert threads_named("in-order") == 0
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_what_a_call_raises_is_raised_to_the_caller_and_the_thread_goes_on() -> None:
-    crew = Crew("fails")
+    crew = Crew()
     answer = crew.submit(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         answer.result(PATIENCE_S)
@@ -66,7 +67,7 @@ def test_several_threads_may_wait_for_one_answer() -> None:
 
 
 def test_closing_finishes_what_was_given_and_refuses_the_rest() -> None:
-    crew, gate = Crew("closing", 2), threading.Event()
+    crew, gate = Crew(2), threading.Event()
     answers = [crew.submit(gate.wait, PATIENCE_S) for _ in range(6)]
     closing = threading.Thread(target=crew.close)
     closing.start()
@@ -79,7 +80,7 @@ def test_closing_finishes_what_was_given_and_refuses_the_rest() -> None:
 
 def test_no_call_given_while_it_closes_is_left_without_an_answer() -> None:
     for _ in range(20):
-        crew, answers = Crew("race"), []
+        crew, answers = Crew(), []
 
         def give(crew: Crew = crew, answers: list[Answer[int]] = answers) -> None:
             try:
@@ -98,16 +99,17 @@ def test_no_call_given_while_it_closes_is_left_without_an_answer() -> None:
 
 
 def test_a_crew_that_nobody_holds_ends_its_threads() -> None:
-    Crew("forgotten", 3).submit(int)
+    before = crew_threads()
+    Crew(3).submit(int)
     gc.collect()
-    wait_until(lambda: threads_named("forgotten") == 0)
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_an_exception_sent_to_the_thread_fails_the_call_and_not_the_thread() -> None:
     class SentError(Exception):
         pass
 
-    crew, begun, go = Crew("hit"), threading.Event(), threading.Event()
+    crew, begun, go = Crew(), threading.Event(), threading.Event()
 
     def call() -> None:
         begun.set()
@@ -125,18 +127,19 @@ def test_an_exception_sent_to_the_thread_fails_the_call_and_not_the_thread() -> 
 
 
 def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, started = threading.Thread.start, []
+    before = crew_threads()
+    real, started = _thread.start_new_thread, []
 
-    def start(thread: threading.Thread) -> None:
+    def start(call: Callable[..., object], arguments: tuple[object, ...]) -> int:
         if len(started) == 2:
             raise RuntimeError("can't start new thread")
-        started.append(thread)
-        real(thread)
+        started.append(real(call, arguments))
+        return started[-1]
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     with pytest.raises(HostError, match="refuses to start another thread"):
-        Crew("refused", 4)
-    assert threads_named("refused") == 0
+        Crew(4)
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_the_limits_are_named(tmp_path: Path) -> None:

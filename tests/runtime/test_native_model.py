@@ -24,8 +24,9 @@ from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
 from cpupack.stages import script
+from helpers.threads import crew_threads
 from helpers.tiny_package import RUNTIME
-from helpers.waiting import PATIENCE_S
+from helpers.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.skipif(library.describe()["problem"] is not None, reason="needs the native kernels")
 NET = kernels.by_blocks(54, 4)
@@ -322,13 +323,14 @@ def test_a_damaged_record_is_an_integrity_error_in_words(
 
 
 def test_a_compressed_or_truncated_program_is_an_integrity_error(saved: Path, tmp_path: Path) -> None:
+    before = crew_threads()
     packed = rewritten(saved, tmp_path / "packed.pt", lambda _name, data: data, zipfile.ZIP_DEFLATED)
     with pytest.raises(IntegrityError, match="is compressed"):
         native_program.read_program(packed)
     cut = rewritten(saved, tmp_path / "cut.pt", of_record("constants", lambda data: data[: len(data) // 2]))
     with pytest.raises(IntegrityError, match="the model cannot run: the program is damaged"):
         InstancePool(cut, library.ENGINE, threads=1, instances=1)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("instance-")]
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_what_is_no_archive_or_names_no_program_is_left_to_torch(saved: Path, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import torch
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.torch_jit import first_cause
 from cpupack.runtime.errors import HostError, RunnerError
+from helpers.threads import crew_threads
 from helpers.tiny_package import CLASSES, ENGINE, INPUT_SHAPE, PREPROCESS, RUNTIME, TinyNet, quantize_and_save
-from helpers.waiting import PATIENCE_S
+from helpers.waiting import PATIENCE_S, wait_until
 
 BATCH = torch.rand((2, *INPUT_SHAPE), generator=torch.Generator().manual_seed(1))
 
@@ -35,10 +36,6 @@ def scripted(module: torch.nn.Module, path: Path) -> Path:
         warnings.simplefilter("ignore")  # torch.jit announces its own deprecation
         torch.jit.save(torch.jit.script(module), str(path))
     return path
-
-
-def instance_threads() -> int:
-    return sum(thread.name.startswith("instance-") for thread in threading.enumerate())
 
 
 def test_answers_are_the_builds(package_dir: Path, pool: InstancePool) -> None:
@@ -98,17 +95,17 @@ def test_warm_runs_on_every_instance(package_dir: Path) -> None:
 
 def test_each_instance_has_its_thread(package_dir: Path) -> None:
     """There is one worker thread for each instance, and none is left after closing."""
-    before = instance_threads()
+    before = crew_threads()
     with InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=3):
-        assert instance_threads() == before + 3
-    assert instance_threads() == before
+        wait_until(lambda: crew_threads() == before + 3)
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_forgotten_pool_ends_its_threads(package_dir: Path) -> None:
-    before = instance_threads()
+    before = crew_threads()
     InstancePool(package_dir / "model.pt", ENGINE, threads=1, instances=1).run(BATCH)
     gc.collect()
-    assert instance_threads() == before
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_interpreter_ends_without_close(package_dir: Path) -> None:
@@ -165,11 +162,11 @@ def test_unloadable_file_is_one_line(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "model.pt"
     if content is not None:
         path.write_bytes(content)
-    before = instance_threads()
+    before = crew_threads()
     with pytest.raises(HostError, match=r"cannot load .*model\.pt") as caught:
         InstancePool(path, ENGINE, threads=1, instances=2)
     assert "\n" not in str(caught.value)
-    assert instance_threads() == before
+    wait_until(lambda: crew_threads() == before)
 
 
 def test_model_that_returns_no_tensor(tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ def test_the_prediction_counts_the_batches_ahead() -> None:
     assert one.offer([job(deadline=42, priority=LOW)], 0.0) is None
 
 
+def test_to_ask_changes_no_prediction() -> None:
+    one = scheduler()
+    start(one)  # until 10
+    assert one.offer([job(deadline=100)], 0.0) is None  # a call of one: 10 to 20, of two: to 22
+    for _ in range(10):
+        assert one.peek(job(deadline=100), 0.0) is None
+    assert one.backlog_s(0.0) == pytest.approx(10 * MS)  # in the same call
+    assert one.offer([job(deadline=22)], 0.0) is None
+
+
 def test_who_has_to_wait_must_leave_room_for_a_worthwhile_call() -> None:
     """Else each would be so late when its turn comes that it allows only a call of one, which serves fewer."""
     one = scheduler()

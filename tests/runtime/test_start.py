@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +27,9 @@ from cpupack.stages.package import stage_project
 from helpers.lowered import needs_kernels
 from helpers.native_wheel import native_contents
 from helpers.once import once
+from helpers.threads import started_threads
 from helpers.tiny_wheel import TinyWheel
+from helpers.waiting import wait_until
 
 pytestmark = needs_kernels
 
@@ -96,13 +98,14 @@ def test_a_command_imports_what_it_needs(native_dir: Path, argv: list[str], need
 
 
 def test_a_changed_program_is_refused_although_it_is_hashed_while_it_is_read(copied: Path) -> None:
+    before = started_threads()
     model = copied / MODEL_NAME
     contents = bytearray(model.read_bytes())
     contents[len(contents) // 2] ^= 1
     model.write_bytes(contents)
     with pytest.raises(IntegrityError, match=r"model\.pt is not the file that was built"):
         Runner(copied)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("instance-", "hash"))]
+    wait_until(lambda: started_threads() == before)
     model.write_bytes(contents[:-1])
     with pytest.raises(IntegrityError, match=r"model\.pt is not the file that was built"):
         Runner(copied)
@@ -132,12 +135,12 @@ def test_the_hash_is_compared_whatever_the_block_does(copied: Path) -> None:
 
 
 def test_without_another_thread_the_hash_is_taken_first(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     hashed: list[Path] = []
     hash_file: Callable[[Path], str] = package_manifest.hash_file
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     monkeypatch.setattr(package_manifest, "hash_file", lambda path: hashed.append(path) or hash_file(path))
     with hashed_meanwhile(copied, read_manifest(copied), [copied / MODEL_NAME]):
         assert hashed == [copied / MODEL_NAME]

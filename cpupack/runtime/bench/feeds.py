@@ -15,13 +15,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..engine.contract import model_path
-from ..engine.crew import Answer, Crew
+from ..engine.crew import Crew
 from ..engine.pool import InstancePool
 from ..errors import InputError
 from ..images.inputs import random_input
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest
 from ..plan.decide import Plan
+from ..threads import Answer
 from .scenarios import Pool
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class FilePool:
     def __init__(self, runner: Runner, clients: int) -> None:
         self.instances = clients
         self._runner = runner
-        self._clients = [Crew(f"client-{number}") for number in range(clients)]
+        self._clients = [Crew() for _ in range(clients)]
 
     def submit(self, batch: list[str], instance: int | None = None) -> Answer[Any]:
         """Queue the files of one batch on a client."""

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from .. import extras
-from ..engine.crew import Pending
 from ..errors import InputError, RunnerError
 from ..host.probe import HostProbe
+from ..threads import Pending
 from . import server, stats
 from .feeds import Feed
 from .measure import closed_figures, in_all, judged, warm_up

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..engine.crew import Answer, Pending
 from ..errors import RunnerError
+from ..threads import Answer, Pending
 from .stats import Calls
 
 QUERY_SAMPLES = 8

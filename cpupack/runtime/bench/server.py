@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..engine.crew import Answer, Pending
 from ..errors import InputError, RunnerError
+from ..threads import Answer, Pending
 from .scenarios import Clock, Pool
 from .stats import Calls, Floats
 

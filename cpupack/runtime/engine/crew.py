@@ -1,95 +1,25 @@
 """Threads that take calls from a queue. An exception that arrives in the caller at any moment costs them nothing.
 
-A signal handler may raise between any two bytecodes of the main thread, and ``PyThreadState_SetAsyncExc`` does the same
-to any thread: that is how many tools implement timeouts. A lock that is taken just before would never be given back.
-``concurrent.futures`` has such locks in every future and executor. So callers and crews share no lock here. They meet
-only in operations that the interpreter finishes before it looks for exceptions: those of ``SimpleQueue``, ``deque`` and
-``Lock``. A crew that nobody holds is ended by the callback of a weak reference, which is a function in C, too.
+``threads.py`` says why callers and crews share no lock. They meet in a ``SimpleQueue``, whose operations the
+interpreter finishes before it looks for exceptions. A crew that nobody holds is ended by the callback of a weak
+reference, which is a function in C, too.
 """
 
 from __future__ import annotations
 
+import os
 import queue
-import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import HostError, RunnerError
 from ..host.limits import why_no_thread
+from ..threads import Answer, ThreadRefusedError, start
 
 T = TypeVar("T")
-
-
-class Pending(Protocol):
-    """What a pool returns at once for a call: an ``Answer``, or a future of another engine's pool."""
-
-    def result(self, timeout: float | None = None) -> Any: ...
-
-    def exception(self, timeout: float | None = None) -> BaseException | None: ...
-
-    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
-
-
-class Answer(Generic[T]):
-    """What a call will return. It has the methods of ``concurrent.futures.Future`` that waiting needs."""
-
-    def __init__(self) -> None:
-        self._outcome: tuple[Any, BaseException | None] | None = None
-        self._gates: deque[threading.Lock] = deque()
-        self._callbacks: deque[Callable[[Answer[T]], object]] = deque()
-
-    def done(self) -> bool:
-        """Return whether the call has ended."""
-        return self._outcome is not None
-
-    def result(self, timeout: float | None = None) -> T:
-        """Wait, then return what the call returned or raise what it raised. Raises TimeoutError."""
-        value, error = self._wait(timeout)
-        if error is None:
-            return value  # type: ignore[no-any-return]
-        try:
-            raise error
-        finally:
-            del error, self  # the traceback has this frame: without this, the two would keep each other in memory
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait, then return what the call raised, None if it raised nothing. Raises TimeoutError."""
-        return self._wait(timeout)[1]
-
-    def add_done_callback(self, callback: Callable[[Answer[T]], object]) -> None:
-        """Call ``callback(self)`` when the call has ended, on the thread that ended it; at once if it has ended."""
-        self._callbacks.append(callback)
-        if self._outcome is not None:
-            self._call_back()
-
-    def finish(self, value: Any, error: BaseException | None = None) -> None:
-        """End the call, unless it has ended, and wake those who wait."""
-        if self._outcome is None:
-            self._outcome = (value, error)
-        while self._gates:
-            self._gates.popleft().release()
-        self._call_back()
-
-    def _wait(self, timeout: float | None) -> tuple[Any, BaseException | None]:
-        if self._outcome is None:
-            gate = threading.Lock()  # this waiter's own: if it is lost, nobody else misses it
-            gate.acquire()
-            self._gates.append(gate)
-            if self._outcome is None and not gate.acquire(timeout=-1 if timeout is None else timeout):
-                raise TimeoutError(f"no answer within {timeout:g} s")
-        assert self._outcome is not None
-        return self._outcome
-
-    def _call_back(self) -> None:
-        while self._callbacks:
-            callback = self._callbacks.popleft()
-            try:
-                callback(self)
-            except Exception:  # noqa: BLE001 - the thread must go on, and whoever wrote the callback must hear of it
-                sys.excepthook(*sys.exc_info())
 
 
 class _Task:
@@ -101,12 +31,7 @@ class _Task:
         self._answer, self._call, self._arguments = answer, call, arguments
 
     def run(self) -> None:
-        try:
-            value = self._call(*self._arguments)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
-            self._answer.finish(None, error)
-        else:
-            self._answer.finish(value)
+        self._answer.run(self._call, self._arguments)
 
     def fail(self, error: BaseException) -> None:
         self._answer.finish(None, error)
@@ -117,32 +42,33 @@ class _State:
 
     def __init__(self) -> None:
         self.tasks: queue.SimpleQueue[_Task | weakref.ref[Crew] | None] = queue.SimpleQueue()
+        self.process = os.getpid()
         self.closed = False
         self.running = 0
         self.watch: weakref.ref[Crew] | None = None
+        self.threads: deque[tuple[int, Answer[None]]] = deque()
+        """The identity of each thread that has begun, and when it has ended."""
 
 
 class Crew:
-    """``count`` threads named ``NAME``, which run calls in the order in which they were given.
+    """``count`` threads, which run calls in the order in which they were given.
 
     They end after the calls already given when the crew is closed or nobody holds it any more. Raises HostError when
     the system refuses another thread.
     """
 
-    def __init__(self, name: str, count: int = 1) -> None:
+    def __init__(self, count: int = 1) -> None:
         state = self._state = _State()
-        self._threads: list[threading.Thread] = []
         # The interpreter calls ``put`` itself when the crew is gone, so the threads end even if no Python code may run.
         state.watch = weakref.ref(self, state.tasks.put)
         # At the interpreter's end, threads must not be inside a library that is being unloaded.
-        self._finalizer = weakref.finalize(self, _stop, state, self._threads)
+        self._finalizer = weakref.finalize(self, _stop, state)
         try:
             for _ in range(count):
-                # Daemon threads: one that is left after an interrupt must not keep the process alive.
-                thread = threading.Thread(target=_work, args=(state,), name=name, daemon=True)
-                self._threads.append(thread)
-                thread.start()
-        except RuntimeError as error:  # "can't start new thread"
+                begun: Answer[None] = Answer()
+                start(_enlist, state, begun)
+                begun.result()  # else closing at once would not wait for it
+        except ThreadRefusedError as error:
             self.close()
             raise HostError(why_no_thread()) from error
 
@@ -168,17 +94,19 @@ class Crew:
 
     def close(self) -> None:
         """End the threads after the calls already given. May be called again, also after it was interrupted."""
-        _stop(self._state, self._threads)
+        _stop(self._state)
         self._finalizer.detach()
 
 
-def _stop(state: _State, threads: list[threading.Thread]) -> None:
+def _stop(state: _State) -> None:
     state.closed = True
     state.tasks.put(None)
-    for thread in threads:
-        # A thread that was never started cannot be joined, and one cannot join itself.
-        if thread.ident is not None and thread is not threading.current_thread():
-            thread.join()
+    if state.process != os.getpid():
+        return  # a forked child does not have the threads
+    # One cannot wait for itself.
+    for thread, ended in list(state.threads):
+        if thread != threading.get_ident():
+            ended.exception()
 
 
 def _refuse_rest(state: _State) -> None:
@@ -190,6 +118,13 @@ def _refuse_rest(state: _State) -> None:
                 task.fail(RunnerError("the runner is closed"))
     except queue.Empty:
         state.tasks.put(None)  # for threads that have not seen the end
+
+
+def _enlist(state: _State, begun: Answer[None]) -> None:
+    ended: Answer[None] = Answer()
+    state.threads.append((threading.get_ident(), ended))
+    begun.finish(None)
+    ended.run(_work, (state,))
 
 
 def _work(state: _State) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HostError, RunnerError
+from ..threads import Answer
 from . import program as native_program
-from .crew import Answer, Crew
+from .crew import Crew
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,7 @@ class InstancePool:
         # The finalizer ends threads and kernels in order before the interpreter exits.
         self._finalizer = weakref.finalize(self, _close, self._crews, self._loaded)
         try:
-            self._crews += [Crew(f"instance-{number}") for number in range(instances)]
+            self._crews += [Crew() for _ in range(instances)]
             loading = [
                 crew.submit(_load, load, cpus[number] if cpus is not None else None)
                 for number, crew in enumerate(self._crews)

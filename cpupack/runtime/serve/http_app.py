@@ -218,8 +218,8 @@ class HttpApp:
         return HttpAnswer(200, answer, headers=self._timing(request))
 
     async def _answer(self, request: HttpRequest, data: Data, urgency: Urgency, make: Format) -> Any:
-        def admitted(served: Request) -> None:
-            request.on_gone = lambda: self._service.cancel(served)
+        def admitted(forget: Callable[[], None]) -> None:
+            request.on_gone = forget
 
         try:
             answer, served = await self._service.answer(data, urgency, make, admitted)

@@ -191,7 +191,7 @@ class Scheduler:
 
     def peek(self, job: Job, now_s: float) -> Refusal | None:
         """Return the refusal that ``job`` would get now, and admit nothing."""
-        return self._refused([job], now_s, probe=False)
+        return self._refused([job], now_s, asked=True)
 
     def wake(self) -> int | None:
         """Return a parked instance for which there is work, None without one. It is then no longer parked."""
@@ -300,7 +300,8 @@ class Scheduler:
         """Return how long a job that comes now is expected to wait."""
         return max(0.0, self._predict([Job(1, 0, now_s, math.inf, NORMAL, 0.0, None)], now_s)[1] - now_s)
 
-    def _refused(self, jobs: Sequence[Job], now_s: float, *, probe: bool = True) -> Refusal | None:
+    def _refused(self, jobs: Sequence[Job], now_s: float, *, asked: bool = False) -> Refusal | None:
+        """Return why ``jobs`` are refused, None where they are not. If that is only ``asked``, nothing changes."""
         size_bytes = sum(job.size_bytes for job in jobs)
         if self._queue and len(self._queue) + len(jobs) > self.limits.requests:
             return Refusal(QUEUE, self.backlog_s(now_s))
@@ -309,13 +310,13 @@ class Scheduler:
         finish_s, _, line = self._predict(jobs, now_s)
         deadline_s = jobs[0].deadline_s
         if finish_s <= deadline_s:
-            if line is not None:
+            if line is not None and not asked:
                 self._line = line
             return None
         idle = not self._queue and not self._running
         alone = len(jobs) == 1 and now_s + self.times.table_s(jobs[0].samples, jobs[0].prepare_s) <= deadline_s
         if idle and alone and now_s - self._probed_s >= PROBE_EVERY_S:
-            if probe:
+            if not asked:
                 self._probed_s = now_s
                 jobs[0].probe = True
                 self._line = None

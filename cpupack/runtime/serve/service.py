@@ -121,19 +121,29 @@ class Service:
         return None if refusal is None else RefusedError(refusal)
 
     async def answer(
-        self, data: Data, urgency: Urgency, make_answer: Format, on_request: Callable[[Request], None] | None = None
+        self,
+        data: Data,
+        urgency: Urgency,
+        make_answer: Format,
+        on_admitted: Callable[[Callable[[], None]], None] | None = None,
     ) -> tuple[Any, Request]:
         """Return the answer, and the request with where its time went.
 
         Raises RunnerError (InputError for what the decoder finds), RefusedError and UnavailableError.
 
-        ``on_request`` gets the admitted request, so that it can be cancelled when its client is gone.
+        ``on_admitted`` gets a function to call when the client is gone. It cancels the request where it was admitted,
+        also after a reload.
         """
         self.check_serving()
         executor = self.executor
         request = executor.submit(data, urgency, make_answer)
-        if on_request is not None:
-            on_request(request)
+
+        def forget() -> None:
+            self.metrics.gone.add()
+            executor.cancel(request)
+
+        if on_admitted is not None:
+            on_admitted(forget)
         try:
             answer = await request.future
         except asyncio.CancelledError:
@@ -150,11 +160,6 @@ class Service:
         self.reserve.observe(now_s - request.finished_s)
         if request.urgency.promised_s < math.inf:
             (self.metrics.kept if now_s <= request.urgency.promised_s else self.metrics.broken).add()
-
-    def cancel(self, request: Request) -> None:
-        """Forget a request whose client is gone."""
-        self.metrics.gone.add()
-        self.executor.cancel(request)
 
 
 def read_deadline_ms(text: str | None, where: str) -> float | None:

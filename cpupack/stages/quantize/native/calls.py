@@ -42,8 +42,11 @@ class Calls:
         self, graph: fx.GraphModule, *input_shapes: tuple[int, ...], apart: Collection[str] = frozenset()
     ) -> None:
         self.graph, self._input_shapes, self.apart = graph, input_shapes, apart
+        types = [each.meta.get("dtype", torch.float32) for each in graph.graph.nodes if each.op == "placeholder"]
         with torch.inference_mode():
-            _Record(graph).run(*(torch.zeros(2, *shape) for shape in input_shapes))
+            _Record(graph).run(
+                *(torch.zeros(2, *shape, dtype=each) for shape, each in zip(input_shapes, types, strict=True))
+            )
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that is called, None for a function."""
@@ -102,6 +105,13 @@ class Calls:
             for node in self.graph.graph.nodes
             if node.op.startswith("call") and (node in apart or any(each in apart for each in node.all_input_nodes))
         ]
+
+    def takes_floats(self, node: fx.Node) -> bool:
+        """Whether a call computes on tensors of float32 alone."""
+        return all(
+            each.op == "get_attr" or each.meta.get("dtype", torch.float32) == torch.float32
+            for each in node.all_input_nodes
+        )
 
     def beyond_floats(self) -> list[fx.Node]:
         """Return the calls that take or give what no buffer has: another type than float32 (a comparison, indices), one

@@ -38,6 +38,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
     try:
         if calls.is_constant(node) or node.op == "get_attr":
             return
+        if not calls.takes_floats(node):
+            raise calls.refusal(node, "with values that are not float32")
         if _is_fixed(b, node):
             b.floats.values[node] = _fixed(b, node)
             kernel = ""
@@ -304,7 +306,7 @@ def _softmax(b: Builder, node: fx.Node) -> View:
     module = b.calls.module(node)
     assert isinstance(module, nn.Softmax | nn.LogSoftmax)
     kind = Norm.SOFTMAX if isinstance(module, nn.Softmax) else Norm.LOG_SOFTMAX
-    axes = _axes(b, node, -1 if module.dim is None else module.dim)
+    axes = _axes(b, node, module.dim)
     return b.floats.normalize(as_floats(b, node.all_input_nodes[0], node), axes, kind)
 
 

@@ -15,7 +15,6 @@ from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.walks import Function, Instruction
 
 Code = list[Instruction]
-_LARGEST_POWER = 8
 _SAME_SOFTPLUS = 16.0
 _ATEN = torch.ops.aten
 
@@ -170,13 +169,18 @@ def of_module(module: nn.Module) -> Code | None:
 
 
 def power(exponent: float) -> Code:
-    """Return x to a power: products for small whole numbers, roots, and else exp(exponent * log(x))."""
+    """Return x to a power: squares and products for whole numbers, roots, and else exp(exponent * log(x)).
+
+    A logarithm has no answer for values below zero, and whole powers of these have one.
+    """
     if exponent == 0.0:
         return _then((Function.NUMBER, 1.0))
     if exponent in {0.5, -0.5}:
         return [*_PLAIN[torch.sqrt], *(_PLAIN[torch.reciprocal] if exponent < 0 else [])]
-    if exponent == int(exponent) and abs(exponent) <= _LARGEST_POWER:
-        code = [_copy(2), *[_times(2)] * (abs(int(exponent)) - 1)]
+    if exponent == int(exponent):
+        code = [_copy(2)]
+        for bit in f"{abs(int(exponent)):b}"[1:]:
+            code += [Instruction(Function.MULTIPLY, 0, 0, 0), *([_times(2)] if bit == "1" else [])]
         return [*code, *(_PLAIN[torch.reciprocal] if exponent < 0 else [])]
     return _then((Function.LOGARITHM, 0.0), (_TIMES, exponent), (Function.EXPONENTIAL, 0.0))
 
@@ -199,7 +203,7 @@ def instructions_of(graph: fx.GraphModule, node: fx.Node) -> Code | None:
     if target in _PLAIN and len(node.args) == 1 and not node.kwargs:
         return _PLAIN[target]
     if target is torch.pow and isinstance(node.args[-1], int | float) and len(node.args) == 2:
-        return power(float(node.args[-1]))
+        return power(float(node.args[-1])) if math.isfinite(node.args[-1]) else None
     if target is torch.clamp:
         bounds = dict(zip(("min", "max"), node.args[1:], strict=False)) | dict(node.kwargs)
         return [

@@ -135,6 +135,7 @@ def _is_alone(segments: list[Segment]) -> bool:
         and max(place, len(segments) - 1 - place) <= 1
         and len(native.inputs) == len(native.outputs) == 1
         and (place == len(segments) - 1 or segments[-1].inputs == native.outputs)
+        and native.outputs[0].meta["dtype"] == torch.float32
     )
 
 

@@ -24,7 +24,6 @@ from cpupack.stages.quantize.native.values import (
     rows_layout,
     value_of,
 )
-from cpupack.stages.quantize.native.walks import Fixed
 
 
 def body_of(calls: Calls, segment: Segment) -> fx.GraphModule:
@@ -129,7 +128,7 @@ def stand_in(b: Builder, node: fx.Node) -> bool:
     """Give a call without a kernel a result, so that those after it can be looked at; False where it has several."""
     if "shape" not in node.meta or len(shape_of(node)) < 2 or shape_of(node)[0] != 2:
         return False
-    b.floats.values[node] = Fixed(torch.zeros(shape_of(node)[1:]))
+    b.floats.values[node] = b.floats.new(tuple(shape_of(node)[1:]))
     return True
 
 
@@ -140,11 +139,10 @@ def finish(b: Builder) -> tuple[Packing, ...]:
 
 def _finish(b: Builder, node: fx.Node) -> Packing:
     shape = shape_of(node)
-    if node in b.left:
-        return Packing(b.left[node], tuple(shape[1:]))
-    if node in b.floats.values:
+    if node not in b.left and node in b.floats.values:
         b.floats.leave(b.floats.values[node], b.leave(node, math.prod(shape[1:])))
-        return Packing(b.left[node], tuple(shape[1:]))
+    if node in b.left:
+        return Packing(b.left[node], tuple(shape[1:]), dtype=node.meta["dtype"])
     value = b.value(node, node)
     buffer, number = b.buffer(value.buffer), value.buffer
     order = order_of(value, buffer, shape)

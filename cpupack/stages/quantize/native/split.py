@@ -67,7 +67,9 @@ def split(
             break
         reasons |= more
     _view_floats(calls, nodes, reasons, beyond)
-    return _segments(calls, nodes, {node for node in reasons if node in beyond}), reasons
+    by_torch = {node: reasons[node] for node in nodes if node in reasons and node in beyond}
+    _follow(calls, nodes, by_torch)
+    return _segments(calls, nodes, by_torch), reasons
 
 
 def _view_floats(

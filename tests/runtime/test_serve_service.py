@@ -1,0 +1,51 @@
+"""What the doors of the server share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+
+from cpupack.runtime.serve.executor import Executor, Request, Urgency
+from cpupack.runtime.serve.metrics import Metrics
+from cpupack.runtime.serve.model import TENSOR, Data
+from cpupack.runtime.serve.scheduler import NORMAL
+from cpupack.runtime.serve.service import Service, State
+
+
+class Doors:
+    """Stands where an executor does, whose calls never end. A real one would answer at once."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[Request] = []
+
+    def submit(self, _: Data, urgency: Urgency, make_answer: Any) -> Request:
+        return Request(asyncio.get_running_loop().create_future(), make_answer, urgency)
+
+    def cancel(self, request: Request) -> None:
+        self.cancelled.append(request)
+
+
+def test_a_client_that_is_gone_after_a_reload_is_forgotten_where_its_request_was_admitted() -> None:
+    async def serve() -> tuple[int, int]:
+        service, before, after = Service(Metrics(), None), Doors(), Doors()
+        service.use(cast("Executor", before))
+        service.state = State.READY
+        forget: list[Callable[[], None]] = []
+        data = Data(TENSOR, np.zeros((1, 4), np.float32))
+        answer = service.answer(data, Urgency(0.0, math.inf, NORMAL), lambda logits, _: logits, forget.append)
+        task = asyncio.ensure_future(answer)
+        await asyncio.sleep(0)
+        service.use(cast("Executor", after))
+        forget[0]()
+        counts = len(before.cancelled), len(after.cancelled)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return counts
+
+    assert asyncio.run(serve()) == (1, 0)
