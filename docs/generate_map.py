@@ -38,9 +38,12 @@ RUNTIME: Groups = (
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
     ("Deciding how to run", ("plan",)),
-    ("Running", ("images", "engine")),
-    ("The machine and the package", ("host", "manifest", "record")),
-    ("What all rooms may import", ("accuracy", "errors", "extras", "files", "output", "plain", "threads")),
+    ("Running", ("decoding", "images", "engine")),
+    ("The machine and the package", ("host", "labels", "manifest", "record")),
+    (
+        "What all rooms may import",
+        ("accuracy", "arguments", "arrays", "errors", "extras", "files", "output", "plain", "threads"),
+    ),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 import time
 import warnings
-import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
+from .arrays import load_array, require_finite
+from .decoding import Decoders
 from .engine.batches import FILE_TURNS, even_size
 from .engine.contract import check_cpu, model_path, require_torch
-from .engine.crew import Crew
 from .engine.pool import InstancePool
 from .engine.program import is_program
-from .errors import InputError, IntegrityError, RandomWeightsWarning, RunnerError
+from .errors import InputError, RandomWeightsWarning, RunnerError
 from .images.inputs import mask_value, model_input, random_input
 from .images.spec import PreprocessSpec
+from .labels import read_labels
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
@@ -39,16 +40,6 @@ if TYPE_CHECKING:
 Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
 
-_DECODE = "decode"
-"""The name of the threads that decode."""
-
-
-MOST_THREADS, MOST_SAMPLES = 1024, 65536
-"""Threads and instances at most, and samples in one call of the kernels."""
-MOST_FLOAT = 1e30
-"""Float input at most. Sums of such values leave float32's range, so the FP32 model would have no answer either."""
-
-
 @dataclass(frozen=True)
 class Prediction:
     """One class with its softmax probability (0..1)."""
@@ -56,10 +47,6 @@ class Prediction:
     label: str
     index: int
     probability: float
-
-
-class _Wanted:
-    """Lives as long as somebody waits for the decoded inputs of one call."""
 
 
 class Runner:
@@ -85,9 +72,9 @@ class Runner:
         self.manifest: Manifest = read_manifest(package_dir)
         check_cpu(self.manifest)
         threads, instances = (
-            _whole_number(name, value, MOST_THREADS) for name, value in (("threads", threads), ("instances", instances))
+            whole_number(name, value, MOST_THREADS) for name, value in (("threads", threads), ("instances", instances))
         )
-        batch_size = _whole_number("batch_size", batch_size, MOST_SAMPLES)
+        batch_size = whole_number("batch_size", batch_size, MOST_SAMPLES)
         self._package_dir, self._check_finite = package_dir, check_finite
         self._options: dict[str, Any] = {
             "threads": threads,
@@ -114,7 +101,7 @@ class Runner:
             )
         require_torch(self.manifest, model)
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
-        self._crews: dict[str, Crew] = {}
+        self._decoders = Decoders(self.plan.threads * self.plan.instances)
         self._sample_s: float | None = None
         with ExitStack() as opened:
             with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
@@ -145,8 +132,8 @@ class Runner:
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")
-        top_k = _whole_number("top_k", top_k)
-        batch_size = _whole_number("batch_size", batch_size, MOST_SAMPLES)
+        top_k = whole_number("top_k", top_k)
+        batch_size = whole_number("batch_size", batch_size, MOST_SAMPLES)
         many = isinstance(inputs, list | tuple)
         if many and not inputs:
             raise InputError("the list of inputs is empty; expected at least one")
@@ -156,7 +143,9 @@ class Runner:
             logits = _floats(self.pool.run(self.ready(self.load(items[0])[None])))
         else:
             size = batch_size or self._share(len(items), FILE_TURNS)
-            logits = _joined(list(self._run(self._prepared(items, self.load, size), size)))
+            ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
+            batches = self._decoders.batches(items, self.load, size, ahead=ahead)
+            logits = _joined(list(self._run(batches, size)))
         if logits.ndim != 2:
             raise RunnerError(
                 f"predict needs class scores and this model returns shape {logits.shape[1:]} for one input; "
@@ -184,7 +173,9 @@ class Runner:
 
     def load(self, item: Any) -> npt.NDArray[Any]:
         """Return one input of ``predict``, decoded: uint8 pixels, or a float32 array. Raises InputError."""
-        return self._load_array(item) if self._spec is None else self._load_pixels(item)
+        if self._spec is not None:
+            return self._load_pixels(item)
+        return load_array(item, self.manifest.input_shape, check_finite=self._check_finite)
 
     def check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
         """Raise InputError for a batch that the model does not take, saying what was expected."""
@@ -230,8 +221,7 @@ class Runner:
     def close(self) -> None:
         """Stop the instances and free the model. The runner cannot be used afterwards."""
         self.pool.close()
-        for crew in list(self._crews.values()):
-            crew.close()
+        self._decoders.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as a runner that opens the package again, with the same arguments, where it is unpickled."""
@@ -277,63 +267,9 @@ class Runner:
 
     def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold."""
-        if not self._check_finite or batch.dtype != np.float32 or _is_finite(batch):
-            return batch
-        sample = next(number for number, one in enumerate(batch) if not _is_finite(one))
-        one = batch[sample]
-        bad = one[~(np.abs(one) <= MOST_FLOAT)].flat[0]
-        raise InputError(
-            f"sample {sample} of the batch has {bad:g}; float input must be finite and at most {MOST_FLOAT:g} "
-            "(Runner(check_finite=False) skips this check)"
-        )
-
-    def _prepared(
-        self, items: Sequence[Any], prepare: Callable[[Any], npt.NDArray[Any]], size: int
-    ) -> Iterator[npt.NDArray[Any]]:
-        """Yield batches in order. As many threads as the plan computes with decode ahead of the reader."""
-
-        wanted = _Wanted()
-
-        def one(position: int, asked: weakref.ref[_Wanted]) -> npt.NDArray[Any] | None:
-            if asked() is None:
-                return None  # the reader was interrupted, and nobody waits for this
-            try:
-                return prepare(items[position])
-            except InputError as error:
-                if isinstance(items[position], str | os.PathLike):  # a path names itself
-                    raise
-                raise InputError(f"input {position}: {error}") from error
-
-        ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-        crew, asked = self._decoders(), weakref.ref(wanted)
-        # One image object given twice is decoded once: Pillow and files are not made for two threads at a time.
-        shared = {key for key, count in Counter(map(id, items)).items() if count > 1}
-        once: dict[int, Answer[npt.NDArray[Any] | None]] = {}
-
-        def decode(position: int) -> Answer[npt.NDArray[Any] | None]:
-            key = id(items[position])
-            if key not in shared:
-                return crew.submit(one, position, asked)
-            if key not in once:
-                once[key] = crew.submit(one, position, asked)
-            return once[key]
-
-        decoding = deque(decode(position) for position in range(min(ahead, len(items))))
-        following = iter(range(len(decoding), len(items)))
-        while decoding:
-            batch = []
-            for _ in range(min(size, len(decoding))):
-                batch.append(decoding.popleft().result())
-                if (position := next(following, None)) is not None:
-                    decoding.append(decode(position))
-            yield np.stack(batch)  # type: ignore[arg-type]  # none is None while ``wanted`` lives
-        del wanted
-
-    def _decoders(self) -> Crew:
-        found = self._crews.get(_DECODE)
-        if found is None:  # two threads may both come here: the first crew is kept, the other one ends
-            found = self._crews.setdefault(_DECODE, Crew(self.plan.threads * self.plan.instances))
-        return found
+        if self._check_finite and batch.dtype == np.float32:
+            require_finite(batch)
+        return batch
 
     def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:
         """Yield the logits of each batch in order. Keeps every instance busy, with bounded memory.
@@ -365,23 +301,6 @@ class Runner:
             )
         return pixels
 
-    def _load_array(self, item: Any) -> npt.NDArray[np.float32]:
-        name, shape = "", self.manifest.input_shape
-        if isinstance(item, str | os.PathLike):
-            name, array = f"{item}: ", load_npy(Path(item))
-        elif hasattr(item, "read"):
-            name = f"{getattr(item, 'name', type(item).__name__)}: "
-            array = load_npy(item)
-        elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
-            array = np.asarray(item)
-        else:
-            raise InputError(f"got {type(item).__name__}; expected a float32 array {shape} or an .npy file")
-        if array.dtype != np.float32 or array.shape != shape:
-            raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
-        if self._check_finite and not _is_finite(array):
-            raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
-        return array
-
 
 def _reopen(
     kind: type[Runner], place: tuple[Any, ...], options: dict[str, Any], identity: tuple[str, str, str]
@@ -397,65 +316,8 @@ def _reopen(
     return runner
 
 
-def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
-    """Read one array from an ``.npy`` file, pickles refused. Raises InputError naming the file."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, MemoryError, TypeError) as error:
-        raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")
-    return array
-
-
-def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None:
-    """Return the class names of the labels file, one a line, or None without that file. Raises IntegrityError."""
-    if manifest.labels is None:
-        return None
-    path = package_dir / manifest.labels
-    try:
-        # splitlines would also split at rare characters that a label may hold.
-        labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise IntegrityError(f"cannot read the labels {path}: {error}") from error
-    classes = manifest.model["output_shape"]
-    if len(classes) == 1 and len(labels) != classes[0]:
-        raise IntegrityError(f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}")
-    return labels
-
-
-@overload
-def _whole_number(name: str, value: int, most: int | None = None) -> int: ...
-
-
-@overload
-def _whole_number(name: str, value: int | None, most: int | None = None) -> int | None: ...
-
-
-def _whole_number(name: str, value: Any, most: int | None = None) -> int | None:
-    """Return an argument as an int, numpy's whole numbers too, and None as None. Raises InputError."""
-    if value is None:
-        return None
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} is {value!r}; it must be a whole number from 1")
-    if most is not None and number > most:
-        raise InputError(f"{name} is {number}; at most {most} is possible")
-    return number
-
-
 def _rows(answer: Answer[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
     return _floats(answer.result()[:count])
-
-
-def _is_finite(array: npt.NDArray[Any]) -> bool:
-    """Return whether all values are finite and at most ``MOST_FLOAT``. Extremes are found without a temporary array."""
-    return bool(array.max() <= MOST_FLOAT and array.min() >= -MOST_FLOAT)  # false for NaN, which both pass on
 
 
 def _floats(output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.arrays import MOST_FLOAT
 from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.images import fast, preprocess
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
-from cpupack.runtime.runner import MOST_FLOAT, Runner
+from cpupack.runtime.runner import Runner
 from helpers.tiny_package import INPUT_SHAPE, PREPROCESS, RUNTIME
 from helpers.waiting import PATIENCE_S
 

@@ -1,0 +1,65 @@
+"""Float input: what a runner takes, and from where."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InputError
+
+MOST_FLOAT = 1e30
+"""Float input at most. Sums of such values leave float32's range, so the FP32 model would have no answer either."""
+
+
+def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
+    """Read one array from an ``.npy`` file, pickles refused. Raises InputError naming the file."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, EOFError, MemoryError, TypeError) as error:
+        raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")
+    return array
+
+
+def load_array(item: Any, shape: tuple[int, ...], *, check_finite: bool) -> npt.NDArray[np.float32]:
+    """Return one float32 input of ``shape``: an array, a tensor, an ``.npy`` file or its path. Raises InputError."""
+    name = ""
+    if isinstance(item, str | os.PathLike):
+        name, array = f"{item}: ", load_npy(Path(item))
+    elif hasattr(item, "read"):
+        name = f"{getattr(item, 'name', type(item).__name__)}: "
+        array = load_npy(item)
+    elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
+        array = np.asarray(item)
+    else:
+        raise InputError(f"got {type(item).__name__}; expected a float32 array {shape} or an .npy file")
+    if array.dtype != np.float32 or array.shape != shape:
+        raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
+    if check_finite and not is_finite(array):
+        raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
+    return array
+
+
+def require_finite(batch: npt.NDArray[np.float32]) -> None:
+    """Raise InputError that says which sample has a value that INT8 cannot hold."""
+    if is_finite(batch):
+        return
+    sample = next(number for number, one in enumerate(batch) if not is_finite(one))
+    one = batch[sample]
+    bad = one[~(np.abs(one) <= MOST_FLOAT)].flat[0]
+    raise InputError(
+        f"sample {sample} of the batch has {bad:g}; float input must be finite and at most {MOST_FLOAT:g} "
+        "(Runner(check_finite=False) skips this check)"
+    )
+
+
+def is_finite(array: npt.NDArray[Any]) -> bool:
+    """Return whether all values are finite and at most ``MOST_FLOAT``. Extremes are found without a temporary array."""
+    return bool(array.max() <= MOST_FLOAT and array.min() >= -MOST_FLOAT)  # false for NaN, which both pass on

@@ -1,0 +1,24 @@
+"""The class names of a package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import IntegrityError
+from .manifest import Manifest
+
+
+def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None:
+    """Return the class names of the labels file, one a line, or None without that file. Raises IntegrityError."""
+    if manifest.labels is None:
+        return None
+    path = package_dir / manifest.labels
+    try:
+        # splitlines would also split at rare characters that a label may hold.
+        labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"cannot read the labels {path}: {error}") from error
+    classes = manifest.model["output_shape"]
+    if len(classes) == 1 and len(labels) != classes[0]:
+        raise IntegrityError(f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}")
+    return labels
