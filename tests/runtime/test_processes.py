@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import cpupack
 from cpupack.errors import VerificationError
+from cpupack.runtime.errors import HostError
 from cpupack.runtime.host import processes
 from cpupack.workers.client import run_worker
 
@@ -149,3 +151,14 @@ def test_pythonpath_is_the_users_own_choice(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "own_module.py").write_text("print('found')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert processes.run(processes.module_command("own_module")).stdout == "found\n"
+
+
+def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unusable = tmp_path / "python"
+    unusable.write_text("")
+    monkeypatch.setattr(sys, "executable", str(unusable))
+    with pytest.raises(HostError, match=f"^cannot start {re.escape(str(unusable))}: Permission denied$"):
+        processes.run(processes.module_command("this"))
+    monkeypatch.setattr(sys, "executable", "")  # as in a program that embeds Python
+    with pytest.raises(HostError, match=r"does not know its interpreter"):
+        processes.module_command("this")

@@ -18,7 +18,7 @@ from cpupack.runtime import cli
 from cpupack.runtime import manifest as package_manifest
 from cpupack.runtime.bench import text
 from cpupack.runtime.bench.start import measure_start
-from cpupack.runtime.errors import IntegrityError, RunnerError
+from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
 from cpupack.runtime.files import MODEL_NAME
 from cpupack.runtime.manifest import hashed_meanwhile, read_manifest
 from cpupack.runtime.plan.decide import decide
@@ -194,3 +194,12 @@ def test_a_fresh_process_that_fails_is_an_error_with_its_last_line(copied: Path)
         RunnerError, match="a fresh process failed: ImportError: this package is broken; use --no-start"
     ):
         measure_start(copied, manifest, decide(manifest))
+
+
+def test_a_start_that_no_interpreter_can_measure_says_how_to_go_without(
+    native_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest(native_dir)
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(HostError, match=r"sys.executable is empty\); use --no-start"):
+        measure_start(native_dir, manifest, decide(manifest))

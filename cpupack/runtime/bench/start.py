@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunnerError
+from ..errors import HostError, RunnerError
 from ..host import processes
 from ..manifest import Manifest
 from ..plan.decide import Plan
@@ -64,9 +64,10 @@ def measure_start(package_dir: Path, manifest: Manifest, plan: Plan) -> Start:
 def _start(given: dict[str, Any]) -> tuple[float, float, float, float, float]:
     """Return milliseconds of the interpreter, the import, the load and the first call, and the resident bytes."""
     since = time.monotonic()
-    command = [sys.executable, "-I", "-c", _CHILD, json.dumps(given)]
     try:
-        done = processes.run(command, timeout_s=_TIMEOUT_S)
+        done = processes.run([processes.interpreter(), "-I", "-c", _CHILD, json.dumps(given)], timeout_s=_TIMEOUT_S)
+    except HostError as error:
+        raise HostError(f"{error}; use --no-start") from error
     except subprocess.TimeoutExpired:
         raise RunnerError(f"a fresh process made no prediction within {_TIMEOUT_S:.0f} s; use --no-start") from None
     if done.returncode != 0:

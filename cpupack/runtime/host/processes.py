@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..errors import HostError
+
 _BOOTSTRAP = """\
 import sys
 if not sys.path[0]:  # Python puts the working directory there for -c, and for -m
@@ -35,10 +37,17 @@ def module_command(module: str, package_dir: Path | None = None, also: Sequence[
 
     The working directory is not on the import path: a ``json.py`` there would be run in place of Python's own. With
     ``package_dir`` the module's package is the one in that directory, whatever else is installed. ``also`` is searched
-    last. PYTHONPATH is the user's own choice and stays.
+    last. PYTHONPATH is the user's own choice and stays. Raises HostError.
     """
     place = "" if package_dir is None else str(package_dir.resolve())
-    return [sys.executable, "-c", _BOOTSTRAP, module, place, os.pathsep.join(also)]
+    return [interpreter(), "-c", _BOOTSTRAP, module, place, os.pathsep.join(also)]
+
+
+def interpreter() -> str:
+    """Return the path of this Python's interpreter. Raises HostError inside a program that does not say it."""
+    if not sys.executable:
+        raise HostError("this Python cannot start another: it does not know its interpreter (sys.executable is empty)")
+    return sys.executable
 
 
 @contextmanager
@@ -69,11 +78,12 @@ def run(command: Sequence[str], *, timeout_s: float | None = None, **options: An
     """Run a command and return its exit code, stdout and stderr as text; every exception ends the child.
 
     ``options`` are those of ``subprocess.Popen``. ``subprocess.run`` would lose a child if the interrupt comes while
-    the child starts, because it has no process to end yet. Raises ``subprocess.TimeoutExpired``.
+    the child starts, because it has no process to end yet. Raises ``subprocess.TimeoutExpired``, and HostError when the
+    command cannot be started.
     """
     child: subprocess.Popen[str] | None = None
     try:
-        with interrupts_held_back():
+        with interrupts_held_back(), _start_refused(command[0]):
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         out, err = child.communicate(timeout=timeout_s)
     except BaseException:
@@ -83,3 +93,11 @@ def run(command: Sequence[str], *, timeout_s: float | None = None, **options: An
                 pass
         raise
     return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+@contextmanager
+def _start_refused(program: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"cannot start {program}: {error.strerror}") from error
