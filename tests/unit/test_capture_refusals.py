@@ -53,9 +53,26 @@ class ForNumpy(nn.Module):
         return torch.from_numpy(x.numpy() * 2.0).mean((2, 3))  # the line to be named
 
 
+class FiltersBySample(nn.Module):
+    """A mixture of two filters for each sample, as in CondConv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Linear(3, 2)
+        self.experts = nn.Parameter(torch.randn(2, 4 * 3 * 3 * 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        filters = (self.route(x.mean((2, 3))) @ self.experts).view(batch * 4, 3, 3, 3)
+        images = x.reshape(1, batch * 3, height, width)
+        found = F.conv2d(images, filters, groups=batch)  # the line to be named
+        return found.view(batch, 4, height - 2, width - 2).mean((2, 3))
+
+
 @pytest.mark.parametrize(
     ("net", "words"),
     [
+        (FiltersBySample(), "convolves each sample with filters of its own"),
         (Branching(), "a line depends on the values of a tensor"),
         (Counting(), "its code fixes the batch size"),
         (Indexed(), "a line depends on the values of a tensor"),

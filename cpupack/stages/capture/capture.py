@@ -13,7 +13,7 @@ from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
-from cpupack.stages.capture.raising import raise_graph, refuse_numbers
+from cpupack.stages.capture.raising import raise_graph, refuse_filters_by_sample, refuse_numbers
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
 _EXAMPLES = 3
@@ -33,6 +33,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch)
     exported = export(model.module, batch[:2].clone())
+    refuse_filters_by_sample(exported)
     proof = Proof(model.module, batch, exported.batch_lines)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
