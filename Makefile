@@ -8,6 +8,7 @@
 # make kernels   compile kernels/ again after a change
 # make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
 # make emulate   run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
+# make test-arm  run the tests of what runs on ARM, on emulated CPUs (qemu: apt brings it, root is not needed)
 # make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
 #                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
@@ -39,15 +40,15 @@ READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
-KERNELS := cpupack/runtime/kernels/cpupack_int8.x86_64.so
+KERNELS := $(foreach cpu,x86_64 aarch64,cpupack/runtime/kernels/cpupack_int8.$(cpu).so)
 # worksteal: a worker that has nothing left takes tests from the other, so that both end together.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path in sys.argv[1:]]; \
   sys.exit(not any(b"\nRequires-Dist: torch" in wheel.read(name) \
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
-C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch])
+C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch] tests/arm/*.c)
 
-.PHONY: help setup peers kernels demo bench test lint fast slow sanitize emulate clean
+.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -101,6 +102,10 @@ bench: $(PEERS) $(KERNELS)
 # The peers first: what needs them must not be skipped.
 test: $(PEERS) lint fast slow
 
+# Everything marked arm: the kernels here, which CI also runs among the fast tests, and whatever else tests/arm has.
+test-arm: $(READY) $(KERNELS)
+	$(PYTEST) -m arm tests/arm
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -123,4 +128,4 @@ emulate: $(READY) $(KERNELS)
 	$(CHECK)
 
 clean:
-	rm -rf $(VENV) $(DEMO) dist build $(dir $(KERNELS)) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) dist build $(dir $(firstword $(KERNELS))) .pytest_cache .mypy_cache .ruff_cache

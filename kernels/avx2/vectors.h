@@ -100,6 +100,8 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define v_set8(value) _mm256_set1_epi8((char)(value))
 #define v_set32(value) _mm256_set1_epi32(value)
 #define v_each16(value) _mm256_broadcastsi128_si256(value)
+/* 16 bytes of memory, in each 128 bits. */
+#define v_each16_from(from) v_each16(_mm_loadu_si128((const __m128i *)(from)))
 #define v_or(a, b) _mm256_or_si256(a, b)
 #define v_add16(a, b) _mm256_add_epi16(a, b)
 #define v_add32(a, b) _mm256_add_epi32(a, b)

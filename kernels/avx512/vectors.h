@@ -45,6 +45,8 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define v_set8(value) _mm512_set1_epi8((char)(value))
 #define v_set32(value) _mm512_set1_epi32(value)
 #define v_each16(value) _mm512_broadcast_i32x4(value)
+/* 16 bytes of memory, in each 128 bits. */
+#define v_each16_from(from) v_each16(_mm_loadu_si128((const __m128i *)(from)))
 #define v_or(a, b) _mm512_or_si512(a, b)
 #define v_add16(a, b) _mm512_add_epi16(a, b)
 #define v_add32(a, b) _mm512_add_epi32(a, b)

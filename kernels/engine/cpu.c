@@ -1,14 +1,9 @@
-/* What this CPU and its operating system can run. */
-#define _GNU_SOURCE
-#include <cpuid.h>
+/* Which kernels this CPU runs. */
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "engine/baseline.h"
-#include "engine/kernels.h"
+#include "engine/detect.h"
 
 BASELINE_BEGIN
 
@@ -16,63 +11,10 @@ static struct cpu detected;
 static const struct kernels *usable;
 static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
 
-static uint64_t enabled_state(void) {
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
-}
-
-static int find_avx2(void) {
-    uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA) || (enabled_state() & 0x6) != 0x6)
-        return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
-}
-
-#ifdef CPUPACK_EMULATE
-/* The kernels bring their own AVX-512 and AMX (emulate/). CPUPACK_EMULATE_VBMI=0 leaves VBMI out. */
-static int find_vnni(void) {
-    const char *wish = getenv("CPUPACK_EMULATE_VBMI");
-    detected.vbmi = wish == NULL || strcmp(wish, "0") != 0;
-    return 1;
-}
-
-static int find_amx(void) { return 1; }
-#else
-static int find_vnni(void) {
-    const uint32_t base = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* AVX512 F, DQ, BW, VL */
-    uint32_t a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (enabled_state() & 0xe6) != 0xe6)
-        return 0;
-    detected.vbmi = (c & 1u << 1) != 0;
-    return (b & base) == base && (c & 1u << 11);
-}
-
-/* Linux gives a process the memory for tiles only after it has asked. */
-static int amx_permitted(void) {
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-}
-
-static int find_amx(void) {
-    uint32_t a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 24) && (d & 1u << 25) &&
-           (enabled_state() & 0x60000) == 0x60000 && amx_permitted();
-}
-#endif
-
-/* CPUPACK_ISA=vnni leaves AMX unused, CPUPACK_ISA=avx2 leaves AVX-512 unused: to compare instruction sets. */
+/* CPUPACK_ISA names the kernels to run, to compare them. With those that the CPU cannot run, none are usable. */
 static void detect(void) {
     const char *wish = getenv("CPUPACK_ISA");
-    if (!find_avx2())
-        return;
-    usable = &kernels_avx2;
-    if ((wish != NULL && strcmp(wish, "avx2") == 0) || !find_vnni())
-        return;
-    usable = &kernels_vnni;
-    if ((wish != NULL && strcmp(wish, "vnni") == 0) || !find_amx())
-        return;
-    usable = &kernels_amx;
+    usable = detect_kernels(wish != NULL && *wish ? wish : NULL, &detected);
 }
 
 const struct kernels *find_kernels(void) {

@@ -118,7 +118,8 @@ struct kernels {
     void (*resize_column)(const uint8_t *from, int64_t bytes, uint8_t *to, const int32_t *factors, int64_t pairs);
 };
 
-extern const struct kernels kernels_amx, kernels_vnni, kernels_avx2;
+extern const struct kernels kernels_amx, kernels_vnni, kernels_avx2;     /* x86-64 */
+extern const struct kernels kernels_i8mm, kernels_dotprod, kernels_neon; /* aarch64 */
 
 /* The kernels for this CPU; NULL where it can run none. */
 const struct kernels *find_kernels(void);

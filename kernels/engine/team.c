@@ -42,7 +42,16 @@ struct team {
     struct member *members;
 };
 
-static inline void relax(void) { __builtin_ia32_pause(); }
+/* Tells the CPU that this thread waits, for the sake of another one on the same core. */
+static inline void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#else
+#error "which instruction waits on this CPU?"
+#endif
+}
 
 static void sleep_while(atomic_int *value, int seen, atomic_int *sleepers) {
     while (atomic_load(value) == seen) {

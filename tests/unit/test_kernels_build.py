@@ -65,18 +65,27 @@ def test_the_hook_and_the_loader_mean_one_file(hook: ModuleType) -> None:
 
 
 def test_it_is_compiled_again_only_after_a_change(hook: ModuleType, checkout: Path) -> None:
-    library = hook.compile_kernels(checkout)
-    assert b"cpupack_one" in library.read_bytes()
-    stamp = library.stat().st_mtime_ns
-    assert hook.compile_kernels(checkout).stat().st_mtime_ns == stamp
+    libraries = hook.compile_kernels(checkout)
+    assert all(b"cpupack_one" in library.read_bytes() for library in libraries)
+    stamps = [library.stat().st_mtime_ns for library in libraries]
+    assert [library.stat().st_mtime_ns for library in hook.compile_kernels(checkout)] == stamps
     source = checkout / "kernels" / "one.c"
     source.write_text("int cpupack_two(void) { return 2; }\n")
-    assert b"cpupack_two" in hook.compile_kernels(checkout).read_bytes()
-    assert [path.name for path in library.parent.iterdir()] == [library.name]
+    assert all(b"cpupack_two" in library.read_bytes() for library in hook.compile_kernels(checkout))
+    assert {path.name for path in libraries[0].parent.iterdir()} == {library.name for library in libraries}
+
+
+def test_each_library_is_for_its_cpu_and_has_no_sources_of_another(hook: ModuleType, checkout: Path) -> None:
+    (checkout / "kernels" / "x86").mkdir()
+    (checkout / "kernels" / "x86" / "own.c").write_text("int cpupack_x86(void) { return __builtin_cpu_init(), 1; }\n")
+    x86_64, aarch64 = hook.compile_kernels(checkout)
+    machines = [int.from_bytes(library.read_bytes()[18:20], "little") for library in (x86_64, aarch64)]
+    assert machines == [62, 183]  # EM_X86_64, EM_AARCH64
+    assert [b"cpupack_x86" in library.read_bytes() for library in (x86_64, aarch64)] == [True, False]
 
 
 def test_a_mistake_in_c_is_shown_and_keeps_the_old_library(hook: ModuleType, checkout: Path) -> None:
-    before = hook.compile_kernels(checkout).read_bytes()
+    before = hook.compile_kernels(checkout)[0].read_bytes()
     (checkout / "kernels" / "one.c").write_text("int cpupack_one(void) { return nothing; }\n")
     with pytest.raises(RuntimeError, match=r"do not compile:\n.*one\.c:1:.*error"):
         hook.compile_kernels(checkout)
@@ -96,21 +105,23 @@ def test_without_a_compiler_it_says_what_to_install(
 def test_the_sources_make_the_library_of_this_checkout_byte_for_byte(hook: ModuleType, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
     shutil.copytree(ROOT / hook.PUBLIC_HEADERS, tmp_path / hook.PUBLIC_HEADERS)
-    assert hash_file(hook.compile_kernels(tmp_path)) == hash_file(LIBRARY)
+    for library in hook.compile_kernels(tmp_path):
+        assert hash_file(library) == hash_file(LIBRARY.with_name(library.name))
 
 
 # --- what it needs
 
 
-def test_it_needs_the_c_library_of_manylinux_2_28_and_no_other() -> None:
-    data = LIBRARY.read_bytes()
+@pytest.mark.parametrize(("cpu", "loader"), [("x86_64", "ld-linux-x86-64.so.2"), ("aarch64", "ld-linux-aarch64.so.1")])
+def test_it_needs_the_c_library_of_manylinux_2_28_and_no_other(cpu: str, loader: str) -> None:
+    data = LIBRARY.with_name(f"cpupack_int8.{cpu}.so").read_bytes()
     versions = {tuple(map(int, found.split(b"."))) for found in re.findall(rb"GLIBC_([\d.]+)", data)}
     assert versions
     assert max(versions) <= (2, 28)
     # PEP 600 lets these be taken from the system; ld-linux is that of thread-local variables.
     libraries = {found.decode() for found in re.findall(rb"(?:lib[\w+-]+|ld-linux[\w-]*)\.so\.\d+", data)}
     assert "libc.so.6" in libraries
-    assert libraries <= {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2"}
+    assert libraries <= {"libc.so.6", "libm.so.6", "libpthread.so.0", loader}
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump; with apt: binutils")

@@ -1,0 +1,41 @@
+/* The kernels for ARM CPUs with SDOT: Cortex-A55, A76, Neoverse N1. */
+#include <string.h>
+
+#include "engine/kernels.h"
+#include "image/resize.h"
+#include "neon/target.h"
+
+#define ISA_NAME "dotprod"
+#define KERNELS kernels_dotprod
+#define ROWS_ANYWHERE 1
+#define HAS_DOTPROD 1
+#define HAS_I8MM 0
+
+TARGET_DOTPROD_BEGIN
+#include "neon/vectors.h"
+#include "operators/codes.inc"
+#include "operators/input.inc"
+#include "operators/pooling.inc"
+#include "operators/elementwise.inc"
+#include "operators/affine.inc"
+#include "operators/moves.inc"
+#include "operators/resample.inc"
+#include "operators/depthwise.inc"
+#include "neon/depthwise.inc"
+#include "operators/conv_gather.inc"
+#include "operators/conv_rows.inc"
+#include "operators/conv_finish.inc"
+#include "operators/conv_finish_block.inc"
+#include "neon/conv_multiply.inc"
+#include "operators/conv.inc"
+#include "operators/float_walks.inc"
+#include "operators/float_functions.inc"
+#include "operators/float_codes.inc"
+#include "operators/float_map.inc"
+#include "operators/float_rows.inc"
+#include "operators/float_matmul.inc"
+#include "operators/float_windows.inc"
+#include "operators/float_list.inc"
+#include "image/resize_passes.inc"
+#include "operators/kernel_list.inc"
+TARGET_END
