@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import fx
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts import (
     CalibratedModel,
     CalibrationReport,
+    CapturedModel,
     FloatModel,
     FusedModel,
     Reference,
@@ -19,6 +22,7 @@ from cpupack.artifacts import (
     Seen,
 )
 from cpupack.diagnostics import diagnose
+from cpupack.errors import QuantizationError
 from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize, Recipe
@@ -81,8 +85,20 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         )
         # A trace may hold the size of its batch (timm's CondConv has as many groups), so it is that of the race.
         rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
-        float_path = script_float(model, work / "float.pt", reference.samples.take(rows).tensor(slice(None)))
+        sample = reference.samples.take(rows).tensor(slice(None))
+        float_path = _timed_float(model, captured, work / "float.pt", sample, progress)
     return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
+
+
+def _timed_float(
+    model: FloatModel, captured: CapturedModel, path: Path, sample: torch.Tensor, progress: Progress
+) -> Path:
+    """Save the FP32 model that engines are timed against: as loaded, or as captured where torch cannot trace it."""
+    try:
+        return script_float(model, path, sample)
+    except QuantizationError as error:
+        progress.note(f"FP32 is timed as captured, since torch cannot trace the model as loaded: {error}")
+        return script_float(dataclasses.replace(model, module=captured.module), path, sample)
 
 
 def race_batch_size(recipe: Recipe) -> int:

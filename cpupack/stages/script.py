@@ -17,6 +17,7 @@ from cpupack.artifacts import FloatModel, QuantizedModel, ScriptedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_plain
 from cpupack.graph.native_model import CONVERSIONS, FP32_PREFIX, MixedModel, NativeModel
+from cpupack.graph.open_sizes import open_sizes
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
@@ -172,6 +173,7 @@ def _trace(module: nn.Module, example: torch.Tensor) -> Any:
 
 
 def _traced(module: nn.Module, example: torch.Tensor) -> Any:
+    open_sizes(module)
     unplain = _unplain_name(module)
     if unplain is None:
         return torch.jit.trace(module, example, check_trace=False)

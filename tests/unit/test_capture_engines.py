@@ -36,6 +36,7 @@ def net(forward: Forward, channels: int = 4) -> Net:
         after=nn.Conv2d(channels, 4, 3, padding=1),
         whole=torch.arange(1, 9).view(8, 1, 1),
         token=random(1, 1, 8, 8),
+        turn=torch.tensor([[[0.9, 0.1, 0.0], [-0.1, 0.9, 0.1]]]),
         gain=random(8, 1, 1).abs() + 0.5,
         up=nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4),
         norm=nn.BatchNorm2d(8),
@@ -109,6 +110,15 @@ NETS: dict[str, Forward] = {
     "the smaller of a map and a constant": lambda net, x: torch.minimum(x, net.gain)[:, :4],
     "an empty part": lambda net, x: torch.cat([x[:, :0], x[:, :4], x[:, 8:]], 1),
     "more samples for a while": lambda net, x: torch.cat([x, F.relu(x)], 0)[: x.shape[0], :4],
+    "zeros beside values": lambda net, x: torch.cat([x[:, :2], torch.zeros(x.shape[0], 2, 8, 8)], 1),
+    "a number for each sample": lambda net, x: (x * torch.full((x.shape[0], 1, 1, 1), 0.5))[:, :4],
+    "a repeated constant": lambda net, x: (x + net.gain[None].repeat(x.shape[0], 1, 8, 8))[:, :4],
+    "an image turned by a grid": lambda net, x: F.grid_sample(
+        x,
+        F.affine_grid(net.turn.expand(x.shape[0], 2, 3), [x.shape[0], 8, 8, 8], align_corners=False),
+        align_corners=False,
+    )[:, :4],
+    "a part of a batch of a known size": lambda net, x: x.unflatten(0, (x.shape[0], 1)).flatten(0, 1)[:, :4],
     "a single number of each sample": lambda net, x: (x / x.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * 20.0)[:, :4],
     "a bicubic interpolation": lambda net, x: F.interpolate(x, scale_factor=1.5, mode="bicubic")[:, :4],
     "a softmax of volumes": lambda net, x: (

@@ -13,7 +13,12 @@ from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
-from cpupack.stages.capture.raising import raise_graph, refuse_filters_by_sample, refuse_numbers
+from cpupack.stages.capture.raising import (
+    raise_graph,
+    refuse_counts_of_samples,
+    refuse_filters_by_sample,
+    refuse_numbers,
+)
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
 _EXAMPLES = 3
@@ -34,6 +39,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
         return CapturedModel(model.module, "eager", batch)
     exported = export(model.module, batch[:2].clone())
     refuse_filters_by_sample(exported)
+    refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()

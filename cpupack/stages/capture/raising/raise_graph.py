@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 
 from cpupack.errors import ModelError
+from cpupack.graph.open_sizes import COUNTED_RESULTS
 from cpupack.graph.tags import OTHER_FLOAT
 from cpupack.model.user_code import is_library
 from cpupack.stages.capture.export import Exported, depends_on_values
@@ -74,6 +75,18 @@ def refuse_filters_by_sample(exported: Exported) -> None:
                 f"many groups as the batch has samples{_line(node)}",
                 hint="convolve the whole batch with each of the filters that are mixed, then mix the results: the sum "
                 "is the same. docs/how-to/capture-refused.md shows it",
+            )
+
+
+def refuse_counts_of_samples(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a call whose number of results depends on the size of the batch."""
+    for node in _needed(exported.result):
+        sizes = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.SymInt)]
+        if sizes and isinstance(node.target, OpOverload) and node.target._opname in COUNTED_RESULTS:
+            raise ModelError(
+                f"the model cannot be captured: {node.target} in {_scope(node)} takes the size of the batch as a "
+                f"number, and the saved model would keep that of one batch{_line(node)}",
+                hint="write that line so that it works for any batch size: a slice in place of a part of a split",
             )
 
 
