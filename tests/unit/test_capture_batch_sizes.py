@@ -42,7 +42,6 @@ def net(forward: Any) -> Net:  # a lambda that reads the children of its net
         pytest.param(lambda n, x: n.conv(x) + n.one.repeat(x.shape[0], 1, 8, 8), id="repeat"),
         pytest.param(lambda n, x: n.conv(x) + torch.tile(n.one, (x.shape[0], 1, 8, 8)), id="tile"),
         pytest.param(lambda n, x: n.conv(x) + n.one.repeat_interleave(x.shape[0], 0), id="repeat_interleave"),
-        pytest.param(lambda n, x: n.conv(x) + torch.eye(x.shape[0]).sum(1).view(-1, 1, 1, 1), id="eye"),
         pytest.param(lambda n, x: n.conv(x)[torch.arange(x.shape[0])], id="arange as an index"),
         pytest.param(lambda n, x: n.conv(x) + (n.table[: x.shape[0]] * 0).view(-1, 1, 1, 1), id="slice"),
         pytest.param(lambda n, x: n.conv(x).flatten(0, 1).unflatten(0, (x.shape[0], 4)), id="unflatten"),

@@ -18,6 +18,7 @@ from cpupack.stages.capture.raising import (
     refuse_counts_of_samples,
     refuse_filters_by_sample,
     refuse_numbers,
+    refuse_pairs_of_samples,
 )
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
@@ -43,6 +44,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     proof = Proof(model.module, batch, exported.batch_lines)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
+    refuse_pairs_of_samples(exported)
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)

@@ -1,10 +1,17 @@
 """ATen calls -> the vocabulary of ``cpupack/graph/vocabulary.py``: one handler for each operator, by subject."""
 
-from cpupack.stages.capture.raising.raise_graph import (
-    raise_graph,
+from cpupack.stages.capture.raising.raise_graph import raise_graph
+from cpupack.stages.capture.raising.refusals import (
     refuse_counts_of_samples,
     refuse_filters_by_sample,
     refuse_numbers,
+    refuse_pairs_of_samples,
 )
 
-__all__ = ["raise_graph", "refuse_counts_of_samples", "refuse_filters_by_sample", "refuse_numbers"]
+__all__ = [
+    "raise_graph",
+    "refuse_counts_of_samples",
+    "refuse_filters_by_sample",
+    "refuse_numbers",
+    "refuse_pairs_of_samples",
+]

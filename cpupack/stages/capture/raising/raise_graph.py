@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch import fx, nn
 from torch._ops import OpOverload
 
 from cpupack.errors import ModelError
-from cpupack.graph.open_sizes import COUNTED_RESULTS
 from cpupack.graph.tags import OTHER_FLOAT
-from cpupack.model.user_code import is_library
-from cpupack.stages.capture.export import Exported, depends_on_values
+from cpupack.stages.capture.export import Exported
 from cpupack.stages.capture.raising import activations, arithmetic, combined, layers, pools, shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.refusals import needed, scope_of
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
@@ -33,9 +31,9 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
     Raises ModelError for batch statistics, naming the layer.
     """
     raiser = Raiser(exported)
-    needed = _needed(exported.result)
+    read = needed(exported.result)
     for node in exported.graph.nodes:
-        if node.op == "call_function" and node in needed:
+        if node.op == "call_function" and node in read:
             raiser.node = node
             _raise(raiser, node)
     raiser.node = exported.result
@@ -49,55 +47,6 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
     return graph.eval()
-
-
-def refuse_numbers(exported: Exported) -> None:
-    """Raise ModelError, with the user's line, for a number that is taken out of a computed tensor (``x.item()``)."""
-    for node in _needed(exported.result):
-        if node.target in {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}:
-            raise depends_on_values(_line(node))
-
-
-def refuse_filters_by_sample(exported: Exported) -> None:
-    """Raise ModelError, with the user's line, for a convolution that has a group for each sample of the batch.
-
-    That is how filters that are mixed anew for each sample are applied. The number of groups is a plain number to
-    every engine, so the saved model would work for one batch size alone.
-    """
-    for node in _needed(exported.result):
-        if not isinstance(node.target, OpOverload) or "conv" not in node.target._schema.name:
-            continue
-        names = [each.name for each in node.target._schema.arguments]
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
-        if isinstance(given.get("groups"), fx.Node):
-            raise ModelError(
-                f"the model cannot be captured: {_scope(node)} convolves each sample with filters of its own, in as "
-                f"many groups as the batch has samples{_line(node)}",
-                hint="convolve the whole batch with each of the filters that are mixed, then mix the results: the sum "
-                "is the same. docs/how-to/capture-refused.md shows it",
-            )
-
-
-def refuse_counts_of_samples(exported: Exported) -> None:
-    """Raise ModelError, with the user's line, for a call whose number of results depends on the size of the batch."""
-    for node in _needed(exported.result):
-        sizes = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.SymInt)]
-        if sizes and isinstance(node.target, OpOverload) and node.target._opname in COUNTED_RESULTS:
-            raise ModelError(
-                f"the model cannot be captured: {node.target} in {_scope(node)} takes the size of the batch as a "
-                f"number, and the saved model would keep that of one batch{_line(node)}",
-                hint="write that line so that it works for any batch size: a slice in place of a part of a split",
-            )
-
-
-def _needed(result: fx.Node) -> set[fx.Node]:
-    needed, pending = {result}, [result]
-    while pending:
-        for each in pending.pop().all_input_nodes:
-            if each not in needed:
-                needed.add(each)
-                pending.append(each)
-    return needed
 
 
 def _raise(r: Raiser, node: fx.Node) -> None:
@@ -139,7 +88,7 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     """Return the call as export gave it, on the new graph's operands."""
     if any(isinstance(each.meta.get("val"), nn.Module) or each.op == "get_attr" for each in node.all_input_nodes):
         raise ModelError(
-            f"the model cannot be captured: {node.target} in {_scope(node)} holds a part of the model that "
+            f"the model cannot be captured: {node.target} in {scope_of(node)} holds a part of the model that "
             "torch.export keeps apart",
             hint="take torch.autocast, torch.set_grad_enabled and control flow of torch out of forward",
         )
@@ -147,7 +96,7 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.operand)
     except NotRaised as error:
         raise ModelError(
-            f"internal: {node.target} in {_scope(node)} reads a result that capture does not keep",
+            f"internal: {node.target} in {scope_of(node)} reads a result that capture does not keep",
             hint="this is a fault of cpupack, please report the model",
         ) from error
     word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
@@ -157,15 +106,3 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     if _is_other_float(node):
         kept.meta[OTHER_FLOAT] = True
     return r._noted(kept, word)
-
-
-def _line(node: fx.Node) -> str:
-    """Return the user's line that made a call, in brackets, "" where it is not known."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
-    theirs = [frame for frame in frames if not is_library(frame[0])]
-    return f" ({theirs[-1][0]}:{theirs[-1][1]}: {theirs[-1][2]})" if theirs else ""
-
-
-def _scope(node: fx.Node) -> str:
-    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return (scopes[-1] if scopes else "") or "the model"

@@ -1,0 +1,95 @@
+"""What an exported model does with its batch that no saved model can do: told before anything is built on it."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from cpupack.errors import ModelError
+from cpupack.graph.open_sizes import COUNTED_RESULTS
+from cpupack.model.user_code import is_library
+from cpupack.stages.capture.export import Exported, depends_on_values, is_dynamic
+
+
+def refuse_numbers(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a number that is taken out of a computed tensor (``x.item()``)."""
+    for node in needed(exported.result):
+        if node.target in {torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default}:
+            raise depends_on_values(line_of(node))
+
+
+def refuse_filters_by_sample(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a convolution that has a group for each sample of the batch.
+
+    That is how filters that are mixed anew for each sample are applied. The number of groups is a plain number to
+    every engine, so the saved model would work for one batch size alone.
+    """
+    for node in needed(exported.result):
+        if not isinstance(node.target, OpOverload) or "conv" not in node.target._schema.name:
+            continue
+        names = [each.name for each in node.target._schema.arguments]
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        if isinstance(given.get("groups"), fx.Node):
+            raise ModelError(
+                f"the model cannot be captured: {scope_of(node)} convolves each sample with filters of its own, in as "
+                f"many groups as the batch has samples{line_of(node)}",
+                hint="convolve the whole batch with each of the filters that are mixed, then mix the results: the sum "
+                "is the same. docs/how-to/capture-refused.md shows it",
+            )
+
+
+def refuse_counts_of_samples(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a call whose number of results depends on the size of the batch."""
+    for node in needed(exported.result):
+        sizes = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.SymInt)]
+        if sizes and isinstance(node.target, OpOverload) and node.target._opname in COUNTED_RESULTS:
+            raise ModelError(
+                f"the model cannot be captured: {node.target} in {scope_of(node)} takes the size of the batch as a "
+                f"number, and the saved model would keep that of one batch{line_of(node)}",
+                hint="write that line so that it works for any batch size: a slice in place of a part of a split",
+            )
+
+
+def refuse_pairs_of_samples(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a tensor that has the batch in two dimensions: pairs of samples.
+
+    What a sample does to the others may be too little to show in three samples' answers.
+    """
+    read = needed(exported.result)
+    for node in (each for each in exported.graph.nodes if each in read):  # in order: the first one is the cause
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and sum(map(is_dynamic, value.shape)) > 1:
+            raise ModelError(
+                f"the model's answer to a sample depends on the other samples of its batch: {scope_of(node)} makes a "
+                f"tensor that has the batch in two dimensions, so samples meet each other{line_of(node)}",
+                hint="look for a matrix product or a comparison that takes the batch for another dimension: "
+                "transpose(-1, -2) of a tensor (batch, tokens) needs a third dimension. "
+                "docs/how-to/capture-refused.md says more",
+            )
+
+
+def needed(result: fx.Node) -> set[fx.Node]:
+    """Return the calls that a result depends on, itself among them."""
+    found, pending = {result}, [result]
+    while pending:
+        for each in pending.pop().all_input_nodes:
+            if each not in found:
+                found.add(each)
+                pending.append(each)
+    return found
+
+
+def line_of(node: fx.Node) -> str:
+    """Return the user's line that made a call, in brackets, "" where it is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', node.meta.get("stack_trace") or "")
+    theirs = [frame for frame in frames if not is_library(frame[0])]
+    return f" ({theirs[-1][0]}:{theirs[-1][1]}: {theirs[-1][2]})" if theirs else ""
+
+
+def scope_of(node: fx.Node) -> str:
+    """Return the name of the user's module that made a call."""
+    scopes = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return (scopes[-1] if scopes else "") or "the model"
