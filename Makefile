@@ -12,6 +12,7 @@
 # make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
 #                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
+# make threads   run the tests of the team of threads under gcc's thread sanitizer (apt: gcc)
 # make clean     delete what all these have made
 #
 # Each does its own set-up in .venv; the second run skips what is there. Variables:

@@ -22,7 +22,7 @@ from cpupack.runtime.engine.program import Program
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from arm import counting, emulator  # noqa: E402 - found by the line before
-from benchmarks.layers import Engine  # noqa: E402
+from layers import Engine  # noqa: E402 - beside this file
 from hatch_build import LIBRARY  # noqa: E402
 
 LEVELS = ("neon", "dotprod", "i8mm")
