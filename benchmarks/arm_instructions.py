@@ -21,8 +21,9 @@ from cpupack.runtime.engine.program import Program
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from arm import counting, emulator  # noqa: E402 - found by the line before
 from layers import Engine  # noqa: E402 - beside this file
+
+from arm import counting, emulator  # noqa: E402 - found by the line before
 from hatch_build import LIBRARY  # noqa: E402
 
 LEVELS = ("neon", "dotprod", "i8mm")

@@ -1,8 +1,9 @@
 """What llvm-mca says of the inner loops of the products on ARM: cycles of a turn, and the share of a CPU's peak.
 
 ``python benchmarks/arm_loops.py`` compiles the kernels as they ship, takes the loop of a whole tile (eight rows by
-eight columns, sixteen inputs of each) out of each instruction set's ``panel_plain`` and prints a row for each CPU model: the
-instructions of a turn, its cycles, multiply-adds a cycle, and the share of what the CPU's multipliers could do at most.
+eight columns, sixteen inputs of each) out of each instruction set's ``panel_plain`` and prints a row for each CPU
+model: the instructions of a turn, its cycles, multiply-adds a cycle, and the share of what the CPU's multipliers
+could do at most.
 Needs ``llvm-mca`` and ``llvm-objdump`` of LLVM 17 or later on the path (apt: ``llvm-19``); ``--llvm DIR`` names others.
 
 These are models of CPUs, not CPUs: loads are assumed to hit the first cache.
