@@ -6,7 +6,8 @@
 ENV has the wheel with its extra ``serve``, simplejpeg, and for the peers litserve, bentoml, fastapi and uvicorn.
 Measure on a host that does nothing else, in slices of a few minutes; rows of several slices go into one table. Every
 server is started once and stopped (SIGSTOP) while another is measured. Each round asks all of them in turn. The client
-is this process. It is open-loop: requests come at times drawn before, and latency counts from there.
+is this process, at a higher priority where that is allowed. It is open-loop: requests come at times drawn before, and
+latency counts from there.
 
 ``goodput``   rates of ``--rates``; how many answers come within ``--within-ms``, for each of ``--servers``
 ``cpu``       CPU time of the server a request, beside that of the same calls without a server
@@ -20,13 +21,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,15 @@ from cpupack.runtime.bench.server import Load
 from cpupack.runtime.serve.load_client import OK, REFUSED, HttpDoor, Outcome, offer
 
 WARM_UP_S = 0.5
-_PIXELS = (224, 224, 3)
+_CLIENT_NICE = -10
+"""How much the client goes before the servers, where the host allows it: it is what measures."""
 _DIRECT = """
 import json, sys, time
 from importlib import import_module
 import numpy as np
 package, kind, rate, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
 runner = import_module(package).Runner(threads=1, instances=1, batch_size=1)
-pixels = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
+pixels = np.random.default_rng(0).integers(0, 256, (1, *runner.pixel_shape()), dtype=np.uint8)
 ready = runner.ready(pixels)
 call = (lambda: runner(pixels)) if kind == "runner" else (lambda: runner.pool.run(ready, 0))
 for _ in range(20):
@@ -94,6 +97,7 @@ def main() -> None:
     measure: Callable[[argparse.Namespace, list[Server]], Iterator[dict[str, Any]]] = {
         "goodput": goodput, "cpu": cpu, "jpeg": jpeg, "quiet": quiet, "overload": overload,
     }[arguments.what]  # fmt: skip
+    nice = os.nice(0)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpupack-serving-")))
         servers = []
@@ -103,8 +107,10 @@ def main() -> None:
             server.wait()
             server.pause()
             servers.append(server)
+        with suppress(PermissionError):  # else it waits for the servers' threads, and its lateness looks like theirs
+            os.setpriority(os.PRIO_PROCESS, 0, nice + _CLIENT_NICE)
         for row in measure(arguments, servers):
-            line = json.dumps({"what": arguments.what, **row})
+            line = json.dumps({"what": arguments.what, "package": arguments.package, **row})
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
             if arguments.out is not None:
@@ -150,27 +156,31 @@ def goodput(arguments: argparse.Namespace, servers: list[Server]) -> Iterator[di
 
 def cpu(arguments: argparse.Namespace, servers: list[Server]) -> Iterator[dict[str, Any]]:
     """Yield rows of the server's CPU time: raw and binary tensors, JPEG; and that of the same calls alone."""
-    name = arguments.package.replace("_", "-")
+    kinds = (("raw", raw_tensor(servers[0])), ("binary", binary_tensor(servers[0])))
     for number in range(arguments.rounds):
         for rate in arguments.rates:
             yield {"round": number, "server": "kernels", **direct(arguments, "pool", rate)}
             for server in servers:
-                for kind, bodies in (("raw", raw_tensor(name)), ("binary", binary_tensor(name))):
+                for kind, bodies in kinds:
                     with server.turn():
                         row, _ = ask(server, bodies, rate, arguments, number)
                     yield {"round": number, "body": kind, **row}
-        yield {"round": number, "server": "kernels, one call after the other", **direct(arguments, "pool", 0.0)}
+        yield {"round": number, "server": "kernels", "closed": True, **direct(arguments, "pool", 0.0)}
+        for server in servers:
+            for kind, bodies in kinds:
+                with server.turn():
+                    yield {"round": number, "body": kind, "closed": True, **closed(server, bodies, arguments)}
 
 
 def quiet(arguments: argparse.Namespace, servers: list[Server]) -> Iterator[dict[str, Any]]:
     """Yield rows of latency under little load, beside the runner's own."""
-    name = arguments.package.replace("_", "-")
+    bodies = raw_tensor(servers[0])
     for number in range(arguments.rounds):
         for rate in arguments.rates:
             yield {"round": number, "server": "runner(...)", **direct(arguments, "runner", rate)}
             for server in servers:
                 with server.turn():
-                    row, _ = ask(server, raw_tensor(name), rate, arguments, number)
+                    row, _ = ask(server, bodies, rate, arguments, number)
                 yield {"round": number, "body": "raw", **row}
 
 
@@ -220,23 +230,29 @@ def images(folder: Path | None) -> Bodies:
     return Bodies("/predict", found, [("Content-Type", "image/jpeg")])
 
 
-def _tensors() -> list[bytes]:
+def _tensors(server: Server) -> tuple[str, list[int], list[bytes]]:
+    """Return the model's path, the shape of one sample, and some samples."""
+    with server.turn():
+        found = server.metadata()
+    shape = [1, *found["inputs"][0]["shape"][1:]]
     generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, _PIXELS, dtype=np.uint8).tobytes() for _ in range(16)]
+    samples = [generator.integers(0, 256, shape, dtype=np.uint8).tobytes() for _ in range(16)]
+    return f"/v2/models/{found['name']}/infer", shape, samples
 
 
-def raw_tensor(name: str) -> Bodies:
-    """Return 150 KB of pixels that are the whole body."""
-    return Bodies(f"/v2/models/{name}/infer", _tensors(), [("Inference-Header-Content-Length", "0")])
+def raw_tensor(server: Server) -> Bodies:
+    """Return pixels that are the whole body."""
+    path, _, samples = _tensors(server)
+    return Bodies(path, samples, [("Inference-Header-Content-Length", "0")])
 
 
-def binary_tensor(name: str) -> Bodies:
-    """Return 150 KB of pixels after a JSON head, as clients of the Open Inference Protocol send them."""
-    size = int(np.prod(_PIXELS))
-    one = {"name": "input", "datatype": "UINT8", "shape": [1, *_PIXELS], "parameters": {"binary_data_size": size}}
+def binary_tensor(server: Server) -> Bodies:
+    """Return pixels after a JSON head, as clients of the Open Inference Protocol send them."""
+    path, shape, samples = _tensors(server)
+    size = len(samples[0])
+    one = {"name": "input", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": size}}
     head = json.dumps({"inputs": [one], "parameters": {"binary_data_output": True}}).encode()
-    headers = [("Inference-Header-Content-Length", str(len(head)))]
-    return Bodies(f"/v2/models/{name}/infer", [head + body for body in _tensors()], headers)
+    return Bodies(path, [head + body for body in samples], [("Inference-Header-Content-Length", str(len(head)))])
 
 
 # One measurement.
@@ -253,7 +269,8 @@ def ask(
     return {
         "server": server.kind, "setting": server.setting, "rate_per_s": rate, "seconds": arguments.seconds,
         "within_ms": arguments.within_ms, **summary(outcome, arguments.within_ms, WARM_UP_S, arguments.seconds),
-        "client_cores": client_s / took_s, **server.used(before, took_s, len(due_s)),
+        "body_kb": sum(map(len, bodies.bodies)) / len(bodies.bodies) / 1000, "client_cores": client_s / took_s,
+        **server.used(before, took_s, len(due_s)),
     }, outcome  # fmt: skip
 
 
@@ -324,6 +341,7 @@ def closed(server: Server, bodies: Bodies, arguments: argparse.Namespace) -> dic
     ]  # fmt: skip
     return {
         "server": server.kind, "setting": server.setting, "connections": arguments.connections,
+        "body_kb": sum(map(len, bodies.bodies)) / len(bodies.bodies) / 1000,
         "answered_per_s": counted.count(OK) / arguments.seconds, "not_ok": len(counted) - counted.count(OK),
         "client_cores": (_cpu_s() - used) / took_s, **server.used(before, took_s, len(states)),
     }  # fmt: skip

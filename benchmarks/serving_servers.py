@@ -70,13 +70,16 @@ class Server:
 
     def watch(self) -> dict[str, Any]:
         """Return what ``used`` needs from before a measurement."""
-        return {"cpu_s": self._cpu_s(), "metrics": self._metrics()}
+        return {"cpu_s": self._cpu_s(), "metrics": self._metrics(), "faults": self._faults()}
 
     def used(self, before: dict[str, Any], took_s: float, requests: int) -> dict[str, Any]:
         """Return the server's CPU time since ``before``, its memory, and what its own metrics say."""
-        cpu_s = self._cpu_s() - before["cpu_s"]
+        user_s, system_s = (now - then for now, then in zip(self._cpu_s(), before["cpu_s"], strict=True))
+        cpu_s = user_s + system_s
         found: dict[str, Any] = {
             "server_cpu_ms_a_request": 1000.0 * cpu_s / requests, "server_cores": cpu_s / took_s,
+            "system_ms_a_request": 1000.0 * system_s / requests,
+            "page_faults_a_request": (self._faults() - before["faults"]) / requests,
             "server_mb": sum(_proportional_mb(one) for one in self._processes()),
         }  # fmt: skip
         after, metrics = self._metrics(), before["metrics"]
@@ -90,13 +93,26 @@ class Server:
             found["drift"], found["tail"] = (after.get(f"cpupack_table_{name}_ratio") for name in ("drift", "tail"))
         return found
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what cpupack's server says of its model, named as its wheel."""
+        name = self.get("/openapi.json")["info"]["title"]
+        return {"name": name, **self.get(f"/v2/models/{name}")}
+
+    def get(self, path: str) -> Any:
+        """Return the JSON at an address."""
+        return json.loads(self._text(path))
+
+    def _text(self, path: str) -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("GET", path)
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return text
+
     def _metrics(self) -> dict[str, float]:
         if self.kind not in ("cpupack", "uvicorn"):
             return {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request("GET", "/metrics")
-        text = connection.getresponse().read().decode()
-        connection.close()
+        text = self._text("/metrics")
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
@@ -107,12 +123,21 @@ class Server:
         except psutil.NoSuchProcess:
             return []
 
-    def _cpu_s(self) -> float:
-        total = 0.0
+    def _cpu_s(self) -> tuple[float, float]:
+        """Return the CPU time of the processes in user and in kernel mode."""
+        user_s = system_s = 0.0
         for one in self._processes():
             with suppress(psutil.NoSuchProcess):
                 used = one.cpu_times()
-                total += used.user + used.system
+                user_s, system_s = user_s + used.user, system_s + used.system
+        return user_s, system_s
+
+    def _faults(self) -> int:
+        """Return how many pages the processes have got from the kernel."""
+        total = 0
+        for one in self._processes():
+            with suppress(FileNotFoundError):
+                total += int(Path(f"/proc/{one.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[7])
         return total
 
     def _signal(self, number: int) -> None:
@@ -130,7 +155,13 @@ def start_server(text: str, python: Path, package: str, directory: Path, options
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "SETTING": json.dumps(setting), "PACKAGE": package, "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {
+        **os.environ,
+        **setting.get("env", {}),
+        "SETTING": json.dumps(setting),
+        "PACKAGE": package,
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
     if kind == "cpupack":
         command = ["-m", package, "serve", "--port", str(port), *setting.get("options", []), *options]
     elif kind == "bentoml":

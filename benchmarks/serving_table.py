@@ -66,30 +66,27 @@ def _peak(found: dict[float, list[float]]) -> float:
 
 def _cpu(rows: list[Row]) -> list[str]:
     lines = [
-        "## CPU time of the server, tensors of 150 KB",
+        "## CPU time of the server, tensors",
         "",
-        'One request a call. "Beyond the kernels" is the difference to a process that makes the same calls at the same',
-        "times without a server.",
+        'One request a call. "Beyond the kernels" is the difference to a process that makes the same calls without a',
+        "server: at the same times, or one after the other where the connections send as fast as they are answered.",
         "",
-        "| server | body | requests/s | CPU a request | beyond the kernels | p50 | p99 |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| server | body | load | CPU a request | beyond the kernels |",
+        "|---|---|---:|---:|---:|",
     ]
-    kernels = {
-        rate: _median(rows, "cpu_ms", server="kernels", rate_per_s=rate)
-        for rate in {row["rate_per_s"] for row in rows if row["server"] == "kernels"}
-    }
-    for rate, used in sorted(kernels.items()):
-        lines.append(f"| the calls alone | | {rate:g} | {used:.3f} ms | | | |")
-        for name, body in sorted({(_name(row), row["body"]) for row in rows if "body" in row}):
-            same = [row for row in rows if _name(row) == name and row.get("body") == body and row["rate_per_s"] == rate]
-            if same:
-                total = _median(same, "server_cpu_ms_a_request")
-                p50, p99 = (statistics.median(row["latency_ms"][key] for row in same) for key in ("p50", "p99"))
-                lines.append(
-                    f"| {name} | {body} | {rate:g} | {total:.3f} ms | {total - used:.3f} ms "
-                    f"| {p50:.2f} ms | {p99:.2f} ms |"
-                )
+    for package, rate in sorted({(row["package"], _load(row)) for row in rows}):
+        same = [row for row in rows if (row["package"], _load(row)) == (package, rate)]
+        alone = _median(same, "cpu_ms", server="kernels")
+        lines.append(f"| the calls of {package} alone | | {rate} | {alone:.3f} ms | |")
+        for name, body, size in sorted({(_name(row), row["body"], row["body_kb"]) for row in same if "body" in row}):
+            one = [row for row in same if (_name(row), row.get("body"), row.get("body_kb")) == (name, body, size)]
+            used = _median(one, "server_cpu_ms_a_request")
+            lines.append(f"| {name} | {body}, {size:.1f} KB | {rate} | {used:.3f} ms | {used - alone:.3f} ms |")
     return [*lines, ""]
+
+
+def _load(row: Row) -> str:
+    return "as fast as answered" if row.get("closed") else f"{row['rate_per_s']:g}/s"
 
 
 def _quiet(rows: list[Row]) -> list[str]:
@@ -118,13 +115,17 @@ def _jpeg(rows: list[Row]) -> list[str]:
         "| | images/s | of bench | cores of the server | cores of the client |",
         "|---|---:|---:|---:|---:|",
     ]
-    bench = _median(rows, "answered_per_s", server="bench")
-    for name in ("bench", *sorted({_name(row) for row in rows if row["server"] != "bench"})):
-        same = [row for row in rows if (row["server"] if name == "bench" else _name(row)) == name]
+    for name in sorted({_name(row) for row in rows}, key=lambda one: ("other work" in one, one)):
+        same = [row for row in rows if _name(row) == name]
         rate = _median(same, "answered_per_s")
+        bench = _median(
+            [row for row in rows if row.get("other_work") == same[0].get("other_work")],
+            "answered_per_s",
+            server="bench",
+        )
         cores = (
             ["", ""]
-            if name == "bench"
+            if name.startswith("bench")
             else [f"{_median(same, 'server_cores'):.2f}", f"{_median(same, 'client_cores'):.2f}"]
         )
         lines.append(f"| {name} | {rate:.0f} | {rate / bench:.2f} | {' | '.join(cores)} |")
@@ -161,7 +162,8 @@ def _overload(rows: list[Row]) -> list[str]:
 
 
 def _median(rows: Iterable[Row], key: str, **wanted: Any) -> float:
-    return statistics.median(row[key] for row in rows if all(row.get(name) == value for name, value in wanted.items()))
+    values = [float(row[key]) for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+    return statistics.median(values)
 
 
 def _name(row: Row) -> str:
@@ -170,4 +172,5 @@ def _name(row: Row) -> str:
         f"{key} {' '.join(map(str, value)) if isinstance(value, list) else json.dumps(value)}"
         for key, value in setting.items()
     )
-    return f"{row['server']} ({shown})" if shown else str(row["server"])
+    name = f"{row['server']} ({shown})" if shown else str(row["server"])
+    return f"{name}, other work on the host" if row.get("other_work") else name
