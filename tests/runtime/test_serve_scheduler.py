@@ -93,6 +93,25 @@ def test_who_has_to_wait_must_leave_room_for_a_worthwhile_call() -> None:
     assert one.times.worthwhile(26 * MS) == 2  # a call of three takes 14, one of two 12
 
 
+def test_a_size_is_worthwhile_only_if_it_serves_more() -> None:
+    """A larger call makes requests wait. Time a sample: 2.875 in a call of four is 4 % less than 3 alone."""
+    assert times((1, 3, 3), (4, 11.5, 11.5)).worthwhile(math.inf) == 1
+    assert times((1, 3, 3), (4, 11, 11)).worthwhile(math.inf) == 2  # 2.75 of four, 2.83 of two
+    assert times((1, 3, 3), (4, 11, 11)).worthwhile(math.inf, 3 * MS) == 1  # with decoding 5.75 and 6
+    cheaper = times((1, 3, 3), (4, 7, 7))  # two take 4.33, three 5.67
+    assert cheaper.worthwhile(math.inf) == 4
+    assert cheaper.worthwhile(12 * MS) == 3
+    assert cheaper.worthwhile(12 * MS, 0.2 * MS) == 2  # three take 6.27 with decoding, which is more than half
+
+
+def test_spreads_of_calls_in_a_row_add_up_by_their_squares() -> None:
+    """A call takes 10, and 13 in one of 100 cases: two in a row take 20, and 20 + sqrt(9 + 9) = 24.24 so rarely."""
+    for deadline, admitted in ((24.25, True), (24.2, False)):
+        one = scheduler(table=times((1, 10, 13)))
+        start(one)
+        assert (one.offer([job(deadline=deadline)], 0.0) is None) == admitted
+
+
 def test_several_instances_share_the_queue() -> None:
     one = scheduler(2, table=times((1, 10, 10)))
     start(one, 0)  # until 10
@@ -141,6 +160,29 @@ def test_a_parked_instance_is_woken_once_for_each_request() -> None:
     assert one.wake() is None  # one request needs one instance
     assert one.offer([job()], 0.0) is None
     assert one.wake() == 1 - woken
+
+
+def test_an_instance_that_was_woken_more_often_than_needed_is_not_parked_while_it_runs() -> None:
+    one = scheduler(2, table=times((1, 10, 10)))
+    assert one.take(0, 0.0).jobs == one.take(1, 0.0).jobs == []
+    assert one.offer([job()], 0.0) is None
+    assert len(one.take(1, 0.0).jobs) == 1  # nobody had asked ``wake`` whom to wake
+    assert one.offer([job()], 0.0) is None
+    assert one.wake() == 0
+
+
+def test_a_call_that_is_abandoned_gives_back_its_jobs_and_those_it_had_dropped() -> None:
+    one = scheduler(2)
+    late, good, other = job(deadline=15), job(), job()
+    start(one, 1, 0.0, other)
+    for each in (late, good):
+        assert one.offer([each], 0.0) is None
+    taken = one.take(0, 9 * MS)  # too late for one that takes 10 until 15
+    assert (taken.jobs, taken.dropped) == ([good], [late])
+    assert one.abandon(0) == [late, good]
+    assert (one.waiting, one.running, one.held_bytes) == (0, 1, other.size_bytes)
+    one.finish(1, 10 * MS)
+    assert one.held_bytes == 0
 
 
 def test_it_is_checked_again_before_it_runs() -> None:

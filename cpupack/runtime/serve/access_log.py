@@ -46,6 +46,7 @@ class AccessLog:
         self._lost, self._path = lost, None if target == "-" else Path(target)
         self._lines: queue.Queue[str | int | None] = queue.Queue(_WAITING_LINES)
         self._descriptor = self._open()
+        # Made before the server takes signals. An interrupt here ends the process, and a daemon does not keep it.
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
         self._thread.start()
 

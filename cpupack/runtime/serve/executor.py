@@ -8,13 +8,17 @@ of a call in one hand-over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,8 @@ import numpy.typing as npt
 
 from ..errors import HostError, InputError, RunnerError
 from ..host.limits import why_no_thread
+from ..threads import Answer, ThreadRefusedError
+from ..threads import start as start_thread
 from .model import Data, ServedModel
 from .scheduler import EXPIRED, Job, Refusal, Scheduler
 from .times import PrepareTimes
@@ -29,7 +35,6 @@ from .times import PrepareTimes
 LOGGER = logging.getLogger("cpupack.serve")
 NICE = 1
 """How much instances yield to the event loop, which must answer and refuse while all cores compute."""
-
 Format = Callable[[npt.NDArray[np.float32], "Request"], Any]
 """Makes the answer from the logits, in an instance's thread."""
 
@@ -103,21 +108,24 @@ class Executor:
         self._observer = observer or Observer()
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._wakes = [threading.Semaphore(0) for _ in range(scheduler.instances)]
+        # In C, so that an exception from outside cannot strike in the middle and lose a waiter, as in a Semaphore.
+        self._wakes = [SimpleQueue[None]() for _ in range(scheduler.instances)]
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._unanswered = 0
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = math.inf
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Answer[None]] = []
+        self._idents: list[int | None] = [None] * scheduler.instances
+        self._owners: dict[int, int] = {}
         try:
             for number in range(scheduler.instances):
                 self._threads.append(self._thread(number))
         except BaseException:
             self._stopping = True
             for wake in self._wakes:
-                wake.release()
+                wake.put(None)
             raise
 
     @property
@@ -151,7 +159,7 @@ class Executor:
             refusal = self.scheduler.offer(request.jobs, time.monotonic())
             woken = [] if refusal else self._woken()
         for instance in woken:
-            self._wakes[instance].release()
+            self._wakes[instance].put(None)
         if refusal:
             raise RefusedError(refusal)
         self._unanswered += 1
@@ -179,15 +187,14 @@ class Executor:
             left = self.scheduler.clear()
         self._refuse(left, Refusal("draining", 1.0))
         for wake in self._wakes:
-            wake.release()
-        for thread in self._threads:
-            while thread.is_alive():
-                await asyncio.sleep(0.002)
+            wake.put(None)
+        while any(self._alive()):
+            await asyncio.sleep(0.002)
         self.model.runner.close()
 
     def revive(self) -> int:
         """Start threads anew that have died, and return how many run again."""
-        dead = [number for number, thread in enumerate(self._threads) if not thread.is_alive() and not self._stopping]
+        dead = [number for number, alive in enumerate(self._alive()) if not alive and not self._stopping]
         for number in dead:
             LOGGER.error("the thread of instance %d had died; it is started again", number)
             self._abandon(number)
@@ -195,7 +202,21 @@ class Executor:
                 self._threads[number] = self._thread(number)
             except HostError as error:  # the next call tries again
                 LOGGER.warning("instance %d stays without a thread: %s", number, error)
-        return sum(self._threads[number].is_alive() for number in dead)
+        alive = self._alive()
+        return sum(alive[number] for number in dead)
+
+    def _alive(self) -> list[bool]:
+        """Return for each thread whether it runs. An exception that strikes at its end may have left it no answer.
+
+        The system gives the number of a thread that has ended to a new one. So the last to claim a number has it. The
+        numbers are read before the frames: a thread that has claimed one has a frame, or has ended.
+        """
+        idents, owners = list(self._idents), self._owners.copy()
+        running = sys._current_frames()
+        return [
+            not thread.done() and (ident is None or (ident in running and owners.get(ident) == number))
+            for number, (thread, ident) in enumerate(zip(self._threads, idents, strict=True))
+        ]
 
     def _job(self, samples: int, size_bytes: int, urgency: Urgency, prepare_s: float, part: _Part | None) -> Job:
         return Job(
@@ -216,28 +237,41 @@ class Executor:
             found.append(instance)
         return found
 
-    def _thread(self, instance: int) -> threading.Thread:
-        thread = threading.Thread(target=self._serve, args=(instance,), name=f"serve-{instance}", daemon=True)
+    def _thread(self, instance: int) -> Answer[None]:
+        """Start the thread of an instance. Not with threading.Thread, whose start would wait for ever for a thread that
+        is struck by an exception in its first lines.
+        """
+        self._idents[instance] = None
         try:
-            thread.start()
-        except RuntimeError as error:  # "can't start new thread"
+            return start_thread(self._serve, instance)
+        except ThreadRefusedError as error:
             raise HostError(why_no_thread()) from error
-        return thread
 
     def _serve(self, instance: int) -> None:
-        """Run calls until the executor closes. An exception from outside (a signal, a debugger) costs one call."""
-        _yield_to_the_loop()
+        """Run calls until the executor closes. An exception from outside (a signal, a debugger) costs one call.
+
+        It may strike at any bytecode. So this thread takes no lock of Python code: what it has to log goes to the loop,
+        or it could end with logging's lock, and the loop would wait for it.
+        """
+        ident = threading.get_ident()
+        self._owners[ident] = instance
+        self._idents[instance] = ident
+        if problem := _yield_to_the_loop():
+            self._loop_call(LOGGER.info, "instances run at the priority of the event loop: %s", problem)
         while not self._stopping:
             try:
                 self._work(instance)
-            except BaseException:
-                LOGGER.exception("instance %d was interrupted; it goes on", instance)
+            except BaseException:  # noqa: BLE001 - logged by the loop
+                text = traceback.format_exc()
+                self._loop_call(LOGGER.error, "instance %d was interrupted; it goes on\n%s", instance, text)
                 self._abandon(instance)
 
     def _abandon(self, instance: int) -> None:
         """Fail the call that ``instance`` was running when it was interrupted."""
         with self._lock:
             call = self.scheduler.abandon(instance)
+        for wake in self._wakes:  # it may have been about to wake others
+            wake.put(None)
         self._hand_over([(job.payload.request, None, RunnerError("the call was interrupted")) for job in call])
 
     def _work(self, instance: int) -> None:
@@ -250,12 +284,12 @@ class Executor:
                 woken = self._woken()
                 retry_s = self.scheduler.backlog_s(time.monotonic()) if taken.dropped else 0.0
             for other in woken:
-                self._wakes[other].release()
+                self._wakes[other].put(None)
             if taken.dropped:
                 self._loop_call(self._refuse, taken.dropped, Refusal(EXPIRED, retry_s))
             if not taken.jobs:
                 ran = False
-                self._wakes[instance].acquire()
+                self._wakes[instance].get()
                 continue
             learn = self._call(instance, taken.jobs)
             ran = True
@@ -334,10 +368,9 @@ class Executor:
         self._loop_call(self._settle_all, done)
 
     def _loop_call(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
+        # Nobody waits for answers of a loop that is closed. How many were cut off has been said then.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody waits for these answers any more
-            LOGGER.warning("answers came after the server had stopped")
 
     def _settle_all(self, done: Sequence[tuple[Request, Any, Exception | None]]) -> None:
         for request, answer, error in done:
@@ -388,8 +421,10 @@ class Executor:
         self._arm()
 
 
-def _yield_to_the_loop() -> None:
+def _yield_to_the_loop() -> str | None:
+    """Make this thread less urgent than the loop's. Returns why that is not possible, None where it is."""
     try:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICE)
     except OSError as error:  # only a preference
-        LOGGER.info("instances run at the priority of the event loop: %s", error)
+        return str(error)
+    return None

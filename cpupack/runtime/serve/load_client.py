@@ -7,6 +7,7 @@ omission"). A thread waits for each time, because event loops have timers of a m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ async def offer(door: Door, due_s: Floats) -> Outcome:
             task.add_done_callback(tasks.discard)
 
     done = asyncio.Event()
+    # Ctrl-C may strike here or later: it ends the bench, and a daemon does not keep the process.
     ticker = threading.Thread(target=_tick, args=(due_s + begin_s, loop, start, done), name="schedule", daemon=True)
     ticker.start()
     await done.wait()
@@ -102,9 +104,13 @@ def _tick(times_s: Floats, loop: asyncio.AbstractEventLoop, start: Any, done: as
         if wait_s > 0:
             time.sleep(wait_s)
         last = max(number + 1, int(np.searchsorted(times_s, time.monotonic(), "right")))
-        loop.call_soon_threadsafe(start, number, last)
+        try:
+            loop.call_soon_threadsafe(start, number, last)
+        except RuntimeError:  # the loop is closed: the run was interrupted
+            return
         number = last
-    loop.call_soon_threadsafe(done.set)
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(done.set)
 
 
 class HttpDoor:

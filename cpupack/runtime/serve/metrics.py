@@ -39,7 +39,7 @@ SECONDS = (
 )
 """Bounds of the histograms of time."""
 BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
-RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
+RATIOS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 1.0, 2.0)
 
 
 class Counter:

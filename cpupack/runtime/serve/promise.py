@@ -209,6 +209,7 @@ def _busy(model: ServedModel, size: int) -> list[np.ndarray[Any, np.dtype[np.flo
         except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, which raises it
             failed.append(error)
 
+    # Ctrl-C of ``--plan`` may strike while they start. It ends the process; the barrier lets them go first.
     threads = [threading.Thread(target=run, args=(number,)) for number in range(instances)]
     try:
         for thread in threads:

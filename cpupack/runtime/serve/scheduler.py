@@ -3,7 +3,7 @@
 The rules:
 
 - At its arrival the finish of a request is predicted: when an instance is free, the batches ahead of it, its own call;
-  each with the safe time of ``CallTimes``. What cannot make its deadline is refused at once.
+  with the expected times of ``CallTimes`` and their spread. What cannot make its deadline is refused at once.
 - It is checked again before it runs, and ``expire`` drops what waits too long while all instances are busy.
 - A free instance takes the most urgent request at once, and as many others as that request's deadline allows.
 - What waits is bounded in requests and in bytes.
@@ -87,18 +87,20 @@ class _Running:
 class _Line:
     """What is predicted for all that waits: when each instance is free, and the last batch, which may have room.
 
-    ``free`` is a heap of (expected, safe) times.
+    A time is expected, with a spread: how much later it is in one of a hundred cases. Spreads of calls that follow each
+    other add up as those of independent things do, by their squares: hardly ever are all of them slow. ``free`` is a
+    heap of (expected time, spread squared).
     """
 
     free: list[tuple[float, float]]
     expected_s: float = 0.0
-    safe_s: float = 0.0
+    spread2: float = 0.0
     samples: int = 0
     prepare_s: float = 0.0
     deadline_s: float = math.inf
 
     def copy(self) -> _Line:
-        return _Line(list(self.free), self.expected_s, self.safe_s, self.samples, self.prepare_s, self.deadline_s)
+        return _Line(list(self.free), self.expected_s, self.spread2, self.samples, self.prepare_s, self.deadline_s)
 
     def add(self, job: Job, times: CallTimes, now_s: float) -> float:
         """Put a job at the end, and return the safe time of its finish.
@@ -109,33 +111,38 @@ class _Line:
         """
         if self.samples:
             # The batch still waits, or there would be another line. So it begins now at the earliest.
-            self.expected_s, self.safe_s = max(now_s, self.expected_s), max(now_s, self.safe_s)
+            self.expected_s = max(now_s, self.expected_s)
             samples, prepare_s = self.samples + job.samples, self.prepare_s + job.prepare_s
             deadline_s = min(self.deadline_s, job.deadline_s)
             if samples <= times.largest and (not self.free or self.free[0][0] > self.expected_s):
-                finish_s = self.safe_s + times.safe_s(samples, prepare_s)
+                finish_s = self._finish_s(times, samples, prepare_s)
                 if finish_s <= deadline_s:
                     self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
                     job.predicted_s = self.expected_s
                     return max(finish_s, self._worthwhile_s(job, times, now_s))
-            end = (
-                self.expected_s + times.expected_s(self.samples, self.prepare_s),
-                self.safe_s + times.safe_s(self.samples, self.prepare_s),
-            )
-            expected_s, safe_s = heapq.heappushpop(self.free, end)
+            end_s = self.expected_s + times.expected_s(self.samples, self.prepare_s)
+            end = end_s, self.spread2 + times.spread_s(self.samples, self.prepare_s) ** 2
+            expected_s, self.spread2 = heapq.heappushpop(self.free, end)
         else:
-            expected_s, safe_s = heapq.heappop(self.free)
-        self.expected_s, self.safe_s = max(now_s, expected_s), max(now_s, safe_s)
+            expected_s, self.spread2 = heapq.heappop(self.free)
+        self.expected_s = max(now_s, expected_s)
         self.samples, self.prepare_s, self.deadline_s = job.samples, job.prepare_s, job.deadline_s
         job.predicted_s = self.expected_s
-        return max(self.safe_s + times.safe_s(job.samples, job.prepare_s), self._worthwhile_s(job, times, now_s))
+        finish_s = self._finish_s(times, job.samples, job.prepare_s)
+        return max(finish_s, self._worthwhile_s(job, times, now_s))
+
+    def _finish_s(self, times: CallTimes, samples: int, prepare_s: float) -> float:
+        """Return the safe time of the finish of a call that begins when the last batch does."""
+        spread_s = math.sqrt(self.spread2 + times.spread_s(samples, prepare_s) ** 2)
+        return self.expected_s + times.expected_s(samples, prepare_s) + spread_s
 
     def _worthwhile_s(self, job: Job, times: CallTimes, now_s: float) -> float:
         """Return when a call of a worthwhile size would be over if the last batch were one; 0 if it begins now."""
-        if self.safe_s <= now_s:
+        if self.expected_s <= now_s:
             return 0.0
-        size = times.worthwhile(job.deadline_s - job.arrived_s)
-        return self.safe_s + times.safe_s(size, self.prepare_s / self.samples * size)
+        each_s = self.prepare_s / self.samples
+        size = times.worthwhile(job.deadline_s - job.arrived_s, each_s)
+        return self._finish_s(times, size, each_s * size)
 
 
 @dataclass
@@ -147,6 +154,7 @@ class Scheduler:
     limits: Limits
     _queue: list[tuple[int, float, int, Job]] = field(default_factory=list)
     _running: dict[int, _Running] = field(default_factory=dict)
+    _dropped: dict[int, list[Job]] = field(default_factory=dict)
     _parked: list[int] = field(default_factory=list)
     _line: _Line | None = None
     _number: int = 0
@@ -222,6 +230,14 @@ class Scheduler:
             jobs.append(job)
             samples, prepare_s, deadline_s = together, both_s, earliest_s
             taken += 1
+        # Noted before they leave the queue: whatever interrupts this, ``abandon`` finds them.
+        self._dropped[instance] = dropped
+        if jobs:
+            for job in jobs:
+                job.started_s = now_s
+            self._running[instance] = _Running(jobs, samples, prepare_s, now_s)
+            if instance in self._parked:  # woken more often than was needed
+                self._parked.remove(instance)
         if taken:
             del self._queue[:taken]
             self._line = None
@@ -230,11 +246,7 @@ class Scheduler:
                 self._samples -= job.samples
         for job in dropped:
             self._bytes -= job.size_bytes
-        if jobs:
-            for job in jobs:
-                job.started_s = now_s
-            self._running[instance] = _Running(jobs, samples, prepare_s, now_s)
-        elif instance not in self._parked:
+        if not jobs and instance not in self._parked:
             self._parked.append(instance)
             self._line = None
         return Taken(jobs, dropped)
@@ -250,10 +262,23 @@ class Scheduler:
             self.times.observe(call.samples, call.prepare_s, now_s - call.started_s)
 
     def abandon(self, instance: int) -> list[Job]:
-        """Forget the call of an instance that was interrupted, and return its jobs."""
-        call = self._running.get(instance)
-        self.finish(instance, 0.0, learn=False)
-        return [] if call is None else call.jobs
+        """Forget the call of an instance that was interrupted, and return its jobs and those that it had dropped.
+
+        An exception from outside may have struck anywhere, also in here, so the sums are made anew.
+        """
+        call, dropped = self._running.get(instance), self._dropped.get(instance, [])
+        lost = [*dropped, *(call.jobs if call is not None else ())]
+        self._dropped[instance] = lost  # so that the next attempt finds them, should this one be interrupted, too
+        gone = set(map(id, lost))
+        self._queue = [entry for entry in self._queue if id(entry[3]) not in gone]
+        for job in lost:
+            job.waiting = False
+        self._line = None
+        self._samples = sum(entry[3].samples for entry in self._queue)
+        others = [job for number, one in self._running.items() if number != instance for job in one.jobs]
+        self._bytes = sum(job.size_bytes for job in (*(entry[3] for entry in self._queue), *others))
+        self._running.pop(instance, None)
+        return lost
 
     def cancel(self, job: Job) -> bool:
         """Forget a job that waits, for example because its client is gone. False when it runs or is over."""
@@ -355,11 +380,11 @@ class Scheduler:
 
     def _empty_line(self, now_s: float) -> _Line:
         times = self.times
-        free = [(now_s, now_s)] * (self.instances - len(self._running))
+        free = [(now_s, 0.0)] * (self.instances - len(self._running))
         free += [
             (
                 call.started_s + times.expected_s(call.samples, call.prepare_s),
-                call.started_s + times.safe_s(call.samples, call.prepare_s),
+                times.spread_s(call.samples, call.prepare_s) ** 2,
             )
             for call in self._running.values()
         ]

@@ -15,6 +15,8 @@ _TAIL = 0.99
 _SORT_EVERY = 8
 _SMOOTHING = 0.05
 """Weight of one call in the correction of the mean."""
+_NEARLY = 1.05
+"""Time a sample, over the least, of a size that serves nearly as many."""
 _DECODING_S_PER_BYTE = 15e-9
 """Of an encoded image before any was decoded: a JPEG of 100 KB takes 1 to 2 ms."""
 
@@ -60,8 +62,8 @@ class CallTimes:
         sizes = [call.size for call in self.table]
         self._mean_s = _spread(sizes, [call.mean_s for call in self.table])
         self._p99_s = _spread(sizes, [max(call.mean_s, call.p99_s) for call in self.table])
-        each_s = [self._mean_s[size] / size for size in range(1, self.largest + 1)]
-        self._cheapest = 1 + each_s.index(min(each_s))
+        self._each_s = [math.inf, *(self._mean_s[size] / size for size in range(1, self.largest + 1))]
+        self._cheapest_s = list(accumulate(self._each_s, min))
         self.correction = 1.0
         self._ratio = Tail(1.0)
 
@@ -78,15 +80,22 @@ class CallTimes:
         """Return the time that 99 of 100 such calls keep."""
         return (self._p99_s[size] + prepare_s) * self.tail
 
-    def worthwhile(self, budget_s: float) -> int:
+    def spread_s(self, size: int, prepare_s: float = 0.0) -> float:
+        """Return how much longer than expected such a call takes in one of 100 cases."""
+        return max(0.0, self.safe_s(size, prepare_s) - self.expected_s(size, prepare_s))
+
+    def worthwhile(self, budget_s: float, prepare_s: float = 0.0) -> int:
         """Return the size of the calls that serve most requests, each of which must be answered in ``budget_s``.
 
-        A call can only be full if its requests have waited for as long as the one before it took. So the size is the
-        cheapest a sample of those whose call takes at most half of the budget.
+        ``prepare_s`` is the time to decode one sample. A call can only be full if its requests have waited for as long
+        as the one before it took. So the size is one whose call takes at most half of the budget: the smallest that
+        serves nearly as many as the best of them. Larger calls would make requests wait for nothing.
         """
-        if budget_s == math.inf:
-            return self._cheapest
-        return max(1, min(self._cheapest, bisect.bisect_right(self._p99_s, budget_s / 2 / self.tail) - 1))
+        limit_s = budget_s / 2 / self.tail
+        sizes = range(1, self.largest + 1)
+        most = max(1, bisect.bisect_right(sizes, limit_s, key=lambda size: self._p99_s[size] + size * prepare_s))
+        enough_s = _NEARLY * (self._cheapest_s[most] + prepare_s) - prepare_s
+        return next(size for size in sizes if self._each_s[size] <= enough_s)
 
     def table_s(self, size: int, prepare_s: float = 0.0) -> float:
         """Return the table's own p99, without what was learnt."""

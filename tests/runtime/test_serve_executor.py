@@ -1,0 +1,93 @@
+"""The threads of the instances: what strikes them from outside costs calls, but no request waits in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cpupack.runtime.errors import RunnerError
+from cpupack.runtime.runner import Runner
+from cpupack.runtime.serve.executor import Executor, Urgency
+from cpupack.runtime.serve.model import TENSOR, Data, ServedModel
+from cpupack.runtime.serve.scheduler import NORMAL, Limits, Scheduler
+from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes
+from helpers.waiting import PATIENCE_S
+
+PIXELS = np.zeros((1, 16, 16, 3), np.uint8)
+
+
+class StrikeError(BaseException):
+    """What is raised in a thread from outside."""
+
+
+def strike(ident: int) -> None:
+    """Raise an exception in a thread at its next bytecode, as a debugger or a tool for timeouts does."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(StrikeError))
+
+
+def threads_of_instances() -> list[int]:
+    """Return the threads that are in the executor's code, wherever they are in it."""
+    found = []
+    for ident, frame in sys._current_frames().items():
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code is Executor._serve.__code__:
+                found.append(ident)
+    return found
+
+
+def test_a_thread_that_is_struck_costs_its_call_and_nothing_else(package_dir: Path) -> None:
+    asyncio.run(_struck(package_dir))
+
+
+async def _struck(package_dir: Path) -> None:
+    table = [CallTime(1, 0.001, 0.002), CallTime(2, 0.0015, 0.003)]
+    runner = Runner(package_dir, threads=1, instances=2, batch_size=2)
+    executor = Executor(
+        ServedModel(runner, package_dir), Scheduler(CallTimes(table), 2, Limits(10_000, 10**9)), PrepareTimes()
+    )
+    generator = random.Random(1)
+    answered = interrupted = 0
+
+    async def one() -> None:
+        nonlocal answered, interrupted
+        urgency = Urgency(0.0, math.inf, NORMAL)
+        request = executor.submit(Data(TENSOR, PIXELS), urgency, lambda logits, _: len(logits))
+        (found,) = await asyncio.gather(asyncio.wait_for(request.future, PATIENCE_S), return_exceptions=True)
+        if isinstance(found, RunnerError) and "interrupted" in str(found):
+            interrupted += 1
+        else:
+            assert found == 1
+            answered += 1
+
+    for _ in range(300):
+        waiting = [asyncio.ensure_future(one()) for _ in range(generator.randrange(1, 8))]
+        for _ in range(3):
+            await asyncio.sleep(generator.random() * 0.002)
+            for ident in threads_of_instances():
+                strike(ident)
+        while not all(one.done() for one in waiting):
+            await asyncio.sleep(0.001)
+            executor.revive()  # as the server does every second
+        await asyncio.gather(*waiting)
+    assert answered > 0
+    assert interrupted > 0
+    await asyncio.gather(*(one() for _ in range(5)))  # the last strikes have struck
+    executor.revive()
+    before = answered
+    for _ in range(20):
+        await asyncio.gather(*(one() for _ in range(5)))
+    assert (answered - before, executor.unanswered) == (100, 0)
+    scheduler: Any = executor.scheduler
+    while scheduler.running:  # a call is over a moment after its answers
+        await asyncio.sleep(0.001)
+    assert (scheduler.waiting, scheduler.running, scheduler.held_bytes) == (0, 0, 0)
+    await executor.drain()
+    await executor.close()
