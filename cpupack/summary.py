@@ -10,13 +10,14 @@ from typing import Any
 from rich.text import Text
 
 from cpupack.accuracy import Interval
-from cpupack.artifacts import CalibrationReport, Gate, Recovery, VerifyReport
+from cpupack.artifacts import CalibrationReport, Gate, LayerFact, Recovery, VerifyReport
 from cpupack.build_facts import safety_in_words
 from cpupack.console import flow
 from cpupack.diagnostics import in_words
 from cpupack.pipeline import BuildResult
 from cpupack.recovery.table import recovery_table
 from cpupack.wheel.facts import megabytes
+from cpupack.wheel.layers import percent
 
 _LABEL_WIDTH = 11
 _WIDTH = 80 - 2 - _LABEL_WIDTH
@@ -49,7 +50,7 @@ def summary_text(result: BuildResult) -> Text:
         ("weights", *_weights(result)),
         *(("calibrated" * (number == 0), line) for number, line in enumerate(_calibration(result.calibration))),
         ("size", f"FP32 {megabytes(model.fp32_bytes)} -> INT8 {megabytes(scripted.size_bytes)}"),
-        ("operators", f"{scripted.int8_operators} INT8, {scripted.fp32_operators} FP32"),
+        ("operators", f"{scripted.int8_operators} INT8, {scripted.fp32_operators} FP32{_float_time(contender.layers)}"),
         *(("", note) for note in _notes(contender.quantized.notes)),
         ("engine", _engine_line(result)),
         ("runs on", _runs_on(result)),
@@ -109,6 +110,12 @@ def _calibration(report: CalibrationReport | None) -> list[str]:
 def _notes(notes: tuple[str, ...]) -> list[str]:
     more = len(notes) - _LISTED_NOTES
     return [*notes[:_LISTED_NOTES], *([f"and {more} more, see `cpupack inspect --json`"] if more > 0 else [])]
+
+
+def _float_time(layers: tuple[LayerFact, ...]) -> str:
+    """Return what share of the time the layers in FP32 take, "" where there are none or it was not measured."""
+    shares = [each.time_share for each in layers if each.precision == "fp32" and each.time_share is not None]
+    return f"; layers in FP32 take {percent(sum(shares))} of the time" if shares else ""
 
 
 def _engine_line(result: BuildResult) -> str:

@@ -68,7 +68,8 @@ class LayerFact:
     ``precision`` is ``int8`` or ``fp32``, ``kernel`` the operators that run it. ``scale`` and ``zero_point`` belong to
     its output, None if the output has none. ``weight_sqnr_db`` compares its weights with the FP32 weights (None without
     INT8 weights). ``output_sqnr_db`` compares its output with FP32's on a few samples, including the errors of all
-    layers before it (None if the FP32 model has no such value). ``reason`` says why it stayed FP32.
+    layers before it (None if the FP32 model has no such value). ``reason`` says why it stayed FP32. ``time_share`` (0
+    to 1) is its share of the time of an inference on the host of the build, None where that was not measured.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LayerFact:
     weight_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     reason: str = ""
+    time_share: float | None = None
 
 
 @dataclass(frozen=True)

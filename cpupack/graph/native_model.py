@@ -37,14 +37,24 @@ class Look:
     steps: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What computes a layer: layers ``first`` to ``end`` of program ``part``, or torch: ``call`` of the FP32 graph."""
+
+    part: int = 0
+    first: int = 0
+    end: int = 0
+    call: str = ""
+
+
 class NativeModel(nn.Module):
     """Takes uint8 pixels with their mask or normalized float32, NCHW; returns float32.
 
     ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_1`` must be
     registered before this is called or loaded (``runtime/engine/library.py``). ``operators`` counts its layers by kind;
-    ``looks`` says where to see the result of each, None for those that are not to be seen. ``head`` and ``tail`` are
-    the parts of the model that stay FP32; the engine's result has ``output_shape`` without the batch, or is an image
-    that it has by positions (``image``). ``pixel_input`` says that it takes pixels.
+    ``looks`` says where to see the result of each, None for those that are not to be seen, and ``steps`` what computes
+    each. ``head`` and ``tail`` are the parts of the model that stay FP32; the engine's result has ``output_shape``
+    without the batch, or is an image that it has by positions (``image``). ``pixel_input`` says that it takes pixels.
     """
 
     def __init__(
@@ -54,13 +64,15 @@ class NativeModel(nn.Module):
         operators: dict[str, int],
         looks: tuple[Look | None, ...] = (),
         *,
+        steps: tuple[Steps, ...] = (),
         pixel_input: bool = False,
         image: bool = False,
         head: nn.Module | None = None,
         tail: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.operators, self.looks, self.pixel_input, self.image = operators, looks, pixel_input, image
+        self.operators, self.looks, self.steps = operators, looks, steps
+        self.pixel_input, self.image = pixel_input, image
         self.register_buffer("program", torch.from_numpy(np.frombuffer(program, np.uint8).copy()))
         self.outputs = int(np.prod(output_shape))
         channels, *positions = output_shape
@@ -163,11 +175,13 @@ class MixedModel(nn.Module):
         operators: dict[str, int],
         looks: tuple[Look | None, ...],
         *,
+        steps: tuple[Steps, ...] = (),
         pixel_input: bool,
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.parts, self.operators, self.looks, self.pixel_input = parts, operators, looks, pixel_input
+        self.parts, self.operators, self.pixel_input = parts, operators, pixel_input
+        self.looks, self.steps = looks, steps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.graph(x)

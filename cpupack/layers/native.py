@@ -15,6 +15,7 @@ from cpupack.artifacts import CalibratedModel, LayerFact, Samples
 from cpupack.graph.chains import residual_summands
 from cpupack.graph.native_model import Look, MixedModel, NativeModel, NativePart
 from cpupack.layers.facts import output_sqnr_db
+from cpupack.layers.times import time_shares
 from cpupack.layout import batch_channels_last
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine import library as native_library
@@ -25,9 +26,9 @@ from cpupack.runtime.images.inputs import model_input
 def native_layers(
     model: NativeModel | MixedModel, layers: tuple[LayerFact, ...], calibrated: CalibratedModel, samples: Samples
 ) -> tuple[LayerFact, ...]:
-    """Return ``layers`` with the SQNR of each output against that of the FP32 graph on ``samples``.
+    """Return ``layers`` with the SQNR of each output against that of the FP32 graph on ``samples``, and its time.
 
-    Layers whose output is never written to memory get none.
+    Layers whose output is never written to memory get no SQNR.
     """
     floats = calibrated.fused.module
     assert isinstance(floats, fx.GraphModule)
@@ -48,7 +49,9 @@ def native_layers(
             batch = batch_channels_last(torch.from_numpy(pixels))
         runs = _runs(model, batch)
         facts = []
-        for fact, look in zip(layers, model.looks, strict=True):
+        shares = time_shares(model, batch)
+        for layer, look, share in zip(layers, model.looks, shares, strict=True):
+            fact = dataclasses.replace(layer, time_share=share)
             if look is not None:
                 found, expected = _found(look, runs[look.part]), keeper.values[look.node]
                 if len(found) != len(expected) or (look.steps and found.shape != expected.shape):

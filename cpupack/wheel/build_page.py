@@ -15,11 +15,14 @@ from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
 from cpupack.wheel import build_charts as charts
 from cpupack.wheel.facts import megabytes, plan_text, scaled
 from cpupack.wheel.inspect import Inspection, inspect
+from cpupack.wheel.layers import percent, slowest_first
 
 LISTED_LAYERS = 40
 """A table with more rows is folded. In print it is unfolded."""
 
-_LAYER_COLUMNS = ("name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "output_sqnr_db")
+_LAYER_COLUMNS = (
+    "name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "output_sqnr_db", "time_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def render_report(report: WheelReport) -> str:
         accuracy=accuracy,
         layers=layers,
         layer_columns=[name for name in _LAYER_COLUMNS if any(layer.get(name) is not None for layer in layers)],
-        fp32_layers=[layer for layer in layers if layer.get("reason")],
+        fp32_layers=slowest_first(layer for layer in layers if layer.get("reason")),
         listed_layers=LISTED_LAYERS,
         recovery=recovery,
         trial_rows=[_trial_row(trial) for trial in recovery.get("trials") or []],
@@ -150,7 +153,9 @@ def value_text(value: Any) -> str:
 
 
 def cell_text(column: str, value: Any) -> str:
-    """Return the text of a table cell: decibels with one decimal, so that they align, others as ``value_text``."""
+    """Return the text of a table cell: decibels and shares of time with one decimal, so that they align."""
+    if column == "time_share" and isinstance(value, float):
+        return percent(value)
     return f"{value:.1f}" if column.endswith("_db") and isinstance(value, float) else value_text(value)
 
 

@@ -1,5 +1,6 @@
 /* Runs programs: takes a session's team through the layers. */
 #include <string.h>
+#include <time.h>
 
 #include "engine/session.h"
 
@@ -129,7 +130,8 @@ static void run_step(const struct step *step, const struct step *next, struct wo
 struct job {
     const struct context *context;
     struct call call;
-    int layers; /* how many to run one after the other for the whole batch; -1 for all, in the program's order */
+    int layers;  /* how many to run one after the other for the whole batch; -1 for all, in the program's order */
+    int64_t *ns; /* what the time of each layer is added to; NULL for no clock */
 };
 
 /* Whether a layer is for inputs of another type. */
@@ -148,14 +150,30 @@ static const struct step *next_conv(const struct context *context, int from, con
     return NULL;
 }
 
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000000000) + time.tv_nsec;
+}
+
+/* Run layer `layer` of the program as `step` and wait for the team. */
+static void run_layer(const struct job *job, int layer, const struct step *step, const struct call *call,
+                      struct worker *worker, struct team *team) {
+    const int timed = job->ns != NULL && worker->index == 0;
+    const int64_t begin = timed ? now() : 0;
+    run_step(step, next_conv(job->context, layer + 1, call), worker, call);
+    if (team != NULL)
+        meet(team, worker);
+    if (timed)
+        job->ns[layer] += now() - begin;
+}
+
 static void run_range(const struct job *job, struct worker *worker, struct team *team, int begin, int end) {
     for (int i = begin; i < end; i++) {
         const struct step *step = job->context->steps + i;
         if (is_skipped(step, &job->call))
             continue;
-        run_step(step, next_conv(job->context, i + 1, &job->call), worker, &job->call);
-        if (team != NULL)
-            meet(team, worker);
+        run_layer(job, i, step, &job->call, worker, team);
     }
 }
 
@@ -192,9 +210,7 @@ static void run_sample(const struct job *job, struct worker *worker, struct team
         if (is_skipped(context->steps + i, &call))
             continue;
         const struct step step = step_of_sample(context, context->steps + i, sample);
-        run_step(&step, next_conv(context, i + 1, &call), worker, &call);
-        if (team != NULL)
-            meet(team, worker);
+        run_layer(job, i, &step, &call, worker, team);
     }
 }
 
@@ -283,13 +299,13 @@ static int run(struct session *session, const uint8_t *program, int64_t bytes, s
 
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output) {
-    struct job job = {NULL, {input, input_is_float, mask, output}, -1};
+    struct job job = {NULL, {input, input_is_float, mask, output}, -1, NULL};
     return run(session, program, program_bytes, &job, batch, 1);
 }
 
 int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                     int input_is_float, int mask, int64_t batch, float *output) {
-    struct job job = {NULL, {input, input_is_float, mask, output}, -1};
+    struct job job = {NULL, {input, input_is_float, mask, output}, -1, NULL};
     return run(session, program, program_bytes, &job, batch, 0);
 }
 
@@ -298,10 +314,23 @@ int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *i
     return cpupack_run(session_of_thread(), program, program_bytes, input, input_is_float, -1, batch, output);
 }
 
+int cpupack_profile(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
+                    float *output, int layers, int64_t *ns) {
+    struct job job = {NULL, {input, input_is_float, -1, output}, -1, ns};
+    struct session *session = session_of_thread();
+    struct context *context;
+    const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
+    if (code != CPUPACK_OK)
+        return code;
+    if (layers != context->header->layers)
+        return CPUPACK_ERROR_INPUT;
+    return run_held(session, program, program_bytes, &job, batch);
+}
+
 int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
                  int layer, uint8_t *codes) {
     struct session *session = session_of_thread();
-    struct job job = {NULL, {input, input_is_float, -1, NULL}, layer + 1};
+    struct job job = {NULL, {input, input_is_float, -1, NULL}, layer + 1, NULL};
     struct context *context;
     const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
     if (code != CPUPACK_OK)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cpupack.layers.native import codes_after
+from cpupack.layers.times import profiled
 from cpupack.runtime.engine import library
 from helpers import native_reference
 from helpers.native_reference import Array, Fit, Flag, Op, Reference
@@ -410,6 +411,16 @@ def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
             found = torch.ops.cpupack.run_1(many, program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
+
+
+@pytest.mark.parametrize("name", ["residual and table", "several results", "3x3"])
+def test_a_run_with_a_clock_gives_the_same_bytes_and_a_time_for_each_layer(name: str) -> None:
+    net = NETS[name]()
+    x, program = net.tensors()
+    found, ns = profiled(program, x, net.program.outputs)
+    np.testing.assert_array_equal(found, torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy())
+    assert len(ns) == len(net.program.layers)
+    assert (ns > 0).all()
 
 
 def test_float_input_is_rounded_and_clamped() -> None:

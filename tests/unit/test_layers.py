@@ -12,12 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
+from cpupack.graph.native_model import MixedModel
 from cpupack.layers import describe_layers, float_notes
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.wheel.layers import format_layers
+from helpers.lowered import needs_kernels
 from helpers.tiny_models import EIGHT_BITS, ENGINES, calibrated, recipe, samples, target
 
 
@@ -296,3 +298,29 @@ def test_the_table_of_a_wheel_ends_with_what_stayed_fp32() -> None:
     assert "silu (SiLU) stayed FP32: torch has no INT8 form of SiLU here (onednn)" in text
     int8 = sum(row["precision"] == "int8" for row in rows)
     assert f"{int8} of {len(rows)} layers run in INT8." in text
+
+
+class Gathers(nn.Module):
+    """Layers of every kind to a clock: INT8, FP32 by kernels, and one that only torch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.inner, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.inner(torch.cumsum(F.relu(self.conv(x)), 3)))
+        return F.softmax(self.fc(x.mean((2, 3))), 1)
+
+
+@needs_kernels
+def test_each_layer_of_the_native_engine_has_its_share_of_the_time() -> None:
+    facts, int8, _ = described(Gathers(), "native", spec=recipe(quantize={"skip": ["inner"]}))
+    assert isinstance(int8.module, MixedModel)  # torch runs the sums between two programs
+    assert {name for name, fact in facts.items() if fact.precision == "fp32"} >= {"inner", "cumsum"}
+    shares = [fact.time_share for fact in facts.values()]
+    assert all(share is not None and share > 0 for share in shares)
+    assert sum(share or 0 for share in shares) <= 1.0
+    text = format_layers([dataclasses.asdict(fact) for fact in facts.values()])
+    assert "inner (Conv2d+ReLU) stayed FP32, " in text
+    assert " % of the time: listed in skip" in text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from cpupack import accuracy
 from cpupack.artifacts import Samples
@@ -23,6 +23,7 @@ from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.fit import Fit
+from cpupack.stages.quantize.ranges import choose_range
 from cpupack.stages.script import script
 from helpers.lowered import BOUND_DB, Calls, Residual, fits, kernels, lowered, needs_kernels
 from helpers.tiny_models import calibrated, recipe, run, samples, target
@@ -449,3 +450,19 @@ def test_an_activation_without_statistics_is_an_error() -> None:
             continue  # not rounded
         with pytest.raises(QuantizationError, match="no calibration data went through"):
             quantize(missing, model.module, recipe(), target("native"))
+
+
+@needs_kernels
+def test_values_that_only_max_pools_read_have_the_range_of_what_these_keep() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1), nn.Flatten(),
+        nn.Linear(16, 5),
+    )  # fmt: skip
+    spec = recipe((3, 8, 8), quantize={"observer": "percentile", "percentile": 90.0})
+    model, found = calibrated(module, spec, samples((3, 8, 8)))
+    scale = quantize(found, model.module, spec, target("native")).layers[0].scale
+    assert isinstance(found.fused.module, fx.GraphModule)
+    pools = [node.name for node in found.fused.module.graph.nodes if str(node.target) in {"2", "3"}]
+    first, last = (choose_range(found.stats[name], "percentile", 256, 90.0)[1] for name in pools)
+    assert first < last  # of 16 values the second pool keeps the largest, of which fewer are cut off
+    assert scale == pytest.approx(last / 255)

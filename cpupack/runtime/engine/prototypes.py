@@ -12,6 +12,7 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpupack_set_threads": (None, (c_int,)),
     "cpupack_execute": (c_int, (c_void_p, c_int64, c_void_p, c_int, c_int64, c_void_p)),
     "cpupack_look": (c_int, (c_void_p, c_int64, c_void_p, c_int, c_int64, c_int, c_void_p)),
+    "cpupack_profile": (c_int, (c_void_p, c_int64, c_void_p, c_int, c_int64, c_void_p, c_int, c_void_p)),
     "cpupack_new_session": (c_void_p, (c_int,)),
     "cpupack_close_session": (None, (c_void_p,)),
     "cpupack_end_session": (None, (c_void_p,)),

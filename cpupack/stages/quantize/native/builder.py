@@ -13,6 +13,7 @@ from cpupack.artifacts import LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import Look
+from cpupack.graph.vocabulary import MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
@@ -48,6 +49,7 @@ class Builder:
     that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
+    ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
@@ -79,6 +81,8 @@ class Builder:
         self.quantizes: Callable[[fx.Node], Value] | None = None
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
+        self.spans: list[tuple[int, int]] = []
+        self._from = 0
         self.sums: list[LayerSaturation] = []
         self._stats = stats
         self._wholes = whole_concatenations(calls.graph, calls.apart)
@@ -89,14 +93,27 @@ class Builder:
     # ---- ranges and buffers ----
 
     def limits(self, node: fx.Node) -> tuple[float, float]:
-        """Return the range that the observer chooses for a call's result."""
-        stats = self._stats.get(node.name)
+        """Return the range that the observer chooses for a call's result.
+
+        Of values that only a max pool reads, those that it keeps count: clipping the largest costs most there.
+        """
+        stats = self._stats.get(self._kept_of(node).name)
         if stats is None:
             raise QuantizationError(f"no calibration data went through {scoped_name(node)}")
         if not (np.isfinite(stats.minimum) and np.isfinite(stats.maximum)):
             raise self.calls.refusal(node, "whose values are not all finite")
         low, high = choose_range(stats, self.recipe.observer, _LEVELS, self.recipe.percentile)
         return low, min(high, highest_result(self.calls.graph, node))
+
+    def _kept_of(self, node: fx.Node) -> fx.Node:
+        """Return the last of the max pools that alone read a call's result, one after the other, or the call."""
+        while len(node.users) == 1:
+            reader = next(iter(node.users))
+            pools = type(self.calls.module(reader)) in MAX_POOLS and not self.is_float(reader)
+            if not pools or reader.name not in self._stats:
+                break
+            node = reader
+        return node
 
     def add_buffer(self, height: int, width: int, channels: int, limits: tuple[float, float]) -> int:
         """Add a buffer that covers a range and return its number."""
@@ -273,12 +290,27 @@ class Builder:
             )
         )
         self.looks.append(self._look(result, value))
+        self._span()
 
     def tell_float(self, node: fx.Node, kernel: str) -> None:
         """Record the fact about a call in FP32, which has no codes."""
         reason = self.reasons[node.name]
         self.facts.append(LayerFact(scoped_name(node), self.calls.kind(node), "fp32", kernel, reason=reason))
         self.looks.append(None)
+        self._span()
+
+    def begin(self) -> None:
+        """Begin with another call: layers that were appended before belong to none of its facts."""
+        self._from = len(self.program.layers)
+
+    def end(self, told: int) -> None:
+        """End a call before which there were ``told`` facts: its last layers belong to its last fact."""
+        if len(self.facts) > told:
+            self.spans[-1] = self.spans[-1][0], len(self.program.layers)
+
+    def _span(self) -> None:
+        self.spans.append((self._from, len(self.program.layers)))
+        self._from = len(self.program.layers)
 
     def _look(self, node: fx.Node, value: Value) -> Look | None:
         if value.buffer < 0 and node not in self.left:

@@ -16,7 +16,7 @@ from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.names import is_skipped, scoped_name
-from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing
+from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
 from cpupack.graph.roots import under_roots
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -33,7 +33,7 @@ from cpupack.stages.quantize.native.split import Segment, split
 _SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
-_NO_FLOATS = "the native engine has no kernel for values that are not float32"
+_NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -116,13 +116,13 @@ def lower(
             break
         beyond |= {node for node in refused if node in reasons}
         kept |= {node: why for node, why in refused.items() if node not in reasons or node in kept}
-    facts, looks = _facts(calls, segments, lowered, reasons)
+    facts, looks, steps = _facts(calls, segments, lowered, reasons)
     sums = tuple(each for part in lowered for each in part.builder.sums)
     if alone:
-        return _one(calls, segments, lowered[0], looks), facts, sums
+        return _one(calls, segments, lowered[0], looks, steps), facts, sums
     pixels = any(each.builder.program.input_channels_pixels for each in lowered)
     programs = [_part(each) for each in lowered]
-    model = parts.join(calls, segments, programs, _operators(lowered), looks, pixel_input=pixels)
+    model = parts.join(calls, segments, programs, _operators(lowered), looks, steps=steps, pixel_input=pixels)
     return model, facts, sums
 
 
@@ -182,7 +182,8 @@ def _lower_segment(
             continue
         if node in builder.floats.values:
             continue
-        absorbed = set(builder.absorbed)
+        absorbed, told = set(builder.absorbed), len(builder.facts)
+        builder.begin()
         try:
             (lower_float if builder.is_float(node) else _lower_call)(builder, node)
         except Refusal as refusal:
@@ -193,6 +194,7 @@ def _lower_segment(
             builder.absorbed = absorbed
             if not parts.stand_in(builder, node):
                 break  # several results, which the rest needs
+        builder.end(told)
     outputs = () if refused else parts.finish(builder)
     return _Lowered(builder, inputs, outputs, refused)
 
@@ -229,7 +231,9 @@ def _operators(lowered: list[_Lowered]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _one(calls: Calls, segments: list[Segment], lowered: _Lowered, looks: tuple[Any, ...]) -> NativeModel:
+def _one(
+    calls: Calls, segments: list[Segment], lowered: _Lowered, looks: tuple[Any, ...], steps: tuple[Steps, ...]
+) -> NativeModel:
     """Return the model of one program, with what comes before and after it."""
     place = next(number for number, each in enumerate(segments) if each.native)
     head, tail = segments[:place], segments[place + 1 :]
@@ -239,6 +243,7 @@ def _one(calls: Calls, segments: list[Segment], lowered: _Lowered, looks: tuple[
         output.shape,
         program.operators(),
         looks,
+        steps=steps,
         pixel_input=program.input_channels_pixels > 0,
         image=output.image,
         head=parts.graph_of(calls, head[0]) if head else None,
@@ -252,20 +257,23 @@ def _part(lowered: _Lowered) -> NativePart:
 
 def _facts(
     calls: Calls, segments: list[Segment], lowered: list[_Lowered], reasons: dict[fx.Node, str]
-) -> tuple[tuple[LayerFact, ...], tuple[Any, ...]]:
-    """Return what became of each layer, and where to see its result, in the order of the parts."""
+) -> tuple[tuple[LayerFact, ...], tuple[Any, ...], tuple[Steps, ...]]:
+    """Return what became of each layer, where to see its result and what computes it, in the order of the parts."""
     facts: list[LayerFact] = []
     looks: list[Any] = []
+    steps: list[Steps] = []
     number = 0
     for segment in segments:
         if segment.native:
             builder = lowered[number].builder
             facts += builder.facts
             looks += [each and replace(each, part=number) for each in builder.looks]
+            steps += [Steps(number, first, end) for first, end in builder.spans]
             number += 1
             continue
         for node in segment.nodes:
             if node.op.startswith("call") and not (calls.is_constant(node) or calls.rearranges(node)):
                 facts.append(LayerFact(scoped_name(node), calls.kind(node), "fp32", "aten", reason=reasons[node]))
                 looks.append(None)
-    return tuple(facts), tuple(looks)
+                steps.append(Steps(call=node.name))
+    return tuple(facts), tuple(looks), tuple(steps)

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.graph.names import core
-from cpupack.graph.native_model import MixedModel, NativePart, Packing
+from cpupack.graph.native_model import MixedModel, NativePart, Packing, Steps
 from cpupack.stages.quantize.native.bridges import values_of_input
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, depends_on_batch, is_batch_size, shape_of
@@ -167,6 +167,7 @@ def join(
     operators: dict[str, int],
     looks: tuple[Any, ...],
     *,
+    steps: tuple[Steps, ...],
     pixel_input: bool,
 ) -> MixedModel:
     """Return the model that runs programs and the FP32 calls between them in turn."""
@@ -190,5 +191,5 @@ def join(
     result = next(node for node in calls.graph.graph.nodes if node.op == "output").args[0]
     graph.output(copies[result])
     return MixedModel(
-        fx.GraphModule(root, graph).eval(), tuple(programs), operators, looks, pixel_input=pixel_input
+        fx.GraphModule(root, graph).eval(), tuple(programs), operators, looks, steps=steps, pixel_input=pixel_input
     ).eval()
