@@ -13,7 +13,12 @@ from cpupack.recipe import Recipe
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
-from cpupack.stages.capture.raising import raise_graph, refuse_filters_by_sample, refuse_numbers
+from cpupack.stages.capture.raising import (
+    raise_graph,
+    refuse_filters_by_sample,
+    refuse_numbers,
+    refuse_pairs_of_samples,
+)
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
 
 _EXAMPLES = 3
@@ -37,6 +42,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     proof = Proof(model.module, batch, exported.batch_lines)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
+    refuse_pairs_of_samples(exported)
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)

@@ -14,7 +14,7 @@ from torch._ops import OpOverload
 from cpupack.errors import ModelError
 from cpupack.graph.tags import OTHER_FLOAT
 from cpupack.model.user_code import is_library
-from cpupack.stages.capture.export import Exported, depends_on_values
+from cpupack.stages.capture.export import Exported, depends_on_values, is_dynamic
 from cpupack.stages.capture.raising import activations, arithmetic, combined, layers, pools, shapes
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
@@ -74,6 +74,24 @@ def refuse_filters_by_sample(exported: Exported) -> None:
                 f"many groups as the batch has samples{_line(node)}",
                 hint="convolve the whole batch with each of the filters that are mixed, then mix the results: the sum "
                 "is the same. docs/how-to/capture-refused.md shows it",
+            )
+
+
+def refuse_pairs_of_samples(exported: Exported) -> None:
+    """Raise ModelError, with the user's line, for a tensor that has the batch in two dimensions: pairs of samples.
+
+    What a sample does to the others may be too little to show in three samples' answers.
+    """
+    needed = _needed(exported.result)
+    for node in (each for each in exported.graph.nodes if each in needed):  # in order: the first one is the cause
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and sum(map(is_dynamic, value.shape)) > 1:
+            raise ModelError(
+                f"the model's answer to a sample depends on the other samples of its batch: {_scope(node)} makes a "
+                f"tensor that has the batch in two dimensions, so samples meet each other{_line(node)}",
+                hint="look for a matrix product or a comparison that takes the batch for another dimension: "
+                "transpose(-1, -2) of a tensor (batch, tokens) needs a third dimension. "
+                "docs/how-to/capture-refused.md says more",
             )
 
 
