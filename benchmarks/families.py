@@ -30,18 +30,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="architectures to measure anew")
     parser.add_argument("--rows", type=Path, help="where the rows are kept")
+    parser.add_argument("--most", type=int, metavar="N", help="stop after so many architectures")
     parser.add_argument("--quick", action="store_true", help="the native engine alone, few samples, and no speed")
     parser.add_argument("--table", action="store_true", help="write the page from the rows that are there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     path = arguments.rows or RESULTS / f"{detect_isa()}.jsonl"
     rows = read(path)
-    wanted = [each for each in ARCHITECTURES if each.name in arguments.names]
-    if unknown := sorted(set(arguments.names) - {each.name for each in wanted}):
+    known = {each.name: each for each in ARCHITECTURES}
+    if unknown := sorted(set(arguments.names) - set(known)):
         parser.error(f"no such architecture: {', '.join(unknown)}")
+    wanted = [known[name] for name in arguments.names]
     if not arguments.names and not arguments.table:
         wanted = [each for each in ARCHITECTURES if each.name not in rows or is_quick(rows[each.name])]
-    for each in wanted:
+    for each in wanted[: arguments.most]:
         rows[each.name] = measure(
             each,
             samples=QUICK_SAMPLES if arguments.quick else SAMPLES,
@@ -52,12 +54,16 @@ def main() -> None:
         sys.stdout.flush()
         write(path, rows)
     if not arguments.quick:
-        PAGE.write_text(page(rows.values()), encoding="utf-8")
+        PAGE.write_text(page(list(rows.values())), encoding="utf-8")
 
 
 def is_quick(row: Row) -> bool:
     """Whether a row was measured with ``--quick``, so that it has no speed."""
-    return "seconds" in row and "native_ms" not in row and "native_refused" not in row
+    return (
+        "seconds" in row
+        and "native_ms" not in row
+        and not {"native_refused", "native_crashed", "speed_crashed"} & set(row)
+    )
 
 
 def read(path: Path) -> dict[str, Row]:

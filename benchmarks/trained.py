@@ -4,6 +4,8 @@ MTCNN's three networks (pip install --no-deps facenet-pytorch), CREPE's tiny one
 two U-Nets that are trained here for a minute to take noise out of photographs. PHOTOS is a directory of some dozens of
 photographs. Each comparison is that of ``cpupack compare`` and goes to benchmarks/results/ISA/trained-NAME.json with
 all raw rounds; what follows ``--`` goes to that command. ``--table`` writes benchmarks/trained.md from what is there.
+``--work DIR`` keeps recipes, inputs and trained weights, and ``--prepare`` stops there. So only the comparison, under
+five minutes for one network, needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from cpupack.runtime.host.cpu import ISA_LEVELS
 HERE = Path(__file__).parent
 TABLE = HERE / "trained.md"
 _IMAGE = {"mean": [0.49803921568627455], "std": [0.5019607843137255]}  # (pixel - 127) / 128, nearly MTCNN's
+_OPTIONS = ("--against", "onnxruntime,openvino", "--budget-s", "10", "--rounds", "11", "--round-s", "1")
 _HEAD = """\
 # Trained networks of other people
 
@@ -44,18 +47,28 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?", metavar="PHOTOS", help="a directory of photographs")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {' '.join(NETWORKS)}")
     parser.add_argument("--table", action="store_true", help="write the table from the results that are there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where recipes, inputs and weights are kept")
+    parser.add_argument("--prepare", action="store_true", help="write them, and measure nothing")
     own, passed = split_arguments(sys.argv[1:])
     arguments = parser.parse_args(own)
     if unknown := sorted(set(arguments.names) - set(NETWORKS)):
         parser.error(f"no such network: {', '.join(unknown)}")
+    if arguments.prepare and arguments.work is None:
+        parser.error("--prepare needs --work")
     if not arguments.table:
         if arguments.photos is None:
             parser.error("name a directory of photographs")
         for name in arguments.names or NETWORKS:
-            with tempfile.TemporaryDirectory() as directory:
-                recipe = prepare(name, arguments.photos, Path(directory))
-                compared(recipe, f"trained-{name}", ["--against", "onnxruntime,openvino", *passed])
-    TABLE.write_text(table(), encoding="utf-8")
+            with tempfile.TemporaryDirectory() as temporary:
+                directory = (arguments.work or Path(temporary)) / name
+                recipe = directory / "recipe.toml"
+                if not recipe.exists():
+                    directory.mkdir(parents=True, exist_ok=True)
+                    recipe = prepare(name, arguments.photos, directory)
+                if not arguments.prepare:
+                    compared(recipe, f"trained-{name}", [*_OPTIONS, *passed])
+    if not arguments.prepare:
+        TABLE.write_text(table(), encoding="utf-8")
 
 
 def prepare(name: str, photos: Path, directory: Path) -> Path:

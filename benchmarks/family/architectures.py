@@ -70,7 +70,7 @@ ARCHITECTURES = (
     _dense("deeplabv3_mobilenet_v3_large"),
     _dense("lraspp_mobilenet_v3_large"),
     _dense("fpn_resnet50"),
-    _timm("bat_resnext26ts", convolutional=False),
+    _timm("bat_resnext26ts", 256, convolutional=False),
     _timm("botnet26t_256", 256, convolutional=False),
     _timm("caformer_s18", convolutional=False),
     _timm("coatnet_nano_rw_224", 224, convolutional=False),

@@ -350,3 +350,17 @@ def test_every_node_knows_its_shape_and_place() -> None:
 def test_a_layer_in_float64_stays_as_it_is() -> None:
     graph = captured(Net(lambda net, x: net.conv(x.double()).float(), conv=nn.Conv2d(3, 4, 3).double()))
     assert "conv2d.default" in kinds(graph)
+
+
+def test_what_is_repeated_for_each_sample_does_not_ask_for_the_size_of_the_batch() -> None:
+    """A traced model would have that size as a number, and fail with another batch."""
+    graph = captured(
+        Net(
+            lambda net, x: (
+                x / (x.var((2, 3), keepdim=True) + 1.0).expand(x.shape[0], 3, 8, 8)
+                + x.mean((2, 3)).expand(2, x.shape[0], 3).sum(0)[:, :, None, None]
+            )
+        )
+    )
+    assert "size" not in kinds(graph)
+    assert kinds(graph).count("expand.default") == 2

@@ -81,6 +81,12 @@ def filled(net: Net, x: torch.Tensor) -> torch.Tensor:
     return out[:, 2:6]
 
 
+def spread(net: Net, x: torch.Tensor) -> torch.Tensor:
+    groups = x.reshape(x.shape[0], 2, 4, 8, 8)
+    deviations = (groups.var((2, 3, 4), keepdim=True) + 1.0).sqrt().expand(groups.shape)
+    return (x / deviations.reshape(x.shape))[:, :4]
+
+
 def idle(net: Net, x: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", enabled=False):
         return F.silu(x[:, :4])
@@ -89,6 +95,7 @@ def idle(net: Net, x: torch.Tensor) -> torch.Tensor:
 NETS: dict[str, Forward] = {
     "a product with whole numbers": lambda net, x: (F.relu(x) * net.whole)[:, :4],
     "a sum with whole numbers": lambda net, x: (x + net.whole / 4 + net.whole)[:, :4],
+    "a spread by groups, laid out as the values": spread,
     "a token of each sample": lambda net, x: torch.cat([x[:, :3], net.token.expand(x.shape[0], -1, -1, -1)], 1),
     "a token twice": lambda net, x: (
         torch.cat([x[:, :3], net.token.repeat(x.shape[0], 1, 1, 1)], 1)

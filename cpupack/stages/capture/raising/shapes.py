@@ -233,19 +233,27 @@ def _stack(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """A constant laid out for the batch; of an activation only where nothing is repeated."""
+    """A constant laid out for the batch, or an activation that is repeated along other dimensions."""
     source, shape, moves = a["self"], r.shape(), r.dynamic()
     before = r.shape(source)
     if not r.is_known(source):
-        if before == shape:
-            return r.activation(source)
-        raise NotRaised
+        return r.activation(source) if before == shape else _repeated(r, source, moves)
     if sum(moves) != 1 or not moves[0] or (len(before) == len(shape) and before[0] != 1):
         raise NotRaised
     value = r.tensor(source)
     assert value is not None
     value = value.expand(1, *shape[1:])
     return _laid_out(r, value, r._name_of(source))
+
+
+def _repeated(r: Raiser, source: fx.Node, moves: tuple[bool, ...]) -> fx.Node:
+    """Expand an activation without the batch's size, which a traced model would have as a number."""
+    shape, before = r.shape(), r.shape(source)
+    new = len(shape) - len(before)
+    if (False,) * new + r.dynamic(source) != moves:
+        raise NotRaised  # the batch is what is repeated
+    kept = [-1 if size == other else size for size, other in zip(shape[new:], before, strict=True)]
+    return r.call(torch.ops.aten.expand.default, r.activation(source), [*shape[:new], *kept], word="expand")
 
 
 def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
