@@ -200,7 +200,7 @@ def test_wheels_of_other_engines_do_not_have_it(tiny: TinyWheel, tmp_path: Path)
 
 
 def test_no_native_wheel_without_the_library(tiny: TinyWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without = dataclasses.replace(ENGINES["native"], library=Path("kernels/not_built.so"))
+    without = dataclasses.replace(ENGINES["native"], libraries={"x86_64": Path("kernels/not_built.so")})
     monkeypatch.setattr("cpupack.targets.target.ENGINES", {**ENGINES, "native": without})
     with pytest.raises(PackagingError, match=r"not_built\.so"):
         native_project(tiny, tmp_path / "project")
