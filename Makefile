@@ -48,7 +48,7 @@ REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path 
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch] tests/arm/*.c)
 
-.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate clean
+.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate threads clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -125,6 +125,9 @@ sanitize: $(READY) $(KERNELS)
 	$(CHECK)
 
 emulate: $(READY) $(KERNELS)
+	$(CHECK)
+
+threads: $(READY) $(KERNELS)
 	$(CHECK)
 
 clean:

@@ -1,5 +1,7 @@
 """Run the kernel tests on another build of the kernels: with sanitizers, or with emulated instructions.
 
+threads    gcc's thread sanitizer: teams of two to four threads run every program of the kernel tests. Needs gcc with
+           its libtsan. Takes two minutes of a CPU.
 sanitize   gcc's address and undefined-behaviour sanitizers, damaged programs included. Needs gcc 11 or later with its
            libasan (Debian and Ubuntu: apt-get install gcc g++). Takes two and a half minutes of a CPU.
 emulate    The AVX-512 and AMX kernels from portable C, on any CPU with AVX2, with VBMI and without. Needs the headers
@@ -22,7 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hatch_build import COMPILER, FLAGS, LIBRARY, PUBLIC_HEADERS, SOURCES, compile_library  # noqa: E402 - found by the line before
+from hatch_build import (  # noqa: E402 - found by the line before
+    COMPILER,
+    FLAGS,
+    LIBRARY,
+    PUBLIC_HEADERS,
+    SOURCES,
+    compile_library,
+    sources_of,
+)
 
 SIMDE = "simde-py==0.8.2.post1"
 TESTS = ("test_native_kernels.py", "test_float_kernels.py", "test_native_model.py", "test_kernels.py", "test_images.py")
@@ -44,6 +54,9 @@ SANITIZERS = (
 )
 
 
+THREADS = ("-march=x86-64-v3", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{SOURCES}")
+
+
 class SkippedError(Exception):
     """Something that a check needs cannot be had here."""
 
@@ -51,7 +64,7 @@ class SkippedError(Exception):
 def main() -> int:
     """Run the check that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("check", choices=("sanitize", "emulate"))
+    parser.add_argument("check", choices=("sanitize", "emulate", "threads"))
     parser.add_argument("--required", action="store_true", help="fail where something that is needed cannot be had")
     parser.add_argument("--workers", default="1", metavar="N", help="how many tests to run at a time (default: 1)")
     parser.add_argument("--pip-args", default="", metavar="ARGS", help="options of pip, such as an index")
@@ -59,6 +72,8 @@ def main() -> int:
     try:
         if arguments.check == "sanitize":
             return sanitize(arguments.workers)
+        if arguments.check == "threads":
+            return threads()
         return emulate(arguments.workers, arguments.pip_args.split())
     except SkippedError as reason:
         print(f"{arguments.check} SKIPPED: {reason}", file=sys.stderr)  # noqa: T201
@@ -80,6 +95,24 @@ def sanitize(workers: str) -> int:
         "PYTHONMALLOC": "malloc",  # bounds of arrays that Python itself allocates
     }
     return _run_tests(library, workers, environment)
+
+
+def threads() -> int:
+    """Compile the driver of tests/arm for this CPU with the thread sanitizer, and run all programs with teams."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        raise SkippedError("there is no gcc; with apt: apt-get install gcc")
+    _library_of_gcc(gcc, "libtsan.so")
+    build, tests = ROOT / "build" / "threads", ROOT / "tests" / "arm"
+    build.mkdir(parents=True, exist_ok=True)
+    driver, programs = build / "driver", build / "programs.bin"
+    # torch's operator needs torch, which is not built for this sanitizer.
+    sources = [str(path) for path in sources_of(ROOT, "x86_64") if path.parent.name != "torch"]
+    flags = (*THREADS, f"-I{PUBLIC_HEADERS}", str(tests / "driver.c"), *sources, "-lm", "-o", str(driver))
+    subprocess.run([gcc, *flags], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, str(tests / "programs.py"), str(programs)], cwd=ROOT, check=True)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([str(driver), "check", str(programs), "2", "3", "4"], env=environment, check=False).returncode
 
 
 def emulate(workers: str, pip_args: list[str]) -> int:

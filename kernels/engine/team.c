@@ -3,6 +3,10 @@
  * A member that has waited long sleeps until all have arrived. Other programs may need its CPU, and where two members
  * share one CPU the second can only run while the first does not. A member that finds no work for a while sleeps too,
  * so that an idle model costs nothing.
+ *
+ * On ARM other CPUs may see plain loads and stores in any order. So each access says what it relies on, in the terms of
+ * C11: a load with acquire that sees the value of a store with release sees all that was written before that store.
+ * Everything else that threads share (sessions, prepared weights, what the CPU has) is behind a mutex or pthread_once.
  */
 #define _GNU_SOURCE
 #include "engine/team.h"
@@ -53,16 +57,22 @@ static inline void relax(void) {
 #endif
 }
 
+/* `change` stores the value and then loads the sleepers; here the sleepers are stored, and then the kernel loads the
+ * value. Both may not miss the other's store. All are sequentially consistent but the kernel's load, which C11 does not
+ * know. An atomic addition on ARM lets later loads overtake its store, hence the fence: after it the kernel sees the
+ * new value and returns, or `change` sees the sleeper and wakes it.
+ */
 static void sleep_while(atomic_int *value, int seen, atomic_int *sleepers) {
-    while (atomic_load(value) == seen) {
+    while (atomic_load(value) == seen) { /* acquires, as the loops of those that spin do */
         atomic_fetch_add(sleepers, 1);
+        atomic_thread_fence(memory_order_seq_cst);
         syscall(SYS_futex, value, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
         atomic_fetch_sub(sleepers, 1);
     }
 }
 
 /* Changes a value that others sleep on. A member that counted itself as a sleeper before the change is woken; one that
- * does so later sees the new value and does not sleep.
+ * does so later sees the new value and does not sleep. The store releases all that this thread has written and seen.
  */
 static void change(atomic_int *value, int to, atomic_int *sleepers) {
     atomic_store(value, to);
@@ -72,8 +82,13 @@ static void change(atomic_int *value, int to, atomic_int *sleepers) {
 
 void meet(struct team *team, struct worker *worker) {
     (void)worker;
+    /* This member has seen the last round end, so it reads that number or a later one. It cannot be later: the next
+     * round waits for this member. Acquire keeps the load before the addition; after it the round might have ended.
+     */
     const int round = atomic_load_explicit(&team->round, memory_order_acquire);
+    /* Each addition releases this member's work. The last one acquires that of all, because they add to one number. */
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->size - 1) {
+        /* The others add again only after they have acquired the new round, which the next line releases. */
         atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
         change(&team->round, round + 1, &team->waiting);
         return;
@@ -179,6 +194,9 @@ void run_team(struct team *team, team_work *work, void *argument) {
         work(argument, leader, NULL);
         return;
     }
+    /* Plain stores: `change` releases them to the members, which acquire the job. The members have finished with the
+     * last ones, because they met the leader after that.
+     */
     team->work = work;
     team->argument = argument;
     change(&team->job, atomic_load(&team->job) + 1 > 0 ? atomic_load(&team->job) + 1 : 1, &team->sleepers);

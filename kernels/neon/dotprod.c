@@ -26,6 +26,8 @@ TARGET_DOTPROD_BEGIN
 #include "operators/conv_rows.inc"
 #include "operators/conv_finish.inc"
 #include "operators/conv_finish_block.inc"
+#include "neon/conv_panels.inc"
+#include "neon/conv_tiles.inc"
 #include "neon/conv_multiply.inc"
 #include "operators/conv.inc"
 #include "operators/float_walks.inc"

@@ -28,7 +28,6 @@ CPUS = {
 """CPUs as qemu names them, and the kernels that run there."""
 
 DRIVER = ROOT / "build" / "arm" / "driver"
-PACKAGE = "qemu-user-static"
 
 
 class UnavailableError(Exception):
@@ -49,28 +48,62 @@ def qemu() -> Path:
         if installed:
             return Path(installed)
     kept = cache() / "qemu-aarch64"
-    if kept.is_file():
-        return kept
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise UnavailableError(f"there is no qemu-aarch64, and no apt to download {PACKAGE}; install it")
-    cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache()) as directory:
-        done = _download(Path(directory))
-        if done.returncode != 0 and os.geteuid() == 0:  # there may be no lists of packages yet
-            subprocess.run(["apt-get", "-qq", "update"], capture_output=True, check=False)
-            done = _download(Path(directory))
-        packages = list(Path(directory).glob("*.deb"))
-        if done.returncode != 0 or not packages:
-            raise UnavailableError(f"apt-get cannot download {PACKAGE}: {done.stderr.strip()[-300:]}")
-        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(Path(directory) / "files")], check=True)
-        found = Path(directory) / "files" / "usr" / "bin" / "qemu-aarch64-static"
-        found.chmod(0o755)
-        found.replace(kept)
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory() as directory:
+            _unpack("qemu-user-static", Path(directory))
+            _keep(Path(directory) / "usr" / "bin" / "qemu-aarch64-static", kept)
     return kept
 
 
-def _download(directory: Path) -> subprocess.CompletedProcess[str]:
-    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", PACKAGE]
+def qemu_with_plugins() -> tuple[Path, Path]:
+    """Return the emulator that takes plugins, and the directory of libraries that it needs. Raises UnavailableError.
+
+    The static one takes none.
+    """
+    kept, libraries = cache() / "qemu-aarch64-plugins", cache() / "lib"
+    if not kept.is_file():
+        libraries.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as directory:
+            _unpack("qemu-user", Path(directory))
+            program = Path(directory) / "usr" / "bin" / "qemu-aarch64"
+            needed = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+            missing = [line.split()[0] for line in needed.splitlines() if "not found" in line]
+            depends = subprocess.run(["apt-cache", "depends", "qemu-user"], capture_output=True, text=True, check=True)
+            names = [line.split()[1] for line in depends.stdout.splitlines() if line.strip().startswith("Depends:")]
+            # libcapstone.so.4 is in libcapstone4
+            for package in {name for name in names for each in missing if name.startswith(each.partition(".so")[0])}:
+                _unpack(package, Path(directory))
+            for path in Path(directory).rglob("*.so.*"):
+                shutil.copy(path, libraries / path.name)
+            _keep(program, kept)
+    return kept, libraries
+
+
+def _keep(program: Path, kept: Path) -> None:
+    """Put a program into the cache, whole or not at all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    made = kept.with_name(f"{kept.name}.{os.getpid()}")
+    shutil.copy(program, made)
+    made.chmod(0o755)
+    made.replace(kept)
+
+
+def _unpack(package: str, directory: Path) -> None:
+    """Unpack one of apt's packages in a directory. Raises UnavailableError."""
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise UnavailableError(f"there is no {package}, and no apt to download it; install it")
+    done = _download(package, directory)
+    if done.returncode != 0 and os.geteuid() == 0:  # there may be no lists of packages yet
+        subprocess.run(["apt-get", "-qq", "update"], capture_output=True, check=False)
+        done = _download(package, directory)
+    found = list(directory.glob(f"{package}_*.deb"))
+    if done.returncode != 0 or not found:
+        raise UnavailableError(f"apt-get cannot download {package}: {done.stderr.strip()[-300:]}")
+    subprocess.run(["dpkg-deb", "-x", str(found[0]), str(directory)], check=True)
+
+
+def _download(package: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package]
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
 
 

@@ -19,10 +19,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 import test_float_kernels  # noqa: E402 - found by the line before
 import test_native_kernels  # noqa: E402
 
+from arm.counting import HEAD  # noqa: E402
 from cpupack.layers.native import codes_after  # noqa: E402
 from cpupack.runtime.engine import library  # noqa: E402
 
-HEAD = struct.Struct("120s6q")
 LOOK = struct.Struct("2q")
 
 
