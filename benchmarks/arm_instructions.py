@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     parser.add_argument("--symbols", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
+    print("model,instruction_set,instructions")  # noqa: T201
     with tempfile.TemporaryDirectory() as directory:
         for model in arguments.models:
             case = Path(directory) / "case"
