@@ -166,8 +166,8 @@ def put_kernels(place: Path) -> None:
     """Put this checkout's kernels into the package: they may be newer, and the program is the same."""
     package = Path(Job.read(place / "subject" / "job.json").package["source"]) / f"{place.name}_int8"
     manifest = json.loads((package / MANIFEST_NAME).read_text("utf-8"))
-    shipped = Path("_runtime") / library.LIBRARY
-    kernels = Path(runtime.__file__).parent / library.LIBRARY
+    shipped = Path("_runtime") / library.LIBRARIES["x86_64"]
+    kernels = Path(runtime.__file__).parent / library.LIBRARIES["x86_64"]
     (package / shipped).write_bytes(kernels.read_bytes())
     manifest["files"][shipped.as_posix()] |= {"sha256": hash_file(kernels), "bytes": kernels.stat().st_size}
     (package / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from cpupack.model.vision import import_torchvision
 from cpupack.quantized_engine import supported_engines
 from cpupack.runtime.engine import library
 from cpupack.runtime.host import probe as host_probe
-from cpupack.runtime.host.cpu import ISA_LEVELS
+from cpupack.runtime.host.cpu import ARM_ISA_LEVELS, ISA_LEVELS, LACKING, LEVELS
 from cpupack.targets import ENGINES, arm, x86
 from cpupack.targets.engines import raced
 
@@ -129,17 +129,18 @@ def format_doctor(found: Findings) -> str:
 def _native(here: Mapping[str, Any], kernels: Mapping[str, Any]) -> str:
     if kernels["problem"] is None:
         return str(kernels["isa"])
-    if here["machine"] == library.MACHINE and here["isa"] in ISA_LEVELS[ISA_LEVELS.index(library.ISA) :]:
+    if not library.runs_on(here["machine"], here["isa"]):
+        return f"cannot run on this CPU: they need {' or '.join(levels[0] for levels in LEVELS.values())}"
+    if kernels["path"] is None:
         return "not built: run `make kernels` in the checkout, or install cpupack again"
-    return f"cannot run on this CPU: they need {library.ISA}"
+    return str(kernels["problem"])
 
 
 def _isa(here: Mapping[str, Any]) -> str:
-    if here["machine"] != "x86_64":
-        return "none: only x86-64 has levels"
-    if here["isa"] is None:
-        return "below avx2"
-    return f"{here['isa']} (of {', '.join(ISA_LEVELS)})"
+    levels = LEVELS.get(here["machine"])
+    if levels is None:
+        return f"none: only {' and '.join(LEVELS)} have levels"
+    return f"{here['isa']} (of {', '.join(levels)})" if here["isa"] else f"below {levels[0]}"
 
 
 def _build_text(build: Build) -> str:
@@ -158,7 +159,8 @@ def _build_text(build: Build) -> str:
 
 
 def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, Build]:
-    needed = x86.floor(isa) if isa else None
+    needed = x86.floor(isa) if isa and machine == "x86_64" else None
+    least_arm = ARM_ISA_LEVELS[0]
     return (
         Build(
             "x86_64",
@@ -169,8 +171,8 @@ def _builds(machine: str, isa: str | None, engines: list[str]) -> tuple[Build, B
         ),
         Build(
             "aarch64",
-            [each.name for each in raced("aarch64") if each.name in engines],
-            None,
+            [each.name for each in raced(arm.floor(least_arm)) if each.name in engines],
+            least_arm,
             arm.ACTIVATION_BITS,
             machine == "aarch64",
         ),
@@ -199,8 +201,8 @@ def _torchvision() -> Torchvision:
 
 def _problems(here: Mapping[str, Any], engines: list[str]) -> list[str]:
     problems = []
-    if here["machine"] == "x86_64" and here["isa"] is None:
-        problems.append("this CPU has no AVX2; wheels for x86_64 do not run here")
+    if here["machine"] in LEVELS and here["isa"] is None:
+        problems.append(f"this CPU has {LACKING[here['machine']]}; wheels for {here['machine']} do not run here")
     if not engines:
         problems.append("this torch build has no quantized engine; install an official CPU build")
     return problems + _unmet()

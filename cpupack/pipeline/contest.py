@@ -83,6 +83,11 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
     """
     targets = candidates(prepared.loaded.recipe, cpu, supported_engines())
     failed: dict[str, str] = {}
+    if len(targets) > 1 and not targets[0].runs_here:
+        progress.note(
+            f"{cpu}: this host cannot time it, so engines are tried in the order of the instructions that models take "
+            f"there: {', '.join(each.engine for each in targets)}"
+        )
 
     def fail(target: Target, error: QuantizationError) -> None:
         if len(targets) == 1:

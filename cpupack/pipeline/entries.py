@@ -79,7 +79,6 @@ def _saturation_of(quantized: QuantizedModel) -> SaturationReport | None:
     target = quantized.target
     if not target.adds_in_16_bits or target.saturates:
         return None
-    assert target.isa is not None
     return SaturationReport(target.isa, target.activation_bits, 0, "", quantized.sums)
 
 

@@ -18,6 +18,7 @@ from cpupack.recipe.names import import_name
 from cpupack.targets.engines import ArmEngine, X86Engine
 
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
+ArmIsa = Literal["neon", "dotprod", "i8mm"]
 Cpu = Literal["x86_64", "aarch64"]
 ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
 
@@ -233,10 +234,15 @@ class TargetX86(Table):
 
 
 class TargetArm(Table):
-    """Engine on 64-bit ARM."""
+    """Engine and instruction set on 64-bit ARM."""
 
-    engine: ArmEngine = "qnnpack"
-    """The only quantized engine of torch's ARM builds that cpupack supports."""
+    engine: Literal["auto", ArmEngine] = "auto"
+    """``auto`` builds ``native``, cpupack's own engine, which takes the fewest instructions, and ``qnnpack`` where
+    ``native`` cannot run the model or fails a gate. An ARM host also times them and keeps the faster. ``qnnpack`` and
+    ``onednn`` are torch's."""
+    isa: Literal["auto"] | ArmIsa = "auto"
+    """The lowest instruction set that the wheel asks for: the runner refuses a CPU without it. ``auto`` is ``neon``,
+    which every 64-bit ARM CPU has. Each CPU uses the highest set that it has, and the results are equal on all."""
 
 
 class Target(Table):

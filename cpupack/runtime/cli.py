@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import extras
+from .engine.contract import check_family
 from .errors import HostError, InputError, IntegrityError, RandomWeightsWarning, RunnerError
 from .manifest import read_manifest
 from .output import EXIT_INTERRUPTED, say, tell, written
@@ -139,8 +140,11 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
     if not hasattr(args, "command"):
         *names, last = _COMMANDS
         parser.error(f"which command? {', '.join(names)} or {last}")
+    if args.command is not _info:  # which shows its facts on any host, and then fails like the others
+        check_family(read_manifest(package_dir))
     facts, text, code = args.command(package_dir, args)
     say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
+    check_family(read_manifest(package_dir))
     return int(code)
 
 

@@ -79,6 +79,7 @@ def format_info(facts: dict[str, Any]) -> str:
         "This host",
         {
             "cpu": f"{here['cpu']} ({here['isa'] or here['machine']})",
+            "board": here["board"],
             "cores": f"{here['cores_usable']} usable: {here['cores_usable_reason']}",
             "torch": (here["torch"] or "not installed") if facts["torch"]["needed"] else None,
             "kernels": _kernels(facts["kernels"]),

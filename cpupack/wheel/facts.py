@@ -33,6 +33,11 @@ def fact_rows(manifest: Manifest, *, measured: bool = True) -> list[tuple[str, s
     ]
     rows += accuracy_rows(manifest.accuracy)
     if measured:
+        if manifest.accuracy["speedup"] is None:
+            untimed = (
+                f"not measured: the build host was no {target['cpu']} CPU; `{manifest.name} bench` measures it there"
+            )
+            rows.append(("Speed", untimed))
         rows.append(("Plan", plan_text(manifest)))
     return [(label, " ".join(value.split())) for label, value in rows]
 
@@ -77,7 +82,7 @@ def plan_text(manifest: Manifest) -> str:
 def engine_text(target: dict[str, Any]) -> str:
     """Return the engine's name. If the wheel contains its kernels, say so."""
     engine = ENGINES.get(target["engine"])  # an older wheel may name an engine that no longer exists
-    return f"{target['engine']} (kernels in the wheel)" if engine and engine.library else str(target["engine"])
+    return f"{target['engine']} (kernels in the wheel)" if engine and engine.libraries else str(target["engine"])
 
 
 def scaled(count: int) -> str:

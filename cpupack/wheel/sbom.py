@@ -24,6 +24,8 @@ from cpupack.runtime.engine import library
 from cpupack.runtime.manifest import Manifest
 
 _UNSERIALIZED = uuid.UUID(int=0)
+_LEVELS = {"x86_64": "AVX2, AVX512-VNNI and AMX", "aarch64": "NEON, dot products and I8MM"}
+"""What the kernels of a CPU family are written for."""
 
 
 def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str], root: str) -> str:
@@ -108,14 +110,15 @@ def _kernels(manifest: Manifest) -> list[Component]:
     It is compiled only from cpupack's own sources and links only the C library of the host. It contains no code of the
     compiler's runtime (tests/unit/test_kernels_build.py).
     """
-    found = [name for name in manifest.files if name.endswith(library.LIBRARY.as_posix())]
+    path = library.LIBRARIES.get(manifest.target["cpu"])
+    found = [] if path is None else [name for name in manifest.files if name.endswith(path.as_posix())]
     return [
         Component(
             type=ComponentType.LIBRARY,
             name="cpupack-kernels",
             version=manifest.build["cpupack"],
             bom_ref="kernels",
-            description=f"INT8 kernels for AVX2, AVX512-VNNI and AMX, {manifest.import_name}/{name}",
+            description=f"INT8 kernels for {_LEVELS[manifest.target['cpu']]}, {manifest.import_name}/{name}",
             hashes=[_sha256(manifest.files[name].sha256)],
             licenses=[DisjunctiveLicense(id="Apache-2.0")],
         )

@@ -12,13 +12,12 @@ from torch import nn
 from cpupack import accuracy
 from cpupack.artifacts import QuantizedModel
 from cpupack.graph.native_model import NativeModel
-from cpupack.runtime.engine import library
 from cpupack.runtime.engine.program_format import HEADER
 from cpupack.stages.quantize.native.program import BUFFER, LAYER, Flag, Op
 from helpers import native_reference
 from helpers.tiny_models import quantized, recipe, run, samples
 
-needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason=f"the native kernels need {library.ISA}")
+needs_kernels = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
 
 # With nothing clipped a rounding of normal values to 8 bits costs 41 dB (tests/unit/test_quantize.py); weights as much.
 # n roundings of equal size add up to 41 - 10 log10(n): 12 of them leave 30 dB, and what is wrong leaves 10 at most.

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 def runs_here() -> bool:
     """Whether this CPU can run the kernels."""
-    return cpu.machine() == library.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(library.ISA) :]
+    return library.runs_on(cpu.machine(), cpu.detect_isa())
 
 
 def fma(a: Array, b: Any, c: Any) -> Array:

@@ -18,7 +18,7 @@ from cpupack.targets import Target
 from helpers.tiny_models import calibrated
 from helpers.tiny_wheel import INPUT_SHAPE, TinyWheel
 
-TARGET = Target("x86_64", library.ENGINE, library.ISA, 8, conv_add=False, platform_tag="manylinux_2_28_x86_64")
+TARGET = Target("x86_64", library.ENGINE, "avx2", 8, conv_add=False, platform_tag="manylinux_2_28_x86_64")
 
 
 def native_contents(tiny: TinyWheel, directory: Path, *, images: bool = True) -> WheelContents:

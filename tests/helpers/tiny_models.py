@@ -102,7 +102,7 @@ def target(engine_name: str = "onednn", bits: int | None = None, isa: str = "avx
     ``isa`` is what a wheel promises: with VNNI models have the same parts on every host, so tests are of the same.
     """
     cpu = "aarch64" if engine_name == "qnnpack" else "x86_64"
-    isa_of_cpu = None if cpu == "aarch64" else isa
+    isa_of_cpu = "neon" if cpu == "aarch64" else isa
     return Target(cpu, engine_name, isa_of_cpu, bits or host_bits(engine_name), engine_name == "onednn", "any")
 
 

@@ -100,7 +100,7 @@ def make_tiny(directory: Path) -> TinyWheel:
 
 def _target(cpu: str) -> Target:
     if cpu == "aarch64":
-        return Target("aarch64", "qnnpack", None, 8, conv_add=False, platform_tag="manylinux_2_28_aarch64")
+        return Target("aarch64", "qnnpack", "neon", 8, conv_add=False, platform_tag="manylinux_2_28_aarch64")
     isa = detect_isa() or "avx2"
     return Target("x86_64", "fbgemm", isa, activation_bits(isa), False, "manylinux_2_28_x86_64")
 

@@ -307,9 +307,12 @@ def test_an_engine_this_torch_does_not_have(refused: Callable[..., str], monkeyp
 
 def test_an_engine_that_is_not_there_is_said_before_the_work(cpupack: Cpupack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cpupack.pipeline.run.supported_engines", lambda: ["fbgemm"])
-    done = cpupack("build", "colors.toml", *FAST, "--target", "aarch64")
+    done = cpupack("build", "colors.toml", *FAST, "--target", "aarch64", "--set", "target.aarch64.engine=qnnpack")
     assert done.code == 5
     assert done.err.startswith('error: [target.aarch64] engine = "qnnpack" is not in this torch build')
+    done = cpupack("build", "colors.toml", *FAST, "--target", "aarch64")
+    assert done.code == 5
+    assert done.err.startswith("error: this torch build has no quantized engine for 64-bit ARM (it has fbgemm)")
 
 
 @pytest.mark.parametrize("out", ["colors.toml", "colors.toml/below", "/proc/wheels"])

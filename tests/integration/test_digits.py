@@ -96,10 +96,12 @@ def test_the_gates_hold_on_each_x86_engine(engine: str, tmp_path: Path) -> None:
     assert found["target"]["engine"] == engine
 
 
-def test_the_gates_hold_for_aarch64(tmp_path: Path) -> None:
-    found = build(tmp_path, "--target", "aarch64")
+@pytest.mark.parametrize(("wanted", "engine"), [("auto", "native"), ("qnnpack", "qnnpack")])
+def test_the_gates_hold_for_aarch64(tmp_path: Path, wanted: str, engine: str) -> None:
+    found = build(tmp_path, "--target", "aarch64", "--set", f"target.aarch64.engine={wanted}")
     check_accuracy(found)
-    assert found["target"]["engine"] == "qnnpack"
+    assert (found["target"]["engine"], found["target"]["isa"]) == (engine, "neon")
+    assert found["report"]["speedup"] is None
     assert found["wheel"].endswith("_aarch64.whl")
 
 

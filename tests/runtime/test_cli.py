@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from cpupack.runtime import cli
+from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
 from cpupack.runtime.verify import verify
 from helpers.tiny_package import keep_manifest
@@ -133,6 +134,23 @@ def test_info_works_where_the_package_does_not(
     assert "This host CANNOT run it:\n  - tiny-int8 1.0.0 is built for sparc" in out
     assert "was verified with torch >=1.0,<1.1" in out
     assert len(json.loads(call("info", "--json", package=package)[1])["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["info"], ["info", "--json"], ["verify"], ["predict", "x.jpg"], ["bench"], ["tune"],
+     ["plan", "--rate", "9", "--max-latency-ms", "50"], ["export", "--c", "x"], ["serve", "--max-latency-ms", "50"]],
+    ids=lambda argv: " ".join(argv[:2]),
+)  # fmt: skip
+def test_every_command_refuses_the_wheel_of_another_family(
+    call: Callable[..., tuple[int, str, str]], edited: Callable[..., Path], argv: list[str]
+) -> None:
+    other = "aarch64" if machine() == "x86_64" else "x86_64"
+    code, out, err = call(*argv, package=edited(target={"cpu": other, "isa": None}))
+    assert code == 3
+    (line,) = err.splitlines()
+    assert f"error: tiny-int8 1.0.0 is built for {other} and this host is {machine()}; only a wheel" in line
+    assert bool(out) == (argv[0] == "info")
 
 
 def test_predict_prints_a_table_a_file(call: Callable[..., tuple[int, str, str]], image: Path) -> None:

@@ -20,23 +20,33 @@ def manifest_with(edited: Callable[..., Path]) -> Callable[..., Manifest]:
 
 def test_other_family_is_refused(manifest_with: Callable[..., Manifest]) -> None:
     arm = manifest_with(target={"cpu": "aarch64", "isa": None, "engine": "qnnpack"})
-    with pytest.raises(HostError, match=r"built for aarch64 and this host is x86_64; install its x86_64 wheel"):
+    with pytest.raises(
+        HostError, match=r"built for aarch64 and this host is x86_64; only a wheel that was built for x86_"
+    ):
         check_cpu(arm, "x86_64", "avx512_vnni")
     check_cpu(arm, "aarch64", None)
+    x86 = manifest_with(target={"cpu": "x86_64", "isa": "avx2"})
+    with pytest.raises(HostError, match=r"built for x86_64 and this host is aarch64; .*build RECIPE --target aarch64"):
+        check_cpu(x86, "aarch64", "i8mm")
+    with pytest.raises(HostError, match=r"this host is riscv64; cpupack builds wheels for x86_64 and aarch64 alone"):
+        check_cpu(x86, "riscv64", None)
 
 
-@pytest.mark.parametrize("needs", cpu.ISA_LEVELS)
-@pytest.mark.parametrize("has", [None, *cpu.ISA_LEVELS])
+@pytest.mark.parametrize(
+    ("family", "needs", "has"),
+    [(family, needs, has) for family, levels in cpu.LEVELS.items() for needs in levels for has in (None, *levels)],
+)
 def test_instruction_sets_contain_the_lower_ones(
-    manifest_with: Callable[..., Manifest], needs: str, has: str | None
+    manifest_with: Callable[..., Manifest], family: str, needs: str, has: str | None
 ) -> None:
-    order = [None, *cpu.ISA_LEVELS]
-    manifest = manifest_with(target={"cpu": "x86_64", "isa": needs})
+    order = [None, *cpu.LEVELS[family]]
+    manifest = manifest_with(target={"cpu": family, "isa": needs})
     if order.index(has) >= order.index(needs):
-        check_cpu(manifest, "x86_64", has)
+        check_cpu(manifest, family, has)
     else:
-        with pytest.raises(HostError, match=f"needs {needs} and this CPU has {has or 'no AVX2'}"):
-            check_cpu(manifest, "x86_64", has)
+        lacking = {"x86_64": "no AVX2", "aarch64": "no NEON"}[family]
+        with pytest.raises(HostError, match=f"needs {needs} and this CPU has {has or lacking}"):
+            check_cpu(manifest, family, has)
 
 
 def test_unknown_instruction_set_is_damage(manifest_with: Callable[..., Manifest]) -> None:

@@ -73,7 +73,7 @@ def caller(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_directory_has_what_the_readme_lists(exported: Path, package_of: dict[str, Path]) -> None:
     listed = re.findall(r"^\| `([\w.]+)` \|", (exported / "README.md").read_text(), flags=re.MULTILINE)
     assert sorted([*listed, "README.md"]) == sorted(path.name for path in exported.iterdir())
-    library = package_of["images"] / "_runtime" / native_library.LIBRARY
+    library = package_of["images"] / "_runtime" / native_library.LIBRARIES["x86_64"]
     assert (exported / "libcpupack.so").read_bytes() == library.read_bytes()
     assert (exported / "labels.txt").read_text().splitlines() == list(LABELS)
     text = (exported / "README.md").read_text()

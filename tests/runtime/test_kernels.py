@@ -27,7 +27,7 @@ from helpers import program_header
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S
 
-LIBRARY = RUNTIME / library.LIBRARY
+LIBRARY = library.path_for("x86_64")
 CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
@@ -39,10 +39,10 @@ BLOCK = 32  # output channels of a block; with chunks of four bytes a block is s
 
 
 def runs_here() -> bool:
-    return cpu.machine() == library.MACHINE and cpu.detect_isa() in cpu.ISA_LEVELS[cpu.ISA_LEVELS.index(library.ISA) :]
+    return library.runs_on(cpu.machine(), cpu.detect_isa())
 
 
-needs_kernels = pytest.mark.skipif(not runs_here(), reason=f"the native kernels need {library.ISA}")
+needs_kernels = pytest.mark.skipif(not runs_here(), reason="the native kernels do not run on this CPU")
 
 
 def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
@@ -263,8 +263,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("machine", "isa", "why"),
     [
-        ("aarch64", None, "for x86_64 and this host is aarch64"),
+        ("riscv64", None, "for x86_64 and aarch64, and this host is riscv64"),
+        ("i686", None, "for x86_64 and aarch64, and this host is i686"),
         ("x86_64", None, "need avx2 and this CPU has no AVX2; build the wheel again"),
+        ("aarch64", None, "need neon and this CPU has no NEON; build the wheel again"),
     ],
 )
 def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: str | None, why: str) -> None:
@@ -280,7 +282,7 @@ def test_other_cpus_are_refused(fresh: pytest.MonkeyPatch, machine: str, isa: st
 @needs_kernels
 def test_a_library_that_the_system_does_not_load(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "kernels").mkdir()
-    (tmp_path / library.LIBRARY).write_text("not a library")
+    (tmp_path / library.LIBRARIES[cpu.machine()]).write_text("not a library")
     fresh.setattr(library, "__file__", str(tmp_path / "engine" / "library.py"))
     with pytest.raises(HostError, match="cannot load the native kernels"):
         library.load()

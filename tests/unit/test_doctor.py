@@ -59,13 +59,14 @@ def test_builds_of_a_host(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
 
 
 def test_an_arm_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = {**doctor.host_probe.describe(), "machine": "aarch64", "isa": None, "flags": ["asimd", "asimddp"]}
+    host = {**doctor.host_probe.describe(), "machine": "aarch64", "isa": "dotprod", "flags": ["asimd", "asimddp"]}
     monkeypatch.setattr(doctor.host_probe, "describe", lambda: host)
     monkeypatch.setattr(doctor, "supported_engines", lambda: ["qnnpack"])
     facts = doctor.collect()
     text = doctor.format_doctor(facts)
     assert facts.problems == []
     assert "build x86_64    cannot be built: this torch has no engine for it" in text
+    assert "ISA level       dotprod (of neon, dotprod, i8mm)" in text
     assert "timed and tuned here" in " ".join(text.split())
 
 

@@ -15,7 +15,6 @@ from types import ModuleType
 
 import pytest
 
-import cpupack.runtime
 from cpupack.artifacts import StagedProject
 from cpupack.errors import PackagingError
 from cpupack.runtime.engine import library as native_library
@@ -27,8 +26,8 @@ from cpupack.wheel.inspect import format_inspection, inspect
 from helpers.tiny_wheel import TinyWheel
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = Path(cpupack.runtime.__file__).parent / native_library.LIBRARY
-SHIPPED = f"_runtime/{native_library.LIBRARY.as_posix()}"
+LIBRARY = native_library.path_for("x86_64")
+SHIPPED = f"_runtime/{native_library.LIBRARIES['x86_64'].as_posix()}"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def native_project(tiny: TinyWheel, directory: Path) -> StagedProject:
 
 
 def test_the_hook_and_the_loader_mean_one_file(hook: ModuleType) -> None:
-    assert f"cpupack/runtime/{native_library.LIBRARY.as_posix()}" == hook.LIBRARY
+    assert f"cpupack/runtime/{native_library.LIBRARIES['x86_64'].as_posix()}" == hook.LIBRARY
 
 
 def test_it_is_compiled_again_only_after_a_change(hook: ModuleType, checkout: Path) -> None:

@@ -188,7 +188,7 @@ def test_slower_than_fp32_is_said(finished: Finished) -> None:
 def test_a_target_this_host_cannot_time(finished: Finished) -> None:
     found = rows(finished.result(cpu="aarch64", speedup=None))
     assert found["speed"] == "not measured: this host belongs to another CPU family"
-    assert found["runs on"] == "aarch64, 8-bit activations"
+    assert found["runs on"] == "aarch64 with neon or better, 8-bit activations"
 
 
 def test_equal_outputs(finished: Finished) -> None:

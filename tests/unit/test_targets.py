@@ -75,7 +75,9 @@ def test_only_x86_without_vnni_saturates(host: Any) -> None:
     assert all(each.adds_in_16_bits for each in lesser)
     assert {each.engine for each in lesser if not each.saturates} == {"native"}
     assert not any(each.saturates for isa in ("avx512_vnni", "amx", "auto") for each in engines(isa))
-    assert not any(each.saturates for each in candidates(recipe(), "aarch64", ALL))
+    assert not any(
+        each.saturates for each in candidates(recipe(target={"aarch64": {"engine": "qnnpack"}}), "aarch64", ALL)
+    )
 
 
 def test_a_named_engine_is_the_only_candidate(host: Any) -> None:
@@ -112,14 +114,93 @@ def test_an_engine_that_torch_lacks_is_refused_or_left_out(host: Any) -> None:
         engines(supported=[])
 
 
-def test_aarch64_is_qnnpack_with_8_bits_and_no_instruction_set(host: Any) -> None:
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Pretend that the native kernels of both families are compiled, into files that no test loads."""
+    for path in library.LIBRARIES.values():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.setattr(choosing, "RUNTIME", tmp_path)
+    return tmp_path
+
+
+def arm(supported: list[str] | None = None, cpu: list[str] | None = None, **tables: Any) -> list[Target]:
+    spec = recipe(target={"cpu": cpu or ["x86_64"], **tables})
+    return candidates(spec, "aarch64", ALL if supported is None else supported)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_aarch64_tries_native_and_then_qnnpack_with_8_bits(host: Any) -> None:
     host("amx")
-    (found,) = candidates(recipe(), "aarch64", ALL)
-    assert (found.engine, found.isa, found.activation_bits, found.conv_add) == ("qnnpack", None, 8, False)
-    assert found.platform_tag.endswith("_aarch64")
-    assert not found.runs_here
-    with pytest.raises(QuantizationError, match=r'\[target.aarch64\] engine = "qnnpack"'):
-        candidates(recipe(), "aarch64", ["fbgemm"])
+    found = arm()
+    assert [each.engine for each in found] == ["native", "qnnpack"]
+    assert {(each.isa, each.activation_bits, each.conv_add) for each in found} == {("neon", 8, False)}
+    assert all(each.platform_tag.endswith("_aarch64") for each in found)
+    assert not any(each.runs_here or each.adds_in_16_bits for each in found)
+    host("i8mm", "aarch64")
+    assert all(each.runs_here for each in arm())
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("engine", get_args(ArmEngine))
+def test_an_engine_for_aarch64_may_be_named(host: Any, engine: str) -> None:
+    host("amx")
+    (found,) = arm(aarch64={"engine": engine, "isa": "dotprod"})
+    assert (found.engine, found.isa, found.activation_bits) == (engine, "dotprod", 8)
+    with pytest.raises(QuantizationError, match=rf'\[target.aarch64\] engine = "{engine}"'):
+        arm(["fbgemm"], aarch64={"engine": engine})
+
+
+def test_more_than_an_arm_cpu_has_is_refused(host: Any) -> None:
+    host("neon", "aarch64")
+    with pytest.raises(QuantizationError, match='isa = "dotprod": this CPU has neon'):
+        arm(aarch64={"engine": "qnnpack", "isa": "dotprod"})
+
+
+def test_what_this_cpu_sums_in_another_way_is_not_verified_here(host: Any) -> None:
+    """oneDNN on a CPU without VNNI saturates 8-bit activations; on ARM and with VNNI it does not."""
+    for isa, family in (("avx512_vnni", "x86_64"), ("neon", "aarch64")):
+        host(isa, family)
+        assert [each.engine for each in arm(aarch64={"engine": "onednn"})] == ["onednn"]
+    host("avx2")
+    with pytest.raises(QuantizationError, match=r"this CPU \(avx2\) adds their products in 16 bits"):
+        arm(aarch64={"engine": "onednn"})
+    assert [each.engine for each in arm(aarch64={"engine": "qnnpack"})] == ["qnnpack"]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("host_isa", "x86", "cpus", "fits"),
+    [
+        ("avx512_vnni", {}, ["x86_64", "aarch64"], False),
+        ("avx2", {}, ["x86_64", "aarch64"], True),
+        ("amx", {"isa": "avx2"}, ["x86_64", "aarch64"], True),
+        ("amx", {"isa": "avx2"}, ["aarch64"], False),  # no x86-64 wheel whose weights it could have
+        ("avx2", {}, ["aarch64"], False),
+    ],
+)
+def test_native_wheels_of_a_recipe_have_the_same_weights(
+    host: Any, host_isa: str, x86: dict[str, str], cpus: list[str], fits: bool
+) -> None:
+    host(host_isa)
+    found = {each.engine: each.fits_weights for each in arm(cpu=cpus, x86_64=x86)}
+    assert found == {"native": fits, "qnnpack": False}
+    if "x86_64" in cpus:
+        beside = candidates(recipe(target={"cpu": cpus, "x86_64": x86}), "x86_64", ALL)
+        assert {each.engine: each.fits_weights for each in beside}["native"] == fits
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_kernels_that_are_not_compiled_are_an_error(host: Any, compiled: Path, engine: str) -> None:
+    """Not another engine without a word, where a checkout was updated and not compiled."""
+    host("amx")
+    (compiled / library.LIBRARIES["aarch64"]).unlink()
+    with pytest.raises(
+        QuantizationError, match=r"native for aarch64 are not built: .*aarch64\.so is missing"
+    ) as caught:
+        arm(aarch64={"engine": engine})
+    assert "make kernels" in (caught.value.hint or "")
+    assert [each.engine for each in arm(aarch64={"engine": "qnnpack"})] == ["qnnpack"]
 
 
 def test_a_recipe_may_name_every_engine_that_has_a_record() -> None:
@@ -129,7 +210,7 @@ def test_a_recipe_may_name_every_engine_that_has_a_record() -> None:
 
 
 def test_no_two_engines_have_one_place_in_a_race() -> None:
-    for built_for in ("avx2", "avx512_vnni", "aarch64"):
+    for built_for in ("avx2", "avx512_vnni", "neon"):
         places = [engine.places[built_for] for engine in raced(built_for)]
         assert places == list(range(len(places)))
 

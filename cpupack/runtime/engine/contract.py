@@ -15,22 +15,37 @@ _CLAUSE = re.compile(r"^(>=|<=|==|!=|<|>)\s*(\d+(?:\.\d+)*)$")
 def check_cpu(manifest: Manifest, machine: str | None = None, isa: str | None = None) -> None:
     """Raise HostError when the CPU is of another family or lacks the instruction set that the wheel needs.
 
-    ``machine`` and ``isa`` (a level of ``cpu.ISA_LEVELS``) describe the host; by default this one.
+    ``machine`` and ``isa`` (a level of ``cpu.LEVELS``) describe the host; by default this one.
     """
     wheel = f"{manifest.name} {manifest.version}"
-    needs_cpu, needs_isa = manifest.target["cpu"], manifest.target["isa"]
+    needs_isa = manifest.target["isa"]
     if machine is None:
         machine, isa = cpu.machine(), cpu.detect_isa()
-    if machine != needs_cpu:
-        raise HostError(f"{wheel} is built for {needs_cpu} and this host is {machine}; install its {machine} wheel")
-    if needs_isa is None:
+    check_family(manifest, machine)
+    if needs_isa is None:  # wheels for aarch64 of earlier versions
         return
-    if needs_isa not in cpu.ISA_LEVELS:
-        raise IntegrityError(f"the manifest names instruction set {needs_isa!r}; known: {', '.join(cpu.ISA_LEVELS)}")
-    if isa is None or cpu.ISA_LEVELS.index(isa) < cpu.ISA_LEVELS.index(needs_isa):
+    levels = cpu.LEVELS.get(machine, ())
+    if needs_isa not in levels:
+        raise IntegrityError(f"the manifest names instruction set {needs_isa!r}; known: {', '.join(levels)}")
+    if isa is None or levels.index(isa) < levels.index(needs_isa):
+        wrong = ": its INT8 sums would be wrong" if machine == "x86_64" else ""
         raise HostError(
-            f"{wheel} needs {needs_isa} and this CPU has {isa or 'no AVX2'}: its INT8 sums would be wrong; "
-            f'build it again with [target.x86_64] isa = "{isa or "avx2"}"'
+            f"{wheel} needs {needs_isa} and this CPU has {isa or cpu.LACKING[machine]}{wrong}; "
+            f'build it again with [target.{machine}] isa = "{isa or levels[0]}"'
+        )
+
+
+def check_family(manifest: Manifest, machine: str | None = None) -> None:
+    """Raise HostError when the wheel is for CPUs of another family than ``machine``, by default this host's."""
+    needed, machine = manifest.target["cpu"], machine or cpu.machine()
+    if machine != needed:
+        remedy = (
+            f"only a wheel that was built for {machine} runs here (cpupack build RECIPE --target {machine})"
+            if machine in cpu.LEVELS
+            else f"cpupack builds wheels for {' and '.join(cpu.LEVELS)} alone"
+        )
+        raise HostError(
+            f"{manifest.name} {manifest.version} is built for {needed} and this host is {machine}; {remedy}"
         )
 
 

@@ -26,13 +26,11 @@ ENGINE = "native"
 """The engine's name in manifests and recipes."""
 
 OPERATOR = "cpupack::run_1"
-LIBRARY = Path("kernels") / "cpupack_int8.x86_64.so"
-"""Path of the library relative to the runtime."""
+LIBRARIES = {family: Path("kernels") / f"cpupack_int8.{family}.so" for family in cpu.LEVELS}
+"""CPU family -> path of its library relative to the runtime. A wheel has that of its own family alone."""
 
-MACHINE, ISA = "x86_64", "avx2"
-"""The CPU family and the least instruction set that the kernels need."""
-
-_REMEDY = 'build the wheel again with [target.x86_64] engine = "auto", here or on a CPU like this one'
+CODE_PATHS = {"x86_64": ("avx2", "vnni", "amx"), "aarch64": ("neon", "dotprod", "i8mm")}
+"""CPU family -> its code paths in the library, which ``CPUPACK_ISA`` may name (kernels/engine/cpu.c)."""
 
 
 class _Process(ModuleType):
@@ -54,8 +52,8 @@ _process: Any = sys.modules.setdefault(_NAME, _Process(_NAME))
 class Kernels:
     """The kernels on this host.
 
-    ``isa`` is the code path they take (``amx``, ``vnni``, ``avx2``). ``problem`` says why they do not run, None if they
-    do. ``path`` is None where there is no library. ``loaded`` means that this process has loaded it.
+    ``isa`` is the code path they take (one of ``CODE_PATHS``). ``problem`` says why they do not run, None if they do.
+    ``path`` is None where there is no library. ``loaded`` means that this process has loaded it.
     """
 
     path: str | None
@@ -93,8 +91,25 @@ def _open(path: Path) -> ctypes.CDLL:
             f"the native kernels {path} do not fit this package ({error}); in a checkout run: make kernels"
         ) from error
     if library.cpupack_isa() is None:
-        raise HostError(f"the native kernels do not run on {cpu.cpu_info()[0]}; {_REMEDY}")
+        raise HostError(_why_none(os.environ.get("CPUPACK_ISA")))
     return library
+
+
+def _why_none(wish: str | None) -> str:
+    """Return why the kernels take no code path: that which the user forces is not there, or none is."""
+    paths = CODE_PATHS.get(cpu.machine(), ())
+    if not wish:
+        return f"the native kernels do not run on {cpu.cpu_info()[0]}; {_remedy()}"
+    if wish in paths:
+        return f"CPUPACK_ISA is {wish}, and this CPU ({cpu.detect_isa()}) cannot run these kernels; unset it"
+    return f"CPUPACK_ISA is {wish!r}; on {cpu.machine()} it may be {', '.join(paths)}"
+
+
+def _remedy() -> str:
+    return (
+        f'build the wheel again with [target.{cpu.machine()}] engine = "auto" and isa = "auto", here or on a CPU like '
+        "this one"
+    )
 
 
 def load() -> None:
@@ -138,17 +153,29 @@ def describe() -> dict[str, Any]:
     )
 
 
+def runs_on(machine: str, isa: str | None) -> bool:
+    """Return whether a CPU of the family ``machine`` with the instruction set ``isa`` (of ``cpu.LEVELS``) will do."""
+    return isa is not None and isa in cpu.LEVELS.get(machine, ())
+
+
+def path_for(machine: str) -> Path:
+    """Return where this package's library for a CPU family is, or would be. Raises KeyError for another family."""
+    return Path(__file__).parents[1] / LIBRARIES[machine]
+
+
 def _own_path() -> Path:
-    return Path(__file__).parents[1] / LIBRARY
+    """Return the path of this host's library. On a family without one it is a file that does not exist."""
+    family = cpu.machine()
+    return path_for(family) if family in LIBRARIES else Path(__file__).parents[1] / "kernels" / "none"
 
 
 def _problem(path: Path) -> str | None:
     """Return why ``path`` cannot be loaded here, None if no reason is known. Does not try to load it."""
-    if cpu.machine() != MACHINE:
-        return f"the native kernels are for {MACHINE} and this host is {cpu.machine()}; use its {cpu.machine()} wheel"
-    isa = cpu.detect_isa()
-    if isa is None or cpu.ISA_LEVELS.index(isa) < cpu.ISA_LEVELS.index(ISA):
-        return f"the native kernels need {ISA} and this CPU has {isa or 'no AVX2'}; {_REMEDY}"
+    if cpu.machine() not in LIBRARIES:
+        return f"the native kernels are for {' and '.join(LIBRARIES)}, and this host is {cpu.machine()}"
+    if not runs_on(cpu.machine(), cpu.detect_isa()):
+        needed, lacking = cpu.LEVELS[cpu.machine()][0], cpu.LACKING[cpu.machine()]
+        return f"the native kernels need {needed} and this CPU has {lacking}; {_remedy()}"
     if not path.is_file():
         return f"the native kernels are not built: {path} is missing; in a checkout run: make kernels; else reinstall"
     return None

@@ -49,7 +49,7 @@ def export_c(package_dir: Path, directory: Path, *, force: bool = False) -> Expo
     mask = mask_value(spec) if spec is not None and program.pixel_shape is not None else None
     contents: dict[str, Sequence[bytes | memoryview]] = {
         MODEL: (model_file.header(program.memory, mask), program.memory.data),
-        LIBRARY: ((_HERE.parent / native_library.LIBRARY).read_bytes(),),
+        LIBRARY: (native_library.path_for(manifest.target["cpu"]).read_bytes(),),
         README: (_readme(manifest, spec, program).encode(),),
         **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import cgroup
 from .cpu import cpu_id, cpu_info, detect_isa, machine
-from .topology import Topology, physical_cores, read_topology
+from .topology import Topology, fast_cpus, physical_cores, read_topology
 
 FLAGS_OF_INTEREST = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16",
@@ -28,7 +28,8 @@ class CpuBudget:
 
     ``usable`` is the smallest of ``affinity`` (CPUs the scheduler allows), ``cpuset`` (CPUs of the control
     group), ``quota`` rounded down but at least 1 (CPUs' worth of time), and ``physical`` (cores without SMT
-    siblings among the allowed CPUs). None means no such limit. ``cpus`` are the allowed CPUs.
+    siblings among the allowed CPUs). None means no such limit. ``cpus`` are the allowed CPUs. ``fast`` are the fast
+    ones among them where an ARM host has slow ones too, else None; then only their cores count as usable.
     """
 
     affinity: int
@@ -36,17 +37,18 @@ class CpuBudget:
     quota: float | None
     physical: int
     cpus: frozenset[int]
+    fast: frozenset[int] | None = None
 
     @property
     def usable(self) -> int:
-        limits = [self.affinity, self.physical]
+        limits = [self.affinity, self.physical, *([] if self.fast is None else [len(self.fast)])]
         limits += [] if self.cpuset is None else [self.cpuset]
         limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
         return max(1, min(limits))
 
     @property
     def most(self) -> int:
-        """The most threads that may run at once when SMT siblings are used too."""
+        """The most threads that may run at once when SMT siblings and slow cores are used too."""
         limits = [len(self.cpus), 2 * self.physical]
         limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
         return max(self.usable, min(limits))
@@ -58,6 +60,10 @@ class CpuBudget:
         smt = f" for {len(self.cpus)} SMT threads" if len(self.cpus) > self.physical else ""
         cores = f"{self.physical} physical core{'s' * (self.physical != 1)}"
         limits += [(self.physical, f"the allowed CPUs have {cores}{smt}")]
+        if self.fast is not None:
+            slow = len(self.cpus) - len(self.fast)
+            text = f"{len(self.fast)} of them {'is' if len(self.fast) == 1 else 'are'} fast, {slow} slow"
+            limits.append((len(self.fast), text))
         if self.cpuset is not None:
             limits.append((self.cpuset, f"the cpuset has {self.cpuset}"))
         if self.quota is not None:
@@ -69,10 +75,11 @@ class CpuBudget:
 
 @dataclass(frozen=True)
 class HostProbe:
-    """Reads the kernel's files under ``root``. ``affinity`` replaces the scheduler's, for made-up hosts."""
+    """Reads the kernel's files under ``root``. The others replace what the system says, for made-up hosts."""
 
     root: Path = Path("/")
     affinity: frozenset[int] | None = None
+    family: str | None = None
 
     def budget(self) -> CpuBudget:
         """Return the CPUs and the share of them that this process may use."""
@@ -80,12 +87,15 @@ class HostProbe:
         cpuset = cgroup.cpu_set(self.root)
         # An empty intersection happens only when a made-up or stale cpuset file contradicts the scheduler.
         allowed = (affinity & cpuset if cpuset else affinity) or affinity
+        # ARM alone: its small cores have a fifth to half of the speed. Hybrids of x86-64 were not measured.
+        fast = fast_cpus(self.root, allowed) if (self.family or machine()) == "aarch64" else allowed
         return CpuBudget(
             affinity=len(affinity),
             cpuset=len(cpuset) if cpuset else None,
             quota=cgroup.cpu_quota(self.root),
             physical=physical_cores(self.root, allowed),
             cpus=allowed,
+            fast=fast if fast != allowed else None,
         )
 
     def online(self) -> frozenset[int]:
@@ -96,6 +106,13 @@ class HostProbe:
     def topology(self) -> Topology:
         """Return the NUMA nodes of the CPUs that this process may use."""
         return read_topology(self.root, self.budget().cpus)
+
+    def board(self) -> str | None:
+        """Return the name of the board or of the cloud's instance, as its firmware has it; None without one."""
+        for name in ("proc/device-tree/model", "sys/firmware/devicetree/base/model", "sys/class/dmi/id/product_name"):
+            if text := (cgroup.read_text(self.root / name) or "").strip("\0 "):
+                return text
+        return None
 
     def governor(self) -> str | None:
         """Return the frequency governor of the first CPU, None where the kernel scales none."""
@@ -165,6 +182,7 @@ def describe(probe: HostProbe | None = None, *, engine: str | None = None) -> di
     return {
         **fingerprint(probe),
         "machine": machine(),
+        "board": probe.board(),
         "flags": [flag for flag in FLAGS_OF_INTEREST if flag in flags],
         "cores_usable": budget.usable,
         "cores_usable_reason": budget.reason,

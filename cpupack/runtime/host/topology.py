@@ -8,6 +8,10 @@ from pathlib import Path
 
 from .cgroup import parse_cpu_list, read_text
 
+_FAST = 0.7
+"""Share of the fastest core's speed from which a core counts as fast. Beside a Cortex-A76 or X1 the cores of the
+smaller kinds have 0.2 to 0.55, and a second big kind has 0.75 and more."""
+
 _BINDING_VARIABLES = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Variables with which an OpenMP library binds its threads itself (OpenMP 5.2, chapter 21; libgomp; libomp)."""
 
@@ -92,6 +96,21 @@ def binding_variable(environ: Mapping[str, str]) -> str | None:
         if environ.get(name, "").strip().lower() not in ("", "false", "disabled", "none"):
             return name
     return None
+
+
+def fast_cpus(root: Path, cpus: frozenset[int]) -> frozenset[int]:
+    """Return the CPUs of ``cpus`` that are about as fast as the fastest of them: all, where the kernel says nothing.
+
+    ARM hosts mix cores (big.LITTLE). The kernel's ``cpu_capacity`` is their relative speed, the fastest of the host
+    has 1024 (Documentation/devicetree/bindings/cpu/cpu-capacity.txt). Without it the highest frequency counts.
+    """
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        found = {cpu: read_text(root / f"sys/devices/system/cpu/cpu{cpu}" / name) for cpu in cpus}
+        speeds = {cpu: int(text) for cpu, text in found.items() if text is not None and text.isdecimal()}
+        if len(speeds) == len(cpus) and any(speeds.values()):
+            least = _FAST * max(speeds.values())
+            return frozenset(cpu for cpu, speed in speeds.items() if speed >= least)
+    return cpus
 
 
 def _siblings(root: Path, cpu: int) -> str:

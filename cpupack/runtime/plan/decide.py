@@ -115,7 +115,8 @@ def decide(
             f"({budget.reason}), so they will share cores."
         )
     elif wanted > budget.usable:
-        reasons["threads"] += f" {wanted} threads on {_cores(budget.usable)}: SMT siblings are used too."
+        also = "SMT siblings are" if budget.fast is None else "slow cores are"
+        reasons["threads"] += f" {wanted} threads on {_cores(budget.usable)}: {also} used too."
     decided = Plan(
         chosen_threads,
         chosen_instances,
@@ -123,11 +124,13 @@ def decide(
         reasons,
         base.source,
     )
-    return _placed(decided, topology, environ)
+    return _placed(decided, topology, budget.fast, environ)
 
 
-def _placed(plan: Plan, topology: Topology, environ: Mapping[str, str]) -> Plan:
+def _placed(plan: Plan, topology: Topology, fast: frozenset[int] | None, environ: Mapping[str, str]) -> Plan:
     nodes = len(topology.nodes)
+    if nodes == 1 and fast is not None:
+        return _on_fast_cores(plan, fast, environ)
     if nodes == 1:
         return _with_cpus(plan, None, "left to the scheduler: one NUMA node.")
     if variable := binding_variable(environ):
@@ -138,6 +141,15 @@ def _placed(plan: Plan, topology: Topology, environ: Mapping[str, str]) -> Plan:
     used = sum(any(own == node.cpus for own in cpus) for node in topology.nodes)
     text = f"{nodes} NUMA nodes: the threads of an instance stay on one, {_count(plan.instances, 'instance')} on {used}"
     return _with_cpus(plan, cpus, f"{text}.")
+
+
+def _on_fast_cores(plan: Plan, fast: frozenset[int], environ: Mapping[str, str]) -> Plan:
+    """Keep the threads off the slow cores of an ARM host: one there makes all threads of its instance wait."""
+    if variable := binding_variable(environ):
+        return _with_cpus(plan, None, f"left to OpenMP: {variable} is set to {environ[variable]}.")
+    if plan.threads * plan.instances > len(fast):
+        return _with_cpus(plan, None, f"left to the scheduler: {_count(len(fast), 'fast core')} for more threads.")
+    return _with_cpus(plan, (fast,) * plan.instances, "the fast cores, because the others would slow them down.")
 
 
 def _with_cpus(plan: Plan, cpus: tuple[frozenset[int], ...] | None, why: str) -> Plan:

@@ -121,7 +121,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
         write_python(package_dir / name, f"project/{name}.j2", context)
     runtime = Path(cpupack.runtime.__file__).parent
-    library = contents.target.record.library
+    library = contents.target.record.libraries.get(contents.target.cpu)
     kernels = [] if library is None else [runtime / library]
     for source in sorted([*_runtime_files(runtime), *kernels]):
         copy = package_dir / "_runtime" / source.relative_to(runtime)

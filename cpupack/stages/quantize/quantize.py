@@ -98,7 +98,7 @@ def quantize(
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower the model to programs of the native engine, with the layers that ``skip`` names in FP32."""
     model, layers, sums = lower(
-        calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.adds_in_16_bits
+        calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.fits_weights
     )
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers, sums=sums)
 

@@ -91,7 +91,6 @@ def _report(
     refused: list[LayerSaturation],
     samples: Samples,
 ) -> SaturationReport:
-    assert target.isa is not None
     order = tuple(each.name for each in layers if each.name in limited)
     return SaturationReport(
         target.isa, target.activation_bits, len(samples), samples.origin, layers, order, tuple(refused)
