@@ -8,7 +8,8 @@
 # make kernels   compile kernels/ again after a change
 # make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
 # make emulate   run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
-# make test-arm  run the tests of what runs on ARM, on emulated CPUs (qemu: apt brings it, root is not needed)
+# make test-arm  run the tests of what runs on ARM, on emulated CPUs: kernels, wheels, and an aarch64 Python with torch
+#                (qemu, Python and packages come from apt and pip into the user's cache; root is not needed)
 # make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
 #                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
@@ -103,9 +104,9 @@ bench: $(PEERS) $(KERNELS)
 # The peers first: what needs them must not be skipped.
 test: $(PEERS) lint fast slow
 
-# Everything marked arm: the kernels here, which CI also runs among the fast tests, and whatever else tests/arm has.
+# Everything marked arm, also what takes many minutes: fast and slow tests skip that.
 test-arm: $(READY) $(KERNELS)
-	$(PYTEST) -m arm tests/arm
+	CPUPACK_ARM_FULL=1 $(PYTEST) -m arm tests/arm
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

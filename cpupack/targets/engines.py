@@ -52,7 +52,7 @@ _RECORDS = (
     Engine(
         "native",
         ("x86_64", "aarch64"),
-        # First on aarch64 by the instructions that a model takes there (benchmarks/arm.md); no ARM CPU has timed it.
+        # First on aarch64 by executed instructions (docs/explanation/arm.md): no ARM CPU has timed it.
         {"avx2": 0, "avx512_vnni": 0, "neon": 0},
         quantizer="native",
         loader="native",

@@ -41,6 +41,7 @@ def _build_both(root: Path) -> None:
         "build", "colors.toml", *FAST, "--out", "dist/new", "--set", "package.version=1.2.3",
         "--set", 'target.cpu=["x86_64", "aarch64"]', "--set", "evaluation.source=images:photos",
         "--set", "evaluation.max_drop=0.0", "--set", "evaluation.min_top1=1.0", "--set", "evaluation.min_sqnr_db=20",
+        "--set", "target.aarch64.engine=qnnpack",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"dist/new/{_X86}\ndist/new/{_ARM}\n"
