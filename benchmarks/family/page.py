@@ -20,9 +20,12 @@ photographs see [the comparisons](../../benchmarks/README.md).
   pass what images vary in. Gains, shifts, layer scales and statistics of norms are no round numbers.
 - **SQNR** is that of the result against FP32 on 8 synthetic images, with which both engines were calibrated. It depends
   on the random weights. So compare the two engines in a row, not the rows. Differences of 2 dB and less mean nothing.
-  Where the native engine is further below, the row has the medians of three sets of weights. One cause is known: the
-  native engine averages the codes of a last image, torch's its FP32 values. Up to there the errors of cs3darknet_s
-  agree layer by layer; after the last linear layer they are 20 and 31 dB.
+  Where the native engine is further below, the row has the medians of three sets of weights; the others have one set,
+  so some of those that are far above are so by chance. How much the filters are learnt (0.6) was chosen among five ways
+  to make weights, by the SQNR of small sets of networks. Rows below 10 dB say little on either engine.
+  One cause of a gap was followed, in cs3darknet_s: the errors of both engines agree layer by layer up to the last
+  average, which reads 8-bit codes natively and FP32 values in torch's engine. After the last linear layer they are 20
+  and 31 dB.
 - **INT8** is the share of the multiply-adds that the native engine runs in INT8.
 - **Speed** is that of one thread with a batch of 4: how many times as fast the native engine is as FP32 torch, and as
   torch's INT8 engine onednn. It is a ratio of CPU times. Images are small, so that a row takes seconds. Batches of
