@@ -15,21 +15,6 @@ from helpers.lowered import BOUND_DB, Calls, needs_kernels
 from helpers.tiny_models import calibrated, recipe, run, samples, target
 
 
-class Conditional(nn.Module):
-    """Filters that differ from sample to sample, by a convolution in which the batch is a dimension of groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.filters = nn.Parameter(torch.randn(4, 8 * 8 * 9) * 0.1)
-        self.route = nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, channels, height, width = x.shape
-        filters = (torch.sigmoid(self.route(x.mean((2, 3)))) @ self.filters).view(n * 8, channels, 3, 3)
-        y = F.conv2d(x.reshape(1, n * channels, height, width), filters, padding=1, groups=n)
-        return y.view(n, 8, height, width)
-
-
 class Distance(nn.Module):
     """One number of each sample, without a dimension of its own until later."""
 
@@ -56,7 +41,6 @@ NETS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], set[str], str]] = 
     "a generalized mean": (generalized_mean, {"pow", "avg_pool2d", "pow_1"}, "a root of a power"),
     "deviations": (deviations, {"pow", "sub", "clamp", "sqrt"}, "a root of a power"),
     "a logarithm of a sum": (logarithm_of_a_sum, {"exp", "sum", "log"}, "a root of a power"),
-    "filters of each sample": (Conditional(), {"conv2d"}, "first dimension is not the batch"),
     "one number of each sample": (Distance(), {"cosine_similarity"}, "no kernel for it"),
 }
 
