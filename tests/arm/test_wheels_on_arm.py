@@ -19,6 +19,7 @@ from PIL import Image
 from arm import wheels
 from arm.environment import ArmEnvironment, UnavailableError, ensure
 from arm.wheels import Installed
+from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.host.cpu import machine
 from helpers.fresh_venv import Environment, make_environment
 from helpers.once import once
@@ -96,12 +97,17 @@ def manifest(wheel: Path) -> dict[str, Any]:
     return dict(json.loads(wheels.member(wheel, "manifest.json")))
 
 
-def test_both_wheels_have_the_same_model_and_golden_outputs(digits: dict[str, Path]) -> None:
+def test_both_wheels_have_the_same_program_and_golden_outputs(digits: dict[str, Path], tmp_path: Path) -> None:
     ours, theirs = (golden(digits[cpu]) for cpu in ("aarch64", "x86_64"))
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert ours[name].tobytes() == theirs[name].tobytes(), name
-    assert wheels.member(digits["aarch64"], "model.pt") == wheels.member(digits["x86_64"], "model.pt")
+    programs = []
+    for cpu, wheel in digits.items():
+        path = tmp_path / f"{cpu}.pt"
+        path.write_bytes(wheels.member(wheel, "model.pt"))
+        programs.append(read_program(path).memory.tobytes())
+    assert programs[0] == programs[1]
 
 
 def test_the_wheel_is_for_arm_alone_and_needs_no_torch(digits: dict[str, Path]) -> None:
