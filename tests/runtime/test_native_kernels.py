@@ -154,6 +154,26 @@ def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = Fa
     return net
 
 
+def lowest_weights(groups: int) -> Reference:
+    """Weights of -128, which quantizers do not make: two products with a code of 0 less 128 are one too many for 16
+    bits."""
+    net = Reference(np.where(pixels(2, 7, 9, 40) < 200, 0, 255).astype(np.uint8))
+    taps = np.where(weights(40, 40 // groups, 3, 3) < 90, -128, 127).astype(np.int8)
+    net.output(net.conv(0, taps, pad=(1, 1), stride=2, groups=groups))
+    return net
+
+
+def many_inputs(inputs: int, largest: int, *, floats: bool) -> Reference:
+    """More inputs than 32 rows of them have room in the memory of a thread, or than one row of eight has."""
+    net = Reference(pixels(3, 1, 1, inputs))
+    taps = weights(11, inputs, 1, 1).clip(-largest, largest)
+    if floats:
+        net.conv(0, taps, floats=True)
+    else:
+        net.output(net.conv(0, taps))
+    return net
+
+
 def largest_sums(channels: int) -> Reference:
     """Sums as large and as small as they get: with 115 channels 255 x 127 x 9 x 115 is just below 2^25, with 116 above.
 
@@ -317,6 +337,11 @@ NETS: dict[str, Callable[[], Reference]] = {
     "winograd, tiles of six of many channels": lambda: winograd((4, 12, 12, 230), 96),
     "winograd, largest sums that fit": lambda: largest_sums(115),
     "winograd, sums that do not fit": lambda: largest_sums(116),
+    "weights of -128": lambda: lowest_weights(1),
+    "depthwise weights of -128": lambda: lowest_weights(40),
+    "very many inputs": lambda: many_inputs(41_100, 127, floats=False),
+    "very many inputs, float32 out": lambda: many_inputs(41_100, 127, floats=True),
+    "inputs in two parts": lambda: many_inputs(170_000, 30, floats=False),
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
     **{
