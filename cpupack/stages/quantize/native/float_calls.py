@@ -17,13 +17,13 @@ from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
+from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
     Instruction,
     Norm,
-    Reduction,
     TooManyDimensionsError,
     View,
     steps_like,
@@ -235,118 +235,6 @@ def _slope(b: Builder, node: fx.Node) -> View:
     return b.floats.map(b.floats.like(view), view, slopes, code)
 
 
-# ---- reductions and norms ----
-
-
-def _axes(b: Builder, node: fx.Node, given: Any) -> tuple[int, ...]:
-    """Return the reduced dimensions of a sample, in order."""
-    count = len(shape_of(node.all_input_nodes[0]))
-    axes = [given] if isinstance(given, int) else list(given) if isinstance(given, list | tuple) else []
-    found = sorted({each % count for each in axes})
-    if not found or 0 in found:
-        raise b.calls.refusal(node, "over samples")
-    return tuple(each - 1 for each in found)
-
-
-def _shaped(node: fx.Node, view: View) -> View:
-    """Return a reduction's result in the shape of the call: with dimensions of size one where they are kept."""
-    shape, steps = tuple(shape_of(node)[1:]), list(view.steps)
-    if shape == view.shape:
-        return view
-    found, rest = [], list(zip(view.shape, steps, strict=True))
-    for size in shape:
-        if rest and rest[0][0] == size:
-            found.append(rest.pop(0)[1])
-        else:
-            assert size == 1
-            found.append(0)
-    assert all(size == 1 for size, _ in rest)
-    return View(view.buffer, shape, tuple(found), view.first)
-
-
-def _reduced(b: Builder, node: fx.Node, given: Any, kind: Reduction, *, mean: bool = False) -> View:
-    axes = _axes(b, node, given)
-    operand = as_floats(b, node.all_input_nodes[0], node)
-    shape = shape_of(node.all_input_nodes[0])[1:]
-    scale = 1.0 / math.prod(shape[axis] for axis in axes) if mean else 1.0
-    return _shaped(node, b.floats.reduce(operand, axes, kind, scale=scale))
-
-
-def _reduction(kind: Reduction, *, mean: bool = False) -> Callable[[Builder, fx.Node], View]:
-    def reduce(b: Builder, node: fx.Node) -> View:
-        return _reduced(b, node, argument(node, 1, "dim", None), kind, mean=mean)
-
-    return reduce
-
-
-def _norm(b: Builder, node: fx.Node) -> View:
-    order = float(argument(node, 1, "ord", 2))
-    kinds = {
-        1.0: Reduction.ABSOLUTES, 2.0: Reduction.SQUARES, math.inf: Reduction.MAXIMUM, -math.inf: Reduction.MINIMUM,
-    }  # fmt: skip
-    if order not in kinds:
-        raise b.calls.refusal(node, f"of order {order:g}")
-    given = argument(node, 2, "dim", None)
-    if math.isinf(order):
-        view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
-        absolute = b.floats.map(b.floats.like(view), view, None, [Instruction(Function.ABSOLUTE)])
-        return _shaped(node, b.floats.reduce(absolute, _axes(b, node, given), kinds[order]))
-    found = _reduced(b, node, given, kinds[order])
-    return found if order == 1.0 else b.floats.map(b.floats.like(found), found, None, [Instruction(Function.ROOT)])
-
-
-def _place(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
-    def reduce(b: Builder, node: fx.Node) -> View:
-        return _reduced(b, node, argument(node, 1, "dim", None), kind)
-
-    return reduce
-
-
-def _softmax(b: Builder, node: fx.Node) -> View:
-    module = b.calls.module(node)
-    assert isinstance(module, nn.Softmax | nn.LogSoftmax)
-    kind = Norm.SOFTMAX if isinstance(module, nn.Softmax) else Norm.LOG_SOFTMAX
-    axes = _axes(b, node, module.dim)
-    return b.floats.normalize(as_floats(b, node.all_input_nodes[0], node), axes, kind)
-
-
-def _layer_norm(b: Builder, node: fx.Node) -> View:
-    module = b.calls.module(node)
-    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
-    rank = len(shape_of(node)) - 1
-    axes = tuple(range(rank - len(module.normalized_shape), rank))
-    if axes[0] < 0:
-        raise b.calls.refusal(node, "over samples")
-    kind = Norm.LAYER if isinstance(module, nn.LayerNorm) else Norm.ROOT_MEAN_SQUARE
-    eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-    weight, bias = module.weight, getattr(module, "bias", None)
-    return b.floats.normalize(
-        as_floats(b, node.all_input_nodes[0], node), axes, kind, epsilon=eps,
-        weight=None if weight is None else Fixed(weight.detach()), bias=None if bias is None else Fixed(bias.detach()),
-    )  # fmt: skip
-
-
-def _group_norm(b: Builder, node: fx.Node) -> View:
-    module: Any = b.calls.module(node)
-    view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
-    channels, rest = view.shape[0], len(view.shape) - 1
-    groups = module.num_groups if isinstance(module, nn.GroupNorm) else channels
-    if not isinstance(module, nn.GroupNorm) and module.track_running_stats:
-        raise b.calls.refusal(node, "with running statistics")
-    last = view.permuted((*range(1, rest + 1), 0)).of_last(groups, channels // groups)
-    split = last.permuted((rest, rest + 1, *range(rest)))
-    shape = (groups, channels // groups, *[1] * rest)
-    weight, bias = (
-        None if each is None else Fixed(each.detach().reshape(shape)) for each in (module.weight, module.bias)
-    )
-    found = b.floats.normalize(
-        split, tuple(range(1, rest + 2)), Norm.LAYER, epsilon=module.eps, weight=weight, bias=bias
-    )
-    # The result lies in memory as the operand does, so its channels have one step.
-    step = found.steps[1] if channels > groups else found.steps[0]
-    return View(found.buffer, view.shape, (step, *found.steps[2:]), found.first)
-
-
 # ---- products of matrices ----
 
 
@@ -407,38 +295,9 @@ def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
     return as_floats(b, mask, node)  # type: ignore[arg-type]  # a call
 
 
-def _sum_pooling(b: Builder, node: fx.Node) -> View:
-    """Lower adaptive pooling to one position."""
-    target, shape = b.calls.target(node), shape_of(node.all_input_nodes[0])
-    if shape_of(node) == shape:
-        return b.floats.view(as_floats(b, node.all_input_nodes[0], node))
-    if any(size != 1 for size in shape_of(node)[2:]):
-        raise b.calls.refusal(node, "to several positions")
-    axes = tuple(range(2, len(shape)))
-    largest = target in (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-    return _reduced(b, node, axes, Reduction.MAXIMUM if largest else Reduction.SUM, mean=not largest)
-
-
 _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
-    nn.Softmax: (_softmax, "softmax"),
-    nn.LogSoftmax: (_softmax, "log_softmax"),
-    nn.LayerNorm: (_layer_norm, "layer_norm"),
-    nn.RMSNorm: (_layer_norm, "rms_norm"),
-    nn.GroupNorm: (_group_norm, "group_norm"),
-    nn.InstanceNorm1d: (_group_norm, "instance_norm"),
-    nn.InstanceNorm2d: (_group_norm, "instance_norm"),
+    **REDUCTIONS,
     nn.PReLU: (_slope, "map"),
-    torch.mean: (_reduction(Reduction.SUM, mean=True), "reduce"),
-    torch.sum: (_reduction(Reduction.SUM), "reduce"),
-    torch.amax: (_reduction(Reduction.MAXIMUM), "reduce"),
-    torch.amin: (_reduction(Reduction.MINIMUM), "reduce"),
-    _ATEN.linalg_vector_norm.default: (_norm, "reduce"),
-    _ATEN.argmax.default: (_place(Reduction.PLACE_OF_MAXIMUM), "reduce"),
-    _ATEN.argmin.default: (_place(Reduction.PLACE_OF_MINIMUM), "reduce"),
-    nn.AdaptiveAvgPool1d: (_sum_pooling, "reduce"),
-    nn.AdaptiveAvgPool2d: (_sum_pooling, "reduce"),
-    nn.AdaptiveMaxPool1d: (_sum_pooling, "reduce"),
-    nn.AdaptiveMaxPool2d: (_sum_pooling, "reduce"),
     nn.MaxPool1d: (max_pool, "windows"),
     nn.MaxPool2d: (max_pool, "windows"),
     nn.AvgPool1d: (average_pool, "windows"),
