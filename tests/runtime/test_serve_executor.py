@@ -14,8 +14,9 @@ import numpy as np
 
 from cpupack.runtime.errors import RunnerError
 from cpupack.runtime.runner import Runner
-from cpupack.runtime.serve.executor import Executor, Urgency
+from cpupack.runtime.serve.executor import Executor
 from cpupack.runtime.serve.model import TENSOR, Data, ServedModel
+from cpupack.runtime.serve.request import Urgency
 from cpupack.runtime.serve.scheduler import NORMAL, Limits, Scheduler
 from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes
 from helpers.waiting import PATIENCE_S

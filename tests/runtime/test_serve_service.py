@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from cpupack.runtime.serve.executor import Executor, Request, Urgency
+from cpupack.runtime.serve.executor import Executor
 from cpupack.runtime.serve.metrics import Metrics
 from cpupack.runtime.serve.model import TENSOR, Data
+from cpupack.runtime.serve.request import Request, Urgency
 from cpupack.runtime.serve.scheduler import NORMAL
 from cpupack.runtime.serve.service import Service, State
 

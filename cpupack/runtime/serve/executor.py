@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -29,73 +28,13 @@ from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError
 from ..threads import start as start_thread
 from .model import Data, ServedModel
+from .request import Format, Observer, Part, RefusedError, Request, Urgency
 from .scheduler import EXPIRED, Job, Refusal, Scheduler
 from .times import PrepareTimes
 
 LOGGER = logging.getLogger("cpupack.serve")
 NICE = 1
 """How much instances yield to the event loop, which must answer and refuse while all cores compute."""
-Format = Callable[[npt.NDArray[np.float32], "Request"], Any]
-"""Makes the answer from the logits, in an instance's thread."""
-
-
-class RefusedError(Exception):
-    """The request is not served."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.reason)
-        self.refusal = refusal
-
-
-@dataclass(frozen=True)
-class Urgency:
-    """When a request arrived, by when its answer must be there, and how urgent it is; seconds of ``time.monotonic``.
-
-    ``deadline_s`` is ``promised_s`` less the time that an answer needs to get from an instance to the client.
-    """
-
-    arrived_s: float
-    deadline_s: float
-    priority: int
-    promised_s: float = math.inf
-
-
-@dataclass(eq=False)
-class Request:
-    """One request on its way: its jobs, the logits so far, and what was measured."""
-
-    future: asyncio.Future[Any]
-    format: Format
-    urgency: Urgency
-    jobs: list[Job] = field(default_factory=list)
-    logits: list[npt.NDArray[np.float32] | None] = field(default_factory=list)
-    missing: int = 0
-    over: bool = False
-    started_s: float = 0.0
-    prepare_s: float = 0.0
-    compute_s: float = 0.0
-    batch: int = 0
-    finished_s: float = 0.0
-
-    @property
-    def queue_s(self) -> float:
-        """Time from the arrival to the begin of its last call."""
-        return max(0.0, self.started_s - self.urgency.arrived_s)
-
-
-@dataclass(frozen=True)
-class _Part:
-    request: Request
-    number: int
-    data: Data
-
-
-@dataclass(frozen=True)
-class Observer:
-    """What is told of every call and every job, from instances' threads: for metrics."""
-
-    call: Callable[[int, float, float], None] = lambda samples, prepare_s, compute_s: None
-    wait: Callable[[float, float], None] = lambda predicted_s, waited_s: None
 
 
 class Executor:
@@ -152,7 +91,7 @@ class Executor:
             part = data.part(start, start + size) if data.samples > size else data
             size_bytes = part.size_bytes
             prepare_s = self.prepare_times.estimate_s(part.kind, size_bytes)
-            request.jobs.append(self._job(part.samples, size_bytes, urgency, prepare_s, _Part(request, number, part)))
+            request.jobs.append(self._job(part.samples, size_bytes, urgency, prepare_s, Part(request, number, part)))
         request.logits = [None] * len(request.jobs)
         request.missing = len(request.jobs)
         with self._lock:
@@ -218,7 +157,7 @@ class Executor:
             for number, (thread, ident) in enumerate(zip(self._threads, idents, strict=True))
         ]
 
-    def _job(self, samples: int, size_bytes: int, urgency: Urgency, prepare_s: float, part: _Part | None) -> Job:
+    def _job(self, samples: int, size_bytes: int, urgency: Urgency, prepare_s: float, part: Part | None) -> Job:
         return Job(
             samples, size_bytes, urgency.arrived_s, urgency.deadline_s, urgency.priority, prepare_s, part
         )  # fmt: skip
@@ -300,7 +239,7 @@ class Executor:
         ready: list[tuple[Job, npt.NDArray[Any]]] = []
         done: list[tuple[Request, Any, Exception | None]] = []
         for job in jobs:
-            part: _Part = job.payload
+            part: Part = job.payload
             if part.request.over:
                 continue
             try:
@@ -338,7 +277,7 @@ class Executor:
         self._observer.call(len(batch), sum(job.payload.request.prepare_s for job, _ in group), compute_s)
         at = 0
         for job, array in group:
-            part: _Part = job.payload
+            part: Part = job.payload
             rows, at = logits[at : at + len(array)], at + len(array)
             request = part.request
             with self._lock:

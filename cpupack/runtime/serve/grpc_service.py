@@ -16,9 +16,9 @@ from ..errors import InputError, RunnerError
 from . import protocol, tensors
 from .access_log import AccessLog, trace_ids
 from .descriptors import HEALTH, NOT_SERVING, SERVICE, SERVING, messages
-from .executor import RefusedError, Request
 from .options import ServeOptions
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
+from .request import RefusedError, Request
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
 from .tensors import BYTES
 

@@ -15,9 +15,9 @@ from typing import Any
 from ..errors import InputError, RunnerError
 from . import metrics, openapi, page, predict_route, protocol
 from .access_log import AccessLog, trace_ids
-from .executor import Format, RefusedError, Request, Urgency
 from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
 from .model import IMAGE, TENSOR, Data
+from .request import Format, RefusedError, Request, Urgency
 from .scheduler import BYTES, NORMAL, Refusal
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
 

@@ -24,12 +24,13 @@ from ..errors import HostError, InputError, IntegrityError, RunnerError
 from ..runner import Runner
 from .access_log import AccessLog
 from .connection import Connection, ConnectionLimits, Connections
-from .executor import Executor, Observer
+from .executor import Executor
 from .http_app import HttpApp, HttpSettings
 from .metrics import Metrics
 from .model import ServedModel
 from .options import ServeOptions
 from .promise import check_promise, choose_setting, learn_decoding
+from .request import Observer
 from .scheduler import Limits, Scheduler
 from .service import Service, State
 from .times import CallTimes, PrepareTimes

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from . import multipart
-from .executor import Format, Request
 from .model import ARRAY_FILE, IMAGE, TENSOR, Data, ServedModel
 from .protocol import read_json
+from .request import Format, Request
 from .service import Timing
 from .tensors import to_json
 

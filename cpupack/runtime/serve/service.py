@@ -11,9 +11,10 @@ from enum import Enum
 from typing import Any
 
 from ..errors import InputError
-from .executor import Executor, Format, RefusedError, Request, Urgency
+from .executor import Executor
 from .metrics import Metrics
 from .model import Data, ServedModel
+from .request import Format, RefusedError, Request, Urgency
 from .scheduler import HIGH, LOW, NORMAL
 from .times import Tail
 
