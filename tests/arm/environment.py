@@ -111,6 +111,14 @@ def ensure(*, torch: bool = False, patience_s: float = 1800.0) -> ArmEnvironment
     return ArmEnvironment(CACHE, torch)
 
 
+def add(name: str, requirements: Sequence[str], patience_s: float = 1800.0) -> Path:
+    """Have aarch64 packages in a directory of their own, beside an environment that is there. Returns the directory."""
+    end_s = time.monotonic() + patience_s
+    with _locked(CACHE / "lock", end_s):
+        _once(f"{name}-1", lambda: _packages(name, requirements, end_s))
+    return CACHE / name
+
+
 def _once(name: str, make: object) -> None:
     done = CACHE / f"{name}.done"
     if not done.exists():
@@ -212,7 +220,8 @@ Debug::NoLocking "1";
         shutil.rmtree(CACHE / name)
 
 
-def _interpreter() -> Path:
+def interpreter() -> Path:
+    """Return the program that an environment's Python is, for aarch64."""
     return sorted((CACHE / "root/usr/bin").glob("python3.[0-9]*"))[0]
 
 
@@ -246,7 +255,7 @@ def _launchers() -> None:
         _write(
             script,
             f'#!/bin/sh\nexec {quoted["qemu"]} -cpu {cpu} -L {quoted["root"]} -0 "$0" '
-            f'{shlex.quote(str(_interpreter()))} "$@"\n',
+            f'{shlex.quote(str(interpreter()))} "$@"\n',
             0o755,
         )
 
@@ -263,7 +272,7 @@ def _write(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _packages(name: str, requirements: Sequence[str], end_s: float, *options: str) -> None:
     """Have the host's pip unpack wheels for aarch64 into the directory ``name``."""
-    version = _interpreter().name.removeprefix("python")
+    version = interpreter().name.removeprefix("python")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     command += ["--only-binary=:all:", f"--python-version={version}", "--implementation=cp", *_PLATFORMS]
     command += ["--upgrade", f"--target={CACHE / name}", *options, *requirements]
