@@ -45,9 +45,14 @@ def main() -> None:
                 checked = emulator.run("max", emulator.compile_driver(), "check", case, 1, CPUPACK_ISA=level)
                 assert checked.returncode == 0, checked.stdout + checked.stderr
                 found = counting.count_instructions(case, level)
-                print(f"{model.name.partition('-')[0]},{level},{found.instructions}")  # noqa: T201
+                print(f"{name_of(model)},{level},{found.instructions}")  # noqa: T201
                 for name, count in found.functions[: arguments.symbols]:
                     print(f"  {count / found.instructions:6.1%} {count:12} {name}")  # noqa: T201
+
+
+def name_of(model: Path) -> str:
+    """Return the name of a wheel's package, or of the directory that a ``model.pt`` is in."""
+    return model.parent.name if model.suffix == ".pt" else model.name.partition("-")[0]
 
 
 def write_case(model: Path, directory: Path, case: Path) -> None:

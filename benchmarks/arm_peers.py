@@ -6,7 +6,8 @@ WHEEL an aarch64 wheel that was built with ``--set target.aarch64.engine=qnnpack
 in the environment of ``tests/arm/environment.py``.
 
 A process counts all its instructions, so each model runs in two, one of them with twenty images more; the row is a
-twentieth of the difference. One before them writes Python's byte code. ``benchmarks/arm_instructions.py`` counts the native engine. Counts are no times.
+twentieth of the difference. One before them writes Python's byte code. ``benchmarks/arm_instructions.py`` counts the
+native engine. Counts are no times.
 """
 
 from __future__ import annotations

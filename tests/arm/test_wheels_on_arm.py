@@ -21,7 +21,7 @@ from arm.environment import ArmEnvironment, UnavailableError, ensure
 from arm.wheels import Installed
 from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.host.cpu import machine
-from helpers.fresh_venv import Environment, make_environment
+from helpers.fresh_venv import make_environment
 from helpers.once import once
 
 pytestmark = [
@@ -42,6 +42,39 @@ NAMES = {
     "neoverse-n1": "Neoverse N1",
     "max": "ARM implementer 0x0 part 0x051",
 }
+MIXED_MODEL = """\
+import torch
+from torch import nn
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = nn.Conv2d(3, 8, 3, padding=1)
+        self.after = nn.Conv2d(8, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.after(torch.cumsum(self.before(x), 2) * 0.1)
+        return self.fc(x.mean((2, 3)))
+
+
+def mixed():
+    torch.manual_seed(0)
+    return Mixed()
+"""
+MIXED_RECIPE = """\
+schema = 1
+[package]
+name = "mixed-int8"
+[model]
+source = "python:model.py:mixed"
+weights = "factory"
+input_shape = [3, 16, 16]
+[calibration]
+source = "synthetic"
+samples = 32
+"""
 
 
 def environment_or_skip(*, torch: bool) -> ArmEnvironment:
@@ -253,8 +286,10 @@ def test_qnnpack_replays_the_outputs_of_x86_bit_for_bit(
 @full
 def test_a_native_wheel_with_a_layer_of_torch(emulated_torch: ArmEnvironment, tmp_path: Path) -> None:
     """The program and torch take turns: the library registers its operator with the torch of ARM."""
-    built = wheels.build("digits", tmp_path / "dist", *NATIVE, 'quantize.skip=["stem"]')
-    assert manifest(built["aarch64"])["torch"]["reason"]
+    (tmp_path / "model.py").write_text(MIXED_MODEL)
+    (tmp_path / "mixed.toml").write_text(MIXED_RECIPE)
+    built = wheels.build(tmp_path / "mixed.toml", tmp_path / "dist", *NATIVE)
+    assert "cumsum" in manifest(built["aarch64"])["torch"]["reason"]
     here = wheels.install(emulated_torch, built["aarch64"], tmp_path / "venv")
     found = here.json("max", "verify")
     assert found["passed"]
@@ -272,7 +307,7 @@ def test_a_large_model(emulated: ArmEnvironment, name: str, tmp_path: Path) -> N
         assert here.json(cpu, "verify")["equal"]
     photo = wheels.ROOT / "recipes/photos/espresso.jpg"
     on_arm = here.json("max", "predict", photo)["predictions"]
-    on_x86 = Environment(make_environment(tmp_path / "x86", built["x86_64"]))
+    on_x86 = make_environment(tmp_path / "x86", built["x86_64"])
     assert (
         on_arm[0]["top"]
         == on_x86.json(f"{name.replace('_', '-')}-int8", "predict", str(photo))["predictions"][0]["top"]

@@ -19,9 +19,12 @@ TIMEOUT_S = 1200
 """No command takes a tenth of that, even under load. It ends one that hangs."""
 
 
-def build(recipe: str, out: Path, *settings: str, cpus: tuple[str, ...] = ("x86_64", "aarch64")) -> dict[str, Path]:
-    """Build a recipe of this repository as a user does. Returns the wheels by their CPU families."""
-    command = [sys.executable, "-m", "cpupack", "build", f"recipes/{recipe}.toml", "--out", str(out), "--no-tune"]
+def build(
+    recipe: str | Path, out: Path, *settings: str, cpus: tuple[str, ...] = ("x86_64", "aarch64")
+) -> dict[str, Path]:
+    """Build a recipe as a user does: a file, or one of this repository by its name. Returns the wheels by CPU."""
+    path = recipe if isinstance(recipe, Path) else ROOT / "recipes" / f"{recipe}.toml"
+    command = [sys.executable, "-m", "cpupack", "build", str(path), "--out", str(out), "--no-tune"]
     command += ["--json", *(f"--target={cpu}" for cpu in cpus)]
     command += [word for setting in settings for word in ("--set", setting)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
