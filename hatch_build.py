@@ -109,4 +109,4 @@ def compile_library(root: Path, library: Path, command: Sequence[str], cpu: str 
 
 
 if __name__ == "__main__":
-    print(*compile_kernels(Path(__file__).parent), sep="\n")  # noqa: T201
+    print(*compile_kernels(Path(__file__).parent), sep="\n")  # noqa: T201 - a script

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from layers import Engine  # noqa: E402 - beside this file
 
 from arm import counting, emulator  # noqa: E402 - found by the line before
-from hatch_build import LIBRARY  # noqa: E402
+from hatch_build import LIBRARY  # noqa: E402 - found by the same line
 
 LEVELS = ("neon", "dotprod", "i8mm")
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", default=LEVELS, choices=LEVELS)
     parser.add_argument("--symbols", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
-    print("model,instruction_set,instructions")  # noqa: T201
+    print("model,instruction_set,instructions")  # noqa: T201 - a script
     with tempfile.TemporaryDirectory() as directory:
         for model in arguments.models:
             case = Path(directory) / "case"
@@ -45,9 +45,9 @@ def main() -> None:
                 checked = emulator.run("max", emulator.compile_driver(), "check", case, 1, CPUPACK_ISA=level)
                 assert checked.returncode == 0, checked.stdout + checked.stderr
                 found = counting.count_instructions(case, level)
-                print(f"{name_of(model)},{level},{found.instructions}")  # noqa: T201
+                print(f"{name_of(model)},{level},{found.instructions}")  # noqa: T201 - a script
                 for name, count in found.functions[: arguments.symbols]:
-                    print(f"  {count / found.instructions:6.1%} {count:12} {name}")  # noqa: T201
+                    print(f"  {count / found.instructions:6.1%} {count:12} {name}")  # noqa: T201 - a script
 
 
 def name_of(model: Path) -> str:

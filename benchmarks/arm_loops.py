@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--llvm", default="", metavar="DIR", help="where llvm-mca and llvm-objdump are")
     arguments = parser.parse_args()
     tools = [str(Path(arguments.llvm) / name) for name in ("llvm-objdump", "llvm-mca")]
-    print("instruction_set,cpu_model,instructions_of_a_turn,cycles,multiply_adds_a_cycle,share_of_peak")  # noqa: T201
+    print("instruction_set,cpu_model,instructions_of_a_turn,cycles,multiply_adds_a_cycle,share_of_peak")  # noqa: T201 - a script
     for level, peaks in PEAKS.items():
         loop = loop_of(tools[0], level)
         for cpu, peak in peaks.items():
             cycles = cycles_of(tools[1], loop, cpu)
             each = TURN / (4 if level == "neon" else 1) / cycles
             row = f"{level},{cpu},{len(loop)},{cycles:.1f},{each:.1f},{each / peak:.0%}"
-            print(row)  # noqa: T201
+            print(row)  # noqa: T201 - a script
 
 
 def loop_of(objdump: str, level: str) -> list[str]:

@@ -56,12 +56,12 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path, metavar="ONNX_OR_WHEEL")
     parser.add_argument("--cpus", nargs="+", default=CPUS, choices=CPUS)
     arguments = parser.parse_args()
-    print("model,engine,cpu,instructions")  # noqa: T201
+    print("model,engine,cpu,instructions")  # noqa: T201 - a script
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as directory:
             for cpu in arguments.cpus:
                 name, engine, count = counted(model.resolve(), Path(directory), cpu)
-                print(f"{name},{engine},{cpu},{count}", flush=True)  # noqa: T201
+                print(f"{name},{engine},{cpu},{count}", flush=True)  # noqa: T201 - a script
 
 
 def counted(model: Path, directory: Path, cpu: str) -> tuple[str, str, int]:

@@ -32,13 +32,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # on a machine where cpupack is not installed
 
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, participants  # noqa: E402 - after the path
-from cpupack.peers import OURS  # noqa: E402
-from cpupack.peers.job import Data, Job  # noqa: E402
-from cpupack.peers.process import EngineProcess  # noqa: E402
-from cpupack.progress import SilentProgress  # noqa: E402
-from cpupack.runtime.host.cgroup import parse_cpu_list, read_text  # noqa: E402
-from cpupack.runtime.host.cpu import cpu_info, detect_isa  # noqa: E402
-from cpupack.runtime.tune.space import Setting  # noqa: E402
+from cpupack.peers import OURS  # noqa: E402 - as the first
+from cpupack.peers.job import Data, Job  # noqa: E402 - as the first
+from cpupack.peers.process import EngineProcess  # noqa: E402 - as the first
+from cpupack.progress import SilentProgress  # noqa: E402 - as the first
+from cpupack.runtime.host.cgroup import parse_cpu_list, read_text  # noqa: E402 - as the first
+from cpupack.runtime.host.cpu import cpu_info, detect_isa  # noqa: E402 - as the first
+from cpupack.runtime.tune.space import Setting  # noqa: E402 - as the first
 
 PEERS = ("openvino", "onnxruntime")
 SETTLE_S = 0.2

@@ -76,7 +76,7 @@ def main() -> int:
             return threads()
         return emulate(arguments.workers, arguments.pip_args.split())
     except SkippedError as reason:
-        print(f"{arguments.check} SKIPPED: {reason}", file=sys.stderr)  # noqa: T201
+        print(f"{arguments.check} SKIPPED: {reason}", file=sys.stderr)  # noqa: T201 - a script
         return 1 if arguments.required else 0
 
 
@@ -154,7 +154,7 @@ def _compile(name: str, command: tuple[str, ...]) -> Path:
     library = ROOT / "build" / name / Path(LIBRARY).name
     started_s = time.monotonic()
     compile_library(ROOT, library, command)
-    print(f"{name}: compiled in {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201
+    print(f"{name}: compiled in {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201 - a script
     return library
 
 
@@ -177,7 +177,7 @@ def _run_tests(
     }
     started_s = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, check=False).returncode
-    print(f"tests: {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201
+    print(f"tests: {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201 - a script
     return code
 
 

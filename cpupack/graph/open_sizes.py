@@ -26,8 +26,8 @@ def open_sizes(module: nn.Module) -> None:
     """
     for each in module.modules():
         if isinstance(each, fx.GraphModule):
-            changed = [_open(node) for node in _readers(each.graph)]
-            if any(changed):
+            changed = [node for node in _readers(each.graph) if _open(node)]
+            if changed:
                 each.recompile()
 
 

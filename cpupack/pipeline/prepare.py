@@ -83,7 +83,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
             graph=fused.module if isinstance(fused.module, fx.GraphModule) else None,
             known=known,
         )
-        # A trace may hold the size of its batch (timm's CondConv has as many groups), so it is that of the race.
+        # A trace of the model as loaded may hold the size of its batch, so it is that of the race.
         rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
         sample = reference.samples.take(rows).tensor(slice(None))
         float_path = _timed_float(model, captured, work / "float.pt", sample, progress)

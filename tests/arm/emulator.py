@@ -31,7 +31,7 @@ DRIVER = ROOT / "build" / "arm" / "driver"
 
 
 class UnavailableError(Exception):
-    """The emulator cannot be had here; says why and what to do."""
+    """The emulator, or what it is to run, cannot be had here or not in the time that was given; says why."""
 
 
 def cache() -> Path:
@@ -51,7 +51,7 @@ def qemu() -> Path:
     if not kept.is_file():
         with tempfile.TemporaryDirectory() as directory:
             _unpack("qemu-user-static", Path(directory))
-            _keep(Path(directory) / "usr" / "bin" / "qemu-aarch64-static", kept)
+            keep(Path(directory) / "usr" / "bin" / "qemu-aarch64-static", kept)
     return kept
 
 
@@ -75,11 +75,11 @@ def qemu_with_plugins() -> tuple[Path, Path]:
                 _unpack(package, Path(directory))
             for path in Path(directory).rglob("*.so.*"):
                 shutil.copy(path, libraries / path.name)
-            _keep(program, kept)
+            keep(program, kept)
     return kept, libraries
 
 
-def _keep(program: Path, kept: Path) -> None:
+def keep(program: Path, kept: Path) -> None:
     """Put a program into the cache, whole or not at all."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     made = kept.with_name(f"{kept.name}.{os.getpid()}")

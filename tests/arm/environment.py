@@ -21,10 +21,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-CACHE = Path(
-    os.environ.get("CPUPACK_ARM_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpupack" / "arm"
-)
+sys.path[:0] = [str(Path(__file__).parents[1])]
+from arm import emulator  # noqa: E402 - found by the line before
+from arm.emulator import UnavailableError  # noqa: E402 - found by that line too
+
+CACHE = emulator.cache()
 """Where it lies. Read at once, because tests give each process a cache of its own."""
 
 TORCH = "2.10.0"
@@ -51,10 +52,6 @@ _PLATFORMS = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 26
 ]
 _BASE = ("numpy>=1.26,<3", "pillow>=10,<14")
 _TORCH_NEEDS = ("filelock", "typing_extensions>=4.10", "sympy>=1.13.3", "networkx", "jinja2", "fsspec")
-
-
-class UnavailableError(Exception):
-    """The environment cannot be made here, or not in the time that was given; says why."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +212,7 @@ Debug::NoLocking "1";
         (root / "lib").symlink_to("usr/lib")
     for marker in root.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
         marker.unlink()
-    shutil.copy(CACHE / "qemu/usr/bin/qemu-aarch64-static", CACHE / "qemu-aarch64")
+    emulator.keep(CACHE / "qemu/usr/bin/qemu-aarch64-static", CACHE / "qemu-aarch64")  # another process may run it
     for name in ("apt", "qemu"):
         shutil.rmtree(CACHE / name)
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "runtime")]
-import test_float_kernels  # noqa: E402 - found by the line before
-import test_native_kernels  # noqa: E402
+import native_nets  # noqa: E402 - found by the line before
+import test_float_kernels  # noqa: E402 - as the first
 
-from arm.counting import HEAD  # noqa: E402
-from cpupack.layers.native import codes_after  # noqa: E402
-from cpupack.runtime.engine import library  # noqa: E402
+from arm.counting import HEAD  # noqa: E402 - as the first
+from cpupack.layers.native import codes_after  # noqa: E402 - as the first
+from cpupack.runtime.engine import library  # noqa: E402 - as the first
 
 LOOK = struct.Struct("2q")
 
@@ -41,12 +41,12 @@ def cases() -> Iterator[Case]:
     """Run every program of the kernel tests here."""
     library.load()
     library.set_threads(1)
-    for name, make in test_native_kernels.NETS.items():
+    for name, make in native_nets.NETS.items():
         net = make()
         x, program = net.tensors()
         codes = {
             layer: codes_after(program, x, layer, net.values[number].shape[1:])
-            for number, layer in test_native_kernels.last_writers(net).items()
+            for number, layer in native_nets.last_writers(net).items()
         }
         yield case(name, program, x, net.program.outputs, codes)
     for name in test_float_kernels.NETS:

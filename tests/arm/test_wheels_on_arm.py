@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from arm import wheels
-from arm.environment import ArmEnvironment, UnavailableError, ensure
+from arm.emulator import CPUS, UnavailableError
+from arm.environment import ArmEnvironment, ensure
 from arm.wheels import Installed
 from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.host.cpu import machine
@@ -34,7 +35,6 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra:
 FULL = "CPUPACK_ARM_FULL"
 full = pytest.mark.skipif(FULL not in os.environ, reason="takes many minutes of emulation; `make test-arm` runs it")
 NATIVE = ("target.x86_64.engine=native", "target.aarch64.engine=native")
-CPUS = {"cortex-a53": "neon", "cortex-a72": "neon", "cortex-a76": "dotprod", "neoverse-n1": "dotprod", "max": "i8mm"}
 NAMES = {
     "cortex-a53": "Cortex-A53",
     "cortex-a72": "Cortex-A72",

@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import native_nets
 import numpy as np
 import pytest
-import test_native_kernels as kernels
 import torch
 
 from cpupack.graph.native_model import NativeModel
@@ -24,20 +24,21 @@ from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
 from cpupack.stages import script
+from helpers.native_reference import Reference
 from helpers.threads import crew_threads
 from helpers.tiny_package import RUNTIME
 from helpers.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.skipif(library.describe()["problem"] is not None, reason="needs the native kernels")
-NET = kernels.by_blocks(54, 4)
+NET = native_nets.by_blocks(54, 4)
 INPUT, PROGRAM = NET.tensors()
 OUTPUTS = NET.program.outputs
 
 
-def by_pixels() -> kernels.Reference:
+def by_pixels() -> Reference:
     """The other way in which pixels are read, in rows of more than one vector and a rest."""
-    net = kernels.Reference(kernels.pixels(2, 5, 37, 4))
-    net.output(net.conv(0, kernels.weights(20, 4, 3, 3), pad=(1, 1), fill=9))
+    net = Reference(native_nets.pixels(2, 5, 37, 4))
+    net.output(net.conv(0, native_nets.weights(20, 4, 3, 3), pad=(1, 1), fill=9))
     return net
 
 
@@ -97,7 +98,7 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
 
 def test_a_model_that_flattens_its_input_is_left_to_torch(tmp_path: Path) -> None:
     """The runner hands a batch to the program as it is, so it cannot run this one."""
-    x, program = kernels.floats_out(3, 70, 10).tensors()
+    x, program = native_nets.floats_out(3, 70, 10).tensors()
     model = NativeModel(program.numpy().tobytes(), (10,), {}, pixel_input=True)
     tokens = x.flatten(1).reshape(3, 7, 10)
     path = save(model, tokens, tmp_path / "model.pt")
@@ -123,7 +124,7 @@ def test_arrays_and_tensors_give_the_same_from_every_way_in(saved: Path, threads
 
 @pytest.mark.parametrize("net", [NET, by_pixels()], ids=["by blocks", "by pixels"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
+def test_the_kernels_add_the_mask(net: Reference, threads: int) -> None:
     given, program = net.tensors()
     masked = given.clone()
     masked[:, 3] = 201
@@ -136,7 +137,7 @@ def test_the_kernels_add_the_mask(net: kernels.Reference, threads: int) -> None:
 
 
 def test_a_mask_is_refused_where_there_is_none() -> None:
-    _, program = kernels.floats_out(3, 70, 10).tensors()
+    _, program = native_nets.floats_out(3, 70, 10).tensors()
     session = native_program.Session(native_program._parse(program.numpy()), 1)
     with pytest.raises(RunnerError, match="does not take pixels of three channels"):
         session(np.zeros((1, 3, 1, 1), np.uint8), mask=1)
@@ -171,7 +172,7 @@ def test_what_the_kernels_make_of_weights_is_there_once() -> None:
     On AVX2 these are transformed weights: 16 values of 2 bytes for each pair of an input and an output. With VNNI they
     are a list of products: 8 bytes for every four inputs and 8 for their count, and each layer begins a cache line.
     """
-    net = kernels.winograd((2, 8, 6, 32), 32)
+    net = native_nets.winograd((2, 8, 6, 32), 32)
     x, program = net.tensors()
     read = native_program._parse(program.numpy())
     fours = (8 + 8 * 3 * 3 * 32 // 4 + 63) // 64 * 64

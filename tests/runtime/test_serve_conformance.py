@@ -19,11 +19,11 @@ from cpupack.runtime.runner import Runner
 from helpers.served import Served, serving
 
 tritonclient = pytest.importorskip("tritonclient", reason="tritonclient[http,grpc] is not installed")
-import tritonclient.grpc as grpc_client  # noqa: E402
-import tritonclient.grpc.aio as grpc_aio  # noqa: E402
-import tritonclient.http as http_client  # noqa: E402
-import tritonclient.http.aio as http_aio  # noqa: E402
-from tritonclient.utils import InferenceServerException  # noqa: E402
+import tritonclient.grpc as grpc_client  # noqa: E402 - skipped above where it is missing
+import tritonclient.grpc.aio as grpc_aio  # noqa: E402 - skipped above where it is missing
+import tritonclient.http as http_client  # noqa: E402 - skipped above where it is missing
+import tritonclient.http.aio as http_aio  # noqa: E402 - skipped above where it is missing
+from tritonclient.utils import InferenceServerException  # noqa: E402 - skipped above where it is missing
 
 MODEL, VERSION = "tiny-int8", "1.0.0"
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)

@@ -17,6 +17,20 @@ from helpers.captured import Net, captured
 SHAPE = (3, 8, 8)
 
 
+def masked(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """A mask of truth values for each sample, written part by part."""
+    mask = torch.ones(x.shape[0], 1, 8, 8, dtype=torch.bool)
+    mask[:, :, 4:] = False
+    return net.conv(x).masked_fill(mask, 0.25)
+
+
+def counted(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """Whole numbers, written over and used as an index."""
+    place = torch.zeros(x.shape[0], 4, 1, dtype=torch.long)
+    place[:, 2:].fill_(7)
+    return net.conv(x).flatten(2).gather(2, place)
+
+
 def net(forward: Any) -> Net:  # a lambda that reads the children of its net
     torch.manual_seed(0)
     return Net(
@@ -38,6 +52,13 @@ def net(forward: Any) -> Net:  # a lambda that reads the children of its net
         pytest.param(lambda n, x: torch.cat([n.conv(x), x.new_zeros(x.shape[0], 2, 8, 8)], 1), id="new_zeros"),
         pytest.param(lambda n, x: n.conv(x) * torch.full((x.shape[0], 1, 1, 1), 0.5), id="full"),
         pytest.param(lambda n, x: n.conv(x) + torch.empty(x.shape[0], 1, 1, 1).fill_(0.5), id="empty"),
+        pytest.param(masked, id="a mask"),
+        pytest.param(
+            lambda n, x: n.conv(x).masked_fill(torch.full((x.shape[0], 1, 8, 8), True) & (n.conv(x) < 0), 0.1),
+            id="a mask of truth in full",
+        ),
+        pytest.param(lambda n, x: torch.where(n.conv(x) > 0, True, False) * n.conv(x), id="truth by a condition"),
+        pytest.param(counted, id="whole numbers"),
         pytest.param(lambda n, x: n.conv(x).expand(x.shape[0], 4, 8, 8), id="expand of what is computed"),
         pytest.param(lambda n, x: n.conv(x) + n.one.repeat(x.shape[0], 1, 8, 8), id="repeat"),
         pytest.param(lambda n, x: n.conv(x) + torch.tile(n.one, (x.shape[0], 1, 8, 8)), id="tile"),

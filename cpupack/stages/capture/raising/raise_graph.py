@@ -74,6 +74,22 @@ def _raise(r: Raiser, node: fx.Node) -> None:
     r.made[node] = _kept(r, node)
 
 
+def _numbers_for_truths(target: OpOverload, args: Any, kwargs: Any) -> tuple[Any, Any, bool]:
+    """Return the arguments with 0 and 1 for truth values where a number is due, and whether there were any.
+
+    TorchScript has no form of a call with a truth value there (``torch.full(size, True)``).
+    """
+    due = {each.name for each in target._schema.arguments if isinstance(each.type, torch.NumberType)}
+    names = [each.name for each in target._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    truths = {name for name in due if isinstance(given.get(name), bool)}
+    return (
+        tuple(int(value) if name in truths else value for name, value in zip(names, args, strict=False)),
+        {name: int(value) if name in truths else value for name, value in kwargs.items()},
+        bool(truths),
+    )
+
+
 def _is_other_float(node: fx.Node) -> bool:
     """Whether a call computes in another float type than float32: the modules of the vocabulary have FP32 weights."""
     value = node.meta.get("val")
@@ -102,7 +118,13 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     word = getattr(node.target, "_opname", getattr(node.target, "__name__", str(node.target)))
     # Copies that only make a tensor contiguous are gone, and a view may need one.
     target = torch.ops.aten.reshape.default if node.target in _VIEWS else node.target
+    truths = False
+    if isinstance(target, OpOverload):
+        args, kwargs, truths = _numbers_for_truths(target, args, kwargs)
     kept = r.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]  # a function
+    value = node.meta.get("val")
+    if truths and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
+        kept = r.graph.call_function(torch.ops.aten.ne.Scalar, (r._noted(kept, word), 0))
     if _is_other_float(node):
         kept.meta[OTHER_FLOAT] = True
     return r._noted(kept, word)

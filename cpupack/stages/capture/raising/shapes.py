@@ -290,8 +290,12 @@ def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
 def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``x.fill_(number)`` and the like: a constant in the place of a tensor."""
     number = r.constant(a["value"])
-    number = float(number) if isinstance(number, torch.Tensor) and number.numel() == 1 else number
-    return _filled(r, {"fill_value": number})
+    number = number.item() if isinstance(number, torch.Tensor) and number.numel() == 1 else number
+    try:
+        return _filled(r, {"fill_value": number})
+    except NotRaised:  # truth values, or the batch elsewhere; torch.jit has no form of ``fill`` itself
+        # A truth value as a number: for TorchScript it is none.
+        return r.call(torch.full_like, r.operand(a["self"]), int(number) if isinstance(number, bool) else number)
 
 
 def _copy(r: Raiser, a: dict[str, Any]) -> fx.Node:

@@ -1,0 +1,363 @@
+"""Networks that together use every native kernel, at odd sizes and with extreme values, by plain integer arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from helpers.native_reference import Array, Fit, Flag, Op, Reference
+
+TABLE = np.random.default_rng(5).permutation(256).astype(np.uint8)
+
+
+def pixels(*shape: int, seed: int = 0) -> Array:
+    """Return codes; a quarter of them are 0 and a quarter 255."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 256, shape, dtype=np.uint8)
+    return np.where(random.random(shape) < 0.5, random.choice(np.array([0, 255], np.uint8), shape), codes)
+
+
+def weights(*shape: int, seed: int = 1) -> Array:
+    """Return codes; half of them are -127 or 127."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(-127, 128, shape, dtype=np.int8)
+    return np.where(random.random(shape) < 0.5, random.choice(np.array([-127, 127], np.int8), shape), codes)
+
+
+CONVOLUTIONS = {
+    # (batch, height, width, channels), (outputs, inputs of a group, height, width), how
+    "1x1 dense": ((2, 7, 5, 64), (48, 64, 1, 1), {}),
+    "1x1 few channels": ((3, 5, 3, 3), (1, 3, 1, 1), {}),
+    "1x1 odd channels": ((2, 9, 11, 37), (33, 37, 1, 1), {}),
+    "1x1 stride": ((2, 9, 9, 24), (40, 24, 1, 1), {"stride": 2}),
+    "1x1 one pixel": ((5, 1, 1, 130), (257, 130, 1, 1), {}),
+    "3x3": ((2, 10, 9, 16), (24, 16, 3, 3), {"pad": (1, 1), "fill": 77}),
+    "3x3 wide image": ((1, 3, 70, 5), (17, 5, 3, 3), {"pad": (1, 1), "fill": 255}),
+    "3x3 narrow image": ((2, 40, 1, 6), (20, 6, 3, 3), {"pad": (1, 1), "fill": 3}),
+    "3x3 stride": ((2, 11, 13, 20), (64, 20, 3, 3), {"stride": 2, "pad": (1, 1), "fill": 9}),
+    "3x3 stride, few outputs of many inputs": (
+        (12, 14, 14, 256),
+        (40, 256, 3, 3),
+        {"stride": 2, "pad": (1, 1), "fill": 31},
+    ),
+    "1x1 stride, many channels": ((3, 13, 14, 200), (70, 200, 1, 1), {"stride": 2}),
+    "3x3 dilated": ((1, 12, 12, 10), (33, 10, 3, 3), {"dilation": 2, "pad": (2, 2), "fill": 1}),
+    "3x3 without padding": ((2, 6, 6, 67), (31, 67, 3, 3), {}),
+    "7x7 stride of four channels": ((2, 17, 15, 4), (64, 4, 7, 7), {"stride": 2, "pad": (3, 3), "fill": 114}),
+    "7x7 stride of three channels": ((1, 23, 23, 3), (32, 3, 7, 7), {"stride": 4, "pad": (3, 3), "fill": 128}),
+    "1x7": ((2, 9, 17, 12), (20, 12, 1, 7), {"pad": (0, 3), "fill": 50}),
+    "7x1": ((2, 17, 9, 12), (20, 12, 7, 1), {"pad": (3, 0), "fill": 50}),
+    "whole image": ((3, 5, 4, 11), (70, 11, 5, 4), {}),
+    "more padding than image": ((1, 2, 2, 8), (8, 8, 3, 3), {"pad": (3, 3), "fill": 60}),
+    "many weights": ((2, 3, 3, 600), (96, 600, 3, 3), {"pad": (1, 1), "fill": 0}),
+    "groups of 1 in 3 out": ((2, 6, 6, 20), (60, 1, 3, 3), {"groups": 20, "pad": (1, 1), "fill": 4}),
+    "groups of 4": ((2, 6, 6, 64), (64, 4, 3, 3), {"groups": 16, "pad": (1, 1), "fill": 4}),
+    "groups of 24": ((2, 6, 5, 72), (72, 24, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4, "stride": 2}),
+    "groups of 8 in 12 out": ((2, 5, 7, 40), (60, 8, 3, 3), {"groups": 5, "pad": (1, 1), "fill": 4, "table": TABLE}),
+    "groups of 12": ((1, 7, 6, 84), (84, 12, 3, 3), {"groups": 7, "pad": (1, 1), "fill": 4, "low": 30, "high": 200}),
+    "groups of 16": ((2, 5, 6, 80), (80, 16, 3, 3), {"groups": 5, "pad": (1, 1), "fill": 4}),
+    "groups of 20 in 8 out": ((1, 6, 5, 100), (40, 20, 1, 3), {"groups": 5, "pad": (0, 1), "fill": 4}),
+    "groups of 48": ((1, 5, 4, 144), (144, 48, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4}),
+    "groups of 32": ((1, 6, 6, 96), (96, 32, 3, 3), {"groups": 3, "pad": (1, 1), "fill": 4}),
+    "groups of 5 in 7 out": ((2, 4, 4, 45), (63, 5, 1, 1), {"groups": 9}),
+    "groups of 40 in 56 out": ((1, 4, 4, 80), (112, 40, 3, 3), {"groups": 2, "pad": (1, 1), "fill": 4}),
+    "depthwise 3x3": ((2, 9, 7, 64), (64, 1, 3, 3), {"groups": 64, "pad": (1, 1), "fill": 99}),
+    "depthwise 3x3, odd": ((3, 8, 8, 70), (70, 1, 3, 3), {"groups": 70, "pad": (1, 1), "fill": 99}),
+    "depthwise 3x3 of 24": ((2, 7, 9, 24), (24, 1, 3, 3), {"groups": 24, "pad": (1, 1), "fill": 99}),
+    "depthwise 3x3 of 128 and 16": ((2, 11, 5, 144), (144, 1, 3, 3), {"groups": 144, "pad": (1, 1), "fill": 5}),
+    "depthwise 3x3 of 64 and 5": ((1, 1, 1, 69), (69, 1, 3, 3), {"groups": 69, "pad": (1, 1), "fill": 5}),
+    "depthwise 3x3 stride of 24": (
+        (2, 13, 9, 24),
+        (24, 1, 3, 3),
+        {"groups": 24, "pad": (1, 1), "stride": 2, "fill": 7},
+    ),
+    "depthwise 3x3 stride of 12": (
+        (2, 19, 8, 12),
+        (12, 1, 3, 3),
+        {"groups": 12, "pad": (0, 0), "stride": 2, "low": 30, "high": 200},
+    ),
+    "depthwise 3x3 stride": ((2, 9, 10, 33), (33, 1, 3, 3), {"groups": 33, "pad": (1, 1), "stride": 2, "fill": 7}),
+    "depthwise 5x5": ((2, 9, 7, 24), (24, 1, 5, 5), {"groups": 24, "pad": (2, 2), "fill": 255}),
+    "depthwise 5x5 stride": ((2, 11, 13, 65), (65, 1, 5, 5), {"groups": 65, "pad": (2, 2), "stride": 2, "fill": 1}),
+    "depthwise 7x7": ((1, 9, 9, 16), (16, 1, 7, 7), {"groups": 16, "pad": (3, 3), "fill": 1}),
+    "depthwise 3x3 dilated": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "pad": (2, 2), "dilation": 2, "fill": 1}),
+    "depthwise 3x3 stride 3": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "stride": 3}),
+    "depthwise 1x1": ((2, 3, 3, 129), (129, 1, 1, 1), {"groups": 129}),
+    "depthwise 1x3": ((2, 5, 5, 20), (20, 1, 1, 3), {"groups": 20, "pad": (0, 1), "fill": 8}),
+    "clamped": ((2, 5, 5, 20), (20, 20, 1, 1), {"low": 120, "high": 200}),
+    "depthwise clamped": ((2, 5, 5, 20), (20, 1, 3, 3), {"groups": 20, "low": 120, "high": 200}),
+    "table": ((2, 5, 7, 20), (36, 20, 1, 1), {"table": TABLE}),
+    "depthwise table": ((2, 9, 9, 70), (70, 1, 3, 3), {"groups": 70, "pad": (1, 1), "table": TABLE}),
+}
+
+
+def convolution(name: str) -> Reference:
+    shape, filters, how = CONVOLUTIONS[name]
+    net = Reference(pixels(*shape))
+    net.output(net.conv(0, weights(*filters), **how))
+    return net
+
+
+def fitting(name: str, largest: int) -> Reference:
+    """Return extreme weights: sums of four products fit into 16 bits (up to 32), or sums of two (up to 64)."""
+    shape, filters, how = CONVOLUTIONS[name]
+    net = Reference(np.where(pixels(*shape) < 128, 0, 255).astype(np.uint8))
+    net.output(net.conv(0, weights(*filters).clip(-largest, largest), **how))
+    fit = Fit.FOURS if largest == 32 and net.program.layers[1].op is Op.CONV else Fit.PAIRS
+    assert net.program.layers[1].fields["fit"] == fit
+    return net
+
+
+def sparse(name: str, seed: int) -> Reference:
+    """Products that a kernel may leave out: all (seed 0), a quarter of the fours, and none, for one output's sake."""
+    shape, filters, how = CONVOLUTIONS[name]
+    random = np.random.default_rng(seed)
+    taps = weights(*filters)
+    taps[:, random.random(filters[1:]) < 0.7] = 0
+    if seed == 0:
+        taps[:] = 0
+    if seed == 2:
+        taps[random.integers(filters[0])] = weights(*filters[1:], seed=seed)
+    net = Reference(pixels(*shape))
+    net.output(net.conv(0, taps, **how))
+    return net
+
+
+def winograd(shape: tuple[int, int, int, int], outputs: int, *, table: bool = False, pad: int = 1) -> Reference:
+    """Products of transformed tiles where that is faster: sizes of whole tiles and others, into a slice with others."""
+    net = Reference(pixels(*shape))
+    how = {"pad": (pad, pad), "fill": 12 if pad else 0, "winograd": True, "table": TABLE if table else None}
+    one = net.conv(0, weights(outputs, shape[3], 3, 3), **how)
+    height, width = net.values[one].shape[1:3]
+    joined = net.empty(height, width, outputs + 5)
+    net.conv(0, weights(outputs, shape[3], 3, 3, seed=2), into=(joined, 3), **how)
+    net.output(net.conv(0, weights(outputs, shape[3], 3, 3, seed=3), residual=one, low=3, **how))
+    return net
+
+
+def lowest_weights(groups: int) -> Reference:
+    """Weights of -128, which quantizers do not make: two products with a code of 0 less 128 are one too many for 16
+    bits."""
+    net = Reference(np.where(pixels(2, 7, 9, 40) < 200, 0, 255).astype(np.uint8))
+    taps = np.where(weights(40, 40 // groups, 3, 3) < 90, -128, 127).astype(np.int8)
+    net.output(net.conv(0, taps, pad=(1, 1), stride=2, groups=groups))
+    return net
+
+
+def many_inputs(inputs: int, largest: int, *, floats: bool) -> Reference:
+    """More inputs than 32 rows of them have room in the memory of a thread, or than one row of eight has."""
+    net = Reference(pixels(3, 1, 1, inputs))
+    taps = weights(11, inputs, 1, 1).clip(-largest, largest)
+    if floats:
+        net.conv(0, taps, floats=True)
+    else:
+        net.output(net.conv(0, taps))
+    return net
+
+
+def largest_sums(channels: int) -> Reference:
+    """Sums as large and as small as they get: with 115 channels 255 x 127 x 9 x 115 is just below 2^25, with 116 above.
+
+    VNNI's transformed tiles know 26 bits of a sum, so they may be used for the first and not for the second.
+    """
+    net = Reference(np.full((2, 16, 16, channels), 255, np.uint8))
+    signs = np.where(np.arange(48) % 3 == 0, -127, 127)
+    taps = np.broadcast_to(signs[:, None, None, None], (48, channels, 3, 3)).astype(np.int8)
+    net.output(net.conv(0, taps, pad=(1, 1), fill=255))
+    return net
+
+
+def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127) -> Reference:
+    net = Reference(pixels(2, 6, 7, channels))
+    how = {"pad": (1, 1), "fill": 12, "groups": groups}
+    filters = (channels, channels // groups, 3, 3)
+    first, second = (weights(*filters, seed=seed).clip(-largest, largest) for seed in (1, 3))
+    one = net.conv(0, first, **how)
+    net.output(net.conv(0, second, residual=one, table=TABLE if table else None, low=3, **how))
+    return net
+
+
+def floats_out(batch: int, inputs: int, outputs: int) -> Reference:
+    net = Reference(pixels(batch, 1, 1, inputs))
+    net.conv(0, weights(outputs, inputs, 1, 1), floats=True)
+    return net
+
+
+def pools(channels: int) -> Reference:
+    net = Reference(pixels(3, 11, 9, channels))
+    net.max_pool(0, 3, 2, (1, 1))
+    net.max_pool(0, 3, 1, (1, 0))
+    net.max_pool(0, 3, 3, (0, 1))
+    last = net.max_pool(net.table(0, TABLE), 2, 1, (0, 0), dilation=2)
+    for include in (True, False):
+        net.average_pool(last, 3, 2, (1, 1), include=include)
+    net.average_pool(0, 2, 2, (0, 0), include=True)
+    net.global_average(0, floats=True)
+    return net
+
+
+def gate(channels: int) -> Reference:
+    net = Reference(pixels(3, 5, 6, channels))
+    net.output(net.add(net.scale(0, net.global_average(0)), net.table(0, TABLE), low=40))
+    return net
+
+
+def slices() -> Reference:
+    """A concatenation whose parts are written by convolutions and tables, and which has a border for its reader."""
+    net = Reference(pixels(2, 5, 6, 19))
+    joined = net.empty(5, 6, 19 + 33 + 7)
+    net.table(0, TABLE, into=(joined, 33))
+    net.conv(0, weights(33, 19, 3, 3), pad=(1, 1), fill=5, into=(joined, 0))
+    net.conv(0, weights(7, 19, 1, 1), table=TABLE, into=(joined, 52))
+    net.output(net.conv(joined, weights(8, 59, 3, 3), pad=(1, 1), fill=200))
+    return net
+
+
+def moves(channels: int) -> Reference:
+    """Bytes to other places: runs of all lengths, single ones, steps forwards and backwards, repeats, constants."""
+    height, width = 5, 6
+    net = Reference(pixels(3, height, width, channels))
+    size = height * width * channels
+    places = np.arange(size).reshape(height, width, channels)
+    net.move(0, places[::-1, ::-1].reshape(-1), (height, width, channels))
+    net.move(0, places.transpose(2, 1, 0).reshape(-1), (channels, width, height), table=TABLE)
+    net.move(0, np.pad(places, ((2, 1), (1, 3), (0, 0)), mode="reflect").reshape(-1), (height + 3, width + 4, channels))
+    net.move(
+        0,
+        np.pad(places, ((1, 0), (0, 2), (0, 1)), constant_values=-1).reshape(-1),
+        (height + 1, width + 2, channels + 1),
+    )
+    net.move(0, places.repeat(2, 0).repeat(3, 1)[..., ::2].reshape(-1), (2 * height, 3 * width, (channels + 1) // 2))
+    random = np.random.default_rng(2)
+    anywhere = random.integers(-1, size, 7 * 3 * 9)
+    net.output(net.move(0, anywhere, (7, 3, 9), table=TABLE))
+    return net
+
+
+def elementwise(channels: int, table: Array | None = None) -> Reference:
+    net = Reference(pixels(3, 4, 5, channels))
+    for places in (False, True):
+        for slopes in (False, True):
+            last = net.affine(0, places=places, slopes=slopes, table=table)
+    net.output(net.multiply(last, net.multiply(0, last, low=50), table=table))
+    return net
+
+
+def resampled(channels: int, table: Array | None = None) -> Reference:
+    """Windows of every size at every place, with weights of either sign."""
+    net = Reference(pixels(2, 7, 5, channels))
+    random = np.random.default_rng(3)
+
+    def some(results: int, length: int) -> Array:
+        weights_of = random.normal(0.0, 0.5, (results, length)).astype("f4")
+        for row in weights_of:
+            begin, end = sorted(random.choice(length + 1, 2, replace=False))
+            row[:begin], row[end:] = 0, 0
+        return weights_of
+
+    net.output(net.resample(net.resample(0, some(4, 7), some(11, 5)), some(1, 4), some(6, 11), table=table))
+    return net
+
+
+def results(channels: int) -> Reference:
+    """Several results side by side, one of them read again, and a border around what was moved."""
+    net = Reference(pixels(3, 1, 1, channels))
+    net.conv(0, weights(6, channels, 1, 1), floats=True)
+    first = net.result
+    assert first is not None
+    net.output(net.conv(0, weights(5, channels, 1, 1, seed=4)))
+    second = net.result
+    assert second is not None
+    net.global_average(0, floats=True)
+    assert net.result is not None
+    net.result = np.concatenate([first, second, net.result], 1)
+    floats = [layer for layer in net.program.layers if Flag.FLOAT_OUT in layer.flags]
+    for layer, offset in zip(floats, (0, 6, 11), strict=True):
+        layer.fields["channel_offset"] = offset
+    net.program.outputs = net.result.shape[1]
+    return net
+
+
+def by_blocks(width: int, channels: int) -> Reference:
+    """Pixels read two by two: the words of four channels eight at a time, and the rest."""
+    net = Reference(pixels(3, 6, width, channels), block=2)
+    net.output(net.conv(0, weights(20, 4 * channels, 2, 2), pad=(1, 1), fill=9))
+    return net
+
+
+def wide_average() -> Reference:
+    """Sums of more values than 16 bits hold."""
+    net = Reference(np.full((1, 300, 300, 3), 255, np.uint8))
+    net.global_average(0, floats=True)
+    return net
+
+
+FITTING = (
+    *("1x1 dense", "1x1 odd channels", "3x3", "3x3 dilated", "7x7 stride of four channels"),
+    *("many weights", "groups of 24", "groups of 5 in 7 out", "clamped", "table", "depthwise 3x3", "depthwise 5x5"),
+)
+NETS: dict[str, Callable[[], Reference]] = {
+    **{name: lambda name=name: convolution(name) for name in CONVOLUTIONS},
+    **{
+        f"{name}, up to {largest}": lambda name=name, largest=largest: fitting(name, largest)
+        for name in FITTING
+        for largest in (32, 64)
+    },
+    **{
+        f"{name}, with zeros {seed}": lambda name=name, seed=seed: sparse(name, seed)
+        for name in ("1x1 dense", "3x3", "7x7 stride of four channels", "many weights", "groups of 24")
+        for seed in range(3)
+    },
+    "winograd": lambda: winograd((2, 8, 6, 32), 32),
+    "winograd, odd": lambda: winograd((3, 7, 5, 48), 33, table=True),
+    "winograd, without padding": lambda: winograd((2, 7, 8, 16), 20, pad=0),
+    "winograd, many channels": lambda: winograd((2, 3, 3, 1024), 70),
+    "winograd, many tiles": lambda: winograd((2, 20, 31, 64), 16),
+    "winograd, tiles of six": lambda: winograd((2, 20, 31, 64), 40, table=True),
+    "winograd, tiles of six without padding": lambda: winograd((3, 18, 34, 70), 45, pad=0),
+    "winograd, tiles of six of many channels": lambda: winograd((4, 12, 12, 230), 96),
+    "winograd, largest sums that fit": lambda: largest_sums(115),
+    "winograd, sums that do not fit": lambda: largest_sums(116),
+    "weights of -128": lambda: lowest_weights(1),
+    "depthwise weights of -128": lambda: lowest_weights(40),
+    "very many inputs": lambda: many_inputs(41_100, 127, floats=False),
+    "very many inputs, float32 out": lambda: many_inputs(41_100, 127, floats=True),
+    "inputs in two parts": lambda: many_inputs(170_000, 30, floats=False),
+    "residual": lambda: residual(40, table=False),
+    "residual and table": lambda: residual(33, table=True),
+    **{
+        f"residual of {channels}{' and table' if table else ''}, up to {largest}": (
+            lambda channels=channels, table=table, largest=largest: residual(channels, table=table, largest=largest)
+        )
+        for channels in (6, 24, 41, 64)
+        for table in (False, True)
+        for largest in (32, 64)
+    },
+    "residual of a depthwise": lambda: residual(20, table=False, groups=20),
+    "float32 out": lambda: floats_out(3, 70, 10),
+    "float32 out, many": lambda: floats_out(5, 1280, 1001),
+    "pools": lambda: pools(20),
+    "pools of many channels": lambda: pools(130),
+    "pools of more channels": lambda: pools(300),
+    "gate": lambda: gate(70),
+    "slices": slices,
+    **{f"moves of {channels}": lambda channels=channels: moves(channels) for channels in (1, 3, 20, 70)},
+    **{
+        f"{make.__name__} {channels}{' and table' if table is not None else ''}": (
+            lambda make=make, channels=channels, table=table: make(channels, table)
+        )
+        for make in (elementwise, resampled)
+        for channels in (1, 19, 64, 130)
+        for table in (None, TABLE)
+    },
+    "several results": lambda: results(70),
+    "pixels by blocks": lambda: by_blocks(54, 4),
+    "pixels by blocks of six": lambda: by_blocks(10, 6),
+    "wide average": wide_average,
+}
+
+
+def last_writers(net: Reference) -> dict[int, int]:
+    """Return the last layer that writes each buffer."""
+    return {number: layer for layer, number in enumerate(net.left) if number >= 0}
