@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import CpupackError, VerificationError
 from cpupack.model.user_code import describe_failure
+
+Outputs = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+"""What a call of the runner gives."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,19 @@ class Metric:
     function: Callable[..., Any]
     resampled: bool = False
 
-    def __call__(self, outputs: npt.NDArray[np.float32], targets: npt.NDArray[Any]) -> float:
-        """Return the function's answer on outputs ``(n, *output_shape)`` and targets ``(n, ...)``.
+    def __call__(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float:
+        """Return the function's answer on what the runner gives and targets ``(n, ...)``.
+
+        Outputs are ``(n, *output_shape)``, or a dict of such arrays by name for a model with several.
 
         The function gets copies, so it may change them. Raises VerificationError with the function's name when it
         fails or returns anything but one finite number.
         """
         try:
-            answer = self.function(outputs.copy(), targets.copy())
+            given = (
+                {name: each.copy() for name, each in outputs.items()} if isinstance(outputs, dict) else outputs.copy()
+            )
+            answer = self.function(given, targets.copy())
         except CpupackError:
             raise
         except (Exception, SystemExit) as error:
@@ -46,7 +53,8 @@ class Metric:
         if not math.isfinite(value):
             raise VerificationError(
                 f"[evaluation] metric {self.name} returned {answer!r}; it must be one finite number",
-                hint="the function gets outputs (n, ...) and targets (n, ...) as numpy arrays and returns a float",
+                hint="the function gets outputs (n, ...), a dict of them if the model has several, and targets "
+                "(n, ...) as numpy arrays, and returns a float",
             )
         return value
 

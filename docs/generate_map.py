@@ -38,7 +38,7 @@ RUNTIME: Groups = (
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
     ("Deciding how to run", ("plan",)),
-    ("Running", ("decoding", "images", "engine")),
+    ("Running", ("decoding", "items", "rows", "signature", "images", "engine")),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",

@@ -15,6 +15,7 @@ from cpupack.accuracy import FloatArray
 from cpupack.artifacts.reports import LayerFact, LayerSaturation
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.signature import Signature
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
@@ -84,13 +85,13 @@ class Samples:
 class FloatModel:
     """The FP32 model in eval mode, and what is known about its weights.
 
-    ``input_shape`` has no batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
+    ``module`` maps one float32 tensor to one; ``signature`` says which inputs and outputs these hold. Shapes have no
+    batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
     true when they were not trained. ``labels`` are class names or None.
     """
 
     module: torch.nn.Module
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    signature: Signature
     weights_origin: str
     random_weights: bool
     weights_sha256: str | None
@@ -99,16 +100,27 @@ class FloatModel:
     fp32_bytes: int
     labels: tuple[str, ...] | None = None
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample that ``module`` takes."""
+        return self.signature.engine_input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample that ``module`` gives."""
+        return self.signature.engine_output_shape
+
 
 @dataclass(frozen=True)
 class Reference:
     """The FP32 model's outputs ``(n, *output_shape)`` on the samples for comparing INT8 with FP32.
 
-    ``metric`` is the user's own metric, None if the recipe names none.
+    ``signature`` says which outputs these hold. ``metric`` is the user's own metric, None if the recipe names none.
     """
 
     samples: Samples
     outputs: FloatArray
+    signature: Signature
     metric: Metric | None = None
 
 
@@ -118,12 +130,13 @@ class CapturedModel:
 
     ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs, or
     ``dynamic``; of these two ``module`` is the user's. ``example`` is float32 ``(3, *input_shape)``, of the calibration
-    samples.
+    samples. ``output_places`` says where each of several outputs is in a row of them; empty for one output.
     """
 
     module: torch.nn.Module
     style: str
     example: torch.Tensor
+    output_places: tuple[slice, ...] = ()
 
 
 @dataclass(frozen=True)

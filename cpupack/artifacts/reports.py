@@ -126,7 +126,8 @@ class Gate:
 
     ``ci95`` is the 95 % interval of ``measured``, None if there is none. ``proven`` says that the worse end of the
     interval holds the bound too, so the samples prove it. If they do not, ``note`` says so in words. ``confident``
-    gates are judged by that end, all others by ``measured``. ``default`` gates are not set in the recipe.
+    gates are judged by that end, all others by ``measured``. ``default`` gates are not set in the recipe. ``output`` is
+    the output that was measured, where the model has several and the gate judges the worst.
     """
 
     name: str
@@ -138,14 +139,26 @@ class Gate:
     confident: bool = False
     note: str = ""
     default: bool = False
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class OutputFact:
+    """One output of the saved INT8 model compared with FP32's, before softmax, sigmoid or argmax."""
+
+    name: str
+    sqnr_db: float
+    sqnr_db_ci95: Interval | None
+    cosine: float
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """The saved INT8 model compared with FP32, and its speed.
 
-    ``sqnr_db`` and ``cosine`` compare the outputs, ``agreement`` the argmax (None if the output is not
-    ``(classes,)``). Top-1 and top-5 are fractions, None without labels; their drop is FP32's minus INT8's. ``metric``
+    ``sqnr_db`` and ``cosine`` are those of the worst of the ``outputs``; ``worst_output`` is the one with that SQNR,
+    None if there is only one. ``agreement`` compares the argmax (None if not exactly one output is ``(classes,)``).
+    Top-1 and top-5 are fractions, None without labels; their drop is FP32's minus INT8's. ``metric``
     names the user's own metric. ``metric_drop`` is how much worse INT8 is, for either goal. ``speedup`` is the median
     of interleaved FP32/INT8 time ratios at the same batch and threads, None when this host cannot time the target.
     ``*_ci95`` are 95 % intervals (``accuracy.py`` names the methods); those of ``metric`` are computed only for
@@ -184,6 +197,8 @@ class VerifyReport:
     metric_int8_ci95: Interval | None = None
     metric_drop: float | None = None
     metric_drop_ci95: Interval | None = None
+    outputs: tuple[OutputFact, ...] = ()
+    worst_output: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -163,7 +163,7 @@ def _spread(reference: Reference) -> Reference:
         names=tuple(samples.names[row] for row in rows),
         labels=None if samples.labels is None else samples.labels[rows],
     )
-    return Reference(kept, reference.outputs[rows])
+    return Reference(kept, reference.outputs[rows], reference.signature)
 
 
 def _saved(samples: Samples, path: Path) -> Data:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -30,6 +30,7 @@ from cpupack.graph.fused import (
 )
 from cpupack.graph.names import path_of, scoped_name
 
+_TINY = 1e-30
 _OLD_NAME = re.compile(r"(relu6?|hardtanh)_?(_\d+)?")
 """Names in older recipes, from before capture, for activations that are called as functions."""
 _PATTERNS = frozenset(
@@ -221,10 +222,18 @@ def residual_summands(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[fx.No
     return found
 
 
-def largest_difference(before: nn.Module, after: nn.Module, example: torch.Tensor) -> tuple[float, float]:
-    """Return the largest absolute difference of two modules' outputs on a batch and the largest absolute output."""
+def largest_difference(
+    before: nn.Module, after: nn.Module, example: torch.Tensor, places: Sequence[slice] = ()
+) -> tuple[float, float]:
+    """Return the largest absolute difference of two modules' outputs on a batch and the largest absolute output.
+
+    Where the outputs are rows of several, at ``places``, these are those of the one that differs most for its size.
+    """
     with torch.inference_mode():
         expected, actual = before(example.clone()), after(example.clone())
     if expected.shape != actual.shape:
         return math.inf, float(expected.abs().max())
-    return float((expected - actual).abs().max()), float(expected.abs().max())
+    pairs = [(expected[:, each], actual[:, each]) for each in places] or [(expected, actual)]
+    found = [(float((one - other).abs().max()), float(one.abs().max())) for one, other in pairs]
+    # NaN is the worst: it is found among the outputs in whatever order.
+    return max(found, key=lambda pair: math.inf if not pair[0] <= math.inf else pair[0] / max(pair[1], _TINY))

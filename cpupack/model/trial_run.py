@@ -1,4 +1,4 @@
-"""Runs a user's model once to check that it maps a batch to one FP32 tensor, and explains why if it does not."""
+"""Runs a user's model on zeros to check that it maps a batch to one FP32 tensor, and explains why if it does not."""
 
 from __future__ import annotations
 
@@ -13,40 +13,51 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cpupack.errors import CpupackError, ModelError
 from cpupack.model.layers import Whereabouts, watched
+from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure
+from cpupack.runtime.signature import TensorSpec, engine_input_shape, takes_rows
 
 _BATCH = 2
 _LISTED = 6
-_WRAP = "wrap it in a factory whose forward returns the tensor to serve"
+_WRAP = "return tensors, alone or in a tuple, a list, a dict or a dataclass"
 
 
-def try_forward(module: nn.Module, source: str, input_shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Run batches of one and of two samples of zeros. Return the output shape without the batch, and one sample's MACs.
+def try_forward(module: nn.Module, source: str, inputs: tuple[TensorSpec, ...], one: Any = None) -> int:
+    """Run batches of one and of two samples of zeros. Return one sample's MACs, 0 if torch cannot count them.
 
-    MACs are 0 if torch cannot count them. Raises ModelError, which names the layer and the user's line, when the model
-    does not run, runs with only one batch size, or returns anything but one float32 tensor with the batch first.
+    ``one`` is the answer to one sample, if it is known. Raises ModelError, which names the layer and the user's line,
+    when the model does not run, runs with only one batch size, or returns anything but one float32 tensor with the
+    batch first.
     """
-    one = _run(module, source, input_shape, 1)
-    _check_output(one, source, 1, None)
+    if one is None:
+        one = run_zeros(module, source, inputs, 1)
+    check_output(one, source, 1, None)
     counter = FlopCounterMode(display=False)
     try:
         # Not in inference mode: there, parametrizations (weight_norm, spectral_norm) fail under the counter, and lazy
         # modules would create parameters that cannot be changed later.
         with torch.no_grad(), counter:
-            two = module(torch.zeros(_BATCH, *input_shape, dtype=torch.float32))
+            two = module(blank(inputs, _BATCH))
         macs = counter.get_total_flops() // 2 // _BATCH
     except Exception:  # noqa: BLE001 - the model or the counter failed: run without the counter to find out
-        two, macs = _run(module, source, input_shape, _BATCH, fixed=True), 0
-    _check_output(two, source, _BATCH, one)
-    return tuple(one.shape[1:]), macs
+        two, macs = run_zeros(module, source, inputs, _BATCH, fixed=True), 0
+    check_output(two, source, _BATCH, one)
+    return macs
 
 
-def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: int, *, fixed: bool = False) -> Any:
+def run_zeros(
+    module: nn.Module, source: str, inputs: tuple[TensorSpec, ...], batch: int, *, fixed: bool = False
+) -> Any:
+    """Return what a model gives for a batch of zeros. ``fixed`` says that it has run on one sample.
+
+    Raises ModelError, which names the layer and the user's line, when it does not run.
+    """
+    shape = engine_input_shape(inputs)
     try:
-        x = torch.zeros(batch, *input_shape, dtype=torch.float32)
+        x = blank(inputs, batch)
     except RuntimeError as error:  # torch's words for what Python calls a MemoryError
         raise ModelError(
-            f"[model] input_shape: an input of {list(input_shape)} needs {4 * math.prod(input_shape):,} bytes, "
+            f"[model] input_shape: an input of {list(shape)} needs {4 * math.prod(shape):,} bytes, "
             "more than this host has",
             hint="input_shape is that of one input, [channels, height, width] for images",
         ) from error
@@ -65,21 +76,26 @@ def _run(module: nn.Module, source: str, input_shape: tuple[int, ...], batch: in
                     hint="take the batch from the input: x.shape[0], x.flatten(1), or -1 in view and reshape",
                 ) from error
             raise ModelError(
-                f"[model] {source} does not run on an input of shape ({', '.join(map(str, x.shape))}): {failure}",
-                hint=_hint(error, at),
+                f"[model] {source} does not run on {_input_text(inputs)}: {failure}", hint=_hint(error, at, inputs)
             ) from error
 
 
-def _hint(error: BaseException, at: Whereabouts) -> str:
+def _input_text(inputs: tuple[TensorSpec, ...]) -> str:
+    if not takes_rows(inputs):
+        return f"an input of shape ({', '.join(map(str, (1, *inputs[0].shape)))})"
+    return "inputs " + ", ".join(f"{each.name} {each.dtype} {(1, *each.shape)}" for each in inputs)
+
+
+def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...]) -> str:
     """Return what to do about a failure of forward, judged by its message and its place."""
     text = str(error)
     if (
         isinstance(at.module, nn.Embedding | nn.EmbeddingBag)
         or "to have one of the following scalar types: Long" in text
     ):
-        return "a packaged model takes float32; convert it to integers at the start of forward: x = x.long()"
+        return 'token ids are an input of integers: describe it by an [[input]] table with dtype = "int64"'
     if isinstance(error, TypeError) and "required positional argument" in text:
-        return "a packaged model takes one input; give the other arguments defaults, or wrap the model in a factory"
+        return "describe each argument of forward by an [[input]] table (name, shape, dtype)"
     if isinstance(error, NotImplementedError) and "forward" in text:
         return "give the module a forward method that takes the batch"
     if "CUDA" in text or "NVIDIA" in text or "cuda" in text:
@@ -88,13 +104,16 @@ def _hint(error: BaseException, at: Whereabouts) -> str:
         return "weights and input are float32; leave out .half(), .double() and autocast in forward"
     if "torchvision::" in text:
         return "this operator needs torchvision's compiled part; install the build of torchvision that matches torch"
+    if takes_rows(inputs):
+        return "check the shapes (without the batch dimension) and dtypes in the [[input]] tables, and [model] kwargs"
     return "check [model] input_shape (without the batch dimension) and kwargs"
 
 
-def _check_output(output: Any, source: str, batch: int, one: Any) -> None:
+def check_output(output: Any, source: str, batch: int, one: Any) -> None:
+    """Raise ModelError unless an output is one float32 tensor with the batch first, and like ``one`` if given."""
     if not isinstance(output, torch.Tensor):
         raise ModelError(
-            f"[model] {source} returns {describe_output(output)}; a packaged model returns one tensor",
+            f"[model] {source} returns {describe_output(output)}; a packaged model returns tensors",
             hint=_output_hint(output),
         )
     shape = tuple(output.shape)
@@ -106,9 +125,9 @@ def _check_output(output: Any, source: str, batch: int, one: Any) -> None:
             "the shape of a sample's output depends on the batch",
             hint="forward must treat every sample of the batch in the same way",
         )
-    what = f"[model] {source} returns {_dtype(output)} of shape {shape} for a batch of {batch}"
+    what = f"[model] {source} returns {dtype_of(output)} of shape {shape} for a batch of {batch}"
     if output.dtype != torch.float32:
-        raise ModelError(f"{what}; the output must be float32", hint=_dtype_hint(output))
+        raise ModelError(f"{what}; the output must be float32", hint=dtype_hint(output))
     if one is not None:
         raise ModelError(
             f"{what}, and {tuple(one.shape)} for one sample: its code fixes the batch size",
@@ -120,7 +139,8 @@ def _check_output(output: Any, source: str, batch: int, one: Any) -> None:
     )
 
 
-def _dtype_hint(output: torch.Tensor) -> str:
+def dtype_hint(output: torch.Tensor) -> str:
+    """Return what to do about an output that is not float32."""
     if output.is_complex():
         return "return real numbers: torch.view_as_real(y), or y.abs()"
     if output.is_floating_point():
@@ -128,14 +148,15 @@ def _dtype_hint(output: torch.Tensor) -> str:
     return "return the scores, not their argmax: INT8 is judged by how far they are from FP32's"
 
 
-def _dtype(tensor: torch.Tensor) -> str:
+def dtype_of(tensor: torch.Tensor) -> str:
+    """Return the dtype as torch writes it."""
     return str(tensor.dtype)
 
 
 def describe_output(value: Any) -> str:
     """Describe what a model returned. For a container, list its entries with names, types and shapes."""
     if isinstance(value, torch.Tensor):
-        return f"{_dtype(value).removeprefix('torch.')} {tuple(value.shape)}"
+        return f"{dtype_of(value).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return _of(value, f"a {type(value).__name__}", [(repr(key), each) for key, each in value.items()])
     if dataclasses.is_dataclass(value):
@@ -156,22 +177,9 @@ def _of(value: Any, kind: str, entries: list[tuple[str, Any]]) -> str:
 
 
 def _output_hint(value: Any) -> str:
-    """Return how to get the one tensor, with code if it is obvious which entry to take."""
+    """Return what to change in forward."""
     if value is None:
         return "forward must end with return y"
     if type(value).__module__ == "numpy":
         return "stay in torch: leave out .numpy()"
-    path = _first_tensor(value)
-    return f"{_WRAP}, for example: return self.model(x){path}" if path else _WRAP
-
-
-def _first_tensor(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        entries = [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
-    elif isinstance(value, Mapping):
-        entries = [(f"[{key!r}]", each) for key, each in value.items()]
-    elif isinstance(value, tuple | list):
-        entries = [(f"[{index}]", each) for index, each in enumerate(value)]
-    else:
-        return ""
-    return next((path for path, each in entries if isinstance(each, torch.Tensor)), "")
+    return _WRAP

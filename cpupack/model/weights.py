@@ -7,12 +7,13 @@ import hashlib
 import importlib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +26,8 @@ from cpupack.model.vision import modern_names, optional_parts
 from cpupack.model.weight_files import read_weights
 from cpupack.progress import Progress
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe, Model
+from cpupack.runtime.rows import random_rows
+from cpupack.runtime.signature import Signature
 
 _SETTLING_SAMPLES = 8
 _LEAST_IMAGE = 8
@@ -41,17 +44,35 @@ class LoadedWeights:
     sha256: str | None = None
 
 
-def load_weights(module: nn.Module, loaded: LoadedRecipe, progress: Progress) -> LoadedWeights:
+@dataclass(frozen=True)
+class Settling:
+    """How to run a model on made-up inputs: ``module`` takes one tensor, in which those of ``signature`` are."""
+
+    module: nn.Module
+    signature: Signature
+
+    @classmethod
+    def of(cls, module: nn.Module, *shape: int) -> Settling:
+        """Return it for a module that takes one float tensor of this shape and gives one."""
+        return cls(module, Signature.plain(shape, ()))
+
+
+def load_weights(
+    module: nn.Module, loaded: LoadedRecipe, progress: Progress, settling: Settling | None = None
+) -> LoadedWeights:
     """Load ``[model] weights`` into ``module``, in place.
+
+    Random ones are settled by running the model; ``settling`` says how where it does not take one float tensor.
 
     Raises ModelError for a file that is missing, has another SHA-256, is not a state dict, or does not fit the module,
     and for a download that fails without ``weights_fallback``.
     """
     spec = loaded.recipe.model
+    settling = settling or Settling.of(module, *loaded.recipe.engine_input_shape)
     kind, _, name = spec.source.partition(":")
     if spec.weights == "random":
         progress.warn('RANDOM WEIGHTS: the recipe has weights = "random". Speed is real, predictions mean nothing')
-        settle_batch_norms(module, spec.input_shape, spec.seed, progress)
+        settle_batch_norms(settling, spec.seed, progress)
         return LoadedWeights(f"random (seed {spec.seed})", random=True)
     if spec.weights == "factory":
         if kind != "python":
@@ -60,21 +81,22 @@ def load_weights(module: nn.Module, loaded: LoadedRecipe, progress: Progress) ->
     if spec.weights.endswith(WEIGHT_FILES):
         return _from_file(module, loaded.resolve(spec.weights), spec, progress)
     if kind == "timm" and spec.weights == "pretrained":
-        return _from_timm(module, loaded, name, progress)
+        return _from_timm(module, loaded, name, progress, settling)
     if kind != "torchvision":
         raise ModelError(
             f'[model] weights: {spec.weights!r} is not a path ending in {", ".join(WEIGHT_FILES)}, "random"'
             + (' or "pretrained"' if kind == "timm" else ' or "factory"')
         )
-    return _from_torchvision(module, loaded, name, progress)
+    return _from_torchvision(module, loaded, name, progress, settling)
 
 
-def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, progress: Progress) -> None:
+def settle_batch_norms(settling: Settling, seed: int, progress: Progress) -> None:
     """Set the running statistics of every BatchNorm from one seeded batch of made-up inputs, in place.
 
     In an untrained network these are means of 0 and variances of 1, which do not match its activations. The activations
     then shrink layer by layer (to 1e-14 in EfficientNet), and neither SQNR nor the speedup over FP32 means anything.
     """
+    module = settling.module
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
@@ -84,7 +106,7 @@ def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, pro
         norm.reset_running_stats()
         norm.train()
         norm.momentum = None  # a plain average, so one batch sets the statistics entirely
-    noise = _noise(input_shape, seed)
+    noise = _made_up(settling.signature, seed)
     before = copy.deepcopy(module.state_dict())
     try:
         with torch.no_grad():
@@ -99,7 +121,14 @@ def settle_batch_norms(module: nn.Module, input_shape: list[int], seed: int, pro
         norm.eval()
 
 
-def _noise(input_shape: list[int], seed: int) -> torch.Tensor:
+def _made_up(signature: Signature, seed: int) -> torch.Tensor:
+    """Return a batch that the model takes: noise, and random ids, masks and pixels where the inputs are these."""
+    if not signature.takes_rows:
+        return _noise(signature.inputs[0].shape, seed)
+    return torch.from_numpy(random_rows(signature.inputs, np.random.default_rng(seed), _SETTLING_SAMPLES))
+
+
+def _noise(input_shape: Sequence[int], seed: int) -> torch.Tensor:
     """Return seeded noise of unit variance; for images with the spectrum of photographs, an amplitude of 1/f.
 
     White noise has hardly anything left after a few averages, so norms that have seen it alone make smooth images
@@ -125,7 +154,9 @@ def _download(weights: Any, cached: Path) -> None:
     weights.get_state_dict(progress=False, check_hash=True)
 
 
-def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:
+def _from_torchvision(
+    module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress, settling: Settling
+) -> LoadedWeights:
     spec = loaded.recipe.model
     models = importlib.import_module("torchvision.models")
     enum = models.get_model_weights(name)
@@ -145,7 +176,7 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
         except (urllib.error.URLError, OSError, RuntimeError) as error:
             reason = getattr(error, "reason", error)
             if spec.weights_fallback == "random":
-                return _fall_back(module, loaded, f"{name} {spec.weights}", f"{file_name}: {reason}", progress)
+                return _fall_back(settling, loaded, f"{name} {spec.weights}", f"{file_name}: {reason}", progress)
             raise ModelError(
                 f"[model] weights: {file_name} could not be downloaded: {reason}",
                 hint=f"put the file at {cached}, or name a local path as [model] weights, "
@@ -155,14 +186,16 @@ def _from_torchvision(module: nn.Module, loaded: LoadedRecipe, name: str, progre
     return LoadedWeights(f"torchvision {name} {spec.weights}", random=False, sha256=found.sha256)
 
 
-def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress) -> LoadedWeights:
+def _from_timm(
+    module: nn.Module, loaded: LoadedRecipe, name: str, progress: Progress, settling: Settling
+) -> LoadedWeights:
     spec = loaded.recipe.model
     progress.note(f"asking timm for the pretrained weights of {name}")
     try:
         module.load_state_dict(timm_builder(name)(**{**spec.kwargs, "pretrained": True}).state_dict())
     except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors; RuntimeError: the model has no weights
         if spec.weights_fallback == "random":
-            return _fall_back(module, loaded, f"timm {name} pretrained", first_line(error), progress)
+            return _fall_back(settling, loaded, f"timm {name} pretrained", first_line(error), progress)
         raise ModelError(
             f"[model] weights: timm has no pretrained weights for {name} here: {first_line(error)}",
             hint="fetch them once with internet, or name a local file as [model] weights, "
@@ -171,14 +204,14 @@ def _from_timm(module: nn.Module, loaded: LoadedRecipe, name: str, progress: Pro
     return LoadedWeights(f"timm {name} pretrained", random=False)
 
 
-def _fall_back(module: nn.Module, loaded: LoadedRecipe, wanted: str, reason: str, progress: Progress) -> LoadedWeights:
+def _fall_back(settling: Settling, loaded: LoadedRecipe, wanted: str, reason: str, progress: Progress) -> LoadedWeights:
     """Keep the random weights that the recipe accepts, and warn."""
     spec = loaded.recipe.model
     progress.warn(
         f"RANDOM WEIGHTS in place of {wanted}, which could not be downloaded ({reason}); "
         'the recipe allows it with weights_fallback = "random". Speed is real, predictions mean nothing'
     )
-    settle_batch_norms(module, spec.input_shape, spec.seed, progress)
+    settle_batch_norms(settling, spec.seed, progress)
     return LoadedWeights(f"random (seed {spec.seed}), in place of {wanted}", random=True)
 
 

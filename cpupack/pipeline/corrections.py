@@ -40,6 +40,6 @@ class Corrections:
                     fused, prepared.calibration, recipe.calibration_batch_size, progress
                 ),
                 progress=progress,
-                pixels=recipe.preprocess is not None,
+                pixels=recipe.engine_preprocess is not None,
             )
         return self._by_levels[levels]

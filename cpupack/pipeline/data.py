@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from cpupack.artifacts import (
-    Samples,
-)
+from cpupack.artifacts import FloatModel, Samples
 from cpupack.progress import Progress
 from cpupack.recipe import Evaluation, LoadedRecipe
 from cpupack.recipe.gates import LABEL_GATES
@@ -14,8 +12,8 @@ _SYNTHETIC_EVALUATION = 64
 _EXAMPLES = 4
 
 
-def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
-    """Return the samples of ``[calibration]``, None without that table."""
+def calibration_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progress) -> Samples | None:
+    """Return the samples of ``[calibration]`` for a loaded model, None without that table."""
     spec = loaded.recipe.calibration
     if spec is None:
         return None
@@ -27,21 +25,24 @@ def calibration_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | N
         skip_corrupt=spec.skip_corrupt,
         labelled=False,
         progress=progress,
+        inputs=model.signature.inputs,
     )
 
 
-def example_samples(loaded: LoadedRecipe, progress: Progress) -> Samples | None:
+def example_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progress) -> Samples | None:
     """Return a few of the calibration samples, enough to run the model."""
     spec = loaded.recipe.calibration
     if spec is None:
         return None
     few = spec.model_copy(update={"samples": min(spec.samples, _EXAMPLES)})
     return calibration_samples(
-        loaded.model_copy(update={"recipe": loaded.recipe.model_copy(update={"calibration": few})}), progress
+        loaded.model_copy(update={"recipe": loaded.recipe.model_copy(update={"calibration": few})}), model, progress
     )
 
 
-def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progress: Progress) -> Samples:
+def evaluation_samples(
+    loaded: LoadedRecipe, model: FloatModel, calibration: Samples | None, progress: Progress
+) -> Samples:
     """Return the samples for comparing INT8 with FP32: ``[evaluation] source``, else data like the calibration's."""
     spec = loaded.recipe.evaluation
     if spec.source is not None:
@@ -55,6 +56,7 @@ def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progre
             progress=progress,
             required=needs_labels(spec),
             targets=spec.metric is not None,
+            inputs=model.signature.inputs,
         )
     if calibration is not None and not calibration.synthetic:
         return calibration
@@ -68,6 +70,7 @@ def evaluation_samples(loaded: LoadedRecipe, calibration: Samples | None, progre
         skip_corrupt=False,
         labelled=False,
         progress=progress,
+        inputs=model.signature.inputs,
     )
 
 

@@ -101,8 +101,7 @@ def _race(prepared: Prepared, models: Sequence[ScriptedModel], work: Path) -> di
     return race(
         models,
         prepared.float_path,
-        prepared.model.input_shape,
-        prepared.reference.samples.preprocess,
+        prepared.model.signature.inputs,
         work,
         batch_size=race_batch_size(prepared.loaded.recipe),
         threads=HostProbe().budget().usable if latency else 1,

@@ -59,11 +59,11 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     recipe = loaded.recipe
     with progress.stage("load"):
         model = load(loaded, progress)
-        check_gates(recipe.evaluation, model.output_shape)
+        check_gates(recipe.evaluation, model.signature)
         metric = load_metric(loaded)
     with progress.stage("read data"):
-        calibration = calibration_samples(loaded, progress)
-        evaluation = evaluation_samples(loaded, calibration, progress)
+        calibration = calibration_samples(loaded, model, progress)
+        evaluation = evaluation_samples(loaded, model, calibration, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, recipe, progress)
         check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
@@ -133,8 +133,8 @@ def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Sam
     with progress.stage("load"):
         model = load(loaded, progress)
     with progress.stage("read data"):
-        calibration = calibration_samples(loaded, progress)
-        evaluation = evaluation_samples(loaded, calibration, progress)
+        calibration = calibration_samples(loaded, model, progress)
+        evaluation = evaluation_samples(loaded, model, calibration, progress)
     with progress.stage("run FP32"):
         required = needs_labels(loaded.recipe.evaluation)
         return model, calibration, run_reference(model, evaluation, progress, labels_required=required)

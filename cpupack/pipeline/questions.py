@@ -22,9 +22,9 @@ from cpupack.stages.verify import check_gates, load_metric
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
-    check_gates(loaded.recipe.evaluation, model.output_shape)
+    check_gates(loaded.recipe.evaluation, model.signature)
     load_metric(loaded)
-    captured = capture(model, example_samples(loaded, progress), loaded.recipe, progress)
+    captured = capture(model, example_samples(loaded, model, progress), loaded.recipe, progress)
     check_skip(model.module, captured.module, loaded.recipe.quantize.skip)
     return model, fuse(captured, loaded.recipe, progress)
 
@@ -36,8 +36,8 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
         model = load(loaded, progress)
         metric = load_metric(loaded)
     with progress.stage("read data"):
-        calibration = calibration_samples(loaded, progress)
-        evaluation = evaluation_samples(loaded, calibration, progress)
+        calibration = calibration_samples(loaded, model, progress)
+        evaluation = evaluation_samples(loaded, model, calibration, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, loaded.recipe, progress)
     with progress.stage("fuse"):
@@ -52,4 +52,4 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
 def fusible_chains(loaded: LoadedRecipe, progress: Progress) -> tuple[tuple[str, ...], ...]:
     """Return every chain that ``[fuse] modules = "auto"`` would fuse."""
     model = load(loaded, progress)
-    return list_chains(capture(model, example_samples(loaded, progress), loaded.recipe, progress))
+    return list_chains(capture(model, example_samples(loaded, model, progress), loaded.recipe, progress))

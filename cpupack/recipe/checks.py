@@ -12,13 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cpupack.recipe import WEIGHT_FILES, Evaluation, gates
+from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks
 from cpupack.recipe.lines import Key
 from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
-CHANNELS = {"RGB": 3, "L": 1}
 MODEL_SOURCES = ("torchvision", "timm", "python")
 DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
@@ -133,62 +132,6 @@ def _labels(view: View) -> Iterator[Problem]:
             yield from _file(view, ("model", "labels"), labels)
 
 
-def _preprocess(view: View) -> Iterator[Problem]:
-    if not view.given("preprocess"):
-        return
-    mode = view("preprocess", "mode")
-    for name in ("mean", "std"):
-        count = len(view("preprocess", name))
-        if count not in {1, CHANNELS[mode]}:
-            yield Problem(("preprocess", name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}')
-    shape = view("model", "input_shape")
-    if len(shape) != 3:
-        yield Problem(
-            ("model", "input_shape"),
-            f"{shape} is not [channels, height, width], which [preprocess] needs; "
-            "leave [preprocess] out if the model does not take images",
-        )
-        return
-    if shape[0] != CHANNELS[mode]:
-        near = next((name for name, channels in CHANNELS.items() if channels == shape[0]), None)
-        yield Problem(
-            ("preprocess", "mode"),
-            f'"{mode}" gives {CHANNELS[mode]} channels, and input_shape = {shape} takes {shape[0]}',
-            near,
-        )
-    yield from _size(view, shape)
-
-
-def _one_or(channels: int) -> str:
-    return "1" if channels == 1 else f"1 or {channels}"
-
-
-def _size(view: View, shape: list[int]) -> Iterator[Problem]:
-    resize, crop = view("preprocess", "resize"), view("preprocess", "crop")
-    if crop is not None:
-        size = [crop, crop] if isinstance(crop, int) else crop
-        if size != shape[1:]:
-            yield Problem(
-                ("preprocess", "crop"), f"gives {_by(size)}, and input_shape = {shape} takes {_by(shape[1:])}"
-            )
-    elif isinstance(resize, list):
-        if resize != shape[1:]:
-            yield Problem(
-                ("preprocess", "resize"),
-                f"gives {_by(resize)}, and input_shape = {shape} takes {_by(shape[1:])}",
-            )
-    elif resize is not None:
-        yield Problem(
-            ("preprocess", "resize"),
-            f"sets only the shorter edge, so images would have different sizes; add crop = {shape[1:]} "
-            "or give [height, width]",
-        )
-
-
-def _by(size: list[int]) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
 def _quantize(view: View) -> Iterator[Problem]:
     mode = view("quantize", "mode")
     if mode == "static" and not view.given("calibration"):
@@ -261,8 +204,8 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         return
     if kind == "images":
         yield from _directory(view, key, rest)
-        if not view.given("preprocess"):
-            yield Problem(key, "images need [preprocess], which says how an image becomes the model's input")
+        if (why := signature_checks.why_no_images(view)) is not None:
+            yield Problem(key, why)
     elif kind == "arrays":
         yield from _file(view, key, rest)
     elif kind == "python":
@@ -314,7 +257,7 @@ CHECKS: tuple[Check, ...] = (
     _weights_options,
     _state,
     _labels,
-    _preprocess,
+    *signature_checks.CHECKS,
     _quantize,
     _recovery,
     _calibration,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
@@ -16,6 +16,11 @@ from pydantic_core import CoreSchema
 
 from cpupack.recipe.names import import_name
 from cpupack.targets.engines import ArmEngine, X86Engine
+
+if TYPE_CHECKING:
+    # They need numpy, which checking a recipe does not.
+    from cpupack.runtime.images.spec import PreprocessSpec
+    from cpupack.runtime.signature import TensorSpec
 
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
 ArmIsa = Literal["neon", "dotprod", "i8mm"]
@@ -109,8 +114,9 @@ class Model(Table):
     """SHA-256 of the weights file, checked before it is read."""
     seed: Seed = 0
     """Seed of random weights."""
-    input_shape: Annotated[list[PositiveInt], Field(min_length=1)]
-    """Shape of one input without the batch dimension, ``[channels, height, width]`` for images."""
+    input_shape: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
+    several inputs, or one that is not float32, has ``[[input]]`` tables instead."""
     labels: Text | Annotated[list[str], Field(min_length=1)] | None = None
     """``imagenet``, a text file with one label on each line, or a list of labels."""
 
@@ -133,6 +139,48 @@ class Preprocess(Table):
     """Subtracted from pixels, which are first scaled to 0..1. One value, or one for each channel."""
     std: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
     """The result is divided by this. One value, or one for each channel."""
+
+
+class Input(Table):
+    """One input of the model, by the name of its argument of ``forward``. One table for each, in any order.
+
+    Left out for a model with one float32 input, which ``input_shape`` in ``[model]`` describes.
+    """
+
+    name: Text
+    """Name of the argument of ``forward``, and of the input for callers of the wheel."""
+    shape: list[PositiveInt]
+    """Shape of one sample without the batch dimension, ``[channels, height, width]`` for an image. ``[]`` is one
+    number for each sample."""
+    dtype: Literal["float32", "uint8", "int64", "bool"] = "float32"
+    """What the model takes. int64 values are at most 2^24 in magnitude."""
+    default: bool | int | Finite | None = None
+    """Value of the whole input where a caller leaves it out. Absent means that it must be given."""
+    vocabulary: PositiveInt | None = None
+    """Ids of an int64 or uint8 input are from 0 to ``vocabulary - 1``; the wheel refuses others. Absent means the size
+    of the table that the model looks them up in, if it has one."""
+    preprocess: Preprocess | None = None
+    """Makes the input from an image."""
+
+
+class Output(Table):
+    """What becomes of one output of the model. Outputs without a table stay as the model gives them.
+
+    Outputs in a dict, a dataclass or a named tuple have their own names (``aux.logits`` inside another), those in a
+    tuple or list are ``output_0``, ``output_1``. The only tensor that a model returns is ``output``.
+    """
+
+    name: Text
+    """Which output."""
+    rename: Text | None = None
+    """Its name for callers of the wheel."""
+    drop: bool = False
+    """Leave it out of the wheel."""
+    apply: Literal["softmax", "sigmoid", "argmax"] | None = None
+    """What the wheel computes from it, in float32. Gates on SQNR compare the values before."""
+    dim: PositiveInt | None = None
+    """Dimension of softmax and argmax, counted with the batch as 0. Needed for an output with more than one dimension
+    for each sample."""
 
 
 class Fuse(Table):
@@ -284,6 +332,10 @@ class Recipe(Table):
     """Version of the recipe format."""
     package: Package
     model: Model
+    input: list[Input] = []
+    """The inputs, if they are not one of float32."""
+    output: list[Output] = []
+    """What becomes of outputs."""
     preprocess: Preprocess | None = None
     fuse: Fuse = Field(default_factory=Fuse)
     quantize: Quantize = Field(default_factory=Quantize)
@@ -294,9 +346,44 @@ class Recipe(Table):
     bench: Bench = Field(default_factory=Bench)
 
     @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the recipe gives them: a vocabulary that it leaves out is None."""
+        from cpupack.runtime.signature import INPUT, TensorSpec
+
+        if self.model.input_shape is not None:
+            return (TensorSpec(INPUT, tuple(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
+        return tuple(
+            TensorSpec(
+                each.name, tuple(each.shape), each.dtype, each.default, _spec_of(each.preprocess), each.vocabulary
+            )
+            for each in self.input
+        )
+
+    @property
+    def engine_input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the engine takes it: that of the only float32 input, else of a row of all inputs."""
+        from cpupack.runtime.signature import engine_input_shape
+
+        return engine_input_shape(self.input_specs)
+
+    @property
+    def engine_preprocess(self) -> PreprocessSpec | None:
+        """What makes the engine's input from an image, None where it takes rows or arrays."""
+        from cpupack.runtime.signature import takes_rows
+
+        specs = self.input_specs
+        return None if takes_rows(specs) else specs[0].preprocess
+
+    @property
     def calibration_batch_size(self) -> int:
         """Samples in one batch of the calibration, 1 without calibration."""
         return self.calibration.batch_size if self.calibration else 1
+
+
+def _spec_of(table: Preprocess | None) -> PreprocessSpec | None:
+    from cpupack.runtime.images.spec import PreprocessSpec
+
+    return None if table is None else PreprocessSpec.from_dict(table.model_dump())
 
 
 class LoadedRecipe(BaseModel):

@@ -98,13 +98,19 @@ def all_keys() -> list[str]:
 
 
 def tables() -> Iterator[tuple[tuple[str, ...], Node]]:
-    """Yield each table's path and schema, outer tables first, in the order of the file."""
+    """Yield each table's path and schema, outer tables first, in the order of the file; of a list, that of each."""
     queue: list[tuple[tuple[str, ...], Node]] = [((), recipe_schema())]
     while queue:
         path, node = queue.pop(0)
         yield path, node
-        inner = [((*path, key), value) for key, value in node["properties"].items() if "properties" in value]
-        queue[:0] = inner
+        inner = [((*path, key), _table_of(value)) for key, value in node["properties"].items()]
+        queue[:0] = [(key, table) for key, table in inner if table is not None]
+
+
+def _table_of(node: Node) -> Node | None:
+    """Return the schema of a table, or of each table of a list (``[[input]]``); None for any other value."""
+    table: Node = node.get("items", {}) if node.get("type") == "array" else node
+    return table if "properties" in table else None
 
 
 def expected(node: Node) -> str:
@@ -130,6 +136,8 @@ def expected(node: Node) -> str:
 
 
 def _expected_list(node: Node) -> str:
+    if _table_of(node) is not None:
+        return "a list of tables, each with its header in double brackets"
     least, most = node.get("minItems", 0), node.get("maxItems")
     items = node["items"]
     kind = {"string": "strings", "integer": "integers", "number": "numbers", "array": "lists"}[
@@ -183,10 +191,12 @@ def reference_text() -> str:
     """Return the text of docs/reference/recipe.md."""
     parts = [_PREFACE]
     for path, node in tables():
-        rows = [(key, value) for key, value in node["properties"].items() if "properties" not in value]
+        rows = [(key, value) for key, value in node["properties"].items() if _table_of(value) is None]
         if not rows:
             continue
-        title = f"## `[{'.'.join(path)}]`" if path else "## Top level"
+        several = recipe_schema()["properties"].get(path[0], {}).get("type") == "array" if path else False
+        name = f"[[{path[0]}]]" if several and len(path) == 1 else f"[{'.'.join(path)}]"
+        title = f"## `{name}`" if path else "## Top level"
         required = node.get("required", [])
         parts.append(f"{title}\n\n{_prose(node['description'])}\n")
         parts.append("| key | value | default | meaning |\n|---|---|---|---|")

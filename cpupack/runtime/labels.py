@@ -18,7 +18,8 @@ def read_labels(package_dir: Path, manifest: Manifest) -> tuple[str, ...] | None
         labels = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise IntegrityError(f"cannot read the labels {path}: {error}") from error
-    classes = manifest.model["output_shape"]
-    if len(classes) == 1 and len(labels) != classes[0]:
-        raise IntegrityError(f"{path} has {len(labels)} labels for {classes[0]} classes; reinstall {manifest.name}")
+    shapes = [each.get("shape") for each in manifest.outputs] or [manifest.model["output_shape"]]
+    scores = [shape for shape in shapes if isinstance(shape, list) and len(shape) == 1]
+    if len(scores) == 1 and len(labels) != scores[0][0]:
+        raise IntegrityError(f"{path} has {len(labels)} labels for {scores[0][0]} classes; reinstall {manifest.name}")
     return labels

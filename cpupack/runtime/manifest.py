@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any
@@ -30,6 +30,7 @@ _FIELD_TYPES: dict[str, type | UnionType] = {
     "random_weights": bool,
     **dict.fromkeys(("model", "target", "quantize", "accuracy", "bench", "torch", "build"), dict),
     **dict.fromkeys(("preprocess", "calibration"), dict | None),
+    **dict.fromkeys(("inputs", "outputs"), list),
     "labels": str | None,
 }
 _REQUIRED_KEYS = {
@@ -67,7 +68,9 @@ class Manifest:
     ``model``: source, weights, weights_sha256, input_shape, output_shape, parameters, macs, fp32_bytes,
     int8_bytes, int8_operators, fp32_operators, operators. ``target``: cpu, engine, isa, activation_bits,
     memory_format, platform_tag. ``torch``: version, requires, reason (why running takes torch, None where it does
-    not). ``preprocess`` is None for models that take arrays only. Shapes have no batch dimension.
+    not). ``preprocess`` is None for models that take arrays only, or rows. Shapes have no batch dimension; those in
+    ``model`` are the engine's. ``inputs`` and ``outputs`` describe the tensors that callers hand in and get
+    (``signature.py``); they are empty in wheels of earlier versions, which have one of each.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Manifest:
     torch: dict[str, Any]
     build: dict[str, Any]
     files: dict[str, FileEntry]
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
     schema: int = MANIFEST_SCHEMA
 
     @property

@@ -7,15 +7,16 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
 from .arrays import load_array, require_finite
 from .decoding import Decoders
@@ -24,20 +25,18 @@ from .engine.contract import check_cpu, model_path, require_torch
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, RandomWeightsWarning, RunnerError
-from .images.inputs import mask_value, model_input, random_input
+from .images.inputs import mask_value, model_input
 from .images.spec import PreprocessSpec
+from .items import load_row
 from .labels import read_labels
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
+from .signature import Signature, signature_of
 from .threads import Answer
 
 if TYPE_CHECKING:
-    import torch
-
     from .images.preprocess import ImageSource
-
-Batch = TypeVar("Batch", "torch.Tensor", npt.NDArray[Any])
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class Runner:
         self.labels: tuple[str, ...] | None = read_labels(package_dir, self.manifest)
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
+        self.signature: Signature = signature_of(self.manifest)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warnings.warn(
@@ -127,8 +127,9 @@ class Runner:
         """Return the ``top_k`` most probable classes of one input, or a list of them for a list.
 
         An input is an image (path, bytes, PIL image, uint8 array ``(height, width, channels)``), or for a
-        model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. Raises
-        InputError.
+        model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. For a model
+        with several inputs it is a dict of these by name, in which numbers and lists may be too, or the path of an
+        ``.npz`` file. A model with several outputs gives a dict of arrays by name. Raises InputError.
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")
@@ -146,33 +147,75 @@ class Runner:
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
             batches = self._decoders.batches(items, self.load, size, ahead=ahead)
             logits = _joined(list(self._run(batches, size)))
-        if logits.ndim != 2:
-            raise RunnerError(
-                f"predict needs class scores and this model returns shape {logits.shape[1:]} for one input; "
-                "call runner(batch) for its raw output"
-            )
-        found = [self.top(row, top_k) for row in logits]
+        found = [self.present(row, top_k) for row in logits]
         return found if many else found[0]
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Return the logits, float32 ``(n, ...)``: a tensor for a tensor, an array for an array.
+    def present(self, row: npt.NDArray[np.float32], top_k: int) -> Any:
+        """Return what ``predict`` gives for one row of the engine's output."""
+        if self.signature.gives_rows:
+            return {name: each[0] for name, each in self.signature.unpack(row[None]).items()}
+        if row.ndim != 1:
+            raise RunnerError(
+                f"predict needs class scores and this model returns shape {row.shape} for one input; "
+                "call runner(batch) for its raw output"
+            )
+        return self.top(row, top_k)
 
-        ``batch`` is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
-        model's size. Raises InputError saying what was expected.
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Return the model's output for a batch, ``(n, ...)``; of a model with several a dict of them by name.
+
+        The only input is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
+        model's size. Several are given by position, by name, or as a dict. Outputs are tensors if an input is one, else
+        arrays. Raises InputError saying what was expected.
         """
         torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
+        if len(inputs) == 1 and not named and not isinstance(inputs[0], Mapping):
+            given = {self.signature.inputs[0].name: inputs[0]}
+        elif named.keys() == {"batch"} and not inputs and len(self.signature.inputs) == 1:
+            given = {self.signature.inputs[0].name: named["batch"]}
+        else:
+            given = rows.by_name(self.signature, inputs, named)
+        if self.signature.takes_rows:
+            batch = rows.pack(self.signature, given, check_finite=self._check_finite)
+        else:
+            batch = self._only(torch, *given.values())
+        result = self.signature.result(self._outputs(batch))
+        if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
+            return result
+        if isinstance(result, dict):
+            return {name: torch.from_numpy(each) for name, each in result.items()}
+        return torch.from_numpy(result)
+
+    def replay(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return what the engine gives for a batch as it takes it: pixels or floats of the only input, or rows."""
+        if self.signature.takes_rows:
+            expected = self.signature.engine_input_shape
+            if batch.dtype != np.float32 or batch.shape[1:] != expected or batch.ndim != 2:
+                raise InputError(f"got {batch.dtype} {batch.shape}; expected rows, float32 (n, {expected[0]})")
+            return self._outputs(self.finite(batch))
+        return self._outputs(self._only(None, batch))
+
+    def _only(self, torch: Any, batch: Any = None) -> npt.NDArray[Any]:
+        """Return the only input as an array, checked."""
         if torch is not None and isinstance(batch, torch.Tensor):
             if batch.layout != torch.strided:
                 raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
             self.check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
-            return torch.from_numpy(self._logits(self.finite(batch.detach().cpu().numpy())))  # type: ignore[no-any-return]
+            return self.finite(batch.detach().cpu().numpy())
         if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
         self.check_batch(str(batch.dtype), batch.shape)
-        return self._logits(self.finite(batch))
+        return self.finite(batch)
 
     def load(self, item: Any) -> npt.NDArray[Any]:
-        """Return one input of ``predict``, decoded: uint8 pixels, or a float32 array. Raises InputError."""
+        """Return one input of ``predict``, decoded: uint8 pixels, a float32 array, or a row of several inputs.
+
+        Raises InputError.
+        """
+        if self.signature.takes_rows:
+            return load_row(self.signature, item, check_finite=self._check_finite)
+        if isinstance(item, Mapping):
+            (item,) = rows.by_name(self.signature, (item,), {}).values() or (None,)
         if self._spec is not None:
             return self._load_pixels(item)
         return load_array(item, self.manifest.input_shape, check_finite=self._check_finite)
@@ -210,12 +253,8 @@ class Runner:
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
-        return random_input(
-            np.random.default_rng(0),
-            batch_size,
-            self.manifest.input_shape,
-            self._spec,
-            pixel_input=self.manifest.pixel_input,
+        return rows.random_engine_input(
+            self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.manifest.pixel_input
         )
 
     def close(self) -> None:
@@ -258,7 +297,7 @@ class Runner:
             self._sample_s = self._time_one()
         return even_size(count, self.plan.batch_size, self.plan.instances, self._sample_s, turns)
 
-    def _logits(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _outputs(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         size = self._share(len(batch))
         if len(batch) <= size:
             return _floats(self.pool.run(self.ready(batch)))

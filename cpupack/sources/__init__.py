@@ -6,6 +6,7 @@ from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.signature import TensorSpec
 from cpupack.sources import arrays, factory, images, synthetic
 from cpupack.sources.request import Request
 
@@ -25,12 +26,14 @@ def open_source(
     progress: Progress,
     required: bool = True,
     targets: bool = False,
+    inputs: tuple[TensorSpec, ...] | None = None,
 ) -> Samples:
     """Read the data that ``spec`` (``[calibration] source`` or ``[evaluation] source``) names.
 
     ``samples`` is the largest number of samples to take, None for all. Only ``seed`` decides which. ``labelled`` asks
     for class indices; without them it is an error unless ``required`` is false. ``targets`` asks for what a metric
-    compares outputs with: an array of any shape, or the labels if there is no such array. Raises CalibrationError when
+    compares outputs with: an array of any shape, or the labels if there is no such array. ``inputs`` are those of the
+    model with what is known of them after loading; by default those of the recipe. Raises CalibrationError when
     the data is missing, unusable, or does not fit the model's input.
     """
     kind, _, rest = spec.partition(":")
@@ -39,5 +42,16 @@ def open_source(
             f'unknown data source "{spec}"',
             hint="use images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic",
         )
-    request = Request(spec, loaded, samples, seed, skip_corrupt, labelled, progress, required, targets)
+    request = Request(
+        spec,
+        loaded,
+        inputs or loaded.recipe.input_specs,
+        samples,
+        seed,
+        skip_corrupt,
+        labelled,
+        progress,
+        required,
+        targets,
+    )
     return _KINDS[kind](rest, request)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
+from cpupack.sources.named import rows_of_arrays
 from cpupack.sources.request import Array, Request, floats_of, pixels_of
 
 DATA_KEYS = ("data", "images", "x")
@@ -25,8 +26,11 @@ def read(file: str, request: Request) -> Samples:
     [preprocess] in the recipe, which is applied unless they already have the model's size.
     """
     path = request.loaded.resolve(file)
-    arrays, keys = _load(path, request)
-    found = [key for key in DATA_KEYS if key in arrays]
+    own = [each.name for each in request.inputs]
+    arrays, keys = _load(path, [*own, *DATA_KEYS], request)
+    if request.takes_rows:
+        return _rows(arrays, keys, path, request)
+    found = [key for key in own if key in arrays] or [key for key in DATA_KEYS if key in arrays]
     if len(found) != 1:
         raise CalibrationError(
             f"{request.spec}: {path} must have one array named {' or '.join(DATA_KEYS)}; "
@@ -49,8 +53,31 @@ def read(file: str, request: Request) -> Samples:
     return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels, targets=targets)
 
 
-def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
-    """Return the arrays that cpupack reads, and the names of all arrays in the file."""
+def _rows(arrays: dict[str, Array], keys: list[str], path: Path, request: Request) -> Samples:
+    """Return samples of several inputs, each from the array with its name."""
+    known = {each.name: arrays[each.name] for each in request.inputs if each.name in arrays}
+    counts = {name: len(array) if array.ndim else 0 for name, array in known.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise CalibrationError(f"{request.spec}: the arrays of {path} have different numbers of samples: {told}")
+    count = next(iter(counts.values()), 0)
+    if known and not count:
+        raise CalibrationError(f"{request.spec}: the array {next(iter(known))} of {path} is empty")
+    rows = request.choose(count) if known else np.arange(0)
+    data = rows_of_arrays(known or dict.fromkeys(keys, np.empty(0)), list(rows), request, str(path))
+    labels = _labels(arrays, count, request) if request.labelled else None
+    targets = _targets(arrays, count, request) if request.targets else None
+    return Samples(
+        data,
+        request.spec,
+        tuple(f"row {row}" for row in rows),
+        labels=labels[rows] if labels is not None else None,
+        targets=targets[rows] if targets is not None else None,
+    )
+
+
+def _load(path: Path, names: list[str], request: Request) -> tuple[dict[str, Array], list[str]]:
+    """Return the arrays of ``names``, labels and targets, and the names of all arrays in the file."""
     if not path.is_file():
         raise CalibrationError(f"{request.spec}: {path} does not exist", hint="paths are relative to the recipe")
     try:
@@ -58,9 +85,7 @@ def _load(path: Path, request: Request) -> tuple[dict[str, Array], list[str]]:
         with path.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             if isinstance(loaded, np.lib.npyio.NpzFile):
-                return {
-                    key: loaded[key] for key in (*DATA_KEYS, LABELS_KEY, TARGETS_KEY) if key in loaded
-                }, loaded.files
+                return {key: loaded[key] for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded}, loaded.files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(f"{request.spec}: {path} cannot be read as .npz: {error}") from error
     raise CalibrationError(

@@ -14,6 +14,7 @@ from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError, CpupackError, ModelError
 from cpupack.model.sources import load_factory
 from cpupack.model.user_code import describe_failure
+from cpupack.sources.named import row_of_item, split_item
 from cpupack.sources.request import Request, floats_of, pixels_of
 
 
@@ -22,7 +23,8 @@ def read(spec: str, request: Request) -> Samples:
 
     An item is one sample, a ``(sample, label)`` pair, or, for a metric, a ``(sample, target)`` pair. A target may have
     any shape. If the recipe has [preprocess], a sample is a PIL image or uint8 pixels ``(height, width, channels)``.
-    Otherwise it is an array or tensor of floats in the model's input shape.
+    Otherwise it is an array or tensor of floats in the model's input shape. Of several inputs, it is a dict by their
+    names, or a tuple in their order.
     """
     try:
         factory = load_factory(spec, request.loaded, key=f"source {request.spec}")
@@ -32,11 +34,15 @@ def read(spec: str, request: Request) -> Samples:
     if not items:
         raise CalibrationError(f"{request.spec} gave no samples")
     request.warn_if_few(len(items))
-    pairs = [_pair(item) for item in items]
+    pairs = [split_item(item, request) if request.takes_rows else _pair(item) for item in items]
     names = [f"item {index}" for index in range(len(items))]
     seconds = [second for _, second in pairs]
     labels = _labels(seconds, names, request) if request.labelled else None
     targets = _targets(seconds, names, request) if request.targets else None
+    if request.takes_rows:
+        request.check_memory(len(items))
+        rows = np.stack([row_of_item(value, request, name) for (value, _), name in zip(pairs, names, strict=True)])
+        return Samples(rows, request.spec, tuple(names), labels=labels, targets=targets)
     samples = [value if isinstance(value, Image.Image) else _array(value) for value, _ in pairs]
     if request.preprocess is not None and all(map(_is_pixels, samples)):
         pixels = np.stack([pixels_of(sample, request, name) for sample, name in zip(samples, names, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.sources.classes import class_indices
+from cpupack.sources.named import only_image, rows_of_pixels
 from cpupack.sources.request import Pixels, Request, check_size, workers
 
 _LISTED = 5
@@ -25,6 +27,9 @@ def read(directory: str, request: Request) -> Samples:
     A corrupt image is an error that names the file. With ``skip_corrupt`` a warning and ``Samples.skipped`` name it,
     and the next image in the random order takes its place.
     """
+    if request.takes_rows:
+        image = only_image(request)
+        return rows_of_pixels(read(directory, replace(request, inputs=(image,))), image, request)
     root = request.loaded.resolve(directory)
     if request.preprocess is None:
         raise CalibrationError(f"{request.spec}: images need [preprocess] in the recipe")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.signature import TensorSpec, engine_input_shape, takes_rows
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
@@ -33,13 +33,14 @@ _MAX_WORKERS = 8
 class Request:
     """A request to a source: which data, how much of it, and what input the model takes.
 
-    ``samples`` None means all. ``labelled`` asks for a class index with each sample, ``targets`` for what a user's
-    metric compares outputs with. If the data has no labels or targets, that is an error if they are ``required``;
-    otherwise they are left out.
+    ``inputs`` are those of the model. ``samples`` None means all. ``labelled`` asks for a class index with each sample,
+    ``targets`` for what a user's metric compares outputs with. If the data has no labels or targets, that is an error
+    if they are ``required``; otherwise they are left out.
     """
 
     spec: str
     loaded: LoadedRecipe
+    inputs: tuple[TensorSpec, ...]
     samples: int | None
     seed: int
     skip_corrupt: bool
@@ -50,12 +51,18 @@ class Request:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.loaded.recipe.model.input_shape)
+        """Shape of one sample as ``Samples`` has it: that of the only float input, or of a row."""
+        return engine_input_shape(self.inputs)
 
-    @cached_property
+    @property
+    def takes_rows(self) -> bool:
+        """Whether a sample is a row of all inputs."""
+        return takes_rows(self.inputs)
+
+    @property
     def preprocess(self) -> PreprocessSpec | None:
-        section = self.loaded.recipe.preprocess
-        return PreprocessSpec.from_dict(section.model_dump()) if section else None
+        """What makes the only input from an image, None for rows and arrays."""
+        return None if self.takes_rows else self.inputs[0].preprocess
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -76,8 +83,9 @@ class Request:
             self.progress.warn(f"{self.spec} has {count} usable samples; {self.samples} were asked for")
 
     def check_memory(self, count: int) -> None:
-        """Raise CalibrationError when ``count`` samples of pixels do not fit in this host's free memory."""
-        needed = count * int(np.prod(self.input_shape))
+        """Raise CalibrationError when ``count`` samples of pixels or rows do not fit in this host's free memory."""
+        bytes_each = 4 if self.takes_rows else 1  # rows are float32, pixels bytes
+        needed = count * int(np.prod(self.input_shape)) * bytes_each
         free = psutil.virtual_memory().available
         if needed > _MEMORY_SHARE * free:
             raise CalibrationError(

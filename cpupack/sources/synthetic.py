@@ -7,11 +7,16 @@ and Huang 2001). White noise has none of these and would give activations that t
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
+from cpupack.runtime.rows import flat
+from cpupack.sources.named import generated
 from cpupack.sources.request import Floats, Pixels, Request, workers
 
 Field = npt.NDArray[np.float32]
@@ -36,23 +41,44 @@ def read(rest: str, request: Request) -> Samples:
         raise CalibrationError(f'synthetic takes no argument, not "{rest}"')
     request.progress.warn("synthetic data: good only to measure speed; the accuracy on real inputs is unknown")
     names = tuple(f"synthetic {index}" for index in range(request.samples))
+    if request.takes_rows:
+        return Samples(_rows(request, request.samples), request.spec, names, synthetic=True)
     if request.preprocess is None:
         data: Floats = np.random.default_rng(request.seed).standard_normal(
             (request.samples, *request.input_shape), np.float32
         )
         return Samples(data, request.spec, names, synthetic=True)
-    height, width, channels = request.pixel_shape
     request.check_memory(request.samples)
-    pixels = np.empty((request.samples, height, width, channels), np.uint8)
+    pixels = _images(request, request.samples, ())
+    return Samples(pixels, request.spec, names, request.preprocess, synthetic=True)
+
+
+def _images(request: Request, count: int, which: tuple[int, ...]) -> Pixels:
+    """Return ``count`` images ``(n, height, width, channels)``. Those of several inputs differ by ``which``."""
+    height, width, channels = request.pixel_shape
+    pixels = np.empty((count, height, width, channels), np.uint8)
 
     def make(index: int) -> Pixels:
-        return natural_image(np.random.default_rng([request.seed, index]), height, width, channels)
+        return natural_image(np.random.default_rng([request.seed, index, *which]), height, width, channels)
 
     with workers() as pool:
-        for index, image in enumerate(pool.map(make, range(request.samples))):
+        for index, image in enumerate(pool.map(make, range(count))):
             pixels[index] = image
-            request.progress.step(index + 1, request.samples, "images")
-    return Samples(pixels, request.spec, names, request.preprocess, synthetic=True)
+            request.progress.step(index + 1, count, "images")
+    return pixels
+
+
+def _rows(request: Request, count: int) -> Floats:
+    """Return rows of all inputs."""
+    request.check_memory(count)
+    parts = []
+    for number, spec in enumerate(request.inputs):
+        if spec.preprocess is not None:
+            batch: Any = _images(dataclasses.replace(request, inputs=(spec,)), count, (number,))
+        else:
+            batch = generated(spec, request, count, number)
+        parts.append(np.asarray(flat(spec, batch), np.float32))
+    return np.concatenate(parts, axis=1)
 
 
 def natural_image(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:

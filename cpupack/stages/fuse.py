@@ -33,7 +33,7 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
         module, names = fuse_eager(before, tuple(captured.example.shape[1:]), wanted)
     else:
         module, names = _fused(before, wanted)
-    difference, largest = largest_difference(before, module, captured.example)
+    difference, largest = largest_difference(before, module, captured.example, captured.output_places)
     if not math.isfinite(largest):
         layer = first_not_finite(before, captured.example) if isinstance(before, fx.GraphModule) else None
         raise CalibrationError(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.nn.parameter import is_lazy
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
+from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, imagenet_labels
 from cpupack.model.trial_run import try_forward
-from cpupack.model.weights import LoadedWeights, check_finite, load_weights
+from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.signature import Signature
 
 
 def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     """Build the FP32 model of a recipe in eval mode, with its weights.
 
-    Raises ModelError when the source, its arguments, the weights or the labels cannot be used, or when the model does
-    not map ``(batch, *input_shape)`` float32 to one float32 tensor whose first dimension is the batch.
+    A model that does not map one float32 tensor to one is wrapped, so that its module does (``model/one_row.py``).
+    Raises ModelError when the source, its arguments, the weights or the labels cannot be used, or when an output is not
+    float32 with the batch first; RecipeError for an input or output that the model does not have.
     """
     with torch.compiler.set_stance("force_eager"):  # compiling parts of the user's model would only cost time
         return _loaded(loaded, progress)
@@ -32,8 +33,12 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     module = build_module(loaded, progress)
     module.eval()
     lazy = any(is_lazy(each) for each in module.parameters())
-    output_shape, macs = try_forward(module, spec.source, tuple(spec.input_shape))
-    weights = load_weights(module, loaded, progress)
+    fitted = fit_signature(module, spec.source, loaded.recipe, progress)
+    macs = try_forward(fitted.module, spec.source, fitted.signature.inputs, fitted.one)
+    # Before the weights: random ones are settled on inputs that the model takes.
+    check_vocabularies(fitted.module, fitted.signature)
+    signature = with_vocabularies(fitted.module, fitted.signature)
+    weights = load_weights(module, loaded, progress, Settling(fitted.module, signature))
     check_finite(module, weights.origin)
     if lazy and spec.weights == "factory":
         progress.warn(
@@ -42,16 +47,15 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         )
     module.eval().requires_grad_(requires_grad=False)
     return FloatModel(
-        module=module,
-        input_shape=tuple(spec.input_shape),
-        output_shape=output_shape,
+        module=fitted.module.eval(),
+        signature=signature,
         weights_origin=weights.origin,
         random_weights=weights.random,
         weights_sha256=weights.sha256,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         fp32_bytes=_state_bytes(module),
-        labels=_labels(loaded, output_shape, weights, progress),
+        labels=_labels(loaded, signature, weights, progress),
     )
 
 
@@ -60,7 +64,7 @@ def _state_bytes(module: torch.nn.Module) -> int:
 
 
 def _labels(
-    loaded: LoadedRecipe, output_shape: tuple[int, ...], weights: LoadedWeights, progress: Progress
+    loaded: LoadedRecipe, signature: Signature, weights: LoadedWeights, progress: Progress
 ) -> tuple[str, ...] | None:
     spec = loaded.recipe.model.labels
     if spec is None:
@@ -77,10 +81,12 @@ def _labels(
         where = str(path)
     else:
         labels, where = tuple(spec), "the list"
-    classes = math.prod(output_shape[:1])
-    if len(output_shape) != 1 or len(labels) != classes:
+    scores = signature.class_scores
+    if scores is None or len(labels) != scores.size:
+        shapes = " and ".join(str(each.shape) for each in signature.outputs)
+        plural = "s have shapes" if signature.gives_rows else " has shape"
         raise ModelError(
-            f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {output_shape}",
+            f"[model] labels: {where} has {len(labels)} names, but the model's output{plural} {shapes}",
             hint="give one label for each output class, in order",
         )
     if weights.random:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.images.inputs import random_input
-from cpupack.runtime.images.preprocess import PreprocessSpec
+from cpupack.runtime.rows import random_engine_input
+from cpupack.runtime.signature import TensorSpec
 
 _TWICE, _CLEARLY = 2.0, 1.25
 """A model leaves the race after two rounds if another was faster by the first factor in both, else by the second."""
@@ -31,10 +31,10 @@ def main(spec_path: str) -> None:
     """Time each of ``entries`` ``{name, path, engine, pixel_input}`` on the same pixels. The first is FP32.
 
     Writes ``rows`` ``{round, name, latency_ms}``. A model that cannot win leaves the race early.
-    SPEC also holds ``input_shape``, ``preprocess``, ``batch_size``, ``threads``, ``rounds`` and ``round_s``.
+    SPEC also holds ``inputs``, ``batch_size``, ``threads``, ``rounds`` and ``round_s``.
     """
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
-    preprocess = PreprocessSpec.from_dict(spec["preprocess"]) if spec["preprocess"] else None
+    inputs = tuple(TensorSpec.from_dict(each) for each in spec["inputs"])
     pools: dict[str, InstancePool] = {}
     batches: dict[str, torch.Tensor] = {}
     calls: dict[str, int] = {}
@@ -42,13 +42,7 @@ def main(spec_path: str) -> None:
     for entry in spec["entries"]:
         pool = InstancePool(Path(entry["path"]), entry["engine"], spec["threads"], instances=1)
         batch = torch.from_numpy(
-            random_input(
-                np.random.default_rng(0),
-                spec["batch_size"],
-                tuple(spec["input_shape"]),
-                preprocess,
-                pixel_input=entry["pixel_input"],
-            )
+            random_engine_input(inputs, np.random.default_rng(0), spec["batch_size"], pixel_input=entry["pixel_input"])
         )
         pool.warm(batch, 1)
         seconds = _time(pool, batch, calls=1)

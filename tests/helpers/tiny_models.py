@@ -14,6 +14,7 @@ from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.host.cpu import detect_isa
+from cpupack.runtime.signature import Signature
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse, list_chains
@@ -76,7 +77,7 @@ def float_model(module: nn.Module, shape: tuple[int, ...] = SHAPE) -> FloatModel
     module.eval().requires_grad_(requires_grad=False)
     with torch.inference_mode():
         output = module(torch.zeros(1, *shape))
-    return FloatModel(module, shape, tuple(output.shape[1:]), "test", True, None, 0, 0, 0)
+    return FloatModel(module, Signature.plain(shape, output.shape[1:]), "test", True, None, 0, 0, 0)
 
 
 def samples(shape: tuple[int, ...] = SHAPE, count: int = 16, seed: int = 0) -> Samples:
@@ -118,7 +119,7 @@ def chains_of(model: FloatModel) -> tuple[tuple[str, ...], ...]:
 
 
 def calibrated(module: nn.Module, spec: Recipe, data: Samples | None = None) -> tuple[FloatModel, CalibratedModel]:
-    shape = tuple(spec.model.input_shape)
+    shape = spec.engine_input_shape
     model = float_model(module, shape)
     data = data or samples(shape)
     fused = fuse_model(model, spec, SilentProgress(), data)

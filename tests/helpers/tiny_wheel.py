@@ -12,6 +12,7 @@ from cpupack.artifacts import FloatModel, FusedModel, Gate, Samples, ScriptedMod
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.host.cpu import detect_isa
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.signature import Signature
 from cpupack.stages.package import WheelContents
 from cpupack.targets import Target
 from cpupack.targets.x86 import activation_bits
@@ -51,8 +52,7 @@ class TinyWheel:
             loaded=LoadedRecipe(recipe=recipe, path=self.model_path.parent / "recipe.toml", text=RECIPE_TEXT),
             model=FloatModel(
                 module=self.module,
-                input_shape=INPUT_SHAPE,
-                output_shape=(len(LABELS),),
+                signature=Signature.plain(INPUT_SHAPE, (len(LABELS),), spec),
                 weights_origin="random, seed 0" if random_weights else "weights.pt",
                 random_weights=random_weights,
                 weights_sha256=None if random_weights else "ab" * 32,

@@ -149,7 +149,7 @@ def test_unusable_batches(runner: Runner, batch: Any, message: str) -> None:
         ([IMAGES[0], np.zeros((9, 9, 2), np.uint8)], "input 1: .*2 channels"),
         (b"hello", "image of 5 bytes is not an image"),
         ([IMAGES[0], None], "input 1: cannot read an image from NoneType"),
-        ({"a": 1}, "cannot read an image from dict"),
+        ({"a": 1}, 'the model has no input "a"; it takes input float32'),
     ],
 )
 def test_unusable_inputs(runner: Runner, inputs: Any, message: str) -> None:

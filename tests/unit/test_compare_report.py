@@ -24,6 +24,7 @@ from cpupack.peers.job import Data, Job
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.runtime.plain import to_plain
+from cpupack.runtime.signature import Signature
 from cpupack.runtime.tune.space import Setting
 from cpupack.stages.package import stage_project
 from helpers.tiny_models import SHAPE, recipe
@@ -40,7 +41,7 @@ def manifest(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Manif
 def subject(manifest: Manifest, tiny: TinyWheel, tmp_path: Path) -> Subject:
     data = np.zeros((4, *SHAPE), np.float32)
     samples = Samples(data, "arrays:<eval>.npz", tuple("abcd"))
-    model = FloatModel(tiny.module, SHAPE, (3,), "random, seed 0", True, None, 10, 100, 40)
+    model = FloatModel(tiny.module, Signature.plain(SHAPE, (3,)), "random, seed 0", True, None, 10, 100, 40)
     job = Job(
         engine="",
         directory="",
@@ -58,7 +59,9 @@ def subject(manifest: Manifest, tiny: TinyWheel, tmp_path: Path) -> Subject:
         activation_bits=8,
     )
     loaded = LoadedRecipe(recipe=recipe(), path=tmp_path / "recipe.toml", text="")
-    return Subject(loaded, manifest, model, Reference(samples, np.zeros((4, 3), np.float32)), None, job)
+    return Subject(
+        loaded, manifest, model, Reference(samples, np.zeros((4, 3), np.float32), model.signature), None, job
+    )
 
 
 def entry(name: str, *, sqnr_db: float = 30.0) -> Entry:

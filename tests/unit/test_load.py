@@ -163,8 +163,6 @@ def test_an_input_shape_that_does_not_fit_is_an_error(directory: Path, weights: 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("pair", "returns a tuple of 2"),
-        ("dict", "returns a dict"),
         ("no batch", "the first dimension of a float output must be the batch"),
         ("batch last", "the first dimension of a float output must be the batch"),
         ("integers", "returns torch.int64"),

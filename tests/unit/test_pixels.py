@@ -17,6 +17,7 @@ from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.images.inputs import mask_value, model_input, pixel_zero_point, with_mask
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.signature import Signature
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target
@@ -118,7 +119,7 @@ def build(module: nn.Module, target: Target, skip: list[str] | None = None):
     spec = spec_of(**IMAGENET)
     data = random_pixels(16)
     samples = Samples(data, "made up", tuple(map(str, range(16))), spec)
-    model = FloatModel(module, (3, 12, 12), (4,), "random", True, None, 0, 0, 0)
+    model = FloatModel(module, Signature.plain((3, 12, 12), (4,)), "random", True, None, 0, 0, 0)
     calibrated: CalibratedModel = calibrate(fuse_model(model, recipe, SilentProgress()), samples, 8, SilentProgress())
     with torch.inference_mode():
         expected = module(samples.tensor(slice(None))).numpy()

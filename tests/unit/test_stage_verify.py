@@ -16,6 +16,7 @@ from cpupack import accuracy
 from cpupack.artifacts import Contender, QuantizedModel, Samples, ScriptedModel, VerifyReport
 from cpupack.errors import CalibrationError, RecipeError, VerificationError
 from cpupack.recipe import Evaluation
+from cpupack.runtime.signature import Signature
 from cpupack.stages.script import script, script_float
 from cpupack.stages.verify import (
     check_gates,
@@ -130,7 +131,9 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUNDS", 3)
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUND_S", 0.01)
     path = script_float(float_model(net()), tmp_path / "float.pt")
-    speed = race([contender.scripted], path, SHAPE, None, tmp_path, batch_size=2, threads=1)["fbgemm"]
+    speed = race([contender.scripted], path, Signature.plain(SHAPE, ()).inputs, tmp_path, batch_size=2, threads=1)[
+        "fbgemm"
+    ]
     rows = speed.rows
     assert [row["name"] for row in rows] == ["fp32", "fbgemm", "fbgemm", "fp32", "fp32", "fbgemm"]
     assert {(row["batch_size"], row["threads"]) for row in rows} == {(2, 1)}
@@ -275,10 +278,10 @@ def test_labels_that_no_gate_needs_are_dropped_where_they_do_not_fit() -> None:
 def test_gates_on_classes_need_classes(shape: tuple[int, ...]) -> None:
     for name in ("max_drop", "min_top1", "min_agreement"):
         with pytest.raises(RecipeError, match=rf"{name} compares classes, but the model's output has shape") as caught:
-            check_gates(Evaluation(**{name: 0.5}), shape)
+            check_gates(Evaluation(**{name: 0.5}), Signature.plain(SHAPE, shape))
         assert caught.value.exit_code == 2
-    check_gates(Evaluation(min_sqnr_db=10.0), shape)
-    check_gates(Evaluation(min_agreement=0.5), (2,))
+    check_gates(Evaluation(min_sqnr_db=10.0), Signature.plain(SHAPE, shape))
+    check_gates(Evaluation(min_agreement=0.5), Signature.plain(SHAPE, (2,)))
 
 
 def made_up(engine: str = "fbgemm", **facts: Any) -> Contender:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import fx
 
 from cpupack.artifacts import CapturedModel, FloatModel, Samples
 from cpupack.graph.eager import has_quant_stubs
+from cpupack.graph.rows import mark_rows
 from cpupack.graph.trace import record_shapes
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
+from cpupack.runtime.rows import random_rows
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
@@ -34,14 +37,15 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     CalibrationError where the model does not run on the samples.
     """
     batch = examples(model, samples)
+    places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
     if recipe.quantize.mode == "dynamic":
-        return CapturedModel(model.module, "dynamic", batch)
+        return CapturedModel(model.module, "dynamic", batch, places)
     if has_quant_stubs(model.module):
-        return CapturedModel(model.module, "eager", batch)
+        return CapturedModel(model.module, "eager", batch, places)
     exported = export(model.module, batch[:2].clone())
     refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
-    proof = Proof(model.module, batch, exported.batch_lines)
+    proof = Proof(model.module, batch, exported.batch_lines, places)
     graph, used = _rewritten(exported, REWRITES, batch[:2])
     proof.check_model()
     refuse_pairs_of_samples(exported)
@@ -49,14 +53,17 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
+    mark_rows(graph, takes_rows=model.signature.takes_rows, gives_rows=model.signature.gives_rows)
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
     progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")
-    return CapturedModel(graph, "fx", batch)
+    return CapturedModel(graph, "fx", batch, places)
 
 
 def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:
     """Return three inputs, of the calibration samples where there are any, float32 ``(3, *input_shape)``."""
     if samples is None or not len(samples):
+        if model.signature.takes_rows:
+            return torch.from_numpy(random_rows(model.signature.inputs, np.random.default_rng(0), _EXAMPLES))
         generator = torch.Generator().manual_seed(0)
         return torch.randn(_EXAMPLES, *model.input_shape, generator=generator)
     some = samples.spread(_EXAMPLES).tensor(slice(None)).clone()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import cpupack
-from cpupack.artifacts import StagedProject, TunePlan
+from cpupack.artifacts import FloatModel, StagedProject, TunePlan
 from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
@@ -54,7 +54,9 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "operators": dict(scripted.operators),
         },
         target=dataclasses.asdict(target),
-        preprocess=recipe.preprocess.model_dump() if recipe.preprocess else None,
+        preprocess=_preprocess(model),
+        inputs=[each.to_dict() for each in model.signature.inputs],
+        outputs=[each.to_dict() for each in model.signature.outputs],
         labels=LABELS_NAME if model.labels else None,
         quantize={
             **recipe.quantize.model_dump(),
@@ -95,6 +97,11 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         },
         files={},
     )
+
+
+def _preprocess(model: FloatModel) -> dict[str, Any] | None:
+    spec = model.signature.engine_preprocess
+    return None if spec is None else spec.to_dict()
 
 
 def _recovered(contents: WheelContents) -> list[str]:

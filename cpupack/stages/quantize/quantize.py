@@ -16,7 +16,6 @@ from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Quantize, Recipe
-from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.lowering import InFloat
 from cpupack.stages.quantize.native.lower import lower
@@ -50,7 +49,7 @@ def quantize(
     spec = recipe.quantize
     check_skip(original, calibrated.fused.module, spec.skip, calibrated.fused.chains)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
-    example = torch.zeros(1, *recipe.model.input_shape)
+    example = torch.zeros(1, *recipe.engine_input_shape)
     known: dict[str, str] = {}
     if target.record.quantizer == "native":
         return _quantize_natively(calibrated, recipe, spec, target)
@@ -60,7 +59,7 @@ def quantize(
         try:
             match calibrated.fused.style:
                 case "fx":
-                    module, known = quantize_fx(calibrated, spec, target, example, _preprocess(recipe), limited)
+                    module, known = quantize_fx(calibrated, spec, target, example, recipe.engine_preprocess, limited)
                 case "eager":
                     module = quantize_eager(calibrated, spec, target, limited)
                 case _:
@@ -98,7 +97,7 @@ def quantize(
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower the model to programs of the native engine, with the layers that ``skip`` names in FP32."""
     model, layers, sums = lower(
-        calibrated, spec, tuple(recipe.model.input_shape), _preprocess(recipe), fitting=target.fits_weights
+        calibrated, spec, recipe.engine_input_shape, recipe.engine_preprocess, fitting=target.fits_weights
     )
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers, sums=sums)
 
@@ -114,10 +113,6 @@ def _name(path: str) -> str:
 def _hidden(module: nn.Module) -> bool:
     """Whether a call was kept FP32 because its INT8 form is wrong. The hidden modules are inside it."""
     return isinstance(module, InFloat)
-
-
-def _preprocess(recipe: Recipe) -> PreprocessSpec | None:
-    return PreprocessSpec.from_dict(recipe.preprocess.model_dump()) if recipe.preprocess else None
 
 
 def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:

@@ -24,7 +24,9 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
+from cpupack.graph.rows import laying_calls
 from cpupack.graph.trace import record_shapes
+from cpupack.graph.vocabulary import SHAPES
 from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -87,7 +89,15 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
+    laying = laying_calls(graph)
+
+    def moves_no_floats(node: fx.Node) -> bool:
+        moved = node.target in SHAPES and node.meta.get("shape") is not None
+        return moved and node.meta[STATS_NAME] not in calibrated.stats
+
     wrong = (
+        laying.__contains__,
+        moves_no_floats,
         is_wrong_arithmetic(target.engine),
         is_wrong_pooling(graph, target.engine),
         is_fixed_in_cat(graph),

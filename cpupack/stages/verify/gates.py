@@ -12,6 +12,7 @@ from cpupack.accuracy import Interval
 from cpupack.artifacts import Contender, Gate, VerifyReport
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.recipe import Evaluation
+from cpupack.runtime.signature import Signature
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
@@ -31,17 +32,20 @@ class _Measured:
     interval_of: IntervalOf | None = None
     unit: str = ""
     factor: float = 1.0
+    output: str = ""
 
 
-def check_gates(evaluation: Evaluation, output_shape: tuple[int, ...]) -> None:
-    """Raise RecipeError for a gate on classes if the model's output (without the batch) is not ``(classes,)``."""
-    if accuracy.has_classes(output_shape):
+def check_gates(evaluation: Evaluation, signature: Signature) -> None:
+    """Raise RecipeError for a gate on classes if no output, or more than one, is ``(classes,)`` without the batch."""
+    if (scores := signature.class_scores) is not None and accuracy.has_classes(scores.shape):
         return
+    shapes = " and ".join(str(each.shape) for each in signature.outputs)
+    has = f"outputs have shapes {shapes}" if signature.gives_rows else f"output has shape {shapes}"
     for name in _CLASS_GATES:
         if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
-                f"[evaluation] {name} compares classes, but the model's output has shape {output_shape} for a sample, "
-                "not (classes,)",
+                f"[evaluation] {name} compares classes, but the model's {has} for a sample, "
+                + ("and not one of them alone is (classes,)" if signature.gives_rows else "not (classes,)"),
                 hint="use the gate min_sqnr_db for such a model, or your own metric (evaluation.metric)",
             )
 
@@ -78,7 +82,7 @@ def choose(contenders: Sequence[Contender]) -> Contender:
     lines = []
     for each in contenders:
         for gate in each.report.gates:
-            measured = f"measured {gate.measured:.4g}"
+            measured = f"measured {gate.measured:.4g}" + (f" for the output {gate.output}" if gate.output else "")
             if gate.confident:
                 measured += f" ({_interval_text(gate.ci95)})"
             verdict = "ok" if gate.passed else "FAILED"
@@ -114,7 +118,9 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
         yield "min_top1", _share(top1, report.top1_int8_ci95, labelled)
     if (agreement := report.agreement) is not None:
         yield "min_agreement", _share(agreement, report.agreement_ci95, samples)
-    sqnr = _Measured(report.sqnr_db, report.sqnr_db_ci95, samples, _shrinking(report.sqnr_db_ci95, samples), " dB")
+    ci95 = report.sqnr_db_ci95
+    worst = report.worst_output or ""
+    sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)
     yield "min_sqnr_db", sqnr
     if report.speedup is not None:
         yield "min_speedup", _Measured(report.speedup, report.speedup_ci95, unit="x")
@@ -161,7 +167,7 @@ def _gate(name: str, bound: float, measured: _Measured, *, confident: bool) -> G
     if measured.ci95 is not None and holds(measured.value) and not proven:
         note = _note(name, bound, measured, shown_by)
     passed = proven if confident else holds(measured.value)
-    return Gate(name, bound, measured.value, passed, proven, measured.ci95, confident, note)
+    return Gate(name, bound, measured.value, passed, proven, measured.ci95, confident, note, output=measured.output)
 
 
 def _note(name: str, bound: float, measured: _Measured, shown_by: Callable[[Interval], bool]) -> str:
@@ -169,8 +175,9 @@ def _note(name: str, bound: float, measured: _Measured, shown_by: Callable[[Inte
     assert measured.ci95 is not None
     factor, unit = measured.factor, measured.unit
     value, low, high = (_number(each * factor) for each in (measured.value, *measured.ci95))
+    of = f" for the output {measured.output}" if measured.output else ""
     on = f" on {measured.samples:,} samples" if measured.samples else ""
-    text = f"{name} = {bound:g} is not proven: measured {value}{unit}{on}, 95 % interval {low} to {high}"
+    text = f"{name} = {bound:g} is not proven: measured {value}{unit}{of}{on}, 95 % interval {low} to {high}"
     if (interval_of := measured.interval_of) is None:
         return text
     needed = accuracy.samples_needed(lambda count: shown_by(interval_of(count)), measured.samples)

@@ -18,6 +18,7 @@ from cpupack.accuracy import FloatArray
 from cpupack.artifacts import (
     Contender,
     FloatModel,
+    OutputFact,
     QuantizedModel,
     Reference,
     Samples,
@@ -34,6 +35,7 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.images.inputs import model_input
+from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16
@@ -79,10 +81,12 @@ def run_reference(
     and accuracy is not measured. Also raises it for samples on which the model does not run.
     """
     if samples.labels is not None:
-        classes = model.output_shape[0] if len(model.output_shape) == 1 else 0
+        scores = model.signature.class_scores
         largest = int(samples.labels.max())
-        if largest >= classes:
-            problem = f"{samples.origin} has class {largest}, but the model's output has shape {model.output_shape}"
+        if scores is None or largest >= scores.size:
+            shapes = " and ".join(str(each.shape) for each in model.signature.outputs)
+            has = "outputs have shapes" if model.signature.gives_rows else "output has shape"
+            problem = f"{samples.origin} has class {largest}, but the model's {has} {shapes}"
             if labels_required:
                 raise CalibrationError(
                     f"[evaluation] {problem}",
@@ -91,7 +95,7 @@ def run_reference(
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
     with torch.compiler.set_stance("force_eager"), running_on(samples.origin):
-        return Reference(samples, _outputs(model, graph, known, samples, progress), metric)
+        return Reference(samples, _outputs(model, graph, known, samples, progress), model.signature, metric)
 
 
 def _outputs(
@@ -106,7 +110,11 @@ def _outputs(
         some = batch_channels_last(samples.spread(_COMPARED_SAMPLES).tensor(slice(None)))
         with torch.inference_mode():
             expected, found = module(some.clone()).numpy(), graph(some).numpy()
-        if found.shape == expected.shape and len(found) == len(some) and accuracy.sqnr_db(expected, found) >= _EQUAL_DB:
+        if (
+            found.shape == expected.shape
+            and len(found) == len(some)
+            and worst_sqnr_db(model.signature, expected, found) >= _EQUAL_DB
+        ):
             return _outputs_of_graph(graph, known, samples, expected.shape[1:], progress)
         progress.note("the graph's outputs differ from those of the model as loaded, which runs instead")
     rows: list[FloatArray] = []
@@ -170,34 +178,49 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
 
 def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     """Return a report with all measures that need no labels."""
-    samples, expected = reference.samples, reference.outputs
+    samples, signature = reference.samples, reference.signature
+    expected, found = signature.split(reference.outputs), signature.split(actual)
+    facts = tuple(_output_fact(each.name, expected[each.name], found[each.name]) for each in signature.outputs)
+    worst = min(facts, key=lambda each: each.sqnr_db)
     report = VerifyReport(
         data=samples.origin,
         samples=len(samples),
         equal_to_quantized=True,
-        sqnr_db=accuracy.sqnr_db(expected, actual),
-        cosine=accuracy.cosine(expected, actual),
+        sqnr_db=worst.sqnr_db,
+        cosine=min(each.cosine for each in facts),
         agreement=None,
-        sqnr_db_ci95=accuracy.sqnr_interval_db(expected, actual),
+        sqnr_db_ci95=worst.sqnr_db_ci95,
+        outputs=facts,
+        worst_output=worst.name if len(facts) > 1 else None,
     )
-    if not accuracy.has_classes(expected.shape[1:]):
+    scores = signature.class_scores
+    if scores is None or not accuracy.has_classes(scores.shape):
         return report
-    same = int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
+    same = int((expected[scores.name].argmax(axis=1) == found[scores.name].argmax(axis=1)).sum())
     return dataclasses.replace(
         report, agreement=same / len(samples), agreement_ci95=accuracy.wilson_interval(same, len(samples))
     )
 
 
+def _output_fact(name: str, expected: FloatArray, actual: FloatArray) -> OutputFact:
+    return OutputFact(
+        name,
+        accuracy.sqnr_db(expected, actual),
+        accuracy.sqnr_interval_db(expected, actual),
+        accuracy.cosine(expected, actual),
+    )
+
+
 def _top_k(reference: Reference, actual: FloatArray) -> dict[str, Any]:
     """Return the report's fields about top-1 and top-5, empty without labels."""
-    labels = reference.samples.labels
-    if labels is None:
+    labels, scores = reference.samples.labels, reference.signature.class_scores
+    if labels is None or scores is None:
         return {}
     fields: dict[str, Any] = {"labelled_samples": len(labels)}
     right = {}
     for k in (1, 5):
         for name, outputs in (("fp32", reference.outputs), ("int8", actual)):
-            found = right[k, name] = accuracy.hits(outputs, labels, k)
+            found = right[k, name] = accuracy.hits(reference.signature.split(outputs)[scores.name], labels, k)
             fields[f"top{k}_{name}"] = float(found.mean())
             fields[f"top{k}_{name}_ci95"] = accuracy.wilson_interval(int(found.sum()), len(labels))
     lost = int((right[1, "fp32"] & ~right[1, "int8"]).sum())
@@ -214,7 +237,8 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
     metric, targets = reference.metric, reference.samples.targets
     if metric is None or targets is None:
         return {}
-    fp32, int8 = metric(reference.outputs, targets), metric(actual, targets)
+    result = reference.signature.result
+    fp32, int8 = metric(result(reference.outputs), targets), metric(result(actual), targets)
     fields = {
         "metric": metric.name,
         "metric_goal": metric.goal,
@@ -226,10 +250,10 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
         return fields
 
     def int8_on(rows: npt.NDArray[np.int64]) -> float:
-        return metric(actual[rows], targets[rows])
+        return metric(result(actual[rows]), targets[rows])
 
     def drop_on(rows: npt.NDArray[np.int64]) -> float:
-        return metric.drop(metric(reference.outputs[rows], targets[rows]), int8_on(rows))
+        return metric.drop(metric(result(reference.outputs[rows]), targets[rows]), int8_on(rows))
 
     return fields | {
         "metric_int8_ci95": accuracy.bootstrap_interval(int8_on, len(targets)),

@@ -13,7 +13,7 @@ from typing import Any
 from cpupack import accuracy
 from cpupack.accuracy import Interval
 from cpupack.artifacts import Contender, ScriptedModel
-from cpupack.runtime.images.preprocess import PreprocessSpec
+from cpupack.runtime.signature import TensorSpec
 from cpupack.workers.client import run_worker
 
 _ROUNDS = 7
@@ -35,8 +35,7 @@ class Speed:
 def race(
     models: Sequence[ScriptedModel],
     float_path: Path,
-    input_shape: tuple[int, ...],
-    preprocess: PreprocessSpec | None,
+    inputs: Sequence[TensorSpec],
     directory: Path,
     *,
     batch_size: int,
@@ -63,8 +62,7 @@ def race(
     rows_path = directory / "race-rows.json"
     spec = {
         "entries": entries,
-        "input_shape": list(input_shape),
-        "preprocess": preprocess.to_dict() if preprocess else None,
+        "inputs": [each.to_dict() for each in inputs],
         "batch_size": batch_size,
         "threads": threads,
         "rounds": _ROUNDS,

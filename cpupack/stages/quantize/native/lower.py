@@ -18,6 +18,7 @@ from cpupack.graph.divisors import divisors
 from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
 from cpupack.graph.roots import under_roots
+from cpupack.graph.rows import laying_calls
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native import affine, joins, layouts, parts, pooling, windows
@@ -34,6 +35,7 @@ _SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+_ROWS = "lays inputs or outputs side by side, which have no range in common"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -99,6 +101,7 @@ def lower(
     kept |= {node: _NO_BATCH for node in beyond if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
+    kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     while True:
         segments, reasons = split(calls, kept, beyond)

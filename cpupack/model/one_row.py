@@ -1,0 +1,162 @@
+"""A user's model as a function from one tensor to one: rows of all inputs in, rows of all outputs out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError, RecipeError
+from cpupack.model.leaves import leaves_of
+from cpupack.runtime.signature import OutputSpec, TensorSpec, engine_input_shape, input_places, takes_rows
+
+_DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64, "bool": torch.bool}
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_IN_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One tensor of what a model returns: its name there, and the shape of a sample, in FP32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return OutputSpec(self.name, self.shape).size
+
+
+class OneRow(nn.Module):
+    """Takes one tensor, calls a user's model with its inputs, and returns one tensor.
+
+    The tensor is that of the only float input, or a row of all inputs ``(n, values)``; images lie in it by positions,
+    channels last. The result is that of the only output in ``taken``, or a row of them. Without ``taken`` it is what
+    the model returns. Parameters, buffers and modules are the user's, with the user's names.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str | None], taken: Sequence[Taken] = ()
+    ) -> None:
+        super().__init__()
+        # The user's own tables: whoever looks for a layer or a weight finds it under the user's name.
+        self._modules, self._parameters, self._buffers = module._modules, module._parameters, module._buffers
+        self._non_persistent_buffers_set = module._non_persistent_buffers_set
+        self._user = (module,)  # in a tuple, so that it is no module below this one
+        self._inputs, self._names, self._taken = tuple(inputs), tuple(names), tuple(taken)
+        self.training = module.training
+
+    def taking(self, taken: Sequence[Taken]) -> OneRow:
+        """Return the same model with the outputs ``taken``."""
+        return OneRow(self._user[0], self._inputs, self._names, taken)
+
+    def train(self, mode: bool = True) -> OneRow:
+        """Set the mode of the user's model too."""
+        self._user[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Return one tensor for one tensor."""
+        tensors = self.tensors(x)
+        ordered = [each for each, name in zip(tensors, self._names, strict=True) if name is None]
+        named = {name: each for each, name in zip(tensors, self._names, strict=True) if name is not None}
+        result = self._user[0](*ordered, **named)
+        return self._joined(result) if self._taken else result
+
+    def tensors(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors that the user's model takes, from what this module takes."""
+        if not takes_rows(self._inputs):
+            return [x]
+        found = []
+        for spec, place in zip(self._inputs, input_places(self._inputs), strict=True):
+            part = x if len(self._inputs) == 1 else x[:, place]
+            if spec.preprocess is not None:
+                channels, height, width = spec.shape
+                part = part.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+            elif len(spec.shape) != 1:
+                part = part.reshape(-1, *spec.shape)
+            found.append(part if spec.dtype == "float32" else part.to(_DTYPES[spec.dtype]))
+        return found
+
+    def _joined(self, result: Any) -> torch.Tensor:
+        found = leaves_of(result).tensors
+        missing = [each.name for each in self._taken if each.name not in found]
+        if missing:
+            raise ModelError(
+                f"the model returned no {missing[0]} this time, but {', '.join(found) or 'nothing'}",
+                hint="forward must return the same outputs for every input",
+            )
+        tensors = [found[each.name].float() for each in self._taken]
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
+
+
+def argument_names(module: nn.Module, inputs: Sequence[TensorSpec], source: str) -> list[str | None]:
+    """Return for each input the argument of ``forward`` that it is passed as, None for one that is passed in order.
+
+    A single input may have any name. Raises RecipeError for a name that ``forward`` does not have, and for an argument
+    that it needs and no input has.
+    """
+    try:
+        parameters = list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):  # written in C, or by a decorator that hides it
+        return [None] * len(inputs)
+    names = [each.name for each in inputs]
+    by_name = {each.name for each in parameters if each.kind in _NAMED}
+    if len(names) == 1 and names[0] not in by_name and _is_only_one(parameters):
+        return [None]
+    rest = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    any_number = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    ordered = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY]
+    if not by_name and (any_number or (ordered and names[: len(ordered)] == ordered)):
+        return [None] * len(inputs)
+    takes = ", ".join(each.name for each in parameters if each.kind in {*_NAMED, *_IN_ORDER}) or "no named argument"
+    for name in names:
+        if name not in by_name and not rest:
+            near = get_close_matches(name, by_name, n=1)
+            meant = f'; did you mean "{near[0]}"?' if near else ""
+            raise RecipeError(
+                f'[[input]] name = "{name}": the forward of {source} takes {takes}{meant}',
+                hint="the name of an input is that of the argument of forward",
+            )
+    for each in parameters:
+        if each.kind in {*_NAMED, *_IN_ORDER} and each.default is inspect.Parameter.empty and each.name not in names:
+            raise RecipeError(
+                f'[[input]]: the forward of {source} needs "{each.name}", and no input has that name',
+                hint=f'add an [[input]] table with name = "{each.name}"; forward takes {takes}',
+            )
+    return list(names)
+
+
+def blank(inputs: Sequence[TensorSpec], batch: int) -> torch.Tensor:
+    """Return what ``OneRow`` takes: zeros, and the defaults of the inputs that have one.
+
+    Raises RuntimeError where the memory does not suffice.
+    """
+    x = torch.zeros(batch, *engine_input_shape(inputs), dtype=torch.float32)
+    if takes_rows(inputs):
+        for spec, place in zip(inputs, input_places(inputs), strict=True):
+            x[:, place] = float(spec.default or 0)
+    return x
+
+
+def _is_only_one(parameters: list[inspect.Parameter]) -> bool:
+    """Whether a function can be called with one argument by position, whatever its name is."""
+    first = parameters[0] if parameters else None
+    others = parameters[1:]
+    return (
+        first is not None
+        and first.kind in {*_IN_ORDER, inspect.Parameter.VAR_POSITIONAL}
+        and not any(
+            each.default is inspect.Parameter.empty
+            for each in others
+            if each.kind not in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        )
+    )

@@ -1,0 +1,210 @@
+"""Fits a recipe's inputs and outputs to a user's model: what goes in under which name, and what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError, RecipeError
+from cpupack.model.leaves import leaves_of
+from cpupack.model.one_row import OneRow, Taken, argument_names, blank
+from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
+from cpupack.progress import Progress
+from cpupack.recipe import Output, Recipe
+from cpupack.runtime.signature import LARGEST_EXACT, OUTPUT, OutputSpec, Signature
+
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that takes and gives one tensor. ``module`` is the user's where it does so by itself.
+
+    ``one`` is what the user's model gave for one sample of zeros, where the module is the user's.
+    """
+
+    module: nn.Module
+    signature: Signature
+    one: Any = None
+
+
+def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Progress) -> Fitted:
+    """Run a user's model on zeros and return it with its inputs and outputs by name.
+
+    Raises RecipeError for a name in [[input]] or [[output]] that the model does not have, ModelError when it does not
+    run on zeros, or for an output that a wheel cannot have: without the batch, of whole numbers.
+    """
+    inputs = recipe.input_specs
+    names = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
+    whole = OneRow(module, inputs, names)
+    as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None]
+    user = module if as_it_is else whole
+    one = run_zeros(user, source, inputs, 1)
+    if isinstance(one, torch.Tensor) and as_it_is:
+        check_output(one, source, 1, None)
+        _dropped(recipe.output, [OUTPUT])
+        specs = _kept([Taken(OUTPUT, tuple(one.shape[1:]))], recipe.output)
+        return Fitted(module, Signature(inputs, tuple(spec for _, spec in specs)), one)
+    two = run_zeros(user, source, inputs, _BATCH, fixed=True)
+    taken = _outputs(one, two, recipe.output, source, progress)
+    kept = _kept(taken, recipe.output)
+    signature = Signature(inputs, tuple(spec for _, spec in kept))
+    return Fitted(whole.taking([each for each, _ in kept]), signature)
+
+
+def _outputs(one: Any, two: Any, tables: Sequence[Output], source: str, progress: Progress) -> list[Taken]:
+    """Return the outputs that the recipe does not drop, from those of one sample and of two."""
+    ones, twos = leaves_of(one), leaves_of(two)
+    dropped = _dropped(tables, [*ones.tensors, *ones.others])
+    if ones.tensors.keys() != twos.tensors.keys():
+        raise ModelError(
+            f"[model] {source} returns {', '.join(ones.tensors) or 'nothing'} for one sample and "
+            f"{', '.join(twos.tensors) or 'nothing'} for two",
+            hint="forward must return the same outputs for every input",
+        )
+    for name, kind in ones.others.items():
+        if name not in dropped:
+            progress.note(f"the output {name} is {kind}, no tensor: it is left out")
+    if not ones.tensors:
+        check_output(one, source, 1, None)  # says what it is
+    found = []
+    for name, tensor in ones.tensors.items():
+        if name in dropped:
+            continue
+        _check(name, tensor, twos.tensors[name], source)
+        found.append(Taken(name, tuple(tensor.shape[1:])))
+    return found
+
+
+def _dropped(tables: Sequence[Output], names: Sequence[str]) -> set[str]:
+    for table in tables:
+        if table.name not in names:
+            near = get_close_matches(table.name, names, n=1)
+            meant = f'; did you mean "{near[0]}"?' if near else ""
+            raise RecipeError(
+                f'[[output]] name = "{table.name}": the model returns {", ".join(names) or "nothing"}{meant}',
+                hint="entries of a tuple are output_0, output_1; those of a dict have their keys",
+            )
+    return {table.name for table in tables if table.drop}
+
+
+def _check(name: str, one: torch.Tensor, two: torch.Tensor, source: str) -> None:
+    """Raise ModelError for an output that is no float tensor with the batch first."""
+    drop = f'[[output]] name = "{name}" with drop = true leaves it out'
+    what = f'[model] {source}: the output "{name}"'
+    if not one.is_floating_point():
+        raise ModelError(
+            f"{what} is {dtype_of(one)}; a wheel's outputs are float32", hint=f"{drop}; or {dtype_hint(one)}"
+        )
+    if one.ndim and two.ndim and one.shape[0] == 1 and two.shape[0] == _BATCH and one.shape[1:] == two.shape[1:]:
+        if 0 in one.shape:
+            raise ModelError(f"{what} has no values: its shape is {tuple(one.shape)}", hint=drop)
+        return
+    if one.shape == two.shape:
+        raise ModelError(
+            f"{what} has the shape {tuple(one.shape)} for one sample and for two: the batch is not its first dimension",
+            hint=f"{drop}; a wheel's output has a value for each sample, which a loss or a constant has not",
+        )
+    raise ModelError(
+        f"{what} has the shape {tuple(one.shape)} for one sample and {tuple(two.shape)} for two; the batch must be its "
+        "first dimension, and the others fixed",
+        hint=f"{drop}; recurrent models: use batch_first=True",
+    )
+
+
+def _kept(taken: Sequence[Taken], tables: Sequence[Output]) -> list[tuple[Taken, OutputSpec]]:
+    """Return the outputs of a wheel, each with what is made of it."""
+    by_name = {table.name: table for table in tables}
+    found: list[tuple[Taken, OutputSpec]] = []
+    for each in taken:
+        table = by_name.get(each.name)
+        if table is not None and table.drop:
+            continue
+        name = each.name if table is None or table.rename is None else table.rename
+        if name in [spec.name for _, spec in found]:
+            raise RecipeError(f'[[output]] rename: two outputs would have the name "{name}"')
+        found.append((each, _spec(name, each, table)))
+    if not found:
+        raise RecipeError("[[output]] drops every output of the model", hint="keep one")
+    return found
+
+
+def _spec(name: str, taken: Taken, table: Output | None) -> OutputSpec:
+    if table is None or table.apply is None:
+        return OutputSpec(name, taken.shape)
+    if table.apply == "sigmoid":
+        return OutputSpec(name, taken.shape, "sigmoid")
+    ranks = len(taken.shape)
+    if ranks == 0 or (table.dim is None and ranks != 1):
+        why = "one number a sample" if ranks == 0 else f"the shape {taken.shape} for a sample"
+        raise RecipeError(
+            f'[[output]] "{taken.name}": {table.apply} goes over one dimension, and this output has {why}',
+            hint='apply = "sigmoid" has no dimension' if ranks == 0 else f"set dim, from 1 to {ranks}; the batch is 0",
+        )
+    dim = table.dim or 1
+    if dim > ranks:
+        raise RecipeError(
+            f'[[output]] "{taken.name}": it has no dimension {dim}; its shape is {taken.shape} for a sample',
+            hint=f"set dim from 1 to {ranks}; the batch is 0",
+        )
+    return OutputSpec(name, taken.shape, table.apply, dim)
+
+
+def with_vocabularies(module: nn.Module, signature: Signature) -> Signature:
+    """Return the signature with the vocabulary of each input of ids, from the largest id with which the model runs.
+
+    ``module`` is that of ``Fitted``. An input that the recipe gives a vocabulary keeps it.
+    """
+    found = []
+    for place, spec in zip(signature.input_places(), signature.inputs, strict=True):
+        if spec.dtype in {"int64", "uint8"} and spec.vocabulary is None:
+            most = 256 if spec.dtype == "uint8" else LARGEST_EXACT
+            limit = _first_failing(module, signature, place, most)
+            found.append(dataclasses.replace(spec, vocabulary=limit))
+        else:
+            found.append(spec)
+    return Signature(tuple(found), signature.outputs)
+
+
+def check_vocabularies(module: nn.Module, signature: Signature) -> None:
+    """Raise RecipeError for a vocabulary of the recipe that is larger than the model's table."""
+    for place, spec in zip(signature.input_places(), signature.inputs, strict=True):
+        if spec.vocabulary is not None and not _runs(module, signature, place, spec.vocabulary - 1):
+            limit = _first_failing(module, signature, place, spec.vocabulary)
+            raise RecipeError(
+                f'[[input]] "{spec.name}": vocabulary = {spec.vocabulary}, and the model fails for ids from {limit} on',
+                hint=f"set vocabulary to {limit}, or leave it out",
+            )
+
+
+def _first_failing(module: nn.Module, signature: Signature, place: slice, most: int) -> int | None:
+    """Return the first id below ``most`` with which the model fails, None where it runs with all of them."""
+    if _runs(module, signature, place, most - 1):
+        return None
+    tables = {each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding | nn.EmbeddingBag)}
+    for size in sorted(each for each in tables if each < most):
+        if _runs(module, signature, place, size - 1) and not _runs(module, signature, place, size):
+            return size
+    low, high = 0, most - 1  # runs, fails
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _runs(module, signature, place, middle) else (low, middle)
+    return high
+
+
+def _runs(module: nn.Module, signature: Signature, place: slice, value: int) -> bool:
+    """Whether the model runs on one sample of zeros but for one input, all of whose values are ``value``."""
+    row = blank(signature.inputs, 1)
+    row[:, place] = value
+    try:
+        with torch.no_grad():
+            module(row)
+    except Exception:  # noqa: BLE001 - torch has several classes for an index beyond a table, and users may add theirs
+        return False
+    return True

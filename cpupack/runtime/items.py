@@ -1,0 +1,85 @@
+"""One sample of several inputs, from what ``predict`` is given: files, arrays and numbers by the names of inputs."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .arrays import load_npy
+from .errors import InputError
+from .images.paths import path_errors
+from .rows import array_of, by_name, pack
+from .signature import Array, Floats, Signature, TensorSpec
+
+ARCHIVE = ".npz"
+"""The ending of files that hold all inputs of a sample by name."""
+
+
+def load_row(signature: Signature, item: Any, *, check_finite: bool) -> Floats:
+    """Return the row ``(values,)`` of one sample.
+
+    ``item`` is a dict by the names of the inputs, an ``.npz`` file of such arrays, or the only input. A value is what
+    ``load_value`` takes. Raises InputError that names the input.
+    """
+    if isinstance(item, str | os.PathLike) and str(item).endswith(ARCHIVE):
+        item = read_archive(Path(item))
+    if not isinstance(item, Mapping) and len(signature.inputs) > 1:
+        names = ", ".join(each.name for each in signature.inputs)
+        raise InputError(f"got {type(item).__name__}; expected a dict of the inputs ({names}), or an .npz file of them")
+    specs = {each.name: each for each in signature.inputs}
+    given = by_name(signature, (item,), {})
+    batches = {name: load_value(specs[name], value)[None] for name, value in given.items()}
+    return np.asarray(pack(signature, batches, check_finite=check_finite)[0])
+
+
+def read_archive(path: Path) -> dict[str, Array]:
+    """Return the arrays of an ``.npz`` file. Raises InputError naming the file."""
+    with path_errors(str(path)), path.open("rb") as file:
+        try:
+            found = np.load(file, allow_pickle=False)
+            return {name: found[name] for name in found.files}
+        except (ValueError, EOFError, KeyError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is not an .npz file of arrays: {error}") from error
+
+
+def load_value(spec: TensorSpec, value: Any) -> Array:
+    """Return one input of one sample as an array without the batch: uint8 pixels for an image that is a picture.
+
+    ``value`` is an image (path, bytes, PIL image, uint8 pixels), an array, a tensor, a number, lists of numbers, or the
+    path of an ``.npy`` file. Raises InputError that names the input.
+    """
+    try:
+        if spec.pixel_shape is not None and not _is_floats(value):
+            return _pixels(spec, value)
+        if isinstance(value, str | os.PathLike) or hasattr(value, "read"):
+            return load_npy(Path(value) if isinstance(value, str | os.PathLike) else value)
+    except InputError as error:
+        raise InputError(f'input "{spec.name}": {error}') from error
+    if hasattr(value, "__array__"):  # arrays, and tensors without importing torch for the question
+        return np.asarray(value)
+    return array_of(spec, value)
+
+
+def _is_floats(value: Any) -> bool:
+    """Whether an image is given as the model's own floats: an array of them, or an ``.npy`` file."""
+    if isinstance(value, str | os.PathLike):
+        return str(value).endswith(".npy")
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and "float" in str(dtype)
+
+
+def _pixels(spec: TensorSpec, value: Any) -> Array:
+    from .images.fast import load_pixels  # here: it brings Pillow, which callers with arrays do not need
+
+    assert spec.preprocess is not None
+    pixels = load_pixels(value, spec.preprocess)
+    if pixels.shape != spec.pixel_shape:
+        raise InputError(
+            f"image is {pixels.shape} (height, width, channels) after preprocessing; the model takes {spec.pixel_shape}"
+        )
+    return pixels

@@ -1,0 +1,209 @@
+"""Makes rows of a model's inputs: checks what a caller hands in, by name, and lays it side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from .arrays import MOST_FLOAT, is_finite
+from .errors import InputError
+from .images.inputs import random_input
+from .images.spec import normalize
+from .signature import LARGEST_EXACT, Array, Floats, Signature, TensorSpec, batch_text, takes_rows
+
+_MOSTLY = 0.9
+"""The share of ones in a random mask: a sample without any would have nothing to attend to."""
+
+
+def by_name(signature: Signature, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by the names of the inputs.
+
+    ``given`` are those by position, or one dict of all. Raises InputError for an unknown name, an input that is given
+    twice, and too many.
+    """
+    names = [each.name for each in signature.inputs]
+    if len(given) == 1 and isinstance(given[0], Mapping):
+        named, given = {**given[0], **_once(given[0], named)}, ()
+    if len(given) > len(names):
+        raise InputError(f"got {len(given)} inputs; {_takes(signature)}")
+    found = dict(zip(names, given, strict=False))
+    for name, value in named.items():
+        if name not in names:
+            near = get_close_matches(str(name), names, n=1)
+            meant = f'did you mean "{near[0]}"? ' if near else ""
+            raise InputError(f'the model has no input "{name}"; {meant}it takes {signature.inputs_text()}')
+        found = _once(found, {name: value})
+    if not found:
+        raise InputError(f"no input is given; {_takes(signature)}")
+    return found
+
+
+def _once(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    twice = [name for name in second if name in first]
+    if twice:
+        raise InputError(f'the input "{twice[0]}" is given twice')
+    return {**first, **second}
+
+
+def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool = True) -> Floats:
+    """Return the rows ``(n, values)`` of a batch, from what a caller hands in for each input.
+
+    Raises InputError, which names the input, for one that is missing, of another dtype or shape, of another number of
+    samples, or with values that the model does not take.
+    """
+    arrays = {
+        each.name: batch_of(each, given[each.name], check_finite=check_finite)
+        for each in signature.inputs
+        if each.name in given
+    }
+    missing = [each for each in signature.inputs if each.name not in given and each.default is None]
+    if missing or not arrays:
+        names = ", ".join(f'"{each.name}"' for each in missing) or "every one"
+        plural = "s" if len(missing) > 1 else ""
+        raise InputError(f"the input{plural} {names} {'are' if plural else 'is'} missing; {_takes(signature)}")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"the inputs have different numbers of samples: {told}")
+    (count,) = set(counts.values())
+    rows = np.empty((count, *signature.engine_input_shape), np.float32)
+    for spec, place in zip(signature.inputs, signature.input_places(), strict=True):
+        rows[:, place] = spec.default if spec.name not in arrays else flat(spec, arrays[spec.name])
+    return rows
+
+
+def flat(spec: TensorSpec, batch: Array) -> Array:
+    """Return a batch of one input as it lies in rows, ``(n, size)``: an image by positions, its channels last."""
+    if spec.preprocess is not None:
+        if batch.dtype == np.uint8:
+            batch = normalize(batch, spec.preprocess)
+        batch = batch.transpose(0, 2, 3, 1)
+    return batch.reshape(len(batch), spec.size)
+
+
+def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True) -> Array:
+    """Return a batch ``(n, *shape)`` of one input from an array, a tensor or lists of numbers; of an image also uint8
+    pixels ``(n, height, width, channels)``. Raises InputError that names the input.
+    """
+    array = array_of(spec, value)
+    wanted = {_dtype_of(spec, array): spec.shape}
+    if spec.pixel_shape is not None:
+        wanted["uint8"] = spec.pixel_shape
+    expected = " or ".join(f"{dtype} {batch_text(shape)}" for dtype, shape in wanted.items())
+    got = f'input "{spec.name}": got {array.dtype} {array.shape}'
+    shape = wanted.get(str(array.dtype))
+    if shape is None:
+        raise InputError(f"{got}; expected {expected}")
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        missing = f"; add the batch dimension: {spec.name}[None]" if array.shape == shape else ""
+        raise InputError(f"{got}; expected {expected}{missing}")
+    if not len(array):
+        raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
+    _check_values(spec, array, check_finite=check_finite)
+    return array
+
+
+def array_of(spec: TensorSpec, value: Any) -> Array:
+    """Return an array, a tensor, a number or lists of numbers as an array. Raises InputError that names the input."""
+    torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
+    if torch is not None and isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            raise InputError(f'input "{spec.name}": got a sparse tensor; expected a dense one: value.to_dense()')
+        if value.dtype == torch.bfloat16:
+            raise InputError(f'input "{spec.name}": got bfloat16; expected {spec.dtype}')
+        return np.asarray(value.detach().cpu().numpy())
+    if isinstance(value, np.ma.MaskedArray):
+        raise InputError(f'input "{spec.name}": got a masked array; expected a plain one')
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if not isinstance(value, list | tuple | int | float):
+        raise InputError(f'input "{spec.name}": got {type(value).__name__}; expected an array, a tensor or lists')
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        lengths = _lengths(value)
+        ragged = f"rows of different lengths ({', '.join(map(str, lengths))})" if len(lengths) > 1 else str(error)
+        raise InputError(f'input "{spec.name}": {ragged}; pad them to {batch_text(spec.shape)}') from None
+    # Python has one kind of float and one of whole number, so lists become the input's own dtype.
+    if spec.dtype == "float32" and array.dtype.kind in "fiu":
+        return array.astype(np.float32)
+    if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
+        return array.astype(np.uint8)
+    return array
+
+
+def _lengths(value: Any) -> list[int]:
+    """Return the different lengths of rows at the first depth where they differ."""
+    level = [value]
+    while level and all(isinstance(each, list | tuple | np.ndarray) for each in level):
+        lengths = sorted({len(each) for each in level})
+        if len(lengths) > 1:
+            return lengths
+        level = [inner for each in level for inner in each]
+    return []
+
+
+def _dtype_of(spec: TensorSpec, array: Array) -> str:
+    """Return the dtype that is expected. An id may have any integer type, and be a truth value."""
+    return str(array.dtype) if spec.dtype == "int64" and array.dtype.kind in "iub" else spec.dtype
+
+
+def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None:
+    if spec.dtype == "float32":
+        if check_finite and array.dtype == np.float32 and not is_finite(array):
+            sample = next(number for number, one in enumerate(array) if not is_finite(one))
+            bad = array[sample][~(np.abs(array[sample]) <= MOST_FLOAT)].flat[0]
+            raise InputError(
+                f'input "{spec.name}": sample {sample} has {bad:g}; it must be finite and at most {MOST_FLOAT:g} '
+                "(Runner(check_finite=False) skips this check)"
+            )
+        return
+    if spec.dtype == "bool":
+        return
+    low, high = (0, spec.vocabulary - 1) if spec.vocabulary is not None else (-LARGEST_EXACT, LARGEST_EXACT)
+    if int(array.min()) >= low and int(array.max()) <= high:
+        return
+    sample = next(number for number, one in enumerate(array) if int(one.min()) < low or int(one.max()) > high)
+    bad = next(int(each) for each in array[sample].flat if not low <= int(each) <= high)
+    why = "" if spec.vocabulary is not None else ", which a runner can pass exactly"
+    raise InputError(f'input "{spec.name}": sample {sample} has {bad}; the model takes {low} to {high}{why}')
+
+
+def random_engine_input(
+    inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int, *, pixel_input: bool
+) -> Array:
+    """Return a batch as the engine takes it, with random values that the model takes.
+
+    For one image these are pixels as ``images.inputs.model_input`` makes them for a model with ``pixel_input``.
+    """
+    if not takes_rows(inputs):
+        return random_input(generator, count, inputs[0].shape, inputs[0].preprocess, pixel_input=pixel_input)
+    return random_rows(inputs, generator, count)
+
+
+def random_rows(inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int) -> Floats:
+    """Return rows with values that the model takes: ids of its vocabulary, random pixels, masks of mostly ones."""
+    parts = [flat(each, random_batch(each, generator, count)) for each in inputs]
+    return np.concatenate([np.asarray(each, np.float32) for each in parts], axis=1)
+
+
+def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -> Array:
+    """Return a batch of one input with values that the model takes."""
+    if spec.pixel_shape is not None:
+        return generator.integers(0, 256, (count, *spec.pixel_shape), dtype=np.uint8)
+    shape = (count, *spec.shape)
+    if spec.dtype == "float32":
+        return generator.standard_normal(shape, dtype=np.float32)
+    if spec.dtype == "bool" or (spec.dtype == "int64" and spec.vocabulary in {None, 2}):
+        mask = generator.random(shape) < _MOSTLY
+        mask.reshape(count, -1)[:, 0] = True
+        return mask.astype(spec.dtype)
+    return generator.integers(0, spec.vocabulary or 256, shape, dtype=spec.dtype)
+
+
+def _takes(signature: Signature) -> str:
+    return f"the model takes {signature.inputs_text()}"

@@ -1,0 +1,335 @@
+"""A model's inputs and outputs by name, and where they are in the rows of float32 values that the engine works on.
+
+One sample is one row in and one row out. A model with one float input takes that input as it is; any other takes a row
+with all inputs of the sample side by side. A model with several outputs answers with a row in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .accuracy import sqnr_db
+from .errors import IntegrityError
+from .images.spec import PreprocessSpec
+from .manifest import Manifest
+
+DTYPES = ("float32", "uint8", "int64", "bool")
+LARGEST_EXACT = 2**24
+"""Whole numbers up to this are exact in float32, in which rows are."""
+APPLY = ("softmax", "sigmoid", "argmax")
+INPUT, OUTPUT = "input", "output"
+"""Names of the only input and the only output where nobody named them."""
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input of a sample. ``shape`` has no batch dimension.
+
+    ``default`` fills an input that a caller leaves out; None means that it must be given. ``preprocess`` is set for an
+    input that is an image, ``(channels, height, width)``. Ids of an int64 or uint8 input are below ``vocabulary``, None
+    where any whole number is fine.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    default: float | None = None
+    preprocess: PreprocessSpec | None = None
+    vocabulary: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"the dtype of {self.name} is {self.dtype!r}, not one of {', '.join(DTYPES)}")
+        if self.preprocess is not None and (len(self.shape) != 3 or self.dtype != "float32"):
+            raise ValueError(f"{self.name} is an image, and not float32 (channels, height, width)")
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of the pixels of an image, None for any other input."""
+        if self.preprocess is None:
+            return None
+        channels, height, width = self.shape
+        return height, width, channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``from_dict`` reads them back."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "default": self.default,
+            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+            "vocabulary": self.vocabulary,
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> TensorSpec:
+        """Read what ``to_dict`` wrote. Raises IntegrityError on damage."""
+        section = raw.get("preprocess")
+        preprocess = None if section is None else PreprocessSpec.from_dict(section)
+        return cls(
+            str(raw["name"]), _shape(raw), str(raw["dtype"]), raw.get("default"), preprocess, raw.get("vocabulary")
+        )
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One output of a sample as the model gives it, float32, and what the runner makes of it.
+
+    ``apply`` is None, ``softmax``, ``sigmoid`` or ``argmax``; softmax and argmax go over dimension ``dim`` of the
+    output, in which the batch is dimension 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    apply: str | None = None
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        if self.apply is not None and self.apply not in APPLY:
+            raise ValueError(f"{self.name} asks for {self.apply!r}, not one of {', '.join(APPLY)}")
+        if self.apply in {"softmax", "argmax"} and not 1 <= self.dim <= len(self.shape):
+            raise ValueError(f"{self.name} has no dimension {self.dim}")
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> str:
+        """What the caller gets: indices of an argmax are int64."""
+        return "int64" if self.apply == "argmax" else "float32"
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """The shape that the caller gets for one sample."""
+        if self.apply != "argmax":
+            return self.shape
+        return (*self.shape[: self.dim - 1], *self.shape[self.dim :])
+
+    def finish(self, values: Floats) -> Array:
+        """Return what the caller gets for ``values`` ``(n, *shape)``."""
+        match self.apply:
+            case "softmax":
+                return softmax(values, self.dim)
+            case "sigmoid":
+                return sigmoid(values)
+            case "argmax":
+                return np.asarray(values.argmax(axis=self.dim), np.int64)
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``from_dict`` reads them back."""
+        return {"name": self.name, "shape": list(self.shape), "apply": self.apply, "dim": self.dim}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> OutputSpec:
+        """Read what ``to_dict`` wrote."""
+        return cls(str(raw["name"]), _shape(raw), raw.get("apply"), raw.get("dim", 1))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a model in the order of its arguments, and its outputs in the order in which it gives them."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+
+    def __post_init__(self) -> None:
+        for what, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [each.name for each in specs]
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"the {what} {', '.join(names) or '()'} are none, or have a name twice")
+
+    @classmethod
+    def plain(
+        cls, input_shape: Sequence[int], output_shape: Sequence[int], preprocess: PreprocessSpec | None = None
+    ) -> Signature:
+        """Return the signature of a model with one float input and one output."""
+        return cls(
+            (TensorSpec(INPUT, tuple(input_shape), preprocess=preprocess),), (OutputSpec(OUTPUT, tuple(output_shape)),)
+        )
+
+    @classmethod
+    def from_dicts(cls, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]]) -> Signature:
+        """Read the lists of a manifest. Raises IntegrityError on damage."""
+        try:
+            return cls(
+                tuple(TensorSpec.from_dict(each) for each in inputs),
+                tuple(OutputSpec.from_dict(each) for each in outputs),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(f"the inputs or outputs in the manifest are damaged: {error}") from error
+
+    @cached_property
+    def takes_rows(self) -> bool:
+        """Whether the engine takes rows. One float input goes in as it is, ``(n, *shape)``."""
+        return takes_rows(self.inputs)
+
+    @cached_property
+    def gives_rows(self) -> bool:
+        """Whether the engine answers with rows. One output comes out as it is, ``(n, *shape)``."""
+        return len(self.outputs) > 1
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether one float array goes in and one comes out, with nothing to do to either."""
+        return not self.takes_rows and not self.gives_rows and self.outputs[0].apply is None
+
+    @property
+    def engine_input_shape(self) -> tuple[int, ...]:
+        """The shape of one sample as the engine takes it."""
+        return engine_input_shape(self.inputs)
+
+    @property
+    def engine_output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample as the engine gives it."""
+        return (sum(each.size for each in self.outputs),) if self.gives_rows else self.outputs[0].shape
+
+    @property
+    def engine_preprocess(self) -> PreprocessSpec | None:
+        """What makes the engine's input from an image, None where it takes rows or arrays."""
+        return None if self.takes_rows else self.inputs[0].preprocess
+
+    @cached_property
+    def class_scores(self) -> OutputSpec | None:
+        """The only output that has one dimension for a sample, which may be scores of classes; None without, or with
+        several."""
+        found = [each for each in self.outputs if len(each.shape) == 1]
+        return found[0] if len(found) == 1 else None
+
+    def input_places(self) -> list[slice]:
+        """Return where each input is in a row."""
+        return input_places(self.inputs)
+
+    def output_places(self) -> list[slice]:
+        """Return where each output is in a row."""
+        return _places([each.size for each in self.outputs])
+
+    def split(self, values: Floats) -> dict[str, Floats]:
+        """Return the outputs as the model gives them, ``(n, *shape)`` each, from what the engine gives."""
+        if not self.gives_rows:
+            return {self.outputs[0].name: values}
+        return {
+            each.name: np.ascontiguousarray(values[:, place]).reshape(-1, *each.shape)
+            for each, place in zip(self.outputs, self.output_places(), strict=True)
+        }
+
+    def unpack(self, values: Floats) -> dict[str, Array]:
+        """Return what a caller gets, by name, from what the engine gives."""
+        split = self.split(values)
+        return {each.name: each.finish(split[each.name]) for each in self.outputs}
+
+    def result(self, values: Floats) -> Any:
+        """Return what a call of the runner gives: an array for one output, else a dict of arrays by name."""
+        found = self.unpack(values)
+        return found if self.gives_rows else found[self.outputs[0].name]
+
+    def inputs_text(self) -> str:
+        """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""
+        return ", ".join(input_text(each) for each in self.inputs)
+
+    def outputs_text(self) -> str:
+        """Return the outputs in words: ``logits float32 (n, 10)``."""
+        return ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
+
+
+def signature_of(manifest: Manifest) -> Signature:
+    """Return the inputs and outputs of a package by name. Raises IntegrityError when they are damaged."""
+    if manifest.inputs and manifest.outputs:
+        found = Signature.from_dicts(manifest.inputs, manifest.outputs)
+    else:  # a wheel of an earlier version
+        preprocess = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
+        found = Signature.plain(manifest.input_shape, manifest.model["output_shape"], preprocess)
+    given = manifest.input_shape, tuple(manifest.model["output_shape"])
+    if (found.engine_input_shape, found.engine_output_shape) != given:
+        raise IntegrityError(f"the inputs and outputs in the manifest do not make the shapes {given[0]} and {given[1]}")
+    return found
+
+
+def worst_sqnr_db(signature: Signature, reference: Floats, actual: Floats) -> float:
+    """Return the least SQNR of the outputs that lie in what the engine gives."""
+    expected, found = signature.split(reference), signature.split(actual)
+    return min(sqnr_db(expected[name], found[name]) for name in expected)
+
+
+def takes_rows(inputs: Sequence[TensorSpec]) -> bool:
+    """Return whether the engine of a model with these inputs takes rows."""
+    return len(inputs) > 1 or inputs[0].dtype != "float32"
+
+
+def engine_input_shape(inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """Return the shape of one sample as the engine of a model with these inputs takes it."""
+    return (sum(each.size for each in inputs),) if takes_rows(inputs) else inputs[0].shape
+
+
+def input_places(inputs: Sequence[TensorSpec]) -> list[slice]:
+    """Return where each input is in a row of them all."""
+    return _places([each.size for each in inputs])
+
+
+def input_text(spec: TensorSpec) -> str:
+    """Return an input in words, with what is special about it."""
+    words = [f"{spec.name} {spec.dtype} {batch_text(spec.shape)}"]
+    if spec.preprocess is not None:
+        words.append("or images")
+    if spec.vocabulary is not None:
+        words.append(f"from 0 to {spec.vocabulary - 1}")
+    if spec.default is not None:
+        words.append(f"else {default_text(spec)}")
+    return " ".join(words)
+
+
+def default_text(spec: TensorSpec) -> str:
+    """Return a default as text: ``True`` for a truth value, ``7`` for a whole number."""
+    assert spec.default is not None
+    value: Any = spec.default if spec.dtype == "float32" else int(spec.default)
+    return str(bool(value)) if spec.dtype == "bool" else f"{value:g}" if spec.dtype == "float32" else str(value)
+
+
+def batch_text(shape: Sequence[int]) -> str:
+    """Return the shape of a batch as text: ``(n, 3, 32, 32)``."""
+    return f"({', '.join(['n', *map(str, shape)])}{'' if shape else ','})"
+
+
+def softmax(values: Floats, dim: int) -> Floats:
+    """Return the softmax over a dimension."""
+    exponents = np.exp(values.astype(np.float64) - values.max(axis=dim, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=dim, keepdims=True), np.float32)
+
+
+def sigmoid(values: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x)), without an overflow for large magnitudes."""
+    small = np.exp(-np.abs(values.astype(np.float64)))
+    return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), np.float32)
+
+
+def _places(sizes: Iterable[int]) -> list[slice]:
+    places, first = [], 0
+    for size in sizes:
+        places.append(slice(first, first + size))
+        first += size
+    return places
+
+
+def _shape(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = raw["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"the shape of {raw['name']} is {shape!r}")
+    return tuple(shape)

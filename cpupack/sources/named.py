@@ -1,0 +1,153 @@
+"""Samples of several inputs by name, as rows: from arrays of a file, from items of a factory, or generated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.rows import batch_of, by_name, flat, random_batch
+from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature, TensorSpec, engine_input_shape, input_text
+from cpupack.sources.request import Array, Floats, Request, pixels_of
+
+_ROWS_AT_ONCE = 256
+
+
+def signature_of(request: Request) -> Signature:
+    """Return the inputs of a request as a signature, whose output nobody asks for."""
+    return Signature(request.inputs, (OutputSpec(OUTPUT, ()),))
+
+
+def rows_of_arrays(arrays: Mapping[str, Array], rows: Sequence[int], request: Request, where: str) -> Floats:
+    """Return rows of a sample each from ``arrays`` of whole data sets by the names of the inputs.
+
+    Raises CalibrationError for an input that is missing or does not fit.
+    """
+    missing = [each for each in request.inputs if each.name not in arrays and each.default is None]
+    if missing:
+        raise CalibrationError(
+            f"{request.spec}: {where} has no array for {', '.join(input_text(each) for each in missing)}; it has "
+            f"{', '.join(arrays) or 'none'}",
+            hint=f"np.savez(path, {', '.join(f'{each.name}=...' for each in request.inputs)})",
+        )
+    request.check_memory(len(rows))
+    result = _blank(len(rows), request)
+    for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
+        if spec.name not in arrays:
+            continue
+        data = arrays[spec.name]
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            chosen = list(rows[start : start + _ROWS_AT_ONCE])
+            names = [f"row {row}" for row in chosen]
+            result[start : start + len(chosen), place] = flat(spec, _batch(spec, data[chosen], request, names))
+    return result
+
+
+def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]) -> Array:
+    """Return a batch of one input, checked. Pixels of any size become the model's."""
+    if spec.preprocess is not None and data.dtype == np.uint8 and data.shape[1:] != spec.pixel_shape:
+        one = dataclasses.replace(request, inputs=(spec,))
+        data = np.stack([pixels_of(each, one, name) for each, name in zip(data, names, strict=True)])
+    if spec.dtype == "float32" and data.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # an overflow gives infinity, which is reported
+            data = data.astype(np.float32)
+    try:
+        return batch_of(spec, data)
+    except InputError as error:
+        raise CalibrationError(f"{request.spec}: {names[0]} to {names[-1]}: {error}") from error
+
+
+def row_of_item(item: Any, request: Request, name: str) -> Floats:
+    """Return the row of one item of a factory: a dict by the names of the inputs, or a tuple in their order."""
+    given = (item,) if isinstance(item, Mapping) or len(request.inputs) == 1 else tuple(item)
+    try:
+        values = by_name(signature_of(request), given, {})
+    except InputError as error:
+        raise CalibrationError(
+            f"{request.spec}: {name}: {error}",
+            hint="yield a dict of the inputs for each sample, or (dict, label) pairs",
+        ) from error
+    if missing := [each.name for each in request.inputs if each.name not in values and each.default is None]:
+        raise CalibrationError(
+            f"{request.spec}: {name} has no {', '.join(missing)}",
+            hint="yield a dict of the inputs for each sample, or (dict, label) pairs",
+        )
+    row = _blank(1, request)
+    for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
+        if spec.name in values:
+            row[:, place] = flat(spec, _batch(spec, _one(spec, values[spec.name], request, name), request, [name]))
+    return np.asarray(row[0])
+
+
+def _one(spec: TensorSpec, value: Any, request: Request, name: str) -> Array:
+    """Return one sample's value of an input as a batch of one."""
+    if isinstance(value, Image.Image):
+        if spec.preprocess is None:
+            raise CalibrationError(f"{request.spec}: {name}: {spec.name} is a PIL image, and has no [input.preprocess]")
+        return pixels_of(value, dataclasses.replace(request, inputs=(spec,)), name)[None]
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CalibrationError(f"{request.spec}: {name}: {spec.name} is no array: {error}") from error
+    return array[None]
+
+
+def split_item(item: Any, request: Request) -> tuple[Any, Any]:
+    """Return the inputs of a factory's item and its label or target, None without one.
+
+    ``(inputs, label)``, where the inputs are a dict or a tuple; or the inputs in order, with the label after them.
+    """
+    if not isinstance(item, tuple | list):
+        return item, None
+    count = len(request.inputs)
+    if len(item) == 2 and (count == 1 or isinstance(item[0], Mapping | tuple | list)):
+        return item[0], item[1]
+    return (tuple(item[:count]), item[count]) if len(item) == count + 1 else (item, None)
+
+
+def rows_of_pixels(pixels: Samples, image: TensorSpec, request: Request) -> Samples:
+    """Return samples of one image input as rows, with the defaults of all others."""
+    request.check_memory(len(pixels))
+    rows = _blank(len(pixels), request)
+    place = signature_of(request).input_places()[request.inputs.index(image)]
+    for start in range(0, len(pixels), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        rows[part, place] = flat(image, pixels.data[part])
+    return dataclasses.replace(pixels, data=rows, preprocess=None)
+
+
+def only_image(request: Request) -> TensorSpec:
+    """Return the input that image folders give. Raises CalibrationError unless there is one and it is enough."""
+    images = [each for each in request.inputs if each.preprocess is not None]
+    others = [each.name for each in request.inputs if each.preprocess is None and each.default is None]
+    if len(images) != 1 or others:
+        needed = ", ".join(each.name for each in request.inputs)
+        raise CalibrationError(
+            f"{request.spec}: a folder of images is data for one image, and the model takes {needed}",
+            hint="use arrays:FILE.npz or python:FILE.py:factory",
+        )
+    return images[0]
+
+
+def generated(spec: TensorSpec, request: Request, count: int, number: int) -> Array:
+    """Return ``count`` generated values of one input that is no image, the ``number``-th. Ids are of its vocabulary."""
+    if spec.dtype == "int64" and spec.vocabulary is None:
+        raise CalibrationError(
+            f'{request.spec}: the input "{spec.name}" is int64, and the model looks it up in no table that would say '
+            "which values it has",
+            hint=f'set vocabulary in the [[input]] table of "{spec.name}" (2 for a mask of zeros and ones)',
+        )
+    return random_batch(spec, np.random.default_rng([request.seed, number]), count)
+
+
+def _blank(count: int, request: Request) -> Floats:
+    rows = np.zeros((count, *engine_input_shape(request.inputs)), np.float32)
+    for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
+        rows[:, place] = spec.default or 0
+    return rows
