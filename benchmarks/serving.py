@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -312,8 +312,27 @@ def send(door: HttpDoor, due_s: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[
             await door.close()
 
     used, begin_s = _cpu_s(), time.monotonic()
-    outcome = uvloop.run(run())
+    with _at_once():
+        outcome = uvloop.run(run())
     return outcome, _cpu_s() - used, time.monotonic() - begin_s
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Give this process a CPU whenever it wants one, where the host allows it.
+
+    It stands for clients on other machines. At a high niceness alone it waited for up to 4 ms for the end of a slice,
+    and that looked like the server's time.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def closed(server: Server, bodies: Bodies, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -208,6 +208,16 @@ def test_what_can_no_longer_be_answered_in_time_expires_while_all_instances_are_
     assert (one.waiting, one.next_expiry_s()) == (0, math.inf)
 
 
+def test_who_has_used_up_the_margin_of_its_admission_is_not_told_so_late() -> None:
+    one = scheduler(table=times((1, 10, 15)))  # 5 ms of margin
+    start(one)
+    assert one.offer([job(deadline=40)], 0.0) is None
+    assert one.next_expiry_s() == pytest.approx(30 * MS)  # its own call is expected to take 10
+    assert one.expire(29.9 * MS) == []
+    one.finish(0, 29.9 * MS, learn=False)
+    assert len(one.take(0, 29.9 * MS).jobs) == 1
+
+
 def test_urgent_requests_go_first_and_then_those_with_the_earliest_deadline() -> None:
     one = scheduler(table=times((1, 1, 1)))
     start(one)
@@ -281,9 +291,11 @@ def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> 
     probe = job(deadline=20)
     assert one.offer([probe], 0.0) is None
     assert one.take(0, 0.0).jobs == [probe]
-    one.finish(0, 10 * MS)
-    assert one.offer([job(deadline=30)], 10 * MS) is not None  # once a second is enough
-    assert one.offer([job(deadline=1020)], 1001 * MS) is None
+    one.finish(0, 30 * MS)
+    assert one.offer([job(deadline=50)], 30 * MS) is not None  # that was late: once a second is enough
+    assert start(one, 0, 1001, job(deadline=1021))
+    one.finish(0, 1011 * MS)
+    assert one.offer([job(deadline=1031)], 1011 * MS) is None  # that was in time: so the next may be
 
 
 def test_the_corrections_follow_what_is_measured_and_a_single_stall_does_not_move_the_tail() -> None:

@@ -3,6 +3,9 @@
 It is an own protocol on top of asyncio, because a general server copies a body three times and checks every header of
 each answer (docs/explanation/serving.md says more). It bounds what a client can hold: the size of headers and
 body, the time that a request may take to arrive, and the connections, of which the longest idle one gives way.
+
+The parser sees the head of a request. A body of known length does not pass through it: it is read into its place, or
+dropped where the request is refused. Chunked and very large bodies take the long way, through the parser.
 """
 
 from __future__ import annotations
@@ -11,93 +14,40 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from email.utils import formatdate
 from typing import cast
 from urllib.parse import unquote
 
 import httptools
 
+from .connections import Connections
 from .messages import STATUS_LINES, HttpAnswer, HttpError, HttpRequest
+from .steps import run_at_once
 
 LOGGER = logging.getLogger("cpupack.serve")
 MAX_HEADER_BYTES = 32 * 1024
 _MOST_PIPELINED = 16
 _JOINED_BYTES = 64 * 1024
 """Up to this size head and body go out as one piece; larger bodies are not copied for it."""
+_WHOLE_BYTES = 1024 * 1024
+"""Up to this size room for a whole body is made at once; for a larger one it grows as the body comes."""
 
 
-@dataclass(frozen=True)
-class ConnectionLimits:
-    """What clients may hold. A request must arrive in ``request_s``, and the next one must begin within ``idle_s``.
+class Connection(asyncio.BufferedProtocol):
+    """The protocol of one connection. The attributes below are of the request that is arriving.
 
-    ``body_bytes`` is for one body, ``all_bytes`` for all that arrive or are not answered yet.
+    ``_body`` is the place of a body that is read into it, up to ``_at``. ``_skip`` bytes of a body are to be dropped.
+    ``_left_body`` says that the parser does not take the body.
     """
-
-    body_bytes: int
-    all_bytes: int
-    connections: int
-    request_s: float
-    idle_s: float
-
-
-@dataclass
-class Connections:
-    """All open connections, and what they share.
-
-    ``early`` may answer a request before its body is read. ``full`` is the answer to one for whose body is no room.
-    """
-
-    handle: Callable[[HttpRequest], Awaitable[HttpAnswer]]
-    early: Callable[[HttpRequest], HttpAnswer | None]
-    full: Callable[[HttpRequest], HttpAnswer]
-    answered: Callable[[HttpRequest, HttpAnswer], None]
-    limits: ConnectionLimits
-    open: dict[Connection, None] = field(default_factory=dict)
-    idle: dict[Connection, None] = field(default_factory=dict)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    body_bytes: int = 0
-    draining: bool = False
-    date: bytes = b""
-
-    def sweep(self) -> None:
-        """Close what has been waiting too long. To be called every second, and once before the first connection."""
-        now_s = time.monotonic()
-        self.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
-        for connection in list(self.open):
-            connection.check(now_s)
-
-    def begin_drain(self) -> None:
-        """Close idle connections, and every other one after its answer."""
-        self.draining = True
-        for connection in list(self.idle):
-            connection.close()
-
-    def abort(self) -> None:
-        """Cut every connection."""
-        for connection in list(self.open):
-            connection.abort()
-
-    def make_room(self) -> bool:
-        """Close the longest idle connection if there are too many. False when all of them are at work."""
-        if len(self.open) <= self.limits.connections:
-            return True
-        oldest = next(iter(self.idle), None)
-        if oldest is None:
-            return False
-        oldest.abort()
-        return True
-
-
-class Connection(asyncio.Protocol):
-    """The protocol of one connection. The attributes below are of the request that is arriving."""
 
     _url: bytes
     _headers: dict[bytes, bytes]
     _header_bytes: int
-    _chunks: list[bytes]
+    _chunks: list[bytes | bytearray]
     _size: int
+    _body: bytearray | None
+    _at: int
+    _skip: int
+    _left_body: bool
     _request: HttpRequest | None
     _early: HttpAnswer | None
     _answered_early: bool
@@ -106,7 +56,7 @@ class Connection(asyncio.Protocol):
     _last_answer: bool
 
     def __init__(self, shared: Connections) -> None:
-        self._shared, self._loop = shared, asyncio.get_running_loop()
+        self._shared = shared
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._client = ""
@@ -144,21 +94,82 @@ class Connection(asyncio.Protocol):
         if self._current is not None and self._current.on_gone is not None:
             self._current.on_gone()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._body is not None:
+            return memoryview(self._body)[self._at :]
+        return memoryview(self._shared.scratch)
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._last:
             return
-        if not self._receiving:
-            self._receiving = True
-            self._since_s = time.monotonic()
-            self._shared.idle.pop(self, None)
+        if self._body is None:
+            self._read(0, nbytes)
+            return
+        self._at += nbytes
+        if self._at == len(self._body):
+            self._body_is_there()
+
+    def _read(self, start: int, stop: int) -> None:
+        """Take what is in a part of the scratch: the rest of a body that is dropped, whole heads, partial heads."""
+        scratch = self._shared.scratch
+        while start < stop and not self._last:
+            if self._skip:
+                dropped = min(self._skip, stop - start)
+                self._skip -= dropped
+                start += dropped
+                if not self._skip:
+                    self._message_is_there()
+                continue
+            fresh = not self._receiving
+            if fresh:
+                self._receiving = True
+                self._since_s = time.monotonic()
+                self._shared.idle.pop(self, None)
+            end = scratch.find(b"\r\n\r\n", start, stop) if fresh else -1
+            start = self._feed(start, stop if end < 0 else end + 4)
+            # Where the head came in pieces the parser sees all until the next request, if it does not leave the body.
+            if (end >= 0 or self._left_body) and self._request is not None and not self._last:
+                start = self._take_body(self._request, start, stop)
+
+    def _feed(self, start: int, stop: int) -> int:
+        """Let the parser see a part of the scratch, and return where it stopped."""
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(HttpError(400, "upgrades of the connection are not offered"))
+            with memoryview(self._shared.scratch) as scratch:
+                self._parser.feed_data(scratch[start:stop])
+        except httptools.HttpParserUpgrade as error:  # another protocol is offered: HTTP/1.1 goes on (RFC 9110, 7.8)
+            self._parser = httptools.HttpRequestParser(self)
+            return start + int(error.args[0])
         except httptools.HttpParserError as error:
             cause = error.__context__
             refusal = cause if isinstance(cause, HttpError) else HttpError(400, f"this is not HTTP/1.1: {error}")
             self._refuse(refusal)
+        return stop
+
+    def _take_body(self, request: HttpRequest, start: int, stop: int) -> int:
+        """Read the body of a request whose head is there past the parser, and return where the next one begins."""
+        text = request.headers.get(b"content-length", b"")
+        length = int(text) if text.isdigit() else 0
+        if not length or b"transfer-encoding" in request.headers:
+            return start
+        if self._early is not None:
+            self._skip = length
+        elif length <= _WHOLE_BYTES or self._left_body:
+            here = min(length, stop - start)
+            self._body, self._at = bytearray(length), here
+            self._body[:here] = memoryview(self._shared.scratch)[start : start + here]
+            start += here
+        else:
+            return start
+        self._parser = httptools.HttpRequestParser(self)  # the one before waits for the body
+        if self._body is not None and self._at == length:
+            self._body_is_there()
+        return start
+
+    def _body_is_there(self) -> None:
+        body, self._body = self._body, None
+        assert body is not None
+        self._chunks = [body]
+        self._message_is_there()
 
     # Callbacks of the parser.
 
@@ -199,6 +210,10 @@ class Connection(asyncio.Protocol):
         self._request = request
         self._keep_alive = parser.should_keep_alive()
         length = self._headers.get(b"content-length", b"0")
+        if parser.should_upgrade():  # the parser takes the body for that of the other protocol
+            self._left_body = length != b"0"
+            if b"transfer-encoding" in self._headers or not length.isdigit():
+                raise HttpError(411, "a body beside an offer to change the protocol needs a Content-Length")
         if int(length) > self._shared.limits.body_bytes if length.isdigit() else False:
             self._early = self._too_large()
         else:
@@ -244,11 +259,16 @@ class Connection(asyncio.Protocol):
             request.reserved_bytes = 0
 
     def on_message_complete(self) -> None:
+        if not self._left_body:
+            self._message_is_there()
+
+    def _message_is_there(self) -> None:
         request = self._request
         self._receiving = False
         if request is None or self._last:
             return
         if self._answered_early:
+            self._request = None
             self._release(request)
             self._after_answer()
             return
@@ -273,9 +293,8 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: HttpRequest) -> None:
         self._current = request
-        task = self._loop.create_task(self._serve(request))
-        self._shared.tasks.add(task)
-        task.add_done_callback(self._shared.tasks.discard)
+        self._shared.at_work.add(self)
+        run_at_once(self._serve(request))
 
     async def _serve(self, request: HttpRequest) -> None:
         early: HttpAnswer | None = request.log.pop("early")
@@ -291,6 +310,7 @@ class Connection(asyncio.Protocol):
         self._release(request)
         self._send(request, answer)
         self._current = None
+        self._shared.at_work.discard(self)
         self._after_answer()
 
     def _send(self, request: HttpRequest, answer: HttpAnswer) -> None:
@@ -339,7 +359,8 @@ class Connection(asyncio.Protocol):
         self._last = True
         self._queue.clear()
         if self._current is None:
-            self._write(error.answer())
+            if not self._answered_early:
+                self._write(error.answer())
             self.close()
 
     def _too_large(self) -> HttpAnswer:
@@ -357,6 +378,10 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._chunks = []
         self._size = 0
+        self._body = None
+        self._at = 0
+        self._skip = 0
+        self._left_body = False
         self._request = None
         self._early = None
         self._answered_early = False

@@ -33,8 +33,11 @@ from .scheduler import EXPIRED, Job, Refusal, Scheduler
 from .times import PrepareTimes
 
 LOGGER = logging.getLogger("cpupack.serve")
-NICE = 1
-"""How much instances yield to the event loop, which must answer and refuse while all cores compute."""
+NICE = 5
+"""How much instances yield to the event loop, which must answer and refuse while all cores compute.
+
+At 1 a loop that needs a third of a core waits for up to 2 ms in one of ten cases, at 5 for 0.3 ms.
+"""
 
 
 class Executor:

@@ -179,7 +179,7 @@ class HttpApp:
 
     # The routes that compute.
 
-    async def _infer(self, request: HttpRequest, body: bytes) -> HttpAnswer:
+    async def _infer(self, request: HttpRequest, body: bytes | bytearray) -> HttpAnswer:
         service, text = self._service, request.headers.get(b"inference-header-content-length")
         model = service.model
         json_length = protocol.header_length(None if text is None else text.decode("latin-1"), len(body))
@@ -205,7 +205,7 @@ class HttpApp:
         length = (protocol.HEADER_LENGTH.encode(), b"%d" % answer.json_length)
         return HttpAnswer(200, answer.body, b"application/octet-stream", headers=(length, *self._timing(request)))
 
-    async def _predict(self, request: HttpRequest, body: bytes) -> HttpAnswer:
+    async def _predict(self, request: HttpRequest, body: bytes | bytearray) -> HttpAnswer:
         model = self._service.model
         top_k = predict_route.read_top_k(request.query)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
@@ -299,7 +299,7 @@ class HttpApp:
         self._service.metrics.refused.add(error.reason)
         return HttpAnswer(503, error_body(text), headers=headers)
 
-    def _decoded(self, request: HttpRequest) -> bytes:
+    def _decoded(self, request: HttpRequest) -> bytes | bytearray:
         """Return the body without its Content-Encoding. Raises HttpError."""
         request.log["route"] = "predict" if _plain(request.path) == "/predict" else "infer"
         encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()

@@ -29,7 +29,7 @@ class HttpRequest:
     headers: dict[bytes, bytes]
     arrived_s: float
     client: str = ""
-    body: bytes = b""
+    body: bytes | bytearray = b""
     complete_s: float = 0.0
     reserved_bytes: int = 0
     on_gone: Callable[[], None] | None = None

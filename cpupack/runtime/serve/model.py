@@ -17,7 +17,7 @@ from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
 from ..runner import Prediction, Runner
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
-from .tensors import BYTES
+from .tensors import BYTES, Buffer
 
 INPUT, OUTPUT = "input", "output"
 """The names of the model's one input and one output."""
@@ -31,7 +31,7 @@ class Data:
     """The samples of one request: an array of them, or encoded ones to be decoded in an instance's thread."""
 
     kind: str
-    items: npt.NDArray[Any] | Sequence[bytes | memoryview]
+    items: npt.NDArray[Any] | Sequence[Buffer]
 
     @property
     def samples(self) -> int:
@@ -121,7 +121,7 @@ class ServedModel:
             raise InputError(f"input {INPUT!r}: {error}") from None
         return Data(TENSOR, tensor.data)
 
-    def read_raw(self, body: bytes | memoryview, content_type: str) -> Data:
+    def read_raw(self, body: Buffer, content_type: str) -> Data:
         """Return the samples of a body that is only raw data: tensors of the metadata's type, or one encoded image.
 
         Raises InputError, also where the body could be both and ``content_type`` does not tell.
@@ -209,7 +209,7 @@ class ServedModel:
             return np.asarray(arrays["input"])
 
 
-def looks_encoded(body: bytes | memoryview) -> bool:
+def looks_encoded(body: Buffer) -> bool:
     """Return whether the first bytes are those of a JPEG, PNG, GIF, BMP, WebP or TIFF file."""
     start = bytes(body[:12])
     return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")) or (
@@ -217,7 +217,7 @@ def looks_encoded(body: bytes | memoryview) -> bool:
     )
 
 
-def _read_npy(item: bytes | memoryview) -> npt.NDArray[Any]:
+def _read_npy(item: Buffer) -> npt.NDArray[Any]:
     import io
 
     try:

@@ -29,7 +29,7 @@ def boundary_of(content_type: str) -> bytes:
     return (match[1] or match[2]).encode("latin-1", "replace")
 
 
-def parts(body: bytes, boundary: bytes) -> list[Part]:
+def parts(body: bytes | bytearray, boundary: bytes) -> list[Part]:
     """Return every field of the body. Raises InputError where it does not keep to the format."""
     line, view = b"--" + boundary, memoryview(body)
     if not body.startswith(line):

@@ -36,7 +36,7 @@ def read_top_k(query: bytes) -> int:
     return int(text)
 
 
-def read_body(model: ServedModel, body: bytes, content_type: str) -> Data:
+def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) -> Data:
     """Return the samples that a body holds. Raises InputError saying what is taken instead."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "application/json" or (not kind and body[:1] in (b"{", b"[")):

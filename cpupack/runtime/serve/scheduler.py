@@ -23,8 +23,11 @@ from .times import CallTimes
 HIGH, NORMAL, LOW = 1, 2, 3
 """Priorities, numbered as Triton numbers them: 1 is the most urgent."""
 PROBE_EVERY_S = 1.0
-"""How often an idle server tries a request that its corrected times say is too slow. Else it would never learn that
-the host is fast again."""
+"""How often an idle server tries a request that its corrected times say is too slow, until one is in time. Else it
+would never learn that the host is fast again."""
+
+_LEFT = 0.1
+"""Of its expected time a call that runs needs at least this much more: nobody knows when a slow one ends."""
 
 DEADLINE, QUEUE, BYTES, EXPIRED = "deadline", "queue", "bytes", "expired"
 """Why a request is refused."""
@@ -114,12 +117,13 @@ class _Line:
             self.expected_s = max(now_s, self.expected_s)
             samples, prepare_s = self.samples + job.samples, self.prepare_s + job.prepare_s
             deadline_s = min(self.deadline_s, job.deadline_s)
-            if samples <= times.largest and (not self.free or self.free[0][0] > self.expected_s):
-                finish_s = self._finish_s(times, samples, prepare_s)
-                if finish_s <= deadline_s:
-                    self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
-                    job.predicted_s = self.expected_s
-                    return max(finish_s, self._worthwhile_s(job, times, now_s))
+            alone = not self.free or self.free[0][0] > self.expected_s
+            # As ``take`` will decide when the time has come.
+            fits = samples <= times.largest and self.expected_s + times.safe_s(samples, prepare_s) <= deadline_s
+            if alone and fits:
+                self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
+                job.predicted_s = self.expected_s
+                return max(self._finish_s(times, samples, prepare_s), self._worthwhile_s(job, times, now_s))
             end_s = self.expected_s + times.expected_s(self.samples, self.prepare_s)
             end = end_s, self.spread2 + times.spread_s(self.samples, self.prepare_s) ** 2
             expected_s, self.spread2 = heapq.heappushpop(self.free, end)
@@ -166,6 +170,11 @@ class Scheduler:
     def waiting(self) -> int:
         """How many jobs wait."""
         return len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether an instance has nothing to do, and so takes what comes at once."""
+        return not self._queue and len(self._running) < self.instances
 
     @property
     def running(self) -> int:
@@ -260,6 +269,8 @@ class Scheduler:
         self._bytes -= sum(job.size_bytes for job in call.jobs)
         if learn:
             self.times.observe(call.samples, call.prepare_s, now_s - call.started_s)
+        if any(job.probe and now_s <= job.deadline_s for job in call.jobs):
+            self._probed_s = -math.inf  # so the next one may be tried at once
 
     def abandon(self, instance: int) -> list[Job]:
         """Forget the call of an instance that was interrupted, and return its jobs and those that it had dropped.
@@ -306,7 +317,7 @@ class Scheduler:
         times = self.times
         return min(
             (
-                job.deadline_s - times.safe_s(job.samples, job.prepare_s)
+                job.deadline_s - times.expected_s(job.samples, job.prepare_s)
                 for _, _, _, job in self._queue
                 if not job.probe
             ),
@@ -381,18 +392,19 @@ class Scheduler:
     def _empty_line(self, now_s: float) -> _Line:
         times = self.times
         free = [(now_s, 0.0)] * (self.instances - len(self._running))
-        free += [
-            (
-                call.started_s + times.expected_s(call.samples, call.prepare_s),
-                times.spread_s(call.samples, call.prepare_s) ** 2,
-            )
-            for call in self._running.values()
-        ]
+        for call in self._running.values():
+            expected_s = times.expected_s(call.samples, call.prepare_s)
+            end_s = max(call.started_s + expected_s, now_s + _LEFT * expected_s)
+            free.append((end_s, times.spread_s(call.samples, call.prepare_s) ** 2))
         heapq.heapify(free)
         return _Line(free)
 
     def _too_late(self, job: Job, now_s: float) -> bool:
-        return not job.probe and now_s + self.times.safe_s(job.samples, job.prepare_s) > job.deadline_s
+        """Return whether an admitted job would more likely than not be answered after its deadline.
+
+        It was admitted with a margin, and that may be used up: refusing it now tells its client late.
+        """
+        return not job.probe and now_s + self.times.expected_s(job.samples, job.prepare_s) > job.deadline_s
 
     def _drop(self, job: Job) -> None:
         job.waiting = False

@@ -114,9 +114,9 @@ class Service:
         return Urgency(begin_s, promised_s - min(self.reserve.value, limit_s / 4), priority, promised_s)
 
     def refused_early(self, kind: str, size_bytes: int, urgency: Urgency) -> RefusedError | None:
-        """Return the refusal that a request would get, before its body is read; None when nothing waits."""
+        """Return the refusal that a request would get, before its body is read; None where an instance is idle."""
         executor = self._executor
-        if executor is None or not executor.scheduler.waiting:
+        if executor is None or executor.scheduler.idle:
             return None
         refusal = executor.would_refuse(kind, size_bytes, 1, urgency)
         return None if refusal is None else RefusedError(refusal)

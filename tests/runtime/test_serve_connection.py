@@ -1,0 +1,162 @@
+"""A connection reads requests however they are cut, past the parser or through it, and answers them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import pytest
+
+from cpupack.runtime.serve.connection import Connection
+from cpupack.runtime.serve.connections import ConnectionLimits, Connections
+from cpupack.runtime.serve.messages import HttpAnswer, HttpRequest
+
+SIMPLE = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"
+REFUSED = b"POST /refused HTTP/1.1\r\nContent-Length: 7\r\n\r\n\r\n\r\nGET"
+NO_BODY = b"GET /b HTTP/1.1\r\n\r\n"
+CHUNKED = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+UPGRADE = b"POST /d HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody"
+UPGRADE_ALONE = b"GET /e HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+ALL = SIMPLE + REFUSED + NO_BODY + CHUNKED + UPGRADE + UPGRADE_ALONE + SIMPLE
+EXPECTED = [b"/a hello", b"refused", b"/b ", b"/c abcde", b"/d body", b"/e ", b"/a hello"]
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written, self.closed = b"", False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.written += b"".join(list_of_data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        """Reading goes on: what is in the buffer is there already."""
+
+    def resume_reading(self) -> None:
+        """See above."""
+
+
+def shared(handle: Callable[[HttpRequest], Coroutine[Any, Any, HttpAnswer]], **limits: int) -> Connections:
+    def early(request: HttpRequest) -> HttpAnswer | None:
+        return HttpAnswer(429, b"refused") if request.path == "/refused" else None
+
+    bounds = {"body_bytes": 2**22, "all_bytes": 2**24, "connections": 10} | limits
+    found = Connections(
+        handle, early, lambda _: HttpAnswer(429, b"full"), lambda request, answer: None,
+        ConnectionLimits(**bounds, request_s=1.0, idle_s=1.0),
+    )  # fmt: skip
+    found.sweep()
+    return found
+
+
+async def echo(request: HttpRequest) -> HttpAnswer:
+    return HttpAnswer(200, request.path.encode() + b" " + request.body)
+
+
+async def echo_later(request: HttpRequest) -> HttpAnswer:
+    await asyncio.sleep(0.001)
+    return await echo(request)
+
+
+def receive(connection: Connection, data: bytes, piece: int) -> None:
+    """Hand over ``data`` as a transport does: into the connection's buffer, at most ``piece`` bytes at a time."""
+    at = 0
+    while at < len(data):
+        buffer = connection.get_buffer(-1)
+        count = min(piece, len(buffer), len(data) - at)
+        buffer[:count] = data[at : at + count]
+        buffer.release()
+        connection.buffer_updated(count)
+        at += count
+
+
+def bodies(written: bytes) -> list[bytes]:
+    """Return the bodies of the answers, in order."""
+    found, at = [], 0
+    while at < len(written):
+        head = written.index(b"\r\n\r\n", at) + 4
+        match = re.search(rb"content-length: (\d+)", written[at:head])
+        assert match is not None
+        at = head + int(match[1])
+        found.append(written[head:at])
+    return found
+
+
+def talk(data: bytes, piece: int, handle: Callable[[HttpRequest], Coroutine[Any, Any, HttpAnswer]] = echo) -> Wire:
+    async def run() -> Wire:
+        connections, wire = shared(handle), Wire()
+        connection = Connection(connections)
+        connection.connection_made(wire)
+        receive(connection, data, piece)
+        while connections.at_work:
+            await asyncio.sleep(0)
+        assert connections.body_bytes == 0
+        return wire
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("piece", [*range(1, 60), len(ALL)])
+def test_pipelined_requests_are_read_however_they_are_cut(piece: int) -> None:
+    assert bodies(talk(ALL, piece).written) == EXPECTED
+
+
+@pytest.mark.parametrize("piece", [1, 7, 50, len(ALL)])
+def test_answers_that_take_time_keep_their_order(piece: int) -> None:
+    assert bodies(talk(ALL, piece, echo_later).written) == EXPECTED
+
+
+@pytest.mark.parametrize("size", [2**16 - 1, 2**18, 2**18 + 1, 2**20, 2**20 + 1, 2**21])
+def test_large_bodies_arrive_whole(size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    request = b"POST /x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + body
+    assert bodies(talk(request * 2, 100_000).written) == [b"/x " + body] * 2
+
+
+def test_a_refused_body_may_be_larger_than_what_is_kept() -> None:
+    request = b"POST /refused HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % 2**22 + bytes(2**22)
+    assert bodies(talk(request + SIMPLE, 2**16).written) == [b"refused", b"/a hello"]
+
+
+def test_a_refusal_is_written_before_the_body_is_there() -> None:
+    async def run() -> None:
+        wire = Wire()
+        connection = Connection(shared(echo))
+        connection.connection_made(wire)
+        receive(connection, REFUSED[:-7], 1000)
+        assert bodies(wire.written) == [b"refused"]
+        connection.check(float("inf"))  # the body never comes: no second answer
+        assert bodies(wire.written) == [b"refused"]
+        assert wire.closed
+
+    asyncio.run(run())
+
+
+def test_a_chunked_body_beside_an_offer_to_upgrade_is_refused() -> None:
+    request = CHUNKED.replace(b"\r\n", b"\r\nConnection: upgrade\r\nUpgrade: h2c\r\n", 1)
+    wire = talk(request + SIMPLE, 1000)
+    assert wire.written.startswith(b"HTTP/1.1 411 ")
+    assert wire.closed
+
+
+def test_what_fails_after_a_wait_is_an_answer_too() -> None:
+    async def fail(request: HttpRequest) -> HttpAnswer:
+        await asyncio.sleep(0.001)
+        raise ValueError("on purpose")
+
+    written = talk(SIMPLE + NO_BODY, 1000, fail).written
+    assert written.startswith(b"HTTP/1.1 500 ")
+    assert len(bodies(written)) == 2
