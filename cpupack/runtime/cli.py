@@ -24,12 +24,15 @@ from .output import EXIT_INTERRUPTED, say, tell, written
 from .plain import to_plain
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from .bench.options import BenchOptions
     from .bench.results import BenchResult
     from .runner import Prediction
     from .tune.rows import Row
     from .verify import Verification
 
+_SHOWN_VALUES = 16
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
 
 Result = tuple[dict[str, Any], str, int]
@@ -94,7 +97,17 @@ def _add_nothing(_: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     from .bench.options import positive_int
 
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help="an image, or an .npy array")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="FILE", help="an image, an .npy array, or an .npz of all inputs by name"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        dest="named",
+        metavar="NAME=VALUE",
+        help="one input of one sample, for a model with several: a file, a number, or a list like [1,2]; repeat it",
+    )
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
@@ -293,24 +306,53 @@ def _verify_text(found: Verification) -> str:
 
 def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
     from .images.paths import check_path
+    from .items import parsed_values
     from .runner import Runner
+    from .signature import signature_of
 
+    if not args.inputs and not args.named:
+        raise InputError("the following arguments are required: FILE, or --input NAME=VALUE for each input")
+    if args.inputs and args.named:
+        raise InputError("name files, or the inputs of one sample with --input NAME=VALUE, and not both")
     for name in args.inputs:  # before torch is imported and the model loaded
         check_path(name)
+    items: list[Any] = list(args.inputs)
+    if args.named:
+        items = [parsed_values(signature_of(read_manifest(package_dir)), args.named)]
+        args.inputs = [", ".join(args.named)]
     with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
-        found = runner.predict(list(args.inputs), top_k=args.top_k)
+        found = runner.predict(items, top_k=args.top_k)
         facts = {
             "name": runner.manifest.name,
             "version": runner.manifest.version,
             "random_weights": runner.manifest.random_weights,
             "predictions": [
-                {"input": name, "top": [dataclasses.asdict(one) for one in top]}
-                for name, top in zip(args.inputs, found, strict=True)
+                {"input": name, **_prediction_facts(top)} for name, top in zip(args.inputs, found, strict=True)
             ],
         }
         named = runner.labels is not None
-    tables = [_prediction_table(name, top, named=named) for name, top in zip(args.inputs, found, strict=True)]
+    tables = [_prediction_text(name, top, named=named) for name, top in zip(args.inputs, found, strict=True)]
     return facts, "\n\n".join(tables), EXIT_OK
+
+
+def _prediction_facts(found: Any) -> dict[str, Any]:
+    if isinstance(found, dict):
+        return {"outputs": {name: each.tolist() for name, each in found.items()}}
+    return {"top": [dataclasses.asdict(one) for one in found]}
+
+
+def _prediction_text(name: str, found: Any, *, named: bool) -> str:
+    if not isinstance(found, dict):
+        return _prediction_table(name, found, named=named)
+    return "\n".join([name, *(f"  {output}  {_values_text(each)}" for output, each in found.items())])
+
+
+def _values_text(values: npt.NDArray[Any]) -> str:
+    """Return an output of one sample as text: few values as they are, of many the shape and the extremes."""
+    if values.size <= _SHOWN_VALUES and values.ndim <= 1:
+        return " ".join(f"{each:.6g}" for each in values.reshape(-1).tolist())
+    shape = " x ".join(map(str, values.shape))
+    return f"{values.dtype} {shape}, from {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
 
 
 def _prediction_table(name: str, top: list[Prediction], *, named: bool) -> str:

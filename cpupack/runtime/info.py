@@ -14,6 +14,7 @@ from .errors import HostError
 from .host import probe as host_probe
 from .manifest import Manifest, read_manifest
 from .plan import decide as planning
+from .signature import Signature
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
@@ -59,8 +60,7 @@ def format_info(facts: dict[str, Any]) -> str:
         "Model",
         {
             "source": f"{model.get('source')}, weights: {model.get('weights')}",
-            "input": _input(manifest),
-            "output": _output(manifest),
+            **_ends(manifest),
             "size": _sizes(model.get("fp32_bytes"), model.get("int8_bytes")),
             "accuracy": _accuracy(manifest["accuracy"]),
             "calibration": _calibration(manifest["calibration"]),
@@ -195,6 +195,15 @@ def _ranges(cpus: tuple[int, ...]) -> str:
         else:
             runs.append([cpu, cpu])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _ends(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return the rows about inputs and outputs, by name where there are several."""
+    if manifest["inputs"] and manifest["outputs"]:
+        signature = Signature.from_dicts(manifest["inputs"], manifest["outputs"])
+        if not signature.is_plain:
+            return {"inputs": signature.inputs_text(), "outputs": signature.outputs_text()}
+    return {"input": _input(manifest), "output": _output(manifest)}
 
 
 def _input(manifest: dict[str, Any]) -> str:

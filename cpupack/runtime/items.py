@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from .arrays import load_npy
 from .errors import InputError
-from .images.paths import path_errors
+from .images.paths import check_path, path_errors
 from .rows import array_of, by_name, pack
 from .signature import Array, Floats, Signature, TensorSpec
 
@@ -20,19 +21,48 @@ ARCHIVE = ".npz"
 """The ending of files that hold all inputs of a sample by name."""
 
 
+def parsed_values(signature: Signature, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the inputs of one sample by name from texts ``NAME=VALUE`` of a command line.
+
+    A value is a file, or a number, ``true``, ``false`` or a list in JSON. Raises InputError.
+    """
+    specs = {each.name: each for each in signature.inputs}
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not value:
+            raise InputError(f"--input {text}: must be NAME=VALUE with a name of {', '.join(specs)}")
+        found = by_name(signature, (found,), {name: value}) if found else by_name(signature, (), {name: value})
+        spec = specs[name]
+        if spec.preprocess is None and not value.endswith(".npy"):
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                raise InputError(
+                    f"--input {text}: {name} is {spec.dtype} {spec.shape}; give an .npy file, a number, or a list in "
+                    "brackets"
+                ) from None
+        else:
+            check_path(value)
+    return found
+
+
 def load_row(signature: Signature, item: Any, *, check_finite: bool) -> Floats:
     """Return the row ``(values,)`` of one sample.
 
-    ``item`` is a dict by the names of the inputs, an ``.npz`` file of such arrays, or the only input. A value is what
-    ``load_value`` takes. Raises InputError that names the input.
+    ``item`` is a dict by the names of the inputs, an ``.npz`` file of such arrays, or the only input that has no
+    default. A value is what ``load_value`` takes. Raises InputError that names the input.
     """
     if isinstance(item, str | os.PathLike) and str(item).endswith(ARCHIVE):
         item = read_archive(Path(item))
-    if not isinstance(item, Mapping) and len(signature.inputs) > 1:
+    needed = [each.name for each in signature.inputs if each.default is None]
+    if not isinstance(item, Mapping) and len(needed) == 1:
+        item = {needed[0]: item}
+    elif not isinstance(item, Mapping):
         names = ", ".join(each.name for each in signature.inputs)
         raise InputError(f"got {type(item).__name__}; expected a dict of the inputs ({names}), or an .npz file of them")
     specs = {each.name: each for each in signature.inputs}
-    given = by_name(signature, (item,), {})
+    given = by_name(signature, (), item)
     batches = {name: load_value(specs[name], value)[None] for name, value in given.items()}
     return np.asarray(pack(signature, batches, check_finite=check_finite)[0])
 

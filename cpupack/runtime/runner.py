@@ -259,6 +259,11 @@ class Runner:
             self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.manifest.pixel_input
         )
 
+    @property
+    def checks_finite(self) -> bool:
+        """Whether float input is searched for values that INT8 cannot hold."""
+        return self._check_finite
+
     def close(self) -> None:
         """Stop the instances and free the model. The runner cannot be used afterwards."""
         self.pool.close()

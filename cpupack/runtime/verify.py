@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .accuracy import agreement, sqnr_db
+from .accuracy import agreement
 from .errors import IntegrityError
 from .files import GOLDEN_NAME
 from .manifest import check_files, extra_files, read_manifest
 from .record import check_record
 from .runner import Runner
+from .signature import Signature, worst_sqnr_db
 
 MIN_SQNR_DB = 30.0
 """Another instruction set may round the last bit differently; a wrong engine falls far below this."""
@@ -25,9 +26,9 @@ MIN_SQNR_DB = 30.0
 class Verification:
     """The outputs of ``samples`` golden inputs, compared with those that the build stored.
 
-    ``equal`` means equal bits. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), None when
-    equal. ``agreement`` is the share of inputs with the same largest output. ``*_fp32`` compares with the
-    FP32 model's outputs.
+    ``equal`` means equal bits. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), that of the worst of
+    several outputs, None when equal. ``agreement`` is the share of inputs with the same largest output, of several that
+    with scores of classes. ``*_fp32`` compares with the FP32 model's outputs.
     """
 
     passed: bool
@@ -56,12 +57,16 @@ def verify(package_dir: Path) -> Verification:
     golden = _read_golden(package_dir / GOLDEN_NAME)
     # One batch, as the build ran them: dynamic quantization takes its ranges from the whole batch.
     with Runner(package_dir, instances=1, batch_size=max(1, len(golden["input"])), check=False) as runner:
-        got = runner.replay(golden["input"])
+        got, signature = runner.replay(golden["input"]), runner.signature
     expected, fp32 = golden["output"], golden["output_fp32"]
     if got.shape != expected.shape:
         raise IntegrityError(f"the model returned {got.shape} for golden inputs whose output is {expected.shape}")
     equal = bool(np.array_equal(got, expected))
-    sqnr = _sqnr(expected, got)
+    sqnr = _sqnr(signature, expected, got)
+    name = (signature.class_scores or signature.outputs[0]).name
+    scores = {
+        which: signature.split(values)[name] for which, values in (("got", got), ("build", expected), ("fp32", fp32))
+    }
     return Verification(
         passed=equal or (sqnr is not None and sqnr >= MIN_SQNR_DB),
         files=len(manifest.files),
@@ -70,15 +75,15 @@ def verify(package_dir: Path) -> Verification:
         max_abs_diff=float(np.abs(got - expected).max()),
         sqnr_db=sqnr,
         min_sqnr_db=MIN_SQNR_DB,
-        agreement=agreement(expected, got),
-        sqnr_fp32_db=_sqnr(fp32, got),
-        agreement_fp32=agreement(fp32, got),
+        agreement=agreement(scores["build"], scores["got"]),
+        sqnr_fp32_db=_sqnr(signature, fp32, got),
+        agreement_fp32=agreement(scores["fp32"], scores["got"]),
     )
 
 
-def _sqnr(reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float | None:
-    """Return the SQNR in dB, None where there is no noise, because JSON has no infinity."""
-    found = sqnr_db(reference, actual)
+def _sqnr(signature: Signature, reference: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float | None:
+    """Return the SQNR in dB of the worst output, None where there is no noise, because JSON has no infinity."""
+    found = worst_sqnr_db(signature, reference, actual)
     return None if found == float("inf") else found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.manifest import Manifest, parse_manifest
+from cpupack.runtime.signature import signature_of
 from cpupack.targets import ENGINES
 
 
@@ -17,11 +18,10 @@ def fact_rows(manifest: Manifest, *, measured: bool = True) -> list[tuple[str, s
     if not measured:
         manifest = parse_manifest(manifest.to_json(), MANIFEST_NAME)
     model, target = manifest.model, manifest.target
-    shape = " x ".join(str(size) for size in manifest.input_shape)
     rows = [
         ("Source", model["source"]),
         ("Weights", "RANDOM, not trained" if manifest.random_weights else model["weights"]),
-        ("Input", f"{shape}, " + ("images" if manifest.preprocess else "float32 arrays")),
+        *_ends(manifest),
         ("Size", _sizes(model["fp32_bytes"], model["int8_bytes"])),
         ("Parameters, MACs", f"{scaled(model['parameters'])}, {scaled(model['macs'])}"),
         ("Operators", f"{model['int8_operators']} INT8, {model['fp32_operators']} FP32"),
@@ -46,7 +46,13 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows about accuracy and speed. Anything that was not measured has no row."""
     compared = f"on {accuracy['samples']} samples ({accuracy['data']})"
     sqnr = accuracy["sqnr_db"]
-    rows = [("Outputs against FP32", f"SQNR {'infinite' if sqnr is None else f'{sqnr:.1f} dB'} {compared}")]
+    outputs = accuracy.get("outputs") or []
+    worst = f" in the worst, {accuracy['worst_output']}," if len(outputs) > 1 else ""
+    rows = [("Outputs against FP32", f"SQNR {_db(sqnr)}{worst} {compared}")]
+    if len(outputs) > 1:
+        rows += [
+            (f"Output {each['name']}", f"SQNR {_db(each['sqnr_db'])}, cosine {each['cosine']:.4f}") for each in outputs
+        ]
     if accuracy["agreement"] is not None:
         rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
     for key, label in (("top1", "Top-1"), ("top5", "Top-5")):
@@ -61,10 +67,24 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Metric", f"{measured} ({accuracy['metric']}, {accuracy['metric_goal']})"))
     for gate in accuracy["gates"]:
         verdict = "held" if gate["passed"] else "FAILED"
-        rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}, bound {gate['bound']:g}: {verdict}"))
+        of = f" for {gate['output']}" if gate.get("output") else ""
+        rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}{of}, bound {gate['bound']:g}: {verdict}"))
     if accuracy["speedup"] is not None:
         rows.append(("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads"))
     return rows
+
+
+def _db(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.1f} dB"
+
+
+def _ends(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the rows about inputs and outputs, by name where there are several."""
+    signature = signature_of(manifest)
+    if not signature.is_plain:
+        return [("Inputs", signature.inputs_text()), ("Outputs", signature.outputs_text())]
+    shape = " x ".join(str(size) for size in manifest.input_shape)
+    return [("Input", f"{shape}, " + ("images" if manifest.preprocess else "float32 arrays"))]
 
 
 def plan_text(manifest: Manifest) -> str:

@@ -186,7 +186,7 @@ def _root_problems(path: Path, archive: zipfile.ZipFile, package: str) -> list[s
 def _facts(path: Path, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     try:
         return tuple(fact_rows(manifest))
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, IntegrityError) as error:
         raise UsageError(f"{path}: the manifest is damaged: {error!r}", hint="build it again") from error
 
 

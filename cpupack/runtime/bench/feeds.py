@@ -18,15 +18,16 @@ from ..engine.contract import model_path
 from ..engine.crew import Crew
 from ..engine.pool import InstancePool
 from ..errors import InputError
-from ..images.inputs import random_input
-from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest
 from ..plan.decide import Plan
+from ..rows import random_engine_input
+from ..signature import signature_of
 from ..threads import Answer
 from .scenarios import Pool
 
 if TYPE_CHECKING:
-    from ..runner import Runner
+    from ..rows import random_engine_input
+from ..runner import Runner
 
 _BUFFER_BYTES = 128 * 2**20
 _NAMED = 5
@@ -163,20 +164,20 @@ def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[npt.NDA
     """Return distinct batches of what the model takes, equal for equal seeds.
 
     They are random pixels where there is preprocessing (uint8 for a model with ``pixel_input``, else normalized to
-    float32), else standard normal values. Several batches are used in turn, because a single one would stay in the
+    float32), else standard normal values; of several inputs, rows of these, of ids of the vocabulary, and of masks of
+    mostly ones. Several batches are used in turn, because a single one would stay in the
     cache, which real input does not.
     """
     bytes_each = (1 if manifest.pixel_input else 4) * math.prod((batch_size, *manifest.input_shape))
     count = max(3, min(16, _BUFFER_BYTES // bytes_each))
-    generator = np.random.default_rng(seed)
-    spec = PreprocessSpec.from_dict(manifest.preprocess) if manifest.preprocess else None
-    return [
-        random_input(generator, batch_size, manifest.input_shape, spec, pixel_input=manifest.pixel_input)
-        for _ in range(count)
-    ]
+    generator, inputs = np.random.default_rng(seed), signature_of(manifest).inputs
+    return [random_engine_input(inputs, generator, batch_size, pixel_input=manifest.pixel_input) for _ in range(count)]
 
 
 def _made_of(manifest: Manifest) -> str:
+    signature = signature_of(manifest)
+    if signature.takes_rows:
+        return f"random values of {signature.inputs_text()}"
     if manifest.preprocess is None:
         return "standard normal values"
     return "random pixels" if manifest.pixel_input else "random uint8 pixels, normalized beforehand"

@@ -15,6 +15,7 @@ from ..errors import HostError, RunnerError
 from ..host import processes
 from ..manifest import Manifest
 from ..plan.decide import Plan
+from ..signature import signature_of
 from .results import Start
 
 PROCESSES = 3
@@ -33,7 +34,7 @@ imported = time.monotonic()
 with runner_class(**given["setting"]) as runner:
     loaded = time.monotonic()
     import numpy
-    runner(numpy.zeros(given["shape"], given["dtype"]))
+    runner({each["name"]: numpy.full(each["shape"], each["fill"], each["dtype"]) for each in given["inputs"]})
     predicted = time.monotonic()
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
@@ -48,14 +49,19 @@ It has the import path of this process, but not the working directory, whatever 
 
 def measure_start(package_dir: Path, manifest: Manifest, plan: Plan) -> Start:
     """Start ``PROCESSES`` processes one after the other, and return the median of each figure. Raises RunnerError."""
-    height_last = manifest.preprocess is not None and len(manifest.input_shape) == 3
-    channels, *rest = manifest.input_shape
     given = {
         "path": [str(package_dir.parent.resolve()), *filter(None, sys.path)],
         "package": package_dir.name,
         "setting": {"threads": plan.threads, "instances": plan.instances, "batch_size": plan.batch_size},
-        "shape": [1, *rest, channels] if height_last else [1, *manifest.input_shape],
-        "dtype": "uint8" if height_last else "float32",
+        "inputs": [
+            {
+                "name": each.name,
+                "shape": [1, *(each.pixel_shape or each.shape)],
+                "dtype": "uint8" if each.pixel_shape else each.dtype,
+                "fill": each.default or 0,
+            }
+            for each in signature_of(manifest).inputs
+        ],
     }
     rows = [_start(given) for _ in range(PROCESSES)]
     return Start(*(statistics.median(column) for column in zip(*rows, strict=True)))

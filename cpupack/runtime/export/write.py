@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
+from ..signature import Signature, TensorSpec, signature_of, takes_rows
 from . import model_file
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
@@ -77,17 +78,54 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
 
 
 def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -> str:
-    shape = manifest.model["output_shape"]
+    shape, signature = manifest.model["output_shape"], signature_of(manifest)
+    output_shape = "" if len(shape) == 1 else f", in the order of an array {tuple(shape)}"
     return string.Template((_TEMPLATES / README).read_text(encoding="utf-8")).substitute(
         name=manifest.name,
         version=manifest.version,
         labels_row="| `labels.txt` | the names of the classes, in the order of the results |\n"
         if manifest.labels
         else "",
-        input="\n".join(_input(spec, program)),
+        input="\n".join([*_input(spec, program), *_places(signature.inputs, signature.input_places())]),
         outputs=program.outputs,
-        output_shape="" if len(shape) == 1 else f", in the order of an array {tuple(shape)}",
+        output_shape=output_shape,
+        output_places="".join(f"\n{line}" for line in _outputs(signature)),
     )
+
+
+def _places(specs: Sequence[TensorSpec], places: Sequence[slice]) -> list[str]:
+    """Return where each of several inputs is among the values."""
+    if not takes_rows(specs):
+        return []
+    rows = ["", "| values | input |", "|---|---|"]
+    for spec, place in zip(specs, places, strict=True):
+        order = f"`{spec.name}`, an array {spec.shape}" if spec.shape else f"`{spec.name}`, one number"
+        if spec.preprocess is not None:
+            channels, height, width = spec.shape
+            order = (
+                f"`{spec.name}`, an image {(height, width, channels)}, each value (pixel / 255 - mean) / std with mean "
+                f"{spec.preprocess.mean} and std {spec.preprocess.std}"
+            )
+        elif spec.dtype != "float32":
+            most = f" from 0 to {spec.vocabulary - 1}" if spec.vocabulary else ""
+            order += f" of {'zeros and ones' if spec.dtype == 'bool' else f'whole numbers{most}'}"
+        rows.append(f"| {place.start} to {place.stop - 1} | {order} |")
+    return rows
+
+
+def _outputs(signature: Signature) -> list[str]:
+    """Return where each of several outputs is, and what the Python runner makes of it and C does not."""
+    rows = []
+    if signature.gives_rows:
+        rows += ["", "| values | output |", "|---|---|"]
+        for spec, place in zip(signature.outputs, signature.output_places(), strict=True):
+            order = f"`{spec.name}`, an array {spec.shape}" if spec.shape else f"`{spec.name}`, one number"
+            rows.append(f"| {place.start} to {place.stop - 1} | {order} |")
+    for spec in signature.outputs:
+        if spec.apply is not None:
+            over = "" if spec.apply == "sigmoid" else f" over dimension {spec.dim}"
+            rows += ["", f"The Python runner applies {spec.apply}{over} to `{spec.name}`; these are the values before."]
+    return rows
 
 
 def _input(spec: PreprocessSpec | None, program: Program) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
 from ..runner import Prediction, Runner
+from ..signature import TensorSpec
+from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
-from .tensors import BYTES, Buffer
+from .tensors import BYTES, DTYPES, Buffer
 
-INPUT, OUTPUT = "input", "output"
-"""The names of the model's one input and one output."""
-
-IMAGE, TENSOR, ARRAY_FILE = "image", "tensor", "npy"
-"""Kinds of data: encoded images, samples that are ready, ``.npy`` files."""
+IMAGE, TENSOR, ARRAY_FILE, NAMED = "image", "tensor", "npy", "named"
+"""Kinds of data: encoded images, samples that are ready, ``.npy`` files, samples of several inputs to be decoded."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Data:
     """The samples of one request: an array of them, or encoded ones to be decoded in an instance's thread."""
 
     kind: str
-    items: npt.NDArray[Any] | Sequence[Buffer]
+    items: npt.NDArray[Any] | Sequence[Buffer | Sample]
 
     @property
     def samples(self) -> int:
@@ -39,7 +38,9 @@ class Data:
 
     @property
     def size_bytes(self) -> int:
-        return self.items.nbytes if isinstance(self.items, np.ndarray) else sum(map(len, self.items))
+        if isinstance(self.items, np.ndarray):
+            return self.items.nbytes
+        return sum(each.size_bytes if isinstance(each, Sample) else len(each) for each in self.items)
 
     def part(self, start: int, stop: int) -> Data:
         """Return some of the samples, without a copy."""
@@ -66,13 +67,20 @@ class ServedModel:
         manifest = runner.manifest
         self.name, self.version = manifest.name, manifest.version
         self.batch_size = runner.plan.batch_size
+        self.signature = signature = runner.signature
         self.takes_images = runner.pixel_shape() is not None
-        self.output_shape = tuple(manifest.model["output_shape"])
-        self.classifies = len(self.output_shape) == 1
-        shape = runner.pixel_shape() or manifest.input_shape
-        self.input = TensorFacts(INPUT, "UINT8" if self.takes_images else "FP32", (-1, *shape))
-        self.output = TensorFacts(OUTPUT, "FP32", (-1, *self.output_shape))
-        self.sample_bytes = math.prod(shape) * (1 if self.takes_images else 4)
+        self.named = signature.takes_rows
+        self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
+        self.inputs = tuple(
+            TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *_given(each)))
+            for each in signature.inputs
+        )
+        self.outputs_facts = tuple(
+            TensorFacts(each.name, DATATYPES[each.dtype], (-1, *each.result_shape)) for each in signature.outputs
+        )
+        self.input = self.inputs[0]
+        first = signature.inputs[0]
+        self.sample_bytes = math.prod(_given(first)) * DTYPES[self.input.datatype].itemsize
         self._sizes = shapes_up_to(self.batch_size)
         # After a reload the runner comes from another copy of the runtime, which has errors of its own.
         self._errors = sys.modules[type(runner).__module__.rpartition(".")[0] + ".errors"]
@@ -83,42 +91,56 @@ class ServedModel:
             "name": self.name,
             "versions": [self.version],
             "platform": "cpupack",
-            "inputs": [self.input.to_dict()],
-            "outputs": [self.output.to_dict()],
+            "inputs": [each.to_dict() for each in self.inputs],
+            "outputs": [each.to_dict() for each in self.outputs_facts],
         }
 
     def read(self, request: InferRequest) -> Data:
         """Return the samples of a request. Raises InputError for inputs that the model does not take."""
-        if len(request.inputs) != 1 or request.inputs[0].name != INPUT:
-            names = ", ".join(repr(one.name[:40]) for one in request.inputs[:5])
-            raise InputError(f"got inputs {names}; this model has one, {INPUT!r}")
+        known = {each.name: each for each in self.outputs_facts}
         for wanted in request.outputs:
-            if wanted.name != OUTPUT:
-                raise InputError(f"output {wanted.name[:40]!r} is asked for; this model has one, {OUTPUT!r}")
-            if wanted.classes and not self.classifies:
-                raise InputError(f"classification needs class scores; the output has shape {list(self.output_shape)}")
+            if wanted.name not in known:
+                raise InputError(f"output {wanted.name[:40]!r} is asked for; this model has {_listed(known)}")
+            found = known[wanted.name]
+            if wanted.classes and (len(found.shape) != 2 or found.datatype != "FP32"):
+                raise InputError(
+                    f"classification needs class scores; the output has shape {list(found.shape[1:])}"
+                    + ("" if found.datatype == "FP32" else f" of {found.datatype}")
+                )
+        if self.named:
+            return self._named(request.inputs)
+        if len(request.inputs) != 1 or request.inputs[0].name != self.input.name:
+            names = ", ".join(repr(one.name[:40]) for one in request.inputs[:5])
+            raise InputError(f"got inputs {names}; this model has one, {self.input.name!r}")
         return self.read_tensor(request.inputs[0])
+
+    def _named(self, tensors: Sequence[InputTensor]) -> Data:
+        try:
+            found = rows_of(self.signature, tensors, check_finite=self.runner.checks_finite)
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from None
+        return Data(TENSOR if isinstance(found, np.ndarray) else NAMED, found)
 
     def read_tensor(self, tensor: InputTensor) -> Data:
         """Return the samples of one tensor. Raises InputError."""
         if isinstance(tensor.data, list):
             if not self.takes_images:
-                raise InputError(f"input {INPUT!r}: BYTES are encoded images, and this model takes arrays, FP32")
+                raise InputError(f"input {tensor.name!r}: BYTES are encoded images, and this model takes arrays, FP32")
             if tensor.shape != (tensor.shape[0],) + (1,) * (len(tensor.shape) - 1) if tensor.shape else True:
                 raise InputError(
-                    f"input {INPUT!r}: BYTES of shape {list(tensor.shape)}; expected [n] or [n, 1], an image each"
+                    f"input {tensor.name!r}: BYTES of shape {list(tensor.shape)}; expected [n] or [n, 1], an image each"
                 )
             if not tensor.data:
-                raise InputError(f"input {INPUT!r}: the batch is empty; expected at least one image")
+                raise InputError(f"input {tensor.name!r}: the batch is empty; expected at least one image")
             return Data(IMAGE, tensor.data)
         if tensor.datatype not in ("FP32", "UINT8"):
             takes = "UINT8, FP32 or BYTES (encoded images)" if self.takes_images else "FP32"
-            raise InputError(f"input {INPUT!r}: datatype is {tensor.datatype}; this model takes {takes}")
+            raise InputError(f"input {tensor.name!r}: datatype is {tensor.datatype}; this model takes {takes}")
         try:
             self.runner.check_batch(str(tensor.data.dtype), tensor.shape)
             self.runner.finite(tensor.data)
         except self._errors.InputError as error:
-            raise InputError(f"input {INPUT!r}: {error}") from None
+            raise InputError(f"input {tensor.name!r}: {error}") from None
         return Data(TENSOR, tensor.data)
 
     def read_raw(self, body: Buffer, content_type: str) -> Data:
@@ -126,6 +148,10 @@ class ServedModel:
 
         Raises InputError, also where the body could be both and ``content_type`` does not tell.
         """
+        if len(self.inputs) > 1:
+            raise InputError(
+                f"raw data alone is for one input, and this model has {_listed(each.name for each in self.inputs)}"
+            )
         if not len(body):
             raise InputError("the body is empty")
         whole = len(body) % self.sample_bytes == 0
@@ -143,16 +169,15 @@ class ServedModel:
                 f"multiple of {self.sample_bytes}" + (", and it is no image either" if self.takes_images else "")
             )
         shape = (len(body) // self.sample_bytes, *self.input.shape[1:])
-        dtype = np.uint8 if self.takes_images else np.float32
-        return self.read_tensor(
-            InputTensor(INPUT, self.input.datatype, shape, np.frombuffer(body, dtype).reshape(shape))
-        )
+        array = np.frombuffer(body, DTYPES[self.input.datatype]).reshape(shape)
+        tensor = InputTensor(self.input.name, self.input.datatype, shape, array)
+        return self._named([tensor]) if self.named else self.read_tensor(tensor)
 
     def prepare(self, data: Data) -> npt.NDArray[Any]:
         """Return the samples as one array, decoded. Slow: for instances' threads. Raises InputError."""
         if isinstance(data.items, np.ndarray):
             return data.items
-        load = _read_npy if data.kind == ARRAY_FILE else bytes
+        load: Any = {ARRAY_FILE: _read_npy, NAMED: dict}.get(data.kind, bytes)
         try:
             return np.stack([self.runner.load(load(item)) for item in data.items])
         except self._errors.InputError as error:
@@ -182,11 +207,12 @@ class ServedModel:
         self, logits: npt.NDArray[np.float32], wanted: Sequence[WantedOutput], *, binary: bool = False
     ) -> list[OutputTensor]:
         """Return the outputs that a request asks for; all of them where it asks for none."""
+        values, known = self.signature.unpack(logits), {each.name: each for each in self.outputs_facts}
         return [
-            self._classes(logits, one)
+            self._classes(values[one.name], one)
             if one.classes
-            else OutputTensor(OUTPUT, "FP32", logits.shape, logits, one.binary)
-            for one in wanted or (WantedOutput(OUTPUT, binary),)
+            else OutputTensor(one.name, known[one.name].datatype, values[one.name].shape, values[one.name], one.binary)
+            for one in wanted or [WantedOutput(name, binary) for name in known]
         ]
 
     def top(self, row: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
@@ -201,12 +227,22 @@ class ServedModel:
             for index in np.argsort(-row, kind="stable")[:count].tolist():
                 label = f":{labels[index]}" if labels else ""
                 found.append(f"{row[index]:f}:{index}{label}".encode())
-        return OutputTensor(OUTPUT, BYTES, (len(logits), count), found, wanted.binary)
+        return OutputTensor(wanted.name, BYTES, (len(logits), count), found, wanted.binary)
 
     def golden_inputs(self) -> npt.NDArray[Any]:
         """Return the inputs that the build has stored, for a first call."""
         with np.load(self.package_dir / GOLDEN_NAME, allow_pickle=False) as arrays:
             return np.asarray(arrays["input"])
+
+
+def _given(spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape of one sample as clients send it: pixels of an image."""
+    return spec.pixel_shape or spec.shape
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = [repr(name) for name in names]
+    return f"one, {found[0]}" if len(found) == 1 else ", ".join(found)
 
 
 def looks_encoded(body: Buffer) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .model import ServedModel
+from .model import ServedModel, TensorFacts
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
@@ -49,6 +49,13 @@ def _predict(model: ServedModel) -> dict[str, Any]:
             "image/*": {"schema": binary},
             "multipart/form-data": {"schema": {"type": "object", "properties": {"file": binary}, "required": ["file"]}},
             "application/json": {"schema": {"$ref": "#/components/schemas/Images"}},
+        }
+    elif model.named:
+        fields = {each.name: {"type": "string"} for each in model.inputs}
+        needed = [each.name for each in model.signature.inputs if each.default is None]
+        content = {
+            "application/json": {"schema": {"$ref": "#/components/schemas/Named"}},
+            "multipart/form-data": {"schema": {"type": "object", "properties": fields, "required": needed}},
         }
     else:
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/Arrays"}}}
@@ -132,15 +139,33 @@ def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
     return {"type": "object", "properties": properties, "required": list(required or properties)}
 
 
+def _array(facts: TensorFacts) -> dict[str, Any]:
+    """Return the schema of one sample of a tensor as nested lists."""
+    kind = {"FP32": "number", "BOOL": "boolean"}.get(facts.datatype, "integer")
+    array: dict[str, Any] = {"type": kind}
+    for size in reversed(facts.shape[1:]):
+        array = {"type": "array", "items": array, "minItems": size, "maxItems": size}
+    return array
+
+
+def _named(model: ServedModel) -> dict[str, Any]:
+    """Return the schema of one sample by the names of its inputs; images are in base64."""
+    values: dict[str, Any] = {}
+    for spec, facts in zip(model.signature.inputs, model.inputs, strict=True):
+        values[spec.name] = {"type": "string", "format": "byte"} if spec.preprocess is not None else _array(facts)
+        if spec.vocabulary is not None:
+            values[spec.name]["description"] = f"whole numbers from 0 to {spec.vocabulary - 1}"
+    needed = tuple(each.name for each in model.signature.inputs if each.default is None)
+    return {**_object(needed, **values), "additionalProperties": False}
+
+
 def _schemas(model: ServedModel) -> dict[str, Any]:
     text, number, whole, true_false = ({"type": name} for name in ("string", "number", "integer", "boolean"))
     tensor = _object(name=text, datatype=text, shape={"type": "array", "items": whole})
     top = _object(label=text, index=whole, probability=number)
     found = {"type": "array", "items": _object(top={"type": "array", "items": top})}
     timing = _object(queue=number, prepare=number, compute=number, batch=whole)
-    array: dict[str, Any] = {"type": "number"}
-    for size in reversed(model.input.shape[1:]):
-        array = {"type": "array", "items": array, "minItems": size, "maxItems": size}
+    array = _array(model.input)
     return {
         "Error": _object(error=text),
         "Live": _object(live=true_false),
@@ -163,6 +188,7 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             "required": ["inputs"],
             "additionalProperties": False,
         },
+        "Named": _object(inputs={"type": "array", "minItems": 1, "items": _named(model)}),
         "Predictions": _object(
             ("model", "version", "timing_ms"), model=text, version=text, predictions=found, timing_ms=timing,
             outputs={"type": "array", "items": {"type": "object"}},
@@ -172,7 +198,8 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             inputs={"type": "array", "minItems": 1, "items": {
                 "type": "object",
                 "properties": {
-                    "name": {"const": model.input.name}, "datatype": {"enum": ["UINT8", "FP32", "BYTES"]},
+                    "name": {"enum": [each.name for each in model.inputs]},
+                    "datatype": {"enum": sorted({"UINT8", "FP32", "BYTES", *(each.datatype for each in model.inputs)})},
                     "shape": {"type": "array", "items": whole}, "data": {"type": "array"},
                     "parameters": {"type": "object"},
                 },
@@ -180,7 +207,9 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             }},
             outputs={"type": "array", "items": {
                 "type": "object", "required": ["name"],
-                "properties": {"name": {"const": model.output.name}, "parameters": {"type": "object"}},
+                "properties": {
+                    "name": {"enum": [each.name for each in model.outputs_facts]}, "parameters": {"type": "object"},
+                },
             }},
         ),
         "InferResponse": _object(

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from . import multipart
-from .model import ARRAY_FILE, IMAGE, TENSOR, Data, ServedModel
+from .model import ARRAY_FILE, IMAGE, NAMED, TENSOR, Data, ServedModel
+from .named import sample_of_form, samples_of_json
 from .protocol import read_json
 from .request import Format, Request
 from .service import Timing
@@ -42,15 +43,18 @@ def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) ->
     if kind == "application/json" or (not kind and body[:1] in (b"{", b"[")):
         return _from_json(model, read_json(body))
     if kind == "multipart/form-data":
-        files = [part.content for part in multipart.parts(body, multipart.boundary_of(content_type))]
+        parts = multipart.parts(body, multipart.boundary_of(content_type))
+        files = [part.content for part in parts]
         if not files:
             raise InputError("the multipart body has no part; send one for each input")
+        if model.named:
+            return Data(NAMED, [sample_of_form(model.signature, parts)])
         return Data(IMAGE if model.takes_images else ARRAY_FILE, files)
     if not body:
         raise InputError("the body is empty; send " + _wanted(model))
     if model.takes_images:
         return Data(IMAGE, [body])
-    if body.startswith(b"\x93NUMPY"):
+    if body.startswith(b"\x93NUMPY") and not model.named:
         return Data(ARRAY_FILE, [body])
     raise InputError(f"Content-Type is {kind[:60] or 'missing'!r}; send " + _wanted(model))
 
@@ -63,11 +67,21 @@ def answer_format(model: ServedModel, top_k: int) -> Format:
         if model.classifies:
             found["predictions"] = [{"top": [asdict(one) for one in model.top(row, top_k)]} for row in logits]
         else:
-            found["outputs"] = [{"shape": list(row.shape), "data": to_json(row)} for row in logits]
+            found["outputs"] = _outputs(model, logits)
         found["timing_ms"] = _timing(Timing.of(request))
         return json.dumps(found, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     return make
+
+
+def _outputs(model: ServedModel, logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Return the outputs of each sample: one, or all by name."""
+    values = model.signature.unpack(logits)
+    rows = [
+        {name: {"shape": list(each.shape[1:]), "data": to_json(each[number])} for name, each in values.items()}
+        for number in range(len(logits))
+    ]
+    return rows if model.signature.gives_rows else [next(iter(row.values())) for row in rows]
 
 
 def _timing(timing: Timing) -> dict[str, Any]:
@@ -75,6 +89,9 @@ def _timing(timing: Timing) -> dict[str, Any]:
 
 
 def _wanted(model: ServedModel) -> str:
+    if model.named:
+        names = ", ".join(f'"{each.name}": ...' for each in model.inputs)
+        return f'JSON {{"inputs": [{{{names}}}, ...]}}, or multipart/form-data with a field for each input'
     if model.takes_images:
         return 'image bytes, multipart/form-data with files, or JSON {"images": [base64, ...]}'
     return 'JSON {"inputs": [array, ...]}, or an .npy file'
@@ -87,6 +104,8 @@ def _from_json(model: ServedModel, value: Any) -> Data:
     items = value[many] if many in value else [value[one]]
     if not isinstance(items, list) or not items:
         raise InputError(f'"{many}" must be a list with at least one element')
+    if model.named:
+        return Data(NAMED, samples_of_json(model.signature, items))
     if model.takes_images:
         return Data(IMAGE, [_from_base64(item, number) for number, item in enumerate(items)])
     return _arrays(model, items)

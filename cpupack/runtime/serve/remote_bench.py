@@ -23,13 +23,18 @@ from ..bench.stats import latency_summary
 from ..bench.verdict import late_generator
 from ..errors import HostError, InputError
 from ..manifest import Manifest, read_manifest
+from ..rows import random_batch
+from ..signature import TensorSpec, signature_of
 from . import load_client
 from .descriptors import SERVICE, messages
 from .load_client import OK, REFUSED, Door, Outcome
+from .named import DATATYPES
+from .tensors import BYTES, join_bytes
 
 DEFAULT_DURATION_S = 10.0
 _WARM_UP_S = 1.0
 _MOST_FILES = 200
+_REQUESTS = 16
 _BUSY_CLIENT = 0.7
 """Share of a core above which the client itself may be what limits the rate."""
 
@@ -75,47 +80,66 @@ def run(package_dir: Path, url: str, options: BenchOptions) -> dict[str, Any]:
     return _result(target, manifest, options, load, outcome, what, cpu_s, took_s)
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor to send: ``body`` is its raw form, of BYTES the element without its length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    body: bytes
+
+
 def _door(target: Target, manifest: Manifest, package_dir: Path, options: BenchOptions) -> tuple[Door, str]:
+    inputs = signature_of(manifest).inputs
     if options.image_dir is not None:
         files = feeds.list_images(options.image_dir, manifest)[:_MOST_FILES]
-        bodies = [path.read_bytes() for path in files]
-        what = f"{len(bodies)} image files, {sum(map(len, bodies)) / len(bodies) / 1000:.0f} KB on average"
-        datatype, shapes = "BYTES", [(1,)] * len(bodies)
+        requests = [[_Tensor(inputs[0].name, BYTES, (1,), path.read_bytes())] for path in files]
+        size = sum(len(each.body) for (each,) in requests) / len(requests)
+        what = f"{len(requests)} image files, {size / 1000:.0f} KB on average"
     else:
-        arrays = _arrays(manifest, options.seed)
-        bodies = [array.tobytes() for array in arrays]
-        what = f"tensors of {len(bodies[0]) / 1000:.0f} KB"
-        datatype, shapes = ("UINT8" if arrays[0].dtype == np.uint8 else "FP32"), [array.shape for array in arrays]
+        requests = _requests(inputs, options.seed)
+        what = f"tensors of {sum(len(each.body) for each in requests[0]) / 1000:.0f} KB"
     headers: list[tuple[str, str]] = []
     if target.protocol == "grpc":
-        packed = [_message(manifest, datatype, shape, body) for shape, body in zip(shapes, bodies, strict=True)]
+        packed = [_message(manifest, each) for each in requests]
         return load_client.GrpcDoor(target.host, target.port, f"/{SERVICE}/ModelInfer", packed, headers), what
-    if datatype == "BYTES":
+    if options.image_dir is not None:
         path, headers = "/predict?top_k=5", [*headers, ("Content-Type", "image/jpeg")]
-        return load_client.HttpDoor(target.host, target.port, path, bodies, headers), what
-    whole = [_json_head(datatype, shape, len(body)) + body for shape, body in zip(shapes, bodies, strict=True)]
-    length = len(whole[0]) - len(bodies[0])
-    headers = [*headers, ("Inference-Header-Content-Length", str(length))]
+        return load_client.HttpDoor(target.host, target.port, path, [each.body for (each,) in requests], headers), what
+    heads = [_json_head(each) for each in requests]
+    whole = [b"".join([head, *(each.body for each in request)]) for head, request in zip(heads, requests, strict=True)]
+    headers = [*headers, ("Inference-Header-Content-Length", str(len(heads[0])))]
     return load_client.HttpDoor(target.host, target.port, f"/v2/models/{manifest.name}/infer", whole, headers), what
 
 
-def _arrays(manifest: Manifest, seed: int) -> list[np.ndarray[Any, Any]]:
-    generator, shape = np.random.default_rng(seed), manifest.input_shape
-    if manifest.preprocess is None:
-        return [generator.standard_normal((1, *shape), dtype=np.float32) for _ in range(16)]
-    pixels = (1, shape[1], shape[2], shape[0])
-    return [generator.integers(0, 256, pixels, dtype=np.uint8) for _ in range(16)]
+def _requests(inputs: Sequence[TensorSpec], seed: int) -> list[list[_Tensor]]:
+    """Return the tensors of a few requests of one sample, random values that the model takes."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(_REQUESTS):
+        batches = [(each.name, random_batch(each, generator, 1)) for each in inputs]
+        found.append([_Tensor(name, DATATYPES[str(one.dtype)], one.shape, one.tobytes()) for name, one in batches])
+    return found
 
 
-def _json_head(datatype: str, shape: Sequence[int], size: int) -> bytes:
-    one = {"name": "input", "datatype": datatype, "shape": list(shape), "parameters": {"binary_data_size": size}}
-    return json.dumps({"inputs": [one], "parameters": {"binary_data_output": True}}).encode()
+def _json_head(tensors: Sequence[_Tensor]) -> bytes:
+    """Return the JSON before binary data. All have one length: the tensors of requests have one size."""
+    described = [
+        {
+            "name": each.name, "datatype": each.datatype, "shape": list(each.shape),
+            "parameters": {"binary_data_size": len(each.body)},
+        }
+        for each in tensors
+    ]  # fmt: skip
+    return json.dumps({"inputs": described, "parameters": {"binary_data_output": True}}).encode()
 
 
-def _message(manifest: Manifest, datatype: str, shape: Sequence[int], body: bytes) -> bytes:
+def _message(manifest: Manifest, tensors: Sequence[_Tensor]) -> bytes:
     message = messages()["ModelInferRequest"](model_name=manifest.name)
-    message.inputs.add(name="input", datatype=datatype, shape=shape)
-    message.raw_input_contents.append(len(body).to_bytes(4, "little") + body if datatype == "BYTES" else body)
+    for each in tensors:
+        message.inputs.add(name=each.name, datatype=each.datatype, shape=each.shape)
+        message.raw_input_contents.append(join_bytes([each.body]) if each.datatype == BYTES else each.body)
     return bytes(message.SerializeToString())
 
 

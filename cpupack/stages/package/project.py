@@ -30,6 +30,7 @@ from cpupack.runtime.files import (
 )
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
 from cpupack.runtime.plain import to_plain
+from cpupack.runtime.signature import Signature, TensorSpec, signature_of
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
 from cpupack.stages.package.requirements import BUILD_REQUIRES, EXTRAS, REQUIRES_PYTHON, requirements
@@ -194,10 +195,29 @@ def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
         "random_weights": manifest.random_weights,
         "takes_images": manifest.preprocess is not None,
         "needs_torch": manifest.torch.get("reason") is not None,
+        **_named(signature_of(manifest)),
         "shape": ", ".join(str(size) for size in manifest.input_shape),
         "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest, measured=False)],
     }
     (staged.root / "README.md").write_text(render("project/README.md.j2", **context), encoding="utf-8")
+
+
+def _named(signature: Signature) -> dict[str, Any]:
+    """Return how to call a model of several inputs or outputs, for its README."""
+    if signature.is_plain:
+        return {"named": False, "ends": ""}
+
+    def value(spec: TensorSpec) -> str:
+        return "photo.jpg" if spec.preprocess is not None else f"{spec.name}.npy" if spec.shape else "1"
+
+    quoted = {each.name: f'"{value(each)}"' if each.shape else value(each) for each in signature.inputs}
+    return {
+        "named": signature.takes_rows,
+        "example": "{" + ", ".join(f'"{name}": {text}' for name, text in quoted.items()) + "}",
+        "keywords": ", ".join(f"{each.name}=..." for each in signature.inputs),
+        "flags": " ".join(f"--input {each.name}={value(each)}" for each in signature.inputs),
+        "ends": f"It takes {signature.inputs_text()}. It gives {signature.outputs_text()}.",
+    }
 
 
 def _write_manifest(staged: StagedProject, manifest: Manifest) -> None:

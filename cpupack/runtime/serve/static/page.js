@@ -23,13 +23,18 @@ function card(status) {
   at("lead").textContent = model.description;
   at("random").hidden = !model.random_weights;
   at("try").hidden = !model.takes_images;
+  const ends = (title, tensors) =>
+    tensors.map((one) => [
+      tensors.length > 1 ? `${title} ${one.name}` : title,
+      `${one.datatype} [${one.shape.join(", ")}]`,
+    ]);
   const promise = setting.promise_ms === null ? "none" : `p99 at most ${setting.promise_ms} ms`;
   const facts = [
     ["State", status.state],
     ["Promise", promise],
     ["Setting", `${setting.instances} × ${setting.threads} threads, batch up to ${setting.batch_size}`],
-    ["Input", `${model.input.datatype} [${model.input.shape.join(", ")}]`],
-    ["Output", `${model.output.datatype} [${model.output.shape.join(", ")}]`],
+    ...ends("Input", model.inputs),
+    ...ends("Output", model.outputs),
     ["Engine", [model.engine, model.isa].filter(Boolean).join(", ")],
     ["Size", model.int8_bytes ? `${(model.int8_bytes / 1e6).toFixed(1)} MB INT8` : null],
     ["Accuracy", accuracy(model.accuracy)],

@@ -1,0 +1,153 @@
+"""Requests to a model with several inputs: tensors, JSON values and form fields by the names of its inputs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..rows import pack
+from ..signature import Signature, TensorSpec
+from .multipart import Part
+from .protocol import InputTensor
+
+DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64", "bool": "BOOL"}
+"""The protocol's name of each dtype of an input or output."""
+
+
+class Sample(dict[str, Any]):
+    """One sample as ``Runner.load`` takes it, by the names of the inputs. Its length is in bytes."""
+
+    def __init__(self, values: Mapping[str, Any], size_bytes: int) -> None:
+        super().__init__(values)
+        self.size_bytes = size_bytes
+
+
+def rows_of(
+    signature: Signature, tensors: Sequence[InputTensor], *, check_finite: bool
+) -> npt.NDArray[np.float32] | list[Sample]:
+    """Return rows of tensors by name; samples to be decoded where an image is encoded (BYTES). Raises InputError."""
+    specs = {each.name: each for each in signature.inputs}
+    given: dict[str, Any] = {}
+    for tensor in tensors:
+        if tensor.name not in specs:
+            raise InputError(f"got the input {tensor.name[:40]!r}; this model has {', '.join(map(repr, specs))}")
+        if tensor.name in given:
+            raise InputError(f"the input {tensor.name!r} is there twice")
+        given[tensor.name] = _elements(specs[tensor.name], tensor) if isinstance(tensor.data, list) else tensor.data
+    if not any(isinstance(value, list) for value in given.values()):
+        return pack(signature, given, check_finite=check_finite)
+    counts = {name: len(value) for name, value in given.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"the inputs have different numbers of samples: {told}")
+    return [
+        _sample({name: value[number] for name, value in given.items()}) for number in range(next(iter(counts.values())))
+    ]
+
+
+def _elements(spec: TensorSpec, tensor: InputTensor) -> list[Any]:
+    """Return the encoded images of a tensor of BYTES."""
+    if spec.preprocess is None:
+        raise InputError(f"input {spec.name!r}: BYTES are encoded images, and this input is {DATATYPES[spec.dtype]}")
+    shape = tensor.shape
+    if not shape or shape != (shape[0],) + (1,) * (len(shape) - 1):
+        raise InputError(f"input {spec.name!r}: BYTES of shape {list(shape)}; expected [n] or [n, 1], an image each")
+    if not shape[0]:
+        raise InputError(f"input {spec.name!r}: the batch is empty; expected at least one image")
+    return list(tensor.data)
+
+
+def samples_of_json(signature: Signature, items: Sequence[Any]) -> list[Sample]:
+    """Return the samples in JSON, each an object by the names of the inputs; images are in base64. Raises InputError.
+
+    The only input of a model may be given by itself.
+    """
+    specs = {each.name: each for each in signature.inputs}
+    found = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) and len(specs) == 1:
+            item = {next(iter(specs)): item}
+        if not isinstance(item, dict):
+            raise InputError(f"input {number} is no object; expected one with {', '.join(specs)}")
+        found.append(_sample({name: _value(specs.get(name), name, value, number) for name, value in item.items()}))
+    return found
+
+
+def _value(spec: TensorSpec | None, name: str, value: Any, number: int) -> Any:
+    """Return a value of JSON as ``Runner.load`` takes it. A string is an image, and never the path of a file here."""
+    image = spec is not None and spec.preprocess is not None
+    if isinstance(value, str):
+        if image:
+            return _image(value, name, number)
+        raise InputError(f"input {number}: {name} is a string; expected a number or a list of numbers")
+    if image and isinstance(value, list):
+        try:
+            return np.asarray(value, np.float32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(f"input {number}: {name} is no array of numbers: {error}") from None
+    return value
+
+
+def _image(text: str, name: str, number: int) -> bytes:
+    """Return an image that JSON has in base64."""
+    try:
+        found = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"input {number}: {name} is not base64: {error}") from None
+    if not found:
+        raise InputError(f"input {number}: {name} is empty")
+    return found
+
+
+def sample_of_form(signature: Signature, parts: Sequence[Part]) -> Sample:
+    """Return the sample whose inputs are the fields of a form: image files, ``.npy`` files, numbers and lists in JSON.
+
+    Raises InputError.
+    """
+    specs = {each.name: each for each in signature.inputs}
+    values: dict[str, Any] = {}
+    for part in parts:
+        if part.name not in specs:
+            raise InputError(f"the form has a field {part.name[:40]!r}; this model has {', '.join(map(repr, specs))}")
+        if part.name in values:
+            raise InputError(f"the field {part.name!r} is there twice; send one sample in a form")
+        content = bytes(part.content)
+        if content.startswith(b"\x93NUMPY"):
+            values[part.name] = io.BytesIO(content)
+        elif specs[part.name].preprocess is not None:
+            values[part.name] = content
+        else:
+            values[part.name] = _number(content, part.name)
+    return _sample(values)
+
+
+def _number(content: bytes, name: str) -> Any:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = ""
+    if isinstance(value, str):
+        raise InputError(f"the field {name!r} is neither an .npy file nor a number or a list in JSON")
+    return value
+
+
+def _sample(values: Mapping[str, Any]) -> Sample:
+    return Sample(values, sum(_bytes_of(each) for each in values.values()))
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, bytes | memoryview):
+        return len(value)
+    if isinstance(value, io.BytesIO):
+        return value.getbuffer().nbytes
+    return sum(map(_bytes_of, value)) if isinstance(value, list) else 8
