@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
+from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.tags import NAME
 
 _TAKEN = frozenset(["self", *dir(fx.GraphModule(nn.Module(), fx.Graph()))])
@@ -41,7 +42,7 @@ def core(module: nn.Module) -> nn.Module:
 def kind_of(module: nn.Module) -> str:
     """Return the kind of a fused module as text: ``Conv2d+ReLU``."""
     parts = list(module) if isinstance(module, nn.Sequential) and len(module) else [module]
-    return "+".join(type(part).__name__ for part in parts)
+    return "+".join(part.kind if isinstance(part, Recurrent) else type(part).__name__ for part in parts)
 
 
 def is_within(name: str, modules: Collection[str]) -> bool:

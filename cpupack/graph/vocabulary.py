@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
+from cpupack.graph.recurrent import Recurrent
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -31,10 +33,9 @@ ADAPTIVE_POOLS = (
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
 )  # fmt: skip
-RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 MODULES: tuple[type[nn.Module], ...] = (
     *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear, *BATCH_NORMS, *NORMALIZATIONS, *ACTIVATIONS, *SOFTMAXES,
-    *MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.Embedding, *RECURRENT,
+    *MAX_POOLS, *AVERAGE_POOLS, *ADAPTIVE_POOLS, nn.Embedding, Recurrent,
 )  # fmt: skip
 
 ARITHMETIC = (torch.add, torch.sub, torch.mul, torch.div)

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, kind_of, scoped_name
+from cpupack.graph.recurrent import Recurrent, weights_of_recurrent
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, NORMALIZATIONS, SOFTMAXES
 from cpupack.sensitivity.rounding import round_weight
 
@@ -77,6 +78,8 @@ def weights_of(module: nn.Module) -> dict[str, tuple[torch.Tensor, int | None]]:
         return {f"{prefix}weight": (inner.weight.detach(), 0)}  # type: ignore[operator]  # a Parameter in all of them
     if type(inner) in TRANSPOSED_CONVS:
         return {f"{prefix}weight": (inner.weight.detach(), None)}  # type: ignore[operator]  # as above
+    if isinstance(inner, Recurrent):
+        return {name: (value, 0) for name, value in weights_of_recurrent(inner).items()}
     if type(inner) in RECURRENT:
         return {name: (value.detach(), None) for name, value in inner.named_parameters() if name.startswith("weight_")}
     return {}

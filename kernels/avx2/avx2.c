@@ -34,6 +34,8 @@
 #include "operators/float_rows.inc"
 #include "operators/float_matmul.inc"
 #include "operators/float_windows.inc"
+#include "operators/recurrent_products.inc"
+#include "operators/recurrent.inc"
 #include "operators/float_list.inc"
 #include "image/resize_passes.inc"
 #include "operators/kernel_list.inc"

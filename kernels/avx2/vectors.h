@@ -157,6 +157,16 @@ INLINE vec v_dot8(vec sum, vec unsigned8, vec signed8, int fits) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(low, signed8), ones));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(eighth, signed8), _mm256_set1_epi16(128)));
 }
+/* Codes from -128 to 127 of bytes that are 128 more, in the form that v_dot_codes takes: here the codes themselves. */
+#define CODES_PLUS_128 0
+#define v_codes(bytes) _mm256_xor_si256(bytes, _mm256_set1_epi8((char)0x80))
+/* Adds four products of codes and weights from -127 on to each int32. Two of them are 2 * 128 * 127 at most: they fit
+ * 16 bits.
+ */
+INLINE vec v_dot_codes(vec sum, vec codes, vec weights) {
+    const vec pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(weights, codes));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
 /* Adds two products of int16 to each int32. */
 #define v_dot16(sum, a, b) _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
 

@@ -90,6 +90,12 @@ INLINE __mmask16 active_lanes(int64_t count) {
 
 /* Adds four products of bytes to each int32. Unlike AVX2, it needs no small weights (`fits`). */
 #define v_dot8(sum, unsigned8, signed8, fits) ((void)(fits), _mm512_dpbusd_epi32(sum, unsigned8, signed8))
+/* Codes from -128 to 127 of bytes that are 128 more, in the form that v_dot_codes takes: here those bytes. A sum of
+ * products then begins with -128 times the sum of its weights.
+ */
+#define CODES_PLUS_128 1
+#define v_codes(bytes) (bytes)
+#define v_dot_codes(sum, codes, weights) _mm512_dpbusd_epi32(sum, codes, weights)
 /* Adds two products of int16 to each int32. In assembly, because clang makes two instructions of this one. */
 INLINE vec v_dot16(vec sum, vec a, vec b) {
 #ifdef CPUPACK_EMULATE

@@ -42,6 +42,8 @@ static inline int reads_caller(const struct cpupack_layer *spec) {
 static inline int reads_two(const struct cpupack_layer *spec) {
     if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL)
         return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
+    if (spec->op == OP_RECURRENT)
+        return spec->input2 >= 0;
     if (spec->op >= OP_FLOAT_INPUT)
         return 0;
     return spec->op == OP_ADD || spec->op == OP_SCALE || spec->op == OP_MULTIPLY || spec->flags & FLAG_RESIDUAL;
@@ -80,6 +82,18 @@ struct worker {
 #define SCRATCH_BYTES (1280 * 1024)
 #define PACKED_VALUES (64 * 1024)                             /* floats of a part of a matrix, in the scratch */
 #define VALUES_OF_PATCHES (SCRATCH_BYTES / 4 - PACKED_VALUES) /* floats that windows are gathered to, in the rest */
+
+/* Bytes of the scratch memory that a recurrent layer takes for each sequence that a worker runs at a time, and for each
+ * step of one whose inputs it multiplies at a time.
+ */
+static inline int64_t recurrent_sequence_room(const struct cpupack_recurrent *net) {
+    const int64_t values = 4 * cpupack_units(net), projected = net->outputs != net->units;
+    return 64 + cpupack_round_up(net->outputs, 64) + (net->kind == RECURRENT_LSTM ? values : 0) +
+           (projected ? values + cpupack_round_up(net->units, 64) : 0);
+}
+static inline int64_t recurrent_step_room(const struct cpupack_recurrent *net) {
+    return 64 + cpupack_round_up(net->inputs, 64) + 4 * cpupack_packed_columns(cpupack_gates(net, 1));
+}
 
 struct cpupack_taps;
 

@@ -41,6 +41,7 @@ enum cpupack_op {
     OP_FLOAT_MATMUL = 21,    /* the walk's last three sizes are rows, columns and the length of the sums */
     OP_FLOAT_WINDOWS = 22,   /* a convolution, or a pool */
     OP_FLOAT_GATHER = 23,    /* values by a list of their places; `scale` where the place is -1 */
+    OP_RECURRENT = 24,       /* an LSTM, a GRU or a plain recurrent layer; has a cpupack_recurrent, no walk */
 };
 
 enum cpupack_flag {
@@ -178,6 +179,88 @@ enum cpupack_windows {
     WINDOWS_MAXIMUM = 3,
     WINDOWS_AVERAGE = 4, /* the sum times `scale`; of the values inside the image alone where `scale` is 0 */
 };
+
+/* OP_RECURRENT: one layer over a sequence, forward alone or (directions 2) also backward. Values and results are
+ * float32; weights are INT8, and what they are multiplied with is rounded to 8 bits, each step with a scale of its own.
+ *
+ * After this struct, at `weights`, stand for each direction the weights of the inputs, of the hidden values and of the
+ * projection: [block][four inputs][column of 16][16 units][4 inputs]. The columns of a block are the gates of 16 units,
+ * or for kinds with one gate, and the projection, 64 units. At `scales` stand for each direction the factors of these
+ * columns (inputs, hidden values, projection), a bias for each column, and of a GRU the biases of the hidden values'
+ * third gate, which it multiplies. At `biases` stand for each direction the sums of the weights of these columns
+ * (int32).
+ */
+struct cpupack_recurrent {
+    int32_t kind; /* enum cpupack_recurrent_kind */
+    int32_t directions, steps, inputs, units;
+    int32_t outputs;             /* `units`; fewer where a projection makes the hidden values of an LSTM smaller */
+    int32_t in_first, in_step;   /* the first value of the first step, and from step to step */
+    int32_t out_first, out_step; /* the same for results: the outputs of the directions side by side */
+    int32_t cells_first;         /* LSTM: where the last cell values go, those of each direction side by side */
+    int32_t in2_first;           /* with a second buffer: the first hidden values of each direction, then cell values */
+    int32_t unused[4];
+};
+
+enum cpupack_recurrent_kind {
+    RECURRENT_LSTM = 0, /* columns: input, forget, cell, output */
+    RECURRENT_GRU = 1,  /* columns: reset, update, new */
+    RECURRENT_TANH = 2,
+    RECURRENT_RELU = 3,
+};
+
+#define CPUPACK_COLUMN 16 /* units that stand side by side in packed weights of OP_RECURRENT */
+
+static inline int64_t cpupack_round_up(int64_t count, int64_t multiple) {
+    return (count + multiple - 1) / multiple * multiple;
+}
+
+/* How a matrix of OP_RECURRENT is packed. */
+struct cpupack_packed {
+    int64_t wide;          /* columns of a block */
+    int64_t blocks, fours; /* blocks of columns; fours of inputs */
+};
+
+static inline int64_t cpupack_packed_columns(struct cpupack_packed packed) {
+    return packed.blocks * packed.wide * CPUPACK_COLUMN;
+}
+static inline int64_t cpupack_packed_bytes(struct cpupack_packed packed) {
+    return cpupack_packed_columns(packed) * packed.fours * 4;
+}
+
+static inline int cpupack_has_gates(const struct cpupack_recurrent *net) { return net->kind <= RECURRENT_GRU; }
+
+/* The weights of `inputs` inputs. */
+static inline struct cpupack_packed cpupack_gates(const struct cpupack_recurrent *net, int64_t inputs) {
+    const int64_t wide = net->kind == RECURRENT_GRU ? 3 : 4;
+    const int64_t together = cpupack_has_gates(net) ? CPUPACK_COLUMN : 4 * CPUPACK_COLUMN;
+    const struct cpupack_packed packed = {wide, (net->units + together - 1) / together, (inputs + 3) / 4};
+    return packed;
+}
+
+/* The weights of the projection; no blocks where there is none. */
+static inline struct cpupack_packed cpupack_projection(const struct cpupack_recurrent *net) {
+    const int64_t blocks = net->outputs == net->units ? 0 : (net->outputs + 63) / 64;
+    const struct cpupack_packed packed = {4, blocks, (net->units + 3) / 4};
+    return packed;
+}
+
+/* Units with those that fill the last column. */
+static inline int64_t cpupack_units(const struct cpupack_recurrent *net) {
+    return cpupack_packed_columns(cpupack_gates(net, 1)) / (cpupack_has_gates(net) ? cpupack_gates(net, 1).wide : 1);
+}
+
+/* Of each direction: bytes of weights, factors and biases, and sums of weights. */
+static inline int64_t cpupack_recurrent_weights(const struct cpupack_recurrent *net) {
+    return cpupack_packed_bytes(cpupack_gates(net, net->inputs)) +
+           cpupack_packed_bytes(cpupack_gates(net, net->outputs)) + cpupack_packed_bytes(cpupack_projection(net));
+}
+static inline int64_t cpupack_recurrent_sums(const struct cpupack_recurrent *net) {
+    return 2 * cpupack_packed_columns(cpupack_gates(net, 1)) + cpupack_packed_columns(cpupack_projection(net));
+}
+static inline int64_t cpupack_recurrent_factors(const struct cpupack_recurrent *net) {
+    return cpupack_recurrent_sums(net) + cpupack_packed_columns(cpupack_gates(net, 1)) +
+           (net->kind == RECURRENT_GRU ? cpupack_units(net) : 0);
+}
 
 struct cpupack_layer {
     int32_t op, flags;

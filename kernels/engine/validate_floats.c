@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/kernels.h"
+#include "engine/validate_recurrent.h"
 
 enum { DIMENSIONS = CPUPACK_DIMENSIONS };
 enum { MOST_TAPS = 4096 }; /* of a window, beyond four times the pixels of its image */
@@ -191,6 +192,8 @@ int float_layer_fits(const struct float_layer *layer) {
         return bytes_of(layer->in) <= bytes_of(layer->out) / 4;
     if (!holds_floats(layer->in) || (layer->in2 != NULL && !holds_floats(layer->in2)))
         return 0;
+    if (spec->op == OP_RECURRENT)
+        return recurrent_layer_fits(layer);
     if (spec->weights % 4 || (int64_t)sizeof(struct cpupack_walk) > layer->bytes - spec->weights)
         return 0;
     struct cpupack_walk walk;

@@ -213,6 +213,25 @@ INLINE vec v_dot8(vec sum, vec unsigned8, vec signed8, int fits) {
     return PAIR(dot_of_bytes((int32x4_t)sum.v[0], unsigned8.v[0], (int8x16_t)signed8.v[0]),
                 dot_of_bytes((int32x4_t)sum.v[1], unsigned8.v[1], (int8x16_t)signed8.v[1]));
 }
+/* Four products of signed bytes, added to each int32. */
+INLINE int32x4_t dot_of_signed(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#if HAS_DOTPROD || HAS_I8MM
+    return vdotq_s32(sum, a, b);
+#else
+    const int32x4_t first = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+    return vaddq_s32(sum, vpaddq_s32(first, vpaddlq_s16(vmull_high_s8(a, b))));
+#endif
+}
+/* Codes from -128 to 127 of bytes that are 128 more, in the form that v_dot_codes takes: here the codes themselves. */
+#define CODES_PLUS_128 0
+INLINE vec v_codes(vec bytes) {
+    const uint8x16_t sign = vdupq_n_u8(0x80);
+    return PAIR(veorq_u8(bytes.v[0], sign), veorq_u8(bytes.v[1], sign));
+}
+INLINE vec v_dot_codes(vec sum, vec codes, vec weights) {
+    return PAIR(dot_of_signed((int32x4_t)sum.v[0], (int8x16_t)codes.v[0], (int8x16_t)weights.v[0]),
+                dot_of_signed((int32x4_t)sum.v[1], (int8x16_t)codes.v[1], (int8x16_t)weights.v[1]));
+}
 INLINE int32x4_t dot_of_words(int32x4_t sum, int16x8_t a, int16x8_t b) {
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
 }

@@ -10,6 +10,7 @@ from torch.ao.quantization import DeQuantStub, QuantStub
 from torch.nn.utils import parametrizations
 
 from cpupack.graph.names import is_within
+from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import in_vocabulary
 from cpupack.progress import SilentProgress
 from cpupack.stages.capture import capture
@@ -330,9 +331,10 @@ def test_each_operation_has_one_form(forward: object, expected: list[str] | None
         nn.RNN(8, 4, batch_first=True),
     ],
 )
-def test_recurrent_layers_stay_whole(layer: nn.Module) -> None:
+def test_each_layer_of_a_recurrent_module_is_one_call(layer: nn.LSTM | nn.GRU | nn.RNN) -> None:
     graph = captured(Net(lambda net, x: net.layer(x)[0][:, -1], layer=layer), (6, 8))
-    assert kinds(graph)[0] == type(layer).__name__
+    own = [graph.get_submodule(str(each.target)) for each in graph.graph.nodes if each.op == "call_module"]
+    assert [each.kind for each in own if isinstance(each, Recurrent)] == [type(layer).__name__] * layer.num_layers
 
 
 def test_a_state_of_a_recurrent_layer_that_is_read_is_right_too() -> None:

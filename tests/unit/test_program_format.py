@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.engine import library, program_format
-from cpupack.stages.quantize.native import float_layers, moves, pack, program, walks
+from cpupack.stages.quantize.native import float_layers, moves, pack, program, recurrence, walks
 from cpupack.stages.quantize.native.fit import Fit
 from helpers import float_reference, program_header
 
@@ -22,6 +22,7 @@ def test_numbers() -> None:
     assert program_header.constant("CPUPACK_VERSION") == program_format.VERSION
     assert program_header.constant("CPUPACK_MASKED_WIDTH") == program_format.MASKED_WIDTH
     assert program_header.constant("CPUPACK_DEPTHWISE_CHANNELS") == pack.CHANNELS
+    assert program_header.constant("CPUPACK_COLUMN") == recurrence.COLUMN
     assert re.search(rf"^#define BLOCK {pack.BLOCK}\b", (KERNELS / "engine" / "kernels.h").read_text(), re.MULTILINE)
 
 
@@ -29,7 +30,7 @@ def test_numbers() -> None:
     ("name", "dtype"),
     [
         ("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER), ("walk", walks.WALK),
-        ("instruction", walks.INSTRUCTION),
+        ("instruction", walks.INSTRUCTION), ("recurrent", recurrence.RECURRENT),
     ],
 )  # fmt: skip
 def test_structs(name: str, dtype: np.dtype) -> None:
@@ -53,6 +54,7 @@ def test_structs(name: str, dtype: np.dtype) -> None:
     [
         ("op", program.Op), ("flag", program.Flag), ("fit", Fit), ("function", walks.Function),
         ("reduction", walks.Reduction), ("norm", walks.Norm), ("windows", walks.Windows),
+        ("recurrent_kind", recurrence.Kind),
     ],
 )  # fmt: skip
 def test_enums(name: str, members: type[IntEnum | IntFlag]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -201,49 +200,6 @@ def _embedding(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.module(table, r.activation(a["indices"]), word="embedding", owner=r.weight_name(a["weight"]))
 
 
-_RECURRENT: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
-
-
-def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
-    """Return the output of a recurrent layer that starts from zeros; where its states are read, it is kept."""
-    kind = r.node.target._schema.name.removeprefix("aten::")  # type: ignore[union-attr]  # an OpOverload
-    states_read = any(reader.args[1] != 0 and reader.users for reader in r.node.users)
-    packed = "input" not in a  # sequences of several lengths
-    if packed or states_read or not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
-        raise NotRaised
-    states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
-    parameters = [r.tensor(each) for each in a["params"]]
-    layers, directions = a["num_layers"], 2 if a["bidirectional"] else 1
-    if not all(_is_zero(r, each) for each in states) or len(parameters) % (layers * directions):
-        raise NotRaised
-    first = parameters[0]
-    assert first is not None
-    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
-    extra = {"nonlinearity": kind.removeprefix("rnn_")} if kind.startswith("rnn") else {}
-    projected = len(parameters) // (layers * directions) not in {2, 4}
-    if projected:
-        raise NotRaised
-    module = _RECURRENT[kind](
-        first.shape[1], first.shape[0] // gates, layers, bias=a["has_biases"], batch_first=a["batch_first"],
-        bidirectional=a["bidirectional"], **extra,
-    )  # fmt: skip
-    with torch.no_grad():
-        for own, value in zip([each for group in module.all_weights for each in group], parameters, strict=True):
-            assert value is not None
-            own.copy_(value)
-    node = r.module(module, r.activation(a["input"]), word=kind, owner=r.weight_name(a["params"][0]))
-    count = 3 if kind == "lstm" else 2
-    return [lambda: r.call(operator.getitem, node, 0, word="output"), *[None] * (count - 1)]
-
-
-def _is_zero(r: Raiser, state: object) -> bool:
-    if not isinstance(state, fx.Node):
-        return False
-    if state in r.known:
-        return bool((r.known[state] == 0).all())
-    return "zeros" in str(state.target)
-
-
 HANDLERS = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolve),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
@@ -259,5 +215,4 @@ HANDLERS = {
     "group_norm": _group_norm,
     "instance_norm": _instance_norm,
     "embedding": _embedding,
-    **dict.fromkeys(_RECURRENT, _recurrent),
 }

@@ -236,9 +236,20 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
         return _reduces_moved(node, read[0], batch)
     if node.target in POINTWISE:
         return True
+    if node.target is torch.cat:
+        return _joins_moved(node, rank, batch)
     products = node.target in (torch.matmul, F.scaled_dot_product_attention)
     alike = all(each.meta.get("rank") == rank for each in read)
     return node.target in _OF_ALIKE and alike and (behind > 1 or not products)
+
+
+def _joins_moved(node: fx.Node, rank: int, batch: _Batch) -> bool:
+    """Have a concatenation of tensors that all were moved join them along the dimension that it has there now."""
+    axis: Any = node.args[1] if len(node.args) > 1 else 0
+    if node.kwargs or axis % rank == batch.axis or any(each.op == "get_attr" for each in node.all_input_nodes):
+        return False
+    node.args = (node.args[0], _moved_axis(axis % rank, batch))
+    return True
 
 
 def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> bool:

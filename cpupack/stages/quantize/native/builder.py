@@ -13,6 +13,7 @@ from cpupack.artifacts import LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import Look
+from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
@@ -169,7 +170,11 @@ class Builder:
 
     def read_as_floats(self, node: fx.Node) -> bool:
         """Whether all that read a call's result take float32 values: calls in FP32, or the caller."""
-        return bool(node.users) and all(user.op == "output" or self.is_float(user) for user in node.users)
+        return bool(node.users) and all(user.op == "output" or self.takes_floats(user) for user in node.users)
+
+    def takes_floats(self, node: fx.Node) -> bool:
+        """Whether a call reads float32 values: one in FP32, or a recurrent layer, which makes codes of each step."""
+        return self.is_float(node) or isinstance(self.calls.module(node), Recurrent)
 
     def leave_floats(self, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None) -> int:
         """Add a buffer for a call's float32 values ``(height, width, channels)`` and return its number.
@@ -296,6 +301,13 @@ class Builder:
         """Record the fact about a call in FP32, which has no codes."""
         reason = self.reasons[node.name]
         self.facts.append(LayerFact(scoped_name(node), self.calls.kind(node), "fp32", kernel, reason=reason))
+        self.looks.append(None)
+        self._span()
+
+    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float) -> None:
+        """Record the fact about a recurrent layer, whose codes have a scale of their own in each step."""
+        fact = LayerFact(scoped_name(node), kind, "int8", "cpupack::recurrent", weight_sqnr_db=weight_sqnr_db)
+        self.facts.append(fact)
         self.looks.append(None)
         self._span()
 

@@ -143,6 +143,8 @@ def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> Vie
     """Run a call on a tensor that has the operand's steps. None where the result is a copy."""
     if not isinstance(operand, View) or b.calls.target(node) in (F.interpolate, F.pad):
         return None
+    if min(operand.steps, default=0) < 0:
+        return None  # torch has no tensor with such steps
     size = max(
         operand.first + sum((n - 1) * abs(step) for n, step in zip(operand.shape, operand.steps, strict=True)) + 1, 1
     )

@@ -13,6 +13,7 @@ from torch import fx
 
 from cpupack.errors import QuantizationError
 from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Program
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, constants_of
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -207,6 +208,44 @@ class Floats:
         walk = walk_of([([index.size], [[1], [0]])], [0, 0])
         self._append(Op.FLOAT_GATHER, out, view, -1, {"weights": walk, "scales": index}, {"scale": fill})
         return out
+
+    def recur(
+        self, operand: Operand, kind: Kind, directions: list[Direction], states: Operand | None = None
+    ) -> tuple[View, View, View | None, float]:
+        """Append a recurrent layer over ``(steps, inputs)``.
+
+        ``states`` are the first hidden values ``(directions, outputs)``, and for an LSTM after them the first cell
+        values ``(directions, units)``, as one vector; None for zeros. Returns all hidden values ``(steps, directions *
+        outputs)``, the last ones ``(directions, outputs)``, the last cell values ``(directions, units)`` of an LSTM,
+        and the SQNR of the weights in dB.
+        """
+        view = self.view(operand)
+        if view.steps[1] != 1 and view.shape[1] != 1:
+            view = self.map(self.new(view.shape), view)
+        if view.shape[0] > 1 and view.steps[0] < 0:
+            view = self.map(self.new(view.shape), view)  # the engine goes forward through memory
+        first = None if states is None else self.side_by_side(states)
+        (steps, _), count, outputs = view.shape, len(directions), directions[0].outputs
+        units = len(directions[0].inputs) // GATES[kind]
+        row = count * outputs
+        cells = count * units if kind is Kind.LSTM else 0
+        whole = self.new((steps * row + cells,))
+        fields = {
+            "steps": steps, "in_first": view.first, "in_step": view.steps[0] if steps > 1 else 0, "out_step": row,
+            "cells_first": steps * row if cells else 0, "in2_first": 0 if first is None else first.first,
+        }  # fmt: skip
+        constants, sqnr_db = constants_of(kind, directions, fields)
+        number = -1 if first is None else _number(first)
+        self._append(Op.RECURRENT, whole, view, number, constants)
+        last = View(whole.buffer, (1, outputs), (row, 1), (steps - 1) * row)
+        if count == 2:  # the backward direction ends at the first step
+            last = View(whole.buffer, (2, outputs), (outputs - (steps - 1) * row, 1), (steps - 1) * row)
+        return (
+            View(whole.buffer, (steps, row), (row, 1)),
+            last,
+            View(whole.buffer, (count, units), (units, 1), steps * row) if cells else None,
+            sqnr_db,
+        )
 
     # ---- in and out ----
 

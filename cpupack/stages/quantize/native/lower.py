@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
+from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
@@ -208,6 +210,10 @@ def _lower_call(b: Builder, node: fx.Node) -> None:
         return  # a size, a number or a table: its readers know the value
     if has_weights(calls, node):
         convolve(b, node)
+    elif is_recurrent(calls, node):
+        recur(b, node)
+    elif target is operator.getitem and node.args[0] in b.float_tuples:
+        part_of(b, node)
     elif calls.is_activation(node):
         joins.activate(b, node)
     elif affine.is_affine(calls, node):

@@ -92,10 +92,10 @@ def take_image(b: Builder, node: fx.Node) -> None:
     """Have a program read its whole float32 input, an image or a vector."""
     program = b.program
     b.images.add(node)
-    if any(b.is_float(user) for user in node.users):
+    if any(b.takes_floats(user) for user in node.users):
         shape = tuple(shape_of(node)[1:])
         b.floats.values[node] = values_of_input(b, shape, 0, image=len(shape) == 3)
-    if node.users and all(b.is_float(user) for user in node.users):
+    if node.users and all(b.takes_floats(user) for user in node.users):
         return
     number = b.add_buffer(program.input_height, program.input_width, program.input_channels_float, b.limits(node))
     buffer = b.buffer(number)
@@ -106,9 +106,9 @@ def take_image(b: Builder, node: fx.Node) -> None:
 
 def take(b: Builder, node: fx.Node, packing: Packing) -> None:
     """Have a program read one of its inputs, each value of which is somewhere among those of a sample."""
-    if any(b.is_float(user) for user in node.users):
+    if any(b.takes_floats(user) for user in node.users):
         b.floats.values[node] = values_of_input(b, packing.shape, packing.first, image=packing.image)
-    if node.users and all(b.is_float(user) for user in node.users):
+    if node.users and all(b.takes_floats(user) for user in node.users):
         return
     layout = image_layout(packing.shape) if packing.image else rows_layout(packing.shape)
     number = b.add_buffer(*layout, b.limits(node))

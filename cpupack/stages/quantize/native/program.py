@@ -62,6 +62,7 @@ class Op(IntEnum):
     FLOAT_MATMUL = 21
     FLOAT_WINDOWS = 22
     FLOAT_GATHER = 23
+    RECURRENT = 24
 
 
 class Flag(IntFlag):
@@ -193,6 +194,8 @@ def layers_alone(buffers: list[Buffer], layers: list[Layer]) -> int:
     larger, and it is faster to read them once for the whole batch.
     """
     for position, layer in enumerate(layers):
+        if layer.op is Op.RECURRENT:
+            return position  # it runs samples side by side
         if layer.op is not Op.CONV:
             continue
         out = buffers[layer.output] if layer.output >= 0 else None

@@ -7,6 +7,7 @@ is no layer with weights among them, because rounding them would cost accuracy a
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.functions import is_fused_relu
 from cpupack.stages.quantize.native.layouts import is_laid_out
+from cpupack.stages.quantize.native.recurrent import is_recurrent
 
 AROUND = "comes before or after the INT8 part"
 BETWEEN = "lies between layers in FP32"
+_LITTLE = (torch.mean, torch.sum, torch.amax, torch.add, torch.mul, nn.ReLU, nn.Tanh, nn.Sigmoid)
 BY_BATCH = "the native engine has no kernel for it: it depends on the size of the batch"
 
 
@@ -49,9 +52,11 @@ def split(
             continue
         if calls.counts_samples(node):
             reasons.setdefault(node, BY_BATCH)
-    weighted = [place for place, node in enumerate(nodes) if has_weights(calls, node) and node not in reasons]
+    weighted = [place for place, node in enumerate(nodes) if _has_products(calls, node) and node not in reasons]
     if not weighted:
-        raise QuantizationError("the native engine finds no convolution and no linear layer to run in INT8")
+        raise QuantizationError(
+            "the native engine finds no convolution, no linear and no recurrent layer to run in INT8"
+        )
     cuts = _cuts(nodes)
     begin = _begin(nodes, cuts, weighted[0], reasons)
     end = _end(calls, nodes, cuts, weighted[-1], reasons)
@@ -61,7 +66,9 @@ def split(
     while True:
         _follow(calls, nodes, reasons)
         segments = _segments(calls, nodes, reasons)
-        plain = [each for each in segments if each.native and not any(has_weights(calls, node) for node in each.nodes)]
+        plain = [
+            each for each in segments if each.native and not any(_has_products(calls, node) for node in each.nodes)
+        ]
         more = {node: BETWEEN for each in plain for node in each.nodes if node not in beyond}
         if not more:
             break
@@ -83,8 +90,43 @@ def _view_floats(
         if node in reasons or node in beyond or not node.op.startswith("call"):
             continue
         sources = [each for each in node.all_input_nodes if not _is_free(calls, each)]
-        if sources and calls.rearranges(node) and all(each in reasons and each not in beyond for each in sources):
+        if not sources or not all(_gives_floats(calls, each, reasons, beyond) for each in sources):
+            continue
+        recurs = any(_is_recurrent_result(calls, each) for each in sources)
+        if calls.rearranges(node) or (recurs and _costs_little(calls, node, sources)):
             reasons[node] = BETWEEN
+    for node in reversed(list(nodes)):
+        if node in reasons or node in beyond or "shape" not in node.meta or node.op == "placeholder":
+            continue
+        moves = calls.rearranges(node) or is_laid_out(calls, node)
+        if moves and node.users and all(_takes_steps(calls, each, reasons) for each in node.users):
+            reasons[node] = BETWEEN
+
+
+def _gives_floats(calls: Calls, node: fx.Node, reasons: Mapping[fx.Node, str], beyond: Collection[fx.Node]) -> bool:
+    """Whether a call leaves float32 values: one in FP32, or a recurrent layer, whose results are never rounded."""
+    return node not in beyond and (node in reasons or _is_recurrent_result(calls, node))
+
+
+def _is_recurrent_result(calls: Calls, node: fx.Node) -> bool:
+    return is_recurrent(calls, node) or (
+        node.target is operator.getitem and any(is_recurrent(calls, each) for each in node.all_input_nodes)
+    )
+
+
+def _costs_little(calls: Calls, node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether a call of a recurrent layer's results, which the engine has in FP32, is small beside that layer."""
+    target = calls.target(node)
+    alike = len({shape_of(each) for each in sources if "shape" in each.meta}) == 1
+    return target is torch.cat or (target in _LITTLE and alike)
+
+
+def _takes_steps(calls: Calls, node: fx.Node, reasons: Mapping[fx.Node, str]) -> bool:
+    return is_recurrent(calls, node) or (node in reasons and calls.rearranges(node))
+
+
+def _has_products(calls: Calls, node: fx.Node) -> bool:
+    return has_weights(calls, node) or is_recurrent(calls, node)
 
 
 def _follow(calls: Calls, nodes: Iterable[fx.Node], reasons: dict[fx.Node, str]) -> None:

@@ -1,0 +1,164 @@
+"""Packs recurrent layers for the engine (``Op.RECURRENT``): INT8 weights, their scales, biases and sums."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
+
+COLUMN = 16
+"""``CPUPACK_COLUMN``: units that stand side by side in packed weights."""
+_SCRATCH_BYTES = 1280 * 1024
+RECURRENT = np.dtype(
+    [
+        (name, "<i4")
+        for name in (
+            "kind", "directions", "steps", "inputs", "units", "outputs", "in_first", "in_step", "out_first",
+            "out_step", "cells_first", "in2_first",
+        )
+    ]
+    + [("unused", "<i4", 4)]
+)  # fmt: skip
+
+
+class Kind(IntEnum):
+    """``enum cpupack_recurrent_kind``."""
+
+    LSTM = 0
+    GRU = 1
+    TANH = 2
+    RELU = 3
+
+
+GATES = {Kind.LSTM: 4, Kind.GRU: 3, Kind.TANH: 1, Kind.RELU: 1}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The FP32 weights of a recurrent layer in one direction, as ``torch.nn`` has them.
+
+    ``inputs`` is ``(gates * units, inputs)``, ``hidden`` ``(gates * units, outputs)``, ``projection`` ``(outputs,
+    units)`` or None; biases are ``(gates * units,)``.
+    """
+
+    inputs: torch.Tensor
+    hidden: torch.Tensor
+    input_bias: torch.Tensor
+    hidden_bias: torch.Tensor
+    projection: torch.Tensor | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Hidden values of one step."""
+        return self.hidden.shape[1]
+
+
+def fits(kind: Kind, direction: Direction) -> bool:
+    """Whether one sequence and one step of it fit into a worker's memory (kernels.h: ``SCRATCH_BYTES``)."""
+    gates = GATES[kind]
+    units, inputs = len(direction.inputs) // gates, direction.inputs.shape[1]
+    together = COLUMN if gates > 1 else 4 * COLUMN
+    whole = math.ceil(units / together) * together
+    projected = direction.projection is not None
+    values = 4 * whole * ((kind is Kind.LSTM) + projected + max(gates, 1)) + direction.outputs + inputs
+    return values + (units if projected else 0) + 512 <= _SCRATCH_BYTES
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix as the engine has it: ``weights`` ``(blocks, fours, columns, 16, 4)`` int8, and of each column the
+    factor of its sums and the sum of its weights."""
+
+    weights: npt.NDArray[np.int8]
+    factors: npt.NDArray[np.float32]
+    sums: npt.NDArray[np.int32]
+
+
+def packed(weight: torch.Tensor, gates: int) -> Matrix:
+    """Return ``(gates * units, inputs)`` packed: blocks of 16 units with their gates, or of 64 units of one gate."""
+    scales = weight_scales(weight, 0)
+    codes = torch.clamp(torch.round(weight / scales), -LARGEST_CODE, LARGEST_CODE)
+    inputs, units = weight.shape[1], len(weight) // gates
+    wide = gates if gates > 1 else 4
+    blocks, fours = math.ceil(units / (COLUMN if gates > 1 else 4 * COLUMN)), math.ceil(inputs / 4)
+    whole = np.zeros((gates, blocks * (COLUMN if gates > 1 else 4 * COLUMN), 4 * fours), np.int8)
+    whole[:, :units, :inputs] = codes.reshape(gates, units, inputs).to(torch.int8).numpy()
+    by_block = _by_block(whole, wide)
+    factors = _by_block(_spread(scales.reshape(gates, units), whole.shape[1]), wide)
+    split = by_block.reshape(blocks, wide, COLUMN, fours, 4).transpose(0, 3, 1, 2, 4)
+    return Matrix(np.ascontiguousarray(split), factors.reshape(-1), by_block.sum(-1, dtype=np.int32).reshape(-1))
+
+
+def by_column(values: torch.Tensor, gates: int) -> npt.NDArray[np.float32]:
+    """Return a value for each gate and unit in the order of packed columns, zeros where a column has no unit."""
+    units = len(values) // gates
+    together = COLUMN if gates > 1 else 4 * COLUMN
+    whole = _spread(values.reshape(gates, units), math.ceil(units / together) * together)
+    return _by_block(whole, gates if gates > 1 else 4).reshape(-1)
+
+
+def constants_of(
+    kind: Kind, directions: list[Direction], fields: dict[str, int]
+) -> tuple[dict[str, npt.NDArray[Any]], float]:
+    """Return what a layer has at its offsets, and the SQNR of its weights in dB. ``fields`` are the walk's numbers."""
+    gates, first = GATES[kind], directions[0]
+    net = np.zeros(1, RECURRENT)
+    units = len(first.inputs) // gates
+    for name, value in {
+        "kind": kind, "directions": len(directions), "inputs": first.inputs.shape[1], "units": units,
+        "outputs": first.outputs, **fields,
+    }.items():  # fmt: skip
+        net[name] = value
+    weights: list[npt.NDArray[Any]] = [np.frombuffer(net.tobytes(), np.int8)]
+    factors: list[npt.NDArray[Any]] = []
+    sums: list[npt.NDArray[Any]] = []
+    signal = noise = 0.0
+    for each in directions:
+        matrices = [(each.inputs, gates), (each.hidden, gates)]
+        matrices += [(each.projection, 1)] if each.projection is not None else []
+        for weight, count in matrices:
+            matrix = packed(weight.float(), count)
+            weights.append(matrix.weights.reshape(-1))
+            factors.append(matrix.factors)
+            sums.append(matrix.sums)
+            own, lost = _energies(weight.float())
+            signal, noise = signal + own, noise + lost
+        hidden = each.hidden_bias.double().clone()
+        last = hidden[2 * units :].clone() if kind is Kind.GRU else None
+        if last is not None:
+            hidden[2 * units :] = 0.0  # it is multiplied by the reset gate, so it is added apart
+        factors.append(by_column((each.input_bias.double() + hidden).float(), gates))
+        if last is not None:
+            factors.append(_spread(last.float()[None], math.ceil(units / COLUMN) * COLUMN).reshape(-1))
+    sqnr_db = 10 * math.log10(signal / noise) if noise > 0 < signal else math.inf
+    return {
+        "weights": np.concatenate(weights), "scales": np.concatenate(factors), "biases": np.concatenate(sums),
+    }, sqnr_db  # fmt: skip
+
+
+def _energies(weight: torch.Tensor) -> tuple[float, float]:
+    scales = weight_scales(weight, 0)
+    rounded = torch.clamp(torch.round(weight / scales), -LARGEST_CODE, LARGEST_CODE) * scales
+    return float((weight.double() ** 2).sum()), float(((weight - rounded).double() ** 2).sum())
+
+
+def _spread(values: torch.Tensor, units: int) -> npt.NDArray[np.float32]:
+    whole = np.zeros((len(values), units), np.float32)
+    whole[:, : values.shape[1]] = values.detach().numpy()
+    return whole
+
+
+def _by_block(whole: npt.NDArray[Any], wide: int) -> npt.NDArray[Any]:
+    """Return ``(gates, units, ...)`` as ``(blocks, wide, 16, ...)``."""
+    gates, units = whole.shape[:2]
+    rest = whole.shape[2:]
+    if gates > 1:
+        return whole.reshape(gates, units // COLUMN, COLUMN, *rest).swapaxes(0, 1)
+    return whole.reshape(units // (wide * COLUMN), wide, COLUMN, *rest)

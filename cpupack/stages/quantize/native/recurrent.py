@@ -1,0 +1,75 @@
+"""Lowers recurrent layers: values in FP32 come in and go out, products are of INT8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpupack.graph.recurrent import Recurrent
+from cpupack.stages.quantize.native.bridges import as_floats
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import Calls
+from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, fits
+from cpupack.stages.quantize.native.walks import View
+
+
+def is_recurrent(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call is of a recurrent layer."""
+    return isinstance(calls.module(node), Recurrent)
+
+
+def recur(b: Builder, node: fx.Node) -> None:
+    """Lower a recurrent layer. Raises Refusal where one step does not fit into the engine's memory."""
+    module: Any = b.calls.module(node)
+    layer = module.layer
+    kind = _kind_of(layer)
+    directions = [_direction(group, layer, GATES[kind]) for group in layer.all_weights]
+    if not fits(kind, directions[0]):
+        raise b.calls.refusal(node, "of so many units")
+    x, *states = node.args
+    assert isinstance(x, fx.Node)
+    y, last, cells, sqnr_db = b.floats.recur(
+        b.floats.view(as_floats(b, x, node)), kind, directions, _joined(b, states, node)
+    )
+    b.float_tuples[node] = (y, last) if cells is None else (y, last, cells)
+    b.tell_recurrent(node, module.kind, sqnr_db)
+
+
+def part_of(b: Builder, node: fx.Node) -> None:
+    """Note which of a recurrent layer's results a call selects."""
+    source, number = node.args
+    assert isinstance(source, fx.Node)
+    assert isinstance(number, int)
+    b.floats.values[node] = b.float_tuples[source][number]
+
+
+def _joined(b: Builder, states: list[Any], reader: fx.Node) -> Operand | None:
+    """Return the first states as one vector: hidden values of each direction, then cell values."""
+    if not states:
+        return None
+    views = [b.floats.view(as_floats(b, each, reader)) for each in states]
+    if len(views) == 1:
+        return views[0]
+    whole = b.floats.new((sum(each.size for each in views),))
+    first = 0
+    for view in views:
+        rows, columns = view.shape
+        b.floats.map(View(whole.buffer, view.shape, (columns, 1), first), view)
+        first += rows * columns
+    return whole
+
+
+def _kind_of(layer: Any) -> Kind:
+    names = {"LSTM": Kind.LSTM, "GRU": Kind.GRU, "RNN_TANH": Kind.TANH, "RNN_RELU": Kind.RELU}
+    return names[layer.mode]
+
+
+def _direction(group: list[torch.Tensor], layer: Any, gates: int) -> Direction:
+    """Return the weights of a direction; biases that a layer does not have are zeros."""
+    values = [each.detach() for each in group]
+    rows = gates * layer.hidden_size
+    one, two = values[2:4] if layer.bias else (torch.zeros(rows), torch.zeros(rows))
+    return Direction(values[0], values[1], one, two, values[-1] if layer.proj_size else None)

@@ -1,0 +1,107 @@
+"""What the engine's recurrent layers compute, in numpy: exact sums of codes, then the kernels' float32 operations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
+from helpers.float_reference import Array, chain, f4, fma
+
+_P = (1.3354692463e-8, 2.0609108105e-5, 3.4955898300e-3, 1.3381026685e-1, 1.0)
+_Q = (7.7765719195e-7, 3.2856376492e-4, 2.5876989588e-2, 4.6714341640e-1, 1.0)
+_HALF, _ONE = np.float32(0.5), np.float32(1.0)
+Fraction = tuple[Array, Array]
+
+
+def tanh_as_fraction(x: Array) -> Fraction:
+    y = np.maximum(np.minimum(x, np.float32(9.0)), np.float32(-9.0))  # numpy's keep what is no number
+    z = y * y
+    return chain(z, *_P) * y, chain(z, *_Q)
+
+
+def sigmoid_as_fraction(x: Array) -> Fraction:
+    above, below = tanh_as_fraction(x * _HALF)
+    return below + above, below + below
+
+
+def quotient(a: Fraction) -> Array:
+    return a[0] / a[1]
+
+
+def product_of(a: Fraction, b: Fraction) -> Array:
+    return (a[0] * b[0]) / (a[1] * b[1])
+
+
+def codes(x: Array) -> tuple[Array, Array]:
+    """Return the codes of rows, int64, and their scales."""
+    largest = np.nanmax(np.abs(x), axis=-1, initial=0.0).astype(np.float32)
+    other = np.where(np.isfinite(x).all(-1), np.float32(0.0), np.float32(np.nan))
+    tiny = largest < np.float32(1e-30)
+    factor = np.where(tiny, np.float32(0.0), np.float32(127.0) / np.where(tiny, _ONE, largest))
+    scales = np.where(tiny, np.float32(0.0), largest / np.float32(127.0)) + other
+    shifted = fma(x, np.broadcast_to(factor[..., None], x.shape), np.full_like(x, 128.0))
+    rounded = np.rint(np.where(np.isfinite(shifted), shifted, 0.0)).clip(0, 255)
+    return rounded.astype(np.int64) - 128, scales.astype(np.float32)
+
+
+def products(x: Array, weight: torch.Tensor, terms: Array) -> Array:
+    """Return rows times a matrix, plus terms."""
+    grid = weight_scales(weight, 0)
+    whole = torch.clamp(torch.round(weight / grid), -LARGEST_CODE, LARGEST_CODE).to(torch.int64).numpy()
+    rows, scales = codes(x)
+    sums = (rows @ whole.T).astype(np.float32)
+    return fma(sums, scales[..., None] * grid.numpy().reshape(-1), np.broadcast_to(terms, sums.shape))
+
+
+def run(kind: Kind, directions: list[Direction], x: Array, states: Array | None = None) -> tuple[Array, Array, Array]:
+    """Return all hidden values, the last ones and the last cell values of sequences ``(n, steps, inputs)``."""
+    outputs, hidden, cells = [], [], []
+    for number, each in enumerate(directions):
+        first = None if states is None else _of_direction(states, number, len(directions), each, kind)
+        y, h, c = _run_one(kind, each, x[:, ::-1] if number else x, first)
+        outputs.append(y[:, ::-1] if number else y)
+        hidden.append(h)
+        cells.append(c)
+    return np.concatenate(outputs, 2), np.stack(hidden, 1), np.stack(cells, 1)
+
+
+def _of_direction(states: Array, number: int, count: int, each: Direction, kind: Kind) -> tuple[Array, Array]:
+    units = len(each.inputs) // GATES[kind]
+    own, before = each.outputs, count * each.outputs + number * units
+    return f4(states[:, number * own : (number + 1) * own]), f4(states[:, before : before + units])
+
+
+def _run_one(kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+    gates = GATES[kind]
+    units = len(each.inputs) // gates
+    h = np.zeros((len(x), each.outputs), np.float32) if states is None else states[0]
+    c = np.zeros((len(x), units), np.float32) if states is None or kind is not Kind.LSTM else states[1]
+    hidden_bias = each.hidden_bias.double().clone()
+    fresh_bias = f4(hidden_bias[2 * units :].float())
+    if kind is Kind.GRU:
+        hidden_bias[2 * units :] = 0.0
+    bias = (each.input_bias.double() + hidden_bias).float().numpy()
+    found = []
+    for step in range(x.shape[1]):
+        own = products(x[:, step], each.inputs, bias)
+        terms = own.copy()
+        if kind is Kind.GRU:
+            terms[:, 2 * units :] = fresh_bias
+        gate = products(h, each.hidden, terms)
+        parts = [gate[:, i * units : (i + 1) * units] for i in range(gates)]
+        if kind is Kind.LSTM:
+            kept = quotient(sigmoid_as_fraction(parts[1])) * c
+            c = kept + product_of(sigmoid_as_fraction(parts[0]), tanh_as_fraction(parts[2]))
+            h = product_of(sigmoid_as_fraction(parts[3]), tanh_as_fraction(c))
+            if each.projection is not None:
+                h = products(h, each.projection, np.zeros(each.outputs, np.float32))
+        elif kind is Kind.GRU:
+            new = fma(quotient(sigmoid_as_fraction(parts[0])), parts[2], own[:, 2 * units :])
+            new = quotient(tanh_as_fraction(new))
+            h = fma(quotient(sigmoid_as_fraction(parts[1])), h - new, new)
+        else:
+            h = quotient(tanh_as_fraction(parts[0])) if kind is Kind.TANH else np.maximum(parts[0], np.float32(0.0))
+        found.append(h)
+    return np.stack(found, 1), h, c

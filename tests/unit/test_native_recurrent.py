@@ -1,0 +1,170 @@
+"""Recurrent layers as people write them, captured and lowered: one form each, wholly native, close to FP32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cpupack import accuracy
+from cpupack.graph.native_model import NativeModel
+from helpers.lowered import kernels, lowered, needs_kernels, program_layers
+from helpers.tiny_models import quantized, recipe, run, samples
+
+pytestmark = needs_kernels
+# Codes of 8 bits of a step cost 44 dB (a scale of its own: the largest value is 127), weights as much. Each layer adds
+# three such errors, and the linear layer after it two: some 33 dB are left of three layers.
+BOUND_DB = 33.0
+
+
+class Sequence(nn.Module):
+    """A recurrent layer, and what ``read`` takes of its results to a linear layer."""
+
+    def __init__(self, kind: Any, read: Callable[[torch.Tensor, Any], torch.Tensor], **how: Any) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.steps_first = not how.setdefault("batch_first", True)
+        self.r = kind(8, 20, **how)
+        self.read = read
+        self.fc = nn.LazyLinear(5)
+        self(torch.zeros(2, 6, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, states = self.r(x.transpose(0, 1) if self.steps_first else x)
+        return self.fc(self.read(y, states))
+
+
+class Cells(nn.Module):
+    """A loop over cells, which export writes out."""
+
+    def __init__(self, cell: nn.Module, *, states: bool) -> None:
+        super().__init__()
+        self.cell, self.states, self.fc = cell, states, nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state: Any = None
+        if self.states:
+            zeros = x.new_zeros(x.shape[0], 20)
+            state = (zeros, zeros) if isinstance(self.cell, nn.LSTMCell) else zeros
+        for step in range(x.shape[1]):
+            state = self.cell(x[:, step], state)
+        return self.fc(state[0] if isinstance(state, tuple) else state)
+
+
+class FromStates(nn.Module):
+    """Layers that start from what other layers computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.r = nn.LSTM(8, 20, num_layers=2, batch_first=True)
+        self.one, self.two, self.fc = nn.Linear(8, 20), nn.Linear(8, 20), nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.stack([self.one(x[:, 0]), self.two(x[:, 1])])
+        y, (_, cells) = self.r(x, (hidden, torch.tanh(hidden)))
+        return self.fc(y[:, -1] + cells[1])
+
+
+class Learned(nn.Module):
+    """A layer that starts from parameters, laid out for the batch."""
+
+    def __init__(self, *, repeats: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.r, self.fc = nn.GRU(8, 20, batch_first=True, bidirectional=True), nn.Linear(40, 5)
+        self.first, self.repeats = nn.Parameter(torch.randn(2, 1, 20)), repeats
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        first = self.first.repeat(1, n, 1) if self.repeats else self.first.expand(-1, n, -1).contiguous()
+        return self.fc(self.r(x, first)[0][:, -1])
+
+
+class AfterConvolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv = nn.Sequential(nn.Conv1d(6, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 24, 3, stride=2))
+        self.r, self.fc = nn.GRU(24, 20, batch_first=True, bidirectional=True), nn.Linear(40, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.r(self.conv(x).transpose(1, 2))[0])
+
+
+def both_last(_: torch.Tensor, states: Any) -> torch.Tensor:
+    hidden = states[0] if isinstance(states, tuple) else states
+    return torch.cat([hidden[-2], hidden[-1]], 1)
+
+
+def last_step(y: torch.Tensor, _: Any) -> torch.Tensor:
+    return y[:, -1]
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "LSTM": lambda: Sequence(nn.LSTM, last_step),
+    "LSTM, two layers both ways": lambda: Sequence(nn.LSTM, last_step, num_layers=2, bidirectional=True),
+    "LSTM, last hidden values": lambda: Sequence(nn.LSTM, lambda _, s: s[0][-1], num_layers=2),
+    "LSTM, last cell values": lambda: Sequence(nn.LSTM, lambda _, s: s[1][0] + s[0][0]),
+    "LSTM, no bias": lambda: Sequence(nn.LSTM, last_step, bias=False),
+    "GRU, steps first": lambda: Sequence(nn.GRU, lambda y, _: y[-1], batch_first=False, num_layers=2),
+    "GRU, steps first, both ways": lambda: Sequence(nn.GRU, both_last, batch_first=False, bidirectional=True),
+    "GRU, all steps": lambda: Sequence(nn.GRU, lambda y, _: y),
+    "GRU, mean over steps": lambda: Sequence(nn.GRU, lambda y, _: y.mean(1)),
+    "RNN": lambda: Sequence(nn.RNN, last_step),
+    "RNN, relu": lambda: Sequence(nn.RNN, last_step, nonlinearity="relu", num_layers=2),
+    "LSTM cells": lambda: Cells(nn.LSTMCell(8, 20), states=True),
+    "LSTM cells from nothing": lambda: Cells(nn.LSTMCell(8, 20, bias=False), states=False),
+    "GRU cells": lambda: Cells(nn.GRUCell(8, 20), states=True),
+    "RNN cells": lambda: Cells(nn.RNNCell(8, 20), states=False),
+    "from states": FromStates,
+    "from parameters, repeated": lambda: Learned(repeats=True),
+    "from parameters, expanded": lambda: Learned(repeats=False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recurrent_model_is_wholly_native_and_close_to_fp32(name: str) -> None:
+    db, int8, model = lowered(MODELS[name](), (6, 8))
+    assert isinstance(model, NativeModel)
+    assert model.head is model.tail is None
+    assert "recurrent" in kernels(int8)
+    assert db > BOUND_DB, db
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch says that it takes its own way
+def test_an_lstm_with_a_projection_is_native() -> None:
+    db, int8, _ = lowered(Sequence(nn.LSTM, last_step, proj_size=7, bidirectional=True), (6, 8))
+    assert kernels(int8)[0] == "recurrent"
+    assert db > BOUND_DB
+
+
+def test_what_comes_before_and_after_is_never_rounded_twice() -> None:
+    """The convolution leaves float32 values, of which the recurrent layer makes codes of each step."""
+    db, int8, _ = lowered(AfterConvolutions(), (6, 21))
+    assert kernels(int8) == ["conv + relu", "conv", "recurrent", "conv"]
+    operations = [int(each["op"]) for each in program_layers(int8)]
+    assert 16 not in operations  # DEQUANTIZE
+    assert db > BOUND_DB
+
+
+def test_states_do_not_pass_from_sample_to_sample() -> None:
+    _, int8, _ = lowered(Sequence(nn.GRU, last_step), (6, 8))
+    data = samples((6, 8))
+    whole = run(int8, data)
+    with torch.inference_mode():
+        alone = int8.module(data.tensor(slice(3, 4))).numpy()
+    assert np.array_equal(whole[3:4], alone)
+
+
+def test_a_skipped_layer_is_torchs_in_fp32() -> None:
+    data = samples((6, 8))
+    spec = recipe((6, 8), quantize={"observer": "minmax", "skip": ["r"]})
+    model, int8 = quantized(Sequence(nn.LSTM, last_step), "native", spec=spec, data=data)
+    fact = next(each for each in int8.layers if each.kind == "LSTM")
+    assert (fact.precision, fact.kernel) == ("fp32", "aten")
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
