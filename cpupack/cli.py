@@ -12,15 +12,19 @@ import click
 
 from cpupack import __version__, output
 from cpupack.commands.build import build
+from cpupack.commands.bundle import bundle
 from cpupack.commands.check import check
 from cpupack.commands.compare import compare
 from cpupack.commands.doctor import doctor
 from cpupack.commands.fusions import fusions
 from cpupack.commands.init import init
 from cpupack.commands.inspect import inspect
+from cpupack.commands.lock import lock
 from cpupack.commands.messages import print_error
 from cpupack.commands.report import report
 from cpupack.commands.sensitivity import sensitivity
+from cpupack.commands.sign import sign
+from cpupack.commands.verify import verify
 from cpupack.errors import CpupackError, UsageError
 from cpupack.interrupts import install_handlers
 
@@ -50,7 +54,21 @@ def cli() -> None:
     """
 
 
-for _command in (build, check, compare, doctor, fusions, init, inspect, report, sensitivity):
+for _command in (
+    build,
+    bundle,
+    check,
+    compare,
+    doctor,
+    fusions,
+    init,
+    inspect,
+    lock,
+    report,
+    sensitivity,
+    sign,
+    verify,
+):
     cli.add_command(_command)
 
 

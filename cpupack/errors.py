@@ -36,6 +36,12 @@ class RecipeError(CpupackError):
     exit_code = 2
 
 
+class LockError(CpupackError):
+    """The recipe's lock is missing or damaged, or what it names has changed (exit code 2)."""
+
+    exit_code = 2
+
+
 class ModelError(CpupackError):
     """The model or its weights cannot be loaded, captured or fused (exit code 3)."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpupack.errors import PackagingError
@@ -51,6 +52,29 @@ def sweep(parent: Path) -> None:
     for directory in parent.glob(f"{PREFIX}*"):
         if directory.is_dir() and not directory.is_symlink() and _is_dead(directory):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def sweep_parts(target: Path) -> None:
+    """Remove what a killed process left beside ``target``: ``.NAME.PID.part`` of a process that is no more."""
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        number = part.name.removesuffix(".part").rpartition(".")[2]
+        if not number.isdigit() or _runs(int(number)):
+            continue
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                part.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _is_dead(directory: Path) -> bool:

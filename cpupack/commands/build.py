@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Skip the search for threads and batch size. The runner then chooses them on its own host.",
 )
+@click.option(
+    "--locked",
+    is_flag=True,
+    help="Build the bytes that NAME.lock.toml beside the recipe names, or say what has changed. Nothing is raced or "
+    "tuned.",
+)
 @QUIET
 @JSON
 def build(
@@ -49,11 +55,17 @@ def build(
     out: Path,
     overrides: tuple[str, ...],
     no_tune: bool,
+    locked: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Build wheels. The last lines of stdout are the paths of the wheels, one on each line."""
-    loaded = _load_recipes(recipes, overrides)
+    """Build wheels. The last lines of stdout are the paths of the wheels, one on each line.
+
+    The first build of a recipe writes NAME.lock.toml beside it (see `cpupack lock`).
+    """
+    if locked and no_tune:
+        raise UsageError("--locked takes the setting from the lock", hint="leave --no-tune out")
+    loaded = load_recipes(recipes, overrides)
 
     import_torch()
     from rich.console import Console
@@ -64,7 +76,7 @@ def build(
     from cpupack.summary import summary_dict, summary_text, times_text
 
     console = Console(stderr=True)
-    options = BuildOptions(cpus=tuple(dict.fromkeys(targets)), tune=not no_tune)
+    options = BuildOptions(cpus=tuple(dict.fromkeys(targets)), tune=not no_tune, locked=locked)
     answers = []
     for each in loaded:
         progress = ConsoleProgress(console, quiet=quiet)
@@ -85,7 +97,7 @@ def build(
         click.echo(json.dumps({"wheels": answers}, indent=2, allow_nan=False))
 
 
-def _load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
+def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
     """Load all recipes before the first build starts, and report the problems of all of them."""
     from cpupack.recipe.file import load_recipe
 

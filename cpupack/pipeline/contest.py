@@ -108,22 +108,22 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
         with progress.stage(f"time against FP32 ({cpu})"):
             entries = time_entries(prepared, entries, work)
     with progress.stage(f"verify ({cpu})"):
-        judged: list[Contender] = []
-        while entries and not any(each.report.passed and _is_ahead(each, entries[0]) for each in judged):
+        found: list[Contender] = []
+        while entries and not any(each.report.passed and _is_ahead(each, entries[0]) for each in found):
             entry = entries.pop(0)
             try:
-                judged.append(_judged(prepared, check(prepared, entry, work, corrections, progress)))
+                found.append(judged(prepared, check(prepared, entry, work, corrections, progress)))
             except QuantizationError as error:
                 fail(entry.target, error)
-        judged.sort(key=lambda each: each.report.speedup or 0.0, reverse=True)
-        slower = tuple(_slower(each, choose(judged)) for each in entries)
+        found.sort(key=lambda each: each.report.speedup or 0.0, reverse=True)
+        slower = tuple(_slower(each, choose(found)) for each in entries)
         for each in slower:
             progress.note(f"{each.engine} is not checked: {each.reason}")
-    if not judged:
+    if not found:
         raise QuantizationError(
             "no engine can run this model:\n" + "\n".join(f"  {name}: {why}" for name, why in failed.items())
         )
-    return Contest(tuple(judged), slower, failed)
+    return Contest(tuple(found), slower, failed)
 
 
 def _is_ahead(contender: Contender, entry: Entry) -> bool:
@@ -160,7 +160,9 @@ def settle(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, p
         built_s = (time.monotonic() - started) / len(raced)
         targets = {each.scripted.target.engine: each.scripted.target for each in raced}
         found = recovery.recover(spec, raced, built_s, _workbench(prepared, targets, work, corrections, progress))
-    return Settled(_with(prepared, found.quantize), found.contenders[0], found.contenders, failed, (), found.recovery)
+    return Settled(
+        with_quantize(prepared, found.quantize), found.contenders[0], found.contenders, failed, (), found.recovery
+    )
 
 
 def loss(settled: Settled, corrections: Corrections, progress: Progress) -> Loss | None:
@@ -221,7 +223,8 @@ def _ranked(
     return rank(calibrated.fused, ranges, prepared.reference.samples, progress, levels=levels, count=count)
 
 
-def _judged(prepared: Prepared, contender: Contender) -> Contender:
+def judged(prepared: Prepared, contender: Contender) -> Contender:
+    """Return a contender with the verdict of the recipe's gates."""
     model = prepared.model
     return judge(
         contender,
@@ -256,9 +259,9 @@ def _workbench(
 
     def build_trial(spec: Quantize, engine: str) -> Contender:
         target = targets[engine]
-        path, trial = work / f"{target.cpu}-trial-{next(numbers)}.pt", _with(prepared, spec)
+        path, trial = work / f"{target.cpu}-trial-{next(numbers)}.pt", with_quantize(prepared, spec)
         entry = enter(trial, target, path, corrections, progress)
-        contender = _judged(prepared, check(trial, entry, work, corrections, progress))
+        contender = judged(prepared, check(trial, entry, work, corrections, progress))
         if not contender.report.passed:
             path.unlink()
         return contender
@@ -274,7 +277,7 @@ def _workbench(
     )
 
 
-def _with(prepared: Prepared, spec: Quantize) -> Prepared:
+def with_quantize(prepared: Prepared, spec: Quantize) -> Prepared:
     """Return ``prepared`` with another ``[quantize]`` table. The text of the recipe does not change."""
     loaded = prepared.loaded
     recipe = loaded.recipe.model_copy(update={"quantize": spec})

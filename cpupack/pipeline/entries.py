@@ -49,8 +49,19 @@ def time_entries(prepared: Prepared, entries: Sequence[Entry], work: Path) -> li
     return sorted(found, key=lambda each: speeds[each.target.engine].speedup, reverse=True)
 
 
-def check(prepared: Prepared, entry: Entry, work: Path, corrections: Corrections, progress: Progress) -> Contender:
-    """Make the 16-bit sums safe on CPUs that have them, verify the outputs, and time what was not timed yet."""
+def check(
+    prepared: Prepared,
+    entry: Entry,
+    work: Path,
+    corrections: Corrections,
+    progress: Progress,
+    *,
+    races: bool = True,
+) -> Contender:
+    """Make the 16-bit sums safe on CPUs that have them, verify the outputs, and time what was not timed yet.
+
+    Without ``races`` nothing is timed: the speed stays that of ``entry``.
+    """
     quantized, scripted, speed = entry.quantized, entry.scripted, entry.speed
     saturation = _saturation_of(quantized)
     if _is_made_safe(prepared, entry.target):
@@ -63,9 +74,9 @@ def check(prepared: Prepared, entry: Entry, work: Path, corrections: Corrections
 
         quantized, saturation = make_safe(first_as_entered, entry.target, prepared.calibration, progress)
     if quantized is not entry.quantized:
-        scripted, speed = _scripted(prepared, quantized, scripted.path), None
+        scripted, speed = _scripted(prepared, quantized, scripted.path), None if races else speed
     contender = compare(quantized, scripted, prepared.reference, work)
-    if speed is None and entry.target.runs_here:
+    if races and speed is None and entry.target.runs_here:
         speed = _race(prepared, [scripted], work)[entry.target.engine]
     return dataclasses.replace(timed(contender, speed), saturation=saturation)
 

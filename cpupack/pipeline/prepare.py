@@ -23,6 +23,7 @@ from cpupack.artifacts import (
 )
 from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
+from cpupack.lock.facts import graph_hash
 from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize, Recipe
@@ -52,6 +53,8 @@ class Prepared:
     reference: Reference
     float_path: Path
     diagnosis: CalibrationReport | None = None
+    graph_sha256: str = ""
+    """Of the captured graph, before the fusion changes it."""
 
 
 def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
@@ -66,6 +69,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         evaluation = evaluation_samples(loaded, model, calibration, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, recipe, progress)
+        graph_sha256 = graph_hash(captured)
         check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
@@ -87,7 +91,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
         sample = reference.samples.take(rows).tensor(slice(None))
         float_path = _timed_float(model, captured, work / "float.pt", sample, progress)
-    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis)
+    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis, graph_sha256)
 
 
 def _timed_float(

@@ -18,9 +18,11 @@ from cpupack.artifacts import (
     TunePlan,
 )
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
+from cpupack.lock import Lock, WheelLock, check_build, check_early, check_wheel, lock_path, read_lock, replayed
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, loss, settle
 from cpupack.pipeline.corrections import Corrections
+from cpupack.pipeline.locked import fp32_threads, inputs_read, keep_lock, plan_again, settle_again
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -29,6 +31,7 @@ from cpupack.scratch import scratch_directory
 from cpupack.stages.package import WheelContents, build_wheel, check_out, finish, publish, stage_project
 from cpupack.stages.tune import tune
 from cpupack.stages.verify import Loss, unproven
+from cpupack.wheel.epoch import dated, source_date_epoch
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class BuildOptions:
     """Options of a build that are not in the recipe.
 
     ``cpus`` are the CPU families to build for; empty means those of the recipe. ``tune`` false skips the search for
-    threads and batch size.
+    threads and batch size. ``locked`` takes every decision and measurement from the recipe's lock, and fails where the
+    lock does not hold; ``renew_lock`` writes the lock anew.
     """
 
     cpus: tuple[str, ...] = ()
     tune: bool = True
+    locked: bool = False
+    renew_lock: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,45 +76,102 @@ class BuildResult:
 def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
     """Build one wheel for each CPU of a recipe. If one build fails, no wheel is left in ``out``.
 
-    Raises the CpupackError of the stage that failed.
+    The first build of a recipe also writes its lock. Raises the CpupackError of the stage that failed.
     """
     cpus = options.cpus or tuple(loaded.recipe.target.cpu)
     check_out(out)
+    epoch = source_date_epoch()
+    path = lock_path(loaded.path)
+    lock = _opened(path, loaded, cpus, epoch) if options.locked else None
+    if lock is not None:
+        epoch = lock.source_date_epoch
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # so that a missing engine fails early
-    with scratch_directory() as work:
+    with scratch_directory() as work, dated(epoch), fp32_threads(lock):
         prepared = prepare(loaded, work, progress)
+        inputs = inputs_read(prepared)
+        if lock is not None:
+            check_build(lock, path, inputs)
         corrections, finished = Corrections(), []
         for cpu in cpus:
-            settled = described(settle(prepared, cpu, work, corrections, progress), corrections, progress)
-            for sentence in unproven(settled.winner):
-                progress.warn(sentence)
-            loss_report = loss(settled, corrections, progress)
-            if loss_report is not None:
-                progress.warn(loss_report.text)
-            staged = _stage(settled, work / cpu, progress)
-            plan = _tune(staged, loaded, settled.winner, options, progress)
-            facts = _facts(settled, loss_report, plan, progress)
-            finished.append((finish(staged, plan, facts), settled, plan, facts))
+            known = lock.wheels[cpu] if lock is not None else None
+            finished.append(_finished(prepared, cpu, work, corrections, known, options, progress))
         with progress.stage("package"):
-            wheels = publish([build_wheel(staged, work / "dist") for staged, *_ in finished], out)
+            built = [build_wheel(each.staged, work / "dist") for each in finished]
+            if lock is not None:
+                for wheel, each in zip(built, finished, strict=True):
+                    check_wheel(wheel, each.staged.import_name, lock.wheels[each.cpu], path)
+            wheels = publish(built, out)
+    if lock is None:
+        pairs = [(wheel, each.settled) for wheel, each in zip(wheels, finished, strict=True)]
+        keep_lock(loaded, inputs, pairs, epoch, progress, renew=options.renew_lock)
     return [
         BuildResult(
             wheel,
             prepared.model,
-            settled.winner,
-            settled.raced,
-            settled.failed,
-            plan,
-            settled.recovery,
-            facts,
+            each.settled.winner,
+            each.settled.raced,
+            each.settled.failed,
+            each.plan,
+            each.settled.recovery,
+            each.facts,
             prepared.diagnosis,
             tuple(progress.warnings),
             dict(progress.times_s),
-            settled.slower,
+            each.settled.slower,
         )
-        for wheel, (_, settled, plan, facts) in zip(wheels, finished, strict=True)
+        for wheel, each in zip(wheels, finished, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A project that is ready to become a wheel."""
+
+    cpu: str
+    staged: StagedProject
+    settled: Settled
+    plan: TunePlan
+    facts: dict[str, Any]
+
+
+def _finished(
+    prepared: Prepared,
+    cpu: str,
+    work: Path,
+    corrections: Corrections,
+    known: WheelLock | None,
+    options: BuildOptions,
+    progress: Progress,
+) -> _Finished:
+    """Build the project of one CPU family; with a lock (``known``) as it was built before."""
+    if known is None:
+        settled = settle(prepared, cpu, work, corrections, progress)
+    else:
+        settled = settle_again(prepared, cpu, work, corrections, known, progress)
+    settled = described(settled, corrections, progress)
+    for sentence in unproven(settled.winner):
+        progress.warn(sentence)
+    loss_report = loss(settled, corrections, progress)
+    if loss_report is not None:
+        progress.warn(loss_report.text)
+    staged = _stage(settled, work / cpu, progress)
+    if known is None:
+        plan = _tune(staged, prepared.loaded, settled.winner, options, progress)
+        facts = _facts(settled, loss_report, plan, progress)
+        return _Finished(cpu, finish(staged, plan, facts), settled, plan, facts)
+    plan = plan_again(known)
+    facts = replayed(_facts(settled, loss_report, plan, progress), known.measured)
+    return _Finished(cpu, finish(staged, plan, facts, known.measured["measured"]), settled, plan, facts)
+
+
+def _opened(path: Path, loaded: LoadedRecipe, cpus: tuple[str, ...], epoch: int | None) -> Lock:
+    """Return the recipe's lock, compared with what can be compared before the work. Raises LockError."""
+    lock = read_lock(path)
+    for cpu in cpus:
+        lock.wheel(cpu, path)
+    check_early(lock, path, loaded, epoch)
+    return lock
 
 
 def stage_untuned(

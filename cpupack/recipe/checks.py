@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks
 from cpupack.recipe.lines import Key
@@ -21,26 +22,67 @@ from cpupack.recipe.view import Check, UnusableError, View
 MODEL_SOURCES = ("torchvision", "timm", "python")
 DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
+COMMON_LICENSES = (
+    *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "CC0-1.0"),
+    *("GPL-2.0-only", "GPL-3.0-only", "GPL-3.0-or-later", "LGPL-3.0-only", "AGPL-3.0-only", "MPL-2.0", "ISC"),
+)
+"""What a misspelt licence probably means."""
+LONGEST_LABEL = 32
+"""Of an address, by the specification of core metadata."""
+
 _ENUM_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Path) -> list[Problem]:
     """Return the contradictions in ``data``. ``found`` are the problems that are already known."""
-    view = View(data, {problem.key for problem in found}, directory)
-    problems: list[Problem] = []
+    problems = list(_nul_characters(data, ()))
+    view = View(data, {problem.key for problem in (*found, *problems)}, directory)
     for check in CHECKS:
         # One at a time: problems that a check yielded before it met an unusable value are still valid.
-        with suppress(UnusableError):
+        try:
             for problem in check(view):
                 problems.append(problem)
+        except UnusableError:
+            continue
+        except OSError as error:  # a name that is too long, links in a circle, a directory that may not be read
+            problems.append(Problem((), f"{error.filename}: {error.strerror or error}"))
     return problems
+
+
+def _nul_characters(value: Any, key: Key) -> Iterator[Problem]:
+    """Yield a problem for each text with a NUL character: no path can have one."""
+    if isinstance(value, str) and "\0" in value:
+        yield Problem(key, "has a NUL character")
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _nul_characters(inner, (*key, name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nul_characters(inner, (*key, index))
 
 
 def _names(view: View) -> Iterator[Problem]:
     name = import_name(view("package", "name"))
     if (why := why_not_importable(name)) is not None:
         yield Problem(("package", "name"), f'gives the import name "{name}", {why}')
+
+
+def _license(view: View) -> Iterator[Problem]:
+    text = view("package", "license")
+    if text is None:
+        return
+    try:
+        canonicalize_license_expression(text)
+    except InvalidLicenseExpression:
+        message = "must be an SPDX expression (spdx.org/licenses), or LicenseRef-NAME for a licence of your own, not"
+        yield Problem(("package", "license"), f'{message} "{text}"', nearest(text, COMMON_LICENSES))
+
+
+def _urls(view: View) -> Iterator[Problem]:
+    for label in view("package", "urls"):
+        if not 1 <= len(label) <= LONGEST_LABEL or not label.strip() or not label.isprintable():
+            yield Problem(("package", "urls"), f'the label "{label}" must have 1 to {LONGEST_LABEL} characters')
 
 
 def _model_source(view: View) -> Iterator[Problem]:
@@ -252,6 +294,8 @@ def _fuse(view: View) -> Iterator[Problem]:
 
 CHECKS: tuple[Check, ...] = (
     _names,
+    _license,
+    _urls,
     _model_source,
     _weights,
     _weights_options,

@@ -20,6 +20,8 @@ from cpupack.recipe.checks import cross_problems
 from cpupack.recipe.lines import Key, key_lines, split_key
 from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
 
+MOST_BYTES = 1 << 20
+"""Of a recipe. A list of labels for ten thousand classes takes a fifth of it."""
 Reported = tuple[str, str]
 """A problem as it is reported: the place (``FILE:LINE`` or ``--set``) and the text."""
 
@@ -86,6 +88,8 @@ def parse_recipe(
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         return None, [_syntax_problem(text, shown, error)], text
+    except RecursionError:
+        return None, [(shown, "not TOML that can be read: lists or tables are nested too deep")], text
     draft = _Draft(shown, data, key_lines(text))
     reported = [(SET, message) for override in overrides if (message := _apply(draft, override))]
     problems = schema_problems(draft.data)
@@ -100,6 +104,10 @@ def parse_recipe(
 
 def _read(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device may never end
+            raise RecipeError(f"{path} is not a file", hint="name the recipe's file")
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise RecipeError(f"{path} is larger than {MOST_BYTES:,} bytes, which no recipe is")
         return path.read_text(encoding="utf-8-sig")  # Windows editors add a byte order mark, which is not TOML
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file", hint=_ABSENT) from None
@@ -181,7 +189,7 @@ def _value(text: str, node: recipe_schema.Node | None) -> Any:
     """Read the value of ``--set``: TOML, or plain text if it is not TOML or if the key takes only text."""
     try:
         parsed = tomli.loads(f"value = {text}")
-    except tomli.TOMLDecodeError:
+    except (tomli.TOMLDecodeError, RecursionError):
         return text
     if set(parsed) != {"value"}:
         return text  # it contains a line break and was read as several keys

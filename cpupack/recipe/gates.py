@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.view import Check, View
+from cpupack.runtime.files import UNREADABLE
 
 LABEL_GATES = ("max_drop", "min_top1")
 METRIC_GATES = ("min_metric", "max_metric", "max_metric_drop")
@@ -57,7 +58,7 @@ def _array_names(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         return None
 
 

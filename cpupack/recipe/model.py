@@ -85,6 +85,30 @@ class Package(Table):
     """PEP 440 version of the wheel, without a local part."""
     description: Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$"), Expects("a single line of text")] = ""
     """One line of text for the wheel's metadata."""
+    license: Text | None = None
+    """SPDX expression of the licence of the weights, such as ``Apache-2.0`` or ``CC-BY-NC-4.0``; ``LicenseRef-NAME``
+    for one of your own. The wheel's metadata, its bill of materials and its model card say it. The code that cpupack
+    puts into the wheel is under Apache-2.0."""
+    authors: list[
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^[^<>\r\n\t ]([^<>\r\n]*[^<>\r\n\t ])?( <[^<>@\s]+@[^<>@\s]+>)?$", max_length=200
+            ),
+            Expects('"NAME" or "NAME <EMAIL>"'),
+        ]
+    ] = []
+    """Who answers for the model: ``NAME`` or ``NAME <EMAIL>``, for the wheel's metadata."""
+    urls: dict[
+        str,
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^https?://[^\s/]+\S*$", max_length=500),
+            Expects("an address that begins with https:// or http://"),
+        ],
+    ] = {}
+    """Addresses for the wheel's metadata, by their labels: ``Homepage``, ``Documentation`` and others, each of at most
+    32 characters."""
 
     @property
     def import_name(self) -> str:

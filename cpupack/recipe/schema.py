@@ -84,6 +84,9 @@ def _child(node: Node, part: str | int) -> Node | None:
         if part in option.get("properties", {}):
             found: Node = option["properties"][part]
             return found
+        if isinstance(part, str) and isinstance(option.get("additionalProperties"), dict):
+            values: Node = option["additionalProperties"]
+            return values
     return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +52,11 @@ class View:
         return True
 
     def path(self, text: str) -> Path:
-        """Return a path of the recipe made absolute."""
-        return (self._directory / text).resolve()
+        """Return a path of the recipe made absolute. Raises OSError where that cannot be."""
+        try:
+            return (self._directory / text).resolve()
+        except RuntimeError as error:  # Python before 3.13: links in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), text) from error
 
 
 def _default(key: tuple[str, ...], *, table_given: bool) -> Any:

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
+
 MANIFEST_NAME = "manifest.json"
 """The facts of the wheel, and the hash of every other file."""
 ROOT_NAME = "manifest.sha256"
@@ -19,3 +23,10 @@ RECOVERED_NAME = "recovered.toml"
 BUILD_NAME = "build.json"
 """The facts of the build with all that was measured in it: tuned setting, speeds, times. Two builds of a recipe differ
 in this file alone, so the manifest does not hash it; the wheel's RECORD does."""
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, EOFError, OverflowError, RuntimeError),  # RuntimeError: encrypted, or of a newer zip version
+    *(KeyError, TypeError, MemoryError),  # of numpy for arrays: absent, of no type, of sizes that cannot be
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What Python's own modules and numpy raise for an archive that is damaged, however."""

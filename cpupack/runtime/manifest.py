@@ -116,6 +116,7 @@ class Manifest:
         plan = {"objective": self.plan.objective, "max_latency_ms": self.plan.max_latency_ms, "reason": _UNKNOWN}
         raw["plan"] = {"tuned": False, "threads": None, "instances": None, "batch_size": None} | plan
         raw["bench"] = {**self.bench, "build": None}
+        raw["build"] = {name: value for name, value in self.build.items() if name != "host"}
         raw["accuracy"] = {**self.accuracy, **dict.fromkeys(_SPEEDS)}
         raw["accuracy"]["gates"] = [each for each in self.accuracy.get("gates", ()) if each["name"] != _SPEED_GATE]
         return json.dumps(raw, indent=2, sort_keys=True) + "\n"
@@ -125,6 +126,7 @@ class Manifest:
         return {
             "plan": dataclasses.asdict(self.plan),
             "bench": self.bench.get("build"),
+            "host": self.build.get("host"),
             "speeds": {name: self.accuracy.get(name) for name in _SPEEDS},
             "gates": [each for each in self.accuracy.get("gates", ()) if each["name"] == _SPEED_GATE],
         }
@@ -137,7 +139,7 @@ def parse_manifest(text: str, where: str, measured: Mapping[str, Any] | None = N
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{where} is not JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("schema") != MANIFEST_SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -146,6 +148,8 @@ def parse_manifest(text: str, where: str, measured: Mapping[str, Any] | None = N
         if measured is not None:
             raw["plan"] = measured["plan"]
             raw["bench"]["build"] = measured["bench"]
+            if measured.get("host") is not None:  # a wheel of an earlier cpupack has it in the manifest itself
+                raw["build"]["host"] = measured["host"]
             raw["accuracy"].update(measured["speeds"])
             raw["accuracy"]["gates"] = [*raw["accuracy"]["gates"], *measured["gates"]]
         raw["plan"] = PlanEntry(**raw["plan"])
@@ -217,7 +221,7 @@ def read_build_facts(package_dir: Path) -> dict[str, Any]:
         return {}
     try:
         facts = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not JSON: {error}; reinstall the package") from error
     if not isinstance(facts, dict) or not isinstance(facts.get("measured", {}), dict):
         raise IntegrityError(f"{path} is damaged; reinstall the package")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from .accuracy import agreement
 from .errors import IntegrityError
-from .files import GOLDEN_NAME
+from .files import GOLDEN_NAME, UNREADABLE
 from .manifest import check_files, extra_files, read_manifest
 from .record import check_record
 from .runner import Runner
@@ -91,5 +90,5 @@ def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("input", "output", "output_fp32")}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise IntegrityError(f"cannot read the golden inputs {path}: {error}") from error

@@ -26,6 +26,7 @@ from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.library import OPERATOR
 from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program
 from cpupack.runtime.errors import IntegrityError
+from cpupack.wheel.saved_model import without_debug
 
 _PROGRAM_RECORD = "constants/0"
 """Where ``torch.jit.save`` puts the only constant of a frozen module."""
@@ -128,7 +129,7 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
             f"the model cannot be turned into TorchScript: {describe_failure(error)}",
             hint="its forward must be a fixed sequence of torch operators",
         ) from error
-    path.write_bytes(saved)
+    path.write_bytes(without_debug(saved) if freeze else saved)
     if program is not None:
         _check_program(path, program)
 

@@ -17,6 +17,7 @@ from cpupack.artifacts import BuiltWheel, StagedProject
 from cpupack.errors import PackagingError
 from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.manifest import hash_file, read_manifest
+from cpupack.scratch import sweep_parts
 
 
 def check_out(out: Path) -> None:
@@ -124,6 +125,7 @@ def _publish(built: Sequence[Path], out: Path) -> list[Path]:
     parts = [out / f".{wheel.name}.{os.getpid()}.part" for wheel in built]
     try:
         for wheel, part in zip(built, parts, strict=True):
+            sweep_parts(out / wheel.name)
             shutil.copy(wheel, part)
         return [part.replace(out / wheel.name) for wheel, part in zip(built, parts, strict=True)]
     finally:

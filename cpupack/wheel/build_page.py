@@ -187,7 +187,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _json(path: Path, archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     try:
         found = json.loads(archive.read(name).decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {name} is not JSON: {error}", hint="build it again") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path}: {name} is not a JSON object", hint="build it again")

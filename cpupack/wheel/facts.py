@@ -21,6 +21,7 @@ def fact_rows(manifest: Manifest, *, measured: bool = True) -> list[tuple[str, s
     rows = [
         ("Source", model["source"]),
         ("Weights", "RANDOM, not trained" if manifest.random_weights else model["weights"]),
+        ("Licence of the weights", model.get("license") or "not stated"),
         *_ends(manifest),
         ("Size", _sizes(model["fp32_bytes"], model["int8_bytes"])),
         ("Parameters, MACs", f"{scaled(model['parameters'])}, {scaled(model['macs'])}"),

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import io
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.manifest import Manifest, parse_manifest
 from cpupack.wheel.facts import fact_rows, megabytes
+from cpupack.wheel.limits import name_problems, refusal
 
 _CHUNK_BYTES = 1 << 20
 
@@ -75,13 +78,16 @@ def inspect(path: Path) -> Inspection:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if (why := refusal(archive)) is not None:
+                raise UsageError(f"{path} is refused: {why}")
             return _inspect(path, archive)
     except zipfile.BadZipFile as error:
         raise UsageError(f"{path} is not a wheel, or it is damaged: {error}", hint="build it again") from error
-    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: the archive is encrypted
+    except (zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, struct.error, csv.Error) as error:
+        # RuntimeError: the archive is encrypted
         raise UsageError(f"{path} is damaged: {error}", hint="build it again, or copy it again") from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, OverflowError, UnicodeDecodeError) as error:  # of zipfile: places and names that cannot be
+        raise UsageError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def format_inspection(inspection: Inspection) -> str:
@@ -130,8 +136,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     problems = _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
     problems += _manifest_problems(package, manifest, members)
     problems += _root_problems(path, archive, package)
-    if sorted(names) != sorted(set(names)):
-        problems.append("the archive has two files with the same name")
+    problems += name_problems(archive)
     if (found := metadata.get_all("Version", [])) != [manifest.version]:
         problems.append(f"METADATA says version {', '.join(found)}, the manifest {manifest.version}")
     return Inspection(
@@ -164,7 +169,7 @@ def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> Manifest:
             facts = json.loads(archive.read(facts_name))
             measured = facts.get("measured") if isinstance(facts, dict) else None
         return parse_manifest(archive.read(name).decode("utf-8"), f"{path}: {name}", measured)
-    except ValueError as error:  # JSON and UTF-8
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8
         raise UsageError(f"{path}: {name} or {BUILD_NAME} cannot be read: {error}", hint="build it again") from error
     except IntegrityError as error:
         raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error

@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType, Pedigree
 from cyclonedx.model.dependency import Dependency
-from cyclonedx.model.license import DisjunctiveLicense
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
@@ -28,11 +30,19 @@ _LEVELS = {"x86_64": "AVX2, AVX512-VNNI and AMX", "aarch64": "NEON, dot products
 """What the kernels of a CPU family are written for."""
 
 
-def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str], root: str) -> str:
+def render_sbom(
+    manifest: Manifest,
+    *,
+    model_file: str,
+    requirements: list[str],
+    root: str,
+    tools: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Return the bill of materials of the wheel that ``manifest`` describes.
 
     ``model_file`` is the key of the weights in ``manifest.files``. ``requirements`` are the wheel's dependencies.
-    ``root`` is the hash over all files of the package (``runtime.manifest.root_hash``).
+    ``root`` is the hash over all files of the package (``runtime.manifest.root_hash``). ``tools`` are the versions of
+    what the wheel was built with, beside cpupack.
     The serial number is derived from the contents; there is no timestamp unless SOURCE_DATE_EPOCH gives one
     (reproducible-builds.org/specs/source-date-epoch).
     """
@@ -60,7 +70,9 @@ def render_sbom(manifest: Manifest, *, model_file: str, requirements: list[str],
         serial_number=_UNSERIALIZED,
         metadata=BomMetaData(
             component=wheel,
-            tools=ToolRepository(components=[_tool(cpupack_version)]),
+            tools=ToolRepository(
+                components=[_tool(cpupack_version), *(_build_tool(*each) for each in sorted(tools.items()))]
+            ),
             timestamp=datetime.fromtimestamp(0, UTC),
         ),
         components=[*shipped, *required],
@@ -84,6 +96,7 @@ def _model(manifest: Manifest, model_file: str) -> Component:
         bom_ref="fp32-model",
         description=f"FP32 weights: {facts['weights']}",
         hashes=[_sha256(facts["weights_sha256"])] if facts["weights_sha256"] else [],
+        licenses=_licenses(facts),
     )
     properties = {
         "cpupack:engine": manifest.target["engine"],
@@ -99,6 +112,7 @@ def _model(manifest: Manifest, model_file: str) -> Component:
         bom_ref="model",
         description=f"{facts['source']} quantized to INT8, TorchScript",
         hashes=[_sha256(manifest.files[model_file].sha256)],
+        licenses=_licenses(facts),
         properties=[Property(name=name, value=value) for name, value in properties.items() if value],
         pedigree=Pedigree(ancestors=[floating]),
     )
@@ -146,6 +160,17 @@ def _tool(version: str) -> Component:
         bom_ref="cpupack",
         licenses=[DisjunctiveLicense(id="Apache-2.0")],
     )
+
+
+def _build_tool(name: str, version: str) -> Component:
+    kind = ComponentType.PLATFORM if name == "python" else ComponentType.LIBRARY
+    purl = None if name in ("python", "zlib") else PackageURL("pypi", name=name, version=version)
+    return Component(type=kind, name=name, version=version, bom_ref=f"tool:{name}", purl=purl)
+
+
+def _licenses(facts: Mapping[str, Any]) -> list[DisjunctiveLicense | LicenseExpression]:
+    """Return the licence of the weights; none where the recipe states none."""
+    return [LicenseExpression(value=facts["license"])] if facts.get("license") else []
 
 
 def _sha256(digest: str) -> HashType:

@@ -1,7 +1,8 @@
 """``python -m cpupack.workers.replay SPEC.json``: runs a saved model in a fresh process, as the wheel will.
 
-SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``preprocess``, ``pixel_input`` and ``jobs``. Each job has
-``outputs`` (a .npy to write), ``rows``, ``batch_size`` and ``floats`` (normalize, even if the model takes pixels).
+SPEC holds ``model``, ``engine``, ``inputs`` (.npy), ``preprocess``, ``pixel_input``, ``threads`` and ``jobs``. Each
+job has ``outputs`` (a .npy to write), ``rows``, ``batch_size`` and ``floats`` (normalize, even if the model takes
+pixels).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(spec_path: str) -> None:
     spec = json.loads(Path(spec_path).read_text(encoding="utf-8"))
     data = np.load(spec["inputs"], mmap_mode="r")
     preprocess = PreprocessSpec.from_dict(spec["preprocess"]) if spec["preprocess"] else None
-    with InstancePool(Path(spec["model"]), spec["engine"], torch.get_num_threads(), instances=1) as pool:
+    with InstancePool(Path(spec["model"]), spec["engine"], spec["threads"], instances=1) as pool:
         for job in spec["jobs"]:
             outputs = []
             for start in range(0, job["rows"], job["batch_size"]):

@@ -14,6 +14,7 @@ import pytest
 from cpupack.errors import UsageError
 from cpupack.stages.package import build_wheel, stage_project
 from cpupack.wheel.inspect import format_inspection, inspect
+from helpers.forged import rewrite
 from helpers.tiny_wheel import TinyWheel
 
 MODEL = "tiny_int8/model.pt"
@@ -23,18 +24,6 @@ MODEL = "tiny_int8/model.pt"
 def built(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inspect")
     return build_wheel(stage_project(tiny.contents(), directory / "project"), directory / "dist").path
-
-
-def rewrite(wheel: Path, out: Path, changes: dict[str, bytes | None]) -> Path:
-    """Copy a wheel with some members replaced, removed (None) or added."""
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            contents = changes.get(name, old.read(name))
-            if contents is not None:
-                new.writestr(name, contents)
-        for name in set(changes) - set(old.namelist()):
-            new.writestr(name, changes[name] or b"")
-    return out
 
 
 def test_the_facts_are_those_of_the_build(tiny: TinyWheel, built: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +102,50 @@ def test_the_manifest_repeats_what_the_stages_measured(tiny: TinyWheel, staged: 
     assert manifest.labels == "labels.txt"
     assert not manifest.plan.tuned
     assert manifest.bench == {"duration_s": 5.0, "build": None}
-    assert set(manifest.build["host"]) == {"cpu", "cpu_id", "cores_physical", "isa", "cores_usable"}
+
+
+def test_the_host_is_among_the_measurements_alone(staged: StagedProject) -> None:
+    assert "host" not in read_manifest(staged.package_dir).build
+    before = (staged.package_dir / "manifest.json").read_bytes()
+    finish(staged, PLAN, FACTS)
+    host = read_manifest(staged.package_dir).build["host"]
+    assert set(host) == {"cpu", "cpu_id", "cores_physical", "isa", "cores_usable"}
+    assert (staged.package_dir / "manifest.json").read_bytes() == before
+
+
+def test_licence_authors_and_addresses_reach_the_metadata_and_the_card(tiny: TinyWheel, tmp_path: Path) -> None:
+    contents = tiny.contents()
+    recipe = contents.loaded.recipe
+    package = recipe.package.model_copy(
+        update={
+            "license": "apache-2.0 or mit",
+            "authors": ["Ann O'Nym <ann@example.org>", 'B "quoted" C'],
+            "urls": {"Homepage": "https://example.org/a?b=c"},
+        }
+    )
+    loaded = contents.loaded.model_copy(update={"recipe": recipe.model_copy(update={"package": package})})
+    staged = stage_project(dataclasses.replace(contents, loaded=loaded), tmp_path / "project")
+    wheel = build_wheel(staged, tmp_path / "dist").path
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = HeaderParser().parsestr(archive.read("tiny_int8-1.0.0.dist-info/METADATA").decode())
+        bill = json.loads(archive.read("tiny_int8-1.0.0.dist-info/sboms/tiny_int8.cdx.json"))
+    assert metadata["License-Expression"] == "Apache-2.0 OR MIT"
+    assert metadata["Author-email"] == "Ann O'Nym <ann@example.org>"
+    assert metadata["Author"] == 'B "quoted" C'
+    assert metadata.get_all("Project-URL") == ["Homepage, https://example.org/a?b=c"]
+    assert "Licence of the weights: Apache-2.0 OR MIT." in metadata.get_payload()
+    model = next(each for each in bill["components"] if each["bom-ref"] == "model")
+    assert model["licenses"] == [{"expression": "Apache-2.0 OR MIT"}]
+    assert model["pedigree"]["ancestors"][0]["licenses"] == [{"expression": "Apache-2.0 OR MIT"}]
+
+
+def test_the_card_says_what_is_not_known(tiny: TinyWheel, staged: StagedProject) -> None:
+    card = (staged.root / "README.md").read_text()
+    assert "Licence of the weights: not stated" in card
+    assert "calibrated on synthetic data" in card  # as the tiny wheel is
+    assert "accuracy on labelled data was not measured" in card
+    assert "The recipe names no licence" in card
+    assert "weights are random" not in card
 
 
 def test_infinite_measurements_are_null_in_the_files(tiny: TinyWheel, tmp_path: Path) -> None:

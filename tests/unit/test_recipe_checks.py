@@ -305,6 +305,42 @@ def test_contradiction(tmp_path: Path, changes: dict[str, str | None], expected:
     assert problems(tmp_path, changes) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"package.license": '"Apache 2"'}, 'package.license: must be an SPDX expression'),
+        ({"package.license": '"Apache 2"'}, 'did you mean "Apache-2.0"?'),
+        ({"package.license": '"MIT AND"'}, 'not "MIT AND"'),
+        ({"package.license": '""'}, "a string that is not empty"),
+        ({"package.authors": '["<a@b>"]'}, 'package.authors[0]: must be "NAME" or "NAME <EMAIL>"'),
+        ({"package.authors": '["A <no mail>"]'}, "package.authors[0]"),
+        ({"package.authors": '["two\\nlines"]'}, "package.authors[0]"),
+        ({"package.urls": '{ Home = "javascript:x" }'}, "package.urls.Home: must be an address that begins with https"),
+        ({"package.urls": '{ Home = "https://a b" }'}, "package.urls.Home"),
+        ({"package.urls": '{ "" = "https://a" }'}, "must have 1 to 32 characters"),
+        ({"package.urls": '{ "' + 33 * "x" + '" = "https://a" }'}, "must have 1 to 32 characters"),
+    ],
+)  # fmt: skip
+def test_metadata_that_no_index_takes(tmp_path: Path, changes: dict[str, str | None], expected: str) -> None:
+    (problem,) = problems(tmp_path, changes)
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    "text", ["MIT", "Apache-2.0 OR MIT", "LicenseRef-Mine", "gpl-3.0-only WITH Classpath-exception-2.0"]
+)
+def test_licences(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, {"package.license": f'"{text}"'}) == []
+
+
+def test_metadata(tmp_path: Path) -> None:
+    changes = {
+        "package.authors": '["Ann", "B C <b.c@example.org>"]',
+        "package.urls": '{ Homepage = "https://example.org", "Model card" = "http://example.org/card#top" }',
+    }
+    assert problems(tmp_path, dict(changes)) == []
+
+
 def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "net.pt").touch()
     elsewhere = tmp_path / "elsewhere"

@@ -11,7 +11,9 @@ import tomli
 from cpupack.errors import RecipeError
 from cpupack.recipe.file import load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted(
+    path for path in (Path(__file__).parents[2] / "recipes").glob("*.toml") if not path.name.endswith(".lock.toml")
+)
 
 MINIMAL = """\
 schema = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def test_components(manifest: Manifest) -> None:
     assert model["hashes"] == [{"alg": "SHA-256", "content": manifest.files["model.pt"].sha256}]
     ancestor = model["pedigree"]["ancestors"][0]
     assert ancestor["hashes"] == [{"alg": "SHA-256", "content": manifest.model["weights_sha256"]}]
+
+
+def test_the_tools_of_the_build_have_their_versions(manifest: Manifest) -> None:
+    tools = {"torch": "2.13.0", "python": "3.11.7", "zlib": "1.3.1"}
+    text = render_sbom(manifest, model_file="model.pt", requirements=REQUIREMENTS, root="ab" * 32, tools=tools)
+    if importlib.util.find_spec("referencing"):
+        assert make_schemabased_validator(OutputFormat.JSON, SchemaVersion.V1_6).validate_str(text) is None
+    found = {each["name"]: each for each in json.loads(text)["metadata"]["tools"]["components"]}
+    assert {name: each["version"] for name, each in found.items()} == {**tools, "cpupack": manifest.build["cpupack"]}
+    assert found["torch"]["purl"] == "pkg:pypi/torch@2.13.0"
+
+
+def test_a_licence_is_stated_for_the_weights_alone(manifest: Manifest) -> None:
+    licensed = dataclasses.replace(manifest, model={**manifest.model, "license": "CC-BY-NC-4.0"})
+    text = render_sbom(licensed, model_file="model.pt", requirements=REQUIREMENTS, root="ab" * 32)
+    components = {each["bom-ref"]: each for each in json.loads(text)["components"]}
+    assert components["model"]["licenses"] == [{"expression": "CC-BY-NC-4.0"}]
+    assert components["runtime"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
+    assert "licenses" not in {each["bom-ref"]: each for each in bom(manifest)["components"]}["model"]
 
 
 def test_cpupack_is_the_tool(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import struct
 import weakref
 import zipfile
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HostError, IntegrityError, RunnerError
+from ..files import UNREADABLE
 from ..host.limits import why_no_thread
 from . import library as native_library
 from .program_format import HEADER, MAGIC, MASKED_WIDTH
@@ -66,7 +68,7 @@ def is_program(path: Path, engine: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _note_name(archive) is not None
-    except (OSError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 
@@ -80,7 +82,7 @@ def read_program(path: Path) -> Program:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive)
         return _parse(_read_stored(path, member))
-    except (OSError, ValueError, struct.error, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
 
@@ -115,6 +117,8 @@ def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
     Does not use ``zipfile``, whose checksum takes longer than reading. The runner has hashed the whole file before.
     """
     with path.open("rb") as file:
+        if not 0 <= member.file_size <= os.fstat(file.fileno()).st_size:
+            raise ValueError("it is truncated")
         file.seek(member.header_offset)
         header = file.read(30)  # the fixed part of a local file header; then come its name and its extra field
         name_bytes, extra_bytes = struct.unpack("<26xHH", header)

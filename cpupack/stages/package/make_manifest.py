@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.licenses import canonicalize_license_expression
 
 import cpupack
 from cpupack.artifacts import FloatModel, StagedProject, TunePlan
 from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
-from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 from cpupack.runtime.plain import to_plain
 from cpupack.stages.package.contents import WheelContents
@@ -39,6 +39,9 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         random_weights=model.random_weights,
         model={
             "description": " ".join(description.split()),
+            "license": recipe.package.license and canonicalize_license_expression(recipe.package.license),
+            "authors": list(recipe.package.authors),
+            "urls": dict(recipe.package.urls),
             "source": recipe.model.source,
             "weights": model.weights_origin,
             "weights_sha256": model.weights_sha256,
@@ -93,7 +96,6 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "cpupack": cpupack.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "host": {**host_probe.fingerprint(), "cores_usable": host_probe.HostProbe().budget().usable},
         },
         files={},
     )

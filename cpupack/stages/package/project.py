@@ -28,6 +28,7 @@ from cpupack.runtime.files import (
     RECOVERED_NAME,
     ROOT_NAME,
 )
+from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
 from cpupack.runtime.plain import to_plain
 from cpupack.runtime.signature import Signature, TensorSpec, signature_of
@@ -37,7 +38,9 @@ from cpupack.stages.package.requirements import BUILD_REQUIRES, EXTRAS, REQUIRES
 from cpupack.stages.package.write import write_arrays, write_labels, write_python
 from cpupack.templates import render
 from cpupack.wheel import sbom
+from cpupack.wheel.card import card_limits
 from cpupack.wheel.facts import fact_rows
+from cpupack.wheel.tools import versions
 
 _COMPILED = {".so", ".pyc", ".part"}
 """What is not source: kernels go into a wheel by name, and byte code is made again."""
@@ -73,11 +76,26 @@ def stage_project(contents: WheelContents, directory: Path) -> StagedProject:
     return staged
 
 
-def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> StagedProject:
-    """Write ``facts`` (of ``build_facts.py``) and the tuned plan into ``build.json``.
+def finish(
+    staged: StagedProject,
+    plan: TunePlan,
+    facts: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
+) -> StagedProject:
+    """Write ``facts`` (of ``build_facts.py``), the tuned plan and this host into ``build.json``.
 
-    Everything measured goes into that file, so two builds of a recipe differ in it alone.
+    Everything measured goes into that file, so two builds of a recipe differ in it alone. ``measured`` is that section
+    of an earlier build, which then takes the place of this one's.
     """
+    if measured is None:
+        measured = _measured(staged, plan, facts)
+    # Keys are not sorted: a reader wants the engines by speed and the trials in their order.
+    text = json.dumps({**to_plain(facts), "measured": measured}, indent=2, allow_nan=False) + "\n"
+    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
+    return staged
+
+
+def _measured(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> dict[str, Any]:
     manifest = read_manifest(staged.package_dir)
     entry = PlanEntry(
         plan.tuned,
@@ -93,11 +111,9 @@ def finish(staged: StagedProject, plan: TunePlan, facts: Mapping[str, Any]) -> S
         name: report[name] for name in ("speedup", "speedup_ci95", "gates") if name in report
     }
     bench = {**manifest.bench, "build": chosen_row(plan)}
-    measured = dataclasses.replace(manifest, plan=entry, bench=bench, accuracy=accuracy).measured()
-    # Keys are not sorted: a reader wants the engines by speed and the trials in their order.
-    text = json.dumps({**to_plain(facts), "measured": measured}, indent=2, allow_nan=False) + "\n"
-    (staged.package_dir / BUILD_NAME).write_text(text, encoding="utf-8")
-    return staged
+    host = {**host_probe.fingerprint(), "cores_usable": host_probe.HostProbe().budget().usable}
+    build = {**manifest.build, "host": host}
+    return dataclasses.replace(manifest, plan=entry, bench=bench, accuracy=accuracy, build=build).measured()
 
 
 def _checked_import_name(name: str, import_name: str) -> str:
@@ -170,6 +186,9 @@ def _write_project(contents: WheelContents, staged: StagedProject, manifest: Man
         "import_name": staged.import_name,
         "version": staged.version,
         "description": manifest.model["description"],
+        "license": manifest.model["license"],
+        "authors": [_author(text) for text in manifest.model["authors"]],
+        "urls": manifest.model["urls"],
         "requires_python": REQUIRES_PYTHON,
         "dependencies": needed,
         "extras": EXTRAS,
@@ -181,9 +200,21 @@ def _write_project(contents: WheelContents, staged: StagedProject, manifest: Man
     (staged.root / "pyproject.toml").write_text(text, encoding="utf-8")
     write_python(staged.root / "hatch_build.py", "project/hatch_build.py.j2", {"platform_tag": staged.platform_tag})
     (staged.root / sbom_name).parent.mkdir()
-    bill = sbom.render_sbom(manifest, model_file=MODEL_NAME, requirements=needed, root=root_hash(manifest))
+    bill = sbom.render_sbom(
+        manifest,
+        model_file=MODEL_NAME,
+        requirements=needed,
+        root=root_hash(manifest),
+        tools={name: version for name, version in versions().items() if name != "cpupack"},
+    )
     (staged.root / sbom_name).write_text(bill, encoding="utf-8")
     _write_readme(staged, manifest)
+
+
+def _author(text: str) -> dict[str, str]:
+    """Return ``NAME <EMAIL>`` as pyproject.toml has it."""
+    name, _, email = text.partition(" <")
+    return {"name": name, "email": email.removesuffix(">")} if email else {"name": name}
 
 
 def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
@@ -198,6 +229,8 @@ def _write_readme(staged: StagedProject, manifest: Manifest) -> None:
         **_named(signature_of(manifest)),
         "shape": ", ".join(str(size) for size in manifest.input_shape),
         "facts": [(label, value.replace("|", "\\|")) for label, value in fact_rows(manifest, measured=False)],
+        "limits": card_limits(manifest),
+        "model": manifest.model,
     }
     (staged.root / "README.md").write_text(render("project/README.md.j2", **context), encoding="utf-8")
 
@@ -231,6 +264,8 @@ def _check_pyproject(text: str, context: dict[str, Any]) -> None:
         parsed = tomli.loads(text)
         wheel = parsed["tool"]["hatch"]["build"]["targets"]["wheel"]
         written = {key: parsed["project"][key] for key in ("name", "version", "description", "dependencies", "scripts")}
+        written |= {"license": parsed["project"].get("license"), "authors": parsed["project"]["authors"]}
+        written |= {"urls": parsed["project"]["urls"]}
         written |= {"requires_python": parsed["project"]["requires-python"], "sbom": wheel["sbom-files"][0]}
         written["import_name"] = wheel["packages"][0].removeprefix("src/")
     except (tomli.TOMLDecodeError, KeyError) as error:

@@ -297,6 +297,7 @@ def _replay(scripted: ScriptedModel, samples: Samples, directory: Path) -> dict[
         "jobs": list(jobs.values()),
         "preprocess": samples.preprocess.to_dict() if samples.preprocess else None,
         "pixel_input": scripted.pixel_input,
+        "threads": torch.get_num_threads(),
     }
     run_worker("replay", spec, directory / "replay.json")
     return {name: np.load(str(job["outputs"])) for name, job in jobs.items()}

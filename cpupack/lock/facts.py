@@ -1,0 +1,148 @@
+"""Collects what a build reads: files, versions, the loaded weights, the captured graph and the samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+import cpupack
+from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
+from cpupack.lock.model import Inputs
+from cpupack.recipe import WEIGHT_FILES, LoadedRecipe
+from cpupack.runtime.host.cpu import machine
+from cpupack.runtime.manifest import hash_file
+from cpupack.wheel.tools import versions
+
+_HERE = Path(cpupack.__file__).parent
+
+
+def inputs_of(
+    loaded: LoadedRecipe,
+    model: FloatModel,
+    graph_sha256: str,
+    fused: FusedModel,
+    calibration: Samples | None,
+    evaluation: Samples,
+) -> Inputs:
+    """Return what a build read. ``graph_sha256`` is that of the captured graph (``graph_hash``).
+
+    Called after the model and its data were loaded: what the user's code imports is known only then.
+    """
+    model_hashes = {"state": _state_hash(model.module), "graph": graph_sha256}
+    if model.weights_sha256 is not None:
+        model_hashes["weights"] = model.weights_sha256
+    data = {"evaluation": _data_hash(evaluation)}
+    if calibration is not None:
+        data["calibration"] = _data_hash(calibration)
+    return Inputs(
+        recipe=recipe_hashes(loaded),
+        versions=versions(),
+        host=host(),
+        files=dict(sorted(_files(loaded, calibration, evaluation))),
+        model=model_hashes,
+        data=data,
+        fused=[list(chain) for chain in fused.chains],
+    )
+
+
+def recipe_hashes(loaded: LoadedRecipe) -> dict[str, str]:
+    """Return the SHA-256 of each table's values, and of the text as ``text``."""
+    tables = loaded.recipe.model_dump(mode="json", by_alias=True)
+    found = {
+        name: _sha256(json.dumps(table, sort_keys=True)) for name, table in tables.items() if isinstance(table, dict)
+    }
+    return {**found, "text": _sha256(loaded.text)}
+
+
+def host() -> dict[str, str | int]:
+    """Return what the last bits of torch's FP32 outputs depend on: the kernels for this CPU, and the threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"machine": machine(), "fp32_kernels": capability, "threads": torch.get_num_threads()}
+
+
+def graph_hash(captured: CapturedModel) -> str:
+    """Return the SHA-256 of a captured graph with its constants; of a model that is no graph, of its modules."""
+    module = captured.module
+    if not isinstance(module, fx.GraphModule):
+        return _sha256(f"{captured.style}\n{module}\n{_state_hash(module)}")
+    lines = (f"{node.op} {node.name} {_target(node.target)} {node.args} {node.kwargs}" for node in module.graph.nodes)
+    return _sha256("\n".join([*lines, _state_hash(module)]))
+
+
+def _target(target: Any) -> str:
+    if isinstance(target, str):
+        return target
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
+
+
+def _state_hash(module: torch.nn.Module) -> str:
+    """Return the SHA-256 over the names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    tensors: Iterable[tuple[str, torch.Tensor]] = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda each: each[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous().cpu().reshape(-1)
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _data_hash(samples: Samples) -> str:
+    digest = hashlib.sha256(f"{samples.data.dtype} {samples.data.shape}\n".encode())
+    for each in (samples.data, samples.labels, samples.targets):
+        if each is not None:
+            digest.update(each.tobytes())
+    return digest.hexdigest()
+
+
+def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Samples) -> Iterator[tuple[str, str]]:
+    """Yield (name, SHA-256) of every file that the build read, named as the recipe does."""
+    for name in {*_named(loaded), *_images(calibration), *_images(evaluation), *_imported(loaded)}:
+        path = loaded.resolve(name)
+        if path.is_file():
+            yield name, hash_file(path)
+
+
+def _named(loaded: LoadedRecipe) -> Iterator[str]:
+    """Yield the files that the recipe itself names."""
+    recipe = loaded.recipe
+    if recipe.model.weights.endswith(WEIGHT_FILES):
+        yield recipe.model.weights
+    if isinstance(recipe.model.labels, str) and recipe.model.labels != "imagenet":
+        yield recipe.model.labels
+    sources = [recipe.model.source, recipe.evaluation.source, recipe.evaluation.metric]
+    sources.append(recipe.calibration.source if recipe.calibration else None)
+    for source in sources:
+        kind, _, rest = (source or "").partition(":")
+        if kind == "arrays":
+            yield rest
+        elif kind == "python" and rest.rpartition(":")[0].endswith(".py"):
+            yield rest.rpartition(":")[0]
+
+
+def _images(samples: Samples | None) -> Iterator[str]:
+    kind, _, directory = ("" if samples is None else samples.origin).partition(":")
+    if samples is not None and kind == "images":
+        yield from (f"{directory.rstrip('/')}/{name}" for name in (*samples.names, *samples.skipped))
+
+
+def _imported(loaded: LoadedRecipe) -> Iterator[str]:
+    """Yield the user's own modules that are loaded: those beside the recipe and below."""
+    base = loaded.path.parent.resolve()
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not file.endswith(".py"):
+            continue
+        path = Path(file).resolve()
+        if path.is_relative_to(base) and not path.is_relative_to(_HERE) and "site-packages" not in path.parts:
+            yield path.relative_to(base).as_posix()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

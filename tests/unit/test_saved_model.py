@@ -1,0 +1,54 @@
+"""TorchScript archives without debug records: torch reads them, the data is aligned, nothing names the build host."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+
+from cpupack.wheel.saved_model import without_debug
+from helpers.tiny_wheel import TinyWheel
+
+
+def contents(archive: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        return b"".join(opened.read(name) for name in opened.namelist())
+
+
+def data_offset(archive: bytes, info: zipfile.ZipInfo) -> int:
+    name, extra = struct.unpack_from("<HH", archive, info.header_offset + 26)
+    return info.header_offset + 30 + name + extra
+
+
+def test_the_model_is_the_same_and_holds_no_path(tiny: TinyWheel, tmp_path: Path) -> None:
+    saved = tiny.model_path.read_bytes()
+    assert b"tiny_wheel.py" in contents(saved)  # the traced lines, with their path
+    kept = without_debug(saved)
+    assert b"tiny_wheel.py" not in contents(kept)
+    assert len(contents(kept)) < len(contents(saved))
+    model = torch.jit.load(io.BytesIO(kept))
+    batch = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(batch), torch.jit.load(io.BytesIO(saved))(batch))
+
+
+def test_the_records_are_stored_and_aligned(tiny: TinyWheel) -> None:
+    saved = tiny.model_path.read_bytes()
+    kept = without_debug(saved)
+    with zipfile.ZipFile(io.BytesIO(saved)) as old, zipfile.ZipFile(io.BytesIO(kept)) as new:
+        assert new.testzip() is None
+        wanted = [name for name in old.namelist() if not name.endswith(".debug_pkl")]
+        assert sorted(new.namelist()) == sorted(wanted)
+        for info in new.infolist():
+            assert info.compress_type == zipfile.ZIP_STORED
+            assert data_offset(kept, info) % 64 == 0
+            if "serialization_id" not in info.filename:
+                assert new.read(info) == old.read(info.filename)
+
+
+def test_equal_contents_give_equal_bytes(tiny: TinyWheel) -> None:
+    saved = tiny.model_path.read_bytes()
+    assert without_debug(saved) == without_debug(saved)
+    assert without_debug(without_debug(saved)) == without_debug(saved)
