@@ -6,6 +6,7 @@ and https://onnxruntime.ai/docs/performance/model-optimizations/quantization.htm
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,16 +26,15 @@ def build(job: Job) -> str:
         quantize_dynamic,
         quantize_static,
     )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     from cpupack.peers.onnx_export import INPUT, export
 
     exported, prepared, made = (job.work / name for name in ("fp32.onnx", "prepared.onnx", _MODEL))
     export(job, exported)
-    quant_pre_process(str(exported), str(prepared))
+    prepared_by = _prepare(exported, prepared)
     if job.dynamic:
         quantize_dynamic(prepared, made, per_channel=True, weight_type=QuantType.QInt8)
-        return "quant_pre_process, quantize_dynamic per channel"
+        return f"{prepared_by}, quantize_dynamic per channel"
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
         def __init__(self) -> None:
@@ -56,7 +56,24 @@ def build(job: Job) -> str:
         weight_type=QuantType.QInt8,
     )
     weights = "7-bit weights (no VNNI)" if reduce else "S8 weights"
-    return f"quant_pre_process, quantize_static QDQ per channel, U8 activations, {weights}, MinMax"
+    return f"{prepared_by}, quantize_static QDQ per channel, U8 activations, {weights}, MinMax"
+
+
+def _prepare(exported: Path, prepared: Path) -> str:
+    """Preprocess the graph, and return how. Symbolic shapes are left out where ONNX Runtime cannot infer them.
+
+    That is so with an interpolation in a network that takes batches of any size.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(str(exported), str(prepared))
+    except Exception as error:  # onnxruntime raises no class of its own
+        if "symbolic shape" not in str(error):
+            raise
+        quant_pre_process(str(exported), str(prepared), skip_symbolic_shape=True)
+        return "quant_pre_process without symbolic shapes"
+    return "quant_pre_process"
 
 
 def open_pool(job: Job) -> ThreadedPool:

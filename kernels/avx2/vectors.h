@@ -119,6 +119,7 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define f_zero() _mm256_setzero_ps()
 #define f_set(value) _mm256_set1_ps(value)
 #define f_load(from) _mm256_loadu_ps(from)
+#define f_store(to, value) _mm256_storeu_ps(to, value)
 #define f_add(a, b) _mm256_add_ps(a, b)
 #define f_sub(a, b) _mm256_sub_ps(a, b)
 #define f_mul(a, b) _mm256_mul_ps(a, b)

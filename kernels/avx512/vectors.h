@@ -64,6 +64,7 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define f_zero() _mm512_setzero_ps()
 #define f_set(value) _mm512_set1_ps(value)
 #define f_load(from) _mm512_loadu_ps(from)
+#define f_store(to, value) _mm512_storeu_ps(to, value)
 #define f_add(a, b) _mm512_add_ps(a, b)
 #define f_sub(a, b) _mm512_sub_ps(a, b)
 #define f_mul(a, b) _mm512_mul_ps(a, b)

@@ -58,7 +58,7 @@ struct cpu {
 };
 
 /* How a byte is looked up in a table of 256: sixteen tables of sixteen, or by VBMI's permutations of 128 bytes. */
-enum lookup { LOOKUP_NONE, LOOKUP_SIXTEENS, LOOKUP_VBMI };
+enum lookup { LOOKUP_NONE, LOOKUP_SIXTEENS, LOOKUP_VBMI, LOOKUP_SLOPES /* no table: FLAG_SLOPES */ };
 
 /* One row of a block of a matrix product: an output pixel. */
 struct row {

@@ -53,7 +53,11 @@ enum cpupack_flag {
     FLAG_INCLUDE_PAD = 32, /* an average counts the padding */
     FLAG_WINOGRAD = 64,    /* OP_CONV: AVX2 multiplies transformed tiles where it can (avx2/conv_3x3_winograd.inc) */
     FLAG_CONSTANT = 128,   /* in FP32: the second operand is at `scales`, and if there is a third, it is at `biases` */
+    FLAG_SLOPES = 256,     /* OP_CONV: what is below output_zero_point before rounding becomes its multiple plus a term.
+                              `table` has a float32 slope for each channel, as many as there are scales, then the terms */
 };
+
+#define CPUPACK_FLAGS 511 /* all of them */
 
 /* AVX2 adds products in 16 bits. This says how many of them fit whatever the activations are: the positive weights of
  * those products come to 128 at most, and so do the negative ones.

@@ -56,6 +56,8 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
     } else {
         return 1;
     }
+    if (spec->flags & FLAG_SLOPES && !inside(spec->table, 8 * channels, bytes))
+        return 0;
     return inside(spec->weights, weights, bytes) && inside(spec->scales, 4 * channels, bytes) &&
            inside(spec->biases, 4 * channels, bytes);
 }
@@ -128,6 +130,11 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
     for (int i = 0; i < 4; i++)
         if (!inside(offsets[i], 0, constants))
             return 0; /* unused ones too: pointers are made of all */
+    if (spec->flags & ~CPUPACK_FLAGS)
+        return 0; /* of a newer build */
+    if (spec->flags & FLAG_SLOPES &&
+        (spec->op != OP_CONV || spec->table % 4 || spec->flags & (FLAG_TABLE | FLAG_RESIDUAL | FLAG_FLOAT_OUT)))
+        return 0;
     if (spec->scales % 4 || spec->biases % 4)
         return 0; /* floats are read where they lie */
     if (spec->op < 0 || spec->op > OP_RECURRENT || spec->input2 >= header->buffers || spec->channels_out < 0 ||

@@ -78,7 +78,8 @@ class Reference:
     def conv(
         self, source: int, weights: Array, *, stride: int = 1, pad: tuple[int, int] = (0, 0), dilation: int = 1,
         groups: int = 1, fill: int = 0, residual: int | None = None, table: Array | None = None, low: int = 0,
-        high: int = 255, floats: bool = False, into: tuple[int, int] | None = None, winograd: bool = False,
+        high: int = 255, slopes: bool = False, floats: bool = False, into: tuple[int, int] | None = None,
+        winograd: bool = False,
     ) -> int:  # fmt: skip
         """A convolution, depthwise where it can be; ``into`` is a buffer and the channel where it writes."""
         outputs, group_in, height, width = weights.shape
@@ -96,7 +97,7 @@ class Reference:
         )
         assert np.abs(sums).max() < 2**31
         y = fma(sums.astype(np.float32), scales, biases)
-        depthwise = groups == outputs == channels > 1 and residual is None and not floats and into is None
+        depthwise = groups == outputs == channels > 1 and residual is None and not (floats or slopes) and into is None
         fields: dict[str, float] = {
             "kernel_h": height, "kernel_w": width, "stride_h": stride, "stride_w": stride, "pad_h": pad[0],
             "pad_w": pad[1], "dilation_h": dilation, "dilation_w": dilation, "channels_out": outputs,
@@ -109,6 +110,15 @@ class Reference:
             flags |= Flag.RESIDUAL
         if table is not None:
             flags, constants = flags | Flag.TABLE, {"table": table}
+        if slopes:
+            fields["output_zero_point"], zero = 128, np.float32(128.0)
+            slope, term = (
+                self.random.normal(0.0, 1.5, outputs).astype("f4"),
+                self.random.normal(90.0, 90.0, outputs).astype("f4"),
+            )
+            y = np.where(y < zero, fma(y, slope, term), y)
+            flags |= Flag.SLOPES
+            constants = {"table": np.concatenate([pad_channels(each, BLOCK) for each in (slope, term)])}
         if depthwise:
             packed, several = pack_depthwise(weights[:, 0], stride, dilated=dilation > 1)
             constants |= {

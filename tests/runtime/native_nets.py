@@ -178,6 +178,28 @@ def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127)
     return net
 
 
+def sloped(
+    shape: tuple[int, int, int, int],
+    outputs: int,
+    *,
+    side: int = 3,
+    groups: int = 1,
+    largest: int = 127,
+    winograd: bool = False,
+) -> Reference:
+    """Slopes of negative values of each channel, also where the sums are of few rows or go into a slice."""
+    net = Reference(pixels(*shape))
+    pad = side // 2
+    how = {"pad": (pad, pad), "fill": 12 if pad else 0, "groups": groups, "winograd": winograd, "slopes": True}
+    filters = (outputs, shape[3] // groups, side, side)
+    one = net.conv(0, weights(*filters).clip(-largest, largest), **how)
+    height, width = net.values[one].shape[1:3]
+    joined = net.empty(height, width, outputs + 7)
+    net.conv(0, weights(*filters, seed=2).clip(-largest, largest), into=(joined, 5), low=3, high=240, **how)
+    net.output(net.conv(one, weights(9, outputs, 1, 1, seed=3).clip(-largest, largest), slopes=True))
+    return net
+
+
 def floats_out(batch: int, inputs: int, outputs: int) -> Reference:
     net = Reference(pixels(batch, 1, 1, inputs))
     net.conv(0, weights(outputs, inputs, 1, 1), floats=True)
@@ -334,6 +356,18 @@ NETS: dict[str, Callable[[], Reference]] = {
         for table in (False, True)
         for largest in (32, 64)
     },
+    **{
+        f"slopes of {outputs}, up to {largest}": (
+            lambda outputs=outputs, largest=largest: sloped((2, 5, 7, 19), outputs, largest=largest)
+        )
+        for outputs in (1, 10, 16, 33, 64)
+        for largest in (32, 64, 127)
+    },
+    "slopes of groups": lambda: sloped((2, 6, 5, 48), 72, groups=6),
+    "slopes of a depthwise": lambda: sloped((2, 6, 5, 40), 40, groups=40),
+    "slopes of many weights": lambda: sloped((2, 3, 3, 600), 70),
+    "slopes of one pixel": lambda: sloped((5, 1, 1, 130), 70, side=1),
+    "slopes of winograd's tiles": lambda: sloped((2, 20, 31, 64), 40, winograd=True),
     "residual of a depthwise": lambda: residual(20, table=False, groups=20),
     "float32 out": lambda: floats_out(3, 70, 10),
     "float32 out, many": lambda: floats_out(5, 1280, 1001),

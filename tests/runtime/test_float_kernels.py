@@ -173,6 +173,22 @@ def softmax_extremes() -> Net:
     return net
 
 
+def softmaxes_of_few() -> Net:
+    """Rows of seven values that are apart, in images with a line of 37 rows each, some of them extreme."""
+    rows = normal(3, 2, 7, 5, 37, scale=9.0)
+    rows[0, 0, :, 2] = 3e38
+    rows[0, 1, 3:, :, 5:9] = -np.inf
+    rows[1, 0, :, 1, ::4] = np.linspace(-200, 100, 10)
+    rows[2, 1, 0] = 0.0
+    net = Net(rows.reshape(3, -1))
+    view, x = net.view(rows.shape[1:])
+    expected = x.transpose(0, 1, 3, 4, 2)
+    for kind in (Norm.SOFTMAX, Norm.LOG_SOFTMAX):
+        found = net.floats.normalize(view, (1,), kind)
+        net.result(found, reference.normalize(expected, kind).transpose(0, 1, 4, 2, 3))
+    return net
+
+
 def groups() -> Net:
     """GroupNorm of an image with its channels side by side: rows of several dimensions, constants for each channel."""
     net = Net(normal(2, 5 * 6 * 12))
@@ -262,6 +278,9 @@ NETS: dict[str, Callable[[], Net]] = {
     "orders": orders,
     **{f"reductions of {n}": lambda n=n: reductions(n) for n in (1, 31, 33, 300)},
     **{f"norms of {n}": lambda n=n: norms(n) for n in (1, 7, 32, 50, 97, 256)},
+    **{f"norms of {n}, many": lambda n=n: norms(n, rows=45) for n in (1, 2, 5, 20, 32)},
+    "norms of 2, more": lambda: norms(2, rows=600),
+    "softmaxes of few values": softmaxes_of_few,
     "norms of long rows": lambda: norms(8192 + 8192 + 45, rows=2),
     "softmax extremes": softmax_extremes,
     "groups": groups,
@@ -394,7 +413,7 @@ def test_a_layers_values_can_be_seen() -> None:
 
 DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
-    "depthwise, strided", "maximum, dilated", "average", "codes",
+    "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
 )  # fmt: skip
 DAMAGE = """
 import sys

@@ -170,7 +170,7 @@ DAMAGED = (
     "3x3 stride", "groups of 24", "groups of 8 in 12 out", "depthwise 5x5", "depthwise 7x7", "residual and table",
     "pools", "gate", "slices",
     "pixels by blocks", "winograd, odd", "winograd, tiles of six", "moves of 3", "elementwise 19", "resampled 19",
-    "several results",
+    "several results", "slopes of 33, up to 64",
 )  # fmt: skip
 DAMAGE = """
 import sys

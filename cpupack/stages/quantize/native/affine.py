@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -26,6 +27,14 @@ def is_sloped(calls: Calls, node: fx.Node) -> bool:
     """Whether a call is a PReLU with a separate slope for each channel."""
     module = calls.module(node)
     return isinstance(module, nn.PReLU) and module.num_parameters > 1
+
+
+def slopes_of(calls: Calls, node: fx.Node) -> npt.NDArray[np.float64]:
+    """Return the slopes ``(channels,)`` of such a PReLU."""
+    module = calls.module(node)
+    assert isinstance(module, nn.PReLU)
+    slopes: npt.NDArray[np.float64] = module.weight.detach().double().numpy()
+    return slopes
 
 
 def scale_and_shift(b: Builder, node: fx.Node) -> None:

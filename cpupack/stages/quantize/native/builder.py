@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from cpupack.artifacts import LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
-from cpupack.graph.names import scoped_name
+from cpupack.graph.names import core, scoped_name
 from cpupack.graph.native_model import Look
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import MAX_POOLS
@@ -98,13 +98,18 @@ class Builder:
 
         Of values that only a max pool reads, those that it keeps count: clipping the largest costs most there.
         """
-        stats = self._stats.get(self._kept_of(node).name)
-        if stats is None:
-            raise QuantizationError(f"no calibration data went through {scoped_name(node)}")
+        stats = self.statistics(self._kept_of(node))
         if not (np.isfinite(stats.minimum) and np.isfinite(stats.maximum)):
             raise self.calls.refusal(node, "whose values are not all finite")
         low, high = choose_range(stats, self.recipe.observer, _LEVELS, self.recipe.percentile)
         return low, min(high, highest_result(self.calls.graph, node))
+
+    def statistics(self, node: fx.Node) -> ActivationStats:
+        """Return what calibration has seen of a call's result."""
+        stats = self._stats.get(node.name)
+        if stats is None:
+            raise QuantizationError(f"no calibration data went through {scoped_name(node)}")
+        return stats
 
     def _kept_of(self, node: fx.Node) -> fx.Node:
         """Return the last of the max pools that alone read a call's result, one after the other, or the call."""
@@ -162,6 +167,8 @@ class Builder:
             found = self.values[operand] = self.quantizes(operand)
         if not isinstance(found, Value) or found.buffer < 0:
             raise self.calls.refusal(reader, "with a constant operand")
+        one_scale = self.buffer(found.buffer).parts is None
+        assert one_scale or self._by_channel(reader), f"{reader} reads codes of several scales"
         return found
 
     def is_float(self, node: fx.Node) -> bool:
@@ -223,12 +230,15 @@ class Builder:
         self.move(value.buffer, copy, order_of(value, source, shape)[0].flatten(), order[0].flatten())
         return Value(copy, order)
 
-    def move(self, source: int, target: int, elements: torch.Tensor, places: torch.Tensor) -> None:
+    def move(
+        self, source: int, target: int, elements: torch.Tensor, places: torch.Tensor, grid: Buffer | None = None
+    ) -> None:
         """Append a layer that copies elements of one buffer to places in another, rescaled.
 
-        Both are int64 numbers of elements, counted by channel, row and column. FILL in ``elements`` is a zero.
+        Both are int64 numbers of elements, counted by channel, row and column. FILL in ``elements`` is a zero. ``grid``
+        is the target with the scale that these elements get, where it has several.
         """
-        one, other = self.buffer(source), self.buffer(target)
+        one, other = self.buffer(source), grid or self.buffer(target)
         moves = moves_of(memory_places(elements, one), memory_places(places, other), one, other)
         layer = Layer(Op.MOVE, input=source, output=target, constants={"weights": moves})
         layer.fields = {"runs": len(moves), "output_zero_point": other.zero_point}
@@ -258,17 +268,33 @@ class Builder:
             return None
         self.in_place.add(node)
         parts = parts_of(whole)
-        return self.joined(whole), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
+        number, first = self.joined(whole), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
+        own = self.buffer(number).parts
+        if own is not None:
+            grid = covering(1, 1, 1, self.limits(node))
+            own[first] = grid.scale, grid.zero_point
+        return number, first
 
     def joined(self, node: fx.Node) -> int:
         """Return the buffer of a concatenation. Its parts may be written before the concatenation is lowered.
 
-        If a longer concatenation begins with it, both share that buffer (DenseNet reads its features many times).
+        If a longer concatenation begins with it, both share that buffer (DenseNet reads its features many times). Where
+        each reader multiplies every channel by a factor of its own, each part keeps its own scale: small values would
+        have few steps in the range of the whole.
         """
         whole = self._wholes[node]
         if whole not in self._joined:
-            self._joined[whole] = self.add_buffer(*image_layout(shape_of(whole)[1:]), self.limits(whole))
+            number = self._joined[whole] = self.add_buffer(*image_layout(shape_of(whole)[1:]), self.limits(whole))
+            family = [each for each, other in self._wholes.items() if other is whole]
+            if all(self._by_channel(reader) for each in family for reader in each.users):
+                self.buffer(number).parts = {}
         return self._joined[whole]
+
+    def _by_channel(self, reader: fx.Node) -> bool:
+        """Whether a call is a norm in INT8, which has a factor and a term for each channel."""
+        module = self.calls.module(reader)
+        norm = module is not None and type(core(module)) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        return norm and not self.is_float(reader)
 
     # ---- layers ----
 
@@ -282,7 +308,7 @@ class Builder:
         """Record the fact about ``node`` and the calls up to ``result``, whose values the last layer writes."""
         value = self.values[result]
         assert isinstance(value, Value)
-        buffer = self.buffer(value.buffer) if value.buffer >= 0 else None
+        buffer = self._grid_of(result, value)
         self.facts.append(
             LayerFact(
                 name=scoped_name(node),
@@ -296,6 +322,20 @@ class Builder:
         )
         self.looks.append(self._look(result, value))
         self._span()
+
+    def _grid_of(self, node: fx.Node, value: Value) -> Buffer | None:
+        """Return the buffer of a call's codes with their scale. None where there are no codes, or several scales."""
+        if value.buffer < 0:
+            return None
+        buffer = self.buffer(value.buffer)
+        if node in self.in_place:
+            return buffer.part(self._first_channel(value))
+        return buffer if buffer.parts is None else None
+
+    def _first_channel(self, value: Value) -> int:
+        """Return the first channel of what the last layer left in a buffer."""
+        last = next(each for each in reversed(self.program.layers) if each.output == value.buffer)
+        return int(last.fields.get("channel_offset", 0))
 
     def tell_float(self, node: fx.Node, kernel: str) -> None:
         """Record the fact about a call in FP32, which has no codes."""
@@ -329,10 +369,12 @@ class Builder:
             return self._look_at_floats(node)
         if value.buffer < 0:
             return Look(node.name, first=self.left[node], channels=(0, math.prod(shape_of(node)[1:])))
-        layers, buffer = self.program.layers, self.buffer(value.buffer)
+        layers, buffer = self.program.layers, self._grid_of(node, value)
+        if buffer is None:
+            return None
         last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
         if node in self.in_place:
-            first = int(layers[last].fields.get("channel_offset", 0))
+            first = self._first_channel(value)
             channels = list(range(first, first + shape_of(node)[1]))
         else:
             channels = channels_of(value, buffer) or []

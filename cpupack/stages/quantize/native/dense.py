@@ -16,7 +16,8 @@ from cpupack.artifacts import LayerSaturation
 from cpupack.graph.names import scoped_name
 from cpupack.graph.pixel_model import fold_normalization
 from cpupack.runtime.images.inputs import pixel_zero_point
-from cpupack.stages.quantize.native.builder import Builder, covering
+from cpupack.stages.quantize.native.affine import is_sloped, slopes_of
+from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import is_plain, shape_of
 from cpupack.stages.quantize.native.filters import ONE, Dense, by_blocks, matched, without_padding
 from cpupack.stages.quantize.native.fit import Fit, bound_of, limit_conv, limit_depthwise
@@ -27,10 +28,11 @@ from cpupack.stages.quantize.native.functions import (
     ends_with_relu,
     is_fused_relu,
     table_of,
-    useful_range,
 )
 from cpupack.stages.quantize.native.joins import between, functions_from
+from cpupack.stages.quantize.native.pack import BLOCK, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op
+from cpupack.stages.quantize.native.tables import input_grid
 from cpupack.stages.quantize.native.transposed import is_transposed, upsampling
 from cpupack.stages.quantize.native.values import Value, channels_last
 from cpupack.stages.quantize.native.weights import dense_parts, depthwise_parts, finish_of, quantize_weights
@@ -41,7 +43,7 @@ class _Exit:
     """How a kernel turns its sums into the codes of ``output``: it includes the calls up to ``last``.
 
     ``floats`` is a buffer for float32 results instead. ``scale`` and ``zero_point`` are those of the codes before the
-    table, ``added`` is the buffer that is added first.
+    table, ``added`` is the buffer that is added first. ``slopes`` are those of negative results, one for each channel.
     """
 
     last: fx.Node
@@ -51,6 +53,7 @@ class _Exit:
     first_channel: int = 0
     added: int = -1
     functions: list[Function] = field(default_factory=list)
+    slopes: npt.NDArray[np.float64] | None = None
     scale: float = 1.0
     zero_point: float = 0.0
     flags: Flag = NO_FLAGS
@@ -94,7 +97,7 @@ def _exit(
 ) -> _Exit:
     """Return how a layer's results are written. With ``apart`` they get a separate buffer."""
     outputs = len(dense.weight)
-    leave = _included(b, node, (*size, outputs), order, apart=apart)
+    leave = _included(b, node, dense, (*size, outputs), order, apart=apart)
     module, graph = b.calls.module(node), b.calls.graph
     following = between(node, leave.last)
     b.absorbed.update([node, *following][:-1])
@@ -112,30 +115,46 @@ def _exit(
         leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
     else:
         leave.output, leave.first_channel = place
-    result = b.buffer(leave.output)
+    result = b.buffer(leave.output).part(leave.first_channel)
     leave.scale, leave.zero_point = result.scale, result.zero_point
     before, *functions = [node, *following][-1 - len(leave.functions) :]
     if not all(ends_with_relu(graph, each) for each in functions):
-        _look_up(b, leave, composed(leave.functions), before)
+        _look_up(b, leave, composed(leave.functions), before, result)
     elif ends_with_relu(graph, leave.last):
         leave.fields["low"] = result.zero_point
+    if leave.slopes is not None:
+        _bend(leave, leave.slopes)
     if leave.added >= 0:
         leave.flags |= Flag.RESIDUAL
         leave.fields["scale2"] = b.buffer(leave.added).scale / leave.scale
     return leave
 
 
-def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node) -> None:
+def _look_up(b: Builder, leave: _Exit, function: Function, before: fx.Node, result: Buffer) -> None:
     """Round the sums to the range of the activation's input, and apply the activation by a table."""
-    result = b.buffer(leave.output)
-    inner = covering(1, 1, 1, useful_range(function, b.limits(before), result))
+    inner = input_grid(function, b.statistics(before), b.limits(before), result)
     leave.constants["table"] = table_of(function, inner, result)
     leave.flags |= Flag.TABLE
     leave.scale, leave.zero_point = inner.scale, inner.zero_point
 
 
+def _bend(leave: _Exit, slopes: npt.NDArray[np.float64]) -> None:
+    """Multiply what is below zero by its channel's slope, before it is rounded."""
+    leave.flags |= Flag.SLOPES
+    leave.fields["output_zero_point"] = leave.zero_point
+    # zero + (y - zero) * slope, where y is a code with its fraction
+    terms = leave.zero_point * (1.0 - slopes)
+    leave.constants["table"] = np.concatenate([pad_channels(each, BLOCK) for each in (slopes, terms)])
+
+
 def _included(
-    b: Builder, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None, *, apart: bool
+    b: Builder,
+    node: fx.Node,
+    dense: Dense,
+    size: tuple[int, int, int],
+    order: torch.Tensor | None,
+    *,
+    apart: bool,
 ) -> _Exit:
     """Return the last call that the kernel includes, and the buffer that it adds."""
     calls = b.calls
@@ -144,6 +163,11 @@ def _included(
         return _Exit(node, [*names, "relu"])
     leave = _Exit(node, names)
     reader = calls.only_reader(node)
+    by_channel = order is None and not apart and not _is_depthwise(dense)
+    if reader is not None and is_sloped(calls, reader) and by_channel:
+        leave.slopes, leave.last = slopes_of(calls, reader), reader
+        names.append("prelu")
+        return leave
     if reader is not None and reader.target is torch.add and is_plain(reader) and not apart:
         others = [each for each in reader.args if each is not node]
         found = b.values.get(others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None

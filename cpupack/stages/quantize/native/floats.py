@@ -32,6 +32,8 @@ from cpupack.stages.quantize.native.walks import (
 Operand = View | Fixed
 _LANES = 8
 """From this many values side by side on, rows are reduced side by side."""
+_SHORT_ROW, _LONGER = 16, 8
+"""Rows of functions that are shorter are taken along another dimension, if that is so many times as long."""
 
 
 class Floats:
@@ -102,6 +104,7 @@ class Floats:
             number = second.buffer
         order = sorted(range(len(out.shape)), key=lambda axis: (-out.steps[axis], axis))
         sizes, steps = merged([out.shape[axis] for axis in order], [view.permuted(order).steps for view in views])
+        sizes, steps = _longest_last(sizes, steps)
         walk = walk_of([(sizes, steps)], [view.first for view in views], instructions=instructions)
         self._append(Op.FLOAT_MAP, out, first, number, {"weights": walk, **constants}, flags=flags)
         return out
@@ -291,6 +294,15 @@ class Floats:
 _SWAP = (
     Instruction(Function.COPY, 2, 0), Instruction(Function.COPY, 0, 1), Instruction(Function.COPY, 1, 2)
 )  # fmt: skip
+
+
+def _longest_last(sizes: list[int], steps: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Put the longest dimension last if the last one is short: what a row takes to begin costs more than strides do."""
+    if not sizes or sizes[-1] >= _SHORT_ROW or max(sizes) < _LONGER * sizes[-1]:
+        return sizes, steps
+    longest = sizes.index(max(sizes))
+    order = [*(each for each in range(len(sizes)) if each != longest), longest]
+    return [sizes[each] for each in order], [[own[each] for each in order] for own in steps]
 
 
 def _number(view: View) -> int:

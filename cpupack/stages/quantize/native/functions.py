@@ -104,12 +104,17 @@ def highest_result(graph: fx.GraphModule, node: fx.Node) -> float:
 
 def table_of(function: Function, source: Buffer, result: Buffer) -> npt.NDArray[np.uint8]:
     """Return the result's code for each of the source's 256 codes."""
-    values = (torch.arange(256, dtype=torch.float64) - source.zero_point) * source.scale
-    with torch.inference_mode():
-        outputs = np.nan_to_num(function(values.float()).double().numpy())  # where a logarithm has no value
-    codes = np.rint(outputs / result.scale) + result.zero_point
+    values = (np.arange(256.0) - source.zero_point) * source.scale
+    codes = np.rint(results_of(function, values) / result.scale) + result.zero_point
     table: npt.NDArray[np.uint8] = np.clip(codes, 0, 255).astype(np.uint8)
     return table
+
+
+def results_of(function: Function, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return what a function makes of values, in float32; a finite number where it has none (a logarithm below 0)."""
+    with torch.inference_mode():
+        found: npt.NDArray[np.float64] = np.nan_to_num(function(torch.from_numpy(values).float()).double().numpy())
+    return found
 
 
 def useful_range(function: Function, limits: tuple[float, float], result: Buffer) -> tuple[float, float]:

@@ -231,11 +231,14 @@ def _channels_first(buffer: Buffer) -> tuple[int, int, int]:
 def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Buffer, offset: int) -> None:
     value = b.value(part, node)
     source = b.buffer(value.buffer)
+    if result.parts is not None:
+        result.parts[offset] = source.scale, source.zero_point
+        result = result.part(offset)
     channels = channels_of(value, source)
     if channels is None:
         elements = order_of(value, source, shape_of(part))[0].flatten()
         positions = result.height * result.width
-        b.move(value.buffer, output, elements, torch.arange(len(elements)) + offset * positions)
+        b.move(value.buffer, output, elements, torch.arange(len(elements)) + offset * positions, result)
         return
     if value.order is not None:
         b.append(select_channels(source, result, channels, value.buffer, output, offset))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cpupack.runtime.engine.program_format import HEADER, MAGIC, VERSION
 
 _ALIGNMENT = 64
+Doubles = npt.NDArray[np.float64]
 
 BUFFER = np.dtype(
     [
@@ -76,6 +77,7 @@ class Flag(IntFlag):
     INCLUDE_PAD = 32
     WINOGRAD = 64
     CONSTANT = 128
+    SLOPES = 256
 
 
 NO_FLAGS = Flag(0)
@@ -87,6 +89,8 @@ class Buffer:
 
     With ``floats`` its bytes are float32 values (``channels`` is four times theirs), without scale and zero point.
     Windows read up to ``halo`` rows and columns beyond the edges, which contain ``fill`` (None until it is needed).
+    With ``parts`` its channels have no scale in common: it has the scale and zero point of each slice of channels, by
+    the first one.
     """
 
     height: int
@@ -97,6 +101,23 @@ class Buffer:
     halo: tuple[int, int] = (0, 0)
     fill: int | None = None
     floats: bool = False
+    parts: dict[int, tuple[float, int]] | None = None
+
+    def part(self, first: int) -> Buffer:
+        """Return this buffer with the scale and zero point of the slice that begins at channel ``first``."""
+        if self.parts is None:
+            return self
+        scale, zero_point = self.parts[first]
+        return replace(self, scale=scale, zero_point=zero_point, parts=None)
+
+    def grid(self, channels: int) -> tuple[float | Doubles, int | Doubles]:
+        """Return scale and zero point, of each of the first ``channels`` where they differ, float64 ``(channels,)``."""
+        if self.parts is None:
+            return self.scale, self.zero_point
+        begins = sorted(self.parts)
+        slices = [int(np.searchsorted(begins, channel, side="right")) - 1 for channel in range(channels)]
+        scales, zero_points = np.array([self.parts[begins[each]] for each in slices]).T
+        return scales, zero_points
 
     @property
     def size(self) -> int:

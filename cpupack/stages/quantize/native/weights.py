@@ -36,8 +36,9 @@ def finish_of(
     The sum is over codes, whose zero point therefore counts with every weight.
     """
     sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
-    scales = source.scale * weight_scales / out[0]
-    return scales, bias / out[0] - source.zero_point * sums * scales + out[1]
+    scale, zero_point = source.grid(len(weights))  # of several scales, a layer reads each channel alone
+    scales = scale * weight_scales / out[0]
+    return scales, bias / out[0] - zero_point * sums * scales + out[1]
 
 
 def dense_parts(
