@@ -168,3 +168,13 @@ def test_a_skipped_layer_is_torchs_in_fp32() -> None:
     fact = next(each for each in int8.layers if each.kind == "LSTM")
     assert (fact.precision, fact.kernel) == ("fp32", "aten")
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+
+
+@pytest.mark.parametrize("engine", ["fbgemm", "onednn"])
+def test_torchs_engines_keep_a_recurrent_layer_in_fp32(engine: str) -> None:
+    if engine not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this torch has no {engine}")
+    data = samples((6, 8))
+    spec = recipe((6, 8), quantize={"observer": "minmax"})
+    model, int8 = quantized(Sequence(nn.LSTM, last_step, num_layers=2), engine, spec=spec, data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB

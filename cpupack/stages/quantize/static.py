@@ -24,6 +24,7 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
+from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.trace import record_shapes
 from cpupack.graph.vocabulary import SHAPES
@@ -121,7 +122,7 @@ def quantize_fx(
         elif (least := least_scales.get(name)) is not None:
             mapping.set_module_name(name, coarser_weights(_qconfig_of(child, target, recipe.weights), least))
     backend = _without_fusers(_BACKENDS[target.engine]())
-    opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput])
+    opaque = PrepareCustomConfig().set_non_traceable_module_classes([InFloat, FloatOutput, Recurrent])
     prepared = prepare_fx(graph, mapping, (example,), prepare_custom_config=opaque, backend_config=backend)
     read_through_observers(prepared)
     set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
