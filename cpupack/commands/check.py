@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.option("--deep", is_flag=True, help="Also load the model and resolve every module name.")
 @JSON
 def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_json: bool) -> None:
-    """Validate recipes and report every problem at once."""
+    """Validate recipes and report every problem at once.
+
+    Without --deep no code that a recipe names is run. What a build would run is said on stderr.
+    """
+    from cpupack.recipe.code import user_code
     from cpupack.recipe.file import load_recipe
 
     answers, worst = [], 0
@@ -41,8 +45,11 @@ def check(recipes: tuple[Path, ...], overrides: tuple[str, ...], deep: bool, as_
             if not as_json:
                 print_error(error)
         else:
+            answer["runs_python"] = user_code(loaded.recipe)
             if not as_json:
                 click.echo(f"{path}: ok" + (f" ({answer['found']})" if deep else ""))
+                if answer["runs_python"]:
+                    click.echo(f"{path}: a build runs Python of yours: {', '.join(answer['runs_python'])}", err=True)
         answers.append(answer)
     if as_json:
         click.echo(json.dumps({"recipes": answers}, indent=2))

@@ -56,7 +56,9 @@ def recipe_hashes(loaded: LoadedRecipe) -> dict[str, str]:
     """Return the SHA-256 of each table's values, and of the text as ``text``."""
     tables = loaded.recipe.model_dump(mode="json", by_alias=True)
     found = {
-        name: _sha256(json.dumps(table, sort_keys=True)) for name, table in tables.items() if isinstance(table, dict)
+        name: _sha256(json.dumps(table, sort_keys=True))
+        for name, table in tables.items()
+        if isinstance(table, dict | list)
     }
     return {**found, "text": _sha256(loaded.text)}
 

@@ -21,8 +21,37 @@ from cpupack.pipeline.entries import check, enter
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
-from cpupack.recipe import LoadedRecipe, Quantize, Recipe
+from cpupack.recipe import LoadedRecipe, Quantize, Recipe, TargetArm, TargetX86
 from cpupack.stages.verify import Speed, choose
+
+_MOST_THREADS = 4096
+
+
+def check_parts(lock: Lock, path: Path) -> None:
+    """Read everything in a lock that a build will use. Raises LockError where somebody changed it by hand."""
+    try:
+        threads = lock.inputs.host["threads"]
+        if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+            raise ValueError(f"threads is {threads!r}")  # noqa: TRY301 - one place says what is damaged
+        for cpu, part in lock.wheels.items():
+            table = {"x86_64": TargetX86, "aarch64": TargetArm}[cpu]
+            table.model_validate({"engine": part.engine, "isa": part.isa or "auto"})
+            Quantize.model_validate(part.quantize)
+            plan_again(part)
+            _speed(part)
+            recovery_of(part.measured)
+            _check_measured(part)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        said = str(error).splitlines()[0]
+        raise LockError(
+            f"{path} is damaged: {type(error).__name__}: {said}", hint="run `cpupack lock` again"
+        ) from error
+
+
+def _check_measured(lock: WheelLock) -> None:
+    for name, kind in (("report", dict), ("time_shares", list), ("measured", dict), ("plan", dict), ("engines", dict)):
+        if not isinstance(lock.measured[name], kind):
+            raise TypeError(f"measured.{name} is {type(lock.measured[name]).__name__}")
 
 
 @contextmanager

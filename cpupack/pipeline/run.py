@@ -22,7 +22,7 @@ from cpupack.lock import Lock, WheelLock, check_build, check_early, check_wheel,
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, loss, settle
 from cpupack.pipeline.corrections import Corrections
-from cpupack.pipeline.locked import fp32_threads, inputs_read, keep_lock, plan_again, settle_again
+from cpupack.pipeline.locked import check_parts, fp32_threads, inputs_read, keep_lock, plan_again, settle_again
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
@@ -170,6 +170,7 @@ def _opened(path: Path, loaded: LoadedRecipe, cpus: tuple[str, ...], epoch: int 
     lock = read_lock(path)
     for cpu in cpus:
         lock.wheel(cpu, path)
+    check_parts(lock, path)
     check_early(lock, path, loaded, epoch)
     return lock
 

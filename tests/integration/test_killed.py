@@ -1,0 +1,66 @@
+"""kill -9 at random moments of a build: nothing that pip or a later build could take for a result."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cpupack.runtime.host.cpu import machine
+from cpupack.scratch import PREFIX
+from helpers.tiny_recipes import FAST, Project
+from helpers.waiting import PATIENCE_S
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
+]
+MOMENTS = 20
+
+
+def started(project: Project) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", *FAST]
+    return subprocess.Popen(
+        command, env=project.environ(), cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_kill_nine_at_any_moment(project: Project) -> None:
+    """The moments are spread over the length that a whole build has here, with a seed that the failure would name."""
+    whole = started(project)
+    began = time.monotonic()
+    assert whole.wait(PATIENCE_S) == 0
+    length_s = time.monotonic() - began
+    (wheel,) = (project.root / "dist").iterdir()
+    lock = project.root / "colors.lock.toml"
+    finished, locked = wheel.read_bytes(), lock.read_bytes()
+    wheel.unlink()
+    lock.unlink()
+    seed = random.randrange(2**32)
+    moments = random.Random(seed)
+    for number in range(MOMENTS):
+        process = started(project)
+        time.sleep((number + moments.random()) / MOMENTS * length_s)
+        killed = process.poll() is None
+        if killed:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+        found = [path for path in (project.root / "dist").iterdir() if path.suffix == ".whl"]
+        for path in found:  # in place all at once, or not at all
+            assert len(path.read_bytes()) == len(finished), f"seed {seed}, moment {number}"
+            path.unlink()
+        if lock.exists():
+            assert len(lock.read_bytes()) > len(locked) // 2, f"seed {seed}, moment {number}"
+            lock.unlink()
+    done = project.run("build", "colors.toml", "--quiet", *FAST)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    assert [path.name for path in (project.root / "dist").iterdir()] == [wheel.name]
+    left = [path for path in project.left_behind() if path.startswith(f"tmp/{PREFIX}")]
+    assert left == [], f"seed {seed}"
+    assert not list(project.root.glob(".*.part"))
