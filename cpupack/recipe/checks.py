@@ -176,10 +176,10 @@ def _labels(view: View) -> Iterator[Problem]:
 
 def _quantize(view: View) -> Iterator[Problem]:
     mode = view("quantize", "mode")
-    if mode == "static" and not view.given("calibration"):
+    if mode != "dynamic" and not view.given("calibration"):
         yield Problem(
             ("calibration",),
-            'is missing, and mode = "static" needs its data to choose activation ranges; add [calibration] with '
+            f'is missing, and mode = "{mode}" needs its data to choose activation ranges; add [calibration] with '
             'source = "images:DIR" (or "synthetic", only to measure speed)',
             missing=True,
         )

@@ -217,9 +217,10 @@ class Fuse(Table):
 class Quantize(Table):
     """How FP32 becomes INT8."""
 
-    mode: Literal["static", "dynamic"] = "static"
+    mode: Literal["auto", "static", "dynamic"] = "auto"
     """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time (for linear
-    and LSTM models)."""
+    and LSTM models). ``auto`` does as ``static``, but of linear layers over tokens the native engine measures the
+    ranges at run time, for each token."""
     observer: ObserverName = "tail_mse"
     """How an activation's range is chosen from the calibration data. ``tail_mse`` minimizes the squared error that is
     expected on new data: it extrapolates the tails of the calibration data."""
@@ -243,7 +244,7 @@ class Quantize(Table):
 
 
 class Calibration(Table):
-    """The data that activation ranges are chosen from. Required by ``mode = "static"``."""
+    """The data that activation ranges are chosen from. Required unless ``mode = "dynamic"``."""
 
     source: Text
     """``images:DIR``, ``arrays:FILE.npz``, ``python:FILE.py:factory`` or ``synthetic``."""

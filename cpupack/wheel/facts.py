@@ -131,7 +131,7 @@ def _quantization(manifest: Manifest) -> str:
     quantize = manifest.quantize
     if quantize["mode"] == "dynamic":
         return "dynamic"
-    return f"static, {quantize['observer']} observer"
+    return f"{quantize['mode']}, {quantize['observer']} observer"
 
 
 def _calibration(calibration: dict[str, Any] | None) -> str:

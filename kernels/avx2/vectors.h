@@ -106,6 +106,7 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define v_add16(a, b) _mm256_add_epi16(a, b)
 #define v_add32(a, b) _mm256_add_epi32(a, b)
 #define v_sub32(a, b) _mm256_sub_epi32(a, b)
+#define v_mul32(a, b) _mm256_mullo_epi32(a, b)
 #define v_min8(a, b) _mm256_min_epu8(a, b)
 #define v_max8(a, b) _mm256_max_epu8(a, b)
 #define v_left32(a, count) _mm256_slli_epi32(a, count)

@@ -51,6 +51,7 @@ INLINE __mmask16 active_lanes(int64_t count) {
 #define v_add16(a, b) _mm512_add_epi16(a, b)
 #define v_add32(a, b) _mm512_add_epi32(a, b)
 #define v_sub32(a, b) _mm512_sub_epi32(a, b)
+#define v_mul32(a, b) _mm512_mullo_epi32(a, b)
 #define v_min8(a, b) _mm512_min_epu8(a, b)
 #define v_max8(a, b) _mm512_max_epu8(a, b)
 #define v_left32(a, count) _mm512_slli_epi32(a, count)

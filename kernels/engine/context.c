@@ -109,6 +109,11 @@ static void set_views(struct step *step, const struct parts *parts, uint8_t *are
         step->out = view_of(buffers + spec->output, arena, batch);
     if (spec->op == OP_CONV && !(spec->flags & FLAG_FLOAT_OUT))
         step->out.first += spec->channel_offset;
+    if (spec->flags & FLAG_ROWS && reads_two(spec)) { /* row i is pixel i, whatever the shape of the buffer */
+        const struct cpupack_linear *linear = (const void *)step->table;
+        step->in2.first += linear->second_first * (int64_t)sizeof(float);
+        step->in2.pixel = linear->second_step * (int64_t)sizeof(float);
+    }
 }
 
 static void make_steps(struct context *context, const struct parts *parts, uint8_t *arena) {

@@ -40,7 +40,7 @@ static inline int reads_caller(const struct cpupack_layer *spec) {
 
 /* Whether a layer reads a second buffer. */
 static inline int reads_two(const struct cpupack_layer *spec) {
-    if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL)
+    if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL || spec->op == OP_FLOAT_ATTENTION)
         return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
     if (spec->op == OP_RECURRENT)
         return spec->input2 >= 0;
@@ -64,7 +64,7 @@ enum lookup { LOOKUP_NONE, LOOKUP_SIXTEENS, LOOKUP_VBMI, LOOKUP_SLOPES /* no tab
 struct row {
     uint8_t *out; /* NULL for a row that is computed and thrown away */
     const uint8_t *residual;
-    const uint8_t *from; /* where its window begins; only with ROWS_ANYWHERE */
+    const uint8_t *from; /* where its window begins; with ROWS_ANYWHERE or FLAG_ROWS */
 };
 
 /* One thread of a team: which share of the work it has, and memory of its own. */
@@ -81,6 +81,7 @@ struct worker {
 #define PAIRS_AT_ONCE 8 /* pairs of tiles of rows that meet a block of weights one after the other, at most */
 #define SCRATCH_BYTES (1280 * 1024)
 #define PACKED_VALUES (64 * 1024)                             /* floats of a part of a matrix, in the scratch */
+#define CPUPACK_SCORE_ROWS 12                                 /* rows of scores that attention has at once, at most */
 #define VALUES_OF_PATCHES (SCRATCH_BYTES / 4 - PACKED_VALUES) /* floats that windows are gathered to, in the rest */
 
 /* Bytes of the scratch memory that a recurrent layer takes for each sequence that a worker runs at a time, and for each

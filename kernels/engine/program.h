@@ -42,6 +42,9 @@ enum cpupack_op {
     OP_FLOAT_WINDOWS = 22,   /* a convolution, or a pool */
     OP_FLOAT_GATHER = 23,    /* values by a list of their places; `scale` where the place is -1 */
     OP_RECURRENT = 24,       /* an LSTM, a GRU or a plain recurrent layer; has a cpupack_recurrent, no walk */
+    OP_FLOAT_CODES = 25,     /* rows as codes, each with a scale of its own (cpupack_row_scale); the walk's kind is a
+                                norm that is applied first, or -1 */
+    OP_FLOAT_ATTENTION = 26, /* softmax(queries x keys * scale + mask) x values; has a cpupack_attention at `weights` */
 };
 
 enum cpupack_flag {
@@ -55,9 +58,10 @@ enum cpupack_flag {
     FLAG_CONSTANT = 128,   /* in FP32: the second operand is at `scales`, and if there is a third, it is at `biases` */
     FLAG_SLOPES = 256,     /* OP_CONV: what is below output_zero_point before rounding becomes its multiple plus a term.
                               `table` has a float32 slope for each channel, as many as there are scales, then the terms */
+    FLAG_ROWS = 512,       /* OP_CONV: a linear layer of rows with scales of their own, as OP_FLOAT_CODES leaves them */
 };
 
-#define CPUPACK_FLAGS 511 /* all of them */
+#define CPUPACK_FLAGS 1023 /* all of them */
 
 /* AVX2 adds products in 16 bits. This says how many of them fit whatever the activations are: the positive weights of
  * those products come to 128 at most, and so do the negative ones.
@@ -123,6 +127,39 @@ struct cpupack_instruction {
     float number;
 };
 
+/* FLAG_ROWS: what follows the sums, at `table`. Each result is `row scale` * `scales` * (sum - zero point * weights'
+ * sum) + bias, in float32. Then come the functions, as many cpupack_instruction as this says; register 1 has the second
+ * buffer's values, where row i of a sample begins at value second_first + i * second_step. At `biases` are the biases
+ * of all blocks of columns, and after them as many int32: the sums of each column's weights.
+ */
+struct cpupack_linear {
+    int32_t instructions, second_first, second_step;
+};
+
+/* The last bytes of a row of codes with a scale of its own. value = (code - zero_point) * scale. */
+struct cpupack_row_scale {
+    float scale;
+    int32_t zero_point;
+};
+
+/* OP_FLOAT_ATTENTION: queries (rows x length), keys (columns x length) and values (columns x width) are all in the
+ * first buffer, once for each index of the outer sizes. Those of a row lie side by side; rows are `steps` apart. What
+ * is added to the scores (rows x columns) is in the second buffer or, with FLAG_CONSTANT, at `scales`: its columns too
+ * have a step. The last of its steps are those of rows and columns.
+ */
+#define CPUPACK_OUTER 3
+struct cpupack_heads {
+    int32_t first, outer[CPUPACK_OUTER], step;
+};
+struct cpupack_attention {
+    int32_t outer[CPUPACK_OUTER], rows, columns, length, width;
+    int32_t causal; /* 1: row i sees the columns up to i alone */
+    struct cpupack_heads out, queries, keys, values, mask;
+    int32_t mask_column;
+};
+
+#define CPUPACK_LONGEST_ROW 65536 /* codes of such a row: their sums fit into 32 bits */
+
 enum cpupack_function {
     FUNCTION_COPY = 0,
     FUNCTION_ADD = 1, /* a + b */
@@ -152,6 +189,8 @@ enum cpupack_function {
     FUNCTION_EQUAL = 25,
     FUNCTION_DIVIDE_BY_NUMBER = 26, /* a / number */
     FUNCTION_NUMBER = 27,
+    FUNCTION_GELU = 28,      /* a * (1 + erf(a / root of 2)) / 2 */
+    FUNCTION_GELU_TANH = 29, /* its approximation by tanh */
 };
 
 enum cpupack_reduction {

@@ -1,6 +1,8 @@
 /* Checks programs: whatever a damaged one says, nothing outside its memory is read or written. */
 #include "engine/validate.h"
 
+#include <string.h>
+
 #include "engine/kernels.h"
 #include "engine/validate_floats.h"
 #include "engine/validate_lists.h"
@@ -58,8 +60,9 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
     }
     if (spec->flags & FLAG_SLOPES && !inside(spec->table, 8 * channels, bytes))
         return 0;
+    const int rows = spec->op == OP_CONV && spec->flags & FLAG_ROWS; /* sums of weights come after the biases */
     return inside(spec->weights, weights, bytes) && inside(spec->scales, 4 * channels, bytes) &&
-           inside(spec->biases, 4 * channels, bytes);
+           inside(spec->biases, (rows ? 8 : 4) * channels, bytes);
 }
 
 static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
@@ -137,11 +140,12 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
         return 0;
     if (spec->scales % 4 || spec->biases % 4)
         return 0; /* floats are read where they lie */
-    if (spec->op < 0 || spec->op > OP_RECURRENT || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+    if (spec->op < 0 || spec->op > OP_FLOAT_ATTENTION || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
     if (spec->flags & FLAG_FLOAT_OUT && spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT &&
-        (spec->op < OP_FLOAT_MAP || spec->op > OP_FLOAT_GATHER))
+        (spec->op < OP_FLOAT_MAP || spec->op > OP_FLOAT_ATTENTION || spec->op == OP_RECURRENT ||
+         spec->op == OP_FLOAT_CODES))
         return 0;
     if (to_caller) {
         if (spec->channels_out < 1 || spec->channel_offset < 0 ||
@@ -174,6 +178,33 @@ static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buff
     if (in->sample_bytes > LARGEST_CONV)
         return 0;
     return in2 == NULL || (same_size(out, in2, 0) && in2->channels == spec->channels_out);
+}
+
+/* Whether a linear layer finds its rows, their scales, and the values that its functions read. */
+static int linear_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
+                       const struct cpupack_buffer *in2, const struct cpupack_buffer *out, const uint8_t *constants,
+                       int64_t bytes) {
+    struct cpupack_linear linear;
+    const int32_t scale_bytes = (int32_t)sizeof(struct cpupack_row_scale);
+    if (!(spec->flags & FLAG_FLOAT_OUT) || spec->flags & (FLAG_TABLE | FLAG_WINOGRAD) || spec->span_out ||
+        spec->kernel_h != 1 || spec->kernel_w != 1 || spec->stride_h != 1 || spec->stride_w != 1 || spec->runs != 1)
+        return 0;
+    if (in->halo_x || in->halo_y || in->height != 1 || out->height != 1 || in->width != out->width ||
+        in->sample_bytes != (int64_t)in->width * in->channels || in->channels > CPUPACK_LONGEST_ROW + 128 ||
+        (int64_t)spec->chunks * spec->chunk_bytes > in->channels - scale_bytes)
+        return 0;
+    if (spec->table % 4 || !inside(spec->table, sizeof linear, bytes))
+        return 0;
+    memcpy(&linear, constants + spec->table, sizeof linear);
+    if (!instructions_hold(constants, bytes, spec->table + (int64_t)sizeof linear, linear.instructions))
+        return 0;
+    if (in2 == NULL)
+        return 1;
+    if (in2->halo_x || in2->halo_y || in2->offset % 4 || in2->sample_bytes % 4 || linear.second_first < 0 ||
+        linear.second_step < 0)
+        return 0;
+    const int64_t last = linear.second_first + (int64_t)(out->width - 1) * linear.second_step + spec->channels_out;
+    return last <= (int64_t)in2->height * in2->width * in2->channels / 4;
 }
 
 static int is_one_pixel(const struct cpupack_buffer *buffer, int channels) {
@@ -237,6 +268,12 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
         if (spec->op == OP_CONV && values.channels != spec->channels_out)
             return 0;
         out = &values;
+    }
+    if (spec->flags & FLAG_ROWS) {
+        if (spec->op != OP_CONV || !constants_hold(spec, in->channels, bytes) ||
+            !linear_fits(spec, in, in2, out, constants, bytes))
+            return 0;
+        in2 = NULL; /* its values lie as the layer says, whatever the shape of the buffer */
     }
     return sizes_fit(spec, header, in, in2, out) && constants_hold(spec, in != NULL ? in->channels : 0, bytes) &&
            lists_fit(spec, in, out, constants, bytes);

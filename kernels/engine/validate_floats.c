@@ -65,22 +65,26 @@ static int second_fits(const struct float_layer *layer, const struct cpupack_wal
     return steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, values);
 }
 
-static int instructions_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
-    const int64_t from = layer->spec->weights + (int64_t)sizeof *walk;
-    if (walk->instructions < 0 || walk->instructions > 1 << 16 ||
-        walk->instructions * (int64_t)sizeof(struct cpupack_instruction) > layer->bytes - from)
+int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, int32_t count) {
+    if (count < 0 || count > 1 << 16 || offset % 4 ||
+        count * (int64_t)sizeof(struct cpupack_instruction) > bytes - offset)
         return 0;
-    for (int64_t i = 0; i < walk->instructions; i++) {
+    for (int64_t i = 0; i < count; i++) {
         struct cpupack_instruction each;
-        memcpy(&each, layer->constants + from + i * (int64_t)sizeof each, sizeof each);
+        memcpy(&each, constants + offset + i * (int64_t)sizeof each, sizeof each);
         const int32_t registers[] = {each.to, each.a, each.b};
         for (int j = 0; j < 3; j++)
             if (registers[j] < 0 || registers[j] >= CPUPACK_REGISTERS)
                 return 0;
-        if (each.function < 0 || each.function > FUNCTION_NUMBER)
+        if (each.function < 0 || each.function > FUNCTION_GELU_TANH)
             return 0;
     }
     return 1;
+}
+
+static int instructions_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    return instructions_hold(layer->constants, layer->bytes, layer->spec->weights + (int64_t)sizeof *walk,
+                             walk->instructions);
 }
 
 /* A damaged program must not only stay inside memory, it must also end. So a layer writes each value once at most, and
@@ -181,6 +185,65 @@ static int quantize_fits(const struct float_layer *layer, const struct cpupack_w
            in_fits(walk, bytes_of(layer->in) / 4);
 }
 
+/* Rows of codes: as many as the buffer has pixels, of which each has room for a scale too. */
+static int row_codes_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
+    const struct cpupack_buffer *out = layer->out;
+    if (walk->kept < 0 || walk->kept > DIMENSIONS || walk->kind < -1 || walk->kind > NORM_ROOT_MEAN_SQUARE ||
+        walk->kind == NORM_SOFTMAX || walk->kind == NORM_LOG_SOFTMAX || out->height != 1 || out->channels % 4)
+        return 0;
+    const int64_t length = product(walk->sizes + walk->kept, DIMENSIONS - walk->kept);
+    int64_t step = 1; /* the values of a norm lie side by side in the scratch memory */
+    for (int i = DIMENSIONS - 1; i >= walk->kept; step *= walk->sizes[i--])
+        if (walk->sizes[i] != 1 && walk->out_steps[i] != step)
+            return 0;
+    if (walk->kept == DIMENSIONS || length > CPUPACK_LONGEST_ROW ||
+        length > out->channels - (int64_t)sizeof(struct cpupack_row_scale) ||
+        product(walk->sizes, walk->kept) != out->width || !in_fits(walk, bytes_of(layer->in) / 4))
+        return 0;
+    for (int i = 0; i < walk->kept; i++)
+        if (walk->in2_steps[i] != 0)
+            return 0;
+    return !(layer->spec->flags & FLAG_CONSTANT) ||
+           (second_fits(layer, walk) && steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps,
+                                                  constants_from(layer, layer->spec->biases)));
+}
+
+/* The places of a head's rows of `length` values side by side. */
+static int heads_fit(const struct cpupack_attention *of, const struct cpupack_heads *heads, int32_t rows,
+                     int32_t length, int64_t values) {
+    const int32_t sizes[] = {of->outer[0], of->outer[1], of->outer[2], rows, length};
+    const int32_t steps[] = {heads->outer[0], heads->outer[1], heads->outer[2], heads->step, 1};
+    return steps_fit(sizes, 5, heads->first, steps, values);
+}
+
+static int attention_fits(const struct float_layer *layer) {
+    const struct cpupack_layer *spec = layer->spec;
+    struct cpupack_attention of;
+    if (spec->weights % 4 || (int64_t)sizeof of > layer->bytes - spec->weights)
+        return 0;
+    memcpy(&of, layer->constants + spec->weights, sizeof of);
+    const int64_t given = bytes_of(layer->in) / 4, written = writable(layer);
+    const int64_t results = product(of.outer, CPUPACK_OUTER + 1), lanes = CPUPACK_SUM_LANES;
+    const int32_t small[] = {of.columns, of.length, of.width};
+    if (results == 0 || product(small, 3) == 0 || of.width > written || results * of.width > written ||
+        of.columns > given || of.length > given)
+        return 0;
+    const int64_t pitch = (of.columns + lanes - 1) / lanes * lanes + lanes, width = of.width + lanes;
+    if (pitch * of.length + of.columns * width + CPUPACK_SCORE_ROWS * pitch > SCRATCH_BYTES / 4)
+        return 0;
+    if (!heads_fit(&of, &of.out, of.rows, of.width, written) ||
+        !heads_fit(&of, &of.queries, of.rows, of.length, given) ||
+        !heads_fit(&of, &of.keys, of.columns, of.length, given) ||
+        !heads_fit(&of, &of.values, of.columns, of.width, given))
+        return 0;
+    if (layer->in2 == NULL && !(spec->flags & FLAG_CONSTANT))
+        return 1;
+    const int64_t terms = spec->flags & FLAG_CONSTANT ? constants_from(layer, spec->scales) : bytes_of(layer->in2) / 4;
+    const int32_t sizes[] = {of.outer[0], of.outer[1], of.outer[2], of.rows, of.columns};
+    const int32_t steps[] = {of.mask.outer[0], of.mask.outer[1], of.mask.outer[2], of.mask.step, of.mask_column};
+    return steps_fit(sizes, 5, of.mask.first, steps, terms);
+}
+
 int float_layer_fits(const struct float_layer *layer) {
     const struct cpupack_layer *spec = layer->spec;
     if (layer->out != NULL && spec->op != OP_QUANTIZE && !holds_floats(layer->out))
@@ -194,6 +257,8 @@ int float_layer_fits(const struct float_layer *layer) {
         return 0;
     if (spec->op == OP_RECURRENT)
         return recurrent_layer_fits(layer);
+    if (spec->op == OP_FLOAT_ATTENTION)
+        return attention_fits(layer);
     if (spec->weights % 4 || (int64_t)sizeof(struct cpupack_walk) > layer->bytes - spec->weights)
         return 0;
     struct cpupack_walk walk;
@@ -220,6 +285,8 @@ int float_layer_fits(const struct float_layer *layer) {
         return windows_fit(layer, &walk, values);
     case OP_FLOAT_GATHER:
         return gather_fits(layer, &walk, values);
+    case OP_FLOAT_CODES:
+        return row_codes_fit(layer, &walk);
     }
     return 0;
 }

@@ -17,6 +17,9 @@ struct float_layer {
     int64_t bytes;
 };
 
+/* Whether `count` instructions lie in the constants from `offset` on, and name what exists. */
+int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, int32_t count);
+
 int float_layer_fits(const struct float_layer *layer);
 
 #endif

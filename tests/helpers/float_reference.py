@@ -105,6 +105,30 @@ def sigmoid(x: Array) -> Array:
     return _ONE / (_ONE + exp(np.float32(0.0) - x))
 
 
+def _half_and_half(x: Array, inside: Array, low: float, p: Array, q: Array, at: Array) -> Array:
+    half = x * np.float32(0.5)
+    return np.where(at < np.float32(low), np.float32(0.0), fma(half, (inside * p) / q, half))
+
+
+def gelu(x: Array) -> Array:
+    inside = np.where(x > np.float32(-5.3), x, np.where(np.isnan(x), x, np.float32(-5.3)))
+    inside = np.where(inside > np.float32(5.3), np.float32(5.3), inside)
+    z = inside * inside
+    p = chain(z, 4.81006417e-08, 1.2757926e-05, 0.00032065736, 0.00925591495, 0.0658705384, 0.797884524)
+    q = chain(z, 1.23716177e-06, 7.13501431e-05, 0.00183653901, 0.0281385183, 0.249222711, 1.0)
+    return _half_and_half(x, inside, -5.3, p, q, x)
+
+
+def gelu_tanh(x: Array) -> Array:
+    u = x * fma(x * x, np.full_like(x, 0.0356774081), np.full_like(x, 0.797884561))
+    inside = np.where(u > np.float32(-8.0), u, np.where(np.isnan(u), u, np.float32(-8.0)))
+    inside = np.where(inside > np.float32(8.0), np.float32(8.0), inside)
+    z = inside * inside
+    p = chain(z, -1.43762008e-11, 3.33465735e-08, 2.91122324e-05, 0.0039220429, 0.137225449, 1.0)
+    q = chain(z, 1.36585822e-06, 0.000403404032, 0.0274416432, 0.470558763, 1.0)
+    return _half_and_half(x, inside, -8.0, p, q, u)
+
+
 FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.COPY: lambda a, _b, _n: a,
     Function.ADD: lambda a, b, _: a + b,
@@ -134,6 +158,8 @@ FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.EQUAL: lambda a, b, _: (a == b).astype(np.float32),
     Function.DIVIDE_BY_NUMBER: lambda a, _, n: a / n,
     Function.NUMBER: lambda a, _, n: np.full_like(a, n),
+    Function.GELU: lambda a, _b, _n: gelu(a),
+    Function.GELU_TANH: lambda a, _b, _n: gelu_tanh(a),
 }
 
 
@@ -224,6 +250,27 @@ def normalize(
     return fma(found, np.broadcast_to(weight, x.shape), np.broadcast_to(bias, x.shape))
 
 
+def row_codes(x: Array) -> tuple[Array, Array, Array]:
+    """Return rows as codes (as int64), and each row's scale and zero point."""
+    largest, lowest = np.maximum(x, 0).max(-1, keepdims=True), np.minimum(x, 0).min(-1, keepdims=True)
+    scale = (np.nan_to_num(largest, nan=0.0, posinf=np.inf) - lowest) / np.float32(255.0)
+    inverse = np.where(scale >= np.float32(1e-30), _ONE / scale, np.float32(0.0)).astype(np.float32)
+    zero = np.rint(np.minimum(-lowest * inverse, np.float32(255.0))).astype(np.float32)
+    codes = np.clip(np.rint(fma(x, np.broadcast_to(inverse, x.shape), np.broadcast_to(zero, x.shape))), 0, 255)
+    return codes.astype(np.int64), f4(scale), zero.astype(np.int64)
+
+
+def linear(x: Array, weights: Array, scales: Array, bias: Array) -> Array:
+    """Return a linear layer of int8 ``weights (out, in)`` whose rows get scales of their own."""
+    codes, scale, zero = row_codes(x)
+    sums = (codes - zero) @ weights.astype(np.int64).T
+    finite = np.isfinite(x).all(-1, keepdims=True)
+    found = fma(
+        f4(sums), np.where(finite, scale, np.float32(np.nan)) * f4(scales), np.broadcast_to(f4(bias), sums.shape)
+    )
+    return f4(found)
+
+
 # ---- products ----
 
 
@@ -236,6 +283,46 @@ def matmul(a: Array, b: Array, scale: float = 1.0, bias: Array | None = None) ->
             np.broadcast_to(a[..., :, k : k + 1], sums.shape), np.broadcast_to(b[..., k : k + 1, :], sums.shape), sums
         )
     return fma(sums, np.float32(scale), np.broadcast_to(f4(0.0 if bias is None else bias), sums.shape))
+
+
+def exp_below_zero(x: Array) -> Array:
+    """Return exp(x) for x up to 0, with 0 below -87."""
+    inside = np.maximum(x, np.float32(-87.0))
+    n = np.rint(inside * np.float32(1.44269504088896341))
+    r = fma(-n, np.float32(0.693359375), inside)
+    r = fma(-n, np.float32(-2.12194440e-4), r)
+    y = chain(r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    y = fma(y, r * r, r) + _ONE
+    y = y * ((np.nan_to_num(n).astype(np.int32) + 127) << 23).astype(np.int32).view(np.float32)
+    return np.where(x < np.float32(-87.0), np.float32(0.0), y)
+
+
+def attention(
+    queries: Array, keys: Array, values: Array, scale: float, mask: Array | None = None, *, causal: bool = False
+) -> Array:
+    """Return softmax(queries x keys * scale + mask) x values in the kernel's order."""
+    scores = f4(_sums(queries, keys.swapaxes(-1, -2)) * np.float32(scale))
+    if mask is not None:
+        scores = scores + f4(mask)
+    seen = np.tril(np.ones(scores.shape[-2:], bool)) if causal else np.ones(scores.shape[-2:], bool)
+    hidden = np.where(seen, scores, np.float32(-np.inf))
+    largest = np.nan_to_num(hidden, nan=-np.inf, posinf=np.inf, neginf=-np.inf).max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        shifted = hidden - np.where(largest > -np.inf, largest, np.float32(0.0))
+    powers = np.where(seen, exp_below_zero(shifted), np.float32(0.0))
+    sums = row_sum(powers)[..., None]
+    factors = np.where(sums > 0, _ONE / np.where(sums > 0, sums, _ONE), np.float32(0.0))
+    factors = np.where(np.isnan(shifted).any(-1, keepdims=True), np.float32(np.nan), factors)
+    return f4(_sums(powers, values) * factors)
+
+
+def _sums(a: Array, b: Array) -> Array:
+    sums = np.zeros((*a.shape[:-1], b.shape[-1]), np.float32)
+    for k in range(a.shape[-1]):
+        sums = fma(
+            np.broadcast_to(a[..., :, k : k + 1], sums.shape), np.broadcast_to(b[..., k : k + 1, :], sums.shape), sums
+        )
+    return sums
 
 
 def patches(x: Array, size: tuple[int, int], fields: dict[str, float], fill: float) -> tuple[Array, Array]:

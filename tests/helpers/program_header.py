@@ -26,14 +26,24 @@ def enum(name: str) -> dict[str, int]:
 
 
 def fields(name: str) -> list[tuple[str, str, int]]:
-    """Return the members of ``struct cpupack_name`` in order: name, numpy's type, and how many."""
+    """Return the members of ``struct cpupack_name`` in order: name, numpy's type, and how many.
+
+    Members of a member that is a struct have its name in front.
+    """
     (body,) = re.findall(rf"struct cpupack_{name} {{(.*?)}};", _text(), flags=re.DOTALL)
     found = []
     for declaration in filter(None, (each.strip() for each in body.split(";"))):
         kind, names = declaration.split(None, 1)
+        if kind == "struct":
+            inner, names = names.split(None, 1)
+            own = fields(inner.removeprefix("cpupack_"))
+            found += [
+                (f"{each.strip()}_{word}", type_, count) for each in names.split(",") for word, type_, count in own
+            ]
+            continue
         for member in names.split(","):
-            word, count = re.fullmatch(r"\s*(\w+)(?:\[(\w+)\])?\s*", member).groups()  # type: ignore[union-attr]
-            found.append((word, _TYPES[kind], _number(count or "1")))
+            word, size = re.fullmatch(r"\s*(\w+)(?:\[(\w+)\])?\s*", member).groups()  # type: ignore[union-attr]
+            found.append((word, _TYPES[kind], _number(size or "1")))
     return found
 
 

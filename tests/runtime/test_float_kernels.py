@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from test_native_kernels import in_a_process
 from cpupack.layers.native import codes_after
 from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.floats import Floats
+from cpupack.stages.quantize.native.heads import Heads, append_heads
 from cpupack.stages.quantize.native.program import Buffer, Program
+from cpupack.stages.quantize.native.row_codes import RowNorm, append_codes, append_linear
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View, Windows
 from helpers import float_reference as reference
 from helpers import native_reference
@@ -273,6 +276,88 @@ def codes(channels: int) -> Net:
     return net
 
 
+def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
+    """Linear layers of rows with scales of their own: plain, after norms, of columns that are apart, with functions of
+    the result and of another tensor, which may lie in a part of a wider one."""
+    net = Net(np.concatenate([normal(3, rows * length, scale=scale), normal(3, 2 * rows * columns, seed=6)], 1))
+    view, x = net.view((rows, length))
+    wide, others = net.view((rows, 2 * columns), rows * length)
+    random = np.random.default_rng(9)
+    weights = np.clip(random.integers(-140, 141, (columns, length)), -127, 127).astype(np.int8)
+    scales, bias = random.uniform(1e-4, 1e-2, columns), random.normal(0, 1, columns)
+    second = View(wide.buffer, (rows, columns), wide.steps, wide.first + columns)
+    codes = append_codes(net.floats, view)
+    plain = reference.linear(x, weights, scales, bias)
+    net.result(append_linear(net.floats, codes, weights, scales, bias), plain)
+    relu = [Instruction(Function.AT_LEAST, number=0.0)]
+    net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=relu), reference.run(relu, plain))
+    add = [Instruction(Function.ADD)]
+    mixed = [
+        Instruction(Function.COPY, 2, 0),
+        Instruction(Function.TANH, 2, 2),
+        Instruction(Function.SUBTRACT, 0, 2, 1),
+    ]
+    for code in (add, mixed):
+        found = append_linear(net.floats, codes, weights, scales, bias, instructions=code, second=second)
+        net.result(found, reference.run(code, plain, others[:, :, columns:]))
+    apart = net.floats.side_by_side(view.permuted((1, 0))).permuted((1, 0))
+    net.result(append_linear(net.floats, append_codes(net.floats, apart), weights, scales, bias), plain)
+    gain, shift = normal(length, seed=7), normal(length, seed=8)
+    fixed = [Fixed(torch.from_numpy(each)) for each in (gain, shift)]
+    for kind, own in ((Norm.LAYER, (gain, shift)), (Norm.ROOT_MEAN_SQUARE, (None, None))):
+        norm = RowNorm(kind, 1e-5, *(fixed if own[0] is not None else (None, None)))
+        normed = append_codes(net.floats, view, norm)
+        expected = reference.linear(reference.normalize(x, kind, 1e-5, *own), weights, scales, bias)
+        net.result(append_linear(net.floats, normed, weights, scales, bias), expected)
+    return net
+
+
+def linear_of_extremes() -> Net:
+    """Rows of zeros, of one value, of very small and very large ones, and of what is not finite."""
+    rows = np.zeros((1, 9, 21), np.float32)
+    rows[0, 1], rows[0, 2], rows[0, 3, 4], rows[0, 4] = 7.5, -3.0, 1e-38, np.linspace(-1e-29, 1e-29, 21)
+    rows[0, 5] = np.linspace(-3e37, 1e38, 21)
+    rows[0, 6, 3], rows[0, 7, 20], rows[0, 8, 0] = np.nan, np.inf, -np.inf
+    net = Net(rows.reshape(1, -1))
+    view, x = net.view((9, 21))
+    weights = np.random.default_rng(3).integers(-127, 128, (5, 21)).astype(np.int8)
+    scales, bias = np.full(5, 1e-3), np.arange(5.0)
+    net.result(
+        append_linear(net.floats, append_codes(net.floats, view), weights, scales, bias),
+        reference.linear(x, weights, scales, bias),
+    )
+    return net
+
+
+def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 2) -> Net:
+    """Heads that lie in turn for each token, with masks of each kind, and one that sees earlier tokens alone."""
+    sizes = (rows * heads * length, columns * heads * length, columns * heads * width)
+    net = Net(np.concatenate([normal(2, sum(sizes), scale=1.5), normal(2, rows * columns, seed=5)], 1))
+    (one, q), (two, k), (three, v) = (
+        net.view((count, heads, each), first)
+        for count, each, first in ((rows, length, 0), (columns, length, sizes[0]), (columns, width, sum(sizes[:2])))
+    )
+    q, k, v = (each.transpose(0, 2, 1, 3) for each in (q, k, v))
+    views = [each.permuted((1, 0, 2)) for each in (one, two, three)]
+    computed, added = net.view((rows, columns), sum(sizes))
+    random = np.random.default_rng(4)
+    hidden = np.where(random.random((heads, rows, columns)) < 0.4, np.float32(-np.inf), np.float32(0.0))
+    hidden[0, 0] = -np.inf  # a row that sees nothing
+    turned = normal(heads, columns, rows, seed=8)
+    scale = 1.0 / math.sqrt(length)
+    for masks, mask, causal in (
+        ((), None, False),
+        ((), None, True),
+        ((Fixed(torch.from_numpy(hidden)),), hidden, False),
+        ((computed,), added[:, None], False),
+        ((Fixed(torch.from_numpy(turned).transpose(1, 2)),), turned.swapaxes(1, 2), True),
+        ((Fixed(torch.from_numpy(turned[:1, :1, :1])), computed), added[:, None] + turned[0, 0, 0], False),
+    ):
+        found = append_heads(net.floats, Heads(*views, scale, masks, causal))
+        net.result(found, reference.attention(q, k, v, scale, mask, causal=causal))
+    return net
+
+
 NETS: dict[str, Callable[[], Net]] = {
     "functions": functions,
     "orders": orders,
@@ -288,6 +373,15 @@ NETS: dict[str, Callable[[], Net]] = {
         f"products of {rows}, {length}, {columns}": lambda s=(rows, length, columns): products(*s)
         for rows, length, columns in ((1, 1, 1), (5, 7, 33), (13, 64, 32), (50, 31, 50), (97, 9, 16), (2, 3000, 40))
     },
+    **{
+        f"linear {rows}, {length}, {columns}": lambda s=(rows, length, columns): linear(*s)
+        for rows, length, columns in ((1, 1, 1), (7, 64, 33), (50, 259, 70), (3, 9000, 40), (131, 64, 32))
+    },
+    **{
+        f"attention of {rows}, {columns}, {length}, {width}": lambda s=(rows, columns, length, width): attention(*s)
+        for rows, columns, length, width in ((1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 16, 40))
+    },
+    "linear of extremes": linear_of_extremes,
     "dense": lambda: convolution(Windows.DENSE, 5, 37),
     "dense, strided": lambda: convolution(Windows.DENSE, 16, 64, stride=2, kernel=(5, 3), pad=2),
     "dense, dilated groups": lambda: convolution(Windows.DENSE, 12, 8, dilation=2, pad=2, groups=4),
@@ -337,7 +431,8 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["orders", "norms of 50", "products of 50, 31, 50", "dense", "depthwise", "codes", "groups"]
+    "name",
+    ["orders", "norms of 50", "products of 50, 31, 50", "dense", "depthwise", "codes", "groups", "linear 50, 259, 70"],
 )
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
@@ -368,6 +463,30 @@ def test_the_reference_itself_is_the_function(
     expected = exact(x.astype(np.float64))
     found = reference.run([Instruction(function)], x)
     assert np.abs(found / np.where(expected == 0, 1, expected) - (expected != 0)).max() < bound
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_what_float64_makes_of_it(causal: bool) -> None:
+    q, k, v = (normal(2, 3, 40, 16, seed=seed) for seed in range(3))
+    mask = np.where(np.random.default_rng(1).random((40, 40)) < 0.3, -np.inf, 0.0)
+    np.fill_diagonal(mask, 0.0)
+    scores = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2) * 0.25 + mask
+    scores = np.where(np.tril(np.ones((40, 40), bool)), scores, -np.inf) if causal else scores
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = powers / powers.sum(-1, keepdims=True) @ v.astype(np.float64)
+    assert np.abs(reference.attention(q, k, v, 0.25, mask, causal=causal) - exact).max() < 4e-6
+
+
+@pytest.mark.parametrize(
+    ("function", "approximate"), [(Function.GELU, "none"), (Function.GELU_TANH, "tanh")], ids=["erf", "tanh"]
+)
+def test_gelu_is_the_function(function: Function, approximate: str) -> None:
+    x = np.concatenate([np.linspace(-12.0, 12.0, 40001), [-1e4, -1e30, -np.inf, 0.0, 1e4, 1e30]]).astype(np.float32)
+    exact = torch.nn.functional.gelu(torch.from_numpy(x.astype(np.float64)), approximate=approximate).numpy()
+    exact = np.nan_to_num(exact, nan=0.0)
+    with np.errstate(all="ignore"):
+        found = reference.run([Instruction(function)], x)
+    assert (np.abs(found - exact) <= 1e-6 + 3e-7 * np.abs(exact)).all()
 
 
 def digests() -> dict[str, str]:
@@ -414,6 +533,7 @@ def test_a_layers_values_can_be_seen() -> None:
 DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
+    "linear 7, 64, 33", "attention of 13, 7, 5, 3",
 )  # fmt: skip
 DAMAGE = """
 import sys

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.engine import library, program_format
-from cpupack.stages.quantize.native import float_layers, moves, pack, program, recurrence, walks
+from cpupack.stages.quantize.native import float_layers, heads, moves, pack, program, recurrence, row_codes, walks
 from cpupack.stages.quantize.native.fit import Fit
 from helpers import float_reference, program_header
 
@@ -31,6 +31,7 @@ def test_numbers() -> None:
     [
         ("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER), ("walk", walks.WALK),
         ("instruction", walks.INSTRUCTION), ("recurrent", recurrence.RECURRENT),
+        ("linear", row_codes.LINEAR), ("attention", heads.ATTENTION),
     ],
 )  # fmt: skip
 def test_structs(name: str, dtype: np.dtype) -> None:
@@ -69,6 +70,10 @@ def test_numbers_of_layers_in_fp32() -> None:
     assert "#define SCRATCH_BYTES (1280 * 1024)" in kernels
     assert "#define PACKED_VALUES (64 * 1024)" in kernels
     assert float_layers.LONGEST_WINDOW == 1280 * 1024 // 4 - 64 * 1024
+    assert program_header.constant("CPUPACK_LONGEST_ROW") == row_codes.LONGEST_ROW
+    assert program_header.constant("CPUPACK_OUTER") == heads.OUTER
+    assert re.search(rf"^#define CPUPACK_SCORE_ROWS {heads.SCORE_ROWS}\b", kernels, re.MULTILINE)
+    assert heads.SCRATCH_VALUES == 1280 * 1024 // 4
     assert f"MOST_TAPS = {float_layers.MOST_TAPS} " in checks
 
 

@@ -196,7 +196,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"calibration": None},
-            'calibration: is missing, and mode = "static" needs its data to choose activation ranges; '
+            'calibration: is missing, and mode = "auto" needs its data to choose activation ranges; '
             "add [calibration] with "
             'source = "images:DIR" (or "synthetic", only to measure speed)',
         ),

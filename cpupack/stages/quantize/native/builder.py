@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from cpupack.stages.quantize.native.floats import Floats
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
+from cpupack.stages.quantize.native.row_codes import RowCodes, RowNorm
 from cpupack.stages.quantize.native.select import select_channels
 from cpupack.stages.quantize.native.values import (
     LONGEST_SIDE,
@@ -50,6 +51,8 @@ class Builder:
     that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
+    ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
+    what they read, and ``norms`` norms that are computed where their codes are.
     ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
@@ -64,6 +67,7 @@ class Builder:
         *,
         fitting: bool = False,
         reasons: Mapping[str, str] | None = None,
+        by_rows: Collection[str] = frozenset(),
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -79,6 +83,9 @@ class Builder:
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
+        self.by_rows = by_rows
+        self.row_codes: dict[fx.Node, RowCodes] = {}
+        self.norms: dict[fx.Node, tuple[View, RowNorm]] = {}
         self.quantizes: Callable[[fx.Node], Value] | None = None
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []
@@ -174,6 +181,10 @@ class Builder:
     def is_float(self, node: fx.Node) -> bool:
         """Whether a call stays FP32."""
         return node.name in self.reasons
+
+    def is_by_rows(self, node: fx.Node) -> bool:
+        """Whether a call is a linear layer in INT8 that takes and gives float32 values, with a scale for each row."""
+        return node.name in self.by_rows
 
     def read_as_floats(self, node: fx.Node) -> bool:
         """Whether all that read a call's result take float32 values: calls in FP32, or the caller."""
@@ -349,6 +360,15 @@ class Builder:
         fact = LayerFact(scoped_name(node), kind, "int8", "cpupack::recurrent", weight_sqnr_db=weight_sqnr_db)
         self.facts.append(fact)
         self.looks.append(None)
+        self._span()
+
+    def tell_rows(
+        self, node: fx.Node, result: fx.Node, kernel: str, *, kind: str, weight_sqnr_db: float | None
+    ) -> None:
+        """Record the fact about a layer in INT8 whose activations have a scale for each row."""
+        name = scoped_name(node)
+        self.facts.append(LayerFact(name, kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db))
+        self.looks.append(self._look_at_floats(result))
         self._span()
 
     def begin(self) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from cpupack.stages.quantize.native.attention import written_out
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
@@ -19,6 +20,8 @@ from cpupack.stages.quantize.native.float_functions import BINARY, instructions_
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads, score_scale
+from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -27,6 +30,7 @@ from cpupack.stages.quantize.native.walks import (
     TooManyDimensionsError,
     View,
     dense_steps,
+    regular_steps,
     steps_like,
 )
 
@@ -44,6 +48,9 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         if _is_fixed(b, node):
             b.floats.values[node] = _fixed(b, node)
             kernel = ""
+        elif b.is_by_rows(node):
+            linear_by_rows(b, node)
+            kernel = ""
         elif has_weights(calls, node):
             b.floats.values[node], kernel = with_weights(b, node), "windows"
         elif calls.rearranges(node):
@@ -53,6 +60,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
             source = next(each for each in node.all_input_nodes if each.op != "get_attr")
             view = b.floats.view(as_floats(b, source, node))
             b.floats.values[node], kernel = b.floats.map(b.floats.like(view), view, None, code), "map"
+        elif target is torch.matmul and written_out(b, node):
+            kernel = ""
         elif target in BINARY and len(node.args) == 2 and not node.kwargs:
             b.floats.values[node], kernel = _binary(b, node), "map"
         elif target in _LOWERED_BY:
@@ -129,7 +138,7 @@ def _rearrange(b: Builder, node: fx.Node) -> None:
         b.floats.values[node] = several[index]
         return
     operand = as_floats(b, operands[0], node)
-    found = _viewed(b, node, operands[0], operand)
+    found = _viewed(b, node, operands[0], operand) or _in_another_order(b, node, operands[0], operand)
     if found is None:
         found = _viewed(b, node, operands[0], b.floats.side_by_side(operand)) or _gathered(
             b, node, operands[0], operand
@@ -160,6 +169,23 @@ def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> Vie
             return None
         views.append(View(operand.buffer, tuple(each.shape[1:]), tuple(each.stride()[1:]), each.storage_offset()))
     return tuple(views) if isinstance(result, list | tuple) else views[0]
+
+
+def _in_another_order(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View | None:
+    """Return what a call copies as a view all the same: where each value of its result comes from has steps."""
+    if not isinstance(operand, View) or min(operand.steps, default=0) < 0:
+        return None
+    places = torch.tensor(operand.first)
+    for size, step in zip(operand.shape, operand.steps, strict=True):
+        places = places[..., None] + torch.arange(size) * step
+    sample = int(places.max()) + 1
+    order = b.calls.rearranged(node, {source: torch.stack([places, places + sample])})
+    if not isinstance(order, torch.Tensor) or len(order) != 2 or not torch.equal(order[1], order[0] + sample):
+        return None
+    found = regular_steps(order[0]) if order[0].numel() and order.ndim > 1 else None
+    if found is None or min(found[1], default=0) < 0 or found[0] < 0:
+        return None
+    return View(operand.buffer, tuple(order.shape[1:]), found[1], found[0])
 
 
 def _gathered(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View:
@@ -273,17 +299,19 @@ def _attention(b: Builder, node: fx.Node) -> View:
         raise b.calls.refusal(node, "of groups of heads")
     if len(query.shape) < 2:
         raise b.calls.refusal(node, "of a vector")
-    scale: Any = given.get("scale")
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    given_scale: Any = given.get("scale")
+    scale = score_scale(query.shape[-1]) if given_scale is None else float(given_scale)
+    causal, mask = bool(given.get("is_causal")), given.get("attn_mask")
+    masks = () if mask is None else (_mask(b, mask, node),)
+    if fits_heads(query.shape, key.shape[-2], value.shape[-1]):
+        return append_heads(b.floats, Heads(query, key, value, scale, masks, causal))
     turned = key.permuted((*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2))
-    scores = b.floats.multiply(query, turned, scale=float(scale))
-    mask = given.get("attn_mask")
-    if given.get("is_causal"):
-        rows, columns = scores.shape[-2:]
-        hidden = torch.full((rows, columns), -math.inf).triu(1)
+    scores = b.floats.multiply(query, turned, scale=scale)
+    if causal:
+        hidden = torch.full(scores.shape[-2:], -math.inf).triu(1)
         scores = b.floats.map(scores, scores, Fixed(hidden), [Instruction(Function.ADD)])
-    if mask is not None:
-        scores = b.floats.map(scores, scores, _mask(b, mask, node), [Instruction(Function.ADD)])
+    for each in masks:
+        scores = b.floats.map(scores, scores, each, [Instruction(Function.ADD)])
     return b.floats.multiply(b.floats.normalize(scores, (len(scores.shape) - 1,), Norm.SOFTMAX), value)
 
 

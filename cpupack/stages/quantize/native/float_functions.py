@@ -73,15 +73,7 @@ def _exponential(alpha: float, inner: float = 1.0, outer: float = 1.0) -> Code:
 
 
 def _gelu(module: nn.GELU) -> Code:
-    if module.approximate == "tanh":
-        inside = [
-            _copy(2), Instruction(Function.MULTIPLY, 2, 0, 0), *_on(2, _then((_TIMES, 0.044715), (_ADD, 1.0))),
-            Instruction(Function.MULTIPLY, 2, 2, 0),
-            *_on(2, _then((_TIMES, math.sqrt(2 / math.pi)), (Function.TANH, 0.0))),
-        ]  # fmt: skip
-    else:
-        inside = [_copy(2), *_on(2, _then((_TIMES, math.sqrt(0.5)), (Function.ERF, 0.0)))]
-    return [*inside, *_on(2, _then((_ADD, 1.0), (_TIMES, 0.5))), _times(2)]
+    return _then((Function.GELU_TANH if module.approximate == "tanh" else Function.GELU, 0.0))
 
 
 def _softplus(module: nn.Softplus) -> Code:

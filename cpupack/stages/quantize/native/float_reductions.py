@@ -12,6 +12,7 @@ from torch import fx, nn
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.row_codes import RowNorm
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
@@ -91,11 +92,15 @@ def _layer_norm(b: Builder, node: fx.Node) -> View:
         raise b.calls.refusal(node, "over samples")
     kind = Norm.LAYER if isinstance(module, nn.LayerNorm) else Norm.ROOT_MEAN_SQUARE
     eps = torch.finfo(torch.float32).eps if module.eps is None else module.eps
-    weight, bias = module.weight, getattr(module, "bias", None)
-    return b.floats.normalize(
-        as_floats(b, node.all_input_nodes[0], node), axes, kind, epsilon=eps,
-        weight=None if weight is None else Fixed(weight.detach()), bias=None if bias is None else Fixed(bias.detach()),
-    )  # fmt: skip
+    weight, bias = (
+        None if each is None else Fixed(each.detach()) for each in (module.weight, getattr(module, "bias", None))
+    )
+    operand = as_floats(b, node.all_input_nodes[0], node)
+    if len(axes) == 1 and node.users and all(b.is_by_rows(user) for user in node.users):
+        # Where its values become codes it is computed, and needs no memory of its own.
+        b.norms[node] = b.floats.view(operand), RowNorm(kind, eps, weight, bias)
+        return b.norms[node][0]
+    return b.floats.normalize(operand, axes, kind, epsilon=eps, weight=weight, bias=bias)
 
 
 def _group_norm(b: Builder, node: fx.Node) -> View:

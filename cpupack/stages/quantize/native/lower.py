@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
 from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
+from cpupack.stages.quantize.native.rows import layers_by_rows
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
@@ -38,6 +39,7 @@ _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
+_BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -105,16 +107,19 @@ def lower(
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
+    by_rows = layers_by_rows(calls, recipe.mode, kept)
+    kept |= dict.fromkeys(by_rows, _BY_ROWS)
     while True:
-        segments, reasons = split(calls, kept, beyond)
+        segments, reasons = split(calls, kept, beyond, by_rows)
         natively = [each for each in segments if each.native]
         alone = _is_alone(segments)
         lowered = []
         refused: dict[fx.Node, str] = {}
         for segment in natively:
             found = _lower_segment(
-                calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone, reasons=reasons
-            )
+                calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone, reasons=reasons,
+                by_rows=by_rows,
+            )  # fmt: skip
             lowered.append(found)
             refused |= found.refused
         if not refused:
@@ -154,6 +159,7 @@ def _lower_segment(
     fitting: bool,
     alone: bool,
     reasons: Mapping[fx.Node, str],
+    by_rows: Collection[fx.Node],
 ) -> _Lowered:
     """Lower one segment. Calls without a kernel are recorded and replaced by inputs, so that one pass finds all."""
     body = parts.body_of(calls, segment)
@@ -172,6 +178,7 @@ def _lower_segment(
         pixels,
         fitting=fitting,
         reasons={node.name: reason for node, reason in reasons.items()},
+        by_rows={node.name for node in by_rows},
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

@@ -71,11 +71,16 @@ def arrange_conv(weights: npt.NDArray[_Number], groups: int, *, dilated: bool) -
     taps = weights.transpose(0, 2, 3, 1)  # as NHWC memory: height, width, channel
     runs = taps.reshape(outputs, height, -1) if joined else taps.reshape(outputs, height * width, -1)
     length = runs.shape[2]
-    chunks = -(-length // _CHUNK)
-    chunk_bytes = 4 * -(-length // (4 * chunks))
+    chunks, chunk_bytes = chunks_of(length)
     padded = np.zeros((outputs, runs.shape[1], chunks * chunk_bytes), weights.dtype)
     padded[:, :, :length] = runs
     return padded.reshape(outputs, runs.shape[1], chunks, chunk_bytes)
+
+
+def chunks_of(length: int) -> tuple[int, int]:
+    """Return in how many chunks, of how many bytes each, a run of bytes is multiplied."""
+    chunks = -(-length // _CHUNK)
+    return chunks, 4 * -(-length // (4 * chunks))
 
 
 def _spread_groups(weights: npt.NDArray[_Number], groups: int) -> npt.NDArray[_Number]:

@@ -64,6 +64,8 @@ class Op(IntEnum):
     FLOAT_WINDOWS = 22
     FLOAT_GATHER = 23
     RECURRENT = 24
+    FLOAT_CODES = 25
+    FLOAT_ATTENTION = 26
 
 
 class Flag(IntFlag):
@@ -78,6 +80,7 @@ class Flag(IntFlag):
     WINOGRAD = 64
     CONSTANT = 128
     SLOPES = 256
+    ROWS = 512
 
 
 NO_FLAGS = Flag(0)

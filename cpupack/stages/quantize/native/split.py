@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.functions import is_fused_relu
 from cpupack.stages.quantize.native.layouts import is_laid_out
 from cpupack.stages.quantize.native.recurrent import is_recurrent
+from cpupack.stages.quantize.native.rows import sums_before
 
 AROUND = "comes before or after the INT8 part"
 BETWEEN = "lies between layers in FP32"
@@ -38,12 +39,13 @@ class Segment:
 
 
 def split(
-    calls: Calls, kept: Mapping[fx.Node, str], beyond: Collection[fx.Node]
+    calls: Calls, kept: Mapping[fx.Node, str], beyond: Collection[fx.Node], by_rows: Collection[fx.Node] = ()
 ) -> tuple[list[Segment], dict[fx.Node, str]]:
     """Return the segments of a recorded graph in order, and the reason of each call that stays FP32.
 
     ``kept`` are calls that must stay FP32, with the reason; ``beyond`` are those that the engine cannot run in FP32
-    either. Raises QuantizationError if nothing is left for the engine.
+    either. ``by_rows`` are those of ``kept`` that are INT8 layers which take and give float32 values. Raises
+    QuantizationError if nothing is left for the engine.
     """
     nodes = [node for node in calls.graph.graph.nodes if node.op != "output"]
     reasons = dict(kept)
@@ -53,14 +55,17 @@ def split(
         if calls.counts_samples(node):
             reasons.setdefault(node, BY_BATCH)
     weighted = [place for place, node in enumerate(nodes) if _has_products(calls, node) and node not in reasons]
-    if not weighted:
+    around = nodes
+    if weighted:
+        cuts = _cuts(nodes)
+        begin = _begin(nodes, cuts, weighted[0], reasons)
+        end = _end(calls, nodes, cuts, weighted[-1], reasons)
+        around = [*nodes[: begin + 1], *nodes[end + 1 :]]
+    elif not any(node in reasons for node in by_rows):
         raise QuantizationError(
             "the native engine finds no convolution, no linear and no recurrent layer to run in INT8"
         )
-    cuts = _cuts(nodes)
-    begin = _begin(nodes, cuts, weighted[0], reasons)
-    end = _end(calls, nodes, cuts, weighted[-1], reasons)
-    for node in (*nodes[: begin + 1], *nodes[end + 1 :]):
+    for node in around:
         if node.op.startswith("call"):
             reasons.setdefault(node, AROUND)
     while True:
@@ -73,6 +78,8 @@ def split(
         if not more:
             break
         reasons |= more
+    if by_rows:
+        reasons |= {node: BETWEEN for node in sums_before(calls, reasons) if node not in beyond}
     _view_floats(calls, nodes, reasons, beyond)
     by_torch = {node: reasons[node] for node in nodes if node in reasons and node in beyond}
     _follow(calls, nodes, by_torch)

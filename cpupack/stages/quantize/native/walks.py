@@ -59,6 +59,8 @@ class Function(IntEnum):
     EQUAL = 25
     DIVIDE_BY_NUMBER = 26
     NUMBER = 27
+    GELU = 28
+    GELU_TANH = 29
 
 
 class Reduction(IntEnum):
@@ -149,16 +151,21 @@ class View:
         """
         positions, channels = self.shape[0] * self.shape[1], self.shape[2]
         places = elements % positions * channels + elements // positions
-        first = int(places.flatten()[0])
-        steps = tuple(
-            int(places.select(axis, 1).flatten()[0]) - first if size > 1 else 0
-            for axis, size in enumerate(places.shape)
-        )
-        expected = torch.tensor(first)
-        for axis, step in enumerate(steps):
-            line = torch.arange(places.shape[axis]) * step
-            expected = expected + line.reshape(-1, *[1] * (places.ndim - 1 - axis))
-        return View(self.buffer, tuple(places.shape), steps, first) if torch.equal(expected, places) else None
+        found = regular_steps(places)
+        return View(self.buffer, tuple(places.shape), found[1], found[0]) if found is not None else None
+
+
+def regular_steps(places: torch.Tensor) -> tuple[int, tuple[int, ...]] | None:
+    """Return the first of the places of a tensor's values, and their steps; None where they have none."""
+    first = int(places.flatten()[0])
+    steps = tuple(
+        int(places.select(axis, 1).flatten()[0]) - first if size > 1 else 0 for axis, size in enumerate(places.shape)
+    )
+    expected = torch.tensor(first)
+    for axis, step in enumerate(steps):
+        line = torch.arange(places.shape[axis]) * step
+        expected = expected + line.reshape(-1, *[1] * (places.ndim - 1 - axis))
+    return (first, steps) if torch.equal(expected.expand(places.shape), places) else None
 
 
 @dataclass(frozen=True)
@@ -256,5 +263,9 @@ def walk_of(
             place += 1
     for name, first in zip(("out_first", "in_first", "in2_first"), firsts, strict=False):
         walk[name] = first
-    rows = np.array([(each.function, each.to, each.a, each.b, each.number) for each in instructions], INSTRUCTION)
-    return np.frombuffer(walk.tobytes() + rows.tobytes(), np.uint8)
+    return np.frombuffer(walk.tobytes() + instruction_rows(instructions).tobytes(), np.uint8)
+
+
+def instruction_rows(instructions: Sequence[Instruction]) -> npt.NDArray[Any]:
+    """Return instructions as the engine reads them."""
+    return np.array([(each.function, each.to, each.a, each.b, each.number) for each in instructions], INSTRUCTION)

@@ -1,0 +1,149 @@
+"""Appends attention over heads as one layer (``OP_FLOAT_ATTENTION``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cpupack.stages.quantize.native.floats import Floats, Operand
+from cpupack.stages.quantize.native.program import Flag, Layer, Op
+from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, dense_steps, merged
+
+OUTER = 3
+_OPERANDS = ("out", "queries", "keys", "values", "mask")
+_INTEGERS = ("rows", "columns", "length", "width", "causal")
+ATTENTION = np.dtype(
+    [("outer", "<i4", OUTER), *((name, "<i4") for name in _INTEGERS)]
+    + [
+        (f"{of}_{name}", *kind)
+        for of in _OPERANDS
+        for name, kind in (("first", ("<i4",)), ("outer", ("<i4", OUTER)), ("step", ("<i4",)))
+    ]
+    + [("mask_column", "<i4")]
+)
+"""``struct cpupack_attention``."""
+SCRATCH_VALUES = 1280 * 1024 // 4
+"""``SCRATCH_BYTES`` of kernels/engine/kernels.h: float32 values of a thread's own memory."""
+SCORE_ROWS = 12
+"""``CPUPACK_SCORE_ROWS`` of kernels/engine/kernels.h."""
+_LANES = 32
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Queries ``(*outer, rows, length)``, keys ``(*outer, columns, length)``, values ``(*outer, columns, width)``.
+
+    ``masks`` are added to the scores ``(*outer, rows, columns)``, which are multiplied with ``scale`` first. With
+    ``causal`` row i sees the columns up to i alone.
+    """
+
+    queries: View
+    keys: View
+    values: View
+    scale: float
+    masks: tuple[Operand, ...] = ()
+    causal: bool = False
+
+
+def fits_heads(shape: Sequence[int], columns: int, width: int) -> bool:
+    """Whether the keys and values of a head of queries ``(*outer, rows, length)`` have room in a thread's memory."""
+    pitch = -(-columns // _LANES) * _LANES + _LANES
+    return (
+        len(shape) <= OUTER + 2
+        and pitch * shape[-1] + columns * (width + _LANES) + SCORE_ROWS * pitch <= SCRATCH_VALUES
+    )
+
+
+def append_heads(floats: Floats, heads: Heads) -> View:
+    """Append attention and return its values ``(*outer, rows, width)``.
+
+    In memory the heads of a row lie side by side, as a linear layer after them reads them.
+    """
+    *lead, rows, length = heads.queries.shape
+    columns, width = heads.keys.shape[-2], heads.values.shape[-1]
+    outer = tuple(lead)
+    queries, keys, values = _in_one_buffer(floats, [heads.queries, heads.keys, heads.values])
+    *front, last = (*outer, 1)[: len(outer) or 1]
+    # (*front, rows, heads, width): a dense tensor whose last two dimensions are the channels of a token.
+    memory = dense_steps((*front, rows, last, width))
+    steps = (*memory[: len(front)], memory[-2], memory[-3], 1)
+    shape = (*front, last, rows, width)
+    whole = floats.new(shape, steps)
+    out = View(whole.buffer, (*outer, rows, width), steps if outer else steps[1:])
+    mask = _joined(floats, heads.masks, (*outer, rows, columns))
+    constants: dict[str, npt.NDArray[Any]] = {}
+    flags, number, added = Flag(0), -1, None
+    if isinstance(mask, Fixed):
+        flags |= Flag.CONSTANT
+        constants["scales"], added = mask.stored((*outer, rows, columns))
+    elif mask is not None:
+        added = mask.expanded((*outer, rows, columns))
+        assert added.buffer is not None
+        number = added.buffer
+    each = [out, queries.expanded((*outer, rows, length)), keys.expanded((*outer, columns, length)),
+            values.expanded((*outer, columns, width)), *([added] if added is not None else [])]  # fmt: skip
+    sizes, steps_of = merged(outer, [view.steps[: len(outer)] for view in each])
+    record = np.zeros(1, ATTENTION)
+    record["outer"] = [*[1] * (OUTER - len(sizes)), *sizes]
+    record["rows"], record["columns"], record["length"], record["width"] = rows, columns, length, width
+    record["causal"] = heads.causal
+    for name, view, own in zip(_OPERANDS, each, steps_of, strict=False):
+        record[f"{name}_first"], record[f"{name}_step"] = view.first, view.steps[-2]
+        record[f"{name}_outer"] = [*[0] * (OUTER - len(sizes)), *own]
+    if added is not None:
+        record["mask_column"] = added.steps[-1]
+    constants["weights"] = np.frombuffer(record.tobytes(), np.uint8)
+    assert queries.buffer is not None
+    assert out.buffer is not None
+    fields: dict[str, float] = {"scale": heads.scale}
+    floats.program.layers.append(
+        Layer(Op.FLOAT_ATTENTION, flags, queries.buffer, number, out.buffer, fields, constants)
+    )
+    return out
+
+
+def _in_one_buffer(floats: Floats, views: list[View]) -> list[View]:
+    """Return views of one buffer whose last dimension lies side by side; they are copied to one where necessary."""
+    side_by_side = all(view.steps[-1] == 1 or view.shape[-1] == 1 for view in views)
+    if side_by_side and len({view.buffer for view in views}) == 1:
+        return views
+    whole = floats.new((sum(view.size for view in views),))
+    copies, first = [], 0
+    for view in views:
+        to = View(whole.buffer, view.shape, dense_steps(view.shape), first)
+        copies.append(floats.map(to, view))
+        first += view.size
+    return copies
+
+
+def _joined(floats: Floats, masks: Sequence[Operand], shape: tuple[int, ...]) -> Operand | None:
+    """Return the sum of what is added to scores."""
+    fixed = [each.values for each in masks if isinstance(each, Fixed)]
+    total: Operand | None = None
+    if fixed:
+        values = fixed[0]
+        for each in fixed[1:]:
+            values = values + each
+        total = Fixed(values.contiguous())
+    for view in (each for each in masks if isinstance(each, View)):
+        if total is None:
+            total = view
+            continue
+        sizes = tuple(torch.broadcast_shapes(*(_shape(each) for each in (total, view))))
+        total = floats.map(floats.new(sizes), total, view, [Instruction(Function.ADD)])
+    return total
+
+
+def _shape(operand: Operand) -> tuple[int, ...]:
+    return operand.shape if isinstance(operand, View) else tuple(operand.values.shape)
+
+
+def score_scale(length: int) -> float:
+    """Return what scores are multiplied with unless a model says otherwise."""
+    return 1.0 / math.sqrt(length)

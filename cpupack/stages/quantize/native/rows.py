@@ -1,0 +1,52 @@
+"""Chooses which linear layers get a scale for each row of activations while the program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import fx, nn
+
+from cpupack.graph.names import core
+from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.row_codes import fits_rows
+
+_JOINS: tuple[object, ...] = (
+    torch.add, torch.sub, torch.cat, "expand", torch.ops.aten.expand.default, torch.ops.aten.expand_as.default,
+)  # fmt: skip
+
+
+def layers_by_rows(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
+    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence.
+
+    A token's values lie in a range of their own, and a few channels may be far larger than all others: one range for
+    all tokens has few codes for the most of them. Layers in ``kept`` stay as they are.
+    """
+    if mode == "static":
+        return []
+    return [node for node in calls.graph.graph.nodes if node not in kept and _is_linear(calls, node, mode)]
+
+
+def sums_before(calls: Calls, floats: Collection[fx.Node]) -> list[fx.Node]:
+    """Return the sums, concatenations and views whose values only calls in FP32 read, in the end.
+
+    A class token and the places of tokens are added before the first block of a transformer. In 8 bits their error
+    would be in all that follows, since the residual stream is never rounded.
+    """
+    found: list[fx.Node] = []
+    known = set(floats)
+    for node in reversed(calls.graph.graph.nodes):
+        free = node.op.startswith("call") and (calls.target(node) in _JOINS or calls.rearranges(node))
+        readers = [user for user in node.users if not calls.is_constant(user)]
+        if free and node not in known and readers and all(user in known for user in readers):
+            known.add(node)
+            found.append(node)
+    return found
+
+
+def _is_linear(calls: Calls, node: fx.Node, mode: str) -> bool:
+    module = calls.module(node)
+    if module is None or type(core(module)) is not nn.Linear:
+        return False
+    shape = shape_of(node.all_input_nodes[0])
+    return fits_rows(shape[1:]) and (mode == "dynamic" or len(shape) > 2)
