@@ -168,7 +168,7 @@ def read_deadline_ms(text: str | None, where: str) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python's own way to write numbers
     except ValueError:
         value = math.nan
     if not 0.0 < value <= MOST_DEADLINE_MS:

@@ -29,6 +29,8 @@ KNOWN = (*DTYPES, "BF16", BYTES)
 MAX_ELEMENTS = 2**31
 """More elements than any body could hold; a larger shape is a mistake or an attack."""
 
+_MOST_EXACT = 2.0**53
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -106,6 +108,8 @@ def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> n
         array = np.array(data)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: data is not a list of numbers, flat or nested evenly: {error}") from None
+    if dtype.kind in "iu" and array.dtype.kind == "f" and (array == np.rint(array)).all() and _exact(array):
+        array = array.astype(np.int64)  # 3.0 is a whole number in JSON
     kind = array.dtype.kind
     if array.size and kind not in ("b" if datatype == "BOOL" else "iu" if dtype.kind in "iu" else "iuf"):
         raise InputError(f"{where}: data does not hold values of {datatype}")
@@ -125,6 +129,11 @@ def to_json(array: npt.NDArray[Any]) -> list[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return [value if math.isfinite(value) else None for value in values]
     return list(values)
+
+
+def _exact(array: npt.NDArray[Any]) -> bool:
+    """Return whether floats are so small that no whole number is missing between them."""
+    return bool((np.abs(array) <= _MOST_EXACT).all())
 
 
 def _texts(data: list[Any], count: int, where: str) -> list[memoryview]:
