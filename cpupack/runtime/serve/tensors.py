@@ -34,8 +34,14 @@ _MOST_EXACT = 2.0**53
 Buffer = bytes | bytearray | memoryview
 
 
+def whole(value: Any) -> Any:
+    """Return a number of JSON like 3.0 as 3, and anything else as it is. JSON has one kind of number."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def check_shape(shape: Any, where: str) -> tuple[int, ...]:
     """Return a shape as a tuple. Raises InputError for what is no list of sizes from 0."""
+    shape = [whole(size) for size in shape] if isinstance(shape, list | tuple) else shape
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape
     ):
