@@ -379,7 +379,7 @@ def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_
 
 @pytest.mark.parametrize("takes", ["images", "arrays"])
 def test_the_openapi_document_describes_what_the_server_does(
-    package_dir: Path, array_package_dir: Path, takes: str
+    package_dir: Path, array_package_dir: Path, takes: str, tmp_path: Path
 ) -> None:
     """With every check, also that what fits is accepted, what does not is refused, and other methods get 405."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
@@ -389,6 +389,7 @@ def test_the_openapi_document_describes_what_the_server_does(
             [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{served.port}/openapi.json",
              "--max-examples", "15", "--seed", "1", "--no-color", "--suppress-health-check", "all"],
             capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+            cwd=tmp_path,
             env={**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": str(HELPERS), **samples},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
