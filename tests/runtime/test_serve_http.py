@@ -183,7 +183,7 @@ def test_predict_takes_images_in_every_usual_way(server: Served, runner: Runner)
         ("/v2/models/other/infer", b"{}", {}, 404, "no model 'other'"),
         (f"/v2/models/{MODEL}/versions/9/infer", b"{}", {}, 404, "no version '9'"),
         ("/v3", b"{}", {}, 404, "nothing at this address"),
-        ("/v2", b"{}", {}, 405, "takes GET"),
+        ("/v2", b"{}", {}, 405, "takes GET, HEAD"),
     ],
 )
 def test_what_is_wrong_is_said_as_the_protocol_says_it(

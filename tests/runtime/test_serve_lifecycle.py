@@ -29,6 +29,7 @@ from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
 
 MODEL = "tiny-int8"
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 def photo(width: int = 600, height: int = 400) -> bytes:
@@ -376,14 +377,19 @@ def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_
         assert '"--host", "0.0.0.0"' in text
 
 
-def test_the_openapi_document_describes_what_the_server_does(package_dir: Path) -> None:
-    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-    del schemathesis
-    with serving(package_dir) as served:
+@pytest.mark.parametrize("takes", ["images", "arrays"])
+def test_the_openapi_document_describes_what_the_server_does(
+    package_dir: Path, array_package_dir: Path, takes: str, tmp_path: Path
+) -> None:
+    """With every check, also that what fits is accepted, what does not is refused, and other methods get 405."""
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    samples = {} if takes == "images" else {"SAMPLE_SHAPE": "3,16,16"}
+    with serving(package_dir if takes == "images" else array_package_dir) as served:
         done = subprocess.run(
             [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{served.port}/openapi.json",
-             "--max-examples", "15", "--seed", "1", "--no-color", "--suppress-health-check", "all",
-             "--exclude-checks", "unsupported_method,positive_data_acceptance,negative_data_rejection"],
+             "--max-examples", "15", "--seed", "1", "--no-color", "--suppress-health-check", "all"],
             capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+            cwd=tmp_path,
+            env={**os.environ, "SCHEMATHESIS_HOOKS": "openapi_hooks", "PYTHONPATH": str(HELPERS), **samples},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -279,8 +279,17 @@ def test_a_cancelled_request_makes_room() -> None:
 
 def test_decoding_counts_as_part_of_the_call() -> None:
     one = scheduler()
-    assert one.offer([job(deadline=14.9, prepare=5)], 0.0) is not None
-    assert one.offer([job(deadline=15.1, prepare=5)], 0.0) is None
+    start(one)  # until 10
+    assert one.offer([job(deadline=24.9, prepare=5)], 0.0) is not None
+    assert one.offer([job(deadline=25.1, prepare=5)], 0.0) is None
+
+
+def test_an_idle_server_tries_now_and_then_what_it_believes_to_decode_too_slowly() -> None:
+    one = scheduler()
+    assert one.offer([job(deadline=20, prepare=5000)], 0.0) is None
+    one.take(0, 0.0)
+    one.finish(0, 30 * MS)
+    assert one.offer([job(deadline=50, prepare=5000)], 30 * MS) is not None
 
 
 def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> None:
@@ -322,9 +331,21 @@ def test_the_time_to_decode_is_learnt_by_the_byte() -> None:
     prepare = PrepareTimes()
     assert prepare.estimate_s("image", 100_000) == pytest.approx(1.5 * MS)
     prepare.observe("image", 1000, 2 * MS)
-    assert prepare.estimate_s("image", 500) == pytest.approx(1 * MS)
+    assert prepare.estimate_s("image", 600) == pytest.approx(1.2 * MS)
     prepare.observe("image", 0, 1.0)  # says nothing
-    assert prepare.estimate_s("image", 500) == pytest.approx(1 * MS)
+    assert prepare.estimate_s("image", 600) == pytest.approx(1.2 * MS)
+    prepare.observe("tensor", 1000, 0.0)
+    assert prepare.estimate_s("tensor", 100_000) == 0.0
+
+
+def test_small_files_teach_nothing_about_large_ones_and_a_stall_teaches_little() -> None:
+    prepare = PrepareTimes()
+    for _ in range(100):
+        prepare.observe("image", 60, 1.1)  # each loads a library, or is 60 bytes of a huge image
+    assert prepare.estimate_s("image", 100_000) == pytest.approx(1.5 * MS)
+    prepare.observe("image", 100_000, 2 * MS)
+    prepare.observe("image", 100_000, 1.1)  # counts as 8 ms, a twentieth of which is learnt
+    assert prepare.estimate_s("image", 100_000) == pytest.approx(2.3 * MS)
 
 
 def test_the_tail_is_the_first_value_until_others_are_known() -> None:

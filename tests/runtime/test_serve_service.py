@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
+from cpupack.runtime.errors import InputError
 from cpupack.runtime.serve.executor import Executor
 from cpupack.runtime.serve.metrics import Metrics
 from cpupack.runtime.serve.model import TENSOR, Data
 from cpupack.runtime.serve.request import Request, Urgency
-from cpupack.runtime.serve.scheduler import NORMAL
-from cpupack.runtime.serve.service import Service, State
+from cpupack.runtime.serve.scheduler import HIGH, NORMAL
+from cpupack.runtime.serve.service import Service, State, read_priority, read_timeout_us
 
 
 class Doors:
@@ -50,3 +52,10 @@ def test_a_client_that_is_gone_after_a_reload_is_forgotten_where_its_request_was
         return counts
 
     assert asyncio.run(serve()) == (1, 0)
+
+
+def test_whole_numbers_may_have_a_point_as_json_allows() -> None:
+    assert read_timeout_us(50_000.0) == 50.0
+    assert read_priority(1.0, "priority") == HIGH
+    with pytest.raises(InputError, match="whole number"):
+        read_timeout_us(0.5)

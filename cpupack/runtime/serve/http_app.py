@@ -357,5 +357,5 @@ def _plain(path: str) -> str:
 
 
 def _wrong_method(allowed: Any) -> HttpError:
-    names = ", ".join(one.decode() for one in allowed)
+    names = ", ".join("GET, HEAD" if one == b"GET" else one.decode() for one in allowed)
     return HttpError(405, f"this address takes {names}", ((b"allow", names.encode()),))

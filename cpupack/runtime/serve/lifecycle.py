@@ -177,7 +177,8 @@ class Server:
             loaded = await asyncio.get_running_loop().run_in_executor(self._worker, self._load, self._dir, module)
         except Exception as error:
             self.metrics.reloads.add("failed")
-            LOGGER.error("the reload failed, and the model before is served on: %s", error, exc_info=not _known(error))  # noqa: TRY400
+            text = "the reload failed, and the model before is served on: %s"
+            LOGGER.error(text, error, exc_info=not _known(error))  # noqa: TRY400 - a known error needs no traceback
             return
         before = self._use(loaded)
         self.metrics.reloads.add("done")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+from ..arrays import MOST_FLOAT
 from .model import ServedModel, TensorFacts
+from .service import MOST_DEADLINE_MS, PRIORITIES
+from .tensors import MAX_ELEMENTS
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
+_FILE = {"type": "string", "format": "binary"}
 
 
 def document(model: ServedModel, *, token: bool) -> dict[str, Any]:
@@ -42,14 +48,16 @@ def document(model: ServedModel, *, token: bool) -> dict[str, Any]:
 
 
 def _predict(model: ServedModel) -> dict[str, Any]:
+    # A file is an image, or an .npy file for a model that takes arrays. JSON has images in base64.
+    content: dict[str, Any] = {
+        "application/octet-stream": {"schema": _FILE},
+        "multipart/form-data": {"schema": {"type": "object", "minProperties": 1, "additionalProperties": _FILE}},
+        "application/json": {
+            "schema": {"$ref": f"#/components/schemas/{'Images' if model.takes_images else 'Arrays'}"}
+        },
+    }
     if model.takes_images:
-        binary = {"type": "string", "format": "binary"}
-        # Lists of the images that a client has; JSON has them in base64.
-        content: dict[str, Any] = {
-            "image/*": {"schema": binary},
-            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": binary}, "required": ["file"]}},
-            "application/json": {"schema": {"$ref": "#/components/schemas/Images"}},
-        }
+        content["image/*"] = {"schema": _FILE}
     elif model.named:
         fields = {each.name: {"type": "string"} for each in model.inputs}
         needed = [each.name for each in model.signature.inputs if each.default is None]
@@ -57,8 +65,6 @@ def _predict(model: ServedModel) -> dict[str, Any]:
             "application/json": {"schema": {"$ref": "#/components/schemas/Named"}},
             "multipart/form-data": {"schema": {"type": "object", "properties": fields, "required": needed}},
         }
-    else:
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Arrays"}}}
     top_k = {
         "name": "top_k", "in": "query", "description": "How many classes to return for each input",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
@@ -74,17 +80,22 @@ def _predict(model: ServedModel) -> dict[str, Any]:
 def _infer(model: ServedModel) -> dict[str, Any]:
     length = {
         "name": "Inference-Header-Content-Length", "in": "header",
-        "description": "Length of the JSON in front of binary data; 0 for raw data alone",
+        "description": "Length of the JSON in front of binary data; 0 for raw data alone; without it all is JSON",
         "schema": {"type": "integer", "minimum": 0},
     }  # fmt: skip
+    outputs = _json("The outputs: JSON, in front of binary data where that is asked for", "InferResponse")
+    outputs["content"]["application/octet-stream"] = {"schema": _FILE}
     return {
         "summary": "Run the model, as the Open Inference Protocol has it",
         "parameters": [length, *_urgency()],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}}},
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/InferRequest"}},
+                "application/octet-stream": {"schema": _FILE},
+            },
         },
-        "responses": {"200": _json("The outputs", "InferResponse"), **_failures()},
+        "responses": {"200": outputs, **_failures()},
     }
 
 
@@ -92,11 +103,12 @@ def _urgency() -> list[dict[str, Any]]:
     return [
         {
             "name": "X-Deadline-Ms", "in": "header", "description": "By when the answer must be there",
-            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 600_000},
+            "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_DEADLINE_MS},
         },
         {
-            "name": "X-Priority", "in": "header", "description": "Which requests go first",
-            "schema": {"type": "string", "enum": ["high", "normal", "low"]},
+            "name": "X-Priority", "in": "header",
+            "description": "Which requests go first: high (1), normal (2, also 0) or low (3)",
+            "schema": {"type": "string", "enum": list(PRIORITIES)},
         },
     ]  # fmt: skip
 
@@ -142,10 +154,7 @@ def _object(required: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]
 def _array(facts: TensorFacts) -> dict[str, Any]:
     """Return the schema of one sample of a tensor as nested lists."""
     kind = {"FP32": "number", "BOOL": "boolean"}.get(facts.datatype, "integer")
-    array: dict[str, Any] = {"type": kind}
-    for size in reversed(facts.shape[1:]):
-        array = {"type": "array", "items": array, "minItems": size, "maxItems": size}
-    return array
+    return _nested({"type": kind}, facts.shape[1:])
 
 
 def _named(model: ServedModel) -> dict[str, Any]:
@@ -165,7 +174,6 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
     top = _object(label=text, index=whole, probability=number)
     found = {"type": "array", "items": _object(top={"type": "array", "items": top})}
     timing = _object(queue=number, prepare=number, compute=number, batch=whole)
-    array = _array(model.input)
     return {
         "Error": _object(error=text),
         "Live": _object(live=true_false),
@@ -176,44 +184,122 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             name=text, versions={"type": "array", "items": text}, platform=text,
             inputs={"type": "array", "items": tensor}, outputs={"type": "array", "items": tensor},
         ),
-        "Images": {
-            "type": "object",
-            "properties": {"images": {"type": "array", "items": {"type": "string", "format": "byte"}, "minItems": 1}},
-            "required": ["images"],
-            "additionalProperties": False,
-        },
-        "Arrays": {
-            "type": "object",
-            "properties": {"inputs": {"type": "array", "items": array, "minItems": 1}},
-            "required": ["inputs"],
-            "additionalProperties": False,
-        },
-        "Named": _object(inputs={"type": "array", "minItems": 1, "items": _named(model)}),
+        "Images": _one_or_many("image", "images", {"type": "string", "format": "byte", "minLength": 1}),
+        "Arrays": _one_or_many("input", "inputs", _nested(_FLOAT, model.input.shape[1:])),
+        "Named": _one_or_many("input", "inputs", _named(model)),
         "Predictions": _object(
             ("model", "version", "timing_ms"), model=text, version=text, predictions=found, timing_ms=timing,
             outputs={"type": "array", "items": {"type": "object"}},
         ),
         "InferRequest": _object(
-            ("inputs",), id=text, parameters={"type": "object"},
-            inputs={"type": "array", "minItems": 1, "items": {
-                "type": "object",
-                "properties": {
-                    "name": {"enum": [each.name for each in model.inputs]},
-                    "datatype": {"enum": sorted({"UINT8", "FP32", "BYTES", *(each.datatype for each in model.inputs)})},
-                    "shape": {"type": "array", "items": whole}, "data": {"type": "array"},
-                    "parameters": {"type": "object"},
-                },
-                "required": ["name", "datatype", "shape"],
-            }},
-            outputs={"type": "array", "items": {
-                "type": "object", "required": ["name"],
-                "properties": {
-                    "name": {"enum": [each.name for each in model.outputs_facts]}, "parameters": {"type": "object"},
-                },
-            }},
+            ("inputs",), id=text, parameters=_asked(),
+            inputs=_named_inputs(model) if model.named else {
+                "type": "array", "minItems": 1, "maxItems": 1, "items": {"oneOf": _inputs(model)},
+            },
+            outputs={
+                "type": "array", "maxItems": len(model.outputs_facts),
+                "items": {"oneOf": [_wanted(each) for each in model.outputs_facts]},
+            },
         ),
         "InferResponse": _object(
             ("model_name", "model_version", "outputs"), model_name=text, model_version=text, id=text,
             outputs={"type": "array", "items": {"type": "object"}},
         ),
     }  # fmt: skip
+
+
+_FLOAT = {"type": "number", "minimum": -MOST_FLOAT, "maximum": MOST_FLOAT}
+_BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
+
+
+def _nested(one: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """Return the schema of lists in lists of this shape."""
+    for size in reversed(shape):
+        one = {"type": "array", "items": one, "minItems": size, "maxItems": size}
+    return one
+
+
+def _one_or_many(one: str, many: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with one item under a name, or with a list of them under another."""
+    several = {"type": "array", "items": schema, "minItems": 1}
+    return {
+        "oneOf": [
+            {"type": "object", "properties": {name: what}, "required": [name], "additionalProperties": False}
+            for name, what in ((many, several), (one, schema))
+        ]
+    }
+
+
+def _inputs(model: ServedModel) -> list[dict[str, Any]]:
+    """Return the forms of the input in JSON. The elements must be as many as the shape says, which no schema can."""
+    forms = [("FP32", tuple(model.runner.manifest.input_shape), _FLOAT)]
+    if model.takes_images:
+        forms.append(("UINT8", model.input.shape[1:], _BYTE))
+    return [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": model.input.name},
+                "datatype": {"const": datatype},
+                "shape": {
+                    "type": "array",
+                    "prefixItems": [
+                        {"type": "integer", "minimum": 1, "maximum": MAX_ELEMENTS},
+                        *({"const": size} for size in shape),
+                    ],
+                    "minItems": 1 + len(shape),
+                    "maxItems": 1 + len(shape),
+                },
+                "data": {
+                    "description": "Flat, in row-major order, or nested as the shape is",
+                    "anyOf": [
+                        {"type": "array", "items": element, "minItems": math.prod(shape)},
+                        {"type": "array", "items": _nested(element, shape), "minItems": 1},
+                    ],
+                },
+                "parameters": {"type": "object", "properties": {"binary_data_size": False}},
+            },
+            "required": ["name", "datatype", "shape", "data"],
+        }
+        for datatype, shape, element in forms
+    ]
+
+
+def _named_inputs(model: ServedModel) -> dict[str, Any]:
+    """Return the schema of the inputs of a model that takes several, or other numbers than FP32, by name."""
+    one = {
+        "type": "object",
+        "properties": {
+            "name": {"enum": [each.name for each in model.inputs]},
+            "datatype": {"enum": sorted({"UINT8", "FP32", "BYTES", *(each.datatype for each in model.inputs)})},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "data": {"type": "array"},
+            "parameters": {"type": "object"},
+        },
+        "required": ["name", "datatype", "shape"],
+    }
+    return {"type": "array", "minItems": 1, "maxItems": len(model.inputs), "items": one}
+
+
+def _asked() -> dict[str, Any]:
+    """Return the schema of the parameters of a request that the server knows; others are ignored."""
+    return {
+        "type": "object",
+        "properties": {
+            "timeout": {"type": "integer", "minimum": 0, "maximum": int(MOST_DEADLINE_MS * 1000)},
+            "priority": {"enum": [0, 1, 2, 3, *PRIORITIES]},
+            "binary_data_output": {"type": "boolean"},
+        },
+    }
+
+
+def _wanted(facts: TensorFacts) -> dict[str, Any]:
+    """Return the schema of an output that is asked for."""
+    parameters: dict[str, Any] = {"binary_data": {"type": "boolean"}}
+    scores = len(facts.shape) == 2 and facts.datatype == "FP32"
+    parameters["classification"] = {"type": "integer", "minimum": 0} | ({} if scores else {"maximum": 0})
+    return {
+        "type": "object",
+        "properties": {"name": {"const": facts.name}, "parameters": {"type": "object", "properties": parameters}},
+        "required": ["name"],
+    }

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from . import multipart
-from .model import ARRAY_FILE, IMAGE, NAMED, TENSOR, Data, ServedModel
+from .model import ARRAY_FILE, IMAGE, NAMED, Data, ServedModel
 from .named import sample_of_form, samples_of_json
-from .protocol import read_json
+from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
 from .tensors import to_json
@@ -135,8 +135,6 @@ def _arrays(model: ServedModel, items: Sequence[Any]) -> Data:
         raise InputError(
             f"inputs are {array.dtype} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
         floats = array.astype(np.float32)
-    if not np.isfinite(floats).all():
-        raise InputError("inputs hold NaN, an infinite value, or a number that float32 cannot hold")
-    return Data(TENSOR, floats)
+    return model.read_tensor(InputTensor(model.input.name, "FP32", floats.shape, floats))

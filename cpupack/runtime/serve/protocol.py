@@ -179,7 +179,7 @@ def _input(one: Any, where: str, binary: memoryview, at: int) -> tuple[InputTens
     where = f"input {name!r}"
     shape = tensors.check_shape(one.get("shape"), where)
     datatype = tensors.check_datatype(one.get("datatype"), where)
-    size = _parameters(one, where).get("binary_data_size")
+    size = tensors.whole(_parameters(one, where).get("binary_data_size"))
     if size is None:
         if "data" not in one:
             raise InputError(f"{where} has neither data nor binary_data_size")
@@ -209,7 +209,7 @@ def _outputs(listed: Any, default_binary: bool) -> tuple[WantedOutput, ...]:
             WantedOutput(
                 name=_text(one.get("name"), f"{where}.name"),
                 binary=_flag(parameters, "binary_data", where, default_binary),
-                classes=_classes(parameters.get("classification", 0), where),
+                classes=_classes(tensors.whole(parameters.get("classification", 0)), where),
             )
         )
     names = [one.name for one in found]

@@ -16,6 +16,7 @@ from .metrics import Metrics
 from .model import Data, ServedModel
 from .request import Format, RefusedError, Request, Urgency
 from .scheduler import HIGH, LOW, NORMAL
+from .tensors import whole
 from .times import Tail
 
 MOST_DEADLINE_MS = 600_000.0
@@ -168,7 +169,7 @@ def read_deadline_ms(text: str | None, where: str) -> float | None:
     if text is None:
         return None
     try:
-        value = float(text)
+        value = math.nan if "_" in text else float(text)  # Python's own way to write numbers
     except ValueError:
         value = math.nan
     if not 0.0 < value <= MOST_DEADLINE_MS:
@@ -178,6 +179,7 @@ def read_deadline_ms(text: str | None, where: str) -> float | None:
 
 def read_timeout_us(value: Any) -> float | None:
     """Return Triton's ``timeout`` parameter in milliseconds, None for 0 or none. Raises InputError."""
+    value = whole(value)
     if value is None or (value == 0 and type(value) is int):
         return None
     if type(value) is not int or not 0 < value <= MOST_DEADLINE_MS * 1000:
@@ -189,6 +191,7 @@ def read_priority(value: Any, where: str) -> int:
     """Return a priority: 1 or ``high``, 2 or ``normal`` (also 0 and nothing), 3 or ``low``. Raises InputError."""
     if value is None:
         return NORMAL
+    value = whole(value)
     found = PRIORITIES.get(str(value).strip().lower()) if not isinstance(value, bool) else None
     if found is None:
         raise InputError(f"{where} is {value!r}; expected high, normal or low (1, 2 or 3)"[:200])

@@ -29,11 +29,19 @@ KNOWN = (*DTYPES, "BF16", BYTES)
 MAX_ELEMENTS = 2**31
 """More elements than any body could hold; a larger shape is a mistake or an attack."""
 
+_MOST_EXACT = 2.0**53
+
 Buffer = bytes | bytearray | memoryview
+
+
+def whole(value: Any) -> Any:
+    """Return a number of JSON like 3.0 as 3, and anything else as it is. JSON has one kind of number."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def check_shape(shape: Any, where: str) -> tuple[int, ...]:
     """Return a shape as a tuple. Raises InputError for what is no list of sizes from 0."""
+    shape = [whole(size) for size in shape] if isinstance(shape, list | tuple) else shape
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape
     ):
@@ -106,6 +114,8 @@ def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> n
         array = np.array(data)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: data is not a list of numbers, flat or nested evenly: {error}") from None
+    if dtype.kind in "iu" and array.dtype.kind == "f" and (array == np.rint(array)).all() and _exact(array):
+        array = array.astype(np.int64)  # 3.0 is a whole number in JSON
     kind = array.dtype.kind
     if array.size and kind not in ("b" if datatype == "BOOL" else "iu" if dtype.kind in "iu" else "iuf"):
         raise InputError(f"{where}: data does not hold values of {datatype}")
@@ -125,6 +135,11 @@ def to_json(array: npt.NDArray[Any]) -> list[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return [value if math.isfinite(value) else None for value in values]
     return list(values)
+
+
+def _exact(array: npt.NDArray[Any]) -> bool:
+    """Return whether floats are so small that no whole number is missing between them."""
+    return bool((np.abs(array) <= _MOST_EXACT).all())
 
 
 def _texts(data: list[Any], count: int, where: str) -> list[memoryview]:

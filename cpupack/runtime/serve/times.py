@@ -20,6 +20,10 @@ _NEARLY = 1.05
 _DECODING_S_PER_BYTE = 15e-9
 """Of an encoded image before any was decoded: a JPEG of 100 KB takes 1 to 2 ms."""
 
+_MOST_SURPRISE = 4.0
+"""Times what was expected that one decoding may teach: the first WebP file takes a second, to load its library."""
+_SURPRISE_FROM_S = 0.001
+
 
 @dataclass(frozen=True)
 class CallTime:
@@ -109,22 +113,35 @@ class CallTimes:
 
 
 class PrepareTimes:
-    """How long it takes to decode one body: seconds a byte, learnt for each kind of body."""
+    """How long it takes to decode one body: seconds a byte, learnt for each kind of body and each doubling of its size.
+
+    Small files take much longer a byte than large ones. One rate for all let a few of 60 bytes teach that a photo takes
+    seconds, and every photo was refused from then on.
+    """
 
     def __init__(self) -> None:
-        self._s_per_byte: dict[str, float] = {}
+        self._s_per_byte: dict[tuple[str, int], float] = {}
 
     def estimate_s(self, kind: str, size_bytes: int) -> float:
-        """Return the expected time. An unknown ``kind`` is taken to be an encoded image."""
-        return self._s_per_byte.get(kind, _DECODING_S_PER_BYTE) * size_bytes
+        """Return the expected time. What is unknown is taken to be an encoded image, or as fast as the nearest size."""
+        return self._rate(kind, size_bytes) * size_bytes
 
     def observe(self, kind: str, size_bytes: int, measured_s: float) -> None:
-        """Learn from one body that was decoded."""
+        """Learn from one body that was decoded. A time that is much longer than expected counts for less."""
         if size_bytes <= 0:
             return
-        rate = measured_s / size_bytes
-        known = self._s_per_byte.get(kind)
-        self._s_per_byte[kind] = rate if known is None else known + _SMOOTHING * (rate - known)
+        expected_s = self.estimate_s(kind, size_bytes)
+        rate = min(measured_s, _MOST_SURPRISE * max(expected_s, _SURPRISE_FROM_S)) / size_bytes
+        key = (kind, size_bytes.bit_length())
+        known = self._s_per_byte.get(key)
+        self._s_per_byte[key] = rate if known is None else known + _SMOOTHING * (rate - known)
+
+    def _rate(self, kind: str, size_bytes: int) -> float:
+        length = size_bytes.bit_length()
+        if (known := self._s_per_byte.get((kind, length))) is not None:
+            return known
+        others = [(abs(other - length), rate) for (one, other), rate in self._s_per_byte.items() if one == kind]
+        return min(min(others)[1], _DECODING_S_PER_BYTE) if others else _DECODING_S_PER_BYTE
 
 
 def _spread(sizes: Sequence[int], times_s: Sequence[float]) -> list[float]:

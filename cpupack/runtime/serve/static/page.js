@@ -122,7 +122,7 @@ function charts(status, now) {
     const last = (name) => rows[name][rows[name].length - 1];
     at("rate-now").textContent = `${last("rate").toFixed(1)}/s`;
     at("refused-now").textContent = `${last("refused").toFixed(1)}/s`;
-    at("latency-now").textContent = last("p50") === null ? "" : `${last("p50").toFixed(1)} and ${last("p99").toFixed(1)} ms`;
+    at("latency-now").textContent = last("p50") === null ? "" : `p50 ${last("p50").toFixed(1)}, p99 ${last("p99").toFixed(1)} ms`;
     draw("rate", [rows.rate]);
     draw("refused", [rows.refused]);
     draw("latency", [rows.p50, rows.p99], status.setting.promise_ms);
