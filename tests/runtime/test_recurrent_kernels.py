@@ -13,6 +13,7 @@ from test_float_kernels import Net, same_bytes
 from test_native_kernels import in_a_process
 
 from cpupack.runtime.engine import library
+from cpupack.stages.quantize.native.program import Op
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
 from cpupack.stages.quantize.native.walks import View
 from helpers import native_reference
@@ -216,7 +217,7 @@ def damage(seed: int) -> tuple[int, int]:
         layers_at = _HEADER + _BUFFER * int(header[2])
         end, constants = layers_at + _LAYER * int(header[3]), int(program[56:64].view("<i8")[0])
         layers = [layers_at + _LAYER * number for number in range(int(header[3]))]
-        own = next(at for at in layers if int(program[at : at + 4].view("<i4")[0]) == 24)
+        own = next(at for at in layers if int(program[at : at + 4].view("<i4")[0]) == Op.RECURRENT)
         numbers = constants + int(program[own + 112 : own + 120].view("<i8")[0])
         places = [*random.choice(range(36, end, 4), 150), *random.choice(range(own, own + _LAYER, 4), 100)]
         places += [numbers + 4 * int(each) for each in random.integers(0, _NUMBERS, 250)]
