@@ -356,7 +356,7 @@ MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
 @pytest.mark.parametrize("name", MIXED)
 def test_what_has_no_int8_kernel_runs_in_fp32(name: str, tmp_path: Path) -> None:
     make, skip, expected = MIXED[name]
-    data, spec = samples(), recipe(quantize={"observer": "minmax", "skip": skip})
+    data, spec = samples(), recipe(quantize={"mode": "static", "observer": "minmax", "skip": skip})
     model, stats = calibrated(make(), spec, data)
     int8 = quantize(stats, model.module, spec, target("native"))
     assert isinstance(int8.module, MixedModel if name == "by torch" else NativeModel)

@@ -146,7 +146,7 @@ class Patches(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1) + self.places
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), tokens], 1) + self.places
         return x.mean(1) + self.end(self.norm(x)).mean(1).repeat(1, 5)[:, :CHANNELS]
 
 
@@ -164,7 +164,7 @@ WRITTEN: dict[str, Callable[[Net, torch.Tensor, torch.Tensor], torch.Tensor]] = 
     "with a mask of windows": lambda net, scores, __: (
         (scores + net.bias).reshape(-1, 2, 1, TOKENS, TOKENS) + net.bias[:, None]
     ).reshape(scores.shape),
-    "with what is computed": lambda _, scores, x: scores * 0.5 + x[:, None, :, :TOKENS],
+    "with what is computed": lambda _, scores, more: scores * 0.5 + more,
 }
 
 
@@ -174,7 +174,8 @@ def test_attention_that_is_written_out_is_one_layer(name: str) -> None:
 
     def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
         q, k, v = net.qkv(x).reshape(-1, TOKENS, 3, 2, 12).permute(2, 0, 3, 1, 4).unbind(0)
-        scores = WRITTEN[name](net, q @ k.transpose(-2, -1), x)
+        more = x[:, None, :, :TOKENS] * 2.0
+        scores = WRITTEN[name](net, q @ k.transpose(-2, -1), more)
         return net.end((scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape))
 
     net = Net(
