@@ -13,6 +13,7 @@
 # make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
 #                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
+# make fuzz      look for programs that break the kernels, with the same sanitizers, for FUZZ_MINUTES (default: 10)
 # make threads   run the tests of the team of threads under gcc's thread sanitizer (apt: gcc)
 # make clean     delete what all these have made
 #
@@ -35,6 +36,7 @@ COMPARE_ARGS ?=
 WORKERS ?= $(shell nproc)
 PYTEST_ARGS ?=
 CHECK_ARGS ?=
+FUZZ_MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,7 +52,7 @@ REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path 
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch] tests/arm/*.c)
 
-.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate threads clean
+.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate threads fuzz clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -131,6 +133,9 @@ emulate: $(READY) $(KERNELS)
 
 threads: $(READY) $(KERNELS)
 	$(CHECK)
+
+fuzz: $(READY) $(KERNELS)
+	$(CHECK) --minutes $(FUZZ_MINUTES)
 
 clean:
 	rm -rf $(VENV) $(DEMO) dist build $(dir $(firstword $(KERNELS))) .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,8 @@ threads    gcc's thread sanitizer: teams of two to four threads run every progra
            its libtsan. Takes two minutes of a CPU.
 sanitize   gcc's address and undefined-behaviour sanitizers, damaged programs included. Needs gcc 11 or later with its
            libasan (Debian and Ubuntu: apt-get install gcc g++). Takes two and a half minutes of a CPU.
+fuzz       Programs with random damage, on the library of `sanitize`: new seeds until the time is over (--minutes,
+           default 10). A failure names its seed. Needs what `sanitize` needs.
 emulate    The AVX-512 and AMX kernels from portable C, on any CPU with AVX2, with VBMI and without. Needs the headers
            of SIMDe, which pip brings (simde-py) into build/. Takes two minutes of a CPU.
 
@@ -56,6 +58,8 @@ SANITIZERS = (
 
 THREADS = ("-march=x86-64-v3", "-std=gnu11", "-O1", "-g", "-fsanitize=thread", "-pthread", f"-I{SOURCES}")
 
+_SEEDS_A_ROUND = 4
+
 
 class SkippedError(Exception):
     """Something that a check needs cannot be had here."""
@@ -64,7 +68,8 @@ class SkippedError(Exception):
 def main() -> int:
     """Run the check that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("check", choices=("sanitize", "emulate", "threads"))
+    parser.add_argument("check", choices=("sanitize", "emulate", "threads", "fuzz"))
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long `fuzz` looks (default: 10)")
     parser.add_argument("--required", action="store_true", help="fail where something that is needed cannot be had")
     parser.add_argument("--workers", default="1", metavar="N", help="how many tests to run at a time (default: 1)")
     parser.add_argument("--pip-args", default="", metavar="ARGS", help="options of pip, such as an index")
@@ -72,6 +77,8 @@ def main() -> int:
     try:
         if arguments.check == "sanitize":
             return sanitize(arguments.workers)
+        if arguments.check == "fuzz":
+            return fuzz(arguments.workers, arguments.minutes)
         if arguments.check == "threads":
             return threads()
         return emulate(arguments.workers, arguments.pip_args.split())
@@ -82,6 +89,29 @@ def main() -> int:
 
 def sanitize(workers: str) -> int:
     """Compile with the sanitizers and run the tests in processes that have their library preloaded."""
+    library, environment = _sanitized()
+    return _run_tests(library, workers, environment)
+
+
+def fuzz(workers: str, minutes: float) -> int:
+    """Damage programs with ever other seeds, on the library with the sanitizers, until the time is over."""
+    library, environment = _sanitized()
+    ends_s, first = time.monotonic() + 60 * minutes, int(time.time())
+    rounds = 0
+    while not rounds or time.monotonic() < ends_s:
+        seeds = f"{first + rounds * _SEEDS_A_ROUND}:{_SEEDS_A_ROUND}"
+        environment["CPUPACK_DAMAGE_SEEDS"] = seeds
+        code = _run_tests(library, workers, environment, names=TESTS[:2], only="damaged")
+        if code:
+            print(f"fuzz: again with CPUPACK_DAMAGE_SEEDS={seeds}", file=sys.stderr)  # noqa: T201 - a script
+            return code
+        rounds += 1
+    print(f"fuzz: {rounds * _SEEDS_A_ROUND} seeds found nothing", file=sys.stderr)  # noqa: T201 - a script
+    return 0
+
+
+def _sanitized() -> tuple[Path, dict[str, str]]:
+    """Return the library with the sanitizers, and the variables of a process that loads it. Raises SkippedError."""
     gcc = shutil.which("gcc")
     if gcc is None:
         raise SkippedError("there is no gcc; with apt: apt-get install gcc")
@@ -94,7 +124,7 @@ def sanitize(workers: str) -> int:
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # bounds of arrays that Python itself allocates
     }
-    return _run_tests(library, workers, environment)
+    return library, environment
 
 
 def threads() -> int:
@@ -165,8 +195,9 @@ def _run_tests(
     *,
     names: Sequence[str] = TESTS,
     without: Sequence[str] = (),
+    only: str = "",
 ) -> int:
-    unwanted = " and ".join(f"not {each}" for each in (*OF_THE_PACKAGE, *without))
+    unwanted = only or " and ".join(f"not {each}" for each in (*OF_THE_PACKAGE, *without))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "library_under_test", "-n", workers, "-k", unwanted]
     command += [str(ROOT / "tests" / "runtime" / name) for name in names]
     variables = {

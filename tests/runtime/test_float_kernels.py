@@ -26,6 +26,7 @@ from cpupack.stages.quantize.native.row_codes import RowNorm, append_codes, appe
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View, Windows
 from helpers import float_reference as reference
 from helpers import native_reference
+from helpers.damage_seeds import damage_seeds
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
@@ -592,7 +593,7 @@ def damaged(program: Array, random: np.random.Generator) -> list[Array]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", damage_seeds())
 def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
     done = in_a_process(DAMAGE, seed)
     assert done.returncode == 0, done.stderr[-2000:]

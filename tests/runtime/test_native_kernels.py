@@ -26,6 +26,7 @@ from cpupack.layers.native import codes_after
 from cpupack.layers.times import profiled
 from cpupack.runtime.engine import library
 from helpers import native_reference
+from helpers.damage_seeds import damage_seeds
 from helpers.native_reference import Array, Reference
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
@@ -220,7 +221,7 @@ def damaged(program: Array, random: np.random.Generator) -> list[Array]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", damage_seeds())
 def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
     done = in_a_process(DAMAGE, seed)
     assert done.returncode == 0, done.stderr[-2000:]
