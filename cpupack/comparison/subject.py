@@ -15,6 +15,7 @@ from torch import nn
 
 from cpupack import pipeline
 from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.comparison.options import check_comparable
 from cpupack.errors import UsageError
 from cpupack.peers.job import Data, Job
 from cpupack.progress import Progress
@@ -24,7 +25,7 @@ from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.files import GOLDEN_NAME, RECIPE_NAME
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.host.probe import HostProbe
-from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.images.preprocess import normalize
 from cpupack.runtime.manifest import Manifest, read_manifest
 from cpupack.wheel.inspect import inspect
 
@@ -98,9 +99,9 @@ def _check_same_model(wheel: Path, loaded: LoadedRecipe, package_dir: Path, mode
     """Compare the FP32 outputs in the wheel, which are from its build, with those of the recipe's model."""
     with np.load(package_dir / GOLDEN_NAME) as golden:
         stored, expected = golden["input"], golden["output_fp32"]
-    spec = loaded.recipe.preprocess
+    spec = loaded.recipe.engine_preprocess
     if stored.dtype == np.uint8 and spec is not None:
-        stored = normalize(stored, PreprocessSpec.from_dict(spec.model_dump()))
+        stored = normalize(stored, spec)
     fits = stored.dtype == np.float32 and stored.shape[1:] == model.input_shape
     with torch.inference_mode():
         actual = model.module(torch.from_numpy(np.ascontiguousarray(stored))).numpy() if fits else None
@@ -126,6 +127,7 @@ def _subject(
     calibration: Samples | None,
     work: Path,
 ) -> Subject:
+    check_comparable(model.signature)
     manifest = read_manifest(package_dir)
     reference = _spread(reference)
     outputs = work / "reference.npy"

@@ -15,6 +15,7 @@ import torch
 
 from cpupack.errors import CpupackError, ModelError
 from cpupack.model.accept import accepted
+from cpupack.model.saved import load_exported, load_torchscript
 from cpupack.model.user_code import describe_failure
 from cpupack.model.vision import import_torchvision, repair_torchvision_imports, torchvision_builder
 from cpupack.progress import Progress
@@ -36,6 +37,8 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
     spec = loaded.recipe.model
     kind, _, rest = spec.source.partition(":")
     match kind:
+        case "export" | "torchscript":
+            return accepted(_saved(kind, rest, loaded), spec.source, progress)
         case "torchvision":
             make = torchvision_builder(rest, spec.weights)
         case "timm":
@@ -45,13 +48,20 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
         case _:
             raise ModelError(
                 f"[model] source: {spec.source!r} is not one of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
-                "python:pkg.mod:factory"
+                "python:pkg.mod:factory, export:FILE.pt2, torchscript:FILE.pt"
             )
     if isinstance(make, torch.nn.Module):  # the recipe names a module instead of a function that makes one
         if spec.kwargs:
             raise ModelError(f"[model] kwargs: {spec.source} is a module, not a factory, and takes no arguments")
         return accepted(make, spec.source, progress)
     return accepted(_with_defaults_kept(make, spec.kwargs, f"[model] {spec.source}"), spec.source, progress)
+
+
+def _saved(kind: str, name: str, loaded: LoadedRecipe) -> torch.nn.Module:
+    spec, path = loaded.recipe.model, loaded.resolve(name)
+    if kind == "export":
+        return load_exported(path, spec.source)
+    return load_torchscript(path, spec.source, loaded.recipe.input_specs)
 
 
 def _with_defaults_kept(make: Callable[..., Any], kwargs: dict[str, Any], what: str) -> Any:

@@ -33,6 +33,8 @@ _SETTLING_SAMPLES = 8
 _LEAST_IMAGE = 8
 """The height or width, in pixels, from which an input has a spectrum like a photograph."""
 _CONNECT_TIMEOUT_S = 15
+SAVED = ("export", "torchscript")
+"""Kinds of sources whose files hold the weights too."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def load_weights(
         settle_batch_norms(settling, spec.seed, progress)
         return LoadedWeights(f"random (seed {spec.seed})", random=True)
     if spec.weights == "factory":
+        if kind in SAVED:
+            return LoadedWeights(f"as {spec.source} has them", random=False)
         if kind != "python":
             raise ModelError('[model] weights = "factory" is for python: sources, whose factory loads its own weights')
         return LoadedWeights(f"as {spec.source} returns them", random=False)

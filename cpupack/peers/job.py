@@ -129,6 +129,7 @@ class Job:
         """
         import torch
 
+        from cpupack.model.signature import fit_signature
         from cpupack.model.sources import build_module
         from cpupack.progress import SilentProgress
         from cpupack.recipe import LoadedRecipe
@@ -142,6 +143,8 @@ class Job:
         module = build_module(LoadedRecipe(recipe=recipe, path=path, text=text), SilentProgress())
         module.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         module.eval().requires_grad_(requires_grad=False)
+        # Where the one output is in a dict or a tuple, this takes it out.
+        module = fit_signature(module, recipe.model.source, recipe, SilentProgress()).module
         rows = slice(0, _CHECKED_SAMPLES)
         with torch.inference_mode():
             outputs = module(torch.from_numpy(np.ascontiguousarray(self.evaluation.floats(rows)))).numpy()

@@ -19,7 +19,7 @@ from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
-MODEL_SOURCES = ("torchvision", "timm", "python")
+MODEL_SOURCES = ("torchvision", "timm", "python", "export", "torchscript")
 DATA_SOURCES = ("images", "arrays", "python", "synthetic")
 
 COMMON_LICENSES = (
@@ -90,10 +90,17 @@ def _model_source(view: View) -> Iterator[Problem]:
     kind, colon, rest = source.partition(":")
     if kind not in MODEL_SOURCES or not rest:
         near = nearest(kind, MODEL_SOURCES)
-        message = "must be torchvision:NAME, timm:NAME, python:FILE.py:factory or python:pkg.mod:factory"
+        message = (
+            "must be torchvision:NAME, timm:NAME, python:FILE.py:factory, python:pkg.mod:factory, export:FILE.pt2 or "
+            "torchscript:FILE.pt"
+        )
         yield Problem(("model", "source"), f'{message}, not "{source}"', f"{near}:{rest}" if colon and near else None)
     elif kind == "python":
         yield from _factory(view, ("model", "source"), rest)
+    elif kind in {"export", "torchscript"}:
+        yield from _file(view, ("model", "source"), rest)
+        if view("model", "kwargs"):
+            yield Problem(("model", "kwargs"), "has no effect: a saved program takes no arguments")
 
 
 def _factory(view: View, key: Key, spec: str) -> Iterator[Problem]:
@@ -131,8 +138,13 @@ def _weights(view: View) -> Iterator[Problem]:
     if kind is None:
         return
     key = ("model", "weights")
-    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}[kind]
-    if weights.endswith(WEIGHT_FILES):
+    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}.get(
+        kind, ("factory",)
+    )
+    if kind in {"export", "torchscript"}:
+        if weights != "factory":
+            yield Problem(key, f'must be "factory", as {kind}:FILE has its own weights, not "{weights}"', "factory")
+    elif weights.endswith(WEIGHT_FILES):
         yield from _file(view, key, weights)
     elif weights not in words and not (kind == "torchvision" and _ENUM_NAME.fullmatch(weights)):
         enum = "a torchvision name such as IMAGENET1K_V1, " if kind == "torchvision" else ""

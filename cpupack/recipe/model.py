@@ -120,12 +120,14 @@ class Model(Table):
     """Where the FP32 model and its weights come from."""
 
     source: Text
-    """``torchvision:NAME``, ``timm:NAME``, ``python:FILE.py:factory`` or ``python:pkg.mod:factory``."""
+    """``torchvision:NAME``, ``timm:NAME``, ``python:FILE.py:factory``, ``python:pkg.mod:factory``,
+    ``export:FILE.pt2`` (an exported program) or ``torchscript:FILE.pt``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
     weights: Text
     """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (the Python factory
-    loads them itself), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or ``.safetensors`` file, or ``random``."""
+    loads them itself, or the file of ``source`` has them), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or
+    ``.safetensors`` file, or ``random``."""
     state: Literal["plain", "ema"] | None = None
     """Which weights to take from a checkpoint that has plain and averaged weights (EMA, SWA): ``plain`` or ``ema``.
     Absent means the plain ones, with a warning if there are averaged ones too. If the file has only averaged weights,

@@ -123,8 +123,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"model.source": '"torchvison:resnet18"'},
-            "model.source: must be torchvision:NAME, timm:NAME, python:FILE.py:factory or "
-            "python:pkg.mod:factory, "
+            "model.source: must be torchvision:NAME, timm:NAME, python:FILE.py:factory, "
+            "python:pkg.mod:factory, export:FILE.pt2 or torchscript:FILE.pt, "
             'not "torchvison:resnet18"; did you mean "torchvision:resnet18"?',
         ),
         (

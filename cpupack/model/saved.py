@@ -1,0 +1,163 @@
+"""Models that were saved as programs: TorchScript files and exported programs. Their weights are in the file."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from cpupack.errors import ModelError
+from cpupack.model.one_row import OneRow, blank
+from cpupack.model.user_code import first_line
+from cpupack.runtime.signature import TensorSpec
+
+_BATCH = 2
+_PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"
+
+
+def load_exported(path: Path, source: str) -> nn.Module:
+    """Return the program that ``torch.export.save`` wrote, as a module.
+
+    Raises ModelError for a file that is none, and for a program of one batch size.
+    """
+    _check_file(path, source)
+    try:
+        with _quiet():
+            program = torch.export.load(path)
+            module = program.module(check_guards=False)
+    except Exception as error:  # torch raises errors of many classes for a damaged archive, or one of another version
+        raise ModelError(
+            f"[model] source: {path} cannot be read as an exported program: {first_line(error)}",
+            hint=f"write it with torch.export.save of torch {torch.__version__}, {_PYTHON}",
+        ) from error
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        fixed = isinstance(value, torch.Tensor) and (not value.ndim or isinstance(value.shape[0], int))
+        if node.op == "placeholder" and node.name in names and fixed:
+            raise ModelError(
+                f"[model] source: {path} was exported for one batch size: the first dimension of its input "
+                f"{node.name} is fixed",
+                hint="export it again with dynamic_shapes = ({0: torch.export.Dim.AUTO}, ...) and a batch of 2, "
+                + _PYTHON,
+            )
+    # torch refuses to change the mode of such a module, which has none: its graph is of the mode it was saved in.
+    for name in ("train", "eval"):
+        module.__dict__.pop(name, None)
+    _take_names(module, program)
+    return module
+
+
+def _take_names(module: nn.Module, program: ExportedProgram) -> None:
+    """Have every input of a program taken by its name too, in place: it insists on what was a keyword when exported."""
+    module._forward_pre_hooks.clear()  # they compare a call with that of the export
+    module._forward_pre_hooks_with_kwargs.clear()
+    positional, keywords = program.call_spec.in_spec.children()
+    names = list(program.graph_signature.user_inputs)
+    if len(names) != positional.num_children + keywords.num_children:
+        return  # an argument is a list or a dict of tensors
+    call, count = module.forward, positional.num_children
+
+    def forward(*given: Any, **named: Any) -> Any:
+        every = {**dict(zip(names, given, strict=False)), **named}
+        return call(*(every[name] for name in names[:count]), **{name: every[name] for name in names[count:]})
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]  # inspect reads it
+    module.forward = forward
+
+
+def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> nn.Module:
+    """Return the model of a TorchScript file as a graph, by torch's own converter.
+
+    Raises ModelError for a file that is none, and for a model that the converter does not take.
+    """
+    _check_file(path, source)
+    try:
+        with _quiet():
+            script = torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"[model] source: {path} cannot be read as TorchScript: {first_line(error)}", hint=_exported_instead(path)
+        ) from error
+    names = [each.name for each in script.forward.schema.arguments[1:]]
+    try:
+        graph = _converted(script, _samples(names, inputs))
+    except Exception as error:  # the converter has errors of its own, and lets those of torch pass
+        raise ModelError(
+            f"[model] source: torch cannot turn the TorchScript in {path} into a graph: {first_line(error)}",
+            hint="export the Python module: torch.export.save(torch.export.export(module, ...), FILE.pt2) and source "
+            f'= "export:FILE.pt2"; {_PYTHON}',
+        ) from error
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=False):
+        node.target = name  # TorchScript numbers the names of values
+    graph.recompile()
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's warnings and logs about a file from the user, who gets the error."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_file(path: Path, source: str) -> None:
+    if not path.is_file():
+        raise ModelError(f"[model] source: {path} does not exist", hint="paths are relative to the recipe")
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"[model] source: {path} is no archive that torch has saved, as {source} should be")
+
+
+def _exported_instead(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        exported = any("exported_program" in name or name.endswith("models/model.json") for name in archive.namelist())
+    return f'it is an exported program: source = "export:{path.name}"' if exported else _PYTHON
+
+
+def _samples(names: Sequence[str], inputs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
+    """Return a batch of two of each argument, in their order; of inputs whose names are others, in the recipe's."""
+    tensors = OneRow(nn.Identity(), inputs, [None] * len(inputs)).tensors(blank(inputs, _BATCH))
+    named = dict(zip((each.name for each in inputs), tensors, strict=True))
+    ordered = [named[name] for name in names if name in named]
+    return tuple(ordered if len(ordered) == len(tensors) else tensors)
+
+
+def _converted(script: Any, samples: tuple[torch.Tensor, ...]) -> fx.GraphModule:
+    from torch._export.converter import TS2EPConverter
+
+    class Stop(Exception):  # noqa: N818 - not an error
+        pass
+
+    class Converter(TS2EPConverter):
+        """Stops where torch would export the graph for the batch size of the samples: capture exports it for any."""
+
+        def retrace_as_exported_program(self, gm: Any, name_to_constant: Any) -> Any:
+            del name_to_constant
+            self.graph = gm
+            raise Stop
+
+    converter: Any = Converter(script, samples)
+    try:
+        converter.convert()
+    except Stop:
+        graph: fx.GraphModule = converter.graph
+        return graph
+    raise RuntimeError("torch's converter made no graph")

@@ -1,0 +1,116 @@
+"""Sources that are saved programs: TorchScript files and exported programs, with their own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from cpupack.errors import ModelError
+from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.runtime.rows import pack
+from cpupack.stages.capture import capture
+from cpupack.stages.load import load
+from helpers.tiny_models import Recorder
+
+INPUTS: list[dict[str, Any]] = [
+    {"name": "ids", "shape": [5], "dtype": "int64"},
+    {"name": "image", "shape": [3, 6, 6]},
+]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(8, 3)
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = torch.relu(self.norm(self.conv(image)))
+        return self.head(torch.cat([maps.mean((2, 3)), self.words(ids).mean(1)], 1)), maps
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    net = Net().eval()
+    with torch.no_grad():
+        net.norm.running_mean.uniform_()
+    return net
+
+
+def recipe(directory: Path, source: str, inputs: list[dict[str, Any]] = INPUTS) -> LoadedRecipe:
+    raw = {
+        "schema": 1,
+        "package": {"name": "net"},
+        "model": {"source": source, "weights": "factory"},
+        "input": inputs,
+        "calibration": {"source": "synthetic"},
+    }
+    return LoadedRecipe(recipe=Recipe.model_validate(raw), path=directory / "recipe.toml", text="")
+
+
+def save(net: Net, directory: Path, how: str) -> str:
+    """Save the net and return the source that names the file."""
+    image, ids = torch.randn(2, 3, 6, 6), torch.randint(0, 9, (2, 5))
+    shapes = {"image": {0: Dim.AUTO}, "ids": {0: Dim.AUTO}}
+    match how:
+        case "exported":
+            torch.export.save(torch.export.export(net, (image, ids), dynamic_shapes=shapes), directory / "net.pt2")
+        case "exported with keywords":
+            program = torch.export.export(net, (image,), {"ids": ids}, dynamic_shapes=shapes)
+            torch.export.save(program, directory / "net.pt2")
+        case "scripted":
+            torch.jit.script(net).save(directory / "net.pt")
+        case "traced":
+            torch.jit.trace(net, (image, ids)).save(directory / "net.pt")
+    return "export:net.pt2" if how.startswith("exported") else "torchscript:net.pt"
+
+
+@pytest.mark.parametrize("how", ["exported", "exported with keywords", "scripted", "traced"])
+def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> None:
+    spec = recipe(tmp_path, save(net, tmp_path, how))
+    model = load(spec, Recorder())
+    random = np.random.default_rng(0)
+    given = {"ids": random.integers(0, 9, (3, 5)), "image": random.standard_normal((3, 3, 6, 6)).astype(np.float32)}
+    rows = torch.from_numpy(pack(model.signature, given))
+    graph = capture(model, None, spec.recipe, Recorder()).module
+    scores, maps = net(torch.from_numpy(given["image"]), torch.from_numpy(given["ids"]))
+    for module in (model.module, graph):
+        found = model.signature.split(module(rows).detach().numpy())
+        np.testing.assert_allclose(found["output_0"], scores.detach().numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found["output_1"], maps.detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert not model.random_weights
+    assert model.signature.inputs[0].vocabulary == 9
+    assert {"conv", "words", "head"} <= {str(node.target) for node in graph.graph.nodes}  # type: ignore[union-attr, operator]  # a graph
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "words", "hint"),
+    [
+        ("fixed", "export:net.pt2", "was exported for one batch size", "dynamic_shapes"),
+        ("traced", "export:net.pt", "cannot be read as an exported program", "torch.export.save"),
+        ("exported", "torchscript:net.pt2", "cannot be read as TorchScript", 'source = "export:net.pt2"'),
+        ("text", "export:net.pt2", "is no archive that torch has saved", ""),
+        ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(
+    net: Net, tmp_path: Path, name: str, source: str, words: str, hint: str
+) -> None:
+    if name == "fixed":
+        example = (torch.randn(2, 3, 6, 6), torch.randint(0, 9, (2, 5)))
+        torch.export.save(torch.export.export(net, example), tmp_path / "net.pt2")
+    elif name == "text":
+        (tmp_path / "net.pt2").write_text("no archive")
+    elif name != "nothing":
+        save(net, tmp_path, name)
+    with pytest.raises(ModelError) as caught:
+        load(recipe(tmp_path, source), Recorder())
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
