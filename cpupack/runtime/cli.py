@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .tune.rows import Row
     from .verify import Verification
 
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
 
 Result = tuple[dict[str, Any], str, int]
 """What a command found: the JSON object, the same as text, the exit code."""
