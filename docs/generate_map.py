@@ -35,9 +35,9 @@ FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "output
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
-    ("Commands", ("cli", "info", "tune", "capacity", "pages", "export", "serve")),
+    ("Commands", ("cli", "info", "predicting", "tune", "capacity", "pages", "export", "serve")),
     ("Measuring", ("bench",)),
-    ("The model as an object", ("verify", "predicting", "runner")),
+    ("The model as an object", ("verify", "runner")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
     ("Running", ("decoding", "items", "rows", "signature", "images", "engine")),
