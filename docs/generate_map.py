@@ -35,15 +35,16 @@ FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "output
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
-    ("Commands", ("cli", "info", "tune", "capacity", "pages", "export", "serve")),
+    ("Commands", ("cli", "info", "predicting", "tune", "capacity", "pages", "export", "serve")),
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
+    ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
     ("Running", ("decoding", "items", "rows", "signature", "images", "engine")),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",
-        ("accuracy", "arguments", "arrays", "errors", "extras", "files", "output", "plain", "threads"),
+        ("accuracy", "arguments", "arrays", "errors", "extras", "files", "golden", "output", "plain", "threads"),
     ),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""

@@ -16,6 +16,8 @@ from cpupack.artifacts.reports import LayerFact, LayerSaturation
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks.decode import Anchors
+from cpupack.runtime.tasks.spec import TaskSpec, default_kind
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
@@ -87,7 +89,8 @@ class FloatModel:
 
     ``module`` maps one float32 tensor to one; ``signature`` says which inputs and outputs these hold. Shapes have no
     batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
-    true when they were not trained. ``labels`` are class names or None.
+    true when they were not trained. ``labels`` are names of classes or values, or None. ``task`` says what the outputs
+    are, None for what their shapes say. ``anchors`` are those of a detector.
     """
 
     module: torch.nn.Module
@@ -99,11 +102,20 @@ class FloatModel:
     macs: int
     fp32_bytes: int
     labels: tuple[str, ...] | None = None
+    task: TaskSpec | None = None
+    anchors: Anchors | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample that ``module`` takes."""
         return self.signature.engine_input_shape
+
+    @property
+    def kind(self) -> str:
+        """The kind of the task."""
+        if self.task is not None:
+            return self.task.kind
+        return default_kind({each.name: each.result_shape for each in self.signature.outputs})
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -115,13 +127,15 @@ class FloatModel:
 class Reference:
     """The FP32 model's outputs ``(n, *output_shape)`` on the samples for comparing INT8 with FP32.
 
-    ``signature`` says which outputs these hold. ``metric`` is the user's own metric, None if the recipe names none.
+    ``signature`` says which outputs these hold. ``metric`` is that of the recipe, None if it names none. ``kind`` is
+    that of the task.
     """
 
     samples: Samples
     outputs: FloatArray
     signature: Signature
     metric: Metric | None = None
+    kind: str = "classification"
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def judged(prepared: Prepared, contender: Contender) -> Contender:
         contender,
         prepared.loaded.recipe.evaluation,
         trained=not model.random_weights,
-        classifies=model.labels is not None,
+        classifies=model.labels is not None or (model.task is not None and model.task.kind == "segmentation"),
     )
 
 

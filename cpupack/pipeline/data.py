@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cpupack.artifacts import FloatModel, Samples
 from cpupack.progress import Progress
 from cpupack.recipe import Evaluation, LoadedRecipe
@@ -10,6 +12,8 @@ from cpupack.sources import open_source
 
 _SYNTHETIC_EVALUATION = 64
 _EXAMPLES = 4
+_MOST_OUTPUT_BYTES = 2**30
+"""Outputs of FP32, and those of INT8, in memory at most."""
 
 
 def calibration_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progress) -> Samples | None:
@@ -72,6 +76,18 @@ def evaluation_samples(
         progress=progress,
         inputs=model.signature.inputs,
     )
+
+
+def bounded(samples: Samples, output_shape: tuple[int, ...], progress: Progress) -> Samples:
+    """Return as many samples, spread over all, as have outputs that fit into memory: maps of classes are large."""
+    most = max(1, _MOST_OUTPUT_BYTES // (4 * math.prod(output_shape)))
+    if most >= len(samples):
+        return samples
+    size = f"{4 * math.prod(output_shape) * len(samples) / 2**30:.1f} GiB"
+    progress.warn(
+        f"INT8 is compared with FP32 on {most} of {len(samples)} samples: the outputs of all would take {size}"
+    )
+    return samples.spread(most)
 
 
 def needs_labels(spec: Evaluation) -> bool:

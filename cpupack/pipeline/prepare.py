@@ -24,7 +24,7 @@ from cpupack.artifacts import (
 from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
 from cpupack.lock.facts import graph_hash
-from cpupack.pipeline.data import calibration_samples, evaluation_samples, needs_labels
+from cpupack.pipeline.data import bounded, calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize, Recipe
 from cpupack.stages.calibrate import calibrate, observe
@@ -67,6 +67,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
+        calibrates = evaluation is calibration
+        evaluation = bounded(evaluation, model.output_shape, progress)
     with progress.stage("capture"):
         captured = capture(model, calibration, recipe, progress)
         graph_sha256 = graph_hash(captured)
@@ -75,7 +77,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
         calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
-        other = None if evaluation is calibration else evaluation
+        other = None if calibrates else evaluation
         diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress)
     with progress.stage("run FP32"):
         reference = run_reference(
@@ -139,6 +141,7 @@ def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Sam
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
+        evaluation = bounded(evaluation, model.output_shape, progress)
     with progress.stage("run FP32"):
         required = needs_labels(loaded.recipe.evaluation)
         return model, calibration, run_reference(model, evaluation, progress, labels_required=required)

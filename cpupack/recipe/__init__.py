@@ -24,6 +24,7 @@ from cpupack.recipe.model import (
     Target,
     TargetArm,
     TargetX86,
+    Task,
     Tune,
 )
 
@@ -48,5 +49,6 @@ __all__ = [
     "Target",
     "TargetArm",
     "TargetX86",
+    "Task",
     "Tune",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks
+from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks, tasks
 from cpupack.recipe.lines import Key
 from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
@@ -319,6 +319,7 @@ CHECKS: tuple[Check, ...] = (
     _calibration,
     _evaluation,
     *gates.CHECKS,
+    *tasks.CHECKS,
     _duplicates,
     _fuse,
 )

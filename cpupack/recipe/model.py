@@ -209,6 +209,50 @@ class Output(Table):
     for each sample."""
 
 
+class Task(Table):
+    """What the outputs are, and so what ``predict`` returns and draws (docs/how-to/tasks.md)."""
+
+    kind: Literal[
+        "classification",
+        "multilabel",
+        "regression",
+        "embedding",
+        "segmentation",
+        "detection",
+        "keypoints",
+        "image",
+        "raw",
+    ]
+    """The kind of the outputs. Without this table it is ``classification`` for one row of scores, else ``raw``."""
+    threshold: Fraction | None = None
+    """Lowest score that counts. Default: 0.5 for ``multilabel`` and for a segmentation of one class, 0.3 for
+    ``detection``, 0 for ``keypoints``."""
+    scores: Literal["logits", "probabilities"] | None = None
+    """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.
+    For ``multilabel``, ``detection`` and a ``segmentation`` of one class."""
+    units: Annotated[list[str], Field(min_length=1)] | None = None
+    """``regression``: the unit of each value, such as ``["cm", "kg"]``. The names of the values are [model] labels."""
+    scale: Annotated[list[Finite], Field(min_length=1)] | None = None
+    """``regression``: each value is output x scale + offset. ``image``: so are the channels, which are then 0..1."""
+    offset: Annotated[list[Finite], Field(min_length=1)] | None = None
+    """See ``scale``."""
+    box_format: Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"] | None = (
+        None
+    )
+    """``detection``: what the four numbers of a box are: two corners (``xyxy``, the default), a corner and the size, or
+    the centre and the size. In pixels of the model's input, or ``_normalized`` to 0..1 of it."""
+    background: bool | None = None
+    """``detection``: whether class 0 stands for nothing. Logits then go through a softmax over all classes, else
+    through a sigmoid each."""
+    nms_iou: Fraction | None = None
+    """``detection``: a box that overlaps a better one of its class by more than this is dropped. Default 0.5, or that
+    of the torchvision model. 1 keeps all."""
+    max_detections: PositiveInt | None = None
+    """``detection``: boxes of an image at most. Default 100, or those of the torchvision model."""
+    skeleton: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] | None = None
+    """``keypoints``: pairs of points, by their number, that a drawing joins."""
+
+
 class Fuse(Table):
     """Which chains of modules are fused into one operator."""
 
@@ -364,6 +408,7 @@ class Recipe(Table):
     output: list[Output] = []
     """What becomes of outputs."""
     preprocess: Preprocess | None = None
+    task: Task | None = None
     fuse: Fuse = Field(default_factory=Fuse)
     quantize: Quantize = Field(default_factory=Quantize)
     calibration: Calibration | None = None

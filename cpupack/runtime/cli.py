@@ -24,15 +24,11 @@ from .output import EXIT_INTERRUPTED, say, tell, written
 from .plain import to_plain
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from .bench.options import BenchOptions
     from .bench.results import BenchResult
-    from .runner import Prediction
     from .tune.rows import Row
     from .verify import Verification
 
-_SHOWN_VALUES = 16
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HOST = 0, 1, 2, 3
 
 Result = tuple[dict[str, Any], str, int]
@@ -95,23 +91,9 @@ def _add_nothing(_: argparse.ArgumentParser) -> None:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    from .bench.options import positive_int
+    from . import predicting
 
-    parser.add_argument(
-        "inputs", nargs="*", metavar="FILE", help="an image, an .npy array, or an .npz of all inputs by name"
-    )
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        dest="named",
-        metavar="NAME=VALUE",
-        help="one input of one sample, for a model with several: a file, a number, or a list like [1,2]; repeat it",
-    )
-    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
-    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
-    parser.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
+    predicting.add_arguments(parser)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -291,78 +273,28 @@ def _verify_text(found: Verification) -> str:
     else:
         replay = (
             f"SQNR {found.sqnr_db:.1f} dB to the outputs of the build (at least {found.min_sqnr_db:.0f}), "
-            f"largest difference {found.max_abs_diff:.3g}, same class for {found.agreement:.0%}"
+            f"largest difference {found.max_abs_diff:.3g}{_same_class(found.agreement)}"
         )
     against = "equal" if found.sqnr_fp32_db is None else f"SQNR {found.sqnr_fp32_db:.1f} dB"
     return "\n".join(
         [
             f"files    ok, {found.files} hashes match the manifest",
             f"replay   {'ok' if found.passed else 'FAILED'}, {found.samples} golden inputs: {replay}",
-            f"FP32     {against}, same class for {found.agreement_fp32:.0%} (for information)",
+            f"FP32     {against}{_same_class(found.agreement_fp32)} (for information)",
             "verified" if found.passed else "NOT VERIFIED: the results on this host are not those of the build",
         ]
     )
 
 
+def _same_class(agreement: float | None) -> str:
+    return "" if agreement is None else f", same class for {agreement:.0%}"
+
+
 def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
-    from .images.paths import check_path
-    from .items import parsed_values
-    from .runner import Runner
-    from .signature import signature_of
+    from . import predicting
 
-    if not args.inputs and not args.named:
-        raise InputError("the following arguments are required: FILE, or --input NAME=VALUE for each input")
-    if args.inputs and args.named:
-        raise InputError("name files, or the inputs of one sample with --input NAME=VALUE, and not both")
-    for name in args.inputs:  # before torch is imported and the model loaded
-        check_path(name)
-    items: list[Any] = list(args.inputs)
-    if args.named:
-        items = [parsed_values(signature_of(read_manifest(package_dir)), args.named)]
-        args.inputs = [", ".join(args.named)]
-    with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
-        found = runner.predict(items, top_k=args.top_k)
-        facts = {
-            "name": runner.manifest.name,
-            "version": runner.manifest.version,
-            "random_weights": runner.manifest.random_weights,
-            "predictions": [
-                {"input": name, **_prediction_facts(top)} for name, top in zip(args.inputs, found, strict=True)
-            ],
-        }
-        named = runner.labels is not None
-    tables = [_prediction_text(name, top, named=named) for name, top in zip(args.inputs, found, strict=True)]
-    return facts, "\n\n".join(tables), EXIT_OK
-
-
-def _prediction_facts(found: Any) -> dict[str, Any]:
-    if isinstance(found, dict):
-        return {"outputs": {name: each.tolist() for name, each in found.items()}}
-    return {"top": [dataclasses.asdict(one) for one in found]}
-
-
-def _prediction_text(name: str, found: Any, *, named: bool) -> str:
-    if not isinstance(found, dict):
-        return _prediction_table(name, found, named=named)
-    return "\n".join([name, *(f"  {output}  {_values_text(each)}" for output, each in found.items())])
-
-
-def _values_text(values: npt.NDArray[Any]) -> str:
-    """Return an output of one sample as text: few values as they are, of many the shape and the extremes."""
-    if values.size <= _SHOWN_VALUES and values.ndim <= 1:
-        return " ".join(f"{each:.6g}" for each in values.reshape(-1).tolist())
-    shape = " x ".join(map(str, values.shape))
-    return f"{values.dtype} {shape}, from {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
-
-
-def _prediction_table(name: str, top: list[Prediction], *, named: bool) -> str:
-    width = max(len(one.label) for one in top)
-    rows = [
-        f"  {rank:>2}  {one.probability:7.2%}  "
-        + (f"{one.label:<{width}}  (class {one.index})" if named else f"class {one.index}")
-        for rank, one in enumerate(top, start=1)
-    ]
-    return "\n".join([name, *rows])
+    facts, text = predicting.run(package_dir, args)
+    return facts, text, EXIT_OK
 
 
 _COMMANDS: dict[
@@ -371,7 +303,7 @@ _COMMANDS: dict[
 ] = {
     "info": ("show what is packaged, this host, and how it would run here", _add_nothing, _info),
     "verify": ("check every file's hash and replay the golden inputs", _add_nothing, _verify),
-    "predict": ("classify images (or .npy arrays, for models that take arrays)", _add_predict, _predict),
+    "predict": ("run the model on images (or .npy arrays, for models that take arrays)", _add_predict, _predict),
     "bench": ("measure throughput and latency on this host", _add_bench, _bench),
     "tune": ("find the best threads, instances and batch size on this host and remember them", _add_tune, _tune),
     "plan": (

@@ -84,7 +84,7 @@ def load_value(spec: TensorSpec, value: Any) -> Array:
     path of an ``.npy`` file. Raises InputError that names the input.
     """
     try:
-        if spec.pixel_shape is not None and not _is_floats(value):
+        if spec.pixel_shape is not None and not is_floats(value):
             return _pixels(spec, value)
         if isinstance(value, str | os.PathLike) or hasattr(value, "read"):
             return load_npy(Path(value) if isinstance(value, str | os.PathLike) else value)
@@ -95,8 +95,8 @@ def load_value(spec: TensorSpec, value: Any) -> Array:
     return array_of(spec, value)
 
 
-def _is_floats(value: Any) -> bool:
-    """Whether an image is given as the model's own floats: an array of them, or an ``.npy`` file."""
+def is_floats(value: Any) -> bool:
+    """Return whether an image is given as the model's own floats: an array of them, or an ``.npy`` file."""
     if isinstance(value, str | os.PathLike):
         return str(value).endswith(".npy")
     dtype = getattr(value, "dtype", None)

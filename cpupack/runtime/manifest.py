@@ -29,7 +29,7 @@ _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("name", "import_name", "version"), str),
     "random_weights": bool,
     **dict.fromkeys(("model", "target", "quantize", "accuracy", "bench", "torch", "build"), dict),
-    **dict.fromkeys(("preprocess", "calibration"), dict | None),
+    **dict.fromkeys(("preprocess", "calibration", "task"), dict | None),
     **dict.fromkeys(("inputs", "outputs"), list),
     "labels": str | None,
 }
@@ -70,7 +70,8 @@ class Manifest:
     memory_format, platform_tag. ``torch``: version, requires, reason (why running takes torch, None where it does
     not). ``preprocess`` is None for models that take arrays only, or rows. Shapes have no batch dimension; those in
     ``model`` are the engine's. ``inputs`` and ``outputs`` describe the tensors that callers hand in and get
-    (``signature.py``); they are empty in wheels of earlier versions, which have one of each.
+    (``signature.py``); they are empty in wheels of earlier versions, which have one of each. ``task`` is the kind
+    of the outputs with its settings (``tasks/spec.py``), None in wheels of earlier versions.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Manifest:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     schema: int = MANIFEST_SCHEMA
+    task: dict[str, Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

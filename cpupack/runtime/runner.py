@@ -9,9 +9,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,19 +32,10 @@ from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
+from .tasks.answers import Answers
+from .tasks.classification import Prediction as Prediction
+from .tasks.frame import Frame
 from .threads import Answer
-
-if TYPE_CHECKING:
-    from .images.preprocess import ImageSource
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One class with its softmax probability (0..1)."""
-
-    label: str
-    index: int
-    probability: float
 
 
 class Runner:
@@ -92,6 +82,7 @@ class Runner:
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
         self.signature: Signature = signature_of(self.manifest)
+        self.answers = Answers(package_dir, self.manifest, self.labels, self.signature)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warnings.warn(
@@ -113,23 +104,15 @@ class Runner:
                     self.pool.warm(self.example(size))
             opened.pop_all()
 
-    @overload
-    def predict(
-        self, inputs: list[Any] | tuple[Any, ...], top_k: int = 5, batch_size: int | None = None
-    ) -> list[list[Prediction]]: ...
-
-    @overload
-    def predict(self, inputs: ImageSource, top_k: int = 5, batch_size: int | None = None) -> list[Prediction]: ...
-
-    def predict(
-        self, inputs: Any, top_k: int = 5, batch_size: int | None = None
-    ) -> list[Prediction] | list[list[Prediction]]:
-        """Return the ``top_k`` most probable classes of one input, or a list of them for a list.
+    def predict(self, inputs: Any, top_k: int = 5, batch_size: int | None = None) -> Any:
+        """Return the result for one input, or a list of results for a list of inputs.
 
         An input is an image (path, bytes, PIL image, uint8 array ``(height, width, channels)``), or for a
         model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. For a model
         with several inputs it is a dict of these by name, in which numbers and lists may be too, or the path of an
-        ``.npz`` file. A model with several outputs gives a dict of arrays by name. Raises InputError.
+        ``.npz`` file. The result of a classification is a list of the ``top_k`` most probable classes (``Prediction``).
+        Each other kind of task has a dataclass of its own, in pixels of the original image where it is about pixels;
+        ``raw`` outputs are a mapping of arrays by name. Raises InputError.
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")
@@ -140,26 +123,23 @@ class Runner:
             raise InputError("the list of inputs is empty; expected at least one")
         items = list(inputs) if many else [inputs]
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
+        if self.answers.needs_frames:
+            items = [_readable_twice(item) for item in items]
         if len(items) == 1:
-            logits = _floats(self.pool.run(self.ready(self.load(items[0])[None])))
+            batches = iter([_floats(self.pool.run(self.ready(self.load(items[0])[None])))])
         else:
             size = batch_size or self._share(len(items), FILE_TURNS)
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-            batches = self._decoders.batches(items, self.load, size, ahead=ahead)
-            logits = _joined(list(self._run(batches, size)))
-        found = [self.present(row, top_k) for row in logits]
+            batches = self._run(self._decoders.batches(items, self.load, size, ahead=ahead), size)
+        # Each batch becomes results when it is there: maps of many images would not fit into memory together.
+        each = (row for batch in batches for row in batch)
+        found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
         return found if many else found[0]
 
-    def present(self, row: npt.NDArray[np.float32], top_k: int) -> Any:
-        """Return what ``predict`` gives for one row of the engine's output."""
-        if self.signature.gives_rows:
-            return {name: each[0] for name, each in self.signature.unpack(row[None]).items()}
-        if row.ndim != 1:
-            raise RunnerError(
-                f"predict needs class scores and this model returns shape {row.shape} for one input; "
-                "call runner(batch) for its raw output"
-            )
-        return self.top(row, top_k)
+    def present(self, row: npt.NDArray[np.float32], frame: Frame | None, top_k: int) -> Any:
+        """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
+        outputs = {name: each[0] for name, each in self.signature.unpack(row[None]).items()}
+        return self.answers.result(outputs, frame, top_k)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the model's output for a batch, ``(n, ...)``; of a model with several a dict of them by name.
@@ -240,13 +220,6 @@ class Runner:
         if self.pool.takes_rgb and batch.dtype == np.uint8:
             return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
         return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
-
-    def top(self, logits: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
-        """Return the ``top_k`` most probable classes of one row of logits."""
-        exponents = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = exponents / exponents.sum()
-        order = np.argsort(-logits, kind="stable")[:top_k]
-        return [Prediction(self.labels[i] if self.labels else str(i), int(i), float(probabilities[i])) for i in order]
 
     def pixel_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one input of uint8 pixels, None for a model that takes no images."""
@@ -360,6 +333,15 @@ def _reopen(
         what = f"{found[0]} {found[1]}" if found[:2] != identity[:2] else "another build of that version"
         raise RunnerError(f"the runner was pickled for {identity[0]} {identity[1]}, and this process has {what}")
     return runner
+
+
+def _readable_twice(item: Any) -> Any:
+    """Return an input that can be read for its size and again for its pixels: a file object becomes its bytes."""
+    if isinstance(item, str | os.PathLike) or not hasattr(item, "read"):
+        return item
+    from .images.preprocess import read_image
+
+    return read_image(item)[0]
 
 
 def _rows(answer: Answer[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:

@@ -12,11 +12,14 @@ import numpy.typing as npt
 from .accuracy import agreement
 from .errors import IntegrityError
 from .files import GOLDEN_NAME, UNREADABLE
+from .golden import every, thinned
 from .manifest import check_files, extra_files, read_manifest
 from .record import check_record
 from .runner import Runner
 from .signature import Signature, worst_sqnr_db
 
+COMPARES_CLASSES = ("classification", "segmentation")
+"""The kinds of tasks whose outputs choose a class."""
 MIN_SQNR_DB = 30.0
 """Another instruction set may round the last bit differently; a wrong engine falls far below this."""
 
@@ -26,8 +29,9 @@ class Verification:
     """The outputs of ``samples`` golden inputs, compared with those that the build stored.
 
     ``equal`` means equal bits. ``sqnr_db`` is 10 log10(sum(expected^2) / sum((expected - got)^2)), that of the worst of
-    several outputs, None when equal. ``agreement`` is the share of inputs with the same largest output, of several that
-    with scores of classes. ``*_fp32`` compares with the FP32 model's outputs.
+    several outputs, None when equal. ``agreement`` is the share of inputs (of pixels, for maps) with the same class, of
+    several outputs that with scores of classes; None for outputs that are no classes. ``*_fp32`` compares with the FP32
+    model's outputs. Of large outputs only a part is stored and compared.
     """
 
     passed: bool
@@ -37,9 +41,9 @@ class Verification:
     max_abs_diff: float
     sqnr_db: float | None
     min_sqnr_db: float
-    agreement: float
+    agreement: float | None
     sqnr_fp32_db: float | None
-    agreement_fp32: float
+    agreement_fp32: float | None
 
 
 def verify(package_dir: Path) -> Verification:
@@ -56,16 +60,22 @@ def verify(package_dir: Path) -> Verification:
     golden = _read_golden(package_dir / GOLDEN_NAME)
     # One batch, as the build ran them: dynamic quantization takes its ranges from the whole batch.
     with Runner(package_dir, instances=1, batch_size=max(1, len(golden["input"])), check=False) as runner:
-        got, signature = runner.replay(golden["input"]), runner.signature
+        shape, signature = runner.signature.engine_output_shape, runner.signature
+        got = thinned(runner.replay(golden["input"]), shape)
+        kind = runner.answers.spec.kind
     expected, fp32 = golden["output"], golden["output_fp32"]
     if got.shape != expected.shape:
         raise IntegrityError(f"the model returned {got.shape} for golden inputs whose output is {expected.shape}")
     equal = bool(np.array_equal(got, expected))
-    sqnr = _sqnr(signature, expected, got)
-    name = (signature.class_scores or signature.outputs[0]).name
-    scores = {
-        which: signature.split(values)[name] for which, values in (("got", got), ("build", expected), ("fp32", fp32))
-    }
+    # A row of several outputs that was thinned cannot be split into them.
+    compared = Signature.plain((1,), got.shape[1:]) if signature.gives_rows and every(shape) > 1 else signature
+    sqnr = _sqnr(compared, expected, got)
+    classes = compared.class_scores if compared.gives_rows else compared.outputs[0]
+    scores = {}
+    if kind in COMPARES_CLASSES or (compared.gives_rows and classes is not None):
+        assert classes is not None
+        outputs = {"got": got, "build": expected, "fp32": fp32}
+        scores = {which: compared.split(values)[classes.name] for which, values in outputs.items()}
     return Verification(
         passed=equal or (sqnr is not None and sqnr >= MIN_SQNR_DB),
         files=len(manifest.files),
@@ -74,9 +84,9 @@ def verify(package_dir: Path) -> Verification:
         max_abs_diff=float(np.abs(got - expected).max()),
         sqnr_db=sqnr,
         min_sqnr_db=MIN_SQNR_DB,
-        agreement=agreement(scores["build"], scores["got"]),
-        sqnr_fp32_db=_sqnr(signature, fp32, got),
-        agreement_fp32=agreement(scores["fp32"], scores["got"]),
+        agreement=agreement(scores["build"], scores["got"]) if scores else None,
+        sqnr_fp32_db=_sqnr(compared, fp32, got),
+        agreement_fp32=agreement(scores["fp32"], scores["got"]) if scores else None,
     )
 
 

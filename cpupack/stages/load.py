@@ -9,6 +9,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, imagenet_labels
+from cpupack.model.tasks import check_labels, task_of
 from cpupack.model.trial_run import try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -46,6 +47,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
             "run the model once in the factory, then load its weights"
         )
     module.eval().requires_grad_(requires_grad=False)
+    task = task_of(loaded.recipe.task, signature)
     return FloatModel(
         module=fitted.module.eval(),
         signature=signature,
@@ -55,7 +57,8 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         fp32_bytes=_state_bytes(module),
-        labels=_labels(loaded, signature, weights, progress),
+        labels=_labels(loaded, task.kind, signature, weights, progress),
+        task=task,
     )
 
 
@@ -64,7 +67,7 @@ def _state_bytes(module: torch.nn.Module) -> int:
 
 
 def _labels(
-    loaded: LoadedRecipe, signature: Signature, weights: LoadedWeights, progress: Progress
+    loaded: LoadedRecipe, kind: str, signature: Signature, weights: LoadedWeights, progress: Progress
 ) -> tuple[str, ...] | None:
     spec = loaded.recipe.model.labels
     if spec is None:
@@ -81,14 +84,7 @@ def _labels(
         where = str(path)
     else:
         labels, where = tuple(spec), "the list"
-    scores = signature.class_scores
-    if scores is None or len(labels) != scores.size:
-        shapes = " and ".join(str(each.shape) for each in signature.outputs)
-        plural = "s have shapes" if signature.gives_rows else " has shape"
-        raise ModelError(
-            f"[model] labels: {where} has {len(labels)} names, but the model's output{plural} {shapes}",
-            hint="give one label for each output class, in order",
-        )
+    check_labels(labels, where, kind, {each.name: each.result_shape for each in signature.outputs})
     if weights.random:
         progress.note("the wheel has labels, but with random weights the predictions mean nothing")
     return labels

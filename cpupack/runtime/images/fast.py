@@ -36,8 +36,6 @@ _TALL = 2
 """Pillow resizes rows first, but columns first for some images; which ones depends on its version. It never does so
 for an image that keeps its proportions and is at most this many times as high as wide."""
 _PROPORTIONAL = 0.02
-_LYING = {5, 6, 7, 8}
-"""EXIF orientations that swap width and height."""
 _UNREADABLE = (*preprocess.DECODER_ERRORS, Image.DecompressionBombError)
 _scratch = resize.Scratch()
 
@@ -117,7 +115,7 @@ def _from_jpeg(data: bytes, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | Non
         return None
     width, height = image.size
     orientation = preprocess.orientation(image)
-    upright = (height, width) if orientation in _LYING else (width, height)
+    upright = (height, width) if orientation in preprocess.LYING else (width, height)
     target = preprocess.resized_size(*upright, spec)
     factor = _reduction(upright, target)
     size = (-(-height // factor), -(-width // factor))

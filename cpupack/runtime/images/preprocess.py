@@ -37,6 +37,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
+LYING = {5, 6, 7, 8}
+"""EXIF orientations that swap width and height."""
+_TRUE_HEADERS = {"JPEG", "PNG", "BMP", "GIF", "WEBP"}
+"""Formats whose header has the size of the decoded image."""
 
 # Pillow has no common error for "this file is damaged"; its decoders raise all of these.
 DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
@@ -197,6 +201,37 @@ def orientation(image: Image.Image) -> int:
     except DECODER_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
+
+
+def upright_size(source: ImageSource) -> tuple[int, int]:
+    """Return the width and height of an image as it is seen. Of common files the header alone is read.
+
+    Raises InputError as ``decode_image`` does.
+    """
+    if isinstance(source, Image.Image | np.ndarray):
+        image = decode_image(source)
+    else:
+        data, name = read_image(source)
+        image = _opened(data, name)
+        if image.format not in _TRUE_HEADERS:  # the header of some formats gives another size than the image inside
+            image = decode_bytes(data, name)
+    width, height = image.size
+    return (height, width) if orientation(image) in LYING else (width, height)
+
+
+def upright_image(source: ImageSource) -> Image.Image:
+    """Return an image as RGB and as it is seen. Raises InputError as ``decode_image`` does."""
+    image = decode_image(source)
+    turn = TURNS.get(orientation(image))
+    return _convert(image if turn is None else image.transpose(turn), "RGB")
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """Return an image of which the header is read. What has none is decoded, for the error of that."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
+        return decode_bytes(data, name)
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:

@@ -214,7 +214,9 @@ class HttpApp:
             data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
         else:
             data = predict_route.read_body(model, body, content_type)
-        answer = await self._answer(request, data, self._urgency(request), predict_route.answer_format(model, top_k))
+        answer = await self._answer(
+            request, data, self._urgency(request), predict_route.answer_format(model, top_k, data.items)
+        )
         return HttpAnswer(200, answer, headers=self._timing(request))
 
     async def _answer(self, request: HttpRequest, data: Data, urgency: Urgency, make: Format) -> Any:

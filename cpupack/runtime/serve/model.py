@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
-from ..runner import Prediction, Runner
+from ..runner import Runner
 from ..signature import TensorSpec
 from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
@@ -69,6 +69,7 @@ class ServedModel:
         self.batch_size = runner.plan.batch_size
         self.signature = signature = runner.signature
         self.takes_images = runner.pixel_shape() is not None
+        self.kind = runner.answers.spec.kind
         self.named = signature.takes_rows
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
         self.inputs = tuple(
@@ -215,9 +216,21 @@ class ServedModel:
             for one in wanted or [WantedOutput(name, binary) for name in known]
         ]
 
-    def top(self, row: npt.NDArray[np.float32], top_k: int) -> list[Prediction]:
-        """Return the most probable classes of one sample."""
-        return self.runner.top(row, top_k)
+    def results(
+        self, logits: npt.NDArray[np.float32], items: npt.NDArray[Any] | Sequence[Any], top_k: int
+    ) -> list[dict[str, Any]]:
+        """Return the result for each sample as JSON-ready values. ``items`` are the samples as they came.
+
+        Raises RunnerError.
+        """
+        runner = self.runner
+        try:
+            return [
+                runner.answers.facts(runner.present(row, runner.answers.frame(_alone(item)), top_k))
+                for row, item in zip(logits, items, strict=True)
+            ]
+        except self._errors.RunnerError as error:
+            raise RunnerError(str(error)) from error
 
     def _classes(self, logits: npt.NDArray[np.float32], wanted: WantedOutput) -> OutputTensor:
         """Return value:index:label of the best classes, as the extension ``classification`` has them."""
@@ -251,6 +264,11 @@ def looks_encoded(body: Buffer) -> bool:
     return start.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")) or (
         start[:4] == b"RIFF" and start[8:] == b"WEBP"
     )
+
+
+def _alone(item: Any) -> Any:
+    """Return one sample as the runner takes it: bytes may be a view of a request's body."""
+    return bytes(item) if isinstance(item, memoryview) else item
 
 
 def _read_npy(item: Buffer) -> npt.NDArray[Any]:

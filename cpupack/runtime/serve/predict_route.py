@@ -1,4 +1,4 @@
-"""``POST /predict``: images or JSON in, classes with their probabilities out."""
+"""``POST /predict``: images or JSON in, classes with their probabilities out, or what else the task gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..tasks.spec import RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, Data, ServedModel
 from .named import sample_of_form, samples_of_json
@@ -59,13 +59,14 @@ def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) ->
     raise InputError(f"Content-Type is {kind[:60] or 'missing'!r}; send " + _wanted(model))
 
 
-def answer_format(model: ServedModel, top_k: int) -> Format:
-    """Return what makes the body of an answer, in an instance's thread."""
+def answer_format(model: ServedModel, top_k: int, items: npt.NDArray[Any] | Sequence[Any]) -> Format:
+    """Return what makes the body of an answer, in an instance's thread. ``items`` are the samples as they came."""
 
     def make(logits: npt.NDArray[np.float32], request: Request) -> bytes:
         found: dict[str, Any] = {"model": model.name, "version": model.version}
-        if model.classifies:
-            found["predictions"] = [{"top": [asdict(one) for one in model.top(row, top_k)]} for row in logits]
+        if model.kind != RAW:
+            found["task"] = model.kind
+            found["predictions"] = model.results(logits, items, top_k)
         else:
             found["outputs"] = _outputs(model, logits)
         found["timing_ms"] = _timing(Timing.of(request))

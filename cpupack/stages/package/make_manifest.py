@@ -15,6 +15,7 @@ from cpupack.artifacts import FloatModel, StagedProject, TunePlan
 from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 from cpupack.runtime.plain import to_plain
+from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.requirements import torch_range
 from cpupack.templates import to_toml
@@ -98,6 +99,7 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
             "torch": torch.__version__,
         },
         files={},
+        task=(model.task or TaskSpec.of(model.kind)).to_dict(),
     )
 
 

@@ -27,6 +27,7 @@ from cpupack.runtime.files import (
     RECIPE_NAME,
     RECOVERED_NAME,
     ROOT_NAME,
+    TASK_NAME,
 )
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
@@ -148,6 +149,8 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     shutil.copyfile(contents.scripted.path, package_dir / MODEL_NAME)
     _check_torch(contents, package_dir / MODEL_NAME)
     write_arrays(package_dir / GOLDEN_NAME, contents.golden)
+    if contents.model.anchors is not None:
+        write_arrays(package_dir / TASK_NAME, contents.model.anchors.arrays())
     if contents.model.labels:
         write_labels(package_dir / LABELS_NAME, contents.model.labels)
     (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")

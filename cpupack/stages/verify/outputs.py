@@ -34,8 +34,11 @@ from cpupack.model.user_code import running_on
 from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
+from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
+from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
+from cpupack.runtime.verify import COMPARES_CLASSES
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16
@@ -80,6 +83,10 @@ def run_reference(
     Raises CalibrationError for labels that the model has no class for. If no gate needs labels, that is only a warning,
     and accuracy is not measured. Also raises it for samples on which the model does not run.
     """
+    kind = model.kind
+    if samples.labels is not None and model.task is not None and kind not in {CLASSIFICATION, RAW}:
+        progress.note(f'accuracy is not measured: class folders say nothing about [task] kind = "{kind}"')
+        samples = dataclasses.replace(samples, labels=None)
     if samples.labels is not None:
         scores = model.signature.class_scores
         largest = int(samples.labels.max())
@@ -95,7 +102,8 @@ def run_reference(
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
     with torch.compiler.set_stance("force_eager"), running_on(samples.origin):
-        return Reference(samples, _outputs(model, graph, known, samples, progress), model.signature, metric)
+        outputs = _outputs(model, graph, known, samples, progress)
+        return Reference(samples, outputs, model.signature, metric, kind)
 
 
 def _outputs(
@@ -170,8 +178,8 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     kept = slice(0, _GOLDEN_SAMPLES)
     golden = {
         "input": samples.data[kept],
-        "output": replayed["golden"],
-        "output_fp32": reference.outputs[kept],
+        "output": thinned(replayed["golden"], actual.shape[1:]),
+        "output_fp32": thinned(reference.outputs[kept], actual.shape[1:]),
     }
     return Contender(quantized, scripted, report, golden)
 
@@ -193,6 +201,13 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
         outputs=facts,
         worst_output=worst.name if len(facts) > 1 else None,
     )
+    if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
+        return report
+    if reference.kind == "segmentation":
+        (scores_of,) = expected
+        maps = expected[scores_of], found[scores_of]
+        several = maps[0].ndim == 4 and maps[0].shape[1] > 1
+        return dataclasses.replace(report, agreement=accuracy.agreement(*maps)) if several else report  # of pixels
     scores = signature.class_scores
     if scores is None or not accuracy.has_classes(scores.shape):
         return report

@@ -147,6 +147,19 @@ async function poll() {
   setTimeout(poll, 1000);
 }
 
+// The answer of any kind of task as rows: a label, and a share of 1 or a text.
+function rowsOf(result) {
+  const row = (label, share, text) => ({ label, share, text });
+  if (result.top) return result.top.map((one) => row(one.label, one.probability));
+  if (result.labels) return result.labels.map((one) => row(one.label, one.probability));
+  if (result.classes) return result.classes.map((one) => row(one.label, one.share));
+  if (result.detections) return result.detections.map((one) => row(`${one.label} (${one.box.map(Math.round).join(", ")})`, one.score));
+  if (result.points) return result.points.map((one) => row(`${one.label} (${Math.round(one.x)}, ${Math.round(one.y)})`, one.score));
+  if (result.values) return result.values.map((one) => row(one.name, 0, `${one.value.toPrecision(5)} ${one.unit}`));
+  if (result.embedding) return [row("embedding", 0, `${result.embedding.length} dimensions`)];
+  return result.png ? [row("image", 0, `${result.width} x ${result.height}`)] : [];
+}
+
 async function classify(file) {
   at("problem").hidden = true;
   const begin = performance.now();
@@ -161,14 +174,13 @@ async function classify(file) {
   const whole = performance.now() - begin;
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
-  const top = found.predictions ? found.predictions[0].top : [];
-  at("classes").replaceChildren(...top.map((one) => {
+  at("classes").replaceChildren(...rowsOf(found.predictions ? found.predictions[0] : {}).map((one) => {
     const item = document.createElement("li");
-    item.style.setProperty("--share", `${100 * one.probability}%`);
+    item.style.setProperty("--share", `${100 * (one.share ?? 0)}%`);
     const label = document.createElement("span");
     const share = document.createElement("b");
     label.textContent = one.label;
-    share.textContent = `${(100 * one.probability).toFixed(1)} %`;
+    share.textContent = one.text ?? `${(100 * one.share).toFixed(1)} %`;
     item.append(label, share);
     return item;
   }));

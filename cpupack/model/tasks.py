@@ -1,0 +1,62 @@
+"""What a model's outputs are: the recipe's ``[task]`` checked against their shapes."""
+
+from __future__ import annotations
+
+from cpupack.errors import ModelError
+from cpupack.recipe import Task
+from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks.base import Shapes
+from cpupack.runtime.tasks.spec import CLASSIFICATION, SETTINGS, TaskSpec, default_kind
+
+_COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
+
+
+def task_of(task: Task | None, signature: Signature) -> TaskSpec:
+    """Return the settings of the recipe's task, or of the kind that the outputs' shapes say.
+
+    Raises ModelError where they do not fit the kind, or a setting does not fit them.
+    """
+    outputs = {each.name: each.result_shape for each in signature.outputs}
+    applied = sorted({each.apply for each in signature.outputs if each.apply in {"softmax", "sigmoid"}})
+    if task is None:
+        kind = default_kind(outputs)
+        return TaskSpec.of(kind, scores="probabilities" if applied and kind == CLASSIFICATION else "logits")
+    if (problem := kinds.misfit(task.kind, outputs)) is not None:
+        raise ModelError(
+            f'[task] kind = "{task.kind}" {problem}',
+            hint='set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
+        )
+    given = task.model_dump(exclude={"kind"}, exclude_none=True)
+    if applied and "scores" in SETTINGS[task.kind]:
+        if given.get("scores") == "logits":
+            raise ModelError(
+                f'[task] scores = "logits", but [[output]] applies {applied[0]}, which makes probabilities of them',
+                hint='leave out apply, or set scores = "probabilities"',
+            )
+        given["scores"] = "probabilities"
+    spec = TaskSpec.of(task.kind, **given)
+    if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
+        raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
+    return spec
+
+
+def check_labels(labels: tuple[str, ...], where: str, kind: str, outputs: Shapes) -> None:
+    """Raise ModelError for labels whose number does not fit the outputs, or that a kind has no use for.
+
+    ``where`` says where the labels are from.
+    """
+    shapes = ", ".join(str(shape) for shape in outputs.values())
+    if kind == "raw":
+        raise ModelError(
+            f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {shapes}",
+            hint='labels name classes or values; set [task] kind, such as "segmentation", to say what the output is',
+        )
+    count = kinds.label_count(kind, outputs)
+    if count is None:
+        raise ModelError(f'[model] labels has no use with [task] kind = "{kind}"', hint="delete it")
+    if count and len(labels) != count:
+        raise ModelError(
+            f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {shapes}",
+            hint=f"give one label for each {_COUNTED.get(kind, 'output class')}, in order: {count}",
+        )

@@ -1,0 +1,39 @@
+"""Checks of ``[task]``: each setting belongs to a kind, and a kind of labels and images needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cpupack.recipe.problems import Problem
+from cpupack.recipe.view import Check, View
+from cpupack.runtime.tasks.spec import SETTINGS
+
+_TABLE = "task"
+_GATES = ("max_drop", "min_top1", "min_agreement")
+"""Gates that compare classes of whole inputs."""
+
+
+def _settings(view: View) -> Iterator[Problem]:
+    if not view.given(_TABLE):
+        return
+    kind = view(_TABLE, "kind")
+    for key in sorted({key for keys in SETTINGS.values() for key in keys}):
+        if view.given(_TABLE, key) and key not in SETTINGS[kind]:
+            having = ", ".join(f'"{each}"' for each, keys in SETTINGS.items() if key in keys)
+            yield Problem((_TABLE, key), f'has no effect with kind = "{kind}"; it belongs to {having}')
+
+
+def _classes(view: View) -> Iterator[Problem]:
+    if not view.given(_TABLE):
+        return
+    kind = view(_TABLE, "kind")
+    if kind == "classification":
+        return
+    for key in _GATES if kind != "segmentation" else _GATES[:2]:
+        if view.given("evaluation", key) and view("evaluation", key) != "off":
+            yield Problem(
+                ("evaluation", key), f'compares classes of a classification, and [task] kind is "{kind}"; set metric'
+            )
+
+
+CHECKS: tuple[Check, ...] = (_settings, _classes)

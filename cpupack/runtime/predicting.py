@@ -1,0 +1,114 @@
+"""``predict``: runs the model on files, and shows, prints or draws the results."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .manifest import Manifest, read_manifest
+from .tasks.answers import DRAWN, task_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    from .bench.options import positive_int
+
+    parser.add_argument(
+        "inputs", nargs="*", metavar="FILE", help="an image, an .npy array, or an .npz of all inputs by name"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        dest="named",
+        metavar="NAME=VALUE",
+        help="one input of one sample, for a model with several: a file, a number, or a list like [1,2]; repeat it",
+    )
+    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="PATH",
+        help="draw the result over the image: an image file, or for several inputs a directory",
+    )
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="images a call (default: the plan's)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="threads of one instance")
+    parser.add_argument("--instances", type=positive_int, metavar="N", help="copies of the model run in parallel")
+
+
+def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return the results as JSON-ready values and as text. Raises InputError."""
+    from .images.paths import check_path
+    from .items import parsed_values
+    from .runner import Runner
+    from .signature import signature_of
+
+    if not args.inputs and not args.named:
+        raise InputError("the following arguments are required: FILE, or --input NAME=VALUE for each input")
+    if args.inputs and args.named:
+        raise InputError("name files, or the inputs of one sample with --input NAME=VALUE, and not both")
+    for name in args.inputs:  # before torch is imported and the model loaded
+        check_path(name)
+    names, items = list(args.inputs), list(args.inputs)
+    if args.named:
+        names, items = [", ".join(args.named)], [parsed_values(signature_of(read_manifest(package_dir)), args.named)]
+    pictures = [None] * len(names)
+    if args.save is not None:
+        pictures = _targets(args.save, names, read_manifest(package_dir))
+    with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
+        found = runner.predict(items, top_k=args.top_k)
+        answers = runner.answers
+        rows, texts = [], []
+        for name, item, result, picture in zip(names, items, found, pictures, strict=True):
+            saved: dict[str, str] = {} if picture is None else {"saved": str(picture)}
+            if picture is not None:
+                _save(answers.drawing(result, item), picture)
+            rows.append({"input": name, **answers.facts(result), **saved})
+            texts.append("\n".join([name, answers.text(result), *(f"  saved {each}" for each in saved.values())]))
+        facts = {
+            "name": runner.manifest.name,
+            "version": runner.manifest.version,
+            "random_weights": runner.manifest.random_weights,
+            "task": answers.spec.kind,
+            "predictions": rows,
+        }
+    return facts, "\n\n".join(texts)
+
+
+def _targets(save: Path, inputs: Sequence[str], manifest: Manifest) -> list[Any]:
+    """Return the file for each drawing. Raises InputError where one cannot be made, before the model runs."""
+    kind = task_of(manifest).kind
+    if kind not in DRAWN:
+        raise InputError(f'--save: kind "{kind}" draws nothing; {", ".join(DRAWN)} do')
+    if manifest.preprocess is None and not any(each.get("preprocess") for each in manifest.inputs):
+        raise InputError("--save: this model takes arrays, and there is no image to draw over")
+    if len(inputs) == 1 and not save.is_dir():
+        return [_writable(save)]
+    if not save.is_dir():
+        raise InputError(f"--save: {save} is no directory; {len(inputs)} inputs need one that exists")
+    targets = [save / f"{Path(name).stem}.png" for name in inputs]
+    if len(set(targets)) < len(targets):
+        twice = next(each for each in targets if targets.count(each) > 1)
+        raise InputError(f"--save: several inputs would be {twice}; give them other names")
+    return targets
+
+
+def _writable(path: Path) -> Path:
+    from PIL import Image
+
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise InputError(f"--save: {path} has no ending of an image that Pillow writes, such as .png or .jpg")
+    if not path.parent.is_dir():
+        raise InputError(f"--save: the directory {path.parent} does not exist")
+    return path
+
+
+def _save(drawn: Any, path: Path) -> None:
+    try:
+        drawn.save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--save: cannot write {path}: {error}") from error

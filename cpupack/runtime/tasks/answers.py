@@ -1,0 +1,120 @@
+"""A package's answers: its settings and constants, read once, and the results that they make of outputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import IntegrityError, RunnerError
+from ..files import TASK_NAME
+from ..items import ARCHIVE, is_floats, read_archive
+from ..manifest import Manifest
+from ..signature import Signature, TensorSpec
+from . import classification, kinds
+from .base import Labels, Presenter, Result
+from .decode import read_anchors
+from .frame import Frame
+from .spec import CLASSIFICATION, RAW, TaskSpec
+
+
+class Answers:
+    """Makes results of a model's outputs. ``spec`` is the task, ``labels`` the names of classes or values."""
+
+    def __init__(self, package_dir: Path, manifest: Manifest, labels: Labels, signature: Signature) -> None:
+        self.spec = task_of(manifest)
+        self.labels = labels
+        images = [each for each in signature.inputs if each.preprocess is not None]
+        self._image: TensorSpec | None = images[0] if len(images) == 1 else None
+        """The only input that is an image; results lie in it."""
+        self._presenter: Presenter | None = None
+        if self.spec.kind != CLASSIFICATION:
+            anchors = read_anchors(package_dir / TASK_NAME) if self.spec.decoder else None
+            model = kinds.Model(labels, input_size(signature), anchors)
+            self._presenter = kinds.presenter(self.spec, model)
+
+    @property
+    def needs_frames(self) -> bool:
+        """Whether the size of each original image must be known."""
+        return self._image is not None and self._presenter is not None and self._presenter.needs_frame
+
+    def frame(self, item: Any) -> Frame | None:
+        """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError."""
+        if not self.needs_frames:
+            return None
+        assert self._image is not None
+        assert self._image.preprocess is not None
+        from ..images.preprocess import upright_size
+
+        item = self.image(item)
+        if is_floats(item):  # the model's own input: no image that it was made from is known
+            return None
+        if isinstance(item, np.ndarray) and item.ndim >= 2:
+            return Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
+        return Frame.of(*upright_size(item), self._image.preprocess)
+
+    def image(self, item: Any) -> Any:
+        """Return the image of one input of ``predict``, which is a mapping, or a file of one, for several inputs."""
+        assert self._image is not None
+        if isinstance(item, str | os.PathLike) and str(item).endswith(ARCHIVE):
+            item = read_archive(Path(item))
+        return item[self._image.name] if isinstance(item, Mapping) else item
+
+    def result(self, outputs: Mapping[str, npt.NDArray[np.float32]], frame: Frame | None, top_k: int) -> Any:
+        """Return the result for the outputs of one sample, each without the batch dimension.
+
+        It is a list of ``Prediction`` for a classification, else the dataclass of the kind. Raises RunnerError for
+        outputs that hold NaN, except where they are given raw.
+        """
+        if self.spec.kind != RAW:
+            kinds.require_numbers(outputs)
+        if self._presenter is None:
+            (row,) = outputs.values()
+            if row.ndim != 1:
+                raise IntegrityError(f"a classification needs one row of scores, and the output has shape {row.shape}")
+            return classification.top(row, top_k, self.labels, self.spec.scores)
+        return self._presenter.present(outputs, frame)
+
+    def facts(self, result: Any) -> dict[str, Any]:
+        """Return one result as JSON-ready values."""
+        if isinstance(result, list):
+            return {"top": classification.to_dicts(result)}
+        found: dict[str, Any] = result.to_dict()
+        return found
+
+    def text(self, result: Any) -> str:
+        """Return one result as lines for people."""
+        if isinstance(result, list):
+            return classification.text(result, named=self.labels is not None)
+        found: str = result.text()
+        return found
+
+    def drawing(self, result: Result | list[classification.Prediction], item: Any) -> Any:
+        """Return one result drawn over the image that it belongs to, as a PIL image. Raises RunnerError."""
+        from ..images.preprocess import upright_image
+
+        if isinstance(result, list) or self.spec.kind not in DRAWN:
+            raise RunnerError(f'kind "{self.spec.kind}" draws nothing; {", ".join(DRAWN)} do')
+        drawn = result.draw(upright_image(self.image(item)))
+        assert drawn is not None
+        return drawn
+
+
+DRAWN = ("segmentation", "detection", "keypoints", "image")
+"""The kinds whose results can be drawn."""
+
+
+def task_of(manifest: Manifest) -> TaskSpec:
+    """Return the task of a package. Raises IntegrityError when it is damaged."""
+    shapes = [tuple(each.get("shape", ())) for each in manifest.outputs] or [tuple(manifest.model["output_shape"])]
+    return TaskSpec.from_dict(manifest.task, shapes[0]) if len(shapes) == 1 or manifest.task else TaskSpec(RAW)
+
+
+def input_size(signature: Signature) -> tuple[int, int]:
+    """Return width and height of the first input that has channels, rows and columns; (1, 1) without one."""
+    maps = [each.shape for each in signature.inputs if len(each.shape) == 3]
+    return (maps[0][2], maps[0][1]) if maps else (1, 1)

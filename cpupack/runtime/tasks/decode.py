@@ -1,0 +1,131 @@
+"""From a detector's outputs to candidate boxes: anchors and the arithmetic of SSD and RetinaNet, as torchvision has it.
+
+``boxes`` are offsets from the anchors ``(anchors, 4)``, ``scores`` are logits ``(anchors, classes)``.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import IntegrityError
+from .boxes import Floats, clipped
+from .scores import probabilities, softmax
+
+SSD, RETINANET = "ssd", "retinanet"
+DECODERS = (SSD, RETINANET)
+
+_MOST_GROWTH = np.float32(math.log(1000.0 / 16))
+"""The largest logarithm of a box's size over its anchor's, as torchvision bounds it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """What a detector's outputs are relative to.
+
+    ``boxes`` is float32 ``(anchors, 4)``: corners in pixels of the input. ``weights`` divide the four offsets.
+    ``levels`` are the numbers of anchors of each feature map. ``top_k`` candidates are kept: of each class (SSD), or of
+    each level (RetinaNet).
+    """
+
+    boxes: Floats
+    weights: tuple[float, float, float, float]
+    levels: tuple[int, ...]
+    top_k: int
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what ``read_anchors`` reads back from the file."""
+        return {
+            "anchors": self.boxes,
+            "weights": np.array(self.weights, np.float64),
+            "levels": np.array(self.levels, np.int64),
+            "top_k": np.array(self.top_k, np.int64),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Boxes ``(n, 4)`` as corners in pixels of the input, with a score (0..1) and a class each."""
+
+    boxes: Floats
+    scores: Floats
+    classes: npt.NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: list[Candidates]) -> Candidates:
+        """Return the candidates of all parts."""
+        if not parts:
+            return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+        return cls(
+            np.concatenate([each.boxes for each in parts]),
+            np.concatenate([each.scores for each in parts]),
+            np.concatenate([each.classes for each in parts]),
+        )
+
+
+def read_anchors(path: Path) -> Anchors:
+    """Read the constants of a detector. Raises IntegrityError."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            one, two, three, four = found["weights"].tolist()
+            return Anchors(
+                np.asarray(found["anchors"], np.float32),
+                (one, two, three, four),
+                tuple(found["levels"].tolist()),
+                int(found["top_k"]),
+            )
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"cannot read the detector's constants {path}: {error}") from error
+
+
+def moved(anchors: Floats, offsets: Floats, weights: tuple[float, ...]) -> Floats:
+    """Return the anchors ``(n, 4)`` moved and resized by the offsets ``(n, 4)``."""
+    size = anchors[:, 2:] - anchors[:, :2]
+    middle = anchors[:, :2] + np.float32(0.5) * size
+    divided = offsets / np.array(weights, np.float32)
+    new_middle = divided[:, :2] * size + middle
+    half = np.float32(0.5) * (np.exp(np.minimum(divided[:, 2:], _MOST_GROWTH)) * size)
+    return np.concatenate([new_middle - half, new_middle + half], axis=1)
+
+
+def ssd(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float) -> Candidates:
+    """Return SSD's candidates: softmax over the classes, of which 0 is the background, the best ``top_k`` of each.
+
+    ``size`` is the width and height of the input.
+    """
+    boxes = clipped(moved(anchors.boxes, offsets, anchors.weights), *size)
+    chances = softmax(logits).astype(np.float32)
+    return Candidates.joined(per_class(boxes, chances[:, 1:], threshold, anchors.top_k, first=1))
+
+
+def per_class(boxes: Floats, chances: Floats, threshold: float, top_k: int, first: int = 0) -> list[Candidates]:
+    """Return the best ``top_k`` boxes above the threshold of each class. Column 0 is the class ``first``."""
+    found = []
+    for column in np.flatnonzero((chances > threshold).any(axis=0)):
+        where = np.flatnonzero(chances[:, column] > threshold)
+        best = where[np.argsort(-chances[where, column], kind="stable")[:top_k]]
+        classes = np.full(len(best), column + first, np.int64)
+        found.append(Candidates(boxes[best], chances[best, column], classes))
+    return found
+
+
+def retinanet(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float) -> Candidates:
+    """Return RetinaNet's candidates: sigmoid of each class, the best ``top_k`` pairs of box and class of each level."""
+    count = logits.shape[1]
+    found, begin = [], 0
+    for level in anchors.levels:
+        rows = slice(begin, begin + level)
+        begin += level
+        chances = probabilities(logits[rows].reshape(-1), "logits").astype(np.float32)
+        where = np.flatnonzero(chances > threshold)
+        best = where[np.argsort(-chances[where], kind="stable")[: anchors.top_k]]
+        box = best // count
+        boxes = moved(anchors.boxes[rows][box], offsets[rows][box], anchors.weights)
+        found.append(Candidates(clipped(boxes, *size), chances[best], (best % count).astype(np.int64)))
+    return Candidates.joined(found)

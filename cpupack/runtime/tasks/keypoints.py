@@ -1,0 +1,126 @@
+"""Points with names: from heat maps, or from coordinates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import Labels, Outputs, Shapes, in_words, label_of, only
+from .frame import Frame
+from .spec import TaskSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Keypoint:
+    """One point in pixels of the original image, clipped to it. ``score`` is 1 where the model gives none."""
+
+    label: str
+    index: int
+    x: float
+    y: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Keypoints:
+    """The points whose score is at least the threshold, in the order of the output.
+
+    ``skeleton`` has the pairs of points, by their index, that a drawing joins.
+    """
+
+    points: tuple[Keypoint, ...]
+    width: int
+    height: int
+    skeleton: tuple[tuple[int, int], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "width": self.width,
+            "height": self.height,
+            "points": [dataclasses.asdict(one) for one in self.points],
+        }
+
+    def text(self) -> str:
+        if not self.points:
+            return "  no point has a score of the threshold or more"
+        width = max(len(one.label) for one in self.points)
+        return "\n".join(
+            f"  {one.label:<{width}}  x {one.x:7.1f}  y {one.y:7.1f}  {one.score:7.2%}" for one in self.points
+        )
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        from . import draw
+
+        places = {one.index: number for number, one in enumerate(self.points)}
+        lines = [(places[a], places[b]) for a, b in self.skeleton if a in places and b in places]
+        return draw.points(image, [(one.x, one.y, draw.colour_of(one.index)) for one in self.points], lines)
+
+
+@dataclass(frozen=True)
+class KeypointsPresenter:
+    """Makes ``Keypoints`` of heat maps ``(points, height, width)``, or of coordinates ``(points, 2 or 3)``.
+
+    The place of a heat map is its largest value, a quarter of a pixel towards the larger neighbour (as HRNet does),
+    and that value is the score. Coordinates are ``x, y`` and a score in pixels of the model's input.
+    """
+
+    spec: TaskSpec
+    labels: Labels
+    input_size: tuple[int, int]
+    """Width and height of the model's input."""
+    needs_frame: bool = True
+
+    def present(self, outputs: Outputs, frame: Frame | None) -> Keypoints:
+        values = np.asarray(only(outputs), np.float64)
+        frame = Frame.whole(*self.input_size) if frame is None else frame
+        rows = self._from_heat_maps(values) if values.ndim == 3 else values
+        places = frame.to_image(rows[:, :2]).clip(0.0, (float(frame.width), float(frame.height)))
+        scores = rows[:, 2] if rows.shape[1] == 3 else np.ones(len(rows))
+        points = tuple(
+            Keypoint(label_of(self.labels, i), i, float(places[i, 0]), float(places[i, 1]), float(scores[i]))
+            for i in range(len(rows))
+            if scores[i] >= self.spec.threshold and math.isfinite(places[i].sum())
+        )
+        return Keypoints(points, frame.width, frame.height, self.spec.skeleton)
+
+    def _from_heat_maps(self, maps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return ``(points, 3)``: x and y in pixels of the model's input, and the score."""
+        count, height, width = maps.shape
+        flat = np.nan_to_num(maps, nan=-np.inf).reshape(count, -1)
+        best = flat.argmax(axis=1)
+        rows, columns = best // width, best % width
+        found = np.empty((count, 3))
+        for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+            found[i, 0] = column + 0.5 + _lean(maps[i, row], column)
+            found[i, 1] = row + 0.5 + _lean(maps[i, :, column], row)
+            found[i, 2] = flat[i, best[i]]
+        found[:, 0] *= self.input_size[0] / width
+        found[:, 1] *= self.input_size[1] / height
+        return found
+
+
+def _lean(line: npt.NDArray[np.float64], at: int) -> float:
+    """Return a quarter towards the larger of the two neighbours, 0 at an edge or between equal ones."""
+    if not 0 < at < len(line) - 1:
+        return 0.0
+    difference = line[at + 1] - line[at - 1]
+    return 0.25 * float(np.sign(difference)) if math.isfinite(difference) else 0.0
+
+
+def misfit(outputs: Shapes) -> str | None:
+    """Return which outputs the kind needs, None where it has them."""
+    shape: tuple[int, ...] = only(outputs) if len(outputs) == 1 else ()
+    if len(shape) == 3 or (len(shape) == 2 and shape[1] in (2, 3)):
+        return None
+    return (
+        "needs one output of shape (points, height, width), a heat map for each point, or (points, 2) or (points, 3) "
+        f"with x, y and a score in pixels of the input; the model has {in_words(outputs)}"
+    )

@@ -1,0 +1,104 @@
+"""Every kind of task by name: which outputs it needs, how many labels, and what presents its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import RunnerError
+from . import detection, embedding, image, keypoints, multilabel, raw, regression, segmentation
+from .base import Labels, Outputs, Presenter, Shapes, in_words, only
+from .decode import Anchors
+from .spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec
+
+
+@dataclass(frozen=True)
+class Model:
+    """What presenters must know of the model. ``input_size`` is width and height, or (1, 1) for no images."""
+
+    labels: Labels
+    input_size: tuple[int, int] = (1, 1)
+    anchors: Anchors | None = None
+
+
+_PRESENTERS: Mapping[str, Callable[[TaskSpec, Model], Presenter]] = {
+    "multilabel": lambda spec, model: multilabel.MultilabelPresenter(spec, model.labels),
+    "regression": lambda spec, model: regression.RegressionPresenter(spec, model.labels),
+    "embedding": lambda spec, model: embedding.EmbeddingPresenter(),
+    "segmentation": lambda spec, model: segmentation.SegmentationPresenter(spec, model.labels),
+    "detection": lambda spec, model: detection.DetectionPresenter(spec, model.labels, model.input_size, model.anchors),
+    "keypoints": lambda spec, model: keypoints.KeypointsPresenter(spec, model.labels, model.input_size),
+    "image": lambda spec, model: image.ImagePresenter(spec),
+    RAW: lambda spec, model: raw.RawPresenter(),
+}
+_MISFITS: Mapping[str, Callable[[Shapes], str | None]] = {
+    "multilabel": multilabel.misfit,
+    "regression": regression.misfit,
+    "embedding": embedding.misfit,
+    "segmentation": segmentation.misfit,
+    "detection": detection.misfit,
+    "keypoints": keypoints.misfit,
+    "image": image.misfit,
+}
+_WITHOUT_LABELS = ("embedding", "image", RAW)
+_LISTS = ("units", "scale", "offset")
+
+
+def presenter(spec: TaskSpec, model: Model) -> Presenter:
+    """Return what makes results of a kind's outputs. Classification has none: ``classification.top`` needs a number."""
+    return _PRESENTERS[spec.kind](spec, model)
+
+
+def misfit(kind: str, outputs: Shapes) -> str | None:
+    """Return which outputs a kind needs and which the model has, None where they fit."""
+    if kind == CLASSIFICATION:
+        if len(outputs) == 1 and len(only(outputs)) == 1:
+            return None
+        return f"needs one output of shape (classes,); the model has {in_words(outputs)}"
+    check = _MISFITS.get(kind)
+    return None if check is None else check(outputs)
+
+
+def label_count(kind: str, outputs: Shapes) -> int | None:
+    """Return how many labels a kind takes for these outputs, which fit it.
+
+    0 means any number, None that labels have no meaning.
+    """
+    if kind in _WITHOUT_LABELS:
+        return None
+    if kind == "segmentation":
+        return segmentation.label_count(outputs)
+    if kind == "detection":
+        return detection.label_count(outputs)
+    shape = only(outputs)
+    return int(shape[0]) if shape else 1
+
+
+def wrong_setting(spec: TaskSpec, outputs: Shapes) -> tuple[str, str] | None:
+    """Return the setting whose length or numbers do not fit the outputs, and what it must have; None if all fit."""
+    values = (label_count(spec.kind, outputs) or 0) if spec.kind == "regression" else 0
+    if spec.kind == "image":
+        shape = only(outputs)
+        values = 1 if len(shape) == 2 else shape[0]
+    for name in _LISTS if name_has_lists(spec.kind) else ():
+        entries = getattr(spec, name)
+        if entries and len(entries) not in {values, 1 if spec.kind == "image" else values}:
+            return name, f"has {len(entries)} entries for {values} values"
+    points = (label_count(spec.kind, outputs) or 0) if spec.kind == "keypoints" else 0
+    if bad := [pair for pair in spec.skeleton if not all(0 <= each < points for each in pair)]:
+        return "skeleton", f"joins the points {list(bad[0])}; there are {points}, from 0 to {points - 1}"
+    return None
+
+
+def name_has_lists(kind: str) -> bool:
+    """Return whether a kind has settings with one entry for each value."""
+    return bool(set(_LISTS) & set(SETTINGS[kind]))
+
+
+def require_numbers(outputs: Outputs) -> None:
+    """Raise RunnerError that names the output if one has NaN: no class, box or point can be read from it."""
+    for name, value in outputs.items():
+        if value.size and np.isnan(value.min()):
+            raise RunnerError(f"the model's output {name!r} has NaN, so nothing can be read from it")

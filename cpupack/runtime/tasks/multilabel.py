@@ -1,0 +1,69 @@
+"""Any number of labels at once: each has a probability of its own, and those above a threshold are given."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import Labels, Outputs, Shapes, in_words, label_of, only
+from .classification import Prediction
+from .frame import Frame
+from .scores import probabilities
+from .spec import TaskSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Multilabel:
+    """The labels whose probability is at least ``threshold``, the most probable first, and all probabilities.
+
+    ``probabilities`` is float64 ``(labels,)``.
+    """
+
+    labels: tuple[Prediction, ...]
+    probabilities: npt.NDArray[np.float64]
+    threshold: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "labels": [dataclasses.asdict(one) for one in self.labels],
+            "threshold": self.threshold,
+            "probabilities": self.probabilities.tolist(),
+        }
+
+    def text(self) -> str:
+        if not self.labels:
+            return f"  no label has a probability of {self.threshold:g} or more"
+        return "\n".join(f"  {one.probability:7.2%}  {one.label}" for one in self.labels)
+
+    def draw(self, image: Image.Image) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class MultilabelPresenter:
+    """Makes a ``Multilabel`` of one row of scores."""
+
+    spec: TaskSpec
+    labels: Labels
+    needs_frame: bool = False
+
+    def present(self, outputs: Outputs, frame: Frame | None) -> Multilabel:
+        chances = probabilities(only(outputs), self.spec.scores)
+        order = np.argsort(-chances, kind="stable")
+        found = [i for i in order if chances[i] >= self.spec.threshold]
+        named = tuple(Prediction(label_of(self.labels, i), int(i), float(chances[i])) for i in found)
+        return Multilabel(named, chances, self.spec.threshold)
+
+
+def misfit(outputs: Shapes) -> str | None:
+    """Return which outputs the kind needs, None where it has them."""
+    if len(outputs) == 1 and len(only(outputs)) == 1:
+        return None
+    return f"needs one output of shape (labels,), a score for each label; the model has {in_words(outputs)}"

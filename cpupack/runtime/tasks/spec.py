@@ -1,0 +1,109 @@
+"""The settings of a task, as the recipe's ``[task]`` and the manifest have them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import IntegrityError
+
+CLASSIFICATION, RAW = "classification", "raw"
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    CLASSIFICATION: ("scores",),
+    "multilabel": ("threshold", "scores"),
+    "regression": ("units", "scale", "offset"),
+    "embedding": (),
+    "segmentation": ("threshold", "scores"),
+    "detection": ("threshold", "scores", "box_format", "background", "nms_iou", "max_detections"),
+    "keypoints": ("threshold", "skeleton"),
+    "image": ("scale", "offset"),
+    RAW: (),
+}
+"""The kinds of tasks, and which settings each of them has."""
+
+SCORES = ("logits", "probabilities")
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
+DEFAULTS: dict[tuple[str, str], Any] = {
+    ("multilabel", "threshold"): 0.5,
+    ("segmentation", "threshold"): 0.5,
+    ("detection", "threshold"): 0.3,
+    ("keypoints", "threshold"): 0.0,
+}
+"""The thresholds of kinds that have one."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the outputs are, and the settings of that kind. A setting that the kind does not have keeps its default.
+
+    ``threshold`` (0..1) is the lowest score that counts. ``scores`` says whether the outputs are logits or
+    probabilities. ``units``, ``scale`` and ``offset`` hold one entry for each value, or are empty. ``box_format`` says
+    what the four numbers of a box are, ``background`` whether class 0 stands for nothing. ``skeleton`` lists the pairs
+    of points that a drawing joins. ``decoder`` names the arithmetic of a detector whose constants are in a file of the
+    package, empty for outputs that are boxes already.
+    """
+
+    kind: str
+    threshold: float = 0.0
+    scores: str = "logits"
+    units: tuple[str, ...] = ()
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    box_format: str = "xyxy"
+    background: bool = False
+    nms_iou: float = 0.5
+    max_detections: int = 100
+    skeleton: tuple[tuple[int, int], ...] = ()
+    decoder: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("kind", self.kind, SETTINGS),
+            ("scores", self.scores, SCORES),
+            ("box_format", self.box_format, BOX_FORMATS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(allowed)}")
+
+    @classmethod
+    def of(cls, kind: str, **settings: Any) -> TaskSpec:
+        """Return the settings of a kind with its own defaults. Lists become tuples."""
+        found = {name: value for (of_kind, name), value in DEFAULTS.items() if of_kind == kind} | settings
+        return cls(kind, **{name: _frozen(value) for name, value in found.items()})
+
+    @classmethod
+    def from_dict(cls, section: Mapping[str, Any] | None, output_shape: tuple[int, ...]) -> TaskSpec:
+        """Read the manifest's section. Without one (wheels of an older cpupack) the output's shape says the kind.
+
+        Raises IntegrityError on damage.
+        """
+        if section is None:
+            return cls(default_kind({"output": output_shape}))
+        try:
+            return cls(**{name: _frozen(value) for name, value in section.items()})
+        except (TypeError, ValueError) as error:
+            raise IntegrityError(f"the task section is damaged: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values of the settings that the kind has; ``from_dict`` reads them back."""
+        kept = {"kind", "decoder", *SETTINGS[self.kind]}
+        return {
+            name: [list(each) if isinstance(each, tuple) else each for each in value]
+            if isinstance(value, tuple)
+            else value
+            for name, value in dataclasses.asdict(self).items()
+            if name in kept
+        }
+
+
+def default_kind(outputs: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the kind of a model whose recipe names none: one row of scores is a classification."""
+    (*_, shape) = outputs.values()
+    return CLASSIFICATION if len(outputs) == 1 and len(shape) == 1 else RAW
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(each) for each in value) if isinstance(value, list | tuple) else value

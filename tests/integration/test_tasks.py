@@ -1,0 +1,153 @@
+"""Wheels of each kind of task, built from a recipe and run as a stranger runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpupack.runtime.host.cpu import machine
+from helpers.tiny_recipes import SIZE, Outcome, Project
+from helpers.waiting import PATIENCE_S
+
+Cpupack = Callable[..., Outcome]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
+]
+
+MODELS = """
+import torch
+from torch import nn
+
+
+def maps(classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, classes, 1))
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        self.boxes, self.scores = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.body(x)
+        boxes = self.boxes(y).flatten(2).transpose(1, 2).sigmoid()
+        return {"boxes": boxes, "scores": self.scores(y).flatten(2).transpose(1, 2)}
+"""
+RECIPE = """\
+schema = 1
+[package]
+name = "tiny-task"
+[model]
+source = "python:nets.py:{source}"
+kwargs = {kwargs}
+weights = "random"
+input_shape = [3, {size}, {size}]
+labels = ["one", "two"]
+[preprocess]
+resize = [{size}, {size}]
+[task]
+kind = "{kind}"
+{settings}
+[calibration]
+source = "images:photos"
+"""
+ONE = ("--no-tune", "--set", "target.x86_64.engine=native")
+
+
+def write(
+    project: Project, kind: str, source: str = "maps", kwargs: str = "{ classes = 2 }", settings: str = ""
+) -> None:
+    project.write("nets.py", MODELS)
+    text = RECIPE.format(kind=kind, source=source, kwargs=kwargs, settings=settings, size=SIZE)
+    project.write("task.toml", text)
+
+
+def predicted(project: Project, wheel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    with zipfile.ZipFile(project.root / wheel) as archive:
+        archive.extractall(project.root / "site")
+    return subprocess.run(
+        [sys.executable, "-m", "tiny_task", *arguments],
+        cwd=project.root / "site", capture_output=True, text=True, check=False, timeout=PATIENCE_S,
+    )  # fmt: skip
+
+
+def test_a_segmentation_has_the_size_of_the_photo_and_is_drawn_over_it(cpupack: Cpupack, project: Project) -> None:
+    write(project, "segmentation")
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 0, done.err
+    photo = project.root / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(photo)
+    wheel, drawn = done.out.splitlines()[-1], project.root / "drawn.png"
+    found = predicted(project, wheel, "predict", str(photo), "--save", str(drawn), "--json")
+    assert found.returncode == 0, found.stderr
+    answer = json.loads(found.stdout)
+    assert answer["task"] == "segmentation"
+    (result,) = answer["predictions"]
+    assert (result["width"], result["height"]) == (50, 30)
+    assert sum(one["share"] for one in result["classes"]) == pytest.approx(1.0)
+    assert {one["label"] for one in result["classes"]} <= {"one", "two"}
+    with Image.open(drawn) as image:
+        assert image.width >= 50
+        assert image.height >= 30
+    refused = predicted(project, wheel, "predict", str(photo), str(photo), "--save", str(project.root / "none"))
+    assert refused.returncode == 2
+    assert "is no directory; 2 inputs need one" in refused.stderr
+    assert predicted(project, wheel, "verify").returncode == 0
+
+
+def test_a_detector_of_boxes_and_scores_gives_boxes_inside_the_photo(cpupack: Cpupack, project: Project) -> None:
+    write(project, "detection", "Detector", "{}", 'box_format = "cxcywh_normalized"\nthreshold = 0.01')
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 0, done.err
+    photo = project.root / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(photo)
+    found = predicted(project, done.out.splitlines()[-1], "predict", str(photo), "--json")
+    assert found.returncode == 0, found.stderr
+    (result,) = json.loads(found.stdout)["predictions"]
+    assert result["detections"]
+    for one in result["detections"]:
+        left, top, right, bottom = one["box"]
+        assert 0 <= left < right <= 50
+        assert 0 <= top < bottom <= 30
+    scores = [one["score"] for one in result["detections"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "problem"),
+    [
+        ("multilabel", "", 'kind = "multilabel" needs one output of shape (labels,)'),
+        ("detection", "", 'kind = "detection" needs two outputs'),
+        ("embedding", "", 'kind = "embedding" needs one output of shape (dimensions,)'),
+    ],
+)
+def test_a_kind_that_does_not_fit_the_output_fails_the_build_with_the_shape_that_it_needs(
+    cpupack: Cpupack, project: Project, kind: str, settings: str, problem: str
+) -> None:
+    write(project, kind, settings=settings)
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 3
+    assert problem in done.err
+    assert f"(2, {SIZE}, {SIZE})" in done.err
+    assert not list((project.root / "dist").glob("*.whl")) if (project.root / "dist").exists() else True
+
+
+def test_settings_of_another_kind_and_wrong_counts_of_labels_are_errors(cpupack: Cpupack, project: Project) -> None:
+    write(project, "segmentation", settings="nms_iou = 0.5")
+    done = cpupack("check", "task.toml")
+    assert done.code == 2
+    assert 'has no effect with kind = "segmentation"; it belongs to "detection"' in done.err + done.out
+    write(project, "segmentation", kwargs="{ classes = 3 }")
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 3
+    assert "the list has 2 names" in done.err
