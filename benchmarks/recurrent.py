@@ -52,7 +52,8 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(units * (2 if both else 1), 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.r(x)[0][:, -1])
+        scores: torch.Tensor = self.fc(self.r(x)[0][:, -1])
+        return scores
 
 
 class FromMels(nn.Module):
@@ -64,7 +65,8 @@ class FromMels(nn.Module):
 
     def forward(self, mels: torch.Tensor) -> torch.Tensor:
         raw = torch.relu(self.linear(self.lstm(mels)[1][0][-1]))
-        return raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        vectors: torch.Tensor = raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        return vectors
 
 
 def voice() -> tuple[nn.Module, torch.Tensor]:

@@ -33,7 +33,8 @@ class SpeakerEncoder(nn.Module):
         cosines, sines = self.spectrum(x[:, None]).transpose(1, 2).chunk(2, 2)
         _, (hidden, _) = self.lstm(self.mel(cosines * cosines + sines * sines))
         raw = torch.relu(self.linear(hidden[-1]))
-        return raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        vectors: torch.Tensor = raw / torch.linalg.vector_norm(raw, dim=1, keepdim=True)
+        return vectors
 
 
 def speaker_encoder() -> nn.Module:

@@ -23,7 +23,7 @@ def speech(random: np.random.Generator) -> Floats:
             sound[at : at + length] = _syllable(random, length, pitch, tract)
         at += length
     sound += random.normal(0, 10 ** random.uniform(-4.5, -3), SAMPLES)
-    return (sound * 10 ** random.uniform(-1.2, -0.2) / max(np.abs(sound).max(), 1e-9)).astype(np.float32)
+    return np.asarray(sound * 10 ** random.uniform(-1.2, -0.2) / max(np.abs(sound).max(), 1e-9), np.float32)
 
 
 def _syllable(random: np.random.Generator, length: int, pitch: float, tract: float) -> npt.NDArray[np.float64]:
@@ -37,7 +37,7 @@ def _syllable(random: np.random.Generator, length: int, pitch: float, tract: flo
     for place, (frequency, width) in enumerate(zip(middle, (80, 100, 140), strict=True)):
         sound += _resonance(source, frequency, width) / (1 + place)
     envelope = np.minimum(1.0, np.minimum(time, time[-1] - time) / 0.02)
-    return sound * envelope * random.uniform(0.4, 1.0)
+    return np.asarray(sound * envelope * random.uniform(0.4, 1.0), np.float64)
 
 
 def _resonance(source: npt.NDArray[np.float64], frequency: float, width: float) -> npt.NDArray[np.float64]:
