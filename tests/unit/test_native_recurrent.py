@@ -146,7 +146,7 @@ def test_an_lstm_with_a_projection_is_native() -> None:
 def test_what_comes_before_and_after_is_never_rounded_twice() -> None:
     """The convolution leaves float32 values, of which the recurrent layer makes codes of each step."""
     db, int8, _ = lowered(AfterConvolutions(), (6, 21))
-    assert kernels(int8) == ["conv + relu", "conv", "recurrent", "conv"]
+    assert kernels(int8) == ["conv + relu", "conv", "recurrent", "linear"]
     operations = [int(each["op"]) for each in program_layers(int8)]
     assert 16 not in operations  # DEQUANTIZE
     assert db > BOUND_DB
