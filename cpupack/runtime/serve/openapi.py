@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arrays import MOST_FLOAT
+from ..tasks.spec import CLASSIFICATION
 from .model import ServedModel, TensorFacts
 from .service import MOST_DEADLINE_MS, PRIORITIES
 from .tensors import MAX_ELEMENTS
@@ -173,6 +174,8 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
     tensor = _object(name=text, datatype=text, shape={"type": "array", "items": whole})
     top = _object(label=text, index=whole, probability=number)
     found = {"type": "array", "items": _object(top={"type": "array", "items": top})}
+    if model.kind != CLASSIFICATION:
+        found = {"type": "array", "items": {"type": "object"}}
     timing = _object(queue=number, prepare=number, compute=number, batch=whole)
     return {
         "Error": _object(error=text),
@@ -188,7 +191,7 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
         "Arrays": _one_or_many("input", "inputs", _nested(_FLOAT, model.input.shape[1:])),
         "Named": _one_or_many("input", "inputs", _named(model)),
         "Predictions": _object(
-            ("model", "version", "timing_ms"), model=text, version=text, predictions=found, timing_ms=timing,
+            ("model", "version", "timing_ms"), model=text, version=text, task=text, predictions=found, timing_ms=timing,
             outputs={"type": "array", "items": {"type": "object"}},
         ),
         "InferRequest": _object(
