@@ -436,7 +436,7 @@ def test_a_softplus_with_a_low_threshold_is_torchs(threshold: float, natively: b
 @needs_kernels
 def test_a_model_without_weights_is_refused() -> None:
     model, stats = calibrated(nn.Sequential(nn.ReLU(), nn.Flatten()), recipe())
-    with pytest.raises(QuantizationError, match="no convolution and no linear layer"):
+    with pytest.raises(QuantizationError, match="no convolution, no linear and no recurrent layer"):
         quantize(stats, model.module, recipe(), target("native"))
 
 
