@@ -113,7 +113,7 @@ def test_wrong_type_and_impossible_value(refused: Callable[..., str]) -> None:
         ("failing", "failed: ValueError: no such backbone ("),
         ("leaving", "failed: SystemExit: 0 ("),
         ("number", "returned int, not a torch.nn.Module"),
-        ("pair", "a packaged model returns one tensor"),
+        ("pair", "labels: the list has 3 names, but the model's output"),
     ],
 )
 def test_factories(refused: Callable[..., str], factory: str, message: str) -> None:

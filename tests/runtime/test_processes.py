@@ -130,7 +130,7 @@ def test_a_module_runs_without_the_working_directory_on_its_path() -> None:
 
 @pytest.mark.usefixtures("hostile")
 def test_workers_of_the_build_run_nothing_of_the_working_directory(tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match=r"in a fresh process \(race\): KeyError: 'preprocess'"):
+    with pytest.raises(VerificationError, match=r"in a fresh process \(race\): KeyError: 'inputs'"):
         run_worker("race", {}, tmp_path / "spec.json")
 
 

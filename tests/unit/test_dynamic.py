@@ -86,6 +86,7 @@ def test_the_saved_lstm_answers_as_the_module_for_any_batch(tmp_path: Path) -> N
         "jobs": [{"outputs": str(tmp_path / "out.npy"), "rows": 7, "batch_size": 16, "floats": False}],
         "preprocess": None,
         "pixel_input": False,
+        "threads": 1,
     }
     run_worker("replay", spec, tmp_path / "spec.json")
     assert np.array_equal(np.load(tmp_path / "out.npy"), run(int8, data))
