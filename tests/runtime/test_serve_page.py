@@ -95,6 +95,8 @@ def test_it_takes_an_image_that_is_dropped(server: Served, tab: Tab) -> None:
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_blocked(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
     tab.open(f"http://127.0.0.1:{server.port}/docs")
     tab.wait("document.querySelectorAll('article').length >= 8")
     sent = [event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"]

@@ -119,7 +119,7 @@ def test_a_forged_program_is_refused_although_all_hashes_are_right(native: Path,
 def test_a_program_of_another_model_is_refused(native: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(native) as archive:
         manifest = json.loads(archive.read(f"{PACKAGE}/manifest.json"))
-    manifest["model"]["output_shape"] = [7]
+    manifest["model"]["output_shape"] = manifest["outputs"][0]["shape"] = [7]
     changed = {f"{PACKAGE}/manifest.json": json.dumps(manifest).encode()}
     found = verify_wheel(forge(native, tmp_path / native.name, PACKAGE, changed))
     assert any("the program has 3 outputs, the manifest 7" in problem for problem in found.problems)
