@@ -52,11 +52,11 @@ means of each layer over positions, of both engines side by side, showed three t
   by the statistics of the calibration. In cs3sedarknet_l the mean of a layer's channels went from 30 to 42 dB, and the
   network gained 2 dB in the mean of eleven sets of weights.
 - **The rest was chance.** shufflenet_v2_x1_0 differs from torch's engine by -11 to +7 dB with one set or another, and
-  efficientnetv2_rw_t by -6 to +18. The medians are equal. cspresnext50 differs by -10 to +6 with eleven sets, -2.4 in
-  the median; its row is older than the change of the tables, which its LeakyReLUs are too.
+  efficientnetv2_rw_t by -6 to +18. The medians are equal. cspresnext50 differed by -10 to +6 with eleven sets, -2.4 in
+  the median, before the change of the tables, which its LeakyReLUs are too; its row now has +0.4 in the median of seven.
 
-The rows of densenet121, cs3sedarknet_l, shufflenet_v2_x1_0 and efficientnetv2_rw_t are newer than these changes, the
-others older.
+The rows of densenet121, cs3sedarknet_l, cspresnext50, shufflenet_v2_x1_0 and efficientnetv2_rw_t are newer than these
+changes, the others older.
 
 The last average was suspected first, because it reads 8-bit codes natively and FP32 values in torch's engine. It is not
 the cause: with the same codes, an average and a linear layer in FP32 give the same result to 0.3 dB.
