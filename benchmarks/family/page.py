@@ -53,7 +53,7 @@ means of each layer over positions, of both engines side by side, showed three t
   network gained 2 dB in the mean of eleven sets of weights.
 - **The rest was chance.** shufflenet_v2_x1_0 differs from torch's engine by -11 to +7 dB with one set or another, and
   efficientnetv2_rw_t by -6 to +18. The medians are equal. cspresnext50 differed by -10 to +6 with eleven sets, -2.4 in
-  the median, before the change of the tables, which its LeakyReLUs are too; its row now has +0.4 in the median of seven.
+  the median, before the change of the tables, which its LeakyReLUs are too. Its row is newer: +0.4, medians of seven.
 
 The rows of densenet121, cs3sedarknet_l, cspresnext50, shufflenet_v2_x1_0 and efficientnetv2_rw_t are newer than these
 changes, the others older.
