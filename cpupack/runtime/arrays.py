@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
+from .files import UNREADABLE
 
 MOST_FLOAT = 1e30
 """Float input at most. Sums of such values leave float32's range, so the FP32 model would have no answer either."""
@@ -18,10 +20,12 @@ MOST_FLOAT = 1e30
 def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
     """Read one array from an ``.npy`` file, pickles refused. Raises InputError naming the file."""
     try:
-        array = np.load(path, allow_pickle=False)
+        # Of a file that numpy opens itself, a damaged archive stays open.
+        with path.open("rb") if isinstance(path, Path) else nullcontext(path) as file:
+            array = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, MemoryError, TypeError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} is not an .npy file of numbers, which this model takes: {error}") from error
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an archive of arrays; this model takes one .npy file an input")

@@ -98,7 +98,7 @@ def _sqnr(signature: Signature, reference: npt.NDArray[Any], actual: npt.NDArray
 
 def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("input", "output", "output_fp32")}
     except UNREADABLE as error:
         raise IntegrityError(f"cannot read the golden inputs {path}: {error}") from error

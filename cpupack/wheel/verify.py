@@ -91,7 +91,7 @@ def _golden_problems(path: Path, manifest: Manifest) -> list[str]:
     """Return what is wrong with the golden inputs and outputs. They are read without pickles."""
     name = f"{manifest.import_name}/{GOLDEN_NAME}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in _GOLDEN}
     except UNREADABLE as error:
         return [f"{name}: cannot be read: {error}"]

@@ -203,12 +203,14 @@ def test_arrays_for_models_without_preprocessing(arrays: Runner, tmp_path: Path)
 def test_unusable_arrays(arrays: Runner, tmp_path: Path) -> None:
     (tmp_path / "notes.npy").write_text("hello")
     (tmp_path / "empty.npy").touch()
+    (tmp_path / "archive.npy").write_bytes(b"PK\x03\x04 and no more")
     np.savez(tmp_path / "several.npz", a=np.zeros(2))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "short.npy", np.zeros((3, 8, 8), np.float32))
     for name, message in {
         "notes.npy": "is not an .npy file",
         "empty.npy": "is not an .npy file",
+        "archive.npy": "is not an .npy file",
         "objects.npy": "is not an .npy file",
         "several.npz": "is an archive of arrays",
         "short.npy": r"short\.npy: got float32 \(3, 8, 8\); expected one input, float32 \(3, 16, 16\)",

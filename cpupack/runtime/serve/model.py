@@ -244,7 +244,8 @@ class ServedModel:
 
     def golden_inputs(self) -> npt.NDArray[Any]:
         """Return the inputs that the build has stored, for a first call."""
-        with np.load(self.package_dir / GOLDEN_NAME, allow_pickle=False) as arrays:
+        golden = self.package_dir / GOLDEN_NAME
+        with golden.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays["input"])
 
 

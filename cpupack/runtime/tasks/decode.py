@@ -72,7 +72,7 @@ class Candidates:
 def read_anchors(path: Path) -> Anchors:
     """Read the constants of a detector. Raises IntegrityError."""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             one, two, three, four = found["weights"].tolist()
             return Anchors(
                 np.asarray(found["anchors"], np.float32),
