@@ -59,7 +59,7 @@ def script(
                 fp32 += floats
                 operators.pop(OPERATOR)
                 operators = dict(sorted((operators | own).items()))
-        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise QuantizationError(
                 f"the {quantized.target.engine} model does not run: {describe_failure(error)}",
                 hint="an operator has no INT8 form: keep its module in FP32 with [quantize] skip, or, if the model has "

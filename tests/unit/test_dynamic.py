@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from cpupack import accuracy
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Recipe
+from cpupack.runtime.engine.pool import InstancePool
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.script import script
 from cpupack.workers.client import run_worker
@@ -90,3 +92,34 @@ def test_the_saved_lstm_answers_as_the_module_for_any_batch(tmp_path: Path) -> N
     }
     run_worker("replay", spec, tmp_path / "spec.json")
     assert np.array_equal(np.load(tmp_path / "out.npy"), run(int8, data))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+def encoder() -> nn.Module:
+    """One whose layers torch runs on a fast path that reads the FP32 weights of its linear layers itself."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", norm_first=True, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize("build", [SelfAttention, encoder], ids=["attention", "encoder"])
+def test_a_model_with_attention_is_quantized_but_for_what_attention_reads_itself(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    data = samples((5, 16))
+    model, int8 = quantized(build().eval(), spec=dynamic((5, 16)), data=data)
+    saved = script(int8, (5, 16), tmp_path / "attention.pt")
+    with InstancePool(saved.path, int8.target.engine, threads=1, instances=1) as pool:
+        answers = pool.run(data.tensor(slice(None))).numpy()
+    assert accuracy.sqnr_db(run(model, data), answers) > 25.0
+    assert saved.int8_operators >= 1

@@ -101,3 +101,15 @@ def test_a_model_that_does_not_run_in_int8_is_an_error_that_names_the_reason(tmp
         script(QuantizedModel(Broken(), int8.target), SHAPE, tmp_path / "model.pt")
     assert caught.value.exit_code == 5
     assert "no such operator" in str(caught.value)
+
+
+def test_a_module_that_reads_weights_as_attributes_is_an_error_too(tmp_path: Path) -> None:
+    """INT8 layers have a method ``weight``: a module around them that reads ``layer.weight.device`` fails in Python."""
+
+    class Reads(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(self.forward.device)
+
+    _, int8 = quantized(net(), "fbgemm")
+    with pytest.raises(QuantizationError, match=r"the fbgemm model does not run: .*device"):
+        script(QuantizedModel(Reads(), int8.target), SHAPE, tmp_path / "model.pt")
