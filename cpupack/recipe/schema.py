@@ -1,4 +1,4 @@
-"""The recipe's JSON Schema and its reference page, both generated from ``model.py``.
+"""The recipe's JSON Schema and its reference page, both generated from ``recipe.py`` and ``tables/``.
 
 ``python -m cpupack.recipe.schema`` rewrites docs/reference/recipe.schema.json and docs/reference/recipe.md; a
 test checks that they are current. Error messages take their words from the same schema.
@@ -22,7 +22,7 @@ REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 _PREFACE = """\
 # Recipe reference
 
-<!-- Generated from cpupack/recipe/model.py by `python -m cpupack.recipe.schema`; a test checks that it is current. -->
+<!-- Generated from cpupack/recipe/tables/ by `python -m cpupack.recipe.schema`; a test checks that it is current. -->
 
 A recipe is one TOML file. `cpupack init NAME --model torchvision:resnet18` writes one to start from, and
 `cpupack check RECIPE` reports every problem in it with file, line and key. Relative paths start at the

@@ -1,0 +1,109 @@
+"""The whole recipe: what a user writes, as validated, frozen models (``schema = 1``).
+
+It reads no files: ``file.py`` parses TOML and reports problems. The JSON Schema is generated from this module and
+from the tables in ``tables/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from cpupack.recipe.tables.base import Table
+from cpupack.recipe.tables.model import Model
+from cpupack.recipe.tables.package import Package
+from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, Quantize
+from cpupack.recipe.tables.signature import Input, Output, Preprocess, Task
+from cpupack.recipe.tables.target import Bench, Target, Tune
+
+if TYPE_CHECKING:
+    # They need numpy, which checking a recipe does not.
+    from cpupack.runtime.images.spec import PreprocessSpec
+    from cpupack.runtime.signature import TensorSpec
+
+
+def _only_integer(value: object) -> object:
+    """Refuse ``true`` and ``1.0``. Both equal 1 in Python, so Literal alone would accept them."""
+    if type(value) is not int:
+        raise ValueError("not an integer")
+    return value
+
+
+class Recipe(Table):
+    """A whole recipe. Relative paths in it start at the directory of its file."""
+
+    schema_: Annotated[Literal[1], BeforeValidator(_only_integer)] = Field(alias="schema")
+    """Version of the recipe format."""
+    package: Package
+    model: Model
+    input: list[Input] = []
+    """The inputs, if they are not one of float32."""
+    output: list[Output] = []
+    """What becomes of outputs."""
+    preprocess: Preprocess | None = None
+    task: Task | None = None
+    fuse: Fuse = Field(default_factory=Fuse)
+    quantize: Quantize = Field(default_factory=Quantize)
+    calibration: Calibration | None = None
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    target: Target = Field(default_factory=Target)
+    tune: Tune = Field(default_factory=Tune)
+    bench: Bench = Field(default_factory=Bench)
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs as the recipe gives them: a vocabulary that it leaves out is None."""
+        from cpupack.runtime.signature import INPUT, TensorSpec
+
+        if self.model.input_shape is not None:
+            return (TensorSpec(INPUT, tuple(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
+        return tuple(
+            TensorSpec(
+                each.name, tuple(each.shape), each.dtype, each.default, _spec_of(each.preprocess), each.vocabulary
+            )
+            for each in self.input
+        )
+
+    @property
+    def engine_input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the engine takes it: that of the only float32 input, else of a row of all inputs."""
+        from cpupack.runtime.signature import engine_input_shape
+
+        return engine_input_shape(self.input_specs)
+
+    @property
+    def engine_preprocess(self) -> PreprocessSpec | None:
+        """What makes the engine's input from an image, None where it takes rows or arrays."""
+        from cpupack.runtime.signature import takes_rows
+
+        specs = self.input_specs
+        return None if takes_rows(specs) else specs[0].preprocess
+
+    @property
+    def calibration_batch_size(self) -> int:
+        """Samples in one batch of the calibration, 1 without calibration."""
+        return self.calibration.batch_size if self.calibration else 1
+
+
+def _spec_of(table: Preprocess | None) -> PreprocessSpec | None:
+    from cpupack.runtime.images.spec import PreprocessSpec
+
+    return None if table is None else PreprocessSpec.from_dict(table.model_dump())
+
+
+class LoadedRecipe(BaseModel):
+    """A recipe together with the file it came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: Recipe
+    path: Path
+    """The recipe file, absolute."""
+    text: str
+    """The TOML text after ``--set``, as it goes into the wheel."""
+
+    def resolve(self, path: str) -> Path:
+        """Return ``path`` made absolute against the recipe's directory."""
+        return (self.path.parent / path).resolve()

@@ -1,0 +1,43 @@
+"""``[model]``: where the FP32 model and its weights come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from cpupack.recipe.tables.base import Expects, PositiveInt, Seed, Table, Text
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
+"""Endings of the names of weight files."""
+
+
+class Model(Table):
+    """Where the FP32 model and its weights come from."""
+
+    source: Text
+    """``torchvision:NAME``, ``timm:NAME``, ``python:FILE.py:factory``, ``python:pkg.mod:factory``,
+    ``export:FILE.pt2`` (an exported program) or ``torchscript:FILE.pt``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments for the factory."""
+    weights: Text
+    """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (the Python factory
+    loads them itself, or the file of ``source`` has them), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or
+    ``.safetensors`` file, or ``random``."""
+    state: Literal["plain", "ema"] | None = None
+    """Which weights to take from a checkpoint that has plain and averaged weights (EMA, SWA): ``plain`` or ``ema``.
+    Absent means the plain ones, with a warning if there are averaged ones too. If the file has only averaged weights,
+    those are taken."""
+    weights_fallback: Literal["random"] | None = None
+    """What to do when the download of the weights fails. Absent means an error."""
+    sha256: (
+        Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Expects("64 lower-case hexadecimal digits")] | None
+    ) = None
+    """SHA-256 of the weights file, checked before it is read."""
+    seed: Seed = 0
+    """Seed of random weights."""
+    input_shape: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
+    several inputs, or one that is not float32, has ``[[input]]`` tables instead."""
+    labels: Text | Annotated[list[str], Field(min_length=1)] | None = None
+    """``imagenet``, a text file with one label on each line, or a list of labels."""

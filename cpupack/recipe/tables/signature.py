@@ -1,0 +1,115 @@
+"""``[preprocess]``, ``[[input]]``, ``[[output]]``, ``[task]``: what goes into the model, and what its outputs are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cpupack.recipe.tables.base import Finite, Fraction, PositiveFloat, PositiveInt, Table, Text
+
+
+class Preprocess(Table):
+    """What the runner does to an image; calibration and evaluation use the same code.
+
+    Absent for models that take arrays only.
+    """
+
+    resize: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    """Length of the shorter edge, or ``[height, width]``. Absent keeps the size."""
+    crop: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    """Centre crop to a square or ``[height, width]``. Absent keeps the resized image."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    """Interpolation filter of the resize."""
+    mode: Literal["RGB", "L"] = "RGB"
+    """Colour mode that the image is converted to: three channels or one."""
+    mean: Annotated[list[Finite], Field(min_length=1)] = [0.0]
+    """Subtracted from pixels, which are first scaled to 0..1. One value, or one for each channel."""
+    std: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+    """The result is divided by this. One value, or one for each channel."""
+
+
+class Input(Table):
+    """One input of the model, by the name of its argument of ``forward``. One table for each, in any order.
+
+    Left out for a model with one float32 input, which ``input_shape`` in ``[model]`` describes.
+    """
+
+    name: Text
+    """Name of the argument of ``forward``, and of the input for callers of the wheel."""
+    shape: list[PositiveInt]
+    """Shape of one sample without the batch dimension, ``[channels, height, width]`` for an image. ``[]`` is one
+    number for each sample."""
+    dtype: Literal["float32", "uint8", "int64", "bool"] = "float32"
+    """What the model takes. int64 values are at most 2^24 in magnitude."""
+    default: bool | int | Finite | None = None
+    """Value of the whole input where a caller leaves it out. Absent means that it must be given."""
+    vocabulary: PositiveInt | None = None
+    """Ids of an int64 or uint8 input are from 0 to ``vocabulary - 1``; the wheel refuses others. Absent means the size
+    of the table that the model looks them up in, if it has one."""
+    preprocess: Preprocess | None = None
+    """Makes the input from an image."""
+
+
+class Output(Table):
+    """What becomes of one output of the model. Outputs without a table stay as the model gives them.
+
+    Outputs in a dict, a dataclass or a named tuple have their own names (``aux.logits`` inside another), those in a
+    tuple or list are ``output_0``, ``output_1``. The only tensor that a model returns is ``output``.
+    """
+
+    name: Text
+    """Which output."""
+    rename: Text | None = None
+    """Its name for callers of the wheel."""
+    drop: bool = False
+    """Leave it out of the wheel."""
+    apply: Literal["softmax", "sigmoid", "argmax"] | None = None
+    """What the wheel computes from it, in float32. Gates on SQNR compare the values before."""
+    dim: PositiveInt | None = None
+    """Dimension of softmax and argmax, counted with the batch as 0. Needed for an output with more than one dimension
+    for each sample."""
+
+
+class Task(Table):
+    """What the outputs are, and so what ``predict`` returns and draws (docs/how-to/tasks.md)."""
+
+    kind: Literal[
+        "classification",
+        "multilabel",
+        "regression",
+        "embedding",
+        "segmentation",
+        "detection",
+        "keypoints",
+        "image",
+        "raw",
+    ]
+    """The kind of the outputs. Without this table it is ``classification`` for one row of scores, else ``raw``."""
+    threshold: Fraction | None = None
+    """Lowest score that counts. Default: 0.5 for ``multilabel`` and for a segmentation of one class, 0.3 for
+    ``detection``, 0 for ``keypoints``."""
+    scores: Literal["logits", "probabilities"] | None = None
+    """What the scores are: ``logits`` (the default), or ``probabilities`` of a model that ends in a sigmoid or softmax.
+    For ``multilabel``, ``detection`` and a ``segmentation`` of one class."""
+    units: Annotated[list[str], Field(min_length=1)] | None = None
+    """``regression``: the unit of each value, such as ``["cm", "kg"]``. The names of the values are [model] labels."""
+    scale: Annotated[list[Finite], Field(min_length=1)] | None = None
+    """``regression``: each value is output x scale + offset. ``image``: so are the channels, which are then 0..1."""
+    offset: Annotated[list[Finite], Field(min_length=1)] | None = None
+    """See ``scale``."""
+    box_format: Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"] | None = (
+        None
+    )
+    """``detection``: what the four numbers of a box are: two corners (``xyxy``, the default), a corner and the size, or
+    the centre and the size. In pixels of the model's input, or ``_normalized`` to 0..1 of it."""
+    background: bool | None = None
+    """``detection``: whether class 0 stands for nothing. Logits then go through a softmax over all classes, else
+    through a sigmoid each."""
+    nms_iou: Fraction | None = None
+    """``detection``: a box that overlaps a better one of its class by more than this is dropped. Default 0.5, or that
+    of the torchvision model. 1 keeps all."""
+    max_detections: PositiveInt | None = None
+    """``detection``: boxes of an image at most. Default 100, or those of the torchvision model."""
+    skeleton: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] | None = None
+    """``keypoints``: pairs of points, by their number, that a drawing joins."""
