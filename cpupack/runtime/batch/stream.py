@@ -83,7 +83,7 @@ class Stream:
         pixels = self._runner.pixel_shape()
         if pixels is None or not isinstance(value, np.ndarray) or self._runner.signature.takes_rows:
             return False
-        return value.dtype.kind == "f" or (value.dtype == np.uint8 and value.shape == pixels)
+        return bool(value.dtype.kind == "f" or (value.dtype == np.uint8 and value.shape == pixels))
 
     def _batches(self, loaded: Iterable[_Loaded]) -> Iterator[list[_Loaded]]:
         size = self._runner.plan.batch_size

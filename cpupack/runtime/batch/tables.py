@@ -204,7 +204,7 @@ def _fits(kind: pa.DataType) -> bool:
         kind = kind.value_type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             return True
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_id(kind: pa.DataType) -> bool:

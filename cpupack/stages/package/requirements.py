@@ -15,7 +15,7 @@ EXTRAS = {
     "html": ([JINJA2], "bench --html"),
     "jpeg": ([SIMPLEJPEG], "decodes JPEGs a fifth faster than Pillow"),
     "loadgen": ([LOADGEN], "bench --loadgen: MLPerf Inference's own load generator"),
-    "ray": ([RAY, PYARROW, *SERVE[:1]], "batch --address, and NAME.ray: Ray Data and Ray Serve"),
+    "ray": ([RAY, PYARROW], "batch --address, and NAME.ray: Ray Data and Ray Serve"),
     "serve": (list(SERVE), "serve: HTTP and gRPC"),
 }
 """The wheel's extras: what each requires, and what it is for."""
