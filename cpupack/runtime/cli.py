@@ -1,4 +1,4 @@
-"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | export | serve``.
+"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | batch | export | serve``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch. Each command imports what it needs when it is
 the one that runs: together they take longer than a first prediction.
@@ -114,6 +114,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     command.add_arguments(parser)
 
 
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    from .batch import options
+
+    options.add_arguments(parser)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from .export import command
 
@@ -201,6 +207,26 @@ def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
 
     answer = command.run(package_dir, command.from_arguments(args)).to_dict()
     return answer, command.format_plan(answer), EXIT_OK
+
+
+def _batch(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .batch import options as batch_options
+
+    options = batch_options.from_arguments(args)
+    name = read_manifest(package_dir).name
+    extras.require("pyarrow", f"{name}[batch]", "batch")
+    from .batch import summary
+
+    if options.address is None:
+        from .batch import command
+
+        found = command.run(package_dir, options, tell)
+    else:
+        extras.require("ray", f"{name}[ray]", "batch --address")
+        from .on_ray import batch
+
+        found = batch.run(package_dir, options, tell)
+    return found, summary.text(found), EXIT_OK
 
 
 def _export(package_dir: Path, args: argparse.Namespace) -> Result:
@@ -311,6 +337,7 @@ _COMMANDS: dict[
         _add_plan,
         _plan,
     ),
+    "batch": ("run over a directory or Parquet files, here or on a Ray cluster, and write Parquet", _add_batch, _batch),
     "export": ("write the model for programs in C and C++, which need no Python", _add_export, _export),
     "serve": ("answer requests over HTTP and gRPC, under a promise of latency", _add_serve, _serve),
 }

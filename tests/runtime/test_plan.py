@@ -14,6 +14,7 @@ import pytest
 from cpupack.runtime import cli
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.host import probe as host_probe
+from cpupack.runtime.host.granted import Grant
 from cpupack.runtime.host.probe import HostProbe
 from cpupack.runtime.plan import decide
 from cpupack.runtime.plan import table as plan_table
@@ -251,3 +252,37 @@ def test_the_cache_follows_the_xdg_specification() -> None:
     assert plan_table.table_path(manifest(), {"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x") / end
     assert plan_table.table_path(manifest(), {"XDG_CACHE_HOME": "relative", "HOME": "/h"}) == Path("/h/.cache") / end
     assert plan_table.table_path(manifest(), {"HOME": "/h"}) == Path("/h/.cache") / end
+
+
+@pytest.mark.parametrize(
+    ("omp", "expected", "why"),
+    [
+        ("2", (1, 2, 8), "Ray gives this process 2"),  # Ray's own number
+        ("1", (1, 2, 8), "OMP_NUM_THREADS is set to 1"),  # a user's, in the runtime environment of the actor
+        (None, (1, 2, 8), "Ray gives this process 2"),
+        ("4", (4, 1, 8), "OMP_NUM_THREADS is set to 4"),
+    ],
+)
+def test_a_worker_of_a_cluster_uses_the_cpus_that_it_was_given(
+    four: HostProbe, cache: dict[str, str], omp: str | None, expected: tuple[int, int, int], why: str
+) -> None:
+    probe = dataclasses.replace(four, grant=Grant(2, "Ray"))
+    environ = cache | ({} if omp is None else {"OMP_NUM_THREADS": omp})
+    decided = decide.decide(manifest(), environ=environ, probe=probe)
+    assert numbers(decided) == expected
+    assert why in decided.reasons["threads"] + decided.reasons["instances"]
+
+
+def test_a_latency_plan_in_a_worker_keeps_to_its_share(four: HostProbe, cache: dict[str, str]) -> None:
+    probe = dataclasses.replace(four, grant=Grant(3, "Ray"))
+    environ = cache | {"OMP_NUM_THREADS": "3"}
+    assert numbers(decide.decide(manifest("latency"), environ=environ, probe=probe)) == (3, 1, 1)
+
+
+def test_a_table_of_the_whole_host_does_not_hold_in_a_part_of_it(
+    four: HostProbe, cache: dict[str, str], keep: Callable[..., Path]
+) -> None:
+    keep()
+    assert decide.decide(manifest(), environ=cache, probe=four).source == "host-tuned"
+    part = dataclasses.replace(four, grant=Grant(2, "Ray"))
+    assert decide.decide(manifest(), environ=cache, probe=part).source == "host"

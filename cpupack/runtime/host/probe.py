@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cgroup
+from . import cgroup, granted
 from .cpu import cpu_id, cpu_info, detect_isa, machine
+from .granted import Grant
 from .topology import Topology, fast_cpus, physical_cores, read_topology
 
 FLAGS_OF_INTEREST = (
@@ -29,7 +30,8 @@ class CpuBudget:
     ``usable`` is the smallest of ``affinity`` (CPUs the scheduler allows), ``cpuset`` (CPUs of the control
     group), ``quota`` rounded down but at least 1 (CPUs' worth of time), and ``physical`` (cores without SMT
     siblings among the allowed CPUs). None means no such limit. ``cpus`` are the allowed CPUs. ``fast`` are the fast
-    ones among them where an ARM host has slow ones too, else None; then only their cores count as usable.
+    ones among them where an ARM host has slow ones too, else None; then only their cores count as usable. ``grant`` is
+    the share that a cluster's scheduler has given this process.
     """
 
     affinity: int
@@ -38,10 +40,12 @@ class CpuBudget:
     physical: int
     cpus: frozenset[int]
     fast: frozenset[int] | None = None
+    grant: Grant | None = None
 
     @property
     def usable(self) -> int:
         limits = [self.affinity, self.physical, *([] if self.fast is None else [len(self.fast)])]
+        limits += [] if self.grant is None else [self.grant.cpus]
         limits += [] if self.cpuset is None else [self.cpuset]
         limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
         return max(1, min(limits))
@@ -49,7 +53,7 @@ class CpuBudget:
     @property
     def most(self) -> int:
         """The most threads that may run at once when SMT siblings and slow cores are used too."""
-        limits = [len(self.cpus), 2 * self.physical]
+        limits = [len(self.cpus), 2 * self.physical, *([] if self.grant is None else [self.grant.cpus])]
         limits += [] if self.quota is None else [max(1, math.floor(self.quota))]
         return max(self.usable, min(limits))
 
@@ -68,6 +72,8 @@ class CpuBudget:
             limits.append((self.cpuset, f"the cpuset has {self.cpuset}"))
         if self.quota is not None:
             limits.append((max(1, math.floor(self.quota)), f"the cgroup quota is {self.quota:g} CPUs"))
+        if self.grant is not None:
+            limits.append((self.grant.cpus, self.grant.text))
         binding = [text for count, text in limits if count == self.usable]
         others = [text for count, text in limits if count != self.usable]
         return ", ".join(binding + others)
@@ -80,6 +86,7 @@ class HostProbe:
     root: Path = Path("/")
     affinity: frozenset[int] | None = None
     family: str | None = None
+    grant: Grant | None = None
 
     def budget(self) -> CpuBudget:
         """Return the CPUs and the share of them that this process may use."""
@@ -96,6 +103,7 @@ class HostProbe:
             physical=physical_cores(self.root, allowed),
             cpus=allowed,
             fast=fast if fast != allowed else None,
+            grant=self.grant or granted.find(),
         )
 
     def online(self) -> frozenset[int]:

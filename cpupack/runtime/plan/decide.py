@@ -3,7 +3,8 @@
 Each number comes from the first of these that has it:
 
 1. the caller's explicit argument;
-2. for threads, the user's own ``OMP_NUM_THREADS``, else ``MKL_NUM_THREADS``; neither is ever overwritten;
+2. for threads, the user's own ``OMP_NUM_THREADS``, else ``MKL_NUM_THREADS``; neither is ever overwritten. What Ray
+   sets in its workers is not the user's: there the CPUs of the worker count (``host/granted.py``);
 3. the host-tuned table, when it was made on this CPU with as many usable cores;
 4. the build's tuned plan, on the same condition;
 5. the cores this process may use.
@@ -85,7 +86,7 @@ def decide(
     budget = probe.budget()
     topology = probe.topology()
     base = _base(manifest, objective, budget, topology, environ, probe)
-    variable, user_threads = _user_threads(environ)
+    variable, user_threads = _user_threads(environ, budget)
     reasons = dict(base.why)
 
     chosen_threads, chosen_instances = base.threads, base.instances
@@ -227,16 +228,16 @@ def _too_many(wanted: int, budget: host_probe.CpuBudget) -> str | None:
     return f"it wants {wanted} threads, and here there {'is' if budget.usable == 1 else 'are'} {_cores(budget.usable)}"
 
 
-def user_threads(environ: Mapping[str, str] = os.environ) -> int | None:
+def user_threads(budget: host_probe.CpuBudget, environ: Mapping[str, str] = os.environ) -> int | None:
     """Return the thread count the user's environment asks for, None when it asks for none."""
-    return _user_threads(environ)[1]
+    return _user_threads(environ, budget)[1]
 
 
-def _user_threads(environ: Mapping[str, str]) -> tuple[str, int | None]:
+def _user_threads(environ: Mapping[str, str], budget: host_probe.CpuBudget) -> tuple[str, int | None]:
     """Return (variable, its first number). The number is None where the text is not one."""
     for variable in _THREAD_VARIABLES:
         text = environ.get(variable, "").strip()
-        if text:
+        if text and not (budget.grant is not None and budget.grant.set_by_giver(variable, environ)):
             first = text.split(",")[0].strip()  # OpenMP allows one number for each nesting level
             return variable, int(first) if first.isdecimal() and int(first) >= 1 else None
     return "", None

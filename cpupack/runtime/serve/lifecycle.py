@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import importlib.util
 import logging
 import os
 import resource
@@ -15,47 +13,27 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..errors import HostError, InputError, IntegrityError, RunnerError
-from ..runner import Runner
+from ..errors import HostError, InputError, RunnerError
 from .access_log import AccessLog
 from .connection import Connection
 from .connections import ConnectionLimits, Connections
 from .executor import Executor
 from .http_app import HttpApp, HttpSettings
+from .loading import Loaded, add_gauges, collect_less, executor_of, load
 from .metrics import Metrics
-from .model import ServedModel
 from .options import ServeOptions
-from .promise import check_promise, choose_setting, learn_decoding
-from .request import Observer
-from .scheduler import Limits, Scheduler
 from .service import Service, State
-from .times import CallTimes, PrepareTimes
 
 LOGGER = logging.getLogger("cpupack.serve")
 _SWEEP_S = 1.0
 _SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another waits. The default of 5 ms is a tenth of a promise."""
 _BACKLOG = 2048
-_YOUNG = 10_000
-"""New objects, less those that are gone, after which the garbage collector looks for cycles among them."""
 _OTHER_FILES = 128
 """Open files beside connections: libraries, logs, gRPC."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model that is warm and proven, with how long its calls take."""
-
-    model: ServedModel
-    times: CallTimes
-    prepare: PrepareTimes
-    source: str
 
 
 class Server:
@@ -111,7 +89,7 @@ class Server:
                 lambda: Connection(self.connections), sock=listening, ssl=tls, backlog=_BACKLOG
             )
             sweeper = asyncio.create_task(self._sweep())
-            loaded = await self._unless_stopped(loop.run_in_executor(self._worker, self._load, self._dir, None))
+            loaded = await self._unless_stopped(loop.run_in_executor(self._worker, load, self._dir, options))
             if loaded is None:
                 return
             self._use(loaded)
@@ -119,7 +97,7 @@ class Server:
                 from .grpc_service import open_door  # here: needs grpcio
 
                 grpc_door = await open_door(self.service, options, self._log)
-            _collect_less()
+            collect_less()
             self.service.state = State.READY
             self._announce(listening, loaded, None if grpc_door is None else grpc_door.port)
             await self._stop.wait()
@@ -142,39 +120,17 @@ class Server:
 
     # Loading.
 
-    def _load(self, package_dir: Path, module: str | None) -> Loaded:
-        """Load, warm and prove the model, in a thread of its own. ``module`` is None for this package's own code."""
-        options = self._options
-        make_runner: Any = Runner if module is None else _fresh_runner(package_dir, module)
-        setting = choose_setting(package_dir, options)
-        runner = make_runner(
-            package_dir, threads=setting.threads, instances=setting.instances, batch_size=setting.batch_size
-        )
-        try:
-            model = ServedModel(runner, package_dir)
-            model.warm()
-            _prove(model)
-            table = setting.table(model)
-            prepare = PrepareTimes()
-            check_promise(options.max_latency_ms, table, learn_decoding(model, prepare))
-        except BaseException:
-            runner.close()
-            raise
-        return Loaded(model, CallTimes(table), prepare, setting.source)
-
     def _use(self, loaded: Loaded) -> Executor | None:
-        instances = loaded.model.runner.plan.instances
-        limits = Limits(self._options.max_queue, self._options.max_queue_bytes)
-        observer = Observer(self.metrics.observe_call, self.metrics.observe_wait)
-        scheduler = Scheduler(loaded.times, instances, limits)
-        return self.service.use(Executor(loaded.model, scheduler, loaded.prepare, observer))
+        return self.service.use(executor_of(loaded, self._options, self.metrics))
 
     async def _reload(self) -> None:
         """Load the package again and send all further requests to it. What is admitted finishes on the old one."""
         self._generation += 1
         module = f"_cpupack_reload_{self._generation}"
         try:
-            loaded = await asyncio.get_running_loop().run_in_executor(self._worker, self._load, self._dir, module)
+            loaded = await asyncio.get_running_loop().run_in_executor(
+                self._worker, load, self._dir, self._options, module
+            )
         except Exception as error:
             self.metrics.reloads.add("failed")
             text = "the reload failed, and the model before is served on: %s"
@@ -253,31 +209,10 @@ class Server:
         self._say(f"ready on {scheme}://{_address(host, port)}")
 
     def _gauges(self) -> None:
-        gauge, service = self.metrics.gauge, self.service
-
-        def of_scheduler(read: Callable[[Scheduler], float]) -> Callable[[], float]:
-            return lambda: read(service.executor.scheduler) if service.state is not State.STARTING else 0.0
-
-        gauge("ready", "1 when the server is ready.", lambda: float(service.ready))
-        gauge("queue_requests", "Requests that wait.", of_scheduler(lambda one: one.waiting))
-        gauge("running_requests", "Requests that are in a call of the model.", of_scheduler(lambda one: one.running))
-        gauge("held_bytes", "Bodies of admitted requests.", of_scheduler(lambda one: one.held_bytes))
+        gauge = self.metrics.gauge
+        add_gauges(self.metrics, self.service)
         gauge("body_bytes", "Bodies that arrive or are not answered yet.", lambda: float(self.connections.body_bytes))
-        gauge(
-            "table_drift_ratio",
-            "Measured time of calls over the table's mean.",
-            of_scheduler(lambda one: one.times.correction),
-        )
-        gauge(
-            "table_tail_ratio", "Measured p99 of calls over the table's p99.", of_scheduler(lambda one: one.times.tail)
-        )
         gauge("connections", "Open connections of HTTP.", lambda: float(len(self.connections.open)))
-        gauge("promise_seconds", "The promised latency, 0 without one.", lambda: service.promise_s or 0.0)
-        gauge(
-            "model_info", "1, with the model and its version.",
-            lambda: {(service.model.name, service.model.version): 1.0} if service.state is not State.STARTING else {},
-            ("model", "version"),
-        )  # fmt: skip
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -313,39 +248,6 @@ def _allow_connections(wanted: int) -> None:
                 f"lower it to {max(1, hard - _OTHER_FILES)}, or raise the limit"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-def _collect_less() -> None:
-    """Keep the garbage collector from looking through all that was loaded, again and again.
-
-    A full collection of numpy, the model's tables and the modules takes 20 ms or more, and stops every thread.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 20)
-
-
-def _prove(model: ServedModel) -> None:
-    """Run the golden inputs. Raises HostError when an output is not finite."""
-    inputs = model.golden_inputs()
-    for start in range(0, len(inputs), model.batch_size):
-        if not np.isfinite(model.run(inputs[start : start + model.batch_size], 0)).all():
-            raise HostError("the outputs of the golden inputs are not finite; run `verify`")
-
-
-def _fresh_runner(package_dir: Path, module: str) -> Any:
-    """Import the package's runtime anew, under another name, and return its Runner. What is imported already stays."""
-    runtime = package_dir / "_runtime"
-    spec = importlib.util.spec_from_file_location(
-        module, runtime / "__init__.py", submodule_search_locations=[str(runtime)]
-    )
-    if spec is None or spec.loader is None:
-        raise IntegrityError(f"{runtime} cannot be imported; reinstall the package")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules[module] = package
-    importlib.invalidate_caches()
-    spec.loader.exec_module(package)
-    return importlib.import_module(f"{module}.runner").Runner
 
 
 def _known(error: Exception) -> bool:

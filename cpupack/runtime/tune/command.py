@@ -201,7 +201,7 @@ def run(
     probe = HostProbe()
     budget = probe.budget()
     threads = options.threads
-    if threads is None and (wished := decide.user_threads()) is not None:
+    if threads is None and (wished := decide.user_threads(budget)) is not None:
         threads = (wished,)  # the next Runner will obey the variable too
     measure = BenchProcess(
         manifest.import_name,

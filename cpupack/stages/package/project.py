@@ -136,7 +136,7 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
         "version": staged.version,
         "cpu": contents.target.cpu,
     }
-    for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py"):
+    for name in ("__init__.py", "__main__.py", "_bound.py", "_entry.py", "ray.py"):
         write_python(package_dir / name, f"project/{name}.j2", context)
     runtime = Path(cpupack.runtime.__file__).parent
     library = contents.target.record.libraries.get(contents.target.cpu)

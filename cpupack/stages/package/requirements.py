@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from cpupack.runtime.extras import JINJA2, LOADGEN, SERVE, SIMPLEJPEG
+from cpupack.runtime.extras import JINJA2, LOADGEN, PYARROW, RAY, SERVE, SIMPLEJPEG
 
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.10"
 """The oldest is that of Ubuntu 22.04 and of JetPack. A test holds the runtime and the templates to it."""
 RUNTIME_REQUIREMENTS = ("numpy>=1.26,<3", "pillow>=10,<14")
 EXTRAS = {
+    "batch": ([PYARROW], "batch: Parquet in and out"),
     "html": ([JINJA2], "bench --html"),
     "jpeg": ([SIMPLEJPEG], "decodes JPEGs a fifth faster than Pillow"),
     "loadgen": ([LOADGEN], "bench --loadgen: MLPerf Inference's own load generator"),
+    "ray": ([RAY, PYARROW], "batch --address, and NAME.ray: Ray Data and Ray Serve"),
     "serve": (list(SERVE), "serve: HTTP and gRPC"),
 }
 """The wheel's extras: what each requires, and what it is for."""

@@ -1,0 +1,117 @@
+"""The columns of the output: what ``predict --json`` prints for one input, with types.
+
+Numbers in structs are float64, as in JSON. Vectors and raw outputs are fixed-size lists of the model's own type, in C
+order; the field's metadata has their ``shape``. Masks and images are PNG files in a binary column. Where an input could
+not be read, ``error`` says why, and all other columns but the id are null.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..runner import Runner
+from ..signature import Signature
+from ..tasks.embedding import Embedding
+from ..tasks.raw import Raw
+from .shards import Id
+
+ID, ERROR = "id", "error"
+_CLASS = (("label", pa.string()), ("index", pa.int32()))
+_SIZE = (("width", pa.int32()), ("height", pa.int32()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one input: its result, or why there is none."""
+
+    id: Id
+    result: Any
+    error: str | None = None
+
+
+def result_fields(kind: str, signature: Signature) -> list[pa.Field]:
+    """Return the columns of a kind of task."""
+    return [pa.field(name, kind) if not isinstance(kind, pa.Field) else kind for name, kind in _types(kind, signature)]
+
+
+def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
+    size = signature.outputs[0].size
+    match kind:
+        case "classification":
+            return [("top", _structs(*_CLASS, ("probability", pa.float64())))]
+        case "multilabel":
+            labels = _structs(*_CLASS, ("probability", pa.float64()))
+            return [("labels", labels), ("threshold", pa.float64()), ("probabilities", pa.list_(pa.float64(), size))]
+        case "regression":
+            return [("values", _structs(("name", pa.string()), ("value", pa.float64()), ("unit", pa.string())))]
+        case "embedding":
+            return [("embedding", pa.list_(pa.float32(), size))]
+        case "segmentation":
+            classes = _structs(*_CLASS, ("share", pa.float64()))
+            return [*_SIZE, ("classes", classes), ("mask_png", pa.binary())]
+        case "detection":
+            boxes = _structs(*_CLASS, ("score", pa.float64()), ("box", pa.list_(pa.float64())))
+            return [*_SIZE, ("detections", boxes)]
+        case "keypoints":
+            numbers = (("x", pa.float64()), ("y", pa.float64()), ("score", pa.float64()))
+            return [*_SIZE, ("points", _structs(*_CLASS, *numbers))]
+        case "image":
+            return [*_SIZE, ("png", pa.binary())]
+    return [("outputs", pa.struct([_output(*each) for each in _outputs(signature)]))]
+
+
+def _structs(*fields: tuple[str, pa.DataType]) -> pa.DataType:
+    return pa.list_(pa.struct(list(fields)))
+
+
+def _outputs(signature: Signature) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(each.name, each.result_shape, each.dtype) for each in signature.outputs]
+
+
+def _output(name: str, shape: tuple[int, ...], dtype: str) -> pa.Field:
+    number = pa.from_numpy_dtype(np.dtype(dtype))
+    if not shape:
+        return pa.field(name, number)
+    return pa.field(name, pa.list_(number, math.prod(shape)), metadata={"shape": json.dumps(list(shape))})
+
+
+def result_columns(runner: Runner, outcomes: Sequence[Outcome]) -> list[pa.Array]:
+    """Return the columns of ``result_fields`` for these outcomes."""
+    fields = result_fields(runner.answers.spec.kind, runner.signature)
+    rows = [None if each.error is not None else _plain(runner, each.result) for each in outcomes]
+    return [pa.array([None if row is None else row[field.name] for row in rows], field.type) for field in fields]
+
+
+def error_column(outcomes: Sequence[Outcome]) -> pa.Array:
+    """Return why inputs have no result, null for those that have one."""
+    return pa.array([each.error for each in outcomes], pa.string())
+
+
+def schema_of(runner: Runner, ids: pa.DataType, metadata: dict[str, str]) -> pa.Schema:
+    """Return the schema of an output file."""
+    fields = [pa.field(ID, ids), pa.field(ERROR, pa.string())]
+    return pa.schema([*fields, *result_fields(runner.answers.spec.kind, runner.signature)], metadata=metadata)
+
+
+def table_of(runner: Runner, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
+    """Return the rows of an output file."""
+    ids = pa.array([each.id for each in outcomes], schema.field(ID).type)
+    return pa.Table.from_arrays([ids, error_column(outcomes), *result_columns(runner, outcomes)], schema=schema)
+
+
+def _plain(runner: Runner, result: Any) -> dict[str, Any]:
+    """Return one result by columns."""
+    if isinstance(result, Embedding):  # its JSON would be a list of Python's numbers
+        return {"embedding": result.vector}
+    if isinstance(result, Raw):
+        return {"outputs": {name: value.reshape(-1) if value.ndim else value[()] for name, value in result.items()}}
+    found = runner.answers.facts(result)
+    return {name: base64.b64decode(value) if name in ("png", "mask_png") else value for name, value in found.items()}
