@@ -359,7 +359,7 @@ def test_what_is_repeated_for_each_sample_does_not_ask_for_the_size_of_the_batch
     graph = captured(
         Net(
             lambda net, x: (
-                x / (x.var((2, 3), keepdim=True) + 1.0).expand(x.shape[0], 3, 8, 8)
+                (x.var((2, 3), keepdim=True) + 1.0).expand(x.shape[0], 3, 8, 8)
                 + x.mean((2, 3)).expand(2, x.shape[0], 3).sum(0)[:, :, None, None]
             )
         )

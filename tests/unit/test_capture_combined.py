@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from cpupack.graph.vocabulary import in_vocabulary
+from cpupack.stages.capture import capture
 from helpers.captured import Net, captured, kinds, random
+from helpers.tiny_models import Recorder, float_model, recipe, samples
 
 MASK = random(1, 1, 8, 8) > 0.3
 
@@ -44,10 +46,93 @@ def test_it_is_written_in_the_vocabulary(name: str) -> None:
     assert kept == [], kinds(graph)
 
 
-def test_a_mask_of_infinities_stays_a_mask() -> None:
-    """An infinity times 0 is no number: attention fills in -inf before its softmax."""
-    net = Net(lambda net, x: net.a(x).masked_fill(net.mask, -torch.inf).softmax(-1), a=nn.Conv2d(3, 4, 1), mask=MASK)
+@pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min, -1e9])
+def test_what_hides_scores_is_a_finite_sum(hidden: float) -> None:
+    """A calibration of infinities says nothing. Beside -1e30 every score that there is has the power 0 as well."""
+    net = Net(lambda net, x: net.a(x).masked_fill(net.mask, hidden).softmax(-1), a=nn.Conv2d(3, 4, 1), mask=MASK)
+    graph = captured(net)
+    assert kinds(graph) == ["Conv2d", "add", "Softmax"]
+    least = min(float(each.min()) for name, each in graph.named_buffers() if "mask" in name)
+    assert least == pytest.approx(max(hidden, -1e30))
+
+
+def test_a_mask_of_infinities_that_is_added_is_finite_too() -> None:
+    shown = torch.zeros(8, 8).masked_fill(MASK, -torch.inf)
+    net = Net(lambda net, x: (net.a(x) + net.shown).softmax(-1), a=nn.Conv2d(3, 4, 1), shown=shown)
+    graph = captured(net)
+    assert all(bool(torch.isfinite(each).all()) for each in graph.buffers())
+
+
+def test_a_row_that_sees_nothing_keeps_its_infinities() -> None:
+    """torch gives no numbers there, and equal parts of what is hidden would be wrong."""
+    mask = MASK.clone()
+    mask[..., 3, :] = True
+    net = Net(lambda net, x: net.a(x).masked_fill(net.mask, -torch.inf).softmax(-1), a=nn.Conv2d(3, 4, 1), mask=mask)
+    graph = capture(float_model(net), samples(count=4), recipe(), Recorder()).module
+    assert isinstance(graph, fx.GraphModule)
+    assert "masked_fill" in " ".join(kinds(graph))
+
+
+def test_an_infinity_that_is_no_mask_stays() -> None:
+    net = Net(lambda net, x: net.a(x).masked_fill(net.mask, -torch.inf).amax(-1).exp(), a=nn.Conv2d(3, 4, 1), mask=MASK)
     assert "masked_fill" in " ".join(kinds(captured(net)))
+
+
+def test_complex_turns_of_pairs_are_real_products() -> None:
+    turns = torch.polar(torch.ones(8, 4), torch.arange(32.0).reshape(8, 4))
+
+    def rotated(net: Net, x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(net.a(x).reshape(-1, 4, 8, 4, 2))
+        return torch.view_as_real(pairs * net.turns[None, None]).flatten(3)
+
+    found = kinds(captured(Net(rotated, a=nn.Conv2d(3, 4, 1), turns=turns)))
+    assert "complex" not in " ".join(found)
+    assert found.count("mul") == 2
+
+
+def test_other_complex_arithmetic_is_kept() -> None:
+    def squared(net: Net, x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(net.a(x).reshape(-1, 4, 8, 4, 2))
+        return torch.view_as_real(pairs * pairs).flatten(3)
+
+    assert "view_as_complex.default" in kinds(captured(Net(squared, a=nn.Conv2d(3, 4, 1))))
+
+
+EQUATIONS = {
+    "bchw,bdhw->bcd": (2, "matmul"),
+    "b c h w, b d h w -> b c h d": (2, "matmul"),
+    "bchw,bdhv->bhcwdv": (2, ""),  # no sum: torch keeps it
+    "bchw,bchw->bc": (2, "matmul"),
+    "...hw,...vw->...hv": (2, "matmul"),
+    "bchw,wk->bchk": (1, "Linear"),
+    "bchw,kcw->bhk": (1, "Linear"),
+    "...w,kw->...k": (1, "Linear"),
+    "bchw,bkh->bckw": (0, "matmul"),
+    "bchw->bwhc": (None, "permute"),
+    "bchw->bw": (None, ""),
+}
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_einsum_is_products_of_matrices(equation: str) -> None:
+    torch.manual_seed(0)
+    operands, expected = EQUATIONS[equation]
+    weights = {"wk": (8, 5), "kcw": (5, 4, 8), "kw": (5, 8)}
+    name = equation.partition("->")[0].rpartition(",")[2].removeprefix("...")
+
+    def product(net: Net, x: torch.Tensor) -> torch.Tensor:
+        x = net.a(x)
+        if operands is None:
+            return torch.einsum(equation, x)
+        if operands == 1:
+            return torch.einsum(equation, x, net.weight)
+        return torch.einsum(equation, x, net.b(x) if operands else net.b(x).mean(3))
+
+    more = {"weight": nn.Parameter(torch.randn(weights[name]))} if operands == 1 else {}
+    graph = captured(Net(product, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), **more))
+    found = " ".join(kinds(graph))
+    assert expected in found
+    assert ("einsum" in found) == (expected == "")
 
 
 def test_a_number_of_each_sample_gets_a_dimension() -> None:

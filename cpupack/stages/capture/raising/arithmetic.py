@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from cpupack.stages.capture.raising.complexes import turned
+from cpupack.stages.capture.raising.masks import hidden_as_finite
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 
@@ -57,12 +59,12 @@ def _sum(r: Raiser, left: Any, right: Any, plus: float, sign: float) -> fx.Node:
     """Return ``plus * left + sign * right``; one of the two may be a constant."""
     _float_result(r)
     if r.is_known(right):
-        value = _constant(r, right)
+        value = hidden_as_finite(r, _constant(r, right), sign)
         x = r.activation(left)
         return r.call(torch.add, x, _operand(r, value * sign if sign != 1 else value, _name(r, right)))
     y = r.activation(right)
     if r.is_known(left):
-        value = _constant(r, left)
+        value = hidden_as_finite(r, _constant(r, left), 1)
         if sign != 1:
             y = r.call(torch.mul, y, float(sign))
         return r.call(torch.add, y, _operand(r, value, _name(r, left)))
@@ -73,8 +75,10 @@ def _sum(r: Raiser, left: Any, right: Any, plus: float, sign: float) -> fx.Node:
 
 
 def _multiply(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    _float_result(r)
     left, right = a["self"], a["other"]
+    if r.node.meta["val"].dtype == torch.complex64:
+        return turned(r, left, right)
+    _float_result(r)
     if r.is_known(left):
         left, right = right, left
     if not r.is_known(right):

@@ -10,7 +10,11 @@ import torch
 from torch import fx, nn
 
 from cpupack.stages.capture.raising.activations import clamp_module
+from cpupack.stages.capture.raising.masks import HIDDEN, leads_to_softmax
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+
+_HIDES = -1e9
+"""A score of this size or below is 0 after a softmax beside any other: masks have it in the place of an infinity."""
 
 
 def _gated(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -103,11 +107,20 @@ def _chosen(r: Raiser, keep: torch.Tensor, source: Any, other: Any, name: str) -
     """Return ``source`` where ``keep`` is 1, the constant ``other`` where it is 0."""
     if isinstance(other, torch.Tensor):
         other = other.float() if other.numel() > 1 else float(other)
+    if isinstance(other, float | int) and other <= _HIDES and _hides_some(r, keep, source) and leads_to_softmax(r.node):
+        # Scores are far smaller: what they add to the number is lost in rounding.
+        return r.call(torch.add, r.activation(source), r.attribute((1.0 - keep) * max(other, HIDDEN), name))
     if not isinstance(other, torch.Tensor | int | float) or not bool(torch.isfinite(torch.as_tensor(other)).all()):
         raise NotRaised  # an infinity times 0 is no number
     x = _times(r, source, keep, name)
     filled = (1.0 - keep) * other
     return x if not bool(filled.any()) else r.call(torch.add, x, r.attribute(filled, name))
+
+
+def _hides_some(r: Raiser, keep: torch.Tensor, source: Any) -> bool:
+    """Whether a mask of scores leaves something to see in each row: a row without would get equal parts of all."""
+    same = r.is_float() and r.is_float(source) and r.shape(source) == r.shape() and keep.ndim > 0
+    return same and bool((keep.amax(-1) > 0).all())
 
 
 def _times(r: Raiser, source: Any, mask: torch.Tensor, name: str) -> fx.Node:

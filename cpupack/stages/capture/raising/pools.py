@@ -85,12 +85,13 @@ def _reduce(function: Callable[..., Any], kinds: tuple[Any, ...] | None, word: s
             raise NotRaised
         rank = len(r.shape(source))
         dims = _dims(a, rank)
-        if 0 in dims:
+        moves = r.dynamic(source)
+        if any(moves[each] for each in dims):
             raise NotRaised  # over the batch
         x = r.activation(source)
         if factor != 1:
             x = r.call(torch.mul, x, factor)
-        if kinds is None or rank not in {3, 4, 5} or dims != tuple(range(2, rank)):
+        if kinds is None or rank not in {3, 4, 5} or dims != tuple(range(2, rank)) or not moves[0]:
             return r.call(function, x, dims, keep)
         pooled = r.module(kinds[rank - 3]((1,) * (rank - 2)), x, word=f"adaptive_{word}_pool{rank - 2}d")
         return pooled if keep else r.call(torch.flatten, pooled, 1)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
+from cpupack.graph.vocabulary import ARITHMETIC
 from cpupack.stages.capture.rewrites.tools import constant_of, is_a, replace, shape
 
 
@@ -37,6 +38,30 @@ def _does_nothing(graph: fx.GraphModule, node: fx.Node) -> bool:
     if node.target is torch.permute:
         return list(node.args[1]) == sorted(node.args[1])  # type: ignore[arg-type]  # numbers
     return node.target in {torch.reshape, torch.flatten}
+
+
+def drop_expansions(graph: fx.GraphModule) -> bool:
+    """Drop an expansion that arithmetic alone reads, beside a tensor of the whole shape: it repeats values itself.
+
+    ``F.normalize`` divides by an expanded norm, gates multiply by ``gate.expand_as(x)``.
+    """
+    changed = False
+    for node in list(graph.graph.nodes):
+        if node.target is not torch.ops.aten.expand.default or not node.users:
+            continue
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or len(shape(source)) != len(shape(node)):
+            continue
+        if all(reader.target in ARITHMETIC and _has_whole(reader, node) for reader in node.users):
+            replace(node, source)
+            changed = True
+    return changed
+
+
+def _has_whole(reader: fx.Node, node: fx.Node) -> bool:
+    """Whether a call of two operands reads a computed tensor of the shape of ``node`` beside it."""
+    others = [each for each in reader.args[:2] if each is not node]
+    return len(others) == 1 and shape(others[0]) == shape(node) and getattr(others[0], "op", "get_attr") != "get_attr"
 
 
 def _is_constantly(graph: fx.GraphModule, operand: object, number: float) -> bool:

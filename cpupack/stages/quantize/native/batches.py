@@ -17,11 +17,12 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from cpupack.graph.names import core
-from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE, SHAPES
+from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, POINTWISE, SHAPES, UNFOLD
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
 _OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
-_REDUCTIONS = (torch.mean, torch.sum, torch.amax, torch.amin)
+_REDUCTIONS = {torch.mean: 1, torch.sum: 1, torch.amax: 1, torch.amin: 1, torch.ops.aten.linalg_vector_norm.default: 2}
+"""Which argument has the dimensions that are reduced."""
 
 
 class Rearrangement(nn.Module):
@@ -144,7 +145,9 @@ def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None
     shape = forms.shapes[source]
     spread = along.reshape(-1, *[1] * (len(shape) - 1 - before.axis)).expand(shape)
     target: Any = node.target
-    result = target(spread, *node.args[1:]).movedim(after.axis, 0)
+    if target is UNFOLD:
+        spread = spread.double()  # it takes no integers
+    result = target(spread, *node.args[1:]).long().movedim(after.axis, 0)
     result = result.reshape(len(result), -1)
     for turns in (False, True):
         expected = numbers.repeat(after.indices) if turns else numbers.repeat_interleave(after.indices)
@@ -200,11 +203,20 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     """Leave a call as it is where it may read moved tensors; else have it read them as the model has them."""
     batch = forms.given.get(node)
     read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), _FIRST)
+    if _reduces(node) and batch is not None and batch.indices == read.indices and _reduce_moved(node, read):
+        after = forms.given[node] = batch._replace(turns=read.turns)
+        if after[:2] != _FIRST[:2]:
+            forms.moved[node] = after
+        return
     if node.op != "output" and batch is not None and batch[:2] == read[:2] and _works_moved(graph, node, forms, read):
         forms.given[node] = forms.moved[node] = read
         return
     if _norms_rows(graph, node, read):
         _norm_channels(graph, node, read, forms)
+        return
+    if read.axis == 0 and read.indices > 1 and scales_channels(graph, node):
+        scale_channels(graph, node)
+        forms.given[node] = forms.moved[node] = read
         return
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
@@ -232,8 +244,6 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return False
         return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
-    if node.target in _REDUCTIONS and not node.kwargs and len(node.args) > 1:
-        return _reduces_moved(node, read[0], batch)
     if node.target in POINTWISE:
         return True
     if node.target is torch.cat:
@@ -276,24 +286,59 @@ def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: _Batch, forms: _
     forms.shapes[rows] = forms.shapes[node]
 
 
+def scales_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call is a BatchNorm of ``(n, channels, ...)``: a factor and a term for each channel."""
+    if node.op != "call_module" or node.meta.get("rank", 0) < 3:
+        return False
+    module: Any = graph.get_submodule(str(node.target))
+    return type(module) in BATCH_NORMS and module.running_mean is not None
+
+
+def scale_channels(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Turn a BatchNorm into the product and the sum that it is: they fit a tensor with the batch elsewhere."""
+    norm: Any = graph.get_submodule(str(node.target))
+    factor = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    term = norm.bias.double() - norm.running_mean.double() * factor
+    wide = (-1, *[1] * (node.meta["rank"] - 2))
+    node.op, node.target = "call_function", torch.mul
+    node.args = (node.args[0], _constant(graph, node, "factors", factor.reshape(wide)))
+    if bool((term != 0).any()):  # the product comes before, and the call keeps its name
+        with graph.graph.inserting_before(node):
+            product = graph.graph.call_function(torch.mul, node.args)
+        product.meta = {key: each for key, each in node.meta.items() if key != "shape"}
+        node.target, node.args = torch.add, (product, _constant(graph, node, "terms", term.reshape(wide)))
+
+
+def _constant(graph: fx.GraphModule, node: fx.Node, word: str, value: torch.Tensor) -> fx.Node:
+    """Add a constant right before a call."""
+    name = f"{node.name}_{word}"
+    graph.register_buffer(name, value.detach().float())
+    with graph.graph.inserting_before(node):
+        return graph.graph.get_attr(name)
+
+
 def _spares(constant: torch.Tensor, rank: int, batch: _Batch) -> bool:
     """Whether a constant has one index along the batch's dimension, which is the first one."""
     return batch.axis == 0 and (constant.ndim < rank or (constant.ndim == rank and constant.shape[0] == 1))
 
 
-def _reduces_moved(node: fx.Node, source: fx.Node, batch: _Batch) -> bool:
-    axes: Any = node.args[1]
+def _reduces(node: fx.Node) -> bool:
+    place = _REDUCTIONS.get(node.target)
+    return place is not None and not node.kwargs and len(node.args) > place and len(node.all_input_nodes) == 1
+
+
+def _reduce_moved(node: fx.Node, batch: _Batch) -> bool:
+    """Have a reduction go over the same dimensions where they are now; False where the batch is one of them."""
+    place = _REDUCTIONS[node.target]
+    axes: Any = node.args[place]
+    (source,) = node.all_input_nodes
     rank = source.meta["rank"]
-    given = [each % rank for each in ([axes] if isinstance(axes, int) else axes)]
-    if batch.axis in given or _goes_elsewhere(source, node, batch, given):
+    given = [each % rank for each in ([axes] if isinstance(axes, int) else axes or range(rank))]
+    if batch.axis in given:
         return False
-    node.args = (node.args[0], [_moved_axis(each, batch) for each in given], *node.args[2:])
+    moved = [_moved_axis(each, batch) for each in given]
+    node.args = (*node.args[:place], moved, *node.args[place + 1 :])
     return True
-
-
-def _goes_elsewhere(source: fx.Node, node: fx.Node, batch: _Batch, axes: list[int]) -> bool:
-    """Whether a reduction takes away dimensions before the batch's: then the batch is elsewhere in its result."""
-    return source.meta["rank"] != node.meta["rank"] and any(each < batch.axis for each in axes)
 
 
 def _tensor(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:

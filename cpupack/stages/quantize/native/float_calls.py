@@ -291,20 +291,39 @@ def _matmul(b: Builder, node: fx.Node) -> View:
     return b.floats.multiply(first, second)
 
 
+def _repeated(b: Builder, view: View, times: int) -> View:
+    """Copy ``(*lead, heads, tokens, channels)`` with each head so many times in a row."""
+    shape, steps = view.shape, view.steps
+    wide = View(
+        view.buffer, (*shape[:-2], times, *shape[-2:]), (*steps[:-2], 0, *steps[-2:]), view.first
+    )  # fmt: skip
+    copy = b.floats.map(b.floats.new(wide.shape), wide)
+    whole = (*shape[:-3], shape[-3] * times, *shape[-2:])
+    return View(copy.buffer, whole, dense_steps(whole), copy.first)
+
+
 def _attention(b: Builder, node: fx.Node) -> View:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     query, key, value = (b.floats.view(as_floats(b, given[name], node)) for name in names[:3])  # type: ignore[arg-type]
-    if given.get("enable_gqa") or given.get("dropout_p") or len({len(each.shape) for each in (query, key, value)}) > 1:
-        raise b.calls.refusal(node, "of groups of heads")
+    if given.get("dropout_p") or len({len(each.shape) for each in (query, key, value)}) > 1:
+        raise b.calls.refusal(node, "with so many dimensions in one operand alone")
     if len(query.shape) < 2:
         raise b.calls.refusal(node, "of a vector")
     given_scale: Any = given.get("scale")
     scale = score_scale(query.shape[-1]) if given_scale is None else float(given_scale)
     causal, mask = bool(given.get("is_causal")), given.get("attn_mask")
     masks = () if mask is None else (_mask(b, mask, node),)
-    if fits_heads(query.shape, key.shape[-2], value.shape[-1]):
-        return append_heads(b.floats, Heads(query, key, value, scale, masks, causal))
+    groups = query.shape[-3] // key.shape[-3] if given.get("enable_gqa") and len(query.shape) > 2 else 1
+    heads = Heads(query, key, value, scale, masks, causal)
+    if groups > 1 and fits_heads((1, *query.shape), key.shape[-2], value.shape[-1]):
+        found = append_heads(b.floats, heads.in_groups(groups))
+        width = found.steps[-3]  # the heads of a token lie side by side
+        return View(found.buffer, (*query.shape[:-1], value.shape[-1]), (*found.steps[:-4], width, *found.steps[-2:]))
+    if groups > 1:
+        key, value = (_repeated(b, each, groups) for each in (key, value))
+    elif fits_heads(query.shape, key.shape[-2], value.shape[-1]):
+        return append_heads(b.floats, heads)
     turned = key.permuted((*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2))
     scores = b.floats.multiply(query, turned, scale=scale)
     if causal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Heads:
     """Queries ``(*outer, rows, length)``, keys ``(*outer, columns, length)``, values ``(*outer, columns, width)``.
 
     ``masks`` are added to the scores ``(*outer, rows, columns)``, which are multiplied with ``scale`` first. With
-    ``causal`` row i sees the columns up to i alone.
+    ``causal`` row i sees the columns up to i alone. The last ``joined`` dimensions of ``outer`` count heads.
     """
 
     queries: View
@@ -49,6 +49,37 @@ class Heads:
     scale: float
     masks: tuple[Operand, ...] = ()
     causal: bool = False
+    joined: int = 1
+
+    def in_groups(self, groups: int) -> Heads:
+        """Have ``groups`` heads of queries in a row share one of keys and values, which has so many heads less."""
+        masks = tuple(
+            _split_constants(each, groups) if isinstance(each, Fixed) else _split_heads(each, groups)
+            for each in self.masks
+        )
+        queries = _split_heads(self.queries, groups)
+        keys, values = (_split_heads(each, 1) for each in (self.keys, self.values))
+        return replace(self, queries=queries, keys=keys, values=values, masks=masks, joined=2)
+
+
+def _split_constants(operand: Fixed, groups: int) -> Fixed:
+    values = operand.values
+    heads = values.shape[-3] if values.ndim > 2 else 1
+    return Fixed(values.reshape(*values.shape[:-3], *_counts(heads, groups), *values.shape[-2:]))
+
+
+def _split_heads(operand: View, groups: int) -> View:
+    """Return ``(*lead, heads, rows, columns)`` as ``(*lead, heads / groups, groups, rows, columns)``."""
+    first, second = _counts(operand.shape[-3], groups)
+    step = operand.steps[-3]
+    return View(
+        operand.buffer, (*operand.shape[:-3], first, second, *operand.shape[-2:]),
+        (*operand.steps[:-3], step * second, step, *operand.steps[-2:]), operand.first,
+    )  # fmt: skip
+
+
+def _counts(heads: int, groups: int) -> tuple[int, int]:
+    return (1, 1) if heads == 1 else (heads // groups, groups)
 
 
 def fits_heads(shape: Sequence[int], columns: int, width: int) -> bool:
@@ -69,11 +100,13 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     columns, width = heads.keys.shape[-2], heads.values.shape[-1]
     outer = tuple(lead)
     queries, keys, values = _in_one_buffer(floats, [heads.queries, heads.keys, heads.values])
-    *front, last = (*outer, 1)[: len(outer) or 1]
-    # (*front, rows, heads, width): a dense tensor whose last two dimensions are the channels of a token.
-    memory = dense_steps((*front, rows, last, width))
-    steps = (*memory[: len(front)], memory[-2], memory[-3], 1)
-    shape = (*front, last, rows, width)
+    sizes_of = outer or (1,)
+    joined = min(heads.joined, len(sizes_of))
+    front, last = sizes_of[:-joined], sizes_of[-joined:]
+    # (*front, rows, *heads, width): a dense tensor in which the heads of a row are the channels of a token.
+    memory = dense_steps((*front, rows, *last, width))
+    steps = (*memory[: len(front)], *memory[len(front) + 1 : -1], memory[len(front)], 1)
+    shape = (*front, *last, rows, width)
     whole = floats.new(shape, steps)
     out = View(whole.buffer, (*outer, rows, width), steps if outer else steps[1:])
     mask = _joined(floats, heads.masks, (*outer, rows, columns))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import fx, nn
 
@@ -38,21 +39,81 @@ class _Included:
     second: View | None = None
 
 
+@dataclass(frozen=True)
+class _Rounded:
+    """A linear layer in INT8: int8 ``weights (out, in)``, float64 ``scales (out,)`` and ``bias (out,)``."""
+
+    weights: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    sqnr_db: float
+
+
 def linear_by_rows(b: Builder, node: fx.Node) -> None:
-    """Lower a linear layer whose activations get a scale for each row, with what follows it."""
-    module = b.calls.module(node)
-    assert module is not None
-    layer: Any = core(module)
+    """Lower a linear layer whose activations get a scale for each row, with what follows it.
+
+    Layers that read the same rows (queries, keys and values) become one, if nothing but scales follows them: their
+    results lie side by side, where attention reads them without copies.
+    """
     source = node.all_input_nodes[0]
     codes = codes_of(b, source, node)
-    fused = list(module)[1:] if isinstance(module, nn.Sequential) else []
+    whole = {node: _included(b, node, _fused_code(b, node))}
+    if _is_alone(whole[node]):
+        later = {each: _included(b, each, _fused_code(b, each)) for each in source.users if _is_sibling(b, each, node)}
+        whole |= {each: found for each, found in later.items() if _is_alone(found)}
+    layers = [_rounded(b, each, found) for each, found in whole.items()]
+    view = append_linear(
+        b.floats, codes, np.concatenate([each.weights for each in layers]),
+        np.concatenate([each.scales for each in layers]), np.concatenate([each.bias for each in layers]),
+        instructions=whole[node].code, second=whole[node].second,
+    )  # fmt: skip
+    first = 0
+    for (each, found), layer in zip(whole.items(), layers, strict=True):
+        b.absorbed.update([each, *found.nodes][:-1])
+        outputs = len(layer.weights)
+        own = View(view.buffer, (*view.shape[:-1], outputs), view.steps, view.first + first)
+        first += outputs
+        b.floats.values[found.last] = _in_shape(own, tuple(shape_of(found.last)[1:]))
+        names = [b.calls.kind(one) for one in found.nodes if not b.calls.rearranges(one)]
+        kernel = " + ".join(["cpupack::linear", *found.names]) + (", joined" if len(whole) > 1 else "")
+        b.tell_rows(each, found.last, kernel, kind="+".join([b.calls.kind(each), *names]), weight_sqnr_db=layer.sqnr_db)
+
+
+def _fused_code(b: Builder, node: fx.Node) -> list[Instruction]:
+    """Return the functions that were fused into a linear layer."""
     code: list[Instruction] = []
-    for each in fused:
+    for each in _fused(b, node):
         more = of_module(each)
         if more is None:
             raise b.calls.refusal(node, f"with {type(each).__name__}")
         code += more
-    found = _included(b, node, code)
+    return code
+
+
+def _is_alone(found: _Included) -> bool:
+    return not found.code and found.second is None
+
+
+def _is_sibling(b: Builder, node: fx.Node, first: fx.Node) -> bool:
+    """Whether a call is another linear layer of the same rows, which has not been lowered."""
+    return (
+        node is not first
+        and node.op == "call_module"
+        and b.is_by_rows(node)
+        and not (node in b.absorbed or node in b.floats.values)
+        and all(of_module(each) is not None for each in _fused(b, node))
+    )
+
+
+def _fused(b: Builder, node: fx.Node) -> list[nn.Module]:
+    module = b.calls.module(node)
+    return list(module)[1:] if isinstance(module, nn.Sequential) else []
+
+
+def _rounded(b: Builder, node: fx.Node, found: _Included) -> _Rounded:
+    module = b.calls.module(node)
+    assert module is not None
+    layer: Any = core(module)
     weight, bias = layer.weight.detach(), bias_of(layer)
     if found.factor is not None:
         weight, bias = weight * found.factor[:, None], bias * found.factor
@@ -63,16 +124,16 @@ def linear_by_rows(b: Builder, node: fx.Node) -> None:
         if b.fitting
         else quantize_weights(filters, per_channel=per_channel)
     )
-    view = append_linear(
-        b.floats, codes, rounded[:, :, 0, 0], np.asarray(scales, np.float64).reshape(-1), bias.double().numpy(),
-        instructions=found.code, second=found.second,
-    )  # fmt: skip
-    b.absorbed.update([node, *found.nodes][:-1])
-    after = tuple(shape_of(found.last)[1:])
-    b.floats.values[found.last] = View(view.buffer, after, dense_steps(after))
-    error = sqnr_db(filters.numpy(), rounded * np.asarray(scales).reshape(-1, 1, 1, 1))
-    kind = "+".join([b.calls.kind(node), *(b.calls.kind(each) for each in found.nodes if not b.calls.rearranges(each))])
-    b.tell_rows(node, found.last, " + ".join(["cpupack::linear", *found.names]), kind=kind, weight_sqnr_db=error)
+    every = np.broadcast_to(np.asarray(scales, np.float64).reshape(-1), len(rounded))
+    error = sqnr_db(filters.numpy(), rounded * every.reshape(-1, 1, 1, 1))
+    return _Rounded(rounded[:, :, 0, 0], every, bias.double().numpy(), error)
+
+
+def _in_shape(view: View, shape: tuple[int, ...]) -> View:
+    """Return rows ``(*lead, outputs)`` in another shape with the same rows."""
+    row = view.steps[-2] if len(view.shape) > 1 else 0
+    lead = tuple(row * step for step in dense_steps(shape[:-1]))
+    return View(view.buffer, shape, (*lead, 1), view.first)
 
 
 def codes_of(b: Builder, source: fx.Node, reader: fx.Node) -> RowCodes:
@@ -91,8 +152,8 @@ def _included(b: Builder, node: fx.Node, code: list[Instruction]) -> _Included:
     shape = shape_of(node)
     while len(found.last.users) == 1:
         reader = next(iter(found.last.users))
-        if reader.op == "output" or not b.is_float(reader) or b.is_by_rows(reader):
-            break
+        if reader.op == "output" or not b.is_float(reader) or b.is_by_rows(reader) or "shape" not in reader.meta:
+            break  # a call of several results (a split) has no one shape
         if _keeps_rows(b, reader, found.last):
             found.last, shape = reader, shape_of(reader)
             found.nodes.append(reader)

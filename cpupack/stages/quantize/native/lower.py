@@ -32,6 +32,7 @@ from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
 from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.rows import layers_by_rows
+from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
@@ -94,6 +95,7 @@ def lower(
         raise QuantizationError("the native engine only runs statically quantized models that could be captured")
     graph = copy.deepcopy(calibrated.fused.module)
     bring_batches_forward(graph, input_shape)
+    order_attention(graph)
     calls = Calls(graph, input_shape)
     kept = {
         node: _SKIPPED
