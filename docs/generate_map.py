@@ -35,7 +35,7 @@ FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "output
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
-    ("Commands", ("cli", "info", "predicting", "tune", "capacity", "pages", "export", "serve")),
+    ("Commands", ("cli", "on_ray", "batch", "info", "predicting", "tune", "capacity", "pages", "export", "serve")),
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
     ("What its outputs mean", ("tasks",)),

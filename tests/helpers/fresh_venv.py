@@ -20,12 +20,15 @@ class Environment:
 
     root: Path
 
-    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # Without what the test run itself sets: PYTHONPATH would make the checkout importable.
+    def variables(self) -> dict[str, str]:
+        """Return the environment's variables, without what the test run itself sets."""
+        # PYTHONPATH would make the checkout importable.
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_"))}
-        kept |= {"XDG_CACHE_HOME": str(self.root / "cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        return kept | {"XDG_CACHE_HOME": str(self.root / "cache"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(self.root / "bin" / program), *arguments]
-        return subprocess.run(command, cwd=self.root, env=kept, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=self.root, env=self.variables(), capture_output=True, text=True, check=False)
 
     def json(self, program: str, *arguments: str) -> dict[str, Any]:
         done = self.run(program, *arguments, "--json")

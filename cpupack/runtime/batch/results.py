@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..runner import Runner
 from ..signature import Signature
+from ..tasks import classification
 from ..tasks.embedding import Embedding
 from ..tasks.raw import Raw
 from .shards import Id
@@ -39,7 +39,7 @@ class Outcome:
 
 def result_fields(kind: str, signature: Signature) -> list[pa.Field]:
     """Return the columns of a kind of task."""
-    return [pa.field(name, kind) if not isinstance(kind, pa.Field) else kind for name, kind in _types(kind, signature)]
+    return [pa.field(name, of) for name, of in _types(kind, signature)]
 
 
 def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
@@ -83,10 +83,10 @@ def _output(name: str, shape: tuple[int, ...], dtype: str) -> pa.Field:
     return pa.field(name, pa.list_(number, math.prod(shape)), metadata={"shape": json.dumps(list(shape))})
 
 
-def result_columns(runner: Runner, outcomes: Sequence[Outcome]) -> list[pa.Array]:
+def result_columns(kind: str, signature: Signature, outcomes: Sequence[Outcome]) -> list[pa.Array]:
     """Return the columns of ``result_fields`` for these outcomes."""
-    fields = result_fields(runner.answers.spec.kind, runner.signature)
-    rows = [None if each.error is not None else _plain(runner, each.result) for each in outcomes]
+    fields = result_fields(kind, signature)
+    rows = [None if each.error is not None else _plain(each.result) for each in outcomes]
     return [pa.array([None if row is None else row[field.name] for row in rows], field.type) for field in fields]
 
 
@@ -95,23 +95,27 @@ def error_column(outcomes: Sequence[Outcome]) -> pa.Array:
     return pa.array([each.error for each in outcomes], pa.string())
 
 
-def schema_of(runner: Runner, ids: pa.DataType, metadata: dict[str, str]) -> pa.Schema:
+def schema_of(kind: str, signature: Signature, ids: pa.DataType, metadata: dict[str, str]) -> pa.Schema:
     """Return the schema of an output file."""
     fields = [pa.field(ID, ids), pa.field(ERROR, pa.string())]
-    return pa.schema([*fields, *result_fields(runner.answers.spec.kind, runner.signature)], metadata=metadata)
+    return pa.schema([*fields, *result_fields(kind, signature)], metadata=metadata)
 
 
-def table_of(runner: Runner, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
+def table_of(kind: str, signature: Signature, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
     """Return the rows of an output file."""
     ids = pa.array([each.id for each in outcomes], schema.field(ID).type)
-    return pa.Table.from_arrays([ids, error_column(outcomes), *result_columns(runner, outcomes)], schema=schema)
+    return pa.Table.from_arrays(
+        [ids, error_column(outcomes), *result_columns(kind, signature, outcomes)], schema=schema
+    )
 
 
-def _plain(runner: Runner, result: Any) -> dict[str, Any]:
+def _plain(result: Any) -> dict[str, Any]:
     """Return one result by columns."""
     if isinstance(result, Embedding):  # its JSON would be a list of Python's numbers
         return {"embedding": result.vector}
     if isinstance(result, Raw):
         return {"outputs": {name: value.reshape(-1) if value.ndim else value[()] for name, value in result.items()}}
-    found = runner.answers.facts(result)
+    if isinstance(result, list):
+        return {"top": classification.to_dicts(result)}
+    found = result.to_dict()
     return {name: base64.b64decode(value) if name in ("png", "mask_png") else value for name, value in found.items()}

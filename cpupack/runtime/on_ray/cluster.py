@@ -6,8 +6,9 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def connected(address: str) -> Iterator[None]:
             "--address local"
         ) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # Ray tells of nodes that die, and stdout has the result
+            yield
     finally:
         ray.shutdown()
 

@@ -16,6 +16,8 @@ from .replica import Call
 
 _TRIES = 3
 """Replicas that a request is given to. The model changes nothing, so a request may run twice."""
+_INLINE_BYTES = 64 * 1024
+"""Ray sends arguments of up to 100 KB along with a call. Larger ones would go through the object store of a node."""
 
 
 class Front:
@@ -38,16 +40,16 @@ class Front:
             path=scope["path"].removeprefix(scope.get("root_path", "")) or "/",
             query=scope.get("query_string", b""),
             headers={name.lower(): value for name, value in scope["headers"]},
-            body=body,
             arrived_s=arrived_s,
             node_id=self._node,
         )
-        return _response(await self._answer(call))
+        return _response(await self._answer(call, body))
 
-    async def _answer(self, call: Call) -> HttpAnswer:
+    async def _answer(self, call: Call, body: bytes) -> HttpAnswer:
+        parts = [body[start : start + _INLINE_BYTES] for start in range(0, len(body), _INLINE_BYTES)]
         for _ in range(_TRIES):
             try:
-                answer: HttpAnswer = await self._model.answer.remote(call)
+                answer: HttpAnswer = await self._model.answer.remote(call, *parts)
             except RayActorError:  # the replica has died, or cannot be reached: its router goes on without it
                 continue
             except BackPressureError:

@@ -1,0 +1,141 @@
+"""A local Ray cluster of two nodes of one CPU each, in processes of a wheel's own environment.
+
+As a script it is the process that holds the cluster: it obeys the lines of its standard input and answers each with a
+line ``> ...``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from helpers.fresh_venv import Environment  # which the cluster's own process does not need
+
+
+@dataclass
+class RayCluster:
+    """The cluster's address, and the process that obeys."""
+
+    process: subprocess.Popen[str]
+    address: str = ""
+
+    def tell(self, line: str) -> str:
+        """Send a line, and return the answer to it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def hear(self) -> str:
+        """Return the next answer. Ray prints lines of its own."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("> "):
+                return line[2:].rstrip("\n")
+        raise AssertionError(f"the cluster's process has ended: {self.process.wait()}")
+
+
+@contextmanager
+def ray_cluster(environment: Environment) -> Iterator[RayCluster]:
+    """Start a cluster whose workers are of ``environment``; what is left of it at the end is killed."""
+    scratch = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets have long names below it
+    kept = environment.variables() | {"RAY_TMPDIR": scratch}
+    process = subprocess.Popen(
+        [str(environment.root / "bin" / "python"), __file__],
+        cwd=environment.root, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    started = RayCluster(process)
+    try:
+        with process:  # at the end its input is closed, and so it ends
+            started.address = started.hear()
+            yield started
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main() -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **store})
+    second = cluster.add_node(num_cpus=1, **store)
+    try:
+        print("> " + cluster.address, flush=True)
+        for line in sys.stdin:
+            command, *words = line.split()
+            if command == "kill":
+                cluster.remove_node(second, allow_graceful=False)
+                print("> killed", flush=True)
+            elif command == "dataset":
+                print("> " + _dataset(cluster.address, *words), flush=True)
+            elif command == "serve":
+                print("> " + _serve(cluster.address, *words), flush=True)
+            elif command == "health":
+                print("> " + _health(*words), flush=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def _dataset(address: str, package: str, directory: str) -> str:
+    """Run the class for Ray Data over the files of a directory; return labels, and what an actor's own plan is."""
+    from importlib import import_module
+
+    import ray
+
+    ray.init(address=address, log_to_driver=False)
+    predictor = import_module(f"{package}.ray").Predictor
+    files = sorted(str(path) for path in Path(directory).iterdir())
+    found = ray.data.from_items([{"path": path, "number": n} for n, path in enumerate(files)]).map_batches(
+        predictor, **predictor.options(column="path", top_k=1)
+    )
+    rows = sorted(found.take_all(), key=lambda row: row["number"])
+    labels = [row["error"] or row["top"][0]["label"] for row in rows]
+    plans = ray.get([ray.remote(_plan).options(num_cpus=1).remote(package) for _ in range(2)])
+    ray.shutdown()
+    return repr((labels, plans))
+
+
+def _plan(package: str) -> tuple[int, int, str]:
+    """Return how a runner that nobody configured runs in a worker of one CPU, and what Ray set there."""
+    import os
+    from importlib import import_module
+
+    with import_module(package).Runner() as runner:
+        return runner.plan.threads, runner.plan.instances, os.environ["OMP_NUM_THREADS"]
+
+
+def _serve(address: str, package: str, port: str, name: str) -> str:
+    from importlib import import_module
+
+    import ray
+    from ray import serve
+
+    ray.init(address=address, namespace="serve", log_to_driver=False)
+    application = import_module(f"{package}.ray").app({"replicas": 2, "max_latency_ms": 20_000})
+    serve.start(http_options={"port": int(port)})
+    serve.run(application, name=name)
+    return "ready"
+
+
+def _health(name: str) -> str:
+    from ray import serve
+
+    deployments = serve.status().applications[name].deployments
+    return " ".join(sorted(f"{name}={one.replica_states.get('RUNNING', 0)}" for name, one in deployments.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""A wheel on a local Ray cluster of two nodes: nothing is lost, twice or different when a node or a replica dies."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpupack.stages.package import build_wheel, stage_project
+from helpers.fresh_venv import Environment, make_environment
+from helpers.lowered import needs_kernels
+from helpers.native_wheel import native_contents
+from helpers.once import once
+from helpers.ray_cluster import RayCluster, ray_cluster
+from helpers.tiny_wheel import TinyWheel
+from helpers.waiting import wait_until
+
+pytest.importorskip("ray", reason="needs Ray, of the extra dev")
+
+pytestmark = [pytest.mark.slow, needs_kernels]
+
+APPLICATION = f"tested{os.getpid()}"
+"""Its replicas are found among all processes of the host by this name."""
+IMAGES, BROKEN = 2000, 2
+"""One broken image in a thousand."""
+
+
+@pytest.fixture(scope="module")
+def environment(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    def make(root: Path) -> None:
+        scratch = tmp_path_factory.mktemp("on-ray")
+        staged = stage_project(native_contents(tiny, scratch), scratch / "project")
+        make_environment(root, build_wheel(staged, scratch / "dist").path)
+
+    return Environment(once(tmp_path_factory, "on-ray-venv", make))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos that take a few milliseconds each to decode, so that there is a middle to kill a node in."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        small = generator.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((900, 600)).save(root / f"{number:04}.jpg", quality=90)
+    for number in range(20, IMAGES):
+        os.link(root / f"{number % 20:04}.jpg", root / f"{number:04}.jpg")
+    for number in range(BROKEN):
+        path = root / f"{700 * number + 33:04}.jpg"
+        path.unlink()
+        path.write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture
+def cluster(environment: Environment) -> Iterator[RayCluster]:
+    with ray_cluster(environment) as started:
+        yield started
+
+
+def run_of(environment: Environment, *arguments: str) -> dict[str, Any]:
+    return environment.json("tiny-int8", "batch", *arguments)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_node_that_dies_costs_no_image_and_changes_no_byte(
+    environment: Environment, images: Path, cluster: RayCluster, tmp_path: Path
+) -> None:
+    arguments = ("--from", str(images), "--rows-per-file", "50", "--to")
+    alone = run_of(environment, *arguments, str(tmp_path / "alone"))
+    assert (alone["inputs"], alone["unreadable"], alone["files"]) == (IMAGES, BROKEN, IMAGES // 50)
+
+    out = tmp_path / "ray"
+    command = [str(environment.root / "bin" / "tiny-int8"), "batch", *arguments, str(out), "--json"]
+    running = subprocess.Popen(
+        [*command, "--address", cluster.address],
+        env=environment.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: len(list(out.glob("part-*"))) >= 2 or running.poll() is not None)
+    assert cluster.tell("kill") == "killed"
+    before = len(list(out.glob("part-*")))
+    stdout, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    found = json.loads(stdout)
+    assert before < IMAGES // 50, "the node died too late to prove anything"
+    assert (found["inputs"], found["computed"], found["processes"]) == (IMAGES, IMAGES, 2)
+    assert found["alone_per_s_per_core"] > 0
+    assert contents(out) == contents(tmp_path / "alone")
+
+    # The same run again has nothing to do, and another one is not begun there.
+    assert run_of(environment, *arguments, str(out), "--address", cluster.address)["computed"] == 0
+    refused = environment.run("tiny-int8", "batch", *arguments, str(out), "--top-k", "1", "--address", cluster.address)
+    assert refused.returncode == 2
+    assert "holds the output of another run, which differs in the --top-k" in refused.stderr
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_a_cluster_that_cannot_be_used_is_said_and_nothing_is_written(
+    environment: Environment, images: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there
+        port = taken.getsockname()[1]
+        for address, code, why in [
+            (f"127.0.0.1:{port}", 3, "no Ray cluster at --address"),
+            ("nowhere", 2, "expected auto, local, or HOST:PORT"),
+            ("ray://127.0.0.1:10001", 2, "ray job submit"),
+        ]:
+            out = tmp_path / "out"
+            done = environment.run("tiny-int8", "batch", "--from", str(images), "--to", str(out), "--address", address)
+            assert done.returncode == code, done.stderr
+            assert why in done.stderr
+            assert "Traceback" not in done.stderr
+            assert not out.exists()
+
+
+def test_a_dataset_of_ray_and_a_runner_that_sees_its_share(
+    environment: Environment, images: Path, cluster: RayCluster, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for number in (0, 1, 33, 4):
+        shutil.copy(images / f"{number:04}.jpg", few / f"{number:04}.jpg")
+    labels, plans = ast.literal_eval(cluster.tell(f"dataset tiny_int8 {few}"))
+    names = [str(path) for path in sorted(few.iterdir()) if path.name != "0033.jpg"]
+    predicted = environment.json("tiny-int8", "predict", "--top-k", "1", *names)["predictions"]
+    expected = [one["top"][0]["label"] for one in predicted]
+    assert [labels[0], labels[1], labels[2]] == expected
+    assert "not an image" in labels[3]
+    assert plans == [(1, 1, "1"), (1, 1, "1")]  # one CPU each, however many the host has
+
+
+def test_a_replica_that_dies_loses_no_request(environment: Environment, images: Path, cluster: RayCluster) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert cluster.tell(f"serve tiny_int8 {port} {APPLICATION}") == "ready"
+    client = [str(environment.root / "bin" / "tiny-int8"), "bench", "--server", f"http://127.0.0.1:{port}"]
+    options = ["--rate", "8", "--duration", "12", "--max-latency-ms", "20000", "--json"]
+    running = subprocess.Popen(
+        [*client, *options], env=environment.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: running.poll() is not None or len(replicas()) == 2)
+    try:
+        running.wait(4.0)
+    except subprocess.TimeoutExpired:  # it is in the middle
+        os.kill(replicas()[0], signal.SIGKILL)
+    stdout, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    found = json.loads(stdout)
+    assert found["failed"] == 0, found["errors"]  # 200, 429 or 503: every request has got an answer
+    assert found["answered"] + found["refused"] == found["requests"]
+    assert found["answered"] > found["requests"] / 2
+    wait_until(lambda: cluster.tell(f"health {APPLICATION}") == "tiny-int8-front=2 tiny-int8=2")
+
+
+def replicas() -> list[int]:
+    """Return the processes of the replicas of this test's application."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (directory / "cmdline").read_bytes().decode()
+        except OSError:  # it has ended
+            continue
+        if title.startswith(f"ray::ServeReplica:{APPLICATION}:") and "-front" not in title:
+            found.append(int(directory.name))
+    return found

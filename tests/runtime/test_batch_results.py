@@ -1,0 +1,63 @@
+"""Which columns each kind of task writes: those of ``predict --json``, and null for an input that has no result."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_task_results import present
+
+from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.tasks.raw import Raw
+from cpupack.runtime.tasks.spec import SETTINGS
+
+pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
+pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")
+
+from cpupack.runtime.batch.results import Outcome, schema_of, table_of  # noqa: E402 - after the check for pyarrow
+
+RANDOM = np.random.default_rng(0).standard_normal
+BOXES = {"boxes": [[0.1, 0.1, 0.9, 0.9], [0.2, 0.2, 0.4, 0.4]], "scores": [[0.9, 0.1], [0.1, 0.8]]}
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "multilabel": (RANDOM(4), {}),
+    "regression": (RANDOM(2), {"units": ["m", "s"]}),
+    "embedding": (RANDOM(6), {}),
+    "segmentation": (RANDOM((3, 8, 8)), {}),
+    "detection": (BOXES, {"scores": "probabilities", "box_format": "xyxy"}),
+    "keypoints": (RANDOM((2, 8, 8)), {}),
+    "image": (RANDOM((3, 8, 8)), {}),
+    "raw": ({"one": RANDOM((2, 3)), "two": RANDOM(())}, {}),
+}
+
+
+def signature(output: Any) -> Signature:
+    outputs = output if isinstance(output, dict) else {"output": output}
+    specs = tuple(OutputSpec(name, np.asarray(value).shape) for name, value in outputs.items())
+    return Signature((TensorSpec("input", (3, 8, 8)),), specs)
+
+
+def test_there_is_a_case_for_each_kind() -> None:
+    assert set(KINDS) | {"classification"} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_holds_what_predict_prints(kind: str, tmp_path: Path) -> None:
+    output, settings = KINDS[kind]
+    result, of = present(kind, output, **settings), signature(output)
+    schema = schema_of(kind, of, pa.string(), {"cpupack.run": "x"})
+    table = table_of(kind, of, [Outcome("a", result), Outcome("b", None, "broken")], schema)
+    pq.write_table(table, tmp_path / "t.parquet")
+    good, bad = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    expected = result.to_dict()
+    for name in ("png", "mask_png"):
+        if name in expected:
+            expected[name] = base64.b64decode(expected[name])
+    if isinstance(result, Raw):  # in C order, with the shape beside it
+        expected = {"outputs": {name: np.ravel(value).tolist() for name, value in result.items()}}
+        expected["outputs"]["two"] = expected["outputs"]["two"][0]
+        assert schema.field("outputs").type.field("one").metadata == {b"shape": b"[2, 3]"}
+    assert good == {"id": "a", "error": None, **expected}
+    assert bad == {"id": "b", "error": "broken", **dict.fromkeys(expected)}

@@ -1,0 +1,165 @@
+"""What runs on Ray, without a cluster: the class for Ray Data, the pool, the arguments of the application."""
+
+from __future__ import annotations
+
+import io
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpupack.runtime.errors import HostError, InputError
+from cpupack.runtime.on_ray import versions
+from cpupack.runtime.on_ray.app_options import AppOptions, read_arguments
+from cpupack.runtime.on_ray.pool import NodeFacts, Pool, Setting, make_pool
+from cpupack.runtime.runner import Runner
+
+pytest.importorskip("ray", reason="needs Ray, of the extra dev")
+
+
+def node(name: str, cpus: int, threads: int = 1, instances: int | None = None) -> NodeFacts:
+    return NodeFacts(name, name, cpus, threads, cpus // threads if instances is None else instances, 8)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "expected"),
+    [
+        ([node("a", 4), node("b", 4)], {}, Pool(2, 4, {"a": Setting(1, 4, 8), "b": Setting(1, 4, 8)})),
+        ([node("a", 4), node("b", 16)], {}, Pool(5, 4, {"a": Setting(1, 4, 8), "b": Setting(1, 4, 8)})),
+        ([node("a", 4), node("b", 6)], {}, Pool(5, 2, {"a": Setting(1, 2, 8), "b": Setting(1, 2, 8)})),
+        # Eight cores with SMT: sixteen CPUs for Ray, and eight instances.
+        ([node("a", 16, 1, 8)], {}, Pool(1, 16, {"a": Setting(1, 8, 8)})),
+        # Four threads do not fit into a share of two CPUs.
+        ([node("a", 8, 4), node("b", 2, 1)], {}, Pool(5, 2, {"a": Setting(2, 1, 8), "b": Setting(1, 2, 8)})),
+        ([node("a", 8)], {"threads": 2, "instances": 2, "batch_size": 1}, Pool(2, 4, {"a": Setting(2, 2, 1)})),
+        ([node("a", 8)], {"instances": 3}, Pool(2, 3, {"a": Setting(1, 3, 8)})),
+    ],
+)
+def test_actors_have_one_size_and_leave_no_cpu_idle(
+    nodes: list[NodeFacts], given: dict[str, int], expected: Pool
+) -> None:
+    assert make_pool(nodes, **given) == expected
+
+
+def test_an_actor_that_fits_nowhere_is_an_error() -> None:
+    with pytest.raises(HostError, match="an actor of 16 CPUs fits on no node; the largest one has 8"):
+        make_pool([node("a", 8), node("b", 4)], threads=4, instances=4)
+
+
+def test_arguments_of_the_application() -> None:
+    assert read_arguments({"max_latency_ms": "50", "replicas": "2", "cpus": 4.0}) == AppOptions(50.0, 4, replicas=2)
+    for arguments, why in [
+        ({"max_latency": 5}, "unknown argument max_latency; there are max_latency_ms, cpus"),
+        ({"cpus": "1.5"}, "cpus is '1.5'; expected a whole number"),
+        ({"cpus": 1.5}, "cpus is 1.5; expected a whole number"),
+        ({"cpus": True}, "cpus is True; expected a whole number"),
+        ({"max_latency_ms": "fast"}, "max_latency_ms is 'fast'; expected a number"),
+        ({"max_latency_ms": "nan"}, "max_latency_ms nan"),
+        ({"replicas": 0}, "replicas 0"),
+        ({"replicas": 2, "max_replicas": 3}, "leave out min_replicas and max_replicas"),
+        ({"min_replicas": 20}, "min_replicas is 20, above max_replicas, 10"),
+        ({"cpus": 2, "threads": 4}, "4 threads x 1 instances need more than the 2 cpus"),
+    ]:
+        with pytest.raises(InputError) as error:
+            read_arguments(arguments)
+        assert why in str(error.value)
+
+
+def test_a_promise_shorter_than_the_way_through_ray_is_refused() -> None:
+    from cpupack.runtime.on_ray.replica import RAY_MS, own_promise_s
+
+    assert own_promise_s(None) is None
+    assert own_promise_s(RAY_MS + 75.0) == 0.075
+    with pytest.raises(HostError, match="5 ms cannot be held: Ray's proxy and fronts alone take"):
+        own_promise_s(5.0)
+
+
+def test_ray_must_be_there_and_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions.require_ray("tiny")
+    for found, why in (("2.9.3", "ray 2.9.3 is too old: tiny needs 2.60 or newer"), ("1.13", "ray 1.13 is too old")):
+        monkeypatch.setattr(metadata, "version", lambda _, found=found: found)
+        with pytest.raises(HostError, match=why):
+            versions.require_ray("tiny")
+    monkeypatch.setattr(metadata, "version", lambda _: "3.0.0")
+    versions.require_ray("tiny")
+    monkeypatch.setattr(versions, "_MODULES", {"no_such_module": "ray[data]"})
+    with pytest.raises(HostError, match=r"Ray is here without ray\[data\].*pip install 'tiny\[ray\]'"):
+        versions.require_ray("tiny")
+
+    def missing(_: str) -> str:
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(HostError, match=r"Ray, which is not installed; run: pip install 'tiny\[ray\]'"):
+        versions.require_ray("tiny")
+
+
+def test_the_metrics_of_serve_are_read_with_their_labels() -> None:
+    from cpupack.runtime.on_ray.ray_metrics import samples
+    from cpupack.runtime.serve.metrics import Metrics
+
+    metrics = Metrics()
+    metrics.requests.add("predict", "200")
+    metrics.queue.observe(0.003)
+    found = {(name, *labels.items()): value for name, labels, value in samples(metrics.text())}
+    assert found["cpupack_requests_total", ("route", "predict"), ("code", "200")] == 1.0
+    assert found["cpupack_queue_seconds_bucket", ("le", "0.004")] == 1.0
+    assert found["cpupack_queue_seconds_bucket", ("le", "+Inf")] == 1.0
+    assert found["cpupack_queue_seconds_sum",] == 0.003
+    assert not any(name.startswith("process_") for name, *_ in found)
+
+
+def read_only(values: Any) -> np.ndarray:
+    """Return an array as Ray hands it to an actor: a view of shared memory."""
+    array = np.asarray(values)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("engine", ["package_dir", "native_package_dir"])
+def test_batches_that_are_read_only(engine: str, request: pytest.FixtureRequest) -> None:
+    from cpupack.runtime.on_ray.predictor import Predictor
+
+    package_dir: Path = request.getfixturevalue(engine)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    floats = generator.standard_normal((5, 3, 16, 16), np.float32)
+    photos = []
+    for large in generator.integers(0, 256, (5, 24, 30, 3), dtype=np.uint8):
+        out = io.BytesIO()
+        Image.fromarray(large).save(out, "PNG")
+        photos.append(out.getvalue())
+    photos[2] = b"no image"
+
+    class Bound(Predictor):
+        pass
+
+    Bound.package_dir = package_dir
+    with Runner(package_dir, batch_size=2) as runner:
+        for batch in (pixels, floats):
+            assert np.array_equal(runner(read_only(batch)), runner(batch.copy()))
+            assert np.array_equal(runner(read_only(batch)[::-1]), runner(batch[::-1].copy()))
+
+        def top(row: Any) -> Any:
+            return runner.answers.facts(runner.present(row, None, 5))["top"]
+
+        expected = {"pixels": [top(row) for row in runner(pixels)], "floats": [top(row) for row in runner(floats)]}
+        expected["photos"] = [
+            None if photo == b"no image" else runner.answers.facts(runner.predict(photo))["top"] for photo in photos
+        ]
+    columns = {"pixels": pixels, "floats": floats, "photos": np.array(photos, object)}
+    for column, values in columns.items():
+        predictor = Bound(column=column)
+        table = predictor({"name": read_only(["a", "b", "c", "d", "e"]), column: read_only(values)})
+        assert table.column_names == ["name", "error", "top"]
+        assert table.column("top").to_pylist() == expected[column]
+        assert [each is None for each in table.column("error").to_pylist()] == [
+            n != 2 or column != "photos" for n in range(5)
+        ]
+        with pytest.raises(InputError, match="has no column"):
+            predictor({"other": values})
+        with pytest.raises(InputError, match="columns of the names of results: error"):
+            predictor({"error": values, column: values})
