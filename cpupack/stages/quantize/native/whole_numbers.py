@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from cpupack.graph.tags import ROWS_IN
 from cpupack.runtime.signature import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
@@ -58,6 +59,11 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     Returns None for a call that computes in float32 what it reads, whatever that was. Raises Refusal.
     """
     make = _LOWERED_BY.get(node.target)
+    whole = not b.calls.takes_floats(node) or node.meta.get("dtype") != torch.float32
+    if node.target in _PLAIN and node.meta.get("dtype") == torch.float32:
+        return None  # of what is computed in float32, whatever it reads
+    if not whole and node.target not in _OF_FLOATS:
+        return None
     if make is None and node.target in LOOK_UPS:
         return LOOK_UPS[node.target](b, node)
     if make is None:
@@ -120,7 +126,7 @@ def _is_input(b: Builder, node: fx.Node) -> bool:
     """Whether values are whole numbers that the caller gave as float32: they are as they stand."""
     while node.op != "placeholder" and b.calls.rearranges(node):
         node = node.all_input_nodes[0]
-    return node.op == "placeholder" and bool(b.calls.takes_rows)
+    return node.op == "placeholder" and bool(node.meta.get(ROWS_IN))
 
 
 def _compare(b: Builder, node: fx.Node) -> View:
@@ -197,6 +203,17 @@ def _any(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
 
 
 # ---- choices ----
+
+
+def hidden_by(b: Builder, mask: Operand) -> Operand:
+    """Return what is added to scores for a mask of truth values: 0 where it is true, -inf where it hides."""
+    if isinstance(mask, Fixed):
+        return Fixed(torch.zeros(mask.values.shape).masked_fill(mask.values == 0, -math.inf))
+    code = [
+        Instruction(Function.NUMBER, 2, number=-math.inf), Instruction(Function.NUMBER, 3),
+        Instruction(Function.SELECT, 2, 0, 3), Instruction(Function.COPY, 0, 2),
+    ]  # fmt: skip
+    return _once(b, mask, code).expanded(mask.shape)
 
 
 def _where(b: Builder, node: fx.Node) -> View:
@@ -304,6 +321,8 @@ def _named(*names: str) -> list[Any]:
     return found
 
 
+_PLAIN = (torch.add, torch.sub, torch.mul, torch.sum)
+_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
 _REDUCING = ("sum", "any", "all")
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(_named("to", "type_as", "_to_copy"), _convert),
