@@ -14,6 +14,7 @@ enum cpupack_code {
     CPUPACK_ERROR_THREADS = 5,
     CPUPACK_BUSY = 6,
     CPUPACK_CLOSED = 7,
+    CPUPACK_ERROR_INDEX = 8,
 };
 
 /* Run `program` on `batch` samples. Returns 0, or a code for cpupack_error. Several threads may call it at once: each

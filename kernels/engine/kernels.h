@@ -74,6 +74,7 @@ struct worker {
     int32_t *sums;    /* BLOCK x BLOCK */
     struct row *rows; /* PAIRS_AT_ONCE x BLOCK */
     uint8_t *scratch; /* SCRATCH_BYTES */
+    int lost;         /* 1 after a number that a table does not have */
 };
 
 #define TILE 16         /* rows or columns of a tile */

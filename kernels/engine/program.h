@@ -45,6 +45,7 @@ enum cpupack_op {
     OP_FLOAT_CODES = 25,     /* rows as codes, each with a scale of its own (cpupack_row_scale); the walk's kind is a
                                 norm that is applied first, or -1 */
     OP_FLOAT_ATTENTION = 26, /* softmax(queries x keys * scale + mask) x values; has a cpupack_attention at `weights` */
+    OP_FLOAT_LOOKUP = 27,    /* rows of a table of constants: see below cpupack_attention */
 };
 
 enum cpupack_flag {
@@ -156,7 +157,13 @@ struct cpupack_attention {
     int32_t causal; /* 1: row i sees the columns up to i alone */
     struct cpupack_heads out, queries, keys, values, mask;
     int32_t mask_column;
+    int32_t unseen_is_nan; /* what a row is that sees no column: 0 for zeros, 1 for what is no number */
 };
+
+/* OP_FLOAT_LOOKUP: the last size of the walk is a row of the table, of which the first operand has the number. `runs`
+ * rows are at `scales`: float32, or with kind 1 int8 at `table`, each row times its factor at `scales`. The row of a
+ * number that the table does not have is no number, and the call fails with CPUPACK_ERROR_INDEX.
+ */
 
 #define CPUPACK_LONGEST_ROW 65536 /* codes of such a row: their sums fit into 32 bits */
 
@@ -191,6 +198,7 @@ enum cpupack_function {
     FUNCTION_NUMBER = 27,
     FUNCTION_GELU = 28,      /* a * (1 + erf(a / root of 2)) / 2 */
     FUNCTION_GELU_TANH = 29, /* its approximation by tanh */
+    FUNCTION_SELECT = 30,    /* b where a is not 0, else what the register `to` had */
 };
 
 enum cpupack_reduction {

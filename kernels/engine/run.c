@@ -22,6 +22,8 @@ const char *cpupack_error(int code) {
         return "another call runs in this session";
     case CPUPACK_CLOSED:
         return "the session is closed";
+    case CPUPACK_ERROR_INDEX:
+        return "an input has a number for which the model's table (an embedding) has no row";
     default:
         return "unknown error";
     }
@@ -281,7 +283,7 @@ static int run_held(struct session *session, const uint8_t *program, int64_t byt
         return code;
     job->context = context;
     run_team(session->team, run_job, job);
-    return CPUPACK_OK;
+    return team_is_lost(session->team) ? CPUPACK_ERROR_INDEX : CPUPACK_OK;
 }
 
 static int run(struct session *session, const uint8_t *program, int64_t bytes, struct job *job, int64_t batch,
@@ -343,6 +345,8 @@ int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *inpu
         return CPUPACK_ERROR_INPUT;
     job.context = context;
     run_team(session->team, run_job, &job);
+    if (team_is_lost(session->team))
+        return CPUPACK_ERROR_INDEX;
     const size_t row = (size_t)(out->width * out->pixel);
     for (int64_t sample = 0; sample < batch; sample++)
         for (int64_t y = 0; y < out->height; y++, codes += row)

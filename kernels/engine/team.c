@@ -188,6 +188,15 @@ void end_team(struct team *team) {
 
 int team_size(const struct team *team) { return team->size; }
 
+int team_is_lost(struct team *team) {
+    int lost = 0;
+    for (int i = 0; i < team->size; i++) {
+        lost |= team->members[i].worker.lost;
+        team->members[i].worker.lost = 0; /* `change` releases it to the member, as it does the next job */
+    }
+    return lost;
+}
+
 void run_team(struct team *team, team_work *work, void *argument) {
     struct worker *leader = &team->members[0].worker;
     if (team->size == 1) {

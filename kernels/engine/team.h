@@ -17,6 +17,8 @@ void end_team(struct team *team);
 int team_size(const struct team *team);
 /* Run `work` on every member; returns when all have finished. Only the leader may call it. */
 void run_team(struct team *team, team_work *work, void *argument);
+/* Whether a member has met a number that a table does not have since this was last asked. Only the leader may ask. */
+int team_is_lost(struct team *team);
 /* Wait for all members. Each of them calls it from within the work. */
 void meet(struct team *team, struct worker *worker);
 

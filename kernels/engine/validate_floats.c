@@ -76,7 +76,7 @@ int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, i
         for (int j = 0; j < 3; j++)
             if (registers[j] < 0 || registers[j] >= CPUPACK_REGISTERS)
                 return 0;
-        if (each.function < 0 || each.function > FUNCTION_GELU_TANH)
+        if (each.function < 0 || each.function > FUNCTION_SELECT)
             return 0;
     }
     return 1;
@@ -175,6 +175,19 @@ static int gather_fits(const struct float_layer *layer, const struct cpupack_wal
             return 0;
     }
     return 1;
+}
+
+/* Whether the rows of a table are there. Which of them are read, the values of a call say: the kernel checks these. */
+static int lookup_fits(const struct float_layer *layer, const struct cpupack_walk *walk, int64_t values) {
+    const int last = DIMENSIONS - 1;
+    const int64_t rows = layer->spec->runs, width = walk->sizes[last];
+    if (rows < 1 || (walk->kind != 0 && walk->kind != 1) || walk->in_steps[last] != 0 ||
+        (walk->out_steps[last] != 1 && width != 1) || !out_fits(walk, DIMENSIONS, values))
+        return 0;
+    if (walk->kind == 0)
+        return rows * width <= constants_from(layer, layer->spec->scales);
+    return rows <= constants_from(layer, layer->spec->scales) && layer->spec->table >= 0 &&
+           rows * width <= layer->bytes - layer->spec->table;
 }
 
 static int quantize_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
@@ -285,6 +298,8 @@ int float_layer_fits(const struct float_layer *layer) {
         return windows_fit(layer, &walk, values);
     case OP_FLOAT_GATHER:
         return gather_fits(layer, &walk, values);
+    case OP_FLOAT_LOOKUP:
+        return ends(&walk, 0, DIMENSIONS, values) && in_fits(&walk, given) && lookup_fits(layer, &walk, values);
     case OP_FLOAT_CODES:
         return row_codes_fit(layer, &walk);
     }

@@ -161,6 +161,7 @@ FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.GELU: lambda a, _b, _n: gelu(a),
     Function.GELU_TANH: lambda a, _b, _n: gelu_tanh(a),
 }
+"""All but ``SELECT``."""
 
 
 def run(code: Sequence[Instruction], one: Array, two: Array | None = None) -> Array:
@@ -169,6 +170,9 @@ def run(code: Sequence[Instruction], one: Array, two: Array | None = None) -> Ar
     registers = [one, zero if two is None else two, zero, zero]
     with np.errstate(all="ignore"):
         for each in code:
+            if each.function is Function.SELECT:  # the only one that reads the register it writes
+                registers[each.to] = np.where(registers[each.a] != 0, registers[each.b], registers[each.to])
+                continue
             registers[each.to] = f4(
                 FUNCTIONS[each.function](registers[each.a], registers[each.b], np.float32(each.number))
             )
@@ -298,8 +302,9 @@ def exp_below_zero(x: Array) -> Array:
 
 
 def attention(
-    queries: Array, keys: Array, values: Array, scale: float, mask: Array | None = None, *, causal: bool = False
-) -> Array:
+    queries: Array, keys: Array, values: Array, scale: float, mask: Array | None = None, *, causal: bool = False,
+    unseen: float = 0.0,
+) -> Array:  # fmt: skip
     """Return softmax(queries x keys * scale + mask) x values in the kernel's order."""
     scores = f4(_sums(queries, keys.swapaxes(-1, -2)) * np.float32(scale))
     if mask is not None:
@@ -311,7 +316,7 @@ def attention(
         shifted = hidden - np.where(largest > -np.inf, largest, np.float32(0.0))
     powers = np.where(seen, exp_below_zero(shifted), np.float32(0.0))
     sums = row_sum(powers)[..., None]
-    factors = np.where(sums > 0, _ONE / np.where(sums > 0, sums, _ONE), np.float32(0.0))
+    factors = np.where(sums > 0, _ONE / np.where(sums > 0, sums, _ONE), np.float32(unseen))
     factors = np.where(np.isnan(shifted).any(-1, keepdims=True), np.float32(np.nan), factors)
     return f4(_sums(powers, values) * factors)
 

@@ -359,7 +359,41 @@ def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 
     return net
 
 
+def look_ups() -> Net:
+    """Rows of tables in float32 and in int8, by numbers in any order of memory, the first and the last row included."""
+    random = np.random.default_rng(8)
+    net = Net(random.integers(0, 41, (3, 35)).astype(np.float32))
+    net.samples[:, :2] = 0, 40
+    view, ids = net.view((5, 7))
+    for width in (1, 33, 64):
+        table = normal(41, width, seed=width)
+        codes, scales = random.integers(-128, 128, (41, width)).astype(np.int8), np.abs(normal(41, seed=3))
+        for order in ((0, 1), (1, 0)):
+            at = ids.transpose(0, 1 + order[0], 1 + order[1]).astype(np.int64)
+            net.result(net.floats.look_up(view.permuted(order), table, None), table[at])
+            net.result(
+                net.floats.look_up(view.permuted(order), codes, scales),
+                (codes.astype(np.float32) * scales[:, None])[at],
+            )
+    return net
+
+
+def unseen() -> Net:
+    """Attention with masks that hide every column from some rows: zeros, or what is no number."""
+    net = Net(normal(2, 3 * 7 * 5 + 7 * 7))
+    views = [net.view((1, 7, 5), 35 * place) for place in range(3)]
+    mask = np.where(np.arange(7)[:, None] % 3 == 0, np.float32(-np.inf), np.float32(0.25)).repeat(7, 1)
+    for nan in (False, True):
+        heads = Heads(*(view for view, _ in views), 0.5, (Fixed(torch.from_numpy(mask)),), unseen_is_nan=nan)
+        q, k, v = (x for _, x in views)
+        expected = reference.attention(q, k, v, 0.5, mask, unseen=np.nan if nan else 0.0)
+        net.result(append_heads(net.floats, heads), expected)
+    return net
+
+
 NETS: dict[str, Callable[[], Net]] = {
+    "look-ups": look_ups,
+    "attention to nothing": unseen,
     "functions": functions,
     "orders": orders,
     **{f"reductions of {n}": lambda n=n: reductions(n) for n in (1, 31, 33, 300)},
@@ -529,12 +563,28 @@ def test_a_layers_values_can_be_seen() -> None:
     same_bytes(seen, net.expected[0])
 
 
+@pytest.mark.parametrize("number", [-1.0, 3.0, 1e9, -np.inf, np.nan])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_number_beyond_a_table_is_an_error_and_the_next_call_works(number: float, threads: int) -> None:
+    net = Net(np.zeros((4, 5)))
+    view, _ = net.view((5,))
+    table = normal(3, 8)
+    net.result(net.floats.look_up(view, table, None), table[np.zeros((4, 5), np.int64)])
+    inputs, program = net.tensors()
+    library.set_threads(threads)
+    wrong = inputs.clone()
+    wrong[3, 4] = number
+    with pytest.raises(RuntimeError, match="has no row"):
+        torch.ops.cpupack.run_1(wrong, program, net.program.outputs)
+    same_bytes(torch.ops.cpupack.run_1(inputs, program, net.program.outputs).numpy(), net.expected[0])
+
+
 # --- damaged programs
 
 DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
-    "linear 7, 64, 33", "attention of 13, 7, 5, 3",
+    "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
 )  # fmt: skip
 DAMAGE = """
 import sys

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from cpupack.graph.hiding import hiding_calls, ordinary
 from cpupack.graph.chains import residual_summands
 
 Record = Callable[[str, Any, nn.Module | None], None]
@@ -22,10 +23,11 @@ class RecordedGraph:
         self._module = module
         self._summands = residual_summands(module)
         self._late = {node for summands in self._summands.values() for node in summands}
+        self._hiding = hiding_calls(module)
 
     def run(self, batch: torch.Tensor, record: Record) -> Any:
         """Run one batch and return the model's output."""
-        return _Interpreter(self._module, record, self._summands, self._late).run(batch)
+        return _Interpreter(self._module, record, self._summands, self._late, self._hiding).run(batch)
 
 
 class _Interpreter(fx.Interpreter):
@@ -35,16 +37,18 @@ class _Interpreter(fx.Interpreter):
         record: Record,
         summands: dict[fx.Node, tuple[fx.Node, ...]],
         late: set[fx.Node],
+        hiding: set[fx.Node],
     ) -> None:
         super().__init__(module)
-        self._record, self._summands, self._late = record, summands, late
+        self._record, self._summands, self._late, self._hiding = record, summands, late, hiding
 
     def run_node(self, n: fx.Node) -> Any:
         for summand in self._summands.get(n, ()):
             self._record_summand(n, summand)  # before the call, which may change the summand in place
         value = super().run_node(n)
         if n.op not in {"output", "get_attr"} and n not in self._late:
-            self._record(n.name, value, self._called(n))
+            hides = n in self._hiding and isinstance(value, torch.Tensor) and value.is_floating_point()
+            self._record(n.name, ordinary(value) if hides else value, self._called(n))
         return value
 
     def _record_summand(self, add: fx.Node, summand: fx.Node) -> None:

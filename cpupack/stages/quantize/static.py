@@ -23,6 +23,7 @@ from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
+from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.rows import laying_calls
@@ -90,7 +91,7 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
-    laying = laying_calls(graph)
+    laying, hiding = laying_calls(graph), hiding_calls(graph)
 
     def moves_no_floats(node: fx.Node) -> bool:
         moved = node.target in SHAPES and node.meta.get("shape") is not None
@@ -98,6 +99,7 @@ def quantize_fx(
 
     wrong = (
         laying.__contains__,
+        hiding.__contains__,
         moves_no_floats,
         is_wrong_arithmetic(target.engine),
         is_wrong_pooling(graph, target.engine),

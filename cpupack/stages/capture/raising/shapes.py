@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx
 
+from cpupack.stages.capture.export import is_dynamic
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
 
 
@@ -323,7 +324,62 @@ def _channel_shuffle(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(torch.reshape, x, (-1, channels, *rest))
 
 
+def _index(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """An index that takes every sample in turn, and constants of each: the same constants of every sample.
+
+    ``mask[torch.arange(batch)[:, None, None, None], positions]`` is how masks are laid out under ``torch.vmap``.
+    """
+    indices = list(a["indices"])
+    if len(indices) < 2 or not all(isinstance(each, fx.Node) for each in indices) or not _counts_samples(indices[0]):
+        raise NotRaised
+    constants = [r.tensor(each) for each in indices[1:]]
+    rank = len(r.shape(indices[0]))
+    if any(each is None or each.dtype not in (torch.int64, torch.int32) for each in constants):
+        raise NotRaised
+    found = []
+    for each in constants:
+        assert each is not None
+        whole = each.reshape(*[1] * (rank - each.ndim), *each.shape)
+        if whole.ndim != rank or whole.shape[0] != 1:
+            raise NotRaised
+        found.append(r.attribute(whole[0], r.node.name))
+    return r.call(torch.ops.aten.index.Tensor, r.activation(a["self"]), [None, *found], word="index")
+
+
+def _counts_samples(node: fx.Node) -> bool:
+    """Whether a tensor ``(batch, 1, ...)`` has the numbers of the samples, from 0 on."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not value.ndim or any(size != 1 for size in value.shape[1:]):
+        return False
+    batch = value.shape[0]
+    while node.op == "call_function" and (_name_of(node) in _SAME_ORDER or _is_whole_slice(node)):
+        source = node.args[0]
+        if not isinstance(source, fx.Node):
+            return False
+        node = source
+    if _name_of(node) != "arange" or not is_dynamic(batch):
+        return False
+    arguments = [each for each in node.args if not isinstance(each, torch.dtype)]
+    ends = [each.meta["val"] if isinstance(each, fx.Node) else each for each in arguments]
+    return len(ends) == 1 or (ends[0] == 0 and len(ends) == 2)
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    """Whether a slice takes all there is along the first dimension."""
+    bounds = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
+    return _name_of(node) == "slice" and bounds[:2] in {(0, 0), (0, None)} and bounds[2] in {None, 2**63 - 1}
+
+
+_SAME_ORDER = ("view", "reshape", "unsqueeze", "expand", "alias", "clone", "contiguous", "to", "_to_copy")
+
+
+def _name_of(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else schema.name.removeprefix("aten::")
+
+
 HANDLERS: dict[str, Any] = {
+    "index": _index,
     **dict.fromkeys(
         ("detach", "clone", "contiguous", "alias", "lift", "lift_fresh", "lift_fresh_copy", "identity", "positive"),
         _same,

@@ -51,7 +51,7 @@ def written_out(b: Builder, node: fx.Node) -> bool:
     masks: list[Fixed | View] = list(found.views)
     if found.fixed is not None:
         masks.append(Fixed(_thin(found.fixed.reshape(shape_of(node)[1:]))))
-    b.floats.values[end] = append_heads(b.floats, Heads(queries, turned, values, found.scale, tuple(masks)))
+    b.floats.values[end] = append_heads(b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True))
     b.absorbed.update([node, *found.nodes][:-1])
     b.tell_float(end, "cpupack::attention")
     return True

@@ -18,7 +18,7 @@ from cpupack.graph.vocabulary import MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
-from cpupack.stages.quantize.native.floats import Floats
+from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
@@ -53,7 +53,8 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``norms`` norms that are computed where their codes are.
-    ``spans`` has for each fact the layers, first to end, that compute it. With
+    ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as what is added
+    to scores. ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
@@ -86,6 +87,8 @@ class Builder:
         self.by_rows = by_rows
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.norms: dict[fx.Node, tuple[View, RowNorm]] = {}
+        self.magnitudes: dict[fx.Node, float] = {}
+        self.hidden: dict[fx.Node, Operand] = {}
         self.quantizes: Callable[[fx.Node], Value] | None = None
         self.facts: list[LayerFact] = []
         self.looks: list[Look | None] = []

@@ -22,6 +22,8 @@ from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads, score_scale
 from cpupack.stages.quantize.native.linear import linear_by_rows
+from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
+from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -33,6 +35,7 @@ from cpupack.stages.quantize.native.walks import (
     regular_steps,
     steps_like,
 )
+from cpupack.stages.quantize.native.whole_numbers import hidden_by, lower_whole_numbers
 
 _ATEN = torch.ops.aten
 
@@ -43,19 +46,21 @@ def lower_float(b: Builder, node: fx.Node) -> None:
     try:
         if calls.is_constant(node) or node.op == "get_attr":
             return
-        if not calls.takes_floats(node):
-            raise calls.refusal(node, "with values that are not float32")
         if _is_fixed(b, node):
             b.floats.values[node] = _fixed(b, node)
             kernel = ""
+        elif is_embedding(b, node):
+            kernel = embed(b, node)
         elif b.is_by_rows(node):
             linear_by_rows(b, node)
             kernel = ""
         elif has_weights(calls, node):
             b.floats.values[node], kernel = with_weights(b, node), "windows"
-        elif calls.rearranges(node):
+        elif calls.rearranges(node) and not is_look_up(b, node):
             _rearrange(b, node)
             kernel = ""
+        elif (whole := lower_whole_numbers(b, node)) is not None:
+            kernel = whole
         elif (code := instructions_of(calls.graph, node)) is not None:
             source = next(each for each in node.all_input_nodes if each.op != "get_attr")
             view = b.floats.view(as_floats(b, source, node))
@@ -75,21 +80,6 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         b.tell_float(node, f"cpupack::{kernel}")
 
 
-def _operand(b: Builder, operand: object, node: fx.Node) -> Operand:
-    """Return what a call reads: a computed value in the shape of a sample, or a constant."""
-    if isinstance(operand, fx.Node) and operand.op != "get_attr":
-        return as_floats(b, operand, node)
-    constant = b.calls.constant(operand)
-    if constant is None:
-        raise b.calls.refusal(node, "with an operand that is no tensor of float32")
-    lead = constant.ndim - len(shape_of(node)) + 1
-    if lead > 0:
-        if constant.shape[:lead].numel() != 1:
-            raise b.calls.refusal(node, "with a constant that differs between samples")
-        constant = constant.reshape(constant.shape[lead:])
-    return Fixed(constant)
-
-
 # ---- constants ----
 
 
@@ -106,7 +96,9 @@ def _fixed(b: Builder, node: fx.Node) -> Fixed:
         if each.op == "get_attr":
             return b.calls.attribute(each)
         fixed = b.floats.values.get(each)
-        return fixed.values.expand(2, *fixed.values.shape) if isinstance(fixed, Fixed) else each.meta["constant"]
+        if not isinstance(fixed, Fixed):
+            return each.meta["constant"]
+        return fixed.values.expand(2, *fixed.values.shape).to(each.meta["dtype"])
 
     args: Any = map_arg(node.args, operand)
     kwargs: Any = map_arg(node.kwargs, operand)
@@ -127,7 +119,7 @@ def _fixed(b: Builder, node: fx.Node) -> Fixed:
 
 def _rearrange(b: Builder, node: fx.Node) -> None:
     """Note a view of the operand's values; where there is none, copy them."""
-    operands = [each for each in node.all_input_nodes if not b.calls.is_constant(each)]
+    operands = [each for each in node.all_input_nodes if not b.calls.is_constant(each) and each.op != "get_attr"]
     if len(operands) != 1:
         raise b.calls.refusal(node, "with a constant operand")
     several = b.float_tuples.get(operands[0])
@@ -215,7 +207,7 @@ def _concatenate(b: Builder, node: fx.Node) -> View:
     axis = argument(node, 1, "dim", 0) % len(shape)
     if axis == 0:
         raise b.calls.refusal(node, "of batches")
-    operands = [_operand(b, part, node) for part in parts_of(node)]
+    operands = [operand_of(b, part, node) for part in parts_of(node)]
     if axis == 1 and b.goes_out(node):  # each part is at the caller what it is here
         first = b.leave(node, math.prod(shape[1:]))
         for operand in operands:
@@ -236,7 +228,7 @@ def _concatenate(b: Builder, node: fx.Node) -> View:
 
 def _expand(b: Builder, node: fx.Node) -> View:
     source = node.args[0]
-    operand = _operand(b, source, node)
+    operand = operand_of(b, source, node)
     return b.floats.view(operand).expanded(tuple(shape_of(node)[1:]))
 
 
@@ -245,7 +237,7 @@ def _expand(b: Builder, node: fx.Node) -> View:
 
 def _binary(b: Builder, node: fx.Node) -> View:
     shape = tuple(shape_of(node)[1:])
-    operands = [_operand(b, each, node) for each in node.args]
+    operands = [operand_of(b, each, node) for each in node.args]
     for each, operand in zip(node.args, operands, strict=True):
         rank = len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0
         if isinstance(operand, View) and rank != len(shape) + 1:
@@ -276,7 +268,7 @@ def _slope(b: Builder, node: fx.Node) -> View:
 def _matmul(b: Builder, node: fx.Node) -> View:
     one, two = node.args[:2]
     ranks = [len(shape_of(each)) if isinstance(each, fx.Node) and each.op != "get_attr" else 0 for each in (one, two)]
-    operands = [_operand(b, each, node) for each in (one, two)]
+    operands = [operand_of(b, each, node) for each in (one, two)]
     if all(ranks) and ranks[0] != ranks[1]:
         raise b.calls.refusal(node, "of tensors with different numbers of dimensions")
     first, second = operands
@@ -346,9 +338,16 @@ def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
                 raise b.calls.refusal(node, "with a mask that differs between samples")
             found = found.reshape(found.shape[lead:])
         return Fixed(found.float())
-    if isinstance(mask, fx.Node) and mask.meta.get("dtype") != torch.float32:
-        raise b.calls.refusal(node, "with a computed mask of truth values")
-    return as_floats(b, mask, node)  # type: ignore[arg-type]  # a call
+    assert isinstance(mask, fx.Node)
+    found = as_floats(b, mask, node)
+    views_of(b, node, found)
+    if mask.meta.get("dtype") == torch.float32:
+        return found
+    if mask.meta.get("dtype") != torch.bool:
+        raise b.calls.refusal(node, "with a mask of whole numbers")
+    if mask not in b.hidden:
+        b.hidden[mask] = hidden_by(b, found)
+    return b.hidden[mask]
 
 
 _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {

@@ -44,7 +44,8 @@ def _shaped(node: fx.Node, view: View) -> View:
     return View(view.buffer, shape, tuple(found), view.first)
 
 
-def _reduced(b: Builder, node: fx.Node, given: Any, kind: Reduction, *, mean: bool = False) -> View:
+def reduced(b: Builder, node: fx.Node, given: Any, kind: Reduction, *, mean: bool = False) -> View:
+    """Append a reduction over the dimensions ``given`` and return it in the shape of the call. Raises Refusal."""
     axes = _axes(b, node, given)
     operand = as_floats(b, node.all_input_nodes[0], node)
     shape = shape_of(node.all_input_nodes[0])[1:]
@@ -54,7 +55,7 @@ def _reduced(b: Builder, node: fx.Node, given: Any, kind: Reduction, *, mean: bo
 
 def _reduction(kind: Reduction, *, mean: bool = False) -> Callable[[Builder, fx.Node], View]:
     def reduce(b: Builder, node: fx.Node) -> View:
-        return _reduced(b, node, argument(node, 1, "dim", None), kind, mean=mean)
+        return reduced(b, node, argument(node, 1, "dim", None), kind, mean=mean)
 
     return reduce
 
@@ -71,7 +72,7 @@ def _norm(b: Builder, node: fx.Node) -> View:
         view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
         absolute = b.floats.map(b.floats.like(view), view, None, [Instruction(Function.ABSOLUTE)])
         return _shaped(node, b.floats.reduce(absolute, _axes(b, node, given), kinds[order]))
-    found = _reduced(b, node, given, kinds[order])
+    found = reduced(b, node, given, kinds[order])
     return found if order == 1.0 else b.floats.map(b.floats.like(found), found, None, [Instruction(Function.ROOT)])
 
 
@@ -133,7 +134,7 @@ def _sum_pooling(b: Builder, node: fx.Node) -> View:
         raise b.calls.refusal(node, "to several positions")
     axes = tuple(range(2, len(shape)))
     largest = target in (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
-    return _reduced(b, node, axes, Reduction.MAXIMUM if largest else Reduction.SUM, mean=not largest)
+    return reduced(b, node, axes, Reduction.MAXIMUM if largest else Reduction.SUM, mean=not largest)
 
 
 REDUCTIONS: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {

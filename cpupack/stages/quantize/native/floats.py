@@ -212,6 +212,20 @@ class Floats:
         self._append(Op.FLOAT_GATHER, out, view, -1, {"weights": walk, "scales": index}, {"scale": fill})
         return out
 
+    def look_up(self, operand: Operand, table: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None) -> View:
+        """Append a look-up of rows of a table ``(rows, width)``, by their numbers; return ``(*numbers, width)``.
+
+        With ``scales`` ``(rows,)`` the table is int8, and a row is its codes times its scale.
+        """
+        view = self.view(operand)
+        (rows, width), out = table.shape, self.new((*view.shape, table.shape[1]))
+        sizes, steps = merged(view.shape, [out.steps[:-1], view.steps])
+        walk = walk_of([(sizes, steps), ([width], [[1], [0]])], [out.first, view.first], kind=scales is not None)
+        constants: dict[str, npt.NDArray[Any]] = {"weights": walk}
+        constants |= {"scales": table} if scales is None else {"scales": scales, "table": table}
+        self._append(Op.FLOAT_LOOKUP, out, view, -1, constants, {"runs": rows})
+        return out
+
     def recur(
         self, operand: Operand, kind: Kind, directions: list[Direction], states: Operand | None = None
     ) -> tuple[View, View, View | None, float]:

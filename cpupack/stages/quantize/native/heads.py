@@ -25,7 +25,7 @@ ATTENTION = np.dtype(
         for of in _OPERANDS
         for name, kind in (("first", ("<i4",)), ("outer", ("<i4", OUTER)), ("step", ("<i4",)))
     ]
-    + [("mask_column", "<i4")]
+    + [("mask_column", "<i4"), ("unseen_is_nan", "<i4")]
 )
 """``struct cpupack_attention``."""
 SCRATCH_VALUES = 1280 * 1024 // 4
@@ -40,7 +40,8 @@ class Heads:
     """Queries ``(*outer, rows, length)``, keys ``(*outer, columns, length)``, values ``(*outer, columns, width)``.
 
     ``masks`` are added to the scores ``(*outer, rows, columns)``, which are multiplied with ``scale`` first. With
-    ``causal`` row i sees the columns up to i alone. The last ``joined`` dimensions of ``outer`` count heads.
+    ``causal`` row i sees the columns up to i alone. A row that sees nothing is zeros, or with ``unseen_is_nan`` no
+    number. The last ``joined`` dimensions of ``outer`` count heads.
     """
 
     queries: View
@@ -49,6 +50,7 @@ class Heads:
     scale: float
     masks: tuple[Operand, ...] = ()
     causal: bool = False
+    unseen_is_nan: bool = False
     joined: int = 1
 
     def in_groups(self, groups: int) -> Heads:
@@ -125,7 +127,7 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     record = np.zeros(1, ATTENTION)
     record["outer"] = [*[1] * (OUTER - len(sizes)), *sizes]
     record["rows"], record["columns"], record["length"], record["width"] = rows, columns, length, width
-    record["causal"] = heads.causal
+    record["causal"], record["unseen_is_nan"] = heads.causal, heads.unseen_is_nan
     for name, view, own in zip(_OPERANDS, each, steps_of, strict=False):
         record[f"{name}_first"], record[f"{name}_step"] = view.first, view.steps[-2]
         record[f"{name}_outer"] = [*[0] * (OUTER - len(sizes)), *own]

@@ -158,7 +158,7 @@ def _included(b: Builder, node: fx.Node, code: list[Instruction]) -> _Included:
             found.last, shape = reader, shape_of(reader)
             found.nodes.append(reader)
             continue
-        if shape_of(reader) != shape:
+        if "shape" not in reader.meta or shape_of(reader) != shape:
             break
         factor = _factor(b, reader, found.last) if not found.code and found.second is None else None
         more = instructions_of(b.calls.graph, reader)

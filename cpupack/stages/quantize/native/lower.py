@@ -16,6 +16,7 @@ from torch import fx, nn
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
+from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
 from cpupack.graph.roots import under_roots
@@ -30,6 +31,7 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
+from cpupack.stages.quantize.native.masks_first import bring_masks_forward
 from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.rows import layers_by_rows
 from cpupack.stages.quantize.native.scores import order_attention
@@ -39,6 +41,7 @@ _SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+_HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
@@ -97,6 +100,7 @@ def lower(
     bring_batches_forward(graph, input_shape)
     order_attention(graph)
     calls = Calls(graph, input_shape)
+    bring_masks_forward(graph)
     kept = {
         node: _SKIPPED
         for node in calls.graph.graph.nodes
@@ -108,6 +112,7 @@ def lower(
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
+    kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, _BY_ROWS)

@@ -66,6 +66,7 @@ class Op(IntEnum):
     RECURRENT = 24
     FLOAT_CODES = 25
     FLOAT_ATTENTION = 26
+    FLOAT_LOOKUP = 27
 
 
 class Flag(IntFlag):

@@ -61,6 +61,7 @@ class Function(IntEnum):
     NUMBER = 27
     GELU = 28
     GELU_TANH = 29
+    SELECT = 30
 
 
 class Reduction(IntEnum):

@@ -1,0 +1,344 @@
+"""Lowers calls on whole numbers and truth values: ids, masks, positions.
+
+The engine has float32 values alone. A truth value is 0 or 1 there, and whole numbers are exact up to 2^24. So each call
+has to show that what it makes of whole numbers is no larger; one that cannot is left to torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpupack.graph.tags import ROWS_IN
+from cpupack.runtime.signature import LARGEST_EXACT
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
+from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.functions import constant_of
+from cpupack.stages.quantize.native.look_ups import LOOK_UPS
+from cpupack.stages.quantize.native.operands import operand_of, views_of
+from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Reduction, View
+
+_ATEN = torch.ops.aten
+_SLACK = 1 << 16
+"""An id plus a small number is exact for all ids but the last of 2^24, and no table has so many rows."""
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_LESS, _EQUAL = Instruction(Function.LESS), Instruction(Function.EQUAL)
+_NOT = Instruction(Function.FROM_NUMBER, number=1.0)
+_OR_EQUAL = [Instruction(Function.EQUAL, 3, 0, 1), Instruction(Function.ADD, 0, 2, 3)]
+_MORE = Instruction(Function.LESS, 0, 1, 0)
+_COMPARISONS: dict[str, list[Instruction]] = {
+    "eq": [_EQUAL],
+    "ne": [_EQUAL, _NOT],
+    "lt": [_LESS],
+    "gt": [_MORE],
+    "le": [Instruction(Function.LESS, 2, 0, 1), *_OR_EQUAL],
+    "ge": [Instruction(Function.LESS, 2, 1, 0), *_OR_EQUAL],
+}
+_OF_TRUTHS: dict[str, list[Instruction]] = {
+    "and": [Instruction(Function.MULTIPLY)],
+    "or": [Instruction(Function.MAXIMUM)],
+    "xor": [_EQUAL, _NOT],
+}
+_ARITHMETIC = {
+    torch.add: Function.ADD, _ATEN.add.Tensor: Function.ADD, _ATEN.add.Scalar: Function.ADD,
+    torch.sub: Function.SUBTRACT, _ATEN.sub.Tensor: Function.SUBTRACT, _ATEN.sub.Scalar: Function.SUBTRACT,
+    torch.mul: Function.MULTIPLY, _ATEN.mul.Tensor: Function.MULTIPLY, _ATEN.mul.Scalar: Function.MULTIPLY,
+    _ATEN.maximum.default: Function.MAXIMUM, _ATEN.minimum.default: Function.MINIMUM,
+}  # fmt: skip
+
+
+def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
+    """Lower a call that takes or gives whole numbers or truth values, and return its kernel's name.
+
+    Returns None for a call that computes in float32 what it reads, whatever that was. Raises Refusal.
+    """
+    make = _LOWERED_BY.get(node.target)
+    whole = not b.calls.takes_floats(node) or node.meta.get("dtype") != torch.float32
+    if node.target in _PLAIN and node.meta.get("dtype") == torch.float32:
+        return None  # of what is computed in float32, whatever it reads
+    if not whole and node.target not in _OF_FLOATS:
+        return None
+    if make is None and node.target in LOOK_UPS:
+        return LOOK_UPS[node.target](b, node)
+    if make is None:
+        if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS:
+            raise b.calls.refusal(node, "with values that are not float32")
+        return None
+    b.floats.values[node] = make(b, node)
+    return "map" if b.calls.kind(node).partition(".")[0] not in _REDUCING else "reduce"
+
+
+# ---- how large whole numbers are ----
+
+
+def _largest(b: Builder, value: Any) -> float:
+    """Return a number that no value of an operand is beyond, with either sign."""
+    if isinstance(value, bool | int | float):
+        return abs(value)
+    if not isinstance(value, fx.Node):
+        return math.inf
+    held = b.calls.constant(value)
+    if held is None and isinstance(found := b.floats.values.get(value), Fixed):
+        held = found.values
+    if held is not None:
+        return float(held.abs().max()) if held.numel() else 0.0
+    if value.meta.get("dtype") is torch.bool:
+        return 1.0
+    return b.magnitudes.get(value, float(LARGEST_EXACT))
+
+
+def _bounded(b: Builder, node: fx.Node, largest: float) -> None:
+    """Note how large the results of a call are; refuse one whose results float32 may not have."""
+    if node.meta.get("dtype") not in _WHOLE:
+        return
+    if largest > LARGEST_EXACT + _SLACK:
+        raise b.calls.refusal(node, "of whole numbers beyond 2^24")
+    b.magnitudes[node] = largest
+
+
+# ---- the calls ----
+
+
+def _convert(b: Builder, node: fx.Node) -> Operand:
+    source: Any = node.args[0]
+    operand = operand_of(b, source, node)
+    before, after = source.meta["dtype"], node.meta["dtype"]
+    if after not in (*_WHOLE, torch.float32) or before not in (*_WHOLE, torch.float32):
+        raise b.calls.refusal(node, f"from {before} to {after}")
+    largest = _largest(b, source)
+    if after in _WHOLE and after not in (torch.bool, torch.int64, torch.int32) and largest > torch.iinfo(after).max:
+        raise b.calls.refusal(node, f"to {after}, which has no numbers as large")
+    b.magnitudes[node] = 1.0 if after is torch.bool else largest
+    if after is torch.bool and before is not torch.bool:
+        return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1), _EQUAL, _NOT])
+    if before is torch.float32 and after in _WHOLE and not _is_input(b, source):
+        return _mapped(b, node, operand, [Instruction(Function.TRUNCATE)])
+    return operand
+
+
+def _is_input(b: Builder, node: fx.Node) -> bool:
+    """Whether values are whole numbers that the caller gave as float32: they are as they stand."""
+    while node.op != "placeholder" and b.calls.rearranges(node):
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder" and bool(node.meta.get(ROWS_IN))
+
+
+def _compare(b: Builder, node: fx.Node) -> View:
+    return _of_two(b, node, _COMPARISONS[b.calls.kind(node).partition(".")[0]])
+
+
+def _combine(b: Builder, node: fx.Node) -> Operand:
+    """And, or, exclusive or of truth values; a constant that changes nothing costs nothing."""
+    kind = b.calls.kind(node).partition(".")[0].strip("_").rpartition("_")[2]
+    if any(_type_of(b, each) is not torch.bool for each in node.args[:2]):
+        raise b.calls.refusal(node, "of whole numbers")
+    for each, other in (node.args[:2], reversed(node.args[:2])):
+        held, rest = b.calls.constant(each), operand_of(b, other, node)
+        if held is not None and kind == "and" and bool(held.all()) and isinstance(rest, View):
+            if len(rest.shape) == len(shape_of(node)) - 1:
+                return rest.expanded(tuple(shape_of(node)[1:]))
+    return _of_two(b, node, _OF_TRUTHS[kind])
+
+
+def _invert(b: Builder, node: fx.Node) -> Operand:
+    if _type_of(b, node.args[0]) is not torch.bool:
+        raise b.calls.refusal(node, "of whole numbers")
+    return _mapped(b, node, operand_of(b, node.args[0], node), [_NOT])
+
+
+def _compute(b: Builder, node: fx.Node) -> View:
+    function = _ARITHMETIC[node.target]
+    if argument(node, 2, "alpha", 1) != 1:
+        raise b.calls.refusal(node, "with alpha")
+    sizes = [_largest(b, each) for each in node.args[:2]]
+    products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
+    _bounded(b, node, products.get(function, sum(sizes)))
+    return _of_two(b, node, [Instruction(function)])
+
+
+def _negate(b: Builder, node: fx.Node) -> Operand:
+    _bounded(b, node, _largest(b, node.args[0]))
+    return _mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
+
+
+def _accumulate(b: Builder, node: fx.Node) -> View:
+    """The sums of the values up to each: a product with a triangle of ones."""
+    view = b.floats.view(operand_of(b, node.args[0], node))
+    axis: Any = argument(node, 1, "dim", 0)
+    rank = len(view.shape)
+    axis = axis % (rank + 1) - 1
+    if axis < 0:
+        raise b.calls.refusal(node, "over samples")
+    _bounded(b, node, _largest(b, node.args[0]) * view.shape[axis])
+    order = [*(each for each in range(rank) if each != axis), axis]
+    rows = view.permuted(order)
+    if rank == 1:
+        rows = View(rows.buffer, (1, *rows.shape), (0, *rows.steps), rows.first)
+    found = b.floats.multiply(rows, Fixed(torch.ones(view.shape[axis], view.shape[axis]).triu()))
+    if rank == 1:
+        return View(found.buffer, found.shape[1:], found.steps[1:], found.first)
+    return found.permuted([order.index(each) for each in range(rank)])
+
+
+def _sum(b: Builder, node: fx.Node) -> View:
+    source: Any = node.args[0]
+    count = math.prod(shape_of(source)) / max(math.prod(shape_of(node)), 1)
+    _bounded(b, node, _largest(b, source) * count)
+    return reduced(b, node, argument(node, 1, "dim", None), Reduction.SUM)
+
+
+def _any(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
+    def made(b: Builder, node: fx.Node) -> View:
+        if _type_of(b, node.args[0]) is not torch.bool:
+            raise b.calls.refusal(node, "of values that are no truth values")
+        return reduced(b, node, argument(node, 1, "dim", None), kind)
+
+    return made
+
+
+# ---- choices ----
+
+
+def hidden_by(b: Builder, mask: Operand) -> Operand:
+    """Return what is added to scores for a mask of truth values: 0 where it is true, -inf where it hides."""
+    if isinstance(mask, Fixed):
+        return Fixed(torch.zeros(mask.values.shape).masked_fill(mask.values == 0, -math.inf))
+    code = [
+        Instruction(Function.NUMBER, 2, number=-math.inf), Instruction(Function.NUMBER, 3),
+        Instruction(Function.SELECT, 2, 0, 3), Instruction(Function.COPY, 0, 2),
+    ]  # fmt: skip
+    return _once(b, mask, code).expanded(mask.shape)
+
+
+def _where(b: Builder, node: fx.Node) -> View:
+    condition, chosen, other = node.args
+    return _choice(b, node, condition, chosen, other)
+
+
+def _fill(b: Builder, node: fx.Node) -> View:
+    source, mask, value = node.args
+    return _choice(b, node, mask, value, source)
+
+
+def _choice(b: Builder, node: fx.Node, condition: Any, chosen: Any, other: Any) -> View:
+    """Return ``chosen`` where the condition is true, else ``other``: each a tensor or a number."""
+    if _type_of(b, condition) is not torch.bool:
+        raise b.calls.refusal(node, "by values that are no truth values")
+    _bounded(b, node, max(_largest(b, chosen), _largest(b, other)))
+    given = operand_of(b, condition, node)
+    numbers = [_number(b, each) for each in (chosen, other)]
+    tensors = [None if n is not None else operand_of(b, e, node) for n, e in zip(numbers, (chosen, other), strict=True)]
+    if numbers[0] is not None and numbers[1] is not None:
+        code = [
+            Instruction(Function.NUMBER, 2, number=numbers[0]), Instruction(Function.NUMBER, 3, number=numbers[1]),
+            Instruction(Function.SELECT, 3, 0, 2), Instruction(Function.COPY, 0, 3),
+        ]  # fmt: skip
+        return _mapped(b, node, given, code)
+    parts = []
+    if tensors[1] is not None:  # where it is true: the number, or zero
+        code = [Instruction(Function.NUMBER, 2, number=numbers[0] or 0.0), Instruction(Function.SELECT, 0, 1, 2)]
+        parts.append(_joined(b, node, tensors[1], given, code))
+    if tensors[0] is not None:
+        code = [
+            Instruction(Function.NUMBER, 2, number=numbers[1] or 0.0), Instruction(Function.SELECT, 2, 1, 0),
+            Instruction(Function.COPY, 0, 2),
+        ]  # fmt: skip
+        parts.append(_joined(b, node, tensors[0], given, code))
+    if len(parts) == 1:
+        return parts[0]
+    return _joined(b, node, parts[0], parts[1], [Instruction(Function.ADD)])
+
+
+# ---- layers ----
+
+
+def _type_of(b: Builder, value: Any) -> torch.dtype | None:
+    if isinstance(value, bool):
+        return torch.bool
+    if not isinstance(value, fx.Node):
+        return None
+    return b.calls.attribute(value).dtype if value.op == "get_attr" else value.meta.get("dtype")
+
+
+def _number(b: Builder, value: Any) -> float | None:
+    """Return a number, or a constant of one value, as float32 has it exactly; None for a tensor."""
+    found = value if isinstance(value, bool | int | float) else None
+    if found is None and isinstance(value, fx.Node):
+        held = constant_of(b.calls.graph, value)
+        if held is None and isinstance(fixed := b.floats.values.get(value), Fixed):
+            held = fixed.values
+        found = float(held.reshape(-1)[0]) if held is not None and _is_one(held) else None
+    return None if found is None else float(found)
+
+
+def _is_one(held: torch.Tensor) -> bool:
+    return held.numel() > 0 and bool((held == held.reshape(-1)[0]).all()) and held.numel() == 1
+
+
+def _of_two(b: Builder, node: fx.Node, code: list[Instruction]) -> View:
+    one, two = node.args[:2]
+    number = _number(b, two)
+    if number is not None and isinstance(one, fx.Node):
+        if float(torch.tensor(number, dtype=torch.float32)) != number and _type_of(b, one) in _WHOLE:
+            raise b.calls.refusal(node, "with a number that float32 does not have")
+        return _mapped(b, node, operand_of(b, one, node), [Instruction(Function.NUMBER, 1, number=number), *code])
+    return _joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
+
+
+def _mapped(b: Builder, node: fx.Node, operand: Operand, code: list[Instruction]) -> View:
+    view = b.floats.view(operand)
+    shape = tuple(shape_of(node)[1:])
+    if any(step == 0 and size > 1 for size, step in zip(view.shape, view.steps, strict=True)):
+        return _once(b, view, code).expanded(shape)
+    return b.floats.map(b.floats.like(view) if view.shape == shape else b.floats.new(shape), view, None, code)
+
+
+def _once(b: Builder, view: View, code: list[Instruction]) -> View:
+    """Compute repeated values once."""
+    sizes = tuple(1 if step == 0 else size for size, step in zip(view.shape, view.steps, strict=True))
+    one = View(view.buffer, sizes, view.steps, view.first)
+    return b.floats.map(b.floats.new(sizes), one, None, code)
+
+
+def _joined(b: Builder, node: fx.Node, one: Operand, two: Operand, code: list[Instruction]) -> View:
+    shape = tuple(shape_of(node)[1:])
+    views_of(b, node, one, two)
+    return b.floats.map(b.floats.new(shape), one, two, code)
+
+
+def _named(*names: str) -> list[Any]:
+    """Return the overloads of ATen's functions."""
+    found = []
+    for name in names:
+        packet = getattr(_ATEN, name)
+        found += [getattr(packet, overload) for overload in packet.overloads() if "out" not in overload]
+    return found
+
+
+_PLAIN = (torch.add, torch.sub, torch.mul, torch.sum)
+_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
+_REDUCING = ("sum", "any", "all")
+_LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
+    **dict.fromkeys(_named("to", "type_as", "_to_copy"), _convert),
+    **dict.fromkeys(_named("eq", "ne", "lt", "gt", "le", "ge"), _compare),
+    **dict.fromkeys(
+        _named("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor",
+               "logical_and", "logical_or", "logical_xor"), _combine
+    ),
+    **dict.fromkeys(_named("bitwise_not", "logical_not"), _invert),
+    **dict.fromkeys(_named("where"), _where),
+    **dict.fromkeys(_named("masked_fill"), _fill),
+    **dict.fromkeys(_named("neg"), _negate),
+    **dict.fromkeys(_ARITHMETIC, _compute),
+    _ATEN.cumsum.default: _accumulate,
+    _ATEN.sum.dim_IntList: _sum,
+    torch.sum: _sum,
+    _ATEN.any.dim: _any(Reduction.MAXIMUM),
+    _ATEN.all.dim: _any(Reduction.MINIMUM),
+}  # fmt: skip
