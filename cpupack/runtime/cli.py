@@ -212,9 +212,9 @@ def _plan(package_dir: Path, args: argparse.Namespace) -> Result:
 def _batch(package_dir: Path, args: argparse.Namespace) -> Result:
     from .batch import options as batch_options
 
-    options = batch_options.from_arguments(args)
     name = read_manifest(package_dir).name
     extras.require("pyarrow", f"{name}[batch]", "batch")
+    options = batch_options.from_arguments(args)
     from .batch import summary
 
     if options.address is None:

@@ -99,6 +99,7 @@ def test_what_needs_an_extra_names_the_command_of_pip(environment: Environment, 
         (("bench", "--html", str(tmp_path / "bench.html")), '"jinja2>=3.1,<4"'),
         (("bench", "--loadgen"), '"mlcommons-loadgen>=5,<7"'),
         (("serve",), "'tiny-int8[serve]'"),
+        (("batch", "--from", ".", "--to", "x"), '"tiny-int8[batch]"'),
     ):
         done = environment.run("tiny-int8", *option)
         assert done.returncode == 3, done.stderr

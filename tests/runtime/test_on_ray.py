@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from importlib import metadata
 from pathlib import Path
@@ -69,12 +70,84 @@ def test_arguments_of_the_application() -> None:
 
 
 def test_a_promise_shorter_than_the_way_through_ray_is_refused() -> None:
-    from cpupack.runtime.on_ray.replica import RAY_MS, own_promise_s
+    from cpupack.runtime.on_ray.serving import RAY_MS, own_promise_ms
 
-    assert own_promise_s(None) is None
-    assert own_promise_s(RAY_MS + 75.0) == 0.075
+    assert own_promise_ms(None) is None
+    assert own_promise_ms(RAY_MS + 75.0) == 75.0
     with pytest.raises(HostError, match="5 ms cannot be held: Ray's proxy and fronts alone take"):
-        own_promise_s(5.0)
+        own_promise_ms(5.0)
+
+
+def test_the_numbers_of_a_replica_follow_from_its_plan(native_package_dir: Path) -> None:
+    from cpupack.runtime.on_ray.serving import plan_replica
+
+    held = plan_replica(native_package_dir, AppOptions(20_000.0, cpus=1, batch_size=4))
+    assert (held.options.threads, held.options.instances, held.options.batch_size) == (1, 1, 4)
+    assert held.max_ongoing == 2 * 4
+    assert 1.0 <= held.target_ongoing <= held.max_ongoing
+    assert held.carries_per_s is not None
+    assert held.carries_per_s > 0
+    free = plan_replica(native_package_dir, AppOptions(cpus=2, threads=2, batch_size=4))
+    assert (free.options.threads, free.options.instances, free.max_ongoing, free.target_ongoing) == (2, 1, 8, 4.0)
+    with pytest.raises(HostError, match="cannot be held here"):
+        plan_replica(native_package_dir, AppOptions(25.001, cpus=1))
+
+
+@pytest.mark.parametrize("scaling", [{"replicas": "2"}, {"min_replicas": 1, "max_replicas": 3}])
+def test_the_application_can_be_built_without_a_cluster(native_package_dir: Path, scaling: dict[str, Any]) -> None:
+    from ray.serve import Application
+
+    from cpupack.runtime.on_ray.serving import build
+
+    assert isinstance(build(native_package_dir, {"cpus": 1, "max_latency_ms": 20_000, **scaling}), Application)
+
+
+class Handle:
+    """A deployment's handle whose calls end as ``outcomes`` say, one after the other."""
+
+    def __init__(self, *outcomes: Any) -> None:
+        self.outcomes, self.bodies = list(outcomes), list[bytes]()
+        self.answer = self
+
+    async def remote(self, call: Any, *parts: bytes) -> Any:
+        self.bodies.append(b"".join(parts))
+        assert max(map(len, parts), default=0) < 100 * 1024  # what Ray sends along with a call
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, handle: Handle, body: bytes) -> Any:
+    from starlette.requests import Request
+
+    from cpupack.runtime.on_ray import front
+
+    monkeypatch.setattr(front, "node_id", lambda: "here")
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "path": "/m/predict", "root_path": "/m", "headers": [(b"A", b"b")]}
+    return asyncio.run(front.Front(handle, 1_000_000)(Request(scope, receive)))
+
+
+def test_a_front_gives_a_request_to_another_replica_and_then_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.serve.exceptions import BackPressureError
+
+    from cpupack.runtime.serve.messages import HttpAnswer
+
+    body, done = bytes(300_000), HttpAnswer(200, b"{}", headers=((b"server-timing", b"x"),))
+    handle = Handle(ActorDiedError(), done)
+    found = ask(monkeypatch, handle, body)
+    assert (found.status_code, found.body, found.headers["server-timing"]) == (200, b"{}", "x")
+    assert handle.bodies == [body, body]
+    gone = ask(monkeypatch, Handle(*[ActorDiedError()] * 9), body)
+    assert (gone.status_code, gone.headers["retry-after"], gone.headers["x-refused"]) == (503, "1", "not_ready")
+    full = ask(monkeypatch, Handle(BackPressureError(1, 1)), body)
+    assert (full.status_code, full.headers["retry-after"], full.headers["x-refused"]) == (429, "1", "queue")
+    assert ask(monkeypatch, Handle(), bytes(1_000_001)).status_code == 413
 
 
 def test_ray_must_be_there_and_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,6 @@ from ..serve.service import Service, State
 from .cluster import node_id, package_of
 from .ray_metrics import RayMetrics
 
-RAY_MS = 25.0
-"""Allowance for the way through Ray's proxy and a front and back, which the replica does not see. Measured, see
-docs/how-to/ray.md."""
 _SWEEP_S = 1.0
 
 
@@ -39,22 +36,14 @@ class Call:
     node_id: str
 
 
-def own_promise_s(max_latency_ms: float | None) -> float | None:
-    """Return the part of a promise that is the replica's own, in seconds. Raises HostError where none is left."""
-    if max_latency_ms is None:
-        return None
-    if max_latency_ms <= RAY_MS:
-        raise HostError(f"{max_latency_ms:g} ms cannot be held: Ray's proxy and fronts alone take up to {RAY_MS:g} ms")
-    return (max_latency_ms - RAY_MS) / 1000.0
-
-
 class Replica:
     """Answers requests with the scheduler and the instances of ``NAME serve``: one queue, one set of metrics."""
 
     async def __init__(self, import_name: str, options: ServeOptions) -> None:  # type: ignore[misc]  # Serve awaits it
         self._options = options
         self._metrics = Metrics()
-        self._service = Service(self._metrics, own_promise_s(options.max_latency_ms))
+        promise_s = None if options.max_latency_ms is None else options.max_latency_ms / 1000.0
+        self._service = Service(self._metrics, promise_s)
         add_gauges(self._metrics, self._service)
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(None, load, package_of(import_name), options)

@@ -20,6 +20,7 @@ from ..bench.server import shapes_up_to
 from ..capacity import planning
 from ..capacity.profiles import CallTime, Profile
 from ..capacity.queueing import simulate
+from ..errors import HostError
 from ..host.probe import HostProbe
 from ..manifest import read_manifest
 from ..runner import Runner
@@ -31,8 +32,11 @@ from .app_options import AppOptions, read_arguments
 from .cluster import look_at_nodes, plan_here
 from .front import Front
 from .pool import make_pool
-from .replica import Replica, own_promise_s
+from .replica import Replica
 
+RAY_MS = 25.0
+"""Allowance for the way through Ray's proxy and a front and back, which the replica does not see. Measured, see
+docs/how-to/ray.md."""
 _ROUNDS = 2
 """Calls that a replica may hold for each instance: one runs, the next one waits."""
 _HEALTH_EVERY_S, _HEALTH_S = 10.0, 30.0
@@ -95,7 +99,7 @@ def plan_replica(package_dir: Path, options: AppOptions) -> ReplicaPlan:
     cpus = options.cpus or _cpus(package_dir, options)
     plan = plan_here(package_dir, cpus)
     served = ServeOptions(
-        max_latency_ms=options.max_latency_ms,
+        max_latency_ms=own_promise_ms(options.max_latency_ms),
         threads=options.threads or min(plan.threads, cpus),
         instances=options.instances or max(1, cpus // (options.threads or plan.threads)),
         batch_size=options.batch_size or plan.batch_size,
@@ -105,20 +109,29 @@ def plan_replica(package_dir: Path, options: AppOptions) -> ReplicaPlan:
     assert served.instances is not None
     assert served.batch_size is not None
     together = served.instances * served.batch_size
-    if options.max_latency_ms is None:
+    if served.max_latency_ms is None:
         return ReplicaPlan(cpus, served, _ROUNDS * together, float(together), None)
-    own_s = own_promise_s(options.max_latency_ms)
-    assert own_s is not None
-    rate_per_s, ongoing = carried(package_dir, served, 1000.0 * own_s)
+    rate_per_s, ongoing = carried(package_dir, served)
     return ReplicaPlan(cpus, served, _ROUNDS * together, min(ongoing, _ROUNDS * together), rate_per_s)
 
 
-def carried(package_dir: Path, options: ServeOptions, max_latency_ms: float) -> tuple[float, float]:
+def own_promise_ms(max_latency_ms: float | None) -> float | None:
+    """Return the part of a promise that is a replica's own. Raises HostError where none is left."""
+    if max_latency_ms is None:
+        return None
+    if max_latency_ms <= RAY_MS:
+        raise HostError(f"{max_latency_ms:g} ms cannot be held: Ray's proxy and fronts alone take up to {RAY_MS:g} ms")
+    return max_latency_ms - RAY_MS
+
+
+def carried(package_dir: Path, options: ServeOptions) -> tuple[float, float]:
     """Return the rate that one replica carries with the promise, and how many requests it then has on average.
 
     The number follows from the rate and the mean latency by Little's law. Measured with images where the model takes
     them, because decoding is a part of the load.
     """
+    max_latency_ms = options.max_latency_ms
+    assert max_latency_ms is not None
     with Runner(
         package_dir, threads=options.threads, instances=options.instances, batch_size=options.batch_size
     ) as runner:
