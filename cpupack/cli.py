@@ -15,6 +15,7 @@ from cpupack.commands.build import build
 from cpupack.commands.bundle import bundle
 from cpupack.commands.check import check
 from cpupack.commands.compare import compare
+from cpupack.commands.deploy import deploy
 from cpupack.commands.doctor import doctor
 from cpupack.commands.fusions import fusions
 from cpupack.commands.init import init
@@ -59,6 +60,7 @@ for _command in (
     bundle,
     check,
     compare,
+    deploy,
     doctor,
     fusions,
     init,

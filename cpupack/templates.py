@@ -2,7 +2,8 @@
 
 A source checkout keeps them in ``templates/`` next to the package; a wheel of cpupack has the same files in
 ``cpupack/templates``. Templates of the runtime are available as ``runtime/NAME``. Undefined names are errors. Values in
-HTML are escaped. TOML values go through the ``toml`` filter; no template writes quotes around a value.
+HTML are escaped. TOML values go through the ``toml`` filter, YAML values through ``yaml``; no template writes quotes
+around a value.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def templates_dir() -> Path:
 
 @cache
 def environment() -> jinja2.Environment:
-    """Return the environment of all templates: the ``toml`` filter, and undefined names are errors."""
+    """Return the environment of all templates: the filters, and undefined names are errors."""
     import jinja2  # imported here, because `cpupack check` and `--help` render nothing
 
     import cpupack
@@ -43,13 +44,14 @@ def environment() -> jinja2.Environment:
     env = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(templates_dir()), loader()]),
         undefined=jinja2.StrictUndefined,
-        # All other templates are TOML, Python or Markdown. TOML values use the toml filter.
+        # All other templates are TOML, YAML, Python or Markdown. Values of the first two use a filter.
         autoescape=jinja2.select_autoescape(("html.j2",), default=False),
         keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     env.filters["toml"] = to_toml
+    env.filters["yaml"] = json.dumps  # JSON is YAML
     env.globals["cpupack_version"] = cpupack.__version__
     return env
 

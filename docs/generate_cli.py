@@ -27,6 +27,9 @@ def render() -> str:
     for name, command in sorted(cli.commands.items()):
         context = command.make_context(name, [], parent=group, resilient_parsing=True, terminal_width=80)
         parts.append(_section(f"cpupack {name}", command.get_help(context)))
+        for inner, below in sorted(getattr(command, "commands", {}).items()):
+            own = below.make_context(inner, [], parent=context, resilient_parsing=True, terminal_width=80)
+            parts.append(_section(f"cpupack {name} {inner}", below.get_help(own)))
     parts.append(_section("NAME, the command of a wheel", _wheel_help()))
     parts += [_section(f"NAME {name}", _wheel_help(name)) for name in WHEEL_COMMANDS]
     return "\n".join(parts)

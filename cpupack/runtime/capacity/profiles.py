@@ -55,7 +55,7 @@ def measured_rows(
         refused.append("there is no host-tuned table")
     elif found.problem is not None:
         refused.append(f"the host-tuned table does not hold: {found.problem}")
-    elif rows := _complete(found.table.rows):
+    elif rows := complete(found.table.rows):
         return rows, f"tuned on this host ({found.path})"
     built_on = manifest.build.get("host") or {}
     problem = table.mismatch(built_on, built_on.get("cores_usable"), probe)
@@ -63,7 +63,7 @@ def measured_rows(
         refused.append("the build tuned nothing")
     elif problem is not None:
         refused.append(f"the build's table does not hold: {problem}")
-    elif rows := _complete(build_rows(package_dir)):
+    elif rows := complete(build_rows(package_dir)):
         return rows, "tuned at build time on an equal CPU"
     raise InputError(f"nothing to plan with: {'; '.join(refused)}; run `{manifest.name} tune` first")
 
@@ -79,7 +79,7 @@ def profiles(rows: Sequence[Mapping[str, Any]]) -> list[Profile]:
     ]
 
 
-def _complete(rows: Sequence[Any]) -> list[dict[str, Any]]:
+def complete(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the rows of measurements that succeeded."""
     return [row for row in rows if isinstance(row, dict) and "error" not in row and row.get("throughput_per_s")]
 
