@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cpupack.graph.hiding import hiding_calls, ordinary
 from cpupack.graph.chains import residual_summands
+from cpupack.graph.hiding import hiding_calls, ordinary
 
 Record = Callable[[str, Any, nn.Module | None], None]
 """Takes the name of a call as the quantize stage names it, its output, and the called module (None: a function)."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from cpupack.graph.hiding import BEYOND
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads
 from cpupack.stages.quantize.native.walks import Fixed, View
+from cpupack.stages.quantize.native.whole_numbers import hidden_by
 
 _SCALING = {torch.mul: 1.0, torch.div: -1.0}
 
@@ -51,7 +53,9 @@ def written_out(b: Builder, node: fx.Node) -> bool:
     masks: list[Fixed | View] = list(found.views)
     if found.fixed is not None:
         masks.append(Fixed(_thin(found.fixed.reshape(shape_of(node)[1:]))))
-    b.floats.values[end] = append_heads(b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True))
+    b.floats.values[end] = append_heads(
+        b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True)
+    )
     b.absorbed.update([node, *found.nodes][:-1])
     b.tell_float(end, "cpupack::attention")
     return True
@@ -104,6 +108,8 @@ def _keeps_order(b: Builder, reader: fx.Node, source: fx.Node) -> bool:
 
 def _changes(b: Builder, reader: fx.Node, found: _Scores) -> bool:
     """Note a product with a number, or a sum with a mask; False for another call."""
+    if shape_of(reader) == shape_of(found.last) and _hides(b, reader, found):
+        return True
     if len(reader.args) != 2 or reader.kwargs or shape_of(reader) != shape_of(found.last):
         return False
     others = [each for each in reader.args if each is not found.last]
@@ -132,6 +138,35 @@ def _changes(b: Builder, reader: fx.Node, found: _Scores) -> bool:
         return False
     found.views.append(b.floats.view(as_floats(b, other, reader)))
     return True
+
+
+def _hides(b: Builder, reader: fx.Node, found: _Scores) -> bool:
+    """Note a choice between the scores and a number that hides them, as a mask that is added.
+
+    Beside such a number a score is less than float32 tells apart, so the sum is the number.
+    """
+    if len(reader.args) != 3 or reader.kwargs or any(b.calls.rearranges(each) for each in found.nodes):
+        return False
+    if reader.target in _FILLS:
+        source, mask, number = reader.args
+    elif reader.target in _CHOICES:
+        mask, source, number = reader.args
+    else:
+        return False
+    held = constant_of(b.calls.graph, number)
+    if source is not found.last or held is None or held.numel() != 1 or not float(held) <= -BEYOND:
+        return False
+    if not isinstance(mask, fx.Node) or mask.meta.get("dtype") is not torch.bool or not _is_there(b, mask):
+        return False
+    if len(shape_of(mask)) != len(shape_of(reader)):
+        return False
+    seen = b.floats.view(as_floats(b, mask, reader))
+    found.views.append(b.floats.view(hidden_by(b, seen, float(held), where=reader.target in _FILLS)))
+    return True
+
+
+_FILLS = (torch.ops.aten.masked_fill.Scalar, torch.ops.aten.masked_fill.Tensor)
+_CHOICES = (torch.ops.aten.where.ScalarOther, torch.ops.aten.where.self)
 
 
 def _with_constant(constant: torch.Tensor, shape: tuple[int, ...], found: _Scores) -> bool:

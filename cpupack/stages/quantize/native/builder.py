@@ -53,8 +53,8 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``norms`` norms that are computed where their codes are.
-    ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as what is added
-    to scores. ``spans`` has for each fact the layers, first to end, that compute it. With
+    ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as
+    what is added to scores. ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 

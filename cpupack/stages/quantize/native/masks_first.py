@@ -19,10 +19,11 @@ def bring_masks_forward(graph: fx.GraphModule) -> None:
         if node.op in {"placeholder", "get_attr"}:
             free.add(node)
         elif node.op in {"call_function", "call_method"} and node.target is not torch.matmul:
-            if all(each in free for each in node.all_input_nodes):
-                free.add(node)
-                if node.meta.get("dtype") is torch.bool or any(each in masks for each in node.all_input_nodes):
-                    masks.add(node)
+            if not all(each in free for each in node.all_input_nodes):
+                continue
+            free.add(node)
+            if node.meta.get("dtype") is torch.bool or any(each in masks for each in node.all_input_nodes):
+                masks.add(node)
     moved = set(masks)
     for node in reversed(nodes):
         if node in moved:

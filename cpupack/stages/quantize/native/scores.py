@@ -13,7 +13,10 @@ from cpupack.graph.names import core
 from cpupack.graph.vocabulary import SHAPES
 from cpupack.stages.quantize.native.batches import Rearrangement, scale_channels, scales_channels
 
-_CHANGES = (torch.mul, torch.add)
+_ATEN = torch.ops.aten
+_CHANGES = (
+    torch.mul, torch.add, _ATEN.masked_fill.Scalar, _ATEN.masked_fill.Tensor, _ATEN.where.ScalarOther, _ATEN.where.self,
+)  # fmt: skip
 
 
 def order_attention(graph: fx.GraphModule) -> None:

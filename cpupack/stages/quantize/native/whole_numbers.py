@@ -67,7 +67,7 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     if make is None and node.target in LOOK_UPS:
         return LOOK_UPS[node.target](b, node)
     if make is None:
-        if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS:
+        if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS and node.target not in _MOVES:
             raise b.calls.refusal(node, "with values that are not float32")
         return None
     b.floats.values[node] = make(b, node)
@@ -83,6 +83,8 @@ def _largest(b: Builder, value: Any) -> float:
         return abs(value)
     if not isinstance(value, fx.Node):
         return math.inf
+    while value not in b.magnitudes and (value.target in _MOVES or b.calls.rearranges(value)):
+        value = value.all_input_nodes[0]
     held = b.calls.constant(value)
     if held is None and isinstance(found := b.floats.values.get(value), Fixed):
         held = found.values
@@ -140,9 +142,9 @@ def _combine(b: Builder, node: fx.Node) -> Operand:
         raise b.calls.refusal(node, "of whole numbers")
     for each, other in (node.args[:2], reversed(node.args[:2])):
         held, rest = b.calls.constant(each), operand_of(b, other, node)
-        if held is not None and kind == "and" and bool(held.all()) and isinstance(rest, View):
-            if len(rest.shape) == len(shape_of(node)) - 1:
-                return rest.expanded(tuple(shape_of(node)[1:]))
+        everywhere = held is not None and kind == "and" and bool(held.all())
+        if everywhere and isinstance(rest, View) and len(rest.shape) == len(shape_of(node)) - 1:
+            return rest.expanded(tuple(shape_of(node)[1:]))
     return _of_two(b, node, _OF_TRUTHS[kind])
 
 
@@ -160,6 +162,20 @@ def _compute(b: Builder, node: fx.Node) -> View:
     products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
     _bounded(b, node, products.get(function, sum(sizes)))
     return _of_two(b, node, [Instruction(function)])
+
+
+def _clamp(b: Builder, node: fx.Node) -> Operand:
+    low, high = argument(node, 1, "min", None), argument(node, 2, "max", None)
+    if node.target is _ATEN.clamp_max.default:
+        low, high = None, low
+    code = [
+        Instruction(function, number=float(number))
+        for function, number in ((Function.AT_LEAST, low), (Function.AT_MOST, high))
+        if isinstance(number, int | float)
+    ]
+    ends = max((abs(each.number) for each in code), default=0.0)
+    _bounded(b, node, ends if len(code) == 2 else max(ends, _largest(b, node.args[0])))
+    return _mapped(b, node, operand_of(b, node.args[0], node), code)
 
 
 def _negate(b: Builder, node: fx.Node) -> Operand:
@@ -205,12 +221,13 @@ def _any(kind: Reduction) -> Callable[[Builder, fx.Node], View]:
 # ---- choices ----
 
 
-def hidden_by(b: Builder, mask: Operand) -> Operand:
-    """Return what is added to scores for a mask of truth values: 0 where it is true, -inf where it hides."""
+def hidden_by(b: Builder, mask: Operand, number: float = -math.inf, *, where: bool = False) -> Operand:
+    """Return what is added to scores for a mask of truth values: ``number`` where the mask is ``where``, else 0."""
     if isinstance(mask, Fixed):
-        return Fixed(torch.zeros(mask.values.shape).masked_fill(mask.values == 0, -math.inf))
+        return Fixed(torch.zeros(mask.values.shape).masked_fill((mask.values != 0) == where, number))
     code = [
-        Instruction(Function.NUMBER, 2, number=-math.inf), Instruction(Function.NUMBER, 3),
+        Instruction(Function.NUMBER, 2, number=0.0 if where else number),
+        Instruction(Function.NUMBER, 3, number=number if where else 0.0),
         Instruction(Function.SELECT, 2, 0, 3), Instruction(Function.COPY, 0, 2),
     ]  # fmt: skip
     return _once(b, mask, code).expanded(mask.shape)
@@ -321,8 +338,10 @@ def _named(*names: str) -> list[Any]:
     return found
 
 
-_PLAIN = (torch.add, torch.sub, torch.mul, torch.sum)
+_MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.default)
+_PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
 _OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
+_CLAMPS = (torch.clamp, _ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _REDUCING = ("sum", "any", "all")
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(_named("to", "type_as", "_to_copy"), _convert),
@@ -336,6 +355,7 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(_named("masked_fill"), _fill),
     **dict.fromkeys(_named("neg"), _negate),
     **dict.fromkeys(_ARITHMETIC, _compute),
+    **dict.fromkeys(_CLAMPS, _clamp),
     _ATEN.cumsum.default: _accumulate,
     _ATEN.sum.dim_IntList: _sum,
     torch.sum: _sum,
