@@ -68,6 +68,7 @@ _SHORT = {
     "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes": "not float32",
     "what it divides would be infinite where INT8 rounds it to zero": "a divisor",
     "lies between layers in FP32": "between these",
+    "lies among INT8 layers that take and give float32 values": "between these",
     "comes before or after the INT8 part": "at the end",
 }
 

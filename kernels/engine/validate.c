@@ -180,6 +180,22 @@ static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buff
     return in2 == NULL || (same_size(out, in2, 0) && in2->channels == spec->channels_out);
 }
 
+/* Whether each row of a linear layer has the number of a row of results. */
+static int places_hold(const struct cpupack_layer *spec, int32_t instructions, int32_t rows, const uint8_t *constants,
+                       int64_t bytes) {
+    const int64_t first = spec->table + (int64_t)sizeof(struct cpupack_linear) +
+                          instructions * (int64_t)sizeof(struct cpupack_instruction);
+    if (!inside(first, 4 * (int64_t)rows, bytes))
+        return 0;
+    for (int64_t i = 0; i < rows; i++) {
+        int32_t place;
+        memcpy(&place, constants + first + 4 * i, 4);
+        if (place < 0 || place >= rows)
+            return 0;
+    }
+    return 1;
+}
+
 /* Whether a linear layer finds its rows, their scales, and the values that its functions read. */
 static int linear_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                        const struct cpupack_buffer *in2, const struct cpupack_buffer *out, const uint8_t *constants,
@@ -197,6 +213,8 @@ static int linear_fits(const struct cpupack_layer *spec, const struct cpupack_bu
         return 0;
     memcpy(&linear, constants + spec->table, sizeof linear);
     if (!instructions_hold(constants, bytes, spec->table + (int64_t)sizeof linear, linear.instructions))
+        return 0;
+    if (spec->flags & FLAG_PLACES && !places_hold(spec, linear.instructions, out->width, constants, bytes))
         return 0;
     if (in2 == NULL)
         return 1;

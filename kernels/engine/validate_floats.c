@@ -198,6 +198,21 @@ static int quantize_fits(const struct float_layer *layer, const struct cpupack_w
            in_fits(walk, bytes_of(layer->in) / 4);
 }
 
+/* Whether each row of a list begins where all its values are there. */
+static int places_fit(const struct float_layer *layer, const struct cpupack_walk *walk, int32_t rows) {
+    const int64_t table = layer->spec->table, values = bytes_of(layer->in) / 4;
+    if (table % 4 || 4 * (int64_t)rows > layer->bytes - table)
+        return 0;
+    for (int64_t i = 0; i < rows; i++) {
+        int32_t place;
+        memcpy(&place, layer->constants + table + 4 * i, 4);
+        if (place != -1 && (place < 0 || !steps_fit(walk->sizes + walk->kept, DIMENSIONS - walk->kept, place,
+                                                    walk->in_steps + walk->kept, values)))
+            return 0;
+    }
+    return 1;
+}
+
 /* Rows of codes: as many as the buffer has pixels, of which each has room for a scale too. */
 static int row_codes_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const struct cpupack_buffer *out = layer->out;
@@ -216,6 +231,8 @@ static int row_codes_fit(const struct float_layer *layer, const struct cpupack_w
     for (int i = 0; i < walk->kept; i++)
         if (walk->in2_steps[i] != 0)
             return 0;
+    if (layer->spec->flags & FLAG_PLACES && !places_fit(layer, walk, out->width))
+        return 0;
     return !(layer->spec->flags & FLAG_CONSTANT) ||
            (second_fits(layer, walk) && steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps,
                                                   constants_from(layer, layer->spec->biases)));

@@ -22,7 +22,7 @@ from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.floats import Floats
 from cpupack.stages.quantize.native.heads import Heads, append_heads
 from cpupack.stages.quantize.native.program import Buffer, Program
-from cpupack.stages.quantize.native.row_codes import RowNorm, append_codes, append_linear
+from cpupack.stages.quantize.native.row_codes import Listed, RowNorm, append_codes, append_linear
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View, Windows
 from helpers import float_reference as reference
 from helpers import native_reference
@@ -313,6 +313,45 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
     return net
 
 
+def listed(rows: int, length: int, columns: int) -> Net:
+    """Linear layers of rows in any order, some of them zeros, some several times; their results in another order."""
+    taken = rows + 3
+    net = Net(np.concatenate([normal(3, rows * length * 2), normal(3, 2 * taken * columns, seed=6)], 1))
+    view, x = net.view((rows, length, 2))
+    wide, others = net.view((taken, 2 * columns), rows * length * 2)
+    random = np.random.default_rng(rows)
+    order, places = random.integers(-1, rows, taken), random.permutation(taken)
+    weights = random.integers(-127, 128, (columns, length)).astype(np.int8)
+    scales, bias = random.uniform(1e-4, 1e-2, columns), random.normal(0, 1, columns)
+    chosen = np.where(order[:, None] < 0, np.float32(0.0), x[..., 1][:, np.maximum(order, 0)])
+    assert view.buffer is not None
+    first = torch.from_numpy(np.where(order < 0, -1, view.first + 1 + order * 2 * length))
+    rows_of = Listed(view.buffer, first, length, 2)
+    gain = Fixed(torch.from_numpy(normal(length, seed=7)))
+    norm = RowNorm(Norm.LAYER, 1e-5, gain, None)
+    with np.errstate(invalid="ignore"):
+        normed = np.where(
+            order[:, None] < 0,
+            np.float32(0.0),
+            reference.normalize(chosen, Norm.LAYER, 1e-5, gain.values.numpy(), np.zeros(length, np.float32)),
+        )
+    second = View(wide.buffer, (taken, columns), wide.steps, wide.first + columns)
+    code = [Instruction(Function.SUBTRACT)]
+    for values, of_norm in ((chosen, None), (normed, norm)):
+        codes = append_codes(net.floats, rows_of, of_norm)
+        plain = reference.linear(values, weights, scales, bias)
+        net.result(append_linear(net.floats, codes, weights, scales, bias), plain)
+        moved = np.empty_like(plain)
+        moved[:, places] = plain
+        list_of = torch.from_numpy(places)
+        net.result(append_linear(net.floats, codes, weights, scales, bias, places=list_of), moved)
+        found = append_linear(
+            net.floats, codes, weights, scales, bias, instructions=code, second=second, places=list_of
+        )
+        net.result(found, reference.run(code, moved, others[:, :, columns:]))
+    return net
+
+
 def linear_of_extremes() -> Net:
     """Rows of zeros, of one value, of very small and very large ones, and of what is not finite."""
     rows = np.zeros((1, 9, 21), np.float32)
@@ -417,6 +456,10 @@ NETS: dict[str, Callable[[], Net]] = {
         for rows, columns, length, width in ((1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 16, 40))
     },
     "linear of extremes": linear_of_extremes,
+    **{
+        f"listed rows {rows}, {length}, {columns}": lambda s=(rows, length, columns): listed(*s)
+        for rows, length, columns in ((1, 1, 1), (49, 96, 33), (130, 70, 64))
+    },
     "dense": lambda: convolution(Windows.DENSE, 5, 37),
     "dense, strided": lambda: convolution(Windows.DENSE, 16, 64, stride=2, kernel=(5, 3), pad=2),
     "dense, dilated groups": lambda: convolution(Windows.DENSE, 12, 8, dilation=2, pad=2, groups=4),
@@ -467,7 +510,17 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["orders", "norms of 50", "products of 50, 31, 50", "dense", "depthwise", "codes", "groups", "linear 50, 259, 70"],
+    [
+        "orders",
+        "norms of 50",
+        "products of 50, 31, 50",
+        "dense",
+        "depthwise",
+        "codes",
+        "groups",
+        "linear 50, 259, 70",
+        "listed rows 49, 96, 33",
+    ],
 )
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)

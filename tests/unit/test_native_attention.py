@@ -118,6 +118,8 @@ def test_layers_of_the_same_rows_are_one_and_need_no_copies() -> None:
     torch.manual_seed(0)
     net = Net(_apart, **{name: nn.Linear(CHANNELS, CHANNELS) for name in ("q", "k", "v", "out")})
     _, int8, module = lowered(net, SHAPE)
+    reason = next(each.reason for each in int8.layers if each.kernel == "cpupack::attention")
+    assert reason == "lies among INT8 layers that take and give float32 values"
     assert kernels(int8) == ["linear, joined", "linear, joined", "linear, joined", "attention", "linear"]
     assert module.operators == {
         "cpupack::conv": 2, "cpupack::float_attention": 1, "cpupack::float_codes": 2, "cpupack::float_input": 1,
@@ -125,3 +127,52 @@ def test_layers_of_the_same_rows_are_one_and_need_no_copies() -> None:
     }  # fmt: skip
     per_tensor_db, _, _ = lowered(net, SHAPE, weights="per_tensor")
     assert per_tensor_db > 20.0
+
+
+SIDE, WINDOW = 8, 4
+
+
+def _windows(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """A block of Swin: rolled, cut into windows, attention, and all of it back."""
+    x = net.first(x)
+    y = torch.roll(net.norm(x), (-2, -2), (1, 2))
+    cut = y.view(-1, SIDE // WINDOW, WINDOW, SIDE // WINDOW, WINDOW, CHANNELS).permute(0, 1, 3, 2, 4, 5)
+    rows = cut.reshape(-1, WINDOW * WINDOW, CHANNELS)
+    q, k, v = net.qkv(rows).reshape(-1, WINDOW * WINDOW, 3, HEADS, CHANNELS // HEADS).permute(2, 0, 3, 1, 4)
+    rows = net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, WINDOW * WINDOW, CHANNELS))
+    whole = rows.view(-1, SIDE // WINDOW, SIDE // WINDOW, WINDOW, WINDOW, CHANNELS).permute(0, 1, 3, 2, 4, 5)
+    return x + torch.roll(whole.reshape(-1, SIDE, SIDE, CHANNELS), (2, 2), (1, 2))
+
+
+def test_rolls_and_windows_are_orders_of_rows() -> None:
+    """A norm, a roll and a partition before a layer, and the way back and a sum after another: nothing is copied."""
+    torch.manual_seed(0)
+    net = Net(
+        _windows,
+        first=nn.Linear(CHANNELS, CHANNELS),
+        norm=nn.LayerNorm(CHANNELS),
+        qkv=nn.Linear(CHANNELS, 3 * CHANNELS),
+        out=nn.Linear(CHANNELS, CHANNELS),
+    )
+    sqnr_db, int8, module = lowered(net, (SIDE, SIDE, CHANNELS))
+    assert kernels(int8) == ["linear", "layer_norm", "linear", "attention", "linear + add"]
+    assert module.operators == {
+        "cpupack::conv": 3, "cpupack::float_attention": 1, "cpupack::float_codes": 3, "cpupack::float_input": 1,
+        "cpupack::float_map": 1,
+    }  # fmt: skip
+    assert sqnr_db > BOUND_DB
+    data = torch.randn(3, SIDE, SIDE, CHANNELS)
+    assert torch.equal(module(data)[1:2], module(data[1:2]))
+
+
+def test_rows_of_padding_are_zeros_after_a_norm() -> None:
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.up(F.pad(net.norm(x), (0, 0, 1, 2, 0, 3))).flatten(1, 2),
+        norm=nn.LayerNorm(CHANNELS),
+        up=nn.Linear(CHANNELS, 12),
+    )
+    sqnr_db, int8, module = lowered(net, (5, 6, CHANNELS))
+    assert kernels(int8) == ["layer_norm", "linear"]
+    assert "cpupack::float_gather" not in module.operators
+    assert sqnr_db > BOUND_DB

@@ -22,7 +22,7 @@ from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
-from cpupack.stages.quantize.native.row_codes import RowCodes, RowNorm
+from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
 from cpupack.stages.quantize.native.select import select_channels
 from cpupack.stages.quantize.native.values import (
     LONGEST_SIDE,
@@ -52,7 +52,7 @@ class Builder:
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
-    what they read, and ``norms`` norms that are computed where their codes are.
+    what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
     ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as
     what is added to scores. ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
@@ -86,7 +86,7 @@ class Builder:
         self.reasons = reasons or {}
         self.by_rows = by_rows
         self.row_codes: dict[fx.Node, RowCodes] = {}
-        self.norms: dict[fx.Node, tuple[View, RowNorm]] = {}
+        self.waiting: dict[fx.Node, tuple[View | Listed, RowNorm | None]] = {}
         self.magnitudes: dict[fx.Node, float] = {}
         self.hidden: dict[fx.Node, Operand] = {}
         self.quantizes: Callable[[fx.Node], Value] | None = None

@@ -24,6 +24,7 @@ from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads
 from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
 from cpupack.stages.quantize.native.operands import operand_of, views_of
+from cpupack.stages.quantize.native.row_moves import leads_to_rows, move_rows, row_order
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -53,6 +54,9 @@ def lower_float(b: Builder, node: fx.Node) -> None:
             kernel = embed(b, node)
         elif b.is_by_rows(node):
             linear_by_rows(b, node)
+            kernel = ""
+        elif node.all_input_nodes[0] in b.waiting:
+            _move_waiting_rows(b, node)
             kernel = ""
         elif has_weights(calls, node):
             b.floats.values[node], kernel = with_weights(b, node), "windows"
@@ -131,6 +135,9 @@ def _rearrange(b: Builder, node: fx.Node) -> None:
         return
     operand = as_floats(b, operands[0], node)
     found = _viewed(b, node, operands[0], operand) or _in_another_order(b, node, operands[0], operand)
+    if found is None and row_order(b, node, operands[0]) is not None and leads_to_rows(b, node):
+        move_rows(b, node, operands[0], None)
+        return
     if found is None:
         found = _viewed(b, node, operands[0], b.floats.side_by_side(operand)) or _gathered(
             b, node, operands[0], operand
@@ -139,6 +146,16 @@ def _rearrange(b: Builder, node: fx.Node) -> None:
         b.float_tuples[node] = found
     else:
         b.floats.values[node] = found
+
+
+def _move_waiting_rows(b: Builder, node: fx.Node) -> None:
+    """Note how a call moves rows that become codes where they are read, with the norm that comes first."""
+    source = node.all_input_nodes[0]
+    operand, _ = b.waiting[source]
+    found = None
+    if isinstance(operand, View) and b.calls.rearranges(node):
+        found = _viewed(b, node, source, operand) or _in_another_order(b, node, source, operand)
+    move_rows(b, node, source, found if isinstance(found, View) else None)
 
 
 def _viewed(b: Builder, node: fx.Node, source: fx.Node, operand: Operand) -> View | tuple[View, ...] | None:

@@ -13,6 +13,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.row_codes import RowNorm
+from cpupack.stages.quantize.native.row_moves import leads_to_rows
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
@@ -97,10 +98,11 @@ def _layer_norm(b: Builder, node: fx.Node) -> View:
         None if each is None else Fixed(each.detach()) for each in (module.weight, getattr(module, "bias", None))
     )
     operand = as_floats(b, node.all_input_nodes[0], node)
-    if len(axes) == 1 and node.users and all(b.is_by_rows(user) for user in node.users):
+    if len(axes) == 1 and leads_to_rows(b, node):
         # Where its values become codes it is computed, and needs no memory of its own.
-        b.norms[node] = b.floats.view(operand), RowNorm(kind, eps, weight, bias)
-        return b.norms[node][0]
+        view = b.floats.view(operand)
+        b.waiting[node] = view, RowNorm(kind, eps, weight, bias)
+        return view
     return b.floats.normalize(operand, axes, kind, epsilon=eps, weight=weight, bias=bias)
 
 

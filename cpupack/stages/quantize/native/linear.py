@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ from cpupack.stages.quantize.native.filters import bias_of
 from cpupack.stages.quantize.native.fit import limit_conv
 from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of, of_module
 from cpupack.stages.quantize.native.row_codes import RowCodes, append_codes, append_linear, row_step
+from cpupack.stages.quantize.native.row_moves import moved_rows
 from cpupack.stages.quantize.native.walks import Instruction, View, dense_steps
 from cpupack.stages.quantize.native.weights import quantize_weights
 
@@ -28,7 +28,8 @@ from cpupack.stages.quantize.native.weights import quantize_weights
 class _Included:
     """The calls after a linear layer that its kernel includes: they end with ``last``.
 
-    ``factor`` is what they multiply the outputs with before anything else.
+    ``factor`` is what they multiply the outputs with before anything else. ``places`` is the row of results that each
+    row becomes, where calls change their order.
     """
 
     last: fx.Node
@@ -37,6 +38,7 @@ class _Included:
     factor: torch.Tensor | None = None
     code: list[Instruction] = field(default_factory=list)
     second: View | None = None
+    places: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def linear_by_rows(b: Builder, node: fx.Node) -> None:
     view = append_linear(
         b.floats, codes, np.concatenate([each.weights for each in layers]),
         np.concatenate([each.scales for each in layers]), np.concatenate([each.bias for each in layers]),
-        instructions=whole[node].code, second=whole[node].second,
+        instructions=whole[node].code, second=whole[node].second, places=whole[node].places,
     )  # fmt: skip
     first = 0
     for (each, found), layer in zip(whole.items(), layers, strict=True):
@@ -91,7 +93,7 @@ def _fused_code(b: Builder, node: fx.Node) -> list[Instruction]:
 
 
 def _is_alone(found: _Included) -> bool:
-    return not found.code and found.second is None
+    return not found.code and found.second is None and found.places is None
 
 
 def _is_sibling(b: Builder, node: fx.Node, first: fx.Node) -> bool:
@@ -140,7 +142,7 @@ def codes_of(b: Builder, source: fx.Node, reader: fx.Node) -> RowCodes:
     """Return a tensor as rows of codes; they are made once for all that read them."""
     found = b.row_codes.get(source)
     if found is None:
-        operand, norm = b.norms.get(source, (None, None))
+        operand, norm = b.waiting.get(source, (None, None))
         found = append_codes(b.floats, as_floats(b, source, reader) if operand is None else operand, norm)
         b.row_codes[source] = found
     return found
@@ -154,7 +156,12 @@ def _included(b: Builder, node: fx.Node, code: list[Instruction]) -> _Included:
         reader = next(iter(found.last.users))
         if reader.op == "output" or not b.is_float(reader) or b.is_by_rows(reader) or "shape" not in reader.meta:
             break  # a call of several results (a split) has no one shape
-        if _keeps_rows(b, reader, found.last):
+        places = moved_rows(b, reader, found.last)
+        if places is not None:
+            if not torch.equal(places, torch.arange(len(places))):
+                if found.second is not None:
+                    break  # whose rows are in the order of before
+                found.places = places if found.places is None else places[found.places]
             found.last, shape = reader, shape_of(reader)
             found.nodes.append(reader)
             continue
@@ -172,16 +179,6 @@ def _included(b: Builder, node: fx.Node, code: list[Instruction]) -> _Included:
         found.nodes.append(reader)
         found.names.append(b.calls.kind(reader).lower().strip("_").partition(".")[0])
     return found
-
-
-def _keeps_rows(b: Builder, reader: fx.Node, source: fx.Node) -> bool:
-    """Whether a call gives the values of a tensor in another shape, with the same rows in the same order."""
-    if not b.calls.rearranges(reader) or "shape" not in reader.meta or shape_of(reader)[-1:] != shape_of(source)[-1:]:
-        return False
-    shape = shape_of(source)
-    numbers = torch.arange(math.prod(shape)).reshape(shape)
-    order = b.calls.rearranged(reader, {source: numbers})
-    return isinstance(order, torch.Tensor) and len(order) == 2 and torch.equal(order.flatten(), numbers.flatten())
 
 
 def _factor(b: Builder, reader: fx.Node, source: fx.Node) -> torch.Tensor | None:

@@ -82,6 +82,7 @@ class Flag(IntFlag):
     CONSTANT = 128
     SLOPES = 256
     ROWS = 512
+    PLACES = 1024
 
 
 NO_FLAGS = Flag(0)

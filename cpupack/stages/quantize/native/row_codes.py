@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.pack import BLOCK, chunks_of, pad_channels
@@ -49,6 +50,24 @@ class RowNorm:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Rows ``(*lead, length)`` of float32 values of a buffer, by a list of their first values; -1 for a row of zeros.
+
+    A roll, a window's partition of rolled rows and their padding have no steps, but each row is whole.
+    """
+
+    buffer: int
+    places: torch.Tensor
+    length: int
+    step: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of a sample."""
+        return (*self.places.shape, self.length)
+
+
+@dataclass(frozen=True)
 class RowCodes:
     """Codes of the rows of a tensor ``(*lead, length)`` in buffer ``number``, each row with a scale of its own."""
 
@@ -62,9 +81,14 @@ def fits_rows(shape: Sequence[int]) -> bool:
     return len(shape) >= 1 and shape[-1] <= LONGEST_ROW and math.prod(shape[:-1]) <= LONGEST_SIDE
 
 
-def append_codes(floats: Floats, operand: Operand, norm: RowNorm | None = None) -> RowCodes:
+def append_codes(floats: Floats, operand: Operand | Listed, norm: RowNorm | None = None) -> RowCodes:
     """Append a layer that turns each row of float32 values ``(*lead, length)`` into codes."""
-    view = floats.view(operand)
+    places = operand.places if isinstance(operand, Listed) else None
+    view = (
+        View(operand.buffer, operand.shape, (*[0] * operand.places.ndim, operand.step))
+        if isinstance(operand, Listed)
+        else floats.view(operand)
+    )
     lead, length = view.shape[:-1], view.shape[-1]
     rows = math.prod(lead)
     channels = -(-(math.prod(chunks_of(length)) + _SCALE_BYTES) // _LINE) * _LINE
@@ -78,6 +102,9 @@ def append_codes(floats: Floats, operand: Operand, norm: RowNorm | None = None) 
             one = np.ones(length, np.float32) if norm.weight is None else _row(norm.weight)
             zero = np.zeros(length, np.float32) if norm.bias is None else _row(norm.bias)
             constants |= {"scales": one, "biases": zero}
+    if places is not None:
+        flags |= Flag.PLACES
+        constants["table"] = places.flatten().to(torch.int32).numpy()
     sizes, (steps,) = merged(lead, [each.steps[:-1] for each in views])
     outer = sizes, [[0] * len(sizes), steps, [0] * len(sizes)]
     row = [length], [[1], [view.steps[-1]], [1]]
@@ -99,11 +126,13 @@ def append_linear(
     *,
     instructions: Sequence[Instruction] = (),
     second: View | None = None,
+    places: torch.Tensor | None = None,
 ) -> View:
     """Append a linear layer with int8 ``weights (out, in)`` and float64 ``scales (out,)``; return its values.
 
     ``instructions`` are functions of the results (register 0) and of ``second`` (register 1), which has their shape and
-    the values of each row side by side (``row_step`` says whether it has).
+    the values of each row side by side (``row_step`` says whether it has). ``places`` is the row of results of each row
+    of ``codes``, int64 ``(rows,)``, where their order is another one.
     """
     outputs = len(weights)
     _, fields, parts = dense_parts(weights[:, :, None, None], scales, bias, groups=1, dilated=False)
@@ -117,10 +146,14 @@ def append_linear(
         assert found is not None
         step, first = found, second.first
     header = np.array([(len(instructions), first, step)], LINEAR)
+    order = b""
+    if places is not None:
+        flags |= Flag.PLACES
+        order = places.to(torch.int32).numpy().tobytes()
     rows = math.prod(codes.lead)
     number = floats.program.add_buffer(Buffer(1, rows, 4 * outputs, 1.0, 0, floats=True))
     constants = {**parts, "biases": biases, "table": np.frombuffer(
-        header.tobytes() + instruction_rows(instructions).tobytes(), np.uint8
+        header.tobytes() + instruction_rows(instructions).tobytes() + order, np.uint8
     )}  # fmt: skip
     fields |= {"channels_out": outputs}
     other = -1 if second is None or second.buffer is None else second.buffer

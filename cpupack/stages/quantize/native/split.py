@@ -23,6 +23,7 @@ from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.rows import sums_before
 
 AROUND = "comes before or after the INT8 part"
+AMONG = "lies among INT8 layers that take and give float32 values"
 BETWEEN = "lies between layers in FP32"
 _LITTLE = (torch.mean, torch.sum, torch.amax, torch.add, torch.mul, nn.ReLU, nn.Tanh, nn.Sigmoid)
 BY_BATCH = "the native engine has no kernel for it: it depends on the size of the batch"
@@ -65,9 +66,12 @@ def split(
         raise QuantizationError(
             "the native engine finds no convolution, no linear and no recurrent layer to run in INT8"
         )
+    rows = [place for place, node in enumerate(nodes) if node in by_rows]
+    first, last = min([*weighted, *rows]), max([*weighted, *rows])
+    among = set(nodes[first : last + 1]) if rows else set()
     for node in around:
         if node.op.startswith("call"):
-            reasons.setdefault(node, AROUND)
+            reasons.setdefault(node, BETWEEN if node in among else AROUND)
     while True:
         _follow(calls, nodes, reasons)
         segments = _segments(calls, nodes, reasons)
@@ -81,6 +85,7 @@ def split(
     if by_rows:
         reasons |= {node: BETWEEN for node in sums_before(calls, reasons) if node not in beyond}
     _view_floats(calls, nodes, reasons, beyond)
+    reasons = {node: AMONG if why == BETWEEN and node in among else why for node, why in reasons.items()}
     by_torch = {node: reasons[node] for node in nodes if node in reasons and node in beyond}
     _follow(calls, nodes, by_torch)
     return _segments(calls, nodes, by_torch), reasons
