@@ -361,7 +361,7 @@ def _counts_samples(node: fx.Node) -> bool:
         return False
     arguments = [each for each in node.args if not isinstance(each, torch.dtype)]
     ends = [each.meta["val"] if isinstance(each, fx.Node) else each for each in arguments]
-    return len(ends) == 1 or (ends[0] == 0 and len(ends) == 2)
+    return len(ends) == 1 or (len(ends) == 2 and bool(ends[0] == 0))
 
 
 def _is_whole_slice(node: fx.Node) -> bool:

@@ -346,15 +346,15 @@ def _attention(b: Builder, node: fx.Node) -> View:
 def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
     """Return what is added to scores: a mask of truth values is 0 where it is true, and hides the others."""
     if isinstance(mask, fx.Node) and mask.op == "get_attr":
-        found = b.calls.attribute(mask)
-        if found.dtype == torch.bool:
-            found = torch.zeros(found.shape).masked_fill(~found, -math.inf)
-        lead = found.ndim - len(shape_of(node)) + 1
+        held = b.calls.attribute(mask)
+        if held.dtype == torch.bool:
+            held = torch.zeros(held.shape).masked_fill(~held, -math.inf)
+        lead = held.ndim - len(shape_of(node)) + 1
         if lead > 0:
-            if found.shape[:lead].numel() != 1:
+            if held.shape[:lead].numel() != 1:
                 raise b.calls.refusal(node, "with a mask that differs between samples")
-            found = found.reshape(found.shape[lead:])
-        return Fixed(found.float())
+            held = held.reshape(held.shape[lead:])
+        return Fixed(held.float())
     assert isinstance(mask, fx.Node)
     found = as_floats(b, mask, node)
     views_of(b, node, found)

@@ -58,6 +58,9 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
 
     Returns None for a call that computes in float32 what it reads, whatever that was. Raises Refusal.
     """
+    for each in (node, *node.all_input_nodes):
+        if each.meta.get("dtype", torch.float32) not in (*_WHOLE, torch.float32):
+            raise b.calls.refusal(node, "with values of " + str(each.meta["dtype"]).removeprefix("torch."))
     make = _LOWERED_BY.get(node.target)
     whole = not b.calls.takes_floats(node) or node.meta.get("dtype") != torch.float32
     if node.target in _PLAIN and node.meta.get("dtype") == torch.float32:
