@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
+import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.batch.shards import Shard
 from cpupack.runtime.errors import HostError, InputError
 from cpupack.runtime.on_ray import versions
 from cpupack.runtime.on_ray.app_options import AppOptions, read_arguments
@@ -185,6 +188,13 @@ def test_the_metrics_of_serve_are_read_with_their_labels() -> None:
     assert not any(name.startswith("process_") for name, *_ in found)
 
 
+def test_a_shard_survives_its_way_through_ray() -> None:
+    from cpupack.runtime.on_ray.batch import shard_of
+
+    for shard in (Shard(3, ("a/\udcff.jpg", "\N{SNOWMAN}"), 2), Shard(0, ("a.parquet",), 9, (1, 2), 7)):
+        assert shard_of(json.dumps(dataclasses.asdict(shard))) == shard
+
+
 def read_only(values: Any) -> np.ndarray:
     """Return an array as Ray hands it to an actor: a view of shared memory."""
     array = np.asarray(values)
@@ -226,8 +236,10 @@ def test_batches_that_are_read_only(engine: str, request: pytest.FixtureRequest)
     columns = {"pixels": pixels, "floats": floats, "photos": np.array(photos, object)}
     for column, values in columns.items():
         predictor = Bound(column=column)
-        table = predictor({"name": read_only(["a", "b", "c", "d", "e"]), column: read_only(values)})
-        assert table.column_names == ["name", "error", "top"]
+        names, other = read_only(["a", "b", "c", "d", "e"]), read_only(np.arange(20).reshape(5, 2, 2))
+        table = predictor({"name": names, column: read_only(values), "other": other})
+        assert table.column_names == ["name", "other", "error", "top"]
+        assert table.column("other").to_pylist() == other.tolist()
         assert table.column("top").to_pylist() == expected[column]
         assert [each is None for each in table.column("error").to_pylist()] == [
             n != 2 or column != "photos" for n in range(5)
