@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
+import json
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.batch.shards import Shard
 from cpupack.runtime.errors import HostError, InputError
 from cpupack.runtime.on_ray import versions
 from cpupack.runtime.on_ray.app_options import AppOptions, read_arguments
@@ -185,6 +189,13 @@ def test_the_metrics_of_serve_are_read_with_their_labels() -> None:
     assert not any(name.startswith("process_") for name, *_ in found)
 
 
+def test_a_shard_survives_its_way_through_ray() -> None:
+    from cpupack.runtime.on_ray.batch import shard_of
+
+    for shard in (Shard(3, ("a/\udcff.jpg", "\N{SNOWMAN}"), 2), Shard(0, ("a.parquet",), 9, (1, 2), 7)):
+        assert shard_of(json.dumps(dataclasses.asdict(shard))) == shard
+
+
 def read_only(values: Any) -> np.ndarray:
     """Return an array as Ray hands it to an actor: a view of shared memory."""
     array = np.asarray(values)
@@ -226,8 +237,10 @@ def test_batches_that_are_read_only(engine: str, request: pytest.FixtureRequest)
     columns = {"pixels": pixels, "floats": floats, "photos": np.array(photos, object)}
     for column, values in columns.items():
         predictor = Bound(column=column)
-        table = predictor({"name": read_only(["a", "b", "c", "d", "e"]), column: read_only(values)})
-        assert table.column_names == ["name", "error", "top"]
+        names, other = read_only(["a", "b", "c", "d", "e"]), read_only(np.arange(20).reshape(5, 2, 2))
+        table = predictor({"name": names, column: read_only(values), "other": other})
+        assert table.column_names == ["name", "other", "error", "top"]
+        assert table.column("other").to_pylist() == other.tolist()
         assert table.column("top").to_pylist() == expected[column]
         assert [each is None for each in table.column("error").to_pylist()] == [
             n != 2 or column != "photos" for n in range(5)
@@ -236,3 +249,42 @@ def test_batches_that_are_read_only(engine: str, request: pytest.FixtureRequest)
             predictor({"other": values})
         with pytest.raises(InputError, match="columns of the names of results: error"):
             predictor({"error": values, column: values})
+
+
+def test_a_replica_answers_proves_itself_and_drains(native_package_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cpupack.runtime.on_ray import replica
+    from cpupack.runtime.on_ray.replica import Call, Replica
+    from cpupack.runtime.serve.options import ServeOptions
+
+    monkeypatch.setattr(replica, "node_id", lambda: "here")
+    monkeypatch.setattr(replica, "package_of", lambda _: native_package_dir)
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(out, "PNG")
+    photo = out.getvalue()
+
+    async def live() -> None:
+        served = object.__new__(Replica)
+        await Replica.__init__(served, "tiny_int8", ServeOptions(max_latency_ms=20_000.0, instances=1, batch_size=2))
+
+        async def ask(method: bytes, path: str, *parts: bytes, at_s: float | None = None) -> Any:
+            arrived_s = time.monotonic() if at_s is None else at_s
+            headers = {b"content-type": b"image/png", b"content-length": b"%d" % sum(map(len, parts))}
+            return await served.answer(Call(method, path, b"", headers, arrived_s, "here"), *parts)
+
+        found = await ask(b"POST", "/predict", photo[:40], photo[40:])
+        assert (found.status, json.loads(found.body)["model"]) == (200, "tiny-int8")
+        assert (await ask(b"GET", "/nothing")).status == 404
+        assert (await ask(b"GET", "/v2/health/ready")).status == 200
+        # It waited for longer than the promise before it came here.
+        assert (await ask(b"POST", "/predict", photo, at_s=time.monotonic() - 60.0)).status == 429
+        page = (await ask(b"GET", "/metrics")).body.decode()
+        assert 'cpupack_requests_total{route="predict",code="200"} 1' in page
+        assert "cpupack_promise_seconds 20" in page
+        await served.check_health()
+        served._expected = served._expected + 1.0  # as memory that was damaged would make it
+        with pytest.raises(HostError, match="a golden input gives another output than at the start"):
+            await served.check_health()
+        await served.__del__()
+        assert (await ask(b"POST", "/predict", photo)).status == 503
+
+    asyncio.run(live())

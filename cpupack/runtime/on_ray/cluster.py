@@ -46,7 +46,7 @@ def connected(address: str) -> Iterator[None]:
             address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=_no_dashboard(address)
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         raise HostError(
             f"no Ray cluster at --address {address}: {text[:300]}; start one with `ray start --head`, or use "
             "--address local"

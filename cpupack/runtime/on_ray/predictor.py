@@ -106,7 +106,7 @@ class Predictor:
             self._stream.outcomes(Item(row, _Row(self._signature, self._column, batch, row)) for row in range(count))
         )
         columns = [error_column(outcomes), *result_columns(self._runner.answers.spec.kind, self._signature, outcomes)]
-        kept = [pa.array(list(values)) if values.ndim > 1 else pa.array(values) for values in rest.values()]
+        kept = [pa.array(values.tolist() if values.ndim > 1 else values) for values in rest.values()]
         return pa.Table.from_arrays([*kept, *columns], names=[*rest, *(field.name for field in fields)])
 
 
