@@ -86,6 +86,7 @@ def _engine(each: Contender) -> dict[str, Any]:
         "speedup": each.report.speedup,
         "sqnr_db": each.report.sqnr_db,
         "agreement": each.report.agreement,
+        "meaning": each.report.meaning,
         "passed": each.report.passed,
         "int8_bytes": each.scripted.size_bytes,
         "gates": each.report.gates,

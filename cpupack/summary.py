@@ -147,9 +147,17 @@ def _outputs(report: VerifyReport) -> tuple[str, str]:
 
 def _accuracy(report: VerifyReport) -> list[tuple[str, str]]:
     """Return the rows about labels and targets, with 95 % intervals."""
-    rows = []
+    rows: list[tuple[str, str]] = []
+    if (meaning := report.meaning) is not None:
+        rows = [("meaning", f"cosine to FP32 {meaning.mean_cosine:.4f}, worst {meaning.worst_cosine:.4f}")]
+        if meaning.spearman is not None:
+            near = f"recall@{meaning.neighbours} {meaning.recall:.3f}"
+            rows.append(("", f"order of similarities: Spearman {meaning.spearman:.4f}, {near}"))
+        if meaning.label_recall_fp32 is not None:
+            both = f"FP32 {meaning.label_recall_fp32:.3f}, INT8 {meaning.label_recall_int8:.3f}"
+            rows.append(("", f"one of its label among the {meaning.neighbours} nearest: {both}"))
     if report.top1_fp32 is not None and report.top5_fp32 is not None:
-        rows = [
+        rows += [
             ("top-1", _top(report.top1_fp32, report.top1_fp32_ci95, report.top1_int8, report.top1_int8_ci95)),
             ("", _drop(report)),
             ("top-5", _top(report.top5_fp32, report.top5_fp32_ci95, report.top5_int8, report.top5_int8_ci95)),

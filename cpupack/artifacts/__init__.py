@@ -16,6 +16,7 @@ from cpupack.artifacts.models import (
     Reference,
     Samples,
     ScriptedModel,
+    TextInput,
 )
 from cpupack.artifacts.reports import (
     ActivationFact,
@@ -52,6 +53,7 @@ __all__ = [
     "Seen",
     "Slower",
     "StagedProject",
+    "TextInput",
     "Trial",
     "TunePlan",
     "VerifyReport",

@@ -18,6 +18,7 @@ from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec, default_kind
+from cpupack.runtime.text.spec import TokenizerSpec
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
@@ -84,13 +85,22 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class TextInput:
+    """How a model takes text: the bytes of its tokenizer.json, and the settings that go with it."""
+
+    file: bytes
+    spec: TokenizerSpec
+
+
+@dataclass(frozen=True)
 class FloatModel:
     """The FP32 model in eval mode, and what is known about its weights.
 
     ``module`` maps one float32 tensor to one; ``signature`` says which inputs and outputs these hold. Shapes have no
     batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
     true when they were not trained. ``labels`` are names of classes or values, or None. ``task`` says what the outputs
-    are, None for what their shapes say. ``anchors`` are those of a detector.
+    are, None for what their shapes say. ``anchors`` are those of a detector. ``tokenizer`` is
+    that of a model that takes text.
     """
 
     module: torch.nn.Module
@@ -104,6 +114,7 @@ class FloatModel:
     labels: tuple[str, ...] | None = None
     task: TaskSpec | None = None
     anchors: Anchors | None = None
+    tokenizer: TextInput | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

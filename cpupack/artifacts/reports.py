@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpupack.accuracy import Interval
+from cpupack.meaning import Meaning
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class VerifyReport:
     names the user's own metric. ``metric_drop`` is how much worse INT8 is, for either goal. ``speedup`` is the median
     of interleaved FP32/INT8 time ratios at the same batch and threads, None when this host cannot time the target.
     ``*_ci95`` are 95 % intervals (``accuracy.py`` names the methods); those of ``metric`` are computed only for
-    ``confident`` gates. ``data`` names the samples.
+    ``confident`` gates. ``meaning`` compares embeddings, None for
+    other tasks. ``data`` names the samples.
     """
 
     data: str
@@ -199,6 +201,7 @@ class VerifyReport:
     metric_drop_ci95: Interval | None = None
     outputs: tuple[OutputFact, ...] = ()
     worst_output: str | None = None
+    meaning: Meaning | None = None
 
     @property
     def passed(self) -> bool:

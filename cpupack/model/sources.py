@@ -15,6 +15,7 @@ import torch
 
 from cpupack.errors import CpupackError, ModelError
 from cpupack.model.accept import accepted
+from cpupack.model.directories import sentence_module, transformers_module
 from cpupack.model.saved import load_exported, load_torchscript
 from cpupack.model.user_code import describe_failure
 from cpupack.model.vision import import_torchvision, repair_torchvision_imports, torchvision_builder
@@ -39,6 +40,10 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
     match kind:
         case "export" | "torchscript":
             return accepted(_saved(kind, rest, loaded), spec.source, progress)
+        case "transformers":
+            return accepted(transformers_module(loaded, progress), spec.source, progress)
+        case "sentence-transformers":
+            return accepted(sentence_module(loaded, progress), spec.source, progress)
         case "torchvision":
             make = torchvision_builder(rest, spec.weights)
         case "timm":
@@ -48,7 +53,8 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
         case _:
             raise ModelError(
                 f"[model] source: {spec.source!r} is not one of torchvision:NAME, timm:NAME, python:FILE.py:factory, "
-                "python:pkg.mod:factory, export:FILE.pt2, torchscript:FILE.pt"
+                "python:pkg.mod:factory, export:FILE.pt2, torchscript:FILE.pt, transformers:DIR, "
+                "sentence-transformers:DIR"
             )
     if isinstance(make, torch.nn.Module):  # the recipe names a module instead of a function that makes one
         if spec.kwargs:

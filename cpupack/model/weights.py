@@ -19,6 +19,7 @@ from torch import nn
 
 from cpupack.errors import ModelError
 from cpupack.model.checkpoint import take
+from cpupack.model.directories import directory_of, weights_of
 from cpupack.model.fit import listed
 from cpupack.model.sources import timm_builder
 from cpupack.model.user_code import describe_failure, first_line
@@ -26,6 +27,7 @@ from cpupack.model.vision import modern_names, optional_parts
 from cpupack.model.weight_files import read_weights
 from cpupack.progress import Progress
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe, Model
+from cpupack.recipe.text_checks import DIRECTORIES
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
 
@@ -76,6 +78,8 @@ def load_weights(
         progress.warn('RANDOM WEIGHTS: the recipe has weights = "random". Speed is real, predictions mean nothing')
         settle_batch_norms(settling, spec.seed, progress)
         return LoadedWeights(f"random (seed {spec.seed})", random=True)
+    if kind in DIRECTORIES:
+        return _from_directory(loaded, progress, settling)
     if spec.weights == "factory":
         if kind in SAVED:
             return LoadedWeights(f"as {spec.source} has them", random=False)
@@ -92,6 +96,25 @@ def load_weights(
             + (' or "pretrained"' if kind == "timm" else ' or "factory"')
         )
     return _from_torchvision(module, loaded, name, progress, settling)
+
+
+def _from_directory(loaded: LoadedRecipe, progress: Progress, settling: Settling) -> LoadedWeights:
+    """Return which weights the module was built with: those of its directory, or random ones."""
+    spec, path = loaded.recipe.model, weights_of(directory_of(loaded))
+    if path is None:
+        return _fall_back(settling, loaded, f"the weights of {spec.source}", "the directory has none", progress)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _check_digest(digest, path, spec)
+    return LoadedWeights(f"{spec.source}, {path.name}", random=False, sha256=digest)
+
+
+def _check_digest(digest: str, path: Path, spec: Model) -> None:
+    if spec.sha256 is not None and digest != spec.sha256:
+        raise ModelError(
+            f"[model] sha256: {path} has SHA-256 {digest}, but the recipe says {spec.sha256}",
+            hint="the recipe was written for another file; download the file again or correct the recipe",
+        )
 
 
 def settle_batch_norms(settling: Settling, seed: int, progress: Progress) -> None:
@@ -212,7 +235,7 @@ def _fall_back(settling: Settling, loaded: LoadedRecipe, wanted: str, reason: st
     """Keep the random weights that the recipe accepts, and warn."""
     spec = loaded.recipe.model
     progress.warn(
-        f"RANDOM WEIGHTS in place of {wanted}, which could not be downloaded ({reason}); "
+        f"RANDOM WEIGHTS in place of {wanted}, which could not be had ({reason}); "
         'the recipe allows it with weights_fallback = "random". Speed is real, predictions mean nothing'
     )
     settle_batch_norms(settling, spec.seed, progress)
@@ -232,11 +255,7 @@ def _from_file(
         raise ModelError(f"[model] weights: {path} does not exist", hint="paths are relative to the recipe")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if spec.sha256 is not None and digest != spec.sha256:
-        raise ModelError(
-            f"[model] sha256: {path} has SHA-256 {digest}, but the recipe says {spec.sha256}",
-            hint="the recipe was written for another file; download the file again or correct the recipe",
-        )
+    _check_digest(digest, path, spec)
     raw = read_weights(path)
     taken = take(names(raw) if names else raw, module, spec.state, path, optional=optional)
     for note in taken.notes:

@@ -30,6 +30,7 @@ def calibration_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progr
         labelled=False,
         progress=progress,
         inputs=model.signature.inputs,
+        tokenizer=model.tokenizer,
     )
 
 
@@ -61,6 +62,7 @@ def evaluation_samples(
             required=needs_labels(spec),
             targets=spec.metric is not None,
             inputs=model.signature.inputs,
+            tokenizer=model.tokenizer,
         )
     if calibration is not None and not calibration.synthetic:
         return calibration
@@ -75,6 +77,7 @@ def evaluation_samples(
         labelled=False,
         progress=progress,
         inputs=model.signature.inputs,
+        tokenizer=model.tokenizer,
     )
 
 

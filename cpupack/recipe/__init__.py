@@ -10,6 +10,7 @@ from cpupack.recipe.tables.package import Package
 from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, ObserverName, Quantize
 from cpupack.recipe.tables.signature import Input, Output, Preprocess, Task
 from cpupack.recipe.tables.target import Bench, Cpu, Isa, Target, TargetArm, TargetX86, Tune
+from cpupack.recipe.tables.text import Tokenizer
 
 __all__ = [
     "WEIGHT_FILES",
@@ -33,5 +34,6 @@ __all__ = [
     "TargetArm",
     "TargetX86",
     "Task",
+    "Tokenizer",
     "Tune",
 ]

@@ -13,14 +13,14 @@ from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks, tasks
+from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
 from cpupack.recipe.names import import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
-MODEL_SOURCES = ("torchvision", "timm", "python", "export", "torchscript")
-DATA_SOURCES = ("images", "arrays", "python", "synthetic")
+MODEL_SOURCES = ("torchvision", "timm", "python", "export", "torchscript", *text_checks.DIRECTORIES)
+DATA_SOURCES = ("images", "text", "arrays", "python", "synthetic")
 
 COMMON_LICENSES = (
     *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0", "CC-BY-NC-4.0", "CC-BY-SA-4.0", "CC0-1.0"),
@@ -91,12 +91,14 @@ def _model_source(view: View) -> Iterator[Problem]:
     if kind not in MODEL_SOURCES or not rest:
         near = nearest(kind, MODEL_SOURCES)
         message = (
-            "must be torchvision:NAME, timm:NAME, python:FILE.py:factory, python:pkg.mod:factory, export:FILE.pt2 or "
-            "torchscript:FILE.pt"
+            "must be torchvision:NAME, timm:NAME, python:FILE.py:factory, python:pkg.mod:factory, export:FILE.pt2, "
+            "torchscript:FILE.pt, transformers:DIR or sentence-transformers:DIR"
         )
         yield Problem(("model", "source"), f'{message}, not "{source}"', f"{near}:{rest}" if colon and near else None)
     elif kind == "python":
         yield from _factory(view, ("model", "source"), rest)
+    elif kind in text_checks.DIRECTORIES:
+        yield from text_checks.directory_source(view, kind, rest)
     elif kind in {"export", "torchscript"}:
         yield from _file(view, ("model", "source"), rest)
         if view("model", "kwargs"):
@@ -138,18 +140,24 @@ def _weights(view: View) -> Iterator[Problem]:
     if kind is None:
         return
     key = ("model", "weights")
-    words = {"torchvision": ("random",), "timm": ("pretrained", "random"), "python": ("factory", "random")}.get(
-        kind, ("factory",)
-    )
+    words = {
+        "torchvision": ("random",),
+        "timm": ("pretrained", "random"),
+        "python": ("factory", "random"),
+        "transformers": ("pretrained", "random"),
+        "sentence-transformers": ("pretrained",),
+    }.get(kind, ("factory",))
     if kind in {"export", "torchscript"}:
         if weights != "factory":
             yield Problem(key, f'must be "factory", as {kind}:FILE has its own weights, not "{weights}"', "factory")
-    elif weights.endswith(WEIGHT_FILES):
+    elif weights.endswith(WEIGHT_FILES) and kind not in text_checks.DIRECTORIES:
         yield from _file(view, key, weights)
     elif weights not in words and not (kind == "torchvision" and _ENUM_NAME.fullmatch(weights)):
         enum = "a torchvision name such as IMAGENET1K_V1, " if kind == "torchvision" else ""
         named = " or ".join(f'"{word}"' for word in words)
-        expected = f"{enum}{named} or a file ending in {', '.join(WEIGHT_FILES)}"
+        expected = f"{enum}{named}"
+        if kind not in text_checks.DIRECTORIES:  # whose weights are in the directory
+            expected += f" or a file ending in {', '.join(WEIGHT_FILES)}"
         yield Problem(key, f'must be {expected}, not "{weights}"', nearest(weights, words))
 
 
@@ -158,7 +166,9 @@ def _weights_options(view: View) -> Iterator[Problem]:
         view("model", "weights"),
         nearest(view("model", "source").partition(":")[0], MODEL_SOURCES),
     )
-    downloaded = kind in {"torchvision", "timm"} and weights != "random" and not weights.endswith(WEIGHT_FILES)
+    downloaded = (
+        kind in {"torchvision", "timm", "transformers"} and weights != "random" and not weights.endswith(WEIGHT_FILES)
+    )
     if view.given("model", "weights_fallback") and not downloaded:
         yield Problem(("model", "weights_fallback"), f'has no effect: weights = "{weights}" downloads nothing')
     if view.given("model", "sha256") and weights in {"random", "factory", "pretrained"}:
@@ -252,7 +262,7 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
     kind, colon, rest = source.partition(":")
     if kind not in DATA_SOURCES or bool(rest) != (kind != "synthetic") or (kind == "synthetic" and colon):
         near = nearest(kind, DATA_SOURCES)
-        message = "must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic"
+        message = "must be images:DIR, text:FILE, arrays:FILE.npz, python:FILE.py:factory or synthetic"
         fixed = near if near == "synthetic" else f"{near}:{rest}"
         yield Problem(key, f'{message}, not "{source}"', fixed if near and (rest or near == "synthetic") else None)
         return
@@ -260,6 +270,11 @@ def _data_source(view: View, table: str) -> Iterator[Problem]:
         yield from _directory(view, key, rest)
         if (why := signature_checks.why_no_images(view)) is not None:
             yield Problem(key, why)
+    elif kind == "text":
+        if (problem := text_checks.place_problem(view, key, rest, directory=False)) is not None:
+            yield problem
+        if not view.given("tokenizer") and view("model", "source").partition(":")[0] not in text_checks.DIRECTORIES:
+            yield Problem(key, "is text, and the recipe has no [tokenizer] that makes inputs of it")
     elif kind == "arrays":
         yield from _file(view, key, rest)
     elif kind == "python":
@@ -314,6 +329,7 @@ CHECKS: tuple[Check, ...] = (
     _state,
     _labels,
     *signature_checks.CHECKS,
+    *text_checks.CHECKS,
     _quantize,
     _recovery,
     _calibration,

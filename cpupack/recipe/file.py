@@ -17,6 +17,7 @@ from cpupack.errors import RecipeError
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.recipe import schema as recipe_schema
 from cpupack.recipe.checks import cross_problems
+from cpupack.recipe.derived import derived
 from cpupack.recipe.lines import Key, key_lines, split_key
 from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
 
@@ -99,7 +100,7 @@ def parse_recipe(
     reported += [(draft.place(problem.key), str(problem)) for problem in problems]
     if reported:
         return None, reported, text
-    return Recipe.model_validate(draft.data), [], _written(draft.data) if overrides else text
+    return derived(Recipe.model_validate(draft.data), directory), [], _written(draft.data) if overrides else text
 
 
 def _read(path: Path) -> str:

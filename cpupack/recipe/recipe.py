@@ -17,6 +17,7 @@ from cpupack.recipe.tables.package import Package
 from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, Quantize
 from cpupack.recipe.tables.signature import Input, Output, Preprocess, Task
 from cpupack.recipe.tables.target import Bench, Target, Tune
+from cpupack.recipe.tables.text import Tokenizer
 
 if TYPE_CHECKING:
     # They need numpy, which checking a recipe does not.
@@ -43,6 +44,7 @@ class Recipe(Table):
     output: list[Output] = []
     """What becomes of outputs."""
     preprocess: Preprocess | None = None
+    tokenizer: Tokenizer | None = None
     task: Task | None = None
     fuse: Fuse = Field(default_factory=Fuse)
     quantize: Quantize = Field(default_factory=Quantize)

@@ -7,6 +7,7 @@ from typing import Any
 
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
+from cpupack.recipe.text_checks import DIRECTORIES
 from cpupack.recipe.view import Check, UnusableError, View
 
 LARGEST_EXACT = 2**24
@@ -20,7 +21,7 @@ _WHOLE = ("int64", "uint8")
 def _inputs(view: View) -> Iterator[Problem]:
     """Check that the inputs are described once, by ``input_shape`` or by tables."""
     if not view.given("input"):
-        if view(*_SHAPE) is None:
+        if view(*_SHAPE) is None and view("model", "source").partition(":")[0] not in DIRECTORIES:
             yield Problem(
                 _SHAPE,
                 "is missing; it must be a list of 1 or more integers of at least 1, the shape of the only float32 "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cpupack.recipe.gates import MEANING_GATES
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.view import Check, View
 from cpupack.runtime.tasks.spec import SETTINGS
@@ -36,4 +37,15 @@ def _classes(view: View) -> Iterator[Problem]:
             )
 
 
-CHECKS: tuple[Check, ...] = (_settings, _classes)
+def _embeddings(view: View) -> Iterator[Problem]:
+    """Check that gates on embeddings are set for a model that gives them."""
+    kind = view(_TABLE, "kind") if view.given(_TABLE) else None
+    derived = view("model", "source").startswith("sentence-transformers:")
+    if kind == "embedding" or (kind is None and derived):
+        return
+    for key in MEANING_GATES:
+        if view.given("evaluation", key):
+            yield Problem(("evaluation", key), 'compares embeddings; set [task] kind = "embedding"')
+
+
+CHECKS: tuple[Check, ...] = (_settings, _classes, _embeddings)

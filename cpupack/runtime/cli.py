@@ -1,4 +1,5 @@
-"""The packaged model's command line: ``info | verify | predict | bench | tune | plan | batch | export | serve``.
+"""The packaged model's command line: ``info | verify | predict | embed | bench | tune | plan | batch | export |
+serve``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch. Each command imports what it needs when it is
 the one that runs: together they take longer than a first prediction.
@@ -94,6 +95,12 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     from . import predicting
 
     predicting.add_arguments(parser)
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    from .text import command
+
+    command.add_embed_arguments(parser)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -323,13 +330,21 @@ def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
     return facts, text, EXIT_OK
 
 
+def _embed(package_dir: Path, args: argparse.Namespace) -> Result:
+    from .text import command
+
+    facts, text = command.embed(package_dir, args)
+    return facts, text, EXIT_OK
+
+
 _COMMANDS: dict[
     str,
     tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[Path, argparse.Namespace], Result]],
 ] = {
     "info": ("show what is packaged, this host, and how it would run here", _add_nothing, _info),
     "verify": ("check every file's hash and replay the golden inputs", _add_nothing, _verify),
-    "predict": ("run the model on images (or .npy arrays, for models that take arrays)", _add_predict, _predict),
+    "predict": ("run the model on images, texts or .npy arrays, whichever it takes", _add_predict, _predict),
+    "embed": ("make vectors of inputs, for a model whose outputs are embeddings", _add_embed, _embed),
     "bench": ("measure throughput and latency on this host", _add_bench, _bench),
     "tune": ("find the best threads, instances and batch size on this host and remember them", _add_tune, _tune),
     "plan": (

@@ -1,10 +1,14 @@
-"""The errors that the shipped runner raises on purpose, and its warning. Its command line prints each as one line."""
+"""The errors that the shipped runner raises on purpose, and its warnings. Its command line prints each as one line."""
 
 from __future__ import annotations
 
 
 class RandomWeightsWarning(UserWarning):
     """The package was built with random weights: its speed is real, its predictions are not."""
+
+
+class TruncatedTextWarning(UserWarning):
+    """A text has more tokens than the model reads."""
 
 
 class RunnerError(Exception):

@@ -11,6 +11,7 @@ LOADGEN = "mlcommons-loadgen>=5,<7"
 PYARROW = "pyarrow>=16,<27"
 RAY = "ray[data,serve]>=2.60,<3"
 SERVE = ("httptools>=0.6.4,<1", "uvloop>=0.21,<1", "grpcio>=1.62,<2", "protobuf>=5.26,<8")
+TOKENIZERS = "tokenizers>=0.20,<1"
 SIMPLEJPEG = "simplejpeg>=1.8,<2"
 
 

@@ -29,7 +29,7 @@ _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("name", "import_name", "version"), str),
     "random_weights": bool,
     **dict.fromkeys(("model", "target", "quantize", "accuracy", "bench", "torch", "build"), dict),
-    **dict.fromkeys(("preprocess", "calibration", "task"), dict | None),
+    **dict.fromkeys(("preprocess", "calibration", "task", "tokenizer"), dict | None),
     **dict.fromkeys(("inputs", "outputs"), list),
     "labels": str | None,
 }
@@ -71,7 +71,8 @@ class Manifest:
     not). ``preprocess`` is None for models that take arrays only, or rows. Shapes have no batch dimension; those in
     ``model`` are the engine's. ``inputs`` and ``outputs`` describe the tensors that callers hand in and get
     (``signature.py``); they are empty in wheels of earlier versions, which have one of each. ``task`` is the kind
-    of the outputs with its settings (``tasks/spec.py``), None in wheels of earlier versions.
+    of the outputs with its settings (``tasks/spec.py``), None in wheels of earlier versions. ``tokenizer`` says how
+    inputs are made from text (``text/spec.py``), None for models that take none.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Manifest:
     outputs: list[dict[str, Any]] = field(default_factory=list)
     schema: int = MANIFEST_SCHEMA
     task: dict[str, Any] | None = None
+    tokenizer: dict[str, Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

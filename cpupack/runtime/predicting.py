@@ -17,7 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .bench.options import positive_int
 
     parser.add_argument(
-        "inputs", nargs="*", metavar="FILE", help="an image, an .npy array, or an .npz of all inputs by name"
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="an image, an .npy array, an .npz of all inputs by name, or for a model that takes text a text",
     )
     parser.add_argument(
         "--input",
@@ -26,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="named",
         metavar="NAME=VALUE",
         help="one input of one sample, for a model with several: a file, a number, or a list like [1,2]; repeat it",
+    )
+    parser.add_argument(
+        "--file",
+        metavar="FILE",
+        help='texts of a file, one a line; of a .jsonl file objects with "text" and maybe "text_pair"; - is stdin',
     )
     parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
     parser.add_argument(
@@ -45,7 +53,14 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     from .items import parsed_values
     from .runner import Runner
     from .signature import signature_of
+    from .text.command import run as text_run
+    from .text.spec import spec_of
 
+    takes_text = spec_of(read_manifest(package_dir)) is not None
+    if takes_text and (args.file is not None or not args.named or _names_text(args.named)):
+        return text_run(package_dir, args)
+    if args.file is not None:
+        raise InputError("--file is for texts, and this model takes none")
     if not args.inputs and not args.named:
         raise InputError("the following arguments are required: FILE, or --input NAME=VALUE for each input")
     if args.inputs and args.named:
@@ -76,6 +91,11 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
             "predictions": rows,
         }
     return facts, "\n\n".join(texts)
+
+
+def _names_text(named: Sequence[str]) -> bool:
+    """Return whether --input gives a text by name, and no input of the model itself."""
+    return any(each.partition("=")[0] in {"text", "text_pair"} for each in named)
 
 
 def _targets(save: Path, inputs: Sequence[str], manifest: Manifest) -> list[Any]:

@@ -34,7 +34,11 @@ from .plan.table import model_digest
 from .signature import Signature, signature_of
 from .tasks.answers import Answers
 from .tasks.classification import Prediction as Prediction
+from .tasks.embedding import Embedding
 from .tasks.frame import Frame
+from .text.inputs import load_text, text_rows, texts_of
+from .text.texts import is_text
+from .text.tokenizer import Tokenizer, Tokens
 from .threads import Answer
 
 
@@ -82,6 +86,7 @@ class Runner:
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
         self.signature: Signature = signature_of(self.manifest)
+        self.tokenizer: Tokenizer | None = Tokenizer.of(package_dir, self.manifest)
         self.answers = Answers(package_dir, self.manifest, self.labels, self.signature)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
@@ -110,18 +115,21 @@ class Runner:
         An input is an image (path, bytes, PIL image, uint8 array ``(height, width, channels)``), or for a
         model without preprocessing a float32 array of the input shape or the path of an ``.npy`` file. For a model
         with several inputs it is a dict of these by name, in which numbers and lists may be too, or the path of an
-        ``.npz`` file. The result of a classification is a list of the ``top_k`` most probable classes (``Prediction``).
-        Each other kind of task has a dataclass of its own, in pixels of the original image where it is about pixels;
+        ``.npz`` file. For a model with a tokenizer it is a text, or a pair of texts: a tuple of two, or a dict with
+        ``text`` and ``text_pair``; where one is cut off, there is a TruncatedTextWarning. The result of a
+        classification is a list of the ``top_k`` most probable classes (``Prediction``). Each other kind of task has a dataclass of its own, in pixels of the original image where it is about pixels;
         ``raw`` outputs are a mapping of arrays by name. Raises InputError.
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")
         top_k = whole_number("top_k", top_k)
         batch_size = whole_number("batch_size", batch_size, MOST_SAMPLES)
-        many = isinstance(inputs, list | tuple)
+        many = isinstance(inputs, list | tuple) and not (self.tokenizer is not None and is_text(inputs))
         if many and not inputs:
             raise InputError("the list of inputs is empty; expected at least one")
         items = list(inputs) if many else [inputs]
+        if self.tokenizer is not None:
+            items = self._tokens(items, named=many)
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
         if self.answers.needs_frames:
             items = [_readable_twice(item) for item in items]
@@ -136,6 +144,34 @@ class Runner:
         found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
         return found if many else found[0]
 
+    def embed(self, inputs: Any, batch_size: int | None = None) -> npt.NDArray[np.float32]:
+        """Return embeddings of length 1, float32 ``(n, dimensions)``, or ``(dimensions,)`` for one input.
+
+        Inputs are those of ``predict``. Raises InputError, also for a model whose task is not ``embedding``.
+        """
+        if self.answers.spec.kind != "embedding":
+            raise InputError(f'embed is for models of kind "embedding"; this one is of kind "{self.answers.spec.kind}"')
+        found = self.predict(inputs, batch_size=batch_size)
+        return found.vector if isinstance(found, Embedding) else np.stack([each.vector for each in found])
+
+    def tokenize(self, inputs: Any) -> Any:
+        """Return the ``Tokens`` of a text or a pair, or a list of them for a list. ``predict`` takes them in its place.
+
+        Raises InputError for what is no text, and for a model that takes none.
+        """
+        if self.tokenizer is None:
+            raise InputError("this model has no tokenizer: it takes no text")
+        if isinstance(inputs, list):
+            return [self.tokenizer.tokens(item, f"text {number}") for number, item in enumerate(inputs)]
+        return self.tokenizer.tokens(inputs)
+
+    def _tokens(self, items: list[Any], *, named: bool) -> list[Any]:
+        """Return the items of ``predict`` with tokens in place of texts. Warns of those that are cut off."""
+        assert self.tokenizer is not None
+        found = texts_of(self.tokenizer, items, named=named)
+        self.tokenizer.warn_if_truncated([new for old, new in zip(items, found, strict=True) if new is not old])
+        return found
+
     def present(self, row: npt.NDArray[np.float32], frame: Frame | None, top_k: int) -> Any:
         """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
         outputs = {name: each[0] for name, each in self.signature.unpack(row[None]).items()}
@@ -144,11 +180,18 @@ class Runner:
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the model's output for a batch, ``(n, ...)``; of a model with several a dict of them by name.
 
+        A model with a tokenizer takes a text, or a list of texts and pairs, by itself; its output has a batch of one
+        for one text.
+
         The only input is float32 ``(n, *input_shape)``, or uint8 pixels ``(n, height, width, channels)`` at the
         model's size. Several are given by position, by name, or as a dict. Outputs are tensors if an input is one, else
         arrays. Raises InputError saying what was expected.
         """
         torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
+        if self.tokenizer is not None and len(inputs) == 1 and not named and text_rows(inputs[0]):
+            texts = inputs[0] if isinstance(inputs[0], list) else [inputs[0]]
+            tokens = self._tokens(texts, named=isinstance(inputs[0], list))
+            return self.signature.result(self._outputs(np.stack([self.load(each) for each in tokens])))
         if len(inputs) == 1 and not named and not isinstance(inputs[0], Mapping):
             given = {self.signature.inputs[0].name: inputs[0]}
         elif named.keys() == {"batch"} and not inputs and len(self.signature.inputs) == 1:
@@ -192,6 +235,8 @@ class Runner:
 
         Raises InputError.
         """
+        if self.tokenizer is not None and (isinstance(item, Tokens) or is_text(item)):
+            return load_text(self.tokenizer, self.signature, item)
         if self.signature.takes_rows:
             return load_row(self.signature, item, check_finite=self._check_finite)
         if isinstance(item, Mapping):

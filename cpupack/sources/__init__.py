@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from cpupack.artifacts import Samples
+from cpupack.artifacts import Samples, TextInput
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.signature import TensorSpec
-from cpupack.sources import arrays, factory, images, synthetic
+from cpupack.sources import arrays, factory, images, synthetic, texts
 from cpupack.sources.request import Request
 
 __all__ = ["open_source"]
 
-_KINDS = {"images": images.read, "arrays": arrays.read, "python": factory.read, "synthetic": synthetic.read}
+_KINDS = {
+    "images": images.read,
+    "text": texts.read,
+    "arrays": arrays.read,
+    "python": factory.read,
+    "synthetic": synthetic.read,
+}
 
 
 def open_source(
@@ -27,20 +33,21 @@ def open_source(
     required: bool = True,
     targets: bool = False,
     inputs: tuple[TensorSpec, ...] | None = None,
+    tokenizer: TextInput | None = None,
 ) -> Samples:
     """Read the data that ``spec`` (``[calibration] source`` or ``[evaluation] source``) names.
 
     ``samples`` is the largest number of samples to take, None for all. Only ``seed`` decides which. ``labelled`` asks
     for class indices; without them it is an error unless ``required`` is false. ``targets`` asks for what a metric
     compares outputs with: an array of any shape, or the labels if there is no such array. ``inputs`` are those of the
-    model with what is known of them after loading; by default those of the recipe. Raises CalibrationError when
-    the data is missing, unusable, or does not fit the model's input.
+    model with what is known of them after loading; by default those of the recipe. ``tokenizer`` makes inputs of text.
+    Raises CalibrationError when the data is missing, unusable, or does not fit the model's input.
     """
     kind, _, rest = spec.partition(":")
     if kind not in _KINDS:
         raise CalibrationError(
             f'unknown data source "{spec}"',
-            hint="use images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic",
+            hint="use images:DIR, text:FILE, arrays:FILE.npz, python:FILE.py:factory or synthetic",
         )
     request = Request(
         spec,
@@ -53,5 +60,6 @@ def open_source(
         progress,
         required,
         targets,
+        tokenizer,
     )
     return _KINDS[kind](rest, request)

@@ -16,6 +16,7 @@ from cpupack.model.sources import load_factory
 from cpupack.model.user_code import describe_failure
 from cpupack.sources.named import row_of_item, split_item
 from cpupack.sources.request import Request, floats_of, pixels_of
+from cpupack.sources.texts import is_text_item, rows_of_texts, text_item
 
 
 def read(spec: str, request: Request) -> Samples:
@@ -24,7 +25,8 @@ def read(spec: str, request: Request) -> Samples:
     An item is one sample, a ``(sample, label)`` pair, or, for a metric, a ``(sample, target)`` pair. A target may have
     any shape. If the recipe has [preprocess], a sample is a PIL image or uint8 pixels ``(height, width, channels)``.
     Otherwise it is an array or tensor of floats in the model's input shape. Of several inputs, it is a dict by their
-    names, or a tuple in their order.
+    names, or a tuple in their order. Of a model with a tokenizer, it is a text, or a dict with ``text``, and maybe
+    ``text_pair`` and ``label``.
     """
     try:
         factory = load_factory(spec, request.loaded, key=f"source {request.spec}")
@@ -34,6 +36,8 @@ def read(spec: str, request: Request) -> Samples:
     if not items:
         raise CalibrationError(f"{request.spec} gave no samples")
     request.warn_if_few(len(items))
+    if request.tokenizer is not None and any(map(is_text_item, items)):
+        return _texts(items, request)
     pairs = [split_item(item, request) if request.takes_rows else _pair(item) for item in items]
     names = [f"item {index}" for index in range(len(items))]
     seconds = [second for _, second in pairs]
@@ -56,6 +60,20 @@ def read(spec: str, request: Request) -> Samples:
             )
         floats.append(floats_of(sample[None], request, [name])[0])
     return Samples(np.stack(floats), request.spec, tuple(names), labels=labels, targets=targets)
+
+
+def _texts(items: list[Any], request: Request) -> Samples:
+    """Return texts as rows of the model's inputs."""
+    names = [f"item {index}" for index in range(len(items))]
+    pairs = [text_item(item, name, request) for item, name in zip(items, names, strict=True)]
+    answers = [second for _, second in pairs]
+    return Samples(
+        rows_of_texts([first for first, _ in pairs], names, request),
+        request.spec,
+        tuple(names),
+        labels=_labels(answers, names, request) if request.labelled else None,
+        targets=_targets(answers, names, request) if request.targets else None,
+    )
 
 
 def _items(factory: Any, request: Request) -> Iterator[Any]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import psutil
 from PIL import Image
 
+from cpupack.artifacts import TextInput
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
@@ -35,7 +36,7 @@ class Request:
 
     ``inputs`` are those of the model. ``samples`` None means all. ``labelled`` asks for a class index with each sample,
     ``targets`` for what a user's metric compares outputs with. If the data has no labels or targets, that is an error
-    if they are ``required``; otherwise they are left out.
+    if they are ``required``; otherwise they are left out. ``tokenizer`` is that of a model that takes text.
     """
 
     spec: str
@@ -48,6 +49,7 @@ class Request:
     progress: Progress
     required: bool = True
     targets: bool = False
+    tokenizer: TextInput | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

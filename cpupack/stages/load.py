@@ -10,6 +10,7 @@ from cpupack.errors import ModelError
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, imagenet_labels
 from cpupack.model.tasks import check_labels, task_of
+from cpupack.model.text_input import text_input
 from cpupack.model.trial_run import try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -59,6 +60,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         fp32_bytes=_state_bytes(module),
         labels=_labels(loaded, task.kind, signature, weights, progress),
         task=task,
+        tokenizer=text_input(loaded, signature),
     )
 
 

@@ -54,6 +54,13 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [
             (f"Output {each['name']}", f"SQNR {_db(each['sqnr_db'])}, cosine {each['cosine']:.4f}") for each in outputs
         ]
+    if (meaning := accuracy.get("meaning")) is not None:
+        rows.append(
+            ("Cosine to FP32", f"mean {meaning['mean_cosine']:.4f}, worst {meaning['worst_cosine']:.4f} {compared}")
+        )
+        if meaning["spearman"] is not None:
+            near = f"recall@{meaning['neighbours']} {meaning['recall']:.3f}"
+            rows.append(("Order of similarities", f"Spearman {meaning['spearman']:.4f}, {near} {compared}"))
     if accuracy["agreement"] is not None:
         rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
     for key, label in (("top1", "Top-1"), ("top5", "Top-5")):

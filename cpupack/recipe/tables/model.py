@@ -17,11 +17,14 @@ class Model(Table):
 
     source: Text
     """``torchvision:NAME``, ``timm:NAME``, ``python:FILE.py:factory``, ``python:pkg.mod:factory``,
-    ``export:FILE.pt2`` (an exported program) or ``torchscript:FILE.pt``."""
+    ``export:FILE.pt2`` (an exported program), ``torchscript:FILE.pt``, ``transformers:DIR`` or
+    ``sentence-transformers:DIR`` (a directory that one of these libraries saved; ``package:NAME/DIR`` is one inside an
+    installed package)."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the factory."""
     weights: Text
-    """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm), ``factory`` (the Python factory
+    """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm; of a
+    directory, the file in it), ``factory`` (the Python factory
     loads them itself, or the file of ``source`` has them), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or
     ``.safetensors`` file, or ``random``."""
     state: Literal["plain", "ema"] | None = None

@@ -51,7 +51,8 @@ class Calibration(Table):
     """The data that activation ranges are chosen from. Required unless ``mode = "dynamic"``."""
 
     source: Text
-    """``images:DIR``, ``arrays:FILE.npz``, ``python:FILE.py:factory`` or ``synthetic``."""
+    """``images:DIR``, ``text:FILE`` (one text a line; of a ``.jsonl`` file an object with ``text``, ``text_pair`` and
+    ``label``), ``arrays:FILE.npz``, ``python:FILE.py:factory`` or ``synthetic``."""
     samples: PositiveInt = 300
     """At most this many samples, drawn with ``seed``."""
     batch_size: PositiveInt = 16
@@ -66,8 +67,8 @@ class Evaluation(Table):
     """Gates: bounds on the INT8 model. If one does not hold, the build fails with exit code 6."""
 
     source: Text | None = None
-    """Labelled data: ``images:DIR`` with class folders, ``arrays:FILE.npz`` with ``labels`` or ``targets``, or
-    ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other data."""
+    """Labelled data: ``images:DIR`` with class folders, ``text:FILE.jsonl`` with ``label``, ``arrays:FILE.npz`` with
+    ``labels`` or ``targets``, or ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other data."""
     samples: PositiveInt | None = None
     """At most this many samples. Absent means all."""
     max_drop: Fraction | None = None
@@ -80,6 +81,15 @@ class Evaluation(Table):
     min_sqnr_db: Finite | Literal["off"] = 6.0
     """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default applies to
     trained models. ``off`` turns it off."""
+    min_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    """Smallest mean cosine between the FP32 and INT8 embeddings of an input. For ``[task] kind = "embedding"``, as are
+    the next three."""
+    min_worst_cosine: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    """Smallest cosine of any input's embeddings."""
+    min_spearman: Annotated[float, Field(ge=-1.0, le=1.0)] | None = None
+    """Smallest rank correlation between FP32 and INT8 of the similarities of all pairs of inputs."""
+    min_recall: Fraction | None = None
+    """Smallest recall@10: of the ten nearest inputs of each input in FP32, the share that INT8 has among its ten."""
     min_speedup: PositiveFloat | None = None
     """Smallest ratio of the INT8 model's throughput to FP32's on this host (only for targets that this host can
     time)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
 from ..runner import Runner
 from ..signature import TensorSpec
+from ..text.spec import TEXT, TEXT_PAIR
 from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
 from .tensors import BYTES, DTYPES, Buffer
+from .texts import TextSample, texts_of_tensors
 
-IMAGE, TENSOR, ARRAY_FILE, NAMED = "image", "tensor", "npy", "named"
-"""Kinds of data: encoded images, samples that are ready, ``.npy`` files, samples of several inputs to be decoded."""
+IMAGE, TENSOR, ARRAY_FILE, NAMED, TEXTS = "image", "tensor", "npy", "named", "text"
+"""Kinds of data: encoded images, samples that are ready, ``.npy`` files, samples of several inputs, texts."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Data:
     """The samples of one request: an array of them, or encoded ones to be decoded in an instance's thread."""
 
     kind: str
-    items: npt.NDArray[Any] | Sequence[Buffer | Sample]
+    items: npt.NDArray[Any] | Sequence[Buffer | Sample | TextSample]
 
     @property
     def samples(self) -> int:
@@ -40,7 +42,7 @@ class Data:
     def size_bytes(self) -> int:
         if isinstance(self.items, np.ndarray):
             return self.items.nbytes
-        return sum(each.size_bytes if isinstance(each, Sample) else len(each) for each in self.items)
+        return sum(each.size_bytes if isinstance(each, Sample | TextSample) else len(each) for each in self.items)
 
     def part(self, start: int, stop: int) -> Data:
         """Return some of the samples, without a copy."""
@@ -71,6 +73,7 @@ class ServedModel:
         self.takes_images = runner.pixel_shape() is not None
         self.kind = runner.answers.spec.kind
         self.named = signature.takes_rows
+        self.takes_text = runner.tokenizer is not None
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
         self.inputs = tuple(
             TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *_given(each)))
@@ -92,7 +95,7 @@ class ServedModel:
             "name": self.name,
             "versions": [self.version],
             "platform": "cpupack",
-            "inputs": [each.to_dict() for each in self.inputs],
+            "inputs": [each.to_dict() for each in ((_TEXT_FACTS,) if self.takes_text else self.inputs)],
             "outputs": [each.to_dict() for each in self.outputs_facts],
         }
 
@@ -108,6 +111,8 @@ class ServedModel:
                     f"classification needs class scores; the output has shape {list(found.shape[1:])}"
                     + ("" if found.datatype == "FP32" else f" of {found.datatype}")
                 )
+        if self.takes_text and any(each.name in {TEXT, TEXT_PAIR} for each in request.inputs):
+            return Data(TEXTS, self._checked(lambda: texts_of_tensors(request.inputs)))
         if self.named:
             return self._named(request.inputs)
         if len(request.inputs) != 1 or request.inputs[0].name != self.input.name:
@@ -121,6 +126,12 @@ class ServedModel:
         except self._errors.InputError as error:
             raise InputError(str(error)) from None
         return Data(TENSOR if isinstance(found, np.ndarray) else NAMED, found)
+
+    def _checked(self, read: Callable[[], list[TextSample]]) -> list[TextSample]:
+        try:
+            return read()
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from None
 
     def read_tensor(self, tensor: InputTensor) -> Data:
         """Return the samples of one tensor. Raises InputError."""
@@ -178,9 +189,20 @@ class ServedModel:
         """Return the samples as one array, decoded. Slow: for instances' threads. Raises InputError."""
         if isinstance(data.items, np.ndarray):
             return data.items
+        if data.kind == TEXTS:
+            return np.stack([self._text_row(item) for item in data.items if isinstance(item, TextSample)])
         load: Any = {ARRAY_FILE: _read_npy, NAMED: dict}.get(data.kind, bytes)
         try:
             return np.stack([self.runner.load(load(item)) for item in data.items])
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from error
+
+    def _text_row(self, item: TextSample) -> npt.NDArray[Any]:
+        try:
+            item.tokens = self.runner.tokenize(
+                (item.text.text, item.text.pair) if item.text.pair is not None else item.text.text
+            )
+            return self.runner.load(item.tokens)
         except self._errors.InputError as error:
             raise InputError(str(error)) from error
 
@@ -226,7 +248,7 @@ class ServedModel:
         runner = self.runner
         try:
             return [
-                runner.answers.facts(runner.present(row, runner.answers.frame(_alone(item)), top_k))
+                _said_of(item) | runner.answers.facts(runner.present(row, runner.answers.frame(_alone(item)), top_k))
                 for row, item in zip(logits, items, strict=True)
             ]
         except self._errors.RunnerError as error:
@@ -247,6 +269,15 @@ class ServedModel:
         golden = self.package_dir / GOLDEN_NAME
         with golden.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return np.asarray(arrays["input"])
+
+
+_TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))
+"""How the metadata describes text; ``text_pair`` beside it is for pairs alone, and the model's own inputs for ids."""
+
+
+def _said_of(item: Any) -> dict[str, Any]:
+    """Return what an answer says of an input beside its result."""
+    return item.facts() if isinstance(item, TextSample) else {}
 
 
 def _given(spec: TensorSpec) -> tuple[int, ...]:

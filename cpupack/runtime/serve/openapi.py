@@ -8,9 +8,12 @@ from typing import Any
 
 from ..arrays import MOST_FLOAT
 from ..tasks.spec import CLASSIFICATION
+from ..text.spec import TEXT, TEXT_PAIR
+from ..text.texts import MOST_CHARACTERS
 from .model import ServedModel, TensorFacts
 from .service import MOST_DEADLINE_MS, PRIORITIES
 from .tensors import MAX_ELEMENTS
+from .texts import TEXTS
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _FILE = {"type": "string", "format": "binary"}
@@ -66,12 +69,20 @@ def _predict(model: ServedModel) -> dict[str, Any]:
             "application/json": {"schema": {"$ref": "#/components/schemas/Named"}},
             "multipart/form-data": {"schema": {"type": "object", "properties": fields, "required": needed}},
         }
+    if model.takes_text:
+        json_form = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Text", "Texts", "Named")]}
+        content["application/json"] = {"schema": json_form}
+        content["text/plain"] = {"schema": {"type": "string"}}
     top_k = {
         "name": "top_k", "in": "query", "description": "How many classes to return for each input",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
     }  # fmt: skip
     return {
-        "summary": "Classify images" if model.takes_images else "Run the model on arrays",
+        "summary": "Classify images"
+        if model.takes_images
+        else "Run the model on text"
+        if model.takes_text
+        else "Run the model on arrays",
         "parameters": [top_k, *_urgency()],
         "requestBody": {"required": True, "content": content},
         "responses": {"200": _json("The answers, in order", "Predictions"), **_failures()},
@@ -190,6 +201,7 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
         "Images": _one_or_many("image", "images", {"type": "string", "format": "byte", "minLength": 1}),
         "Arrays": _one_or_many("input", "inputs", _nested(_FLOAT, model.input.shape[1:])),
         "Named": _one_or_many("input", "inputs", _named(model)),
+        **(_texts() if model.takes_text else {}),
         "Predictions": _object(
             ("model", "version", "timing_ms"), model=text, version=text, task=text, predictions=found, timing_ms=timing,
             outputs={"type": "array", "items": {"type": "object"}},
@@ -209,6 +221,15 @@ def _schemas(model: ServedModel) -> dict[str, Any]:
             outputs={"type": "array", "items": {"type": "object"}},
         ),
     }  # fmt: skip
+
+
+def _texts() -> dict[str, Any]:
+    """Return the schemas of one text or pair, and of several."""
+    string = {"type": "string", "maxLength": MOST_CHARACTERS}
+    one = {**_object((TEXT,), **{TEXT: string, TEXT_PAIR: string}), "additionalProperties": False}
+    pair = {"type": "array", "items": string, "minItems": 2, "maxItems": 2}
+    many = {"type": "array", "minItems": 1, "items": {"oneOf": [string, one, pair]}}
+    return {"Text": one, "Texts": {**_object((TEXTS,), **{TEXTS: many}), "additionalProperties": False}}
 
 
 _FLOAT = {"type": "number", "minimum": -MOST_FLOAT, "maximum": MOST_FLOAT}
@@ -273,7 +294,7 @@ def _named_inputs(model: ServedModel) -> dict[str, Any]:
     one = {
         "type": "object",
         "properties": {
-            "name": {"enum": [each.name for each in model.inputs]},
+            "name": {"enum": [*([TEXT, TEXT_PAIR] if model.takes_text else []), *(each.name for each in model.inputs)]},
             "datatype": {"enum": sorted({"UINT8", "FP32", "BYTES", *(each.datatype for each in model.inputs)})},
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
             "data": {"type": "array"},

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..tasks.spec import RAW
 from . import multipart
-from .model import ARRAY_FILE, IMAGE, NAMED, Data, ServedModel
+from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
 from .named import sample_of_form, samples_of_json
 from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
 from .tensors import to_json
+from .texts import is_text_json, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
 
@@ -50,6 +51,8 @@ def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) ->
         if model.named:
             return Data(NAMED, [sample_of_form(model.signature, parts)])
         return Data(IMAGE if model.takes_images else ARRAY_FILE, files)
+    if model.takes_text and kind == "text/plain":
+        return Data(TEXTS, texts_of_json({"text": bytes(body)}))
     if not body:
         raise InputError("the body is empty; send " + _wanted(model))
     if model.takes_images:
@@ -90,6 +93,8 @@ def _timing(timing: Timing) -> dict[str, Any]:
 
 
 def _wanted(model: ServedModel) -> str:
+    if model.takes_text:
+        return wanted_text()
     if model.named:
         names = ", ".join(f'"{each.name}": ...' for each in model.inputs)
         return f'JSON {{"inputs": [{{{names}}}, ...]}}, or multipart/form-data with a field for each input'
@@ -99,6 +104,8 @@ def _wanted(model: ServedModel) -> str:
 
 
 def _from_json(model: ServedModel, value: Any) -> Data:
+    if model.takes_text and is_text_json(value):
+        return Data(TEXTS, texts_of_json(value))
     one, many = ("image", "images") if model.takes_images else ("input", "inputs")
     if not isinstance(value, dict) or len(value) != 1 or not ({one, many} & set(value)):
         raise InputError(f'the JSON must be an object with "{one}" or "{many}" alone; send {_wanted(model)}')

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import IntegrityError
 
-CLASSIFICATION, RAW = "classification", "raw"
+CLASSIFICATION, EMBEDDING, RAW = "classification", "embedding", "raw"
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     CLASSIFICATION: ("scores",),

@@ -100,6 +100,7 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         },
         files={},
         task=(model.task or TaskSpec.of(model.kind)).to_dict(),
+        tokenizer=None if model.tokenizer is None else model.tokenizer.spec.to_dict(),
     )
 
 

@@ -28,6 +28,7 @@ from cpupack.runtime.files import (
     RECOVERED_NAME,
     ROOT_NAME,
     TASK_NAME,
+    TOKENIZER_NAME,
 )
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
@@ -151,6 +152,8 @@ def _write_package(contents: WheelContents, staged: StagedProject) -> None:
     write_arrays(package_dir / GOLDEN_NAME, contents.golden)
     if contents.model.anchors is not None:
         write_arrays(package_dir / TASK_NAME, contents.model.anchors.arrays())
+    if contents.model.tokenizer is not None:
+        (package_dir / TOKENIZER_NAME).write_bytes(contents.model.tokenizer.file)
     if contents.model.labels:
         write_labels(package_dir / LABELS_NAME, contents.model.labels)
     (package_dir / RECIPE_NAME).write_text(contents.loaded.text, encoding="utf-8")
@@ -176,7 +179,11 @@ def _check_torch(contents: WheelContents, model: Path) -> None:
 
 def _write_project(contents: WheelContents, staged: StagedProject, manifest: Manifest) -> None:
     """Write the files around the package: pyproject.toml, build hook, bill of materials, README."""
-    needed = requirements(torch.__version__, needs_torch=contents.scripted.torch_reason is not None)
+    needed = requirements(
+        torch.__version__,
+        needs_torch=contents.scripted.torch_reason is not None,
+        takes_text=contents.model.tokenizer is not None,
+    )
     sbom_name = f"sbom/{staged.import_name}.cdx.json"
     scripts = {
         staged.distribution: f"{staged.import_name}._entry:main",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from packaging.version import Version
 
-from cpupack.runtime.extras import JINJA2, LOADGEN, PYARROW, RAY, SERVE, SIMPLEJPEG
+from cpupack.runtime.extras import JINJA2, LOADGEN, PYARROW, RAY, SERVE, SIMPLEJPEG, TOKENIZERS
 
 OLDEST_TORCH = "2.10"
 REQUIRES_PYTHON = ">=3.10"
@@ -22,11 +22,11 @@ EXTRAS = {
 BUILD_REQUIRES = "hatchling>=1.28,<2"
 
 
-def requirements(torch_version: str, *, needs_torch: bool) -> list[str]:
+def requirements(torch_version: str, *, needs_torch: bool, takes_text: bool = False) -> list[str]:
     """Return the wheel's dependencies. torch may be the oldest that cpupack supports, up to the builder's minor."""
     # Every wheel requires Pillow, because the runner always imports the preprocessing, even for models without images.
     torch = [f"torch{torch_range(torch_version)}"] if needs_torch else []
-    return [*torch, *RUNTIME_REQUIREMENTS]
+    return [*torch, *RUNTIME_REQUIREMENTS, *([TOKENIZERS] if takes_text else [])]
 
 
 def torch_range(torch_version: str) -> str:

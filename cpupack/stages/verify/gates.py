@@ -122,6 +122,12 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
     worst = report.worst_output or ""
     sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)
     yield "min_sqnr_db", sqnr
+    if (meaning := report.meaning) is not None:
+        yield "min_cosine", _Measured(meaning.mean_cosine, None, samples)
+        yield "min_worst_cosine", _Measured(meaning.worst_cosine, None, samples)
+        if meaning.spearman is not None and meaning.recall is not None:
+            yield "min_spearman", _Measured(meaning.spearman, None, samples)
+            yield "min_recall", _Measured(meaning.recall, None, samples)
     if report.speedup is not None:
         yield "min_speedup", _Measured(report.speedup, report.speedup_ci95, unit="x")
     if report.metric_int8 is not None:

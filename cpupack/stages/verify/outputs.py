@@ -28,6 +28,7 @@ from cpupack.artifacts import (
 from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
 from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.meaning import meaning_of
 from cpupack.metric import Metric
 from cpupack.model.sources import load_factory
 from cpupack.model.user_code import running_on
@@ -37,7 +38,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
-from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
+from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
 from cpupack.runtime.verify import COMPARES_CLASSES
 from cpupack.workers.client import run_worker
 
@@ -84,10 +85,10 @@ def run_reference(
     and accuracy is not measured. Also raises it for samples on which the model does not run.
     """
     kind = model.kind
-    if samples.labels is not None and model.task is not None and kind not in {CLASSIFICATION, RAW}:
+    if samples.labels is not None and model.task is not None and kind not in {CLASSIFICATION, EMBEDDING, RAW}:
         progress.note(f'accuracy is not measured: class folders say nothing about [task] kind = "{kind}"')
         samples = dataclasses.replace(samples, labels=None)
-    if samples.labels is not None:
+    if samples.labels is not None and kind != EMBEDDING:
         scores = model.signature.class_scores
         largest = int(samples.labels.max())
         if scores is None or largest >= scores.size:
@@ -201,6 +202,9 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
         outputs=facts,
         worst_output=worst.name if len(facts) > 1 else None,
     )
+    if reference.kind == EMBEDDING:
+        name = worst.name
+        return dataclasses.replace(report, meaning=meaning_of(expected[name], found[name], samples.labels))
     if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
         return report
     if reference.kind == "segmentation":
@@ -229,7 +233,7 @@ def _output_fact(name: str, expected: FloatArray, actual: FloatArray) -> OutputF
 def _top_k(reference: Reference, actual: FloatArray) -> dict[str, Any]:
     """Return the report's fields about top-1 and top-5, empty without labels."""
     labels, scores = reference.samples.labels, reference.signature.class_scores
-    if labels is None or scores is None:
+    if labels is None or scores is None or reference.kind == EMBEDDING:
         return {}
     fields: dict[str, Any] = {"labelled_samples": len(labels)}
     right = {}

@@ -1,0 +1,217 @@
+"""Builds modules from directories that the libraries transformers and sentence-transformers have saved.
+
+Code in such a directory is never run, and nothing is downloaded. Weights are safetensors, or torch files that are read
+as plain data.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError
+from cpupack.model.user_code import describe_failure
+from cpupack.model.vision import repair_torchvision_imports
+from cpupack.progress import Progress
+from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.derived import read_json
+from cpupack.recipe.places import located
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that hold the weights, best first."""
+_POOLED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout")
+"""Modules of sentence-transformers that are part of the graph: each maps tensors to tensors."""
+
+
+class SentenceEncoder(nn.Module):
+    """The modules of a sentence-transformers directory in a row: ids and mask in, embeddings out.
+
+    ``input_ids`` and ``attention_mask`` are int64 ``(n, tokens)``; the result is float32 ``(n, dimensions)``.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.steps = nn.Sequential(*modules)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return one embedding for each text."""
+        features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        for step in self.steps:
+            features = step(features)
+        found: torch.Tensor = features["sentence_embedding"]
+        return found
+
+
+def directory_of(loaded: LoadedRecipe) -> Path:
+    """Return the directory that ``[model] source`` names."""
+    return located(loaded.recipe.model.source.partition(":")[2], loaded.path.parent)
+
+
+def weights_of(directory: Path) -> Path | None:
+    """Return the file with the weights of a directory, None where there is none."""
+    return next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
+
+
+def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
+    """Return the model of a ``transformers:`` directory, of the class that its config.json names.
+
+    Its weights are those of the directory, unless the recipe has random ones or falls back to them. Raises ModelError.
+    """
+    spec, directory = loaded.recipe.model, directory_of(loaded)
+    library = _library("transformers")
+    config = read_json(directory / "config.json", required=True)
+    kind = _class(library, config, spec.source)
+    random = spec.weights == "random" or (weights_of(directory) is None and spec.weights_fallback == "random")
+    if not random and weights_of(directory) is None:
+        raise ModelError(
+            f"[model] weights: {directory} has none of {', '.join(WEIGHTS)}",
+            hint='put the weights there, or accept untrained ones with weights_fallback = "random"',
+        )
+    settings: dict[str, Any] = {"attn_implementation": "eager", **spec.kwargs}
+    with _quiet(), _explained(f"[model] {spec.source}"):
+        if random:
+            read = library.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            for name, value in settings.items():
+                setattr(read, "_attn_implementation" if name == "attn_implementation" else name, value)
+            module: nn.Module = kind(read)
+            return module.float()
+        module, found = kind.from_pretrained(
+            str(directory),
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **settings,
+        )
+    _check_loaded(found, directory, progress)
+    return module
+
+
+def _class(library: Any, config: dict[str, Any], source: str) -> Any:
+    """Return the class of a model by its name in ``architectures``. Raises ModelError where the library has none."""
+    names = config.get("architectures") or []
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"[model] {source} is an encoder with a decoder, which makes its text token by token",
+            hint="save its encoder alone, or wrap it: python:FILE.py:factory",
+        )
+    kind = getattr(library, str(names[0]), None) if names else None
+    if kind is None and not names and config.get("model_type"):
+        kind = getattr(library, "AutoModel", None)
+    if not (isinstance(kind, type) or kind is getattr(library, "AutoModel", 0)):
+        own = "; its own code (auto_map) is never run" if config.get("auto_map") else ""
+        raise ModelError(
+            f"[model] {source}: transformers {library.__version__} has no {names[0] if names else 'model_type'}{own}",
+            hint="install a version that has it, or build the model in a factory of yours: python:FILE.py:factory",
+        )
+    return kind
+
+
+def _check_loaded(found: Any, directory: Path, progress: Progress) -> None:
+    """Raise ModelError for weights that the directory does not have: the library would make them up."""
+    missing = sorted(found.get("missing_keys") or ())
+    if missing or found.get("mismatched_keys"):
+        names = missing or [str(each) for each in found["mismatched_keys"]]
+        listed = ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        pooler = all("pooler" in str(each) for each in names)
+        raise ModelError(
+            f"[model] weights: {directory} has no fitting weights for {listed}; they would be random",
+            hint="leave the pooler out with [model] kwargs = { add_pooling_layer = false }"
+            if pooler
+            else 'take the class that the weights were saved from ("architectures" in config.json)',
+        )
+    unused = sorted(map(str, found.get("unexpected_keys") or ()))
+    if unused:
+        progress.note(f"weights that the model has no place for are left out: {', '.join(unused[:3])}")
+
+
+def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
+    """Return the modules of a ``sentence-transformers:`` directory as one, with their weights. Raises ModelError."""
+    spec, directory = loaded.recipe.model, directory_of(loaded)
+    _check_steps(directory, spec.source)
+    library = _library("sentence_transformers", "sentence-transformers")
+    if spec.kwargs:
+        raise ModelError(f"[model] kwargs: {spec.source} takes no arguments")
+    with _quiet(), _explained(f"[model] {spec.source}"):
+        model = library.SentenceTransformer(
+            str(directory),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
+        )
+        modules = list(model.children())
+    return SentenceEncoder(modules)
+
+
+def _check_steps(directory: Path, source: str) -> None:
+    """Raise ModelError for a module of the directory that is code of its own, or reads something else than text."""
+    steps = _steps(directory, source)
+    names = [str(each.get("type", "")) for each in steps if isinstance(each, dict)]
+    for name in names:
+        if not name.startswith("sentence_transformers.") or name.rpartition(".")[2] not in _POOLED:
+            raise ModelError(
+                f"[model] {source}: modules.json has {name or 'a module without a type'}; cpupack takes "
+                f"{', '.join(_POOLED)} of sentence_transformers",
+                hint="code in the directory is never run; build such a model in a factory: python:FILE.py:factory",
+            )
+    if not names or not names[0].endswith(".Transformer"):
+        raise ModelError(f"[model] {source}: the first module of modules.json is no Transformer")
+
+
+def _steps(directory: Path, source: str) -> list[Any]:
+    import json
+
+    try:
+        found = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"[model] {source}: cannot read {directory / 'modules.json'}: {error}") from error
+    return found if isinstance(found, list) else []
+
+
+def _library(name: str, extra: str | None = None) -> Any:
+    repair_torchvision_imports()  # transformers looks for torchvision
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{extra or name} is not installed, and the recipe needs it",
+            hint=f'pip install "cpupack[{extra or name}]"',
+        ) from error
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn any failure of the library into a ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} failed: {describe_failure(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's bars and advice out of a build's output."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    bars = importlib.import_module("transformers.utils.logging")
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+        if shown:
+            bars.enable_progress_bar()

@@ -1,0 +1,86 @@
+"""Fits ``[tokenizer]`` to a loaded model: which inputs its tokens become, and whether the model has all their ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpupack.artifacts import TextInput
+from cpupack.errors import ModelError, RecipeError
+from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.places import located
+from cpupack.runtime.errors import HostError, InputError, IntegrityError
+from cpupack.runtime.signature import Signature
+from cpupack.runtime.text.spec import TokenizerSpec, roles_of
+from cpupack.runtime.text.tokenizer import Tokenizer
+
+_PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+
+
+def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
+    """Return how the model takes text, None without ``[tokenizer]``.
+
+    Raises ModelError for a file that is no tokenizer, for one with more ids than the model has, and where the library
+    is missing; RecipeError for a length that the inputs do not have.
+    """
+    table = loaded.recipe.tokenizer
+    if table is None:
+        return None
+    assert table.source is not None  # checks.py: only directories leave it out, and derived.py fills it in
+    path = located(table.source, loaded.path.parent)
+    ids, mask, types = roles_of(signature.inputs)
+    specs = {each.name: each for each in signature.inputs}
+    if ids is None:
+        raise RecipeError('[tokenizer] makes inputs from text, and the model has no input "input_ids"')
+    length = specs[ids].shape[0]
+    if table.max_length not in {None, length}:
+        raise RecipeError(f'[tokenizer] max_length: {table.max_length} tokens, and the input "{ids}" takes {length}')
+    content = _read(path)
+    plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
+    spec = TokenizerSpec(length, ids, mask, types, *_padding(plain, table.pad_token, path), prefix=table.prefix)
+    most = specs[ids].vocabulary
+    if most is not None and plain.vocabulary > most:
+        raise ModelError(
+            f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",
+            hint="it belongs to another model; take the tokenizer.json that was saved with this one",
+        )
+    tokenizer = _opened(content, path, spec)
+    try:
+        tokenizer.tokens("a b c d e f g h i j k l m n o p q r s t u v w x y z " * length)
+    except InputError as error:
+        raise RecipeError(f"[tokenizer] max_length: {error}", hint="special tokens take places too") from error
+    return TextInput(content, spec)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"[tokenizer] source: cannot read {path}: {error.strerror}") from error
+
+
+def _opened(content: bytes, path: Path, spec: TokenizerSpec) -> Tokenizer:
+    try:
+        return Tokenizer(content, spec, str(path))
+    except IntegrityError as error:
+        raise ModelError(f"[tokenizer] source: {error}") from error
+    except HostError as error:
+        raise ModelError(
+            "tokenizers is not installed, and the recipe has text as input", hint='pip install "cpupack[text]"'
+        ) from error
+
+
+def _padding(tokenizer: Tokenizer, token: str | None, path: Path) -> tuple[int, int, str]:
+    """Return id, type and side of the padding."""
+    own = tokenizer.own_padding
+    if token is None and own is not None:
+        return own
+    kind, side = (own[1], own[2]) if own is not None else (0, "right")
+    if token is not None:
+        number = tokenizer.id_of(token)
+        if number is None:
+            raise RecipeError(f'[tokenizer] pad_token: {path} has no token "{token}"')
+        return number, kind, side
+    for each in _PADDING:
+        if (number := tokenizer.id_of(each)) is not None:
+            return number, kind, side
+    raise RecipeError(f"[tokenizer] pad_token: {path} does not say which token fills up short texts; set pad_token")

@@ -1,0 +1,163 @@
+"""What a directory of a ``transformers:`` or ``sentence-transformers:`` source says, so that a recipe need not.
+
+Reads JSON files alone: nothing here imports torch or transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpupack.errors import RecipeError
+from cpupack.recipe.places import located
+from cpupack.recipe.recipe import Recipe
+from cpupack.recipe.tables.signature import Input, Task
+from cpupack.recipe.tables.text import Tokenizer
+from cpupack.recipe.text_checks import DIRECTORIES
+
+TOKENIZER = "tokenizer.json"
+_NO_LIMIT = 1_000_000
+"""A ``model_max_length`` from here on is the library's way to say that none is known."""
+_OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl")
+"""Model types whose positions begin behind that of the padding."""
+
+
+def derived(recipe: Recipe, directory: Path) -> Recipe:
+    """Return a recipe with the inputs, the tokenizer, the task and the labels that its source's directory says.
+
+    What the recipe says itself stays. Recipes of other sources are returned as they are. Raises RecipeError for a file
+    that cannot be read, and for a ``max_length`` beyond the model's positions.
+    """
+    kind, _, place = recipe.model.source.partition(":")
+    if kind not in DIRECTORIES:
+        return recipe
+    root = located(place, directory)
+    config = read_json(root / "config.json", required=True)
+    changes: dict[str, Any] = {}
+    tokenizer = _tokenizer(recipe.tokenizer, root, config, kind)
+    if tokenizer is not None:
+        changes["tokenizer"] = tokenizer
+    if not recipe.input and recipe.model.input_shape is None:
+        changes["input"] = _inputs(recipe, tokenizer, config, kind)
+    changes |= _meaning(recipe, config, kind)
+    return recipe.model_copy(update=changes)
+
+
+def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file, {} for a file that is not there. Raises RecipeError."""
+    if not required and not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"[model] source: cannot read {path}: {reason}") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"[model] source: {path} holds no JSON object")
+    return found
+
+
+def _tokenizer(table: Tokenizer | None, root: Path, config: Mapping[str, Any], kind: str) -> Tokenizer | None:
+    if (table is None or table.source is None) and not (root / TOKENIZER).is_file():
+        if table is not None:
+            raise RecipeError(
+                f"[tokenizer] source: {root} has no {TOKENIZER}",
+                hint="save it with the library: AutoTokenizer.from_pretrained(...).save_pretrained(DIR)",
+            )
+        return None
+    table = table or Tokenizer()
+    settings = read_json(root / "tokenizer_config.json")
+    limits = [_positions(config), _whole(settings.get("model_max_length"))]
+    longest = min((each for each in limits if each is not None and each < _NO_LIMIT), default=None)
+    own = (
+        _whole(read_json(root / "sentence_bert_config.json").get("max_seq_length")) if kind != "transformers" else None
+    )
+    max_length = table.max_length or own or longest
+    if max_length is None:
+        raise RecipeError(
+            f"[tokenizer] max_length: {root} does not say how many tokens the model reads",
+            hint="set max_length in [tokenizer]",
+        )
+    if (most := _positions(config)) is not None and max_length > most:
+        raise RecipeError(f"[tokenizer] max_length: {max_length} tokens, and the model has positions for {most}")
+    token = settings.get("pad_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return table.model_copy(
+        update={
+            "source": table.source or str(root / TOKENIZER),
+            "max_length": max_length,
+            "prefix": table.prefix or _prompt(root, kind),
+            "pad_token": table.pad_token or (token if isinstance(token, str) and token else None),
+        }
+    )
+
+
+def _prompt(root: Path, kind: str) -> str:
+    """Return the default prompt of a sentence-transformers directory, empty without one."""
+    if kind == "transformers":
+        return ""
+    if read_json(root / "sentence_bert_config.json").get("do_lower_case"):
+        raise RecipeError(
+            f"[model] source: {root / 'sentence_bert_config.json'} has do_lower_case, which tokenizer.json does not do",
+            hint='add the normalizer {"type": "Lowercase"} to tokenizer.json, and set do_lower_case to false',
+        )
+    settings = read_json(root / "config_sentence_transformers.json")
+    prompts = settings.get("prompts")
+    found = prompts.get(settings.get("default_prompt_name")) if isinstance(prompts, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens that the table of positions is for, None where there is no such table."""
+    found = _whole(config.get("max_position_embeddings") or config.get("n_positions"))
+    if found is not None and config.get("model_type") in _OFFSET:
+        found -= (_whole(config.get("pad_token_id")) or 1) + 1 if config.get("model_type") != "mpnet" else 2
+    return found
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _inputs(recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, Any], kind: str) -> list[Input]:
+    if tokenizer is None or tokenizer.max_length is None:
+        raise RecipeError(
+            f"[model] source: the directory of {recipe.model.source} has no {TOKENIZER} that would say what the "
+            "inputs are",
+            hint="describe each input by an [[input]] table, or an image by [model] input_shape",
+        )
+    shape = [tokenizer.max_length]
+    found = [
+        Input(name="input_ids", shape=shape, dtype="int64"),
+        Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2),
+    ]
+    types = _whole(config.get("type_vocab_size")) or 0
+    if kind == "transformers" and types > 1:  # a sentence-transformer reads one text, of type 0
+        found.append(Input(name="token_type_ids", shape=shape, dtype="int64", vocabulary=types, default=0))
+    return found
+
+
+def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return the task and the labels, as far as the directory says them and the recipe does not."""
+    if kind == "sentence-transformers":
+        return {} if recipe.task is not None else {"task": Task(kind="embedding")}
+    architecture = str(next(iter(config.get("architectures") or ["none"])))
+    if not architecture.endswith("ForSequenceClassification"):
+        return {}
+    names = config.get("id2label") or {}
+    labels = [str(names[key]) for key in sorted(names, key=int)] if _numbered(names) else []
+    if recipe.task is not None:
+        return {}
+    if len(labels) == 1:
+        return {"task": Task(kind="regression")}  # a reranker's score
+    several = config.get("problem_type") == "multi_label_classification"
+    found: dict[str, Any] = {"task": Task(kind="multilabel" if several else "classification")}
+    if labels and recipe.model.labels is None and all(each.strip() and len(each.splitlines()) == 1 for each in labels):
+        found["model"] = recipe.model.model_copy(update={"labels": labels})
+    return found
+
+
+def _numbered(names: Any) -> bool:
+    return isinstance(names, dict) and sorted(names) == sorted(str(each) for each in range(len(names)))

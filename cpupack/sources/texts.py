@@ -1,0 +1,125 @@
+"""``text:FILE``: one text a line, or JSON lines with ``text``, ``text_pair`` and ``label``; and texts of factories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from cpupack.recipe.places import NoPlaceError, located
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.text.inputs import load_text
+from cpupack.runtime.text.spec import TEXT, TEXT_PAIR
+from cpupack.runtime.text.texts import is_text, read_lines
+from cpupack.runtime.text.tokenizer import Tokenizer
+from cpupack.sources.named import signature_of
+from cpupack.sources.request import Floats, Request
+
+LABELS = ("label", "target")
+"""Fields of a JSON line that say what the right answer is."""
+
+
+def read(file: str, request: Request) -> Samples:
+    """Return texts drawn with the seed, in the order of the file, as rows of the model's inputs.
+
+    Raises CalibrationError that names file and line.
+    """
+    try:
+        path = located(file, request.loaded.path.parent)
+        found = read_lines(path)
+    except (NoPlaceError, InputError) as error:
+        raise CalibrationError(f"{request.spec}: {error}", hint="paths are relative to the recipe") from error
+    if not found:
+        raise CalibrationError(f"{request.spec}: {path} holds no text")
+    entries = [_entry(value, where, request) for where, value in found]
+    rows = request.choose(len(entries))
+    names = [found[row][0] for row in rows]
+    chosen = [entries[row] for row in rows]
+    answers = [answer for _, answer in chosen]
+    return Samples(
+        rows_of_texts([item for item, _ in chosen], names, request),
+        request.spec,
+        tuple(names),
+        labels=_labels(answers, names, request) if request.labelled else None,
+        targets=_targets(answers, names, request) if request.targets else None,
+    )
+
+
+def rows_of_texts(items: Sequence[Any], names: Sequence[str], request: Request) -> Floats:
+    """Return a row of the model's inputs for each text. Raises CalibrationError that names the text."""
+    if request.tokenizer is None:
+        raise CalibrationError(f"{request.spec}: {names[0]} is text, and the recipe has no [tokenizer]")
+    tokenizer = Tokenizer(request.tokenizer.file, request.tokenizer.spec, "tokenizer.json")
+    request.check_memory(len(items))
+    signature, rows, cut = signature_of(request), [], 0
+    for item, name in zip(items, names, strict=True):
+        try:
+            tokens = tokenizer.tokens(item, name)
+            rows.append(load_text(tokenizer, signature, tokens))
+        except InputError as error:
+            raise CalibrationError(f"{request.spec}: {error}") from error
+        cut += tokens.truncated
+    if cut:
+        request.progress.note(
+            f"{request.spec}: {cut} of {len(items)} texts are cut to {tokenizer.spec.max_length} tokens"
+        )
+    return np.stack(rows)
+
+
+def is_text_item(item: Any) -> bool:
+    """Return whether what a factory yields is text: a string, a mapping with ``text``, or one of these with a label."""
+    if isinstance(item, Mapping):
+        return TEXT in item
+    return isinstance(item, str) or (isinstance(item, tuple | list) and len(item) == 2 and is_text(item[0]))
+
+
+def text_item(item: Any, name: str, request: Request) -> tuple[Any, Any]:
+    """Return the text of a factory's item and its label or target, None without one."""
+    if isinstance(item, tuple | list):
+        return item[0], item[1]
+    return _entry(item, name, request)
+
+
+def _entry(value: Any, where: str, request: Request) -> tuple[Any, Any]:
+    """Return the text or pair of an entry, and its label or target."""
+    if isinstance(value, str):
+        return value, None
+    if not isinstance(value, Mapping) or TEXT not in value:
+        raise CalibrationError(
+            f'{request.spec}: {where} is no string, and no object with "{TEXT}"',
+            hint='{"text": "...", "text_pair": "...", "label": 0}; the last two may be left out',
+        )
+    texts = {key: value[key] for key in (TEXT, TEXT_PAIR) if value.get(key) is not None}
+    return texts, next((value[key] for key in LABELS if value.get(key) is not None), None)
+
+
+def _labels(answers: Sequence[Any], names: Sequence[str], request: Request) -> npt.NDArray[np.int64] | None:
+    """Return class indices. A label may be a name of ``[model] labels``."""
+    known = request.loaded.recipe.model.labels
+    numbers = {name: index for index, name in enumerate(known)} if isinstance(known, list) else {}
+    found = []
+    for answer, name in zip(answers, names, strict=True):
+        value = numbers.get(answer, answer) if isinstance(answer, str) else answer
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+            if not request.required:
+                return None
+            what = "no label" if answer is None else f"the label {answer!r}"
+            raise CalibrationError(
+                f"{request.spec}: {name} has {what}; accuracy needs a class index, or a name of [model] labels"
+            )
+        found.append(int(value))
+    return np.array(found, np.int64)
+
+
+def _targets(answers: Sequence[Any], names: Sequence[str], request: Request) -> npt.NDArray[Any]:
+    for answer, name in zip(answers, names, strict=True):
+        if answer is None:
+            raise CalibrationError(f'{request.spec}: {name} has no "target" or "label", which the metric needs')
+    try:
+        return np.array([np.asarray(each) for each in answers])
+    except ValueError as error:
+        raise CalibrationError(f"{request.spec}: targets have different shapes: {error}") from error
