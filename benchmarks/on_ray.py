@@ -100,10 +100,10 @@ def serve_killed(arguments: argparse.Namespace, started: Any) -> Iterator[Row]:
     from ray import serve
 
     ray.init(address=started.address, namespace="serve", log_to_driver=False)
-    app = import_module(f"{arguments.package}.ray").app
-    serve.start(http_options={"port": _PORT})
-    serve.run(app({"replicas": 2, "max_latency_ms": arguments.max_latency_ms}), name="measured")
     try:
+        app = import_module(f"{arguments.package}.ray").app
+        serve.start(http_options={"port": _PORT})
+        serve.run(app({"replicas": 2, "max_latency_ms": arguments.max_latency_ms}), name="measured")
         ask(arguments, 3.0)  # the first requests of each process are slow
         yield {"when": "before", **ask(arguments, 10.0)}
         running = start(arguments, 15.0)

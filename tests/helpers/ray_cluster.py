@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from helpers.fresh_venv import Environment  # which the cluster's own process does not need
 
 
+PATIENT = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
+    "RAY_worker_register_timeout_seconds": "600",
+}
+"""Ray kills what does not start within seconds, which happens on a host that runs other tests, too."""
+
+
 @dataclass
 class RayCluster:
     """The cluster's address, and the process that obeys."""
@@ -47,7 +55,7 @@ class RayCluster:
 def ray_cluster(environment: Environment) -> Iterator[RayCluster]:
     """Start a cluster whose workers are of ``environment``; what is left of it at the end is killed."""
     scratch = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Ray's sockets have long names below it
-    kept = environment.variables() | {"RAY_TMPDIR": scratch}
+    kept = environment.variables() | {"RAY_TMPDIR": scratch} | PATIENT
     process = subprocess.Popen(
         [str(environment.root / "bin" / "python"), __file__],
         cwd=environment.root, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
