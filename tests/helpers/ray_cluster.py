@@ -24,8 +24,11 @@ PATIENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "300",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_worker_register_timeout_seconds": "600",
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_health_check_timeout_ms": "600000",
 }
-"""Ray kills what does not start within seconds, which happens on a host that runs other tests, too."""
+"""Ray gives up what does not start or answer within seconds, which happens on a host that runs other tests, too. A node
+that is killed is noticed all the same: nothing listens there any more."""
 
 
 @dataclass

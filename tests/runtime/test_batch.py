@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,3 +237,16 @@ def test_arrays(batch: Run, array_package_dir: Path, tmp_path: Path) -> None:
     written = {row["id"]: row for row in (*rows(tmp_path / "out"), *rows(tmp_path / "out2"))}
     assert written["flat"]["top"] == written["1.npy"]["top"]
     assert "no .npy file" in written["nan"]["error"]
+
+
+def test_a_native_model_needs_no_torch(native_package_dir: Path, images: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from tiny_int8._entry import main\n"
+        f"sys.argv = ['tiny-int8', 'batch', '--from', {str(images)!r}, '--to', {str(tmp_path / 'out')!r}]\n"
+        "print(main(), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=native_package_dir.parent, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
