@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cpupack.errors import UsageError
-from cpupack.runtime.capacity.planning import Candidate, highest_load
+from cpupack.runtime.capacity.planning import HTTP_MS, Candidate, highest_load
 from cpupack.runtime.capacity.profiles import Profile, profiles
 from cpupack.runtime.manifest import Manifest
-from cpupack.runtime.serve.promise import HTTP_MS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from .queueing import REQUESTS, simulate
 
 MAX_UTILISATION = 0.8
 """Largest share of the saturated rate to plan for: above it, a little more load makes queues much longer."""
+HTTP_MS = 1.0
+"""Allowance for what is neither decoding nor the model, when a server's promise is checked and a rate is planned."""
 _RATE_STEP = 0.01
 """Precision of the highest rate, as a share of the rate at full utilisation."""
 
@@ -89,7 +90,7 @@ def plan_capacity(measured: Sequence[Profile], rate_per_s: float, max_latency_ms
         )
         return CapacityPlan(rate_per_s, max_latency_ms, False, None, None, 0.0, (reason,))
     profile = next(one for one in measured if (one.threads, one.instances) == (peak.threads, peak.instances))
-    hosts, each = _hosts(peak, profile, rate_per_s, max_latency_ms)
+    hosts, each = share(peak, profile, rate_per_s, max_latency_ms)
     reasons = (
         f"This host carries {peak.rate_per_s:.1f}/s at most: {peak}, {_why(peak)}.",
         f"{hosts} hosts like this carry {rate_per_s:g}/s, {rate_per_s / hosts:.1f}/s each: {_why(each)}.",
@@ -106,13 +107,13 @@ def _fewest_instances(profile: Profile, call: CallTime, rate_per_s: float, max_l
     high = profile.instances
     if low > high:
         return None
-    best = _under(profile, high, call.size, rate_per_s)
+    best = load_of(profile, high, call.size, rate_per_s)
     if best.p99_ms > max_latency_ms:
         return None
     low = max(1, low)
     while low < high:
         middle = (low + high) // 2
-        tried = _under(profile, middle, call.size, rate_per_s)
+        tried = load_of(profile, middle, call.size, rate_per_s)
         if tried.p99_ms <= max_latency_ms:
             best, high = tried, middle
         else:
@@ -136,14 +137,14 @@ def highest_load(measured: Sequence[Profile], max_latency_ms: float) -> Candidat
 
 def _highest_rate(profile: Profile, size: int, most_per_s: float, max_latency_ms: float) -> Candidate | None:
     """Return the highest rate up to ``most_per_s`` within the bound, by bisection."""
-    at_most = _under(profile, profile.instances, size, most_per_s)
+    at_most = load_of(profile, profile.instances, size, most_per_s)
     if at_most.p99_ms <= max_latency_ms:
         return at_most
     best = None
     low, high = 0.0, most_per_s
     while high - low > _RATE_STEP * most_per_s:
         middle = (low + high) / 2
-        tried = _under(profile, profile.instances, size, middle)
+        tried = load_of(profile, profile.instances, size, middle)
         if tried.p99_ms <= max_latency_ms:
             best, low = tried, middle
         else:
@@ -151,8 +152,8 @@ def _highest_rate(profile: Profile, size: int, most_per_s: float, max_latency_ms
     return best
 
 
-def _under(profile: Profile, instances: int, size: int, rate_per_s: float) -> Candidate:
-    """Return the setting at a rate, with the times of the queueing model."""
+def load_of(profile: Profile, instances: int, size: int, rate_per_s: float) -> Candidate:
+    """Return a layout with ``instances`` and batches up to ``size`` at a rate, with the times of the queueing model."""
     of_size = next(call for call in profile.calls if call.size == size)
     call_s = {shape: profile.call_ms(shape) / 1000.0 for shape in shapes_up_to(size)}
     queue = simulate(rate_per_s, instances, call_s)
@@ -169,13 +170,17 @@ def _under(profile: Profile, instances: int, size: int, rate_per_s: float) -> Ca
     )
 
 
-def _hosts(peak: Candidate, profile: Profile, rate_per_s: float, max_latency_ms: float) -> tuple[int, Candidate]:
-    """Return how many hosts carry the rate within the bound when they share it evenly, and the load of one of them."""
-    for hosts in itertools.count(math.ceil(rate_per_s / peak.rate_per_s)):
-        each = _under(profile, peak.instances, peak.batch_size, min(rate_per_s / hosts, peak.rate_per_s))
+def share(peak: Candidate, profile: Profile, rate_per_s: float, max_latency_ms: float) -> tuple[int, Candidate]:
+    """Return how many like ``peak`` carry the rate within the bound when they share it evenly, and the load of one.
+
+    Less load is hardly ever slower. Where smaller batches make it so, a few more are tried.
+    """
+    fewest = math.ceil(rate_per_s / peak.rate_per_s)
+    for number in range(fewest, 2 * fewest + 10):
+        each = load_of(profile, peak.instances, peak.batch_size, min(rate_per_s / number, peak.rate_per_s))
         if each.p99_ms <= max_latency_ms:
             break
-    return hosts, each
+    return number, each
 
 
 def _saturated_per_s(profile: Profile, call: CallTime) -> float:
@@ -204,7 +209,7 @@ def _alternatives(best: Candidate, found: Sequence[Candidate], measured: Sequenc
             and one.instances >= best.instances
             and any(call.size == best.batch_size for call in one.calls)
         )
-        fewer = _under(full, best.instances - 1, best.batch_size, best.rate_per_s)
+        fewer = load_of(full, best.instances - 1, best.batch_size, best.rate_per_s)
         reasons.append(f"With one instance less: {_why(fewer)}.")
     quickest = min(found, key=lambda one: one.p99_ms)
     if quickest.p99_ms < 0.9 * best.p99_ms:

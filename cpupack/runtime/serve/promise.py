@@ -27,8 +27,6 @@ from .model import IMAGE, Data, ServedModel
 from .options import ServeOptions
 from .times import CallTime, PrepareTimes
 
-HTTP_MS = 1.0
-"""Allowance for what is neither decoding nor the model, when a promise is checked and a rate is planned."""
 _MEASURE_S = 0.25
 _FEWEST_CALLS = 20
 _MOST_S = 2.0
@@ -68,10 +66,10 @@ def choose_setting(package_dir: Path, options: ServeOptions) -> Setting:
     measured = profiles(rows)
     explicit = (options.threads, options.instances, options.batch_size) != (None, None, None)
     if options.max_latency_ms is not None and not explicit:
-        best = planning.highest_load(measured, options.max_latency_ms - HTTP_MS)
+        best = planning.highest_load(measured, options.max_latency_ms - planning.HTTP_MS)
         if best is None:
             fastest = min(call.p99_ms for one in measured for call in one.calls)
-            raise cannot_hold(options.max_latency_ms, fastest + HTTP_MS)
+            raise cannot_hold(options.max_latency_ms, fastest + planning.HTTP_MS)
         return Setting(
             best.threads, best.instances, best.batch_size, _profile(measured, best.threads, best.instances), source
         )
@@ -123,7 +121,7 @@ def check_promise(max_latency_ms: float | None, table: Sequence[CallTime], decod
     """Raise HostError when one request alone takes longer than the promise."""
     if max_latency_ms is None:
         return
-    takes_ms = 1000.0 * (min(call.p99_s for call in table) + decoding_s) + HTTP_MS
+    takes_ms = 1000.0 * (min(call.p99_s for call in table) + decoding_s) + planning.HTTP_MS
     if takes_ms > max_latency_ms:
         raise cannot_hold(max_latency_ms, takes_ms)
 
@@ -154,14 +152,14 @@ def carried(
             )
             for one in table
         )
-        best = planning.highest_load([Profile(plan.threads, plan.instances, calls)], max_latency_ms - HTTP_MS)
+        best = planning.highest_load([Profile(plan.threads, plan.instances, calls)], max_latency_ms - planning.HTTP_MS)
         rates[kind] = None if best is None else asdict(best)
     return {
         "max_latency_ms": max_latency_ms,
         "threads": plan.threads,
         "instances": plan.instances,
         "batch_size": model.batch_size,
-        "one_request_ms": 1000.0 * (table[0].p99_s + decoding_s) + HTTP_MS,
+        "one_request_ms": 1000.0 * (table[0].p99_s + decoding_s) + planning.HTTP_MS,
         "decoding_ms": 1000.0 * decoding_s,
         "carries": rates,
         "call_times": setting.source,
