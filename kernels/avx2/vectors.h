@@ -131,6 +131,17 @@ INLINE void v_store_floats(float *to, int64_t count, fvec value) {
 #define f_min(a, b) _mm256_min_ps(a, b)
 #define f_max(a, b) _mm256_max_ps(a, b)
 #define f_div(a, b) _mm256_div_ps(a, b)
+/* All values of a vector: the second half is added to the first one, then the second half of these, and so on. */
+INLINE float f_sum_of_halves(fvec x) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+INLINE float f_largest(fvec x) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
 #define f_sqrt(a) _mm256_sqrt_ps(a)
 #define f_floor(a) _mm256_round_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
 #define f_ceil(a) _mm256_round_ps(a, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)

@@ -119,6 +119,22 @@ INLINE fvec f_quarter(vec bytes, int i) { return _mm512_cvtepi32_ps(_mm512_cvtep
 INLINE __m256i half_of(vec value, int i) {
     return i ? _mm512_extracti64x4_epi64(value, 1) : _mm512_castsi512_si256(value);
 }
+
+/* All values of a vector: the second half is added to the first one, then the second half of these, and so on. */
+INLINE float f_sum_of_halves(fvec x) {
+    const __m256 eight =
+        _mm256_add_ps(_mm256_castsi256_ps(half_of(f_bits(x), 0)), _mm256_castsi256_ps(half_of(f_bits(x), 1)));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
+INLINE float f_largest(fvec x) {
+    const __m256 eight =
+        _mm256_max_ps(_mm256_castsi256_ps(half_of(f_bits(x), 0)), _mm256_castsi256_ps(half_of(f_bits(x), 1)));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+}
 /* The i-th half of the bytes, widened to 16 bits. */
 INLINE vec v_half16(vec bytes, int i) { return _mm512_cvtepu8_epi16(half_of(bytes, i)); }
 /* The i-th half of the 16-bit words, widened to 32 bits. */

@@ -60,8 +60,8 @@ enum cpupack_flag {
     FLAG_SLOPES = 256,     /* OP_CONV: what is below output_zero_point before rounding becomes its multiple plus a term.
                               `table` has a float32 slope for each channel, as many as there are scales, then the terms */
     FLAG_ROWS = 512,       /* OP_CONV: a linear layer of rows with scales of their own, as OP_FLOAT_CODES leaves them */
-    FLAG_PLACES = 1024,    /* rows in another order, by a list of int32. OP_FLOAT_CODES: at `table` is the first value of
-                              each row, or -1 for zeros. With FLAG_ROWS: after the functions is the row of each result */
+    FLAG_PLACES = 1024, /* rows in another order, by a list of int32. OP_FLOAT_CODES: at `table` is the first value of
+                           each row, or -1 for zeros. With FLAG_ROWS: after the functions is the row of each result */
 };
 
 #define CPUPACK_FLAGS 2047 /* all of them */
@@ -132,8 +132,8 @@ struct cpupack_instruction {
 
 /* FLAG_ROWS: what follows the sums, at `table`. Each result is `row scale` * `scales` * (sum - zero point * weights'
  * sum) + bias, in float32. Then come the functions, as many cpupack_instruction as this says; register 1 has the second
- * buffer's values, where row i of a sample's results begins at value second_first + i * second_step. At `biases` are the biases
- * of all blocks of columns, and after them as many int32: the sums of each column's weights.
+ * buffer's values, where row i of a sample's results begins at value second_first + i * second_step. At `biases` are
+ * the biases of all blocks of columns, and after them as many int32: the sums of each column's weights.
  */
 struct cpupack_linear {
     int32_t instructions, second_first, second_step;

@@ -184,6 +184,21 @@ INLINE fvec f_where_equal(fvec a, fvec b, fvec yes, fvec no) {
 /* As x86 has them: the second one where one is no number, and where both are 0. NEON's FMIN and FMAX are not so. */
 INLINE fvec f_min(fvec a, fvec b) { return f_where_less(a, b, a, b); }
 INLINE fvec f_max(fvec a, fvec b) { return f_where_less(b, a, a, b); }
+
+/* All values of a vector: the second half is added to the first one, then the second half of these, and so on. */
+INLINE float f_sum_of_halves(fvec x) {
+    const float32x4_t four = vaddq_f32(x.v[0], x.v[1]);
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+/* Of two zeros it is the second one, as with f_max. */
+INLINE float f_largest(fvec x) {
+    const float32x4_t four = vbslq_f32(vcltq_f32(x.v[1], x.v[0]), x.v[0], x.v[1]);
+    const float32x2_t low = vget_low_f32(four), high = vget_high_f32(four);
+    const float32x2_t two = vbsl_f32(vclt_f32(high, low), low, high);
+    const float first = vget_lane_f32(two, 0), second = vget_lane_f32(two, 1);
+    return second < first ? first : second;
+}
 /* The first `count` values, then `rest`. */
 INLINE fvec f_first(fvec value, int64_t count, fvec rest) {
     static const int32_t places[LANES] = {0, 1, 2, 3, 4, 5, 6, 7};

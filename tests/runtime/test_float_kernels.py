@@ -290,15 +290,16 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
     codes = append_codes(net.floats, view)
     plain = reference.linear(x, weights, scales, bias)
     net.result(append_linear(net.floats, codes, weights, scales, bias), plain)
-    relu = [Instruction(Function.AT_LEAST, number=0.0)]
-    net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=relu), reference.run(relu, plain))
-    add = [Instruction(Function.ADD)]
+    for function in (Function.AT_LEAST, Function.GELU, Function.GELU_TANH):
+        one = [Instruction(function)]
+        net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=one), reference.run(one, plain))
+    add, added = [Instruction(Function.ADD)], [Instruction(Function.ADD, 0, 1, 0)]
     mixed = [
         Instruction(Function.COPY, 2, 0),
         Instruction(Function.TANH, 2, 2),
         Instruction(Function.SUBTRACT, 0, 2, 1),
     ]
-    for code in (add, mixed):
+    for code in (add, added, mixed):
         found = append_linear(net.floats, codes, weights, scales, bias, instructions=code, second=second)
         net.result(found, reference.run(code, plain, others[:, :, columns:]))
     apart = net.floats.side_by_side(view.permuted((1, 0))).permuted((1, 0))
