@@ -26,6 +26,7 @@ from cpupack.artifacts.reports import (
     OutputFact,
     SaturationReport,
     Seen,
+    TaskPicture,
     VerifyReport,
 )
 from cpupack.artifacts.wheel import BuiltWheel, StagedProject, TunePlan
@@ -52,6 +53,7 @@ __all__ = [
     "Seen",
     "Slower",
     "StagedProject",
+    "TaskPicture",
     "Trial",
     "TunePlan",
     "VerifyReport",
