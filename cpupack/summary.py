@@ -141,6 +141,9 @@ def _outputs(report: VerifyReport) -> tuple[str, str]:
     sqnr = "equal to FP32" if report.sqnr_db == math.inf else f"SQNR {report.sqnr_db:.1f} dB"
     samples = f"on {report.samples} sample{'s' if report.samples != 1 else ''} of {report.data}"
     same = "" if report.agreement is None else f", same top-1 as FP32 {report.agreement:.1%}"
+    if report.likeness is not None:
+        pixels = "" if report.agreement is None else f", same class for {report.agreement:.1%} of the pixels"
+        same = f"{pixels}, {report.likeness_name} {report.likeness:.4f}"
     worst = f" in the worst ({report.worst_output})" if report.worst_output else ""
     return f"{sqnr}{worst}, cosine {report.cosine:.4f}{same}", samples
 

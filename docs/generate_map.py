@@ -25,7 +25,7 @@ BUILDER: Groups = (
     ("Questions about a model, and work on data and wheels",
      ("build_facts", "bundle", "deploy", "diagnostics", "layers", "lock", "recovery", "sensitivity", "signing",
       "sources", "wheel", "workers", "peers")),
-    ("Nouns, graphs and users' code", ("artifacts", "graph", "metric", "model", "quantized_engine")),
+    ("Nouns, graphs and users' code", ("artifacts", "graph", "metric", "model", "quantized_engine", "tasks")),
     ("The recipe and what it is built for", ("recipe", "targets", "templates")),
     ("Ships in every wheel", ("runtime",)),
 )  # fmt: skip

@@ -27,6 +27,7 @@ from cpupack.artifacts.reports import (
     OutputFact,
     SaturationReport,
     Seen,
+    TaskPicture,
     VerifyReport,
 )
 from cpupack.artifacts.wheel import BuiltWheel, StagedProject, TunePlan
@@ -53,6 +54,7 @@ __all__ = [
     "Seen",
     "Slower",
     "StagedProject",
+    "TaskPicture",
     "TextInput",
     "Trial",
     "TunePlan",

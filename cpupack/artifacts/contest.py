@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cpupack.accuracy import Interval
 from cpupack.artifacts.models import QuantizedModel, ScriptedModel
-from cpupack.artifacts.reports import Gate, LayerFact, SaturationReport, VerifyReport
+from cpupack.artifacts.reports import Gate, LayerFact, SaturationReport, TaskPicture, VerifyReport
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Contender:
 
     ``golden`` holds ``input`` (as ``Samples.data``), ``output`` and ``output_fp32`` for a few samples. ``saturation``
     is None for targets that add products in 32 bits, and for dynamic quantization, which uses only 7 bits.
-    ``layers`` is filled only for the winner.
+    ``layers`` is filled only for the winner. ``pictures`` show results of FP32 and INT8.
     """
 
     quantized: QuantizedModel
@@ -27,6 +27,7 @@ class Contender:
     golden: dict[str, npt.NDArray[Any]]
     saturation: SaturationReport | None = None
     layers: tuple[LayerFact, ...] = ()
+    pictures: tuple[TaskPicture, ...] = ()
 
 
 @dataclass(frozen=True)

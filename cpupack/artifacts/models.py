@@ -16,6 +16,7 @@ from cpupack.artifacts.reports import LayerFact, LayerSaturation
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec, default_kind
 from cpupack.runtime.text.spec import TokenizerSpec
@@ -139,7 +140,7 @@ class Reference:
     """The FP32 model's outputs ``(n, *output_shape)`` on the samples for comparing INT8 with FP32.
 
     ``signature`` says which outputs these hold. ``metric`` is that of the recipe, None if it names none. ``kind`` is
-    that of the task.
+    that of the task; ``presenter`` makes its results, None for a classification.
     """
 
     samples: Samples
@@ -147,6 +148,7 @@ class Reference:
     signature: Signature
     metric: Metric | None = None
     kind: str = "classification"
+    presenter: Presenter | None = None
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,15 @@ class OutputFact:
 
 
 @dataclass(frozen=True)
+class TaskPicture:
+    """One sample's result before and after INT8: JPEGs in base64, drawn over the image that ``name`` says."""
+
+    name: str
+    fp32: str
+    int8: str
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """The saved INT8 model compared with FP32, and its speed.
 
@@ -202,6 +211,9 @@ class VerifyReport:
     outputs: tuple[OutputFact, ...] = ()
     worst_output: str | None = None
     meaning: Meaning | None = None
+    likeness: float | None = None
+    """How alike the results are in the terms of the task, 1 for equal; ``likeness_name`` says what that is."""
+    likeness_name: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -16,6 +16,7 @@ import cpupack
 from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
 from cpupack.lock.model import Inputs
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe
+from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
@@ -116,8 +117,10 @@ def _named(loaded: LoadedRecipe) -> Iterator[str]:
     recipe = loaded.recipe
     if recipe.model.weights.endswith(WEIGHT_FILES):
         yield recipe.model.weights
-    if isinstance(recipe.model.labels, str) and recipe.model.labels != "imagenet":
+    if isinstance(recipe.model.labels, str) and recipe.model.labels not in KNOWN_LABELS:
         yield recipe.model.labels
+    if recipe.evaluation.targets is not None:
+        yield recipe.evaluation.targets.partition(":")[2]  # a folder of masks is no file; what was read is hashed too
     sources = [recipe.model.source, recipe.evaluation.source, recipe.evaluation.metric]
     sources.append(recipe.calibration.source if recipe.calibration else None)
     for source in sources:

@@ -23,11 +23,19 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 
 
-def imagenet_labels() -> tuple[str, ...]:
-    """Return the 1000 ImageNet class names as torchvision's weights list them."""
+def known_labels(name: str) -> tuple[str, ...]:
+    """Return the class names of a list in ``KNOWN_LABELS`` as torchvision's weights have them.
+
+    ``imagenet`` has 1000, ``coco`` 91 with the background first, ``voc`` 21 with the background first.
+    """
     import_torchvision()
     models = importlib.import_module("torchvision.models")
-    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    weights = {
+        "imagenet": lambda: models.ResNet18_Weights.IMAGENET1K_V1,
+        "coco": lambda: models.detection.SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+        "voc": lambda: models.segmentation.LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1,
+    }
+    return tuple(weights[name]().meta["categories"])
 
 
 def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:

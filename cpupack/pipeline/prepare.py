@@ -62,8 +62,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     recipe = loaded.recipe
     with progress.stage("load"):
         model = load(loaded, progress)
-        check_gates(recipe.evaluation, model.signature)
-        metric = load_metric(loaded)
+        check_gates(recipe.evaluation, model.signature, model.kind)
+        metric = load_metric(loaded, model)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)

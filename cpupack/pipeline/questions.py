@@ -22,8 +22,8 @@ from cpupack.stages.verify import check_gates, load_metric
 def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, FusedModel]:
     """Load the model and resolve every module name of the recipe (``cpupack check --deep``)."""
     model = load(loaded, progress)
-    check_gates(loaded.recipe.evaluation, model.signature)
-    load_metric(loaded)
+    check_gates(loaded.recipe.evaluation, model.signature, model.kind)
+    load_metric(loaded, model)
     captured = capture(model, example_samples(loaded, model, progress), loaded.recipe, progress)
     check_skip(model.module, captured.module, loaded.recipe.quantize.skip)
     return model, fuse(captured, loaded.recipe, progress)
@@ -34,7 +34,7 @@ def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> Sensiti
     spec = loaded.recipe.quantize
     with progress.stage("load"):
         model = load(loaded, progress)
-        metric = load_metric(loaded)
+        metric = load_metric(loaded, model)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)

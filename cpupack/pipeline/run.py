@@ -228,6 +228,7 @@ def _facts(settled: Settled, loss_report: Loss | None, plan: TunePlan, progress:
             "recovery": recovery_facts(settled.recovery) if settled.recovery else None,
             "calibration": settled.prepared.diagnosis,
             "layers": settled.winner.layers,
+            "pictures": settled.winner.pictures,
             "loss": {"finding": loss_report.finding, **dataclasses.asdict(loss_report)} if loss_report else None,
             "saturation": safety_facts(saturation) if saturation else None,
         },

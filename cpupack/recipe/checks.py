@@ -15,7 +15,8 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 
 from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
-from cpupack.recipe.names import import_name, why_not_importable
+from cpupack.recipe.metrics import METRICS, TARGETS, known_metric, nearest_of
+from cpupack.recipe.names import KNOWN_LABELS, import_name, why_not_importable
 from cpupack.recipe.problems import Problem, nearest
 from cpupack.recipe.view import Check, UnusableError, View
 
@@ -189,9 +190,10 @@ def _labels(view: View) -> Iterator[Problem]:
         for index, label in enumerate(labels):
             if len(label.splitlines()) != 1 or not label.strip():
                 yield Problem(("model", "labels", index), "must be one line of text")
-    elif labels is not None and labels != "imagenet":
-        if nearest(labels, ["imagenet"], cutoff=0.8) and not view.path(labels).is_file():
-            yield Problem(("model", "labels"), f'"{labels}" is not a file', "imagenet")
+    elif labels is not None and labels not in KNOWN_LABELS:
+        near = nearest(labels, KNOWN_LABELS, cutoff=0.75)
+        if near is not None and not view.path(labels).is_file():
+            yield Problem(("model", "labels"), f'"{labels}" is not a file', near)
         else:
             yield from _file(view, ("model", "labels"), labels)
 
@@ -252,9 +254,34 @@ def _evaluation(view: View) -> Iterator[Problem]:
         kind, _, spec = metric.partition(":")
         if kind == "python":
             yield from _factory(view, ("evaluation", "metric"), spec)
-        else:
-            message = f'must be python:FILE.py:function or python:pkg.mod:function, not "{metric}"'
-            yield Problem(("evaluation", "metric"), message)
+        elif known_metric(metric) is None:
+            message = f'must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, not "{metric}"'
+            yield Problem(("evaluation", "metric"), message, nearest_of(metric))
+    yield from _targets(view)
+
+
+def _targets(view: View) -> Iterator[Problem]:
+    targets, key = view("evaluation", "targets"), ("evaluation", "targets")
+    if targets is None:
+        return
+    kind, _, rest = targets.partition(":")
+    if kind not in TARGETS or not rest:
+        yield Problem(key, f'must be coco:FILE.json, masks:DIR or csv:FILE.csv, not "{targets}"')
+        return
+    metric, source = view("evaluation", "metric"), view("evaluation", "source")
+    known = known_metric(metric) if metric is not None else None
+    if metric is None:
+        near = next(name for name, each in METRICS.items() if each.targets == kind)
+        yield Problem(key, f'has no effect without evaluation.metric, such as "{near}"')
+    elif known is not None and known.targets != kind:
+        needed = f"{known.targets}:..." if known.targets else "class folders, and no targets"
+        yield Problem(key, f'is {kind}:, and the metric "{metric}" compares with {needed}')
+    if source is not None and not source.startswith("images:"):
+        yield Problem(key, f"belongs to a folder of images (images:DIR); {source} has its own targets")
+    if kind == "masks":
+        yield from _directory(view, key, rest)
+    else:
+        yield from _file(view, key, rest)
 
 
 def _data_source(view: View, table: str) -> Iterator[Problem]:

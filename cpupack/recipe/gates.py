@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from cpupack.recipe.metrics import known_metric
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.view import Check, View
 from cpupack.runtime.files import UNREADABLE
@@ -65,9 +66,13 @@ def _array_names(path: Path) -> list[str] | None:
 
 
 def _images(view: View, directory: Path) -> Iterator[Problem]:
+    known = known_metric(str(view(_TABLE, "metric")))
+    if known is not None and known.targets is not None and not view.given(_TABLE, "targets"):
+        yield Problem((_TABLE, "metric"), f"needs evaluation.targets = {known.targets}:... for a folder of images")
     if not directory.is_dir() or any(each.is_dir() for each in directory.iterdir()):
         return
-    for key in (*LABEL_GATES, "metric"):
+    keys = LABEL_GATES if view.given(_TABLE, "targets") or (known and known.targets) else (*LABEL_GATES, "metric")
+    for key in keys:
         if view.given(_TABLE, key):
             yield Problem((_TABLE, key), f"needs a folder for each class, but {directory} has no folders")
 
@@ -78,7 +83,10 @@ def _metric(view: View) -> Iterator[Problem]:
             if view.given(_TABLE, key):
                 yield Problem((_TABLE, key), "has no effect without evaluation.metric")
         return
-    goal = view(_TABLE, "metric_goal")
+    known = known_metric(str(view(_TABLE, "metric")))
+    if known is not None and view.given(_TABLE, "metric_goal"):
+        yield Problem((_TABLE, "metric_goal"), f'has no effect: "{known.goal}" is that of {view(_TABLE, "metric")}')
+    goal = view(_TABLE, "metric_goal") if known is None else known.goal
     wrong, right = ("max_metric", "min_metric") if goal == "max" else ("min_metric", "max_metric")
     if view.given(_TABLE, wrong):
         better = "larger" if goal == "max" else "smaller"

@@ -6,6 +6,8 @@ import keyword
 import re
 import sys
 
+KNOWN_LABELS = ("imagenet", "coco", "voc")
+"""Lists of labels by name: those of torchvision's classifiers, detectors and segmentation models."""
 _TAKEN = frozenset({"torch", "torchvision", "timm", "numpy", "PIL", "pil", "psutil", "jinja2", "cpupack"})
 """Modules that a wheel or cpupack imports, or that users of a wheel often import: a package must not hide them."""
 

@@ -12,6 +12,8 @@ from cpupack.runtime.tasks.spec import SETTINGS
 _TABLE = "task"
 _GATES = ("max_drop", "min_top1", "min_agreement")
 """Gates that compare classes of whole inputs."""
+_ALIKE = ("segmentation", "detection", "embedding")
+"""Kinds whose results are alike without classes of whole inputs: pixels, boxes and directions."""
 
 
 def _settings(view: View) -> Iterator[Problem]:
@@ -30,7 +32,7 @@ def _classes(view: View) -> Iterator[Problem]:
     kind = view(_TABLE, "kind")
     if kind == "classification":
         return
-    for key in _GATES if kind != "segmentation" else _GATES[:2]:
+    for key in _GATES[:2] if kind in _ALIKE else _GATES:
         if view.given("evaluation", key) and view("evaluation", key) != "off":
             yield Problem(
                 ("evaluation", key), f'compares classes of a classification, and [task] kind is "{kind}"; set metric'

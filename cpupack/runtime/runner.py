@@ -117,8 +117,9 @@ class Runner:
         with several inputs it is a dict of these by name, in which numbers and lists may be too, or the path of an
         ``.npz`` file. For a model with a tokenizer it is a text, or a pair of texts: a tuple of two, or a dict with
         ``text`` and ``text_pair``; where one is cut off, there is a TruncatedTextWarning. The result of a
-        classification is a list of the ``top_k`` most probable classes (``Prediction``). Each other kind of task has a dataclass of its own, in pixels of the original image where it is about pixels;
-        ``raw`` outputs are a mapping of arrays by name. Raises InputError.
+        classification is a list of the ``top_k`` most probable classes (``Prediction``). Each other kind of task has a
+        dataclass of its own, in pixels of the original image where it is about pixels; ``raw`` outputs are a mapping of
+        arrays by name. Raises InputError.
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")

@@ -15,6 +15,7 @@ from cpupack.artifacts import FusedModel, Samples
 from cpupack.layout import batch_channels_last
 from cpupack.metric import Metric
 from cpupack.progress import Progress
+from cpupack.runtime.signature import Signature
 from cpupack.sensitivity.rounding import Noise, Range, round_weight
 from cpupack.sensitivity.trials import Layer, trials_of
 
@@ -59,6 +60,7 @@ def rank(
     levels: int = 256,
     count: int = COUNT,
     metric: Metric | None = None,
+    signature: Signature | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[LayerSensitivity, ...]:
     """Return every layer that INT8 rounds, sorted by the SQNR of the model's outputs, the most sensitive first.
@@ -66,7 +68,7 @@ def rank(
     ``ranges`` maps a name of ``CalibratedModel.stats`` to the (low, high) that INT8 covers, with low <= 0 <= high;
     it is empty for dynamic quantization, which measures inputs at run time. ``levels`` is 256 for 8-bit activations and
     128 for 7 bits. ``count`` samples, spread evenly over ``samples``, are run in batches of ``batch_size``. ``metric``
-    is measured if the samples have targets.
+    is measured if the samples have targets, on what the runner gives by ``signature``.
 
     For a layer in INT8, its inputs, its weights (symmetric, per channel) and its output are rounded. Everything else
     stays FP32. The part of the model before a layer is run only once for all layers. Layers are sorted by SQNR because
@@ -86,7 +88,7 @@ def rank(
             references.append(trials.reference.numpy())
         reference = np.concatenate(references)
         measured = [
-            _measure(layer, noise, reference, np.concatenate(parts), chosen, metric)
+            _measure(layer, noise, reference, np.concatenate(parts), chosen, metric, signature)
             for layer, noise, parts in zip(trials.layers, noises, outputs, strict=True)
         ]
     return tuple(sorted(_shared_out(measured), key=lambda each: each.output_sqnr_db))
@@ -99,13 +101,15 @@ def _measure(
     output: FloatArray,
     samples: Samples,
     metric: Metric | None,
+    signature: Signature | None,
 ) -> LayerSensitivity:
     classes = accuracy.has_classes(reference.shape[1:])
     top1_drop = metric_drop = None
     if classes and samples.labels is not None and samples.labels.max() < reference.shape[1]:
         top1_drop = accuracy.top_k(reference, samples.labels, 1) - accuracy.top_k(output, samples.labels, 1)
     if metric is not None and samples.targets is not None:
-        loss = metric(reference, samples.targets) - metric(output, samples.targets)
+        of = (lambda values: values) if signature is None else signature.result
+        loss = metric(of(reference), samples.targets) - metric(of(output), samples.targets)
         metric_drop = loss if metric.goal == "max" else -loss
     weights = Noise()
     for weight, axis in layer.weights:

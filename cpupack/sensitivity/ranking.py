@@ -66,7 +66,7 @@ def report_on(
     """
     recipe = loaded.recipe
     started = time.monotonic()
-    layers = rank(calibrated.fused, ranges, samples, progress, count=count, metric=metric)
+    layers = rank(calibrated.fused, ranges, samples, progress, count=count, metric=metric, signature=model.signature)
     if not layers:
         raise QuantizationError(
             "the model has no layer that INT8 would round",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cpupack.errors import CalibrationError
+from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.sources.request import Request
 
 _LISTED = 5
@@ -17,7 +18,7 @@ def class_indices(folders: list[str], request: Request) -> dict[str, int]:
     numbered from zero, as torchvision's ImageFolder does; there must then be one folder for every label. Raises
     CalibrationError when neither is possible.
     """
-    labels = _labels(request)
+    labels = labels_of(request)
     by_order = {name: index for index, name in enumerate(sorted(folders))}
     if labels is None:
         _warn_of_numbers(by_order, request)
@@ -41,14 +42,15 @@ def class_indices(folders: list[str], request: Request) -> dict[str, int]:
     return by_order
 
 
-def _labels(request: Request) -> list[str] | None:
+def labels_of(request: Request) -> list[str] | None:
+    """Return the labels of the recipe, None without. Raises CalibrationError for a file that cannot be read."""
     labels = request.loaded.recipe.model.labels
     if labels is None or isinstance(labels, list):
         return labels
-    if labels == "imagenet":
-        from cpupack.model.sources import imagenet_labels  # imported here, because it imports torchvision
+    if labels in KNOWN_LABELS:
+        from cpupack.model.sources import known_labels  # imported here, because it imports torchvision
 
-        return list(imagenet_labels())
+        return list(known_labels(labels))
     path = request.loaded.resolve(labels)
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -6,8 +6,10 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from cpupack.artifacts import Samples
@@ -17,6 +19,7 @@ from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_p
 from cpupack.sources.classes import class_indices
 from cpupack.sources.named import only_image, rows_of_pixels
 from cpupack.sources.request import Pixels, Request, check_size, workers
+from cpupack.sources.targets import read_targets
 
 _LISTED = 5
 
@@ -38,7 +41,9 @@ def read(directory: str, request: Request) -> Samples:
     files = _image_files(root)
     if not files:
         raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
-    classes = _classes_if_any(root, files, request) if request.labelled or request.targets else None
+    truth = request.loaded.recipe.evaluation.targets if request.targets else None
+    wanted_classes = truth is None and (request.labelled or request.targets)
+    classes = _classes_if_any(root, files, request) if wanted_classes else None
     order = np.random.default_rng(request.seed).permutation(len(files))
     wanted = len(files) if request.samples is None else min(request.samples, len(files))
     request.check_memory(wanted)
@@ -56,10 +61,19 @@ def read(directory: str, request: Request) -> Samples:
         names=tuple(chosen),
         preprocess=request.preprocess,
         labels=classes_of if request.labelled else None,
-        targets=classes_of if request.targets else None,
+        targets=_targets(truth, chosen, root, request, classes_of),
         class_names=tuple(sorted(classes, key=classes.__getitem__)) if classes is not None else (),
         skipped=tuple(sorted(skipped)),
     )
+
+
+def _targets(
+    truth: str | None, names: list[str], root: Path, request: Request, classes: npt.NDArray[np.int64] | None
+) -> npt.NDArray[Any] | None:
+    """Return what a metric compares with: what the recipe names, else the classes of the folders."""
+    if truth is not None:
+        return read_targets(truth, names, root, request)
+    return classes if request.targets else None
 
 
 def _image_files(root: Path) -> list[str]:

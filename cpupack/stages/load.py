@@ -7,14 +7,16 @@ from torch.nn.parameter import is_lazy
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
+from cpupack.model.detectors import detector_of
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
-from cpupack.model.sources import build_module, imagenet_labels
+from cpupack.model.sources import build_module, known_labels
 from cpupack.model.tasks import check_labels, task_of
 from cpupack.model.text_input import text_input
 from cpupack.model.trial_run import try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.runtime.signature import Signature
 
 
@@ -48,7 +50,8 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
             "run the model once in the factory, then load its weights"
         )
     module.eval().requires_grad_(requires_grad=False)
-    task = task_of(loaded.recipe.task, signature)
+    detector = detector_of(module, loaded.recipe, signature)
+    task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     return FloatModel(
         module=fitted.module.eval(),
         signature=signature,
@@ -61,6 +64,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         labels=_labels(loaded, task.kind, signature, weights, progress),
         task=task,
         tokenizer=text_input(loaded, signature),
+        anchors=None if detector is None else detector.anchors,
     )
 
 
@@ -74,9 +78,9 @@ def _labels(
     spec = loaded.recipe.model.labels
     if spec is None:
         return None
-    if spec == "imagenet":
-        labels = imagenet_labels()
-        where = '"imagenet"'
+    if spec in KNOWN_LABELS:
+        labels = known_labels(str(spec))
+        where = f'"{spec}"'
     elif isinstance(spec, str):
         path = loaded.resolve(spec)
         try:

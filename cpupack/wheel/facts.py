@@ -62,7 +62,10 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
             near = f"recall@{meaning['neighbours']} {meaning['recall']:.3f}"
             rows.append(("Order of similarities", f"Spearman {meaning['spearman']:.4f}, {near} {compared}"))
     if accuracy["agreement"] is not None:
-        rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%} {compared}"))
+        of = " of the pixels" if accuracy.get("likeness") is not None else ""
+        rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%}{of} {compared}"))
+    if accuracy.get("likeness") is not None:
+        rows.append(("Results like FP32's", f"{accuracy['likeness_name']} {accuracy['likeness']:.4f} {compared}"))
     for key, label in (("top1", "Top-1"), ("top5", "Top-5")):
         fp32, int8 = accuracy[f"{key}_fp32"], accuracy[f"{key}_int8"]
         if fp32 is not None and int8 is not None:

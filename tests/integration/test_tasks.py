@@ -151,3 +151,74 @@ def test_settings_of_another_kind_and_wrong_counts_of_labels_are_errors(cpupack:
     done = cpupack("build", "task.toml", *ONE)
     assert done.code == 3
     assert "the list has 2 names" in done.err
+
+
+DETECTOR = """\
+schema = 1
+[package]
+name = "tiny-task"
+[model]
+source = "torchvision:ssdlite320_mobilenet_v3_large"
+kwargs = { num_classes = 3 }
+weights = "random"
+input_shape = [3, 320, 320]
+labels = ["nothing", "cat", "dog"]
+[preprocess]
+resize = [320, 320]
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+[task]
+kind = "detection"
+threshold = 0.2
+max_detections = 7
+[calibration]
+source = "images:photos"
+samples = 8
+[evaluation]
+source = "images:photos"
+samples = 4
+targets = "coco:boxes.json"
+metric = "map50"
+min_metric = 0.0
+min_agreement = 0.1
+"""
+
+
+def test_a_detector_of_torchvision_is_built_judged_by_its_boxes_and_shown_in_the_report(
+    cpupack: Cpupack, project: Project
+) -> None:
+    pytest.importorskip("pycocotools")
+    project.write("task.toml", DETECTOR)
+    photos = project.root / "photos"
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [{"image_id": number, "category_id": 1, "bbox": [2, 2, 9, 9]} for number in range(len(names))],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    project.write("boxes.json", json.dumps(content))
+    done = cpupack("build", "task.toml", *ONE)
+    assert done.code == 0, done.err
+    assert "same boxes (class, IoU of 0.5)" in " ".join(done.err.split())
+    wheel = done.out.splitlines()[-1]
+    photo = project.root / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(photo)
+    found = predicted(project, wheel, "predict", str(photo), "--json", "--save", str(project.root / "drawn.png"))
+    assert found.returncode == 0, found.stderr
+    (result,) = json.loads(found.stdout)["predictions"]
+    assert 0 < len(result["detections"]) <= 7
+    for one in result["detections"]:
+        left, top, right, bottom = one["box"]
+        assert 0 <= left < right <= 50
+        assert 0 <= top < bottom <= 30
+        assert one["label"] in {"cat", "dog"}
+    assert predicted(project, wheel, "verify").returncode == 0
+    with zipfile.ZipFile(project.root / wheel) as archive:
+        facts = json.loads(archive.read("tiny_task/build.json"))
+    assert facts["report"]["metric"] == "map50"
+    assert [gate["name"] for gate in facts["report"]["gates"]] == ["min_agreement", "min_metric"]
+    assert len(facts["pictures"]) == 3
+    assert facts["pictures"][0]["fp32"] != facts["pictures"][0]["int8"]
+    done = cpupack("report", wheel, "--html", "page.html")
+    assert done.code == 0, done.err
+    assert (project.root / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64") == 6

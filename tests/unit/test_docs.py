@@ -94,7 +94,7 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
-    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", *SEVERAL_INPUTS):
+    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS):
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)

@@ -105,8 +105,8 @@ def test_names_of_densenets_weights_are_todays() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("fasterrcnn_resnet50_fpn", "is a detection model, not a classifier: .* boxes, labels and scores"),
-        ("ssdlite320_mobilenet_v3_large", "is a detection model"),
+        ("fasterrcnn_resnet50_fpn", "is a detector of two stages"),
+        ("keypointrcnn_resnet50_fpn", "is a detector of two stages"),
         ("raft_small", "is an optical flow model, not a classifier: it takes two images"),
         ("resnet81", "torchvision has no model 'resnet81'"),
     ],

@@ -262,7 +262,42 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"net.py:f"'},
-            'evaluation.metric: must be python:FILE.py:function or python:pkg.mod:function, not "net.py:f"',
+            'evaluation.metric: must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, not "net.py:f"',
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.metric": '"miuo"'},
+            "evaluation.metric: must be map, map50, miou, mae, f1, recall@K or python:FILE.py:function, "
+            'not "miuo"; did you mean "miou"?',
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.metric": '"miou"'},
+            "evaluation.metric: needs evaluation.targets = masks:... for a folder of images",
+        ),
+        (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"miou"',
+                "evaluation.targets": '"csv:net.py"',
+            },
+            'evaluation.targets: is csv:, and the metric "miou" compares with masks:...',
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.targets": '"csv:net.py"'},
+            'evaluation.targets: has no effect without evaluation.metric, such as "mae"',
+        ),
+        (
+            {"evaluation.source": '"images:pictures"', "evaluation.metric": '"mae"', "evaluation.targets": '"net.py"'},
+            'evaluation.targets: must be coco:FILE.json, masks:DIR or csv:FILE.csv, not "net.py"',
+        ),
+        (
+            {
+                "evaluation.source": '"images:pictures"',
+                "evaluation.metric": '"mae"',
+                "evaluation.targets": '"csv:net.py"',
+                "evaluation.min_metric": "0.5",
+            },
+            'evaluation.min_metric: is a bound in the wrong direction: with metric_goal = "min" smaller is better; '
+            'did you mean "max_metric"?',
         ),
         (
             {"evaluation.source": '"images:pictures"', "evaluation.metric": '"python:nett.py:f"'},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpupack.model.sources import build_module, imagenet_labels
+from cpupack.model.sources import build_module, known_labels
 from cpupack.progress import SilentProgress
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, normalize, to_pixels
@@ -28,5 +28,5 @@ def test_the_trained_network_names_the_photo_of_the_demo() -> None:
     with torch.inference_mode():
         probabilities = module(torch.from_numpy(normalize(pixels, spec))).softmax(dim=1)[0]
     first = int(probabilities.argmax())
-    assert imagenet_labels()[first] == "espresso"
+    assert known_labels("imagenet")[first] == "espresso"
     assert float(probabilities[first]) > 0.8

@@ -184,7 +184,7 @@ def measured_with(directory: Path, data: Samples, **evaluation: Any) -> VerifyRe
     (directory / "metrics.py").write_text(METRICS)
     spec = loaded(directory, evaluation={"source": "arrays:x.npz", **evaluation})
     model, int8 = quantized(nn.Sequential(nn.Conv2d(3, 4, 3)), "fbgemm", spec=spec.recipe)
-    reference = run_reference(model, data, Recorder(), metric=load_metric(spec))
+    reference = run_reference(model, data, Recorder(), metric=load_metric(spec, model))
     contender = compare(int8, script(int8, SHAPE, directory / "model.pt"), reference, directory)
     return judge(contender, spec.recipe.evaluation).report
 
@@ -248,7 +248,8 @@ def test_where_larger_is_better_the_drop_is_the_other_way(tmp_path: Path) -> Non
 def test_a_metric_that_fails_is_named(function: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.py").write_text(METRICS)
     metric = load_metric(
-        loaded(tmp_path, evaluation={"source": "arrays:x.npz", "metric": f"python:metrics.py:{function}"})
+        loaded(tmp_path, evaluation={"source": "arrays:x.npz", "metric": f"python:metrics.py:{function}"}),
+        float_model(nn.Flatten()),
     )
     assert metric is not None
     with pytest.raises(VerificationError, match=words):
@@ -261,9 +262,9 @@ def test_a_metric_that_is_not_there_is_an_error_of_the_recipe(tmp_path: Path) ->
     with pytest.raises(
         RecipeError, match=r"\[evaluation\] metric: metrics.py has no function or class 'eror'"
     ) as caught:
-        load_metric(spec)
+        load_metric(spec, float_model(nn.Flatten()))
     assert caught.value.hint == "did you mean error?"
-    assert load_metric(loaded(tmp_path)) is None
+    assert load_metric(loaded(tmp_path), float_model(nn.Flatten())) is None
 
 
 def test_labels_that_no_gate_needs_are_dropped_where_they_do_not_fit() -> None:
@@ -278,10 +279,10 @@ def test_labels_that_no_gate_needs_are_dropped_where_they_do_not_fit() -> None:
 def test_gates_on_classes_need_classes(shape: tuple[int, ...]) -> None:
     for name in ("max_drop", "min_top1", "min_agreement"):
         with pytest.raises(RecipeError, match=rf"{name} compares classes, but the model's output has shape") as caught:
-            check_gates(Evaluation(**{name: 0.5}), Signature.plain(SHAPE, shape))
+            check_gates(Evaluation(**{name: 0.5}), Signature.plain(SHAPE, shape), "raw")
         assert caught.value.exit_code == 2
-    check_gates(Evaluation(min_sqnr_db=10.0), Signature.plain(SHAPE, shape))
-    check_gates(Evaluation(min_agreement=0.5), Signature.plain(SHAPE, (2,)))
+    check_gates(Evaluation(min_sqnr_db=10.0), Signature.plain(SHAPE, shape), "raw")
+    check_gates(Evaluation(min_agreement=0.5), Signature.plain(SHAPE, (2,)), "classification")
 
 
 def made_up(engine: str = "fbgemm", **facts: Any) -> Contender:

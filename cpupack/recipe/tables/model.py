@@ -43,4 +43,5 @@ class Model(Table):
     """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
     several inputs, or one that is not float32, has ``[[input]]`` tables instead."""
     labels: Text | Annotated[list[str], Field(min_length=1)] | None = None
-    """``imagenet``, a text file with one label on each line, or a list of labels."""
+    """``imagenet``, ``coco`` or ``voc`` as torchvision has them (the last two with the background first), a text file
+    with one label on each line, or a list of labels."""

@@ -68,7 +68,8 @@ class Evaluation(Table):
 
     source: Text | None = None
     """Labelled data: ``images:DIR`` with class folders, ``text:FILE.jsonl`` with ``label``, ``arrays:FILE.npz`` with
-    ``labels`` or ``targets``, or ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other data."""
+    ``labels`` or ``targets``, or ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other
+    data."""
     samples: PositiveInt | None = None
     """At most this many samples. Absent means all."""
     max_drop: Fraction | None = None
@@ -76,8 +77,9 @@ class Evaluation(Table):
     min_top1: Fraction | None = None
     """Smallest top-1 accuracy of the INT8 model."""
     min_agreement: Fraction | Literal["off"] = 0.5
-    """Smallest share of samples on which FP32 and INT8 choose the same class. The default applies to trained models
-    that are known to be classifiers (``labels`` or labelled data). ``off`` turns it off."""
+    """Smallest share of samples on which FP32 and INT8 choose the same class; of pixels for a ``segmentation``, of
+    boxes for a ``detection``; the mean cosine for an ``embedding``. The default applies to
+    trained models that are known to be classifiers (``labels`` or labelled data). ``off`` turns it off."""
     min_sqnr_db: Finite | Literal["off"] = 6.0
     """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default applies to
     trained models. ``off`` turns it off."""
@@ -94,9 +96,15 @@ class Evaluation(Table):
     """Smallest ratio of the INT8 model's throughput to FP32's on this host (only for targets that this host can
     time)."""
     metric: Text | None = None
-    """``python:FILE.py:function``: your own metric, ``function(outputs, targets) -> float`` on numpy arrays."""
+    """A metric by name: ``map`` or ``map50`` (detection), ``miou`` (segmentation), ``mae`` (regression), ``f1``
+    (multilabel), ``recall@5`` (embedding). Or ``python:FILE.py:function``: your own,
+    ``function(outputs, targets) -> float`` on numpy arrays."""
+    targets: Text | None = None
+    """What the metric compares with, for a folder of images: ``coco:FILE.json`` (boxes), ``masks:DIR`` (a PNG of
+    classes for each image) or ``csv:FILE.csv`` (a row for each image)."""
     metric_goal: Literal["max", "min"] = "max"
-    """Whether larger (``max``) or smaller (``min``, for errors) values of ``metric`` are better."""
+    """Whether larger (``max``) or smaller (``min``, for errors) values of ``metric`` are better. Metrics by
+    name have their own."""
     min_metric: Finite | None = None
     """Smallest ``metric`` of the INT8 model, for ``metric_goal = "max"``."""
     max_metric: Finite | None = None

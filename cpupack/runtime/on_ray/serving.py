@@ -144,9 +144,9 @@ def carried(package_dir: Path, options: ServeOptions) -> tuple[float, float]:
             for one in table
         )
         profile = Profile(runner.plan.threads, runner.plan.instances, calls)
-    best = planning.highest_load([profile], max_latency_ms - promise.HTTP_MS)
+    best = planning.highest_load([profile], max_latency_ms - planning.HTTP_MS)
     if best is None:
-        raise promise.cannot_hold(max_latency_ms, calls[0].p99_ms + promise.HTTP_MS)
+        raise promise.cannot_hold(max_latency_ms, calls[0].p99_ms + planning.HTTP_MS)
     call_s = {size: profile.call_ms(size) / 1000.0 for size in shapes_up_to(best.batch_size)}
     latency_s = float(np.mean(simulate(best.rate_per_s, best.instances, call_s).latency_s))
     return best.rate_per_s, max(1.0, best.rate_per_s * latency_s)

@@ -1,12 +1,14 @@
-"""From a detector's outputs to candidate boxes: anchors and the arithmetic of SSD and RetinaNet, as torchvision has it.
+"""From a detector's outputs to candidate boxes: the arithmetic of SSD, RetinaNet and FCOS, as torchvision has it.
 
-``boxes`` are offsets from the anchors ``(anchors, 4)``, ``scores`` are logits ``(anchors, classes)``.
+``boxes`` are offsets from the anchors ``(anchors, 4)``, ``scores`` are logits ``(anchors, classes)``. FCOS also has
+``centerness`` ``(anchors, 1)``, the logit of how near to an object's middle the anchor is.
 """
 
 from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from ..errors import IntegrityError
 from .boxes import Floats, clipped
 from .scores import probabilities, softmax
 
-SSD, RETINANET = "ssd", "retinanet"
-DECODERS = (SSD, RETINANET)
+SSD, RETINANET, FCOS = "ssd", "retinanet", "fcos"
+DECODERS = (SSD, RETINANET, FCOS)
 
 _MOST_GROWTH = np.float32(math.log(1000.0 / 16))
 """The largest logarithm of a box's size over its anchor's, as torchvision bounds it."""
@@ -31,7 +33,7 @@ class Anchors:
 
     ``boxes`` is float32 ``(anchors, 4)``: corners in pixels of the input. ``weights`` divide the four offsets.
     ``levels`` are the numbers of anchors of each feature map. ``top_k`` candidates are kept: of each class (SSD), or of
-    each level (RetinaNet).
+    each level (RetinaNet, FCOS).
     """
 
     boxes: Floats
@@ -78,7 +80,7 @@ def read_anchors(path: Path) -> Anchors:
                 np.asarray(found["anchors"], np.float32),
                 (one, two, three, four),
                 tuple(found["levels"].tolist()),
-                int(found["top_k"]),
+                int(found["top_k"].item()),
             )
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"cannot read the detector's constants {path}: {error}") from error
@@ -94,11 +96,35 @@ def moved(anchors: Floats, offsets: Floats, weights: tuple[float, ...]) -> Float
     return np.concatenate([new_middle - half, new_middle + half], axis=1)
 
 
-def ssd(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float) -> Candidates:
-    """Return SSD's candidates: softmax over the classes, of which 0 is the background, the best ``top_k`` of each.
+def around(anchors: Floats, offsets: Floats) -> Floats:
+    """Return boxes ``(n, 4)`` that reach from the middles of the anchors ``(n, 4)`` left, up, right and down.
+
+    The offsets ``(n, 4)`` are in sizes of the anchor.
+    """
+    size = anchors[:, 2:] - anchors[:, :2]
+    middle = np.float32(0.5) * (anchors[:, :2] + anchors[:, 2:])
+    return np.concatenate([middle - offsets[:, :2] * size, middle + offsets[:, 2:] * size], axis=1)
+
+
+def candidates(
+    decoder: str, outputs: Mapping[str, Floats], anchors: Anchors, size: tuple[int, int], threshold: float
+) -> Candidates:
+    """Return the candidates of a detector of ``DECODERS``, whose outputs have the names ``boxes``, ``scores`` ...
 
     ``size`` is the width and height of the input.
     """
+    offsets, logits = outputs["boxes"], outputs["scores"]
+    if decoder == SSD:
+        return _ssd(offsets, logits, anchors, size, threshold)
+    if decoder == RETINANET:
+        chances = probabilities(logits, "logits")
+        return _by_level(offsets, chances, anchors, size, threshold, lambda a, b: moved(a, b, anchors.weights))
+    chances = np.sqrt(probabilities(logits, "logits") * probabilities(outputs["centerness"], "logits"))
+    return _by_level(offsets, chances, anchors, size, threshold, around)
+
+
+def _ssd(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float) -> Candidates:
+    """Return SSD's candidates: softmax over the classes, of which 0 is the background, the best ``top_k`` of each."""
     boxes = clipped(moved(anchors.boxes, offsets, anchors.weights), *size)
     chances = softmax(logits).astype(np.float32)
     return Candidates.joined(per_class(boxes, chances[:, 1:], threshold, anchors.top_k, first=1))
@@ -115,17 +141,24 @@ def per_class(boxes: Floats, chances: Floats, threshold: float, top_k: int, firs
     return found
 
 
-def retinanet(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float) -> Candidates:
-    """Return RetinaNet's candidates: sigmoid of each class, the best ``top_k`` pairs of box and class of each level."""
-    count = logits.shape[1]
+def _by_level(
+    offsets: Floats,
+    chances: npt.NDArray[np.float64],
+    anchors: Anchors,
+    size: tuple[int, int],
+    threshold: float,
+    boxes_of: Callable[[Floats, Floats], Floats],
+) -> Candidates:
+    """Return the best ``top_k`` pairs of box and class above the threshold of each level."""
+    count = chances.shape[1]
     found, begin = [], 0
     for level in anchors.levels:
         rows = slice(begin, begin + level)
         begin += level
-        chances = probabilities(logits[rows].reshape(-1), "logits").astype(np.float32)
-        where = np.flatnonzero(chances > threshold)
-        best = where[np.argsort(-chances[where], kind="stable")[: anchors.top_k]]
+        these = chances[rows].reshape(-1).astype(np.float32)
+        where = np.flatnonzero(these > threshold)
+        best = where[np.argsort(-these[where], kind="stable")[: anchors.top_k]]
         box = best // count
-        boxes = moved(anchors.boxes[rows][box], offsets[rows][box], anchors.weights)
-        found.append(Candidates(clipped(boxes, *size), chances[best], (best % count).astype(np.int64)))
+        boxes = boxes_of(anchors.boxes[rows][box], offsets[rows][box])
+        found.append(Candidates(clipped(boxes, *size), these[best], (best % count).astype(np.int64)))
     return Candidates.joined(found)

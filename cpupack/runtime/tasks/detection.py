@@ -20,8 +20,8 @@ from .spec import TaskSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-BOXES, SCORES = "boxes", "scores"
-"""The names of a detector's two outputs."""
+BOXES, SCORES, CENTERNESS = "boxes", "scores", "centerness"
+"""The names of a detector's outputs. Only FCOS has the last one."""
 MOST_OF_A_CLASS = 1000
 """Candidates of each class that are compared with each other. Detectors with anchors have their own number."""
 
@@ -110,8 +110,7 @@ class DetectionPresenter:
 
     def kept(self, outputs: Outputs) -> Candidates:
         """Return the boxes that remain, best first, as corners in pixels of the model's input."""
-        boxes, scores = _parts(outputs)
-        candidates = self._candidates(boxes, scores)
+        candidates = self._candidates(outputs)
         rows = nms_by_class(candidates.boxes, candidates.scores, candidates.classes, self.spec.nms_iou)
         rows = rows[: self.spec.max_detections]
         return Candidates(candidates.boxes[rows], candidates.scores[rows], candidates.classes[rows])
@@ -120,12 +119,12 @@ class DetectionPresenter:
         """Return the same with another threshold, such as the low one that a mean average precision needs."""
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, threshold=threshold))
 
-    def _candidates(self, boxes: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> Candidates:
+    def _candidates(self, outputs: Outputs) -> Candidates:
         threshold = self.spec.threshold
         if self.spec.decoder:
             assert self.anchors is not None
-            decoder = decode.ssd if self.spec.decoder == decode.SSD else decode.retinanet
-            return decoder(boxes, scores, self.anchors, self.input_size, threshold)
+            return decode.candidates(self.spec.decoder, outputs, self.anchors, self.input_size, threshold)
+        boxes, scores = _parts(outputs)
         softmaxed = self.spec.background and self.spec.scores == "logits"
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
         first = 1 if self.spec.background else 0

@@ -46,7 +46,8 @@ class Tokens:
 class Tokenizer:
     """Makes tokens of texts. Safe to call from several threads, and without threads of its own.
 
-    ``content`` are the bytes of a tokenizer.json, which errors call ``where``. ``own_padding`` is id, type and side of the padding that the file asks for, None where it asks for none.
+    ``content`` are the bytes of a tokenizer.json, which errors call ``where``. ``own_padding`` is id, type and side of
+    the padding that the file asks for, None where it asks for none.
 
     Raises HostError where the library is not installed, IntegrityError for a file that it cannot read.
     """

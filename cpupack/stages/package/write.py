@@ -18,7 +18,7 @@ def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in sorted(arrays.items()):
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
-                np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
 
 
 def write_labels(path: Path, labels: tuple[str, ...]) -> None:

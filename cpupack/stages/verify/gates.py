@@ -16,6 +16,8 @@ from cpupack.runtime.signature import Signature
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
+ALIKE = ("segmentation", "detection", "embedding")
+"""Kinds for which ``min_agreement`` is measured without classes of whole inputs."""
 OFF = "off"
 """The value in a recipe that turns off a gate with a default."""
 
@@ -35,13 +37,16 @@ class _Measured:
     output: str = ""
 
 
-def check_gates(evaluation: Evaluation, signature: Signature) -> None:
-    """Raise RecipeError for a gate on classes if no output, or more than one, is ``(classes,)`` without the batch."""
+def check_gates(evaluation: Evaluation, signature: Signature, kind: str) -> None:
+    """Raise RecipeError for a gate on classes if no output, or more than one, is ``(classes,)`` without the batch.
+
+    ``kind`` is that of the task: some have a meaning for ``min_agreement``.
+    """
     if (scores := signature.class_scores) is not None and accuracy.has_classes(scores.shape):
         return
     shapes = " and ".join(str(each.shape) for each in signature.outputs)
     has = f"outputs have shapes {shapes}" if signature.gives_rows else f"output has shape {shapes}"
-    for name in _CLASS_GATES:
+    for name in _CLASS_GATES[:2] if kind in ALIKE else _CLASS_GATES:
         if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
                 f"[evaluation] {name} compares classes, but the model's {has} for a sample, "
@@ -118,6 +123,8 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
         yield "min_top1", _share(top1, report.top1_int8_ci95, labelled)
     if (agreement := report.agreement) is not None:
         yield "min_agreement", _share(agreement, report.agreement_ci95, samples)
+    elif (alike := report.likeness) is not None:
+        yield "min_agreement", _Measured(alike, None, samples)
     ci95 = report.sqnr_db_ci95
     worst = report.worst_output or ""
     sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)

@@ -35,11 +35,15 @@ from cpupack.model.user_code import running_on
 from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.metrics import known_metric
 from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
 from cpupack.runtime.verify import COMPARES_CLASSES
+from cpupack.tasks import pictures
+from cpupack.tasks.likeness import likeness
+from cpupack.tasks.metrics import presenter_of, task_metric
 from cpupack.workers.client import run_worker
 
 BATCH_SIZE = 16
@@ -50,14 +54,17 @@ _EQUAL_DB = 80.0
 _GOLDEN_SAMPLES = 4
 
 
-def load_metric(loaded: LoadedRecipe) -> Metric | None:
-    """Import the function of ``[evaluation] metric``. Return None if the recipe names none.
+def load_metric(loaded: LoadedRecipe, model: FloatModel) -> Metric | None:
+    """Return the metric of ``[evaluation] metric``: one of cpupack's, or the user's function. None without one.
 
-    Raises RecipeError when there is no such function or its file cannot be imported.
+    Raises RecipeError when there is no such function, its file cannot be imported, or the metric is for another kind
+    of task.
     """
     evaluation = loaded.recipe.evaluation
     if evaluation.metric is None:
         return None
+    if known_metric(evaluation.metric) is not None:
+        return task_metric(evaluation.metric, model, resampled=evaluation.confident)
     try:
         function = load_factory(evaluation.metric.partition(":")[2], loaded, key="[evaluation] metric")
     except ModelError as error:
@@ -104,7 +111,8 @@ def run_reference(
             samples = dataclasses.replace(samples, labels=None)
     with torch.compiler.set_stance("force_eager"), running_on(samples.origin):
         outputs = _outputs(model, graph, known, samples, progress)
-        return Reference(samples, outputs, model.signature, metric, kind)
+        presenter = None if kind == CLASSIFICATION else presenter_of(model)
+        return Reference(samples, outputs, model.signature, metric, kind, presenter)
 
 
 def _outputs(
@@ -182,7 +190,12 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
         "output": thinned(replayed["golden"], actual.shape[1:]),
         "output_fp32": thinned(reference.outputs[kept], actual.shape[1:]),
     }
-    return Contender(quantized, scripted, report, golden)
+    first = slice(0, pictures.MOST)
+    unpack = reference.signature.unpack
+    drawn = pictures.pictures(
+        reference.presenter, reference.kind, samples, unpack(reference.outputs[first]), unpack(actual[first])
+    )
+    return Contender(quantized, scripted, report, golden, pictures=drawn)
 
 
 def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
@@ -205,6 +218,9 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     if reference.kind == EMBEDDING:
         name = worst.name
         return dataclasses.replace(report, meaning=meaning_of(expected[name], found[name], samples.labels))
+    given = signature.unpack(reference.outputs), signature.unpack(actual)
+    if (alike := likeness(reference.presenter, reference.kind, *given)) is not None:
+        report = dataclasses.replace(report, likeness_name=alike[0], likeness=alike[1])
     if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
         return report
     if reference.kind == "segmentation":

@@ -1,0 +1,157 @@
+"""torchvision's detectors of one stage: what of them is a network, and what the runner computes from its outputs.
+
+The network is backbone, neck and heads. It gives ``boxes`` (n, anchors, 4) and ``scores`` (n, anchors, classes) as the
+heads have them. Anchors, decoding and suppression are arithmetic of the runner (``runtime/tasks/decode.py``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError
+from cpupack.recipe import Recipe, Task
+from cpupack.runtime.images.spec import PreprocessSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tasks.decode import FCOS, RETINANET, SSD, Anchors
+from cpupack.runtime.tasks.detection import BOXES, CENTERNESS, SCORES
+from cpupack.runtime.tasks.spec import TaskSpec
+
+_NAMES = {"bbox_regression": BOXES, "cls_logits": SCORES, "bbox_ctrness": CENTERNESS}
+"""The heads' names of the outputs, and those of a wheel."""
+_DECODERS = {"SSD": SSD, "RetinaNet": RETINANET, "FCOS": FCOS}
+"""The classes of torchvision whose network is one program, and the arithmetic that each needs."""
+_FIXED = ("box_format", "background", "scores")
+"""Settings of [task] that a detector of torchvision brings itself."""
+_CLOSE = 1e-6
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What the runner must know of a detector beside its network."""
+
+    task: TaskSpec
+    anchors: Anchors
+
+
+def network_of(module: nn.Module) -> nn.Module:
+    """Make a detector return what its heads give. It becomes a subclass, so every module keeps its name.
+
+    ``module`` is an instance of a class in ``_DECODERS``.
+    """
+    kind: type[Any] = type(module)
+
+    def forward(self: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {_NAMES[name]: value for name, value in self.head(_features(self, x)).items()}
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "_detects": kind.__name__})
+    return module
+
+
+def detector_of(module: nn.Module, recipe: Recipe, signature: Signature) -> Detector | None:
+    """Return the anchors and settings of a module of ``network_of``, None for any other.
+
+    A recipe whose [task] is of another kind takes the outputs as they are: None too. Raises ModelError for an input
+    size or a normalization that is not the detector's, for settings of [task] that it brings itself, and for [[output]]
+    that takes from it what decoding needs.
+    """
+    name: str | None = getattr(module, "_detects", None)
+    if name is None or (recipe.task is not None and recipe.task.kind != "detection"):
+        return None
+    model: Any = module
+    source = recipe.model.source
+    (spec,) = signature.inputs
+    _check_size(model, spec.shape, source)
+    if spec.preprocess is not None:
+        _check_normalization(model, spec.preprocess, source)
+    _check_outputs(name, signature.outputs, source)
+    settings = _settings(recipe.task)
+    task = TaskSpec.of(
+        "detection",
+        **{"nms_iou": float(model.nms_thresh), "max_detections": int(model.detections_per_img), **settings},
+        background=name == "SSD",
+        decoder=_DECODERS[name],
+    )
+    return Detector(task, _anchors(model, name, spec.shape))
+
+
+def _features(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    found = model.backbone(x)
+    return [found] if isinstance(found, torch.Tensor) else list(found.values())
+
+
+def _anchors(model: Any, name: str, shape: tuple[int, ...]) -> Anchors:
+    images = importlib.import_module("torchvision.models.detection.image_list")
+    zeros = torch.zeros(1, *shape)
+    with torch.no_grad():
+        features = _features(model, zeros)
+        (boxes,) = model.anchor_generator(images.ImageList(zeros, [tuple(shape[1:])]), features)
+    places = [each.shape[2] * each.shape[3] for each in features]
+    if name == "SSD":
+        each_place = model.anchor_generator.num_anchors_per_location()
+        weights = model.box_coder.weights
+    else:
+        each_place = [len(boxes) // sum(places)] * len(places)
+        weights = model.box_coder.weights if name == "RetinaNet" else (1.0, 1.0, 1.0, 1.0)
+    levels = tuple(int(count * times) for count, times in zip(places, each_place, strict=True))
+    one, two, three, four = (float(each) for each in weights)
+    corners = np.ascontiguousarray(boxes.numpy(), np.float32)
+    return Anchors(corners, (one, two, three, four), levels, int(model.topk_candidates))
+
+
+def _settings(task: Task | None) -> dict[str, Any]:
+    if task is None:
+        return {}
+    given = task.model_dump(exclude={"kind"}, exclude_none=True)
+    if wrong := [key for key in _FIXED if key in given]:
+        raise ModelError(
+            f"[task] {wrong[0]} has no effect: a detector of torchvision has its own decoding", hint="delete it"
+        )
+    return given
+
+
+def _check_size(model: Any, shape: tuple[int, ...], source: str) -> None:
+    height, width = shape[1:] if len(shape) == 3 else (0, 0)
+    transform = model.transform
+    if transform.fixed_size is not None:
+        wide, high = transform.fixed_size
+        if (height, width) != (high, wide):
+            raise ModelError(
+                f"[model] input_shape is {list(shape)}, and {source} works on images of {wide} x {high}",
+                hint=f"set input_shape = [3, {high}, {wide}] and resize = [{high}, {wide}]",
+            )
+    elif not height or height % transform.size_divisible or width % transform.size_divisible:
+        raise ModelError(
+            f"[model] input_shape is {list(shape)}, and {source} works on multiples of {transform.size_divisible}",
+            hint="set input_shape = [3, 800, 1088] and resize = [800, 1088], or smaller ones",
+        )
+
+
+def _check_normalization(model: Any, spec: PreprocessSpec, source: str) -> None:
+    for key in ("mean", "std"):
+        wanted = np.array(getattr(model.transform, f"image_{key}"), np.float64)
+        given = np.resize(np.array(getattr(spec, key), np.float64), len(wanted))
+        if np.abs(given - wanted).max() > _CLOSE:
+            raise ModelError(
+                f"[preprocess] {key} is {list(getattr(spec, key))}, and {source} normalizes by "
+                f"{[float(each) for each in wanted]}",
+                hint=f"set {key} = {[float(each) for each in wanted]}; other weights: image_{key} in [model] kwargs",
+            )
+
+
+def _check_outputs(name: str, outputs: tuple[OutputSpec, ...], source: str) -> None:
+    needed = {BOXES, SCORES} | ({CENTERNESS} if name == "FCOS" else set())
+    found = {each.name for each in outputs}
+    changed = [each.name for each in outputs if each.apply is not None]
+    if found != needed or changed:
+        raise ModelError(
+            f"[[output]] leaves {', '.join(sorted(found))}"
+            + (f" and applies a function to {changed[0]}" if changed else "")
+            + f"; decoding the boxes of {source} takes {', '.join(sorted(needed))} as the model gives them",
+            hint='delete [[output]], or set [task] kind = "raw"',
+        )

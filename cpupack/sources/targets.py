@@ -1,0 +1,164 @@
+"""``[evaluation] targets``: what metrics of tasks compare with, for the images of a folder.
+
+Boxes of a COCO file, masks in a folder, or the rows of a CSV file. Geometry is that of the model's input: resize and
+crop are done to masks and boxes too.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cpupack.errors import CalibrationError
+from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels, upright_size
+from cpupack.runtime.tasks.frame import Frame
+from cpupack.sources.classes import labels_of
+from cpupack.sources.request import Array, Request
+
+_UNKNOWN = 255
+_PADDING = -1.0
+
+
+def read_targets(spec: str, names: Sequence[str], root: Path, request: Request) -> Array:
+    """Return the targets of images, ``names`` relative to ``root``, in their order.
+
+    ``coco:`` gives float32 ``(n, most, 6)`` of xmin, ymin, xmax, ymax in pixels of the model's input, class and crowd,
+    padded with -1; ``masks:`` uint8 ``(n, height, width)``; ``csv:`` float64 ``(n, columns)``. Raises CalibrationError
+    for a file that is missing or damaged, an image that it does not have, and classes that the model does not have.
+    """
+    kind, _, rest = spec.partition(":")
+    path = request.loaded.resolve(rest)
+    readers = {"coco": _coco, "masks": _masks, "csv": _csv}
+    return readers[kind](path, names, root, request)
+
+
+def _error(request: Request, text: str, hint: str | None = None) -> CalibrationError:
+    return CalibrationError(f"[evaluation] targets of {request.spec}: {text}", hint=hint)
+
+
+def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Array:
+    assert request.preprocess is not None
+    try:
+        content = json.loads(path.read_bytes())
+        images = {str(each["file_name"]): each["id"] for each in content["images"]}
+        classes = _classes(content["categories"], request)
+        boxes: dict[Any, list[list[float]]] = {number: [] for number in images.values()}
+        for each in content["annotations"]:
+            left, top, width, height = (float(number) for number in each["bbox"])
+            index, crowd = classes[each["category_id"]], float(each.get("iscrowd", 0))
+            boxes[each["image_id"]].append([left, top, left + width, top + height, index, crowd])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _error(
+            request,
+            f"{path} is no COCO file of boxes: {type(error).__name__}: {error}",
+            "it needs images (id, file_name), annotations (image_id, category_id, bbox) and categories (id, name)",
+        ) from error
+    found = []
+    for name in names:
+        key = name if name in images else Path(name).name
+        if key not in images:
+            raise _error(request, f"{path} has no image {name}", "images without objects must be listed too")
+        these = np.array(boxes[images[key]], np.float64).reshape(-1, 6)
+        width, height = upright_size(root / name)
+        outside = (these[:, :4] < -1).any(axis=1) | (these[:, 2] > width + 1) | (these[:, 3] > height + 1)
+        if outside.any():
+            box = [round(float(each), 1) for each in these[outside][0][:4]]
+            raise _error(
+                request,
+                f"{path}: the box {box} lies outside {name}, which has {width} x {height} pixels",
+                "bbox is [x, y, width, height] in pixels of the image as it is seen, after its EXIF orientation",
+            )
+        frame = Frame.of(width, height, request.preprocess)
+        these[:, :4] = frame.boxes_to_input(these[:, :4])
+        found.append(these[(these[:, 2] > these[:, 0]) & (these[:, 3] > these[:, 1])])  # the crop left nothing
+    result = np.full((len(names), max(1, *map(len, found)), 6), _PADDING, np.float32)
+    for row, these in enumerate(found):
+        result[row, : len(these)] = these
+    return result
+
+
+def _classes(categories: list[dict[str, Any]], request: Request) -> dict[Any, int]:
+    """Return the class of each category: that of its name in the labels, else its id."""
+    labels = labels_of(request)
+    if labels is None:
+        return {each["id"]: int(each["id"]) for each in categories}
+    found = {}
+    for each in categories:
+        if each["name"] not in labels:
+            near = get_close_matches(str(each["name"]), labels, n=1)
+            raise _error(
+                request,
+                f'the category "{each["name"]}" is none of the labels'
+                + (f'; did you mean "{near[0]}"?' if near else ""),
+                "name the categories as [model] labels does",
+            )
+        found[each["id"]] = labels.index(each["name"])
+    return found
+
+
+def _masks(directory: Path, names: Sequence[str], root: Path, request: Request) -> Array:
+    assert request.preprocess is not None
+    if not directory.is_dir():
+        raise _error(request, f"{directory} is not a directory", "paths are relative to the recipe")
+    spec = dataclasses.replace(request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,))
+    return np.stack([_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request) for name in names])
+
+
+def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request) -> Array:
+    if not path.is_file():
+        raise _error(request, f"{path} does not exist", "each image needs a PNG of the same name, with a class a pixel")
+    try:
+        with Image.open(path) as opened:
+            mode, size, values = opened.mode, opened.size, np.asarray(opened)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _error(request, f"{path} cannot be read: {error}") from error
+    if values.ndim != 2 or values.dtype == np.bool_ or values.max(initial=0) > _UNKNOWN:
+        raise _error(
+            request,
+            f"{path} has the mode {mode} and values up to {values.max(initial=0)}; a mask has one channel of 0 to 254",
+            "save classes as an 8-bit grey or palette PNG; 255 stands for unknown",
+        )
+    if size != (seen := upright_size(image)):
+        raise _error(request, f"{path} has {size[0]} x {size[1]} pixels, and {image.name} has {seen[0]} x {seen[1]}")
+    # One more for each class: what a border adds is 0, and so is what stands for unknown.
+    moved = (values.astype(np.int64) + 1).astype(np.uint8)
+    found: Array = to_pixels(decode_image(Image.fromarray(moved)), spec)[..., 0]
+    return (found.astype(np.int64) - 1).astype(np.uint8)
+
+
+def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Array:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in csv.reader(file) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _error(request, f"{path} cannot be read: {error}") from error
+    if len(lines) < 2 or len(lines[0]) < 2:
+        raise _error(
+            request, f"{path} needs a header and rows", "the columns are the file, then a value for each output"
+        )
+    columns = [each.strip() for each in lines[0][1:]]
+    labels = labels_of(request)
+    if labels is not None and sorted(labels) != sorted(columns):
+        raise _error(request, f"{path} has the columns {', '.join(columns)}, and the labels are {', '.join(labels)}")
+    order = [columns.index(label) for label in labels] if labels is not None else list(range(len(columns)))
+    rows: dict[str, list[float]] = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            values = [float(each) for each in line[1:]]
+        except ValueError as error:
+            raise _error(request, f"{path}, row {number}: {error}") from error
+        if len(values) != len(columns) or not np.isfinite(values).all():
+            raise _error(request, f"{path}, row {number}: {len(values)} numbers for {len(columns)} columns")
+        rows[line[0].strip()] = [values[each] for each in order]
+    for name in names:
+        if name not in rows and Path(name).name not in rows:
+            raise _error(request, f"{path} has no row for {name}")
+    return np.array([rows.get(name, rows.get(Path(name).name)) for name in names], np.float64)

@@ -1,0 +1,85 @@
+"""How alike the results of INT8 and of FP32 are, in the terms of the task. It needs no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.runtime.tasks.base import Presenter
+from cpupack.runtime.tasks.boxes import iou
+from cpupack.runtime.tasks.decode import Candidates
+from cpupack.runtime.tasks.detection import DetectionPresenter
+from cpupack.runtime.tasks.segmentation import SegmentationPresenter
+
+Named = Mapping[str, npt.NDArray[Any]]
+"""Outputs by name, ``(n, ...)`` each, as the model gives them."""
+SAME_BOX_IOU = 0.5
+
+
+def likeness(presenter: Presenter | None, kind: str, expected: Named, found: Named) -> tuple[str, float] | None:
+    """Return the name and the value (0..1, 1 for equal) of what is alike, None for kinds that SQNR says enough of.
+
+    ``expected`` are FP32's outputs, ``found`` those of INT8.
+    """
+    if kind == "embedding":
+        return "mean cosine of the embeddings", mean_cosine(expected, found)
+    if isinstance(presenter, SegmentationPresenter):
+        return "mean IoU of the classes", mean_iou(presenter, expected, found)
+    if isinstance(presenter, DetectionPresenter):
+        share = common_boxes(presenter, expected, found)
+        return None if share is None else (f"same boxes (class, IoU of {SAME_BOX_IOU})", share)
+    return None
+
+
+def mean_cosine(expected: Named, found: Named) -> float:
+    """Return the mean over samples of the cosine between their embeddings."""
+    (one,), (other,) = expected.values(), found.values()
+    first, second = (each.astype(np.float64).reshape(len(each), -1) for each in (one, other))
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = (first * second).sum(axis=1)
+    return float(np.where(norms > 0, products / np.where(norms > 0, norms, 1.0), 0.0).mean())
+
+
+def mean_iou(presenter: SegmentationPresenter, expected: Named, found: Named) -> float:
+    """Return the mean over FP32's classes of intersection over union of all pixels."""
+    (one,), (other,) = expected.values(), found.values()
+    both: dict[int, int] = {}
+    either: dict[int, int] = {}
+    for first, second in zip(one, other, strict=True):
+        a, b = presenter.classes(first), presenter.classes(second)
+        for index in np.union1d(a, b).tolist():
+            in_a, in_b = a == index, b == index
+            both[index] = both.get(index, 0) + int((in_a & in_b).sum())
+            either[index] = either.get(index, 0) + int((in_a | in_b).sum())
+    return float(np.mean([both[index] / either[index] for index in either]))
+
+
+def common_boxes(presenter: DetectionPresenter, expected: Named, found: Named) -> float | None:
+    """Return 2 x boxes in common / boxes of both, None where neither has any.
+
+    A box is in common with the best of its class that overlaps by ``SAME_BOX_IOU`` and is in common with no other.
+    """
+    common = total = 0
+    for row in range(len(next(iter(expected.values())))):
+        first, second = (presenter.kept({name: each[row] for name, each in of.items()}) for of in (expected, found))
+        total += len(first.boxes) + len(second.boxes)
+        common += _matched(first, second)
+    return 2.0 * common / total if total else None
+
+
+def _matched(first: Candidates, second: Candidates) -> int:
+    free = np.ones(len(second.boxes), bool)
+    count = 0
+    for box, index in zip(first.boxes, first.classes, strict=True):
+        open_ones = np.flatnonzero(free & (second.classes == index))
+        if not len(open_ones):
+            continue
+        overlaps = np.nan_to_num(iou(box, second.boxes[open_ones]))
+        best = int(overlaps.argmax())
+        if overlaps[best] >= SAME_BOX_IOU:
+            free[open_ones[best]] = False
+            count += 1
+    return count

@@ -1,0 +1,215 @@
+"""Metrics of tasks by name: mean average precision, mean IoU, mean absolute error, F1, recall at k.
+
+Each compares what the runner gives, ``(n, ...)``, with targets ``(n, ...)``, by the same arithmetic as ``predict``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.artifacts import FloatModel
+from cpupack.errors import RecipeError, VerificationError
+from cpupack.metric import Metric, Outputs
+from cpupack.recipe.metrics import known_metric, recall_at
+from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks.answers import input_size
+from cpupack.runtime.tasks.base import Presenter
+from cpupack.runtime.tasks.detection import DetectionPresenter
+from cpupack.runtime.tasks.frame import Frame
+from cpupack.runtime.tasks.regression import RegressionPresenter
+from cpupack.runtime.tasks.segmentation import SegmentationPresenter
+from cpupack.runtime.tasks.spec import TaskSpec
+
+Array = npt.NDArray[Any]
+_LOW_SCORE = 0.01
+"""Boxes with less do not take part in a mean average precision; COCO takes the 100 best of an image."""
+_ROWS_AT_ONCE = 1024
+IGNORED = 255
+"""The class in a mask of pixels that count for nothing."""
+
+
+def presenter_of(model: FloatModel) -> Presenter:
+    """Return what makes results of the model's outputs, as its wheel will. ``model`` is no classification."""
+    spec = model.task or TaskSpec.of(model.kind)
+    return kinds.presenter(spec, kinds.Model(model.labels, input_size(model.signature), model.anchors))
+
+
+def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
+    """Return the metric of a name in ``recipe.metrics``. Raises RecipeError for a model of another kind."""
+    known = known_metric(name)
+    assert known is not None
+    if known.kind != model.kind:
+        raise RecipeError(
+            f'[evaluation] metric = "{name}" is for [task] kind = "{known.kind}", and the model\'s is "{model.kind}"',
+            hint='name your own with metric = "python:FILE.py:function"',
+        )
+    presenter = presenter_of(model)
+    own = model.signature.outputs[0].name
+
+    def function(outputs: Outputs, targets: Array) -> float:
+        named = outputs if isinstance(outputs, dict) else {own: outputs}
+        if known.kind == "embedding":
+            return recall(named[own], targets, recall_at(name))
+        return _FUNCTIONS[name](presenter, named, targets)
+
+    return Metric(name, known.goal, function, resampled)
+
+
+def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
+    """Return the mean over classes of intersection over union of all pixels. Classes that occur nowhere do not count.
+
+    ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
+    """
+    assert isinstance(presenter, SegmentationPresenter)
+    if targets.ndim != 3:
+        raise _wrong("miou", "classes (n, height, width)", targets)
+    size = int(max(targets.max(initial=0), _most_classes(outputs))) + 1
+    common = np.zeros((size, size), np.int64)
+    height, width = targets.shape[1:]
+    for row, target in enumerate(targets.astype(np.int64)):
+        found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
+        known = (target >= 0) & (target != IGNORED)
+        pairs = target[known] * size + np.clip(found[known], 0, size - 1)
+        common += np.bincount(pairs, minlength=size * size).reshape(size, size)
+    both = np.diag(common)
+    either = common.sum(axis=0) + common.sum(axis=1) - both
+    if not either.any():
+        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
+    return float((both[either > 0] / either[either > 0]).mean())
+
+
+def _most_classes(outputs: Mapping[str, Array]) -> int:
+    (scores,) = outputs.values()
+    return int(max(scores.shape[1] - 1, 1)) if scores.ndim == 4 else int(np.rint(scores.max(initial=0)))
+
+
+def mean_absolute_error(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
+    """Return the mean of |value - target|, in the units of the values: outputs are scaled as ``predict`` does."""
+    assert isinstance(presenter, RegressionPresenter)
+    (rows,) = outputs.values()
+    found = np.array([[value.value for value in presenter.present({"": row}, None).values] for row in rows])
+    expected = np.asarray(targets, np.float64).reshape(len(targets), -1)
+    if expected.shape != found.shape:
+        raise _wrong("mae", f"{found.shape[1]} values for each sample", targets)
+    return float(np.abs(found - expected).mean())
+
+
+def f1(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
+    """Return F1 over all labels of all samples (micro). ``targets`` ``(n, labels)`` are 0 or 1."""
+    (rows,) = outputs.values()
+    expected = np.asarray(targets).reshape(len(targets), -1).astype(bool)
+    if expected.shape != (len(rows), int(np.prod(rows.shape[1:]))):
+        raise _wrong("f1", f"{int(np.prod(rows.shape[1:]))} truth values for each sample", targets)
+    found = np.zeros_like(expected)
+    for row, values in enumerate(rows):
+        for label in presenter.present({"": values}, None).labels:
+            found[row, label.index] = True
+    right = int((found & expected).sum())
+    total = int(found.sum() + expected.sum())
+    return 2.0 * right / total if total else 1.0
+
+
+def recall(vectors: Array, classes: Array, k: int) -> float:
+    """Return the share of samples with one of their own class among the ``k`` nearest others by the cosine.
+
+    Samples that are alone in their class do not count.
+    """
+    classes = np.asarray(classes)
+    if classes.ndim != 1:
+        raise _wrong(f"recall@{k}", "a class for each sample", classes)
+    _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    asked = np.flatnonzero(counts[numbers] > 1)
+    if not len(asked):
+        raise VerificationError(f"[evaluation] metric recall@{k}: no class has two samples")
+    flat = np.asarray(vectors, np.float64).reshape(len(vectors), -1)
+    unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    hits = 0
+    for start in range(0, len(asked), _ROWS_AT_ONCE):
+        rows = asked[start : start + _ROWS_AT_ONCE]
+        likeness = unit[rows] @ unit.T
+        likeness[np.arange(len(rows)), rows] = -np.inf
+        near = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
+        hits += int((classes[near] == classes[rows, None]).any(axis=1).sum())
+    return hits / len(asked)
+
+
+def mean_average_precision(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
+    """Return COCO's mean average precision, over IoU from 0.5 to 0.95."""
+    return _coco(presenter, outputs, targets, 0)
+
+
+def mean_average_precision_50(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
+    """Return COCO's mean average precision at an IoU of 0.5."""
+    return _coco(presenter, outputs, targets, 1)
+
+
+def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, number: int) -> float:
+    """Return one of pycocotools' statistics.
+
+    ``targets`` ``(n, most, 5)`` are xmin, ymin, xmax, ymax in pixels of the model's input, and the class, below 0 where
+    an image has fewer boxes. A sixth column is 1 for a box around a crowd.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ModuleNotFoundError as error:
+        raise VerificationError(
+            "[evaluation] metric map needs pycocotools", hint='pip install "cpupack[metrics]"'
+        ) from error
+    assert isinstance(presenter, DetectionPresenter)
+    if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
+        raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
+    presenter = presenter.with_threshold(_LOW_SCORE)
+    truths: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for row, boxes in enumerate(np.asarray(targets, np.float64)):
+        for box in boxes[boxes[:, 4] >= 0]:
+            crowd = int(box[5]) if len(box) == 6 else 0
+            truths.append({"id": len(truths) + 1, "image_id": row, "iscrowd": crowd, **_boxed(box[:4], int(box[4]))})
+        kept = presenter.kept({name: each[row] for name, each in outputs.items()})
+        for box, score, index in zip(kept.boxes, kept.scores, kept.classes.tolist(), strict=True):
+            found.append({"image_id": row, "score": float(score), **_boxed(box, index)})
+    if not truths:
+        raise VerificationError("[evaluation] metric map: the targets have no boxes")
+    if not found:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress and tables
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": row} for row in range(len(targets))],
+            "annotations": truths,
+            "categories": [{"id": each} for each in sorted({one["category_id"] for one in truths + found})],
+        }
+        truth.createIndex()
+        judged = COCOeval(truth, truth.loadRes(found), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    return float(judged.stats[number])
+
+
+def _boxed(box: Array, index: int) -> dict[str, Any]:
+    left, top, right, bottom = (float(each) for each in box)
+    width, height = right - left, bottom - top
+    return {"bbox": [left, top, width, height], "area": width * height, "category_id": index}
+
+
+def _wrong(name: str, needed: str, targets: Array) -> VerificationError:
+    return VerificationError(
+        f"[evaluation] metric {name} compares with {needed}; the targets have shape {targets.shape}"
+    )
+
+
+_FUNCTIONS: Mapping[str, Callable[[Presenter, Mapping[str, Array], Array], float]] = {
+    "map": mean_average_precision,
+    "map50": mean_average_precision_50,
+    "miou": mean_iou,
+    "mae": mean_absolute_error,
+    "f1": f1,
+}

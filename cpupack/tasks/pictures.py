@@ -1,0 +1,57 @@
+"""Pictures of a build's results before and after INT8, for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cpupack.artifacts import Samples, TaskPicture
+from cpupack.runtime.tasks.answers import DRAWN
+from cpupack.runtime.tasks.base import Presenter
+from cpupack.runtime.tasks.frame import Frame
+
+MOST = 3
+"""Samples with pictures."""
+_EDGE = 480
+_QUALITY = 85
+
+
+def pictures(
+    presenter: Presenter | None,
+    kind: str,
+    samples: Samples,
+    expected: Mapping[str, npt.NDArray[Any]],
+    found: Mapping[str, npt.NDArray[Any]],
+) -> tuple[TaskPicture, ...]:
+    """Return FP32's and INT8's results drawn over the first samples, empty for kinds that draw nothing or no images.
+
+    ``expected`` and ``found`` are the outputs of FP32 and INT8 by name, of at least the first samples.
+    """
+    if presenter is None or kind not in DRAWN or samples.preprocess is None:
+        return ()
+    result = []
+    for row in range(min(MOST, len(samples), *map(len, expected.values()), *map(len, found.values()))):
+        pixels = samples.data[row]
+        height, width = pixels.shape[:2]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+        drawn = []
+        for outputs in (expected, found):
+            one = {name: np.asarray(each[row], np.float32) for name, each in outputs.items()}
+            picture = presenter.present(one, Frame.whole(width, height)).draw(image.copy())
+            drawn.append(_encoded(picture))
+        result.append(TaskPicture(samples.names[row], *drawn))
+    return tuple(result)
+
+
+def _encoded(image: Image.Image) -> str:
+    image = image.convert("RGB")
+    image.thumbnail((_EDGE, _EDGE))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=_QUALITY)
+    return base64.b64encode(out.getvalue()).decode("ascii")

@@ -1,0 +1,129 @@
+"""What metrics of tasks compare with: boxes, masks and values for the images of a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cpupack.artifacts import Samples
+from cpupack.errors import CalibrationError
+from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.sources import open_source
+from helpers.tiny_models import Recorder
+
+WIDE = (20, 10)
+"""Width and height of the images. The model sees the middle 8 x 8 of them, resized to 16 x 8."""
+
+
+def read(root: Path, targets: str, metric: str, labels: list[str] | None = None) -> Samples:
+    recipe = Recipe.model_validate(
+        {
+            "schema": 1,
+            "package": {"name": "tiny"},
+            "model": {
+                "source": "python:m.py:f", "weights": "random", "input_shape": [3, 8, 8],
+                **({"labels": labels} if labels else {}),
+            },
+            "preprocess": {"resize": 8, "crop": 8},
+            "evaluation": {"source": "images:photos", "targets": targets, "metric": metric},
+        }
+    )  # fmt: skip
+    loaded = LoadedRecipe(recipe=recipe, path=root / "recipe.toml", text="")
+    return open_source(
+        "images:photos", loaded, samples=None, seed=0, skip_corrupt=False, labelled=False, progress=Recorder(),
+        targets=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", WIDE, (9, 9, 9)).save(tmp_path / "photos" / name)
+    return tmp_path
+
+
+def coco(root: Path, *annotations: dict[str, Any], category: str = "cat") -> None:
+    images = [{"id": 5, "file_name": "a.png"}, {"id": 6, "file_name": "b.png"}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": category}]}
+    (root / "boxes.json").write_text(json.dumps(content))
+
+
+def test_boxes_are_moved_with_the_image(project: Path) -> None:
+    coco(
+        project,
+        {"image_id": 6, "category_id": 3, "bbox": [5, 0, 10, 5]},
+        {"image_id": 6, "category_id": 3, "bbox": [0, 0, 4, 4], "iscrowd": 1},  # the crop leaves nothing of it
+    )
+    found = read(project, "coco:boxes.json", "map").targets
+    assert found is not None
+    assert found[0].tolist() == [[-1] * 6]
+    # 20 x 10 becomes 16 x 8, and the crop begins at 4: x * 0.8 - 4, y * 0.8.
+    assert found[1].tolist() == [[0, 0, 8, 4, 3, 0]]
+    assert read(project, "coco:boxes.json", "map", ["dog", "cat"]).targets[1, 0, 4] == 1  # type: ignore[index]
+
+
+def test_masks_are_resized_and_cropped_without_mixing_classes(project: Path) -> None:
+    (project / "masks").mkdir()
+    mask = np.zeros((10, 20), np.uint8)
+    mask[:, 10:] = 7
+    mask[:5] = 255
+    for name in ("a.png", "b.png"):
+        Image.fromarray(mask).save(project / "masks" / name)
+    found = read(project, "masks:masks", "miou").targets
+    assert found is not None
+    assert found.shape == (2, 8, 8)
+    assert found[0, -1].tolist() == [0, 0, 0, 0, 7, 7, 7, 7]
+    assert set(found[0, 0].tolist()) == {255}
+
+
+def test_a_row_of_values_for_each_image(project: Path) -> None:
+    (project / "v.csv").write_text("file,height,age\nb.png,1,2\na.png,3,4.5\n")
+    found = read(project, "csv:v.csv", "mae").targets
+    assert found is not None
+    assert found.tolist() == [[3, 4.5], [1, 2]]
+    ordered = read(project, "csv:v.csv", "mae", ["age", "height"]).targets
+    assert ordered is not None
+    assert ordered.tolist() == [[4.5, 3], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "words"),
+    [
+        ([15, 0, 10, 5], r"the box \[15.0, 0.0, 25.0, 5.0\] lies outside b.png, which has 20 x 10 pixels"),
+        (["x", 0, 1, 1], r"is no COCO file of boxes: ValueError"),
+        ([0, 0, 1], r"is no COCO file of boxes"),
+    ],
+)
+def test_wrong_boxes_are_errors(project: Path, bbox: list[Any], words: str) -> None:
+    coco(project, {"image_id": 6, "category_id": 3, "bbox": bbox})
+    with pytest.raises(CalibrationError, match=words):
+        read(project, "coco:boxes.json", "map")
+
+
+def test_what_the_files_do_not_have_is_named(project: Path) -> None:
+    coco(project, category="catt")
+    with pytest.raises(CalibrationError, match='the category "catt" is none of the labels; did you mean "cat"'):
+        read(project, "coco:boxes.json", "map", ["dog", "cat"])
+    (project / "masks").mkdir()
+    with pytest.raises(CalibrationError, match=r"a.png does not exist"):
+        read(project, "masks:masks", "miou")
+    Image.new("RGB", WIDE).save(project / "masks" / "a.png")
+    with pytest.raises(CalibrationError, match="has the mode RGB"):
+        read(project, "masks:masks", "miou")
+    Image.new("L", (3, 3)).save(project / "masks" / "a.png")
+    with pytest.raises(CalibrationError, match=r"has 3 x 3 pixels, and a\.png has 20 x 10"):
+        read(project, "masks:masks", "miou")
+    (project / "v.csv").write_text("file,age\na.png,3\n")
+    with pytest.raises(CalibrationError, match=r"has no row for b.png"):
+        read(project, "csv:v.csv", "mae")
+    (project / "v.csv").write_text("file,age\na.png,old\n")
+    with pytest.raises(CalibrationError, match=r"row 2: could not convert"):
+        read(project, "csv:v.csv", "mae")
+    with pytest.raises(CalibrationError, match=r"columns age, and the labels are height"):
+        read(project, "csv:v.csv", "mae", ["height"])

@@ -1,0 +1,120 @@
+"""Metrics of tasks by name, on outputs whose answer is worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from cpupack.artifacts import FloatModel
+from cpupack.errors import RecipeError, VerificationError
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature, TensorSpec
+from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.tasks.likeness import common_boxes, likeness, mean_cosine
+from cpupack.tasks.metrics import presenter_of, task_metric
+
+SIZE = 10
+
+
+def model(kind: str, outputs: dict[str, tuple[int, ...]], **settings: Any) -> FloatModel:
+    signature = Signature(
+        (TensorSpec(INPUT, (3, SIZE, SIZE)),), tuple(OutputSpec(name, shape) for name, shape in outputs.items())
+    )
+    return FloatModel(nn.Identity(), signature, "", False, None, 0, 0, 0, task=TaskSpec.of(kind, **settings))
+
+
+DETECTOR = model("detection", {"boxes": (3, 4), "scores": (3, 2)}, scores="probabilities", nms_iou=1.0)
+
+
+def boxes(*rows: tuple[float, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a detector's outputs on one image: (xmin, ymin, xmax, ymax, class, score)."""
+    found = np.zeros((1, 3, 4), np.float32)
+    scores = np.zeros((1, 3, 2), np.float32)
+    for place, (*corners, index, score) in enumerate(rows):
+        found[0, place] = corners
+        scores[0, place, int(index)] = score
+    return {"boxes": found, "scores": scores}
+
+
+def test_map_is_the_mean_over_the_classes_and_the_ious() -> None:
+    pytest.importorskip("pycocotools")
+    targets = np.array([[[0, 0, 4, 4, 0], [5, 5, 9, 9, 1], [-1, -1, -1, -1, -1]]], np.float32)
+    both = boxes((0, 0, 4, 4, 0, 0.9), (5, 5, 9, 9, 1, 0.8))
+    of_one = boxes((0, 0, 4, 4, 0, 0.9))
+    shifted = boxes((0, 0, 4, 3, 0, 0.9), (5, 5, 9, 9, 1, 0.8))  # its IoU of 0.75 is enough for 6 of the 10 bounds
+    whole, half = (task_metric(name, DETECTOR, resampled=False) for name in ("map", "map50"))
+    assert whole(both, targets) == pytest.approx(1.0)
+    assert whole(of_one, targets) == pytest.approx(0.5)
+    assert whole(shifted, targets) == pytest.approx((0.6 + 1.0) / 2)
+    assert half(shifted, targets) == pytest.approx(1.0)
+    assert whole(boxes(), targets) == 0.0
+    with pytest.raises(VerificationError, match="have no boxes"):
+        whole(both, np.full((1, 1, 5), -1.0))
+    with pytest.raises(VerificationError, match=r"compares with boxes \(n, most, 5\)"):
+        whole(both, np.zeros(1))
+
+
+def test_mean_iou_leaves_out_what_is_unknown() -> None:
+    metric = task_metric("miou", model("segmentation", {"output": (2, 2, 2)}), resampled=False)
+    scores = np.zeros((1, 2, 2, 2), np.float32)
+    scores[0, 1] = [[1, 1], [-1, -1]]  # classes 1 1 / 0 0
+    assert metric(scores, np.array([[[1, 1], [0, 0]]])) == 1.0
+    # Class 0: 2 in common of 3. Class 1: 1 of 2.
+    assert metric(scores, np.array([[[1, 0], [0, 0]]])) == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert metric(scores, np.array([[[1, 255], [0, 0]]])) == 1.0
+    with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
+        metric(scores, np.full((1, 2, 2), 255))
+
+
+def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
+    metric = task_metric("mae", model("regression", {"output": (2,)}, scale=[10, 1], offset=[0, 5]), resampled=False)
+    assert metric.goal == "min"
+    assert metric(np.array([[1.0, 0.0]], np.float32), np.array([[12.0, 4.0]])) == pytest.approx((2 + 1) / 2)
+    with pytest.raises(VerificationError, match="compares with 2 values for each sample"):
+        metric(np.zeros((1, 2), np.float32), np.zeros((1, 3)))
+
+
+def test_f1_counts_all_labels() -> None:
+    metric = task_metric("f1", model("multilabel", {"output": (3,)}, scores="probabilities"), resampled=False)
+    outputs = np.array([[0.9, 0.1, 0.9], [0.1, 0.9, 0.1]], np.float32)
+    # 2 right; 3 found and 3 true.
+    assert metric(outputs, np.array([[1, 1, 0], [0, 1, 0]])) == pytest.approx(2 * 2 / 6)
+    assert metric(np.zeros((1, 3), np.float32), np.zeros((1, 3))) == 1.0
+
+
+def test_recall_looks_for_the_own_class_among_the_nearest_others() -> None:
+    of = model("embedding", {"output": (2,)})
+    vectors = np.array([[1, 0], [5, 1], [0, 1], [1, 9], [1, 1.2]], np.float32)
+    classes = np.array([0, 0, 1, 1, 7])  # the last is alone in its class, and near to none of another's first
+    assert task_metric("recall@1", of, resampled=False)(vectors, classes) == 1.0
+    assert task_metric("recall@1", of, resampled=False)(vectors, np.array([0, 1, 0, 1, 7])) == 0.0
+    assert task_metric("recall@4", of, resampled=False)(vectors, np.array([0, 1, 0, 1, 7])) == 1.0
+    with pytest.raises(VerificationError, match="no class has two samples"):
+        task_metric("recall@1", of, resampled=False)(vectors, np.arange(5))
+
+
+def test_a_metric_of_another_kind_is_an_error_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match=r'metric = "miou" is for .* "segmentation", and the model.s is "detection"'):
+        task_metric("miou", DETECTOR, resampled=False)
+
+
+def test_boxes_in_common_have_the_same_class_and_place() -> None:
+    presenter: Any = presenter_of(DETECTOR)
+    one = boxes((0, 0, 4, 4, 0, 0.9), (5, 5, 9, 9, 1, 0.8))
+    assert common_boxes(presenter, one, one) == 1.0
+    assert common_boxes(presenter, one, boxes((0, 0, 4, 4, 0, 0.9), (5, 5, 9, 9, 0, 0.8))) == 0.5  # another class
+    assert common_boxes(presenter, one, boxes((0, 0, 4, 1, 0, 0.9))) == 0.0
+    assert common_boxes(presenter, boxes(), boxes()) is None
+
+
+def test_embeddings_and_maps_are_alike_without_labels() -> None:
+    vectors = {"output": np.array([[1, 0], [0, 2]], np.float32)}
+    turned = {"output": np.array([[3, 0], [2, 0]], np.float32)}
+    assert mean_cosine(vectors, turned) == pytest.approx(0.5)
+    of = model("segmentation", {"output": (2, 1, 2)})
+    scores = {"output": np.array([[[[0, 0]], [[1, -1]]]], np.float32)}
+    other = {"output": np.array([[[[0, 0]], [[1, 1]]]], np.float32)}
+    found = likeness(presenter_of(of), "segmentation", scores, other)
+    assert found == ("mean IoU of the classes", pytest.approx((0.0 + 0.5) / 2))  # class 0 is gone, class 1 is twice
