@@ -43,20 +43,8 @@ def main() -> None:
         environ = {**os.environ, "XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", asked.module]
         pinned = ["taskset", "-c", server_cpu, *command]
-        tuned = run(
-            [
-                "taskset",
-                "-c",
-                server_cpu,
-                *command,
-                "tune",
-                "--budget-s",
-                str(asked.budget_s),
-                "--batch-sizes",
-                "1,2,4,8",
-            ],
-            environ,
-        )
+        sizes = ["--batch-sizes", "1,2,4,8"]
+        tuned = run([*pinned, "tune", "--budget-s", str(asked.budget_s), *sizes], environ)
         measured = profiles(complete(tuned["rows"]))
         options = FleetOptions(spare=0)
         (fleet, *_) = plan_fleet(measured, 1.0, asked.max_latency_ms, options)

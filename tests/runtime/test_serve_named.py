@@ -1,0 +1,131 @@
+"""The server of a model with several tensors in and out, asked over HTTP and gRPC by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpupack.runtime.runner import Runner
+from helpers.named_package import answers, write_named_package
+from helpers.once import once
+from helpers.served import Served, serving
+
+tritonclient = pytest.importorskip("tritonclient", reason="tritonclient[http,grpc] is not installed")
+import tritonclient.grpc as grpc_client  # noqa: E402 - skipped above where it is missing
+import tritonclient.http as http_client  # noqa: E402 - skipped above where it is missing
+from tritonclient.utils import InferenceServerException  # noqa: E402 - skipped above where it is missing
+
+MODEL = "tiny-int8"
+IDS = np.array([[1, 99, 3], [7, 2, 4], [0, 0, 1]], np.int64)
+FEATURES = np.random.default_rng(0).standard_normal((3, 2, 2), dtype=np.float32)
+GATE = np.array([[True], [False], [True]])
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "named", lambda root: write_named_package(root / "tiny_int8")) / "tiny_int8"
+
+
+@pytest.fixture(scope="module")
+def server(package: Path) -> Iterator[Served]:
+    with serving(package, "--grpc-port", "0") as served:
+        yield served
+
+
+@pytest.fixture(params=["HTTP", "gRPC"])
+def client(request: pytest.FixtureRequest, server: Served) -> Iterator[tuple[Any, Any]]:
+    module = grpc_client if request.param == "gRPC" else http_client
+    port = server.grpc_port if request.param == "gRPC" else server.port
+    made = module.InferenceServerClient(f"127.0.0.1:{port}")
+    yield module, made
+    made.close()
+
+
+def tensors(module: Any, **arrays: tuple[np.ndarray[Any, Any], str]) -> list[Any]:
+    found = []
+    for name, (array, datatype) in arrays.items():
+        found.append(module.InferInput(name, list(array.shape), datatype))
+        found[-1].set_data_from_numpy(array)
+    return found
+
+
+def test_the_helper_is_the_model(package: Path) -> None:
+    with Runner(package) as runner:
+        for gate in (None, GATE):
+            given = {"ids": IDS, "features": FEATURES, **({} if gate is None else {"gate": gate})}
+            found = runner(given)
+            for name, expected in answers(IDS, FEATURES, gate).items():
+                np.testing.assert_array_equal(found[name], expected)
+
+
+def test_the_metadata_names_every_tensor(client: tuple[Any, Any]) -> None:
+    module, made = client
+    options = {"as_json": True} if module is grpc_client else {}
+    found = made.get_model_metadata(MODEL, **options)
+    shapes = {each["name"]: (each["datatype"], [int(size) for size in each["shape"]]) for each in found["inputs"]}
+    assert shapes == {"ids": ("INT64", [-1, 3]), "features": ("FP32", [-1, 2, 2]), "gate": ("BOOL", [-1, 1])}
+    outputs = {each["name"]: each["datatype"] for each in found["outputs"]}
+    assert outputs == {"pair": "FP32", "best": "INT64"}
+
+
+def test_tensors_in_any_order_and_one_left_out(client: tuple[Any, Any]) -> None:
+    module, made = client
+    given = tensors(module, gate=(GATE, "BOOL"), features=(FEATURES, "FP32"), ids=(IDS, "INT64"))
+    found = made.infer(MODEL, given)
+    for name, expected in answers(IDS, FEATURES, GATE).items():
+        np.testing.assert_array_equal(found.as_numpy(name), expected)
+        assert found.as_numpy(name).dtype == expected.dtype
+    found = made.infer(MODEL, tensors(module, ids=(IDS, "INT64"), features=(FEATURES, "FP32")))
+    np.testing.assert_array_equal(found.as_numpy("pair"), answers(IDS, FEATURES)["pair"])
+
+
+def test_only_the_outputs_that_are_asked_for(client: tuple[Any, Any]) -> None:
+    module, made = client
+    given = tensors(module, ids=(IDS, "INT64"), features=(FEATURES, "FP32"))
+    found = made.infer(MODEL, given, outputs=[module.InferRequestedOutput("best")])
+    np.testing.assert_array_equal(found.as_numpy("best"), answers(IDS, FEATURES)["best"])
+    assert found.as_numpy("pair") is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"ids": (IDS, "INT64")}, "features"),
+        ({"ids": (IDS, "INT64"), "features": (FEATURES[:2], "FP32")}, "different numbers of samples"),
+        ({"ids": (IDS, "INT64"), "features": (FEATURES, "FP32"), "more": (FEATURES, "FP32")}, "more"),
+        ({"ids": (IDS + 1, "INT64"), "features": (FEATURES, "FP32")}, "ids"),
+        ({"ids": (FEATURES[:, 0], "FP32"), "features": (FEATURES, "FP32")}, "ids"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    client: tuple[Any, Any], arrays: dict[str, tuple[np.ndarray[Any, Any], str]], said: str
+) -> None:
+    """Missing, of another length, unknown, an id that is 100 (the vocabulary has 100), of another type and shape."""
+    module, made = client
+    with pytest.raises(InferenceServerException, match=said):
+        made.infer(MODEL, tensors(module, **arrays))
+
+
+def test_json_by_name(server: Served) -> None:
+    values = {"ids": IDS[0].tolist(), "features": FEATURES[0].tolist(), "gate": True}
+    request = {
+        "inputs": [
+            {"name": "ids", "shape": [3, 3], "datatype": "INT64", "data": IDS.ravel().tolist()},
+            {"name": "features", "shape": [3, 2, 2], "datatype": "FP32", "data": FEATURES.ravel().tolist()},
+        ]
+    }
+    found = {each["name"]: each for each in server.infer(MODEL, request).json()["outputs"]}
+    expected = answers(IDS, FEATURES)
+    np.testing.assert_array_equal(found["best"]["data"], expected["best"])
+    np.testing.assert_allclose(np.reshape(found["pair"]["data"], found["pair"]["shape"]), expected["pair"])
+    values["gate"] = [True]
+    answer = server.ask(
+        "POST", "/predict", json.dumps({"inputs": [values]}).encode(), {"Content-Type": "application/json"}
+    )
+    assert answer.status == 200, answer.body
+    assert "pair" in answer.body.decode()
