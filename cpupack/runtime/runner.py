@@ -37,6 +37,7 @@ from .tasks.classification import Prediction as Prediction
 from .tasks.embedding import Embedding
 from .tasks.frame import Frame
 from .text.inputs import load_text, text_rows, texts_of
+from .text.made_up import text_batch
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
 from .threads import Answer
@@ -117,8 +118,9 @@ class Runner:
         with several inputs it is a dict of these by name, in which numbers and lists may be too, or the path of an
         ``.npz`` file. For a model with a tokenizer it is a text, or a pair of texts: a tuple of two, or a dict with
         ``text`` and ``text_pair``; where one is cut off, there is a TruncatedTextWarning. The result of a
-        classification is a list of the ``top_k`` most probable classes (``Prediction``). Each other kind of task has a dataclass of its own, in pixels of the original image where it is about pixels;
-        ``raw`` outputs are a mapping of arrays by name. Raises InputError.
+        classification is a list of the ``top_k`` most probable classes (``Prediction``). Each other kind of task has a
+        dataclass of its own, in pixels of the original image where it is about pixels; ``raw`` outputs are a mapping of
+        arrays by name. Raises InputError.
         """
         if top_k is None:
             raise InputError("top_k is None; it must be a whole number from 1")
@@ -273,6 +275,8 @@ class Runner:
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
+        if self.tokenizer is not None:
+            return text_batch(self.tokenizer.spec, self.signature.inputs, np.random.default_rng(0), batch_size)
         return rows.random_engine_input(
             self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.manifest.pixel_input
         )

@@ -46,7 +46,8 @@ class Tokens:
 class Tokenizer:
     """Makes tokens of texts. Safe to call from several threads, and without threads of its own.
 
-    ``content`` are the bytes of a tokenizer.json, which errors call ``where``. ``own_padding`` is id, type and side of the padding that the file asks for, None where it asks for none.
+    ``content`` are the bytes of a tokenizer.json, which errors call ``where``. ``own_padding`` is id, type and side of
+    the padding that the file asks for, None where it asks for none.
 
     Raises HostError where the library is not installed, IntegrityError for a file that it cannot read.
     """
@@ -84,6 +85,11 @@ class Tokenizer:
     def vocabulary(self) -> int:
         """One more than the largest id that it gives, with those of added tokens."""
         return max(self._whole.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens it puts around one text."""
+        return int(self._whole.num_special_tokens_to_add(False))
 
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, None where there is no such token."""
