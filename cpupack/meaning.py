@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpupack.accuracy import FloatArray
 from cpupack.runtime.tasks.embedding import normalized
 
+FloatArray = npt.NDArray[np.float32]
 NEIGHBOURS = 10
 """Of each text, in recall@k: as many as a first page of results."""
 FEWEST = 3

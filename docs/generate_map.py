@@ -31,16 +31,34 @@ BUILDER: Groups = (
 )  # fmt: skip
 """Packages of the builder from top to bottom: each imports its own group and those below."""
 
-FOUNDATION = ("accuracy", "errors", "interrupts", "layout", "operators", "output", "progress", "scratch", "statistics")
+FOUNDATION = (
+    *("accuracy", "errors", "interrupts", "layout", "meaning", "operators", "output", "progress", "scratch"),
+    "statistics",
+)
 """What any package may import. Of cpupack these import nothing but the runtime."""
 
 RUNTIME: Groups = (
-    ("Commands", ("cli", "on_ray", "batch", "info", "predicting", "tune", "capacity", "pages", "export", "serve")),
+    (
+        "Commands",
+        (
+            "cli",
+            "on_ray",
+            "batch",
+            "info",
+            "predicting",
+            "text_command",
+            "tune",
+            "capacity",
+            "pages",
+            "export",
+            "serve",
+        ),
+    ),
     ("Measuring", ("bench",)),
     ("The model as an object", ("verify", "runner")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
-    ("Running", ("decoding", "items", "rows", "signature", "images", "engine")),
+    ("Running", ("decoding", "items", "text", "rows", "signature", "images", "engine")),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",

@@ -8,7 +8,7 @@ from cpupack.artifacts import TextInput
 from cpupack.errors import ModelError, RecipeError
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
-from cpupack.runtime.errors import HostError, InputError, IntegrityError
+from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.text.spec import TokenizerSpec, roles_of
 from cpupack.runtime.text.tokenizer import Tokenizer
@@ -43,11 +43,11 @@ def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
             f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",
             hint="it belongs to another model; take the tokenizer.json that was saved with this one",
         )
-    tokenizer = _opened(content, path, spec)
-    try:
-        tokenizer.tokens("a b c d e f g h i j k l m n o p q r s t u v w x y z " * length)
-    except InputError as error:
-        raise RecipeError(f"[tokenizer] max_length: {error}", hint="special tokens take places too") from error
+    if length <= plain.special_tokens:
+        raise RecipeError(
+            f"[tokenizer] max_length: of {length} tokens {plain.special_tokens} are special ones, which leaves none for "
+            "the text"
+        )
     return TextInput(content, spec)
 
 

@@ -98,9 +98,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_embed(parser: argparse.ArgumentParser) -> None:
-    from .text import command
+    from . import text_command
 
-    command.add_embed_arguments(parser)
+    text_command.add_embed_arguments(parser)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -331,9 +331,9 @@ def _predict(package_dir: Path, args: argparse.Namespace) -> Result:
 
 
 def _embed(package_dir: Path, args: argparse.Namespace) -> Result:
-    from .text import command
+    from . import text_command
 
-    facts, text = command.embed(package_dir, args)
+    facts, text = text_command.embed(package_dir, args)
     return facts, text, EXIT_OK
 
 

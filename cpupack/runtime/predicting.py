@@ -53,8 +53,8 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     from .items import parsed_values
     from .runner import Runner
     from .signature import signature_of
-    from .text.command import run as text_run
     from .text.spec import spec_of
+    from .text_command import run as text_run
 
     takes_text = spec_of(read_manifest(package_dir)) is not None
     if takes_text and (args.file is not None or not args.named or _names_text(args.named)):

@@ -37,6 +37,7 @@ from .tasks.classification import Prediction as Prediction
 from .tasks.embedding import Embedding
 from .tasks.frame import Frame
 from .text.inputs import load_text, text_rows, texts_of
+from .text.made_up import text_batch
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
 from .threads import Answer
@@ -274,6 +275,8 @@ class Runner:
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
+        if self.tokenizer is not None:
+            return text_batch(self.tokenizer.spec, self.signature.inputs, np.random.default_rng(0), batch_size)
         return rows.random_engine_input(
             self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.manifest.pixel_input
         )

@@ -68,8 +68,8 @@ class Evaluation(Table):
 
     source: Text | None = None
     """Labelled data: ``images:DIR`` with class folders, ``text:FILE.jsonl`` with ``label``, ``arrays:FILE.npz`` with
-    ``labels`` or ``targets``, or ``python:FILE.py:factory``. If absent, gates that need no labels are measured on other
-    data."""
+    ``labels`` or ``targets``, or ``python:FILE.py:factory``. If absent, gates that need no labels are measured on
+    other data."""
     samples: PositiveInt | None = None
     """At most this many samples. Absent means all."""
     max_drop: Fraction | None = None

@@ -22,6 +22,9 @@ from ..manifest import Manifest
 from ..plan.decide import Plan
 from ..rows import random_engine_input
 from ..signature import signature_of
+from ..text.made_up import text_batch
+from ..text.spec import spec_of
+from ..text.texts import read_lines, text_of, without_answers
 from ..threads import Answer
 from .scenarios import Pool
 
@@ -81,12 +84,30 @@ def open_made_up(package_dir: Path, manifest: Manifest, plan: Plan, seed: int) -
 @contextmanager
 def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[Path], seed: int) -> Iterator[Feed]:
     """Open the package's Runner and feed it files in a random order drawn with ``seed``."""
-    from ..runner import Runner
 
     order = [str(files[index]) for index in np.random.default_rng(seed).permutation(len(files))]
     size_mb = sum(path.stat().st_size for path in files) / 1e6
+    text = f"{len(order)} image files of {directory}, {size_mb:.1f} MB, decoded and preprocessed by the runner"
+    with _open_items(package_dir, plan, order, "files", text) as feed:
+        yield feed
 
-    def batches_of(size: int) -> list[list[str]]:
+
+@contextmanager
+def open_texts(package_dir: Path, plan: Plan, path: Path, texts: Sequence[Any], seed: int) -> Iterator[Feed]:
+    """Open the package's Runner and feed it texts in a random order drawn with ``seed``."""
+    order = [texts[index] for index in np.random.default_rng(seed).permutation(len(texts))]
+    size_kb = sum(text_of(each).size_bytes for each in texts) / 1e3
+    text = f"{len(order)} texts of {path}, {size_kb:.1f} kB, made tokens of by the runner"
+    with _open_items(package_dir, plan, order, "text", text) as feed:
+        yield feed
+
+
+@contextmanager
+def _open_items(package_dir: Path, plan: Plan, order: Sequence[Any], kind: str, text: str) -> Iterator[Feed]:
+    """Open the package's Runner and feed it items of ``predict`` in this order."""
+    from ..runner import Runner
+
+    def batches_of(size: int) -> list[list[Any]]:
         return [
             [order[(start + offset) % len(order)] for offset in range(size)] for start in range(0, len(order), size)
         ]
@@ -100,10 +121,20 @@ def open_files(package_dir: Path, plan: Plan, directory: Path, files: Sequence[P
             batches_of=batches_of,
             samples=len(order),
             sample_batch=lambda indices: [order[index] for index in indices],
-            kind="files",
-            text=f"{len(order)} image files of {directory}, {size_mb:.1f} MB, decoded and preprocessed by the runner",
+            kind=kind,
+            text=text,
             instances=runner.pool,
         )
+
+
+def read_texts(path: Path, manifest: Manifest) -> list[Any]:
+    """Return the texts of a file, one a line, or in JSON lines. Raises InputError."""
+    if manifest.tokenizer is None:
+        raise InputError(f"--from text:{path}: {manifest.name} takes no text")
+    found = [text_of(without_answers(item), where) for where, item in read_lines(path)]
+    if not found:
+        raise InputError(f"--from text:{path}: the file holds no text")
+    return found
 
 
 class FilePool:
@@ -171,11 +202,16 @@ def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[npt.NDA
     bytes_each = (1 if manifest.pixel_input else 4) * math.prod((batch_size, *manifest.input_shape))
     count = max(3, min(16, _BUFFER_BYTES // bytes_each))
     generator, inputs = np.random.default_rng(seed), signature_of(manifest).inputs
+    spec = spec_of(manifest)
+    if spec is not None:
+        return [text_batch(spec, inputs, generator, batch_size) for _ in range(count)]
     return [random_engine_input(inputs, generator, batch_size, pixel_input=manifest.pixel_input) for _ in range(count)]
 
 
 def _made_of(manifest: Manifest) -> str:
     signature = signature_of(manifest)
+    if (spec := spec_of(manifest)) is not None:
+        return f"random tokens, up to {spec.max_length} in a text"
     if signature.takes_rows:
         return f"random values of {signature.inputs_text()}"
     if manifest.preprocess is None:

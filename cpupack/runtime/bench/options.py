@@ -23,7 +23,8 @@ class BenchOptions:
     """What to measure and how. None leaves a number to the plan, to the package or to the scenario.
 
     ``threads`` are those of one instance. ``batch_size`` is the samples a call, for the server scenario at most.
-    ``image_dir`` holds image files to measure end to end. ``compare`` is ``BUILD`` or the file of an earlier result.
+    ``image_dir`` holds image files to measure end to end, ``text_file`` texts.
+    ``compare`` is ``BUILD`` or the file of an earlier result.
     ``start`` also measures the start of fresh processes, for models that need no torch. Raises InputError for a value
     that is impossible, and for options that contradict each other or the scenario, so that no option is given and then
     ignored.
@@ -37,6 +38,7 @@ class BenchOptions:
     warmup_s: float = DEFAULT_WARMUP_S
     seed: int = 0
     image_dir: Path | None = None
+    text_file: Path | None = None
     rate_per_s: float | None = None
     max_latency_ms: float | None = None
     find_peak: bool = False
@@ -103,7 +105,8 @@ def from_arguments(args: argparse.Namespace) -> BenchOptions:
         duration_s=args.duration,
         warmup_s=args.warmup,
         seed=args.seed,
-        image_dir=args.source,
+        image_dir=_named(args.source, "images"),
+        text_file=_named(args.source, "text"),
         rate_per_s=args.rate,
         max_latency_ms=args.max_latency_ms,
         find_peak=args.find_peak,
@@ -157,12 +160,16 @@ def seconds(text: str) -> float:
     return value
 
 
-def image_directory(text: str) -> Path:
-    """Parse ``images:DIR``, for argparse."""
-    kind, colon, directory = text.partition(":")
-    if kind != "images" or not colon or not directory:
-        raise argparse.ArgumentTypeError(f"{text!r} is not images:DIR")
-    return Path(directory)
+def data_source(text: str) -> tuple[str, Path]:
+    """Parse ``images:DIR`` or ``text:FILE``, for argparse."""
+    kind, colon, place = text.partition(":")
+    if kind not in {"images", "text"} or not colon or not place:
+        raise argparse.ArgumentTypeError(f"{text!r} is not images:DIR or text:FILE")
+    return kind, Path(place)
+
+
+def _named(source: tuple[str, Path] | None, kind: str) -> Path | None:
+    return source[1] if source is not None and source[0] == kind else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -186,8 +193,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seed of the inputs and of the requests' times (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--from", dest="source", type=image_directory, metavar="images:DIR",
-        help="measure end to end from the image files below DIR: decode, preprocess, predict",
+        "--from", dest="source", type=data_source, metavar="images:DIR|text:FILE",
+        help="measure end to end from the image files below DIR, or the texts of FILE, one a line: prepare and predict",
     )  # fmt: skip
     parser.add_argument(
         "--rate", type=positive_seconds, metavar="PER_SECOND", help="server: requests a second, on average"

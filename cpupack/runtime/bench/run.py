@@ -46,6 +46,7 @@ def run(package_dir: Path, options: BenchOptions, on_note: Callable[[str], None]
     reference = (
         None if options.compare is None else bench_compare.read_reference(options.compare, package_dir, manifest)
     )
+    texts = None if options.text_file is None else feeds.read_texts(options.text_file, manifest)
     files = None if options.image_dir is None else feeds.list_images(options.image_dir, manifest)
     if options.loadgen:
         from . import loadgen
@@ -55,7 +56,9 @@ def run(package_dir: Path, options: BenchOptions, on_note: Callable[[str], None]
     require_torch(manifest, model_path(package_dir, manifest))
     imported_ms = process_age_ms()
     feed: AbstractContextManager[Feed]
-    if files is None or options.image_dir is None:
+    if texts is not None and options.text_file is not None:
+        feed = feeds.open_texts(package_dir, decided, options.text_file, texts, options.seed)
+    elif files is None or options.image_dir is None:
         feed = feeds.open_made_up(package_dir, manifest, decided, options.seed)
     else:
         feed = feeds.open_files(package_dir, decided, options.image_dir, files, options.seed)

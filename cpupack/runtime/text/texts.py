@@ -17,6 +17,7 @@ MOST_CHARACTERS = 1_000_000
 JSON_LINES = (".jsonl", ".ndjson")
 """Endings of files with one JSON value a line."""
 _SHOWN = 40
+_ANSWERS = ("label", "target", "id")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ def entries(file: BinaryIO, name: str, *, as_json: bool) -> Iterator[tuple[str, 
         if not line.strip():
             continue
         yield where, _json(line, where) if as_json else line
+
+
+def without_answers(item: Any) -> Any:
+    """Return an entry of a file without the fields that files for evaluation have beside the texts."""
+    if not isinstance(item, dict):
+        return item
+    return {key: value for key, value in item.items() if key not in _ANSWERS}
 
 
 def _json(line: str, where: str) -> Any:

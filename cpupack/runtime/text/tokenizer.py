@@ -86,6 +86,11 @@ class Tokenizer:
         """One more than the largest id that it gives, with those of added tokens."""
         return max(self._whole.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def special_tokens(self) -> int:
+        """How many special tokens it puts around one text."""
+        return int(self._whole.num_special_tokens_to_add(False))
+
     def id_of(self, token: str) -> int | None:
         """Return the id of a token, None where there is no such token."""
         found: int | None = self._whole.token_to_id(token)

@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from ..runner import Runner
-from .spec import TEXT, TEXT_PAIR
-from .texts import entries, read_lines, text_of
+from .errors import InputError
+from .runner import Runner
+from .text.spec import TEXT, TEXT_PAIR
+from .text.texts import entries, read_lines, text_of, without_answers
 
 _SHOWN = 60
 _STDIN = "-"
-_OTHER_FIELDS = ("label", "target", "id")
-"""Fields of a JSON line that files for evaluation have too."""
-
 Given = tuple[str, Any]
 """What an input is called, and the text or pair."""
 
@@ -53,7 +50,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
 
 def add_embed_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``embed``."""
-    from ..bench.options import positive_int
+    from .bench.options import positive_int
 
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="a text, or for a model of images an image")
     parser.add_argument(
@@ -154,13 +151,7 @@ def _of_file(name: str) -> list[Given]:
     found = list(entries(sys.stdin.buffer, "stdin", as_json=False)) if name == _STDIN else read_lines(Path(name))
     if not found:
         raise InputError(f"{'stdin' if name == _STDIN else name} holds no text")
-    return [(where, _without_labels(item)) for where, item in found]
-
-
-def _without_labels(item: Any) -> Any:
-    if not isinstance(item, dict):
-        return item
-    return {key: value for key, value in item.items() if key not in _OTHER_FIELDS}
+    return [(where, without_answers(item)) for where, item in found]
 
 
 def _both(item: Any, what: str) -> tuple[str, str | None]:

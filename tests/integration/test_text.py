@@ -1,0 +1,169 @@
+"""A wheel that takes text, from a directory to its command, its server's readers and its Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cpupack
+from helpers.tiny_text import TEXTS, write_project
+
+pytestmark = pytest.mark.slow
+EXTRA = "min_cosine = 0.9\nmin_worst_cosine = 0.5\nmin_spearman = 0.5\nmin_recall = 0.3\n"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A built wheel, unpacked where it can be imported, and the facts of its build."""
+    root = tmp_path_factory.mktemp("text")
+    recipe = write_project(root, extra=EXTRA)
+    facts = json.loads(run(root, "-m", "cpupack", "build", str(recipe), "--no-tune", "--json"))["wheels"][0]
+    place = root / "installed"
+    run(root, "-m", "zipfile", "-e", str(root / facts["wheel"]), str(place))
+    return place, facts
+
+
+def run(root: Path, *arguments: str, code: int = 0, stdin: bytes = b"") -> str:
+    paths = [str(Path(cpupack.__file__).parents[1]), str(root), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        capture_output=True,
+        check=False,
+        input=stdin,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    assert done.returncode == code, done.stderr.decode()
+    return (done.stdout if code == 0 else done.stderr).decode()
+
+
+def command(place: Path, *arguments: str, code: int = 0, stdin: bytes = b"") -> str:
+    return run(place, "-m", "tiny_text", *arguments, code=code, stdin=stdin)
+
+
+def test_the_build_judges_meaning(wheel: tuple[Path, dict[str, Any]]) -> None:
+    report = wheel[1]["report"]
+    assert [each["name"] for each in report["gates"]] == [
+        "min_cosine",
+        "min_worst_cosine",
+        "min_spearman",
+        "min_recall",
+    ]
+    assert report["meaning"]["neighbours"] == 10
+
+
+def test_a_texts_result_does_not_depend_on_its_neighbours(wheel: tuple[Path, dict[str, Any]]) -> None:
+    code = (
+        "import numpy as np, tiny_text\n"
+        f"texts = {TEXTS!r}\n"
+        "with tiny_text.Runner() as runner:\n"
+        "    together = runner.embed(texts)\n"
+        "    alone = np.stack([runner.embed(each) for each in texts])\n"
+        "    assert together.tobytes() == alone.tobytes()\n"
+        "    assert together.shape == (36, 16)\n"
+        "    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-5)\n"
+        "    again = runner({name: value for name, value in runner.tokenizer.arrays(runner.tokenize(texts)).items()})\n"
+        "    assert again.tobytes() == runner(texts).tobytes()\n"
+        "print('same')\n"
+    )
+    assert run(wheel[0], "-c", code) == "same\n"
+
+
+def test_texts_come_from_arguments_files_and_stdin(wheel: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    place = wheel[0]
+    (tmp_path / "a.txt").write_text("the cat\nthe dog\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat", "label": 3}\n"the dog"\n')
+    wanted = json.loads(command(place, "predict", "the cat", "the dog", "--json"))["predictions"]
+    assert [each["tokens"] for each in wanted] == [4, 4]
+    for name in ("a.txt", "a.jsonl"):
+        found = json.loads(command(place, "predict", "--file", str(tmp_path / name), "--json"))["predictions"]
+        assert [each["embedding"] for each in found] == [each["embedding"] for each in wanted]
+    out = tmp_path / "v.npy"
+    command(place, "embed", "--file", "-", "--out", str(out), stdin=b"the cat\nthe dog\n")
+    assert np.load(out).tolist() == [each["embedding"] for each in wanted]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        ((), b"", "give texts, or --file FILE"),
+        (("the cat", "--file", "x"), b"", "one way at a time"),
+        (("--file", "absent.txt"), b"", "absent.txt: No such file"),
+        (("--file", "-"), b"", "stdin holds no text"),
+        (("--file", "-"), b"caf\xe9\n", "stdin:1 is not UTF-8: byte 3 is 0xe9"),
+        (("tiny_text/manifest.json",), b"", "is a file, and would be read as a text; use --file"),
+        (("--input", "text_pair=cat"), b"", 'has "text_pair" and no "text"'),
+    ],
+)
+def test_wrong_commands_say_what_is_wrong(
+    wheel: tuple[Path, dict[str, Any]], arguments: tuple[str, ...], stdin: bytes, said: str
+) -> None:
+    assert said in command(wheel[0], "predict", *arguments, code=2, stdin=stdin)
+
+
+def test_a_cut_text_says_so(wheel: tuple[Path, dict[str, Any]]) -> None:
+    long = "cat " * 600
+    facts = json.loads(command(wheel[0], "predict", long, "--json"))["predictions"][0]
+    assert (facts["tokens"], facts["truncated"]) == (602, True)
+    assert "cut off: 602 tokens, of which the model reads 10" in command(wheel[0], "predict", long)
+
+
+def test_the_wheel_needs_the_tokenizer_library_and_proves_its_file(wheel: tuple[Path, dict[str, Any]]) -> None:
+    place = wheel[0]
+    metadata = next(place.glob("tiny_text-*.dist-info/METADATA")).read_text()
+    assert "Requires-Dist: tokenizers<1,>=0.20" in metadata
+    assert "tokenizer.json" in json.loads((place / "tiny_text" / "manifest.json").read_text())["files"]
+    file = place / "tiny_text" / "tokenizer.json"
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content.replace(b"cat", b"cow"))
+        assert "tokenizer.json is not the file that was built" in command(place, "predict", "the cat", code=3)
+    finally:
+        file.write_bytes(content)
+
+
+def test_the_bench_takes_texts(wheel: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    for extra in ((), ("--from", f"text:{tmp_path / 'a.txt'}")):
+        found = json.loads(command(wheel[0], "bench", "--duration", "0.2", "--warmup", "0.2", "--json", *extra))
+        assert found["samples"] > 0
+
+
+def test_requests_hold_texts_and_pairs(wheel: tuple[Path, dict[str, Any]]) -> None:
+    code = (
+        "import json\n"
+        "from pathlib import Path\n"
+        "import numpy as np, tiny_text\n"
+        "from tiny_text._runtime.errors import InputError\n"
+        "from tiny_text._runtime.serve.model import ServedModel\n"
+        "from tiny_text._runtime.serve.predict_route import read_body\n"
+        "from tiny_text._runtime.serve.protocol import InferRequest, InputTensor\n"
+        "runner = tiny_text.Runner()\n"
+        "model = ServedModel(runner, Path(tiny_text.__file__).parent)\n"
+        "assert model.metadata()['inputs'] == [{'name': 'text', 'datatype': 'BYTES', 'shape': [-1]}]\n"
+        "def ask(value):\n"
+        "    data = read_body(model, json.dumps(value).encode(), 'application/json')\n"
+        "    rows = model.prepare(data)\n"
+        "    return model.results(model.run(rows, 0), data.items, 5)\n"
+        "one, two = ask({'texts': ['the cat', 'cat ' * 50]})\n"
+        "assert one['tokens'] == 4 and not one['truncated'] and two['truncated'], (one, two)\n"
+        "assert ask({'text': 'the cat'}) == [one]\n"
+        "assert ask({'text': 'the cat', 'text_pair': 'a dog'})[0]['tokens'] == 7\n"
+        "for wrong in ({'text': 5}, {'texts': []}, {'texts': 'cat'}, {'text': 'a\\ud800'}, {'text_pair': 'x'},\n"
+        "              {'text': 'a', 'other': 1}, {'texts': [None]}):\n"
+        "    try:\n"
+        "        ask(wrong)\n"
+        "    except InputError as error:\n"
+        "        assert 'text' in str(error)\n"
+        "    else:\n"
+        "        raise AssertionError(wrong)\n"
+        "print('fine')\n"
+    )
+    assert run(wheel[0], "-c", code) == "fine\n"

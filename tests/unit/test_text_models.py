@@ -1,0 +1,206 @@
+"""Directories of transformers and sentence-transformers as sources: what they say, and what comes out of the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cpupack.artifacts import FloatModel
+from cpupack.errors import CalibrationError, ModelError, RecipeError
+from cpupack.pipeline.data import calibration_samples
+from cpupack.progress import SilentProgress
+from cpupack.recipe.file import load_recipe
+from cpupack.runtime.text.inputs import load_text
+from cpupack.runtime.text.tokenizer import Tokenizer
+from cpupack.stages.load import load
+from helpers.tiny_text import LENGTH, TEXTS, VOCABULARY, library, recipe_of, write_project, write_tokenizer
+
+
+def loaded_model(path: Path) -> FloatModel:
+    return load(load_recipe(path), SilentProgress())
+
+
+def rows_of(model: FloatModel, texts: list[Any]) -> torch.Tensor:
+    assert model.tokenizer is not None
+    tokenizer = Tokenizer(model.tokenizer.file, model.tokenizer.spec, "tokenizer.json")
+    return torch.from_numpy(np.stack([load_text(tokenizer, model.signature, each) for each in texts]))
+
+
+def test_a_directory_says_inputs_length_padding_and_task(tmp_path: Path) -> None:
+    model = loaded_model(write_project(tmp_path))
+    inputs = {each.name: (each.shape, each.vocabulary) for each in model.signature.inputs}
+    assert inputs == {"input_ids": ((10,), VOCABULARY), "attention_mask": ((10,), 2)}
+    assert model.kind == "embedding"
+    assert model.tokenizer is not None
+    assert (model.tokenizer.spec.max_length, model.tokenizer.spec.pad_id) == (10, 0)
+    assert model.weights_origin == "sentence-transformers:model, model.safetensors"
+
+
+@pytest.mark.parametrize(("mode", "normalize"), [("mean", True), ("cls", False), ("max", True)])
+def test_embeddings_are_those_of_the_library(tmp_path: Path, mode: str, normalize: bool) -> None:
+    model = loaded_model(write_project(tmp_path, mode=mode, normalize=normalize))
+    sentences = library("sentence_transformers")
+    texts = ["cat", "the red dog sleeps", "", "the big blue bird eats a small green fish and runs"]
+    expected = sentences.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)
+    with torch.inference_mode():
+        found = model.module(rows_of(model, texts)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_does_not_change_an_embedding(tmp_path: Path) -> None:
+    long = loaded_model(write_project(tmp_path / "a", extra="\n[tokenizer]\nmax_length = 12\n"))
+    short = loaded_model(write_project(tmp_path / "b", extra="\n[tokenizer]\nmax_length = 5\n"))
+    with torch.inference_mode():
+        first, second = (each.module(rows_of(each, ["the cat"])).numpy() for each in (long, short))
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_has_its_labels_and_pairs_have_types(tmp_path: Path) -> None:
+    names = {"architecture": "BertForSequenceClassification", "id2label": {0: "no", 1: "yes", 2: "maybe"}}
+    model = loaded_model(write_project(tmp_path, "transformers", **names))
+    assert (model.kind, model.labels) == ("classification", ("no", "yes", "maybe"))
+    assert [each.name for each in model.signature.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    transformers = library("transformers")
+    own = transformers.BertForSequenceClassification.from_pretrained(str(tmp_path / "model")).eval()
+    row = rows_of(model, [("cat runs", "the dog")])
+    ids, mask, types = (part.long() for part in row.split(LENGTH, dim=1))
+    assert types.sum() == 3  # the, dog, [SEP]
+    with torch.inference_mode():
+        expected = own(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        torch.testing.assert_close(model.module(row), expected)
+
+
+def test_one_label_is_a_score(tmp_path: Path) -> None:
+    model = loaded_model(
+        write_project(tmp_path, "transformers", architecture="BertForSequenceClassification", num_labels=1)
+    )
+    assert model.kind == "regression"
+
+
+def test_weights_that_are_missing_are_never_made_up(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers", architecture="BertForMaskedLM")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace("BertForMaskedLM", "BertForSequenceClassification"))
+    with pytest.raises(ModelError, match=r"no fitting weights for .*classifier.*they would be random"):
+        loaded_model(path)
+
+
+def test_no_weights_fall_back_to_random_ones_only_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has none of model\.safetensors"):
+        loaded_model(path)
+    path.write_text(path.read_text().replace('"pretrained"', '"pretrained"\nweights_fallback = "random"'))
+    assert loaded_model(path).random_weights
+
+
+def test_code_in_a_directory_is_never_run(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    config = tmp_path / "model" / "config.json"
+    found = json.loads(config.read_text())
+    config.write_text(json.dumps({**found, "architectures": ["Mine"], "auto_map": {"AutoModel": "mine.Mine"}}))
+    (tmp_path / "model" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match=r"has no Mine; its own code \(auto_map\) is never run"):
+        loaded_model(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_module_that_is_not_the_librarys_is_refused(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    modules = tmp_path / "model" / "modules.json"
+    modules.write_text(modules.read_text().replace("sentence_transformers.models.Pooling", "os.system"))
+    with pytest.raises(ModelError, match=r"modules\.json has os\.system"):
+        loaded_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("\n[tokenizer]\nmax_length = 600\n", "600 tokens, and the model has positions for 12"),
+        ('\n[tokenizer]\npad_token = "[NONE]"\n', r'no token "\[NONE\]"'),
+        ('\n[tokenizer]\nsource = "absent.json"\n', r"absent.json does not exist"),
+        ('\n[tokenizer]\nsource = "package:nobody_has_this/x.json"\n', 'no package "nobody_has_this" is installed'),
+        ("\n[tokenizer]\nmax_lenght = 8\n", 'did you mean "max_length"'),
+        ("\n[tokenizer]\nmax_length = 2\n", "of 2 tokens 2 are special ones"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, change: str, said: str) -> None:
+    path = write_project(tmp_path, extra=change)
+    with pytest.raises((RecipeError, ModelError), match=said):
+        loaded_model(path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    file = tmp_path / "model" / "tokenizer.json"
+    found = json.loads(file.read_text())
+    found["model"]["vocab"]["extra"] = VOCABULARY + 6
+    file.write_text(json.dumps(found))
+    with pytest.raises(ModelError, match=f"gives ids up to {VOCABULARY + 6}, and the model has {VOCABULARY}"):
+        loaded_model(path)
+    file.write_text("{")
+    with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        loaded_model(path)
+
+
+def test_an_own_module_takes_text_with_its_tokenizer(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "tokenizer.json")
+    (tmp_path / "net.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.table = torch.nn.Embedding({VOCABULARY}, 8)\n        self.out = torch.nn.Linear(8, 3)\n\n"
+        "    def forward(self, tokens):\n        return self.out(self.table(tokens).mean(dim=1))\n"
+    )
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    recipe = recipe_of("python:net.py:Net").replace('"pretrained"', '"factory"')
+    recipe += '\n[tokenizer]\nsource = "tokenizer.json"\n\n[[input]]\nname = "tokens"\nshape = [7]\ndtype = "int64"\n'
+    (tmp_path / "own.toml").write_text(recipe)
+    model = loaded_model(tmp_path / "own.toml")
+    assert model.tokenizer is not None
+    assert (model.tokenizer.spec.ids, model.tokenizer.spec.mask, model.tokenizer.spec.max_length) == ("tokens", None, 7)
+    (tmp_path / "own.toml").write_text(
+        recipe.replace('source = "tokenizer.json"', 'source = "tokenizer.json"\nmax_length = 8')
+    )
+    with pytest.raises(RecipeError, match=r'of "tokens" must be \[8\]'):
+        load_recipe(tmp_path / "own.toml")
+
+
+def test_calibration_reads_lines_and_json_lines(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    loaded = load_recipe(path)
+    model = load(loaded, SilentProgress())
+    samples = calibration_samples(loaded, model, SilentProgress())
+    assert samples is not None
+    assert samples.data.shape == (16, 20)
+    assert samples.names[0].startswith(str(tmp_path / "texts.txt") + ":")
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text('{"text": "the cat", "label": 0}\n"a dog"\n')
+    path.write_text(path.read_text().replace("texts.txt", "texts.jsonl"))
+    loaded = load_recipe(path)
+    samples = calibration_samples(loaded, model, SilentProgress())
+    assert samples is not None
+    assert len(samples) == 2
+    lines.write_text('{"text": 5}\n')
+    with pytest.raises(CalibrationError, match=r"texts.jsonl:1 is int; expected a string"):
+        calibration_samples(loaded, model, SilentProgress())
+
+
+def test_text_needs_a_tokenizer_in_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("cat\n")
+    (tmp_path / "net.py").write_text("def net(): ...\n")
+    recipe = recipe_of("python:net.py:net").replace('"pretrained"', '"factory"\ninput_shape = [4]')
+    (tmp_path / "own.toml").write_text(recipe)
+    with pytest.raises(RecipeError, match=r"is text, and the recipe has no \[tokenizer\]"):
+        load_recipe(tmp_path / "own.toml")
+
+
+def test_gates_on_embeddings_need_embeddings(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def net(): ...\n")
+    recipe = recipe_of("python:net.py:net").replace('"pretrained"', '"factory"\ninput_shape = [4]')
+    (tmp_path / "own.toml").write_text(recipe.replace("text:texts.txt", "synthetic") + "min_spearman = 0.99\n")
+    with pytest.raises(RecipeError, match=r'min_spearman: compares embeddings; set \[task\] kind = "embedding"'):
+        load_recipe(tmp_path / "own.toml")
