@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from cpupack.runtime.engine.lengths import Lengths
+
 FP32_PREFIX = "cpupack::float_"
 """How the names of a program's layers in FP32 begin."""
 CONVERSIONS = ("cpupack::dequantize", "cpupack::quantize", "cpupack::float_input")
@@ -53,8 +55,9 @@ class NativeModel(nn.Module):
     ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_1`` must be
     registered before this is called or loaded (``runtime/engine/library.py``). ``operators`` counts its layers by kind;
     ``looks`` says where to see the result of each, None for those that are not to be seen, and ``steps`` what computes
-    each. ``head`` and ``tail`` are the parts of the model that stay FP32; the engine's result has ``output_shape``
-    without the batch, or is an image that it has by positions (``image``). ``pixel_input`` says that it takes pixels.
+    each. With ``lengths`` the programs of other lengths follow the one that this module runs. ``head`` and ``tail`` are
+    the parts of the model that stay FP32; the engine's result has ``output_shape`` without the batch, or is an image
+    that it has by positions (``image``). ``pixel_input`` says that it takes pixels.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class NativeModel(nn.Module):
         image: bool = False,
         head: nn.Module | None = None,
         tail: nn.Module | None = None,
+        lengths: Lengths | None = None,
     ) -> None:
         super().__init__()
+        self.lengths = lengths
         self.operators, self.looks, self.steps = operators, looks, steps
         self.pixel_input, self.image = pixel_input, image
         self.register_buffer("program", torch.from_numpy(np.frombuffer(program, np.uint8).copy()))
@@ -78,6 +83,14 @@ class NativeModel(nn.Module):
         channels, *positions = output_shape
         self.result_shape = (*positions, channels) if image else output_shape
         self.head, self.tail = head, tail
+
+    def with_lengths(self, program: bytes, lengths: Lengths) -> NativeModel:
+        """Return this model, which is a program alone, with the programs of several lengths in one block."""
+        shape = (self.outputs,)
+        found = NativeModel(
+            program, shape, self.operators, self.looks, steps=self.steps, pixel_input=False, lengths=lengths
+        )
+        return found.eval()
 
     def is_program_for(self, x: torch.Tensor) -> bool:
         """Return whether the model only runs its program for inputs like ``x``.

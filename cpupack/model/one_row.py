@@ -56,6 +56,11 @@ class OneRow(nn.Module):
         """Return the same model with the outputs ``taken``."""
         return OneRow(self._user[0], self._inputs, self._names, taken)
 
+    @property
+    def user(self) -> nn.Module:
+        """The user's model."""
+        return self._user[0]
+
     def train(self, mode: bool = True) -> OneRow:
         """Set the mode of the user's model too."""
         self._user[0].train(mode)

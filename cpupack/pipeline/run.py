@@ -22,6 +22,7 @@ from cpupack.lock import Lock, WheelLock, check_build, check_early, check_wheel,
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, loss, settle
 from cpupack.pipeline.corrections import Corrections
+from cpupack.pipeline.lengths import with_lengths
 from cpupack.pipeline.locked import check_parts, fp32_threads, inputs_read, keep_lock, plan_again, settle_again
 from cpupack.pipeline.prepare import Prepared, prepare
 from cpupack.progress import Progress
@@ -149,7 +150,7 @@ def _finished(
         settled = settle(prepared, cpu, work, corrections, progress)
     else:
         settled = settle_again(prepared, cpu, work, corrections, known, progress)
-    settled = described(settled, corrections, progress)
+    settled = with_lengths(described(settled, corrections, progress), corrections, progress)
     for sentence in unproven(settled.winner):
         progress.warn(sentence)
     loss_report = loss(settled, corrections, progress)
@@ -180,7 +181,8 @@ def stage_untuned(
 ) -> tuple[Prepared, Contender, StagedProject]:
     """Build for one CPU up to the runner's project, without tuning (``cpupack compare`` chooses its own settings)."""
     prepared = prepare(loaded, work, progress)
-    settled = settle(prepared, cpu, work, Corrections(), progress)
+    corrections = Corrections()
+    settled = with_lengths(settle(prepared, cpu, work, corrections, progress), corrections, progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 

@@ -15,7 +15,7 @@ from cpupack.recipe.tables.base import Table
 from cpupack.recipe.tables.model import Model
 from cpupack.recipe.tables.package import Package
 from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, Quantize
-from cpupack.recipe.tables.signature import Input, Output, Preprocess, Task
+from cpupack.recipe.tables.signature import Input, Lengths, Output, Preprocess, Task
 from cpupack.recipe.tables.target import Bench, Target, Tune
 from cpupack.recipe.tables.text import Tokenizer
 
@@ -41,6 +41,7 @@ class Recipe(Table):
     model: Model
     input: list[Input] = []
     """The inputs, if they are not one of float32."""
+    lengths: Lengths | None = None
     output: list[Output] = []
     """What becomes of outputs."""
     preprocess: Preprocess | None = None
@@ -63,7 +64,13 @@ class Recipe(Table):
             return (TensorSpec(INPUT, tuple(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
         return tuple(
             TensorSpec(
-                each.name, tuple(each.shape), each.dtype, each.default, _spec_of(each.preprocess), each.vocabulary
+                each.name,
+                tuple(each.shape),
+                each.dtype,
+                each.default,
+                _spec_of(each.preprocess),
+                each.vocabulary,
+                each.pad,
             )
             for each in self.input
         )
@@ -74,6 +81,19 @@ class Recipe(Table):
         from cpupack.runtime.signature import engine_input_shape
 
         return engine_input_shape(self.input_specs)
+
+    @property
+    def longest(self) -> int | None:
+        """The greatest length of a sample, None where all samples are of one size."""
+        return next((each.shape[0] for each in self.input_specs if each.pad is not None), None)
+
+    def at_length(self, length: int) -> Recipe:
+        """Return the recipe of a model whose inputs with a ``pad`` have another length."""
+        tables = [
+            each if each.pad is None else each.model_copy(update={"shape": [length, *each.shape[1:]]})
+            for each in self.input
+        ]
+        return self.model_copy(update={"input": tables})
 
     @property
     def engine_preprocess(self) -> PreprocessSpec | None:

@@ -39,6 +39,32 @@ def _inputs(view: View) -> Iterator[Problem]:
         yield Problem(("input",), "has no table; leave it out, or describe every input")
 
 
+def _lengths(view: View) -> Iterator[Problem]:
+    """Check what has a length: the inputs with a ``pad``, which have it in common."""
+    tables = [(index, table) for index, table in enumerate(view("input") or []) if "pad" in table]
+    if not tables:
+        if view.given("lengths"):
+            yield Problem(("lengths",), "needs an input whose length may differ: give its [[input]] a pad")
+        return
+    longest: set[int] = set()
+    for index, table in tables:
+        if not table["shape"] or "preprocess" in table:
+            what = "an image" if table["shape"] else "one number for each sample"
+            yield Problem(("input", index, "pad"), f"belongs to an input with positions, and this is {what}")
+            continue
+        longest.add(table["shape"][0])
+    if len(longest) > 1:
+        yield Problem(
+            ("input", tables[-1][0], "shape"),
+            f"inputs with a pad have the same length, not {' and '.join(map(str, sorted(longest)))}",
+        )
+    values = view("lengths", "values") if view.given("lengths") else "auto"
+    if isinstance(values, list) and longest and max(values) > min(longest):
+        yield Problem(
+            ("lengths", "values"), f"{max(values)} is more than {min(longest)}, the greatest length of the inputs"
+        )
+
+
 def _each_input(view: View) -> Iterator[Problem]:
     tables = view("input")
     for index, table in enumerate(tables):
@@ -189,4 +215,4 @@ def why_no_images(view: View) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (_inputs, _each_input, _outputs, _preprocess)
+CHECKS: tuple[Check, ...] = (_inputs, _each_input, _lengths, _outputs, _preprocess)

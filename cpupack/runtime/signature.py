@@ -37,7 +37,8 @@ class TensorSpec:
 
     ``default`` fills an input that a caller leaves out; None means that it must be given. ``preprocess`` is set for an
     input that is an image, ``(channels, height, width)``. Ids of an int64 or uint8 input are below ``vocabulary``, None
-    where any whole number is fine.
+    where any whole number is fine. ``pad`` is the value of positions that a sample does not have, at the end of the
+    first dimension; None where every sample has all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TensorSpec:
     default: float | None = None
     preprocess: PreprocessSpec | None = None
     vocabulary: int | None = None
+    pad: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -75,6 +77,7 @@ class TensorSpec:
             "default": self.default,
             "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
             "vocabulary": self.vocabulary,
+            "pad": self.pad,
         }
 
     @classmethod
@@ -83,7 +86,13 @@ class TensorSpec:
         section = raw.get("preprocess")
         preprocess = None if section is None else PreprocessSpec.from_dict(section)
         return cls(
-            str(raw["name"]), _shape(raw), str(raw["dtype"]), raw.get("default"), preprocess, raw.get("vocabulary")
+            str(raw["name"]),
+            _shape(raw),
+            str(raw["dtype"]),
+            raw.get("default"),
+            preprocess,
+            raw.get("vocabulary"),
+            raw.get("pad"),
         )
 
 

@@ -23,6 +23,7 @@ from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
+from cpupack.runtime.engine.lengths import Lengths
 from cpupack.runtime.engine.library import OPERATOR
 from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program
 from cpupack.runtime.errors import IntegrityError
@@ -116,7 +117,8 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
     program = None
     if freeze and isinstance(module, NativeModel) and module.is_program_for(example):
         program = module.get_buffer("program")
-    notes = {} if program is None else {PROGRAM_NOTE: note_text(_PROGRAM_RECORD)}
+    lengths: Lengths | None = getattr(module, "lengths", None)
+    notes = {} if program is None else {PROGRAM_NOTE: note_text(_PROGRAM_RECORD, lengths)}
     try:
         with torch.inference_mode(), _quiet():
             traced = _trace(module.eval(), example)

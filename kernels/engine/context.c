@@ -152,7 +152,7 @@ int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct co
     use_huge_pages(program, bytes);
     find_kept(&parts, context->kept);
     make_steps(context, &parts, context->arena + slack);
-    if (!acquire_prepared(program, bytes, context->steps, parts.header->layers, &context->prepared)) {
+    if (!acquire_prepared(program, context->steps, parts.header->layers, &context->prepared)) {
         free_context(context);
         return CPUPACK_ERROR_MEMORY;
     }

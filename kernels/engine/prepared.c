@@ -8,13 +8,13 @@
 
 struct prepared {
     struct prepared *next;
-    const uint8_t *program;
-    int64_t program_bytes;
+    const uint8_t *constants; /* programs of several lengths share them, and what is made of them */
+    uint64_t layout;
     int32_t identity[2];
     int users;
     int16_t *weights;
     int64_t bytes, filled;
-    unsigned char *late; /* for each step: whether its late part is made */
+    unsigned char *late; /* for each step that has a late part: whether it is made */
 };
 
 static struct prepared *all;
@@ -40,18 +40,29 @@ static void point(struct prepared *prepared, struct step *steps, int count, int 
         steps[i].prepared = (const int16_t *)(void *)at;
         at += bytes;
     }
-    for (int i = 0; i < count; i++) {
+    for (int i = 0, late = 0; i < count; i++) {
         const int64_t bytes = late_bytes_of(steps + i);
         if (bytes == 0)
             continue;
         steps[i].late = at;
-        if (!prepared->late[i] && kernels->needs_late(steps + i)) {
+        if (!prepared->late[late] && kernels->needs_late(steps + i)) {
             kernels->prepare_late(steps + i);
-            prepared->late[i] = 1;
+            prepared->late[late] = 1;
             prepared->filled += bytes;
         }
-        at += bytes;
+        late++, at += bytes;
     }
+}
+
+/* A number for which weights are prepared in which order, and in how many bytes each: FNV-1a. */
+static uint64_t layout_of(const struct step *steps, int count) {
+    uint64_t hash = UINT64_C(14695981039346656037);
+    for (int i = 0; i < count; i++) {
+        const int64_t told[] = {bytes_of(steps + i), late_bytes_of(steps + i), steps[i].spec.weights};
+        for (size_t k = 0; (told[0] || told[1]) && k < sizeof told / sizeof told[0]; k++)
+            hash = (hash ^ (uint64_t)told[k]) * UINT64_C(1099511628211);
+    }
+    return hash;
 }
 
 static void discard(struct prepared *prepared) {
@@ -59,7 +70,7 @@ static void discard(struct prepared *prepared) {
     free(prepared);
 }
 
-static struct prepared *make(const uint8_t *program, int64_t program_bytes, const int32_t *identity, int64_t bytes,
+static struct prepared *make(const uint8_t *constants, uint64_t layout, const int32_t *identity, int64_t bytes,
                              int count) {
     struct prepared *made = calloc(1, sizeof *made);
     if (made == NULL)
@@ -75,28 +86,28 @@ static struct prepared *make(const uint8_t *program, int64_t program_bytes, cons
         return NULL;
     }
     madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
-    made->program = program, made->program_bytes = program_bytes, made->bytes = bytes;
+    made->constants = constants, made->layout = layout, made->bytes = bytes;
     memcpy(made->identity, identity, sizeof made->identity);
     return made;
 }
 
-int acquire_prepared(const uint8_t *program, int64_t program_bytes, struct step *steps, int count,
-                     struct prepared **acquired) {
+int acquire_prepared(const uint8_t *program, struct step *steps, int count, struct prepared **acquired) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
+    const uint8_t *constants = program + header->constants;
     int64_t bytes = 0;
     for (int i = 0; i < count; i++)
         bytes += bytes_of(steps + i) + late_bytes_of(steps + i);
     *acquired = NULL;
     if (bytes == 0)
         return 1;
+    const uint64_t layout = layout_of(steps, count);
     pthread_mutex_lock(&lock);
     struct prepared *found = all;
-    while (found != NULL &&
-           (found->program != program || found->program_bytes != program_bytes || found->bytes != bytes ||
-            memcmp(found->identity, header->identity, sizeof found->identity) != 0))
+    while (found != NULL && (found->constants != constants || found->layout != layout || found->bytes != bytes ||
+                             memcmp(found->identity, header->identity, sizeof found->identity) != 0))
         found = found->next;
     const int fill = found == NULL;
-    if (fill && (found = make(program, program_bytes, header->identity, bytes, count)) != NULL) {
+    if (fill && (found = make(constants, layout, header->identity, bytes, count)) != NULL) {
         found->next = all;
         all = found;
     }

@@ -1,4 +1,5 @@
-/* What the kernels of this CPU make of a program's weights. Made once for each program; all sessions share it. */
+/* What the kernels of this CPU make of a program's weights. Made once for each program; all sessions share it,
+ * and programs of several lengths that share their weights. */
 #ifndef CPUPACK_PREPARED_H
 #define CPUPACK_PREPARED_H
 
@@ -7,7 +8,7 @@
 struct prepared;
 
 /* Find or make what a program's steps need, and set their `prepared`. Returns 0 where memory runs out. */
-int acquire_prepared(const uint8_t *program, int64_t bytes, struct step *steps, int count, struct prepared **acquired);
+int acquire_prepared(const uint8_t *program, struct step *steps, int count, struct prepared **acquired);
 void release_prepared(struct prepared *prepared);
 int64_t bytes_prepared(const struct prepared *prepared);
 

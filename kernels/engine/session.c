@@ -7,7 +7,7 @@
 
 #include "engine/prepared.h"
 
-enum { CONTEXTS_KEPT = 12 };
+enum { CONTEXTS_KEPT = 96 }; /* a program of several lengths has one for each length and number of samples */
 
 /* ---- sessions of callers, and of threads that have none ---- */
 

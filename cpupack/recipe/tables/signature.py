@@ -47,8 +47,23 @@ class Input(Table):
     vocabulary: PositiveInt | None = None
     """Ids of an int64 or uint8 input are from 0 to ``vocabulary - 1``; the wheel refuses others. Absent means the size
     of the table that the model looks them up in, if it has one."""
+    pad: bool | int | Finite | None = None
+    """Value of the positions that a sample does not have, at the end of the first dimension of ``shape``: 0 for a mask,
+    the id of the padding for ids. With it ``shape`` has the greatest length, and the wheel does not compute what is
+    padding in all inputs that have a ``pad``: see ``[lengths]``."""
     preprocess: Preprocess | None = None
     """Makes the input from an image."""
+
+
+class Lengths(Table):
+    """Lengths of samples for which the wheel has programs; a sample takes the least that holds it.
+
+    For models with inputs that have a ``pad``, on the native engine. Other engines compute the padding.
+    """
+
+    values: Literal["auto"] | Annotated[list[PositiveInt], Field(min_length=1)] = "auto"
+    """The lengths, or ``auto``: steps of 8 up to 64, of 16 up to 128, of 32 up to 256, and so on. The greatest length
+    is always among them. Each takes some seconds of the build; they share their weights."""
 
 
 class Output(Table):

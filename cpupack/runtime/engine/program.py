@@ -8,7 +8,9 @@ start. ``torch.jit.load`` opens the same file, and the program is stored once.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import mmap
 import os
 import struct
@@ -25,6 +27,7 @@ from ..errors import HostError, IntegrityError, RunnerError
 from ..files import UNREADABLE
 from ..host.limits import why_no_thread
 from . import library as native_library
+from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH
 
 PROGRAM_NOTE = "cpupack-program.json"
@@ -38,7 +41,8 @@ class Program:
 
     ``pixel_shape`` and ``float_shape`` are the shapes of one input, channels first, None where the program does not
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
-    sample of a batch needs while it is computed.
+    sample of a batch needs while it is computed. With ``lengths`` this is the program of the greatest length,
+    and ``parts`` has those of all lengths in turn, which share their constants.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -46,6 +50,8 @@ class Program:
     float_shape: tuple[int, int, int] | None
     outputs: int
     bytes_each: int
+    lengths: Lengths | None = None
+    parts: tuple[Program, ...] = ()
 
     @property
     def takes_rgb(self) -> bool:
@@ -53,9 +59,10 @@ class Program:
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= MASKED_WIDTH
 
 
-def note_text(record: str) -> str:
-    """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``."""
-    return json.dumps({"schema": _NOTE_SCHEMA, "record": record}, sort_keys=True)
+def note_text(record: str, lengths: Lengths | None = None) -> str:
+    """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``, or for several."""
+    more = {} if lengths is None else {"lengths": lengths.to_dict()}
+    return json.dumps({"schema": _NOTE_SCHEMA, "record": record, **more}, sort_keys=True)
 
 
 def is_program(path: Path, engine: str) -> bool:
@@ -80,8 +87,9 @@ def read_program(path: Path) -> Program:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            member = _member(archive)
-        return _parse(_read_stored(path, member))
+            member, lengths = _member(archive)
+        memory = _read_stored(path, member)
+        return _parse(memory) if lengths is None else _parse_lengths(memory, lengths)
     except UNREADABLE as error:
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
@@ -93,8 +101,11 @@ def _note_name(archive: zipfile.ZipFile) -> str | None:
     return names[0] if len(names) == 1 and names[0].count("/") == 2 else None
 
 
-def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
-    """Return the record that holds the program. Raises ValueError when the archive does not name one that it has."""
+def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None]:
+    """Return the record that holds the program, and its lengths if it has several.
+
+    Raises ValueError when the archive does not name one that it has.
+    """
     note_name = _note_name(archive)
     if note_name is None:
         raise ValueError(f"it has no record extra/{PROGRAM_NOTE}, so the model needs torch")
@@ -108,7 +119,10 @@ def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
         raise ValueError(f"its record {record}, which should hold the program, is missing") from None
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its record {record} is compressed")
-    return member
+    try:
+        return member, Lengths.from_dict(note["lengths"]) if "lengths" in note else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the lengths in extra/{PROGRAM_NOTE} are damaged: {error}") from None
 
 
 def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
@@ -130,6 +144,21 @@ def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
         if file.readinto(memory) != member.file_size:
             raise ValueError("it is truncated")
     return np.frombuffer(memory, np.uint8)
+
+
+def _parse_lengths(memory: npt.NDArray[np.uint8], lengths: Lengths) -> Program:
+    """Return the program of the greatest length, with those of the others. Raises ValueError on damage."""
+    if not all(0 <= offset <= memory.size for offset in lengths.offsets):
+        raise ValueError("a program begins beyond its end")
+    parts = tuple(_parse(memory[offset:]) for offset in lengths.offsets)
+    for place, part in enumerate(parts):
+        wanted = [
+            sum(math.prod(each.at(lengths.values[place])) for each in fields)
+            for fields in (lengths.inputs, lengths.outputs)
+        ]
+        if part.float_shape != (wanted[0], 1, 1) or part.outputs != wanted[1]:
+            raise ValueError(f"the program of length {lengths.values[place]} does not take rows of {wanted[0]} values")
+    return dataclasses.replace(parts[-1], memory=memory, lengths=lengths, parts=parts)
 
 
 def _parse(memory: npt.NDArray[np.uint8]) -> Program:
@@ -196,7 +225,6 @@ class Session:
     def __init__(self, program: Program, threads: int) -> None:
         self._program, self._library = program, native_library.open_library()
         self._run, self._try_run = self._library.cpupack_run, self._library.cpupack_try_run
-        self._code = program.memory.ctypes.data
         self._session = self._library.cpupack_new_session(threads)
         if not self._session:
             raise HostError("no memory for another instance of the native kernels")
@@ -215,8 +243,11 @@ class Session:
 
         Raises IntegrityError for a program that the kernels do not take, and HostError where something is missing.
         """
-        memory = self._program.memory
-        failed = self._library.cpupack_make_ready(self._session, self._code, memory.size, batch_size)
+        failed = 0
+        for part in self._program.parts or (self._program,):
+            failed = failed or self._library.cpupack_make_ready(
+                self._session, part.memory.ctypes.data, part.memory.size, batch_size
+            )
         if failed == _NO_THREADS:
             raise HostError(why_no_thread())
         if failed:
@@ -228,17 +259,38 @@ class Session:
 
         Raises RunnerError after ``close``, or when the kernels refuse; HostError when the system refuses a thread.
         """
-        batch, result = call.batch, call.result
+        result = call.result
         if not len(result):
             return result
+        if self._program.lengths is not None:
+            return self._run_lengths(call, self._program.lengths, wait=wait)
+        if not self._run_one(self._program, call, wait=wait):
+            return None
+        return result
+
+    def _run_lengths(self, call: Call, lengths: Lengths, *, wait: bool) -> npt.NDArray[np.float32] | None:
+        """Run the rows of a call in the programs of their lengths. Where it has begun, it waits for its turn."""
+        ends = lengths.ends(call.batch)
+        for place, numbers in lengths.groups(ends):
+            part = self._program.parts[place]
+            batch = lengths.cut(call.batch[numbers], place)
+            found = np.empty((len(numbers), part.outputs), np.float32)
+            if not self._run_one(part, Call(batch, call.mask, found, call.shape), wait=wait):
+                return None
+            lengths.put(found, place, call.result, numbers, ends[numbers])
+            wait = True
+        return call.result
+
+    def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
+        batch, result = call.batch, call.result
         code = (self._run if wait else self._try_run)(
-            self._session, self._code, self._program.memory.size, batch.ctypes.data, batch.dtype == np.float32,
-            call.mask, len(result), result.ctypes.data,
+            self._session, program.memory.ctypes.data, program.memory.size, batch.ctypes.data,
+            batch.dtype == np.float32, call.mask, len(result), result.ctypes.data,
         )  # fmt: skip
         if not code:
-            return result
+            return True
         if code == _BUSY:
-            return None
+            return False
         if code == _CLOSED:
             raise RunnerError("the runner is closed")
         if code == _NO_THREADS:

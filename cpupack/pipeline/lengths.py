@@ -1,0 +1,226 @@
+"""Programs for several lengths: the winner of a contest is lowered again for each shorter length of a sample.
+
+All have the weights and the choices of the winner. Each length is captured on its own and compared with the greatest
+one, in FP32 and in INT8: a model whose answer depends on its padding is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx
+
+from cpupack.accuracy import sqnr_db
+from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Samples
+from cpupack.errors import ModelError, QuantizationError
+from cpupack.graph.native_model import NativeModel
+from cpupack.model.one_row import OneRow
+from cpupack.model.signature import fit_signature
+from cpupack.pipeline.contest import Settled
+from cpupack.pipeline.corrections import Corrections
+from cpupack.pipeline.prepare import Prepared
+from cpupack.progress import Progress, SilentProgress
+from cpupack.quantized_engine import engine
+from cpupack.recipe import Recipe
+from cpupack.runtime.engine.lengths import Field, Lengths, fields, ladder
+from cpupack.runtime.engine.program import Session, read_program
+from cpupack.runtime.signature import Signature
+from cpupack.stages.capture import capture
+from cpupack.stages.fuse import fuse
+from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.lengths import join_programs
+from cpupack.stages.script import script
+
+_COMPARED = 4
+_SAME = 1e-3
+"""Of the largest output: what FP32 outputs with and without padding may differ by. The proof of capture has it too."""
+_LEAST_DB = 6.0
+"""SQNR of a length's INT8 outputs beside FP32, below which something is wrong with its program."""
+
+
+def with_lengths(settled: Settled, corrections: Corrections, progress: Progress) -> Settled:
+    """Return the settled contest with a winner that has a program for each length of the recipe.
+
+    Raises ModelError where the model's answer depends on its padding, or where it cannot be captured at a length.
+    """
+    recipe = settled.prepared.loaded.recipe
+    if recipe.longest is None:
+        return settled
+    module = settled.winner.quantized.module
+    if not isinstance(module, NativeModel) or settled.winner.scripted.torch_reason is not None:
+        progress.warn(
+            "inputs have a pad, but the native engine does not run the whole model: padding is computed "
+            f"({settled.winner.scripted.torch_reason})"
+        )
+        return settled
+    with progress.stage("lengths"):
+        return dataclasses.replace(settled, winner=_lengthened(settled, module, corrections, progress))
+
+
+def _lengthened(settled: Settled, module: NativeModel, corrections: Corrections, progress: Progress) -> Contender:
+    prepared, winner = settled.prepared, settled.winner
+    recipe, longest = prepared.loaded.recipe, prepared.loaded.recipe.longest
+    assert longest is not None
+    asked = recipe.lengths.values if recipe.lengths is not None else "auto"
+    values = ladder(longest) if asked == "auto" else tuple(sorted({*asked, longest}))
+    target = winner.quantized.target
+    corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
+    assert prepared.calibration is not None
+    programs, signatures, models = [], [], []
+    for number, value in enumerate(values[:-1]):
+        model, quantized = _at(prepared, recipe.at_length(value), value, corrected, winner.quantized)
+        programs.append(_program_of(quantized, value))
+        signatures.append(model.signature)
+        models.append(model)
+        progress.step(number + 1, len(values) - 1, "lengths")
+    programs.append(module.get_buffer("program").numpy().tobytes())
+    block, offsets = join_programs(programs)
+    whole = prepared.model.signature
+    lengths = Lengths(values, tuple(offsets), _inputs(whole), _outputs(whole, signatures, values))
+    sample = prepared.reference.samples.spread(1).tensor(slice(None))
+    lengthened = dataclasses.replace(winner.quantized, module=module.with_lengths(block, lengths))
+    scripted = script(lengthened, prepared.model.input_shape, winner.scripted.path, sample)
+    with engine(target.engine):
+        worst = _compared(prepared, models, lengths, scripted.path)
+    golden = dict(winner.golden)
+    rows = np.asarray(golden["input"], np.float32)
+    session = Session(read_program(scripted.path), 1)
+    try:
+        golden["output"] = session(rows).reshape(golden["output"].shape)
+    finally:
+        session.close()
+    golden["output_fp32"] = lengths.blanked(rows, golden["output_fp32"])
+    more = (len(block) - len(programs[-1])) / 2**20
+    progress.note(
+        f"{len(values)} lengths from {values[0]} to {values[-1]} share their weights (+{more:.1f} MB); the least SQNR "
+        f"of a length is {worst[0]:.1f} dB, at {worst[1]}"
+    )
+    return dataclasses.replace(winner, quantized=lengthened, scripted=scripted, golden=golden)
+
+
+def _at(
+    prepared: Prepared, recipe: Recipe, length: int, corrected: CalibratedModel, winner: QuantizedModel
+) -> tuple[FloatModel, QuantizedModel]:
+    """Capture and quantize the model for another length, with the weights and statistics of the greatest one."""
+    user = prepared.model.module
+    assert isinstance(user, OneRow)
+    silent = SilentProgress()
+    fitted = fit_signature(user.user, recipe.model.source, recipe, silent)
+    signature = Signature(
+        tuple(
+            dataclasses.replace(spec, vocabulary=whole.vocabulary)
+            for spec, whole in zip(fitted.signature.inputs, prepared.model.signature.inputs, strict=True)
+        ),
+        fitted.signature.outputs,
+    )
+    model = dataclasses.replace(prepared.model, module=fitted.module.eval(), signature=signature)
+    samples = prepared.calibration
+    assert samples is not None
+    some = samples.spread(_COMPARED)
+    cut = dataclasses.replace(some, data=_cut(some.data, _inputs(prepared.model.signature), length))
+    fused = fuse(capture(model, cut, recipe, silent), recipe, silent)
+    assert isinstance(fused.module, fx.GraphModule)
+    assert isinstance(corrected.fused.module, fx.GraphModule)
+    known = dict(corrected.fused.module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in fused.module.named_parameters():
+            if name in known and known[name].shape == parameter.shape:
+                parameter.copy_(known[name])
+    calibrated = dataclasses.replace(corrected, fused=fused)
+    return model, quantize(calibrated, model.module, recipe, winner.target, frozenset())
+
+
+def _program_of(quantized: QuantizedModel, length: int) -> bytes:
+    module = quantized.module
+    if not isinstance(module, NativeModel) or module.head is not None or module.tail is not None:
+        names = ", ".join(fact.name for fact in quantized.layers if fact.kernel == "aten")
+        raise QuantizationError(
+            f"the native engine does not run the whole model at length {length}: {names or 'it has parts of torch'}",
+            hint="leave that length out of [lengths] values",
+        )
+    return module.get_buffer("program").numpy().tobytes()
+
+
+def _inputs(signature: Signature) -> tuple[Field, ...]:
+    return fields(
+        [each.shape for each in signature.inputs],
+        [None if each.pad is None else 0 for each in signature.inputs],
+        [each.pad or 0.0 for each in signature.inputs],
+    )
+
+
+def _outputs(whole: Signature, others: list[Signature], values: tuple[int, ...]) -> tuple[Field, ...]:
+    """Return the outputs with the dimension that changes with the length. Raises ModelError for another change."""
+    axes: list[int | None] = []
+    for number, output in enumerate(whole.outputs):
+        found: set[int] = set()
+        for signature, value in zip(others, values, strict=False):
+            shape = signature.outputs[number].shape
+            differ = [axis for axis, sizes in enumerate(zip(shape, output.shape, strict=False)) if len(set(sizes)) > 1]
+            wrong = len(shape) != len(output.shape) or any(shape[axis] != value for axis in differ)
+            if wrong or len(differ) > 1:
+                raise ModelError(
+                    f'the output "{output.name}" has the shape {shape} at length {value}, and {output.shape} at '
+                    f"{values[-1]}: only one dimension may change, to the length",
+                    hint="drop the output ([[output]] drop = true), or leave the pad out of the inputs",
+                )
+            found |= set(differ)
+        if len(found) > 1:
+            raise ModelError(f'two dimensions of the output "{output.name}" change with the length')
+        axes.append(found.pop() if found else None)
+    return fields([each.shape for each in whole.outputs], axes, [0.0] * len(axes))
+
+
+def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Return rows of the greatest length as those of another, without what is beyond it."""
+    parts = [
+        (each.of(rows) if each.axis is None else each.of(rows)[:, :length]).reshape(len(rows), -1) for each in inputs
+    ]
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def _compared(prepared: Prepared, models: list[FloatModel], lengths: Lengths, path: Path) -> tuple[float, int]:
+    """Compare each length with the greatest; return the least SQNR and its length. Raises ModelError."""
+    samples = prepared.reference.samples.spread(_COMPARED)
+    worst = float("inf"), lengths.values[-1]
+    session = Session(read_program(path), 1)
+    try:
+        for model, length in zip(models, lengths.values, strict=False):
+            padded = _shortened(samples, lengths.inputs, length)
+            with torch.inference_mode():
+                expected = prepared.model.module(torch.from_numpy(padded)).numpy()
+                own = model.module(torch.from_numpy(_cut(padded, lengths.inputs, length))).numpy()
+            alone = np.zeros((len(padded), sum(each.size for each in lengths.outputs)), np.float32)
+            place = lengths.values.index(length)
+            lengths.put(own.reshape(len(own), -1), place, alone, np.arange(len(own)), lengths.ends(padded))
+            expected = lengths.blanked(padded, expected.reshape(len(expected), -1))
+            apart = float(np.abs(expected - alone).max()) / (float(np.abs(expected).max()) or 1.0)
+            if not apart <= _SAME:
+                raise ModelError(
+                    f"the model's answer depends on padding: a sample of length {length} gives another answer with "
+                    f"padding up to {lengths.values[-1]} (they differ by {apart:.2g} of the "
+                    "largest output)",
+                    hint="hide padding in the model by a mask, check the pad of each [[input]], or leave the pad out",
+                )
+            found = sqnr_db(alone, session(padded))
+            if found < worst[0]:
+                worst = found, length
+    finally:
+        session.close()
+    if worst[0] < _LEAST_DB and len(lengths.values) > 1:
+        raise QuantizationError(f"at length {worst[1]} INT8 leaves an SQNR of {worst[0]:.1f} dB")
+    return worst
+
+
+def _shortened(samples: Samples, inputs: tuple[Field, ...], length: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Return samples as rows that have padding from ``length`` on."""
+    rows = np.array(samples.data, np.float32)
+    for each in inputs:
+        if each.axis is not None:
+            own = each.of(rows).copy()
+            own[:, length:] = each.pad
+            rows[:, each.first : each.first + each.size] = own.reshape(len(rows), -1)
+    return rows
