@@ -38,9 +38,9 @@ def inputs_of(
     model_hashes = {"state": _state_hash(model.module), "graph": graph_sha256}
     if model.weights_sha256 is not None:
         model_hashes["weights"] = model.weights_sha256
-    data = {"evaluation": _data_hash(evaluation)}
+    data = {"evaluation": data_hash(evaluation)}
     if calibration is not None:
-        data["calibration"] = _data_hash(calibration)
+        data["calibration"] = data_hash(calibration)
     return Inputs(
         recipe=recipe_hashes(loaded),
         versions=versions(),
@@ -74,11 +74,16 @@ def graph_hash(captured: CapturedModel) -> str:
     module = captured.module
     if not isinstance(module, fx.GraphModule):
         return _sha256(f"{captured.style}\n{module}\n{_state_hash(module)}")
-    lines = (f"{node.op} {node.name} {_target(node.target)} {node.args} {node.kwargs}" for node in module.graph.nodes)
+    lines = (
+        f"{node.op} {node.name} {target_name(node.target)} {node.args} {node.kwargs}"
+        + (f" {module.get_submodule(str(node.target))}" if node.op == "call_module" else "")
+        for node in module.graph.nodes
+    )
     return _sha256("\n".join([*lines, _state_hash(module)]))
 
 
-def _target(target: Any) -> str:
+def target_name(target: Any) -> str:
+    """Return the name of what a node of a graph calls, the same in every process."""
     if isinstance(target, str):
         return target
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
@@ -95,7 +100,8 @@ def _state_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _data_hash(samples: Samples) -> str:
+def data_hash(samples: Samples) -> str:
+    """Return the SHA-256 of samples in memory: their values, labels and targets."""
     digest = hashlib.sha256(f"{samples.data.dtype} {samples.data.shape}\n".encode())
     for each in (samples.data, samples.labels, samples.targets):
         if each is not None:
