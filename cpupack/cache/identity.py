@@ -33,6 +33,9 @@ _SETTINGS = (
 )  # fmt: skip
 """Variables that change what torch computes, or how fast."""
 
+_OWN_HASH = ".data/serialization_id"
+"""The hash that torch puts into an archive. The numbers are in it."""
+
 
 def digest(*parts: object) -> str:
     """Return the SHA-256 of parts that JSON can hold."""
@@ -132,6 +135,8 @@ def script_hash(path: Path) -> str:
     total = hashlib.sha256()
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
+            if info.filename.endswith(_OWN_HASH):
+                continue
             for part in (info.filename.encode(), archive.read(info)):
                 total.update(hashlib.sha256(re.sub(rb"___torch_mangle_\d+", renumbered, part)).digest())
     return total.hexdigest()

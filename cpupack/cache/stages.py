@@ -23,6 +23,8 @@ from cpupack.layout import batch_channels_last
 from cpupack.lock.facts import data_hash, graph_hash
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Recipe
+from cpupack.recipe.files import named_files, place_of
+from cpupack.runtime.manifest import hash_file
 from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.statistics import ActivationStats
 
@@ -119,9 +121,14 @@ class StageCache:
             progress.note(f"capture and FP32 outputs are not cached: the model holds {error}, which has no hash")
             return
         recipe = loaded.recipe
-        tables = [recipe.model, recipe.input, recipe.output, recipe.preprocess, recipe.task]
+        tables = [recipe.model, recipe.input, recipe.output, recipe.preprocess, recipe.task, recipe.tokenizer]
         signature = Fingerprint().add(repr(model.signature)).hexdigest()
-        self._model = digest(found.hexdigest(), code, [settings_of(each) for each in tables], signature)
+        files = [
+            (each.name, _file_hash(each.name, loaded))
+            for each in named_files(recipe, loaded.path.parent)
+            if each.key.startswith(("model.", "tokenizer."))
+        ]
+        self._model = digest(files, found.hexdigest(), code, [settings_of(each) for each in tables], signature)
 
     def capture(
         self,
@@ -322,6 +329,11 @@ class StageCache:
         return np.array_equal(found, expected, equal_nan=True) or (
             worst_sqnr_db(model.signature, expected, found) >= _EQUAL_DB
         )
+
+
+def _file_hash(name: str, loaded: LoadedRecipe) -> str | None:
+    path = place_of(name, loaded.path.parent)
+    return None if path is None else hash_file(path)
 
 
 def _answers(module: nn.Module, inputs: torch.Tensor) -> FloatArray:

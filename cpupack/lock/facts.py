@@ -15,7 +15,8 @@ from torch import fx
 import cpupack
 from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
 from cpupack.lock.model import Inputs
-from cpupack.recipe import WEIGHT_FILES, LoadedRecipe
+from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.files import named_files, place_of
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
@@ -111,27 +112,12 @@ def data_hash(samples: Samples) -> str:
 
 def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Samples) -> Iterator[tuple[str, str]]:
     """Yield (name, SHA-256) of every file that the build read, named as the recipe does."""
-    for name in {*_named(loaded), *_images(calibration), *_images(evaluation), *_imported(loaded)}:
-        path = loaded.resolve(name)
-        if path.is_file():
+    directory = loaded.path.parent
+    named = {each.name for each in named_files(loaded.recipe, directory)}
+    for name in {*named, *_images(calibration), *_images(evaluation), *_imported(loaded)}:
+        path = place_of(name, directory)
+        if path is not None and path.is_file():
             yield name, hash_file(path)
-
-
-def _named(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield the files that the recipe itself names."""
-    recipe = loaded.recipe
-    if recipe.model.weights.endswith(WEIGHT_FILES):
-        yield recipe.model.weights
-    if isinstance(recipe.model.labels, str) and recipe.model.labels != "imagenet":
-        yield recipe.model.labels
-    sources = [recipe.model.source, recipe.evaluation.source, recipe.evaluation.metric]
-    sources.append(recipe.calibration.source if recipe.calibration else None)
-    for source in sources:
-        kind, _, rest = (source or "").partition(":")
-        if kind == "arrays":
-            yield rest
-        elif kind == "python" and rest.rpartition(":")[0].endswith(".py"):
-            yield rest.rpartition(":")[0]
 
 
 def _images(samples: Samples | None) -> Iterator[str]:
