@@ -13,6 +13,7 @@ import click
 from cpupack import __version__, output
 from cpupack.commands.build import build
 from cpupack.commands.bundle import bundle
+from cpupack.commands.cache import cache
 from cpupack.commands.check import check
 from cpupack.commands.compare import compare
 from cpupack.commands.deploy import deploy
@@ -58,6 +59,7 @@ def cli() -> None:
 for _command in (
     build,
     bundle,
+    cache,
     check,
     compare,
     deploy,

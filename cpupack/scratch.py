@@ -58,7 +58,7 @@ def sweep_parts(target: Path) -> None:
     """Remove what a killed process left beside ``target``: ``.NAME.PID.part`` of a process that is no more."""
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         number = part.name.removesuffix(".part").rpartition(".")[2]
-        if not number.isdigit() or _runs(int(number)):
+        if not number.isdigit() or runs(int(number)):
             continue
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)
@@ -67,7 +67,8 @@ def sweep_parts(target: Path) -> None:
                 part.unlink()
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

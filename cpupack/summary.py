@@ -12,6 +12,7 @@ from rich.text import Text
 from cpupack.accuracy import Interval
 from cpupack.artifacts import CalibrationReport, Gate, LayerFact, Recovery, VerifyReport
 from cpupack.build_facts import safety_in_words
+from cpupack.cache import stage_in_words
 from cpupack.console import flow
 from cpupack.diagnostics import in_words
 from cpupack.pipeline import BuildResult
@@ -39,6 +40,7 @@ def summary_dict(result: BuildResult) -> dict[str, Any]:
         **result.facts,
         "stages_s": {title: round(seconds, 3) for title, seconds in result.times_s.items()},
         "warnings": list(result.warnings),
+        "cached": list(result.cached),
     }
 
 
@@ -60,6 +62,7 @@ def summary_text(result: BuildResult) -> Text:
         ("speed", *_speed(report)),
         *(("gate", _gate(gate)) for gate in report.gates),
         ("setting", _setting(result)),
+        *([("cache", f"not made again: {', '.join(map(stage_in_words, result.cached))}")] if result.cached else []),
     ]
     heading = Text.assemble("\n", (result.wheel.path.name, "bold"), f"  {megabytes(result.wheel.size_bytes)}\n")
     return heading + _lines(rows) + _recovery(result.recovery)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
+    os.environ["CPUPACK_NO_CACHE"] = "1"  # a test asks for the work, and not for what another has kept
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         import torch  # here, because most single tests need none
 

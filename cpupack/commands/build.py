@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from cpupack.commands.options import JSON, QUIET, RECIPES, SET
-from cpupack.errors import RecipeError, UsageError
+from cpupack.commands.building import build_options, load_recipes
+from cpupack.commands.options import CACHE_GIB, JSON, NO_CACHE, NO_TUNE, QUIET, RECIPES, SET, TARGETS
+from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
-
-if TYPE_CHECKING:
-    from cpupack.recipe import LoadedRecipe
 
 
 @click.command()
 @RECIPES
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    type=click.Choice(["x86_64", "aarch64"]),
-    help="Build for this CPU only; repeatable.",
-)
+@TARGETS
 @click.option(
     "--out",
     default="dist",
@@ -36,17 +26,15 @@ if TYPE_CHECKING:
     help="Directory for the wheels.",
 )
 @SET
-@click.option(
-    "--no-tune",
-    is_flag=True,
-    help="Skip the search for threads and batch size. The runner then chooses them on its own host.",
-)
+@NO_TUNE
 @click.option(
     "--locked",
     is_flag=True,
     help="Build the bytes that NAME.lock.toml beside the recipe names, or say what has changed. Nothing is raced or "
     "tuned.",
 )
+@NO_CACHE
+@CACHE_GIB
 @QUIET
 @JSON
 def build(
@@ -56,6 +44,8 @@ def build(
     overrides: tuple[str, ...],
     no_tune: bool,
     locked: bool,
+    no_cache: bool,
+    cache_gib: float,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -71,12 +61,11 @@ def build(
     from rich.console import Console
 
     from cpupack.console import ConsoleProgress, show_warning
-    from cpupack.pipeline import BuildOptions
     from cpupack.pipeline import build as build_wheels
     from cpupack.summary import summary_dict, summary_text, times_text
 
     console = Console(stderr=True)
-    options = BuildOptions(cpus=tuple(dict.fromkeys(targets)), tune=not no_tune, locked=locked)
+    options = build_options(targets, tune=not no_tune, cache=not no_cache, cache_gib=cache_gib, locked=locked)
     answers = []
     for each in loaded:
         progress = ConsoleProgress(console, quiet=quiet)
@@ -95,31 +84,3 @@ def build(
                 click.echo(result.wheel.path)
     if as_json:
         click.echo(json.dumps({"wheels": answers}, indent=2, allow_nan=False))
-
-
-def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:
-    """Load all recipes before the first build starts, and report the problems of all of them."""
-    from cpupack.recipe.file import load_recipe
-
-    loaded: dict[str, LoadedRecipe] = {}
-    failed: list[RecipeError] = []
-    for path in paths:
-        try:
-            recipe = load_recipe(path, overrides)
-        except RecipeError as error:
-            failed.append(error)
-            continue
-        package = recipe.recipe.package
-        wheel = f"{package.import_name} {package.version}"
-        if wheel in loaded:
-            raise UsageError(
-                f"{loaded[wheel].path} and {recipe.path} both build {wheel}",
-                hint="give them different [package] names or versions, or build them one by one into different --out",
-            )
-        loaded[wheel] = recipe
-    if failed:
-        hint = f"fix them and run `cpupack check {' '.join(map(str, paths))}`"
-        raise RecipeError(
-            "\n".join(error.message for error in failed), hint=failed[0].hint if len(failed) == 1 else hint
-        )
-    return list(loaded.values())

@@ -9,22 +9,18 @@ from pathlib import Path
 
 import click
 
-from cpupack.commands.build import load_recipes
-from cpupack.commands.options import JSON, QUIET, RECIPES, SET
+from cpupack.commands.building import build_options, load_recipes
+from cpupack.commands.options import CACHE_GIB, JSON, NO_CACHE, NO_TUNE, QUIET, RECIPES, SET, TARGETS
 from cpupack.interrupts import import_torch
 
 
 @click.command(short_help="Write NAME.lock.toml: all that a build needs to give the same bytes again.")
 @RECIPES
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    type=click.Choice(["x86_64", "aarch64"]),
-    help="Lock the wheel for this CPU only; repeatable.",
-)
+@TARGETS
 @SET
-@click.option("--no-tune", is_flag=True, help="Skip the search for threads and batch size.")
+@NO_TUNE
+@NO_CACHE
+@CACHE_GIB
 @QUIET
 @JSON
 def lock(
@@ -32,6 +28,8 @@ def lock(
     targets: tuple[str, ...],
     overrides: tuple[str, ...],
     no_tune: bool,
+    no_cache: bool,
+    cache_gib: float,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -48,11 +46,11 @@ def lock(
 
     from cpupack.console import ConsoleProgress
     from cpupack.lock import lock_path
-    from cpupack.pipeline import BuildOptions, build
+    from cpupack.pipeline import build
     from cpupack.scratch import scratch_directory
 
     console = Console(stderr=True)
-    options = BuildOptions(cpus=tuple(dict.fromkeys(targets)), tune=not no_tune, renew_lock=True)
+    options = build_options(targets, tune=not no_tune, cache=not no_cache, cache_gib=cache_gib, renew_lock=True)
     answers = []
     for each in loaded:
         with scratch_directory() as out, redirect_stdout(sys.stderr):  # the recipe may name code that prints

@@ -20,6 +20,32 @@ SET = click.option(
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and the result.")
+TARGETS = click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    type=click.Choice(["x86_64", "aarch64"]),
+    help="Build for this CPU only; repeatable.",
+)
+NO_TUNE = click.option(
+    "--no-tune",
+    is_flag=True,
+    help="Skip the search for threads and batch size. The runner then chooses them on its own host.",
+)
+NO_CACHE = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Do all the work, and keep nothing of it for the next build. So does CPUPACK_NO_CACHE=1.",
+)
+CACHE_GIB = click.option(
+    "--cache-gib",
+    type=click.FloatRange(min=0, max=1e6, min_open=True),
+    default=10.0,
+    show_default=True,
+    envvar="CPUPACK_CACHE_GIB",
+    show_envvar=True,
+    help="What the cache of all builds may take, in GiB. The entries that were not used for longest go first.",
+)
 
 
 def check_html(html: Path | None) -> None:

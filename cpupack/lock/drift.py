@@ -10,6 +10,7 @@ from cpupack.errors import LockError
 from cpupack.lock.facts import host, recipe_hashes
 from cpupack.lock.model import Inputs, Lock
 from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.files import place_of
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
 
@@ -86,9 +87,9 @@ def _files(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
 def _changed_files(wanted: Mapping[str, str], loaded: LoadedRecipe) -> list[str]:
     words = []
     for name, sha256 in wanted.items():
-        path = loaded.resolve(name)
+        path = place_of(name, loaded.path.parent)
         try:
-            if not path.is_file():
+            if path is None or not path.is_file():
                 words.append(f"{name}: missing")
             elif hash_file(path) != sha256:
                 words.append(f"{name}: changed")

@@ -15,8 +15,8 @@ from torch import fx
 import cpupack
 from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
 from cpupack.lock.model import Inputs
-from cpupack.recipe import WEIGHT_FILES, LoadedRecipe
-from cpupack.recipe.names import KNOWN_LABELS
+from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.files import named_files, place_of
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
@@ -39,9 +39,9 @@ def inputs_of(
     model_hashes = {"state": _state_hash(model.module), "graph": graph_sha256}
     if model.weights_sha256 is not None:
         model_hashes["weights"] = model.weights_sha256
-    data = {"evaluation": _data_hash(evaluation)}
+    data = {"evaluation": data_hash(evaluation)}
     if calibration is not None:
-        data["calibration"] = _data_hash(calibration)
+        data["calibration"] = data_hash(calibration)
     return Inputs(
         recipe=recipe_hashes(loaded),
         versions=versions(),
@@ -75,11 +75,16 @@ def graph_hash(captured: CapturedModel) -> str:
     module = captured.module
     if not isinstance(module, fx.GraphModule):
         return _sha256(f"{captured.style}\n{module}\n{_state_hash(module)}")
-    lines = (f"{node.op} {node.name} {_target(node.target)} {node.args} {node.kwargs}" for node in module.graph.nodes)
+    lines = (
+        f"{node.op} {node.name} {target_name(node.target)} {node.args} {node.kwargs}"
+        + (f" {module.get_submodule(str(node.target))}" if node.op == "call_module" else "")
+        for node in module.graph.nodes
+    )
     return _sha256("\n".join([*lines, _state_hash(module)]))
 
 
-def _target(target: Any) -> str:
+def target_name(target: Any) -> str:
+    """Return the name of what a node of a graph calls, the same in every process."""
     if isinstance(target, str):
         return target
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', None) or target}"
@@ -96,7 +101,8 @@ def _state_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _data_hash(samples: Samples) -> str:
+def data_hash(samples: Samples) -> str:
+    """Return the SHA-256 of samples in memory: their values, labels and targets."""
     digest = hashlib.sha256(f"{samples.data.dtype} {samples.data.shape}\n".encode())
     for each in (samples.data, samples.labels, samples.targets):
         if each is not None:
@@ -106,29 +112,12 @@ def _data_hash(samples: Samples) -> str:
 
 def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Samples) -> Iterator[tuple[str, str]]:
     """Yield (name, SHA-256) of every file that the build read, named as the recipe does."""
-    for name in {*_named(loaded), *_images(calibration), *_images(evaluation), *_imported(loaded)}:
-        path = loaded.resolve(name)
-        if path.is_file():
+    directory = loaded.path.parent
+    named = {each.name for each in named_files(loaded.recipe, directory)}
+    for name in {*named, *_images(calibration), *_images(evaluation), *_imported(loaded)}:
+        path = place_of(name, directory)
+        if path is not None and path.is_file():
             yield name, hash_file(path)
-
-
-def _named(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield the files that the recipe itself names."""
-    recipe = loaded.recipe
-    if recipe.model.weights.endswith(WEIGHT_FILES):
-        yield recipe.model.weights
-    if isinstance(recipe.model.labels, str) and recipe.model.labels not in KNOWN_LABELS:
-        yield recipe.model.labels
-    if recipe.evaluation.targets is not None:
-        yield recipe.evaluation.targets.partition(":")[2]  # a folder of masks is no file; what was read is hashed too
-    sources = [recipe.model.source, recipe.evaluation.source, recipe.evaluation.metric]
-    sources.append(recipe.calibration.source if recipe.calibration else None)
-    for source in sources:
-        kind, _, rest = (source or "").partition(":")
-        if kind == "arrays":
-            yield rest
-        elif kind == "python" and rest.rpartition(":")[0].endswith(".py"):
-            yield rest.rpartition(":")[0]
 
 
 def _images(samples: Samples | None) -> Iterator[str]:

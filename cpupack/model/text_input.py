@@ -45,8 +45,8 @@ def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
         )
     if length <= plain.special_tokens:
         raise RecipeError(
-            f"[tokenizer] max_length: of {length} tokens {plain.special_tokens} are special ones, which leaves none for "
-            "the text"
+            f"[tokenizer] max_length: of {length} tokens {plain.special_tokens} are special ones, which leaves none "
+            "for the text"
         )
     return TextInput(content, spec)
 

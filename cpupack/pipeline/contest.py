@@ -106,7 +106,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
             progress.step(number + 1, len(targets), "engines")
     if entries and targets[0].runs_here:
         with progress.stage(f"time against FP32 ({cpu})"):
-            entries = time_entries(prepared, entries, work)
+            entries = time_entries(prepared, entries, work, progress)
     with progress.stage(f"verify ({cpu})"):
         found: list[Contender] = []
         while entries and not any(each.report.passed and _is_ahead(each, entries[0]) for each in found):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from cpupack.artifacts import CalibratedModel
-from cpupack.pipeline.prepare import Prepared
+from cpupack.pipeline.prepare import Prepared, calibrated_on
 from cpupack.progress import Progress
 from cpupack.recipe import Quantize
-from cpupack.stages.calibrate import calibrate
 from cpupack.stages.correct import correct
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.targets import Target
@@ -36,9 +35,7 @@ class Corrections:
                 spec,
                 levels,
                 choose=lambda calibrated: choose_ranges(calibrated.stats, spec.observer, levels, spec.percentile),
-                recalibrate=lambda fused: calibrate(
-                    fused, prepared.calibration, recipe.calibration_batch_size, progress
-                ),
+                recalibrate=lambda fused: calibrated_on(fused, prepared.calibration, recipe, prepared.cache, progress),
                 progress=progress,
                 pixels=recipe.engine_preprocess is not None,
             )

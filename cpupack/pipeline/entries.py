@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cpupack.artifacts import Contender, QuantizedModel, SaturationReport, ScriptedModel
+from cpupack.cache import script_hash
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared, race_batch_size
 from cpupack.progress import Progress
@@ -15,7 +17,7 @@ from cpupack.runtime.host.probe import HostProbe
 from cpupack.stages.quantize import quantize
 from cpupack.stages.saturate import Quantize, make_safe
 from cpupack.stages.script import script
-from cpupack.stages.verify import Speed, compare, race, timed
+from cpupack.stages.verify import Speed, compare, race, speeds_of, timed
 from cpupack.targets import Target
 
 
@@ -39,12 +41,12 @@ def enter(prepared: Prepared, target: Target, path: Path, corrections: Correctio
     return Entry(target, quantized, _scripted(prepared, quantized, path))
 
 
-def time_entries(prepared: Prepared, entries: Sequence[Entry], work: Path) -> list[Entry]:
+def time_entries(prepared: Prepared, entries: Sequence[Entry], work: Path, progress: Progress) -> list[Entry]:
     """Time the entries against FP32 and return them with their speed, fastest first.
 
     The batch size and the threads are those that suit the recipe's objective.
     """
-    speeds = _race(prepared, [each.scripted for each in entries], work)
+    speeds = _race(prepared, [each.scripted for each in entries], work, progress)
     found = [dataclasses.replace(each, speed=speeds[each.target.engine]) for each in entries]
     return sorted(found, key=lambda each: speeds[each.target.engine].speedup, reverse=True)
 
@@ -77,7 +79,7 @@ def check(
         scripted, speed = _scripted(prepared, quantized, scripted.path), None if races else speed
     contender = compare(quantized, scripted, prepared.reference, work)
     if races and speed is None and entry.target.runs_here:
-        speed = _race(prepared, [scripted], work)[entry.target.engine]
+        speed = _race(prepared, [scripted], work, progress)[entry.target.engine]
     return dataclasses.replace(timed(contender, speed), saturation=saturation)
 
 
@@ -107,13 +109,17 @@ def _scripted(prepared: Prepared, quantized: QuantizedModel, path: Path) -> Scri
     return script(quantized, prepared.model.input_shape, path, sample)
 
 
-def _race(prepared: Prepared, models: Sequence[ScriptedModel], work: Path) -> dict[str, Speed]:
-    latency = prepared.loaded.recipe.tune.objective == "latency"
-    return race(
-        models,
-        prepared.float_path,
-        prepared.model.signature.inputs,
-        work,
-        batch_size=race_batch_size(prepared.loaded.recipe),
-        threads=HostProbe().budget().usable if latency else 1,
-    )
+def _race(prepared: Prepared, models: Sequence[ScriptedModel], work: Path, progress: Progress) -> dict[str, Speed]:
+    """Return the speed of each model by its engine. The same files on the same CPU were perhaps timed before."""
+    recipe = prepared.loaded.recipe
+    batch_size = race_batch_size(recipe)
+    threads = HostProbe().budget().usable if recipe.tune.objective == "latency" else 1
+    inputs = prepared.model.signature.inputs
+
+    def make(heard: Progress) -> list[dict[str, Any]]:
+        path = prepared.timed_float.saved(heard)
+        return race(models, path, inputs, work, batch_size=batch_size, threads=threads)
+
+    files = [(each.target.engine, script_hash(each.path), each.pixel_input) for each in models]
+    facets = (files, [each.to_dict() for each in inputs], batch_size, threads)
+    return speeds_of(prepared.cache.race(facets, progress, make), [each.target.engine for each in models])

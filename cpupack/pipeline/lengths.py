@@ -174,7 +174,7 @@ def _outputs(whole: Signature, others: list[Signature], values: tuple[int, ...])
     return fields([each.shape for each in whole.outputs], axes, [0.0] * len(axes))
 
 
-def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int) -> np.ndarray:  # type: ignore[type-arg]
+def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int) -> np.ndarray:
     """Return rows of the greatest length as those of another, without what is beyond it."""
     parts = [
         (each.of(rows) if each.axis is None else each.of(rows)[:, :length]).reshape(len(rows), -1) for each in inputs
@@ -215,7 +215,7 @@ def _compared(prepared: Prepared, models: list[FloatModel], lengths: Lengths, pa
     return worst
 
 
-def _shortened(samples: Samples, inputs: tuple[Field, ...], length: int) -> np.ndarray:  # type: ignore[type-arg]
+def _shortened(samples: Samples, inputs: tuple[Field, ...], length: int) -> np.ndarray:
     """Return samples as rows that have padding from ``length`` on."""
     rows = np.array(samples.data, np.float32)
     for each in inputs:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import fx
 
 from cpupack.accuracy import FloatArray
@@ -21,6 +20,7 @@ from cpupack.artifacts import (
     Samples,
     Seen,
 )
+from cpupack.cache import StageCache
 from cpupack.diagnostics import diagnose
 from cpupack.errors import QuantizationError
 from cpupack.lock.facts import graph_hash
@@ -28,7 +28,7 @@ from cpupack.pipeline.data import bounded, calibration_samples, evaluation_sampl
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize, Recipe
 from cpupack.stages.calibrate import calibrate, observe
-from cpupack.stages.capture import capture
+from cpupack.stages.capture import capture, examples
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import check_skip
@@ -42,6 +42,27 @@ _COMPARED_SAMPLES = 64
 
 
 @dataclass(frozen=True)
+class TimedFloat:
+    """The FP32 model that engines are timed against. It is traced when it is first needed: a known race needs none."""
+
+    model: FloatModel
+    captured: CapturedModel
+    sample: Samples
+    path: Path
+
+    def saved(self, progress: Progress) -> Path:
+        """Return the file: the model as loaded, or as captured where torch cannot trace it."""
+        if self.path.exists():
+            return self.path
+        sample = self.sample.tensor(slice(None))
+        try:
+            return script_float(self.model, self.path, sample)
+        except QuantizationError as error:
+            progress.note(f"FP32 is timed as captured, since torch cannot trace the model as loaded: {error}")
+            return script_float(dataclasses.replace(self.model, module=self.captured.module), self.path, sample)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What all targets share: the FP32 model, its statistics, and the reference outputs."""
 
@@ -51,15 +72,19 @@ class Prepared:
     calibrated: CalibratedModel
     calibration: Samples | None
     reference: Reference
-    float_path: Path
+    timed_float: TimedFloat
     diagnosis: CalibrationReport | None = None
     graph_sha256: str = ""
     """Of the captured graph, before the fusion changes it."""
+    cache: StageCache = field(default_factory=StageCache.none)
 
 
-def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
-    """Load, capture, fuse and calibrate the model and run it in FP32: all work that does not depend on the target."""
-    recipe = loaded.recipe
+def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCache | None = None) -> Prepared:
+    """Load, capture, fuse and calibrate the model and run it in FP32: all work that does not depend on the target.
+
+    Results that ``cache`` has are taken from it. Model and data are always loaded: what they are decides about that.
+    """
+    recipe, cache = loaded.recipe, cache or StageCache.none()
     with progress.stage("load"):
         model = load(loaded, progress)
         check_gates(recipe.evaluation, model.signature, model.kind)
@@ -69,16 +94,23 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
         evaluation = evaluation_samples(loaded, model, calibration, progress)
         calibrates = evaluation is calibration
         evaluation = bounded(evaluation, model.output_shape, progress)
+        cache.identify(model, loaded, progress)
     with progress.stage("capture"):
-        captured = capture(model, calibration, recipe, progress)
+        captured = cache.capture(
+            model,
+            examples(model, calibration),
+            recipe,
+            progress,
+            lambda heard: capture(model, calibration, recipe, heard),
+        )
         graph_sha256 = graph_hash(captured)
         check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
-        calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
+        calibrated = calibrated_on(fused, calibration, recipe, cache, progress)
         other = None if calibrates else evaluation
-        diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress)
+        diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress, cache)
     with progress.stage("run FP32"):
         reference = run_reference(
             model,
@@ -88,23 +120,24 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
             labels_required=needs_labels(recipe.evaluation),
             graph=fused.module if isinstance(fused.module, fx.GraphModule) else None,
             known=known,
+            cached=cache.outputs,
         )
         # A trace of the model as loaded may hold the size of its batch, so it is that of the race.
         rows = np.arange(race_batch_size(recipe)) % len(reference.samples)
-        sample = reference.samples.take(rows).tensor(slice(None))
-        float_path = _timed_float(model, captured, work / "float.pt", sample, progress)
-    return Prepared(loaded, model, fused, calibrated, calibration, reference, float_path, diagnosis, graph_sha256)
+        timed_float = TimedFloat(model, captured, reference.samples.take(rows), work / "float.pt")
+    return Prepared(
+        loaded, model, fused, calibrated, calibration, reference, timed_float, diagnosis, graph_sha256, cache
+    )
 
 
-def _timed_float(
-    model: FloatModel, captured: CapturedModel, path: Path, sample: torch.Tensor, progress: Progress
-) -> Path:
-    """Save the FP32 model that engines are timed against: as loaded, or as captured where torch cannot trace it."""
-    try:
-        return script_float(model, path, sample)
-    except QuantizationError as error:
-        progress.note(f"FP32 is timed as captured, since torch cannot trace the model as loaded: {error}")
-        return script_float(dataclasses.replace(model, module=captured.module), path, sample)
+def calibrated_on(
+    fused: FusedModel, samples: Samples | None, recipe: Recipe, cache: StageCache, progress: Progress
+) -> CalibratedModel:
+    """Return the statistics of a fused model on the calibration samples, from the cache if it has them."""
+    batch_size = recipe.calibration_batch_size
+    return cache.calibrate(
+        fused, samples, batch_size, progress, lambda heard: calibrate(fused, samples, batch_size, heard)
+    )
 
 
 def race_batch_size(recipe: Recipe) -> int:
@@ -113,7 +146,11 @@ def race_batch_size(recipe: Recipe) -> int:
 
 
 def diagnosed(
-    calibrated: CalibratedModel, evaluation: Samples | None, spec: Quantize, progress: Progress
+    calibrated: CalibratedModel,
+    evaluation: Samples | None,
+    spec: Quantize,
+    progress: Progress,
+    cache: StageCache | None = None,
 ) -> tuple[CalibrationReport | None, dict[int, FloatArray]]:
     """Report on the calibration, compared with the evaluation data if that is other data. None without statistics.
 
@@ -125,7 +162,10 @@ def diagnosed(
     known: dict[int, FloatArray] = {}
     if evaluation is not None:
         rows = evaluation.spread_rows(_COMPARED_SAMPLES)
-        seen, outputs = observe(calibrated, evaluation.take(rows), _OBSERVED_BATCH, progress)
+        some = evaluation.take(rows)
+        seen, outputs = (cache or StageCache.none()).observe(
+            calibrated, some, _OBSERVED_BATCH, progress, lambda heard: observe(calibrated, some, _OBSERVED_BATCH, heard)
+        )
         known = dict(zip(rows.tolist(), outputs, strict=True)) if len(outputs) == len(rows) else {}
     ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)

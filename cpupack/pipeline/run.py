@@ -18,6 +18,7 @@ from cpupack.artifacts import (
     TunePlan,
 )
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
+from cpupack.cache import DEFAULT_LIMIT_BYTES, StageCache, is_off, user_store
 from cpupack.lock import Lock, WheelLock, check_build, check_early, check_wheel, lock_path, read_lock, replayed
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, loss, settle
@@ -41,13 +42,16 @@ class BuildOptions:
 
     ``cpus`` are the CPU families to build for; empty means those of the recipe. ``tune`` false skips the search for
     threads and batch size. ``locked`` takes every decision and measurement from the recipe's lock, and fails where the
-    lock does not hold; ``renew_lock`` writes the lock anew.
+    lock does not hold; ``renew_lock`` writes the lock anew. ``cache`` keeps what stages made in the user's cache
+    directory, up to ``cache_bytes`` of all builds, and takes it from there where nothing that it depends on changed.
     """
 
     cpus: tuple[str, ...] = ()
     tune: bool = True
     locked: bool = False
     renew_lock: bool = False
+    cache: bool = True
+    cache_bytes: int = DEFAULT_LIMIT_BYTES
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class BuildResult:
     ``wheel.path`` is the file. ``facts`` is the content of the wheel's ``build.json``. ``contender`` is the engine that
     was packaged, ``raced`` are all engines that were checked, ``slower`` those that were dropped before that, and
     ``failed`` maps each engine that could not be built to the reason.
-    ``warnings`` is what the user must not miss. ``times_s`` has the wall time of each stage by its title.
+    ``warnings`` is what the user must not miss. ``times_s`` has the wall time of each stage by its title. ``cached``
+    names the stages whose results came from the cache.
     """
 
     wheel: BuiltWheel
@@ -72,6 +77,7 @@ class BuildResult:
     warnings: tuple[str, ...] = ()
     times_s: dict[str, float] = field(default_factory=dict)
     slower: tuple[Slower, ...] = ()
+    cached: tuple[str, ...] = ()
 
 
 def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Progress) -> list[BuildResult]:
@@ -89,7 +95,8 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # so that a missing engine fails early
     with scratch_directory() as work, dated(epoch), fp32_threads(lock):
-        prepared = prepare(loaded, work, progress)
+        cache = _cache(loaded, options, progress)
+        prepared = prepare(loaded, work, progress, cache)
         inputs = inputs_read(prepared)
         if lock is not None:
             check_build(lock, path, inputs)
@@ -120,6 +127,7 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
             tuple(progress.warnings),
             dict(progress.times_s),
             each.settled.slower,
+            tuple(dict.fromkeys(cache.taken)),
         )
         for wheel, each in zip(wheels, finished, strict=True)
     ]
@@ -164,6 +172,12 @@ def _finished(
     plan = plan_again(known)
     facts = replayed(_facts(settled, loss_report, plan, progress), known.measured)
     return _Finished(cpu, finish(staged, plan, facts, known.measured["measured"]), settled, plan, facts)
+
+
+def _cache(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> StageCache:
+    if not options.cache or is_off():
+        return StageCache.none()
+    return StageCache.opened(user_store(options.cache_bytes), loaded, progress)
 
 
 def _opened(path: Path, loaded: LoadedRecipe, cpus: tuple[str, ...], epoch: int | None) -> Lock:

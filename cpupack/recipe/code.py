@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from cpupack.recipe import Recipe
-
-_KIND = "python:"
+from cpupack.recipe.files import PYTHON, sources
+from cpupack.recipe.recipe import Recipe
 
 
 def user_code(recipe: Recipe) -> list[str]:
     """Return what a build imports and calls, as ``KEY = "python:..."``, in the order of the recipe."""
-    named = {
-        "model.source": recipe.model.source,
-        "calibration.source": recipe.calibration.source if recipe.calibration else None,
-        "evaluation.source": recipe.evaluation.source,
-        "evaluation.metric": recipe.evaluation.metric,
-    }
-    return [f'{key} = "{value}"' for key, value in named.items() if value is not None and value.startswith(_KIND)]
+    return [f'{key} = "{value}"' for key, value in sources(recipe).items() if value.partition(":")[0] == PYTHON]

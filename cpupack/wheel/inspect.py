@@ -127,13 +127,13 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     if dist_info is None:
         raise UsageError(f"{path} is a zip file but not a wheel: it has no .dist-info/WHEEL")
     package = _package_of(path, archive)
-    manifest = _manifest(path, archive, package)
+    manifest, problems = _manifest(path, archive, package)
     facts = _facts(path, manifest)
     members = tuple(_member(archive, info) for info in archive.infolist() if not info.is_dir())
     metadata = _headers(path, archive, f"{dist_info}/METADATA")
     wheel = _headers(path, archive, f"{dist_info}/WHEEL")
     hashes = {member.name: member.sha256 for member in members}
-    problems = _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
+    problems += _record_problems(path, archive, f"{dist_info}/RECORD", hashes)
     problems += _manifest_problems(package, manifest, members)
     problems += _root_problems(path, archive, package)
     problems += name_problems(archive)
@@ -161,18 +161,27 @@ def _package_of(path: Path, archive: zipfile.ZipFile) -> str:
     raise UsageError(f"{path} was not made by cpupack: no package in it has a manifest and a runtime")
 
 
-def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> Manifest:
+def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> tuple[Manifest, list[str]]:
+    """Return the manifest, and a problem where the file of measurements, which it takes the plan from, is damaged."""
     name, facts_name = f"{package}/{MANIFEST_NAME}", f"{package}/{BUILD_NAME}"
-    try:
-        measured = None
-        if facts_name in archive.namelist():
+    measured, problems = None, []
+    if facts_name in archive.namelist():
+        try:
             facts = json.loads(archive.read(facts_name))
             measured = facts.get("measured") if isinstance(facts, dict) else None
-        return parse_manifest(archive.read(name).decode("utf-8"), f"{path}: {name}", measured)
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8
-        raise UsageError(f"{path}: {name} or {BUILD_NAME} cannot be read: {error}", hint="build it again") from error
-    except IntegrityError as error:
-        raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error
+        except (ValueError, RecursionError) as error:  # JSON and UTF-8
+            problems.append(f"{facts_name}: cannot be read: {error}")
+    try:
+        text = archive.read(name).decode("utf-8")
+        try:
+            return parse_manifest(text, f"{path}: {name}", measured), problems
+        except IntegrityError as error:
+            if measured is None:
+                raise
+            found = parse_manifest(text, f"{path}: {name}")  # good by itself, so the measurements are what is damaged
+            return found, [f"{facts_name}: {error}"]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: {name} cannot be read: {error}", hint="build it again") from error
 
 
 def _root_problems(path: Path, archive: zipfile.ZipFile, package: str) -> list[str]:

@@ -103,15 +103,18 @@ def table_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> P
 
     None where this user has no cache: in containers, a user often has neither a home nor an entry among the users.
     """
+    base = user_cache(environ)
+    return None if base is None else base / "cpupack" / manifest.name / f"{manifest.version}.json"
+
+
+def user_cache(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the directory of all caches of this user, None for a user without one."""
     cache = environ.get("XDG_CACHE_HOME", "")
     # The specification says that a relative path there is to be ignored.
     if cache and Path(cache).is_absolute():
-        base = Path(cache)
-    elif (home := _home(environ)) is not None:
-        base = home / ".cache"
-    else:
-        return None
-    return base / "cpupack" / manifest.name / f"{manifest.version}.json"
+        return Path(cache)
+    home = _home(environ)
+    return None if home is None else home / ".cache"
 
 
 def writable_path(manifest: Manifest, environ: Mapping[str, str] = os.environ) -> Path:

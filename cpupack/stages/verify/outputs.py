@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,6 +53,9 @@ _EQUAL_DB = 80.0
 """Rounding in another order leaves more than this SQNR, and an INT8 model seldom has half of it."""
 _GOLDEN_SAMPLES = 4
 
+Cached = Callable[[FloatModel, fx.GraphModule | None, Samples, Progress, Callable[[Progress], FloatArray]], FloatArray]
+"""Returns the outputs of a model, perhaps in the form of a graph, on samples; what makes them is the last argument."""
+
 
 def load_metric(loaded: LoadedRecipe, model: FloatModel) -> Metric | None:
     """Return the metric of ``[evaluation] metric``: one of cpupack's, or the user's function. None without one.
@@ -81,12 +84,13 @@ def run_reference(
     labels_required: bool = True,
     graph: fx.GraphModule | None = None,
     known: Mapping[int, FloatArray] = MappingProxyType({}),
+    cached: Cached | None = None,
 ) -> Reference:
     """Run the loaded FP32 model.
 
     ``graph`` is the same model as a fused graph. It runs in its place where both have equal outputs on some samples, up
     to rounding: it has fewer operators, and no state, so several batches run at once. ``known`` has its outputs on some
-    samples, by their indices.
+    samples, by their indices. ``cached`` returns outputs of an earlier run, or has them made.
 
     Raises CalibrationError for labels that the model has no class for. If no gate needs labels, that is only a warning,
     and accuracy is not measured. Also raises it for samples on which the model does not run.
@@ -110,7 +114,12 @@ def run_reference(
             progress.warn(f"accuracy is not measured: {problem}")
             samples = dataclasses.replace(samples, labels=None)
     with torch.compiler.set_stance("force_eager"), running_on(samples.origin):
-        outputs = _outputs(model, graph, known, samples, progress)
+        final = samples
+
+        def make(heard: Progress) -> FloatArray:
+            return _outputs(model, graph, known, final, heard)
+
+        outputs = make(progress) if cached is None else cached(model, graph, final, progress, make)
         presenter = None if kind == CLASSIFICATION else presenter_of(model)
         return Reference(samples, outputs, model.signature, metric, kind, presenter)
 

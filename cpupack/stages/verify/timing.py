@@ -40,12 +40,11 @@ def race(
     *,
     batch_size: int,
     threads: int,
-) -> dict[str, Speed]:
-    """Time saved models and FP32 in one fresh process, interleaved. Return the speed of each by its engine.
+) -> list[dict[str, Any]]:
+    """Time saved models and FP32 in one fresh process, interleaved. Return the rows of ``Speed``.
 
-    Each gets the input that its runner would give it: pixels if it takes them, else normalized floats. The speedup is
-    the median over the rounds of FP32's time divided by the model's. A model that another is clearly faster than leaves
-    the race early, so its interval is wide or None.
+    Each gets the input that its runner would give it: pixels if it takes them, else normalized floats. A model that
+    another is clearly faster than leaves the race early.
     """
     entries: list[dict[str, Any]] = [
         {"name": "fp32", "path": str(float_path), "engine": models[0].target.engine, "pixel_input": False}
@@ -71,9 +70,17 @@ def race(
     }
     run_worker("race", spec, directory / "race.json")
     measured = json.loads(rows_path.read_text(encoding="utf-8"))
-    rows = tuple({**row, "batch_size": batch_size, "threads": threads} for row in measured)
-    ratios = {each.target.engine: _ratios(measured, each.target.engine) for each in models}
-    return {name: Speed(median(each), accuracy.median_interval(each), rows) for name, each in ratios.items()}
+    return [{**row, "batch_size": batch_size, "threads": threads} for row in measured]
+
+
+def speeds_of(rows: Sequence[dict[str, Any]], engines: Sequence[str]) -> dict[str, Speed]:
+    """Return the speed of each engine from the rows of a race.
+
+    The speedup is the median over the rounds of FP32's time divided by the model's. Of one that left the race early the
+    interval is wide or None.
+    """
+    ratios = {engine: _ratios(rows, engine) for engine in engines}
+    return {name: Speed(median(each), accuracy.median_interval(each), tuple(rows)) for name, each in ratios.items()}
 
 
 def timed(contender: Contender, speed: Speed | None) -> Contender:
@@ -86,7 +93,7 @@ def timed(contender: Contender, speed: Speed | None) -> Contender:
     return dataclasses.replace(contender, report=report)
 
 
-def _ratios(rows: list[dict[str, Any]], name: str) -> list[float]:
+def _ratios(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     """Return FP32's time divided by that of the engine ``name``, for each round that it was in."""
     by_round: dict[int, dict[str, float]] = {}
     for row in rows:
