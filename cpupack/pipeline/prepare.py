@@ -76,7 +76,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress) -> Prepared:
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
-        calibrated = calibrate(fused, calibration, recipe.calibration_batch_size, progress)
+        data = evaluation if calibration is None else calibration
+        calibrated = calibrate(fused, data, recipe.calibration_batch_size, progress)
         other = None if calibrates else evaluation
         diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress)
     with progress.stage("run FP32"):

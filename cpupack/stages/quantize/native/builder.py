@@ -52,8 +52,8 @@ class Builder:
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
-    what they read, and ``norms`` norms that are computed where their codes are.
-    ``spans`` has for each fact the layers, first to end, that compute it. With
+    what they read, and ``norms`` norms that are computed where their codes are. ``by_words`` names recurrent layers
+    with codes of 16 bits. ``spans`` has for each fact the layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
@@ -68,6 +68,7 @@ class Builder:
         fitting: bool = False,
         reasons: Mapping[str, str] | None = None,
         by_rows: Collection[str] = frozenset(),
+        by_words: Collection[str] = frozenset(),
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -83,7 +84,7 @@ class Builder:
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
-        self.by_rows = by_rows
+        self.by_rows, self.by_words = by_rows, by_words
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.norms: dict[fx.Node, tuple[View, RowNorm]] = {}
         self.quantizes: Callable[[fx.Node], Value] | None = None
@@ -357,9 +358,10 @@ class Builder:
         self.looks.append(None)
         self._span()
 
-    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float) -> None:
+    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float, *, words: bool) -> None:
         """Record the fact about a recurrent layer, whose codes have a scale of their own in each step."""
-        fact = LayerFact(scoped_name(node), kind, "int8", "cpupack::recurrent", weight_sqnr_db=weight_sqnr_db)
+        kernel = "cpupack::recurrent of 16 bits" if words else "cpupack::recurrent"
+        fact = LayerFact(scoped_name(node), kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db)
         self.facts.append(fact)
         self.looks.append(None)
         self._span()

@@ -30,8 +30,8 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
-from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
-from cpupack.stages.quantize.native.rows import layers_by_rows
+from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
+from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
 from cpupack.stages.quantize.native.split import Segment, split
 
 _SKIPPED = "listed in skip"
@@ -40,6 +40,7 @@ _ROOT = "a root of a power, between which rounding to INT8 would be a large erro
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+_DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -90,9 +91,9 @@ def lower(
     with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
     data.
     """
-    if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
-        raise QuantizationError("the native engine only runs statically quantized models that could be captured")
-    graph = copy.deepcopy(calibrated.fused.module)
+    if calibrated.fused.canonical is None:
+        raise QuantizationError("the native engine only runs models that could be captured")
+    graph = copy.deepcopy(calibrated.fused.canonical)
     bring_batches_forward(graph, input_shape)
     calls = Calls(graph, input_shape)
     kept = {
@@ -109,6 +110,8 @@ def lower(
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, _BY_ROWS)
+    if recipe.mode == "dynamic":
+        kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
     while True:
         segments, reasons = split(calls, kept, beyond, by_rows)
         natively = [each for each in segments if each.native]
@@ -179,6 +182,7 @@ def _lower_segment(
         fitting=fitting,
         reasons={node.name: reason for node, reason in reasons.items()},
         by_rows={node.name for node in by_rows},
+        by_words={name for name, left in calibrated.recurrent_sqnr_db.items() if left < LEAST_SQNR_DB},
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}
