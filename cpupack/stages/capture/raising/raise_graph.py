@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from cpupack.errors import ModelError
 from cpupack.graph.tags import OTHER_FLOAT
 from cpupack.stages.capture.export import Exported
-from cpupack.stages.capture.raising import activations, arithmetic, combined, layers, pools, recurrent, shapes
+from cpupack.stages.capture.raising import activations, arithmetic, combined, layers, pools, recurrent, shapes, spectra
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 from cpupack.stages.capture.raising.refusals import needed, scope_of
 
@@ -21,7 +21,7 @@ Handler = Callable[[Raiser, dict[str, Any]], Any]
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
-    **recurrent.HANDLERS, **shapes.HANDLERS,
+    **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS, "abs": spectra.magnitude(arithmetic.HANDLERS["abs"]),
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import fx, nn
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
+from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
 from cpupack.graph.roots import under_roots
@@ -40,6 +41,7 @@ _ROOT = "a root of a power, between which rounding to INT8 would be a large erro
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+_SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
 _DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
@@ -105,6 +107,7 @@ def lower(
     beyond = set(calls.across_samples())
     kept |= {node: _NO_BATCH for node in beyond if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
