@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.fx
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts.reports import LayerFact, LayerSaturation
@@ -157,13 +158,16 @@ class CapturedModel:
 
     ``style`` is ``fx`` (``module`` is a torch.fx GraphModule), or ``eager`` for a model with its own quant stubs, or
     ``dynamic``; of these two ``module`` is the user's. ``example`` is float32 ``(3, *input_shape)``, of the calibration
-    samples. ``output_places`` says where each of several outputs is in a row of them; empty for one output.
+    samples. ``output_places`` says where each of several outputs is in a row of them; empty for one output. ``graph``
+    is the canonical graph beside a ``dynamic`` module, for the native engine; None where that engine is not wanted or
+    the model cannot be captured.
     """
 
     module: torch.nn.Module
     style: str
     example: torch.Tensor
     output_places: tuple[slice, ...] = ()
+    graph: torch.fx.GraphModule | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ class FusedModel:
     """The FP32 model with its chains fused.
 
     ``style`` is that of ``CapturedModel``; a ``dynamic`` module is untouched. ``chains`` holds the fused names.
-    ``max_abs_diff`` is the largest difference of FP32 outputs before and after.
+    ``max_abs_diff`` is the largest difference of FP32 outputs before and after. ``graph`` is that of ``CapturedModel``,
+    with all its chains fused.
     """
 
     module: torch.nn.Module
@@ -179,6 +184,12 @@ class FusedModel:
     chains: tuple[tuple[str, ...], ...]
     max_abs_diff: float
     max_abs_output: float
+    graph: torch.fx.GraphModule | None = None
+
+    @property
+    def canonical(self) -> torch.fx.GraphModule | None:
+        """The captured graph; None for a model that has none."""
+        return self.module if isinstance(self.module, torch.fx.GraphModule) else self.graph
 
 
 @dataclass(frozen=True)
@@ -186,13 +197,15 @@ class CalibratedModel:
     """The fused FP32 model with the statistics of its activations. Every engine uses the same.
 
     ``stats`` is keyed by the captured graph's node names (style ``fx``) or by module names (style ``eager``); empty for
-    ``dynamic``. ``origin`` names the data, ``samples`` is their number.
+    ``dynamic``. ``origin`` names the data, ``samples`` is their number. ``recurrent_sqnr_db`` has for each recurrent
+    layer of the graph, by its node's name, what is left of its outputs with codes of 8 bits.
     """
 
     fused: FusedModel
     stats: dict[str, ActivationStats]
     samples: int
     origin: str
+    recurrent_sqnr_db: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,8 @@ class StageCache:
                 arrays = {part: getattr(stats, part) for part in _PARTS}
                 tensors.update({f"{number} {part}": _tensor(each) for part, each in arrays.items() if each is not None})
             widths = [float(stats.bin_width).hex() for stats in made.stats.values()]
-            return Entry(tensors, {"names": names, "widths": widths})
+            left = {name: float(db).hex() for name, db in made.recurrent_sqnr_db.items()}
+            return Entry(tensors, {"names": names, "widths": widths, "recurrent_sqnr_db": left})
 
         def take(entry: Entry) -> CalibratedModel:
             stats = {}
@@ -187,7 +188,8 @@ class StageCache:
                     part: None if each is None else each.numpy() for part, each in tensors.items()
                 }
                 stats[name] = ActivationStats(bin_width=float.fromhex(width), **arrays)
-            return CalibratedModel(fused, stats, samples=len(samples), origin=samples.origin)
+            left = {name: float.fromhex(db) for name, db in entry.facts["recurrent_sqnr_db"].items()}
+            return CalibratedModel(fused, stats, len(samples), samples.origin, left)
 
         facets = self._calibration(fused, samples, batch_size)
         return self._through("calibrate", facets, progress, make, pack, take)

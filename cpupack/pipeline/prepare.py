@@ -108,7 +108,8 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
-        calibrated = calibrated_on(fused, calibration, recipe, cache, progress)
+        data = evaluation if calibration is None else calibration
+        calibrated = calibrated_on(fused, data, recipe, cache, progress)
         other = None if calibrates else evaluation
         diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress, cache)
     with progress.stage("run FP32"):

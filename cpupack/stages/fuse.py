@@ -27,7 +27,7 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
     """
     before = captured.module
     if captured.style == "dynamic":
-        return FusedModel(before, "dynamic", (), max_abs_diff=0.0, max_abs_output=0.0)
+        return _beside(captured)
     wanted = recipe.fuse.modules
     if not isinstance(before, fx.GraphModule):
         module, names = fuse_eager(before, tuple(captured.example.shape[1:]), wanted)
@@ -49,6 +49,20 @@ def fuse(captured: CapturedModel, recipe: Recipe, progress: Progress) -> FusedMo
         )
     progress.note(f"{len(names)} chains fused; FP32 outputs differ by at most {difference:.1e} of {largest:.3g}")
     return FusedModel(module, captured.style, names, difference, largest)
+
+
+def _beside(captured: CapturedModel) -> FusedModel:
+    """Return a model to quantize dynamically: torch's engines take the module as it is, the native engine the graph."""
+    if captured.graph is None:
+        return FusedModel(captured.module, "dynamic", (), max_abs_diff=0.0, max_abs_output=0.0)
+    graph, _ = _fused(captured.graph, "auto")
+    difference, largest = largest_difference(captured.graph, graph, captured.example, captured.output_places)
+    if not difference <= _RELATIVE_TOLERANCE * largest:
+        raise ModelError(
+            f"the fused graph's FP32 output differs by {difference:.3g} (largest output {largest:.3g})",
+            hint='this is a fault in cpupack; [target.x86_64] engine = "fbgemm" does not need the graph',
+        )
+    return FusedModel(captured.module, "dynamic", (), difference, largest, graph)
 
 
 def list_chains(captured: CapturedModel) -> tuple[tuple[str, ...], ...]:

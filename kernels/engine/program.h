@@ -235,13 +235,15 @@ enum cpupack_windows {
 
 /* OP_RECURRENT: one layer over a sequence, forward alone or (directions 2) also backward. Values and results are
  * float32; weights are INT8, and what they are multiplied with is rounded to 8 bits, each step with a scale of its own.
+ * With `words`, weights are int16 and what they are multiplied with has codes up to CPUPACK_LARGEST_WORD. The sum of a
+ * column's weights without their signs, times that, fits into 32 bits.
  *
  * After this struct, at `weights`, stand for each direction the weights of the inputs, of the hidden values and of the
- * projection: [block][four inputs][column of 16][16 units][4 inputs]. The columns of a block are the gates of 16 units,
- * or for kinds with one gate, and the projection, 64 units. At `scales` stand for each direction the factors of these
- * columns (inputs, hidden values, projection), a bias for each column, and of a GRU the biases of the hidden values'
- * third gate, which it multiplies. At `biases` stand for each direction the sums of the weights of these columns
- * (int32).
+ * projection: [block][four inputs][column of 16][16 units][4 inputs]; with `words`, two inputs instead of four. The
+ * columns of a block are the gates of 16 units, or for kinds with one gate, and the projection, 64 units. At `scales`
+ * stand for each direction the factors of these columns (inputs, hidden values, projection), a bias for each column,
+ * and of a GRU the biases of the hidden values' third gate, which it multiplies. At `biases` stand for each direction
+ * the sums of the weights of these columns (int32).
  */
 struct cpupack_recurrent {
     int32_t kind; /* enum cpupack_recurrent_kind */
@@ -251,7 +253,8 @@ struct cpupack_recurrent {
     int32_t out_first, out_step; /* the same for results: the outputs of the directions side by side */
     int32_t cells_first;         /* LSTM: where the last cell values go, those of each direction side by side */
     int32_t in2_first;           /* with a second buffer: the first hidden values of each direction, then cell values */
-    int32_t unused[4];
+    int32_t words;               /* 1: weights and codes have 16 bits; else 0 */
+    int32_t unused[3];
 };
 
 enum cpupack_recurrent_kind {
@@ -261,7 +264,8 @@ enum cpupack_recurrent_kind {
     RECURRENT_RELU = 3,
 };
 
-#define CPUPACK_COLUMN 16 /* units that stand side by side in packed weights of OP_RECURRENT */
+#define CPUPACK_COLUMN 16          /* units that stand side by side in packed weights of OP_RECURRENT */
+#define CPUPACK_LARGEST_WORD 32767 /* the largest code of a value in OP_RECURRENT with `words` */
 
 static inline int64_t cpupack_round_up(int64_t count, int64_t multiple) {
     return (count + multiple - 1) / multiple * multiple;
@@ -270,7 +274,7 @@ static inline int64_t cpupack_round_up(int64_t count, int64_t multiple) {
 /* How a matrix of OP_RECURRENT is packed. */
 struct cpupack_packed {
     int64_t wide;          /* columns of a block */
-    int64_t blocks, fours; /* blocks of columns; fours of inputs */
+    int64_t blocks, fours; /* blocks of columns; inputs that have four bytes together */
 };
 
 static inline int64_t cpupack_packed_columns(struct cpupack_packed packed) {
@@ -280,20 +284,26 @@ static inline int64_t cpupack_packed_bytes(struct cpupack_packed packed) {
     return cpupack_packed_columns(packed) * packed.fours * 4;
 }
 
+/* Bytes of the codes of some values. */
+static inline int64_t cpupack_code_bytes(const struct cpupack_recurrent *net, int64_t values) {
+    return net->words ? 2 * values : values;
+}
+
 static inline int cpupack_has_gates(const struct cpupack_recurrent *net) { return net->kind <= RECURRENT_GRU; }
 
 /* The weights of `inputs` inputs. */
 static inline struct cpupack_packed cpupack_gates(const struct cpupack_recurrent *net, int64_t inputs) {
     const int64_t wide = net->kind == RECURRENT_GRU ? 3 : 4;
     const int64_t together = cpupack_has_gates(net) ? CPUPACK_COLUMN : 4 * CPUPACK_COLUMN;
-    const struct cpupack_packed packed = {wide, (net->units + together - 1) / together, (inputs + 3) / 4};
+    const struct cpupack_packed packed = {wide, (net->units + together - 1) / together,
+                                          cpupack_code_bytes(net, inputs + 3 - 2 * net->words) / 4};
     return packed;
 }
 
 /* The weights of the projection; no blocks where there is none. */
 static inline struct cpupack_packed cpupack_projection(const struct cpupack_recurrent *net) {
     const int64_t blocks = net->outputs == net->units ? 0 : (net->outputs + 63) / 64;
-    const struct cpupack_packed packed = {4, blocks, (net->units + 3) / 4};
+    const struct cpupack_packed packed = {4, blocks, cpupack_code_bytes(net, net->units + 3 - 2 * net->words) / 4};
     return packed;
 }
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
-from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
+from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, rounded
 from helpers.float_reference import Array, chain, f4, fma
 
 _P = (1.3354692463e-8, 2.0609108105e-5, 3.4955898300e-3, 1.3381026685e-1, 1.0)
 _Q = (7.7765719195e-7, 3.2856376492e-4, 2.5876989588e-2, 4.6714341640e-1, 1.0)
 _HALF, _ONE = np.float32(0.5), np.float32(1.0)
 Fraction = tuple[Array, Array]
+Products = Callable[[Array, torch.Tensor, Array], Array]
 
 
 def tanh_as_fraction(x: Array) -> Fraction:
@@ -46,6 +49,26 @@ def codes(x: Array) -> tuple[Array, Array]:
     return rounded.astype(np.int64) - 128, scales.astype(np.float32)
 
 
+def words(x: Array) -> tuple[Array, Array]:
+    """The same for codes of 16 bits."""
+    largest = np.nanmax(np.abs(x), axis=-1, initial=0.0).astype(np.float32)
+    other = np.where(np.isfinite(x).all(-1), np.float32(0.0), np.float32(np.nan))
+    tiny, most = largest < np.float32(1e-30), np.float32(32767.0)
+    factor = np.where(tiny, np.float32(0.0), most / np.where(tiny, _ONE, largest))
+    scales = np.where(tiny, np.float32(0.0), largest / most) + other
+    scaled = x * factor[..., None].astype(np.float32)
+    return np.rint(np.where(np.isfinite(scaled), scaled, 0.0)).astype(np.int64), scales.astype(np.float32)
+
+
+def products_of_words(x: Array, weight: torch.Tensor, terms: Array) -> Array:
+    """The same as ``products`` with codes of 16 bits."""
+    whole, grid = rounded(weight, words=True)
+    assert int(whole.abs().sum(1).max()) * 32767 < 2**31  # no input overflows the engine's sums
+    rows, scales = words(x)
+    sums = (rows @ whole.numpy().T).astype(np.float32)
+    return fma(sums, scales[..., None] * grid.numpy().reshape(-1), np.broadcast_to(terms, sums.shape))
+
+
 def products(x: Array, weight: torch.Tensor, terms: Array) -> Array:
     """Return rows times a matrix, plus terms."""
     grid = weight_scales(weight, 0)
@@ -55,12 +78,14 @@ def products(x: Array, weight: torch.Tensor, terms: Array) -> Array:
     return fma(sums, scales[..., None] * grid.numpy().reshape(-1), np.broadcast_to(terms, sums.shape))
 
 
-def run(kind: Kind, directions: list[Direction], x: Array, states: Array | None = None) -> tuple[Array, Array, Array]:
+def run(
+    kind: Kind, directions: list[Direction], x: Array, states: Array | None = None, *, wide: bool = False
+) -> tuple[Array, Array, Array]:
     """Return all hidden values, the last ones and the last cell values of sequences ``(n, steps, inputs)``."""
     outputs, hidden, cells = [], [], []
     for number, each in enumerate(directions):
         first = None if states is None else _of_direction(states, number, len(directions), each, kind)
-        y, h, c = _run_one(kind, each, x[:, ::-1] if number else x, first)
+        y, h, c = _run_one(kind, each, x[:, ::-1] if number else x, first, products_of_words if wide else products)
         outputs.append(y[:, ::-1] if number else y)
         hidden.append(h)
         cells.append(c)
@@ -73,7 +98,9 @@ def _of_direction(states: Array, number: int, count: int, each: Direction, kind:
     return f4(states[:, number * own : (number + 1) * own]), f4(states[:, before : before + units])
 
 
-def _run_one(kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] | None) -> tuple[Array, Array, Array]:
+def _run_one(
+    kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] | None, multiply: Products
+) -> tuple[Array, Array, Array]:
     gates = GATES[kind]
     units = len(each.inputs) // gates
     h = np.zeros((len(x), each.outputs), np.float32) if states is None else states[0]
@@ -85,18 +112,18 @@ def _run_one(kind: Kind, each: Direction, x: Array, states: tuple[Array, Array] 
     bias = (each.input_bias.double() + hidden_bias).float().numpy()
     found = []
     for step in range(x.shape[1]):
-        own = products(x[:, step], each.inputs, bias)
+        own = multiply(x[:, step], each.inputs, bias)
         terms = own.copy()
         if kind is Kind.GRU:
             terms[:, 2 * units :] = fresh_bias
-        gate = products(h, each.hidden, terms)
+        gate = multiply(h, each.hidden, terms)
         parts = [gate[:, i * units : (i + 1) * units] for i in range(gates)]
         if kind is Kind.LSTM:
             kept = quotient(sigmoid_as_fraction(parts[1])) * c
             c = kept + product_of(sigmoid_as_fraction(parts[0]), tanh_as_fraction(parts[2]))
             h = product_of(sigmoid_as_fraction(parts[3]), tanh_as_fraction(c))
             if each.projection is not None:
-                h = products(h, each.projection, np.zeros(each.outputs, np.float32))
+                h = multiply(h, each.projection, np.zeros(each.outputs, np.float32))
         elif kind is Kind.GRU:
             new = fma(quotient(sigmoid_as_fraction(parts[0])), parts[2], own[:, 2 * units :])
             new = quotient(tanh_as_fraction(new))

@@ -41,6 +41,7 @@ def direction(kind: Kind, inputs: int, units: int, seed: int, projected: int = 0
 def layer(
     kind: Kind, steps: int, inputs: int, units: int, *, directions: int = 1, projected: int = 0, states: bool = False,
     samples: int = 3, extreme: bool = False, turned: bool = False,
+    words: bool = False,
 ) -> Net:  # fmt: skip
     """Return a net of one layer whose sequence, last values and last cells leave."""
     random = np.random.default_rng(steps + inputs)
@@ -57,8 +58,8 @@ def layer(
     if turned:  # steps side by side in memory, a value at a time
         view = View(view.buffer, (steps, inputs), (1, steps), own)
         x = x.reshape(samples, inputs, steps).transpose(0, 2, 1)
-    outputs, last, cells, _ = net.floats.recur(view, kind, nets, first)
-    expected = reference.run(kind, nets, x, start)
+    outputs, last, cells, _ = net.floats.recur(view, kind, nets, first, words=words)
+    expected = reference.run(kind, nets, x, start, wide=words)
     net.result(outputs, expected[0])
     net.result(last, expected[1])
     if cells is not None:
@@ -79,6 +80,8 @@ NETS = {
         "extreme": {"extreme": True, "directions": 2},
         "turned": {"turned": True},
         "many samples": {"samples": 77},
+        "of words": {"words": True, "directions": 2, "states": True},
+        "of words, extreme": {"words": True, "extreme": True, "samples": 9},
     }.items()
 } | {
     "lstm, projected": (Kind.LSTM, 5, 30, 70, {"projected": 5}),
@@ -87,6 +90,9 @@ NETS = {
     ),
     "lstm, long": (Kind.LSTM, 200, 40, 33, {"samples": 2}),
     "gru, long": (Kind.GRU, 300, 5, 20, {"samples": 2}),
+    "lstm, projected, of words": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": True}),
+    "gru, long, of words": (Kind.GRU, 300, 5, 20, {"samples": 2, "words": True}),
+    "lstm, wide, of words": (Kind.LSTM, 2, 701, 400, {"samples": 9, "words": True}),
     "lstm, wide": (Kind.LSTM, 2, 700, 400, {"samples": 9}),
 }  # fmt: skip
 

@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from cpupack import accuracy
-from cpupack.errors import QuantizationError
+from cpupack.errors import ModelError, QuantizationError
+from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.stages.calibrate import calibrate
+from cpupack.stages.capture import capture
 from cpupack.stages.script import script
 from cpupack.workers.client import run_worker
+from helpers.lowered import needs_kernels
 from helpers.tiny_models import ENGINES, Recorder, float_model, fuse_model, quantized, recipe, run, samples
 
 
@@ -123,3 +126,82 @@ def test_a_model_with_attention_is_quantized_but_for_what_attention_reads_itself
         answers = pool.run(data.tensor(slice(None))).numpy()
     assert accuracy.sqnr_db(run(model, data), answers) > 25.0
     assert saved.int8_operators >= 1
+
+
+class Convolving(nn.Module):
+    """A convolution before a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv1d(6, 8, 3, padding=1)
+        self.tail = Recurrent()
+        self.tail.rnn = nn.GRU(8, 16, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.conv(x.transpose(1, 2)).relu().transpose(1, 2))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("module", "shape", "layers"),
+    [
+        (mlp(), (6,), {"0": "cpupack::linear", "2": "cpupack::linear"}),
+        (Recurrent(), (5, 6), {"rnn": "cpupack::recurrent", "head": "cpupack::linear"}),
+        (Recurrent(nn.GRU), (5, 6), {"rnn": "cpupack::recurrent", "head": "cpupack::linear"}),
+        (Convolving(), (5, 6), {"tail.rnn": "cpupack::recurrent", "tail.head": "cpupack::linear"}),
+    ],
+    ids=["mlp", "lstm", "gru", "conv"],
+)
+def test_the_native_engine_runs_all_of_it_without_calibration(
+    module: nn.Module, shape: tuple[int, ...], layers: dict[str, str]
+) -> None:
+    spec, data = dynamic(shape), samples(shape)
+    model, int8 = quantized(module, "native", spec=spec, data=data)
+    assert isinstance(int8.module, NativeModel)
+    assert {each.name: each.kernel for each in int8.layers if each.precision == "int8"} == layers
+    assert not any(each.kernel == "aten" for each in int8.layers)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
+
+
+@needs_kernels
+def test_other_layers_stay_fp32_and_say_why() -> None:
+    _, int8 = quantized(Convolving(), "native", spec=dynamic((5, 6)), data=samples((5, 6)))
+    (conv,) = [each for each in int8.layers if each.name == "conv"]
+    assert (conv.precision, conv.reason) == ("fp32", 'mode = "dynamic" takes linear and recurrent layers only')
+
+
+@needs_kernels
+def test_a_skipped_layer_stays_fp32_natively() -> None:
+    _, int8 = quantized(Recurrent(), "native", spec=dynamic((5, 6), skip=["head"]), data=samples((5, 6)))
+    assert {each.name: each.precision for each in int8.layers}["head"] == "fp32"
+
+
+class Unexportable(nn.Module):
+    """Its way depends on values, so it cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) if float(x.sum()) > 0 else self.fc(-x)
+
+
+def test_a_model_that_cannot_be_captured_is_left_to_torchs_engines_and_the_build_says_so() -> None:
+    progress = Recorder()
+    captured = capture(float_model(Unexportable(), (6,)), None, dynamic((6,)), progress)
+    assert captured.graph is None
+    (warning,) = progress.warnings
+    assert warning.startswith("the native engine is out, since the model cannot be captured: ")
+
+
+def test_the_same_is_an_error_where_the_recipe_wants_the_native_engine() -> None:
+    spec = recipe((6,), quantize={"mode": "dynamic"}, target={"x86_64": {"engine": "native"}})
+    with pytest.raises(ModelError):
+        capture(float_model(Unexportable(), (6,)), None, spec, Recorder())
+
+
+def test_nothing_is_captured_for_torchs_engines_alone() -> None:
+    spec = recipe((6,), quantize={"mode": "dynamic"}, target={"x86_64": {"engine": "fbgemm"}})
+    assert capture(float_model(Unexportable(), (6,)), None, spec, Recorder()).graph is None

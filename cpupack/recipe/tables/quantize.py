@@ -22,9 +22,9 @@ class Quantize(Table):
     """How FP32 becomes INT8."""
 
     mode: Literal["auto", "static", "dynamic"] = "auto"
-    """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time (for linear
-    and LSTM models). ``auto`` does as ``static``, but of linear layers over tokens the native engine measures the
-    ranges at run time, for each token."""
+    """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time, for linear
+    and recurrent layers; other layers stay FP32. ``auto`` does as ``static``, but of linear layers over tokens the
+    native engine measures the ranges at run time, for each token."""
     observer: ObserverName = "tail_mse"
     """How an activation's range is chosen from the calibration data. ``tail_mse`` minimizes the squared error that is
     expected on new data: it extrapolates the tails of the calibration data."""

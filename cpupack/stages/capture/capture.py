@@ -7,6 +7,7 @@ import torch
 from torch import fx
 
 from cpupack.artifacts import CapturedModel, FloatModel, Samples
+from cpupack.errors import ModelError
 from cpupack.graph.eager import has_quant_stubs
 from cpupack.graph.rows import mark_rows
 from cpupack.graph.trace import record_shapes
@@ -31,17 +32,38 @@ _EXAMPLES = 3
 def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress: Progress) -> CapturedModel:
     """Return the model as a canonical graph whose FP32 output is the model's on some of the calibration ``samples``.
 
-    A model that brings its own QuantStub, and one for dynamic quantization, stay as they are. Raises ModelError with
-    the user's line or layer where the model cannot be exported, answers differently each time, depends on the other
-    samples of a batch, or where a rewrite is wrong;
-    CalibrationError where the model does not run on the samples.
+    A model that brings its own QuantStub, and one for dynamic quantization, stay as they are; the native engine gets
+    the graph of the latter where it may be chosen. Raises ModelError with the user's line or layer where the model
+    cannot be exported, answers differently each time, depends on the other samples of a batch, or where a rewrite is
+    wrong; CalibrationError where the model does not run on the samples.
     """
     batch = examples(model, samples)
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
     if recipe.quantize.mode == "dynamic":
-        return CapturedModel(model.module, "dynamic", batch, places)
+        graph = _graph_beside(model, batch, places, recipe, progress)
+        return CapturedModel(model.module, "dynamic", batch, places, graph)
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch, places)
+    return CapturedModel(_captured(model, batch, places, progress), "fx", batch, places)
+
+
+def _graph_beside(
+    model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...], recipe: Recipe, progress: Progress
+) -> fx.GraphModule | None:
+    """Return the graph for the native engine; None where no target may have it, or another can do without."""
+    engines = [getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu]
+    if not {"auto", "native"}.intersection(engines):
+        return None
+    try:
+        return _captured(model, batch, places, progress)
+    except ModelError as error:
+        if "native" in engines:
+            raise
+        progress.warn(f"the native engine is out, since the model cannot be captured: {error.message}")
+        return None
+
+
+def _captured(model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...], progress: Progress) -> fx.GraphModule:
     exported = export(model.module, batch[:2].clone())
     refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
@@ -56,7 +78,7 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     mark_rows(graph, takes_rows=model.signature.takes_rows, gives_rows=model.signature.gives_rows)
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
     progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")
-    return CapturedModel(graph, "fx", batch, places)
+    return graph
 
 
 def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:

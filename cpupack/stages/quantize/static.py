@@ -22,6 +22,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
+from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
@@ -100,6 +101,7 @@ def quantize_fx(
     wrong = (
         laying.__contains__,
         hiding.__contains__,
+        spectral_calls(graph).__contains__,
         moves_no_floats,
         is_wrong_arithmetic(target.engine),
         is_wrong_pooling(graph, target.engine),

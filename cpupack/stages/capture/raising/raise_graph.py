@@ -23,6 +23,7 @@ from cpupack.stages.capture.raising import (
     pools,
     recurrent,
     shapes,
+    spectra,
 )
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 from cpupack.stages.capture.raising.refusals import needed, scope_of
@@ -31,7 +32,8 @@ Handler = Callable[[Raiser, dict[str, Any]], Any]
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
-    **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS,
+    **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
+    "abs": spectra.magnitude(arithmetic.HANDLERS["abs"]),
 }  # fmt: skip
 
 

@@ -53,8 +53,9 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
-    ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as
-    what is added to scores. ``spans`` has for each fact the layers, first to end, that compute it. With
+    ``by_words`` names recurrent layers with codes of 16 bits. ``magnitudes`` says beyond which number no whole number
+    of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``spans`` has for each fact the
+    layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
     """
 
@@ -69,6 +70,7 @@ class Builder:
         fitting: bool = False,
         reasons: Mapping[str, str] | None = None,
         by_rows: Collection[str] = frozenset(),
+        by_words: Collection[str] = frozenset(),
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -84,7 +86,7 @@ class Builder:
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
-        self.by_rows = by_rows
+        self.by_rows, self.by_words = by_rows, by_words
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.waiting: dict[fx.Node, tuple[View | Listed, RowNorm | None]] = {}
         self.magnitudes: dict[fx.Node, float] = {}
@@ -360,9 +362,10 @@ class Builder:
         self.looks.append(None)
         self._span()
 
-    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float) -> None:
+    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float, *, words: bool) -> None:
         """Record the fact about a recurrent layer, whose codes have a scale of their own in each step."""
-        fact = LayerFact(scoped_name(node), kind, "int8", "cpupack::recurrent", weight_sqnr_db=weight_sqnr_db)
+        kernel = "cpupack::recurrent of 16 bits" if words else "cpupack::recurrent"
+        fact = LayerFact(scoped_name(node), kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db)
         self.facts.append(fact)
         self.looks.append(None)
         self._span()

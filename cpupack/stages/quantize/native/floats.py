@@ -227,14 +227,20 @@ class Floats:
         return out
 
     def recur(
-        self, operand: Operand, kind: Kind, directions: list[Direction], states: Operand | None = None
+        self,
+        operand: Operand,
+        kind: Kind,
+        directions: list[Direction],
+        states: Operand | None = None,
+        *,
+        words: bool = False,
     ) -> tuple[View, View, View | None, float]:
         """Append a recurrent layer over ``(steps, inputs)``.
 
         ``states`` are the first hidden values ``(directions, outputs)``, and for an LSTM after them the first cell
-        values ``(directions, units)``, as one vector; None for zeros. Returns all hidden values ``(steps, directions *
-        outputs)``, the last ones ``(directions, outputs)``, the last cell values ``(directions, units)`` of an LSTM,
-        and the SQNR of the weights in dB.
+        values ``(directions, units)``, as one vector; None for zeros. With ``words`` codes have 16 bits. Returns all
+        hidden values ``(steps, directions * outputs)``, the last ones ``(directions, outputs)``, the last cell values
+        ``(directions, units)`` of an LSTM, and the SQNR of the weights in dB.
         """
         view = self.view(operand)
         if view.steps[1] != 1 and view.shape[1] != 1:
@@ -251,7 +257,7 @@ class Floats:
             "steps": steps, "in_first": view.first, "in_step": view.steps[0] if steps > 1 else 0, "out_step": row,
             "cells_first": steps * row if cells else 0, "in2_first": 0 if first is None else first.first,
         }  # fmt: skip
-        constants, sqnr_db = constants_of(kind, directions, fields)
+        constants, sqnr_db = constants_of(kind, directions, fields, words=words)
         number = -1 if first is None else _number(first)
         self._append(Op.RECURRENT, whole, view, number, constants)
         last = View(whole.buffer, (1, outputs), (row, 1), (steps - 1) * row)

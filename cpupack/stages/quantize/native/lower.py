@@ -16,6 +16,7 @@ from torch import fx, nn
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
+from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import is_skipped, scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
@@ -32,8 +33,8 @@ from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
-from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
-from cpupack.stages.quantize.native.rows import layers_by_rows
+from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
+from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import Segment, split
 
@@ -44,6 +45,8 @@ _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values)
 _HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+_SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
+_DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
@@ -94,9 +97,9 @@ def lower(
     with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
     data.
     """
-    if calibrated.fused.style != "fx" or not isinstance(calibrated.fused.module, fx.GraphModule):
-        raise QuantizationError("the native engine only runs statically quantized models that could be captured")
-    graph = copy.deepcopy(calibrated.fused.module)
+    if calibrated.fused.canonical is None:
+        raise QuantizationError("the native engine only runs models that could be captured")
+    graph = copy.deepcopy(calibrated.fused.canonical)
     bring_batches_forward(graph, input_shape)
     order_attention(graph)
     calls = Calls(graph, input_shape)
@@ -110,12 +113,15 @@ def lower(
     beyond = set(calls.across_samples())
     kept |= {node: _NO_BATCH for node in beyond if node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
     kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, _BY_ROWS)
+    if recipe.mode == "dynamic":
+        kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
     while True:
         segments, reasons = split(calls, kept, beyond, by_rows)
         natively = [each for each in segments if each.native]
@@ -186,6 +192,7 @@ def _lower_segment(
         fitting=fitting,
         reasons={node.name: reason for node, reason in reasons.items()},
         by_rows={node.name for node in by_rows},
+        by_words={name for name, left in calibrated.recurrent_sqnr_db.items() if left < LEAST_SQNR_DB},
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

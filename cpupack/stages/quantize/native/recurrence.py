@@ -15,6 +15,10 @@ from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
 
 COLUMN = 16
 """``CPUPACK_COLUMN``: units that stand side by side in packed weights."""
+LARGEST_WORD = 32767
+"""``CPUPACK_LARGEST_WORD``: the largest code of a value that a layer with 16 bits multiplies."""
+_LARGEST_SUM = 2**31 - 1
+_MOST_WORDS = 2048
 _SCRATCH_BYTES = 1280 * 1024
 RECURRENT = np.dtype(
     [
@@ -24,7 +28,7 @@ RECURRENT = np.dtype(
             "out_step", "cells_first", "in2_first",
         )
     ]
-    + [("unused", "<i4", 4)]
+    + [("words", "<i4"), ("unused", "<i4", 3)]
 )  # fmt: skip
 
 
@@ -60,39 +64,62 @@ class Direction:
         return self.hidden.shape[1]
 
 
-def fits(kind: Kind, direction: Direction) -> bool:
+def fits(kind: Kind, direction: Direction, *, words: bool = False) -> bool:
     """Whether one sequence and one step of it fit into a worker's memory (kernels.h: ``SCRATCH_BYTES``)."""
     gates = GATES[kind]
     units, inputs = len(direction.inputs) // gates, direction.inputs.shape[1]
     together = COLUMN if gates > 1 else 4 * COLUMN
     whole = math.ceil(units / together) * together
     projected = direction.projection is not None
-    values = 4 * whole * ((kind is Kind.LSTM) + projected + max(gates, 1)) + direction.outputs + inputs
-    return values + (units if projected else 0) + 512 <= _SCRATCH_BYTES
+    codes = direction.outputs + inputs + (units if projected else 0)
+    values = 4 * whole * ((kind is Kind.LSTM) + projected + max(gates, 1))
+    return values + codes * (2 if words else 1) + 512 <= _SCRATCH_BYTES
+
+
+def can_have_words(direction: Direction) -> bool:
+    """Whether sums of a row with codes of 16 bits leave its weights more than 8: not where a row is very long."""
+    matrices = [direction.inputs, direction.hidden, direction.projection]
+    return all(each is None or each.shape[1] <= _MOST_WORDS for each in matrices)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix as the engine has it: ``weights`` ``(blocks, fours, columns, 16, 4)`` int8, and of each column the
-    factor of its sums and the sum of its weights."""
+    """A matrix as the engine has it: ``weights`` ``(blocks, fours, columns, 16, 4)`` int8 or ``(blocks, pairs, columns,
+    16, 2)`` int16, and of each column the factor of its sums and the sum of its weights."""
 
-    weights: npt.NDArray[np.int8]
+    weights: npt.NDArray[np.int8] | npt.NDArray[np.int16]
     factors: npt.NDArray[np.float32]
     sums: npt.NDArray[np.int32]
 
 
-def packed(weight: torch.Tensor, gates: int) -> Matrix:
+def rounded(weight: torch.Tensor, *, words: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the codes of ``(rows, inputs)``, int64, and the scales of rows ``(rows, 1)``, float32.
+
+    With ``words`` a code has up to 16 bits: as large as the sum of its row allows, which meets codes up to
+    ``LARGEST_WORD``.
+    """
+    if not words:
+        scales = weight_scales(weight, 0)
+        return torch.clamp(torch.round(weight / scales), -LARGEST_CODE, LARGEST_CODE).long(), scales
+    exact = weight.double().abs()
+    room = _LARGEST_SUM // LARGEST_WORD - weight.shape[1]  # rounding may add one to each code
+    scales = torch.maximum(exact.amax(1, keepdim=True) / 32767, exact.sum(1, keepdim=True) / room)
+    scales = torch.where(scales > 0, scales, 1.0).float()
+    return torch.clamp(torch.round(weight.double() / scales.double()), -32767, 32767).long(), scales
+
+
+def packed(weight: torch.Tensor, gates: int, *, words: bool = False) -> Matrix:
     """Return ``(gates * units, inputs)`` packed: blocks of 16 units with their gates, or of 64 units of one gate."""
-    scales = weight_scales(weight, 0)
-    codes = torch.clamp(torch.round(weight / scales), -LARGEST_CODE, LARGEST_CODE)
+    codes, scales = rounded(weight, words=words)
+    together, dtype = (2, np.int16) if words else (4, np.int8)
     inputs, units = weight.shape[1], len(weight) // gates
     wide = gates if gates > 1 else 4
-    blocks, fours = math.ceil(units / (COLUMN if gates > 1 else 4 * COLUMN)), math.ceil(inputs / 4)
-    whole = np.zeros((gates, blocks * (COLUMN if gates > 1 else 4 * COLUMN), 4 * fours), np.int8)
-    whole[:, :units, :inputs] = codes.reshape(gates, units, inputs).to(torch.int8).numpy()
+    blocks, fours = math.ceil(units / (COLUMN if gates > 1 else 4 * COLUMN)), math.ceil(inputs / together)
+    whole = np.zeros((gates, blocks * (COLUMN if gates > 1 else 4 * COLUMN), together * fours), dtype)
+    whole[:, :units, :inputs] = codes.reshape(gates, units, inputs).numpy()
     by_block = _by_block(whole, wide)
     factors = _by_block(_spread(scales.reshape(gates, units), whole.shape[1]), wide)
-    split = by_block.reshape(blocks, wide, COLUMN, fours, 4).transpose(0, 3, 1, 2, 4)
+    split = by_block.reshape(blocks, wide, COLUMN, fours, together).transpose(0, 3, 1, 2, 4)
     return Matrix(np.ascontiguousarray(split), factors.reshape(-1), by_block.sum(-1, dtype=np.int32).reshape(-1))
 
 
@@ -105,7 +132,7 @@ def by_column(values: torch.Tensor, gates: int) -> npt.NDArray[np.float32]:
 
 
 def constants_of(
-    kind: Kind, directions: list[Direction], fields: dict[str, int]
+    kind: Kind, directions: list[Direction], fields: dict[str, int], *, words: bool = False
 ) -> tuple[dict[str, npt.NDArray[Any]], float]:
     """Return what a layer has at its offsets, and the SQNR of its weights in dB. ``fields`` are the walk's numbers."""
     gates, first = GATES[kind], directions[0]
@@ -113,7 +140,7 @@ def constants_of(
     units = len(first.inputs) // gates
     for name, value in {
         "kind": kind, "directions": len(directions), "inputs": first.inputs.shape[1], "units": units,
-        "outputs": first.outputs, **fields,
+        "outputs": first.outputs, "words": words, **fields,
     }.items():  # fmt: skip
         net[name] = value
     weights: list[npt.NDArray[Any]] = [np.frombuffer(net.tobytes(), np.int8)]
@@ -124,11 +151,11 @@ def constants_of(
         matrices = [(each.inputs, gates), (each.hidden, gates)]
         matrices += [(each.projection, 1)] if each.projection is not None else []
         for weight, count in matrices:
-            matrix = packed(weight.float(), count)
-            weights.append(matrix.weights.reshape(-1))
+            matrix = packed(weight.float(), count, words=words)
+            weights.append(matrix.weights.reshape(-1).view(np.int8))
             factors.append(matrix.factors)
             sums.append(matrix.sums)
-            own, lost = _energies(weight.float())
+            own, lost = _energies(weight.float(), words=words)
             signal, noise = signal + own, noise + lost
         hidden = each.hidden_bias.double().clone()
         last = hidden[2 * units :].clone() if kind is Kind.GRU else None
@@ -143,10 +170,9 @@ def constants_of(
     }, sqnr_db  # fmt: skip
 
 
-def _energies(weight: torch.Tensor) -> tuple[float, float]:
-    scales = weight_scales(weight, 0)
-    rounded = torch.clamp(torch.round(weight / scales), -LARGEST_CODE, LARGEST_CODE) * scales
-    return float((weight.double() ** 2).sum()), float(((weight - rounded).double() ** 2).sum())
+def _energies(weight: torch.Tensor, *, words: bool) -> tuple[float, float]:
+    codes, scales = rounded(weight, words=words)
+    return float((weight.double() ** 2).sum()), float(((weight.double() - codes * scales.double()) ** 2).sum())
 
 
 def _spread(values: torch.Tensor, units: int) -> npt.NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 
 import torch
@@ -9,6 +10,7 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.row_codes import fits_rows
 
 _JOINS: tuple[object, ...] = (
@@ -25,6 +27,13 @@ def layers_by_rows(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[f
     if mode == "static":
         return []
     return [node for node in calls.graph.graph.nodes if node not in kept and _is_linear(calls, node, mode)]
+
+
+def is_static(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call would need a range from calibration data: not where it is of a recurrent layer, or selects."""
+    if not node.op.startswith("call") or is_recurrent(calls, node):
+        return False
+    return not any(is_recurrent(calls, each) for each in node.all_input_nodes if node.target is operator.getitem)
 
 
 def sums_before(calls: Calls, floats: Collection[fx.Node]) -> list[fx.Node]:

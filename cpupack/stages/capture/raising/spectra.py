@@ -1,0 +1,72 @@
+"""``torch.stft`` -> a convolution with the waves of its bins: the real parts of all bins, then the imaginary ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpupack.graph.fourier import fourier
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+
+_READERS = {torch.ops.aten.abs.default, torch.ops.aten.view_as_real.default}
+"""What may read complex values: others keep the call as torch's."""
+
+
+def _stft(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    shape, length = r.shape(a["self"]), a["n_fft"]
+    aligned = a.get("align_to_window")  # not in every torch
+    if len(shape) != 2 or aligned or not r.is_float(a["self"]) or not set(_targets(r.node)) <= _READERS:
+        raise NotRaised
+    own = a["win_length"] or length
+    window = r.tensor(a["window"])
+    window = torch.ones(own) if window is None else window
+    left = (length - own) // 2
+    if window.is_complex() or left < 0:
+        raise NotRaised
+    whole = torch.nn.functional.pad(window.double(), (left, length - own - left))
+    layer = fourier(
+        whole, a["hop_length"] or length // 4, onesided=a["onesided"] is not False, normalized=bool(a["normalized"])
+    )
+    x = r.call(torch.reshape, r.activation(a["self"]), (-1, 1, shape[1]), word="samples")
+    return r.module(layer, x, word="stft")
+
+
+def _targets(node: fx.Node) -> list[object]:
+    return [user.target for user in node.users]
+
+
+def _is_transform(node: object) -> bool:
+    return isinstance(node, fx.Node) and node.target is torch.ops.aten.stft.default
+
+
+def magnitude(otherwise: Callable[[Raiser, dict[str, Any]], Any]) -> Callable[[Raiser, dict[str, Any]], Any]:
+    """Return the handler of ``abs``: of a transform's values here, of real ones ``otherwise``."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> Any:
+        if not _is_transform(a["self"]):
+            return otherwise(r, a)
+        parts = _parts(r, a["self"])
+        squares = r.call(torch.mul, parts, parts, word="square")
+        return r.call(torch.sqrt, r.call(torch.sum, squares, 1, word="power"), word="abs")
+
+    return handler
+
+
+def _real(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    if not _is_transform(a["self"]):
+        raise NotRaised
+    return r.call(torch.permute, _parts(r, a["self"]), (0, 2, 3, 1), word="parts")
+
+
+def _parts(r: Raiser, node: fx.Node) -> fx.Node:
+    """Return a transform's values as ``(n, 2, bins, windows)``."""
+    made = r.activation(node)
+    if made.op != "call_module":
+        raise NotRaised  # torch's own call
+    return r.call(torch.reshape, made, (-1, 2, *r.shape(node)[1:]), word="parts")
+
+
+HANDLERS: dict[str, Any] = {"stft": _stft, "view_as_real": _real}

@@ -1,0 +1,89 @@
+"""Spectrograms and mel filters as users write them: captured as convolutions and products, natively in FP32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cpupack import accuracy
+from helpers.captured import captured
+from helpers.lowered import needs_kernels
+from helpers.tiny_models import EIGHT_BITS, quantized, recipe, run, samples
+
+LENGTH = 1024
+
+
+class Power(nn.Module):
+    """A power spectrogram, mel filters, a logarithm, and a convolution over time."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        own = how.pop("win_length", None)
+        self.how = {"n_fft": 128, "hop_length": 64, **how} | ({"win_length": own} if own else {})
+        self.register_buffer("window", torch.hann_window(own or self.how["n_fft"]))
+        bins = self.how["n_fft"] // 2 + 1 if how.get("onesided", True) else self.how["n_fft"]
+        self.register_buffer("filters", torch.rand(bins, 20) / bins)
+        self.conv = nn.Conv1d(20, 8, 3)
+        self.fc = nn.Linear(8, 4)
+
+    def power(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stft(x, window=self.window, return_complex=True, **self.how).abs() ** 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mels = torch.matmul(self.power(x).transpose(1, 2), self.filters)
+        return self.fc(self.conv(torch.log(mels + 1e-3).transpose(1, 2)).relu().mean(2))
+
+
+class ByParts(Power):
+    def power(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.view_as_real(torch.stft(x, window=self.window, return_complex=True, **self.how)).pow(2).sum(-1)
+
+
+NETS = {
+    "centred": Power(),
+    "not centred": Power(center=False),
+    "zeros around": Power(pad_mode="constant"),
+    "two-sided": Power(onesided=False),
+    "normalized": Power(normalized=True),
+    "short window": Power(win_length=100),
+    "odd": Power(n_fft=101, hop_length=37),
+    "by parts": ByParts(),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_transform_is_captured_as_a_convolution(name: str) -> None:
+    """Capture itself compares the graph's answers with the model's."""
+    graph = captured(NETS[name], (LENGTH,))
+    kinds = [type(each).__name__ for each in graph.modules()]
+    assert kinds.count("Conv1d") == 2
+    assert not any("aten.stft" in str(node.target) for node in graph.graph.nodes)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["centred", "by parts", "short window"])
+def test_all_of_it_is_native_and_the_spectrum_is_in_fp32(name: str) -> None:
+    data = samples((LENGTH,))
+    model, int8 = quantized(NETS[name], "native", spec=recipe((LENGTH,)), data=data)
+    assert not any(each.kernel == "aten" for each in int8.layers)
+    assert [each.name for each in int8.layers if each.precision == "int8" and "conv" in each.kernel] == ["conv", "fc"]
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
+
+
+def test_torchs_engines_keep_it_in_fp32_too() -> None:
+    data = samples((LENGTH,))
+    model, int8 = quantized(NETS["centred"], EIGHT_BITS, spec=recipe((LENGTH,)), data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 20.0
+
+
+def test_quiet_moments_are_not_lost() -> None:
+    """The second half is a thousandth as loud: 60 dB, where codes of 8 bits have 48."""
+    data = samples((LENGTH,))
+    data.data[:, LENGTH // 2 :] *= np.float32(1e-3)
+    model, int8 = quantized(NETS["centred"], "native", spec=recipe((LENGTH,)), data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
