@@ -249,7 +249,7 @@ def measure(name: str, place: Path, options: argparse.Namespace) -> None:
             "times_ours": round(statistics.median(ratios), 3),
             "sqnr_db": round(error, 2) if math.isfinite(error) else None,
         }
-    path = RESULTS / detect_isa() / "transformers.jsonl"
+    path = RESULTS / (detect_isa() or "baseline") / "transformers.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     sys.stdout.write(_lines(row))
