@@ -25,6 +25,7 @@ class _Known:
 
 _KNOWN = {
     "alexnet": _Known("IMAGENET1K_V1", 256),
+    "convnext_tiny": _Known("IMAGENET1K_V1", 236),
     "densenet121": _Known("IMAGENET1K_V1", 256),
     "efficientnet_b0": _Known("IMAGENET1K_V1", 256, interpolation="bicubic"),
     "efficientnet_b1": _Known("IMAGENET1K_V2", 255, 240),
@@ -41,7 +42,9 @@ _KNOWN = {
     "resnext50_32x4d": _Known("IMAGENET1K_V2", 232),
     "shufflenet_v2_x1_0": _Known("IMAGENET1K_V1", 256),
     "squeezenet1_1": _Known("IMAGENET1K_V1", 256),
+    "swin_t": _Known("IMAGENET1K_V1", 232, interpolation="bicubic"),
     "vgg16": _Known("IMAGENET1K_V1", 256),
+    "vit_b_16": _Known("IMAGENET1K_V1", 256),
     "wide_resnet50_2": _Known("IMAGENET1K_V2", 232),
 }
 _UNKNOWN = _Known("DEFAULT", 256)

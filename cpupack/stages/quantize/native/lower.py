@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 from collections.abc import Callable, Collection, Mapping
@@ -14,40 +13,21 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, LayerSaturation
-from cpupack.errors import QuantizationError
-from cpupack.graph.divisors import divisors
-from cpupack.graph.fourier import spectral_calls
-from cpupack.graph.hiding import hiding_calls
-from cpupack.graph.names import is_skipped, scoped_name
+from cpupack.graph.names import scoped_name
 from cpupack.graph.native_model import MixedModel, NativeModel, NativePart, Packing, Steps
-from cpupack.graph.roots import under_roots
-from cpupack.graph.rows import laying_calls
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native import affine, joins, layouts, parts, pooling, windows
-from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.bridges import as_codes
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape_of
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
-from cpupack.stages.quantize.native.masks_first import bring_masks_forward
+from cpupack.stages.quantize.native.plan import plan_of
 from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
-from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
-from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import Segment, split
 
-_SKIPPED = "listed in skip"
-_DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
-_ROOT = "a root of a power, between which rounding to INT8 would be a large error"
-_NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
-_HIDES = "hides values behind a number for which INT8 has no code (a mask)"
-_ROWS = "lays inputs or outputs side by side, which have no range in common"
-_BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
-_SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
-_DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
-_NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,
     nn.MaxPool2d: pooling.max_pool,
@@ -97,31 +77,8 @@ def lower(
     with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
     data.
     """
-    if calibrated.fused.canonical is None:
-        raise QuantizationError("the native engine only runs models that could be captured")
-    graph = copy.deepcopy(calibrated.fused.canonical)
-    bring_batches_forward(graph, input_shape)
-    order_attention(graph)
-    calls = Calls(graph, input_shape)
-    bring_masks_forward(graph)
-    kept = {
-        node: _SKIPPED
-        for node in calls.graph.graph.nodes
-        if node.op.startswith("call") and is_skipped(node, recipe.skip)
-    }
-    # A program runs sample by sample: these are torch's, in FP32.
-    beyond = set(calls.across_samples())
-    kept |= {node: _NO_BATCH for node in beyond if node not in kept}
-    kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
-    kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
-    kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
-    kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
-    kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
-    kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
-    by_rows = layers_by_rows(calls, recipe.mode, kept)
-    kept |= dict.fromkeys(by_rows, _BY_ROWS)
-    if recipe.mode == "dynamic":
-        kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
+    plan = plan_of(calibrated, recipe, input_shape)
+    calls, kept, beyond, by_rows = plan.calls, plan.kept, plan.beyond, plan.by_rows
     while True:
         segments, reasons = split(calls, kept, beyond, by_rows)
         natively = [each for each in segments if each.native]

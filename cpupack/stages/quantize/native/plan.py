@@ -1,0 +1,108 @@
+"""Decides, before anything is lowered, which calls of a graph stay FP32 and which linear layers go by rows."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from torch import fx
+
+from cpupack.artifacts import CalibratedModel
+from cpupack.errors import QuantizationError
+from cpupack.graph.divisors import divisors
+from cpupack.graph.fourier import spectral_calls
+from cpupack.graph.hiding import hiding_calls
+from cpupack.graph.names import core, is_skipped
+from cpupack.graph.roots import under_roots
+from cpupack.graph.rows import laying_calls
+from cpupack.graph.vocabulary import NORMALIZATIONS, SOFTMAXES
+from cpupack.recipe import Quantize
+from cpupack.stages.quantize.native.batches import bring_batches_forward
+from cpupack.stages.quantize.native.calls import Calls
+from cpupack.stages.quantize.native.masks_first import bring_masks_forward
+from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
+from cpupack.stages.quantize.native.scores import order_attention
+from cpupack.stages.quantize.native.split import split
+
+_SKIPPED = "listed in skip"
+_DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
+_ROOT = "a root of a power, between which rounding to INT8 would be a large error"
+_NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+_HIDES = "hides values behind a number for which INT8 has no code (a mask)"
+_ROWS = "lays inputs or outputs side by side, which have no range in common"
+_BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+_SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
+_DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
+_NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
+
+_FLOAT_MODULES = (*NORMALIZATIONS, *SOFTMAXES)
+_FLOAT_CALLS = (torch.matmul, torch.div, F.scaled_dot_product_attention)
+
+
+@dataclass
+class Plan:
+    """A graph that is ready to be lowered: ``kept`` are the calls in FP32 with the reason; torch runs ``beyond``.
+
+    ``by_rows`` are those of ``kept`` that are INT8 layers which take and give float32 values.
+    """
+
+    calls: Calls
+    kept: dict[fx.Node, str]
+    beyond: set[fx.Node]
+    by_rows: list[fx.Node]
+
+
+def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> Plan:
+    """Return the plan of a copy of a fused graph. Raises QuantizationError where it was not captured."""
+    if calibrated.fused.canonical is None:
+        raise QuantizationError("the native engine only runs models that could be captured")
+    graph = copy.deepcopy(calibrated.fused.canonical)
+    bring_batches_forward(graph, input_shape)
+    order_attention(graph)
+    calls = Calls(graph, input_shape)
+    bring_masks_forward(graph)
+    kept = {
+        node: _SKIPPED
+        for node in calls.graph.graph.nodes
+        if node.op.startswith("call") and is_skipped(node, recipe.skip)
+    }
+    # A program runs sample by sample: these are torch's, in FP32.
+    beyond = set(calls.across_samples())
+    kept |= {node: _NO_BATCH for node in beyond if node not in kept}
+    kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
+    kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
+    kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
+    kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
+    kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
+    by_rows = layers_by_rows(calls, recipe.mode, kept)
+    kept |= dict.fromkeys(by_rows, _BY_ROWS)
+    if recipe.mode == "dynamic":
+        kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
+    return Plan(calls, kept, beyond, by_rows)
+
+
+def rounded_by_range(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> frozenset[str]:
+    """Return the calls (and the input) of which INT8 layers read codes in a range from calibration, by name.
+
+    All others stay float32, or get a scale for each row while the program runs. Raises QuantizationError as lowering
+    does.
+    """
+    plan = plan_of(calibrated, recipe, input_shape)
+    nodes = plan.calls.graph.graph.nodes
+    kept = dict.fromkeys((node for node in nodes if _is_float(plan.calls, node)), "") | plan.kept
+    _, reasons = split(plan.calls, kept, plan.beyond, plan.by_rows)
+    coded = [
+        node
+        for node in nodes
+        if node.op.startswith("call") and node not in reasons and not plan.calls.is_constant(node)
+    ]
+    return frozenset(each.name for node in coded for each in node.all_input_nodes)
+
+
+def _is_float(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call has no INT8 kernel whatever is around it."""
+    module = calls.module(node)
+    return node.target in _FLOAT_CALLS or (module is not None and isinstance(core(module), _FLOAT_MODULES))
