@@ -1,5 +1,7 @@
 """Loading recipes: what is accepted, and that every problem is reported with its line and a suggestion."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
