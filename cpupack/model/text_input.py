@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpupack.artifacts import TextInput
 from cpupack.errors import ModelError, RecipeError
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.signature import Signature
-from cpupack.runtime.text.spec import IDS, TokenizerSpec, roles_of
+from cpupack.runtime.text.spec import IDS, TextInput, TokenizerSpec, roles_of
 from cpupack.runtime.text.tokenizer import Tokenizer
 
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
