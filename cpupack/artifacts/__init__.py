@@ -16,7 +16,6 @@ from cpupack.artifacts.models import (
     Reference,
     Samples,
     ScriptedModel,
-    TextInput,
 )
 from cpupack.artifacts.reports import (
     ActivationFact,
@@ -55,7 +54,6 @@ __all__ = [
     "Slower",
     "StagedProject",
     "TaskPicture",
-    "TextInput",
     "Trial",
     "TunePlan",
     "VerifyReport",

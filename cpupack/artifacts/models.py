@@ -20,7 +20,7 @@ from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.decode import Anchors
 from cpupack.runtime.tasks.spec import TaskSpec, default_kind
-from cpupack.runtime.text.spec import TokenizerSpec
+from cpupack.runtime.text.spec import TextInput
 from cpupack.statistics import ActivationStats
 from cpupack.targets import Target
 
@@ -84,14 +84,6 @@ class Samples:
         chunk = self.data[rows]
         # A copy: a model may work in place on its input.
         return torch.from_numpy(normalize(chunk, self.preprocess) if self.preprocess else chunk.copy(order="C"))
-
-
-@dataclass(frozen=True)
-class TextInput:
-    """How a model takes text: the bytes of its tokenizer.json, and the settings that go with it."""
-
-    file: bytes
-    spec: TokenizerSpec
 
 
 @dataclass(frozen=True)

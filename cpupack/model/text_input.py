@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpupack.artifacts import TextInput
 from cpupack.errors import ModelError, RecipeError
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.signature import Signature
-from cpupack.runtime.text.spec import TokenizerSpec, roles_of
+from cpupack.runtime.text.spec import IDS, TextInput, TokenizerSpec, roles_of
 from cpupack.runtime.text.tokenizer import Tokenizer
 
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+
+
+def check_tokenizer(loaded: LoadedRecipe) -> None:
+    """Raise ModelError where the tokenizer's file is damaged, before a library says so in other words."""
+    table = loaded.recipe.tokenizer
+    if table is not None and table.source is not None:
+        path = located(table.source, loaded.path.parent)
+        _opened(_read(path), path, TokenizerSpec(1, IDS))
 
 
 def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.errors import RecipeError
-from cpupack.recipe.places import located
+from cpupack.recipe.places import NoPlaceError, located
 from cpupack.recipe.recipe import Recipe
 from cpupack.recipe.tables.signature import Input, Task
 from cpupack.recipe.tables.text import Tokenizer
@@ -33,7 +33,10 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     kind, _, place = recipe.model.source.partition(":")
     if kind not in DIRECTORIES:
         return recipe
-    root = located(place, directory)
+    try:
+        root = located(place, directory)
+    except NoPlaceError as error:
+        raise RecipeError(f"[model] source: {error}") from error
     config = read_json(root / "config.json", required=True)
     changes: dict[str, Any] = {}
     tokenizer = _tokenizer(recipe.tokenizer, root, config, kind)

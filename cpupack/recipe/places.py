@@ -27,7 +27,10 @@ def located(text: str, directory: Path) -> Path:
     name, _, inside = text.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier() or ".." in Path(inside).parts:
         raise NoPlaceError(f'"{text}" must be package:NAME/PATH, with the import name of an installed package')
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a module that was started as a program has none
+        spec = None
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
     if not places:
         raise NoPlaceError(f'no package "{name}" is installed')

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import psutil
 from PIL import Image
 
-from cpupack.artifacts import TextInput
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.runtime.signature import TensorSpec, engine_input_shape, takes_rows
+from cpupack.runtime.text.spec import TextInput
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]

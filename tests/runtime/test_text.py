@@ -56,6 +56,11 @@ def test_a_long_text_is_cut_with_its_last_special_token_and_says_so(tmp_path: Pa
         tokenizer.warn_if_truncated([tokenizer.tokens("cat cat cat cat")])  # 6 tokens fit exactly
 
 
+def test_a_pair_that_cannot_be_cut_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="5 tokens, which cannot be cut to 2: special tokens take more"):
+        opened(tmp_path, max_length=2).tokens(("cat", "dog"))
+
+
 @pytest.mark.parametrize("pair", [("cat", "dog"), {"text": "cat", "text_pair": "dog"}, (b"cat", "dog")])
 def test_a_pair_has_the_second_type(tmp_path: Path, pair: Any) -> None:
     tokens = opened(tmp_path).tokens(pair)

@@ -1,5 +1,7 @@
 """Loading recipes: what is accepted, and that every problem is reported with its line and a suggestion."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +57,9 @@ def changed(old: str, new: str) -> str:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads(path: Path) -> None:
+    for name in re.findall(r"package:(\w+)", path.read_text(encoding="utf-8")):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name}, which holds its model, is not installed")
     loaded = load_recipe(path)
     assert loaded.path == path.resolve()
     assert loaded.text == path.read_text(encoding="utf-8")

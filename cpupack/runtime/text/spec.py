@@ -66,6 +66,14 @@ class TokenizerSpec:
             raise IntegrityError(f"the tokenizer in the manifest is damaged: {error}") from error
 
 
+@dataclass(frozen=True)
+class TextInput:
+    """How a model takes text: the bytes of its tokenizer.json, and the settings that go with it."""
+
+    file: bytes
+    spec: TokenizerSpec
+
+
 def spec_of(manifest: Manifest) -> TokenizerSpec | None:
     """Return how a package makes its inputs from text, None where it takes none. Raises IntegrityError."""
     if manifest.tokenizer is None:

@@ -109,12 +109,11 @@ class Tokenizer:
         return Tokens(tuple(encoded.ids), tuple(encoded.type_ids), total)
 
     def _truncated(self, text: Text, total: int, what: str) -> Any:
-        try:
-            return self._cut.encode(text.text, text.pair)
-        except Exception as error:
-            raise InputError(
-                f"{what} has {total} tokens, which cannot be cut to {self.spec.max_length}: {error}"
-            ) from error
+        most = self.spec.max_length
+        encoded = self._cut.encode(text.text, text.pair)
+        if len(encoded.ids) > most:  # the library cuts nothing where the special tokens alone do not fit
+            raise InputError(f"{what} has {total} tokens, which cannot be cut to {most}: special tokens take more")
+        return encoded
 
     def warn_if_truncated(self, tokens: Sequence[Tokens]) -> None:
         """Warn, once for a call, of texts that the model does not read to their end."""
