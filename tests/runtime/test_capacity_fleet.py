@@ -80,7 +80,7 @@ def test_one_replica_by_hand() -> None:
 
 
 def test_a_bound_below_one_call_is_out_of_reach() -> None:
-    """The shortest call takes 4.5 ms at p99, the server and HTTP 1.3 ms."""
+    """The shortest call takes 4.5 ms at p99, the server and HTTP a millisecond each."""
     assert fleets(1.0, 5.7) == ()
     assert fleets(1.0, 8.0) != ()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from cpupack.runtime.serve.line import Job
 from cpupack.runtime.serve.scheduler import (
     BYTES,
     DEADLINE,
@@ -16,7 +17,6 @@ from cpupack.runtime.serve.scheduler import (
     LOW,
     NORMAL,
     QUEUE,
-    Job,
     Limits,
     Scheduler,
 )

@@ -19,8 +19,11 @@ from ..errors import InputError
 from .planning import HTTP_MS, Candidate, highest_load, load_of, share
 from .profiles import CallTime, Profile
 
-SERVER_MS = 0.3
-"""CPU time of the server for a request beside the kernels, at most: what was measured for tensors of 150 KB."""
+SERVER_MS = 1.0
+"""Time of the server for a request beside the kernels where both share one CPU (benchmarks/results/fleet-*.jsonl).
+
+Its CPU time is 0.2 to 0.5 ms. On one CPU each turn between the event loop and the instance costs the caches, too.
+"""
 MOST_REPLICAS = 1_000_000
 MODEL = (
     "the balancer chooses a replica at random, so each replica is a queue of its own, with Poisson arrivals (M/D/c at "

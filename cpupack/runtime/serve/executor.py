@@ -27,9 +27,10 @@ from ..errors import HostError, InputError, RunnerError
 from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError
 from ..threads import start as start_thread
+from .line import Job
 from .model import Data, ServedModel
 from .request import Format, Observer, Part, RefusedError, Request, Urgency
-from .scheduler import EXPIRED, Job, Refusal, Scheduler
+from .scheduler import EXPIRED, Refusal, Scheduler
 from .times import PrepareTimes
 
 LOGGER = logging.getLogger("cpupack.serve")

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..errors import InputError, RunnerError
@@ -54,7 +55,7 @@ class HttpApp:
             "/status.json": {b"GET": self._status},
         }
         for path, asset in page.assets().items():
-            self._routes[path] = {b"GET": lambda _, asset=asset: asset}  # type: ignore[misc]
+            self._routes[path] = {b"GET": partial(_same, asset)}
         self._open_paths = {"/v2/health/live", "/v2/health/ready", *page.assets()}
 
     def early(self, request: HttpRequest) -> HttpAnswer | None:
@@ -352,6 +353,11 @@ _REASONS = {
     "queue": "too many requests wait",
     "bytes": "the requests that wait hold too much memory",
 }
+
+
+def _same(answer: HttpAnswer, request: HttpRequest) -> HttpAnswer:
+    """Return an answer that does not depend on the request."""
+    return answer
 
 
 def _plain(path: str) -> str:

@@ -37,10 +37,7 @@ def rows_of(
     specs = {each.name: each for each in signature.inputs}
     given: dict[str, Any] = {}
     for tensor in tensors:
-        if tensor.name not in specs:
-            raise InputError(f"got the input {tensor.name[:40]!r}; this model has {', '.join(map(repr, specs))}")
-        if tensor.name in given:
-            raise InputError(f"the input {tensor.name!r} is there twice")
+        _check_name("the input", tensor.name, specs, given)
         given[tensor.name] = _elements(specs[tensor.name], tensor) if isinstance(tensor.data, list) else tensor.data
     if not any(isinstance(value, list) for value in given.values()):
         return pack(signature, given, check_finite=check_finite)
@@ -51,6 +48,14 @@ def rows_of(
     return [
         _sample({name: value[number] for name, value in given.items()}) for number in range(next(iter(counts.values())))
     ]
+
+
+def _check_name(what: str, name: str, specs: Mapping[str, TensorSpec], found: Mapping[str, Any]) -> None:
+    """Raise InputError for a name that is no input, or that is among ``found`` already."""
+    if name not in specs:
+        raise InputError(f"got {what} {name[:40]!r}; this model has {', '.join(map(repr, specs))}")
+    if name in found:
+        raise InputError(f"{what} {name!r} is there twice; each is for one input of the model")
 
 
 def _elements(spec: TensorSpec, tensor: InputTensor) -> list[Any]:
@@ -115,10 +120,7 @@ def sample_of_form(signature: Signature, parts: Sequence[Part]) -> Sample:
     specs = {each.name: each for each in signature.inputs}
     values: dict[str, Any] = {}
     for part in parts:
-        if part.name not in specs:
-            raise InputError(f"the form has a field {part.name[:40]!r}; this model has {', '.join(map(repr, specs))}")
-        if part.name in values:
-            raise InputError(f"the field {part.name!r} is there twice; send one sample in a form")
+        _check_name("the field", part.name, specs, values)
         content = bytes(part.content)
         if content.startswith(b"\x93NUMPY"):
             values[part.name] = io.BytesIO(content)

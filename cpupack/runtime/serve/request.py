@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .line import Job
 from .model import Data
-from .scheduler import Job, Refusal
+from .scheduler import Refusal
 
 Format = Callable[[npt.NDArray[np.float32], "Request"], Any]
 """Makes the answer from the logits, in an instance's thread."""

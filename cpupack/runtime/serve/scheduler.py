@@ -16,8 +16,8 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from .line import Job, Line
 from .times import CallTimes
 
 HIGH, NORMAL, LOW = 1, 2, 3
@@ -49,27 +49,6 @@ class Refusal:
     retry_after_s: float
 
 
-@dataclass(eq=False)
-class Job:
-    """What one request adds to a call: at most as many ``samples`` as a call may have.
-
-    ``deadline_s`` is on the caller's clock, infinite for none. ``prepare_s`` is the predicted time to decode it.
-    ``predicted_s`` is the time at which it is expected to begin. ``started_s`` is when it did.
-    """
-
-    samples: int
-    size_bytes: int
-    arrived_s: float
-    deadline_s: float
-    priority: int
-    prepare_s: float
-    payload: Any
-    predicted_s: float = 0.0
-    started_s: float = 0.0
-    probe: bool = False
-    waiting: bool = False
-
-
 @dataclass(frozen=True)
 class Taken:
     """What an instance got: the jobs to run now, and those that could no longer make their deadline."""
@@ -87,69 +66,6 @@ class _Running:
 
 
 @dataclass
-class _Line:
-    """What is predicted for all that waits: when each instance is free, and the last batch, which may have room.
-
-    A time is expected, with a spread: how much later it is in one of a hundred cases. Spreads of calls that follow each
-    other add up as those of independent things do, by their squares: hardly ever are all of them slow. ``free`` is a
-    heap of (expected time, spread squared).
-    """
-
-    free: list[tuple[float, float]]
-    expected_s: float = 0.0
-    spread2: float = 0.0
-    samples: int = 0
-    prepare_s: float = 0.0
-    deadline_s: float = math.inf
-
-    def copy(self) -> _Line:
-        return _Line(list(self.free), self.expected_s, self.spread2, self.samples, self.prepare_s, self.deadline_s)
-
-    def add(self, job: Job, times: CallTimes, now_s: float) -> float:
-        """Put a job at the end, and return the safe time of its finish.
-
-        A job that has to wait is given the time of a call of a worthwhile size. Else the queue would fill up with
-        requests that are so late when their turn comes that each allows only a small call, and small calls serve
-        fewer requests: in a simulation two thirds as many.
-        """
-        if self.samples:
-            # The batch still waits, or there would be another line. So it begins now at the earliest.
-            self.expected_s = max(now_s, self.expected_s)
-            samples, prepare_s = self.samples + job.samples, self.prepare_s + job.prepare_s
-            deadline_s = min(self.deadline_s, job.deadline_s)
-            alone = not self.free or self.free[0][0] > self.expected_s
-            # As ``take`` will decide when the time has come.
-            fits = samples <= times.largest and self.expected_s + times.safe_s(samples, prepare_s) <= deadline_s
-            if alone and fits:
-                self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
-                job.predicted_s = self.expected_s
-                return max(self._finish_s(times, samples, prepare_s), self._worthwhile_s(job, times, now_s))
-            end_s = self.expected_s + times.expected_s(self.samples, self.prepare_s)
-            end = end_s, self.spread2 + times.spread_s(self.samples, self.prepare_s) ** 2
-            expected_s, self.spread2 = heapq.heappushpop(self.free, end)
-        else:
-            expected_s, self.spread2 = heapq.heappop(self.free)
-        self.expected_s = max(now_s, expected_s)
-        self.samples, self.prepare_s, self.deadline_s = job.samples, job.prepare_s, job.deadline_s
-        job.predicted_s = self.expected_s
-        finish_s = self._finish_s(times, job.samples, job.prepare_s)
-        return max(finish_s, self._worthwhile_s(job, times, now_s))
-
-    def _finish_s(self, times: CallTimes, samples: int, prepare_s: float) -> float:
-        """Return the safe time of the finish of a call that begins when the last batch does."""
-        spread_s = math.sqrt(self.spread2 + times.spread_s(samples, prepare_s) ** 2)
-        return self.expected_s + times.expected_s(samples, prepare_s) + spread_s
-
-    def _worthwhile_s(self, job: Job, times: CallTimes, now_s: float) -> float:
-        """Return when a call of a worthwhile size would be over if the last batch were one; 0 if it begins now."""
-        if self.expected_s <= now_s:
-            return 0.0
-        each_s = self.prepare_s / self.samples
-        size = times.worthwhile(job.deadline_s - job.arrived_s, each_s)
-        return self._finish_s(times, size, each_s * size)
-
-
-@dataclass
 class Scheduler:
     """The queue in front of ``instances`` instances whose calls take ``times``. Not safe for several threads."""
 
@@ -160,7 +76,7 @@ class Scheduler:
     _running: dict[int, _Running] = field(default_factory=dict)
     _dropped: dict[int, list[Job]] = field(default_factory=dict)
     _parked: list[int] = field(default_factory=list)
-    _line: _Line | None = None
+    _line: Line | None = None
     _number: int = 0
     _bytes: int = 0
     _samples: int = 0
@@ -360,7 +276,7 @@ class Scheduler:
             return None
         return Refusal(DEADLINE, finish_s - deadline_s)
 
-    def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, _Line | None]:
+    def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, Line | None]:
         """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""
         last = self._queue[-1] if self._queue else None
         if last is None or (jobs[0].priority, jobs[0].deadline_s) >= last[:2]:
@@ -380,7 +296,7 @@ class Scheduler:
             finish_s = max(finish_s, line.add(job, self.times, now_s))
         return finish_s, jobs[-1].predicted_s, None
 
-    def _whole_line(self, now_s: float) -> _Line:
+    def _whole_line(self, now_s: float) -> Line:
         if self._line is None:
             line = self._empty_line(now_s)
             for _, _, _, job in self._queue:
@@ -390,7 +306,7 @@ class Scheduler:
             self._line = line
         return self._line
 
-    def _empty_line(self, now_s: float) -> _Line:
+    def _empty_line(self, now_s: float) -> Line:
         times = self.times
         free = [(now_s, 0.0)] * (self.instances - len(self._running))
         for call in self._running.values():
@@ -398,7 +314,7 @@ class Scheduler:
             end_s = max(call.started_s + expected_s, now_s + _LEFT * expected_s)
             free.append((end_s, times.spread_s(call.samples, call.prepare_s) ** 2))
         heapq.heapify(free)
-        return _Line(free)
+        return Line(free)
 
     def _too_late(self, job: Job, now_s: float) -> bool:
         """Return whether an admitted job would more likely than not be answered after its deadline.
