@@ -23,7 +23,7 @@ BUILDER: Groups = (
     ("The order of a build", ("pipeline",)),
     ("Verbs", ("stages",)),
     ("Questions about a model, and work on data and wheels",
-     ("build_facts", "bundle", "deploy", "diagnostics", "layers", "lock", "recovery", "sensitivity", "signing",
+     ("build_facts", "bundle", "cache", "deploy", "diagnostics", "layers", "lock", "recovery", "sensitivity", "signing",
       "sources", "wheel", "workers", "peers")),
     ("Nouns, graphs and users' code", ("artifacts", "graph", "metric", "model", "quantized_engine", "tasks")),
     ("The recipe and what it is built for", ("recipe", "targets", "templates")),

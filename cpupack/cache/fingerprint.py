@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import types
 import weakref
 from collections.abc import Callable
@@ -24,6 +23,8 @@ _BY_NAME = (
     types.ClassMethodDescriptorType,
 )
 _WEAK = (weakref.ref, weakref.ProxyType, weakref.CallableProxyType)
+_SCRIPTS = "torch.jit."
+"""Where the classes of scripted modules are. Their code is not in Python's objects."""
 _DEEPEST = 200
 
 
@@ -126,12 +127,9 @@ class Fingerprint:
         held = {key: each for key, each in vars(value).items() if key not in {"_graph", "shape_env", "meta"}}
         self.add(held)
 
-    def _script(self, value: Any) -> None:
-        buffer = io.BytesIO()
-        torch.jit.save(value, buffer)
-        self._word("script", hashlib.sha256(buffer.getvalue()).digest())
-
     def _module(self, value: nn.Module) -> None:
+        if type(value).__module__.startswith(_SCRIPTS):
+            raise UnknownError("TorchScript")
         self._word("module")
         self.add(type(value))
         self.add(dict(vars(value)))
@@ -209,7 +207,6 @@ class Fingerprint:
         (torch.Tensor, _tensor),
         (np.ndarray, _array),
         (fx.GraphModule, _graph),
-        ((torch.jit.ScriptModule, torch.jit.ScriptFunction), _script),
         (nn.Module, _module),
         (type, _class),
         (types.FunctionType, _function),
