@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from cpupack.errors import ModelError, RecipeError
@@ -56,6 +57,19 @@ def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
             "for the text"
         )
     return TextInput(content, spec)
+
+
+def with_pads(signature: Signature, text: TextInput | None) -> Signature:
+    """Return the signature with the values that the tokenizer pads its inputs with, where it does so at the end."""
+    if text is None or text.spec.side != "right":
+        return signature
+    spec = text.spec
+    pads = {spec.ids: float(spec.pad_id), spec.mask: 0.0, spec.types: float(spec.pad_type_id)}
+    inputs = tuple(
+        dataclasses.replace(each, pad=pads[each.name]) if each.name in pads and each.pad is None else each
+        for each in signature.inputs
+    )
+    return Signature(inputs, signature.outputs)
 
 
 def _read(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from torch import fx
 
 from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Samples
-from cpupack.errors import ModelError, QuantizationError
+from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.one_row import OneRow
 from cpupack.model.signature import fit_signature
@@ -46,9 +46,10 @@ def with_lengths(settled: Settled, corrections: Corrections, progress: Progress)
 
     Raises ModelError where the model's answer depends on its padding, or where it cannot be captured at a length.
     """
-    recipe = settled.prepared.loaded.recipe
-    if recipe.longest is None:
+    recipe, signature = settled.prepared.loaded.recipe, settled.prepared.model.signature
+    if all(each.pad is None for each in signature.inputs):
         return settled
+    asked = recipe.lengths is not None or any(each.pad is not None for each in recipe.input_specs)
     module = settled.winner.quantized.module
     if not isinstance(module, NativeModel) or settled.winner.scripted.torch_reason is not None:
         progress.warn(
@@ -57,21 +58,30 @@ def with_lengths(settled: Settled, corrections: Corrections, progress: Progress)
         )
         return settled
     with progress.stage("lengths"):
-        return dataclasses.replace(settled, winner=_lengthened(settled, module, corrections, progress))
+        try:
+            return dataclasses.replace(settled, winner=_lengthened(settled, module, corrections, progress))
+        except (ModelError, QuantizationError) as error:
+            if asked:
+                raise
+            progress.warn(f"texts are padded to the greatest length, and padding is computed: {error}")
+            return settled
 
 
 def _lengthened(settled: Settled, module: NativeModel, corrections: Corrections, progress: Progress) -> Contender:
     prepared, winner = settled.prepared, settled.winner
-    recipe, longest = prepared.loaded.recipe, prepared.loaded.recipe.longest
-    assert longest is not None
+    recipe = prepared.loaded.recipe
+    padded = {each.name: each.shape[0] for each in prepared.model.signature.inputs if each.pad is not None}
+    (longest,) = set(padded.values())
     asked = recipe.lengths.values if recipe.lengths is not None else "auto"
     values = ladder(longest) if asked == "auto" else tuple(sorted({*asked, longest}))
+    if values[-1] > longest:
+        raise RecipeError(f"[lengths] values: {values[-1]} is more than {longest}, the greatest length of the inputs")
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
     assert prepared.calibration is not None
     programs, signatures, models = [], [], []
     for number, value in enumerate(values[:-1]):
-        model, quantized = _at(prepared, recipe.at_length(value), value, corrected, winner.quantized)
+        model, quantized = _at(prepared, recipe.at_length(padded, value), value, corrected, winner.quantized)
         programs.append(_program_of(quantized, value))
         signatures.append(model.signature)
         models.append(model)
@@ -106,12 +116,12 @@ def _at(
 ) -> tuple[FloatModel, QuantizedModel]:
     """Capture and quantize the model for another length, with the weights and statistics of the greatest one."""
     user = prepared.model.module
-    assert isinstance(user, OneRow)
+    assert isinstance(user, OneRow)  # inputs that have a length are rows
     silent = SilentProgress()
     fitted = fit_signature(user.user, recipe.model.source, recipe, silent)
     signature = Signature(
         tuple(
-            dataclasses.replace(spec, vocabulary=whole.vocabulary)
+            dataclasses.replace(spec, vocabulary=whole.vocabulary, pad=whole.pad)
             for spec, whole in zip(fitted.signature.inputs, prepared.model.signature.inputs, strict=True)
         ),
         fitted.signature.outputs,

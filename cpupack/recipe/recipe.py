@@ -6,6 +6,7 @@ from the tables in ``tables/``.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,15 +83,10 @@ class Recipe(Table):
 
         return engine_input_shape(self.input_specs)
 
-    @property
-    def longest(self) -> int | None:
-        """The greatest length of a sample, None where all samples are of one size."""
-        return next((each.shape[0] for each in self.input_specs if each.pad is not None), None)
-
-    def at_length(self, length: int) -> Recipe:
-        """Return the recipe of a model whose inputs with a ``pad`` have another length."""
+    def at_length(self, names: Collection[str], length: int) -> Recipe:
+        """Return the recipe of a model whose inputs ``names`` have another length."""
         tables = [
-            each if each.pad is None else each.model_copy(update={"shape": [length, *each.shape[1:]]})
+            each.model_copy(update={"shape": [length, *each.shape[1:]]}) if each.name in names else each
             for each in self.input
         ]
         return self.model_copy(update={"input": tables})

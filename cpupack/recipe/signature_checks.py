@@ -43,7 +43,8 @@ def _lengths(view: View) -> Iterator[Problem]:
     """Check what has a length: the inputs with a ``pad``, which have it in common."""
     tables = [(index, table) for index, table in enumerate(view("input") or []) if "pad" in table]
     if not tables:
-        if view.given("lengths"):
+        directory = view("model", "source").partition(":")[0] in DIRECTORIES
+        if view.given("lengths") and not view.given("tokenizer") and not directory:
             yield Problem(("lengths",), "needs an input whose length may differ: give its [[input]] a pad")
         return
     longest: set[int] = set()

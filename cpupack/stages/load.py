@@ -11,7 +11,7 @@ from cpupack.model.detectors import detector_of
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.tasks import check_labels, task_of
-from cpupack.model.text_input import check_tokenizer, text_input
+from cpupack.model.text_input import check_tokenizer, text_input, with_pads
 from cpupack.model.trial_run import try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -53,6 +53,8 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     module.eval().requires_grad_(requires_grad=False)
     detector = detector_of(module, loaded.recipe, signature)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
+    text = text_input(loaded, signature)
+    signature = with_pads(signature, text)
     return FloatModel(
         module=fitted.module.eval(),
         signature=signature,
@@ -64,7 +66,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         fp32_bytes=_state_bytes(module),
         labels=_labels(loaded, task.kind, signature, weights, progress),
         task=task,
-        tokenizer=text_input(loaded, signature),
+        tokenizer=text,
         anchors=None if detector is None else detector.anchors,
     )
 

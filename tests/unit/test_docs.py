@@ -98,6 +98,14 @@ def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> N
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)
+    encoder = tmp_path / "models" / "my-encoder"
+    encoder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "modules.json"):
+        (encoder / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "questions.txt").write_text("How?\n", encoding="utf-8")
+    (tmp_path / "data" / "pairs.jsonl").write_text('{"text": "How?", "label": 0}\n', encoding="utf-8")
     for block in blocks(page, "toml"):
         text = block if "schema = 1" in block else f"{MINIMAL}{block}"
         recipe, problems, _ = parse_recipe(text, page.name, tmp_path)

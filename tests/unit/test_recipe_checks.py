@@ -124,8 +124,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"model.source": '"torchvison:resnet18"'},
             "model.source: must be torchvision:NAME, timm:NAME, python:FILE.py:factory, "
-            "python:pkg.mod:factory, export:FILE.pt2 or torchscript:FILE.pt, "
-            'not "torchvison:resnet18"; did you mean "torchvision:resnet18"?',
+            "python:pkg.mod:factory, export:FILE.pt2, torchscript:FILE.pt, transformers:DIR or "
+            'sentence-transformers:DIR, not "torchvison:resnet18"; did you mean "torchvision:resnet18"?',
         ),
         (
             {"model.source": '"python:nets.py:make"', "model.weights": '"factory"'},
@@ -212,17 +212,18 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},
             "quantize.recover: has no effect: [evaluation] sets no gate on accuracy that it could recover; add one of "
-            "max_drop, min_top1, min_agreement, min_sqnr_db, min_metric, max_metric, max_metric_drop",
+            "max_drop, min_top1, min_agreement, min_sqnr_db, min_cosine, min_worst_cosine, min_spearman, min_recall, "
+            "min_metric, max_metric, max_metric_drop",
         ),
         ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "tail_mse"'),
         (
             {"calibration.source": '"image:pictures"'},
-            "calibration.source: must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
+            "calibration.source: must be images:DIR, text:FILE, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
             'not "image:pictures"; did you mean "images:pictures"?',
         ),
         (
             {"calibration.source": '"sythetic"'},
-            "calibration.source: must be images:DIR, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
+            "calibration.source: must be images:DIR, text:FILE, arrays:FILE.npz, python:FILE.py:factory or synthetic, "
             'not "sythetic"; did you mean "synthetic"?',
         ),
         (
@@ -249,8 +250,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ({"evaluation.samples": "7"}, "evaluation.samples: has no effect without evaluation.source"),
         (
             {"evaluation.source": '"synthetic"'},
-            "evaluation.source: synthetic data has no labels; leave source out (min_agreement, min_sqnr_db, "
-            "min_speedup do not need it)",
+            "evaluation.source: synthetic data has no labels; leave source out (min_cosine, min_worst_cosine, "
+            "min_spearman, min_recall, min_agreement, min_sqnr_db, min_speedup do not need it)",
         ),
         (
             {"evaluation.metric": '"python:net.py:f"'},
@@ -327,8 +328,9 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         ),
         (
             {"evaluation.confident": "true"},
-            "evaluation.confident: has no effect without a gate; set one of max_drop, min_top1, min_agreement, "
-            "min_sqnr_db, min_speedup, min_metric, max_metric, max_metric_drop",
+            "evaluation.confident: has no effect without a gate; set one of max_drop, min_top1, min_cosine, "
+            "min_worst_cosine, min_spearman, min_recall, min_agreement, min_sqnr_db, min_speedup, min_metric, "
+            "max_metric, max_metric_drop",
         ),
         ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" appears twice'),
         ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 appears twice"),
