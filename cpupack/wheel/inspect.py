@@ -180,6 +180,8 @@ def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> tuple[Manif
                 raise
             found = parse_manifest(text, f"{path}: {name}")  # good by itself, so the measurements are what is damaged
             return found, [f"{facts_name}: {error}"]
+    except IntegrityError as error:
+        raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {name} cannot be read: {error}", hint="build it again") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from cpupack.progress import SilentProgress
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.correct import correct
 from cpupack.stages.quantize.ranges import choose_ranges
-from cpupack.stages.verify import Speed
 from helpers.tiny_models import Recorder, loaded
 
 # Neighbours of unlike signs: no sum of two products overflows, so 8 bits stay where there is no VNNI.
@@ -83,8 +83,12 @@ def contest_of(
     The engines are real; only the clock is not.
     """
 
-    def timed(models: Sequence[ScriptedModel], *_: object, **__: object) -> dict[str, Speed]:
-        return {each.target.engine: Speed(speedups[each.target.engine].pop(0), None, ()) for each in models}
+    def timed(models: Sequence[ScriptedModel], *_: object, **__: object) -> list[dict[str, Any]]:
+        of_float = [{"round": 0, "name": "fp32", "latency_ms": 60.0}]
+        return of_float + [
+            {"round": 0, "name": (name := each.target.engine), "latency_ms": 60.0 / speedups[name].pop(0)}
+            for each in models
+        ]
 
     monkeypatch.setattr("cpupack.pipeline.entries.race", timed)
     (tmp_path / "m.py").write_text(MODEL.replace("layer.weight.abs_()[:, ::2] *= -1.0", "layer.weight.abs_()"))
