@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cpupack.runtime.errors import RunnerError
 from cpupack.runtime.runner import Runner
@@ -44,6 +45,7 @@ def threads_of_instances() -> list[int]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a strike in the midst of a traceback
 def test_a_thread_that_is_struck_costs_its_call_and_nothing_else(package_dir: Path) -> None:
     asyncio.run(_struck(package_dir))
 

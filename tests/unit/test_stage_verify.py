@@ -26,6 +26,7 @@ from cpupack.stages.verify import (
     load_metric,
     race,
     run_reference,
+    speeds_of,
     unproven,
 )
 from cpupack.workers.race import still_in_the_race
@@ -131,10 +132,9 @@ def test_the_race_times_everything_interleaved_and_the_ratio_follows_from_its_ro
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUNDS", 3)
     monkeypatch.setattr("cpupack.stages.verify.timing._ROUND_S", 0.01)
     path = script_float(float_model(net()), tmp_path / "float.pt")
-    speed = race([contender.scripted], path, Signature.plain(SHAPE, ()).inputs, tmp_path, batch_size=2, threads=1)[
-        "fbgemm"
-    ]
-    rows = speed.rows
+    rows = race([contender.scripted], path, Signature.plain(SHAPE, ()).inputs, tmp_path, batch_size=2, threads=1)
+    speed = speeds_of(rows, ["fbgemm"])["fbgemm"]
+    assert speed.rows == tuple(rows)
     assert [row["name"] for row in rows] == ["fp32", "fbgemm", "fbgemm", "fp32", "fp32", "fbgemm"]
     assert {(row["batch_size"], row["threads"]) for row in rows} == {(2, 1)}
     ratios = []

@@ -25,6 +25,7 @@ from cpupack.stages.capture.raising import (
     refuse_pairs_of_samples,
 )
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
+from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
 
@@ -52,12 +53,13 @@ def _graph_beside(
 ) -> fx.GraphModule | None:
     """Return the graph for the native engine; None where no target may have it, or another can do without."""
     engines = [getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu]
-    if not {"auto", "native"}.intersection(engines):
+    of_graphs = {each.name for each in ENGINES.values() if each.quantizer == "native"}
+    if not {"auto", *of_graphs}.intersection(engines):
         return None
     try:
         return _captured(model, batch, places, progress)
     except ModelError as error:
-        if "native" in engines:
+        if of_graphs.intersection(engines):
             raise
         progress.warn(f"the native engine is out, since the model cannot be captured: {error.message}")
         return None

@@ -34,6 +34,7 @@ _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
     "abs": spectra.magnitude(arithmetic.HANDLERS["abs"]),
+    "view_as_real": spectra.real(complexes.HANDLERS["view_as_real"]),
 }  # fmt: skip
 
 

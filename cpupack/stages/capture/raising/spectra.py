@@ -55,10 +55,15 @@ def magnitude(otherwise: Callable[[Raiser, dict[str, Any]], Any]) -> Callable[[R
     return handler
 
 
-def _real(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    if not _is_transform(a["self"]):
-        raise NotRaised
-    return r.call(torch.permute, _parts(r, a["self"]), (0, 2, 3, 1), word="parts")
+def real(otherwise: Callable[[Raiser, dict[str, Any]], Any]) -> Callable[[Raiser, dict[str, Any]], Any]:
+    """Return the handler of ``view_as_real``: of a transform's values here, of others ``otherwise``."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> Any:
+        if not _is_transform(a["self"]):
+            return otherwise(r, a)
+        return r.call(torch.permute, _parts(r, a["self"]), (0, 2, 3, 1), word="parts")
+
+    return handler
 
 
 def _parts(r: Raiser, node: fx.Node) -> fx.Node:
@@ -69,4 +74,4 @@ def _parts(r: Raiser, node: fx.Node) -> fx.Node:
     return r.call(torch.reshape, made, (-1, 2, *r.shape(node)[1:]), word="parts")
 
 
-HANDLERS: dict[str, Any] = {"stft": _stft, "view_as_real": _real}
+HANDLERS: dict[str, Any] = {"stft": _stft}
