@@ -103,6 +103,10 @@ def by_least(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tens
     return softened(q, k, v, (1.0 - mask[:, None, None, :].float()) * torch.finfo(torch.float32).min)
 
 
+def by_thousands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return softened(q, k, v, (1.0 - mask[:, None, None, :].float()) * -10000.0)
+
+
 def by_where(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     seen = (mask[:, None, None, :] > 0) & torch.ones(1, 1, LENGTH, 1, dtype=torch.bool)
     return softened(q, k, v, torch.where(seen, torch.tensor(0.0), torch.finfo(torch.float32).min))
@@ -154,7 +158,7 @@ def every(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pool", [mean, first, largest, counted, every])
-@pytest.mark.parametrize("hide", [by_least, by_where, by_fill, by_truths, by_pairs, by_index])
+@pytest.mark.parametrize("hide", [by_least, by_thousands, by_where, by_fill, by_truths, by_pairs, by_index])
 def test_an_encoder_is_one_program(hide: Callable[..., torch.Tensor], pool: Callable[..., torch.Tensor]) -> None:
     model, int8 = lowered(Encoder(hide, pool))
     assert isinstance(int8.module, NativeModel)
