@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import zipfile
 
@@ -13,6 +14,8 @@ _LOCAL_HEADER_BYTES = 30
 _PADDING_ID = 0x4246
 """torch's own: "FB"."""
 _ID_NAME = ".data/serialization_id"
+_CODE = re.compile(r"^[^/]+/code/(?!__torch__/torch/classes/).*\.py$")
+"""The code of classes, but for the declarations of those that are in C++."""
 
 
 def without_debug(saved: bytes) -> bytes:
@@ -24,16 +27,32 @@ def without_debug(saved: bytes) -> bytes:
     kept = io.BytesIO()
     digest = hashlib.sha256()
     with zipfile.ZipFile(io.BytesIO(saved)) as old, zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as new:
-        infos = [info for info in old.infolist() if not info.filename.endswith(".debug_pkl")]
-        ids = [info for info in infos if info.filename.endswith(f"/{_ID_NAME}")]
-        for info in infos:
-            if info not in ids:
-                data = old.read(info)
-                digest.update(f"{info.filename} {hashlib.sha256(data).hexdigest()}\n".encode())
-                _write(kept, new, info.filename, data)
-        for info in ids:
-            _write(kept, new, info.filename, f"{int(digest.hexdigest(), 16) % 10**40:040d}".encode())
+        records = {name: old.read(name) for name in old.namelist() if not name.endswith(".debug_pkl")}
+        records = _without_number(records)
+        ids = [name for name in records if name.endswith(f"/{_ID_NAME}")]
+        for name, data in records.items():
+            if name not in ids:
+                digest.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+                _write(kept, new, name, data)
+        for name in ids:
+            _write(kept, new, name, f"{int(digest.hexdigest(), 16) % 10**40:040d}".encode())
     return kept.getvalue()
+
+
+def _without_number(records: dict[str, bytes]) -> dict[str, bytes]:
+    """Take the number out of the name of an archive's class: it counts what the process traced before.
+
+    A frozen model is one class, so its name needs no number. With several classes the records stay as they are.
+    """
+    code = [name for name in records if _CODE.search(name)]
+    if len(code) != 1:
+        return records
+    return {
+        re.sub(r"/___torch_mangle_\d+\.py$", ".py", name): (
+            re.sub(rb"\.___torch_mangle_\d+", b"", data) if name == code[0] or name.endswith("/data.pkl") else data
+        )
+        for name, data in records.items()
+    }
 
 
 def _write(file: io.BytesIO, archive: zipfile.ZipFile, name: str, data: bytes) -> None:
