@@ -2,13 +2,16 @@
 
 An entry is a safetensors archive: tensors, and JSON. Reading one runs no code. It is written beside its place and
 renamed, so that a reader sees all of it or nothing, and two builds that make the same entry do not disturb each other.
+Its writer holds a lock on it until then: what has none was left by a build that was killed, on whichever host.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +25,6 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 
 from cpupack.runtime.plan.table import user_cache
-from cpupack.scratch import runs
 
 DEFAULT_LIMIT_BYTES = 10 * 2**30
 """What all entries together may take."""
@@ -32,6 +34,8 @@ _HEAD_BYTES = len(_MAGIC) + 64 + 1
 _SUFFIX = ".entry"
 _PART = ".part"
 _LARGEST_HEADER_BYTES = 256 * 2**20
+_ATTEMPTS = 3
+"""How often an entry is written whose file another build takes for one that was left."""
 _FOREIGN_BITS = 0o022
 """Permission of others to write."""
 
@@ -66,8 +70,8 @@ class Store:
 
     directory: Path
     limit_bytes: int = DEFAULT_LIMIT_BYTES
-    _kept: set[Path] = field(default_factory=set, compare=False, repr=False)
-    """Entries of this build, which the limit does not remove."""
+    _kept: dict[Path, int] = field(default_factory=dict, compare=False, repr=False)
+    """Entries of this build with their bytes, which the limit does not remove. Together they are within it."""
 
     def problem(self) -> str | None:
         """Return why the directory cannot be used, None if it can. Makes it where there is none.
@@ -91,53 +95,59 @@ class Store:
         """Return an entry, None if there is none. A damaged one is removed, and ``say`` is told."""
         path = self._path(stage, key)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            # O_NONBLOCK: to open a pipe that nobody writes to would wait for ever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         except OSError as error:
             say(f"an entry of the cache cannot be read, so it is made again: {path}: {error.strerror or error}")
             return None
         try:
-            with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-                data = file.read()
-            entry = _entry(data, stage, key)
-            os.utime(path)
+            entry, size_bytes = _entry(_content(descriptor), stage, key)
         except (_DamagedError, OSError) as error:
             say(f"an entry of the cache is damaged, so it is made again: {path}: {error}")
             with suppress(OSError):
                 path.unlink()
             return None
-        self._kept.add(path)
+        finally:
+            os.close(descriptor)
+        with suppress(OSError):  # another build has removed it, or the disk is read-only: what was read is whole
+            os.utime(path)
+        self._kept[path] = size_bytes
         return entry
 
     def put(self, stage: str, key: str, entry: Entry, say: Say) -> None:
-        """Keep an entry, then remove the oldest until all fit. What cannot be written is not kept, and is said."""
+        """Keep an entry, then remove the oldest until all fit. What cannot be written is not kept, and is said.
+
+        What does not fit beside the other entries of this build is not kept either.
+        """
         facts = {"stage": stage, "key": key, "label": entry.label, "facts": json.dumps(entry.facts)}
-        body = safetensors.save({name: tensor.contiguous() for name, tensor in entry.tensors.items()}, facts)
+        body = safetensors.save(_apart(entry.tensors), facts)
         data_bytes = _HEAD_BYTES + len(body)
-        if data_bytes > self.limit_bytes:
-            say(f"not kept in the cache: {stage} takes {data_bytes / 1e6:,.0f} MB, which is more than the limit")
-            return
         path = self._path(stage, key)
-        part = path.with_name(f".{path.name}.{os.getpid()}{_PART}")
+        others = sum(size for other, size in self._kept.items() if other != path)
+        if data_bytes + others > self.limit_bytes:
+            with_others = f", and {others / 1e6:,.1f} MB are this build's already" if others else ""
+            limit = f"the limit is {self.limit_bytes / 1e6:,.1f} MB (--cache-gib)"
+            say(f"not kept in the cache: {stage} takes {data_bytes / 1e6:,.1f} MB{with_others}; {limit}")
+            return
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            try:
-                with part.open("wb") as file:
-                    file.write(_MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n")
-                    file.write(body)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-            self._kept.add(path)
-            self._trim()
+            self._write(path, body)
         except OSError as error:
             say(f"not kept in the cache: {path}: {error.strerror or error}")
+            return
+        self._kept[path] = data_bytes
+        try:
+            self._trim()
+        except OSError as error:
+            say(f"the cache may be larger than its limit: {error.filename}: {error.strerror or error}")
 
     def drop(self, stage: str, key: str) -> None:
         """Remove an entry, if it is there."""
+        path = self._path(stage, key)
+        self._kept.pop(path, None)
         with suppress(OSError):
-            self._path(stage, key).unlink()
+            path.unlink()
 
     def entries(self) -> list[Listed]:
         """Return all entries, the last used first. One whose head cannot be read has an empty label."""
@@ -147,6 +157,8 @@ class Store:
                 status = path.lstat()
             except OSError:
                 continue  # another build has just removed it
+            if not stat.S_ISREG(status.st_mode):
+                continue  # no build made that
             key = path.name.removesuffix(_SUFFIX)
             found.append(Listed(path.parent.name, key, _label(path), status.st_size, status.st_mtime, path))
         return sorted(found, key=lambda each: (-each.used_s, each.stage, each.key))
@@ -173,13 +185,34 @@ class Store:
                 each.path.unlink(missing_ok=True)
                 total_bytes -= each.size_bytes
 
+    def _write(self, path: Path, body: bytes) -> None:
+        """Write an entry beside its place, and rename it. Raises OSError."""
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        for attempt in range(1, _ATTEMPTS + 1):
+            # Processes in two containers have the same number, and threads of one process have: so a random name.
+            part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
+            try:
+                with part.open("xb") as file:
+                    with suppress(OSError):  # a file system without locks; nobody sweeps there
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(_MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n")
+                    file.write(body)
+                    file.flush()
+                    part.replace(path)
+            except FileNotFoundError:  # it was swept before it had its lock
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
+                return
+            finally:
+                part.unlink(missing_ok=True)
+
     def _sweep(self) -> None:
-        """Remove half-written entries of processes that are no more."""
+        """Remove half-written entries of builds that were killed: their locks ended with them."""
         for part in self.directory.glob(f"*/.*{_PART}"):
-            number = part.name.removesuffix(_PART).rpartition(".")[2]
-            if number.isdigit() and not runs(int(number)):
-                with suppress(OSError):
-                    part.unlink()
+            with suppress(OSError), part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
     def _files(self) -> Iterator[Path]:
         return self.directory.glob(f"*/*{_SUFFIX}")
@@ -219,7 +252,26 @@ class _DamagedError(Exception):
     """An entry that is not what was written."""
 
 
-def _entry(data: bytes, stage: str, key: str) -> Entry:
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return dense tensors that share no memory, which safetensors would refuse."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        plain = tensor.contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    return found
+
+
+def _content(descriptor: int) -> bytes:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise _DamagedError("it is no file")
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _entry(data: bytes, stage: str, key: str) -> tuple[Entry, int]:
+    """Return an entry and how many bytes it takes. Raises _DamagedError."""
     if not data.startswith(_MAGIC):
         raise _DamagedError("it is no entry of this version")
     body = data[_HEAD_BYTES:]
@@ -230,8 +282,8 @@ def _entry(data: bytes, stage: str, key: str) -> Entry:
         tensors = safetensors.load(body)
         if (head["stage"], head["key"]) != (stage, key):
             raise _DamagedError("it is another entry")
-        return Entry(tensors, json.loads(head["facts"]), head["label"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        return Entry(tensors, json.loads(head["facts"]), head["label"]), len(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _DamagedError(str(error)) from error
 
 
@@ -254,6 +306,6 @@ def _label(path: Path) -> str:
             if size > _LARGEST_HEADER_BYTES:
                 return ""
             found = _head(size.to_bytes(8, "little") + file.read(size)).get("label", "")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return str(found)

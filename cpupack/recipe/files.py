@@ -90,5 +90,9 @@ def _relative(name: str, directory: Path) -> str:
     path = Path(name)
     if is_in_package(name) or not path.is_absolute():
         return name
-    below = path.is_relative_to(directory.resolve())
-    return path.relative_to(directory.resolve()).as_posix() if below else name
+    # The directory may be reached by a link, and so may the file: what is below it by one way or the other begins there.
+    for base in (directory.absolute(), directory.resolve()):
+        for each in (path, path.resolve()):
+            if each.is_relative_to(base):
+                return each.relative_to(base).as_posix()
+    return name
