@@ -90,7 +90,7 @@ def _relative(name: str, directory: Path) -> str:
     path = Path(name)
     if is_in_package(name) or not path.is_absolute():
         return name
-    # The directory may be reached by a link, and so may the file: what is below it by one way or the other begins there.
+    # The directory may be reached by a link, and so may the file: what is below it by either way begins there.
     for base in (directory.absolute(), directory.resolve()):
         for each in (path, path.resolve()):
             if each.is_relative_to(base):

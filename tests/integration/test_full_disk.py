@@ -1,4 +1,4 @@
-"""A real file system that is full: a build ends with one error that says where, and leaves nothing."""
+"""A real file system that is full or read-only: a build ends with one error that says where, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -57,3 +57,34 @@ exit $code
     assert "hint: " in done.stderr
     left = [line for line in done.stdout.splitlines() if "torchinductor_" not in line]
     assert left == []
+
+
+def needs_mounts(project: Project) -> None:
+    (project.root / "dist").mkdir()
+    script = f'{_MOUNT}; mount -o remount,ro "$2"'
+    if shutil.which("unshare") is None or in_a_namespace(project, script, "4k", str(project.root / "dist")).returncode:
+        pytest.skip("this system lets this user mount nothing")
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> None:
+    """Check that a build ended with one error about the read-only disk, and that nothing of it is left."""
+    assert done.returncode == 8, done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "hint: " in done.stderr
+    assert [line for line in done.stdout.splitlines() if "torchinductor_" not in line] == []
+
+
+def test_an_output_on_a_read_only_disk(project: Project) -> None:
+    needs_mounts(project)
+    script = f"""{_MOUNT}
+mount -o remount,ro "$2"
+shift 2
+code=0
+"$@" || code=$?
+find tmp dist -type f
+exit $code
+"""
+    build = (sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", "--out", "dist", *FAST)
+    refused(in_a_namespace(project, script, "1m", str(project.root / "dist"), *build))

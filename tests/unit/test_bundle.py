@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -100,6 +101,22 @@ def test_it_installs_in_a_fresh_environment_by_hash(wheel: Path, index: Path, tm
     done = subprocess.run([str(program), "verify", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["equal"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pip_audit") is None, reason="pip-audit is not installed")
+def test_pip_audit_can_read_the_requirements(wheel: Path, index: Path, tmp_path: Path) -> None:
+    """Its form without a network: what it would ask about is all that the bundle holds, pinned and with hashes."""
+    bundle = gather(wheel, tmp_path / "bundle", offline(index))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip_audit", "--dry-run", "--strict", "--disable-pip", "--require-hashes"),
+            *("--progress-spinner", "off", "--cache-dir", str(tmp_path / "cache")),
+            *("--requirement", str(bundle.directory / "requirements.txt")),
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "would have audited 3 packages" in done.stdout + done.stderr
 
 
 def test_a_changed_file_is_not_installed(wheel: Path, index: Path, tmp_path: Path) -> None:

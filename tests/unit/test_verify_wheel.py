@@ -210,7 +210,7 @@ def test_deep_json_is_refused(native: Path, tmp_path: Path) -> None:
     assert any(problem.startswith(f"{PACKAGE}/build.json: cannot be read") for problem in found.problems)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_wheels_are_found_or_refused(native: Path, tmp_path: Path, data: st.DataObject) -> None:
     """Bytes of the archive changed, cut out or put in: never another exception, and no damage passes unseen."""
