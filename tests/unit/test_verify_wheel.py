@@ -40,7 +40,7 @@ def native(tiny: TinyWheel, tmp_path_factory: pytest.TempPathFactory) -> Path:
         staged = stage_project(native_contents(tiny, directory), directory / "project")
         build_wheel(finish(staged, PLAN, {"report": {}}), directory / "dist")
 
-    (found,) = once(tmp_path_factory, "verify-native", make).glob("dist/*.whl")
+    (found,) = once(tmp_path_factory, "verify-finished", make).glob("dist/*.whl")
     return found
 
 
