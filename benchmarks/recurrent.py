@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from trained_networks.speaker_encoder import speaker_encoder
-from trained_networks.voices import speech
 
 from cpupack.runtime.host.cpu import detect_isa
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+VOICE = HERE.parent / "recipes" / "voice"
+sys.path[:0] = [str(HERE.parent / "tests"), str(VOICE)]
 RESULTS, TABLE = HERE / "results", HERE / "recurrent.md"
 ROUNDS, ROUND_S = 9, 0.05
 _HEAD = """\
@@ -71,7 +72,8 @@ class FromMels(nn.Module):
 
 def voice() -> tuple[nn.Module, torch.Tensor]:
     """Return the trained network and mel spectrograms of 16 voices."""
-    whole: Any = speaker_encoder()
+    found = runpy.run_path(str(VOICE / "data.py"))
+    whole, speech = found["speaker_encoder"](), found["speech"]
     sounds = torch.from_numpy(np.stack([speech(np.random.default_rng(2000 + i)) for i in range(16)]))
     with torch.inference_mode():
         cosines, sines = whole.spectrum(sounds[:, None]).transpose(1, 2).chunk(2, 2)
@@ -141,10 +143,10 @@ def measured(name: str, work: Path) -> list[dict[str, Any]]:
         x = inputs[:batch].contiguous()
         array = x.numpy()
         calls: dict[str, Callable[[], Any]] = {
-            "cpupack": lambda x=x: native(x),  # type: ignore[misc]
-            "torch": lambda x=x: module(x),  # type: ignore[misc]
-            "onnxruntime dynamic": lambda a=array: sessions[0].run(None, {"x": a})[0],  # type: ignore[misc]
-            "onnxruntime FP32": lambda a=array: sessions[1].run(None, {"x": a})[0],  # type: ignore[misc]
+            "cpupack": partial(native, x),
+            "torch": partial(module, x),
+            "onnxruntime dynamic": partial(_first_output, sessions[0], array),
+            "onnxruntime FP32": partial(_first_output, sessions[1], array),
         }
         with torch.inference_mode():
             times = _interleaved(calls)
@@ -152,6 +154,10 @@ def measured(name: str, work: Path) -> list[dict[str, Any]]:
             closeness = {each: float(sqnr_db(reference, np.asarray(calls[each]()))) for each in calls}
         rows.append({"network": name, "batch": batch, "ms": times, "sqnr_db": closeness})
     return rows
+
+
+def _first_output(session: Any, array: np.ndarray[Any, Any]) -> Any:
+    return session.run(None, {"x": array})[0]
 
 
 def _interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:

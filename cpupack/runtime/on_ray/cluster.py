@@ -51,11 +51,11 @@ def connected(address: str) -> Iterator[None]:
             f"no Ray cluster at --address {address}: {text[:300]}; start one with `ray start --head`, or use "
             "--address local"
         ) from error
-    try:
-        with redirect_stdout(sys.stderr):  # Ray tells of nodes that die, and stdout has the result
+    with redirect_stdout(sys.stderr):  # Ray tells of nodes that die, also while it ends, and stdout has the result
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _no_dashboard(address: str) -> bool | None:
