@@ -19,28 +19,17 @@ Named = Mapping[str, npt.NDArray[Any]]
 SAME_BOX_IOU = 0.5
 
 
-def likeness(presenter: Presenter | None, kind: str, expected: Named, found: Named) -> tuple[str, float] | None:
+def likeness(presenter: Presenter | None, expected: Named, found: Named) -> tuple[str, float] | None:
     """Return the name and the value (0..1, 1 for equal) of what is alike, None for kinds that SQNR says enough of.
 
-    ``expected`` are FP32's outputs, ``found`` those of INT8.
+    ``expected`` are FP32's outputs, ``found`` those of INT8. Embeddings have measures of their own (``meaning``).
     """
-    if kind == "embedding":
-        return "mean cosine of the embeddings", mean_cosine(expected, found)
     if isinstance(presenter, SegmentationPresenter):
         return "mean IoU of the classes", mean_iou(presenter, expected, found)
     if isinstance(presenter, DetectionPresenter):
         share = common_boxes(presenter, expected, found)
         return None if share is None else (f"same boxes (class, IoU of {SAME_BOX_IOU})", share)
     return None
-
-
-def mean_cosine(expected: Named, found: Named) -> float:
-    """Return the mean over samples of the cosine between their embeddings."""
-    (one,), (other,) = expected.values(), found.values()
-    first, second = (each.astype(np.float64).reshape(len(each), -1) for each in (one, other))
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    products = (first * second).sum(axis=1)
-    return float(np.where(norms > 0, products / np.where(norms > 0, norms, 1.0), 0.0).mean())
 
 
 def mean_iou(presenter: SegmentationPresenter, expected: Named, found: Named) -> float:

@@ -15,6 +15,7 @@ from torch import nn
 from cpupack import accuracy
 from cpupack.artifacts import Contender, QuantizedModel, Samples, ScriptedModel, VerifyReport
 from cpupack.errors import CalibrationError, RecipeError, VerificationError
+from cpupack.meaning import Meaning
 from cpupack.recipe import Evaluation
 from cpupack.runtime.signature import Signature
 from cpupack.stages.script import script, script_float
@@ -285,6 +286,19 @@ def test_gates_on_classes_need_classes(shape: tuple[int, ...]) -> None:
     check_gates(Evaluation(min_agreement=0.5), Signature.plain(SHAPE, (2,)), "classification")
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "embedding", "keypoints"])
+def test_gates_on_classes_need_a_task_of_classes(kind: str) -> None:
+    signature = Signature.plain(SHAPE, (6,))
+    for name in ("max_drop", "min_top1"):
+        with pytest.raises(RecipeError, match=f'{name} compares classes, but a model of .task. kind = "{kind}"'):
+            check_gates(Evaluation(**{name: 0.5}), signature, kind)
+    if kind == "embedding":
+        check_gates(Evaluation(min_agreement=0.5), signature, kind)
+    else:
+        with pytest.raises(RecipeError, match="min_agreement compares classes"):
+            check_gates(Evaluation(min_agreement=0.5), signature, kind)
+
+
 def made_up(engine: str = "fbgemm", **facts: Any) -> Contender:
     measured = {
         "data": "noise",
@@ -333,6 +347,22 @@ def test_gates_that_cannot_be_measured_are_left_out() -> None:
     blind = made_up(top1_fp32=None, top1_int8=None, speedup=None)
     report = judge(blind, Evaluation(max_drop=0.1, min_top1=0.1, min_speedup=1.0, min_sqnr_db=1.0)).report
     assert [gate.name for gate in report.gates] == ["min_sqnr_db"]
+
+
+def test_a_gate_on_embeddings_is_judged_by_their_meaning() -> None:
+    meaning = Meaning(0.97, 0.9, None, None, 0)
+    report = judge(made_up(agreement=None, meaning=meaning), Evaluation(min_agreement=0.98, min_cosine=0.96)).report
+    found = [(gate.name, gate.measured, gate.passed) for gate in report.gates]
+    assert found == [("min_agreement", 0.97, False), ("min_cosine", 0.97, True)]
+
+
+@pytest.mark.parametrize("name", ["min_recall", "min_agreement"])
+def test_a_gate_on_likeness_that_no_sample_tells_of_is_an_error(name: str) -> None:
+    """Two texts have no order; images without a box in either have none in common."""
+    meaning = Meaning(0.97, 0.9, None, None, 0) if name == "min_recall" else None
+    with pytest.raises(VerificationError, match=f"{name} cannot be judged on 10 samples of noise"):
+        judge(made_up(agreement=None, meaning=meaning), Evaluation(**{name: 0.5}))
+    assert judge(made_up(agreement=None, meaning=meaning), Evaluation()).report.gates == ()
 
 
 def test_the_first_that_passes_is_chosen() -> None:

@@ -12,12 +12,16 @@ from cpupack.accuracy import Interval
 from cpupack.artifacts import Contender, Gate, VerifyReport
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.recipe import Evaluation
+from cpupack.recipe.gates import MEANING_GATES
 from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
 
 _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
 ALIKE = ("segmentation", "detection", "embedding")
 """Kinds for which ``min_agreement`` is measured without classes of whole inputs."""
+_OF_ALIKENESS = (*MEANING_GATES, "min_agreement")
+"""Gates that every host can measure, with any weights: they need no labels and no clock."""
 OFF = "off"
 """The value in a recipe that turns off a gate with a default."""
 
@@ -40,17 +44,23 @@ class _Measured:
 def check_gates(evaluation: Evaluation, signature: Signature, kind: str) -> None:
     """Raise RecipeError for a gate on classes if no output, or more than one, is ``(classes,)`` without the batch.
 
-    ``kind`` is that of the task: some have a meaning for ``min_agreement``.
+    ``kind`` is that of the task: of some the outputs are no classes, and some have a meaning for ``min_agreement``.
     """
-    if (scores := signature.class_scores) is not None and accuracy.has_classes(scores.shape):
+    may_be_classes = kind in {CLASSIFICATION, RAW}
+    if may_be_classes and (scores := signature.class_scores) is not None and accuracy.has_classes(scores.shape):
         return
     shapes = " and ".join(str(each.shape) for each in signature.outputs)
     has = f"outputs have shapes {shapes}" if signature.gives_rows else f"output has shape {shapes}"
     for name in _CLASS_GATES[:2] if kind in ALIKE else _CLASS_GATES:
         if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
-                f"[evaluation] {name} compares classes, but the model's {has} for a sample, "
-                + ("and not one of them alone is (classes,)" if signature.gives_rows else "not (classes,)"),
+                f"[evaluation] {name} compares classes, but "
+                + (
+                    f"the model's {has} for a sample, "
+                    + ("and not one of them alone is (classes,)" if signature.gives_rows else "not (classes,)")
+                    if may_be_classes
+                    else f'a model of [task] kind = "{kind}" gives none'
+                ),
                 hint="use the gate min_sqnr_db for such a model, or your own metric (evaluation.metric)",
             )
 
@@ -59,11 +69,21 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
     """Return the contender with the result of each gate that the recipe sets and that could be measured.
 
     Gates with a default also apply to ``trained`` weights if the recipe does not set them. The one on agreement then
-    applies only if the model ``classifies`` or the data has labels. Default gates are listed only if they fail.
+    applies only if the model ``classifies`` or the data has labels. Default gates are listed only if they fail. Raises
+    VerificationError for a gate of the recipe on what is alike that these samples say nothing about.
     """
     gates = []
-    classifies = classifies or contender.report.labelled_samples > 0
-    for name, measured in _measured(contender.report):
+    report = contender.report
+    classifies = classifies or report.labelled_samples > 0
+    found = dict(_measured(report))
+    given_alike = [each for each in _OF_ALIKENESS if getattr(evaluation, each) not in {None, OFF}]
+    missing = [each for each in given_alike if each in evaluation.model_fields_set and each not in found]
+    if missing:
+        raise VerificationError(
+            f"[evaluation] {' and '.join(missing)} cannot be judged on {report.samples} samples of {report.data}",
+            hint="an order of similarities takes three of them; boxes take an image in which FP32 or INT8 finds some",
+        )
+    for name, measured in found.items():
         bound = getattr(evaluation, name)
         given = name in evaluation.model_fields_set
         if bound is None or bound == OFF or not (given or (trained and (classifies or name not in _CLASS_GATES))):
@@ -73,7 +93,7 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
             gates.append(gate)
         elif not gate.passed:
             gates.append(dataclasses.replace(gate, default=True))
-    return dataclasses.replace(contender, report=dataclasses.replace(contender.report, gates=tuple(gates)))
+    return dataclasses.replace(contender, report=dataclasses.replace(report, gates=tuple(gates)))
 
 
 def choose(contenders: Sequence[Contender]) -> Contender:
@@ -125,6 +145,8 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
         yield "min_agreement", _share(agreement, report.agreement_ci95, samples)
     elif (alike := report.likeness) is not None:
         yield "min_agreement", _Measured(alike, None, samples)
+    elif report.meaning is not None:
+        yield "min_agreement", _Measured(report.meaning.mean_cosine, None, samples)
     ci95 = report.sqnr_db_ci95
     worst = report.worst_output or ""
     sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)

@@ -228,7 +228,7 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
         name = worst.name
         return dataclasses.replace(report, meaning=meaning_of(expected[name], found[name], samples.labels))
     given = signature.unpack(reference.outputs), signature.unpack(actual)
-    if (alike := likeness(reference.presenter, reference.kind, *given)) is not None:
+    if (alike := likeness(reference.presenter, *given)) is not None:
         report = dataclasses.replace(report, likeness_name=alike[0], likeness=alike[1])
     if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
         return report
