@@ -1,8 +1,8 @@
-"""Calls that hide values behind numbers no activation has: masks of -inf or of the least float32 there is.
+"""Calls that hide values behind numbers no activation has: masks of -inf, of the least float32 there is, or of -10000.
 
 A softmax after them gives exact zeros for what is hidden. No range of INT8 codes has such numbers beside ordinary ones:
-the hidden values would show. So the calls from the number on up to the softmax stay FP32, and calibration counts only
-their ordinary values.
+the hidden values would show. So the calls from the number on stay FP32 with the softmax that reads them, and
+calibration counts only their ordinary values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from torch import fx
 from cpupack.graph.vocabulary import SHAPES
 
 BEYOND = 1e9
-"""Numbers from here on hide: ``-1e9`` is a common mask, and no activation is as large."""
+"""Numbers from here on hide, whatever their sign: no activation is as large."""
+LOW = -9999.0
+"""Numbers down from here hide, too: the first BERT's masks are ``-10000``. As large a number with the other sign may be
+a factor of something else."""
+_LEFT = 0.9
+"""What is left of ``LOW`` at least when a score is added to it."""
 _ATEN = torch.ops.aten
 _PASSED: tuple[Any, ...] = (
     *SHAPES, torch.add, torch.sub, torch.mul, torch.div, torch.cat, torch.clamp, operator.getitem, "expand",
@@ -27,14 +32,18 @@ _PASSED: tuple[Any, ...] = (
 
 
 def hiding_calls(graph: fx.GraphModule) -> set[fx.Node]:
-    """Return the calls of float tensors that a number beyond ``BEYOND`` goes into, and those that pass it on."""
-    found: set[fx.Node] = set()
+    """Return the calls of float tensors that a hiding number goes into, those that pass it on, and what reads these."""
+    passing: set[fx.Node] = set()
+    readers: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if not node.op.startswith("call") or node.target not in _PASSED:
+        if not node.op.startswith("call"):
             continue
-        if any(each in found for each in node.all_input_nodes) or _has_number(graph, node):
-            found.add(node)
-    return found
+        reads = any(each in passing for each in node.all_input_nodes)
+        if node.target in _PASSED and (reads or _has_number(graph, node)):
+            passing.add(node)
+        elif reads:
+            readers.add(node)
+    return passing | readers
 
 
 def _has_number(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -48,7 +57,7 @@ def _is_beyond(graph: fx.GraphModule, operand: object) -> bool:
     if isinstance(operand, bool):
         return False
     if isinstance(operand, int | float):
-        return abs(operand) >= BEYOND
+        return abs(operand) >= BEYOND or operand <= LOW
     if not isinstance(operand, fx.Node) or operand.op != "get_attr":
         return False
     held: Any = graph
@@ -56,9 +65,9 @@ def _is_beyond(graph: fx.GraphModule, operand: object) -> bool:
         held = getattr(held, name)
     if not isinstance(held, torch.Tensor) or not held.is_floating_point() or not held.numel():
         return False
-    return bool((held.abs() >= BEYOND).any())
+    return bool(((held.abs() >= BEYOND) | (held <= LOW)).any())
 
 
 def ordinary(values: torch.Tensor) -> torch.Tensor:
     """Return values with zeros for those that hide. NaN stays."""
-    return torch.where(values.abs() >= BEYOND, 0.0, values)
+    return torch.where((values.abs() >= BEYOND) | (values <= _LEFT * LOW), 0.0, values)

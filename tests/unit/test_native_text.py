@@ -21,7 +21,7 @@ from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from helpers.lowered import BOUND_DB, needs_kernels
-from helpers.tiny_models import run, target
+from helpers.tiny_models import ENGINES, run, target
 
 pytestmark = needs_kernels
 LENGTH, WORDS, WIDTH = 12, 60, 32
@@ -54,14 +54,16 @@ def texts(*lengths: int) -> Samples:
     return Samples(rows, "texts", tuple(map(str, range(len(rows)))))
 
 
-def lowered(module: nn.Module, data: Samples | None = None, **settings: object) -> tuple[FloatModel, QuantizedModel]:
+def lowered(
+    module: nn.Module, data: Samples | None = None, *, engine: str = "native", **settings: object
+) -> tuple[FloatModel, QuantizedModel]:
     spec, data = recipe(**settings), data or texts(LENGTH, 5, 1, 7, LENGTH, 3)
     fitted = fit_signature(module.eval(), "test", spec, SilentProgress())
     whole = fitted.module.eval().requires_grad_(requires_grad=False)
     model = FloatModel(whole, fitted.signature, "test", True, None, 0, 0, 0)
     captured = capture(model, data, spec, SilentProgress())
     calibrated = calibrate(fuse(captured, spec, SilentProgress()), data, 4, SilentProgress())
-    return model, quantize(calibrated, model.module, spec, target("native"))
+    return model, quantize(calibrated, model.module, spec, target(engine))
 
 
 class Encoder(nn.Module):
@@ -165,6 +167,17 @@ def test_an_encoder_is_one_program(hide: Callable[..., torch.Tensor], pool: Call
     assert int8.module.operators["cpupack::float_attention"] == 1
     data = texts(LENGTH, 1, 4, 9)
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("hide", [by_least, by_thousands, by_where, by_fill, by_truths])
+def test_what_is_hidden_stays_hidden_on_torchs_engines(hide: Callable[..., torch.Tensor], engine: str) -> None:
+    """A hidden score that is rounded to the least code of the others has a weight: most in the shortest text."""
+    data = texts(LENGTH, 1, 4, 9)
+    model, int8 = lowered(Encoder(hide, first), data, engine=engine)
+    expected, found = run(model, data), run(int8, data)
+    for row in range(len(expected)):
+        assert accuracy.sqnr_db(expected[row : row + 1], found[row : row + 1]) > 25.0
 
 
 def test_positions_are_counted_from_the_mask() -> None:
