@@ -14,12 +14,12 @@ import torch
 from torch import fx
 
 from cpupack.accuracy import sqnr_db
-from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Samples
+from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Reference, Samples
 from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.one_row import OneRow
 from cpupack.model.signature import fit_signature
-from cpupack.pipeline.contest import Settled
+from cpupack.pipeline.contest import Settled, judged
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress, SilentProgress
@@ -33,6 +33,7 @@ from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.lengths import join_programs
 from cpupack.stages.script import script
+from cpupack.stages.verify import choose, compare
 
 _COMPARED = 4
 _SAME = 1e-3
@@ -41,10 +42,11 @@ _LEAST_DB = 6.0
 """SQNR of a length's INT8 outputs beside FP32, below which something is wrong with its program."""
 
 
-def with_lengths(settled: Settled, corrections: Corrections, progress: Progress) -> Settled:
+def with_lengths(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Settled:
     """Return the settled contest with a winner that has a program for each length of the recipe.
 
-    Raises ModelError where the model's answer depends on its padding, or where it cannot be captured at a length.
+    The gates judge these programs again, on all samples. Raises ModelError where the model's answer depends on its
+    padding, or where it cannot be captured at a length, and VerificationError where a gate does not hold.
     """
     recipe, signature = settled.prepared.loaded.recipe, settled.prepared.model.signature
     if all(each.pad is None for each in signature.inputs):
@@ -59,7 +61,7 @@ def with_lengths(settled: Settled, corrections: Corrections, progress: Progress)
         return settled
     with progress.stage("lengths"):
         try:
-            return dataclasses.replace(settled, winner=_lengthened(settled, module, corrections, progress))
+            return dataclasses.replace(settled, winner=_lengthened(settled, module, corrections, work, progress))
         except (ModelError, QuantizationError) as error:
             if asked:
                 raise
@@ -67,7 +69,9 @@ def with_lengths(settled: Settled, corrections: Corrections, progress: Progress)
             return settled
 
 
-def _lengthened(settled: Settled, module: NativeModel, corrections: Corrections, progress: Progress) -> Contender:
+def _lengthened(
+    settled: Settled, module: NativeModel, corrections: Corrections, work: Path, progress: Progress
+) -> Contender:
     prepared, winner = settled.prepared, settled.winner
     recipe = prepared.loaded.recipe
     padded = {each.name: each.shape[0] for each in prepared.model.signature.inputs if each.pad is not None}
@@ -95,20 +99,28 @@ def _lengthened(settled: Settled, module: NativeModel, corrections: Corrections,
     scripted = script(lengthened, prepared.model.input_shape, winner.scripted.path, sample)
     with engine(target.engine):
         worst = _compared(prepared, models, lengths, scripted.path)
-    golden = dict(winner.golden)
-    rows = np.asarray(golden["input"], np.float32)
-    session = Session(read_program(scripted.path), 1)
-    try:
-        golden["output"] = session(rows).reshape(golden["output"].shape)
-    finally:
-        session.close()
-    golden["output_fp32"] = lengths.blanked(rows, golden["output_fp32"])
+    checked = _judged(prepared, winner, compare(lengthened, scripted, _blanked(prepared.reference, lengths), work))
     more = (len(block) - len(programs[-1])) / 2**20
     progress.note(
         f"{len(values)} lengths from {values[0]} to {values[-1]} share their weights (+{more:.1f} MB); the least SQNR "
         f"of a length is {worst[0]:.1f} dB, at {worst[1]}"
     )
-    return dataclasses.replace(winner, quantized=lengthened, scripted=scripted, golden=golden)
+    return checked
+
+
+def _blanked(reference: Reference, lengths: Lengths) -> Reference:
+    """Return FP32's outputs with zeros where a sample has padding, as the wheel gives them."""
+    rows = np.asarray(reference.samples.data, np.float32)
+    outputs = lengths.blanked(rows, reference.outputs.reshape(len(rows), -1)).reshape(reference.outputs.shape)
+    return dataclasses.replace(reference, outputs=outputs)
+
+
+def _judged(prepared: Prepared, winner: Contender, compared: Contender) -> Contender:
+    """Return the compared model with the winner's other facts. Raises VerificationError where a gate does not hold."""
+    speed = {name: getattr(winner.report, name) for name in ("speedup", "speedup_ci95", "speed_rows")}
+    report = dataclasses.replace(compared.report, **speed)
+    facts = dataclasses.replace(compared, report=report, saturation=winner.saturation, layers=winner.layers)
+    return choose([judged(prepared, facts)])
 
 
 def _at(

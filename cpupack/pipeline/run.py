@@ -158,7 +158,7 @@ def _finished(
         settled = settle(prepared, cpu, work, corrections, progress)
     else:
         settled = settle_again(prepared, cpu, work, corrections, known, progress)
-    settled = with_lengths(described(settled, corrections, progress), corrections, progress)
+    settled = with_lengths(described(settled, corrections, progress), corrections, work, progress)
     for sentence in unproven(settled.winner):
         progress.warn(sentence)
     loss_report = loss(settled, corrections, progress)
@@ -196,7 +196,7 @@ def stage_untuned(
     """Build for one CPU up to the runner's project, without tuning (``cpupack compare`` chooses its own settings)."""
     prepared = prepare(loaded, work, progress)
     corrections = Corrections()
-    settled = with_lengths(settle(prepared, cpu, work, corrections, progress), corrections, progress)
+    settled = with_lengths(settle(prepared, cpu, work, corrections, progress), corrections, work, progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 

@@ -207,3 +207,18 @@ def test_programs_share_their_weights(tmp_path: Path) -> None:
 def test_a_model_whose_answer_depends_on_padding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="depends on padding"):
         built(tmp_path, "masked = false")
+
+
+@needs_kernels
+def test_the_report_is_of_the_programs_that_ship(tmp_path: Path) -> None:
+    prepared, contender = built(tmp_path, "")
+    module = contender.quantized.module
+    assert isinstance(module, NativeModel)
+    assert module.lengths is not None
+    data = np.asarray(prepared.reference.samples.data, np.float32)
+    with InstancePool(contender.scripted.path, "native", 1, 1) as pool:
+        found = pool.run(data)
+    expected = module.lengths.blanked(data, prepared.reference.outputs)
+    assert contender.report.sqnr_db == pytest.approx(sqnr_db(expected, found))
+    kept = len(contender.golden["input"])
+    assert np.array_equal(contender.golden["output"], found[:kept])

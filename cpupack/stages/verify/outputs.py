@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +27,7 @@ from cpupack.artifacts import (
     VerifyReport,
 )
 from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
+from cpupack.graph.native_model import NativeModel
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.meaning import meaning_of
@@ -36,6 +38,7 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.metrics import known_metric
+from cpupack.runtime.engine.program import Session, read_program
 from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
@@ -182,7 +185,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     replayed = _replay(scripted, samples, directory)
     actual = replayed["all"]
     for name in {"all", "floats"} & replayed.keys():
-        expected = _run_quantized(quantized, samples, pixel_input=scripted.pixel_input and name == "all")
+        expected = _run_here(quantized, scripted, samples, pixel_input=scripted.pixel_input and name == "all")
         got = replayed[name][: len(expected)]
         if not np.array_equal(got, expected):
             raise VerificationError(
@@ -305,10 +308,16 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
     }
 
 
-def _run_quantized(quantized: QuantizedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
-    """Run the first samples through the INT8 module in this process, in the same batches as the replay."""
+def _run_here(quantized: QuantizedModel, scripted: ScriptedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:
+    """Run the first samples through the INT8 module in this process, in the same batches as the replay.
+
+    Programs of several lengths are run from their file: the module runs the one of the greatest length for all.
+    """
     data = samples.data[: min(_EQUAL_SAMPLES, BATCH_SIZE)]
     batch = torch.from_numpy(model_input(data, samples.preprocess, pixel_input=pixel_input))
+    if isinstance(quantized.module, NativeModel) and quantized.module.lengths is not None:
+        with closing(Session(read_program(scripted.path), 1)) as session:
+            return np.array(session(batch.numpy()))
     with torch.inference_mode(), engine(quantized.target.engine):
         output: FloatArray = quantized.module(batch_channels_last(batch)).numpy()
     return output
