@@ -15,6 +15,7 @@ from cpupack.errors import ModelError, RecipeError
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, Taken, argument_names, blank
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
+from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
 from cpupack.recipe import Output, Recipe
 from cpupack.runtime.signature import LARGEST_EXACT, OUTPUT, OutputSpec, Signature
@@ -175,36 +176,44 @@ def with_vocabularies(module: nn.Module, signature: Signature) -> Signature:
 def check_vocabularies(module: nn.Module, signature: Signature) -> None:
     """Raise RecipeError for a vocabulary of the recipe that is larger than the model's table."""
     for place, spec in zip(signature.input_places(), signature.inputs, strict=True):
-        if spec.vocabulary is not None and not _runs(module, signature, place, spec.vocabulary - 1):
+        if spec.vocabulary is None:
+            continue
+        failure = _failure(module, signature, place, spec.vocabulary - 1)
+        if failure is not None:
             limit = _first_failing(module, signature, place, spec.vocabulary)
             raise RecipeError(
-                f'[[input]] "{spec.name}": vocabulary = {spec.vocabulary}, and the model fails for ids from {limit} on',
+                f'[[input]] "{spec.name}": vocabulary = {spec.vocabulary}, and the model fails for ids from {limit} on'
+                f": {describe_failure(failure)}",
                 hint=f"set vocabulary to {limit}, or leave it out",
-            )
+            ) from failure
 
 
 def _first_failing(module: nn.Module, signature: Signature, place: slice, most: int) -> int | None:
     """Return the first id below ``most`` with which the model fails, None where it runs with all of them."""
-    if _runs(module, signature, place, most - 1):
+
+    def runs(value: int) -> bool:
+        return _failure(module, signature, place, value) is None
+
+    if runs(most - 1):
         return None
     tables = {each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding | nn.EmbeddingBag)}
     for size in sorted(each for each in tables if each < most):
-        if _runs(module, signature, place, size - 1) and not _runs(module, signature, place, size):
+        if runs(size - 1) and not runs(size):
             return size
     low, high = 0, most - 1  # runs, fails
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _runs(module, signature, place, middle) else (low, middle)
+        low, high = (middle, high) if runs(middle) else (low, middle)
     return high
 
 
-def _runs(module: nn.Module, signature: Signature, place: slice, value: int) -> bool:
-    """Whether the model runs on one sample of zeros but for one input, all of whose values are ``value``."""
+def _failure(module: nn.Module, signature: Signature, place: slice, value: int) -> Exception | None:
+    """Run one sample of zeros but for one input, whose values all are ``value``; return what the model raises."""
     row = blank(signature.inputs, 1)
     row[:, place] = value
     try:
         with torch.no_grad():
             module(row)
-    except Exception:  # noqa: BLE001 - torch has several classes for an index beyond a table, and users may add theirs
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001 - torch has several classes for an id beyond a table, users may have more
+        return error
+    return None
