@@ -143,8 +143,9 @@ class Packing:
         return int(np.prod(self.shape))
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """Return a batch of tensors as ``(n, size)``."""
-        return (x.permute(0, 2, 3, 1) if self.image else x).reshape(-1, self.size)
+        """Return a batch of tensors as float32 ``(n, size)``."""
+        values = x if x.dtype == torch.float32 else x.to(torch.float32)
+        return (values.permute(0, 2, 3, 1) if self.image else values).reshape(-1, self.size)
 
     def unpack(self, values: torch.Tensor) -> torch.Tensor:
         """Return the tensors that are in ``(n, values)``."""

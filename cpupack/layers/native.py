@@ -30,7 +30,7 @@ def native_layers(
 
     Layers whose output is never written to memory get no SQNR.
     """
-    floats = calibrated.fused.module
+    floats = calibrated.fused.canonical
     assert isinstance(floats, fx.GraphModule)
     other_summand = {
         each.name: next(other.name for other in add.all_input_nodes if other is not each)

@@ -132,14 +132,14 @@ def _float32_on_cpu(module: nn.Module, progress: Progress) -> nn.Module:
         module = module.cpu()
     if any(not is_lazy(value) and value.is_inference() for _, value in every):
         _replace_inference_tensors(module)
-    others = sorted({str(value.dtype).removeprefix("torch.") for _, value in every if _is_other_float(value)})
+    others = sorted({str(value.dtype).removeprefix("torch.") for _, value in every if _is_other_type(value)})
     if others:
         progress.note(f"weights of {', '.join(others)} are converted to float32")
         module = module.float()
     return module
 
 
-def _is_other_float(value: torch.Tensor) -> bool:
+def _is_other_type(value: torch.Tensor) -> bool:
     return value.is_floating_point() and value.dtype != torch.float32
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import fx
 
 from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Reference, Samples
@@ -82,7 +81,6 @@ def _lengthened(
         raise RecipeError(f"[lengths] values: {values[-1]} is more than {longest}, the greatest length of the inputs")
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
-    assert prepared.calibration is not None
     programs, signatures, models = [], [], []
     for number, value in enumerate(values[:-1]):
         model, quantized = _at(prepared, recipe.at_length(padded, value), value, corrected, winner.quantized)
@@ -139,16 +137,16 @@ def _at(
         fitted.signature.outputs,
     )
     model = dataclasses.replace(prepared.model, module=fitted.module.eval(), signature=signature)
-    samples = prepared.calibration
-    assert samples is not None
+    samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     some = samples.spread(_COMPARED)
     cut = dataclasses.replace(some, data=_cut(some.data, _inputs(prepared.model.signature), length))
     fused = fuse(capture(model, cut, recipe, silent), recipe, silent)
-    assert isinstance(fused.module, fx.GraphModule)
-    assert isinstance(corrected.fused.module, fx.GraphModule)
-    known = dict(corrected.fused.module.named_parameters())
+    graph, whole_graph = fused.canonical, corrected.fused.canonical
+    assert graph is not None
+    assert whole_graph is not None  # the native engine runs captured models alone
+    known = dict(whole_graph.named_parameters())
     with torch.no_grad():
-        for name, parameter in fused.module.named_parameters():
+        for name, parameter in graph.named_parameters():
             if name in known and known[name].shape == parameter.shape:
                 parameter.copy_(known[name])
     calibrated = dataclasses.replace(corrected, fused=fused)

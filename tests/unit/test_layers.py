@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack.artifacts import CalibratedModel, LayerFact, QuantizedModel, Samples
-from cpupack.graph.native_model import MixedModel
+from cpupack.graph.native_model import MixedModel, NativeModel
 from cpupack.layers import describe_layers, float_notes
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
@@ -298,6 +298,25 @@ def test_the_table_of_a_wheel_ends_with_what_stayed_fp32() -> None:
     assert "silu (SiLU) stayed FP32: torch has no INT8 form of SiLU here (onednn)" in text
     int8 = sum(row["precision"] == "int8" for row in rows)
     assert f"{int8} of {len(rows)} layers run in INT8." in text
+
+
+class Steps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.fc = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.rnn(x)[0].mean(1))
+
+
+@needs_kernels
+def test_a_model_by_dynamic_quantization_has_its_layers_described() -> None:
+    data = samples((6, 8))
+    facts, int8, _ = described(Steps(), "native", spec=recipe((6, 8), quantize={"mode": "dynamic"}), data=data)
+    assert isinstance(int8.module, NativeModel)
+    assert (facts["rnn"].precision, facts["mean"].precision) == ("int8", "fp32")
+    assert all(fact.time_share is not None for fact in facts.values())
 
 
 class Gathers(nn.Module):

@@ -264,6 +264,46 @@ def test_products_beyond_what_float32_holds_are_left_to_torch() -> None:
     assert np.array_equal(run(model, data)[:, LENGTH * 8 :], run(int8, data)[:, LENGTH * 8 :])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda ids, mask: (ids * 40503 * mask).sum(1, keepdim=True) == 40503 * 40503,
+        lambda ids, mask: ((ids * 1000003) % 16777259 + 16777216).roll(1, 1),  # an odd number there has no float32
+        lambda ids, mask: torch.gather(ids, 1, (mask.sum(1) - 1).clamp(min=0)[:, None]),
+        lambda ids, mask: (mask.sum(1, keepdim=True) - 1).clamp(min=0) * 2,
+    ],
+)
+def test_whole_numbers_that_torch_computes_are_exact(
+    function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """They may be beyond 2^24: a program takes none of them but as float32 that the model itself rounds to."""
+    model, int8 = lowered(Function(function))
+    data = texts(LENGTH, 1, 4, 9)
+    assert np.array_equal(run(model, data)[:, LENGTH * 8 :], run(int8, data)[:, LENGTH * 8 :])
+
+
+def test_the_last_token_of_a_causal_encoder() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 8)
+            layer = nn.TransformerEncoderLayer(
+                WIDTH, 4, 2 * WIDTH, activation="gelu", norm_first=True, batch_first=True
+            )
+            self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            causal = torch.triu(torch.full((ids.shape[1],) * 2, float("-inf")), 1)
+            x = self.blocks(self.words(ids), mask=causal, src_key_padding_mask=(mask == 0).float() * -1e4)
+            at = (mask.sum(1) - 1).clamp(min=0)[:, None, None].expand(-1, 1, WIDTH)
+            return self.out(x.gather(1, at)[:, 0])
+
+    data = texts(LENGTH, 1, 4, 9)
+    for engine in ("native", "fbgemm"):
+        model, int8 = lowered(Last(), engine=engine)
+        assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
+
+
 def test_a_large_table_is_int8_unless_it_is_skipped() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.nn.modules import transformer
 
 from cpupack.errors import ModelError
 from cpupack.model.user_code import describe_failure, is_library
@@ -76,7 +77,7 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
 
 def _exported(module: nn.Module, example: torch.Tensor, lines: list[str]) -> ExportedProgram:
     try:
-        with torch.no_grad(), _quiet(lines), _without_idle_autocast():
+        with torch.no_grad(), _quiet(lines), _without_idle_autocast(), _without_looking_at_masks():
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
     except Exception as error:
         # torch.export raises errors of many classes, its own among them; all are about the user's model.
@@ -179,6 +180,21 @@ def _without_idle_autocast() -> Iterator[None]:
         yield
     finally:
         kind.__enter__, kind.__exit__ = enter, leave
+
+
+@contextlib.contextmanager
+def _without_looking_at_masks() -> Iterator[None]:
+    """Have ``nn.Transformer`` not look whether a mask is the causal one: it adds the mask all the same.
+
+    torch.export cannot follow a choice by the values of a tensor (torch/nn/modules/transformer.py).
+    """
+    kind: Any = transformer
+    looks = kind._detect_is_causal_mask
+    kind._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        kind._detect_is_causal_mask = looks
 
 
 def _input_of(program: ExportedProgram) -> fx.Node:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch._ops import OpOverload
 
 from cpupack.errors import ModelError
-from cpupack.graph.tags import OTHER_FLOAT
+from cpupack.graph.tags import OTHER_TYPE
 from cpupack.stages.capture.export import Exported
 from cpupack.stages.capture.raising import (
     activations,
@@ -109,6 +109,12 @@ def _is_other_float(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32
 
 
+def _gives_whole_numbers(node: fx.Node) -> bool:
+    """Whether a call gives whole numbers. Truth values may be part of an activation that is written out."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and not value.is_floating_point() and value.dtype != torch.bool
+
+
 def _is_random(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
@@ -138,6 +144,6 @@ def _kept(r: Raiser, node: fx.Node) -> fx.Node:
     value = node.meta.get("val")
     if truths and isinstance(value, torch.Tensor) and value.dtype == torch.bool:
         kept = r.graph.call_function(torch.ops.aten.ne.Scalar, (r._noted(kept, word), 0))
-    if _is_other_float(node):
-        kept.meta[OTHER_FLOAT] = True
+    if _is_other_float(node) or _gives_whole_numbers(node):
+        kept.meta[OTHER_TYPE] = True
     return r._noted(kept, word)

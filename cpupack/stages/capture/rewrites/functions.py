@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch._ops import OpOverload
 
-from cpupack.graph.tags import OTHER_FLOAT
+from cpupack.graph.tags import OTHER_TYPE
 from cpupack.stages.capture.rewrites.cones import Cone, cones, is_pointwise
 from cpupack.stages.capture.rewrites.tools import module_of, new_call, new_module, replace, shape
 
@@ -57,7 +57,7 @@ def name_activations(graph: fx.GraphModule) -> bool:
 
 
 def _same_shape(graph: fx.GraphModule, node: fx.Node, like: fx.Node) -> bool:
-    return is_pointwise(graph, node) and shape(node) == shape(like) and OTHER_FLOAT not in node.meta
+    return is_pointwise(graph, node) and shape(node) == shape(like) and OTHER_TYPE not in node.meta
 
 
 def _activation(cone: Cone) -> tuple[nn.Module, str] | None:

@@ -36,7 +36,7 @@ from cpupack.stages.quantize.native.walks import (
     regular_steps,
     steps_like,
 )
-from cpupack.stages.quantize.native.whole_numbers import hidden_by, lower_whole_numbers
+from cpupack.stages.quantize.native.whole_numbers import hidden_by, lower_whole_numbers, refuse_unbounded
 
 _ATEN = torch.ops.aten
 
@@ -44,6 +44,7 @@ _ATEN = torch.ops.aten
 def lower_float(b: Builder, node: fx.Node) -> None:
     """Lower a call to layers in FP32. Raises Refusal where the engine has none for it."""
     calls, target = b.calls, b.calls.target(node)
+    refuse_unbounded(b, node)
     try:
         if calls.is_constant(node) or node.op == "get_attr":
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -160,6 +161,8 @@ def _lower_segment(
             parts.take_image(builder, node)
         else:
             parts.take(builder, node, inputs[number])
+        if segment.inputs[number].op != "placeholder":
+            builder.magnitudes[node] = math.inf  # what torch has computed may be any number
     for node in body.graph.nodes:
         if node.op in {"output", "placeholder"} or node in builder.values or node in builder.absorbed:
             continue

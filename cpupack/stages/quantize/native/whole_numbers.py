@@ -77,6 +77,19 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     return "map" if b.calls.kind(node).partition(".")[0] not in _REDUCING else "reduce"
 
 
+def refuse_unbounded(b: Builder, node: fx.Node) -> None:
+    """Raise Refusal for a call on whole numbers that torch has computed, which float32 may not have.
+
+    Rounded to float32 they may be, if the model itself does so.
+    """
+    if node.target in _CONVERSIONS and node.meta.get("dtype") == torch.float32:
+        return
+    for each in node.all_input_nodes:
+        dtype = each.meta.get("dtype")
+        if dtype in _WHOLE and dtype is not torch.bool and math.isinf(_largest(b, each)):
+            raise b.calls.refusal(node, "of whole numbers beyond 2^24")
+
+
 # ---- how large whole numbers are ----
 
 
@@ -342,12 +355,13 @@ def _named(*names: str) -> list[Any]:
 
 
 _MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.default)
+_CONVERSIONS = tuple(_named("to", "type_as", "_to_copy"))
 _PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
 _OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
 _CLAMPS = (torch.clamp, _ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _REDUCING = ("sum", "any", "all")
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
-    **dict.fromkeys(_named("to", "type_as", "_to_copy"), _convert),
+    **dict.fromkeys(_CONVERSIONS, _convert),
     **dict.fromkeys(_named("eq", "ne", "lt", "gt", "le", "ge"), _compare),
     **dict.fromkeys(
         _named("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor",
