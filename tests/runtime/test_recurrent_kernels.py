@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_float_kernels import Net, same_bytes
 from test_native_kernels import in_a_process
 
 from cpupack.runtime.engine import library
@@ -18,6 +17,7 @@ from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
 from cpupack.stages.quantize.native.walks import View
 from helpers import native_reference
 from helpers import recurrent_reference as reference
+from helpers.float_nets import Net, same_bytes
 
 Array = np.ndarray[Any, Any]
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")

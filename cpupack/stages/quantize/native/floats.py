@@ -212,10 +212,12 @@ class Floats:
         self._append(Op.FLOAT_GATHER, out, view, -1, {"weights": walk, "scales": index}, {"scale": fill})
         return out
 
-    def look_up(self, operand: Operand, table: npt.NDArray[np.float32], scales: npt.NDArray[np.float32] | None) -> View:
+    def look_up(
+        self, operand: Operand, table: npt.NDArray[np.float32 | np.int8], scales: npt.NDArray[np.float32] | None
+    ) -> View:
         """Append a look-up of rows of a table ``(rows, width)``, by their numbers; return ``(*numbers, width)``.
 
-        With ``scales`` ``(rows,)`` the table is int8, and a row is its codes times its scale.
+        With ``scales`` ``(rows,)`` the table is int8, and a row is its codes times its scale; else it is float32.
         """
         view = self.view(operand)
         (rows, width), out = table.shape, self.new((*view.shape, table.shape[1]))
