@@ -5,20 +5,18 @@ Then any batch and number of threads, lesser instruction sets, and programs that
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from test_native_kernels import in_a_process
 
 from cpupack.layers.native import codes_after
 from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.walks import Function, Instruction, Windows
 from helpers import float_reference as reference
-from helpers import native_reference
+from helpers import kernel_process, native_reference
 from helpers.damage_seeds import damage_seeds
 from helpers.float_nets import (
     Array,
@@ -181,34 +179,18 @@ def test_gelu_is_the_function(function: Function, approximate: str) -> None:
     assert (np.abs(found - exact) <= 1e-6 + 3e-7 * np.abs(exact)).all()
 
 
+def case(name: str) -> kernel_process.Case:
+    net = made(name)
+    return (*net.tensors(), net.program.outputs)
+
+
 def digests() -> dict[str, str]:
-    """Return a hash of the results of every program, and the instruction set that made them."""
-    library.load()
-    found = {"isa": library.describe()["isa"]}
-    for name in NETS:
-        net = made(name)
-        x, program = net.tensors()
-        results = torch.ops.cpupack.run_1(x, program, net.program.outputs)
-        found[name] = hashlib.sha256(torch.nan_to_num(results, nan=12345.0).numpy().tobytes()).hexdigest()
-    return found
-
-
-DIGESTS = """
-import json, sys
-sys.path[:0] = sys.argv[1:]
-import test_float_kernels as tests
-print(json.dumps(tests.digests()))
-"""
+    return kernel_process.digests({name: partial(case, name) for name in NETS})
 
 
 @pytest.mark.parametrize("isa", ["vnni", "avx2"])
 def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
-    here = digests()
-    if isa in {here["isa"], {"avx2": "vnni"}.get(here["isa"])}:
-        pytest.skip(f"this CPU has no more than {here['isa']}")
-    done = in_a_process(DIGESTS, CPUPACK_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {**here, "isa": isa}
+    kernel_process.same_digests_with(isa, "test_float_kernels", digests())
 
 
 def test_a_layers_values_can_be_seen() -> None:
@@ -243,12 +225,6 @@ DAMAGED = (
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
 )  # fmt: skip
-DAMAGE = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-import test_float_kernels as tests
-print(*tests.damage(int(sys.argv[3])))
-"""
 _HEADER, _BUFFER, _LAYER = 64, 40, 144
 _OF_FLOATS = 15
 
@@ -302,8 +278,5 @@ def damaged(program: Array, random: np.random.Generator) -> list[Array]:
 
 @pytest.mark.parametrize("seed", damage_seeds())
 def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
-    done = in_a_process(DAMAGE, seed)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ran, refused = map(int, done.stdout.split())
-    assert ran > 100  # numbers that are only data, or that name other values of the same buffer
-    assert refused > 1000
+    # what runs: numbers that are only data, or that name other values of the same buffer
+    kernel_process.damage_survived("test_float_kernels", seed, ran=100, refused=1000)

@@ -6,11 +6,6 @@ Then any batch and any number of threads, and programs that are damaged.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +20,11 @@ from native_nets import (
 from cpupack.layers.native import codes_after
 from cpupack.layers.times import profiled
 from cpupack.runtime.engine import library
-from helpers import native_reference
+from helpers import kernel_process, native_reference
 from helpers.damage_seeds import damage_seeds
 from helpers.native_reference import Array, Reference
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
-
-TIMEOUT_S = int(os.environ.get("CPUPACK_TEST_TIMEOUT_S", "300"))  # kernels/check.py: other builds are slower
 
 
 @pytest.fixture(autouse=True)
@@ -123,14 +116,6 @@ def test_there_is_nothing_to_see_of_the_result_and_of_layers_that_are_not() -> N
             codes_after(program, x, layer, (1, 1, 5))
 
 
-DIGESTS = """
-import json, sys
-sys.path[:0] = sys.argv[1:]
-import test_native_kernels as tests
-print(json.dumps(tests.digests()))
-"""
-
-
 def digests() -> dict[str, str]:
     """Return a hash of every buffer and result of every program, and the path that made them."""
     library.load()
@@ -146,23 +131,9 @@ def digests() -> dict[str, str]:
     return found
 
 
-def in_a_process(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parent
-    return subprocess.run(
-        [sys.executable, "-c", code, str(here), str(here.parent), *map(str, arguments)],
-        env={**os.environ, **environment, "PYTHONPATH": str(here.parent.parent)},
-        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("isa", ["vnni", "avx2"])
 def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
-    here = digests()
-    if isa in {here["isa"], {"avx2": "vnni"}.get(here["isa"])}:
-        pytest.skip(f"this CPU has no more than {here['isa']}")
-    done = in_a_process(DIGESTS, CPUPACK_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {**here, "isa": isa}
+    kernel_process.same_digests_with(isa, "test_native_kernels", digests())
 
 
 # --- damaged programs
@@ -173,12 +144,6 @@ DAMAGED = (
     "pixels by blocks", "winograd, odd", "winograd, tiles of six", "moves of 3", "elementwise 19", "resampled 19",
     "several results", "slopes of 33, up to 64",
 )  # fmt: skip
-DAMAGE = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-import test_native_kernels as tests
-print(*tests.damage(int(sys.argv[3])))
-"""
 
 
 def damage(seed: int) -> tuple[int, int]:
@@ -223,8 +188,5 @@ def damaged(program: Array, random: np.random.Generator) -> list[Array]:
 
 @pytest.mark.parametrize("seed", damage_seeds())
 def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
-    done = in_a_process(DAMAGE, seed)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ran, refused = map(int, done.stdout.split())
-    assert ran > 100  # numbers that are only data: scales, zero points, halos in the slack
-    assert refused > 1000
+    # what runs: numbers that are only data: scales, zero points, halos in the slack
+    kernel_process.damage_survived("test_native_kernels", seed, ran=100, refused=1000)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_native_kernels import in_a_process
 
 from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.program import Op
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind
 from cpupack.stages.quantize.native.walks import View
-from helpers import native_reference
+from helpers import kernel_process, native_reference
 from helpers import recurrent_reference as reference
 from helpers.float_nets import Net, same_bytes
 
@@ -167,44 +165,22 @@ def test_the_reference_itself_is_torchs_layer_but_for_rounding(kind: Kind) -> No
         assert np.abs(cells - states[1].transpose(0, 1).numpy()).max() < 0.02 * float(states[1].abs().max())
 
 
+def case(name: str) -> kernel_process.Case:
+    net = made(name)
+    return (*net.tensors(), net.program.outputs)
+
+
 def digests() -> dict[str, str]:
-    """Return a hash of the results of every program, and the instruction set that made them."""
-    library.load()
-    found = {"isa": library.describe()["isa"]}
-    for name in NETS:
-        net = made(name)
-        x, program = net.tensors()
-        results = torch.ops.cpupack.run_1(x, program, net.program.outputs)
-        found[name] = hashlib.sha256(torch.nan_to_num(results, nan=12345.0).numpy().tobytes()).hexdigest()
-    return found
-
-
-DIGESTS = """
-import json, sys
-sys.path[:0] = sys.argv[1:]
-import test_recurrent_kernels as tests
-print(json.dumps(tests.digests()))
-"""
+    return kernel_process.digests({name: partial(case, name) for name in NETS})
 
 
 @pytest.mark.parametrize("isa", ["vnni", "avx2"])
 def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
-    here = digests()
-    if isa in {here["isa"], {"avx2": "vnni"}.get(here["isa"])}:
-        pytest.skip(f"this CPU has no more than {here['isa']}")
-    done = in_a_process(DIGESTS, CPUPACK_ISA=isa)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {**here, "isa": isa}
+    kernel_process.same_digests_with(isa, "test_recurrent_kernels", digests())
 
 
 # --- damaged programs
 
-DAMAGE = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-import test_recurrent_kernels as tests
-print(*tests.damage(int(sys.argv[3])))
-"""
 _HEADER, _BUFFER, _LAYER, _NUMBERS = 64, 40, 144, 12
 DAMAGED = ("lstm, from states", "gru, both ways", "tanh, turned", "lstm, projected")
 
@@ -245,8 +221,5 @@ def damage(seed: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_programs_are_refused_or_run_but_never_crash(seed: int) -> None:
-    done = in_a_process(DAMAGE, seed)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ran, refused = map(int, done.stdout.split())
-    assert ran > 50  # numbers that are only data, or that name other values of the same buffer
-    assert refused > 500
+    # what runs: numbers that are only data, or that name other values of the same buffer
+    kernel_process.damage_survived("test_recurrent_kernels", seed, ran=50, refused=500)
