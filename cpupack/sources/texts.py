@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
@@ -16,11 +15,13 @@ from cpupack.runtime.text.inputs import load_text
 from cpupack.runtime.text.spec import TEXT, TEXT_PAIR
 from cpupack.runtime.text.texts import is_text, read_lines
 from cpupack.runtime.text.tokenizer import Tokenizer
+from cpupack.sources.answers import class_labels, metric_targets
 from cpupack.sources.named import signature_of
 from cpupack.sources.request import Floats, Request
 
 LABELS = ("label", "target")
 """Fields of a JSON line that say what the right answer is."""
+_OBJECT = '{"text": "...", "text_pair": "...", "label": 0}; the last two may be left out'
 
 
 def read(file: str, request: Request) -> Samples:
@@ -38,18 +39,25 @@ def read(file: str, request: Request) -> Samples:
     entries = [_entry(value, where, request) for where, value in found]
     rows = request.choose(len(entries))
     names = [found[row][0] for row in rows]
-    chosen = [entries[row] for row in rows]
-    answers = [answer for _, answer in chosen]
+    return samples_of_texts([entries[row] for row in rows], names, request, _OBJECT)
+
+
+def samples_of_texts(entries: Sequence[tuple[Any, Any]], names: Sequence[str], request: Request, hint: str) -> Samples:
+    """Return texts or pairs, each with its label or target (None without), as rows of the model's inputs.
+
+    Raises CalibrationError that names the text; ``hint`` says how a label or target is given.
+    """
+    answers = [answer for _, answer in entries]
     return Samples(
-        rows_of_texts([item for item, _ in chosen], names, request),
+        _rows([item for item, _ in entries], names, request),
         request.spec,
         tuple(names),
-        labels=_labels(answers, names, request) if request.labelled else None,
-        targets=_targets(answers, names, request) if request.targets else None,
+        labels=class_labels(answers, names, request, hint),
+        targets=metric_targets(answers, names, request, hint),
     )
 
 
-def rows_of_texts(items: Sequence[Any], names: Sequence[str], request: Request) -> Floats:
+def _rows(items: Sequence[Any], names: Sequence[str], request: Request) -> Floats:
     """Return a row of the model's inputs for each text. Raises CalibrationError that names the text."""
     if request.tokenizer is None:
         raise CalibrationError(f"{request.spec}: {names[0]} is text, and the recipe has no [tokenizer]")
@@ -91,35 +99,7 @@ def _entry(value: Any, where: str, request: Request) -> tuple[Any, Any]:
     if not isinstance(value, Mapping) or TEXT not in value:
         raise CalibrationError(
             f'{request.spec}: {where} is no string, and no object with "{TEXT}"',
-            hint='{"text": "...", "text_pair": "...", "label": 0}; the last two may be left out',
+            hint=_OBJECT,
         )
     texts = {key: value[key] for key in (TEXT, TEXT_PAIR) if value.get(key) is not None}
     return texts, next((value[key] for key in LABELS if value.get(key) is not None), None)
-
-
-def _labels(answers: Sequence[Any], names: Sequence[str], request: Request) -> npt.NDArray[np.int64] | None:
-    """Return class indices. A label may be a name of ``[model] labels``."""
-    known = request.loaded.recipe.model.labels
-    numbers = {name: index for index, name in enumerate(known)} if isinstance(known, list) else {}
-    found = []
-    for answer, name in zip(answers, names, strict=True):
-        value = numbers.get(answer, answer) if isinstance(answer, str) else answer
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
-            if not request.required:
-                return None
-            what = "no label" if answer is None else f"the label {answer!r}"
-            raise CalibrationError(
-                f"{request.spec}: {name} has {what}; accuracy needs a class index, or a name of [model] labels"
-            )
-        found.append(int(value))
-    return np.array(found, np.int64)
-
-
-def _targets(answers: Sequence[Any], names: Sequence[str], request: Request) -> npt.NDArray[Any]:
-    for answer, name in zip(answers, names, strict=True):
-        if answer is None:
-            raise CalibrationError(f'{request.spec}: {name} has no "target" or "label", which the metric needs')
-    try:
-        return np.array([np.asarray(each) for each in answers])
-    except ValueError as error:
-        raise CalibrationError(f"{request.spec}: targets have different shapes: {error}") from error

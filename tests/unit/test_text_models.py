@@ -12,7 +12,7 @@ import torch
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import CalibrationError, ModelError, RecipeError
-from cpupack.pipeline.data import calibration_samples
+from cpupack.pipeline.data import calibration_samples, evaluation_samples
 from cpupack.progress import SilentProgress
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.text.inputs import load_text
@@ -187,6 +187,24 @@ def test_calibration_reads_lines_and_json_lines(tmp_path: Path) -> None:
     lines.write_text('{"text": 5}\n')
     with pytest.raises(CalibrationError, match=r"texts.jsonl:1 is int; expected a string"):
         calibration_samples(loaded, model, SilentProgress())
+
+
+def test_a_factory_of_texts_may_name_its_labels(tmp_path: Path) -> None:
+    extra = 'source = "python:texts.py:some"\n'
+    named: dict[str, Any] = {"architecture": "BertForSequenceClassification", "id2label": {0: "no", 1: "yes"}}
+    path = write_project(tmp_path, "transformers", extra, **named)
+    (tmp_path / "texts.py").write_text(
+        "def some():\n    return [('the cat', 'yes'), {'text': 'a dog', 'label': 'no'}, ('a tree', 1)]\n"
+    )
+    loaded = load_recipe(path)
+    evaluated = evaluation_samples(loaded, load(loaded, SilentProgress()), None, SilentProgress())
+    assert evaluated.labels is not None
+    assert evaluated.labels.tolist() == [1, 0, 1]
+    (tmp_path / "texts.py").write_text("def some():\n    return [('the cat', 'maybe')]\n")
+    path.write_text(path.read_text() + "max_drop = 0.1\n")  # needs labels
+    loaded = load_recipe(path)
+    with pytest.raises(CalibrationError, match="the label of item 0 is 'maybe'"):
+        evaluation_samples(loaded, load(loaded, SilentProgress()), None, SilentProgress())
 
 
 def test_text_needs_a_tokenizer_in_the_recipe(tmp_path: Path) -> None:
