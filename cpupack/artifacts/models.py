@@ -14,6 +14,7 @@ import torch.fx
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts.reports import LayerFact, LayerSaturation
+from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.signature import Signature
@@ -94,7 +95,7 @@ class FloatModel:
     batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
     true when they were not trained. ``labels`` are names of classes or values, or None. ``task`` says what the outputs
     are, None for what their shapes say. ``anchors`` are those of a detector. ``tokenizer`` is
-    that of a model that takes text.
+    that of a model that takes text. ``channels_last`` says that the user's code runs in that layout, too.
     """
 
     module: torch.nn.Module
@@ -109,6 +110,7 @@ class FloatModel:
     task: TaskSpec | None = None
     anchors: Anchors | None = None
     tokenizer: TextInput | None = None
+    channels_last: bool = True
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -126,6 +128,14 @@ class FloatModel:
     def output_shape(self) -> tuple[int, ...]:
         """The shape of one sample that ``module`` gives."""
         return self.signature.engine_output_shape
+
+    def fast_module(self) -> torch.nn.Module:
+        """Return ``module`` with its weights in the layout that is fastest, changed in place."""
+        return weights_channels_last(self.module) if self.channels_last else self.module
+
+    def fast_batch(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return a batch in the layout in which ``fast_module`` takes it."""
+        return batch_channels_last(batch) if self.channels_last else batch.contiguous()
 
 
 @dataclass(frozen=True)

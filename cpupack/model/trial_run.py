@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cpupack.errors import CpupackError, ModelError
+from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure
@@ -43,6 +44,25 @@ def try_forward(module: nn.Module, source: str, inputs: tuple[TensorSpec, ...], 
         two, macs = run_zeros(module, source, inputs, _BATCH, fixed=True), 0
     check_output(two, source, _BATCH, one)
     return macs
+
+
+def runs_channels_last(module: nn.Module, inputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether a model that runs also runs with its images and weights in channels_last. Weights keep their layout.
+
+    A convolution gives its result in that layout, and then ``x.view(len(x), -1)`` fails.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    before = [each.data for each in tensors]
+    weights_channels_last(module)
+    try:
+        with torch.no_grad():
+            module(batch_channels_last(blank(inputs, _BATCH)))
+    except RuntimeError:  # nothing but the layout differs from the run before
+        return False
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
+    return True
 
 
 def run_zeros(

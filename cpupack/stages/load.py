@@ -12,7 +12,7 @@ from cpupack.model.signature import check_vocabularies, fit_signature, with_voca
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.tasks import check_labels, task_of
 from cpupack.model.text_input import check_tokenizer, text_input, with_pads
-from cpupack.model.trial_run import try_forward
+from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
@@ -54,6 +54,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     detector = detector_of(module, loaded.recipe, signature)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature)
+    channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(signature, text)
     return FloatModel(
         module=fitted.module.eval(),
@@ -67,6 +68,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         labels=_labels(loaded, task.kind, signature, weights, progress),
         task=task,
         tokenizer=text,
+        channels_last=channels_last,
         anchors=None if detector is None else detector.anchors,
     )
 

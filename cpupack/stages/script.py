@@ -19,7 +19,7 @@ from cpupack.graph.names import is_plain
 from cpupack.graph.native_model import CONVERSIONS, FP32_PREFIX, MixedModel, NativeModel
 from cpupack.graph.open_sizes import open_sizes
 from cpupack.graph.pixel_model import PixelModel
-from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.layout import batch_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
@@ -98,13 +98,25 @@ def why_torch(quantized: QuantizedModel, example: torch.Tensor) -> str | None:
     return f"torch runs the layers that stay FP32: {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
+class _Contiguous(nn.Module):
+    """A model that takes batches of any layout, for code that runs on contiguous ones alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.module(x.contiguous())
+
+
 def script_float(model: FloatModel, path: Path, sample: torch.Tensor | None = None) -> Path:
     """Trace the loaded FP32 model on ``sample`` and save it without freezing. Speed is compared with this model.
 
     Returns ``path``.
     """
-    example = _example(model.input_shape) if sample is None else batch_channels_last(sample)
-    save(weights_channels_last(model.module), example, path, freeze=False)
+    example = batch_channels_last(_example(model.input_shape) if sample is None else sample)
+    module = model.fast_module()
+    save(module if model.channels_last else _Contiguous(module), example, path, freeze=False)
     return path
 
 

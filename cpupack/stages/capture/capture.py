@@ -90,7 +90,7 @@ def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:
             return torch.from_numpy(random_rows(model.signature.inputs, np.random.default_rng(0), _EXAMPLES))
         generator = torch.Generator().manual_seed(0)
         return torch.randn(_EXAMPLES, *model.input_shape, generator=generator)
-    some = samples.spread(_EXAMPLES).tensor(slice(None)).clone()
+    some = samples.spread(_EXAMPLES).tensor(slice(None)).clone(memory_format=torch.contiguous_format)
     while len(some) < _EXAMPLES:
         some = torch.cat([some, some])[:_EXAMPLES]
     return some

@@ -29,7 +29,7 @@ from cpupack.artifacts import (
 from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
-from cpupack.layout import batch_channels_last, weights_channels_last
+from cpupack.layout import batch_channels_last
 from cpupack.meaning import meaning_of
 from cpupack.metric import Metric
 from cpupack.model.sources import load_factory
@@ -134,11 +134,11 @@ def _outputs(
     samples: Samples,
     progress: Progress,
 ) -> FloatArray:
-    module = weights_channels_last(model.module)
+    module = model.fast_module()
     if graph is not None and len(samples) > _COMPARED_SAMPLES:
-        some = batch_channels_last(samples.spread(_COMPARED_SAMPLES).tensor(slice(None)))
+        some = model.fast_batch(samples.spread(_COMPARED_SAMPLES).tensor(slice(None)))
         with torch.inference_mode():
-            expected, found = module(some.clone()).numpy(), graph(some).numpy()
+            expected, found = module(some.clone()).numpy(), graph(batch_channels_last(some)).numpy()
         if (
             found.shape == expected.shape
             and len(found) == len(some)
@@ -149,7 +149,7 @@ def _outputs(
     rows: list[FloatArray] = []
     with torch.inference_mode():
         for batch in samples.batches(BATCH_SIZE):
-            rows.append(module(batch_channels_last(batch)).numpy())
+            rows.append(module(model.fast_batch(batch)).numpy())
             progress.step(sum(map(len, rows)), len(samples), "samples")
     return np.concatenate(rows)
 
