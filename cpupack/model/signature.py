@@ -18,9 +18,11 @@ from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zero
 from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
 from cpupack.recipe import Output, Recipe
-from cpupack.runtime.signature import LARGEST_EXACT, OUTPUT, OutputSpec, Signature
+from cpupack.runtime.signature import LARGEST_EXACT, OUTPUT, OutputSpec, Signature, TensorSpec
 
 _BATCH = 2
+_TRIED_COLUMNS = 32
+"""Of so many columns it is tried whether they have the same vocabulary: long ones are of words, which do."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,27 @@ def with_vocabularies(module: nn.Module, signature: Signature) -> Signature:
         if spec.dtype in {"int64", "uint8"} and spec.vocabulary is None:
             most = 256 if spec.dtype == "uint8" else LARGEST_EXACT
             limit = _first_failing(module, signature, place, most)
-            found.append(dataclasses.replace(spec, vocabulary=limit))
+            columns = () if limit is None else _columns(module, signature, spec, place, limit, most)
+            largest = limit if not columns else None if None in columns else max(each or 0 for each in columns)
+            found.append(dataclasses.replace(spec, vocabulary=largest, vocabularies=columns))
         else:
             found.append(spec)
     return Signature(tuple(found), signature.outputs)
+
+
+def _columns(
+    module: nn.Module, signature: Signature, spec: TensorSpec, place: slice, limit: int, most: int
+) -> tuple[int | None, ...]:
+    """Return the vocabulary of each value along the last dimension, () where all are ``limit``, as for words.
+
+    ``limit`` is the first id that fails at all places together. A table of categories has one for each column.
+    """
+    count = spec.shape[-1] if spec.shape else 1
+    columns = [slice(place.start + column, place.stop, count) for column in range(count)]
+    some = columns[:: -(-count // _TRIED_COLUMNS)]
+    if all(_failure(module, signature, each, limit) is not None for each in some):
+        return ()
+    return tuple(_first_failing(module, signature, each, most) for each in columns)
 
 
 def check_vocabularies(module: nn.Module, signature: Signature) -> None:

@@ -15,6 +15,8 @@ from .images.inputs import random_input
 from .images.spec import normalize
 from .signature import LARGEST_EXACT, Array, Floats, Signature, TensorSpec, batch_text, takes_rows
 
+_SOME_IDS = 256
+"""How many ids random values have where any whole number is fine."""
 _MOSTLY = 0.9
 """The share of ones in a random mask: a sample without any would have nothing to attend to."""
 
@@ -164,13 +166,23 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
         return
     if spec.dtype == "bool":
         return
-    low, high = (0, spec.vocabulary - 1) if spec.vocabulary is not None else (-LARGEST_EXACT, LARGEST_EXACT)
+    for column, vocabulary in enumerate(spec.vocabularies):
+        _check_ids(spec, array[..., column], vocabulary, f" at place {column} of the last dimension")
+    if not spec.vocabularies:
+        _check_ids(spec, array, spec.vocabulary, "")
+
+
+def _check_ids(spec: TensorSpec, array: Array, vocabulary: int | None, where: str) -> None:
+    low, high = (0, vocabulary - 1) if vocabulary is not None else (-LARGEST_EXACT, LARGEST_EXACT)
     if int(array.min()) >= low and int(array.max()) <= high:
         return
     sample = next(number for number, one in enumerate(array) if int(one.min()) < low or int(one.max()) > high)
     bad = next(int(each) for each in array[sample].flat if not low <= int(each) <= high)
-    why = "" if spec.vocabulary is not None else ", which a runner can pass exactly"
-    raise InputError(f'input "{spec.name}": sample {sample} has {bad}; the model takes {low} to {high}{why}')
+    there = " there" if where else ""
+    why = "" if vocabulary is not None else ", which a runner can pass exactly"
+    raise InputError(
+        f'input "{spec.name}": sample {sample} has {bad}{where}; the model takes {low} to {high}{there}{why}'
+    )
 
 
 def random_engine_input(
@@ -198,11 +210,12 @@ def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -
     shape = (count, *spec.shape)
     if spec.dtype == "float32":
         return generator.standard_normal(shape, dtype=np.float32)
-    if spec.dtype == "bool" or (spec.dtype == "int64" and spec.vocabulary in {None, 2}):
+    if spec.dtype == "bool" or (spec.dtype == "int64" and spec.vocabulary in {None, 2} and not spec.vocabularies):
         mask = generator.random(shape) < _MOSTLY
         mask.reshape(count, -1)[:, 0] = True
         return mask.astype(spec.dtype)
-    return generator.integers(0, spec.vocabulary or 256, shape, dtype=spec.dtype)
+    limits = [each or _SOME_IDS for each in spec.vocabularies] or (spec.vocabulary or _SOME_IDS)
+    return generator.integers(0, limits, shape, dtype=spec.dtype)
 
 
 def _takes(signature: Signature) -> str:

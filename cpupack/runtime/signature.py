@@ -37,8 +37,9 @@ class TensorSpec:
 
     ``default`` fills an input that a caller leaves out; None means that it must be given. ``preprocess`` is set for an
     input that is an image, ``(channels, height, width)``. Ids of an int64 or uint8 input are below ``vocabulary``, None
-    where any whole number is fine. ``pad`` is the value of positions that a sample does not have, at the end of the
-    first dimension; None where every sample has all.
+    where any whole number is fine. ``vocabularies`` are those along the last dimension where they differ, as columns of
+    a table do; ``vocabulary`` is then the largest. ``pad`` is the value of positions that a sample does not have, at
+    the end of the first dimension; None where every sample has all.
     """
 
     name: str
@@ -48,12 +49,15 @@ class TensorSpec:
     preprocess: PreprocessSpec | None = None
     vocabulary: int | None = None
     pad: float | None = None
+    vocabularies: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"the dtype of {self.name} is {self.dtype!r}, not one of {', '.join(DTYPES)}")
         if self.preprocess is not None and (len(self.shape) != 3 or self.dtype != "float32"):
             raise ValueError(f"{self.name} is an image, and not float32 (channels, height, width)")
+        if self.vocabularies and len(self.vocabularies) != self.shape[-1]:
+            raise ValueError(f"{self.name} has {self.shape[-1]} values, and {len(self.vocabularies)} vocabularies")
 
     @property
     def size(self) -> int:
@@ -78,6 +82,7 @@ class TensorSpec:
             "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
             "vocabulary": self.vocabulary,
             "pad": self.pad,
+            "vocabularies": list(self.vocabularies),
         }
 
     @classmethod
@@ -93,6 +98,7 @@ class TensorSpec:
             preprocess,
             raw.get("vocabulary"),
             raw.get("pad"),
+            tuple(raw.get("vocabularies", ())),
         )
 
 
@@ -298,11 +304,19 @@ def input_text(spec: TensorSpec) -> str:
     words = [f"{spec.name} {spec.dtype} {batch_text(spec.shape)}"]
     if spec.preprocess is not None:
         words.append("or images")
-    if spec.vocabulary is not None:
-        words.append(f"from 0 to {spec.vocabulary - 1}")
+    if (ids := ids_text(spec)) is not None:
+        words.append(ids)
     if spec.default is not None:
         words.append(f"else {default_text(spec)}")
     return " ".join(words)
+
+
+def ids_text(spec: TensorSpec) -> str | None:
+    """Return which ids an input takes, in words: ``from 0 to 9``; None where any whole number is fine."""
+    if spec.vocabularies:
+        largest = ", ".join("any number" if each is None else str(each - 1) for each in spec.vocabularies)
+        return f"from 0 to at most [{largest}]"
+    return None if spec.vocabulary is None else f"from 0 to {spec.vocabulary - 1}"
 
 
 def default_text(spec: TensorSpec) -> str:

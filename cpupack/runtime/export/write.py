@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
-from ..signature import Signature, TensorSpec, signature_of, takes_rows
+from ..signature import Signature, TensorSpec, ids_text, signature_of, takes_rows
 from . import model_file
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
@@ -107,8 +107,8 @@ def _places(specs: Sequence[TensorSpec], places: Sequence[slice]) -> list[str]:
                 f"{spec.preprocess.mean} and std {spec.preprocess.std}"
             )
         elif spec.dtype != "float32":
-            most = f" from 0 to {spec.vocabulary - 1}" if spec.vocabulary else ""
-            order += f" of {'zeros and ones' if spec.dtype == 'bool' else f'whole numbers{most}'}"
+            ids = ids_text(spec)
+            order += " of zeros and ones" if spec.dtype == "bool" else " of whole numbers" + (f" {ids}" if ids else "")
         rows.append(f"| {place.start} to {place.stop - 1} | {order} |")
     return rows
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arrays import MOST_FLOAT
+from ..signature import ids_text
 from ..tasks.spec import CLASSIFICATION
 from ..text.spec import TEXT, TEXT_PAIR
 from ..text.texts import MOST_CHARACTERS
@@ -174,8 +175,8 @@ def _named(model: ServedModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for spec, facts in zip(model.signature.inputs, model.inputs, strict=True):
         values[spec.name] = {"type": "string", "format": "byte"} if spec.preprocess is not None else _array(facts)
-        if spec.vocabulary is not None:
-            values[spec.name]["description"] = f"whole numbers from 0 to {spec.vocabulary - 1}"
+        if (ids := ids_text(spec)) is not None:
+            values[spec.name]["description"] = f"whole numbers {ids}"
     needed = tuple(each.name for each in model.signature.inputs if each.default is None)
     return {**_object(needed, **values), "additionalProperties": False}
 
