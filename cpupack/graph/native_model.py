@@ -80,8 +80,7 @@ class NativeModel(nn.Module):
         self.pixel_input, self.image = pixel_input, image
         self.register_buffer("program", torch.from_numpy(np.frombuffer(program, np.uint8).copy()))
         self.outputs = int(np.prod(output_shape))
-        channels, *positions = output_shape
-        self.result_shape = (*positions, channels) if image else output_shape
+        self.result_shape = (*output_shape[1:], output_shape[0]) if image else output_shape
         self.head, self.tail = head, tail
 
     def with_lengths(self, program: bytes, lengths: Lengths) -> NativeModel:

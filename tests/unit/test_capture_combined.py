@@ -32,6 +32,8 @@ FORWARDS = {
     "constant where not": lambda net, x: torch.where(net.mask, 0.5, net.a(x)),
     "addcmul": lambda net, x: torch.addcmul(net.a(x), net.b(x), net.a(x).sigmoid(), value=0.5),
     "lerp": lambda net, x: torch.lerp(net.a(x), net.b(x), 0.3),
+    "log10": lambda net, x: torch.log10(net.a(x).abs() + 1e-3),
+    "log2": lambda net, x: net.a(x).exp().log2(),
     "power of a parameter": lambda net, x: net.a(x).clamp(min=0.1).pow(net.p),
 }
 

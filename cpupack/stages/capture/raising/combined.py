@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -153,7 +154,63 @@ def _between(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(torch.add, start, r.call(torch.mul, r.call(torch.sub, end, start), weight))
 
 
+def _norm(r: Raiser, x: fx.Node, order: float, dim: int, *, keepdim: bool) -> fx.Node:
+    return r.call(torch.ops.aten.linalg_vector_norm.default, x, order, [dim], keepdim, word="norm")
+
+
+def _cosine_similarity(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``cosine_similarity``: the sum of products of two tensors, each divided by its norm."""
+    rank = len(r.shape()) + 1
+    dim = a["dim"] % rank
+    units: list[fx.Node] = []
+    for value in (a["x1"], a["x2"]):
+        shape = r.shape(value)
+        if len(shape) != rank or not r.is_float(value) or r.dynamic(value)[dim]:
+            raise NotRaised
+        if r.is_known(value):
+            held = r.tensor(value)
+            assert held is not None
+            unit = held / held.norm(dim=dim, keepdim=True).clamp(min=a["eps"])
+            units.append(r.attribute(unit, r._name_of(value)))
+        else:
+            x = r.activation(value)
+            units.append(r.call(torch.div, x, r.call(torch.clamp, _norm(r, x, 2.0, dim, keepdim=True), a["eps"], None)))
+    return r.call(torch.sum, r.call(torch.mul, *sorted(units, key=_is_constant)), (dim,), False)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    return node.op == "get_attr"
+
+
+def _pairwise_distance(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``pairwise_distance``: the norm of the difference of two tensors, to which a small number is added."""
+    left, right = a["x1"], a["x2"]
+    if not (r.is_float(left) and r.is_float(right) and r.shape(left) == r.shape(right)):
+        raise NotRaised
+    if r.is_known(left):
+        left, right = right, left
+    elif not r.is_known(right):
+        difference = r.call(torch.sub, r.activation(left), r.activation(right))
+        return _norm(r, r.call(torch.add, difference, a["eps"]), a["p"], len(r.shape(left)) - 1, keepdim=a["keepdim"])
+    raise NotRaised
+
+
+def _logarithm(base: float) -> Callable[[Raiser, dict[str, Any]], fx.Node]:
+    """Return a handler of a logarithm to another base: a product with the natural one."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> fx.Node:
+        if not r.is_float() or not r.is_float(a["self"]):
+            raise NotRaised
+        return r.call(torch.mul, r.call(torch.log, r.activation(a["self"])), 1.0 / math.log(base))
+
+    return handler
+
+
 HANDLERS: dict[str, Any] = {
+    "log10": _logarithm(10.0),
+    "log2": _logarithm(2.0),
+    "cosine_similarity": _cosine_similarity,
+    "pairwise_distance": _pairwise_distance,
     "glu": _gated,
     "hstack": _join_along(lambda rank: 0 if rank == 1 else 1),
     "dstack": _join_along(lambda _: 2),

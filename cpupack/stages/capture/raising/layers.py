@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -200,7 +201,45 @@ def _embedding(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.module(table, r.activation(a["indices"]), word="embedding", owner=r.weight_name(a["weight"]))
 
 
+_BAG_MODES: tuple[Any, ...] = (torch.sum, torch.mean, torch.amax)
+
+
+def _embedding_bag(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    """Bags of equal sizes, ``(batch, ids)`` in: an embedding, and a sum, mean or maximum over the ids.
+
+    What the layer was given as rows is here one list of ids, and where each bag begins in it.
+    """
+    weight, flat, offsets = r.tensor(a["weight"]), a["indices"], a["offsets"]
+    assert weight is not None
+    mode, padding = a["mode"], a.get("padding_idx", -1)
+    rows = flat.args[0] if isinstance(flat, fx.Node) and flat.args else None
+    if not isinstance(rows, fx.Node) or len(r.shape(rows)) != 2 or r.shape(flat) != (math.prod(r.shape(rows)),):
+        raise NotRaised
+    counted = isinstance(offsets, fx.Node) and str(offsets.target).startswith("aten.arange")
+    if r.dynamic(rows) != (True, False) or not counted or r.shape(offsets) != r.shape(rows)[:1]:
+        raise NotRaised
+    if a["include_last_offset"] or (padding is not None and padding >= 0 and mode):
+        raise NotRaised  # a mean and a maximum leave the padding out
+    if padding is not None and padding >= 0:
+        weight = weight.clone()
+        weight[padding] = 0.0
+    table = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape, device="meta"))
+    table.weight = _parameter(weight)
+    found = r.module(table, r.activation(rows), word="embedding_bag", owner=r.weight_name(a["weight"]))
+    if a["per_sample_weights"] is not None:
+        shares = a["per_sample_weights"]
+        if mode or not isinstance(shares, fx.Node) or not shares.args or not isinstance(shares.args[0], fx.Node):
+            raise NotRaised
+        if r.shape(shares.args[0]) != r.shape(rows):
+            raise NotRaised
+        share = r.call(torch.reshape, r.activation(shares.args[0]), (-1, *r.shape(rows)[1:], 1))
+        found = r.call(torch.mul, found, share)
+    return [r.call(_BAG_MODES[mode], found, (1,), False), None, None, None]
+
+
 HANDLERS = {
+    "_embedding_bag": _embedding_bag,
+    "embedding_bag": _embedding_bag,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _convolve),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "linear": _linear,

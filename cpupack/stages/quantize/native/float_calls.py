@@ -56,6 +56,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         elif b.is_by_rows(node):
             linear_by_rows(b, node)
             kernel = ""
+        elif not node.all_input_nodes:
+            raise calls.refusal(node, "of no tensor")
         elif node.all_input_nodes[0] in b.waiting:
             _move_waiting_rows(b, node)
             kernel = ""

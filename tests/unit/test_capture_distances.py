@@ -1,0 +1,94 @@
+"""Likenesses and distances of two tensors, and bags of ids: captured as arithmetic that the native engine has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack import accuracy
+from cpupack.artifacts import Samples
+from cpupack.graph.native_model import MixedModel, NativeModel
+from helpers.captured import Net
+from helpers.lowered import needs_kernels
+from helpers.tiny_models import quantized, recipe, run, samples
+
+TWO = {"a": nn.Linear(12, 8), "b": nn.Linear(12, 8)}
+PROTOTYPES = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
+PAIRS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "cosine": lambda net, x: F.cosine_similarity(net.a(x), net.b(x)),
+    "cosine, small vectors": lambda net, x: F.cosine_similarity(net.a(x) * 1e-3, net.b(x), dim=-1, eps=1e-2),
+    "cosine to constants": lambda net, x: F.cosine_similarity(net.a(x)[:, None], net.prototypes[None], dim=2),
+    "distance": lambda net, x: F.pairwise_distance(net.a(x), net.b(x)),
+    "distance, L1": lambda net, x: F.pairwise_distance(net.a(x), net.b(x), p=1.0, keepdim=True),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", PAIRS)
+def test_likenesses_run_natively(name: str) -> None:
+    torch.manual_seed(0)
+    net = Net(PAIRS[name], **TWO, prototypes=PROTOTYPES)
+    model, int8 = quantized(net, "native", spec=recipe((12,)))
+    assert isinstance(int8.module, NativeModel)
+    data = samples((12,), seed=1)
+    expected, found = run(model, data), run(int8, data)
+    assert found.shape == expected.shape
+    assert accuracy.sqnr_db(expected, found) > 25.0
+
+
+def bag(**settings: Any) -> nn.EmbeddingBag:
+    torch.manual_seed(0)
+    return nn.EmbeddingBag(20, 8, **settings)
+
+
+BAGS: dict[str, tuple[nn.EmbeddingBag, bool]] = {
+    "sum": (bag(mode="sum"), False),
+    "mean": (bag(mode="mean"), False),
+    "max": (bag(mode="max"), False),
+    "sum without padding": (bag(mode="sum", padding_idx=3), False),
+    "weighted sum": (bag(mode="sum"), True),
+}
+
+
+class Bags(nn.Module):
+    """Two bags of ids, and the share of each id of one of them, beside other numbers."""
+
+    def __init__(self, table: nn.EmbeddingBag, weighted: bool) -> None:
+        super().__init__()
+        self.table, self.weighted, self.head = table, weighted, nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ids = x[:, 2:7].long()
+        shares = ids.float() * 0.1 if self.weighted else None
+        result: torch.Tensor = self.head(torch.cat([x[:, :2], self.table(ids, per_sample_weights=shares)], 1))
+        return result
+
+
+def rows(count: int = 32) -> Samples:
+    random = np.random.default_rng(0)
+    found = np.concatenate([random.standard_normal((count, 2)), random.integers(0, 20, (count, 5))], axis=1)
+    return Samples(found.astype(np.float32), "rows", tuple(map(str, range(count))))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", BAGS)
+def test_bags_of_one_size_run_natively(name: str) -> None:
+    table, weighted = BAGS[name]
+    model, int8 = quantized(Bags(table, weighted), "native", spec=recipe((7,)), data=rows())
+    assert isinstance(int8.module, NativeModel)
+    assert accuracy.sqnr_db(run(model, rows()), run(int8, rows())) > 25.0
+
+
+@needs_kernels
+def test_bags_of_other_forms_stay_torchs() -> None:
+    """Where each bag begins is a list as long as the batch, which is made of no tensor."""
+    table = bag(mode="mean", padding_idx=3)
+    model, int8 = quantized(Bags(table, weighted=False), "native", spec=recipe((7,)), data=rows())
+    assert isinstance(int8.module, MixedModel)
+    assert accuracy.sqnr_db(run(model, rows()), run(int8, rows())) > 25.0
