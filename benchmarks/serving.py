@@ -270,7 +270,7 @@ def ask(
         "server": server.kind, "setting": server.setting, "rate_per_s": rate, "seconds": arguments.seconds,
         "within_ms": arguments.within_ms, **summary(outcome, arguments.within_ms, WARM_UP_S, arguments.seconds),
         "body_kb": sum(map(len, bodies.bodies)) / len(bodies.bodies) / 1000, "client_cores": client_s / took_s,
-        **server.used(before, took_s, len(due_s)),
+        **server.used(before, took_s, len(due_s), client_s),
     }, outcome  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def burst(server: Server, bodies: Bodies, rate: float, arguments: argparse.Names
         "server": server.kind, "setting": server.setting, "burst": True, "rate_per_s": rate,
         "recovered_ms": 1000.0 * last_s, **summary(outcome, arguments.within_ms, 0.0, 2 * calm_s + burst_s),
         "answered_in_burst": int((in_burst & (outcome.state == OK)).sum()), "client_cores": client_s / took_s,
-        **server.used(before, took_s, len(due_s)),
+        **server.used(before, took_s, len(due_s), client_s),
     }  # fmt: skip
 
 
@@ -353,7 +353,7 @@ def closed(server: Server, bodies: Bodies, arguments: argparse.Namespace) -> dic
 
     before, used, begin_s = server.watch(), _cpu_s(), time.monotonic()
     uvloop.run(run())
-    took_s = time.monotonic() - begin_s
+    took_s, client_s = time.monotonic() - begin_s, _cpu_s() - used
     end_s = begin_s + WARM_UP_S + arguments.seconds
     counted = [
         state for state, at_s in zip(states, ends_s, strict=True) if begin_s + WARM_UP_S < at_s <= end_s
@@ -362,7 +362,7 @@ def closed(server: Server, bodies: Bodies, arguments: argparse.Namespace) -> dic
         "server": server.kind, "setting": server.setting, "connections": arguments.connections,
         "body_kb": sum(map(len, bodies.bodies)) / len(bodies.bodies) / 1000,
         "answered_per_s": counted.count(OK) / arguments.seconds, "not_ok": len(counted) - counted.count(OK),
-        "client_cores": (_cpu_s() - used) / took_s, **server.used(before, took_s, len(states)),
+        "client_cores": client_s / took_s, **server.used(before, took_s, len(states), client_s),
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).parent / "serving_peers"
-KINDS = ("cpupack", "uvicorn", "fastapi", "litserve", "bentoml")
+KINDS = ("cpupack", "uvicorn", "echo", "fastapi", "litserve", "bentoml")
 _PATIENCE_S = 120.0
 _READY = {"cpupack": "/v2/health/ready", "uvicorn": "/v2/health/ready", "fastapi": "/ready", "litserve": "/health"}
 
@@ -70,15 +70,21 @@ class Server:
 
     def watch(self) -> dict[str, Any]:
         """Return what ``used`` needs from before a measurement."""
-        return {"cpu_s": self._cpu_s(), "metrics": self._metrics(), "faults": self._faults()}
+        return {"cpu_s": self._cpu_s(), "metrics": self._metrics(), "faults": self._faults(), "busy_s": _busy_s()}
 
-    def used(self, before: dict[str, Any], took_s: float, requests: int) -> dict[str, Any]:
-        """Return the server's CPU time since ``before``, its memory, and what its own metrics say."""
+    def used(self, before: dict[str, Any], took_s: float, requests: int, client_s: float) -> dict[str, Any]:
+        """Return the server's CPU time since ``before``, its memory, and what its own metrics say.
+
+        ``client_s`` is the client's CPU time. ``other_cores`` is what the rest of the host took, and the kernel's
+        interrupts.
+        """
+        busy_s = _busy_s() - before["busy_s"]
         user_s, system_s = (now - then for now, then in zip(self._cpu_s(), before["cpu_s"], strict=True))
         cpu_s = user_s + system_s
         found: dict[str, Any] = {
             "server_cpu_ms_a_request": 1000.0 * cpu_s / requests, "server_cores": cpu_s / took_s,
             "system_ms_a_request": 1000.0 * system_s / requests,
+            "other_cores": max(0.0, busy_s - cpu_s - client_s) / took_s,
             "page_faults_a_request": (self._faults() - before["faults"]) / requests,
             "server_mb": sum(_proportional_mb(one) for one in self._processes()),
         }  # fmt: skip
@@ -176,6 +182,12 @@ def start_server(text: str, python: Path, package: str, directory: Path, options
             start_new_session=True,
         )  # fmt: skip
     return Server(kind, setting | ({"options": options} if options and kind == "cpupack" else {}), port, process, said)
+
+
+def _busy_s() -> float:
+    """Return the CPU time of the whole host since it started."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def _proportional_mb(process: psutil.Process) -> float:

@@ -8,6 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+QUIET_CORES = 0.15
+"""Of a host on which nothing else works the kernel's threads and interrupts take up to this much."""
+
 Row = dict[str, Any]
 _HEAD = """\
 # A server under load
@@ -119,7 +122,7 @@ def _jpeg(rows: list[Row]) -> list[str]:
         same = [row for row in rows if _name(row) == name]
         rate = _median(same, "answered_per_s")
         bench = _median(
-            [row for row in rows if row.get("other_work") == same[0].get("other_work")],
+            [row for row in rows if _disturbed(row) == _disturbed(same[0])],
             "answered_per_s",
             server="bench",
         )
@@ -173,4 +176,9 @@ def _name(row: Row) -> str:
         for key, value in setting.items()
     )
     name = f"{row['server']} ({shown})" if shown else str(row["server"])
-    return f"{name}, other work on the host" if row.get("other_work") else name
+    return f"{name}, other work on the host" if _disturbed(row) else name
+
+
+def _disturbed(row: Row) -> bool:
+    """Return whether other work on the host took a part of it that matters."""
+    return bool(row.get("other_work")) or row.get("other_cores", 0.0) > QUIET_CORES

@@ -55,7 +55,7 @@ RUNTIME: Groups = (
         ),
     ),
     ("Measuring", ("bench",)),
-    ("The model as an object", ("verify", "runner")),
+    ("The model as an object", ("verify", "runner", "spread", "feed")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
     ("Running", ("decoding", "items", "text", "rows", "signature", "images", "engine")),

@@ -29,7 +29,8 @@ async def serve(port: int, package: str, setting: dict[str, Any]) -> None:
     arguments = parser.parse_args(["--port", "0", *setting.get("options", [])])
     server = lifecycle.Server(Path(import_module(package).__file__).parent, options.from_arguments(arguments), print)
     sys.setswitchinterval(0.0005)  # as ``serve`` does
-    loaded = await asyncio.to_thread(server._load, server._dir, None)
+    load = import_module(f"{serving}.loading").load
+    loaded = await asyncio.to_thread(load, server._dir, server._options)
     server._use(loaded)
     server.service.state = service.State.READY
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,13 @@ from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
 from .arrays import load_array, require_finite
 from .decoding import Decoders
-from .engine.batches import FILE_TURNS, even_size
+from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, RandomWeightsWarning, RunnerError
-from .images.inputs import mask_value, model_input
+from .feed import Feed
+from .images.inputs import mask_value
 from .images.spec import PreprocessSpec
 from .items import load_row
 from .labels import read_labels
@@ -32,15 +31,14 @@ from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
 from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
+from .spread import Spread
 from .tasks.answers import Answers
 from .tasks.classification import Prediction as Prediction
 from .tasks.embedding import Embedding
 from .tasks.frame import Frame
 from .text.inputs import load_text, text_rows, texts_of
-from .text.made_up import text_batch
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
-from .threads import Answer
 
 
 class Runner:
@@ -99,11 +97,14 @@ class Runner:
         require_torch(self.manifest, model)
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
         self._decoders = Decoders(self.plan.threads * self.plan.instances)
-        self._sample_s: float | None = None
         with ExitStack() as opened:
             with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
                 self.pool = InstancePool(model, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
                 opened.callback(self.pool.close)
+            self._feed = Feed(
+                self.signature, self._spec, self.tokenizer, self.manifest.pixel_input, self.pool.takes_rgb
+            )
+            self._spread = Spread(self.pool, self.plan, self._feed)
             if not self.pool.is_program:  # a program's first call is as fast as any other
                 # torch prepares for each shape. Callers use two: full batches, and one input alone.
                 for size in sorted({1, self.plan.batch_size}):
@@ -136,11 +137,11 @@ class Runner:
         if self.answers.needs_frames:
             items = [_readable_twice(item) for item in items]
         if len(items) == 1:
-            batches = iter([_floats(self.pool.run(self.ready(self.load(items[0])[None])))])
+            batches = iter([self._spread.alone(self.load(items[0])[None])])
         else:
-            size = batch_size or self._share(len(items), FILE_TURNS)
+            size = batch_size or self._spread.share(len(items), FILE_TURNS)
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-            batches = self._run(self._decoders.batches(items, self.load, size, ahead=ahead), size)
+            batches = self._spread.run(self._decoders.batches(items, self.load, size, ahead=ahead), size)
         # Each batch becomes results when it is there: maps of many images would not fit into memory together.
         each = (row for batch in batches for row in batch)
         found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
@@ -193,7 +194,7 @@ class Runner:
         if self.tokenizer is not None and len(inputs) == 1 and not named and text_rows(inputs[0]):
             texts = inputs[0] if isinstance(inputs[0], list) else [inputs[0]]
             tokens = self._tokens(texts, named=isinstance(inputs[0], list))
-            return self.signature.result(self._outputs(np.stack([self.load(each) for each in tokens])))
+            return self.signature.result(self._spread.outputs(np.stack([self.load(each) for each in tokens])))
         if len(inputs) == 1 and not named and not isinstance(inputs[0], Mapping):
             given = {self.signature.inputs[0].name: inputs[0]}
         elif named.keys() == {"batch"} and not inputs and len(self.signature.inputs) == 1:
@@ -204,7 +205,7 @@ class Runner:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
             batch = self._only(torch, *given.values())
-        result = self.signature.result(self._outputs(batch))
+        result = self.signature.result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
         if isinstance(result, dict):
@@ -217,8 +218,8 @@ class Runner:
             expected = self.signature.engine_input_shape
             if batch.dtype != np.float32 or batch.shape[1:] != expected or batch.ndim != 2:
                 raise InputError(f"got {batch.dtype} {batch.shape}; expected rows, float32 (n, {expected[0]})")
-            return self._outputs(self.finite(batch))
-        return self._outputs(self._only(None, batch))
+            return self._spread.outputs(self.finite(batch))
+        return self._spread.outputs(self._only(None, batch))
 
     def _only(self, torch: Any, batch: Any = None) -> npt.NDArray[Any]:
         """Return the only input as an array, checked."""
@@ -264,9 +265,7 @@ class Runner:
 
     def ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what the pool takes for a batch as ``check_batch`` accepts it."""
-        if self.pool.takes_rgb and batch.dtype == np.uint8:
-            return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
-        return model_input(batch, self._spec, pixel_input=self.manifest.pixel_input)
+        return self._feed.ready(batch)
 
     def pixel_shape(self) -> tuple[int, ...] | None:
         """Return the shape of one input of uint8 pixels, None for a model that takes no images."""
@@ -275,11 +274,7 @@ class Runner:
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
-        if self.tokenizer is not None:
-            return text_batch(self.tokenizer.spec, self.signature.inputs, np.random.default_rng(0), batch_size)
-        return rows.random_engine_input(
-            self.signature.inputs, np.random.default_rng(0), batch_size, pixel_input=self.manifest.pixel_input
-        )
+        return self._feed.example(batch_size)
 
     @property
     def checks_finite(self) -> bool:
@@ -313,48 +308,11 @@ class Runner:
             f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
         )
 
-    def _time_one(self) -> float:
-        one, begin_s = self.example(1), time.perf_counter()
-        self.pool.run(one)
-        return time.perf_counter() - begin_s
-
-    def _share(self, count: int, turns: int = 1) -> int:
-        """Return how many of ``count`` samples go into one call."""
-        if count == 1 or not self.pool.is_program:  # a model of torch prepares for each new size
-            return self.plan.batch_size
-        if self._sample_s is None:
-            self._sample_s = self._time_one()
-        return even_size(count, self.plan.batch_size, self.plan.instances, self._sample_s, turns)
-
-    def _outputs(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        size = self._share(len(batch))
-        if len(batch) <= size:
-            return _floats(self.pool.run(self.ready(batch)))
-        chunks = (batch[start : start + size] for start in range(0, len(batch), size))
-        return _joined(list(self._run(chunks, size)))
-
     def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold."""
         if self._check_finite and batch.dtype == np.float32:
             require_finite(batch)
         return batch
-
-    def _run(self, batches: Iterator[npt.NDArray[Any]], size: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the logits of each batch in order. Keeps every instance busy, with bounded memory.
-
-        For a model of torch the last of several batches is padded to the size of the others, because oneDNN would make
-        new primitives for another size.
-        """
-        waiting: deque[tuple[Answer[npt.NDArray[Any]], int]] = deque()
-        for number, batch in enumerate(batches):
-            count = len(batch)
-            if number and count < size and not self.pool.is_program:
-                batch = np.concatenate([batch, np.zeros((size - count, *batch.shape[1:]), batch.dtype)])
-            waiting.append((self.pool.submit(self.ready(batch)), count))
-            if len(waiting) >= 2 * self.plan.instances:
-                yield _rows(*waiting.popleft())
-        while waiting:
-            yield _rows(*waiting.popleft())
 
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
         assert self._spec is not None
@@ -391,15 +349,3 @@ def _readable_twice(item: Any) -> Any:
     from .images.preprocess import read_image
 
     return read_image(item)[0]
-
-
-def _rows(answer: Answer[npt.NDArray[Any]], count: int) -> npt.NDArray[np.float32]:
-    return _floats(answer.result()[:count])
-
-
-def _floats(output: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    return np.asarray(output, np.float32)
-
-
-def _joined(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -71,6 +71,9 @@ def test_a_url_names_protocol_host_and_port() -> None:
 class Scripted:
     """A door that answers, refuses and fails in turn."""
 
+    def __init__(self, *, awaits_futures_only: bool) -> None:
+        self.awaits_futures_only = awaits_futures_only
+
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -81,9 +84,10 @@ class Scripted:
         return (OK, "") if number % 3 == 0 else (REFUSED, "")
 
 
-def test_latency_counts_from_the_schedule_and_failures_are_told() -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_latency_counts_from_the_schedule_and_failures_are_told(at_once: bool) -> None:
     due_s = np.linspace(0.0, 0.05, 9)
-    found = asyncio.run(offer(Scripted(), due_s))
+    found = asyncio.run(offer(Scripted(awaits_futures_only=at_once), due_s))
     assert found.state.tolist() == [OK, REFUSED, FAILED] * 3
     assert found.errors == {"EOFError": 3}
     assert (found.sent_s >= due_s).all()

@@ -12,6 +12,7 @@ import pytest
 from cpupack.runtime.serve.connection import Connection
 from cpupack.runtime.serve.connections import ConnectionLimits, Connections
 from cpupack.runtime.serve.messages import HttpAnswer, HttpRequest
+from cpupack.runtime.serve.reading import Desk, Head
 
 SIMPLE = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"
 REFUSED = b"POST /refused HTTP/1.1\r\nContent-Length: 7\r\n\r\n\r\n\r\nGET"
@@ -160,3 +161,39 @@ def test_what_fails_after_a_wait_is_an_answer_too() -> None:
     written = talk(SIMPLE + NO_BODY, 1000, fail).written
     assert written.startswith(b"HTTP/1.1 500 ")
     assert len(bodies(written)) == 2
+
+
+def test_a_head_that_is_known_is_read_as_at_the_first_time() -> None:
+    """Each message is read alone, by the parser, and then again and again, past it."""
+    for message in (SIMPLE, NO_BODY, CHUNKED, UPGRADE, REFUSED, b"POST /f HTTP/1.1\r\nContent-Length: 0\r\n\r\n"):
+        once = bodies(talk(message, 1000).written)
+        assert len(once) == 1
+        assert bodies(talk(message * 4, 1000).written) == once * 4
+        assert bodies(talk(message * 4, len(message)).written) == once * 4
+
+
+def test_a_head_is_known_by_every_byte_of_it() -> None:
+    other = SIMPLE.replace(b"/a", b"/z")
+    assert bodies(talk(SIMPLE + other + SIMPLE + other, 1000).written) == [b"/a hello", b"/z hello"] * 2
+
+
+def test_two_requests_that_look_like_one_head_are_never_known_as_one() -> None:
+    """Lines that end without a carriage return may be two requests up to the first blank line that counts."""
+    twice = b"GET /b HTTP/1.1\n\nGET /g HTTP/1.1\r\n\r\n"
+    assert talk(twice * 3, 1000).written == talk(twice * 3, 1).written
+
+
+def test_the_last_request_of_a_client_closes_the_connection_also_when_it_comes_again() -> None:
+    last = b"GET /b HTTP/1.1\r\nConnection: close\r\n\r\n"
+    wire = talk(NO_BODY + NO_BODY + last + NO_BODY, 1000)
+    assert bodies(wire.written) == [b"/b "] * 3
+    assert wire.closed
+
+
+def test_there_is_a_bound_on_the_heads_that_are_known() -> None:
+    desk = Desk()
+    for number in range(5000):
+        desk.learn(b"%d" % number, Head(b"GET", "/", b"", {}, 0))
+    assert 0 < len(desk.heads) <= 512
+    desk.learn(bytes(5000), Head(b"GET", "/", b"", {}, 0))
+    assert bytes(5000) not in desk.heads

@@ -7,18 +7,22 @@ import ctypes
 import math
 import random
 import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cpupack.runtime.errors import RunnerError
+from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.runner import Runner
 from cpupack.runtime.serve.executor import Executor
+from cpupack.runtime.serve.line import Job
 from cpupack.runtime.serve.model import TENSOR, Data, ServedModel
-from cpupack.runtime.serve.request import Urgency
-from cpupack.runtime.serve.scheduler import NORMAL, Limits, Scheduler
+from cpupack.runtime.serve.request import RefusedError, Request, Urgency
+from cpupack.runtime.serve.scheduler import DEADLINE, NORMAL, Limits, Scheduler
 from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes
 from helpers.waiting import PATIENCE_S
 
@@ -97,3 +101,86 @@ async def _struck(package_dir: Path) -> None:
     assert (scheduler.waiting, scheduler.running, scheduler.held_bytes) == (0, 0, 0)
     await executor.drain()
     await executor.close()
+
+
+SHORT = [CallTime(1, 0.00001, 10.0)]
+"""The time of a call that is expected to be over before a thread would wake. Its p99 is never exceeded, even here."""
+
+
+def short_calls(native_package_dir: Path, talk: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
+    """Run ``talk`` with an executor whose calls are short."""
+
+    async def run() -> None:
+        runner = Runner(native_package_dir, threads=1, instances=2, batch_size=1)
+        times = CallTimes(SHORT)
+        executor = Executor(
+            ServedModel(runner, native_package_dir), Scheduler(times, 2, Limits(100, 10**9)), PrepareTimes()
+        )
+        while len(threads_of_instances()) < 2 or not parked(executor):
+            await asyncio.sleep(0.001)
+        await talk(executor)
+        await executor.drain()
+        await executor.close()
+
+    asyncio.run(run())
+
+
+def pixels(executor: Executor) -> Data:
+    """Return one sample of the model's input."""
+    shape = executor.model.runner.pixel_shape()
+    assert shape is not None
+    return Data(TENSOR, np.zeros((1, *shape), np.uint8))
+
+
+def parked(executor: Executor) -> bool:
+    """Return whether an instance's thread waits for work."""
+    job = Job(1, 0, 0.0, math.inf, NORMAL, 0.0, None)
+    return executor.scheduler.parked(job, 0.0) is not None
+
+
+def test_a_short_call_is_answered_before_submit_returns(native_package_dir: Path) -> None:
+    async def talk(executor: Executor) -> None:
+        expected = executor.model.run(executor.model.prepare(pixels(executor)), 0)
+        request = executor.submit(pixels(executor), Urgency(0.0, math.inf, NORMAL), lambda logits, _: logits)
+        assert request.future.done()
+        assert np.array_equal(await request.future, expected)
+        assert executor.unanswered == 0
+        assert request.batch == 1
+
+    short_calls(native_package_dir, talk)
+
+
+def test_a_short_call_may_be_refused_and_may_fail(native_package_dir: Path) -> None:
+    def fail(logits: Any, _: Request) -> Any:
+        raise InputError("on purpose")
+
+    async def talk(executor: Executor) -> None:
+        with pytest.raises(RefusedError) as refused:
+            executor.submit(pixels(executor), Urgency(0.0, 1.0, NORMAL), lambda logits, _: logits)
+        assert refused.value.refusal.reason == DEADLINE
+        request = executor.submit(pixels(executor), Urgency(0.0, math.inf, NORMAL), fail)
+        with pytest.raises(InputError, match="on purpose"):
+            await request.future
+        assert executor.unanswered == 0
+
+    short_calls(native_package_dir, talk)
+
+
+def test_calls_that_turn_out_to_be_long_go_to_the_threads(native_package_dir: Path) -> None:
+    def slow(logits: Any, _: Request) -> int:
+        time.sleep(0.002)
+        return threading.get_ident()
+
+    async def talk(executor: Executor) -> None:
+        own, found = threading.get_ident(), []
+        for _ in range(200):
+            request = executor.submit(pixels(executor), Urgency(0.0, math.inf, NORMAL), slow)
+            found.append(await request.future)
+            while not parked(executor):  # a call is over a moment after its answer
+                await asyncio.sleep(0.001)
+        assert found[0] == own
+        # Each of the first teaches 1/20 of four times the limit at most, so the sixth exceeds it. Then it is forgotten
+        # by 0.5 % a call, so at most one of ten tries again.
+        assert sum(ident == own for ident in found) <= 6 + 200 / 10
+
+    short_calls(native_package_dir, talk)

@@ -18,6 +18,7 @@ from cpupack.runtime.serve.model import TENSOR, Data
 from cpupack.runtime.serve.request import Request, Urgency
 from cpupack.runtime.serve.scheduler import HIGH, NORMAL
 from cpupack.runtime.serve.service import Service, State, read_priority, read_timeout_us
+from cpupack.runtime.serve.steps import Outcome
 
 
 class Doors:
@@ -27,7 +28,7 @@ class Doors:
         self.cancelled: list[Request] = []
 
     def submit(self, _: Data, urgency: Urgency, make_answer: Any) -> Request:
-        return Request(asyncio.get_running_loop().create_future(), make_answer, urgency)
+        return Request(Outcome(asyncio.get_running_loop()), make_answer, urgency)
 
     def cancel(self, request: Request) -> None:
         self.cancelled.append(request)

@@ -89,6 +89,11 @@ class InstancePool:
             raise
 
     @property
+    def runs_in_caller(self) -> bool:
+        """Whether ``run`` uses the thread of its caller while the instance is idle."""
+        return self._inline
+
+    @property
     def shared_bytes(self) -> int:
         """Memory that all instances share: a native program and its prepared weights. 0 for a model of torch."""
         own = 0 if self._program is None else self._program.memory.nbytes

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from ..errors import HostError, InputError
 from ..manifest import read_manifest
+from .memory import keep_memory
 from .options import ServeOptions, from_arguments
 
 Say = Callable[[str], None]
@@ -58,6 +60,7 @@ def _serve(package_dir: Path, options: ServeOptions, say: Say) -> tuple[dict[str
 
     from .lifecycle import Server
 
+    keep_memory(os.environ)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(levelname)s: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     loop = uvloop.new_event_loop()

@@ -9,11 +9,10 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from .messages import HttpAnswer, HttpRequest
+from .reading import Desk
 
 if TYPE_CHECKING:
     from .connection import Connection
-
-_SCRATCH_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ class Connections:
     """All open connections, and what they share.
 
     ``early`` may answer a request before its body is read. ``full`` is the answer to one for whose body is no room.
-    ``at_work`` are those with a request that is being answered. Heads of requests are read into ``scratch``, which is
-    used up before another connection reads.
+    ``at_work`` are those with a request that is being answered. All read at the same ``desk``.
     """
 
     handle: Callable[[HttpRequest], Coroutine[Any, Any, HttpAnswer]]
@@ -50,7 +48,7 @@ class Connections:
     body_bytes: int = 0
     draining: bool = False
     date: bytes = b""
-    scratch: bytearray = field(default_factory=lambda: bytearray(_SCRATCH_BYTES))
+    desk: Desk = field(default_factory=Desk)
 
     def sweep(self) -> None:
         """Close what has been waiting too long. To be called every second, and once before the first connection."""

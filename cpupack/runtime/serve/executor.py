@@ -2,7 +2,7 @@
 
 The scheduler's state has one lock. The event loop takes it to offer and to cancel, an instance's thread to finish one
 call and take the next. So an instance never waits for the loop between two calls. Answers go back through the loop, all
-of a call in one hand-over.
+of a call in one hand-over. A call that is shorter than a hand-over is run by the loop itself.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..errors import HostError, InputError, RunnerError
+from ..errors import HostError, RunnerError
 from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError
 from ..threads import start as start_thread
+from .calls import Calls, Done
 from .line import Job
-from .model import Data, ServedModel
+from .model import TENSOR, Data, ServedModel
 from .request import Format, Observer, Part, RefusedError, Request, Urgency
 from .scheduler import EXPIRED, Refusal, Scheduler
-from .times import PrepareTimes
+from .steps import Outcome
+from .times import PrepareTimes, ShortCalls
 
 LOGGER = logging.getLogger("cpupack.serve")
 NICE = 5
@@ -48,7 +47,10 @@ class Executor:
         self, model: ServedModel, scheduler: Scheduler, prepare: PrepareTimes, observer: Observer | None = None
     ) -> None:
         self.model, self.scheduler, self.prepare_times = model, scheduler, prepare
-        self._observer = observer or Observer()
+        self._calls = Calls(model, prepare, observer or Observer())
+        self._short = ShortCalls(scheduler.times)
+        # After a reload the pool comes from another copy of the runtime, which may be older.
+        self._runs_here = bool(getattr(model.runner.pool, "runs_in_caller", False))
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         # In C, so that an exception from outside cannot strike in the middle and lose a waiter, as in a Semaphore.
@@ -89,7 +91,7 @@ class Executor:
 
     def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
         """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""
-        request = Request(self._loop.create_future(), make_answer, urgency)
+        request = Request(Outcome(self._loop), make_answer, urgency)
         size = self._chunk(data.samples)
         for number, start in enumerate(range(0, data.samples, size)):
             part = data.part(start, start + size) if data.samples > size else data
@@ -98,17 +100,48 @@ class Executor:
             request.jobs.append(self._job(part.samples, size_bytes, urgency, prepare_s, Part(request, number, part)))
         request.logits = [None] * len(request.jobs)
         request.missing = len(request.jobs)
+        if self._runs_here and data.kind == TENSOR and request.missing == 1 and self._run_here(data, request):
+            return request
         with self._lock:
             refusal = self.scheduler.offer(request.jobs, time.monotonic())
             woken = [] if refusal else self._woken()
-        for instance in woken:
-            self._wakes[instance].put(None)
         if refusal:
             raise RefusedError(refusal)
         self._unanswered += 1
         self._idle.clear()
         self._arm(request.jobs[0])
+        for instance in woken:  # at last: a thread that is awake waits for Python's lock
+            self._wakes[instance].put(None)
         return request
+
+    def _run_here(self, data: Data, request: Request) -> bool:
+        """Answer a request in the loop's thread, if that is less work than to hand it over. Returns whether it was.
+
+        The thread of the instance sleeps on. The loop alone puts something into the queue, so nobody asks for the
+        instance meanwhile, and the scheduler need not know.
+        """
+        if not self._short.has(data.samples):
+            return False
+        (job,) = request.jobs
+        with self._lock:
+            begin_s = time.monotonic()
+            instance = self.scheduler.parked(job, begin_s)
+        if instance is None:
+            return False
+        job.started_s = begin_s
+        try:
+            done, learn = self._calls.run(instance, request.jobs)
+        except Exception:
+            LOGGER.exception("a call of instance %d failed", instance)
+            done, learn = [(request, None, RunnerError("the call failed"))], False
+        took_s = time.monotonic() - begin_s
+        self._short.observe(data.samples, took_s)
+        if learn:
+            with self._lock:
+                self.scheduler.times.observe(job.samples, job.prepare_s, took_s)
+        self._unanswered += 1
+        self._settle_all(done)
+        return True
 
     def cancel(self, request: Request) -> None:
         """Forget a request whose client is gone. What already runs is finished and thrown away."""
@@ -234,88 +267,20 @@ class Executor:
                 ran = False
                 self._wakes[instance].get()
                 continue
-            learn = self._call(instance, taken.jobs)
+            done, learn = self._calls.run(instance, taken.jobs)
+            self._hand_over(done)
             ran = True
 
-    def _call(self, instance: int, jobs: Sequence[Job]) -> bool:
-        """Decode, compute and format one call, and hand its answers over. Returns whether all went well."""
-        begin_s = time.monotonic()
-        ready: list[tuple[Job, npt.NDArray[Any]]] = []
-        done: list[tuple[Request, Any, Exception | None]] = []
-        for job in jobs:
-            part: Part = job.payload
-            if part.request.over:
-                continue
-            try:
-                array = self.model.prepare(part.data)
-            except (InputError, RunnerError, MemoryError) as error:
-                done.append((part.request, None, error))
-                continue
-            now_s = time.monotonic()
-            self.prepare_times.observe(part.data.kind, job.size_bytes, now_s - begin_s)
-            part.request.prepare_s += now_s - begin_s
-            begin_s = now_s
-            ready.append((job, array))
-            self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
-        ok = not done
-        for dtype in {array.dtype for _, array in ready}:
-            group = [(job, array) for job, array in ready if array.dtype == dtype]
-            ok = self._compute(instance, group, done) and ok
-        self._hand_over(done)
-        return ok
-
-    def _compute(
-        self,
-        instance: int,
-        group: Sequence[tuple[Job, npt.NDArray[Any]]],
-        done: list[tuple[Request, Any, Exception | None]],
-    ) -> bool:
-        begin_s = time.monotonic()
-        batch = group[0][1] if len(group) == 1 else np.concatenate([array for _, array in group])
-        try:
-            logits = self.model.run(batch, instance)
-        except RunnerError as error:
-            done.extend((job.payload.request, None, error) for job, _ in group)
-            return False
-        compute_s = time.monotonic() - begin_s
-        self._observer.call(len(batch), sum(job.payload.request.prepare_s for job, _ in group), compute_s)
-        at = 0
-        for job, array in group:
-            part: Part = job.payload
-            rows, at = logits[at : at + len(array)], at + len(array)
-            request = part.request
-            with self._lock:
-                request.logits[part.number] = rows
-                request.missing -= 1
-                last = not request.missing
-            request.started_s = max(request.started_s, job.started_s)
-            request.compute_s += compute_s
-            request.batch = max(request.batch, len(batch))
-            if not last:
-                continue
-            whole = [one for one in request.logits if one is not None]
-            try:
-                answer = request.format(whole[0] if len(whole) == 1 else np.concatenate(whole), request)
-            except (InputError, RunnerError) as error:
-                done.append((request, None, error))
-            else:
-                done.append((request, answer, None))
-        return True
-
-    def _hand_over(self, done: list[tuple[Request, Any, Exception | None]]) -> None:
-        if not done:
-            return
-        now_s = time.monotonic()
-        for request, _, _ in done:
-            request.finished_s = now_s
-        self._loop_call(self._settle_all, done)
+    def _hand_over(self, done: Done) -> None:
+        if done:
+            self._loop_call(self._settle_all, done)
 
     def _loop_call(self, function: Callable[..., None], *arguments: Any) -> None:
         # Nobody waits for answers of a loop that is closed. How many were cut off has been said then.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _settle_all(self, done: Sequence[tuple[Request, Any, Exception | None]]) -> None:
+    def _settle_all(self, done: Done) -> None:
         for request, answer, error in done:
             self._settle(request, answer, error)
 
@@ -326,16 +291,11 @@ class Executor:
         self._unanswered -= 1
         if not self._unanswered:
             self._idle.set()
-        if request.future.done():  # cancelled by its task
-            return
-        if error is None:
-            request.future.set_result(answer)
-            return
-        if len(request.jobs) > 1:
+        if error is not None and len(request.jobs) > 1:
             with self._lock:
                 for job in request.jobs:
                     self.scheduler.cancel(job)
-        request.future.set_exception(error)
+        request.future.settle(answer, error)
 
     def _refuse(self, jobs: Sequence[Job], refusal: Refusal) -> None:
         for job in jobs:

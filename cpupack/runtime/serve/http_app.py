@@ -72,8 +72,11 @@ class HttpApp:
         try:
             if (found := self._inference(path)) is None:
                 return None
+            request.route = found
             service = self._service
             service.check_serving()
+            if service.idle:
+                return None
             length = request.headers.get(b"content-length", b"0")
             size = int(length) if length.isdigit() else 0
             content_type = request.headers.get(b"content-type", b"")
@@ -104,9 +107,10 @@ class HttpApp:
                 if method not in methods:
                     raise _wrong_method(methods)
                 return methods[method](request)
-            found = self._inference(path)
+            found = request.route or self._inference(path)
             if found is None:
                 return self._model(request, path)
+            request.route = found
             if request.method != b"POST":
                 raise _wrong_method([b"POST"])
             body = self._decoded(request)
@@ -285,16 +289,15 @@ class HttpApp:
 
     def _refused(self, request: HttpRequest, refusal: Refusal) -> HttpAnswer:
         request.log["refused"] = refusal.reason
-        request.log.setdefault("route", self._inference(_plain(request.path)))
+        request.log.setdefault("route", request.route)
         wait_ms = max(1, math.ceil(1000.0 * min(refusal.retry_after_s, 3600.0)))
         headers = (
             (b"retry-after", b"%d" % math.ceil(wait_ms / 1000)),
             (b"x-retry-after-ms", b"%d" % wait_ms),
             (b"x-refused", refusal.reason.encode()),
         )
-        why = _REASONS.get(refusal.reason, "the server is overloaded")
-        text = f"refused ({refusal.reason}): {why}; try again in {wait_ms} ms"
-        return HttpAnswer(self._settings.shed_status, error_body(text), headers=headers)
+        body = _REFUSAL % (refusal.reason.encode(), _REASONS.get(refusal.reason, _OVERLOADED), wait_ms)
+        return HttpAnswer(self._settings.shed_status, body, headers=headers)
 
     def _unavailable(self, error: UnavailableError) -> HttpAnswer:
         text = "the server is about to stop" if error.reason == "draining" else "the model is not loaded yet"
@@ -304,7 +307,7 @@ class HttpApp:
 
     def _decoded(self, request: HttpRequest) -> bytes | bytearray:
         """Return the body without its Content-Encoding. Raises HttpError."""
-        request.log["route"] = "predict" if _plain(request.path) == "/predict" else "infer"
+        request.log["route"] = request.route
         encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding in (b"", b"identity"):
             return request.body
@@ -347,12 +350,15 @@ class HttpApp:
         return line
 
 
+_REFUSAL = b'{"error": "refused (%b): %b; try again in %d ms"}'
+_OVERLOADED = b"the server is overloaded"
 _REASONS = {
-    "deadline": "it could not be answered by its deadline",
-    "expired": "it waited until its deadline could no longer be kept",
-    "queue": "too many requests wait",
-    "bytes": "the requests that wait hold too much memory",
+    "deadline": b"it could not be answered by its deadline",
+    "expired": b"it waited until its deadline could no longer be kept",
+    "queue": b"too many requests wait",
+    "bytes": b"the requests that wait hold too much memory",
 }
+"""Texts that need no escape in JSON: a server under load writes thousands of refusals."""
 
 
 def _same(answer: HttpAnswer, request: HttpRequest) -> HttpAnswer:

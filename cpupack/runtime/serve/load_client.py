@@ -1,14 +1,12 @@
 """An open-loop client: sends requests at times that were drawn before, over HTTP or gRPC, and notes every answer.
 
 Latency counts from the scheduled time, even when this process was late, so a stalled server cannot hide ("coordinated
-omission"). A thread waits for each time, because event loops have timers of a millisecond.
+omission"). The client shares its host with the server where both run on one: what it uses itself is kept small.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import HostError
+from . import steps
+from .alarm import Alarm
+from .steps import run_at_once
 
 Floats = npt.NDArray[np.float64]
 OK, REFUSED, FAILED = 0, 1, 2
@@ -51,7 +52,12 @@ class Outcome:
 
 
 class Door(Protocol):
-    """How one request is sent. ``ask`` returns its state and, for a failure, why."""
+    """How one request is sent. ``ask`` returns its state and, for a failure, why.
+
+    ``awaits_futures_only`` is true where ``ask`` needs no task of its own.
+    """
+
+    awaits_futures_only: bool
 
     async def open(self) -> None: ...
 
@@ -64,57 +70,66 @@ async def offer(door: Door, due_s: Floats) -> Outcome:
     """Send a request at each time and return what became of them. Waits for late answers for ten seconds."""
     loop = asyncio.get_running_loop()
     found, tasks = Outcome.of(due_s), set[asyncio.Task[None]]()
+    all_sent, all_there = asyncio.Event(), asyncio.Event()
     begin_s = time.monotonic() + 0.2
+    number = under_way = 0
+    over = False
 
     async def one(number: int) -> None:
+        nonlocal under_way
         found.sent_s[number] = time.monotonic() - begin_s
         try:
             state, text = await door.ask(number)
         except (OSError, EOFError, asyncio.CancelledError) as error:
             state, text = FAILED, type(error).__name__
+        if over:
+            return
         if state == FAILED:
             found.failed(text)
         found.end_s[number] = time.monotonic() - begin_s
         found.state[number] = state
+        under_way -= 1
+        if not under_way:
+            all_there.set()
 
-    def start(first: int, last: int) -> None:
-        for number in range(first, last):
-            task = loop.create_task(one(number))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+    def start_those_due() -> None:
+        nonlocal number, under_way
+        while number < len(due_s) and begin_s + due_s[number] <= time.monotonic():
+            under_way += 1
+            all_there.clear()
+            if door.awaits_futures_only:
+                run_at_once(one(number))
+            else:
+                task = loop.create_task(one(number))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            number += 1
+        if number < len(due_s):
+            alarm.set(begin_s + float(due_s[number]))
+        else:
+            all_sent.set()
 
-    done = asyncio.Event()
-    # Ctrl-C may strike here or later: it ends the bench, and a daemon does not keep the process.
-    ticker = threading.Thread(target=_tick, args=(due_s + begin_s, loop, start, done), name="schedule", daemon=True)
-    ticker.start()
-    await done.wait()
-    end_s = time.monotonic() + _PATIENCE_S
-    while tasks and time.monotonic() < end_s:
-        await asyncio.sleep(0.01)
-    for task in tuple(tasks):
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    alarm = Alarm(loop, start_those_due)
+    try:
+        start_those_due()
+        await all_sent.wait()
+        if under_way:
+            await asyncio.wait_for(all_there.wait(), _PATIENCE_S)
+    except asyncio.TimeoutError:
+        found.errors[f"no answer within {_PATIENCE_S:g} s"] = under_way
+    finally:
+        over = True
+        alarm.close()
+        for task in tuple(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return found
-
-
-def _tick(times_s: Floats, loop: asyncio.AbstractEventLoop, start: Any, done: asyncio.Event) -> None:
-    number, count = 0, len(times_s)
-    while number < count:
-        wait_s = times_s[number] - time.monotonic()
-        if wait_s > 0:
-            time.sleep(wait_s)
-        last = max(number + 1, int(np.searchsorted(times_s, time.monotonic(), "right")))
-        try:
-            loop.call_soon_threadsafe(start, number, last)
-        except RuntimeError:  # the loop is closed: the run was interrupted
-            return
-        number = last
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(done.set)
 
 
 class HttpDoor:
     """Sends the same few requests in turn over HTTP/1.1, on as many connections as are needed at a time."""
+
+    awaits_futures_only = True
 
     def __init__(
         self, host: str, port: int, path: str, bodies: Sequence[bytes], headers: Sequence[tuple[str, str]]
@@ -165,7 +180,7 @@ class _HttpConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self.closed = False
         self._transport: Any = None
-        self._waiting: asyncio.Future[int] | None = None
+        self._waiting: steps.Outcome | None = None
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -173,8 +188,8 @@ class _HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(EOFError("the server closed the connection"))
+        if self._waiting is not None:
+            self._waiting.settle(None, EOFError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -185,13 +200,14 @@ class _HttpConnection(asyncio.Protocol):
             return
         if not self._parser.should_keep_alive():
             self.close()
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(status)
+        if self._waiting is not None:
+            self._waiting.settle(status)
 
     async def ask(self, request: bytes) -> int:
-        self._waiting = asyncio.get_running_loop().create_future()
+        self._waiting = steps.Outcome(asyncio.get_running_loop())
         self._transport.write(request)
-        return await self._waiting
+        status: int = await self._waiting
+        return status
 
     def close(self) -> None:
         self.closed = True
@@ -200,6 +216,8 @@ class _HttpConnection(asyncio.Protocol):
 
 class GrpcDoor:
     """Sends the same few messages in turn with gRPC, on a channel for every hundred requests under way."""
+
+    awaits_futures_only = False
 
     def __init__(
         self, host: str, port: int, method: str, bodies: Sequence[bytes], metadata: Sequence[tuple[str, str]]

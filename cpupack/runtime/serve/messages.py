@@ -19,8 +19,10 @@ class HttpRequest:
     """A request whose headers are there, and later its body. Names of headers are in lower case.
 
     ``arrived_s`` is when its headers were there, ``complete_s`` when its body was; on the clock ``time.monotonic``.
-    ``reserved_bytes`` is what its body counts for until it is answered. ``on_gone`` is called when the client closes
-    the connection before the answer.
+    ``route`` is ``predict`` or ``infer`` once that is known. ``reserved_bytes`` is what its body counts for until it is
+    answered. ``early`` is its answer if that does not depend on its body; ``answered`` says that this was written
+    before the body was there. ``on_gone`` is called when the client closes the connection before the answer.
+    ``keep_alive`` is false where the client wants no other answer after it.
     """
 
     method: bytes
@@ -32,6 +34,10 @@ class HttpRequest:
     body: bytes | bytearray = b""
     complete_s: float = 0.0
     reserved_bytes: int = 0
+    keep_alive: bool = True
+    route: str | None = None
+    early: HttpAnswer | None = None
+    answered: bool = False
     on_gone: Callable[[], None] | None = None
     log: dict[str, Any] = field(default_factory=dict)
 

@@ -149,7 +149,7 @@ class ServedModel:
             takes = "UINT8, FP32 or BYTES (encoded images)" if self.takes_images else "FP32"
             raise InputError(f"input {tensor.name!r}: datatype is {tensor.datatype}; this model takes {takes}")
         try:
-            self.runner.check_batch(str(tensor.data.dtype), tensor.shape)
+            self.runner.check_batch(_NAMES[tensor.datatype], tensor.shape)
             self.runner.finite(tensor.data)
         except self._errors.InputError as error:
             raise InputError(f"input {tensor.name!r}: {error}") from None
@@ -271,6 +271,8 @@ class ServedModel:
             return np.asarray(arrays["input"])
 
 
+_NAMES = {"FP32": "float32", "UINT8": "uint8"}
+"""numpy's names of what models take: it would make them anew each time, which takes longer than a small call."""
 _TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))
 """How the metadata describes text; ``text_pair`` beside it is for pairs alone, and the model's own inputs for ids."""
 

@@ -24,6 +24,8 @@ GRPC_EXTENSIONS = ("classification",)
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_DEPTH_HINT = "the JSON is nested too deeply"
 
+_WRITER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 Elements = npt.NDArray[Any] | list[memoryview]
 
 
@@ -161,7 +163,7 @@ def write_answer(
             entry["data"] = tensors.to_json(one.data)
         described.append(entry)
     head["outputs"] = described
-    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    text = _WRITER.encode(head).encode("utf-8", "replace")
     return Answer(b"".join([text, *raw]), len(text)) if raw else Answer(text, None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from .line import Job
 from .model import Data
 from .scheduler import Refusal
+from .steps import Outcome
 
 Format = Callable[[npt.NDArray[np.float32], "Request"], Any]
 """Makes the answer from the logits, in an instance's thread."""
@@ -44,7 +44,7 @@ class Urgency:
 class Request:
     """One request on its way: its jobs, the logits so far, and what was measured."""
 
-    future: asyncio.Future[Any]
+    future: Outcome
     format: Format
     urgency: Urgency
     jobs: list[Job] = field(default_factory=list)

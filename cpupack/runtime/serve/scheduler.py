@@ -133,6 +133,12 @@ class Scheduler:
         woken = self.instances - len(self._parked) - len(self._running)
         return self._parked.pop() if woken < len(self._queue) else None
 
+    def parked(self, job: Job, now_s: float) -> int | None:
+        """Return a parked instance that could answer ``job`` in time if it began now, None without one."""
+        if not self._parked or not self.idle or self.peek(job, now_s) is not None:
+            return None
+        return self._parked[-1]
+
     def take(self, instance: int, now_s: float) -> Taken:
         """Return the next call of a free ``instance``, without jobs if nothing waits; it is then parked."""
         dropped = []
@@ -262,7 +268,7 @@ class Scheduler:
         finish_s, _, line = self._predict(jobs, now_s)
         deadline_s = jobs[0].deadline_s
         if finish_s <= deadline_s:
-            if line is not None and not asked:
+            if not asked and (line is not None or not self._queue):
                 self._line = line
             return None
         idle = not self._queue and not self._running
@@ -278,6 +284,11 @@ class Scheduler:
 
     def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, Line | None]:
         """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""
+        if self.idle and len(jobs) == 1:  # as the line would say
+            (job,) = jobs
+            job.predicted_s = now_s
+            took_s = self.times.expected_s(job.samples, job.prepare_s)
+            return now_s + took_s + self.times.spread_s(job.samples, job.prepare_s), now_s, None
         last = self._queue[-1] if self._queue else None
         if last is None or (jobs[0].priority, jobs[0].deadline_s) >= last[:2]:
             line = self._whole_line(now_s).copy()

@@ -95,6 +95,11 @@ class Service:
         """The model that is served now. Raises UnavailableError before it is loaded."""
         return self.executor.model
 
+    @property
+    def idle(self) -> bool:
+        """Whether a request that comes now is not refused: an instance is idle, or there is none yet."""
+        return self._executor is None or self._executor.scheduler.idle
+
     def use(self, executor: Executor) -> Executor | None:
         """Send all further requests to ``executor``, and return the one before."""
         before, self._executor = self._executor, executor
@@ -116,10 +121,9 @@ class Service:
 
     def refused_early(self, kind: str, size_bytes: int, urgency: Urgency) -> RefusedError | None:
         """Return the refusal that a request would get, before its body is read; None where an instance is idle."""
-        executor = self._executor
-        if executor is None or executor.scheduler.idle:
+        if self.idle:
             return None
-        refusal = executor.would_refuse(kind, size_bytes, 1, urgency)
+        refusal = self.executor.would_refuse(kind, size_bytes, 1, urgency)
         return None if refusal is None else RefusedError(refusal)
 
     async def answer(

@@ -23,6 +23,8 @@ _DECODING_S_PER_BYTE = 15e-9
 _MOST_SURPRISE = 4.0
 """Times what was expected that one decoding may teach: the first WebP file takes a second, to load its library."""
 _SURPRISE_FROM_S = 0.001
+_FORGETTING = 0.005
+"""Of what makes calls too long, for each call that was not short: it is tried again after some hundred."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,45 @@ class CallTimes:
         """Return the table's own p99, without what was learnt."""
         return self._p99_s[size] + prepare_s
 
+    def mean_s(self, size: int) -> float:
+        """Return the table's own mean, without what was learnt."""
+        return self._mean_s[size]
+
     def observe(self, size: int, prepare_s: float, measured_s: float) -> None:
         """Learn from one call of ``size`` samples, predicted to prepare for ``prepare_s``."""
         ratio = measured_s / (self._mean_s[size] + prepare_s)
         self.correction += _SMOOTHING * (ratio - self.correction)
         self._ratio.observe(measured_s / (self._p99_s[size] + prepare_s))
+
+
+class ShortCalls:
+    """Knows which calls are so short that to hand one over to a thread and back would take longer.
+
+    It learns from such calls alone how much longer than the table's mean they are, with the formatting of their
+    answers. What it takes for too long it forgets little by little, and then tries again.
+    """
+
+    limit_s = 0.0002
+    """What it costs to wake an instance's thread, to let it wait for Python's lock, and to wake the loop."""
+
+    def __init__(self, times: CallTimes) -> None:
+        self._times = times
+        self._longer_s = 0.0
+
+    def has(self, samples: int) -> bool:
+        """Return whether a call of ``samples`` is expected to be short."""
+        mean_s = self._times.mean_s(samples)
+        if mean_s > self.limit_s:
+            return False
+        if mean_s + self._longer_s <= self.limit_s:
+            return True
+        self._longer_s -= _FORGETTING * self._longer_s
+        return False
+
+    def observe(self, samples: int, measured_s: float) -> None:
+        """Learn from a call that was taken for short. One that was interrupted counts for less."""
+        longer_s = min(measured_s, _MOST_SURPRISE * self.limit_s) - self._times.mean_s(samples)
+        self._longer_s += _SMOOTHING * (longer_s - self._longer_s)
 
 
 class PrepareTimes:

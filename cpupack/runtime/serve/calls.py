@@ -1,0 +1,90 @@
+"""One call of the model: decodes its inputs, computes, and formats the answers. On whatever thread runs it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, RunnerError
+from .line import Job
+from .model import ServedModel
+from .request import Observer, Part, Request
+from .times import PrepareTimes
+
+Done = list[tuple[Request, Any, Exception | None]]
+"""Requests that are over, each with its answer or its error."""
+
+
+class Calls:
+    """Runs calls of ``model``, and teaches ``prepare_times`` and ``observer`` how long they took."""
+
+    def __init__(self, model: ServedModel, prepare_times: PrepareTimes, observer: Observer) -> None:
+        self._model, self._prepare_times, self._observer = model, prepare_times, observer
+        self._lock = threading.Lock()  # of the requests: parts of one may run on several instances
+
+    def run(self, instance: int, jobs: Sequence[Job]) -> tuple[Done, bool]:
+        """Decode, compute and format one call. Returns the requests that it ends, and whether all went well."""
+        begin_s = time.monotonic()
+        ready: list[tuple[Job, npt.NDArray[Any]]] = []
+        done: Done = []
+        for job in jobs:
+            part: Part = job.payload
+            if part.request.over:
+                continue
+            try:
+                array = self._model.prepare(part.data)
+            except (InputError, RunnerError, MemoryError) as error:
+                done.append((part.request, None, error))
+                continue
+            now_s = time.monotonic()
+            self._prepare_times.observe(part.data.kind, job.size_bytes, now_s - begin_s)
+            part.request.prepare_s += now_s - begin_s
+            begin_s = now_s
+            ready.append((job, array))
+            self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
+        ok = not done
+        for dtype in {array.dtype for _, array in ready}:
+            group = [(job, array) for job, array in ready if array.dtype == dtype]
+            ok = self._compute(instance, group, done) and ok
+        now_s = time.monotonic()
+        for request, _, _ in done:
+            request.finished_s = now_s
+        return done, ok
+
+    def _compute(self, instance: int, group: Sequence[tuple[Job, npt.NDArray[Any]]], done: Done) -> bool:
+        begin_s = time.monotonic()
+        batch = group[0][1] if len(group) == 1 else np.concatenate([array for _, array in group])
+        try:
+            logits = self._model.run(batch, instance)
+        except RunnerError as error:
+            done.extend((job.payload.request, None, error) for job, _ in group)
+            return False
+        compute_s = time.monotonic() - begin_s
+        self._observer.call(len(batch), sum(job.payload.request.prepare_s for job, _ in group), compute_s)
+        at = 0
+        for job, array in group:
+            part: Part = job.payload
+            rows, at = logits[at : at + len(array)], at + len(array)
+            request = part.request
+            with self._lock:
+                request.logits[part.number] = rows
+                request.missing -= 1
+                last = not request.missing
+            request.started_s = max(request.started_s, job.started_s)
+            request.compute_s += compute_s
+            request.batch = max(request.batch, len(batch))
+            if not last:
+                continue
+            whole = [one for one in request.logits if one is not None]
+            try:
+                answer = request.format(whole[0] if len(whole) == 1 else np.concatenate(whole), request)
+            except (InputError, RunnerError) as error:
+                done.append((request, None, error))
+            else:
+                done.append((request, answer, None))
+        return True
