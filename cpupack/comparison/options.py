@@ -8,7 +8,6 @@ from pathlib import Path
 from cpupack.errors import UsageError
 from cpupack.peers import COMPARED, EXTRA, OURS, PEERS
 from cpupack.recipe import Recipe
-from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 
 MIXED = "uint8-vs-float32"
 
@@ -58,32 +57,18 @@ def check_peers(options: CompareOptions) -> None:
 def settle(options: CompareOptions, recipe: Recipe) -> CompareOptions:
     """Replace ``auto`` by the kind of input: pixels for models of images, because a server gets pixels.
 
-    Raises UsageError when the recipe's model takes no images but the options need images, and for several inputs.
+    Raises UsageError when the options need images but the recipe's model takes none, or takes other inputs beside one.
     """
-    check_comparable(Signature(recipe.input_specs, (OutputSpec(OUTPUT, ()),)))
     if recipe.engine_preprocess is None:
         pixels = options.input_kind in {"uint8", MIXED}
         for option, given in ((f"--input {options.input_kind}", pixels), ("--end-to-end", options.files)):
             if given:
-                raise UsageError(f"{option} needs a model of images; this recipe has no [preprocess]")
+                raise UsageError(f"{option} needs a model whose only input is an image; that of this recipe is none")
     if options.files is not None:
         image_files(options.files)
     if options.input_kind != "auto":
         return options
     return replace(options, input_kind="uint8" if recipe.engine_preprocess else "float32")
-
-
-def check_comparable(signature: Signature) -> None:
-    """Raise UsageError for a model with several inputs or outputs, which other engines would get as one tensor."""
-    if signature.is_plain:
-        return
-    told = "outputs with softmax, sigmoid or argmax in [[output]]"
-    if signature.takes_rows or signature.gives_rows:
-        told = "several inputs, or one that is not float32" if signature.takes_rows else "several outputs"
-    raise UsageError(
-        f"compare measures models with one float32 input and one output; this one has {told}",
-        hint="`NAME bench` measures the wheel by itself, and the build times it against FP32 torch",
-    )
 
 
 def image_files(directory: Path) -> list[str]:

@@ -89,6 +89,7 @@ class Comparison:
                 "weights": subject.model.weights_origin,
                 "random_weights": subject.model.random_weights,
                 "input_shape": list(subject.model.input_shape),
+                **subject.model.signature.to_dicts(),
                 "parameters": subject.model.parameters,
                 "macs": subject.model.macs,
                 "engine": manifest.target["engine"],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cpupack.comparison.closeness import Closeness, closeness
 from cpupack.comparison.options import MIXED, CompareOptions, image_files
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, Row, find_setting, participants
 from cpupack.comparison.subject import Subject
@@ -24,7 +25,6 @@ from cpupack.peers import COMPARED, EXTRA, OURS, PEAK
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineFailedError, EngineProcess
 from cpupack.progress import Progress
-from cpupack.runtime.accuracy import agreement, sqnr_db
 from cpupack.runtime.tune.choice import Outcome, TuningFailedError
 from cpupack.runtime.tune.command import row_text
 from cpupack.runtime.tune.rows import Row as SearchRow
@@ -44,8 +44,7 @@ class Entry:
     settings: str = ""
     setting: Setting | None = None
     outcome: Outcome | None = None
-    agreement: float | None = None
-    sqnr_db: float | None = None
+    closeness: Closeness | None = None
     memory_bytes: dict[str, int] = field(default_factory=dict)
 
     def fail(self, reason: str) -> None:
@@ -196,15 +195,11 @@ def _search(entry: Entry, job: Job, subject: Subject, options: CompareOptions, w
 def _enter_throughput(subject: Subject, work: Path, entry: Entry, process: EngineProcess) -> None:
     """Open the engine, get the outputs from the process that will be timed, and warm up."""
     process.ask("open")
-    outputs = work / f"outputs-{entry.name}.npy"
+    outputs = work / f"outputs-{entry.name}.npz"
     process.ask("evaluate", outputs=str(outputs))
-    actual = np.load(outputs)
-    if actual.shape != subject.reference.outputs.shape:
-        raise EngineFailedError(
-            f"its outputs have shape {actual.shape}, those of the FP32 model {subject.reference.outputs.shape}"
-        )
-    entry.agreement = agreement(subject.reference.outputs, actual)
-    entry.sqnr_db = sqnr_db(subject.reference.outputs, actual)
+    with np.load(outputs) as stored:
+        actual = [stored[name] for name in stored.files]
+    entry.closeness = closeness(subject.model.signature, subject.reference.outputs, actual)
     entry.memory_bytes["throughput"] = process.ask("warm")["peak_memory_bytes"]
 
 
@@ -236,7 +231,8 @@ def facts(entry: Entry) -> dict[str, Any]:
         "search": None
         if outcome is None
         else {"reason": outcome.reason, "rows": [row.to_dict() for row in outcome.rows]},
-        "agreement": entry.agreement,
-        "sqnr_db": entry.sqnr_db,
+        "agreement": entry.closeness and entry.closeness.agreement,
+        "sqnr_db": entry.closeness and entry.closeness.sqnr_db,
+        "outputs": entry.closeness and {name: {"sqnr_db": value} for name, value in entry.closeness.by_output.items()},
         "peak_memory_bytes": entry.memory_bytes,
     }

@@ -15,7 +15,6 @@ from torch import nn
 
 from cpupack import pipeline
 from cpupack.artifacts import FloatModel, Reference, Samples
-from cpupack.comparison.options import check_comparable
 from cpupack.errors import UsageError
 from cpupack.peers.job import Data, Job
 from cpupack.progress import Progress
@@ -130,7 +129,6 @@ def _subject(
     calibration: Samples | None,
     work: Path,
 ) -> Subject:
-    check_comparable(model.signature)
     manifest = read_manifest(package_dir)
     reference = _spread(reference)
     outputs = work / "reference.npy"
@@ -152,6 +150,7 @@ def _subject(
         dynamic=loaded.recipe.quantize.mode == "dynamic",
         cores=HostProbe().budget().usable,
         activation_bits=manifest.target["activation_bits"],
+        signature=None if model.signature.is_plain else model.signature.to_dicts(),
     )
     return Subject(loaded, manifest, model, reference, calibration, job)
 

@@ -32,7 +32,7 @@ def format_table(found: Comparison) -> str:
         lines += ["", f"{heading:<28}{'images/s':>10}  cpupack is faster by"]
         for name, row in mode.engines.items():
             lines.append(f"{name:<28}{row.median:>10,.1f}  {_ratio_text(row)}".rstrip())
-    lines += ["", *_verdict(found)]
+    lines += [*_output_lines(found), "", *_verdict(found)]
     lines += ["", f"faster by: median of {options.rounds} paired rounds, 95 % interval; outputs against FP32 on "]
     lines[-1] += f"{len(samples)} samples ({samples.origin})"
     lines += [f"{entry.name}: {entry.settings}" for entry in found.entries.values() if entry.settings]
@@ -44,7 +44,12 @@ def render_html(found: Comparison) -> str:
     from cpupack.templates import render
 
     return render(
-        "report/compare.html.j2", found=found.to_dict(), title=_title, setting_text=_setting_of, db_text=db_text
+        "report/compare.html.j2",
+        found=found.to_dict(),
+        title=_title,
+        setting_text=_setting_of,
+        db_text=db_text,
+        percent_text=percent_text,
     )
 
 
@@ -68,18 +73,32 @@ def _throughput_line(entry: Entry, given: str, row: Figures | None) -> str:
     if row is None:
         return f"{entry.name:<12}{entry.status}: {entry.reason}"
     assert entry.setting is not None
-    assert entry.sqnr_db is not None
+    assert entry.closeness is not None
+    close = entry.closeness
     return (
         f"{entry.name:<12}{given:<9}{setting_text(entry.setting):<16}{row.median:>10,.1f}  {_ratio_text(row):<22}"
-        f"{db_text(entry.sqnr_db):>9}{entry.agreement:>8.1%}"
+        f"{db_text(close.sqnr_db):>9}{percent_text(close.agreement):>8}"
     )
+
+
+def _output_lines(found: Comparison) -> list[str]:
+    """Return a table of the SQNR of each output, where there are several."""
+    names = [each.name for each in found.subject.model.signature.outputs]
+    if len(names) == 1:
+        return []
+    known = {each.name: each.closeness for each in found.entries.values() if each.closeness is not None}
+    width = max(28, *(len(name) + 2 for name in names))
+    lines = ["", f"{'SQNR of each output':<{width}}" + "".join(f"{name:>13}" for name in known)]
+    for name in names:
+        lines.append(f"{name:<{width}}" + "".join(f"{db_text(each.by_output[name]):>13}" for each in known.values()))
+    return lines
 
 
 def _latency_lines(entry: Entry, row: Figures | None) -> list[str]:
     if row is not None:
         return [f"{entry.name:<28}{row.p50_ms:>10.2f}  {_ratio_text(row):<22}{row.p99_ms:>9.2f}"]
     # Engines that failed earlier already have a line in the first table.
-    return [f"{entry.name:<28}{entry.status}: {entry.reason}"] if entry.agreement is not None else []
+    return [f"{entry.name:<28}{entry.status}: {entry.reason}"] if entry.closeness is not None else []
 
 
 def setting_text(setting: Setting) -> str:
@@ -87,8 +106,15 @@ def setting_text(setting: Setting) -> str:
     return f"{setting.instances}x{setting.threads} batch {setting.batch_size}"
 
 
-def db_text(value: float) -> str:
-    """Return decibels, ``equal`` for infinite ones."""
+def percent_text(share: float | None) -> str:
+    """Return a share in percent, nothing where there is none."""
+    return "" if share is None else f"{share:.1%}"
+
+
+def db_text(value: float | None) -> str:
+    """Return decibels, ``equal`` for infinite ones, nothing where there are none."""
+    if value is None:
+        return ""
     return "equal" if math.isinf(value) and value > 0 else f"{value:.1f} dB"
 
 

@@ -11,6 +11,9 @@ import torch
 
 from cpupack.runtime.signature import OUTPUT
 
+_TENSORS: tuple[Any, ...] = (torch.Tensor, torch.fx.Proxy)
+"""While torch.fx traces, tensors are proxies."""
+
 
 @dataclass(frozen=True)
 class Leaves:
@@ -34,7 +37,7 @@ def leaves_of(output: Any) -> Leaves:
         while own in tensors or own in others:
             number += 1
             own = f"{name or OUTPUT}_{number}"
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, _TENSORS):
             tensors[own] = value
         else:
             others[own] = f"a {type(value).__name__}"
@@ -44,7 +47,7 @@ def leaves_of(output: Any) -> Leaves:
 def _walk(value: Any, name: str, around: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
     if value is None or id(value) in around:  # an object may hold itself
         return
-    entries = None if isinstance(value, torch.Tensor) else _entries(value)
+    entries = None if isinstance(value, _TENSORS) else _entries(value)
     if entries is None:
         yield name, value
         return

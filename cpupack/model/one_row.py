@@ -68,11 +68,17 @@ class OneRow(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         """Return one tensor for one tensor."""
-        tensors = self.tensors(x)
-        ordered = [each for each, name in zip(tensors, self._names, strict=True) if name is None]
-        named = {name: each for each, name in zip(tensors, self._names, strict=True) if name is not None}
-        result = self._user[0](*ordered, **named)
-        return self._joined(result) if self._taken else result
+        result = self._called(self.tensors(x))
+        if not self._taken:
+            return result
+        tensors = self._taken_of(result)
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
+
+    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the outputs ``taken``, float32, for a tensor for each input."""
+        return self._taken_of(self._called(tensors))
 
     def tensors(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return the tensors that the user's model takes, from what this module takes."""
@@ -89,7 +95,12 @@ class OneRow(nn.Module):
             found.append(part if spec.dtype == "float32" else part.to(_DTYPES[spec.dtype]))
         return found
 
-    def _joined(self, result: Any) -> torch.Tensor:
+    def _called(self, tensors: Sequence[torch.Tensor]) -> Any:
+        ordered = [each for each, name in zip(tensors, self._names, strict=True) if name is None]
+        named = {name: each for each, name in zip(tensors, self._names, strict=True) if name is not None}
+        return self._user[0](*ordered, **named)
+
+    def _taken_of(self, result: Any) -> list[torch.Tensor]:
         found = leaves_of(result).tensors
         missing = [each.name for each in self._taken if each.name not in found]
         if missing:
@@ -97,10 +108,7 @@ class OneRow(nn.Module):
                 f"the model returned no {missing[0]} this time, but {', '.join(found) or 'nothing'}",
                 hint="forward must return the same outputs for every input",
             )
-        tensors = [found[each.name].float() for each in self._taken]
-        if len(tensors) == 1:
-            return tensors[0]
-        return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
+        return [found[each.name].float() for each in self._taken]
 
 
 def argument_names(module: nn.Module, inputs: Sequence[TensorSpec], source: str) -> list[str | None]:

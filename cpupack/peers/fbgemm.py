@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 
-import numpy as np
 import torch
 
 from cpupack.peers.job import Job
@@ -31,14 +30,13 @@ def build(job: Job) -> str:
             quantized: torch.nn.Module = quantize_dynamic(model, dtype=torch.qint8)
             description = "quantize_dynamic, int8 weights"
         else:
-            batches = [torch.from_numpy(batch) for batch in job.calibration_batches()]
-            prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), (batches[0],))
-            for batch in batches:
-                prepared(batch)
+            prepared = prepare_fx(model, get_default_qconfig_mapping("fbgemm"), job.examples(2))
+            for batch in job.calibration_batches():
+                prepared(*(torch.from_numpy(each) for each in job.arguments(batch)))
             quantized = convert_fx(prepared)
             description = "prepare_fx/convert_fx, default fbgemm qconfig (7-bit activations, per channel), TorchScript"
         # Traced, because torch.jit.script fails on some annotations of torch.fx. The operators are the same.
-        example = torch.from_numpy(np.ascontiguousarray(job.evaluation.floats(slice(0, 2))))
+        example = tuple(torch.from_numpy(each) for each in job.arguments(job.evaluation.floats(slice(0, 2))))
         (job.work / _MODEL).write_bytes(torch.jit.trace(quantized, example, check_trace=False).save_to_buffer())
     return description
 

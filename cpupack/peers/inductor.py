@@ -37,8 +37,9 @@ def _build(job: Job) -> None:
         get_default_x86_inductor_quantization_config,
     )
 
-    example = (batch_channels_last(torch.from_numpy(next(iter(job.calibration_batches(2))))),)
-    free_batch = ({0: torch.export.Dim("batch", max=4096)},)
+    example = tuple(batch_channels_last(each) for each in job.examples(2))
+    batch_size = torch.export.Dim("batch", max=4096)
+    free_batch = tuple({0: batch_size} for _ in example)
     # strict: otherwise a ReLU module that is called twice becomes one partition, which the quantizer refuses.
     exported = torch.export.export(
         weights_channels_last(job.model()), example, dynamic_shapes=free_batch, strict=True
@@ -47,7 +48,7 @@ def _build(job: Job) -> None:
     quantizer.set_global(get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(exported, quantizer)
     for batch in job.calibration_batches():
-        prepared(batch_channels_last(torch.from_numpy(batch)))
+        prepared(*(batch_channels_last(torch.from_numpy(each)) for each in job.arguments(batch)))
     converted = convert_pt2e(prepared)
     torch.export.save(torch.export.export(converted, example, dynamic_shapes=free_batch), str(job.work / _MODEL))
 
@@ -65,10 +66,10 @@ def open_pool(job: Job) -> ThreadedPool:
         raise PeerError("torch._inductor was imported before its environment was set, so it would not freeze weights")
     keep_out_of_openmp(job)
     loaded = torch.export.load(str(job.work / _MODEL)).module()
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(loaded, dynamic=False)
+    compiled: Callable[..., Any] = torch.compile(loaded, dynamic=False)
 
-    def run(batch: torch.Tensor) -> Any:
+    def run(*batch: torch.Tensor) -> Any:
         with torch.no_grad():
-            return compiled(batch)
+            return compiled(*batch)
 
     return torch_pool(job, lambda: run, channels_last=True)

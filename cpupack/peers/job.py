@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from cpupack.runtime.accuracy import sqnr_db
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.signature import INPUT, Signature
 from cpupack.runtime.tune.space import Setting
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class Pool(Protocol):
     def instances(self) -> int: ...
 
     def submit(self, batch: Any, instance: int | None = None) -> Any:
-        """Queue one batch. The result of the future is the output, a tensor or an array ``(n, *output_shape)``."""
+        """Queue one batch. The result of the future is the output, a tensor or an array ``(n, *output_shape)``; of
+        several outputs a list in their order, or a dict by name."""
 
     def adapt(self, batch: Array) -> Any:
         """Convert a batch of the job to the type and memory layout that is fastest for the engine."""
@@ -73,7 +76,9 @@ class Job:
     ``weights`` is the state dict of the FP32 model, ``reference`` its outputs on the evaluation samples (``.npy``).
     ``input_kind`` is ``float32`` (batches are already normalized) or ``uint8`` (the engine gets pixels, and normalizing
     is part of its time). ``package`` is ``{source, import_name}`` of the compared wheel. ``cores`` is the number of
-    cores that the engine may use. ``activation_bits`` is 7 if 8 would saturate on this CPU.
+    cores that the engine may use. ``activation_bits`` is 7 if 8 would saturate on this CPU. ``signature`` has the lists
+    ``inputs`` and ``outputs`` of a manifest, None for one float input and one output. With several inputs the samples
+    are rows of them, and ``arguments`` takes these apart.
     """
 
     engine: str
@@ -95,6 +100,7 @@ class Job:
     instances: int = 1
     batch_size: int = 1
     single: bool = False
+    signature: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Job:
@@ -122,15 +128,67 @@ class Job:
     def work(self) -> Path:
         return Path(self.directory)
 
+    @cached_property
+    def named(self) -> Signature | None:
+        """The inputs and outputs by name, None for one float input and one output."""
+        return None if self.signature is None else Signature.from_dicts(**self.signature)
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether the samples are rows of several inputs, or of one that is not float32."""
+        return self.named is not None and self.named.takes_rows
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the model's arguments, in their order."""
+        if self.named is None:
+            return (INPUT,)
+        specs = enumerate(self.named.inputs)
+        return tuple(each.name if each.name.isidentifier() else f"input_{number}" for number, each in specs)
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of a sample of each argument."""
+        return [self.input_shape] if self.named is None else [each.shape for each in self.named.inputs]
+
+    @property
+    def output_count(self) -> int:
+        return 1 if self.named is None else len(self.named.outputs)
+
+    def arguments(self, batch: Array) -> tuple[Array, ...]:
+        """Return the model's arguments of a batch, each ``(n, *shape)`` and contiguous. Pixels are normalized."""
+        if not self.takes_rows:
+            return (np.ascontiguousarray(self.floats(batch)),)
+        from cpupack.peers.named import arrays_of
+
+        assert self.named is not None
+        return tuple(arrays_of(self.named, batch))
+
+    def prepared(self, batch: Array) -> Any:
+        """Return a batch as ``Pool.adapt`` gives it: rows are taken apart to arguments before the clock starts."""
+        return self.arguments(batch) if self.takes_rows else np.ascontiguousarray(batch)
+
+    def outputs(self, result: Any) -> list[Array]:
+        """Return the outputs in their order, float32 ``(n, *shape)`` each, of what an engine gave for a batch."""
+        if isinstance(result, Mapping):
+            assert self.named is not None
+            result = [result[each.name] for each in self.named.outputs]
+        several = result if isinstance(result, list | tuple) else [result]
+        if len(several) != self.output_count:
+            raise PeerError(f"it gives {len(several)} outputs where the model has {self.output_count}")
+        return [np.array(each, np.float32) for each in several]
+
     def model(self) -> torch.nn.Module:
         """Return the FP32 model of the recipe with the weights that the build loaded.
 
-        Raises PeerError when its outputs differ from those of the build.
+        It takes ``arguments``, and gives one tensor or a tuple of all outputs. Raises PeerError when its outputs differ
+        from those of the build.
         """
         import torch
 
         from cpupack.model.signature import fit_signature
         from cpupack.model.sources import build_module
+        from cpupack.peers.named import with_named_inputs
         from cpupack.progress import SilentProgress
         from cpupack.recipe import LoadedRecipe
         from cpupack.recipe.file import parse_recipe
@@ -143,17 +201,26 @@ class Job:
         module = build_module(LoadedRecipe(recipe=recipe, path=path, text=text), SilentProgress())
         module.load_state_dict(torch.load(self.weights, map_location="cpu", weights_only=True))
         module.eval().requires_grad_(requires_grad=False)
-        # Where the one output is in a dict or a tuple, this takes it out.
-        module = fit_signature(module, recipe.model.source, recipe, SilentProgress()).module
+        fitted = fit_signature(module, recipe.model.source, recipe, SilentProgress())
+        module = fitted.module
         rows = slice(0, _CHECKED_SAMPLES)
         with torch.inference_mode():
             outputs = module(torch.from_numpy(np.ascontiguousarray(self.evaluation.floats(rows)))).numpy()
         if sqnr_db(np.load(self.reference)[rows], outputs) < _SAME_MODEL_DB:
             raise PeerError("the recipe's factory returns a different model each time; make it deterministic")
-        return module
+        return with_named_inputs(module, fitted.signature, self.input_names)
+
+    def examples(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Return the arguments of the first calibration samples as tensors. Raises PeerError without any."""
+        import torch
+
+        return tuple(torch.from_numpy(each) for each in self.arguments(next(self.calibration_batches(count))))
 
     def calibration_batches(self, batch_size: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield the calibration data, float32 ``(<=n, *input_shape)``, contiguous. Raises PeerError without any."""
+        """Yield the calibration data, float32 ``(<=n, *input_shape)``, contiguous. Raises PeerError without any.
+
+        ``arguments`` makes the model's arguments of a batch.
+        """
         if self.calibration is None:
             raise PeerError("it needs calibration data, but the recipe has none")
         size = batch_size or self.calibration_batch

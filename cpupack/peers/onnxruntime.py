@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cpupack.peers.job import Array, Job
+from cpupack.peers.job import Array, Job, PeerError
 from cpupack.peers.pools import Call, ThreadedPool
 
 _MODEL = "model.onnx"
@@ -27,7 +25,7 @@ def build(job: Job) -> str:
         quantize_static,
     )
 
-    from cpupack.peers.onnx_export import INPUT, export
+    from cpupack.peers.onnx_export import export
 
     exported, prepared, made = (job.work / name for name in ("fp32.onnx", "prepared.onnx", _MODEL))
     export(job, exported)
@@ -42,7 +40,7 @@ def build(job: Job) -> str:
 
         def get_next(self) -> dict[str, Array] | None:
             batch = next(self._batches, None)
-            return None if batch is None else {INPUT: batch}
+            return None if batch is None else dict(zip(job.input_names, job.arguments(batch), strict=True))
 
     reduce = job.activation_bits < 8
     quantize_static(
@@ -87,11 +85,16 @@ def open_pool(job: Job) -> ThreadedPool:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         session = ort.InferenceSession(str(job.work / _MODEL), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
+        names = [each.name for each in session.get_inputs()]
+        if missing := set(names) - set(job.input_names):
+            raise PeerError(f"its model has the inputs {', '.join(names)}; {', '.join(missing)} is not the recipe's")
 
-        def call(batch: Array) -> Any:
-            return session.run(None, {name: np.ascontiguousarray(job.floats(batch))})[0]
+        def call(batch: Any) -> Any:
+            arguments = batch if job.takes_rows else job.arguments(batch)
+            feeds = {name: each for name, each in zip(job.input_names, arguments, strict=True) if name in names}
+            found = session.run(None, feeds)
+            return found if len(found) > 1 else found[0]
 
         return call
 
-    return ThreadedPool(job, load, np.ascontiguousarray)
+    return ThreadedPool(job, load, job.prepared)

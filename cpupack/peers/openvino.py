@@ -1,43 +1,75 @@
 """OpenVINO INT8: NNCF's post-training quantization with its defaults, served by OpenVINO's own streams.
 
+Models with attention are quantized with ``ModelType.TRANSFORMER``, as NNCF's documentation recommends for them.
+
 See https://docs.openvino.ai (Basic Quantization Flow; High-level Performance Hints). Each stream has one infer request,
 as in an AsyncInferQueue. A single request at a time uses one stream with all threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from cpupack.peers.job import Array, Job, PeerError
 from cpupack.peers.pools import Call, ThreadedPool
 
 _MODEL = "model.xml"
+_PASSES_ON = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 
 
 def build(job: Job) -> str:
     """Convert from torch, quantize with NNCF, save."""
     import nncf
     import openvino as ov
-    import torch
 
     if job.dynamic:
         raise PeerError("NNCF's quantization needs calibration data, but the recipe quantizes dynamically")
-    sample = torch.from_numpy(next(iter(job.calibration_batches(1))))
-    model = ov.convert_model(job.model(), example_input=sample, input=[-1, *job.input_shape])
+    shapes = [[-1, *shape] for shape in job.input_shapes]
+    examples = job.examples(1)
+    several = len(examples) > 1
+    model = ov.convert_model(
+        job.model(), example_input=examples if several else examples[0], input=shapes if several else shapes[0]
+    )
     # One sample in each item, as in NNCF's own examples. NNCF's default subset of 300 samples is for larger data sets
     # than the calibration data that all engines get.
     assert job.calibration is not None
     samples = nncf.Dataset(list(range(job.calibration.count)), lambda row: _sample(job, row))
-    quantized = nncf.quantize(model, samples, subset_size=job.calibration.count)
+    attends = _has_attention(model)
+    quantized = nncf.quantize(
+        model,
+        samples,
+        subset_size=job.calibration.count,
+        model_type=nncf.ModelType.TRANSFORMER if attends else None,
+    )
     ov.save_model(quantized, str(job.work / _MODEL))
-    return "convert_model, nncf.quantize with defaults (performance preset)"
+    chosen = "model_type TRANSFORMER" if attends else "performance preset"
+    return f"convert_model, nncf.quantize with defaults ({chosen})"
 
 
-def _sample(job: Job, row: int) -> Array:
+def _has_attention(model: Any) -> bool:
+    """Whether a model of OpenVINO has attention: an operator of that name, or a product of a softmax."""
+    for each in model.get_ops():
+        kind = each.get_type_name()
+        if kind == "ScaledDotProductAttention" or (kind == "Softmax" and _is_multiplied(each)):
+            return True
+    return False
+
+
+def _is_multiplied(node: Any) -> bool:
+    """Whether a matrix product reads what a node gives, perhaps in another shape or type."""
+    for target in node.output(0).get_target_inputs():
+        reader = target.get_node()
+        kind = reader.get_type_name()
+        if kind == "MatMul" or (kind in _PASSES_ON and _is_multiplied(reader)):
+            return True
+    return False
+
+
+def _sample(job: Job, row: int) -> Any:
     assert job.calibration is not None
-    return np.ascontiguousarray(job.calibration.floats(slice(row, row + 1)))
+    arguments = job.arguments(job.calibration.floats(slice(row, row + 1)))
+    return arguments if len(arguments) > 1 else arguments[0]
 
 
 def open_pool(job: Job) -> ThreadedPool:
@@ -46,7 +78,9 @@ def open_pool(job: Job) -> ThreadedPool:
 
     core = ov.Core()
     model = core.read_model(str(job.work / _MODEL))
-    model.reshape([job.batch_size, *job.input_shape])
+    model.reshape(
+        {place: [job.batch_size, *shape] for place, shape in zip(model.inputs, job.input_shapes, strict=True)}
+    )
     if job.input_kind == "uint8":
         model = _with_pixels(model, job)
     compiled = core.compile_model(
@@ -62,17 +96,31 @@ def open_pool(job: Job) -> ThreadedPool:
     def load() -> Call:
         request = compiled.create_infer_request()
 
-        def wait(batch: Array) -> Any:
+        count = job.output_count
+
+        def wait(batch: Any) -> Any:
             request.start_async(batch, share_inputs=True)
             request.wait()
-            return request.get_output_tensor(0).data
+            found = [request.get_output_tensor(number).data for number in range(count)]
+            return found if count > 1 else found[0]
 
-        def infer(batch: Array) -> Any:
-            return request.infer(batch, share_inputs=True, share_outputs=True)[0]
+        def infer(batch: Any) -> Any:
+            found = request.infer(batch, share_inputs=True, share_outputs=True)
+            return [found[number] for number in range(count)] if count > 1 else found[0]
 
         return infer if job.single else wait
 
-    return ThreadedPool(job, load, np.ascontiguousarray)
+    return ThreadedPool(job, load, _adapted(job))
+
+
+def _adapted(job: Job) -> Callable[[Array], Any]:
+    """Return what makes of a batch what an infer request takes: one array, or a tuple of them."""
+
+    def adapt(batch: Array) -> Any:
+        found = job.prepared(batch)
+        return found[0] if isinstance(found, tuple) and len(found) == 1 else found
+
+    return adapt
 
 
 def _with_pixels(model: Any, job: Job) -> Any:

@@ -1,4 +1,4 @@
-"""The wheel's own package, called as its users call it: ``runner(batch)``."""
+"""The wheel's own package, called as its users call it: ``runner(batch)``, or with a dict of several inputs."""
 
 from __future__ import annotations
 
@@ -40,4 +40,11 @@ def open_pool(job: Job) -> ThreadedPool:
         return call
 
     callers = job if job.single else dataclasses.replace(job, instances=_CALLERS_PER_INSTANCE * job.instances)
-    return ThreadedPool(callers, load, lambda batch: batch)  # normalized pixels have the strides of channels_last
+
+    def adapt(batch: Array) -> Any:
+        if job.named is None or not job.takes_rows:
+            return batch  # normalized pixels have the strides of channels_last
+        names = [each.name for each in job.named.inputs]
+        return dict(zip(names, job.arguments(batch), strict=True))
+
+    return ThreadedPool(callers, load, adapt)

@@ -21,26 +21,27 @@ def keep_out_of_openmp(job: Job) -> None:
     torch.set_num_threads(job.threads if job.single else 1)
 
 
-def torch_pool(
-    job: Job, load: Callable[[], Callable[[torch.Tensor], torch.Tensor]], *, channels_last: bool = False
-) -> ThreadedPool:
-    """Serve a torch callable from several threads, each with ``job.threads`` OpenMP threads."""
+def torch_pool(job: Job, load: Callable[[], Callable[..., Any]], *, channels_last: bool = False) -> ThreadedPool:
+    """Serve a torch callable from several threads, each with ``job.threads`` OpenMP threads.
 
-    def tensor(batch: Array) -> torch.Tensor:
-        found = torch.from_numpy(np.ascontiguousarray(batch))
-        return batch_channels_last(found) if channels_last else found
+    It gets the model's arguments, and returns one tensor or a tuple of them.
+    """
+
+    def tensors(batch: Array) -> tuple[torch.Tensor, ...]:
+        found = tuple(torch.from_numpy(each) for each in job.arguments(batch))
+        return tuple(batch_channels_last(each) for each in found) if channels_last else found
 
     def load_in_thread() -> Call:
         torch.set_num_threads(job.threads)  # for the calling thread: each OpenMP master has its own setting
         module = load()
 
-        def call(batch: Any) -> torch.Tensor:
+        def call(batch: tuple[torch.Tensor, ...]) -> Any:
             with torch.inference_mode():
-                return module(batch)
+                return module(*batch)
 
-        def call_pixels(batch: Array) -> torch.Tensor:
-            return call(tensor(job.floats(batch)))
+        def call_pixels(batch: Array) -> Any:
+            return call(tensors(batch))
 
         return call_pixels if job.input_kind == "uint8" else call
 
-    return ThreadedPool(job, load_in_thread, np.ascontiguousarray if job.input_kind == "uint8" else tensor)
+    return ThreadedPool(job, load_in_thread, np.ascontiguousarray if job.input_kind == "uint8" else tensors)

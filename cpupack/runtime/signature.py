@@ -192,6 +192,13 @@ class Signature:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(f"the inputs or outputs in the manifest are damaged: {error}") from error
 
+    def to_dicts(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the lists ``inputs`` and ``outputs`` that ``from_dicts`` reads."""
+        return {
+            "inputs": [each.to_dict() for each in self.inputs],
+            "outputs": [each.to_dict() for each in self.outputs],
+        }
+
     @cached_property
     def takes_rows(self) -> bool:
         """Whether the engine takes rows. One float input goes in as it is, ``(n, *shape)``."""

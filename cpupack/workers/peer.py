@@ -54,11 +54,15 @@ def _die_with_parent() -> None:
         sys.exit("the parent is gone")
 
 
-def _words(error: Exception) -> str:
-    """Return the error's type and the first line of its message that is not empty."""
+def _words(error: BaseException) -> str:
+    """Return the error's type and the first line of its message that is not empty, and those of its first cause."""
     lines = [line.strip() for line in str(error).splitlines() if any(char.isalpha() for char in line)]
     name = type(error).__name__
-    return lines[0] if lines and name == "PeerError" else f"{name}: {lines[0]}" if lines else name
+    told = lines[0] if lines and name == "PeerError" else f"{name}: {lines[0]}" if lines else name
+    cause = error.__cause__
+    while cause is not None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return told if cause is None else f"{told} ({_words(cause)})"
 
 
 class _Server:
@@ -133,15 +137,16 @@ class _Server:
         return row | ({"calls_ms": [round(float(each), 5) for each in calls.latency_ms]} if self._job.single else {})
 
     def _evaluate(self, outputs: str) -> dict[str, Any]:
-        """Run all evaluation samples and save the outputs, float32 ``(n, *output_shape)``."""
+        """Run all evaluation samples and save the outputs in their order, float32 ``(n, *shape)`` each (``.npz``)."""
         pool, job = self._opened(), self._job
-        found = []
+        found: list[list[Any]] = [[] for _ in range(job.output_count)]
         for start in range(0, job.evaluation.count, job.batch_size):
             stored = job.evaluation.load(slice(start, start + job.batch_size))
             rows = np.arange(job.batch_size) % len(stored)  # fills the last batch: some engines take only one size
-            output = np.asarray(pool.submit(pool.adapt(job.ready(stored[rows])), 0).result())
-            found.append(np.array(output[: len(stored)], np.float32))
-        np.save(outputs, np.concatenate(found))
+            result = pool.submit(pool.adapt(job.ready(stored[rows])), 0).result()
+            for each, output in zip(found, job.outputs(result), strict=True):
+                each.append(output[: len(stored)])
+        np.savez(outputs, *map(np.concatenate, found))
         return {}
 
     def _open_files(self) -> dict[str, Any]:

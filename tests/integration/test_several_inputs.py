@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 import cpupack
+from cpupack.peers import COMPARED
 from cpupack.runtime.host.cpu import machine
 from helpers.fresh_venv import Environment, make_environment
 from helpers.once import once
@@ -147,6 +149,28 @@ def test_tokens_and_a_mask(environment: Environment) -> None:
     first = int(np.random.default_rng(0).integers(0, 1000, (2, 16))[0, 0]) + 1000
     assert lines[:2] == ["True False", "True True"]  # what the mask hides changes nothing
     assert lines[2] == f'InputError input "input_ids": sample 0 has {first}; the model takes 0 to 999'
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs"), [("heads", ["kind", "box", "mask"]), ("siamese", ["output"]), ("tokens", ["output"])]
+)
+def test_other_engines_get_the_inputs_by_name(project: Path, name: str, outputs: list[str]) -> None:
+    installed = [each for each in ("onnxruntime",) if not COMPARED[each].missing()]
+    against = ",".join(["eager", "fbgemm", *installed])
+    command = [sys.executable, "-m", "cpupack", "compare", f"{name}.toml", "--against", against]
+    quick = ["--budget-s", "0.5", "--rounds", "1", "--round-s", "0.05", "--set", "tune.batch_sizes=[2]", "--json"]
+    done = subprocess.run(
+        [*command, *quick, "--set", "target.x86_64.engine=native"],
+        cwd=project, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    engines = json.loads(done.stdout)["engines"]
+    if name == "tokens" and "onnxruntime" in engines:
+        assert "only 4D query" in engines.pop("onnxruntime")["reason"]  # torch's exporter knows no other attention
+    for engine, found in engines.items():
+        assert found["status"] == "ok", (engine, found["reason"])
+        assert list(found["outputs"]) == outputs
+        assert found["sqnr_db"] is None or found["sqnr_db"] > 10, engine
 
 
 def test_mixed_columns(environment: Environment) -> None:

@@ -67,7 +67,7 @@ def test_a_model_of_images_is_given_pixels_and_others_floats() -> None:
         CompareOptions(input_kind="uint8-vs-float32"),
         CompareOptions(files=RECIPE.parent),
     ):
-        with pytest.raises(UsageError, match="no \\[preprocess\\]"):
+        with pytest.raises(UsageError, match="only input is an image"):
             settle(options, arrays)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import html.parser
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.comparison.closeness import Closeness
 from cpupack.comparison.options import CompareOptions
 from cpupack.comparison.result import Comparison, result
 from cpupack.comparison.run import Entry, Measured
@@ -65,7 +67,8 @@ def subject(manifest: Manifest, tiny: TinyWheel, tmp_path: Path) -> Subject:
 
 
 def entry(name: str, *, sqnr_db: float = 30.0) -> Entry:
-    return Entry(name, setting=Setting(1, 2, 8), agreement=0.75, sqnr_db=sqnr_db, settings=f"how {name} was made")
+    close = Closeness({"output": sqnr_db}, 0.75)
+    return Entry(name, setting=Setting(1, 2, 8), closeness=close, settings=f"how {name} was made")
 
 
 def rows(**rates: list[float]) -> list[dict[str, object]]:
@@ -88,7 +91,7 @@ def rows(**rates: list[float]) -> list[dict[str, object]]:
 def compared(subject: Subject) -> Comparison:
     played = rows(cpupack=[200.0, 100.0, 400.0], eager=[50.0, 50.0, 100.0], fbgemm=[100.0, 80.0, 200.0])
     entries = {name: entry(name) for name in ("cpupack", "eager", "fbgemm")}
-    entries["eager"].sqnr_db = float("inf")
+    entries["eager"] = entry("eager", sqnr_db=math.inf)
     entries["openvino"] = Entry("openvino", status="failed", reason="RuntimeError: <no> such layer")
     return result(
         subject,

@@ -1,0 +1,60 @@
+"""How close an engine's outputs are to those of the FP32 model, for each output by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.peers.process import EngineFailedError
+from cpupack.runtime.accuracy import agreement, sqnr_db
+from cpupack.runtime.signature import OutputSpec, Signature
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """``by_output`` has the SQNR of each output in dB, None for classes that an argmax chose.
+
+    ``agreement`` is the share of samples with the same class, None where no output chooses classes.
+    """
+
+    by_output: Mapping[str, float | None]
+    agreement: float | None
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """The SQNR of the worst output, None where each is a class."""
+        return min((value for value in self.by_output.values() if value is not None), default=None)
+
+
+def closeness(signature: Signature, reference: Array, actual: Sequence[Array]) -> Closeness:
+    """Compare what an engine gave, one array for each output in their order, with the FP32 model's rows.
+
+    Both are as the wheel's caller gets them: with the softmax or argmax of [[output]]. Raises EngineFailedError for
+    another shape.
+    """
+    expected = signature.unpack(reference)
+    for (name, wanted), found in zip(expected.items(), actual, strict=True):
+        if found.shape != wanted.shape:
+            raise EngineFailedError(f"its {name} has shape {found.shape}, that of the FP32 model {wanted.shape}")
+    pairs = [
+        (spec, wanted, found) for spec, wanted, found in zip(signature.outputs, expected.values(), actual, strict=True)
+    ]
+    by_output = {spec.name: None if spec.apply == "argmax" else sqnr_db(wanted, found) for spec, wanted, found in pairs}
+    return Closeness(by_output, _agreement(signature, pairs))
+
+
+def _agreement(signature: Signature, pairs: Sequence[tuple[OutputSpec, Array, Array]]) -> float | None:
+    """Return the agreement of the only output that chooses classes."""
+    chosen = [(wanted, found) for spec, wanted, found in pairs if spec.apply == "argmax"]
+    if len(chosen) == 1:
+        return float(np.mean(chosen[0][0] == chosen[0][1]))
+    if chosen or (len(pairs) > 1 and signature.class_scores is None):
+        return None
+    scores = signature.class_scores or signature.outputs[0]
+    return next(agreement(wanted, found) for spec, wanted, found in pairs if spec is scores)
