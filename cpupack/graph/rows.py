@@ -8,12 +8,13 @@ into the row in FP32.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from cpupack.graph.tags import ROWS_IN, ROWS_OUT
+from cpupack.graph.tags import LARGEST, ROWS_IN, ROWS_OUT
 
 _MOVES: tuple[Any, ...] = (
     operator.getitem, torch.reshape, torch.flatten, torch.permute, torch.ops.aten.slice.Tensor, "reshape", "permute",
@@ -22,9 +23,16 @@ _CASTS: tuple[Any, ...] = (torch.ops.aten.to.dtype, torch.ops.aten._to_copy.defa
 _JOINS: tuple[Any, ...] = (torch.cat, torch.reshape, torch.flatten, "reshape")
 
 
-def mark_rows(graph: fx.GraphModule, *, takes_rows: bool, gives_rows: bool) -> None:
-    """Note on a graph's input, in place, whether the graph takes and gives rows."""
+def mark_rows(
+    graph: fx.GraphModule, *, takes_rows: bool, gives_rows: bool, largest: Sequence[tuple[int, float]] = ()
+) -> None:
+    """Note on a graph's input, in place, whether the graph takes and gives rows.
+
+    ``largest`` has for each part of a row how many values it has, and the number that none of them is beyond.
+    """
     source = _source(graph)
+    if largest:
+        source.meta[LARGEST] = tuple(largest)
     source.meta[ROWS_IN], source.meta[ROWS_OUT] = takes_rows, gives_rows
 
 

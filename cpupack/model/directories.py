@@ -82,7 +82,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             for name, value in settings.items():
                 setattr(read, "_attn_implementation" if name == "attn_implementation" else name, value)
             module: nn.Module = kind(read)
-            return module.float()
+            return _without_cache(module.float(), spec.kwargs)
         module, found = kind.from_pretrained(
             str(directory),
             local_files_only=True,
@@ -91,6 +91,14 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             **settings,
         )
     _check_loaded(found, directory, progress)
+    return _without_cache(module, spec.kwargs)
+
+
+def _without_cache(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+    """Have a language model return no keys and values for the tokens that it would make next, unless it is asked to."""
+    config: Any = getattr(module, "config", None)
+    if "use_cache" not in kwargs and getattr(config, "use_cache", None):
+        config.use_cache = False
     return module
 
 

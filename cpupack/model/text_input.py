@@ -59,6 +59,19 @@ def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
     return TextInput(content, spec)
 
 
+def with_mask(signature: Signature, text: TextInput | None) -> Signature:
+    """Return the signature with a mask of zeros and ones: a model may count with it, and then no sum is too large."""
+    if text is None or text.spec.mask is None:
+        return signature
+    inputs = tuple(
+        dataclasses.replace(each, vocabulary=2)
+        if each.name == text.spec.mask and each.vocabulary is None and each.dtype != "bool"
+        else each
+        for each in signature.inputs
+    )
+    return Signature(inputs, signature.outputs)
+
+
 def with_pads(signature: Signature, text: TextInput | None) -> Signature:
     """Return the signature with the values that the tokenizer pads its inputs with, where it does so at the end."""
     if text is None or text.spec.side != "right":

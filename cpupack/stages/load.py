@@ -11,7 +11,7 @@ from cpupack.model.detectors import detector_of
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.tasks import check_labels, task_of
-from cpupack.model.text_input import check_tokenizer, text_input, with_pads
+from cpupack.model.text_input import check_tokenizer, text_input, with_mask, with_pads
 from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -55,7 +55,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
-    signature = with_pads(signature, text)
+    signature = with_pads(with_mask(signature, text), text)
     return FloatModel(
         module=fitted.module.eval(),
         signature=signature,

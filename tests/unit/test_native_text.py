@@ -11,59 +11,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack import accuracy
-from cpupack.artifacts import FloatModel, QuantizedModel, Samples
 from cpupack.graph.native_model import NativeModel
-from cpupack.model.signature import fit_signature
-from cpupack.progress import SilentProgress
-from cpupack.recipe import Recipe
-from cpupack.stages.calibrate import calibrate
-from cpupack.stages.capture import capture
-from cpupack.stages.fuse import fuse
-from cpupack.stages.quantize import quantize
 from helpers.lowered import BOUND_DB, needs_kernels
-from helpers.tiny_models import ENGINES, run, target
+from helpers.lowered_text import LENGTH, WIDTH, WORDS, lowered, texts
+from helpers.tiny_models import ENGINES, run
 
 pytestmark = needs_kernels
-LENGTH, WORDS, WIDTH = 12, 60, 32
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def recipe(**quantize: object) -> Recipe:
-    inputs = [{"name": name, "shape": [LENGTH], "dtype": "int64"} for name in ("ids", "mask")]
-    return Recipe.model_validate(
-        {
-            "schema": 1,
-            "package": {"name": "tiny"},
-            "model": {"source": "python:m.py:make", "weights": "random"},
-            "input": inputs,
-            "quantize": {"observer": "minmax", **quantize},
-        }
-    )
-
-
-def texts(*lengths: int) -> Samples:
-    """Return rows of ids and their mask, of sentences that end after so many tokens."""
-    random = np.random.default_rng(1)
-    mask = np.arange(LENGTH) < np.array(lengths)[:, None]
-    ids = np.where(mask, random.integers(2, WORDS, mask.shape), 1)
-    rows = np.concatenate([ids, mask], 1).astype(np.float32)
-    return Samples(rows, "texts", tuple(map(str, range(len(rows)))))
-
-
-def lowered(
-    module: nn.Module, data: Samples | None = None, *, engine: str = "native", **settings: object
-) -> tuple[FloatModel, QuantizedModel]:
-    spec, data = recipe(**settings), data or texts(LENGTH, 5, 1, 7, LENGTH, 3)
-    fitted = fit_signature(module.eval(), "test", spec, SilentProgress())
-    whole = fitted.module.eval().requires_grad_(requires_grad=False)
-    model = FloatModel(whole, fitted.signature, "test", True, None, 0, 0, 0)
-    captured = capture(model, data, spec, SilentProgress())
-    calibrated = calibrate(fuse(captured, spec, SilentProgress()), data, 4, SilentProgress())
-    return model, quantize(calibrated, model.module, spec, target(engine))
 
 
 class Encoder(nn.Module):

@@ -14,6 +14,7 @@ from cpupack.graph.trace import record_shapes
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.rows import random_rows
+from cpupack.runtime.signature import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
@@ -77,10 +78,19 @@ def _captured(model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...],
     proof.check_graph(graph, used, lambda rewrites: _rewritten(exported, rewrites, batch[:2])[0])
     graph = name_calls(graph)
     record_shapes(graph, batch[:2])
-    mark_rows(graph, takes_rows=model.signature.takes_rows, gives_rows=model.signature.gives_rows)
+    signature = model.signature
+    largest = [(each.size, _largest(each)) for each in signature.inputs] if signature.takes_rows else []
+    mark_rows(graph, takes_rows=signature.takes_rows, gives_rows=signature.gives_rows, largest=largest)
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
     progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")
     return graph
+
+
+def _largest(spec: TensorSpec) -> float:
+    """Return the number that no value of an input is beyond, where it is read as whole numbers."""
+    if spec.vocabulary is not None:
+        return float(max(spec.vocabulary - 1, 1))
+    return {"bool": 1.0, "uint8": 255.0}.get(spec.dtype, float(LARGEST_EXACT))
 
 
 def examples(model: FloatModel, samples: Samples | None) -> torch.Tensor:

@@ -19,10 +19,10 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.modules import transformer
 
 from cpupack.errors import ModelError
 from cpupack.model.user_code import describe_failure, is_library
+from cpupack.stages.capture.exportable import exportable
 from cpupack.stages.capture.inplace import make_functional
 
 HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
@@ -77,7 +77,7 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
 
 def _exported(module: nn.Module, example: torch.Tensor, lines: list[str]) -> ExportedProgram:
     try:
-        with torch.no_grad(), _quiet(lines), _without_idle_autocast(), _without_looking_at_masks():
+        with torch.no_grad(), _quiet(lines), exportable():
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
     except Exception as error:
         # torch.export raises errors of many classes, its own among them; all are about the user's model.
@@ -158,43 +158,6 @@ def _quiet(lines: list[str]) -> Iterator[None]:
         level, logger.propagate, logger.handlers, torch_level = before
         logger.setLevel(level)
         torch_logger.setLevel(torch_level)
-
-
-@contextlib.contextmanager
-def _without_idle_autocast() -> Iterator[None]:
-    """Have ``torch.autocast(enabled=False)`` do nothing, as it does in a model that runs in FP32.
-
-    torch.export would keep what is inside apart, in a graph of its own.
-    """
-    kind: Any = torch.autocast
-    enter, leave = kind.__enter__, kind.__exit__
-
-    def entered(self: Any) -> Any:
-        return enter(self) if self._enabled else self
-
-    def left(self: Any, *error: Any) -> Any:
-        return leave(self, *error) if self._enabled else None
-
-    kind.__enter__, kind.__exit__ = entered, left
-    try:
-        yield
-    finally:
-        kind.__enter__, kind.__exit__ = enter, leave
-
-
-@contextlib.contextmanager
-def _without_looking_at_masks() -> Iterator[None]:
-    """Have ``nn.Transformer`` not look whether a mask is the causal one: it adds the mask all the same.
-
-    torch.export cannot follow a choice by the values of a tensor (torch/nn/modules/transformer.py).
-    """
-    kind: Any = transformer
-    looks = kind._detect_is_causal_mask
-    kind._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
-    try:
-        yield
-    finally:
-        kind._detect_is_causal_mask = looks
 
 
 def _input_of(program: ExportedProgram) -> fx.Node:

@@ -41,7 +41,7 @@ def _with_indices(handler: Callable[[Raiser, dict[str, Any]], fx.Node]) -> Calla
     """Return a handler of an operator that returns indices too, which nothing may read."""
 
     def of_several(r: Raiser, a: dict[str, Any]) -> list[Any]:
-        if _reads_indices(r.node):
+        if reads_indices(r.node):
             raise NotRaised
         return [handler(r, a), None]
 
@@ -108,7 +108,7 @@ def _largest(r: Raiser, a: dict[str, Any]) -> Any:
         if "other" in a:
             return extreme(1.0)(r, a)
         raise NotRaised  # x.max(), which looks at the whole batch
-    if _reads_indices(r.node):
+    if reads_indices(r.node):
         raise NotRaised
     return [_LARGEST(r, a), None]
 
@@ -120,13 +120,13 @@ def _smallest(r: Raiser, a: dict[str, Any]) -> Any:
             return extreme(-1.0)(r, a)
         raise NotRaised
     several = isinstance(r.node.meta.get("val"), list | tuple)
-    if several and _reads_indices(r.node):
+    if several and reads_indices(r.node):
         raise NotRaised
     smallest = r.call(torch.mul, _LARGEST(r, a, -1.0), -1.0)
     return [smallest, None] if several else smallest
 
 
-def _reads_indices(node: fx.Node) -> bool:
+def reads_indices(node: fx.Node) -> bool:
     """Whether something reads a second result, the indices, of a call of several."""
     return any(len(each.args) > 1 and each.args[1] != 0 and each.users for each in node.users)
 
@@ -146,8 +146,10 @@ def _padded(r: Raiser, source: Any, pads: Any, mode: str, value: Any) -> fx.Node
     pads = [int(each) for each in pads]
     if len(pads) // 2 >= len(r.shape(source)) and any(pads[-2:]):
         raise NotRaised  # the batch is padded
+    while pads and not any(pads[-2:]):
+        pads = pads[:-2]
     x = r.activation(source)
-    if not any(pads):
+    if not pads:
         return x
     return r.call(F.pad, x, pads, mode, float(value), word="pad")
 

@@ -20,6 +20,7 @@ from cpupack.stages.capture.raising import (
     complexes,
     einsum,
     layers,
+    picks,
     pools,
     recurrent,
     shapes,
@@ -33,6 +34,9 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
+    "gather": picks.gather, "index": picks.index(shapes.HANDLERS["index"]),
+    "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
+    "min": picks.extreme(pools.HANDLERS["min"], torch.ops.aten.argmin.default),
     "abs": spectra.magnitude(arithmetic.HANDLERS["abs"]),
     "view_as_real": spectra.real(complexes.HANDLERS["view_as_real"]),
 }  # fmt: skip

@@ -56,7 +56,7 @@ class Raiser:
         for node, (name, value) in exported.constants.items():
             self.known[node] = value
             self._names[node] = name
-        self._source = exported.source
+        self.source = exported.source
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of the current call by their names, defaults included, as exported nodes and values."""

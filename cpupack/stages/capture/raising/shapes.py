@@ -172,10 +172,10 @@ def _select(r: Raiser, a: dict[str, Any]) -> fx.Node:
     _, dim, size = _size_along(r, a["self"], a["dim"])
     if not isinstance(a["index"], int):
         raise NotRaised
-    return _selected(r, r.activation(a["self"]), r.shape(a["self"]), r.dynamic(a["self"]), dim, a["index"] % size)
+    return selected(r, r.activation(a["self"]), r.shape(a["self"]), r.dynamic(a["self"]), dim, a["index"] % size)
 
 
-def _selected(r: Raiser, x: fx.Node, shape: tuple[int, ...], moves: tuple[bool, ...], dim: int, index: int) -> fx.Node:
+def selected(r: Raiser, x: fx.Node, shape: tuple[int, ...], moves: tuple[bool, ...], dim: int, index: int) -> fx.Node:
     part = sliced(r, x, len(shape), dim, index, index + 1) if shape[dim] != 1 else x
     before = (*shape[:dim], 1, *shape[dim + 1 :])
     return reshaped(r, part, before, (*shape[:dim], *shape[dim + 1 :]), (*moves[:dim], *moves[dim + 1 :]))
@@ -203,7 +203,7 @@ def _unbind(r: Raiser, a: dict[str, Any]) -> list[Callable[[], fx.Node]]:
     source = a["self"]
     _, dim, size = _size_along(r, source, a["dim"])
     x, shape, moves = r.activation(source), r.shape(source), r.dynamic(source)
-    return [lambda index=index: _selected(r, x, shape, moves, dim, index) for index in range(size)]  # type: ignore[misc]
+    return [lambda index=index: selected(r, x, shape, moves, dim, index) for index in range(size)]  # type: ignore[misc]
 
 
 def _concatenate(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -258,6 +258,9 @@ def _repeated(r: Raiser, source: fx.Node, moves: tuple[bool, ...]) -> fx.Node:
 
 
 def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
+    """Return a constant for each sample of the batch. Raises NotRaised where there is one for each of its heads."""
+    if r.shape()[0] != r.shape(r.source)[0]:
+        raise NotRaised
     table = r.attribute(value, name)
     return r.method("expand", table, r.batch(), *[-1] * (value.ndim - 1))
 
@@ -330,7 +333,7 @@ def _index(r: Raiser, a: dict[str, Any]) -> fx.Node:
     ``mask[torch.arange(batch)[:, None, None, None], positions]`` is how masks are laid out under ``torch.vmap``.
     """
     indices = list(a["indices"])
-    if len(indices) < 2 or not all(isinstance(each, fx.Node) for each in indices) or not _counts_samples(indices[0]):
+    if len(indices) < 2 or not all(isinstance(each, fx.Node) for each in indices) or not counts_samples(indices[0]):
         raise NotRaised
     constants = [r.tensor(each) for each in indices[1:]]
     rank = len(r.shape(indices[0]))
@@ -346,7 +349,7 @@ def _index(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(torch.ops.aten.index.Tensor, r.activation(a["self"]), [None, *found], word="index")
 
 
-def _counts_samples(node: fx.Node) -> bool:
+def counts_samples(node: fx.Node) -> bool:
     """Whether a tensor ``(batch, 1, ...)`` has the numbers of the samples, from 0 on."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or not value.ndim or any(size != 1 for size in value.shape[1:]):

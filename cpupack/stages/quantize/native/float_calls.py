@@ -91,9 +91,9 @@ def lower_float(b: Builder, node: fx.Node) -> None:
 
 
 def _is_fixed(b: Builder, node: fx.Node) -> bool:
-    """Whether a call reads nothing but constants of the model, and sizes."""
+    """Whether a call reads nothing but constants of the model, and sizes; it may fill a tensor with a number."""
     read = [each for each in node.all_input_nodes if not b.calls.is_constant(each)]
-    return bool(read) and all(each.op == "get_attr" or isinstance(b.floats.values.get(each), Fixed) for each in read)
+    return all(each.op == "get_attr" or isinstance(b.floats.values.get(each), Fixed) for each in read)
 
 
 def _fixed(b: Builder, node: fx.Node) -> Fixed:

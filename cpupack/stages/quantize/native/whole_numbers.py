@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from cpupack.graph.tags import ROWS_IN
+from cpupack.graph.tags import LARGEST, ROWS_IN
 from cpupack.runtime.signature import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
@@ -25,6 +25,7 @@ from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Reduction, View
 
 _ATEN = torch.ops.aten
+_BEYOND = "of whole numbers that may be beyond 2^24: a vocabulary of the [[input]] bounds them"
 _SLACK = 1 << 16
 """An id plus a small number is exact for all ids but the last of 2^24, and no table has so many rows."""
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -70,6 +71,10 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     if make is None and node.target in LOOK_UPS:
         return LOOK_UPS[node.target](b, node)
     if make is None:
+        if node.target in _PLACES:
+            b.magnitudes[node] = float(math.prod(shape_of(node.all_input_nodes[0])[1:]))
+        elif node.target in _EXTREMES and node.meta.get("dtype") in _WHOLE:
+            b.magnitudes[node] = _largest(b, node.all_input_nodes[0])
         if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS and node.target not in _MOVES:
             raise b.calls.refusal(node, "with values that are not float32")
         return None
@@ -87,7 +92,7 @@ def refuse_unbounded(b: Builder, node: fx.Node) -> None:
     for each in node.all_input_nodes:
         dtype = each.meta.get("dtype")
         if dtype in _WHOLE and dtype is not torch.bool and math.isinf(_largest(b, each)):
-            raise b.calls.refusal(node, "of whole numbers beyond 2^24")
+            raise b.calls.refusal(node, _BEYOND)
 
 
 # ---- how large whole numbers are ----
@@ -99,8 +104,12 @@ def _largest(b: Builder, value: Any) -> float:
         return abs(value)
     if not isinstance(value, fx.Node):
         return math.inf
+    moves: list[fx.Node] = []
     while value not in b.magnitudes and (value.target in _MOVES or b.calls.rearranges(value)):
+        moves.append(value)
         value = value.all_input_nodes[0]
+    if value not in b.magnitudes and LARGEST in value.meta:
+        return _largest_of_input(b, value, moves)
     held = b.calls.constant(value)
     if held is None and isinstance(found := b.floats.values.get(value), Fixed):
         held = found.values
@@ -111,12 +120,20 @@ def _largest(b: Builder, value: Any) -> float:
     return b.magnitudes.get(value, float(LARGEST_EXACT))
 
 
+def _largest_of_input(b: Builder, source: fx.Node, moves: list[fx.Node]) -> float:
+    """Return what no value is beyond that is taken out of a row of inputs; ``moves`` are the calls, the last first."""
+    found = torch.cat([torch.full((count,), largest) for count, largest in source.meta[LARGEST]]).expand(2, -1)
+    for node in reversed(moves):
+        found = b.calls.rearranged(node, {node.all_input_nodes[0]: found})
+    return min(float(found.max()), float(LARGEST_EXACT)) if found.numel() else 0.0
+
+
 def _bounded(b: Builder, node: fx.Node, largest: float) -> None:
     """Note how large the results of a call are; refuse one whose results float32 may not have."""
     if node.meta.get("dtype") not in _WHOLE:
         return
     if largest > LARGEST_EXACT + _SLACK:
-        raise b.calls.refusal(node, "of whole numbers beyond 2^24")
+        raise b.calls.refusal(node, _BEYOND)
     b.magnitudes[node] = largest
 
 
@@ -178,6 +195,16 @@ def _compute(b: Builder, node: fx.Node) -> View:
     products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
     _bounded(b, node, products.get(function, sum(sizes)))
     return _of_two(b, node, [Instruction(function)])
+
+
+def _subtract_from(b: Builder, node: fx.Node) -> Operand:
+    """A number minus a tensor."""
+    number = node.args[1]
+    if not isinstance(number, int) or argument(node, 2, "alpha", 1) != 1:
+        raise b.calls.refusal(node, "of a number that is not whole")
+    _bounded(b, node, abs(number) + _largest(b, node.args[0]))
+    code = [Instruction(Function.FROM_NUMBER, number=float(number))]
+    return _mapped(b, node, operand_of(b, node.args[0], node), code)
 
 
 def _clamp(b: Builder, node: fx.Node) -> Operand:
@@ -358,6 +385,8 @@ _MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.defau
 _CONVERSIONS = tuple(_named("to", "type_as", "_to_copy"))
 _PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
 _OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
+_PLACES = (_ATEN.argmax.default, _ATEN.argmin.default)
+_EXTREMES = (torch.amax, torch.amin)
 _CLAMPS = (torch.clamp, _ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _REDUCING = ("sum", "any", "all")
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
@@ -371,6 +400,7 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(_named("where"), _where),
     **dict.fromkeys(_named("masked_fill"), _fill),
     **dict.fromkeys(_named("neg"), _negate),
+    _ATEN.rsub.Scalar: _subtract_from,
     **dict.fromkeys(_ARITHMETIC, _compute),
     **dict.fromkeys(_CLAMPS, _clamp),
     _ATEN.cumsum.default: _accumulate,

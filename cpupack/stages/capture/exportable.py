@@ -1,0 +1,138 @@
+"""What torch and Python do in a way that torch.export cannot follow, done in another way while it runs.
+
+Each gives the same values. All are undone when the export ends.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.modules import transformer
+
+
+@contextmanager
+def exportable() -> Iterator[None]:
+    """Have all of these ways."""
+    with ExitStack() as stack:
+        for each in (
+            _without_idle_autocast,
+            _without_looking_at_masks,
+            _with_dynamic_len,
+            _with_written_out_takes,
+            _with_broadcast_masks,
+        ):
+            stack.enter_context(each())
+        yield
+
+
+@contextmanager
+def _without_idle_autocast() -> Iterator[None]:
+    """Have ``torch.autocast(enabled=False)`` do nothing, as it does in a model that runs in FP32.
+
+    torch.export would keep what is inside apart, in a graph of its own.
+    """
+    kind: Any = torch.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+
+    def entered(self: Any) -> Any:
+        return enter(self) if self._enabled else self
+
+    def left(self: Any, *error: Any) -> Any:
+        return leave(self, *error) if self._enabled else None
+
+    kind.__enter__, kind.__exit__ = entered, left
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave
+
+
+@contextmanager
+def _without_looking_at_masks() -> Iterator[None]:
+    """Have ``nn.Transformer`` not look whether a mask is the causal one: it adds the mask all the same.
+
+    torch.export cannot follow a choice by the values of a tensor (torch/nn/modules/transformer.py).
+    """
+    kind: Any = transformer
+    looks = kind._detect_is_causal_mask
+    kind._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        kind._detect_is_causal_mask = looks
+
+
+@contextmanager
+def _with_dynamic_len() -> Iterator[None]:
+    """Have ``len(x)`` of a tensor be ``x.shape[0]``, which may change with the batch: Python's is a plain number."""
+    plain = builtins.len
+
+    def sized(of: Any, /) -> Any:
+        return of.shape[0] if isinstance(of, torch.Tensor) and of.ndim else plain(of)
+
+    with _replaced(builtins, "len", sized):
+        yield
+
+
+@contextmanager
+def _with_written_out_takes() -> Iterator[None]:
+    """Have ``take_along_dim`` be the ``gather`` that it is: torch asks for the size of the batch in between."""
+
+    def made(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def taken(self: torch.Tensor, indices: torch.Tensor, dim: int | None = None, **out: Any) -> Any:
+            if dim is None or out or self.ndim != indices.ndim:
+                return plain(self, indices, dim, **out)
+            along = dim % self.ndim
+            others = [each for each in range(1, self.ndim) if each != along]
+            if any(indices.shape[each] not in {1, self.shape[each]} for each in others):
+                return plain(self, indices, dim)
+            sizes = [-1 if each == along else size for each, size in enumerate(self.shape)]
+            sizes[0] = -1 if indices.shape[0] != 1 else sizes[0]
+            return torch.gather(self, along, indices.expand(sizes))
+
+        return taken
+
+    with ExitStack() as stack:
+        for owner in (torch, torch.Tensor):
+            stack.enter_context(_replaced(owner, "take_along_dim", made(owner.take_along_dim)))
+        yield
+
+
+@contextmanager
+def _with_broadcast_masks() -> Iterator[None]:
+    """Have transformers lay out masks by broadcasting, as it does for most models: vmap leaves tensors of its own.
+
+    A mask is a function of four numbers, of sample, head, query and key, and each step of it goes element by element.
+    """
+    library: Any = sys.modules.get("transformers.masking_utils")
+    if not hasattr(library, "_vmap_expansion_sdpa"):
+        yield
+        return
+
+    def expansion(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def laid_out(*numbers: torch.Tensor) -> torch.Tensor:
+            spread = [each.reshape([-1 if axis == own else 1 for axis in range(4)]) for own, each in enumerate(numbers)]
+            return function(*spread).expand([each.shape[0] for each in numbers])
+
+        return laid_out
+
+    with (
+        _replaced(library, "_vmap_expansion_sdpa", expansion),
+        _replaced(library, "TransformGetItemToIndex", nullcontext),  # which vmap needs, and export cannot follow
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
