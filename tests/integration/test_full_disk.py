@@ -105,7 +105,7 @@ wait $! || code=$?
 test $code = 8
 test -z "$(ls dist)"
 {undo}
-"$@"
+"$@" >built
 find tmp dist -type f
 """
     build = (sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", "--out", "dist", *FAST)
