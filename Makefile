@@ -13,7 +13,8 @@
 # make demo      build recipes/resnet50.toml, install the wheel in a new environment, bench it, and predict a photo; where
 #                its weights cannot be downloaded, build recipes/efficientnet_lite0.toml too, which has trained weights
 # make bench     measure all recipes side by side with other engines (an hour or more); answers in benchmarks/
-# make fuzz      look for programs that break the kernels, with the same sanitizers, for FUZZ_MINUTES (default: 10)
+# make fuzz      let libFuzzer look for programs that break the kernels, for FUZZ_MINUTES (default: 10; apt: clang)
+# make damage    damage each field of programs at random, with the sanitizers of make sanitize, for FUZZ_MINUTES
 # make threads   run the tests of the team of threads under gcc's thread sanitizer (apt: gcc)
 # make clean     delete what all these have made
 #
@@ -52,7 +53,7 @@ REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path 
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
 C_FILES := $(wildcard kernels/*/*.c kernels/*/*.h kernels/*/*.inc cpupack/runtime/export/c/*.[ch] tests/arm/*.c)
 
-.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate threads fuzz clean
+.PHONY: help setup peers kernels demo bench test test-arm lint fast slow sanitize emulate threads fuzz damage clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -135,6 +136,9 @@ threads: $(READY) $(KERNELS)
 	$(CHECK)
 
 fuzz: $(READY) $(KERNELS)
+	$(CHECK) --minutes $(FUZZ_MINUTES)
+
+damage: $(READY) $(KERNELS)
 	$(CHECK) --minutes $(FUZZ_MINUTES)
 
 clean:

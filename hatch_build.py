@@ -21,6 +21,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 LIBRARIES = {cpu: f"cpupack/runtime/kernels/cpupack_int8.{cpu}.so" for cpu in ("x86_64", "aarch64")}
 LIBRARY = LIBRARIES["x86_64"]
 SOURCES = "kernels"
+NOT_SHIPPED = {"fuzz"}
+"""The directories of sources that no library has."""
 OWN_SOURCES = {"x86_64": ("amx", "avx2", "avx512", "vnni", "x86"), "aarch64": ("neon",)}
 """The directories of sources for one CPU family alone."""
 PUBLIC_HEADERS = "cpupack/runtime/export/c"
@@ -76,7 +78,7 @@ def compile_kernels(root: Path) -> tuple[Path, ...]:
 
 def sources_of(root: Path, cpu: str) -> list[Path]:
     """Return the sources of the library for a CPU family."""
-    others = {name for family, names in OWN_SOURCES.items() if family != cpu for name in names}
+    others = NOT_SHIPPED | {name for family, names in OWN_SOURCES.items() if family != cpu for name in names}
     sources = root / SOURCES
     return sorted(path for path in sources.rglob("*.c") if path.relative_to(sources).parts[0] not in others)
 

@@ -21,19 +21,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from helpers.ray_cluster import replicas, two_nodes
+
 Row = dict[str, Any]
-_STORE_BYTES = 80 * 2**20
-_PORT = 8123
+_APPLICATION, _PORT = "measured", 8123
 
 
 def main() -> None:
     arguments = parse()
     measure: Mapping[str, Callable[[argparse.Namespace, Any], Iterator[Row]]] = {"batch": batch, "serve": serve_killed}
-    with cluster() as started:
+    with two_nodes() as (started, _):
         for row in measure[arguments.what](arguments, started):
             line = json.dumps({"what": arguments.what, **row})
             print(line, flush=True)  # noqa: T201 - a script
@@ -53,22 +54,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-latency-ms", type=float, default=250.0, help="of `serve`: the promise")
     parser.add_argument("--out", type=Path, help="JSON lines are added to this file")
     return parser.parse_args()
-
-
-@contextmanager
-def cluster() -> Iterator[Any]:
-    """Start a cluster of two nodes of one CPU."""
-    from ray.cluster_utils import Cluster
-
-    started = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": _STORE_BYTES, "include_dashboard": False},
-    )
-    try:
-        started.add_node(num_cpus=1, object_store_memory=_STORE_BYTES)
-        yield started
-    finally:
-        started.shutdown()
 
 
 def batch(arguments: argparse.Namespace, started: Any) -> Iterator[Row]:
@@ -103,32 +88,19 @@ def serve_killed(arguments: argparse.Namespace, started: Any) -> Iterator[Row]:
     try:
         app = import_module(f"{arguments.package}.ray").app
         serve.start(http_options={"port": _PORT})
-        serve.run(app({"replicas": 2, "max_latency_ms": arguments.max_latency_ms}), name="measured")
+        serve.run(app({"replicas": 2, "max_latency_ms": arguments.max_latency_ms}), name=_APPLICATION)
         ask(arguments, 3.0)  # the first requests of each process are slow
         yield {"when": "before", **ask(arguments, 10.0)}
         running = start(arguments, 15.0)
         time.sleep(5.0)
         killed_s = time.monotonic()
-        os.kill(replicas()[0], signal.SIGKILL)
+        os.kill(replicas(_APPLICATION)[0], signal.SIGKILL)
         yield {"when": "killed after 4 s", **answer(running)}
         for _ in range(2):
             yield {"when": f"{time.monotonic() - killed_s:.0f} s after", **ask(arguments, 5.0)}
     finally:
         serve.shutdown()
         ray.shutdown()
-
-
-def replicas() -> list[int]:
-    """Return the processes of the model's replicas."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (directory / "cmdline").read_bytes().decode()
-        except OSError:  # it has ended
-            continue
-        if title.startswith("ray::ServeReplica:measured:") and "-front" not in title:
-            found.append(int(directory.name))
-    return found
 
 
 def ask(arguments: argparse.Namespace, seconds: float) -> Row:

@@ -54,6 +54,18 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(directory, ignore_errors=True)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one step, so that it is there whole or not at all. Raises OSError; an older one then stays."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sweep_parts(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        with suppress(OSError):  # the error of the write counts
+            part.unlink(missing_ok=True)
+
+
 def sweep_parts(target: Path) -> None:
     """Remove what a killed process left beside ``target``: ``.NAME.PID.part`` of a process that is no more."""
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):

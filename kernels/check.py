@@ -4,8 +4,12 @@ threads    gcc's thread sanitizer: teams of two to four threads run every progra
            its libtsan. Takes two minutes of a CPU.
 sanitize   gcc's address and undefined-behaviour sanitizers, damaged programs included. Needs gcc 11 or later with its
            libasan (Debian and Ubuntu: apt-get install gcc g++). Takes two and a half minutes of a CPU.
-fuzz       Programs with random damage, on the library of `sanitize`: new seeds until the time is over (--minutes,
-           default 10). A failure names its seed. Needs what `sanitize` needs.
+fuzz       libFuzzer on programs and on the files of exported models, guided by what they reach, with clang's address
+           and undefined-behaviour sanitizers, for --minutes (default 10) of a CPU. A failure names its file. Needs
+           clang 14 or later with libFuzzer (Debian: apt-get install clang). The first time takes three minutes more,
+           to compile.
+damage     Programs with random damage to each field, on the library of `sanitize`: new seeds until the time is over
+           (--minutes). A failure names its seed. Needs what `sanitize` needs.
 emulate    The AVX-512 and AMX kernels from portable C, on any CPU with AVX2, with VBMI and without. Needs the headers
            of SIMDe, which pip brings (simde-py) into build/. Takes two minutes of a CPU.
 
@@ -35,6 +39,9 @@ from hatch_build import (  # noqa: E402 - found by the line before
     compile_library,
     sources_of,
 )
+
+sys.path.insert(0, str(ROOT / "kernels" / "fuzz"))
+import fuzzing  # noqa: E402 - found by the line before
 
 SIMDE = "simde-py==0.8.2.post1"
 TESTS = ("test_native_kernels.py", "test_float_kernels.py", "test_native_model.py", "test_kernels.py", "test_images.py")
@@ -68,8 +75,8 @@ class SkippedError(Exception):
 def main() -> int:
     """Run the check that the command line names; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("check", choices=("sanitize", "emulate", "threads", "fuzz"))
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long `fuzz` looks (default: 10)")
+    parser.add_argument("check", choices=("sanitize", "emulate", "threads", "fuzz", "damage"))
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long `fuzz` and `damage` look (default: 10)")
     parser.add_argument("--required", action="store_true", help="fail where something that is needed cannot be had")
     parser.add_argument("--workers", default="1", metavar="N", help="how many tests to run at a time (default: 1)")
     parser.add_argument("--pip-args", default="", metavar="ARGS", help="options of pip, such as an index")
@@ -78,7 +85,9 @@ def main() -> int:
         if arguments.check == "sanitize":
             return sanitize(arguments.workers)
         if arguments.check == "fuzz":
-            return fuzz(arguments.workers, arguments.minutes)
+            return fuzz(int(arguments.workers), arguments.minutes)
+        if arguments.check == "damage":
+            return damage(arguments.workers, arguments.minutes)
         if arguments.check == "threads":
             return threads()
         return emulate(arguments.workers, arguments.pip_args.split())
@@ -93,7 +102,33 @@ def sanitize(workers: str) -> int:
     return _run_tests(library, workers, environment)
 
 
-def fuzz(workers: str, minutes: float) -> int:
+def fuzz(workers: int, minutes: float) -> int:
+    """Let libFuzzer look for programs and model files that break the kernels of each instruction set of this CPU."""
+    clang = fuzzing.find_clang()
+    if clang is None:
+        raise SkippedError("there is no clang with libFuzzer; with apt: apt-get install clang")
+    build = ROOT / "build" / "fuzz"
+    started_s = time.monotonic()
+    fuzzers = fuzzing.compile_fuzzers(clang, build, workers)
+    seeds = fuzzing.write_corpus(build)
+    print(f"fuzz: compiled in {time.monotonic() - started_s:.0f} s", file=sys.stderr)  # noqa: T201 - a script
+    here = [isa for isa in fuzzing.ISAS if fuzzing.runs_here(fuzzers["program"], isa)]
+    if not here:
+        raise SkippedError("this CPU runs none of the kernels")
+    for target, share in fuzzing.TARGETS.items():
+        for isa in here:
+            seconds = max(1, round(60 * minutes * share / len(here)))
+            found = fuzzing.run_fuzzer(fuzzers[target], isa, seeds / target, seconds)
+            told = f"fuzz: {target} on {isa}: {found.runs:,} runs reached {found.reached:,} places in {seconds} s"
+            print(told, file=sys.stderr)  # noqa: T201 - a script
+            if found.failure is not None:
+                again = f"CPUPACK_ISA={isa} {fuzzers[target].relative_to(ROOT)} {found.failure.relative_to(ROOT)}"
+                print(f"fuzz: again with {again}", file=sys.stderr)  # noqa: T201 - a script
+                return 1
+    return 0
+
+
+def damage(workers: str, minutes: float) -> int:
     """Damage programs with ever other seeds, on the library with the sanitizers, until the time is over."""
     library, environment = _sanitized()
     ends_s, first = time.monotonic() + 60 * minutes, int(time.time())
@@ -103,10 +138,10 @@ def fuzz(workers: str, minutes: float) -> int:
         environment["CPUPACK_DAMAGE_SEEDS"] = seeds
         code = _run_tests(library, workers, environment, names=TESTS[:2], only="damaged")
         if code:
-            print(f"fuzz: again with CPUPACK_DAMAGE_SEEDS={seeds}", file=sys.stderr)  # noqa: T201 - a script
+            print(f"damage: again with CPUPACK_DAMAGE_SEEDS={seeds}", file=sys.stderr)  # noqa: T201 - a script
             return code
         rounds += 1
-    print(f"fuzz: {rounds * _SEEDS_A_ROUND} seeds found nothing", file=sys.stderr)  # noqa: T201 - a script
+    print(f"damage: {rounds * _SEEDS_A_ROUND} seeds found nothing", file=sys.stderr)  # noqa: T201 - a script
     return 0
 
 

@@ -17,7 +17,7 @@ from cpupack.artifacts import CalibratedModel, CapturedModel, FloatModel, FusedM
 from cpupack.cache.fingerprint import Fingerprint, UnknownError
 from cpupack.cache.graphs import pack_graph, unpack_graph
 from cpupack.cache.identity import digest, settings_of, surroundings, users_code
-from cpupack.cache.store import Entry, Store
+from cpupack.cache.store import DEFAULT_LIMIT_BYTES, Entry, Store, is_off, user_store
 from cpupack.cache.values import NotStorableError
 from cpupack.layout import batch_channels_last
 from cpupack.lock.facts import data_hash, graph_hash
@@ -80,7 +80,9 @@ class _Recorded:
 
 @dataclass
 class StageCache:
-    """The cache of one build. Without a ``store``, and of a model that has no hash, every stage does its work.
+    """The cache of one build, or of another command that runs its stages.
+
+    Without a ``store``, and of a model that has no hash, every stage does its work.
 
     ``taken`` names the stages that took their result from the cache, ``made`` those that put one there.
     """
@@ -96,6 +98,15 @@ class StageCache:
     def none(cls) -> StageCache:
         """Return a cache that keeps nothing."""
         return cls()
+
+    @classmethod
+    def of_user(
+        cls, loaded: LoadedRecipe, progress: Progress, *, use: bool = True, limit_bytes: int = DEFAULT_LIMIT_BYTES
+    ) -> StageCache:
+        """Return the cache for a recipe in the user's directory; one that keeps nothing where it is turned off."""
+        if not use or is_off():
+            return cls()
+        return cls.opened(user_store(limit_bytes), loaded, progress)
 
     @classmethod
     def opened(cls, store: Store | None, loaded: LoadedRecipe, progress: Progress) -> StageCache:

@@ -1,4 +1,4 @@
-"""What the commands share that build wheels: the recipes they are given, and the options of their builds."""
+"""What the commands share that run stages of a build: their recipes, the options of a build, the cache of stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cpupack.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
+    from cpupack.cache import StageCache
     from cpupack.pipeline import BuildOptions
+    from cpupack.progress import Progress
     from cpupack.recipe import LoadedRecipe
 
 
@@ -18,7 +20,20 @@ def build_options(targets: Sequence[str], *, tune: bool, cache: bool, cache_gib:
     from cpupack.pipeline import BuildOptions
 
     cpus = tuple(dict.fromkeys(targets))
-    return BuildOptions(cpus=cpus, tune=tune, cache=cache, cache_bytes=int(cache_gib * 2**30), **others)
+    return BuildOptions(cpus=cpus, tune=tune, cache=cache, cache_bytes=_bytes_of(cache_gib), **others)
+
+
+def open_cache(loaded: LoadedRecipe, cache_gib: float | None, progress: Progress) -> StageCache:
+    """Return the cache of stages for a recipe, None for none. Called when torch is imported."""
+    from cpupack.cache import StageCache
+
+    if cache_gib is None:
+        return StageCache.none()
+    return StageCache.of_user(loaded, progress, limit_bytes=_bytes_of(cache_gib))
+
+
+def _bytes_of(gib: float) -> int:
+    return int(gib * 2**30)
 
 
 def load_recipes(paths: Sequence[Path], overrides: Sequence[str]) -> list[LoadedRecipe]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from cpupack.commands.options import QUIET, SET, check_html
+from cpupack.commands.building import open_cache
+from cpupack.commands.options import CACHE_GIB, NO_CACHE, QUIET, SET, check_html, write_html
 from cpupack.comparison.options import INPUTS, MIXED, CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
 )
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every raw round on stdout.")
+@NO_CACHE
+@CACHE_GIB
 @QUIET
 def compare(
     recipe_or_wheel: Path,
@@ -78,6 +82,8 @@ def compare(
     round_s: float,
     html: Path | None,
     as_json: bool,
+    no_cache: bool,
+    cache_gib: float,
     quiet: bool,
 ) -> None:
     """Measure a package side by side with other engines, on the same cores, model and data.
@@ -107,17 +113,25 @@ def compare(
     )
     check_peers(options)
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-        found = _run(recipe_or_wheel, recipe, overrides, options, quiet=quiet)
+        found = _run(
+            recipe_or_wheel, recipe, overrides, options, cache_gib=None if no_cache else cache_gib, quiet=quiet
+        )
 
     from cpupack.comparison.text import format_table, render_html
 
     if html is not None:
-        html.write_text(render_html(found), encoding="utf-8")
+        write_html(html, render_html(found))
     click.echo(json.dumps(to_plain(found.to_dict()), indent=2, allow_nan=False) if as_json else format_table(found))
 
 
 def _run(
-    source: Path, recipe: Path | None, overrides: tuple[str, ...], options: CompareOptions, *, quiet: bool
+    source: Path,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    options: CompareOptions,
+    *,
+    cache_gib: float | None,
+    quiet: bool,
 ) -> Comparison:
     from cpupack.recipe.file import load_recipe
 
@@ -137,10 +151,11 @@ def _run(
     from cpupack.console import ConsoleProgress
 
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
+    caching = partial(open_cache, cache_gib=cache_gib, progress=progress)
     with scratch_directory("cpupack-compare-") as work:
         if loaded is not None:
-            subject = from_recipe(loaded, work, progress)
+            subject = from_recipe(loaded, work, progress, caching(loaded))
         else:
-            subject = from_wheel(source, recipe, overrides, work, progress)
+            subject = from_wheel(source, recipe, overrides, work, progress, caching)
             options = settle(options, subject.recipe.recipe)
         return result(subject, options, measure(subject, options, work, progress))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cpupack.errors import UsageError
+from cpupack.scratch import write_whole
 
 RECIPES = click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path(path_type=Path))
 RECIPE = click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -35,7 +36,7 @@ NO_TUNE = click.option(
 NO_CACHE = click.option(
     "--no-cache",
     is_flag=True,
-    help="Do all the work, and keep nothing of it for the next build. So does CPUPACK_NO_CACHE=1.",
+    help="Do all the work, and keep nothing of it for the next time. So does CPUPACK_NO_CACHE=1.",
 )
 CACHE_GIB = click.option(
     "--cache-gib",
@@ -54,3 +55,14 @@ def check_html(html: Path | None) -> None:
         raise UsageError(
             f"--html {html}: {html.parent} is not a directory", hint="name a file in a directory that exists"
         )
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write a page, whole or not at all. Raises UsageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}", hint="name another file with --html"
+        ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cpupack.commands.options import WHEEL
+from cpupack.commands.options import WHEEL, write_html
 from cpupack.errors import UsageError
 
 
@@ -41,18 +41,8 @@ def report(wheel: Path, html: Path | None, out: Path | None, as_json: bool) -> N
     if html is None and (out is not None or not as_json):
         target = (wheel.parent if out is None else out) / found.page_name
     if target is not None:
-        _write(target, render_report(found))
+        write_html(target, render_report(found))
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         click.echo(target)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}", hint="name another file with --html"
-        ) from error

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from cpupack.commands.options import JSON, QUIET, RECIPE, SET, check_html
+from cpupack.commands.building import open_cache
+from cpupack.commands.options import CACHE_GIB, JSON, NO_CACHE, QUIET, RECIPE, SET, check_html, write_html
 from cpupack.interrupts import import_torch
 
 
@@ -25,10 +26,19 @@ from cpupack.interrupts import import_torch
 )
 @SET
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page with charts.")
+@NO_CACHE
+@CACHE_GIB
 @JSON
 @QUIET
 def sensitivity(
-    recipe: Path, samples: int, overrides: tuple[str, ...], html: Path | None, as_json: bool, quiet: bool
+    recipe: Path,
+    samples: int,
+    overrides: tuple[str, ...],
+    html: Path | None,
+    no_cache: bool,
+    cache_gib: float,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Rank layers by the loss when only that layer is INT8.
 
@@ -50,7 +60,8 @@ def sensitivity(
 
     progress = ConsoleProgress(Console(stderr=True), quiet=quiet)
     with redirect_stdout(sys.stderr):  # the recipe may name code that prints
-        report = rank_layers(loaded, samples, progress)
+        cache = open_cache(loaded, None if no_cache else cache_gib, progress)
+        report = rank_layers(loaded, samples, progress, cache)
     if html is not None:
-        html.write_text(render_html(report), encoding="utf-8")
+        write_html(html, render_html(report))
     click.echo(json.dumps(to_dict(report), indent=2, allow_nan=False) if as_json else format_table(report))

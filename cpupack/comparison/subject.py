@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from cpupack import pipeline
 from cpupack.artifacts import FloatModel, Reference, Samples
+from cpupack.cache import StageCache
 from cpupack.errors import UsageError
 from cpupack.peers.job import Data, Job
 from cpupack.progress import Progress
@@ -48,20 +50,27 @@ class Subject:
     job: Job
 
 
-def from_recipe(loaded: LoadedRecipe, work: Path, progress: Progress) -> Subject:
-    """Build the recipe's package below ``work``. Raises the CpupackError of the stage that failed."""
+def from_recipe(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCache | None = None) -> Subject:
+    """Build the recipe's package below ``work``, with what ``cache`` has. Raises the error of the stage that failed."""
     cpu = machine()
     if cpu not in loaded.recipe.target.cpu:
         raise UsageError(
             f"{loaded.path}: [target] cpu is {', '.join(loaded.recipe.target.cpu)}, but this host is {cpu}",
             hint="compare on a host that the recipe builds for, or --set target.cpu",
         )
-    prepared, _, staged = pipeline.stage_untuned(loaded, cpu, work, progress)
+    prepared, _, staged = pipeline.stage_untuned(loaded, cpu, work, progress, cache)
     return _subject(loaded, staged.package_dir, prepared.model, prepared.reference, prepared.calibration, work)
 
 
-def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], work: Path, progress: Progress) -> Subject:
-    """Unpack a wheel below ``work`` and load the FP32 model it was built from.
+def from_wheel(
+    wheel: Path,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    work: Path,
+    progress: Progress,
+    caching: Callable[[LoadedRecipe], StageCache] | None = None,
+) -> Subject:
+    """Unpack a wheel below ``work`` and load the FP32 model it was built from. ``caching`` opens its recipe's cache.
 
     Raises UsageError when the wheel is damaged or for another CPU, when its recipe cannot be used from here, or when
     the outputs of the recipe's FP32 model differ from those of the model that the wheel was built from.
@@ -76,7 +85,7 @@ def from_wheel(wheel: Path, recipe: Path | None, overrides: tuple[str, ...], wor
         archive.extractall(source)
     package_dir = source / found.manifest.import_name
     loaded = load_recipe(recipe, overrides) if recipe else _packed_recipe(wheel, package_dir, overrides)
-    model, calibration, reference = pipeline.run_float(loaded, progress)
+    model, calibration, reference = pipeline.run_float(loaded, progress, None if caching is None else caching(loaded))
     _check_same_model(wheel, loaded, package_dir, model)
     return _subject(loaded, package_dir, model, reference, calibration, work)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Json, StringConstraints, ValidationError
 
 from cpupack.errors import LockError
-from cpupack.scratch import sweep_parts
+from cpupack.scratch import write_whole
 
 _HEAD = """\
 # Written by cpupack. `cpupack build --locked` builds the same bytes again, or says what has changed.
@@ -105,13 +104,7 @@ def read_lock(path: Path) -> Lock:
 
 def write_lock(path: Path, lock: Lock) -> None:
     """Write a lock in one step. Raises OSError; a lock that was there is then what it was."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    sweep_parts(path)
-    try:
-        part.write_text(_HEAD + tomli_w.dumps(_plain(lock), multiline_strings=True), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, (_HEAD + tomli_w.dumps(_plain(lock), multiline_strings=True)).encode())
 
 
 def _plain(lock: Lock) -> dict[str, Any]:

@@ -96,13 +96,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
         evaluation = bounded(evaluation, model.output_shape, progress)
         cache.identify(model, loaded, progress)
     with progress.stage("capture"):
-        captured = cache.capture(
-            model,
-            examples(model, calibration),
-            recipe,
-            progress,
-            lambda heard: capture(model, calibration, recipe, heard),
-        )
+        captured = captured_from(model, calibration, recipe, cache, progress)
         graph_sha256 = graph_hash(captured)
         check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
     with progress.stage("fuse"):
@@ -128,6 +122,15 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
         timed_float = TimedFloat(model, captured, reference.samples.take(rows), work / "float.pt")
     return Prepared(
         loaded, model, fused, calibrated, calibration, reference, timed_float, diagnosis, graph_sha256, cache
+    )
+
+
+def captured_from(
+    model: FloatModel, samples: Samples | None, recipe: Recipe, cache: StageCache, progress: Progress
+) -> CapturedModel:
+    """Return the captured graph of a model, from the cache if it has it. ``samples`` are those of the calibration."""
+    return cache.capture(
+        model, examples(model, samples), recipe, progress, lambda heard: capture(model, samples, recipe, heard)
     )
 
 
@@ -175,14 +178,22 @@ def diagnosed(
     return report, known
 
 
-def run_float(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, Samples | None, Reference]:
-    """Load the FP32 model and the data of a recipe, and run the model on the data. No INT8 model is made."""
+def run_float(
+    loaded: LoadedRecipe, progress: Progress, cache: StageCache | None = None
+) -> tuple[FloatModel, Samples | None, Reference]:
+    """Load the FP32 model and the data of a recipe, and run the model on the data. No INT8 model is made.
+
+    Outputs that ``cache`` has are taken from it.
+    """
+    cache = cache or StageCache.none()
     with progress.stage("load"):
         model = load(loaded, progress)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
         evaluation = bounded(evaluation, model.output_shape, progress)
+        cache.identify(model, loaded, progress)
     with progress.stage("run FP32"):
         required = needs_labels(loaded.recipe.evaluation)
-        return model, calibration, run_reference(model, evaluation, progress, labels_required=required)
+        reference = run_reference(model, evaluation, progress, labels_required=required, cached=cache.outputs)
+    return model, calibration, reference

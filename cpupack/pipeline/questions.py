@@ -6,11 +6,12 @@ from cpupack.artifacts import (
     FloatModel,
     FusedModel,
 )
+from cpupack.cache import StageCache
 from cpupack.pipeline.data import calibration_samples, evaluation_samples, example_samples
+from cpupack.pipeline.prepare import calibrated_on, captured_from
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.sensitivity.ranking import SensitivityReport, report_on
-from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
@@ -29,21 +30,28 @@ def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, F
     return model, fuse(captured, loaded.recipe, progress)
 
 
-def rank_layers(loaded: LoadedRecipe, count: int, progress: Progress) -> SensitivityReport:
-    """Rank the layers of a recipe's model by the loss of each in INT8, on ``count`` samples. No INT8 model is made."""
-    spec = loaded.recipe.quantize
+def rank_layers(
+    loaded: LoadedRecipe, count: int, progress: Progress, cache: StageCache | None = None
+) -> SensitivityReport:
+    """Rank the layers of a recipe's model by the loss of each in INT8, on ``count`` samples. No INT8 model is made.
+
+    The captured graph and the statistics are taken from ``cache`` where it has them.
+    """
+    recipe, cache = loaded.recipe, cache or StageCache.none()
+    spec = recipe.quantize
     with progress.stage("load"):
         model = load(loaded, progress)
         metric = load_metric(loaded, model)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
+        cache.identify(model, loaded, progress)
     with progress.stage("capture"):
-        captured = capture(model, calibration, loaded.recipe, progress)
+        captured = captured_from(model, calibration, recipe, cache, progress)
     with progress.stage("fuse"):
-        fused = fuse(captured, loaded.recipe, progress)
+        fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):
-        calibrated = calibrate(fused, calibration, loaded.recipe.calibration_batch_size, progress)
+        calibrated = calibrated_on(fused, calibration, recipe, cache, progress)
         ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
     with progress.stage("rank"):
         return report_on(loaded, model, calibrated, ranges, evaluation, progress, count=count, metric=metric)

@@ -18,7 +18,7 @@ from cpupack.artifacts import (
     TunePlan,
 )
 from cpupack.build_facts import build_facts, recovery_facts, safety_facts, safety_in_words
-from cpupack.cache import DEFAULT_LIMIT_BYTES, StageCache, is_off, user_store
+from cpupack.cache import DEFAULT_LIMIT_BYTES, StageCache
 from cpupack.lock import Lock, WheelLock, check_build, check_early, check_wheel, lock_path, read_lock, replayed
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.contest import Settled, described, loss, settle
@@ -95,7 +95,7 @@ def build(loaded: LoadedRecipe, out: Path, options: BuildOptions, progress: Prog
     for cpu in cpus:
         candidates(loaded.recipe, cpu, supported_engines())  # so that a missing engine fails early
     with scratch_directory() as work, dated(epoch), fp32_threads(lock):
-        cache = _cache(loaded, options, progress)
+        cache = StageCache.of_user(loaded, progress, use=options.cache, limit_bytes=options.cache_bytes)
         prepared = prepare(loaded, work, progress, cache)
         inputs = inputs_read(prepared)
         if lock is not None:
@@ -174,12 +174,6 @@ def _finished(
     return _Finished(cpu, finish(staged, plan, facts, known.measured["measured"]), settled, plan, facts)
 
 
-def _cache(loaded: LoadedRecipe, options: BuildOptions, progress: Progress) -> StageCache:
-    if not options.cache or is_off():
-        return StageCache.none()
-    return StageCache.opened(user_store(options.cache_bytes), loaded, progress)
-
-
 def _opened(path: Path, loaded: LoadedRecipe, cpus: tuple[str, ...], epoch: int | None) -> Lock:
     """Return the recipe's lock, compared with what can be compared before the work. Raises LockError."""
     lock = read_lock(path)
@@ -191,10 +185,13 @@ def _opened(path: Path, loaded: LoadedRecipe, cpus: tuple[str, ...], epoch: int 
 
 
 def stage_untuned(
-    loaded: LoadedRecipe, cpu: str, work: Path, progress: Progress
+    loaded: LoadedRecipe, cpu: str, work: Path, progress: Progress, cache: StageCache | None = None
 ) -> tuple[Prepared, Contender, StagedProject]:
-    """Build for one CPU up to the runner's project, without tuning (``cpupack compare`` chooses its own settings)."""
-    prepared = prepare(loaded, work, progress)
+    """Build for one CPU up to the runner's project, without tuning (``cpupack compare`` chooses its own settings).
+
+    Results that ``cache`` has are taken from it.
+    """
+    prepared = prepare(loaded, work, progress, cache)
     corrections = Corrections()
     settled = with_lengths(settle(prepared, cpu, work, corrections, progress), corrections, work, progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)

@@ -230,6 +230,9 @@ def _batch(package_dir: Path, args: argparse.Namespace) -> Result:
         found = command.run(package_dir, options, tell)
     else:
         extras.require("ray", f"{name}[ray]", "batch --address")
+        from .on_ray.versions import require_ray
+
+        require_ray(name)  # before anything of Ray is imported: an older one may not even be importable
         from .on_ray import batch
 
         found = batch.run(package_dir, options, tell)

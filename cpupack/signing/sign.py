@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpupack.errors import UsageError, VerificationError
-from cpupack.scratch import sweep_parts
+from cpupack.scratch import write_whole
 from cpupack.signing.envelope import opened, sealed
 from cpupack.signing.keys import is_signature, key_id, private_key, public_key
 from cpupack.signing.statement import PREDICATE, STATEMENT, make_statement
@@ -116,12 +115,7 @@ def _read(path: Path, most: int = -1) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    sweep_parts(path)
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        write_whole(path, data)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)

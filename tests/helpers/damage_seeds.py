@@ -1,4 +1,4 @@
-"""The seeds of the tests that damage programs: two, or those that ``make fuzz`` asks for."""
+"""The seeds of the tests that damage programs: two, or those that ``make damage`` asks for."""
 
 from __future__ import annotations
 

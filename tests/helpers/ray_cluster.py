@@ -1,20 +1,21 @@
-"""A local Ray cluster of two nodes of one CPU each, in processes of a wheel's own environment.
+"""A local Ray cluster of two nodes of one CPU each, for tests and for ``benchmarks/on_ray.py``.
 
-As a script it is the process that holds the cluster: it obeys the lines of its standard input and answers each with a
-line ``> ...``.
+Tests need it in processes of a wheel's own environment. As a script it is the process that holds the cluster: it obeys
+the lines of its standard input and answers each with a line ``> ...``.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from helpers.fresh_venv import Environment  # which the cluster's own process does not need
@@ -75,29 +76,47 @@ def ray_cluster(environment: Environment) -> Iterator[RayCluster]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def main() -> None:
-    import ray
+@contextmanager
+def two_nodes() -> Iterator[tuple[Any, Any]]:
+    """Start a cluster of two nodes of one CPU in this process; yield it and its second node."""
     from ray.cluster_utils import Cluster
 
     store = {"object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **store})
-    second = cluster.add_node(num_cpus=1, **store)
     try:
-        print("> " + cluster.address, flush=True)
-        for line in sys.stdin:
-            command, *words = line.split()
-            if command == "kill":
-                cluster.remove_node(second, allow_graceful=False)
-                print("> killed", flush=True)
-            elif command == "dataset":
-                print("> " + _dataset(cluster.address, *words), flush=True)
-            elif command == "serve":
-                print("> " + _serve(cluster.address, *words), flush=True)
-            elif command == "health":
-                print("> " + _health(*words), flush=True)
+        yield cluster, cluster.add_node(num_cpus=1, **store)
     finally:
-        ray.shutdown()
         cluster.shutdown()
+
+
+def replicas(application: str) -> list[int]:
+    """Return the processes of this host that are replicas of an application's model."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (directory / "cmdline").read_bytes().decode()
+        except OSError:  # it has ended
+            continue
+        if title.startswith(f"ray::ServeReplica:{application}:") and "-front" not in title:
+            found.append(int(directory.name))
+    return found
+
+
+def main() -> None:
+    import ray
+
+    with two_nodes() as (cluster, second):
+        print("> " + cluster.address, flush=True)
+        try:
+            for line in sys.stdin:
+                command, *words = line.split()
+                if command == "kill":
+                    cluster.remove_node(second, allow_graceful=False)
+                    print("> killed", flush=True)
+                else:
+                    print("> " + _COMMANDS[command](cluster.address, *words), flush=True)
+        finally:
+            ray.shutdown()
 
 
 def _dataset(address: str, package: str, directory: str) -> str:
@@ -128,24 +147,28 @@ def _plan(package: str) -> tuple[int, int, str]:
         return runner.plan.threads, runner.plan.instances, os.environ["OMP_NUM_THREADS"]
 
 
-def _serve(address: str, package: str, port: str, name: str) -> str:
+def _serve(address: str, package: str, port: str, name: str, arguments: str) -> str:
+    """Run the application with ``arguments``, a JSON object without blanks."""
     from importlib import import_module
 
     import ray
     from ray import serve
 
     ray.init(address=address, namespace="serve", log_to_driver=False)
-    application = import_module(f"{package}.ray").app({"replicas": 2, "max_latency_ms": 20_000})
+    application = import_module(f"{package}.ray").app(json.loads(arguments))
     serve.start(http_options={"port": int(port)})
     serve.run(application, name=name)
     return "ready"
 
 
-def _health(name: str) -> str:
+def _health(_address: str, name: str) -> str:
     from ray import serve
 
     deployments = serve.status().applications[name].deployments
     return " ".join(sorted(f"{name}={one.replica_states.get('RUNNING', 0)}" for name, one in deployments.items()))
+
+
+_COMMANDS: dict[str, Callable[..., str]] = {"dataset": _dataset, "serve": _serve, "health": _health}
 
 
 if __name__ == "__main__":

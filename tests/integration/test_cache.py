@@ -108,6 +108,51 @@ def test_no_cache_takes_and_keeps_nothing(
     assert entries(project) == []
 
 
+def test_sensitivity_takes_what_a_build_made_and_keeps_what_it_made_itself(
+    build: Callable[..., Any], cpupack: Callable[..., Outcome], project: Project
+) -> None:
+    def rank(*options: str) -> tuple[Any, str]:
+        done = cpupack("sensitivity", "colors.toml", "--json", *options)
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        del found["seconds"]
+        return found, done.err
+
+    fresh, _ = rank("--no-cache")
+    assert entries(project) == []
+    build()
+    kept = entries(project)
+    for found, said in (rank(), rank("--samples", "32")):
+        assert found == fresh
+        assert "from the cache: captured graph" in said
+        assert "from the cache: calibration statistics" in said
+    assert entries(project) == kept
+    cpupack("cache", "clear")
+    assert rank()[0] == fresh
+    assert {path.parent.name for path in entries(project)} == {"capture", "calibrate"}
+
+
+def test_compare_takes_what_a_build_made(
+    build: Callable[..., Any], cpupack: Callable[..., Outcome], project: Project
+) -> None:
+    wheel = build()["wheel"]
+    small = ("--against", "eager", "--budget-s", "0.2", "--rounds", "2", "--round-s", "0.05", "--json")
+    engine = FAST[1:]
+    first = cpupack("compare", "colors.toml", *small, *engine)
+    assert first.code == 0, first.err
+    taken = {
+        line.split("from the cache: ")[1].split(" (")[0] for line in first.err.splitlines() if "the cache:" in line
+    }
+    assert taken == {"captured graph", "calibration statistics", "FP32 outputs", "race"}
+    # Of a wheel only the FP32 outputs are needed.
+    of_wheel = ("compare", wheel, "--recipe", "colors.toml", *small, *engine)
+    assert "from the cache" not in cpupack(*of_wheel).err
+    again = cpupack(*of_wheel)
+    assert again.code == 0, again.err
+    assert "from the cache: FP32 outputs" in again.err
+    assert "from the cache" not in cpupack(*of_wheel, "--no-cache").err
+
+
 SOURCE = (
     "--set", "model.source=python:nets.py:net", "--set", "model.weights=factory",
     "--set", "evaluation.min_agreement=off", "--set", "evaluation.min_sqnr_db=off",

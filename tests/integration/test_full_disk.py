@@ -76,6 +76,52 @@ def refused(done: subprocess.CompletedProcess[str]) -> None:
     assert [line for line in done.stdout.splitlines() if "torchinductor_" not in line] == []
 
 
+@pytest.mark.parametrize("when", ["tmp/cpupack-*/.lock", "tmp/cpupack-*/*.pt"])
+@pytest.mark.parametrize(
+    ("change", "undo", "why"),
+    [
+        (
+            'mount -o remount,size="$(($(du -sk tmp | cut -f1) + 1))k" tmp',
+            "mount -o remount,size=100m tmp",
+            "No space left on device",
+        ),
+        # As a file system becomes after an error of its disk. What is open stays as it is.
+        ("mount --bind tmp tmp; mount -o remount,bind,ro tmp", "umount tmp", "Read-only file system"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_for_temporary_files_that_changes_in_the_middle(
+    project: Project, when: str, change: str, undo: str, why: str
+) -> None:
+    """The build fails with one error. The next one, with the disk in order again, removes what it left."""
+    needs_mounts(project)
+    script = f"""{_MOUNT}
+shift 2
+"$@" 2>said &
+until ls {when} >seen 2>&1; do kill -0 $!; sleep 0.02; done
+{change}
+code=0
+wait $! || code=$?
+test $code = 8
+test -z "$(ls dist)"
+{undo}
+"$@" >built
+find tmp dist -type f
+"""
+    build = (sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", "--out", "dist", *FAST)
+    done = in_a_namespace(project, script, "100m", str(project.root / "tmp"), *build)
+    said = (project.root / "said").read_text()
+    assert done.returncode == 0, (done.stderr, said)
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+    assert "terminate called" not in said
+    assert why in said
+    assert "hint: " in said
+    (wheel,) = (line for line in done.stdout.split() if "torchinductor_" not in line and line.startswith("dist/"))
+    assert wheel.endswith(".whl")
+    assert [line for line in done.stdout.split() if line.startswith("tmp/") and "torchinductor_" not in line] == []
+
+
 def test_an_output_on_a_read_only_disk(project: Project) -> None:
     needs_mounts(project)
     script = f"""{_MOUNT}

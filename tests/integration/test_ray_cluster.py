@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from helpers.fresh_venv import Environment, make_environment
 from helpers.lowered import needs_kernels
 from helpers.native_wheel import native_contents
 from helpers.once import once
-from helpers.ray_cluster import RayCluster, ray_cluster
+from helpers.ray_cluster import RayCluster, ray_cluster, replicas
 from helpers.tiny_wheel import TinyWheel
 from helpers.waiting import wait_until
 
@@ -144,38 +145,63 @@ def test_a_dataset_of_ray_and_a_runner_that_sees_its_share(
     assert plans == [(1, 1, "1"), (1, 1, "1")]  # one CPU each, however many the host has
 
 
-def test_a_replica_that_dies_loses_no_request(environment: Environment, images: Path, cluster: RayCluster) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert cluster.tell(f"serve tiny_int8 {port} {APPLICATION}") == "ready"
-    client = [str(environment.root / "bin" / "tiny-int8"), "bench", "--server", f"http://127.0.0.1:{port}"]
-    options = ["--rate", "8", "--duration", "12", "--max-latency-ms", "20000", "--json"]
-    running = subprocess.Popen(
-        [*client, *options], env=environment.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        port: int = free.getsockname()[1]
+    return port
+
+
+def client(environment: Environment, port: int, *options: str) -> subprocess.Popen[str]:
+    """Start `bench --server` against the application."""
+    command = [str(environment.root / "bin" / "tiny-int8"), "bench", "--server", f"http://127.0.0.1:{port}", "--json"]
+    return subprocess.Popen(
+        [*command, *options], env=environment.variables(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_until(lambda: running.poll() is not None or len(replicas()) == 2)
+
+
+def answers_of(running: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a client found: every request has got an answer of 200, 429 or 503."""
+    stdout, stderr = running.communicate()
+    assert running.returncode == 0, stderr
+    found: dict[str, Any] = json.loads(stdout)
+    assert found["failed"] == 0, found["errors"]
+    assert found["answered"] + found["refused"] == found["requests"]
+    return found
+
+
+def test_a_replica_that_dies_loses_no_request(environment: Environment, cluster: RayCluster) -> None:
+    port = free_port()
+    two = json.dumps({"replicas": 2, "max_latency_ms": 20_000}, separators=(",", ":"))
+    assert cluster.tell(f"serve tiny_int8 {port} {APPLICATION} {two}") == "ready"
+    running = client(environment, port, "--rate", "8", "--duration", "12", "--max-latency-ms", "20000")
+    wait_until(lambda: running.poll() is not None or len(replicas(APPLICATION)) == 2)
     try:
         running.wait(4.0)
     except subprocess.TimeoutExpired:  # it is in the middle
-        os.kill(replicas()[0], signal.SIGKILL)
-    stdout, stderr = running.communicate()
-    assert running.returncode == 0, stderr
-    found = json.loads(stdout)
-    assert found["failed"] == 0, found["errors"]  # 200, 429 or 503: every request has got an answer
-    assert found["answered"] + found["refused"] == found["requests"]
+        os.kill(replicas(APPLICATION)[0], signal.SIGKILL)
+    found = answers_of(running)
     assert found["answered"] > found["requests"] / 2
     wait_until(lambda: cluster.tell(f"health {APPLICATION}") == "tiny-int8-front=2 tiny-int8=2")
 
 
-def replicas() -> list[int]:
-    """Return the processes of the replicas of this test's application."""
+def test_a_load_brings_replicas_and_too_much_of_it_is_refused(environment: Environment, cluster: RayCluster) -> None:
+    """None without a load, one for the first requests, two for more than one carries; 429 for what both do not."""
+    port, name = free_port(), f"{APPLICATION}scaled"
+    of_one_sample = {"min_replicas": 0, "max_replicas": 2, "cpus": 1, "threads": 1, "instances": 1, "batch_size": 1}
+    assert cluster.tell(f"serve tiny_int8 {port} {name} " + json.dumps(of_one_sample).replace(" ", "")) == "ready"
+    assert (replicas(name), cluster.tell(f"health {name}")) == ([], "tiny-int8-front=2 tiny-int8=0")
+    most = 0
     found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (directory / "cmdline").read_bytes().decode()
-        except OSError:  # it has ended
-            continue
-        if title.startswith(f"ray::ServeReplica:{APPLICATION}:") and "-front" not in title:
-            found.append(int(directory.name))
-    return found
+    for _ in range(20):  # Ray looks at the load of the last 30 s before it adds a replica
+        running = client(environment, port, "--rate", "300", "--duration", "8", "--max-latency-ms", "20000")
+        while running.poll() is None:
+            most = max(most, len(replicas(name)))
+            time.sleep(0.2)
+        found.append(answers_of(running))
+        if most == 2:
+            break
+    assert most == 2
+    assert found[0]["answered"] >= 1  # by the replica that the load brought
+    assert sum(each["refused"] for each in found) > 0
+    wait_until(lambda: cluster.tell(f"health {name}") == "tiny-int8-front=2 tiny-int8=2")

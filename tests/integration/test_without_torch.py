@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,20 @@ COMMANDS = {
     "serve": ("serve", "--emit", "systemd"),
     "plan": ("plan", "--rate", "1", "--max-latency-ms", "5000"),
 }
+
+
+def test_pip_check_agrees_and_would_not_with_another_numpy(environment: Environment, tmp_path: Path) -> None:
+    checked = environment.run("python", "-m", "pip", "check")
+    assert (checked.returncode, checked.stdout.strip()) == (0, "No broken requirements found."), checked.stderr
+    old = tmp_path / "numpy-1.0.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n")
+    command = [str(environment.root / "bin" / "python"), "-m", "pip", "check"]
+    variables = environment.variables() | {"PYTHONPATH": str(tmp_path)}  # found before the real one
+    wrong = subprocess.run(command, env=variables, cwd=environment.root, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "tiny-int8" in wrong.stdout
+    assert "but you have numpy 1.0" in wrong.stdout
 
 
 def check_commands(environment: Environment, photo: Path, directory: Path) -> None:

@@ -6,6 +6,9 @@ import asyncio
 import dataclasses
 import io
 import json
+import os
+import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +67,8 @@ def test_arguments_of_the_application() -> None:
         ({"max_latency_ms": "fast"}, "max_latency_ms is 'fast'; expected a number"),
         ({"max_latency_ms": "nan"}, "max_latency_ms nan"),
         ({"replicas": 0}, "replicas 0"),
+        ({"max_replicas": 0}, "max_replicas 0"),
+        ({"min_replicas": -1}, "min_replicas -1: not a number from 0"),
         ({"replicas": 2, "max_replicas": 3}, "leave out min_replicas and max_replicas"),
         ({"min_replicas": 20}, "min_replicas is 20, above max_replicas, 10"),
         ({"cpus": 2, "threads": 4}, "4 threads x 1 instances need more than the 2 cpus"),
@@ -97,7 +102,7 @@ def test_the_numbers_of_a_replica_follow_from_its_plan(native_package_dir: Path)
         plan_replica(native_package_dir, AppOptions(25.001, cpus=1))
 
 
-@pytest.mark.parametrize("scaling", [{"replicas": "2"}, {"min_replicas": 1, "max_replicas": 3}])
+@pytest.mark.parametrize("scaling", [{"replicas": "2"}, {"min_replicas": 0, "max_replicas": 3}])
 def test_the_application_can_be_built_without_a_cluster(native_package_dir: Path, scaling: dict[str, Any]) -> None:
     from ray.serve import Application
 
@@ -172,6 +177,25 @@ def test_ray_must_be_there_and_new_enough(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(HostError, match=r"Ray, which is not installed; run: pip install 'tiny\[ray\]'"):
         versions.require_ray("tiny")
+
+
+def test_batch_says_that_ray_is_too_old_before_it_imports_any_of_it(native_package_dir: Path, tmp_path: Path) -> None:
+    """Ray 2.9 with a pyarrow of today cannot be imported: PyExtensionType is gone."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise AttributeError('PyExtensionType')\n")
+    (tmp_path / "ray-2.9.3.dist-info").mkdir()
+    (tmp_path / "ray-2.9.3.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.3\n")
+    (tmp_path / "images").mkdir()
+    run = "import pathlib, sys; from cpupack.runtime import cli; sys.exit(cli.main(pathlib.Path(sys.argv.pop(1))))"
+    command = [sys.executable, "-c", run, str(native_package_dir), "batch", "--from", str(tmp_path / "images")]
+    done = subprocess.run(
+        [*command, "--to", str(tmp_path / "out"), "--address", "local"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "ray 2.9.3 is too old: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_metrics_of_serve_are_read_with_their_labels() -> None:

@@ -16,8 +16,9 @@ class AppOptions:
     """How Ray Serve is to run the model. None leaves a number to the plan.
 
     ``max_latency_ms`` is the promise, as of ``NAME serve``. ``cpus`` are those of a replica. ``replicas`` is a fixed
-    number; without it there are ``min_replicas`` to ``max_replicas``, as the load is. ``fronts`` are the processes that
-    hand requests to replicas, and to another one where a replica dies. Raises InputError.
+    number; without it there are ``min_replicas`` to ``max_replicas``, as the load is. With ``min_replicas`` 0 there is
+    none without a load, and the first requests wait until one has started. ``fronts`` are the processes that hand
+    requests to replicas, and to another one where a replica dies. Raises InputError.
     """
 
     max_latency_ms: float | None = None
@@ -34,7 +35,10 @@ class AppOptions:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            require_positive(field.name, getattr(self, field.name))
+            if field.name != "min_replicas":
+                require_positive(field.name, getattr(self, field.name))
+        if self.min_replicas < 0:
+            raise InputError(f"min_replicas {self.min_replicas}: not a number from 0")
         if self.replicas is not None and (self.min_replicas, self.max_replicas) != (1, 10):
             raise InputError("replicas is a fixed number; leave out min_replicas and max_replicas, or leave it out")
         if self.min_replicas > self.max_replicas:

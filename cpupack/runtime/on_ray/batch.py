@@ -35,7 +35,6 @@ from ..manifest import read_manifest, root_hash
 from ..runner import Runner
 from .cluster import connected, first_line, look_at_nodes, node_id, own_error, package_of
 from .pool import Pool, Setting, make_pool
-from .versions import require_ray
 
 _TASKS_PER_ACTOR = 4
 """Parts that the shards are cut into, for each actor: the last ones end at about the same time."""
@@ -48,7 +47,6 @@ def run(package_dir: Path, options: BatchOptions, say: Say) -> dict[str, Any]:
     """Run over all inputs that are not done, and return the figures. Raises as ``batch.command.run``, and HostError."""
     begin_s = time.monotonic()
     manifest = read_manifest(package_dir)
-    require_ray(manifest.name)
     with connected(options.address or "auto"):
         look_at_nodes(package_dir)  # before anything is written
         prepared = prepare(package_dir, options, say)

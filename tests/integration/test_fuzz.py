@@ -1,0 +1,33 @@
+"""A short run of the fuzzers that coverage guides; ``make fuzz`` runs them for as long as one likes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.native_reference import runs_here
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not runs_here(), reason="the native kernels do not run on this CPU"),
+]
+
+
+def test_a_short_run_finds_nothing_and_goes_beyond_its_seeds() -> None:
+    """Compiling takes minutes the first time. In ``build/`` of the checkout, as ``make fuzz`` does."""
+    command = [sys.executable, str(ROOT / "kernels" / "check.py"), "fuzz", "--minutes", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "SKIPPED" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = re.findall(r"fuzz: (\w+) on \w+: ([\d,]+) runs reached ([\d,]+) places", done.stderr)
+    assert {target for target, *_ in found} == {"program", "model_file"}
+    for _, runs, places in found:
+        assert int(runs.replace(",", "")) > 400  # the seeds alone are that many
+        assert int(places.replace(",", "")) > 500  # the checks of programs, and what runs them
