@@ -15,7 +15,7 @@ from typing import cast
 import uvloop
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + bytes(4000)
-LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Echo(asyncio.BufferedProtocol):

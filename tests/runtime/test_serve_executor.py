@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import math
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -103,16 +105,17 @@ async def _struck(package_dir: Path) -> None:
     await executor.close()
 
 
-SHORT = [CallTime(1, 0.00001, 10.0)]
-"""The time of a call that is expected to be over before a thread would wake. Its p99 is never exceeded, even here."""
+def short_calls(
+    native_package_dir: Path, talk: Callable[[Executor], Coroutine[Any, Any, None]], call_s: float = 0.00001
+) -> None:
+    """Run ``talk`` with an executor whose calls are expected to be over before a thread would wake, or as told.
 
-
-def short_calls(native_package_dir: Path, talk: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
-    """Run ``talk`` with an executor whose calls are short."""
+    Their p99 is never exceeded, even here.
+    """
 
     async def run() -> None:
         runner = Runner(native_package_dir, threads=1, instances=2, batch_size=1)
-        times = CallTimes(SHORT)
+        times = CallTimes([CallTime(1, call_s, 10.0)])
         executor = Executor(
             ServedModel(runner, native_package_dir), Scheduler(times, 2, Limits(100, 10**9)), PrepareTimes()
         )
@@ -148,6 +151,25 @@ def test_a_short_call_is_answered_before_submit_returns(native_package_dir: Path
         assert request.batch == 1
 
     short_calls(native_package_dir, talk)
+
+
+@pytest.mark.parametrize("call_s", [0.00001, 0.001])
+def test_a_request_that_is_over_is_not_left_to_the_garbage_collector(native_package_dir: Path, call_s: float) -> None:
+    """Its body may be large, and a collection comes after ten thousand objects."""
+
+    async def talk(executor: Executor) -> None:
+        request = executor.submit(pixels(executor), Urgency(0.0, math.inf, NORMAL), lambda logits, _: len(logits))
+        assert await request.future == 1
+        over = weakref.ref(request)
+        del request
+        while over() is not None:  # a thread lets go of it a moment after its answer
+            await asyncio.sleep(0.001)
+
+    gc.disable()
+    try:
+        short_calls(native_package_dir, talk, call_s)
+    finally:
+        gc.enable()
 
 
 def test_a_short_call_may_be_refused_and_may_fail(native_package_dir: Path) -> None:

@@ -269,6 +269,7 @@ class Executor:
                 continue
             done, learn = self._calls.run(instance, taken.jobs)
             self._hand_over(done)
+            del taken, done  # a thread that sleeps holds no bodies
             ran = True
 
     def _hand_over(self, done: Done) -> None:
@@ -295,6 +296,7 @@ class Executor:
             with self._lock:
                 for job in request.jobs:
                     self.scheduler.cancel(job)
+        request.jobs = []  # each names the request: without this the garbage collector would have to find the bodies
         request.future.settle(answer, error)
 
     def _refuse(self, jobs: Sequence[Job], refusal: Refusal) -> None:

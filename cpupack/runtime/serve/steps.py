@@ -95,13 +95,21 @@ def run_at_once(coroutine: Coroutine[Any, Any, None]) -> None:
     small one. What runs here cannot be cancelled, and has no ``asyncio.current_task()``. It may await futures and
     outcomes only.
     """
-    steps: Generator[Any, None, None] = coroutine.__await__()
+    _Steps(coroutine).go()
 
-    def step(_: Any = None) -> None:
+
+class _Steps:
+    """A coroutine on its way. No function that names itself: that would be left to the garbage collector."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._steps: Generator[Any, None, None] = coroutine.__await__()
+
+    def go(self, _: Any = None) -> None:
+        """Run it until it waits again."""
         try:
-            waits_for: asyncio.Future[Any] | Outcome = next(steps)
+            waits_for: asyncio.Future[Any] | Outcome = next(self._steps)
         except StopIteration:
             return
-        waits_for.add_done_callback(step)
-
-    step()
+        waits_for.add_done_callback(self.go)
