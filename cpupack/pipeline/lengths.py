@@ -1,21 +1,29 @@
 """Programs for several lengths: the winner of a contest is lowered again for each shorter length of a sample.
 
-All have the weights and the choices of the winner. Each length is captured on its own and compared with the greatest
-one, in FP32 and in INT8: a model whose answer depends on its padding is refused.
+All have the weights and the choices of the winner. The least length is captured; the graphs between it and the
+greatest one are derived from these two, and compared with the model; where that fails, a length is captured too. Each
+is compared with the greatest, in FP32 and in INT8: a model whose answer depends on its padding is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import fx
 
-from cpupack.accuracy import sqnr_db
-from cpupack.artifacts import CalibratedModel, Contender, FloatModel, QuantizedModel, Reference, Samples
+from cpupack.accuracy import FloatArray, sqnr_db
+from cpupack.artifacts import CalibratedModel, Contender, FloatModel, FusedModel, QuantizedModel, Reference, Samples
 from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
+from cpupack.graph.substitution import NotDerivedError, derived
+from cpupack.graph.trace import record_shapes
 from cpupack.model.one_row import OneRow
 from cpupack.model.signature import fit_signature
 from cpupack.pipeline.contest import Settled, judged
@@ -81,22 +89,23 @@ def _lengthened(
         raise RecipeError(f"[lengths] values: {values[-1]} is more than {longest}, the greatest length of the inputs")
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
-    programs, signatures, models = [], [], []
+    programs, found = [], list[_AtLength]()
     for number, value in enumerate(values[:-1]):
-        model, quantized = _at(prepared, recipe.at_length(padded, value), value, corrected, winner.quantized)
+        own = recipe.at_length(padded, value)
+        found.append(_at(prepared, own, value, longest, corrected, found[:1]))
+        quantized = quantize(found[-1].calibrated, found[-1].model.module, own, target, frozenset())
         programs.append(_program_of(quantized, value))
-        signatures.append(model.signature)
-        models.append(model)
         progress.step(number + 1, len(values) - 1, "lengths")
     programs.append(module.get_buffer("program").numpy().tobytes())
     block, offsets = join_programs(programs)
     whole = prepared.model.signature
-    lengths = Lengths(values, tuple(offsets), _inputs(whole), _outputs(whole, signatures, values))
+    outputs = _outputs(whole, [each.model.signature for each in found], values)
+    lengths = Lengths(values, tuple(offsets), _inputs(whole), outputs)
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     lengthened = dataclasses.replace(winner.quantized, module=module.with_lengths(block, lengths))
     scripted = script(lengthened, prepared.model.input_shape, winner.scripted.path, sample)
     with engine(target.engine):
-        worst = _compared(prepared, models, lengths, scripted.path)
+        worst = _compared(prepared, found, lengths, scripted.path)
     checked = _judged(prepared, winner, compare(lengthened, scripted, _blanked(prepared.reference, lengths), work))
     more = (len(block) - len(programs[-1])) / 2**20
     progress.note(
@@ -121,22 +130,76 @@ def _judged(prepared: Prepared, winner: Contender, compared: Contender) -> Conte
     return choose([judged(prepared, facts)])
 
 
+@dataclass(frozen=True)
+class _AtLength:
+    """The model for one length, with the weights and statistics of the greatest one.
+
+    ``rows`` are some samples of that length, with padding up to the greatest; ``answers`` is what FP32 says to them.
+    """
+
+    length: int
+    model: FloatModel
+    calibrated: CalibratedModel
+    rows: FloatArray
+    answers: FloatArray
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The captured graph."""
+        graph = self.calibrated.fused.canonical
+        assert graph is not None  # the native engine runs captured models alone
+        return graph
+
+
 def _at(
-    prepared: Prepared, recipe: Recipe, length: int, corrected: CalibratedModel, winner: QuantizedModel
-) -> tuple[FloatModel, QuantizedModel]:
-    """Capture and quantize the model for another length, with the weights and statistics of the greatest one."""
-    user = prepared.model.module
-    assert isinstance(user, OneRow)  # inputs that have a length are rows
+    prepared: Prepared,
+    recipe: Recipe,
+    length: int,
+    longest: int,
+    corrected: CalibratedModel,
+    anchor: Sequence[_AtLength],
+) -> _AtLength:
+    """Return the model for a length: derived from the graphs of the greatest one and an ``anchor``, else captured."""
+    model = _model_at(prepared, recipe)
+    inputs = _inputs(prepared.model.signature)
+    rows = _shortened(prepared.reference.samples.spread(_COMPARED), inputs, length)
+    cut = _cut(rows, inputs, length)
+    with torch.inference_mode():
+        answers = model.module(torch.from_numpy(cut)).numpy()
+    fused = None
+    if anchor:
+        fused = _derived(corrected.fused, anchor[0], (length, longest), cut, answers)
+    if fused is None:
+        fused = _captured(prepared, model, recipe, length, corrected)
+    return _AtLength(length, model, dataclasses.replace(corrected, fused=fused), rows, answers)
+
+
+def _derived(
+    whole: FusedModel, anchor: _AtLength, lengths: tuple[int, int], rows: FloatArray, answers: FloatArray
+) -> FusedModel | None:
+    """Return the fused graph of a length without capturing it, None where that is not the model."""
+    length, longest = lengths
+    assert whole.canonical is not None
+    batch = torch.from_numpy(rows)
+    try:
+        graph = derived(anchor.graph, whole.canonical, (anchor.length, longest), length)
+        with contextlib.redirect_stderr(io.StringIO()):  # FX prints the line of its own code that fails
+            record_shapes(graph, batch[:2])
+            with torch.inference_mode():
+                found = graph(batch).numpy()
+    except (NotDerivedError, RuntimeError, TypeError, ValueError, LookupError):
+        return None
+    if found.shape != answers.shape or not _apart(answers, found) <= _SAME:
+        return None
+    style = {"module": graph} if isinstance(whole.module, fx.GraphModule) else {"graph": graph}
+    return dataclasses.replace(whole, **style)
+
+
+def _captured(
+    prepared: Prepared, model: FloatModel, recipe: Recipe, length: int, corrected: CalibratedModel
+) -> FusedModel:
+    """Capture and fuse the model for a length, with the weights of the greatest one."""
     silent = SilentProgress()
-    fitted = fit_signature(user.user, recipe.model.source, recipe, silent)
-    signature = Signature(
-        tuple(
-            dataclasses.replace(spec, vocabulary=whole.vocabulary, pad=whole.pad)
-            for spec, whole in zip(fitted.signature.inputs, prepared.model.signature.inputs, strict=True)
-        ),
-        fitted.signature.outputs,
-    )
-    model = dataclasses.replace(prepared.model, module=fitted.module.eval(), signature=signature)
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     some = samples.spread(_COMPARED)
     cut = dataclasses.replace(some, data=_cut(some.data, _inputs(prepared.model.signature), length))
@@ -149,8 +212,22 @@ def _at(
         for name, parameter in graph.named_parameters():
             if name in known and known[name].shape == parameter.shape:
                 parameter.copy_(known[name])
-    calibrated = dataclasses.replace(corrected, fused=fused)
-    return model, quantize(calibrated, model.module, recipe, winner.target, frozenset())
+    return fused
+
+
+def _model_at(prepared: Prepared, recipe: Recipe) -> FloatModel:
+    """Return the user's model with the inputs of another length."""
+    user = prepared.model.module
+    assert isinstance(user, OneRow)  # inputs that have a length are rows
+    fitted = fit_signature(user.user, recipe.model.source, recipe, SilentProgress())
+    signature = Signature(
+        tuple(
+            dataclasses.replace(spec, vocabulary=whole.vocabulary, pad=whole.pad)
+            for spec, whole in zip(fitted.signature.inputs, prepared.model.signature.inputs, strict=True)
+        ),
+        fitted.signature.outputs,
+    )
+    return dataclasses.replace(prepared.model, module=fitted.module.eval(), signature=signature)
 
 
 def _program_of(quantized: QuantizedModel, length: int) -> bytes:
@@ -202,37 +279,35 @@ def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int) -> np.ndarray
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
-def _compared(prepared: Prepared, models: list[FloatModel], lengths: Lengths, path: Path) -> tuple[float, int]:
+def _compared(prepared: Prepared, found: Sequence[_AtLength], lengths: Lengths, path: Path) -> tuple[float, int]:
     """Compare each length with the greatest; return the least SQNR and its length. Raises ModelError."""
-    samples = prepared.reference.samples.spread(_COMPARED)
     worst = float("inf"), lengths.values[-1]
     session = Session(read_program(path), 1)
     try:
-        for model, length in zip(models, lengths.values, strict=False):
-            padded = _shortened(samples, lengths.inputs, length)
+        for place, each in enumerate(found):
+            rows, own = each.rows, each.answers
             with torch.inference_mode():
-                expected = prepared.model.module(torch.from_numpy(padded)).numpy()
-                own = model.module(torch.from_numpy(_cut(padded, lengths.inputs, length))).numpy()
-            alone = np.zeros((len(padded), sum(each.size for each in lengths.outputs)), np.float32)
-            place = lengths.values.index(length)
-            lengths.put(own.reshape(len(own), -1), place, alone, np.arange(len(own)), lengths.ends(padded))
-            expected = lengths.blanked(padded, expected.reshape(len(expected), -1))
-            apart = float(np.abs(expected - alone).max()) / (float(np.abs(expected).max()) or 1.0)
-            if not apart <= _SAME:
+                expected = prepared.model.module(torch.from_numpy(rows)).numpy()
+            alone = np.zeros((len(rows), sum(field.size for field in lengths.outputs)), np.float32)
+            lengths.put(own.reshape(len(own), -1), place, alone, np.arange(len(own)), lengths.ends(rows))
+            expected = lengths.blanked(rows, expected.reshape(len(expected), -1))
+            if not (apart := _apart(expected, alone)) <= _SAME:
                 raise ModelError(
-                    f"the model's answer depends on padding: a sample of length {length} gives another answer with "
-                    f"padding up to {lengths.values[-1]} (they differ by {apart:.2g} of the "
-                    "largest output)",
+                    f"the model's answer depends on padding: a sample of length {each.length} gives another answer "
+                    f"with padding up to {lengths.values[-1]} (they differ by {apart:.2g} of the largest output)",
                     hint="hide padding in the model by a mask, check the pad of each [[input]], or leave the pad out",
                 )
-            found = sqnr_db(alone, session(padded))
-            if found < worst[0]:
-                worst = found, length
+            worst = min(worst, (sqnr_db(alone, session(rows).reshape(alone.shape)), each.length))
     finally:
         session.close()
     if worst[0] < _LEAST_DB and len(lengths.values) > 1:
         raise QuantizationError(f"at length {worst[1]} INT8 leaves an SQNR of {worst[0]:.1f} dB")
     return worst
+
+
+def _apart(expected: FloatArray, found: FloatArray) -> float:
+    """Return how far two answers are apart, as a share of the largest output."""
+    return float(np.abs(expected - found).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
 def _shortened(samples: Samples, inputs: tuple[Field, ...], length: int) -> np.ndarray:

@@ -88,7 +88,7 @@ def _captured(model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...],
 
 def _largest(spec: TensorSpec) -> float:
     """Return the number that no value of an input is beyond, where it is read as whole numbers."""
-    if spec.vocabulary is not None:
+    if spec.vocabulary is not None and None not in spec.vocabularies:
         return float(max(spec.vocabulary - 1, 1))
     return {"bool": 1.0, "uint8": 255.0}.get(spec.dtype, float(LARGEST_EXACT))
 

@@ -48,6 +48,8 @@ def index(otherwise: Handler) -> Handler:
 
     def handler(r: Raiser, a: dict[str, Any]) -> Any:
         given = [each for each in a["indices"] if each is not None]
+        if len(given) == 1 and a["indices"][0] is given[0] and counts_samples(given[0]) and r.shape(given[0])[1:] == ():
+            return r.activation(a["self"])  # all samples in their order
         of_samples = len(given) == 2 and a["indices"][:2] == given and isinstance(given[0], fx.Node)
         if not of_samples or not counts_samples(given[0]):
             return otherwise(r, a)
