@@ -154,6 +154,7 @@ def prepare_others(module: nn.Module, place: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     plain = str(place / "f.onnx")
+    torch.backends.mha.set_fastpath_enabled(False)  # ONNX has no such call
     torch.onnx.export(
         module, (torch.from_numpy(images(1, 0)),), plain, input_names=["x"], output_names=["y"],
         dynamic_axes={"x": {0: "n"}, "y": {0: "n"}}, opset_version=17, dynamo=False,

@@ -230,6 +230,12 @@ INLINE void v_store_low8(uint8_t *to, vec lanes) {
     _mm_storel_epi64((__m128i *)to, _mm256_castsi256_si128(v_in_order(v_pack(lanes, v_zero(), v_zero(), v_zero()))));
 }
 
+/* LANES int32 as int16, which they fit. */
+INLINE void v_store_words(uint8_t *to, vec lanes) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lanes, lanes), 8);
+    _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(words));
+}
+
 /* The 32 bytes of one row of a block of sums: one vector here, half a vector with AVX-512. */
 typedef vec half_vec;
 typedef active half_active;

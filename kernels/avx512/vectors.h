@@ -178,6 +178,13 @@ INLINE void v_store_low8(uint8_t *to, vec lanes) {
     _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32(lanes, _mm512_setzero_si512())));
 }
 
+/* LANES int32 as int16, which they fit. */
+INLINE void v_store_words(uint8_t *to, vec lanes) {
+    const vec order = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13);
+    const vec words = _mm512_permutexvar_epi32(order, _mm512_packs_epi32(lanes, lanes));
+    _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(words));
+}
+
 /* The 32 bytes of one row of a block of sums: half a vector. */
 typedef __m256i half_vec;
 typedef __mmask32 half_active;

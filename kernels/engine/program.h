@@ -62,9 +62,10 @@ enum cpupack_flag {
     FLAG_ROWS = 512,       /* OP_CONV: a linear layer of rows with scales of their own, as OP_FLOAT_CODES leaves them */
     FLAG_PLACES = 1024, /* rows in another order, by a list of int32. OP_FLOAT_CODES: at `table` is the first value of
                            each row, or -1 for zeros. With FLAG_ROWS: after the functions is the row of each result */
+    FLAG_WORDS = 2048,  /* OP_FLOAT_ATTENTION: products of codes of 16 bits (operators/float_attention_words.inc) */
 };
 
-#define CPUPACK_FLAGS 2047 /* all of them */
+#define CPUPACK_FLAGS 4095 /* all of them */
 
 /* AVX2 adds products in 16 bits. This says how many of them fit whatever the activations are: the positive weights of
  * those products come to 128 at most, and so do the negative ones.

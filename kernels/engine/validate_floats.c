@@ -259,7 +259,10 @@ static int attention_fits(const struct float_layer *layer) {
         of.columns > given || of.length > given)
         return 0;
     const int64_t pitch = (of.columns + lanes - 1) / lanes * lanes + lanes, width = of.width + lanes;
-    if (pitch * of.length + of.columns * width + CPUPACK_SCORE_ROWS * pitch > SCRATCH_BYTES / 4)
+    const int64_t rows = CPUPACK_SCORE_ROWS, pairs = (of.length + 1) / 2, half = (of.columns + 1) / 2;
+    const int64_t as_words = pitch * (pairs + rows + rows / 2 + 2) + half * width + rows / 2 * (of.length + lanes);
+    const int64_t as_floats = pitch * (of.length + rows) + of.columns * width;
+    if ((spec->flags & FLAG_WORDS ? as_words : as_floats) > SCRATCH_BYTES / 4)
         return 0;
     if (!heads_fit(&of, &of.out, of.rows, of.width, written) ||
         !heads_fit(&of, &of.queries, of.rows, of.length, given) ||

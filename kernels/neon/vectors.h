@@ -306,6 +306,11 @@ INLINE void v_store_low8(uint8_t *to, vec lanes) {
     vst1_u8(to, vqmovun_s16(vqmovn_high_s32(vqmovn_s32((int32x4_t)lanes.v[0]), (int32x4_t)lanes.v[1])));
 }
 
+/* LANES int32 as int16, which they fit. */
+INLINE void v_store_words(uint8_t *to, vec lanes) {
+    vst1q_s16((int16_t *)(void *)to, vmovn_high_s32(vmovn_s32((int32x4_t)lanes.v[0]), (int32x4_t)lanes.v[1]));
+}
+
 /* The 32 bytes of one row of a block of sums: one vector here, half a vector with AVX-512. */
 typedef vec half_vec;
 typedef active half_active;

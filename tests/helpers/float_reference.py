@@ -6,6 +6,7 @@ by side, and those are added in halves. Products of matrices are chains of fused
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -307,6 +308,12 @@ def attention(
 ) -> Array:  # fmt: skip
     """Return softmax(queries x keys * scale + mask) x values in the kernel's order."""
     scores = f4(_sums(queries, keys.swapaxes(-1, -2)) * np.float32(scale))
+    powers, factors = _softened(scores, mask, causal, unseen)
+    return f4(_sums(powers, values) * factors)
+
+
+def _softened(scores: Array, mask: Array | None, causal: bool, unseen: float) -> tuple[Array, Array]:
+    """Return the powers of scores, and what each row of them is multiplied with when they are added up."""
     if mask is not None:
         scores = scores + f4(mask)
     seen = np.tril(np.ones(scores.shape[-2:], bool)) if causal else np.ones(scores.shape[-2:], bool)
@@ -318,7 +325,44 @@ def attention(
     sums = row_sum(powers)[..., None]
     factors = np.where(sums > 0, _ONE / np.where(sums > 0, sums, _ONE), np.float32(unseen))
     factors = np.where(np.isnan(shifted).any(-1, keepdims=True), np.float32(np.nan), factors)
-    return f4(_sums(powers, values) * factors)
+    return powers, factors
+
+
+def coded_attention(
+    queries: Array, keys: Array, values: Array, scale: float, mask: Array | None = None, *, causal: bool = False,
+    unseen: float = 0.0,
+) -> Array:  # fmt: skip
+    """Return the same by products of 16-bit codes, in the kernel's order: sums are exact integers."""
+    length, columns = queries.shape[-1], keys.shape[-2]
+    most = min(32767, int(math.sqrt((2**31 - 1) / length)))
+    (q, q_scale), (k, k_scale), (v, v_scale) = (words(x, m) for x, m in ((queries, most), (keys, most), (values, 2047)))
+    factors = (np.float32(scale) * q_scale)[..., None] * k_scale[..., None, :]
+    scores = f4(q @ k.swapaxes(-1, -2)) * factors
+    powers, row_factors = _softened(scores, mask, causal, unseen)
+    scaled = powers * v_scale[..., None, :]
+    largest = np.nan_to_num(scaled, nan=0.0).max(-1, keepdims=True, initial=np.float32(0.0))
+    sums = row_sum(scaled)[..., None]
+    nothing = largest < np.float32(1e-30)
+    by_one, by_all = f4(32767.0) / largest, (f4(1e6) - f4(columns)) / sums
+    by = np.where(nothing, np.float32(0.0), np.where(by_all < by_one, by_all, by_one))
+    codes = np.rint(np.nan_to_num(scaled * by, nan=0.0)).astype(np.int64)
+    assert np.abs(codes).max() <= 32767
+    results = codes @ v
+    assert np.abs(results).max() < 2**31
+    row_factors = row_factors * (np.where(nothing, np.float32(0.0), _ONE / by) + sums * np.float32(0.0))
+    return f4(results) * row_factors
+
+
+def words(x: Array, most: int) -> tuple[Array, Array]:
+    """Return each row as codes up to ``most``, and its scale, which is no number where a value is not finite."""
+    x = f4(x)
+    other = (x * np.float32(0.0)).sum(-1)
+    largest = np.abs(np.where(np.isnan(x), np.float32(0.0), x)).max(-1)
+    nothing = largest < np.float32(1e-30)
+    factor = np.where(nothing, np.float32(0.0), np.float32(most) / largest)
+    scale = np.where(nothing, other, largest / np.float32(most) + other)
+    codes = np.nan_to_num(np.rint(x * factor[..., None]), nan=0.0, posinf=0.0, neginf=0.0)
+    return codes.astype(np.int64), scale
 
 
 def _sums(a: Array, b: Array) -> Array:

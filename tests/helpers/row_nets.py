@@ -107,7 +107,7 @@ def linear_of_extremes() -> Net:
     return net
 
 
-def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 2) -> Net:
+def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 2, words: bool = False) -> Net:
     """Heads that lie in turn for each token, with masks of each kind, and one that sees earlier tokens alone."""
     sizes = (rows * heads * length, columns * heads * length, columns * heads * width)
     net = Net(np.concatenate([normal(2, sum(sizes), scale=1.5), normal(2, rows * columns, seed=5)], 1))
@@ -131,8 +131,9 @@ def attention(rows: int, columns: int, length: int, width: int, *, heads: int = 
         ((Fixed(torch.from_numpy(turned).transpose(1, 2)),), turned.swapaxes(1, 2), True),
         ((Fixed(torch.from_numpy(turned[:1, :1, :1])), computed), added[:, None] + turned[0, 0, 0], False),
     ):
-        found = append_heads(net.floats, Heads(queries, keys, values, scale, masks, causal))
-        net.result(found, reference.attention(q, k, v, scale, mask, causal=causal))
+        found = append_heads(net.floats, Heads(queries, keys, values, scale, masks, causal, words=words))
+        attend = reference.coded_attention if words else reference.attention
+        net.result(found, attend(q, k, v, scale, mask, causal=causal))
     return net
 
 
@@ -161,7 +162,31 @@ def unseen() -> Net:
     (queries, q), (keys, k), (values, v) = (net.view((1, 7, 5), 35 * place) for place in range(3))
     mask = np.where(np.arange(7)[:, None] % 3 == 0, np.float32(-np.inf), np.float32(0.25)).repeat(7, 1)
     for nan in (False, True):
-        heads = Heads(queries, keys, values, 0.5, (Fixed(torch.from_numpy(mask)),), unseen_is_nan=nan)
-        expected = reference.attention(q, k, v, 0.5, mask, unseen=np.nan if nan else 0.0)
-        net.result(append_heads(net.floats, heads), expected)
+        for words in (False, True):
+            heads = Heads(queries, keys, values, 0.5, (Fixed(torch.from_numpy(mask)),), unseen_is_nan=nan, words=words)
+            attend = reference.coded_attention if words else reference.attention
+            net.result(append_heads(net.floats, heads), attend(q, k, v, 0.5, mask, unseen=np.nan if nan else 0.0))
+    return net
+
+
+def attention_of_extremes() -> Net:
+    """Attention by codes to rows of zeros, of tiny and of huge values, of one value, and of what is not finite."""
+    rows, columns, length, width = 6, 33, 4, 5
+    net = Net(np.concatenate([normal(1, rows * length), normal(1, columns * (length + width), seed=3)], 1))
+    q = net.samples[:, : rows * length].reshape(1, rows, length)
+    k = net.samples[:, rows * length : rows * length + columns * length].reshape(1, columns, length)
+    v = net.samples[:, rows * length + columns * length :].reshape(1, columns, width)
+    q[0, 0], q[0, 1], q[0, 2, 3], q[0, 3] = 0.0, 1e-38, np.nan, 7.0
+    k[0, 3], k[0, 4], k[0, 5] = 0.0, 40.0, np.linspace(-1e-29, 1e-29, length)
+    v[0, 0], v[0, 1], v[0, 2], v[0, 3] = 0.0, 1e25, 1e-31, -3.0
+    (queries, q), (keys, k), (values, v) = (
+        net.view(shape, first)
+        for shape, first in (
+            ((rows, length), 0), ((columns, length), rows * length), ((columns, width), (rows + columns) * length),
+        )
+    )  # fmt: skip
+    mask = np.where(np.arange(columns) == 1, np.float32(-np.inf), np.float32(0.0))[None].repeat(rows, 0)
+    for masks, added in (((), None), ((Fixed(torch.from_numpy(mask)),), mask)):
+        found = append_heads(net.floats, Heads(queries, keys, values, 0.5, masks, words=True))
+        net.result(found, reference.coded_attention(q, k, v, 0.5, added))
     return net

@@ -34,7 +34,7 @@ from helpers.float_nets import (
     softmax_extremes,
     softmaxes_of_few,
 )
-from helpers.row_nets import attention, linear, linear_of_extremes, listed, look_ups, unseen
+from helpers.row_nets import attention, attention_of_extremes, linear, linear_of_extremes, listed, look_ups, unseen
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
 
@@ -63,6 +63,13 @@ NETS: dict[str, Callable[[], Net]] = {
         f"attention of {rows}, {columns}, {length}, {width}": lambda s=(rows, columns, length, width): attention(*s)
         for rows, columns, length, width in ((1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 16, 40))
     },
+    **{
+        f"attention by codes, {rows}, {columns}, {length}, {width}": lambda s=(rows, columns, length, width): attention(
+            *s, words=True
+        )
+        for rows, columns, length, width in ((1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 17, 40))
+    },
+    "attention by codes of extremes": attention_of_extremes,
     "linear of extremes": linear_of_extremes,
     **{
         f"listed rows {rows}, {length}, {columns}": lambda s=(rows, length, columns): listed(*s)
@@ -165,6 +172,19 @@ def test_attention_is_what_float64_makes_of_it(causal: bool) -> None:
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     exact = powers / powers.sum(-1, keepdims=True) @ v.astype(np.float64)
     assert np.abs(reference.attention(q, k, v, 0.25, mask, causal=causal) - exact).max() < 4e-6
+    # Codes of 11 bits and a sign for values of up to 4: an error of 1e-3 each at most, as much from scores.
+    assert np.abs(reference.coded_attention(q, k, v, 0.25, mask, causal=causal) - exact).max() < 2e-3
+
+
+def test_attention_by_codes_keeps_a_row_of_large_values_and_many_small_powers() -> None:
+    q, k, v = (normal(1, 1, 300, 64, seed=seed) for seed in range(3))
+    v[..., 7, :] *= 1000.0  # its code is no coarser, nor are those of the others
+    k[..., 9, :] = 3.0 * q[..., 0, :]  # one power near 1 beside 299 small ones
+    scores = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2) / 8
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    exact = powers / powers.sum(-1, keepdims=True) @ v.astype(np.float64)
+    error = reference.coded_attention(q, k, v, 0.125) - exact
+    assert 10 * np.log10((exact**2).sum() / (error**2).sum()) > 55.0
 
 
 @pytest.mark.parametrize(
@@ -224,6 +244,7 @@ DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
+    "attention by codes, 13, 7, 5, 3",
 )  # fmt: skip
 _HEADER, _BUFFER, _LAYER = 64, 40, 144
 _OF_FLOATS = 15

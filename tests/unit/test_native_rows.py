@@ -45,7 +45,7 @@ def test_a_transformers_block_is_a_few_layers() -> None:
     torch.manual_seed(0)
     sqnr_db, int8, module = lowered(Block(), SHAPE)
     assert kernels(int8) == [
-        "layer_norm", "linear", "attention", "linear + add", "layer_norm", "linear + gelu", "linear + add",
+        "layer_norm", "linear", "attention of 16 bits", "linear + add", "layer_norm", "linear + gelu", "linear + add",
     ]  # fmt: skip
     assert module.operators == {
         "cpupack::conv": 4, "cpupack::float_attention": 1, "cpupack::float_codes": 4, "cpupack::float_input": 1,

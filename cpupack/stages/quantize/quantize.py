@@ -97,8 +97,10 @@ def quantize(
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower the model to programs of the native engine, with the layers that ``skip`` names in FP32."""
     model, layers, sums = lower(
-        calibrated, spec, recipe.engine_input_shape, recipe.engine_preprocess, fitting=target.fits_weights
-    )
+        calibrated, spec, recipe.engine_input_shape, recipe.engine_preprocess,
+        fitting=target.fits_weights,
+        words=target.cpu == "x86_64",  # NEON multiplies float32 values as fast
+    )  # fmt: skip
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers, sums=sums)
 
 

@@ -53,11 +53,13 @@ def written_out(b: Builder, node: fx.Node) -> bool:
     masks: list[Fixed | View] = list(found.views)
     if found.fixed is not None:
         masks.append(Fixed(_thin(found.fixed.reshape(shape_of(node)[1:]))))
+    calls = [node, *found.nodes]
+    words = all(each.name in b.attends_by_words for each in calls)
     b.floats.values[end] = append_heads(
-        b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True)
+        b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True, words=words)
     )
-    b.absorbed.update([node, *found.nodes][:-1])
-    b.tell_float(end, "cpupack::attention")
+    b.absorbed.update(calls[:-1])
+    b.tell_float(end, "cpupack::attention of 16 bits" if words else "cpupack::attention")
     return True
 
 

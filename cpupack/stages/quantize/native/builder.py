@@ -53,7 +53,8 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
-    ``by_words`` names recurrent layers with codes of 16 bits. ``magnitudes`` says beyond which number no whole number
+    ``by_words`` names recurrent layers with codes of 16 bits, ``attends_by_words`` calls that attention by such codes
+    may include. ``magnitudes`` says beyond which number no whole number
     of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``spans`` has for each fact the
     layers, first to end, that compute it. With
     ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
@@ -71,6 +72,7 @@ class Builder:
         reasons: Mapping[str, str] | None = None,
         by_rows: Collection[str] = frozenset(),
         by_words: Collection[str] = frozenset(),
+        attends_by_words: Collection[str] = frozenset(),
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -86,7 +88,7 @@ class Builder:
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
-        self.by_rows, self.by_words = by_rows, by_words
+        self.by_rows, self.by_words, self.attends_by_words = by_rows, by_words, attends_by_words
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.waiting: dict[fx.Node, tuple[View | Listed, RowNorm | None]] = {}
         self.magnitudes: dict[fx.Node, float] = {}

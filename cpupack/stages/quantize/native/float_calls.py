@@ -76,6 +76,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
             kernel = ""
         elif target in BINARY and len(node.args) == 2 and not node.kwargs:
             b.floats.values[node], kernel = _binary(b, node), "map"
+        elif target is F.scaled_dot_product_attention:
+            b.floats.values[node], kernel = _attention(b, node)
         elif target in _LOWERED_BY:
             make, kernel = _LOWERED_BY[target]
             b.floats.values[node] = make(b, node)
@@ -314,7 +316,8 @@ def _repeated(b: Builder, view: View, times: int) -> View:
     return View(copy.buffer, whole, dense_steps(whole), copy.first)
 
 
-def _attention(b: Builder, node: fx.Node) -> View:
+def _attention(b: Builder, node: fx.Node) -> tuple[View, str]:
+    """Return what attention makes of its operands, and its kernel."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     query, key, value = (b.floats.view(as_floats(b, given[name], node)) for name in names[:3])  # type: ignore[arg-type]
@@ -327,15 +330,18 @@ def _attention(b: Builder, node: fx.Node) -> View:
     causal, mask = bool(given.get("is_causal")), given.get("attn_mask")
     masks = () if mask is None else (_mask(b, mask, node),)
     groups = query.shape[-3] // key.shape[-3] if given.get("enable_gqa") and len(query.shape) > 2 else 1
-    heads = Heads(query, key, value, scale, masks, causal)
+    words = node.name in b.attends_by_words
+    kernel = "attention of 16 bits" if words else "attention"
+    heads = Heads(query, key, value, scale, masks, causal, words=words)
     if groups > 1 and fits_heads((1, *query.shape), key.shape[-2], value.shape[-1]):
         found = append_heads(b.floats, heads.in_groups(groups))
         width = found.steps[-3]  # the heads of a token lie side by side
-        return View(found.buffer, (*query.shape[:-1], value.shape[-1]), (*found.steps[:-4], width, *found.steps[-2:]))
+        shape, steps = (*query.shape[:-1], value.shape[-1]), (*found.steps[:-4], width, *found.steps[-2:])
+        return View(found.buffer, shape, steps), kernel
     if groups > 1:
         key, value = (_repeated(b, each, groups) for each in (key, value))
     elif fits_heads(query.shape, key.shape[-2], value.shape[-1]):
-        return append_heads(b.floats, heads)
+        return append_heads(b.floats, heads), kernel
     turned = key.permuted((*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2))
     scores = b.floats.multiply(query, turned, scale=scale)
     if causal:
@@ -343,7 +349,8 @@ def _attention(b: Builder, node: fx.Node) -> View:
         scores = b.floats.map(scores, scores, Fixed(hidden), [Instruction(Function.ADD)])
     for each in masks:
         scores = b.floats.map(scores, scores, each, [Instruction(Function.ADD)])
-    return b.floats.multiply(b.floats.normalize(scores, (len(scores.shape) - 1,), Norm.SOFTMAX), value)
+    softened = b.floats.normalize(scores, (len(scores.shape) - 1,), Norm.SOFTMAX)
+    return b.floats.multiply(softened, value), "matmul"
 
 
 def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
@@ -378,7 +385,6 @@ _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     nn.AvgPool1d: (average_pool, "windows"),
     nn.AvgPool2d: (average_pool, "windows"),
     torch.matmul: (_matmul, "matmul"),
-    F.scaled_dot_product_attention: (_attention, "attention"),
     torch.cat: (_concatenate, "move"),
     F.pad: (_pad, "move"),
     "expand": (_expand, ""),

@@ -41,7 +41,8 @@ class Heads:
 
     ``masks`` are added to the scores ``(*outer, rows, columns)``, which are multiplied with ``scale`` first. With
     ``causal`` row i sees the columns up to i alone. A row that sees nothing is zeros, or with ``unseen_is_nan`` no
-    number. The last ``joined`` dimensions of ``outer`` count heads.
+    number. The last ``joined`` dimensions of ``outer`` count heads. With ``words`` the products are of 16-bit codes,
+    each row with a scale of its own.
     """
 
     queries: View
@@ -52,6 +53,7 @@ class Heads:
     causal: bool = False
     unseen_is_nan: bool = False
     joined: int = 1
+    words: bool = False
 
     def in_groups(self, groups: int) -> Heads:
         """Have ``groups`` heads of queries in a row share one of keys and values, which has so many heads less."""
@@ -86,11 +88,14 @@ def _counts(heads: int, groups: int) -> tuple[int, int]:
 
 def fits_heads(shape: Sequence[int], columns: int, width: int) -> bool:
     """Whether the keys and values of a head of queries ``(*outer, rows, length)`` have room in a thread's memory."""
-    pitch = -(-columns // _LANES) * _LANES + _LANES
-    return (
-        len(shape) <= OUTER + 2
-        and pitch * shape[-1] + columns * (width + _LANES) + SCORE_ROWS * pitch <= SCRATCH_VALUES
+    pitch, length = -(-columns // _LANES) * _LANES + _LANES, shape[-1]
+    as_floats = pitch * (length + SCORE_ROWS) + columns * (width + _LANES)
+    as_words = (
+        pitch * (-(-length // 2) + SCORE_ROWS + SCORE_ROWS // 2 + 2)
+        + -(-columns // 2) * (width + _LANES)
+        + SCORE_ROWS // 2 * (length + _LANES)
     )
+    return len(shape) <= OUTER + 2 and max(as_floats, as_words) <= SCRATCH_VALUES
 
 
 def append_heads(floats: Floats, heads: Heads) -> View:
@@ -113,7 +118,7 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     out = View(whole.buffer, (*outer, rows, width), steps if outer else steps[1:])
     mask = _joined(floats, heads.masks, (*outer, rows, columns))
     constants: dict[str, npt.NDArray[Any]] = {}
-    flags, number, added = Flag(0), -1, None
+    flags, number, added = Flag.WORDS if heads.words else Flag(0), -1, None
     if isinstance(mask, Fixed):
         flags |= Flag.CONSTANT
         constants["scales"], added = mask.stored((*outer, rows, columns))

@@ -25,7 +25,7 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
-from cpupack.stages.quantize.native.plan import plan_of
+from cpupack.stages.quantize.native.plan import SKIPPED, plan_of
 from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.split import Segment, split
 
@@ -69,14 +69,15 @@ def lower(
     preprocess: PreprocessSpec | None,
     *,
     fitting: bool = False,
+    words: bool = True,
 ) -> tuple[NativeModel | MixedModel, tuple[LayerFact, ...], tuple[LayerSaturation, ...]]:
     """Return a fused graph as the engine runs it, with the ranges that the observer chooses, and each layer's facts.
 
     With ``preprocess`` the model also takes uint8 pixels, if the only reader of the input is a plain convolution. With
     ``fitting``, weights are the closest ones whose products fit into 16-bit sums, for CPUs that only have such sums;
-    the facts then include these sums. Layers that ``skip`` names, or for which the engine has no kernel, stay FP32,
-    with the reason. Raises QuantizationError when no layer is left for the engine, or when a layer has no calibration
-    data.
+    the facts then include these sums. With ``words``, attention multiplies codes of 16 bits. Layers that ``skip``
+    names, or for which the engine has no kernel, stay FP32, with the reason. Raises QuantizationError when no layer is
+    left for the engine, or when a layer has no calibration data.
     """
     plan = plan_of(calibrated, recipe, input_shape)
     calls, kept, beyond, by_rows = plan.calls, plan.kept, plan.beyond, plan.by_rows
@@ -88,8 +89,8 @@ def lower(
         refused: dict[fx.Node, str] = {}
         for segment in natively:
             found = _lower_segment(
-                calls, segment, calibrated, recipe, preprocess, fitting=fitting, alone=alone, reasons=reasons,
-                by_rows=by_rows,
+                calls, segment, calibrated, recipe, preprocess, fitting=fitting, words=words, alone=alone,
+                reasons=reasons, by_rows=by_rows,
             )  # fmt: skip
             lowered.append(found)
             refused |= found.refused
@@ -128,6 +129,7 @@ def _lower_segment(
     preprocess: PreprocessSpec | None,
     *,
     fitting: bool,
+    words: bool,
     alone: bool,
     reasons: Mapping[fx.Node, str],
     by_rows: Collection[fx.Node],
@@ -151,6 +153,7 @@ def _lower_segment(
         reasons={node.name: reason for node, reason in reasons.items()},
         by_rows={node.name for node in by_rows},
         by_words={name for name, left in calibrated.recurrent_sqnr_db.items() if left < LEAST_SQNR_DB},
+        attends_by_words={node.name for node, reason in reasons.items() if words and reason != SKIPPED},
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

@@ -26,7 +26,7 @@ from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
 
-_SKIPPED = "listed in skip"
+SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
@@ -64,7 +64,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     calls = Calls(graph, input_shape)
     bring_masks_forward(graph)
     kept = {
-        node: _SKIPPED
+        node: SKIPPED
         for node in calls.graph.graph.nodes
         if node.op.startswith("call") and is_skipped(node, recipe.skip)
     }

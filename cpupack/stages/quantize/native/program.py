@@ -83,6 +83,7 @@ class Flag(IntFlag):
     SLOPES = 256
     ROWS = 512
     PLACES = 1024
+    WORDS = 2048
 
 
 NO_FLAGS = Flag(0)
