@@ -104,7 +104,7 @@ def _kernels() -> None:
 def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    found = torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy()
+    found = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
     begin = 0
     for expected in net.expected:
         same_bytes(np.ascontiguousarray(found[:, begin : begin + expected.shape[1]]), expected)
@@ -129,11 +129,11 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_1(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5):
-            found = torch.ops.cpupack.run_1(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
+            found = torch.ops.cpupack.run_2(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
 
@@ -188,7 +188,7 @@ def digests() -> dict[str, str]:
     for name in NETS:
         net = made(name)
         x, program = net.tensors()
-        results = torch.ops.cpupack.run_1(x, program, net.program.outputs)
+        results = torch.ops.cpupack.run_2(x, program, net.program.outputs)
         found[name] = hashlib.sha256(torch.nan_to_num(results, nan=12345.0).numpy().tobytes()).hexdigest()
     return found
 
@@ -232,8 +232,8 @@ def test_a_number_beyond_a_table_is_an_error_and_the_next_call_works(number: flo
     wrong = inputs.clone()
     wrong[3, 4] = number
     with pytest.raises(RuntimeError, match="has no row"):
-        torch.ops.cpupack.run_1(wrong, program, net.program.outputs)
-    same_bytes(torch.ops.cpupack.run_1(inputs, program, net.program.outputs).numpy(), net.expected[0])
+        torch.ops.cpupack.run_2(wrong, program, net.program.outputs)
+    same_bytes(torch.ops.cpupack.run_2(inputs, program, net.program.outputs).numpy(), net.expected[0])
 
 
 # --- damaged programs
@@ -249,7 +249,7 @@ sys.path[:0] = sys.argv[1:3]
 import test_float_kernels as tests
 print(*tests.damage(int(sys.argv[3])))
 """
-_HEADER, _BUFFER, _LAYER = 64, 40, 144
+_HEADER, _BUFFER, _LAYER = 64, 48, 160
 _OF_FLOATS = 15
 
 
@@ -265,7 +265,7 @@ def damage(seed: int) -> tuple[int, int]:
         for data in damaged(program.numpy(), random):
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             try:
-                torch.ops.cpupack.run_1(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
+                torch.ops.cpupack.run_2(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
                 ran += 1
             except RuntimeError:
                 refused += 1
