@@ -191,8 +191,9 @@ def _derived(
         return None
     if found.shape != answers.shape or not _apart(answers, found) <= _SAME:
         return None
-    style = {"module": graph} if isinstance(whole.module, fx.GraphModule) else {"graph": graph}
-    return dataclasses.replace(whole, **style)
+    if isinstance(whole.module, fx.GraphModule):
+        return dataclasses.replace(whole, module=graph)
+    return dataclasses.replace(whole, graph=graph)
 
 
 def _captured(
