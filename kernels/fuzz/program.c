@@ -42,7 +42,8 @@ static void look(const struct parts *parts, const uint8_t *program, int64_t byte
     uint8_t *codes = NULL;
     if (number >= 0 && number < parts->header->buffers) {
         const struct cpupack_buffer *out = parts->buffers + number;
-        codes = malloc((size_t)batch * (size_t)out->height * (size_t)out->width * (size_t)out->channels);
+        const size_t image = (size_t)out->height * (size_t)out->width * (size_t)out->channels;
+        codes = malloc((size_t)batch * (size_t)out->frames * image);
     }
     if (codes != NULL || number < 0)
         cpupack_look(program, bytes, input, is_float, batch, layer, codes);
