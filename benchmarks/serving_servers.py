@@ -91,6 +91,11 @@ class Server:
         after, metrics = self._metrics(), before["metrics"]
         if after:
             found["wait_error_p90"] = _histogram_percentile(metrics, after, "predicted_wait_error_ratio", 0.9)
+            found["refusal_in_server_p99_s"] = _histogram_percentile(metrics, after, "refusal_duration_seconds", 0.99)
+            found["refused_because"] = {
+                reason: _since(metrics, after, f'cpupack_refused_total{{reason="{reason}"}}')
+                for reason in ("deadline", "expired", "queue", "bytes")
+            }
             calls = _since(metrics, after, "cpupack_batch_size_count")
             found["batch"] = _since(metrics, after, "cpupack_batch_size_sum") / calls if calls else None
             found["compute_ms"] = (

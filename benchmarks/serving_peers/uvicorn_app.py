@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from importlib import import_module
@@ -24,6 +25,7 @@ async def serve(port: int, package: str, setting: dict[str, Any]) -> None:
     serving = f"{package}._runtime.serve"
     options, lifecycle = import_module(f"{serving}.options"), import_module(f"{serving}.lifecycle")
     messages, service = import_module(f"{serving}.messages"), import_module(f"{serving}.service")
+    import_module(f"{serving}.memory").keep_memory(os.environ)
     parser = argparse.ArgumentParser()
     options.add_arguments(parser)
     arguments = parser.parse_args(["--port", "0", *setting.get("options", [])])

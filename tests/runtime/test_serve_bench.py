@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.serve.alarm import Alarm
 from cpupack.runtime.serve.load_client import FAILED, OK, REFUSED, offer
 from cpupack.runtime.serve.remote_bench import parse_url
 from helpers.served import Served, serving
@@ -92,3 +94,30 @@ def test_latency_counts_from_the_schedule_and_failures_are_told(at_once: bool) -
     assert found.errors == {"EOFError": 3}
     assert (found.sent_s >= due_s).all()
     assert (found.end_s >= found.sent_s).all()
+
+
+def test_an_alarm_rings_once_and_never_too_early() -> None:
+    async def run() -> list[tuple[float, float]]:
+        rung: list[tuple[float, float]] = []
+        due_s = [time.monotonic() - 1.0, *(time.monotonic() + after_s for after_s in (0.0, 0.0001, 0.01, 0.0103))]
+        over = asyncio.Event()
+
+        def ring() -> None:
+            rung.append((due_s[len(rung)], time.monotonic()))
+            if len(rung) < len(due_s):
+                alarm.set(due_s[len(rung)])
+            else:
+                over.set()
+
+        alarm = Alarm(asyncio.get_running_loop(), ring)
+        alarm.set(due_s[0])
+        await over.wait()
+        alarm.set(time.monotonic())
+        alarm.close()
+        alarm.close()
+        await asyncio.sleep(0.01)
+        return rung
+
+    rung = asyncio.run(run())
+    assert len(rung) == 5
+    assert all(due_s <= at_s for due_s, at_s in rung)
