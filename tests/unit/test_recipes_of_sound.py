@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from cpupack.artifacts import QuantizedModel, Samples
-from cpupack.pipeline.data import calibration_samples, evaluation_samples
-from cpupack.progress import SilentProgress
-from cpupack.recipe.file import load_recipe
-from cpupack.stages.calibrate import calibrate
-from cpupack.stages.capture import capture
-from cpupack.stages.fuse import fuse
-from cpupack.stages.load import load
-from cpupack.stages.quantize import quantize
 from helpers.lowered import needs_kernels
-from helpers.tiny_models import target
+from helpers.recipe_models import quantized
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-QUIET = SilentProgress()
 pytestmark = needs_kernels
-
-
-def quantized(name: str, calibration: int, evaluation: int) -> tuple[QuantizedModel, Samples]:
-    """Return a recipe's model for the native engine, and its evaluation data, whose targets are FP32's outputs."""
-    sizes = (f"calibration.samples={calibration}", f"evaluation.samples={evaluation}")
-    loaded = load_recipe(RECIPES / f"{name}.toml", sizes)
-    model, recipe = load(loaded, QUIET), loaded.recipe
-    data = calibration_samples(loaded, model, QUIET)
-    held_out = evaluation_samples(loaded, model, data, QUIET)
-    fused = fuse(capture(model, data, recipe, QUIET), recipe, QUIET)
-    int8 = quantize(calibrate(fused, data, 8, QUIET), model.module, recipe, target("native"))
-    assert all(each.kernel != "aten" for each in int8.layers)  # no layer is torch's
-    return int8, held_out
 
 
 def outputs(int8: QuantizedModel, samples: Samples) -> np.ndarray:
