@@ -209,3 +209,31 @@ def test_requests_hold_texts_and_pairs(wheel: tuple[Path, dict[str, Any]]) -> No
         "print('fine')\n"
     )
     assert run(wheel[0], "-c", code) == "fine\n"
+
+
+def test_batch_reads_texts_of_files_and_of_parquet(wheel: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
+    pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")
+    place, texts = wheel[0], ["the cat", "the dog", "the red dog sleeps " * 5]
+    wanted = json.loads(command(place, "predict", *texts, "--json"))["predictions"]
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "a.txt").write_bytes("\n\n".join(texts).encode() + b"\ncaf\xe9\n")
+    lines = [json.dumps({"id": number, "text": text, "label": 1}) for number, text in enumerate(texts)]
+    (sources / "b.jsonl").write_text("\n".join([*lines, '{"words": "the cat"}', "{"]))
+    pq.write_table(pa.table({"text": [*texts, None], "id": [7, 8, 9, 10]}), sources / "c.parquet")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in ("a.txt", "b.jsonl", "c.parquet"):
+        out = tmp_path / name.partition(".")[0]
+        command(place, "batch", "--from", str(sources / name), "--to", str(out), "--rows-per-file", "2")
+        found[name] = [row for part in sorted(out.glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+        for row, each in zip(found[name], wanted, strict=False):
+            assert (row["embedding"], row["error"], row["truncated"]) == (each["embedding"], None, each["truncated"])
+    assert [row["truncated"] for row in found["a.txt"]] == [False, False, True, None]
+    assert [row["id"] for row in found["a.txt"]] == [f"a.txt:{line}" for line in (1, 3, 5, 6)]
+    assert "byte 3 is 0xe9" in found["a.txt"][3]["error"]
+    assert [row["id"] for row in found["b.jsonl"]] == ["0", "1", "2", "b.jsonl:4", "b.jsonl:5"]
+    assert 'has "words"' in found["b.jsonl"][3]["error"]
+    assert "is not JSON" in found["b.jsonl"][4]["error"]
+    assert [row["id"] for row in found["c.parquet"]] == [7, 8, 9, 10]
+    assert found["c.parquet"][3]["error"] == "the text is null"

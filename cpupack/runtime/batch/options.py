@@ -59,11 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--from", type=Path, required=True, dest="source", metavar="PATH",
-        help="a directory of files, a Parquet file, or a directory of Parquet files",
+        help="a directory of files, a Parquet file or a directory of them; of texts also .txt and .jsonl files",
     )  # fmt: skip
     add("--to", type=Path, required=True, dest="target", metavar="DIR", help="directory for the Parquet files")
-    add("--column", metavar="NAME", help="column of Parquet with the inputs (default: the only one that can be)")
-    add("--id", dest="id_column", metavar="NAME", help="column with ids (default: id, else file and row)")
+    add(
+        "--column",
+        metavar="NAME",
+        help="column of Parquet, or field of JSON lines, with the inputs (default: the only one that can be)",
+    )
+    add("--id", dest="id_column", metavar="NAME", help="column or field with ids (default: id, else file and row)")
     add("--top-k", type=positive_int, metavar="K", help="classes of a classification (default: 5)")
     add(
         "--rows-per-file", type=positive_int, default=DEFAULT_ROWS_PER_FILE, metavar="N",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from ..errors import InputError
 from ..manifest import Manifest, read_manifest, root_hash
@@ -14,7 +15,9 @@ from ..plan.decide import Plan
 from ..signature import signature_of
 from ..tasks.answers import task_of
 from ..tasks.spec import CLASSIFICATION
-from . import files, tables
+from ..text.spec import spec_of
+from ..text.texts import JSON_LINES
+from . import files, lines, tables
 from .options import DEFAULT_TOP_K, BatchOptions
 from .shards import Listing, Shard
 from .store import Run
@@ -48,27 +51,8 @@ def prepare(package_dir: Path, options: BatchOptions, say: Say) -> Prepared:
     manifest = read_manifest(package_dir)
     if options.top_k is not None and task_of(manifest).kind != CLASSIFICATION:
         raise InputError(f'--top-k is for classifications; this model\'s task is "{task_of(manifest).kind}"')
-    signature = signature_of(manifest)
-    source, wanted = options.source.resolve(), files.suffixes(signature)
-    listing: Listing | None = None
-    left_out = Counter[str]()
-    if source.is_dir() and options.column is None and options.id_column is None:
-        listing, left_out = files.list_files(source, wanted, options.rows_per_file)
-        if listing.count and left_out[tables.SUFFIX]:
-            raise InputError(f"--from {source} holds both Parquet files and others; name a directory of one kind")
-        if not listing.count and not left_out[tables.SUFFIX]:
-            raise files.no_files(source, wanted, left_out)
-    if listing is not None and listing.count:
-        columns, ids = None, Job.id_type
-        if left_out:
-            say(f"left out: {files.in_words(left_out)}")
-    else:
-        paths = tables.parquet_files(source)
-        if not paths:
-            raise InputError(f"--column and --id are for Parquet, and {source} holds no file that ends in .parquet")
-        columns = tables.choose_columns(paths, signature, options.column, options.id_column)
-        ids = tables.id_type(paths, columns)
-        listing = tables.list_rows(source, paths, columns, options.rows_per_file)
+    source = options.source.resolve()
+    listing, columns, ids = _listed(source, options, manifest, say)
     run = Run(
         name=manifest.name,
         version=manifest.version,
@@ -82,6 +66,43 @@ def prepare(package_dir: Path, options: BatchOptions, say: Say) -> Prepared:
     job = Job(source, options.target.resolve(), run, columns, ids)
     job.store.open()
     return Prepared(manifest, job, listing.shards, tuple(job.store.missing(listing.shards)))
+
+
+def _listed(
+    source: Path, options: BatchOptions, manifest: Manifest, say: Say
+) -> tuple[Listing, tables.Columns | lines.Fields | None, pa.DataType]:
+    """Return the inputs, where they are, and the type of their ids. Raises InputError."""
+    signature, takes_text = signature_of(manifest), spec_of(manifest) is not None
+    wanted = files.suffixes(signature)
+    texts = lines.text_files(source) if takes_text or source.is_file() else []
+    if texts and not takes_text:
+        raise InputError(f"--from {source}: {manifest.name} takes no text")
+    if texts:
+        if source.is_dir() and tables.parquet_files(source):
+            raise InputError(f"--from {source} holds both Parquet files and texts; name a directory of one kind")
+        fields = lines.Fields(options.column, options.id_column)
+        if fields != lines.Fields() and any(each.suffix.lower() not in JSON_LINES for each in texts):
+            raise InputError(f"--column and --id are for Parquet and JSON lines, and {source} holds lines of text")
+        return lines.list_lines(source, texts, fields, options.rows_per_file), fields, Job.id_type
+    if source.is_dir() and options.column is None and options.id_column is None:
+        listing, left_out = files.list_files(source, wanted, options.rows_per_file)
+        if listing.count and left_out[tables.SUFFIX]:
+            raise InputError(f"--from {source} holds both Parquet files and others; name a directory of one kind")
+        if not listing.count and not left_out[tables.SUFFIX]:
+            raise files.no_files(source, wanted, left_out)
+        if listing.count:
+            if left_out:
+                say(f"left out: {files.in_words(left_out)}")
+            return listing, None, Job.id_type
+    paths = tables.parquet_files(source)
+    if not paths:
+        raise InputError(f"--column and --id are for Parquet, and {source} holds no file that ends in .parquet")
+    columns = tables.choose_columns(paths, signature, options.column, options.id_column, texts=takes_text)
+    return (
+        tables.list_rows(source, paths, columns, options.rows_per_file),
+        columns,
+        tables.id_type(paths, columns),
+    )
 
 
 def plan_of(manifest: Manifest, options: BatchOptions) -> Plan:

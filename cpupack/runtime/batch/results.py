@@ -23,18 +23,19 @@ from ..tasks.embedding import Embedding
 from ..tasks.raw import Raw
 from .shards import Id
 
-ID, ERROR = "id", "error"
+ID, ERROR, TRUNCATED = "id", "error", "truncated"
 _CLASS = (("label", pa.string()), ("index", pa.int32()))
 _SIZE = (("width", pa.int32()), ("height", pa.int32()))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one input: its result, or why there is none."""
+    """What became of one input: its result, or why there is none; of a text, whether the model read a part alone."""
 
     id: Id
     result: Any
     error: str | None = None
+    truncated: bool | None = None
 
 
 def result_fields(kind: str, signature: Signature) -> list[pa.Field]:
@@ -95,17 +96,22 @@ def error_column(outcomes: Sequence[Outcome]) -> pa.Array:
     return pa.array([each.error for each in outcomes], pa.string())
 
 
-def schema_of(kind: str, signature: Signature, ids: pa.DataType, metadata: dict[str, str]) -> pa.Schema:
-    """Return the schema of an output file."""
+def schema_of(
+    kind: str, signature: Signature, ids: pa.DataType, metadata: dict[str, str], *, texts: bool = False
+) -> pa.Schema:
+    """Return the schema of an output file; of ``texts`` it says which ones were cut off."""
     fields = [pa.field(ID, ids), pa.field(ERROR, pa.string())]
+    if texts:
+        fields.append(pa.field(TRUNCATED, pa.bool_()))
     return pa.schema([*fields, *result_fields(kind, signature)], metadata=metadata)
 
 
 def table_of(kind: str, signature: Signature, outcomes: Sequence[Outcome], schema: pa.Schema) -> pa.Table:
     """Return the rows of an output file."""
     ids = pa.array([each.id for each in outcomes], schema.field(ID).type)
+    cut = [pa.array([each.truncated for each in outcomes], pa.bool_())] if TRUNCATED in schema.names else []
     return pa.Table.from_arrays(
-        [ids, error_column(outcomes), *result_columns(kind, signature, outcomes)], schema=schema
+        [ids, error_column(outcomes), *cut, *result_columns(kind, signature, outcomes)], schema=schema
     )
 
 

@@ -23,7 +23,8 @@ class Shard:
     """Inputs that become one file of the output, the ``number``-th.
 
     ``names`` are files below the directory of inputs; of Parquet it is one file, and ``row_groups`` those of its row
-    groups that belong here, the first of which begins at ``first_row``. ``rows`` are the inputs in all.
+    groups that belong here, the first of which begins at ``first_row``. Of texts it is one file, read from
+    ``first_byte`` on, before which it has ``first_row`` lines. ``rows`` are the inputs in all.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Shard:
     rows: int
     row_groups: tuple[int, ...] = ()
     first_row: int = 0
+    first_byte: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..engine.crew import Crew
 from ..errors import HostError, InputError, IntegrityError, RunnerError
 from ..runner import Runner
+from ..text.texts import is_text
 from ..threads import Answer
 from .results import Outcome
 from .shards import Id, Item
@@ -33,6 +34,7 @@ class _Loaded:
     array: npt.NDArray[Any] | None = None
     frame: Any = None
     error: str | None = None
+    truncated: bool | None = None
 
 
 class Stream:
@@ -74,6 +76,9 @@ class Stream:
             if self._is_ready(value):
                 self._runner.check_batch(str(value.dtype), (1, *value.shape))
                 return _Loaded(item.id, self._runner.finite(value[None])[0])
+            if self._runner.tokenizer is not None and is_text(value):
+                tokens = self._runner.tokenizer.tokens(value)
+                return _Loaded(item.id, self._runner.load(tokens), truncated=tokens.truncated)
             return _Loaded(item.id, self._runner.load(value), self._runner.answers.frame(value))
         except InputError as error:
             return _Loaded(item.id, error=str(error))
@@ -123,7 +128,7 @@ class Stream:
                 yield Outcome(one.id, None, one.error)
                 continue
             try:
-                yield Outcome(one.id, self._runner.present(next(rows), one.frame, self._top_k))
+                yield Outcome(one.id, self._runner.present(next(rows), one.frame, self._top_k), None, one.truncated)
             except (HostError, IntegrityError):
                 raise
             except RunnerError as error:  # of this input alone: its outputs hold NaN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ..errors import InputError
 from ..files import UNREADABLE
 from ..signature import Signature, TensorSpec
+from ..text.spec import TEXT, TEXT_PAIR
 from .shards import Item, Listing, Shard
 
 SUFFIX = ".parquet"
@@ -27,10 +28,14 @@ _UNREADABLE = (*UNREADABLE, pa.ArrowException)
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold the inputs, by the names of the model's inputs, and which holds ids (None: file and row)."""
+    """Which columns hold the inputs, by the names of the model's inputs, and which holds ids (None: file and row).
+
+    With ``texts`` they hold texts, by the names ``text`` and maybe ``text_pair``.
+    """
 
     inputs: tuple[tuple[str, str], ...]
     id: str | None
+    texts: bool = False
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -67,8 +72,13 @@ def list_rows(source: Path, files: Sequence[Path], columns: Columns, rows_per_fi
     return Listing(tuple(shards), count, digest.hexdigest())
 
 
-def choose_columns(files: Sequence[Path], signature: Signature, column: str | None, id_column: str | None) -> Columns:
-    """Return the columns to read. Raises InputError that lists the columns where it is not clear which ones."""
+def choose_columns(
+    files: Sequence[Path], signature: Signature, column: str | None, id_column: str | None, *, texts: bool = False
+) -> Columns:
+    """Return the columns to read; with ``texts`` the model takes these, too.
+
+    Raises InputError that lists the columns where it is not clear which ones.
+    """
     schema = _opened(files[0]).schema_arrow
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
     for option, name in (("--column", column), ("--id", id_column)):
@@ -77,6 +87,8 @@ def choose_columns(files: Sequence[Path], signature: Signature, column: str | No
     ids = id_column or (ID if ID in schema.names and column != ID else None)
     if ids is not None and not _is_id(schema.field(ids).type):
         raise InputError(f"--id {ids}: the column holds {schema.field(ids).type}; ids are text or whole numbers")
+    if texts and not {each.name for each in signature.inputs} & set(schema.names):
+        return Columns(_text_columns(schema, column, ids, f"{files[0]} has {listed}"), ids, texts=True)
     needed = [each for each in signature.inputs if each.default is None] or [signature.inputs[0]]
     if len(needed) > 1:
         if column is not None:
@@ -101,6 +113,20 @@ def choose_columns(files: Sequence[Path], signature: Signature, column: str | No
     return Columns(((spec.name, fitting[0]),), ids)
 
 
+def _text_columns(schema: pa.Schema, column: str | None, ids: str | None, has: str) -> tuple[tuple[str, str], ...]:
+    """Return the columns of texts. Raises InputError, which says what the file ``has``."""
+    strings = [each.name for each in schema if _is_string(each.type) and each.name != ids]
+    if column is not None:
+        if column not in strings:
+            raise InputError(f"--column {column}: texts are strings; {has}")
+        return ((TEXT, column),)
+    if TEXT in strings:
+        return ((TEXT, TEXT), *([(TEXT_PAIR, TEXT_PAIR)] if TEXT_PAIR in strings else []))
+    if len(strings) != 1:
+        raise InputError(f"which column holds the texts? Choose one with --column, or name it {TEXT}; {has}")
+    return ((TEXT, strings[0]),)
+
+
 def id_type(files: Sequence[Path], columns: Columns) -> pa.DataType:
     """Return the type of the ids in the output: that of the column, text for file and row."""
     if columns.id is None:
@@ -116,6 +142,12 @@ def items_of(source: Path, shard: Shard, columns: Columns, signature: Signature)
     wanted = [column for _, column in columns.inputs]
     number = shard.first_row
     specs = {each.name: each for each in signature.inputs}
+
+    def reader(cells: list[tuple[str, pa.Scalar]]) -> Callable[[], Any]:
+        if columns.texts:
+            return _Texts({name: cell.as_py() for name, cell in cells})
+        return _Cell([(specs[name], cell) for name, cell in cells], signature)
+
     try:
         read = list(dict.fromkeys([*wanted, columns.id or wanted[0]]))
         for batch in _opened(path).iter_batches(_ROWS_AT_A_TIME, row_groups=list(shard.row_groups), columns=read):
@@ -124,11 +156,23 @@ def items_of(source: Path, shard: Shard, columns: Columns, signature: Signature)
             for row in range(len(batch)):
                 yield Item(
                     f"{name}#{number}" if ids is None else ids[row],
-                    _Cell([(specs[one], cells[column][row]) for one, column in columns.inputs], signature),
+                    reader([(one, cells[column][row]) for one, column in columns.inputs]),
                 )
                 number += 1
     except _UNREADABLE as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Reads a text of one row, or a pair."""
+
+    found: dict[str, str | None]
+
+    def __call__(self) -> Any:
+        if self.found[TEXT] is None:
+            raise InputError("the text is null")
+        return {name: value for name, value in self.found.items() if value is not None}
 
 
 class _Cell:
@@ -207,8 +251,12 @@ def _fits(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _is_id(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))
+    return _is_string(kind) or bool(pa.types.is_integer(kind))
 
 
 def _hidden(path: Path) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..errors import InputError
 from ..runner import Runner
-from . import files, tables
+from . import files, lines, tables
 from .results import schema_of, table_of
 from .shards import Item, Shard
 from .store import Run, Store
@@ -24,13 +24,21 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What every process of a run must know beside the model. ``columns`` is None where the inputs are files."""
+    """What every process of a run must know beside the model.
+
+    ``columns`` are those of Parquet, or the fields of lines of text; None where the inputs are files.
+    """
 
     source: Path
     target: Path
     run: Run
-    columns: tables.Columns | None = None
+    columns: tables.Columns | lines.Fields | None = None
     id_type: pa.DataType = pa.string()  # noqa: RUF009 - a constant, which nothing changes
+
+    @property
+    def texts(self) -> bool:
+        """Whether the inputs are texts."""
+        return isinstance(self.columns, lines.Fields) or (self.columns is not None and self.columns.texts)
 
     @property
     def store(self) -> Store:
@@ -61,7 +69,7 @@ def work(runner: Runner, stream: Stream, job: Job, shards: Sequence[Shard]) -> I
     """
     store = job.store
     kind, signature = runner.answers.spec.kind, runner.signature
-    schema = schema_of(kind, signature, job.id_type, store.metadata())
+    schema = schema_of(kind, signature, job.id_type, store.metadata(), texts=job.texts)
     outcomes = stream.outcomes(item for shard in shards for item in items_of(runner, job, shard))
     begin_s = time.time()
     for shard in shards:
@@ -78,8 +86,15 @@ def items_of(runner: Runner, job: Job, shard: Shard) -> Iterator[Item]:
     if job.columns is None:
         yield from files.items_of(job.source, shard)
         return
+    if isinstance(job.columns, lines.Fields):
+        yield from _counted(lines.items_of(job.source, shard, job.columns), job, shard)
+        return
+    yield from _counted(tables.items_of(job.source, shard, job.columns, runner.signature), job, shard)
+
+
+def _counted(items: Iterator[Item], job: Job, shard: Shard) -> Iterator[Item]:
     count = 0
-    for item in tables.items_of(job.source, shard, job.columns, runner.signature):
+    for item in items:
         count += 1
         yield item
     if count != shard.rows:
