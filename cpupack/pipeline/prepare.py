@@ -98,6 +98,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
     with progress.stage("capture"):
         captured = cache.capture(
             model,
+            calibration,
             examples(model, calibration),
             recipe,
             progress,

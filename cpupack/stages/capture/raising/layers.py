@@ -223,7 +223,7 @@ def _embedding_bag(r: Raiser, a: dict[str, Any]) -> list[Any]:
     if padding is not None and padding >= 0:
         weight = weight.clone()
         weight[padding] = 0.0
-    table = nn.Embedding(*weight.shape, _weight=torch.empty(weight.shape, device="meta"))
+    table = nn.Embedding(weight.shape[0], weight.shape[1], _weight=torch.empty(weight.shape, device="meta"))
     table.weight = _parameter(weight)
     found = r.module(table, r.activation(rows), word="embedding_bag", owner=r.weight_name(a["weight"]))
     if a["per_sample_weights"] is not None:
