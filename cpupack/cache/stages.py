@@ -144,6 +144,7 @@ class StageCache:
     def capture(
         self,
         model: FloatModel,
+        samples: Samples | None,
         examples: torch.Tensor,
         recipe: Recipe,
         progress: Progress,
@@ -168,7 +169,9 @@ class StageCache:
                 return None
             return found if self._agree(model, examples, _answers(graph, batch_channels_last(examples))) else None
 
-        facets = None if self._model is None else (self._model, recipe.quantize.mode, _tensor_hash(examples))
+        # Pixels have one range. The channels of other inputs are levelled by the ranges of all samples.
+        levelled = None if samples is None or samples.preprocess is not None else _samples_hash(samples)
+        facets = None if self._model is None else (self._model, recipe.quantize.mode, _tensor_hash(examples), levelled)
         return self._through("capture", facets, progress, make, pack, take)
 
     def calibrate(

@@ -130,7 +130,12 @@ def captured_from(
 ) -> CapturedModel:
     """Return the captured graph of a model, from the cache if it has it. ``samples`` are those of the calibration."""
     return cache.capture(
-        model, examples(model, samples), recipe, progress, lambda heard: capture(model, samples, recipe, heard)
+        model,
+        samples,
+        examples(model, samples),
+        recipe,
+        progress,
+        lambda heard: capture(model, samples, recipe, heard),
     )
 
 

@@ -16,6 +16,7 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.export import Exported, export
+from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls
 from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
@@ -26,6 +27,7 @@ from cpupack.stages.capture.raising import (
     refuse_pairs_of_samples,
 )
 from cpupack.stages.capture.rewrites import REWRITES, Rewrite
+from cpupack.stages.capture.rewrites.affine import merge_batch_norms
 from cpupack.targets.engines import ENGINES
 
 _EXAMPLES = 3
@@ -42,15 +44,20 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     batch = examples(model, samples)
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
     if recipe.quantize.mode == "dynamic":
-        graph = _graph_beside(model, batch, places, recipe, progress)
+        graph = _graph_beside(model, batch, samples, places, recipe, progress)
         return CapturedModel(model.module, "dynamic", batch, places, graph)
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch, places)
-    return CapturedModel(_captured(model, batch, places, progress), "fx", batch, places)
+    return CapturedModel(_captured(model, batch, samples, places, progress), "fx", batch, places)
 
 
 def _graph_beside(
-    model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...], recipe: Recipe, progress: Progress
+    model: FloatModel,
+    batch: torch.Tensor,
+    samples: Samples | None,
+    places: tuple[slice, ...],
+    recipe: Recipe,
+    progress: Progress,
 ) -> fx.GraphModule | None:
     """Return the graph for the native engine; None where no target may have it, or another can do without."""
     engines = [getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu]
@@ -58,7 +65,7 @@ def _graph_beside(
     if not {"auto", *of_graphs}.intersection(engines):
         return None
     try:
-        return _captured(model, batch, places, progress)
+        return _captured(model, batch, samples, places, progress)
     except ModelError as error:
         if of_graphs.intersection(engines):
             raise
@@ -66,12 +73,19 @@ def _graph_beside(
         return None
 
 
-def _captured(model: FloatModel, batch: torch.Tensor, places: tuple[slice, ...], progress: Progress) -> fx.GraphModule:
+def _captured(
+    model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
+) -> fx.GraphModule:
     exported = export(model.module, batch[:2].clone())
     refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
-    graph, used = _rewritten(exported, REWRITES, batch[:2])
+
+    def level(graph: fx.GraphModule) -> bool:
+        return level_inputs(graph, samples)
+
+    level.__name__ = level_inputs.__name__  # for notes and errors
+    graph, used = _rewritten(exported, (*REWRITES, level, merge_batch_norms), batch[:2])
     proof.check_model()
     refuse_pairs_of_samples(exported)
     refuse_numbers(exported)  # most of them depend on the whole batch, which has been told

@@ -28,6 +28,7 @@ from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.rows import laying_calls
+from cpupack.graph.tags import LEVELS
 from cpupack.graph.trace import record_shapes
 from cpupack.graph.vocabulary import SHAPES
 from cpupack.graph.weight_grid import weight_scales
@@ -101,6 +102,7 @@ def quantize_fx(
     wrong = (
         laying.__contains__,
         hiding.__contains__,
+        lambda node: bool(node.meta.get(LEVELS)),
         spectral_calls(graph).__contains__,
         moves_no_floats,
         is_wrong_arithmetic(target.engine),

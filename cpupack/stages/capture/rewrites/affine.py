@@ -31,7 +31,7 @@ _LARGEST = 1e6
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """``x * scale + shift``, float64, each of one value or ``(channels,)``."""
 
     scale: torch.Tensor
@@ -43,7 +43,7 @@ def fold_into_layer_before(graph: fx.GraphModule) -> bool:
     changed = False
     nodes: list[fx.Node] = list(graph.graph.nodes)
     for node in nodes:
-        found = _affine_of(graph, node)
+        found = affine_of(graph, node)
         if found is None:
             continue
         read, affine, axis = found
@@ -76,7 +76,7 @@ def _before_permutations(node: fx.Node, axis: int | None) -> tuple[fx.Node, int 
     return node, axis
 
 
-def _affine_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, _Affine, int | None] | None:
+def affine_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Affine, int | None] | None:
     """Return (source, scale and shift, axis) of a sum or product with a constant; the axis is None for one value."""
     if node.op != "call_function" or node.target not in {torch.add, torch.mul}:
         return None
@@ -100,7 +100,7 @@ def _affine_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, _Affine, 
         axis = wide[0] if wide else None
         values = value.double().flatten()
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    affine = _Affine(values, zero) if node.target is torch.mul else _Affine(one, values)
+    affine = Affine(values, zero) if node.target is torch.mul else Affine(one, values)
     return source, affine, axis
 
 
@@ -111,7 +111,7 @@ def _output_channels(module: Any) -> int | None:
     return int(module.normalized_shape[0]) if isinstance(module, nn.LayerNorm) else None
 
 
-def _apply_after(module: Any, affine: _Affine, channels: int | None) -> None:
+def _apply_after(module: Any, affine: Affine, channels: int | None) -> None:
     """Change a layer's weights, in place, so that it gives ``scale * result + shift``."""
     scale, shift = affine.scale, affine.shift
     if channels is not None:
@@ -136,7 +136,7 @@ def fold_into_layer_after(graph: fx.GraphModule) -> bool:
     """
     changed = False
     for node in reversed(list(graph.graph.nodes)):  # what the layer reads first, then what that reads
-        found = _affine_of(graph, node) or _batch_norm_of(graph, node)
+        found = affine_of(graph, node) or batch_norm_of(graph, node)
         reader = only_reader(node)
         if found is None or reader is None or not is_a(graph, reader, *_CONVS, nn.Linear):
             continue
@@ -150,7 +150,7 @@ def fold_into_layer_after(graph: fx.GraphModule) -> bool:
         shifted = bool((affine.shift != 0).any())
         if shifted and any(getattr(layer, "padding", ())):
             continue
-        _apply_before(own_copy(graph, reader), affine)
+        apply_before(own_copy(graph, reader), affine)
         replace(node, source)
         changed = True
     return changed
@@ -164,7 +164,8 @@ def _feeds_from_layer(graph: fx.GraphModule, source: fx.Node, node: fx.Node) -> 
     )
 
 
-def _batch_norm_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, _Affine, int | None] | None:
+def batch_norm_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, Affine, int | None] | None:
+    """Return (source, scale and shift, 1) of a batch norm, None for any other call."""
     module = module_of(graph, node)
     if not isinstance(module, _BATCH_NORMS):
         return None
@@ -173,13 +174,13 @@ def _batch_norm_of(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, _Affi
     return source, affine_of_norm(module), 1
 
 
-def affine_of_norm(norm: Any) -> _Affine:
+def affine_of_norm(norm: Any) -> Affine:
     """Return the scale and shift of a batch norm, float64 ``(channels,)``."""
     scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    return _Affine(scale, norm.bias.detach().double() - norm.running_mean.double() * scale)
+    return Affine(scale, norm.bias.detach().double() - norm.running_mean.double() * scale)
 
 
-def _apply_before(layer: Any, affine: _Affine) -> None:
+def apply_before(layer: Any, affine: Affine) -> None:
     """Change a layer's weights, in place, so that it reads ``x`` as it read ``scale * x + shift``."""
     weight = layer.weight.detach().double()
     groups = getattr(layer, "groups", 1)
@@ -200,17 +201,17 @@ def name_batch_norms(graph: fx.GraphModule) -> bool:
     """Turn a scale and a shift of each channel that no layer takes into one batch norm."""
     changed = False
     for node in list(graph.graph.nodes):
-        found = _affine_of(graph, node)
+        found = affine_of(graph, node)
         if found is None or len(shape(node)) not in {3, 4, 5}:
             continue
         source, affine, axis = found
         last = node
         reader = only_reader(node)
-        following = _affine_of(graph, reader) if reader is not None else None
+        following = affine_of(graph, reader) if reader is not None else None
         if following is not None and following[0] is node and following[2] in {None, 1}:
             assert reader is not None
             after = following[1]
-            affine = _Affine(affine.scale * after.scale, affine.shift * after.scale + after.shift)
+            affine = Affine(affine.scale * after.scale, affine.shift * after.scale + after.shift)
             last, axis = reader, 1 if following[2] == 1 else axis
         if axis != 1:
             continue

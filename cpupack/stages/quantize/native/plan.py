@@ -17,6 +17,7 @@ from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped
 from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
+from cpupack.graph.tags import LEVELS
 from cpupack.graph.vocabulary import NORMALIZATIONS, SOFTMAXES
 from cpupack.recipe import Quantize
 from cpupack.stages.quantize.native.batches import bring_batches_forward
@@ -33,6 +34,7 @@ _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values)
 _HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+_LEVELS = "brings the channels of the input, whose ranges differ, to one range"
 _SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
 _DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
 _NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
@@ -71,6 +73,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     # A program runs sample by sample: these are torch's, in FP32.
     beyond = set(calls.across_samples())
     kept |= {node: _NO_BATCH for node in beyond if node not in kept}
+    kept |= {node: _LEVELS for node in calls.graph.graph.nodes if node.meta.get(LEVELS) and node not in kept}
     kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
     kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
