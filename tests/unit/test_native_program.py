@@ -45,20 +45,20 @@ def test_bytes_are_what_the_engine_reads() -> None:
     )
     data = program.to_bytes()
     header = struct.unpack_from(HEADER, data)
-    assert header[:9] == (program_header.constant("CPUPACK_MAGIC"), 1, 1, 2, 0, 3, 4, 5, 7)
+    assert header[:9] == (*map(program_header.constant, ("CPUPACK_MAGIC", "CPUPACK_VERSION")), 1, 2, 0, 3, 4, 5, 7)
     buffer = struct.unpack_from(BUFFER, data, struct.calcsize(HEADER))
-    assert buffer == (4, 5, 3, 1, 2, 9, 0, (4 + 2) * (5 + 4) * 3)
+    assert buffer == (4, 5, 3, 1, 2, 9, 1, 0, 0, (4 + 2) * (5 + 4) * 3)  # one frame, none around it
     at = struct.calcsize(HEADER) + struct.calcsize(BUFFER)
     one, two = (struct.unpack_from(LAYER, data, at + number * struct.calcsize(LAYER)) for number in (0, 1))
     assert one[:5] == (1, 16, -1, -1, 0)
-    assert one[22] == 2.0
+    assert one[26] == 2.0
     assert two[:9] == (2, 1, 0, -1, -1, 1, 1, 1, 1)  # kernel and stride are one unless they are told
-    assert two[20:22] == (3, 255)
+    assert two[24:26] == (3, 255)
     constants = header[13]
     assert constants % 64 == 0
-    assert data[constants + two[28] :][:100] == weights.tobytes()
-    assert two[31] % 64 == 0
-    assert data[constants + two[31] :][:256] == table.tobytes()
+    assert data[constants + two[32] :][:100] == weights.tobytes()
+    assert two[35] % 64 == 0
+    assert data[constants + two[35] :][:256] == table.tobytes()
 
 
 def test_equal_programs_are_equal_bytes_and_others_have_another_identity() -> None:

@@ -41,7 +41,7 @@ NETS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], set[str], str]] = 
     "a generalized mean": (generalized_mean, {"pow", "avg_pool2d", "pow_1"}, "a root of a power"),
     "deviations": (deviations, {"pow", "sub", "clamp", "sqrt"}, "a root of a power"),
     "a logarithm of a sum": (logarithm_of_a_sum, {"exp", "sum", "log"}, "a root of a power"),
-    "one number of each sample": (Distance(), {"cosine_similarity"}, "no kernel for it"),
+    "one number of each sample": (Distance(), {"norm", "clamp"}, "what it divides would be infinite"),
 }
 
 

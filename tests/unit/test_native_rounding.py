@@ -10,7 +10,7 @@ from torch import nn
 
 from cpupack.stages.quantize.native.builder import covering
 from cpupack.stages.quantize.native.functions import results_of, table_of, useful_range
-from cpupack.stages.quantize.native.program import Flag
+from cpupack.stages.quantize.native.program import Flag, Size
 from cpupack.stages.quantize.native.tables import input_grid
 from cpupack.statistics import StatsCollector
 from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_layers
@@ -120,14 +120,14 @@ def test_errors_of_a_table_cancel_out(function: nn.Module, spread: float) -> Non
     stats = collector.finish()
     limits = float(values.min()), float(values.max())
     results = function(values)
-    result = covering(1, 1, 1, (float(results.min()), float(results.max())))
+    result = covering(Size(1, 1, 1), (float(results.min()), float(results.max())))
     grid = input_grid(function, stats, limits, result)
     codes = np.clip(np.rint(values.numpy() / grid.scale) + grid.zero_point, 0, 255).astype(int)
     errors = (
         table_of(function, grid, result)[codes].astype(float) - result.zero_point
     ) - results.numpy() / result.scale
     assert abs(errors.mean()) < 0.04
-    narrow = covering(1, 1, 1, useful_range(function, limits, result))
+    narrow = covering(Size(1, 1, 1), useful_range(function, limits, result))
     assert 1.0 <= grid.scale / narrow.scale < 1.13
     assert np.isfinite(results_of(function, np.array([-1e3, 1e3]))).all()
 
