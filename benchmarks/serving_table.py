@@ -139,15 +139,21 @@ def _overload(rows: list[Row]) -> list[str]:
     lines = [
         "## More load than it carries",
         "",
-        "JPEG files. The last line of a setting is a burst of ten times the rate for a second.",
+        "The last line of a setting is a burst of ten times the rate for a second. Refusals: p99 as the client",
+        "measures it, and in the server from the head of the request to the written answer. Cores: of the server, of",
+        "the client, and of all other work on the host.",
         "",
-        "| setting | offered | good/s | p99 of answered | refused | p99 of refusals | error of wait, p90 | memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| setting | offered | good/s | p99 of answered | refused | p99 of refusals | in the server "
+        "| error of wait, p90 | memory | cores |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    keys = sorted({(_name(row), bool(row.get("burst")), row["rate_per_s"]) for row in rows})
+    rows = [{**row, "server": f"{row['server']}, {row['body']}"} for row in rows]
+    keys = sorted({(_name(row, told=False), bool(row.get("burst")), row["rate_per_s"]) for row in rows})
     for name, is_burst, rate in keys:
         same = [
-            row for row in rows if (_name(row), bool(row.get("burst")), row["rate_per_s"]) == (name, is_burst, rate)
+            row
+            for row in rows
+            if (_name(row, told=False), bool(row.get("burst")), row["rate_per_s"]) == (name, is_burst, rate)
         ]
         offered = f"{rate:g}/s" + (", then 10 times" if is_burst else "")
         good = f"{_median(same, 'good_per_s'):.0f}"
@@ -155,11 +161,14 @@ def _overload(rows: list[Row]) -> list[str]:
             good += f"; normal after {_median(same, 'recovered_ms'):.0f} ms"
         share = statistics.median(row["refused"] / row["requests"] for row in same)
         refusals = [row["refusal_ms"]["p99"] for row in same if row["refusal_ms"]]
+        inside = [row["refusal_in_server_p99_s"] for row in same if row.get("refusal_in_server_p99_s") is not None]
         errors = [row["wait_error_p90"] for row in same if row.get("wait_error_p90") is not None]
         lines.append(
             f"| {name} | {offered} | {good} | {statistics.median(row['latency_ms']['p99'] for row in same):.1f} ms | "
             f"{share:.0%} | {f'{statistics.median(refusals):.1f} ms' if refusals else ''} | "
-            f"{f'{statistics.median(errors):.0%}' if errors else ''} | {_median(same, 'server_mb'):.0f} MB |"
+            f"{f'{1000 * statistics.median(inside):.1f} ms' if inside else ''} | "
+            f"{f'{statistics.median(errors):.0%}' if errors else ''} | {_median(same, 'server_mb'):.0f} MB | "
+            f"{', '.join(f'{_median(same, key):.2f}' for key in ('server_cores', 'client_cores', 'other_cores'))} |"
         )
     return [*lines, ""]
 
@@ -169,14 +178,15 @@ def _median(rows: Iterable[Row], key: str, **wanted: Any) -> float:
     return statistics.median(values)
 
 
-def _name(row: Row) -> str:
+def _name(row: Row, *, told: bool = True) -> str:
+    """Return the server with its setting, and if that is to be ``told``, whether other work disturbed it."""
     setting = row.get("setting") or {}
     shown = ", ".join(
         f"{key} {' '.join(map(str, value)) if isinstance(value, list) else json.dumps(value)}"
         for key, value in setting.items()
     )
     name = f"{row['server']} ({shown})" if shown else str(row["server"])
-    return f"{name}, other work on the host" if _disturbed(row) else name
+    return f"{name}, other work on the host" if told and _disturbed(row) else name
 
 
 def _disturbed(row: Row) -> bool:
