@@ -23,11 +23,14 @@ static struct view view_of(const struct cpupack_buffer *buffer, uint8_t *arena, 
     struct view view;
     memset(&view, 0, sizeof view);
     view.height = buffer->height, view.width = buffer->width, view.channels = buffer->channels;
+    view.frames = buffer->frames, view.halo_z = buffer->halo_z;
     view.halo_y = buffer->halo_y, view.halo_x = buffer->halo_x, view.fill = buffer->fill;
     view.pixel = buffer->channels;
     view.row = (int64_t)(buffer->width + 2 * buffer->halo_x) * view.pixel;
+    view.frame = (int64_t)(buffer->height + 2 * buffer->halo_y) * view.row;
     view.sample = buffer->sample_bytes;
-    view.first = arena + buffer->offset * batch + buffer->halo_y * view.row + buffer->halo_x * view.pixel;
+    view.first = arena + buffer->offset * batch + buffer->halo_z * view.frame + buffer->halo_y * view.row +
+                 buffer->halo_x * view.pixel;
     return view;
 }
 
@@ -84,13 +87,31 @@ static void find_kept(const struct parts *parts, uint8_t *kept) {
 /* Where the runs of a convolution start. Returns the next free place of `offsets`. */
 static int64_t *set_run_offsets(struct step *step, int64_t *offsets) {
     const struct cpupack_layer *spec = &step->spec;
-    const int joined = spec->runs == spec->kernel_h && !spec->span_out; /* a run is a whole row of the kernel */
+    const int64_t rows = (int64_t)spec->kernel_d * spec->kernel_h;
+    const int joined = spec->runs == rows && !spec->span_out; /* a run is a whole row of the kernel */
     step->run_offsets = offsets;
     for (int run = 0; run < spec->runs; run++) {
-        const int ky = joined ? run : run / spec->kernel_w, kx = joined ? 0 : run % spec->kernel_w;
-        *offsets++ = ky * spec->dilation_h * step->in.row + kx * spec->dilation_w * step->in.pixel;
+        const int row = joined ? run : run / spec->kernel_w, kx = joined ? 0 : run % spec->kernel_w;
+        const int kz = row / spec->kernel_h, ky = row % spec->kernel_h;
+        *offsets++ = kz * step->deeper + ky * spec->dilation_h * step->in.row + kx * spec->dilation_w * step->in.pixel;
     }
     return offsets;
+}
+
+/* Have a step see each image of its result as a sample, and of its inputs what belongs to that image. */
+static void see_images(struct step *step) {
+    const struct cpupack_layer *spec = &step->spec;
+    step->deeper = spec->dilation_d * step->in.frame;
+    if (!sees_images(spec))
+        return;
+    step->batch *= step->out.frames;
+    if (spec->op == OP_SCALE && step->out.frames > 1)
+        step->in2.frames = step->out.frames, step->in2.frame = 0; /* one gate for all images of a sample */
+    if (spec->op != OP_CONV && spec->op != OP_DEPTHWISE && spec->op != OP_MAX_POOL)
+        return; /* the windows of averages end at the first and the last image */
+    step->in.first -= spec->pad_d * step->in.frame;
+    step->in.frame *= spec->stride_d;
+    step->in.frames = step->out.frames;
 }
 
 static void set_views(struct step *step, const struct parts *parts, uint8_t *arena, int64_t batch) {
@@ -103,7 +124,7 @@ static void set_views(struct step *step, const struct parts *parts, uint8_t *are
     if (reads_two(spec))
         step->in2 = view_of(buffers + spec->input2, arena, batch);
     if (leaves(spec))
-        step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
+        step->out.frames = step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
         step->out.sample = header->outputs * (int64_t)sizeof(float);
     else
         step->out = view_of(buffers + spec->output, arena, batch);
@@ -114,6 +135,7 @@ static void set_views(struct step *step, const struct parts *parts, uint8_t *are
         step->in2.first += linear->second_first * (int64_t)sizeof(float);
         step->in2.pixel = linear->second_step * (int64_t)sizeof(float);
     }
+    see_images(step);
 }
 
 static void make_steps(struct context *context, const struct parts *parts, uint8_t *arena) {
@@ -121,7 +143,7 @@ static void make_steps(struct context *context, const struct parts *parts, uint8
     for (int i = 0; i < parts->header->layers; i++) {
         struct step *step = context->steps + i;
         step->spec = parts->layers[i];
-        step->batch = (int)context->batch;
+        step->batch = context->batch;
         step->weights = (const int8_t *)(parts->constants + step->spec.weights);
         step->scales = (const float *)(parts->constants + step->spec.scales);
         step->biases = (const float *)(parts->constants + step->spec.biases);

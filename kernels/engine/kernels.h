@@ -7,16 +7,37 @@
 
 #include "engine/program.h"
 
-/* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes. */
+/* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes.
+ *
+ * Its images are numbered through all samples: most have one each, others several frames. To nearly all kernels an
+ * image is what a sample is, and `frames` says how many the layer sees in a sample: its input may have more.
+ */
 struct view {
     uint8_t *first;
-    int64_t sample, row, pixel;
-    int32_t height, width, channels, halo_y, halo_x, fill;
+    int64_t sample, frame, row, pixel;
+    int32_t frames, height, width, channels, halo_y, halo_x, halo_z, fill;
 };
 
-/* Pixel (0, y) of a sample. */
-static inline uint8_t *row_at(const struct view *view, int64_t sample, int64_t y) {
-    return view->first + sample * view->sample + y * view->row;
+/* Pixel (0, 0) of an image. */
+static inline uint8_t *image_at(const struct view *view, int64_t image) {
+    if (view->frames == 1)
+        return view->first + image * view->sample;
+    return view->first + image / view->frames * view->sample + image % view->frames * view->frame;
+}
+
+/* Pixel (0, y) of an image. */
+static inline uint8_t *row_at(const struct view *view, int64_t image, int64_t y) {
+    return image_at(view, image) + y * view->row;
+}
+
+/* Rows of all images of a sample. */
+static inline int64_t rows_of_sample(const struct view *view) { return (int64_t)view->frames * view->height; }
+
+/* One of these rows. */
+static inline uint8_t *row_of_sample(const struct view *view, int64_t sample, int64_t row) {
+    if (view->frames == 1)
+        return row_at(view, sample, row);
+    return row_at(view, sample * view->frames + row / view->height, row % view->height);
 }
 
 /* A layer of a program whose offsets have become pointers. */
@@ -30,12 +51,31 @@ struct step {
     void *late;              /* the same for `late_bytes` */
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int64_t input_values;    /* OP_INPUT_FLOAT, OP_FLOAT_INPUT: values of one sample of the caller's */
-    int batch;
+    int64_t deeper;          /* bytes of the input from one tap of a window to the next, through frames */
+    int64_t batch;           /* samples; with sees_images() the images of the result in all of them */
 };
 
 /* Whether a layer reads what the caller gives, and no buffer. */
 static inline int reads_caller(const struct cpupack_layer *spec) {
     return spec->op <= OP_INPUT_FLOAT || spec->op == OP_FLOAT_INPUT;
+}
+
+/* Whether a layer computes each image of its result as if it were a sample. Others go through whole samples. */
+static inline int sees_images(const struct cpupack_layer *spec) {
+    switch (spec->op) {
+    case OP_CONV:
+    case OP_DEPTHWISE:
+    case OP_MAX_POOL:
+    case OP_AVERAGE_POOL:
+    case OP_SCALE:
+    case OP_ADD:
+    case OP_TABLE:
+    case OP_MULTIPLY:
+    case OP_RESAMPLE:
+        return 1;
+    default:
+        return 0;
+    }
 }
 
 /* Whether a layer reads a second buffer. */

@@ -3,8 +3,9 @@
  * A program is one block of bytes: header, buffers, layers, then constants (weights, scales, tables). The build writes
  * it (cpupack/stages/quantize/native/program.py; a test compares the two sides). Nothing in it is a pointer, and every
  * offset is checked before it is used. Activations are uint8, NHWC. Each buffer has a border ("halo") that holds its
- * padding value, so that convolutions need not know where they are in the image. Layers in FP32 use the bytes of
- * buffers without a border as float32 values, one after the other.
+ * padding value, so that convolutions need not know where they are in the image. A buffer may have several images one
+ * after the other, the frames of a video or the slices of a scan, and `halo_z` more of them on both ends. Layers in
+ * FP32 use the bytes of buffers without a border as float32 values, one after the other.
  */
 #ifndef CPUPACK_PROGRAM_H
 #define CPUPACK_PROGRAM_H
@@ -12,7 +13,7 @@
 #include <stdint.h>
 
 #define CPUPACK_MAGIC 0x314b5043 /* "CPK1" */
-#define CPUPACK_VERSION 1
+#define CPUPACK_VERSION 2
 #define CPUPACK_MASKED_WIDTH 4096 /* pixels: the widest image whose fourth channel the kernels add */
 
 enum cpupack_op {
@@ -88,18 +89,20 @@ struct cpupack_header {
 struct cpupack_buffer {
     int32_t height, width, channels; /* without the halo; channels is also the bytes from pixel to pixel */
     int32_t halo_y, halo_x, fill;    /* the border on every side, and the value it holds */
+    int32_t frames, halo_z;          /* images of a sample, each with its border, and images that hold `fill` */
     int64_t offset;                  /* in the arena of one sample; for a batch, times the number of samples */
     int64_t sample_bytes;            /* bytes from sample to sample */
 };
 
 /* OP_MOVE: `count` times `length` bytes, each `from_step` and `to_step` after the one before. Rows, and bytes in them,
- * are without the border. A from_row of -1 is the constant output_zero_point.
+ * are without the border; rows are numbered through all frames. A from_row of -1 is the constant output_zero_point.
  */
 struct cpupack_move {
     int32_t from_row, from, to_row, to, length, count, from_step, to_step;
 };
 
-/* OP_RESAMPLE: the rows, or columns, of a window: the first, how many, and which of the `scales` is the first one's. */
+/* OP_RESAMPLE: the rows, columns or frames of a window: the first, how many, and which of the `scales` is the first
+ * one's. */
 struct cpupack_window {
     int32_t begin, count, first;
 };
@@ -329,6 +332,7 @@ struct cpupack_layer {
     int32_t op, flags;
     int32_t input, input2, output; /* numbers of buffers; -1 for none */
     int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+    int32_t kernel_d, stride_d, pad_d, dilation_d; /* the same through frames */
     int32_t channels_out;
     int32_t runs, chunks,
         chunk_bytes; /* OP_CONV: K is `runs` contiguous runs, each of `chunks` chunks up to 64 bytes */
@@ -351,10 +355,10 @@ struct cpupack_layer {
 /* Groups of four weights that each channel of a depthwise layer has; -1 where there is no such layout. */
 static inline int64_t cpupack_depthwise_groups(const struct cpupack_layer *layer) {
     if (layer->runs != 1)
-        return (int64_t)layer->kernel_h * layer->kernel_w;
+        return (int64_t)layer->kernel_d * layer->kernel_h * layer->kernel_w;
 #define CPUPACK_GROUPS(kernel, stride, outputs, groups)                                                                \
     if (layer->kernel_h == kernel && layer->kernel_w == kernel && layer->stride_w == stride)                           \
-        return kernel * outputs * groups;
+        return (int64_t)layer->kernel_d * kernel * outputs * groups;
     CPUPACK_DEPTHWISE_LAYOUTS(CPUPACK_GROUPS)
 #undef CPUPACK_GROUPS
     return -1;

@@ -47,17 +47,18 @@ static uint8_t *first_pixel(const struct step *step) {
 
 static void fill_halo(const struct step *step, const struct worker *worker) {
     const struct view *view = &step->out;
-    if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0))
+    if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0 && view->halo_z == 0))
         return;
     uint8_t *first = first_pixel(step);
-    const int64_t lines = view->height + 2 * view->halo_y;
+    const int64_t rows = view->height + 2 * view->halo_y, lines = (view->frames + 2 * view->halo_z) * rows;
+    const int64_t samples = sees_images(&step->spec) ? step->batch / view->frames : step->batch;
     const size_t side = (size_t)(view->halo_x * view->pixel);
     int64_t begin, end;
-    share(worker, step->batch * lines, &begin, &end);
+    share(worker, samples * lines, &begin, &end);
     for (int64_t line = begin; line < end; line++) {
-        const int64_t y = line % lines - view->halo_y;
-        uint8_t *row = first + line / lines * view->sample + y * view->row - (int64_t)side;
-        if (y < 0 || y >= view->height) {
+        const int64_t y = line % rows - view->halo_y, z = line % lines / rows - view->halo_z;
+        uint8_t *row = first + line / lines * view->sample + z * view->frame + y * view->row - (int64_t)side;
+        if (y < 0 || y >= view->height || z < 0 || z >= view->frames) {
             memset(row, view->fill, (size_t)view->row);
         } else if (side) {
             memset(row, view->fill, side);
@@ -195,7 +196,7 @@ static struct call call_of_sample(const struct job *job, int sample) {
 /* A step for one sample. Buffers that later layers do not read hold one sample at a time. */
 static struct step step_of_sample(const struct context *context, const struct step *step, int sample) {
     struct step one = *step;
-    one.batch = 1;
+    one.batch = step->batch / context->batch; /* the images of a sample */
     if (one.in.first != NULL && context->kept[one.spec.input])
         one.in.first += sample * one.in.sample;
     if (one.in2.first != NULL && context->kept[one.spec.input2])
@@ -349,7 +350,8 @@ int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *inpu
         return CPUPACK_ERROR_INDEX;
     const size_t row = (size_t)(out->width * out->pixel);
     for (int64_t sample = 0; sample < batch; sample++)
-        for (int64_t y = 0; y < out->height; y++, codes += row)
-            memcpy(codes, first + sample * out->sample + y * out->row, row);
+        for (int64_t z = 0; z < out->frames; z++)
+            for (int64_t y = 0; y < out->height; y++, codes += row)
+                memcpy(codes, first + sample * out->sample + z * out->frame + y * out->row, row);
     return CPUPACK_OK;
 }

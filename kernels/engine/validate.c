@@ -22,11 +22,14 @@ enum { LONGEST_SIDE = 1 << 15, MOST_CHANNELS = 1 << 24 };
 enum { LARGEST_CONV = 1 << 30 }; /* bytes of weights, and bytes of an input sample: places in both are 32 bits */
 static const int64_t LARGEST_ARENA = (int64_t)1 << 40;
 
+static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
+
 /* Whether a convolution says how its weights lie. `weights` becomes their bytes. */
 static int conv_weights(const struct cpupack_layer *spec, int64_t channels, int64_t *weights) {
     if (spec->runs < 1 || spec->chunks < 1 || spec->chunk_bytes < 4 || spec->chunk_bytes > 64 || spec->chunk_bytes % 4)
         return 0;
-    if (spec->runs != spec->kernel_h && spec->runs != (int64_t)spec->kernel_h * spec->kernel_w)
+    const int64_t rows = times(spec->kernel_d, spec->kernel_h);
+    if (spec->runs != rows && spec->runs != times(rows, spec->kernel_w))
         return 0;
     *weights = times(times(channels, (int64_t)spec->chunk_bytes * spec->chunks), spec->runs);
     return *weights <= LARGEST_CONV;
@@ -36,6 +39,8 @@ static int conv_weights(const struct cpupack_layer *spec, int64_t channels, int6
 static int depthwise_weights(const struct cpupack_layer *spec, int64_t channels, int64_t *weights) {
     if (spec->runs == 1 && (spec->dilation_h != 1 || spec->dilation_w != 1))
         return 0;
+    if (!is_length(spec->kernel_d) || !is_length(spec->kernel_h) || !is_length(spec->kernel_w))
+        return 0; /* before they are multiplied */
     *weights = times(4 * channels, cpupack_depthwise_groups(spec));
     return 1;
 }
@@ -68,19 +73,18 @@ static int constants_hold(const struct cpupack_layer *spec, int64_t channels_in,
 static int buffers_fit(const struct cpupack_header *header, const struct cpupack_buffer *buffers) {
     for (int i = 0; i < header->buffers; i++) {
         const struct cpupack_buffer *each = buffers + i;
-        if (each->height < 1 || each->width < 1 || each->channels < 1 || each->halo_x < 0 || each->halo_y < 0 ||
-            each->height > LONGEST_SIDE || each->width > LONGEST_SIDE || each->channels > MOST_CHANNELS ||
-            each->halo_x > LONGEST_SIDE || each->halo_y > LONGEST_SIDE)
+        if (!is_length(each->frames) || !is_length(each->height) || !is_length(each->width) || each->channels < 1 ||
+            each->halo_z < 0 || each->halo_y < 0 || each->halo_x < 0 || each->channels > MOST_CHANNELS ||
+            each->halo_z > LONGEST_SIDE || each->halo_y > LONGEST_SIDE || each->halo_x > LONGEST_SIDE)
             return 0;
-        const int64_t bytes =
+        const int64_t image =
             (int64_t)(each->height + 2 * each->halo_y) * (each->width + 2 * each->halo_x) * each->channels;
-        if (bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
+        const int64_t bytes = times(each->frames + 2 * each->halo_z, image);
+        if (bytes < 0 || bytes > each->sample_bytes || !inside(each->offset, each->sample_bytes, header->arena_bytes))
             return 0;
     }
     return 1;
 }
-
-static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE; }
 
 /* Whether every pixel that a layer's windows read lies in its input or its halo. Averages stay in the image.
  *
@@ -89,22 +93,33 @@ static int is_length(int32_t value) { return value >= 1 && value <= LONGEST_SIDE
  */
 static int window_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                        const struct cpupack_buffer *out) {
-    if (!is_length(spec->kernel_h) || !is_length(spec->kernel_w) || !is_length(spec->stride_h) ||
-        !is_length(spec->stride_w) || !is_length(spec->dilation_h) || !is_length(spec->dilation_w) || spec->pad_h < 0 ||
-        spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
+    const int32_t lengths[] = {spec->kernel_d, spec->kernel_h,   spec->kernel_w,   spec->stride_d,  spec->stride_h,
+                               spec->stride_w, spec->dilation_d, spec->dilation_h, spec->dilation_w};
+    for (int i = 0; i < 9; i++)
+        if (!is_length(lengths[i]))
+            return 0;
+    if (spec->pad_d < 0 || spec->pad_h < 0 || spec->pad_w < 0 || spec->stride_w > in->width + 2 * in->halo_x)
         return 0;
     if (spec->op == OP_AVERAGE_POOL)
-        return spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
+        return spec->pad_d < spec->kernel_d && spec->pad_h < spec->kernel_h && spec->pad_w < spec->kernel_w;
+    const int64_t back =
+        (int64_t)(out->frames - 1) * spec->stride_d - spec->pad_d + (int64_t)(spec->kernel_d - 1) * spec->dilation_d;
     const int64_t bottom =
         (int64_t)(out->height - 1) * spec->stride_h - spec->pad_h + (int64_t)(spec->kernel_h - 1) * spec->dilation_h;
     const int64_t right =
         (int64_t)(out->width - 1) * spec->stride_w - spec->pad_w + (int64_t)(spec->kernel_w - 1) * spec->dilation_w;
-    return spec->pad_h <= in->halo_y && spec->pad_w <= in->halo_x && bottom < in->height + in->halo_y &&
-           right < in->width + in->halo_x;
+    return spec->pad_d <= in->halo_z && spec->pad_h <= in->halo_y && spec->pad_w <= in->halo_x &&
+           back < in->frames + in->halo_z && bottom < in->height + in->halo_y && right < in->width + in->halo_x;
+}
+
+/* The values of a sample, after buffers_fit(). */
+static int64_t values_of(const struct cpupack_buffer *buffer) {
+    return (int64_t)buffer->frames * buffer->height * buffer->width * buffer->channels;
 }
 
 static int same_size(const struct cpupack_buffer *a, const struct cpupack_buffer *b, int channels) {
-    return a->height == b->height && a->width == b->width && (!channels || a->channels == b->channels);
+    return a->frames == b->frames && a->height == b->height && a->width == b->width &&
+           (!channels || a->channels == b->channels);
 }
 
 static int slice_fits(const struct cpupack_layer *spec, int64_t channels, const struct cpupack_buffer *out) {
@@ -117,7 +132,7 @@ static int spans_fit(const struct cpupack_layer *spec, const struct cpupack_buff
     if (spec->chunks < 1 || spec->span_out < 0 || spec->span_in < 0)
         return 0;
     const int64_t last = spec->span_out ? (int64_t)(spec->channels_out - 1) / spec->span_out * spec->span_in : 0;
-    const int joined = spec->runs == spec->kernel_h && !spec->span_out;
+    const int joined = spec->runs == (int64_t)spec->kernel_d * spec->kernel_h && !spec->span_out;
     const int64_t read = (int64_t)in->channels * (joined ? spec->kernel_w : 1);
     return last + spec->span_in <= in->channels && (int64_t)spec->chunks * spec->chunk_bytes < read + 64;
 }
@@ -161,13 +176,13 @@ static int input_fits(const struct cpupack_layer *spec, const struct cpupack_hea
                       const struct cpupack_buffer *out) {
     if (spec->op == OP_INPUT_FLOAT) { /* a part of a sample, of any shape */
         const int64_t given = times(times(header->input_height, header->input_width), header->input_channels_float);
-        const int64_t taken = times(times(out->height, out->width), out->channels);
+        const int64_t taken = times(times(out->frames, out->height), times(out->width, out->channels));
         return spec->channel_offset >= 0 && taken > 0 && taken <= given - spec->channel_offset;
     }
     const int64_t block = spec->stride_h == 2 ? 2 : 1; /* two by two pixels become one */
     const int64_t channels = header->input_channels_pixels;
-    return out->channels == block * block * channels && out->height * block == header->input_height &&
-           out->width * block == header->input_width;
+    return out->frames == 1 && out->channels == block * block * channels &&
+           out->height * block == header->input_height && out->width * block == header->input_width;
 }
 
 static int conv_fits(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
@@ -205,8 +220,9 @@ static int linear_fits(const struct cpupack_layer *spec, const struct cpupack_bu
     if (!(spec->flags & FLAG_FLOAT_OUT) || spec->flags & (FLAG_TABLE | FLAG_WINOGRAD) || spec->span_out ||
         spec->kernel_h != 1 || spec->kernel_w != 1 || spec->stride_h != 1 || spec->stride_w != 1 || spec->runs != 1)
         return 0;
-    if (in->halo_x || in->halo_y || in->height != 1 || out->height != 1 || in->width != out->width ||
-        in->sample_bytes != (int64_t)in->width * in->channels || in->channels > CPUPACK_LONGEST_ROW + 128 ||
+    if (in->halo_x || in->halo_y || in->frames != 1 || out->frames != 1 || in->height != 1 || out->height != 1 ||
+        in->width != out->width || in->sample_bytes != (int64_t)in->width * in->channels ||
+        in->channels > CPUPACK_LONGEST_ROW + 128 ||
         (int64_t)spec->chunks * spec->chunk_bytes > in->channels - scale_bytes)
         return 0;
     if (spec->table % 4 || !inside(spec->table, sizeof linear, bytes))
@@ -218,15 +234,15 @@ static int linear_fits(const struct cpupack_layer *spec, const struct cpupack_bu
         return 0;
     if (in2 == NULL)
         return 1;
-    if (in2->halo_x || in2->halo_y || in2->offset % 4 || in2->sample_bytes % 4 || linear.second_first < 0 ||
-        linear.second_step < 0)
+    if (in2->halo_x || in2->halo_y || in2->halo_z || in2->offset % 4 || in2->sample_bytes % 4 ||
+        linear.second_first < 0 || linear.second_step < 0)
         return 0;
     const int64_t last = linear.second_first + (int64_t)(out->width - 1) * linear.second_step + spec->channels_out;
-    return last <= (int64_t)in2->height * in2->width * in2->channels / 4;
+    return last <= values_of(in2) / 4;
 }
 
 static int is_one_pixel(const struct cpupack_buffer *buffer, int channels) {
-    return buffer->height == 1 && buffer->width == 1 && buffer->channels == channels;
+    return buffer->frames == 1 && buffer->height == 1 && buffer->width == 1 && buffer->channels == channels;
 }
 
 /* Whether the sizes of a layer's buffers fit each other and its window. `in2` is NULL where it reads one buffer. */
@@ -253,7 +269,7 @@ static int sizes_fit(const struct cpupack_layer *spec, const struct cpupack_head
     case OP_TABLE:
         return same_size(in, out, 0) && slice_fits(spec, in->channels, out);
     case OP_OUTPUT:
-        return (int64_t)in->height * in->width * in->channels == spec->channels_out;
+        return values_of(in) == spec->channels_out;
     case OP_MOVE:
         return 1; /* validate_lists.c */
     case OP_AFFINE:
@@ -271,7 +287,7 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
         return 0;
     const struct cpupack_buffer *in = reads_caller(spec) ? NULL : buffers + spec->input;
     const struct cpupack_buffer *in2 = reads_two(spec) ? buffers + spec->input2 : NULL;
-    const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 0, 0};
+    const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 1, 0, 0, 0};
     const struct cpupack_buffer *out = leaves(spec) ? &result : buffers + spec->output;
     if (spec->op >= OP_FLOAT_INPUT) {
         const int64_t taken = times(times(header->input_height, header->input_width), header->input_channels_float);
@@ -280,7 +296,7 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
     }
     struct cpupack_buffer values; /* of the floats that a buffer holds */
     if (spec->flags & FLAG_FLOAT_OUT && !leaves(spec)) {
-        if (out->halo_x || out->halo_y || out->offset % 4 || out->sample_bytes % 4 || out->channels % 4)
+        if (out->halo_x || out->halo_y || out->halo_z || out->offset % 4 || out->sample_bytes % 4 || out->channels % 4)
             return 0;
         values = *out, values.channels /= 4;
         if (spec->op == OP_CONV && values.channels != spec->channels_out)

@@ -12,11 +12,12 @@ static const int64_t MOST_VALUES = (int64_t)1 << 40;
 
 /* Values of a sample of a buffer, which floats fill without a border. Codes have as many bytes. */
 static int64_t bytes_of(const struct cpupack_buffer *buffer) {
-    return (int64_t)buffer->height * buffer->width * buffer->channels;
+    return (int64_t)buffer->frames * buffer->height * buffer->width * buffer->channels;
 }
 
 static int holds_floats(const struct cpupack_buffer *buffer) {
-    return buffer->halo_x == 0 && buffer->halo_y == 0 && buffer->offset % 4 == 0 && buffer->sample_bytes % 4 == 0;
+    return buffer->halo_x == 0 && buffer->halo_y == 0 && buffer->halo_z == 0 && buffer->offset % 4 == 0 &&
+           buffer->sample_bytes % 4 == 0;
 }
 
 /* A product of sizes of at least 1; 0 where one is smaller, or where it is too large for any program. */
@@ -193,9 +194,9 @@ static int lookup_fits(const struct float_layer *layer, const struct cpupack_wal
 static int quantize_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int32_t *sizes = walk->sizes + DIMENSIONS - 3;
     const struct cpupack_buffer *out = layer->out;
-    return product(walk->sizes, DIMENSIONS - 3) == 1 && sizes[0] == out->height && sizes[1] == out->width &&
-           layer->spec->channel_offset >= 0 && (int64_t)layer->spec->channel_offset + sizes[2] <= out->channels &&
-           in_fits(walk, bytes_of(layer->in) / 4);
+    return product(walk->sizes, DIMENSIONS - 3) == 1 && sizes[0] == (int64_t)out->frames * out->height &&
+           sizes[1] == out->width && layer->spec->channel_offset >= 0 &&
+           (int64_t)layer->spec->channel_offset + sizes[2] <= out->channels && in_fits(walk, bytes_of(layer->in) / 4);
 }
 
 /* Whether each row of a list begins where all its values are there. */
@@ -217,7 +218,8 @@ static int places_fit(const struct float_layer *layer, const struct cpupack_walk
 static int row_codes_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const struct cpupack_buffer *out = layer->out;
     if (walk->kept < 0 || walk->kept > DIMENSIONS || walk->kind < -1 || walk->kind > NORM_ROOT_MEAN_SQUARE ||
-        walk->kind == NORM_SOFTMAX || walk->kind == NORM_LOG_SOFTMAX || out->height != 1 || out->channels % 4)
+        walk->kind == NORM_SOFTMAX || walk->kind == NORM_LOG_SOFTMAX || out->frames != 1 || out->height != 1 ||
+        out->channels % 4)
         return 0;
     const int64_t length = product(walk->sizes + walk->kept, DIMENSIONS - walk->kept);
     int64_t step = 1; /* the values of a norm lie side by side in the scratch memory */

@@ -13,7 +13,7 @@ static int in_row(const struct cpupack_buffer *buffer, int32_t row, int32_t firs
                   const struct cpupack_move *move) {
     const int64_t last = first + (int64_t)(move->count - 1) * step;
     const int64_t low = last < first ? last : first, high = last < first ? first : last;
-    return row >= 0 && row < buffer->height && low >= 0 &&
+    return row >= 0 && row < (int64_t)buffer->frames * buffer->height && low >= 0 &&
            high + move->length <= (int64_t)buffer->width * buffer->channels;
 }
 
@@ -34,14 +34,14 @@ static int moves_fit(const struct cpupack_layer *spec, const struct cpupack_buff
 
 static int windows_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in,
                        const struct cpupack_buffer *out, const uint8_t *constants, int64_t bytes) {
-    const int64_t rows = out->height, places = rows + out->width;
+    const int64_t rows = out->height, flat = rows + out->width, places = flat + out->frames;
     if (!holds(spec->weights, places, sizeof(struct cpupack_window), bytes) ||
         !holds(spec->scales, spec->runs, 4, bytes))
         return 0;
     for (int64_t i = 0; i < places; i++) {
         struct cpupack_window window;
         memcpy(&window, constants + spec->weights + i * (int64_t)sizeof window, sizeof window);
-        const int64_t length = i < rows ? in->height : in->width;
+        const int64_t length = i < rows ? in->height : i < flat ? in->width : in->frames;
         if (window.begin < 0 || window.count < 1 || window.first < 0 || (int64_t)window.begin + window.count > length ||
             (int64_t)window.first + window.count > spec->runs)
             return 0;
@@ -50,7 +50,7 @@ static int windows_fit(const struct cpupack_layer *spec, const struct cpupack_bu
 }
 
 static int factors_fit(const struct cpupack_layer *spec, const struct cpupack_buffer *in, int64_t bytes) {
-    const int64_t places = spec->chunks ? (int64_t)in->height * in->width : 1;
+    const int64_t places = spec->chunks ? (int64_t)in->frames * in->height * in->width : 1;
     if (places > bytes) /* before it is multiplied */
         return 0;
     const int64_t count = places * in->channels;

@@ -18,6 +18,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "runtime")]
 import native_nets  # noqa: E402 - found by the line before
 import test_float_kernels  # noqa: E402 - as the first
+import video_nets  # noqa: E402 - as the first
 
 from arm.counting import HEAD  # noqa: E402 - as the first
 from cpupack.layers.native import codes_after  # noqa: E402 - as the first
@@ -41,7 +42,7 @@ def cases() -> Iterator[Case]:
     """Run every program of the kernel tests here."""
     library.load()
     library.set_threads(1)
-    for name, make in native_nets.NETS.items():
+    for name, make in {**native_nets.NETS, **video_nets.VIDEO_NETS}.items():
         net = make()
         x, program = net.tensors()
         codes = {
@@ -59,7 +60,7 @@ def case(
     name: str, program: torch.Tensor, x: torch.Tensor, outputs: int, layers: dict[int, np.ndarray[Any, Any]]
 ) -> Case:
     """Run one program on ``x``, which is channels_last where it has four dimensions."""
-    results = torch.ops.cpupack.run_1(x, program, outputs).numpy()
+    results = torch.ops.cpupack.run_2(x, program, outputs).numpy()
     in_memory = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
     return Case(name, program.numpy().tobytes(), in_memory.contiguous().numpy(), results, layers)
 

@@ -232,7 +232,7 @@ class Reference:
     def affine(self, source: int, *, places: bool, slopes: bool, table: Array | None = None) -> int:
         """Constants for each channel, or for each of the ``places``; with ``slopes`` others for negative values."""
         x, zero = self.values[source], 90
-        shape = x.shape[1:] if places else x.shape[3:]
+        shape = x.shape[1:] if places else x.shape[-1:]
         factor, negative = (self.random.normal(0.0, 1.5, shape).astype("f4") for _ in range(2))
         shift = self.random.uniform(0.0, 255.0, shape).astype("f4")
         difference = x.astype("f4") - zero
@@ -251,13 +251,14 @@ class Reference:
         """Weighted sums: ``rows`` (result, source) from the left, ``columns`` from the right; zeros are outside."""
         x, zero, zero_out = self.values[source], 31, 60
         windows_of, weights = [], list[np.float32]()
-        for row in (*rows.astype("f4"), *columns.astype("f4")):
+        one_frame = np.ones((1, 1), "f4")
+        for row in (*rows.astype("f4"), *columns.astype("f4"), *one_frame):
             found = np.flatnonzero(row)
             windows_of.append((found[0], found[-1] + 1 - found[0], len(weights)))
             weights += list(row[found[0] : found[-1] + 1])
         y = np.full((len(x), len(rows), len(columns), x.shape[3]), zero_out, np.float32)
         for i, (top, height, down) in enumerate(windows_of[: len(rows)]):
-            for j, (left, width, across) in enumerate(windows_of[len(rows) :]):
+            for j, (left, width, across) in enumerate(windows_of[len(rows) : -1]):
                 for ky in range(height):
                     for kx in range(width):
                         seen = x[:, top + ky, left + kx].astype("f4") - zero

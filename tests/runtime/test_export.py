@@ -269,7 +269,7 @@ def test_a_program_that_was_damaged_before_it_was_summed_ends_no_process(
     refused = 0
     for _ in range(60):
         damaged = program.copy()
-        damaged[int(rng.integers(0, 64 + 40 * 6 + 120 * 6))] ^= np.uint8(1 << int(rng.integers(8)))
+        damaged[int(rng.integers(0, 64 + 48 * 6 + 160 * 6))] ^= np.uint8(1 << int(rng.integers(8)))
         (tmp_path / "model.cpk").write_bytes(model_file.header(damaged, 255) + damaged.tobytes())
         done = call(caller, tmp_path / "model.cpk", 2, 1, 1, "pixels", EACH, 3, stdin=PIXELS[:1].tobytes())
         assert done.returncode in (0, 3, 5), done.returncode

@@ -102,7 +102,7 @@ def _kernels() -> None:
 def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    found = torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy()
+    found = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
     begin = 0
     for expected in net.expected:
         same_bytes(np.ascontiguousarray(found[:, begin : begin + expected.shape[1]]), expected)
@@ -127,11 +127,11 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_1(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5):
-            found = torch.ops.cpupack.run_1(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
+            found = torch.ops.cpupack.run_2(x.repeat(5, 1)[:batch].contiguous(), program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
 
@@ -214,8 +214,8 @@ def test_a_number_beyond_a_table_is_an_error_and_the_next_call_works(number: flo
     wrong = inputs.clone()
     wrong[3, 4] = number
     with pytest.raises(RuntimeError, match="has no row"):
-        torch.ops.cpupack.run_1(wrong, program, net.program.outputs)
-    same_bytes(torch.ops.cpupack.run_1(inputs, program, net.program.outputs).numpy(), net.expected[0])
+        torch.ops.cpupack.run_2(wrong, program, net.program.outputs)
+    same_bytes(torch.ops.cpupack.run_2(inputs, program, net.program.outputs).numpy(), net.expected[0])
 
 
 # --- damaged programs
@@ -225,7 +225,7 @@ DAMAGED = (
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
 )  # fmt: skip
-_HEADER, _BUFFER, _LAYER = 64, 40, 144
+_HEADER, _BUFFER, _LAYER = 64, 48, 160
 _OF_FLOATS = 15
 
 
@@ -241,7 +241,7 @@ def damage(seed: int) -> tuple[int, int]:
         for data in damaged(program.numpy(), random):
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             try:
-                torch.ops.cpupack.run_1(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
+                torch.ops.cpupack.run_2(x, torch.from_numpy(data), int(data[32:36].view("<i4")[0]))
                 ran += 1
             except RuntimeError:
                 refused += 1

@@ -10,21 +10,21 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from native_nets import (
-    NETS,
-    floats_out,
-    last_writers,
-    pixels,
-)
+from native_nets import NETS as IMAGE_NETS
+from native_nets import floats_out, last_writers, pixels
+from video_nets import VIDEO_NETS
 
 from cpupack.layers.native import codes_after
 from cpupack.layers.times import profiled
 from cpupack.runtime.engine import library
+from cpupack.stages.quantize.native.program import BUFFER, LAYER
 from helpers import kernel_process, native_reference
 from helpers.damage_seeds import damage_seeds
 from helpers.native_reference import Array, Reference
 
 pytestmark = pytest.mark.skipif(not native_reference.runs_here(), reason="the native kernels do not run on this CPU")
+
+NETS = {**IMAGE_NETS, **VIDEO_NETS}
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
             difference = np.abs(found.astype(int) - expected.astype(int))
             assert difference.max() <= 1
             assert (difference > 0).mean() < 0.01
-    result = torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy()
+    result = torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy()
     assert net.result is not None
     if {layer.op.name for layer in net.program.layers} & {"AVERAGE_POOL", "GLOBAL_AVERAGE", "SCALE", "ADD"}:
         np.testing.assert_allclose(result, net.result, rtol=1e-5, atol=0.038)  # a code of the last layer
@@ -69,17 +69,23 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
         "elementwise 19 and table",
         "resampled 64",
         "several results",
+        "video residual",
+        "video pools",
+        "video elementwise",
+        "video resized",
+        "video depthwise 3x3x3 stride",
+        "video 1x3x3 of many frames",
     ],
 )
 def test_neither_batch_nor_threads_change_a_byte(name: str) -> None:
     net = NETS[name]()
     x, program = net.tensors()
-    alone = [torch.ops.cpupack.run_1(each[None], program, net.program.outputs) for each in x]
+    alone = [torch.ops.cpupack.run_2(each[None], program, net.program.outputs) for each in x]
     for threads in (1, 2, 3):
         library.set_threads(threads)
         for batch in (1, 2, 5):
             many = x.repeat(5, 1, 1, 1)[:batch].contiguous(memory_format=torch.channels_last)
-            found = torch.ops.cpupack.run_1(many, program, net.program.outputs)
+            found = torch.ops.cpupack.run_2(many, program, net.program.outputs)
             for sample in range(batch):
                 assert torch.equal(found[sample], alone[sample % len(x)][0]), (threads, batch, sample)
 
@@ -89,7 +95,7 @@ def test_a_run_with_a_clock_gives_the_same_bytes_and_a_time_for_each_layer(name:
     net = NETS[name]()
     x, program = net.tensors()
     found, ns = profiled(program, x, net.program.outputs)
-    np.testing.assert_array_equal(found, torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy())
+    np.testing.assert_array_equal(found, torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy())
     assert len(ns) == len(net.program.layers)
     assert (ns > 0).all()
 
@@ -126,7 +132,7 @@ def digests() -> dict[str, str]:
         text = hashlib.sha256()
         for number, layer in last_writers(net).items():
             text.update(codes_after(program, x, layer, net.values[number].shape[1:]).tobytes())
-        text.update(torch.ops.cpupack.run_1(x, program, net.program.outputs).numpy().tobytes())
+        text.update(torch.ops.cpupack.run_2(x, program, net.program.outputs).numpy().tobytes())
         found[name] = text.hexdigest()
     return found
 
@@ -142,7 +148,8 @@ DAMAGED = (
     "3x3 stride", "groups of 24", "groups of 8 in 12 out", "depthwise 5x5", "depthwise 7x7", "residual and table",
     "pools", "gate", "slices",
     "pixels by blocks", "winograd, odd", "winograd, tiles of six", "moves of 3", "elementwise 19", "resampled 19",
-    "several results", "slopes of 33, up to 64",
+    "several results", "slopes of 33, up to 64", "video residual", "video pools", "video elementwise", "video resized",
+    "video depthwise 3x3x3 stride", "video groups of 24",
 )  # fmt: skip
 
 
@@ -159,7 +166,7 @@ def damage(seed: int) -> tuple[int, int]:
             data[40:48] = random.integers(0, 256, 8)  # another identity, so the kernels know nothing of the program
             outputs = int(data[32:36].view("<i4")[0])
             try:
-                torch.ops.cpupack.run_1(x, torch.from_numpy(data), outputs)
+                torch.ops.cpupack.run_2(x, torch.from_numpy(data), outputs)
                 ran += 1
             except RuntimeError:
                 refused += 1
@@ -169,7 +176,7 @@ def damage(seed: int) -> tuple[int, int]:
 def damaged(program: Array, random: np.random.Generator) -> list[Array]:
     """Return programs with one field changed (every one but the number of outputs), several, or cut off."""
     header = program[:64].view("<i4")
-    end = 64 + 40 * int(header[2]) + 144 * int(header[3])
+    end = 64 + BUFFER.itemsize * int(header[2]) + LAYER.itemsize * int(header[3])
     extremes = [-(2**31), -1, 0, 1, 2, 3, 31, 33, 64, 255, 4096, 2**15, 2**16, 2**24, 2**30, 2**31 - 1]
     found = []
     for place in [*range(0, 32, 4), *range(36, end, 4)]:

@@ -1,4 +1,4 @@
-"""Loads cpupack's own INT8 kernels (``runtime/kernels/``) and registers them as one torch operator, ``cpupack::run_1``.
+"""Loads cpupack's own INT8 kernels (``runtime/kernels/``) and registers them as one torch operator, ``cpupack::run_2``.
 
 torch's operators belong to the whole process, and the packages of several models may each bring the library. The first
 one that is loaded serves all. The number in the operator's name is the format of the programs that it runs. Only
@@ -25,7 +25,7 @@ from .prototypes import declare
 ENGINE = "native"
 """The engine's name in manifests and recipes."""
 
-OPERATOR = "cpupack::run_1"
+OPERATOR = "cpupack::run_2"
 LIBRARIES = {family: Path("kernels") / f"cpupack_int8.{family}.so" for family in cpu.LEVELS}
 """CPU family -> path of its library relative to the runtime. A wheel has that of its own family alone."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MAGIC, VERSION = 0x314B5043, 1
+MAGIC, VERSION = 0x314B5043, 2
 
 HEADER = np.dtype(
     [

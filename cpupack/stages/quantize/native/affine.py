@@ -10,7 +10,7 @@ from torch import fx, nn
 from cpupack.graph.vocabulary import ARITHMETIC
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, shape_of
-from cpupack.stages.quantize.native.joins import between, tell_with_relu, with_relu
+from cpupack.stages.quantize.native.joins import between, kept_order, tell_with_relu, with_relu
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op
 from cpupack.stages.quantize.native.values import Value, is_whole, order_of
 
@@ -55,7 +55,7 @@ def scale_and_shift(b: Builder, node: fx.Node) -> None:
     end = with_relu(b, last)
     number, order = _placed(b, operand, node, shape)
     one = b.buffer(number)
-    output = b.add_buffer(one.height, one.width, one.channels, b.limits(end))
+    output = b.add_buffer(one.layout, b.limits(end))
     result = b.buffer(output)
     layer = Layer(Op.AFFINE, input=number, output=output)
     layer.fields = {
@@ -75,7 +75,7 @@ def slope(b: Builder, node: fx.Node) -> None:
     shape = shape_of(node)
     number, order = _placed(b, node.args[0], node, shape)
     one = b.buffer(number)
-    output = b.add_buffer(one.height, one.width, one.channels, b.limits(node))
+    output = b.add_buffer(one.layout, b.limits(node))
     result = b.buffer(output)
     layer = Layer(Op.AFFINE, input=number, output=output)
     layer.fields = {"input_zero_point": one.zero_point, "output_zero_point": result.zero_point}
@@ -115,11 +115,11 @@ def _placed(b: Builder, operand: object, node: fx.Node, shape: tuple[int, ...]) 
         return value.buffer, value.order
     number = b.image(operand, node)
     natural = torch.arange(2 * b.buffer(number).size).reshape(shape)
-    return number, None if len(shape) <= 4 else natural
+    return number, kept_order(natural, b.buffer(number))
 
 
 def _in_place(constant: torch.Tensor, order: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-    """Return a constant as ``(height, width, channels)`` of a buffer, as ``(channels,)`` if all positions are equal."""
+    """Return a constant as ``(rows, width, channels)`` of a buffer, as ``(channels,)`` if all positions are equal."""
     if constant.ndim > order.ndim:
         constant = constant.reshape(constant.shape[constant.ndim - order.ndim :])  # a batch of one
     everywhere = torch.empty(buffer.size, dtype=torch.float64)
@@ -127,14 +127,14 @@ def _in_place(constant: torch.Tensor, order: torch.Tensor, buffer: Buffer) -> to
     by_channel = everywhere.reshape(buffer.channels, -1)
     if bool((by_channel == by_channel[:, :1]).all()):
         return by_channel[:, 0]
-    return by_channel.reshape(buffer.channels, buffer.height, buffer.width).permute(1, 2, 0)
+    return by_channel.reshape(buffer.channels, -1, buffer.width).permute(1, 2, 0)
 
 
 def set_constants(layer: Layer, constants: list[torch.Tensor], source: Buffer, result: Buffer) -> None:
     """Give a layer factor, shift and maybe the factor of negative values, in codes."""
     places = any(each.ndim == 3 for each in constants)
     if places:
-        full = (source.height, source.width, source.channels)
+        full = (source.frames * source.height, source.width, source.channels)
         constants = [each.expand(full) for each in constants]
     factor, shift, *negative = (each.numpy() for each in constants)
     ratio = source.scale / result.scale

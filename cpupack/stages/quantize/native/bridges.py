@@ -11,6 +11,7 @@ from cpupack.graph.names import core
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.program import Size
 from cpupack.stages.quantize.native.values import Value, channels_last, image_layout, order_of, rows_layout, value_of
 from cpupack.stages.quantize.native.walks import View
 
@@ -36,7 +37,7 @@ def _of_codes(b: Builder, value: Value, shape: tuple[int, ...]) -> View:
     order = order_of(value, buffer, shape)[0]
     found = whole.of_elements(order)
     if found is None:
-        positions = buffer.height * buffer.width
+        positions = buffer.positions
         found = b.floats.gather(whole, order % positions * buffer.channels + order // positions)
     return found
 
@@ -49,7 +50,7 @@ def as_codes(b: Builder, node: fx.Node) -> Value:
     by_rows = any(each is nn.Linear for each in readers)
     image = not by_rows and (len(shape) == 3 or (len(shape) == 2 and any(each in _BY_IMAGE for each in readers)))
     layout = image_layout(shape) if image else rows_layout(shape)
-    number = b.add_buffer(*layout, b.limits(node))
+    number = b.add_buffer(layout, b.limits(node))
     buffer = b.buffer(number)
     b.floats.quantize(_in_layout(b, view, layout, image=image), number)
     order = torch.arange(2 * buffer.size).reshape(2, *shape) if image else channels_last(buffer, (2, *shape))
@@ -58,12 +59,12 @@ def as_codes(b: Builder, node: fx.Node) -> Value:
     return value
 
 
-def _in_layout(b: Builder, view: View, layout: tuple[int, int, int], *, image: bool) -> View:
+def _in_layout(b: Builder, view: View, layout: Size, *, image: bool) -> View:
     """Return a view as ``(height, width, channels)`` of a buffer."""
     if image:
         lead = View(view.buffer, (1, *view.shape), (0, *view.steps), view.first) if len(view.shape) == 2 else view
         return lead.permuted((1, 2, 0)) if len(view.shape) == 3 else lead.permuted((0, 2, 1))
-    height, width, channels = layout
+    height, width, channels, _ = layout
     if len(view.shape) == 3 and view.shape[:2] == (height, width):
         return view
     if len(view.shape) == 2:
@@ -71,7 +72,7 @@ def _in_layout(b: Builder, view: View, layout: tuple[int, int, int], *, image: b
     if len(view.shape) == 1:
         return View(view.buffer, (1, 1, *view.shape), (0, 0, *view.steps), view.first)
     dense = b.floats.side_by_side(view)
-    return View(dense.buffer, layout, (width * channels, channels, 1), dense.first)
+    return View(dense.buffer, (height, width, channels), (width * channels, channels, 1), dense.first)
 
 
 def values_of_input(b: Builder, shape: tuple[int, ...], first: int, *, image: bool) -> View:

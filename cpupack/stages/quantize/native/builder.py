@@ -7,21 +7,21 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from cpupack.artifacts import LayerFact, LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, scoped_name
 from cpupack.graph.native_model import Look
 from cpupack.graph.recurrent import Recurrent
-from cpupack.graph.vocabulary import MAX_POOLS
+from cpupack.graph.vocabulary import BATCH_NORMS, MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
-from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program
+from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program, Size
 from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
 from cpupack.stages.quantize.native.select import select_channels
 from cpupack.stages.quantize.native.values import (
@@ -39,6 +39,7 @@ from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
 _LEVELS = 256
+Pair = tuple[int, int]
 
 
 class Builder:
@@ -48,7 +49,8 @@ class Builder:
     kernel of another call also computes. ``results`` are the calls whose values go to the caller, and ``left`` has the
     first value of those that are already written. ``in_place`` are parts of concatenations that were written directly
     to their place, ``copied`` the places (buffer, channel) of copied parts. ``borders`` has the zeros around an image
-    that the convolutions which read it must add: left, right, top, bottom. ``images`` are single inputs in NCHW order.
+    that the convolutions which read it must add, before and after: frames, rows, columns. ``images`` are single inputs
+    in NCHW order.
     ``floats`` has the values of calls in FP32 (``reasons``, by name, says why they are), ``float_tuples`` those of
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
@@ -81,7 +83,7 @@ class Builder:
         self.copied: set[tuple[int, int]] = set()
         self.left: dict[fx.Node, int] = {}
         self.images: set[fx.Node] = set()
-        self.borders: dict[fx.Node, tuple[int, int, int, int]] = {}
+        self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
         self.floats = Floats(self.program)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
@@ -135,19 +137,19 @@ class Builder:
             node = reader
         return node
 
-    def add_buffer(self, height: int, width: int, channels: int, limits: tuple[float, float]) -> int:
+    def add_buffer(self, size: Size, limits: tuple[float, float]) -> int:
         """Add a buffer that covers a range and return its number."""
-        return self._add(covering(height, width, channels, limits))
+        return self._add(covering(size, limits))
 
-    def add_alike(self, layout: tuple[int, int, int], like: Buffer) -> int:
-        """Add a buffer of height, width and channels with another's scale and return its number."""
-        return self._add(Buffer(*layout, like.scale, like.zero_point))
+    def add_alike(self, size: Size, like: Buffer) -> int:
+        """Add a buffer with another's scale and return its number."""
+        return self._add(Buffer(*size[:3], like.scale, like.zero_point, frames=size.frames))
 
     def _add(self, buffer: Buffer) -> int:
-        if max(buffer.height, buffer.width) > LONGEST_SIDE:
+        if max(buffer.layout._replace(channels=0)) > LONGEST_SIDE:
             raise QuantizationError(
-                f"the native engine has images of at most {LONGEST_SIDE} rows and columns, not "
-                f"{buffer.height} x {buffer.width}"
+                f"the native engine has at most {LONGEST_SIDE} frames of as many rows and columns, not "
+                f"{buffer.frames} of {buffer.height} x {buffer.width}"
             )
         return self.program.add_buffer(buffer)
 
@@ -155,18 +157,21 @@ class Builder:
         """Return a buffer by its number."""
         return self.program.buffers[number]
 
-    def bordered(self, number: int, halo: tuple[int, int], fill: int) -> int:
-        """Return a buffer with at least this halo: the same buffer if its border may be widened, else a copy."""
+    def bordered(self, number: int, halo: tuple[int, int, int], fill: int) -> int:
+        """Return a buffer with at least this halo: the same buffer if its border may be widened, else a copy.
+
+        ``halo`` is frames, rows and columns.
+        """
         buffer = self.buffer(number)
-        if halo == (0, 0):
+        if not any(halo):
             return number
         if buffer.fill is None or buffer.fill == fill:
             buffer.fill = fill
-            buffer.halo = max(buffer.halo[0], halo[0]), max(buffer.halo[1], halo[1])
+            buffer.halo_z = max(buffer.halo_z, halo[0])
+            buffer.halo = max(buffer.halo[0], halo[1]), max(buffer.halo[1], halo[2])
             return number
-        copy = self.program.add_buffer(
-            Buffer(buffer.height, buffer.width, buffer.channels, buffer.scale, buffer.zero_point, halo, fill)
-        )
+        copy = self.add_alike(buffer.layout, buffer)
+        self.buffer(copy).fill, self.buffer(copy).halo_z, self.buffer(copy).halo = fill, halo[0], halo[1:]
         same = np.arange(_LEVELS, dtype=np.uint8)
         self.append(Layer(Op.TABLE, input=number, output=copy, constants={"table": same}))
         return copy
@@ -201,14 +206,14 @@ class Builder:
         """Whether a call reads float32 values: one in FP32, or a recurrent layer, which makes codes of each step."""
         return self.is_float(node) or isinstance(self.calls.module(node), Recurrent)
 
-    def leave_floats(self, node: fx.Node, size: tuple[int, int, int], order: torch.Tensor | None) -> int:
-        """Add a buffer for a call's float32 values ``(height, width, channels)`` and return its number.
+    def leave_floats(self, node: fx.Node, size: Size, order: torch.Tensor | None) -> int:
+        """Add a buffer for a call's float32 values ``(frames, height, width, channels)`` and return its number.
 
         ``order`` is that of the values as ``Value`` has it.
         """
-        height, width, channels = size
-        number = self._add(Buffer(height, width, 4 * channels, 1.0, 0, floats=True))
-        whole = View(number, size, (width * channels, channels, 1))
+        height, width, channels, frames = size
+        number = self._add(Buffer(height, width, 4 * channels, 1.0, 0, floats=True, frames=frames))
+        whole = View(number, (frames * height, width, channels), (width * channels, channels, 1))
         elements = torch.arange(math.prod(size)).reshape(shape_of(node)[1:]) if order is None else order[0]
         view = whole.of_elements(elements)
         assert view is not None
@@ -223,7 +228,7 @@ class Builder:
         source = self.buffer(value.buffer)
         layout = image_layout(tuple(value.order.shape[1:]))
         here = torch.equal(value.order[0].flatten(), torch.arange(source.size))
-        if here and layout == (source.height, source.width, source.channels):
+        if here and layout == source.layout:
             return value.buffer
         if operand not in self._images:
             copy = self.add_alike(layout, source)
@@ -253,8 +258,8 @@ class Builder:
     ) -> None:
         """Append a layer that copies elements of one buffer to places in another, rescaled.
 
-        Both are int64 numbers of elements, counted by channel, row and column. FILL in ``elements`` is a zero. ``grid``
-        is the target with the scale that these elements get, where it has several.
+        Both are int64 numbers of elements, counted by channel, frame, row and column. FILL in ``elements`` is a zero.
+        ``grid`` is the target with the scale that these elements get, where it has several.
         """
         one, other = self.buffer(source), grid or self.buffer(target)
         moves = moves_of(memory_places(elements, one), memory_places(places, other), one, other)
@@ -289,7 +294,7 @@ class Builder:
         number, first = self.joined(whole), sum(shape_of(each)[1] for each in parts[: parts.index(node)])
         own = self.buffer(number).parts
         if own is not None:
-            grid = covering(1, 1, 1, self.limits(node))
+            grid = covering(Size(1, 1, 1), self.limits(node))
             own[first] = grid.scale, grid.zero_point
         return number, first
 
@@ -302,7 +307,7 @@ class Builder:
         """
         whole = self._wholes[node]
         if whole not in self._joined:
-            number = self._joined[whole] = self.add_buffer(*image_layout(shape_of(whole)[1:]), self.limits(whole))
+            number = self._joined[whole] = self.add_buffer(image_layout(shape_of(whole)[1:]), self.limits(whole))
             family = [each for each, other in self._wholes.items() if other is whole]
             if all(self._by_channel(reader) for each in family for reader in each.users):
                 self.buffer(number).parts = {}
@@ -311,7 +316,7 @@ class Builder:
     def _by_channel(self, reader: fx.Node) -> bool:
         """Whether a call is a norm in INT8, which has a factor and a term for each channel."""
         module = self.calls.module(reader)
-        norm = module is not None and type(core(module)) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        norm = module is not None and type(core(module)) in BATCH_NORMS
         return norm and not self.is_float(reader)
 
     # ---- layers ----
@@ -411,7 +416,7 @@ class Builder:
         return Look(
             node.name,
             layer=last,
-            shape=(buffer.height, buffer.width, buffer.channels),
+            shape=(buffer.frames * buffer.height, buffer.width, buffer.channels),
             channels=(channels[0], channels[-1] + 1),
             scale=buffer.scale,
             zero_point=buffer.zero_point,
@@ -426,7 +431,7 @@ class Builder:
             node.name,
             layer=max(number for number, each in enumerate(layers) if each.output == view.buffer),
             first=view.first,
-            shape=(buffer.height, buffer.width, buffer.channels),
+            shape=(buffer.frames * buffer.height, buffer.width, buffer.channels),
             sizes=view.shape,
             steps=view.steps,
         )
@@ -438,10 +443,11 @@ def results_of(graph: fx.GraphModule) -> list[fx.Node]:
     return [each for each in result if isinstance(each, fx.Node)] if isinstance(result, tuple) else [result]
 
 
-def covering(height: int, width: int, channels: int, limits: tuple[float, float]) -> Buffer:
+def covering(size: Size, limits: tuple[float, float]) -> Buffer:
     """Return a buffer whose codes cover a range that is widened to hold zero."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
     scale = (high - low) / (_LEVELS - 1)
     if scale < torch.finfo(torch.float32).tiny:
         scale = 1.0  # always zero: any scale will do
-    return Buffer(height, width, channels, scale, min(max(round(-low / scale), 0), _LEVELS - 1))
+    zero_point = min(max(round(-low / scale), 0), _LEVELS - 1)
+    return Buffer(*size[:3], scale, zero_point, frames=size.frames)

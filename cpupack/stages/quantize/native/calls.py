@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, kind_of, scoped_name
-from cpupack.graph.vocabulary import SHAPES, UNFOLD
+from cpupack.graph.vocabulary import CONVOLUTIONS, SHAPES, UNFOLD
 from cpupack.stages.quantize.native.batches import Rearrangement
 from cpupack.stages.quantize.native.functions import activation_of, constant_of
 
@@ -134,7 +134,7 @@ class Calls:
     def is_convolution(self, node: fx.Node) -> bool:
         """Whether a call is of an INT8 convolution, which can take zeros around its image."""
         module = self.module(node)
-        return module is not None and type(core(module)) in (nn.Conv1d, nn.Conv2d) and node.name not in self.apart
+        return module is not None and type(core(module)) in CONVOLUTIONS and node.name not in self.apart
 
     def is_activation(self, node: fx.Node) -> bool:
         """Whether a call is a function of one value."""
@@ -199,9 +199,9 @@ def is_plain(node: fx.Node) -> bool:
 
 
 def is_concatenation(node: fx.Node) -> bool:
-    """Whether a call joins images, or vectors, along their channels."""
+    """Whether a call joins images, vectors or videos along their channels."""
     dimensions = len(node.meta.get("shape", ()))
-    return node.target is torch.cat and dimensions in {2, 4} and argument(node, 1, "dim", 0) in (1, 1 - dimensions)
+    return node.target is torch.cat and dimensions in {2, 4, 5} and argument(node, 1, "dim", 0) in (1, 1 - dimensions)
 
 
 def parts_of(node: fx.Node) -> list[fx.Node]:
@@ -225,6 +225,26 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a call's result for a batch of two."""
     shape: tuple[int, ...] = node.meta["shape"]
     return shape
+
+
+Triple = tuple[int, int, int]
+"""A setting for frames, rows and columns."""
+
+
+def triple(value: Any, axes: int, other: int) -> Triple:
+    """Return a setting of a layer over ``axes`` dimensions for frames, rows and columns: ``other`` for those before.
+
+    None is 0.
+    """
+    own = [int(each) for each in value] if isinstance(value, list | tuple) else [int(value or 0)] * axes
+    one, two, three = [*[other] * (3 - axes), *(own * axes if len(own) == 1 else own)]
+    return one, two, three
+
+
+def lengths_of(shape: tuple[int, ...]) -> Triple:
+    """Return frames, height and width of a tensor ``(n, channels, ...)``."""
+    one, two, three = [*[1] * (5 - len(shape)), *shape[2:]]
+    return one, two, three
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from cpupack.graph.pixel_model import fold_normalization
 from cpupack.runtime.images.inputs import pixel_zero_point
 from cpupack.stages.quantize.native.affine import is_sloped, slopes_of
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import is_plain, shape_of
-from cpupack.stages.quantize.native.filters import ONE, Dense, by_blocks, matched, without_padding
+from cpupack.stages.quantize.native.calls import Triple, is_plain, shape_of
+from cpupack.stages.quantize.native.filters import ONE, Dense, by_blocks, lengths_of, matched, size_of, without_padding
 from cpupack.stages.quantize.native.fit import Fit, bound_of, limit_conv, limit_depthwise
 from cpupack.stages.quantize.native.functions import (
     Function,
@@ -31,7 +31,7 @@ from cpupack.stages.quantize.native.functions import (
 )
 from cpupack.stages.quantize.native.joins import between, functions_from
 from cpupack.stages.quantize.native.pack import BLOCK, pad_channels
-from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op
+from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Size, window_fields
 from cpupack.stages.quantize.native.tables import input_grid
 from cpupack.stages.quantize.native.transposed import is_transposed, upsampling
 from cpupack.stages.quantize.native.values import Value, channels_last
@@ -71,13 +71,12 @@ def convolve(b: Builder, node: fx.Node) -> None:
     else:
         size = dense.window(buffer)
     # Windows of one place need no stride, which might lead out of a small image.
-    dense = dataclasses.replace(
-        dense, stride=(dense.stride[0] if size[0] > 1 else 1, dense.stride[1] if size[1] > 1 else 1)
-    )
-    dense = without_padding(dense, (buffer.height, buffer.width), size)
+    deep, down, right = (step if count > 1 else 1 for step, count in zip(dense.stride, size, strict=True))
+    dense = dataclasses.replace(dense, stride=(deep, down, right))
+    dense = without_padding(dense, lengths_of(buffer), size)
     order = None
     if positions and len(shape_of(node)) > 2:
-        order = channels_last(Buffer(*size, len(dense.weight), 1.0, 0), shape_of(node))
+        order = channels_last(Buffer(*size_of(size, len(dense.weight))[:3], 1.0, 0, frames=size[0]), shape_of(node))
     leave = _exit(b, node, dense, size, order, apart=places is not None)
     error = _emit(b, node, dense, source, leave, size)
     if places is not None:
@@ -92,12 +91,11 @@ def convolve(b: Builder, node: fx.Node) -> None:
 # ---- the calls after it ----
 
 
-def _exit(
-    b: Builder, node: fx.Node, dense: Dense, size: tuple[int, int], order: torch.Tensor | None, *, apart: bool
-) -> _Exit:
+def _exit(b: Builder, node: fx.Node, dense: Dense, size: Triple, order: torch.Tensor | None, *, apart: bool) -> _Exit:
     """Return how a layer's results are written. With ``apart`` they get a separate buffer."""
     outputs = len(dense.weight)
-    leave = _included(b, node, dense, (*size, outputs), order, apart=apart)
+    result_size = size_of(size, outputs)
+    leave = _included(b, node, dense, result_size, order, apart=apart)
     module, graph = b.calls.module(node), b.calls.graph
     following = between(node, leave.last)
     b.absorbed.update([node, *following][:-1])
@@ -108,11 +106,11 @@ def _exit(
     plain = not (following or is_fused_relu(module) or apart or _is_depthwise(dense))
     if plain and b.read_as_floats(node):
         leave.flags |= Flag.FLOAT_OUT
-        leave.floats = b.leave_floats(node, (*size, outputs), order)
+        leave.floats = b.leave_floats(node, result_size, order)
         return leave
     place = b.slice_for(leave.last) if order is None and not apart else None
     if place is None:
-        leave.output = b.add_buffer(*size, outputs, b.limits(leave.last))
+        leave.output = b.add_buffer(result_size, b.limits(leave.last))
     else:
         leave.output, leave.first_channel = place
     result = b.buffer(leave.output).part(leave.first_channel)
@@ -151,7 +149,7 @@ def _included(
     b: Builder,
     node: fx.Node,
     dense: Dense,
-    size: tuple[int, int, int],
+    size: Size,
     order: torch.Tensor | None,
     *,
     apart: bool,
@@ -173,7 +171,7 @@ def _included(
         found = b.values.get(others[0]) if len(others) == 1 and isinstance(others[0], fx.Node) else None
         if isinstance(found, Value) and _alike(found.order, order) and others[0] not in b.in_place:
             buffer = b.buffer(found.buffer)
-            if (buffer.height, buffer.width, buffer.channels) == size and shape_of(reader) == shape_of(node):
+            if buffer.layout == size and shape_of(reader) == shape_of(node):
                 leave.last, leave.added = reader, found.buffer
                 names.append("add")
                 reader = calls.only_reader(reader)
@@ -194,7 +192,7 @@ def _is_depthwise(dense: Dense) -> bool:
     return dense.groups == len(dense.weight) > 1 and dense.weight.shape[1] == 1
 
 
-def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, size: tuple[int, int]) -> float:
+def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, size: Triple) -> float:
     """Append the layer, or two layers if the first one may read pixels or floats. Return the SQNR of its weights."""
     reads_input = _reads_input(b, node)
     flag = Flag.ONLY_FLOAT if reads_input else NO_FLAGS
@@ -202,9 +200,9 @@ def _emit(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, si
     if reads_input and b.preprocess is not None and dense.groups == 1:
         image, channels = b.buffer(source), b.buffer(source).channels + 1
         b.program.input_channels_pixels = channels
-        folded = dataclasses.replace(dense, weight=fold_normalization(dense.weight, b.preprocess))
+        folded = dataclasses.replace(dense, weight=fold_normalization(dense.rows(), b.preprocess)[:, :, None])
         # Only with AMX. Without it, the zeros that fill the blocks cost more than loading many short rows.
-        even = dense.stride == (2, 2) and dense.dilation == ONE and not (image.height | image.width) % 2
+        even = dense.stride == (1, 2, 2) and dense.dilation == ONE and not (image.height | image.width) % 2
         block = 2 if even and not b.fitting else 1
         if block == 2:
             folded = by_blocks(folded)
@@ -226,9 +224,7 @@ def _reads_input(b: Builder, node: fx.Node) -> bool:
     return isinstance(source, fx.Node) and source in b.images and list(source.users) == [node]
 
 
-def _append(
-    b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, size: tuple[int, int], flag: Flag
-) -> float:
+def _append(b: Builder, node: fx.Node, dense: Dense, source: int, leave: _Exit, size: Triple, flag: Flag) -> float:
     read = b.bordered(source, dense.halo(b.buffer(source), size), b.buffer(source).zero_point)
     dilated = dense.dilation != ONE
     alike = leave.output >= 0 and b.buffer(read).channels == b.buffer(leave.output).channels
@@ -244,14 +240,14 @@ def _append(
         other = b.buffer(leave.added)
         shifts = shifts - other.zero_point * other.scale / leave.scale
     if depthwise:
-        op, fields, parts = depthwise_parts(weights, factors, shifts, stride=dense.stride[1], dilated=dilated)
+        op, fields, parts = depthwise_parts(
+            weights, factors, shifts, stride=dense.stride[2], dilated=dilated, depth=dense.weight.shape[2]
+        )
     else:
         op, fields, parts = dense_parts(weights, factors, shifts, groups=dense.groups, dilated=dilated)
     fields |= {
-        "kernel_h": dense.weight.shape[2], "kernel_w": dense.weight.shape[3],
-        "stride_h": dense.stride[0], "stride_w": dense.stride[1], "pad_h": dense.padding[0], "pad_w": dense.padding[1],
-        "dilation_h": dense.dilation[0], "dilation_w": dense.dilation[1], "channels_out": len(weights),
-        "channel_offset": leave.first_channel, **leave.fields,
+        "channels_out": len(weights), "channel_offset": leave.first_channel,
+        **window_fields(dense.weight.shape[2:], dense.stride, dense.padding, dense.dilation), **leave.fields,
     }  # fmt: skip
     if b.fitting and not winograd:
         fit = Fit(int(fields["fit"]))
@@ -263,7 +259,7 @@ def _append(
     output = leave.floats if leave.floats >= 0 else leave.output
     b.append(Layer(op, leave.flags | flag, read, leave.added, output, fields, parts | leave.constants))
     rounded = weights * scales.reshape(-1, 1, 1, 1)
-    return sqnr_db(dense.weight.numpy(), rounded)
+    return sqnr_db(dense.rows().numpy(), rounded)
 
 
 def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
@@ -272,11 +268,11 @@ def winograd_pays(dense: Dense, source: Buffer, result: Buffer) -> bool:
     They need 16 products of 16 bits for four outputs. A direct convolution needs 36 products of 8 bits, but computes
     1.75 times as many in a cycle.
     """
-    plain = (dense.stride, dense.dilation, dense.groups) == (ONE, ONE, 1) and dense.weight.shape[2:] == (3, 3)
+    plain = (dense.stride, dense.dilation, dense.groups) == (ONE, ONE, 1) and dense.weight.shape[2:] == (1, 3, 3)
     if (
         not plain
         or max(dense.padding) > 1
-        or max(dense.halo(source, (result.height, result.width))) > 1
+        or max(dense.halo(source, lengths_of(result))) > 1
         or source.channels % 16
         or not 32 <= source.channels <= 1024
     ):
@@ -294,7 +290,7 @@ def _quantized(
     """
     per_channel = b.recipe.weights == "per_channel"
     if not b.fitting or winograd:
-        return quantize_weights(dense.weight, per_channel=per_channel)
+        return quantize_weights(dense.rows(), per_channel=per_channel)
     if depthwise:
-        return limit_depthwise(dense.weight, per_channel=per_channel)
-    return limit_conv(dense.weight, dense.groups, dilated=dense.dilation != ONE, per_channel=per_channel, most=most)
+        return limit_depthwise(dense.rows(), per_channel=per_channel)
+    return limit_conv(dense.rows(), dense.groups, dilated=dense.dilation != ONE, per_channel=per_channel, most=most)

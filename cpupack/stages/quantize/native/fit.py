@@ -47,9 +47,9 @@ def fit_of(weights: npt.NDArray[np.int8], groups: int, *, dilated: bool) -> Fit:
     return Fit.PAIRS if _all_fit(sums, 2) else Fit.UNKNOWN
 
 
-def fit_of_depthwise(weights: npt.NDArray[np.int8], stride: int, *, dilated: bool) -> Fit:
-    """Return how many products fit for a depthwise convolution's int8 weights ``(channels, height, width)``."""
-    places, _ = arrange_depthwise(weights, stride, dilated=dilated)
+def fit_of_depthwise(weights: npt.NDArray[np.int8], stride: int, *, dilated: bool, depth: int = 1) -> Fit:
+    """Return how many products fit for a depthwise convolution's int8 weights ``(channels, depth * height, width)``."""
+    places, _ = arrange_depthwise(weights, stride, dilated=dilated, depth=depth)
     return Fit.PAIRS if _all_fit(places.reshape(len(places), -1), 2) else Fit.UNKNOWN
 
 

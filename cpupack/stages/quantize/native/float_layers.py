@@ -11,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from cpupack.graph.names import core
+from cpupack.graph.vocabulary import BATCH_NORMS
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import pair, shape_of
-from cpupack.stages.quantize.native.filters import bias_of, in_image
+from cpupack.stages.quantize.native.calls import pair, shape_of, triple
+from cpupack.stages.quantize.native.filters import bias_of
 from cpupack.stages.quantize.native.float_functions import of_module
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
@@ -33,7 +34,7 @@ def with_weights(b: Builder, node: fx.Node) -> View:
     source = node.all_input_nodes[0]
     if isinstance(layer, nn.Linear):
         found = _linear(b, node, layer)
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif isinstance(layer, BATCH_NORMS):
         found = _batch_norm(b, node, layer)
     else:
         found = _convolution(b, node, source, layer)
@@ -54,7 +55,7 @@ def _linear(b: Builder, node: fx.Node, layer: nn.Linear) -> View:
     return View(found.buffer, found.shape[1:], found.steps[1:], found.first) if one else found
 
 
-def _batch_norm(b: Builder, node: fx.Node, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> View:
+def _batch_norm(b: Builder, node: fx.Node, layer: Any) -> View:
     view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
     if layer.running_mean is None or layer.running_var is None:
         raise b.calls.refusal(node, "without running statistics")
@@ -82,7 +83,7 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     for name, setting, other in (
         ("stride", layer.stride, 1), ("pad", layer.padding, 0), ("dilation", layer.dilation, 1)
     ):  # fmt: skip
-        fields[f"{name}_h"], fields[f"{name}_w"] = in_image(setting, layer, other)
+        fields[f"{name}_h"], fields[f"{name}_w"] = triple(setting, layer.weight.ndim - 2, other)[1:]
     fields["kernel_h"], fields["kernel_w"] = weight.shape[2:]
     if transposed:
         outputs, kind = weight.shape[1] * groups, Windows.TRANSPOSED

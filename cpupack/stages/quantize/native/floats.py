@@ -282,9 +282,9 @@ class Floats:
         return out
 
     def dequantize(self, number: int) -> View:
-        """Append a layer that turns a buffer's codes into values; return them as ``(height, width, channels)``."""
+        """Append a layer that turns a buffer's codes into values; return them as ``(all rows, width, channels)``."""
         buffer = self.program.buffers[number]
-        out = self.new((buffer.height, buffer.width, buffer.channels))
+        out = self.new((buffer.frames * buffer.height, buffer.width, buffer.channels))
         fields = {"scale": buffer.scale, "input_zero_point": buffer.zero_point}
         self.program.layers.append(Layer(Op.DEQUANTIZE, input=number, output=_number(out), fields=fields))
         return out

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import fx
 
-from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.builder import Builder, covering
 from cpupack.stages.quantize.native.calls import (
     Calls,
     argument,
@@ -35,7 +35,7 @@ def add(b: Builder, node: fx.Node) -> None:
     first, second, order = _operands(b, node)
     one, other = b.buffer(first), b.buffer(second)
     last = with_relu(b, node)
-    output = b.add_buffer(*_size(one), b.limits(last))
+    output = b.add_buffer(one.layout, b.limits(last))
     result = b.buffer(output)
     sign = -1.0 if node.target is torch.sub else 1.0
     fields = {
@@ -57,7 +57,7 @@ def multiply(b: Builder, node: fx.Node) -> None:
         op = Op.MULTIPLY
     one, other = (b.buffer(each) for each in numbers)
     last = with_relu(b, node) if op is Op.MULTIPLY else node
-    output = b.add_buffer(*_size(one), b.limits(last))
+    output = b.add_buffer(one.layout, b.limits(last))
     result = b.buffer(output)
     fields = {
         "scale": one.scale * other.scale / result.scale, "input_zero_point": one.zero_point,
@@ -71,13 +71,13 @@ def multiply(b: Builder, node: fx.Node) -> None:
 def _gate(b: Builder, node: fx.Node) -> int | None:
     """Return which operand of a product is one factor for each channel of the other, an image of the result's shape."""
     shape = shape_of(node)
-    if len(shape) != 4:
+    if len(shape) not in {4, 5}:
         return None
     for place in (1, 0):
         factor, other = node.args[place], node.args[1 - place]
         assert isinstance(factor, fx.Node)
         assert isinstance(other, fx.Node)
-        if shape_of(factor) == (*shape[:2], 1, 1) and shape_of(other) == shape:
+        if shape_of(factor) == (*shape[:2], *[1] * (len(shape) - 2)) and shape_of(other) == shape:
             value = b.value(other, node)
             if value.order is None or channels_of(value, b.buffer(value.buffer)) is not None:
                 return place
@@ -115,12 +115,12 @@ def _operands(b: Builder, node: fx.Node) -> tuple[int, int, torch.Tensor | None]
         for value, buffer, each in zip(values, buffers, node.args, strict=False)
     ]
     whole = [is_whole(order, buffer) for order, buffer in zip(orders, buffers, strict=True)]
-    if all(whole) and torch.equal(*orders) and _size(buffers[0]) == _size(buffers[1]):
-        return values[0].buffer, values[1].buffer, _kept(orders[0], buffers[0])
+    if all(whole) and torch.equal(*orders) and buffers[0].layout == buffers[1].layout:
+        return values[0].buffer, values[1].buffer, kept_order(orders[0], buffers[0])
     numbers = [each.buffer for each in values]
     if any(whole):
         leader = whole.index(True)
-        layout, order = _size(buffers[leader]), orders[leader]
+        layout, order = buffers[leader].layout, orders[leader]
     else:
         leader, layout = -1, image_layout(shape[1:])
         order = torch.arange(math.prod(shape)).reshape(shape)
@@ -128,10 +128,10 @@ def _operands(b: Builder, node: fx.Node) -> tuple[int, int, torch.Tensor | None]
         if place != leader:
             numbers[place] = b.add_alike(layout, buffers[place])
             b.move(values[place].buffer, numbers[place], orders[place][0].flatten(), order[0].flatten())
-    return numbers[0], numbers[1], _kept(order, b.buffer(numbers[0]))
+    return numbers[0], numbers[1], kept_order(order, b.buffer(numbers[0]))
 
 
-def _kept(order: torch.Tensor, buffer: Buffer) -> torch.Tensor | None:
+def kept_order(order: torch.Tensor, buffer: Buffer) -> torch.Tensor | None:
     """Return an order as values have it: None where it is the buffer's own."""
     value = value_of(0, buffer, order)
     return order if value is None else value.order
@@ -145,7 +145,7 @@ def activate(b: Builder, node: fx.Node) -> None:
     if value.order is not None and not is_whole(value.order, b.buffer(value.buffer)):
         value = Value(b.image(operand, node), _natural_order(value))  # a part: the rest need not be computed
     source = b.buffer(value.buffer)
-    output = b.add_buffer(*_size(source), b.limits(last))
+    output = b.add_buffer(source.layout, b.limits(last))
     table = table_of(composed(functions), source, b.buffer(output))
     b.append(Layer(Op.TABLE, input=value.buffer, output=output, constants={"table": table}))
     b.values[last] = Value(output, value.order)
@@ -158,7 +158,7 @@ def _natural_order(value: Value) -> torch.Tensor | None:
     """Return the order that a copied value has in its buffer: None, but for more dimensions than a buffer has."""
     assert value.order is not None
     shape = value.order.shape
-    return None if len(shape) <= 4 else torch.arange(shape.numel()).reshape(shape)
+    return kept_order(torch.arange(shape.numel()).reshape(shape), covering(image_layout(tuple(shape[1:])), (0.0, 1.0)))
 
 
 def functions_from(calls: Calls, node: fx.Node) -> tuple[list[Function], fx.Node]:
@@ -196,7 +196,7 @@ def concatenate(b: Builder, node: fx.Node) -> None:
             b.copied.add((output, offset))
             copied = True
         offset += shape_of(part)[1]
-    order = order_of(Value(output), result, (2, *_channels_first(result)))[:, : shape_of(node)[1]]
+    order = order_of(Value(output), result, (2, result.channels, result.positions))[:, : shape_of(node)[1]]
     value = value_of(output, result, order.reshape(shape_of(node)))
     assert value is not None
     b.values[node] = value
@@ -210,8 +210,9 @@ def _concatenate_anywhere(b: Builder, node: fx.Node) -> None:
     if axis == 0:
         raise b.calls.refusal(node, "of batches")
     values = [b.value(part, node) for part in parts]
-    natural = len(shape) == 4 or (len(shape) == 3 and all(value.order is None for value in values))
-    output = b.add_buffer(*(image_layout if natural else rows_layout)(shape[1:]), b.limits(node))
+    video = len(shape) == 5 and any(b.buffer(value.buffer).frames > 1 for value in values)
+    natural = video or len(shape) == 4 or (len(shape) == 3 and all(value.order is None for value in values))
+    output = b.add_buffer((image_layout if natural else rows_layout)(shape[1:]), b.limits(node))
     result = b.buffer(output)
     order = order_of(Value(output), result, shape) if natural else channels_last(result, shape)
     begin = 0
@@ -220,12 +221,8 @@ def _concatenate_anywhere(b: Builder, node: fx.Node) -> None:
         elements = order_of(value, b.buffer(value.buffer), shape_of(part))[0]
         b.move(value.buffer, output, elements.flatten(), order[0].narrow(axis - 1, begin, length).flatten())
         begin += length
-    b.values[node] = Value(output, _kept(order, result))
+    b.values[node] = Value(output, kept_order(order, result))
     b.tell(node, node, "cpupack::move")
-
-
-def _channels_first(buffer: Buffer) -> tuple[int, int, int]:
-    return buffer.channels, buffer.height, buffer.width
 
 
 def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Buffer, offset: int) -> None:
@@ -237,8 +234,7 @@ def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Bu
     channels = channels_of(value, source)
     if channels is None:
         elements = order_of(value, source, shape_of(part))[0].flatten()
-        positions = result.height * result.width
-        b.move(value.buffer, output, elements, torch.arange(len(elements)) + offset * positions, result)
+        b.move(value.buffer, output, elements, torch.arange(len(elements)) + offset * result.positions, result)
         return
     if value.order is not None:
         b.append(select_channels(source, result, channels, value.buffer, output, offset))
@@ -293,7 +289,7 @@ def scatter(b: Builder, node: fx.Node) -> None:
     if (begin, end, step) == (0, shape[axis], 1):
         b.values[node] = b.value(part, node)
         return
-    output = b.add_buffer(*image_layout(shape[1:]), b.limits(node))
+    output = b.add_buffer(image_layout(shape[1:]), b.limits(node))
     result = b.buffer(output)
     places = torch.arange(result.size).reshape(shape[1:])
     new = torch.zeros(shape[1:], dtype=torch.bool)
@@ -303,7 +299,7 @@ def scatter(b: Builder, node: fx.Node) -> None:
         elements = order_of(value, b.buffer(value.buffer), shape_of(operand))[0]
         elements = elements[of_it] if operand is whole else elements.flatten()
         b.move(value.buffer, output, elements, places[of_it])
-    b.values[node] = Value(output, _kept(torch.arange(2 * result.size).reshape(shape), result))
+    b.values[node] = Value(output, kept_order(torch.arange(2 * result.size).reshape(shape), result))
     b.tell(node, node, "cpupack::move")
 
 
@@ -334,26 +330,23 @@ def pad(b: Builder, node: fx.Node) -> None:
     operand = node.args[0]
     assert isinstance(operand, fx.Node)
     value = b.value(operand, node)
-    plain = number == 0.0 and min(given) >= 0 and len(given) in {2, 4} and len(shape_of(operand)) == 2 + len(given) // 2
+    axes = len(given) // 2
+    plain = number == 0.0 and min(given) >= 0 and axes in {1, 2, 3} and len(shape_of(operand)) == 2 + axes
     if plain and all(b.calls.is_convolution(reader) for reader in node.users):
-        left, right, top, bottom = (*given, 0, 0)[:4]
-        b.values[node], b.borders[node] = value, (left, right, top, bottom)
+        left, right, top, bottom, front, back = (*given, *[0] * 6)[:6]
+        b.values[node], b.borders[node] = value, ((front, back), (top, bottom), (left, right))
         return
     shape, source = shape_of(node), b.buffer(value.buffer)
     elements = order_of(value, source, shape_of(operand))
     padded = torch.nn.functional.pad(elements[0], given, value=-1)
     limits = b.limits(node)
     layout = image_layout(shape[1:])
-    output = b.add_alike(layout, source) if number == 0.0 else b.add_buffer(*layout, limits)
+    output = b.add_alike(layout, source) if number == 0.0 else b.add_buffer(layout, limits)
     result = b.buffer(output)
     places = torch.arange(result.size)
     b.move(value.buffer, output, padded.flatten(), places)
     b.program.layers[-1].fields["output_zero_point"] = min(
         max(round(number / result.scale) + result.zero_point, 0), 255
     )
-    b.values[node] = Value(output, _kept(torch.arange(2 * result.size).reshape(shape), result))
+    b.values[node] = Value(output, kept_order(torch.arange(2 * result.size).reshape(shape), result))
     b.tell(node, node, "cpupack::move")
-
-
-def _size(buffer: Buffer) -> tuple[int, int, int]:
-    return buffer.height, buffer.width, buffer.channels

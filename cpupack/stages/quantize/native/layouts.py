@@ -8,6 +8,7 @@ from torch import fx
 from cpupack.stages.quantize.native.affine import set_constants
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.joins import kept_order
 from cpupack.stages.quantize.native.moves import FILL
 from cpupack.stages.quantize.native.program import Layer, Op
 from cpupack.stages.quantize.native.values import Value, image_layout
@@ -30,18 +31,16 @@ def lay_out(b: Builder, node: fx.Node) -> None:
     assert table is not None
     shape = shape_of(node)
     layout = image_layout(shape[1:])
-    zeros = b.add_buffer(*layout, (0.0, 1.0))
+    zeros = b.add_buffer(layout, (0.0, 1.0))
     size = b.buffer(zeros).size
     b.move(written[-1], zeros, torch.full((size,), FILL), torch.arange(size))
     values = table[0].expand(shape[1:])
-    output = b.add_buffer(*layout, (float(values.min()), float(values.max())))
+    output = b.add_buffer(layout, (float(values.min()), float(values.max())))
     one, result = b.buffer(zeros), b.buffer(output)
     layer = Layer(Op.AFFINE, input=zeros, output=output)
     layer.fields = {"input_zero_point": one.zero_point, "output_zero_point": result.zero_point}
-    height, width, channels = layout
-    places = values.double().reshape(channels, height, width).permute(1, 2, 0)
+    places = values.double().reshape(layout.channels, -1, layout.width).permute(1, 2, 0)
     set_constants(layer, [torch.zeros_like(places), places], one, result)
     b.append(layer)
-    order = torch.arange(2 * size).reshape(shape) if len(shape) > 4 else None
-    b.values[node] = Value(output, order)
+    b.values[node] = Value(output, kept_order(torch.arange(2 * size).reshape(shape), result))
     b.tell(node, node, "cpupack::affine")

@@ -23,9 +23,9 @@ _AT_ONCE = 1 << 18
 
 
 def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
-    """Return where elements, numbered by channel, row and column, are in a sample's bytes (no border); FILL stays."""
+    """Return where elements, by channel, frame, row and column, are in a sample's bytes (no border). FILL stays."""
     numbers = elements.numpy().astype(np.int64)
-    positions = buffer.height * buffer.width
+    positions = buffer.positions
     places: Ints = np.where(numbers < 0, FILL, numbers % positions * buffer.channels + numbers // positions)
     return places
 
@@ -36,7 +36,7 @@ def moves_of(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> np
     row = target.width * target.channels
     # No move crosses rows, so processing a few rows at a time limits the memory.
     rows = targets[by_target] // row
-    cuts = np.searchsorted(rows, np.arange(0, target.height, max(1, _AT_ONCE // row)))
+    cuts = np.searchsorted(rows, np.arange(0, target.frames * target.height, max(1, _AT_ONCE // row)))
     parts = [part for part in np.split(by_target, cuts[1:]) if len(part)]
     found = [_moves_of_rows(sources[part], targets[part], source, target) for part in parts]
     return np.concatenate(found) if found else np.empty((0, _COLUMNS), np.int32)

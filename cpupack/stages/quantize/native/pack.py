@@ -42,7 +42,7 @@ class PackedConv:
 
 
 def pack_conv(weights: Int8Array, groups: int, *, dilated: bool) -> PackedConv:
-    """Pack int8 weights ``(out, in / groups, height, width)``.
+    """Pack int8 weights ``(out, in / groups, depth * height, width)``.
 
     Sums are made in blocks of 32 output channels. With groups a block reads the input channels of all groups that it
     touches, and weights between groups are zero: AMX multiplies far faster than narrower products could be fed.
@@ -93,13 +93,13 @@ def _spread_groups(weights: npt.NDArray[_Number], groups: int) -> npt.NDArray[_N
     return spread.reshape(outputs, -1, height, width)
 
 
-def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[Int8Array, int]:
-    """Pack int8 weights ``(channels, height, width)``; returns them and the layer's ``runs`` (1: several at once).
+def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool, depth: int = 1) -> tuple[Int8Array, int]:
+    """Pack int8 weights ``(channels, depth * height, width)``; return them and the layer's ``runs`` (1: several).
 
     Windows of 3 and 5 with stride 1 and 2 compute several neighbouring outputs from groups of four pixels: the taps
     are laid out for each output's place in the groups.
     """
-    places, several = arrange_depthwise(weights, stride, dilated=dilated)
+    places, several = arrange_depthwise(weights, stride, dilated=dilated, depth=depth)
     channels, height, outputs, groups, _ = places.shape
     blocks = -(-channels // CHANNELS)
     padded = np.zeros((blocks * CHANNELS, *places.shape[1:]), np.int8)
@@ -111,14 +111,14 @@ def pack_depthwise(weights: Int8Array, stride: int, *, dilated: bool) -> tuple[I
 
 
 def arrange_depthwise(
-    weights: npt.NDArray[_Number], stride: int, *, dilated: bool
+    weights: npt.NDArray[_Number], stride: int, *, dilated: bool, depth: int = 1
 ) -> tuple[npt.NDArray[_Number], bool]:
-    """Return the taps in each place they are multiplied in, ``(channels, height, outputs, groups, 4)``.
+    """Return the taps in each place they are multiplied in, ``(channels, depth * height, outputs, groups, 4)``.
 
     Also whether several outputs are computed at once; a tap then has several places.
     """
     channels, height, width = weights.shape
-    several = height == width and width in (3, 5) and stride in (1, 2) and not dilated
+    several = height == depth * width and width in (3, 5) and stride in (1, 2) and not dilated
     outputs, groups = (
         {(3, 1): (2, 1), (3, 2): (1, 1), (5, 1): (4, 2), (5, 2): (2, 2)}[width, stride] if several else (1, width)
     )

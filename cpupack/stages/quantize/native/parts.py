@@ -14,7 +14,7 @@ from cpupack.graph.native_model import MixedModel, NativePart, Packing, Steps
 from cpupack.stages.quantize.native.bridges import values_of_input
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, depends_on_batch, is_batch_size, shape_of
-from cpupack.stages.quantize.native.program import Flag, Layer, Op
+from cpupack.stages.quantize.native.program import Flag, Layer, Op, Size
 from cpupack.stages.quantize.native.split import Segment
 from cpupack.stages.quantize.native.values import (
     Value,
@@ -97,7 +97,8 @@ def take_image(b: Builder, node: fx.Node) -> None:
         b.floats.values[node] = values_of_input(b, shape, 0, image=len(shape) == 3)
     if node.users and all(b.takes_floats(user) for user in node.users):
         return
-    number = b.add_buffer(program.input_height, program.input_width, program.input_channels_float, b.limits(node))
+    size = Size(program.input_height, program.input_width, program.input_channels_float)
+    number = b.add_buffer(size, b.limits(node))
     buffer = b.buffer(number)
     fields = {"scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point}
     b.append(Layer(Op.INPUT_FLOAT, Flag.ONLY_FLOAT, output=number, fields=fields))
@@ -111,7 +112,7 @@ def take(b: Builder, node: fx.Node, packing: Packing) -> None:
     if node.users and all(b.takes_floats(user) for user in node.users):
         return
     layout = image_layout(packing.shape) if packing.image else rows_layout(packing.shape)
-    number = b.add_buffer(*layout, b.limits(node))
+    number = b.add_buffer(layout, b.limits(node))
     buffer = b.buffer(number)
     fields = {
         "scale": 1.0 / buffer.scale, "output_zero_point": buffer.zero_point, "channel_offset": packing.first,

@@ -3,65 +3,67 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import fx
 
 from cpupack.stages.quantize.native.builder import Builder
-from cpupack.stages.quantize.native.calls import argument, pair, shape_of
-from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op
+from cpupack.stages.quantize.native.calls import Triple, argument, lengths_of, shape_of, triple
+from cpupack.stages.quantize.native.filters import lengths_of as lengths_of_buffer
+from cpupack.stages.quantize.native.filters import size_of
+from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Size, window_fields
 from cpupack.stages.quantize.native.values import LONGEST_SIDE, Value, order_of, value_of
 from cpupack.stages.quantize.native.windows import adaptive_weights, average_weights, resample
 
-_ONE = (1, 1)
+_ONE, _NONE = (1, 1, 1), (0, 0, 0)
 
 
 def max_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.MaxPool2d`` and ``nn.MaxPool1d``: codes keep their scale."""
-    names = ("kernel_size", "stride", "padding", "dilation")
-    given = b.calls.settings(node, names)
-    kernel, stride, padding, dilation = (
-        _of_image(each, node, one) for each, one in zip(given, (1, 1, 0, 1), strict=True)
-    )
-    stride, dilation = stride if given[1] else kernel, dilation if given[3] else _ONE
+    """Lower ``nn.MaxPool1d``, ``2d`` and ``3d``: codes keep their scale."""
+    given = b.calls.settings(node, ("kernel_size", "stride", "padding", "dilation"))
+    axes = len(shape_of(node)) - 2
+    kernel, padding = triple(given[0], axes, 1), triple(given[2], axes, 0)
+    stride = triple(given[1], axes, 1) if given[1] else kernel
+    dilation = triple(given[3], axes, 1) if given[3] else _ONE
     _largest(b, node, kernel, stride, padding, dilation)
 
 
-def _largest(
-    b: Builder,
-    node: fx.Node,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-) -> None:
+def _largest(b: Builder, node: fx.Node, kernel: Triple, stride: Triple, padding: Triple, dilation: Triple) -> None:
     number = b.image(node.args[0], node)
-    source = b.buffer(number)
-    height, width = _size(node)
+    source, sizes = b.buffer(number), lengths_of(shape_of(node))
     # With ceil_mode the last windows end beyond the padding.
-    halo_y, halo_x = (
+    frames, rows, columns = (
         max(pad, (count - 1) * step - pad + (size - 1) * gap + 1 - length)
         for pad, count, step, size, gap, length in zip(
-            padding, (height, width), stride, kernel, dilation, (source.height, source.width), strict=True
+            padding, sizes, stride, kernel, dilation, lengths_of_buffer(source), strict=True
         )
     )
-    read = b.bordered(number, (halo_y, halo_x), 0)
-    output = b.program.add_buffer(Buffer(height, width, source.channels, source.scale, source.zero_point))
-    fields = _window(kernel, stride, padding, dilation)
-    b.append(Layer(Op.MAX_POOL, input=read, output=output, fields=fields))
+    if kernel[0] > 1 and math.prod(kernel[1:]) > 1:
+        # The largest of a window is the largest of its rows and columns, and of those the largest of its frames.
+        flat = (source.frames, *sizes[1:])
+        wide = b.bordered(number, (0, rows, columns), 0)
+        number = b.add_alike(size_of(flat, source.channels), source)
+        fields = window_fields((1, *kernel[1:]), (1, *stride[1:]), (0, *padding[1:]), (1, *dilation[1:]))
+        b.append(Layer(Op.MAX_POOL, input=wide, output=number, fields=fields))
+        rows = columns = 0
+        kernel, stride = (kernel[0], 1, 1), (stride[0], 1, 1)
+        padding, dilation = (padding[0], 0, 0), (dilation[0], 1, 1)
+    read = b.bordered(number, (frames, rows, columns), 0)
+    output = b.add_alike(size_of(sizes, source.channels), source)
+    b.append(Layer(Op.MAX_POOL, input=read, output=output, fields=window_fields(kernel, stride, padding, dilation)))
     b.values[node] = Value(output)
     b.tell(node, node, "cpupack::max_pool")
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AvgPool2d`` and ``nn.AvgPool1d``."""
+    """Lower ``nn.AvgPool1d``, ``2d`` and ``3d``."""
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
     given = b.calls.settings(node, names)
-    kernel, padding = _of_image(given[0], node, 1), _of_image(given[2], node, 0)
-    stride = _of_image(given[1], node, 1) if given[1] else kernel
+    axes = len(shape_of(node)) - 2
+    kernel, padding = triple(given[0], axes, 1), triple(given[2], axes, 0)
+    stride = triple(given[1], axes, 1) if given[1] else kernel
     include, divisor = given[4] is not False, given[5]
-    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    lengths, sizes = lengths_of(shape_of(node.all_input_nodes[0])), lengths_of(shape_of(node))
     inside = all(
         (size - 1) * step - pad + reach <= length + pad
         for size, step, pad, reach, length in zip(sizes, stride, padding, kernel, lengths, strict=True)
@@ -70,49 +72,57 @@ def average_pool(b: Builder, node: fx.Node) -> None:
         _average(b, node, kernel, stride, padding, include=include)
         return
     # Windows that end beyond the padding count what they see of it.
-    rows, columns = (
+    frames, rows, columns = (
         average_weights(length, size, reach, step, pad, include=include)
         for length, size, reach, step, pad in zip(lengths, sizes, kernel, stride, padding, strict=True)
     )
     if divisor is not None:
-        rows, columns = (rows > 0).double() / divisor, (columns > 0).double()
-    resample(b, node, rows, columns, "average_pool")
+        frames, rows, columns = (each > 0 for each in (frames, rows, columns))
+        frames, rows, columns = frames.double(), rows.double() / divisor, columns.double()
+    resample(b, node, frames, rows, columns, "average_pool")
 
 
 def adaptive_average_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AdaptiveAvgPool2d`` and ``nn.AdaptiveAvgPool1d``."""
-    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    """Lower ``nn.AdaptiveAvgPool1d``, ``2d`` and ``3d``."""
+    lengths, sizes = lengths_of(shape_of(node.all_input_nodes[0])), lengths_of(shape_of(node))
     if lengths == sizes:
         b.values[node] = b.value(node.args[0], node)
     elif sizes == _ONE:
         _reduce(b, node, tuple(range(2, len(shape_of(node)))))
     elif all(length % size == 0 for length, size in zip(lengths, sizes, strict=True)):
-        window = lengths[0] // sizes[0], lengths[1] // sizes[1]
-        _average(b, node, window, window, (0, 0), include=True)
+        window = _ratio(lengths, sizes)
+        _average(b, node, window, window, _NONE, include=True)
     else:
-        rows, columns = (adaptive_weights(*each) for each in zip(lengths, sizes, strict=True))
-        resample(b, node, rows, columns, "average_pool")
+        frames, rows, columns = (adaptive_weights(*each) for each in zip(lengths, sizes, strict=True))
+        resample(b, node, frames, rows, columns, "average_pool")
 
 
 def adaptive_max_pool(b: Builder, node: fx.Node) -> None:
-    """Lower ``nn.AdaptiveMaxPool2d`` and ``nn.AdaptiveMaxPool1d``."""
-    lengths, sizes = _size(node.all_input_nodes[0]), _size(node)
+    """Lower ``nn.AdaptiveMaxPool1d``, ``2d`` and ``3d``."""
+    lengths, sizes = lengths_of(shape_of(node.all_input_nodes[0])), lengths_of(shape_of(node))
     if not any(length % size for length, size in zip(lengths, sizes, strict=True)):
-        window = lengths[0] // sizes[0], lengths[1] // sizes[1]
-        _largest(b, node, window, window, (0, 0), _ONE)
+        window = _ratio(lengths, sizes)
+        _largest(b, node, window, window, _NONE, _ONE)
         return
-    # Windows of different sizes are copied side by side; short ones have their last row or column again.
+    # Windows of different sizes are copied side by side; short ones have their last frame, row or column again.
     number = b.image(node.args[0], node)
     source = b.buffer(number)
-    rows, columns = (_windows(*each) for each in zip(lengths, sizes, strict=True))
-    kernel = len(rows) // sizes[0], len(columns) // sizes[1]
-    elements = torch.arange(source.size).reshape(source.channels, *lengths)[:, rows][:, :, columns].flatten()
-    copy = b.add_alike((len(rows), len(columns), source.channels), source)
+    frames, rows, columns = (_windows(*each) for each in zip(lengths, sizes, strict=True))
+    spread = len(frames), len(rows), len(columns)
+    kernel = _ratio(spread, sizes)
+    elements = torch.arange(source.size).reshape(source.channels, *lengths)
+    elements = elements[:, frames][:, :, rows][:, :, :, columns].flatten()
+    copy = b.add_alike(size_of(spread, source.channels), source)
     b.move(number, copy, elements, torch.arange(len(elements)))
-    output = b.program.add_buffer(Buffer(*sizes, source.channels, source.scale, source.zero_point))
-    b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=_window(kernel, kernel, (0, 0), _ONE)))
+    output = b.add_alike(size_of(sizes, source.channels), source)
+    b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=window_fields(kernel, kernel, _NONE, _ONE)))
     b.values[node] = Value(output)
     b.tell(node, node, "cpupack::max_pool")
+
+
+def _ratio(lengths: Triple, sizes: Triple) -> Triple:
+    frames, rows, columns = (length // size for length, size in zip(lengths, sizes, strict=True))
+    return frames, rows, columns
 
 
 def _windows(length: int, size: int) -> list[int]:
@@ -145,19 +155,21 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
     count = math.prod(shape[axis] for axis in reduced)
     by_channel = order[0].permute(*(axis - 1 for axis in (*kept, *reduced))).reshape(-1, count)
     number = value.buffer
+    if _reduce_video(b, node, value, kept):
+        return
     own = torch.arange(source.size).reshape(source.channels, -1)
     if own.shape != by_channel.shape or not torch.equal(by_channel.sort(1).values, own):
         if len(kept) == 3 and shape[kept[2]] * count <= LONGEST_SIDE:
             _reduce_image(b, node, value.buffer, by_channel.reshape(*(shape[axis] for axis in kept), count))
             return
         height = next(each for each in range(1, count + 1) if count % each == 0 and count // each <= LONGEST_SIDE)
-        number = b.add_alike((height, count // height, len(by_channel)), source)
+        number = b.add_alike(Size(height, count // height, len(by_channel)), source)
         b.move(value.buffer, number, by_channel.flatten(), torch.arange(by_channel.numel()))
         source = b.buffer(number)
     if target is torch.amax:
-        output = b.add_alike((1, 1, source.channels), source)
-        window = source.height, source.width
-        b.append(Layer(Op.MAX_POOL, input=number, output=output, fields=_window(window, window, (0, 0), _ONE)))
+        output = b.add_alike(Size(1, 1, source.channels), source)
+        window = lengths_of_buffer(source)
+        b.append(Layer(Op.MAX_POOL, input=number, output=output, fields=window_fields(window, window, _NONE, _ONE)))
         _tell_reduced(b, node, output, "max_pool")
         return
     scale = source.scale * (count if target is torch.sum else 1)
@@ -169,11 +181,11 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
         b.tell(node, node, "cpupack::global_average")
         return
     if b.read_as_floats(node):
-        number_out = b.leave_floats(node, (1, 1, source.channels), None)
+        number_out = b.leave_floats(node, Size(1, 1, source.channels), None)
         b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, output=number_out, fields=fields))
         b.tell(node, node, "cpupack::global_average")
         return
-    output = b.add_buffer(1, 1, source.channels, b.limits(node))
+    output = b.add_buffer(Size(1, 1, source.channels), b.limits(node))
     result = b.buffer(output)
     fields |= {"scale": scale / result.scale, "output_zero_point": result.zero_point}
     b.append(Layer(Op.GLOBAL_AVERAGE, input=number, output=output, fields=fields))
@@ -186,22 +198,39 @@ def _reduce_image(b: Builder, node: fx.Node, number: int, order: torch.Tensor) -
     ``order`` says which elements ``(channels, height, width, count)`` these are.
     """
     channels, height, width, count = order.shape
-    source, target = b.buffer(number), b.calls.target(node)
-    copy = b.add_alike((height, width * count, channels), source)
+    source = b.buffer(number)
+    copy = b.add_alike(Size(height, width * count, channels), source)
     b.move(number, copy, order.flatten(), torch.arange(order.numel()))
-    fields = _window((1, count), (1, count), (0, 0), _ONE)
+    _reduce_windows(b, node, copy, (1, 1, count))
+
+
+def _reduce_video(b: Builder, node: fx.Node, value: Value, kept: list[int]) -> bool:
+    """Append a reduction of a video's images to one each, or of its frames to one image, if it is one."""
+    source = b.buffer(value.buffer)
+    if source.frames == 1 or value.order is not None or kept not in ([1, 2], [1, 3, 4]):
+        return False
+    window = (1, source.height, source.width) if kept == [1, 2] else (source.frames, 1, 1)
+    _reduce_windows(b, node, value.buffer, window)
+    return True
+
+
+def _reduce_windows(b: Builder, node: fx.Node, number: int, window: Triple) -> None:
+    """Append a reduction of windows that lie side by side."""
+    source, target, count = b.buffer(number), b.calls.target(node), math.prod(window)
+    size = size_of(_ratio(lengths_of_buffer(source), window), source.channels)
+    fields = window_fields(window, window, _NONE, _ONE)
     if target is torch.amax:
-        output = b.add_alike((height, width, channels), source)
-        b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=fields))
+        output = b.add_alike(size, source)
+        b.append(Layer(Op.MAX_POOL, input=number, output=output, fields=fields))
         _tell_reduced(b, node, output, "max_pool")
         return
-    output = b.add_buffer(height, width, channels, b.limits(node))
+    output = b.add_buffer(size, b.limits(node))
     result = b.buffer(output)
     fields |= {
         "scale": source.scale * (count if target is torch.sum else 1) / result.scale,
         "input_zero_point": source.zero_point, "output_zero_point": result.zero_point,
     }  # fmt: skip
-    b.append(Layer(Op.AVERAGE_POOL, Flag.INCLUDE_PAD, copy, output=output, fields=fields))
+    b.append(Layer(Op.AVERAGE_POOL, Flag.INCLUDE_PAD, number, output=output, fields=fields))
     _tell_reduced(b, node, output, "average_pool")
 
 
@@ -213,21 +242,12 @@ def _tell_reduced(b: Builder, node: fx.Node, output: int, kernel: str) -> None:
     b.tell(node, node, f"cpupack::{kernel}")
 
 
-def _average(
-    b: Builder,
-    node: fx.Node,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    *,
-    include: bool,
-) -> None:
+def _average(b: Builder, node: fx.Node, kernel: Triple, stride: Triple, padding: Triple, *, include: bool) -> None:
     number = b.image(node.args[0], node)
     source = b.buffer(number)
-    height, width = _size(node)
-    output = b.add_buffer(height, width, source.channels, b.limits(node))
+    output = b.add_buffer(size_of(lengths_of(shape_of(node)), source.channels), b.limits(node))
     result = b.buffer(output)
-    fields = _window(kernel, stride, padding, _ONE) | {
+    fields = window_fields(kernel, stride, padding, _ONE) | {
         "scale": source.scale / result.scale, "input_zero_point": source.zero_point,
         "output_zero_point": result.zero_point,
     }  # fmt: skip
@@ -235,23 +255,3 @@ def _average(
     b.append(Layer(Op.AVERAGE_POOL, flags, number, output=output, fields=fields))
     b.values[node] = Value(output)
     b.tell(node, node, "cpupack::average_pool")
-
-
-def _size(node: fx.Node) -> tuple[int, int]:
-    """Return height and width of an image; of a sequence the height is 1."""
-    shape = shape_of(node)
-    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
-
-
-def _of_image(setting: Any, node: fx.Node, other: int) -> tuple[int, int]:
-    """Return a setting for height and width; of a sequence the height's is ``other``."""
-    return (other, pair(setting)[1]) if len(shape_of(node)) == 3 else pair(setting)
-
-
-def _window(
-    kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
-) -> dict[str, float]:
-    return {
-        "kernel_h": kernel[0], "kernel_w": kernel[1], "stride_h": stride[0], "stride_w": stride[1],
-        "pad_h": padding[0], "pad_w": padding[1], "dilation_h": dilation[0], "dilation_w": dilation[1],
-    }  # fmt: skip

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +20,13 @@ Doubles = npt.NDArray[np.float64]
 BUFFER = np.dtype(
     [
         ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("halo_y", "<i4"), ("halo_x", "<i4"),
-        ("fill", "<i4"), ("offset", "<i8"), ("sample_bytes", "<i8"),
+        ("fill", "<i4"), ("frames", "<i4"), ("halo_z", "<i4"), ("offset", "<i8"), ("sample_bytes", "<i8"),
     ]
 )  # fmt: skip
 _INTEGERS = (
     "op", "flags", "input", "input2", "output", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w",
-    "dilation_h", "dilation_w", "channels_out", "runs", "chunks", "chunk_bytes", "input_zero_point",
+    "dilation_h", "dilation_w", "kernel_d", "stride_d", "pad_d", "dilation_d",
+    "channels_out", "runs", "chunks", "chunk_bytes", "input_zero_point",
     "input2_zero_point", "output_zero_point", "low", "high",
 )  # fmt: skip
 _CONSTANTS = ("weights", "scales", "biases", "table")
@@ -88,12 +90,22 @@ class Flag(IntFlag):
 NO_FLAGS = Flag(0)
 
 
+class Size(NamedTuple):
+    """What a sample of a buffer has. A video, or a scan, has several images, its frames."""
+
+    height: int
+    width: int
+    channels: int
+    frames: int = 1
+
+
 @dataclass
 class Buffer:
-    """One activation: uint8 codes ``(height, width, channels)``, value = (code - zero_point) * scale.
+    """One activation: uint8 codes ``(frames, height, width, channels)``, value = (code - zero_point) * scale.
 
     With ``floats`` its bytes are float32 values (``channels`` is four times theirs), without scale and zero point.
-    Windows read up to ``halo`` rows and columns beyond the edges, which contain ``fill`` (None until it is needed).
+    Windows read up to ``halo`` rows and columns beyond the edges, and ``halo_z`` frames before the first one and after
+    the last one. They contain ``fill`` (None until it is needed).
     With ``parts`` its channels have no scale in common: it has the scale and zero point of each slice of channels, by
     the first one.
     """
@@ -107,6 +119,18 @@ class Buffer:
     fill: int | None = None
     floats: bool = False
     parts: dict[int, tuple[float, int]] | None = None
+    frames: int = 1
+    halo_z: int = 0
+
+    @property
+    def layout(self) -> Size:
+        """What a sample has."""
+        return Size(self.height, self.width, self.channels, self.frames)
+
+    @property
+    def positions(self) -> int:
+        """Pixels of a sample."""
+        return self.frames * self.height * self.width
 
     def part(self, first: int) -> Buffer:
         """Return this buffer with the scale and zero point of the slice that begins at channel ``first``."""
@@ -127,12 +151,13 @@ class Buffer:
     @property
     def size(self) -> int:
         """Values of one sample."""
-        return self.height * self.width * self.channels
+        return self.positions * self.channels
 
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample with its border."""
-        return (self.height + 2 * self.halo[0]) * (self.width + 2 * self.halo[1]) * self.channels
+        image = (self.height + 2 * self.halo[0]) * (self.width + 2 * self.halo[1]) * self.channels
+        return (self.frames + 2 * self.halo_z) * image
 
 
 @dataclass
@@ -149,6 +174,14 @@ class Layer:
 
     def reads(self) -> list[int]:
         return [each for each in (self.input, self.input2) if each >= 0]
+
+
+def window_fields(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> dict[str, float]:
+    """Return the fields of a layer with windows; each setting is for frames, rows and columns."""
+    settings = {"kernel": kernel, "stride": stride, "pad": padding, "dilation": dilation}
+    return {f"{name}_{axis}": each for name, own in settings.items() for axis, each in zip("dhw", own, strict=True)}
 
 
 @dataclass
@@ -182,13 +215,14 @@ class Program:
         for row, each, offset in zip(buffers, self.buffers, offsets, strict=True):
             row["height"], row["width"], row["channels"] = each.height, each.width, each.channels
             row["halo_y"], row["halo_x"] = each.halo
+            row["frames"], row["halo_z"] = each.frames, each.halo_z
             row["fill"] = each.fill or 0
             row["offset"], row["sample_bytes"] = offset, each.sample_bytes
         constants = bytearray()
         layers = np.zeros(len(self.layers), LAYER)
         for row, layer in zip(layers, self.layers, strict=True):
-            for name in ("kernel_h", "kernel_w", "stride_h", "stride_w", "dilation_h", "dilation_w"):
-                row[name] = 1
+            for name in ("kernel", "stride", "dilation"):
+                row[f"{name}_d"] = row[f"{name}_h"] = row[f"{name}_w"] = 1
             row["high"] = 255
             row["op"], row["flags"] = layer.op, layer.flags
             row["input"], row["input2"], row["output"] = layer.input, layer.input2, layer.output
@@ -225,7 +259,7 @@ def layers_alone(buffers: list[Buffer], layers: list[Layer]) -> int:
         if layer.op is not Op.CONV:
             continue
         out = buffers[layer.output] if layer.output >= 0 else None
-        if out is not None and (out.height, out.width) == (1, 1):
+        if out is not None and out.positions == 1:
             continue  # squeeze-and-excitation, between two layers of full size
         through = buffers[layer.input].sample_bytes + (out.sample_bytes if out is not None else 0)
         if layer.constants["weights"].nbytes > through:

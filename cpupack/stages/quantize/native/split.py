@@ -218,9 +218,9 @@ def _end(calls: Calls, nodes: list[fx.Node], cuts: set[int], last: int, kept: Co
 
 def _is_vector(node: fx.Node) -> bool:
     shape = shape_of(node)
-    return len(shape) == 2 or tuple(shape[2:]) == (1, 1)
+    return len(shape) == 2 or all(length == 1 for length in shape[2:])
 
 
 def _averages(calls: Calls, node: fx.Node) -> bool:
     target = calls.target(node)
-    return target in {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, torch.mean} and _is_vector(node)
+    return target in {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, torch.mean} and _is_vector(node)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cpupack.stages.quantize.native.builder import covering
 from cpupack.stages.quantize.native.functions import Function, results_of, table_of, useful_range
-from cpupack.stages.quantize.native.program import Buffer
+from cpupack.stages.quantize.native.program import Buffer, Size
 from cpupack.statistics import ActivationStats
 
 _WIDEST, _RANGES = 1.12, 25
@@ -38,7 +38,7 @@ def input_grid(function: Function, stats: ActivationStats, limits: tuple[float, 
     mean = float(shares @ values)
     width = _NEIGHBOURS * float(shares @ (values - mean) ** 2) ** 0.5
     begins, ends = (np.searchsorted(values, values + side * width / 2) for side in (-1, 1))
-    grids = [covering(1, 1, 1, (low * wider, high * wider)) for wider in np.linspace(1.0, _WIDEST, _RANGES)]
+    grids = [covering(Size(1, 1, 1), (low * wider, high * wider)) for wider in np.linspace(1.0, _WIDEST, _RANGES)]
     return min(grids, key=lambda grid: _error(function, grid, result, values, shares, exact, begins, ends))
 
 

@@ -7,23 +7,27 @@ values are recorded as an order. They are moved only if the next layer cannot re
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import torch
 from torch import fx, nn
 
 from cpupack.graph.names import core
-from cpupack.stages.quantize.native.calls import Calls, shape_of
-from cpupack.stages.quantize.native.filters import Dense, as_image, bias_of, in_image
+from cpupack.graph.vocabulary import TRANSPOSED_CONVOLUTIONS
+from cpupack.stages.quantize.native.calls import Calls, Triple, lengths_of, shape_of, triple
+from cpupack.stages.quantize.native.filters import Dense, as_video, bias_of
 
-Pair = tuple[int, int]
+Taps = list[tuple[int, int, int]]
 
 
 def is_transposed(calls: Calls, node: fx.Node) -> bool:
     """Whether a call is of a transposed convolution."""
     module = calls.module(node)
-    return module is not None and isinstance(core(module), nn.ConvTranspose1d | nn.ConvTranspose2d)
+    return module is not None and isinstance(core(module), TRANSPOSED_CONVOLUTIONS)
 
 
-def upsampling(calls: Calls, node: fx.Node) -> tuple[Dense, Pair, torch.Tensor]:
+def upsampling(calls: Calls, node: fx.Node) -> tuple[Dense, Triple, torch.Tensor]:
     """Return a transposed convolution as a convolution, the size of its result, and where in that each output is.
 
     The places are the numbers of elements, of the shape of one sample's output.
@@ -31,31 +35,32 @@ def upsampling(calls: Calls, node: fx.Node) -> tuple[Dense, Pair, torch.Tensor]:
     module = calls.module(node)
     assert module is not None
     layer = core(module)
-    assert isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
-    stride, gap = in_image(layer.stride, layer, 1), in_image(layer.dilation, layer, 1)
-    padding = in_image(layer.padding, layer, 0)
-    shape = shape_of(node)[1:]
-    result = (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
-    weight, groups = as_image(layer.weight.detach()), layer.groups
-    taps = weight.shape[2:]
-    rows, columns = (_taps(*each) for each in zip(taps, stride, gap, padding, strict=True))
-    lowest = min(0, *(each[2] for each in rows)), min(0, *(each[2] for each in columns))
-    height = max(0, *(each[2] for each in rows)) - lowest[0] + 1
-    width = max(0, *(each[2] for each in columns)) - lowest[1] + 1
+    assert isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    axes = layer.weight.ndim - 2
+    stride, gap = triple(layer.stride, axes, 1), triple(layer.dilation, axes, 1)
+    padding = triple(layer.padding, axes, 0)
+    shape = shape_of(node)
+    result = lengths_of(shape)
+    weight, groups = as_video(layer.weight.detach()), layer.groups
+    taps = [_taps(*each) for each in zip(weight.shape[2:], stride, gap, padding, strict=True)]
+    lowest = [min(0, *(each[2] for each in own)) for own in taps]
+    reach = [max(0, *(each[2] for each in own)) - low + 1 for own, low in zip(taps, lowest, strict=True)]
     inputs, outputs = len(weight) // groups, weight.shape[1]
-    found = torch.zeros(groups, *stride, outputs, inputs, height, width)
-    by_group = weight.reshape(groups, inputs, outputs, *taps).transpose(1, 2)
-    for phase_y, tap_y, offset_y in rows:
-        for phase_x, tap_x, offset_x in columns:
-            filters = found[:, phase_y, phase_x, :, :, offset_y - lowest[0], offset_x - lowest[1]]
-            filters += by_group[..., tap_y, tap_x]
-    bias = bias_of(layer).reshape(groups, 1, 1, outputs).expand(groups, *stride, outputs).flatten()
-    dense = Dense(found.reshape(-1, inputs, height, width), bias, padding=(-lowest[0], -lowest[1]), groups=groups)
-    size = -(-result[0] // stride[0]), -(-result[1] // stride[1])
-    return dense, size, _places(groups, outputs, stride, size, result).reshape(shape)
+    found = torch.zeros(groups, *stride, outputs, inputs, *reach)
+    by_group = weight.reshape(groups, inputs, outputs, *weight.shape[2:]).transpose(1, 2)
+    for each in itertools.product(*taps):
+        phases, of_filter, offsets = zip(*each, strict=True)
+        places = [offset - low for offset, low in zip(offsets, lowest, strict=True)]
+        found[(slice(None), *phases, ..., *places)] += by_group[(..., *of_filter)]
+    bias = bias_of(layer).reshape(groups, 1, 1, 1, outputs).expand(groups, *stride, outputs).flatten()
+    front, above, left = (-low for low in lowest)
+    dense = Dense(found.reshape(-1, inputs, *reach), bias, padding=(front, above, left), groups=groups)
+    frames, height, width = (-(-length // step) for length, step in zip(result, stride, strict=True))
+    size = frames, height, width
+    return dense, size, _places(groups, outputs, stride, size, result).reshape(shape[1:])
 
 
-def _taps(taps: int, stride: int, gap: int, padding: int) -> list[tuple[int, int, int]]:
+def _taps(taps: int, stride: int, gap: int, padding: int) -> Taps:
     """Return which place between two inputs sees which tap, of which input after its own: along one dimension."""
     return [
         (phase, tap, (phase + padding - gap * tap) // stride)
@@ -65,10 +70,12 @@ def _taps(taps: int, stride: int, gap: int, padding: int) -> list[tuple[int, int
     ]
 
 
-def _places(groups: int, outputs: int, stride: Pair, size: Pair, result: Pair) -> torch.Tensor:
+def _places(groups: int, outputs: int, stride: Triple, size: Triple, result: Triple) -> torch.Tensor:
     """Return the number of each output's element ``(groups * outputs, *result)``."""
-    channels = torch.arange(groups * stride[0] * stride[1] * outputs).reshape(groups, *stride, outputs)
-    y, x = torch.arange(result[0]), torch.arange(result[1])
-    channel = channels[:, y % stride[0]][:, :, x % stride[1]]  # groups, rows, columns, outputs
-    position = (y // stride[0])[:, None] * size[1] + x // stride[1]
-    return (channel * (size[0] * size[1]) + position[:, :, None]).permute(0, 3, 1, 2).reshape(-1, *result)
+    z, y, x = (torch.arange(length) for length in result)
+    channels = torch.arange(groups * math.prod(stride) * outputs).reshape(groups, *stride, outputs)
+    # groups, frames, rows, columns, outputs
+    channel = channels[:, z % stride[0]][:, :, y % stride[1]][:, :, :, x % stride[2]]
+    rows = (z // stride[0])[:, None] * size[1] + y // stride[1]
+    position = rows[:, :, None] * size[2] + x // stride[2]
+    return (channel * math.prod(size) + position[..., None]).permute(0, 4, 1, 2, 3).reshape(-1, *result)

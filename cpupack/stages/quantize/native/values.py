@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cpupack.stages.quantize.native.program import Buffer
+from cpupack.stages.quantize.native.program import Buffer, Size
 
 LONGEST_SIDE = 1 << 15
 """``LONGEST_SIDE`` of kernels/parts.c: rows, or columns, of a buffer."""
@@ -22,8 +22,9 @@ class Value:
     """A buffer and the order in which a tensor has its elements.
 
     ``order`` is int64 of the tensor's shape with a batch of two: which element of the buffer each is, numbered by
-    sample, channel, row and column. None: all of them as they are, ``(n, channels, height, width)`` or, of one row,
-    ``(n, channels, width)`` or, of one position, ``(n, channels)``.
+    sample, channel, frame, row and column. None: all of them as they are, ``(n, channels, height, width)`` or, of one
+    row, ``(n, channels, width)`` or, of one position, ``(n, channels)``, or, of several frames, ``(n, channels, frames,
+    height, width)``.
     """
 
     buffer: int
@@ -46,7 +47,9 @@ def value_of(number: int, buffer: Buffer, order: torch.Tensor) -> Value | None:
 
 
 def is_natural(shape: tuple[int, ...], buffer: Buffer) -> bool:
-    """Whether a sample's shape is the buffer's own: of an image, of its only row, of its only position."""
+    """Whether a sample's shape is the buffer's own: of a video, an image, of its only row, of its only position."""
+    if buffer.frames > 1:
+        return shape == (buffer.channels, buffer.frames, buffer.height, buffer.width)
     own = (buffer.channels, buffer.height, buffer.width)
     return shape == own or shape == own[:: 2 if buffer.height == 1 else 1] or shape == (buffer.size,) == own[:1]
 
@@ -56,14 +59,16 @@ def is_whole(order: torch.Tensor, buffer: Buffer) -> bool:
     return order[0].numel() == buffer.size and len(torch.unique(order[0])) == buffer.size
 
 
-def image_layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return height, width and channels of a buffer that has a sample of this shape as it is, its last two last."""
+def image_layout(shape: tuple[int, ...]) -> Size:
+    """Return the size of a buffer that has a sample of this shape as it is: of a video, an image, a row, a position."""
     height, width = shape[-2:] if len(shape) > 2 else (1, shape[1] if len(shape) == 2 else 1)
-    return height, width, math.prod(shape[:-2]) if len(shape) > 2 else shape[0]
+    if len(shape) == 4 and shape[1] <= LONGEST_SIDE:
+        return Size(height, width, shape[0], shape[1])
+    return Size(height, width, math.prod(shape[:-2]) if len(shape) > 2 else shape[0])
 
 
-def rows_layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return height, width and channels of a buffer whose channels are the last dimension of a sample's shape."""
+def rows_layout(shape: tuple[int, ...]) -> Size:
+    """Return the size of a buffer whose channels are the last dimension of a sample's shape: an image."""
     positions = math.prod(shape[:-1])
     height = shape[0] if len(shape) > 2 else 1
     if height > LONGEST_SIDE or positions // height > LONGEST_SIDE:
@@ -71,11 +76,11 @@ def rows_layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
             (each for each in range(1, LONGEST_SIDE) if positions % each == 0 and positions // each <= LONGEST_SIDE),
             height,
         )
-    return height, positions // height, shape[-1]
+    return Size(height, positions // height, shape[-1])
 
 
 def channels_of(value: Value, buffer: Buffer) -> list[int] | None:
-    """Return which channels of the buffer an image's are, None where the value is no whole channels in a row."""
+    """Return which channels of the buffer an image's or a video's are, None where it has no whole channels in a row."""
     if value.order is None:
         return list(range(buffer.channels))
     order = value.order[0]
@@ -83,7 +88,9 @@ def channels_of(value: Value, buffer: Buffer) -> list[int] | None:
         order = order[:, None, None]
     elif order.ndim == 2 and buffer.height == 1:
         order = order[:, None]
-    if order.ndim != 3 or tuple(order.shape[1:]) != (buffer.height, buffer.width):
+    if order.ndim == 3:
+        order = order[:, None]
+    if order.ndim != 4 or tuple(order.shape[1:]) != (buffer.frames, buffer.height, buffer.width):
         return None
     return _channels(order.flatten(1).t(), buffer)
 
@@ -97,13 +104,13 @@ def last_channels_of(value: Value, buffer: Buffer) -> list[int] | None:
 
 def channels_last(buffer: Buffer, shape: tuple[int, ...]) -> torch.Tensor:
     """Return the order of a tensor ``(2, ..., channels)`` whose other dimensions are the buffer's positions."""
-    positions = buffer.height * buffer.width
-    return torch.arange(2 * buffer.size).reshape(2, buffer.channels, positions).transpose(1, 2).reshape(shape)
+    by_channel = torch.arange(2 * buffer.size).reshape(2, buffer.channels, buffer.positions)
+    return by_channel.transpose(1, 2).reshape(shape)
 
 
 def _channels(by_position: torch.Tensor, buffer: Buffer) -> list[int] | None:
     """Return the channels of element numbers ``(positions, channels)``, None where a column is no channel in order."""
-    positions = buffer.height * buffer.width
+    positions = buffer.positions
     if len(by_position) != positions:
         return None
     channels = by_position[0] // positions

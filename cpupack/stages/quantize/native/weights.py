@@ -55,9 +55,10 @@ def dense_parts(
 
 
 def depthwise_parts(
-    weights: npt.NDArray[np.int8], scales: Doubles, biases: Doubles, *, stride: int, dilated: bool
+    weights: npt.NDArray[np.int8], scales: Doubles, biases: Doubles, *, stride: int, dilated: bool, depth: int
 ) -> tuple[Op, dict[str, float], Parts]:
-    """Return the operation, fields and constants of a layer with one filter a channel."""
-    packed, several = pack_depthwise(weights[:, 0], stride, dilated=dilated)
+    """Return the operation, fields and constants of a layer with one filter a channel, of ``depth`` times its rows."""
+    packed, several = pack_depthwise(weights[:, 0], stride, dilated=dilated, depth=depth)
     parts: Parts = {"weights": packed, "scales": interleave_channels(scales), "biases": interleave_channels(biases)}
-    return Op.DEPTHWISE, {"runs": several, "fit": fit_of_depthwise(weights[:, 0], stride, dilated=dilated)}, parts
+    fit = fit_of_depthwise(weights[:, 0], stride, dilated=dilated, depth=depth)
+    return Op.DEPTHWISE, {"runs": several, "fit": fit}, parts

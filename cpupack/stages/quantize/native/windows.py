@@ -9,7 +9,7 @@ from torch import fx
 
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
-from cpupack.stages.quantize.native.program import Layer, Op
+from cpupack.stages.quantize.native.program import Layer, Op, Size
 from cpupack.stages.quantize.native.values import Value
 
 
@@ -17,22 +17,22 @@ def interpolate(b: Builder, node: fx.Node) -> None:
     """Lower ``F.interpolate``. The weights of each row and column are measured by running torch's own function."""
     shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
     mode, corners = argument(node, 3, "mode", "nearest"), argument(node, 4, "align_corners", None)
-    if len(shape) not in {3, 4}:
-        raise b.calls.refusal(node, "of three dimensions")
     if argument(node, 6, "antialias", False):
         raise b.calls.refusal(node, "with antialias")
 
     def along(length: int, result: int) -> torch.Tensor:
-        """Return ``(result, length)``: an image of one column and a channel for each of its rows, resized."""
-        if len(shape) == 3:
-            line = F.interpolate(torch.eye(length, dtype=torch.float64)[None], result, mode=mode, align_corners=corners)
-            return line[0].t()
-        column = torch.eye(length, dtype=torch.float64)[None, :, :, None]
-        return F.interpolate(column, (result, 1), mode=mode, align_corners=corners)[0, :, :, 0].t()
+        """Return ``(result, length)``: a line as a column with a channel for each of its places, resized."""
+        others = [1] * (len(shape) - 3)
+        column = torch.eye(length, dtype=torch.float64).reshape(1, length, length, *others)
+        resized = F.interpolate(column, (result, *others), mode=mode, align_corners=corners)
+        return resized.reshape(length, result).t()
 
-    heights = (1, 1) if len(shape) == 3 else (source[2], shape[2])
-    rows = torch.ones(1, 1, dtype=torch.float64) if len(shape) == 3 else along(*heights)
-    resample(b, node, rows, along(source[-1], shape[-1]), "resample")
+    lengths = zip(source[2:], shape[2:], strict=True)
+    frames, rows, columns = [
+        *[torch.ones(1, 1, dtype=torch.float64)] * (5 - len(shape)),
+        *(along(*each) for each in lengths),
+    ]
+    resample(b, node, frames, rows, columns, "resample")
 
 
 def average_weights(length: int, result: int, kernel: int, stride: int, padding: int, *, include: bool) -> torch.Tensor:
@@ -56,17 +56,19 @@ def adaptive_weights(length: int, result: int) -> torch.Tensor:
     return weights
 
 
-def resample(b: Builder, node: fx.Node, rows: torch.Tensor, columns: torch.Tensor, kernel: str) -> None:
-    """Append a layer that multiplies each channel by ``rows`` from the left and by ``columns`` from the right.
+def resample(
+    b: Builder, node: fx.Node, frames: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, kernel: str
+) -> None:
+    """Append a layer whose results are weighted sums of the frames, rows and columns of each channel.
 
-    Both are ``(result, source)``, of which each row has its weights side by side.
+    The weights of each are ``(result, source)``, of which each row has its weights side by side.
     """
     number = b.image(node.all_input_nodes[0], node)
     source = b.buffer(number)
-    output = b.add_buffer(len(rows), len(columns), source.channels, b.limits(node))
+    output = b.add_buffer(Size(len(rows), len(columns), source.channels, len(frames)), b.limits(node))
     result = b.buffer(output)
     windows, weights = [], list[float]()
-    for matrix, factor in ((rows, source.scale / result.scale), (columns, 1.0)):
+    for matrix, factor in ((rows, source.scale / result.scale), (columns, 1.0), (frames, 1.0)):
         for row in matrix:
             found = row.nonzero().flatten()
             begin, end = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 1)

@@ -1,0 +1,146 @@
+"""Layers of three dimensions on the native engine: videos and scans, ``(n, channels, frames, height, width)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels
+
+SHAPE = (3, 6, 9, 10)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class After(nn.Module):
+    """A convolution of a video, a function of its result, and a linear layer over all of that."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], channels: int = 8) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, channels, 3, padding=1)
+        self.function = function
+        if isinstance(function, nn.Module):
+            self.layers = function
+        self.end = nn.LazyLinear(5)
+        self.end(torch.flatten(function(self.conv(torch.zeros(2, *SHAPE))), 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(torch.flatten(self.function(self.conv(x)), 1))
+
+
+class Block(nn.Module):
+    """The block of a (2+1)-dimensional residual network, with a gate for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.space = nn.Conv3d(channels, 2 * channels, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.norm = nn.BatchNorm3d(2 * channels)
+        self.time = nn.Conv3d(2 * channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Conv3d(channels, channels, 1), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.time(F.relu(self.norm(self.space(x))))
+        return F.relu(x + y * self.gate(y))
+
+
+class Scan(nn.Module):
+    """A U-Net of scans: a pool, an upsampling by three linear interpolations, one by a transposed convolution."""
+
+    def __init__(self, *, transposed: bool) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv3d(8, 16, 3, padding=1), nn.LeakyReLU(0.1))
+        self.up = nn.ConvTranspose3d(16, 16, 2, 2) if transposed else nn.Upsample(scale_factor=2, mode="trilinear")
+        self.last = nn.Sequential(nn.Conv3d(24, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 2, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one = self.down(x)
+        return self.last(torch.cat([one, self.up(self.deep(F.max_pool3d(one, 2)))], 1))
+
+
+LAYERS: dict[str, nn.Module] = {
+    "stride": nn.Conv3d(8, 12, 3, 2, 1),
+    "other stride, padding and dilation in each dimension": nn.Conv3d(
+        8, 12, (3, 1, 3), (1, 2, 3), (2, 0, 4), (2, 1, 4)
+    ),
+    "same padding": nn.Conv3d(8, 4, (3, 5, 1), padding="same"),
+    "reflected borders": nn.Conv3d(8, 4, 3, padding=1, padding_mode="reflect"),
+    "borders that wrap around": nn.Conv3d(8, 4, (3, 1, 3), padding=(1, 0, 1), padding_mode="circular"),
+    "groups": nn.Conv3d(8, 12, 3, padding=1, groups=4),
+    "depthwise": nn.Sequential(nn.Conv3d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm3d(8), nn.Hardswish()),
+    "depthwise of time": nn.Conv3d(8, 8, (5, 1, 1), padding=(2, 0, 0), groups=8),
+    "one norm": nn.Sequential(nn.SiLU(), nn.BatchNorm3d(8)),
+    "slopes": nn.Sequential(nn.Conv3d(8, 8, 1), nn.PReLU(8)),
+    "transposed": nn.ConvTranspose3d(8, 6, 3, 2, 1, 1),
+    "transposed in time": nn.ConvTranspose3d(8, 6, (4, 1, 1), (2, 1, 1), (1, 0, 0)),
+    "transposed in groups": nn.ConvTranspose3d(8, 6, (1, 2, 3), (1, 2, 3), groups=2),
+    "max pool": nn.MaxPool3d(3, 2, 1),
+    "max pool of time": nn.MaxPool3d((3, 1, 1), (1, 1, 1), (1, 0, 0)),
+    "max pool, dilated, to the end": nn.MaxPool3d((2, 2, 3), 2, dilation=(2, 1, 2), ceil_mode=True),
+    "average pool": nn.AvgPool3d(3, 2, 1),
+    "average pool of what is inside": nn.AvgPool3d((2, 3, 3), (1, 2, 2), (1, 1, 1), count_include_pad=False),
+    "average pool, to the end": nn.AvgPool3d(4, 3, 1, ceil_mode=True),
+    "average pool with a divisor": nn.AvgPool3d(2, divisor_override=3),
+    "adaptive average": nn.AdaptiveAvgPool3d((3, 3, 5)),
+    "adaptive average, odd": nn.AdaptiveAvgPool3d((4, 2, 7)),
+    "adaptive maximum, odd": nn.AdaptiveMaxPool3d((4, 2, 7)),
+    "nearest": nn.Upsample(scale_factor=2),
+    "trilinear": nn.Upsample(scale_factor=(2, 1, 3), mode="trilinear", align_corners=True),
+    "block": Block(8),
+}
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean of each frame": lambda x: x.mean((3, 4)),
+    "mean over frames": lambda x: x.mean(2),
+    "largest of each frame": lambda x: x.amax((3, 4)),
+    "largest over frames": lambda x: x.amax(2),
+    "mean over rows": lambda x: x.mean(3),
+    "slices of time": lambda x: x[:, :, 1:5:2].abs(),
+    "the last frame": lambda x: x[:, :, -1].tanh(),
+    "frames that are shifted": lambda x: torch.cat([x[:, :4], x[:, 4:].roll(1, 2)], 1).relu(),
+    "frames as channels": lambda x: x.flatten(1, 2).sigmoid(),
+    "joined in time": lambda x: torch.cat([x, x.tanh()], 2),
+    "zeros around": lambda x: F.pad(x, (1, 2, 0, 1, 2, 0)).tanh(),
+    "difference of frames": lambda x: (x[:, :, 1:] - x[:, :, :-1]).abs(),
+    "constants of channels": lambda x: x * torch.linspace(-2.0, 2.0, 8).reshape(8, 1, 1, 1) + 0.5,
+    "constants of frames": lambda x: x + torch.linspace(-2.0, 2.0, 6).reshape(6, 1, 1),
+    "frames last": lambda x: x.permute(0, 3, 4, 1, 2).relu(),
+    "frames of two by two pixels": lambda x: F.pixel_unshuffle(x[..., :8, :].transpose(1, 2), 2).relu(),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name: str) -> None:
+    sqnr_db, int8, _ = lowered(After(LAYERS[name]).eval(), SHAPE)
+    assert sqnr_db > BOUND_DB
+    assert {fact.precision for fact in int8.layers} == {"int8"}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    sqnr_db, int8, _ = lowered(After(FUNCTIONS[name]).eval(), SHAPE)
+    assert sqnr_db > BOUND_DB
+    assert {fact.precision for fact in int8.layers} == {"int8"}
+
+
+@needs_kernels
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_network_of_scans(transposed: bool) -> None:
+    sqnr_db, int8, _ = lowered(Scan(transposed=transposed).eval(), (1, 6, 8, 10))
+    assert sqnr_db > BOUND_DB
+    assert {fact.precision for fact in int8.layers} == {"int8"}
+
+
+@needs_kernels
+def test_what_follows_a_convolution_is_in_its_kernel() -> None:
+    _, int8, _ = lowered(After(nn.Sequential(nn.BatchNorm3d(8), nn.ReLU(), Block(8))).eval(), SHAPE)
+    assert kernels(int8)[0] == "conv + relu"
+    assert "conv + relu" in kernels(int8)[1]
