@@ -130,6 +130,27 @@ def gelu_tanh(x: Array) -> Array:
     return _half_and_half(x, inside, -8.0, p, q, u)
 
 
+def _near_half(x: Array, bound: float, *coefficients: float) -> Array:
+    low, high = np.float32(-bound), np.float32(bound)
+    inside = np.where(x > low, x, np.where(np.isnan(x), x, low))
+    inside = np.where(inside > high, high, inside)
+    h = fma(inside, chain(inside * inside, *coefficients), np.full_like(x, 0.5))
+    h = np.where(h < 0, np.float32(0.0), np.where(h > _ONE, _ONE, h))
+    return x * h
+
+
+def near_gelu(x: Array) -> Array:
+    return _near_half(
+        x, 3.95, 2.4468413e-08, -1.682761e-06, 4.9582665e-05, -0.00082932494, 0.008844242, -0.06472553, 0.3979886
+    )  # fmt: skip
+
+
+def near_gelu_tanh(x: Array) -> Array:
+    return _near_half(
+        x, 3.88, 2.8647158e-08, -1.894829e-06, 5.3767355e-05, -0.00086920295, 0.009025181, -0.065027304, 0.39800572
+    )  # fmt: skip
+
+
 FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.COPY: lambda a, _b, _n: a,
     Function.ADD: lambda a, b, _: a + b,
@@ -161,6 +182,8 @@ FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.NUMBER: lambda a, _, n: np.full_like(a, n),
     Function.GELU: lambda a, _b, _n: gelu(a),
     Function.GELU_TANH: lambda a, _b, _n: gelu_tanh(a),
+    Function.GELU_NEAR: lambda a, _b, _n: near_gelu(a),
+    Function.GELU_TANH_NEAR: lambda a, _b, _n: near_gelu_tanh(a),
 }
 """All but ``SELECT``."""
 

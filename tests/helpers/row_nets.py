@@ -27,7 +27,9 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
     codes = append_codes(net.floats, view)
     plain = reference.linear(x, weights, scales, bias)
     net.result(append_linear(net.floats, codes, weights, scales, bias), plain)
-    for function in (Function.AT_LEAST, Function.GELU, Function.GELU_TANH):
+    for function in (
+        Function.AT_LEAST, Function.GELU, Function.GELU_TANH, Function.GELU_NEAR, Function.GELU_TANH_NEAR,
+    ):  # fmt: skip
         one = [Instruction(function)]
         net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=one), reference.run(one, plain))
     add, added = [Instruction(Function.ADD)], [Instruction(Function.ADD, 0, 1, 0)]

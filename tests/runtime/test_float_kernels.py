@@ -197,6 +197,11 @@ def test_gelu_is_the_function(function: Function, approximate: str) -> None:
     with np.errstate(all="ignore"):
         found = reference.run([Instruction(function)], x)
     assert (np.abs(found - exact) <= 1e-6 + 3e-7 * np.abs(exact)).all()
+    near = {Function.GELU: Function.GELU_NEAR, Function.GELU_TANH: Function.GELU_TANH_NEAR}[function]
+    with np.errstate(all="ignore"):
+        found = np.nan_to_num(reference.run([Instruction(near)], x), nan=0.0)  # of what is infinite
+    assert (np.abs(found - exact) <= 2e-4 + 3e-7 * np.abs(exact)).all()
+    assert (found[x < -4.0] == 0.0).all()
 
 
 def case(name: str) -> kernel_process.Case:

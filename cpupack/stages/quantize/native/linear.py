@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from cpupack.stages.quantize.native.fit import limit_conv
 from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of, of_module
 from cpupack.stages.quantize.native.row_codes import RowCodes, append_codes, append_linear, row_step
 from cpupack.stages.quantize.native.row_moves import moved_rows
-from cpupack.stages.quantize.native.walks import Instruction, View, dense_steps
+from cpupack.stages.quantize.native.walks import Function, Instruction, View, dense_steps
 from cpupack.stages.quantize.native.weights import quantize_weights
 
 
@@ -178,7 +178,12 @@ def _included(b: Builder, node: fx.Node, code: list[Instruction]) -> _Included:
         found.last = reader
         found.nodes.append(reader)
         found.names.append(b.calls.kind(reader).lower().strip("_").partition(".")[0])
+    found.code = [replace(each, function=_NEAR.get(each.function, each.function)) for each in found.code]
     return found
+
+
+_NEAR = {Function.GELU: Function.GELU_NEAR, Function.GELU_TANH: Function.GELU_TANH_NEAR}
+"""What products of 8-bit codes have instead: their own errors are a hundred times as large."""
 
 
 def _factor(b: Builder, reader: fx.Node, source: fx.Node) -> torch.Tensor | None:

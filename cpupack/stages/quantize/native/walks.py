@@ -62,6 +62,8 @@ class Function(IntEnum):
     GELU = 28
     GELU_TANH = 29
     SELECT = 30
+    GELU_NEAR = 31
+    GELU_TANH_NEAR = 32
 
 
 class Reduction(IntEnum):
