@@ -79,7 +79,8 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
     for gate in accuracy["gates"]:
         verdict = "held" if gate["passed"] else "FAILED"
         of = f" for {gate['output']}" if gate.get("output") else ""
-        rows.append((f"Gate {gate['name']}", f"{gate['measured']:.4g}{of}, bound {gate['bound']:g}: {verdict}"))
+        measured = "infinite" if gate["measured"] is None else f"{gate['measured']:.4g}"  # JSON has no infinity
+        rows.append((f"Gate {gate['name']}", f"{measured}{of}, bound {gate['bound']:g}: {verdict}"))
     if accuracy["speedup"] is not None:
         rows.append(("Speed", f"{accuracy['speedup']:.2f} times FP32 on the build host, same batch and threads"))
     return rows

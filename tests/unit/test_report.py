@@ -209,8 +209,11 @@ def test_a_wheel_without_facts_has_a_page_from_its_manifest(tiny: TinyWheel, tmp
 
 
 def test_infinite_sqnr_is_said_in_words(make: Make) -> None:
-    page = page_of(make({}, sqnr_db=float("inf"), gates=()))
+    infinite = float("inf")
+    page = page_of(make({}, sqnr_db=infinite, gates=(Gate("min_sqnr_db", 15.0, infinite, True),)))
     assert "infinite: equal to FP32's" in page.text
+    (row,) = (each for each in page.text.splitlines() if "min_sqnr_db" in each)
+    assert "infinite" in row
 
 
 def test_a_metric_of_ones_own_is_shown(make: Make) -> None:
