@@ -42,13 +42,17 @@ static int read_all(int file, void *to, int64_t bytes) {
 /* Returns 0 where the header is not that of a model of this version, with the reason in `error`. */
 static int check_header(const char *path, const struct model_header *header, int64_t file_bytes, char *error,
                         size_t error_bytes) {
-    const int64_t wanted = (int64_t)sizeof *header + header->program_bytes;
+    const int possible = header->program_bytes >= 0 && header->program_bytes <= LARGEST_PROGRAM;
+    const int64_t wanted = (int64_t)sizeof *header + (possible ? header->program_bytes : 0);
     if (memcmp(header->magic, MODEL_MAGIC, sizeof header->magic) != 0)
         snprintf(error, error_bytes, "%s is not a model that `export --c` wrote", path);
     else if (header->version != MODEL_VERSION)
         snprintf(error, error_bytes, "%s has version %" PRId32 " and this library reads %d; export both together", path,
                  header->version, MODEL_VERSION);
-    else if (header->program_bytes < 0 || header->program_bytes > LARGEST_PROGRAM || file_bytes != wanted)
+    else if (!possible)
+        snprintf(error, error_bytes, "%s says that it has %" PRId64 " bytes after its header; copy it again", path,
+                 header->program_bytes);
+    else if (file_bytes != wanted)
         snprintf(error, error_bytes, "%s has %" PRId64 " bytes and should have %" PRId64 "; copy it again", path,
                  file_bytes, wanted);
     else if (header->mask < -1 || header->mask > 255 || header->reserved[0] || header->reserved[1] ||

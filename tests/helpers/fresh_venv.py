@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def make_environment(root: Path, wheel: Path, only: Sequence[str] = ()) -> Envir
     shared = root / "shared"
     shared.mkdir()
     for entry in Path(torch.__file__).parents[1].iterdir():
-        if only and not entry.name.lower().startswith((*only, "pip")):
+        if only and re.split(r"[-.]", entry.name.lower())[0] not in {*only, "pip"}:
             continue
         if not entry.name.startswith(("cpupack", "_cpupack", "__editable__")) and entry.suffix != ".pth":
             (shared / entry.name).symlink_to(entry)

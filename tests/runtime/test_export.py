@@ -260,6 +260,16 @@ def test_every_damaged_byte_is_found(exported: Path, caller: Path, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("size", [2**63 - 1, 2**40 + 1, -1, -(2**63)])
+def test_a_size_that_cannot_be_is_said(exported: Path, caller: Path, tmp_path: Path, size: int) -> None:
+    """libFuzzer found that the header's own size was added to the largest of them."""
+    damaged = bytearray((exported / "model.cpk").read_bytes())
+    damaged[16:24] = size.to_bytes(8, "little", signed=True)
+    (tmp_path / "model.cpk").write_bytes(damaged)
+    said = failure(caller, tmp_path / "model.cpk", 1, 1, 1, "pixels", EACH, 3)
+    assert f"says that it has {size} bytes after its header; copy it again" in said
+
+
 def test_a_program_that_was_damaged_before_it_was_summed_ends_no_process(
     exported: Path, caller: Path, tmp_path: Path
 ) -> None:

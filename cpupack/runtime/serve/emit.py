@@ -42,7 +42,7 @@ WantedBy=multi-user.target
 """)
 
 _CONTAINERFILE = Template("""\
-# podman build -t $name . && podman run --rm -p $port:$port $name
+# podman build --format docker -t $name . && podman run --rm -p $port:$port $name
 # The folder of this file holds the wheel.
 FROM docker.io/library/python:3.12-slim
 COPY *.whl /wheels/
