@@ -79,7 +79,11 @@ def check_comparable(signature: Signature) -> None:
         return
     told = "outputs with softmax, sigmoid or argmax in [[output]]"
     if signature.takes_rows or signature.gives_rows:
-        told = "several inputs, or one that is not float32" if signature.takes_rows else "several outputs"
+        told = (
+            "several inputs, or one that is not float32"
+            if signature.takes_rows
+            else "several outputs, or one number for each sample"
+        )
     raise UsageError(
         f"compare measures models with one float32 input and one output; this one has {told}",
         hint="`NAME bench` measures the wheel by itself, and the build times it against FP32 torch",

@@ -99,7 +99,7 @@ class OneRow(nn.Module):
             )
         tensors = [found[each.name].float() for each in self._taken]
         if len(tensors) == 1:
-            return tensors[0]
+            return tensors[0] if self._taken[0].shape else tensors[0].reshape(-1, 1)
         return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
 
 
