@@ -147,6 +147,8 @@ def _outputs(report: VerifyReport) -> tuple[str, str]:
     if report.likeness is not None:
         pixels = "" if report.agreement is None else f", same class for {report.agreement:.1%} of the pixels"
         same = f"{pixels}, {report.likeness_name} {report.likeness:.4f}"
+    if report.decisions is not None:
+        same += f", same decisions as FP32 {report.decisions:.1%}"
     worst = f" in the worst ({report.worst_output})" if report.worst_output else ""
     return f"{sqnr}{worst}, cosine {report.cosine:.4f}{same}", samples
 

@@ -193,6 +193,14 @@ class FusedModel:
         """The captured graph; None for a model that has none."""
         return self.module if isinstance(self.module, torch.fx.GraphModule) else self.graph
 
+    @property
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample as the captured graph takes it; None for a model that has no graph."""
+        graph = self.canonical
+        source = None if graph is None else next(node for node in graph.graph.nodes if node.op == "placeholder")
+        shape = None if source is None else source.meta.get("shape")
+        return None if shape is None else tuple(shape[1:])
+
 
 @dataclass(frozen=True)
 class CalibratedModel:

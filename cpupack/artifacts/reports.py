@@ -214,6 +214,8 @@ class VerifyReport:
     likeness: float | None = None
     """How alike the results are in the terms of the task, 1 for equal; ``likeness_name`` says what that is."""
     likeness_name: str | None = None
+    decisions: float | None = None
+    """Share of yes-or-no decisions that are FP32's, the mean of its yes and its no; None without decisions."""
 
     @property
     def passed(self) -> bool:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
+from cpupack.model.packed import padded_sequences
 from cpupack.runtime.signature import OutputSpec, TensorSpec, engine_input_shape, input_places, takes_rows
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64, "bool": torch.bool}
@@ -22,10 +24,11 @@ _IN_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 @dataclass(frozen=True)
 class Taken:
-    """One tensor of what a model returns: its name there, and the shape of a sample, in FP32."""
+    """One tensor of what a model returns: its name there, the shape of a sample, and the dimension of the batch."""
 
     name: str
     shape: tuple[int, ...]
+    axis: int = 0
 
     @property
     def size(self) -> int:
@@ -39,10 +42,22 @@ class OneRow(nn.Module):
     The tensor is that of the only float input, or a row of all inputs ``(n, values)``; images lie in it by positions,
     channels last. The result is that of the only output in ``taken``, or a row of them. Without ``taken`` it is what
     the model returns. Parameters, buffers and modules are the user's, with the user's names.
+
+    ``axes`` says in which dimension of each input the user's model has the batch; 0 everywhere without. The last inputs
+    are the states of ``carried`` layers, which are no arguments of ``forward``, and so are the last outputs. With
+    ``packs`` the user's model packs sequences, which are kept padded (``packed.py``).
     """
 
     def __init__(
-        self, module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str | None], taken: Sequence[Taken] = ()
+        self,
+        module: nn.Module,
+        inputs: Sequence[TensorSpec],
+        names: Sequence[str | None],
+        taken: Sequence[Taken] = (),
+        *,
+        axes: Sequence[int] = (),
+        carried: Sequence[Carried] = (),
+        packs: bool = False,
     ) -> None:
         super().__init__()
         # The user's own tables: whoever looks for a layer or a weight finds it under the user's name.
@@ -50,16 +65,51 @@ class OneRow(nn.Module):
         self._non_persistent_buffers_set = module._non_persistent_buffers_set
         self._user = (module,)  # in a tuple, so that it is no module below this one
         self._inputs, self._names, self._taken = tuple(inputs), tuple(names), tuple(taken)
+        self._axes, self._carried = tuple(axes) or (0,) * len(self._inputs), tuple(carried)
+        self._packs = packs
         self.training = module.training
 
     def taking(self, taken: Sequence[Taken]) -> OneRow:
         """Return the same model with the outputs ``taken``."""
-        return OneRow(self._user[0], self._inputs, self._names, taken)
+        return self._changed(taken, packs=self._packs)
+
+    def packing(self, *, packs: bool = True) -> OneRow:
+        """Return the same model whose packed sequences are kept padded, or not."""
+        return self._changed(self._taken, packs=packs)
+
+    def _changed(self, taken: Sequence[Taken], *, packs: bool) -> OneRow:
+        return OneRow(
+            self._user[0], self._inputs, self._names, taken, axes=self._axes, carried=self._carried, packs=packs
+        )
 
     @property
     def user(self) -> nn.Module:
         """The user's model."""
         return self._user[0]
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        """The recurrent layers whose states are inputs and outputs."""
+        return self._carried
+
+    @property
+    def taken(self) -> tuple[Taken, ...]:
+        """The outputs, in order."""
+        return self._taken
+
+    @property
+    def packs(self) -> bool:
+        """Whether the user's model packs sequences."""
+        return self._packs
+
+    def call_user(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """Return what the user's model gives for its own inputs; states of ``carried`` layers after them are unused."""
+        ordered = [each for each, name in zip(tensors, self._names, strict=False) if name is None]
+        named = {name: each for each, name in zip(tensors, self._names, strict=False) if name is not None}
+        if not self._packs:
+            return self._user[0](*ordered, **named)
+        with padded_sequences():
+            return self._user[0](*ordered, **named)
 
     def train(self, mode: bool = True) -> OneRow:
         """Set the mode of the user's model too."""
@@ -85,20 +135,26 @@ class OneRow(nn.Module):
         if not takes_rows(self._inputs):
             return [x]
         found = []
-        for spec, place in zip(self._inputs, input_places(self._inputs), strict=True):
+        for spec, place, axis in zip(self._inputs, input_places(self._inputs), self._axes, strict=True):
             part = x if len(self._inputs) == 1 else x[:, place]
             if spec.preprocess is not None:
                 channels, height, width = spec.shape
                 part = part.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
             elif len(spec.shape) != 1:
                 part = part.reshape(-1, *spec.shape)
+            if axis:
+                part = part.movedim(0, axis)
             found.append(part if spec.dtype == "float32" else part.to(_DTYPES[spec.dtype]))
         return found
 
     def _called(self, tensors: Sequence[torch.Tensor]) -> Any:
-        ordered = [each for each, name in zip(tensors, self._names, strict=True) if name is None]
-        named = {name: each for each, name in zip(tensors, self._names, strict=True) if name is not None}
-        return self._user[0](*ordered, **named)
+        if not self._carried:
+            return self.call_user(tensors)
+        states = {spec.name: each for spec, each in zip(self._inputs, tensors, strict=True) if spec.state}
+        with carrying(self._user[0], self._carried, states) as last:
+            result = self.call_user(tensors)
+        outputs = {spec.name: str(spec.state) for spec in self._inputs if spec.state}
+        return leaves_of(result).tensors | {outputs[name]: each for name, each in last.items()}
 
     def _taken_of(self, result: Any) -> list[torch.Tensor]:
         found = leaves_of(result).tensors
@@ -108,7 +164,10 @@ class OneRow(nn.Module):
                 f"the model returned no {missing[0]} this time, but {', '.join(found) or 'nothing'}",
                 hint="forward must return the same outputs for every input",
             )
-        return [found[each.name].float() for each in self._taken]
+        return [
+            found[each.name].float().movedim(each.axis, 0) if each.axis else found[each.name].float()
+            for each in self._taken
+        ]
 
 
 def argument_names(module: nn.Module, inputs: Sequence[TensorSpec], source: str) -> list[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.carried import carried_layers
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, Taken, argument_names, blank
+from cpupack.model.packed import padded_sequences
+from cpupack.model.states import batch_axes, check_states, with_state_outputs
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
 from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
@@ -45,24 +48,44 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     """
     inputs = recipe.input_specs
     names = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
-    whole = OneRow(module, inputs, names)
+    if recipe.model.stream:
+        layers, states = carried_layers(module, source)
+        taken_names = {each.name for each in inputs}
+        if clash := next((each.name for each in states if each.name in taken_names), None):
+            raise RecipeError(f'[[input]] name = "{clash}" is also that of a state that stream = true adds')
+        inputs = (*inputs, *states)
+        axes = tuple(int(each.state is not None) for each in inputs)
+        whole = OneRow(module, inputs, names, axes=axes, carried=layers)
+    else:
+        axes = batch_axes(module, inputs, names)
+        whole = OneRow(module, inputs, names, axes=axes)
     as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None]
+    with padded_sequences() as use:
+        one = run_zeros(module if as_it_is else whole, source, inputs, 1)
+    if use.packs:
+        whole, as_it_is = whole.packing(), False
     user = module if as_it_is else whole
-    one = run_zeros(user, source, inputs, 1)
     if isinstance(one, torch.Tensor) and as_it_is and one.ndim != 1:
         check_output(one, source, 1, None)
         _dropped(recipe.output, [OUTPUT])
         specs = _kept([Taken(OUTPUT, tuple(one.shape[1:]))], recipe.output)
         return Fitted(module, Signature(inputs, tuple(spec for _, spec in specs)), one)
     two = run_zeros(user, source, inputs, _BATCH, fixed=True)
-    taken = _outputs(one, two, recipe.output, source, progress)
+    state_axes = {each.state: axis for each, axis in zip(inputs, axes, strict=True) if each.state is not None}
+    check_states(inputs, leaves_of(one).tensors, {each.name for each in recipe.output if each.drop})
+    taken = _outputs(one, two, recipe.output, source, progress, state_axes)
     kept = _kept(taken, recipe.output)
-    signature = Signature(inputs, tuple(spec for _, spec in kept))
+    signature = Signature(with_state_outputs(inputs, kept), tuple(spec for _, spec in kept))
     return Fitted(whole.taking([each for each, _ in kept]), signature)
 
 
-def _outputs(one: Any, two: Any, tables: Sequence[Output], source: str, progress: Progress) -> list[Taken]:
-    """Return the outputs that the recipe does not drop, from those of one sample and of two."""
+def _outputs(
+    one: Any, two: Any, tables: Sequence[Output], source: str, progress: Progress, axes: Mapping[str, int]
+) -> list[Taken]:
+    """Return the outputs that the recipe does not drop, from those of one sample and of two.
+
+    ``axes`` has the dimension of the batch of the outputs that are states.
+    """
     ones, twos = leaves_of(one), leaves_of(two)
     dropped = _dropped(tables, [*ones.tensors, *ones.others])
     if ones.tensors.keys() != twos.tensors.keys():
@@ -80,8 +103,17 @@ def _outputs(one: Any, two: Any, tables: Sequence[Output], source: str, progress
     for name, tensor in ones.tensors.items():
         if name in dropped:
             continue
-        _check(name, tensor, twos.tensors[name], source)
-        found.append(Taken(name, tuple(tensor.shape[1:])))
+        axis = axes.get(name, 0) if tensor.ndim > 1 else 0
+        first, second = (
+            (each.movedim(axis, 0) for each in (tensor, twos.tensors[name]))
+            if axis
+            else (
+                tensor,
+                twos.tensors[name],
+            )
+        )
+        _check(name, first, second, source)
+        found.append(Taken(name, tuple(first.shape[1:]), axis))
     return found
 
 

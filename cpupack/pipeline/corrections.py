@@ -53,5 +53,5 @@ def _ranges(
     ranges = choose_ranges(calibrated.stats, spec.observer, 2**target.activation_bits, spec.percentile)
     if target.record.quantizer != "native" or not isinstance(calibrated.fused.module, fx.GraphModule):
         return ranges
-    rounded = rounded_by_range(calibrated, spec, recipe.engine_input_shape)
+    rounded = rounded_by_range(calibrated, spec, calibrated.fused.sample_shape or recipe.engine_input_shape)
     return {name: each for name, each in ranges.items() if name in rounded}

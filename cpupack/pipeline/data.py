@@ -9,6 +9,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import Evaluation, LoadedRecipe
 from cpupack.recipe.gates import LABEL_GATES
 from cpupack.sources import open_source
+from cpupack.sources.states import rolled
 
 _SYNTHETIC_EVALUATION = 64
 _EXAMPLES = 4
@@ -21,7 +22,7 @@ def calibration_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progr
     spec = loaded.recipe.calibration
     if spec is None:
         return None
-    return open_source(
+    found = open_source(
         spec.source,
         loaded,
         samples=spec.samples,
@@ -32,6 +33,7 @@ def calibration_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progr
         inputs=model.signature.inputs,
         tokenizer=model.tokenizer,
     )
+    return rolled(found, model)
 
 
 def example_samples(loaded: LoadedRecipe, model: FloatModel, progress: Progress) -> Samples | None:
@@ -51,7 +53,7 @@ def evaluation_samples(
     """Return the samples for comparing INT8 with FP32: ``[evaluation] source``, else data like the calibration's."""
     spec = loaded.recipe.evaluation
     if spec.source is not None:
-        return open_source(
+        found = open_source(
             spec.source,
             loaded,
             samples=spec.samples,
@@ -64,11 +66,12 @@ def evaluation_samples(
             inputs=model.signature.inputs,
             tokenizer=model.tokenizer,
         )
+        return rolled(found, model)
     if calibration is not None and not calibration.synthetic:
         return calibration
     # Another seed, so that INT8 is not compared on the same synthetic samples that it was calibrated on.
     seed = (loaded.recipe.calibration.seed if loaded.recipe.calibration else 0) + 1
-    return open_source(
+    found = open_source(
         "synthetic",
         loaded,
         samples=_SYNTHETIC_EVALUATION,
@@ -79,6 +82,7 @@ def evaluation_samples(
         inputs=model.signature.inputs,
         tokenizer=model.tokenizer,
     )
+    return rolled(found, model)
 
 
 def bounded(samples: Samples, output_shape: tuple[int, ...], progress: Progress) -> Samples:

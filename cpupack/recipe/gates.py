@@ -15,7 +15,7 @@ LABEL_GATES = ("max_drop", "min_top1")
 METRIC_GATES = ("min_metric", "max_metric", "max_metric_drop")
 MEANING_GATES = ("min_cosine", "min_worst_cosine", "min_spearman", "min_recall")
 """Gates that compare embeddings."""
-OTHER_GATES = (*MEANING_GATES, "min_agreement", "min_sqnr_db", "min_speedup")
+OTHER_GATES = (*MEANING_GATES, "min_agreement", "min_decisions", "min_sqnr_db", "min_speedup")
 """Gates that work with any data."""
 
 _TABLE = "evaluation"

@@ -58,7 +58,7 @@ class Recipe(Table):
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
-        """The inputs as the recipe gives them: a vocabulary that it leaves out is None."""
+        """The inputs as the recipe gives them: a vocabulary that it leaves out is None. States begin with zeros."""
         from cpupack.runtime.signature import INPUT, TensorSpec
 
         if self.model.input_shape is not None:
@@ -68,10 +68,11 @@ class Recipe(Table):
                 each.name,
                 tuple(each.shape),
                 each.dtype,
-                each.default,
+                0.0 if each.state is not None and each.default is None else each.default,
                 _spec_of(each.preprocess),
                 each.vocabulary,
                 each.pad,
+                state=each.state,
             )
             for each in self.input
         )

@@ -79,9 +79,9 @@ def _each_input(view: View) -> Iterator[Problem]:
                 ("input", index, "shape"),
                 table["shape"],
             )
-    if tables and all("default" in table for table in tables):
+    if tables and all("default" in table or "state" in table for table in tables):
         yield Problem(
-            ("input", len(tables) - 1, "default"),
+            ("input", len(tables) - 1, "default" if "default" in tables[-1] else "state"),
             "every input has a default; at least one must be given, which says how many samples there are",
         )
 
@@ -98,6 +98,35 @@ def _input(key: Key, table: dict[str, Any]) -> Iterator[Problem]:
         yield Problem((*key, "dtype"), f'"{dtype}" is not what [input.preprocess] makes of an image', "float32")
     if "default" in table and (expected := _why_no_default(table["default"], dtype, vocabulary)) is not None:
         yield Problem((*key, "default"), f'must be {expected} for dtype = "{dtype}", not {_toml(table["default"])}')
+
+
+def _states(view: View) -> Iterator[Problem]:
+    """Check the inputs that are states: float32 values alone, each with an output of its own that the wheel has."""
+    outputs = {table["name"]: table for table in view("output") or []}
+    seen: set[str] = set()
+    for index, table in enumerate(view("input") or []):
+        name = table.get("state")
+        if name is None:
+            continue
+        key: Key = ("input", index, "state")
+        if table.get("dtype", "float32") != "float32":
+            yield Problem(("input", index, "dtype"), f'"{table["dtype"]}" is no dtype of a state', "float32")
+        for other in ("preprocess", "pad"):
+            if other in table:
+                yield Problem(("input", index, other), "has no effect on a state, which the model itself computes")
+        if name in seen:
+            yield Problem(key, f'"{name}" is the next value of another input too')
+        seen.add(name)
+        for other in ("drop", "apply"):
+            if outputs.get(name, {}).get(other):
+                yield Problem(
+                    key, f'"{name}" has {other} in its [[output]]; a state is passed on as the model gives it'
+                )
+    stream = view.given("model", "stream") and view("model", "stream")
+    if stream and view.given("preprocess"):
+        yield Problem(("model", "stream"), "is for models of sequences, and this one takes images")
+    if seen and stream:
+        yield Problem(("model", "stream"), "is for models without a state of their own, and an [[input]] has state")
 
 
 def _why_no_default(value: Any, dtype: str, vocabulary: int | None) -> str | None:
@@ -216,4 +245,4 @@ def why_no_images(view: View) -> str | None:
     return None
 
 
-CHECKS: tuple[Check, ...] = (_inputs, _each_input, _lengths, _outputs, _preprocess)
+CHECKS: tuple[Check, ...] = (_inputs, _each_input, _states, _lengths, _outputs, _preprocess)

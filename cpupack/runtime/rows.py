@@ -208,6 +208,8 @@ def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -
     if spec.pixel_shape is not None:
         return generator.integers(0, 256, (count, *spec.pixel_shape), dtype=np.uint8)
     shape = (count, *spec.shape)
+    if spec.state is not None:  # a stream begins with it
+        return np.full(shape, spec.default or 0.0, np.float32)
     if spec.dtype == "float32":
         return generator.standard_normal(shape, dtype=np.float32)
     if spec.dtype == "bool" or (spec.dtype == "int64" and spec.vocabulary in {None, 2} and not spec.vocabularies):

@@ -32,6 +32,7 @@ from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
 from .spread import Spread
+from .stream import Stream
 from .tasks.answers import Answers
 from .tasks.classification import Prediction as Prediction
 from .tasks.embedding import Embedding
@@ -211,6 +212,14 @@ class Runner:
         if isinstance(result, dict):
             return {name: torch.from_numpy(each) for name, each in result.items()}
         return torch.from_numpy(result)
+
+    def stream(self, state: Mapping[str, Any] | None = None) -> Stream:
+        """Return a new stream: sequences that are fed chunk by chunk, with the model's states carried along.
+
+        ``state`` is that of another stream (``stream.state``), to go on from there. Raises InputError for a model that
+        keeps no state, and for a state that does not fit.
+        """
+        return Stream(self.signature, self._spread.outputs, state, check_finite=self._check_finite)
 
     def replay(self, batch: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Return what the engine gives for a batch as it takes it: pixels or floats of the only input, or rows."""

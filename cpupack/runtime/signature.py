@@ -39,7 +39,8 @@ class TensorSpec:
     input that is an image, ``(channels, height, width)``. Ids of an int64 or uint8 input are below ``vocabulary``, None
     where any whole number is fine. ``vocabularies`` are those along the last dimension where they differ, as columns of
     a table do; ``vocabulary`` is then the largest. ``pad`` is the value of positions that a sample does not have, at
-    the end of the first dimension; None where every sample has all.
+    the end of the first dimension; None where every sample has all. ``state`` is the output that has the next value of
+    this input, None for an input that is no state.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorSpec:
     vocabulary: int | None = None
     pad: float | None = None
     vocabularies: tuple[int | None, ...] = ()
+    state: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -83,6 +85,7 @@ class TensorSpec:
             "vocabulary": self.vocabulary,
             "pad": self.pad,
             "vocabularies": list(self.vocabularies),
+            "state": self.state,
         }
 
     @classmethod
@@ -99,6 +102,7 @@ class TensorSpec:
             raw.get("vocabulary"),
             raw.get("pad"),
             tuple(raw.get("vocabularies", ())),
+            raw.get("state"),
         )
 
 
@@ -171,6 +175,20 @@ class Signature:
             names = [each.name for each in specs]
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"the {what} {', '.join(names) or '()'} are none, or have a name twice")
+
+    @cached_property
+    def states(self) -> tuple[tuple[TensorSpec, OutputSpec], ...]:
+        """Each input that is a state, with the output that has its next value. Raises IntegrityError on damage."""
+        outputs = {each.name: each for each in self.outputs}
+        found = []
+        for each in self.inputs:
+            if each.state is None:
+                continue
+            output = outputs.get(each.state)
+            if output is None or output.shape != each.shape or output.apply is not None or each.dtype != "float32":
+                raise IntegrityError(f'the state "{each.name}" in the manifest is damaged: it has no next value')
+            found.append((each, output))
+        return tuple(found)
 
     @classmethod
     def plain(
@@ -315,6 +333,8 @@ def input_text(spec: TensorSpec) -> str:
         words.append(ids)
     if spec.default is not None:
         words.append(f"else {default_text(spec)}")
+    if spec.state is not None:
+        words.append(f"(a state; next: {spec.state})")
     return " ".join(words)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
-from cpupack.sources.named import rows_of_arrays
+from cpupack.sources.named import only_plain, rows_of_arrays
 from cpupack.sources.request import Array, Request, floats_of, pixels_of
 
 DATA_KEYS = ("data", "images", "x")
@@ -56,6 +56,9 @@ def read(file: str, request: Request) -> Samples:
 def _rows(arrays: dict[str, Array], keys: list[str], path: Path, request: Request) -> Samples:
     """Return samples of several inputs, each from the array with its name."""
     known = {each.name: arrays[each.name] for each in request.inputs if each.name in arrays}
+    only, others = only_plain(request), [key for key in DATA_KEYS if key in arrays]
+    if only is not None and only.name not in known and len(others) == 1:
+        known[only.name] = arrays[others[0]]
     counts = {name: len(array) if array.ndim else 0 for name, array in known.items()}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())

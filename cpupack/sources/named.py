@@ -65,6 +65,9 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
 
 def row_of_item(item: Any, request: Request, name: str) -> Floats:
     """Return the row of one item of a factory: a dict by the names of the inputs, or a tuple in their order."""
+    only = only_plain(request)
+    if only is not None and not isinstance(item, Mapping | tuple | list):
+        item = {only.name: item}
     given = (item,) if isinstance(item, Mapping) or len(request.inputs) == 1 else tuple(item)
     try:
         values = by_name(signature_of(request), given, {})
@@ -106,9 +109,26 @@ def split_item(item: Any, request: Request) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list):
         return item, None
     count = len(request.inputs)
+    if only_plain(request) is not None and not _is_state(item, request):
+        count = 1
     if len(item) == 2 and (count == 1 or isinstance(item[0], Mapping | tuple | list)):
         return item[0], item[1]
     return (tuple(item[:count]), item[count]) if len(item) == count + 1 else (item, None)
+
+
+def only_plain(request: Request) -> TensorSpec | None:
+    """Return the only input that is no state, None where there are several or none."""
+    plain = [each for each in request.inputs if each.state is None]
+    return plain[0] if len(plain) == 1 else None
+
+
+def _is_state(item: Sequence[Any], request: Request) -> bool:
+    """Whether an item is the inputs in order: after the first comes a value of the second one's shape."""
+    return (
+        len(item) >= len(request.inputs) > 1
+        and request.inputs[1].shape != ()
+        and np.shape(item[1]) == request.inputs[1].shape
+    )
 
 
 def rows_of_pixels(pixels: Samples, image: TensorSpec, request: Request) -> Samples:

@@ -8,8 +8,10 @@ from torch.nn.parameter import is_lazy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of
+from cpupack.model.one_row import OneRow
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
+from cpupack.model.stream_check import check_stream
 from cpupack.model.tasks import check_labels, task_of
 from cpupack.model.text_input import check_tokenizer, text_input, with_mask, with_pads
 from cpupack.model.trial_run import runs_channels_last, try_forward
@@ -51,6 +53,9 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
             "run the model once in the factory, then load its weights"
         )
     module.eval().requires_grad_(requires_grad=False)
+    if spec.stream:
+        assert isinstance(fitted.module, OneRow)
+        check_stream(fitted.module, signature, spec.source, progress)
     detector = detector_of(module, loaded.recipe, signature)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature)

@@ -12,11 +12,17 @@ from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.boxes import iou
 from cpupack.runtime.tasks.decode import Candidates
 from cpupack.runtime.tasks.detection import DetectionPresenter
+from cpupack.runtime.tasks.multilabel import MultilabelPresenter
+from cpupack.runtime.tasks.raw import RawPresenter
+from cpupack.runtime.tasks.scores import probabilities
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
 
 Named = Mapping[str, npt.NDArray[Any]]
 """Outputs by name, ``(n, ...)`` each, as the model gives them."""
 SAME_BOX_IOU = 0.5
+_EVEN = 0.5
+_ENOUGH = 20
+"""So many decisions of one kind say something of their share."""
 
 
 def likeness(presenter: Presenter | None, expected: Named, found: Named) -> tuple[str, float] | None:
@@ -30,6 +36,36 @@ def likeness(presenter: Presenter | None, expected: Named, found: Named) -> tupl
         share = common_boxes(presenter, expected, found)
         return None if share is None else (f"same boxes (class, IoU of {SAME_BOX_IOU})", share)
     return None
+
+
+def same_decisions(presenter: Presenter | None, expected: Named, found: Named) -> float | None:
+    """Return the share (0..1) of yes-or-no decisions that are FP32's, of the worst output. None without decisions.
+
+    Decisions are the labels of a ``multilabel`` model, and values of ``raw`` outputs that are all from 0 to 1, as a
+    sigmoid gives them: half or more is yes. The share is the mean of that of FP32's yes and that of its no, so that a
+    model which never says yes does not pass where yes is rare.
+    """
+    if isinstance(presenter, MultilabelPresenter):
+        spec = presenter.spec
+        (one,), (other,) = expected.values(), found.values()
+        return _same(probabilities(one, spec.scores), probabilities(other, spec.scores), spec.threshold)
+    if not isinstance(presenter, RawPresenter):
+        return None
+    shares = [
+        _same(values, found[name], _EVEN)
+        for name, values in expected.items()
+        if values.dtype.kind == "f" and values.size and values.min() >= 0.0 and values.max() <= 1.0
+    ]
+    return min(shares, default=None)
+
+
+def _same(expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float) -> float:
+    yes = expected >= threshold
+    same = (found >= threshold) == yes
+    kinds = [same[each] for each in (yes, ~yes) if each.any()]
+    if any(len(each) < _ENOUGH for each in kinds):
+        return float(same.mean())
+    return float(np.mean([each.mean() for each in kinds]))
 
 
 def mean_iou(presenter: SegmentationPresenter, expected: Named, found: Named) -> float:

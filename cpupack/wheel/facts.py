@@ -66,6 +66,8 @@ def accuracy_rows(accuracy: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Same class as FP32", f"{accuracy['agreement']:.2%}{of} {compared}"))
     if accuracy.get("likeness") is not None:
         rows.append(("Results like FP32's", f"{accuracy['likeness_name']} {accuracy['likeness']:.4f} {compared}"))
+    if accuracy.get("decisions") is not None:
+        rows.append(("Same decisions as FP32", f"{accuracy['decisions']:.2%} {compared}"))
     for key, label in (("top1", "Top-1"), ("top5", "Top-5")):
         fp32, int8 = accuracy[f"{key}_fp32"], accuracy[f"{key}_int8"]
         if fp32 is not None and int8 is not None:

@@ -244,6 +244,9 @@ enum cpupack_windows {
  * With `words`, weights are int16 and what they are multiplied with has codes up to CPUPACK_LARGEST_WORD. The sum of a
  * column's weights without their signs, times that, fits into 32 bits.
  *
+ * With `lengths` the second buffer has, after the first states, how many steps the sequence has. The results of the
+ * others are zeros, and they change no state. Backward begins at the last step that there is.
+ *
  * After this struct, at `weights`, stand for each direction the weights of the inputs, of the hidden values and of the
  * projection: [block][four inputs][column of 16][16 units][4 inputs]; with `words`, two inputs instead of four. The
  * columns of a block are the gates of 16 units, or for kinds with one gate, and the projection, 64 units. At `scales`
@@ -260,7 +263,9 @@ struct cpupack_recurrent {
     int32_t cells_first;         /* LSTM: where the last cell values go, those of each direction side by side */
     int32_t in2_first;           /* with a second buffer: the first hidden values of each direction, then cell values */
     int32_t words;               /* 1: weights and codes have 16 bits; else 0 */
-    int32_t unused[3];
+    int32_t lengths;             /* 1: a sequence may have fewer steps; else 0 */
+    int32_t last_first;          /* with lengths: where the last hidden values of each direction go */
+    int32_t unused[1];
 };
 
 enum cpupack_recurrent_kind {

@@ -30,7 +30,8 @@ int recurrent_layer_fits(const struct float_layer *layer) {
         return 0;
     memcpy(&net, layer->constants + spec->weights, sizeof net);
     if (net.kind < 0 || net.kind > RECURRENT_RELU || net.directions < 1 || net.directions > 2 || !is_count(net.steps) ||
-        !is_count(net.inputs) || !is_count(net.units) || !is_count(net.outputs) || net.words < 0 || net.words > 1)
+        !is_count(net.inputs) || !is_count(net.units) || !is_count(net.outputs) || net.words < 0 || net.words > 1 ||
+        net.lengths < 0 || net.lengths > 1 || (net.lengths && layer->in2 == NULL))
         return 0;
     if (net.outputs != net.units && (net.kind != RECURRENT_LSTM || net.outputs > net.units))
         return 0;
@@ -40,7 +41,9 @@ int recurrent_layer_fits(const struct float_layer *layer) {
         !rows_fit(net.out_first, net.out_step, net.steps, results, layer->out) ||
         !rows_fit(net.cells_first, 0, 1, of_cells, layer->out))
         return 0;
-    if (layer->in2 != NULL && !rows_fit(net.in2_first, 0, 1, results + of_cells, layer->in2))
+    if (net.lengths && !rows_fit(net.last_first, 0, 1, results, layer->out))
+        return 0;
+    if (layer->in2 != NULL && !rows_fit(net.in2_first, 0, 1, results + of_cells + net.lengths, layer->in2))
         return 0;
     return holds(layer, spec->weights + (int64_t)sizeof net, net.directions * cpupack_recurrent_weights(&net), 1) &&
            holds(layer, spec->scales, net.directions * cpupack_recurrent_factors(&net), 4) &&

@@ -40,10 +40,17 @@ def write_named_package(directory: Path) -> Path:
             ids, features, gate = rows[:, :3], rows[:, 3:7].reshape(-1, 2, 2), rows[:, 7:]
             return torch.cat([features.sum(2) * gate, ids], 1)
 
-    write_package(directory)
     rows = np.array([[5, 9, 1, 0.5, 1.5, -2, 4, 1], [50, 20, 30, 1, 2, 3, 4, 0]], np.float32)
+    return write_rows_package(directory, Named(), rows, SIGNATURE)
+
+
+def write_rows_package(directory: Path, module: Any, rows: np.ndarray[Any, Any], signature: Signature) -> Path:
+    """Write a package whose model is ``module``, from rows to rows as ``signature`` has them. ``rows`` are golden."""
+    import torch
+
+    write_package(directory)
     with torch.no_grad():
-        traced = torch.jit.trace(Named().eval(), torch.from_numpy(rows))
+        traced = torch.jit.trace(module.eval(), torch.from_numpy(rows))
         torch.jit.save(torch.jit.freeze(traced.eval()), str(directory / MODEL_NAME))
         output = traced(torch.from_numpy(rows)).numpy()
     np.savez(directory / GOLDEN_NAME, input=rows, output=output, output_fp32=output)
@@ -54,14 +61,15 @@ def write_named_package(directory: Path) -> Path:
         for name in manifest.files
         if name != "labels.txt"
     }
+    shapes = {"input_shape": list(signature.engine_input_shape), "output_shape": list(signature.engine_output_shape)}
     changed = dataclasses.replace(
         manifest,
         files=files,
-        model={**manifest.model, "input_shape": [8], "output_shape": [5]},
+        model={**manifest.model, **shapes},
         preprocess=None,
         labels=None,
-        inputs=[each.to_dict() for each in SIGNATURE.inputs],
-        outputs=[each.to_dict() for each in SIGNATURE.outputs],
+        inputs=[each.to_dict() for each in signature.inputs],
+        outputs=[each.to_dict() for each in signature.outputs],
         task={"kind": "raw"},
     )
     keep_manifest(directory, changed)

@@ -92,6 +92,26 @@ def run(
     return np.concatenate(outputs, 2), np.stack(hidden, 1), np.stack(cells, 1)
 
 
+def run_lengths(
+    kind: Kind, directions: list[Direction], x: Array, states: Array, *, wide: bool = False
+) -> tuple[Array, Array, Array]:
+    """Return what ``run`` does for sequences of their own lengths, the last of ``states``; zeros after each."""
+    count, units, outputs = len(directions), len(directions[0].inputs) // GATES[kind], directions[0].outputs
+    y = np.zeros((len(x), x.shape[1], count * outputs), np.float32)
+    hidden, cells = np.zeros((len(x), count, outputs), np.float32), np.zeros((len(x), count, units), np.float32)
+    for number, each in enumerate(x):
+        length = states[number, -1]
+        steps = int(min(length, x.shape[1])) if length > 0 else 0
+        own = states[number : number + 1, :-1]
+        if steps:
+            found = run(kind, directions, each[None, :steps], own, wide=wide)
+            y[number, :steps], hidden[number], cells[number] = (part[0] for part in found)
+        else:
+            hidden[number] = own[0, : count * outputs].reshape(count, outputs)
+            cells[number] = own[0, count * outputs :].reshape(count, units) if kind is Kind.LSTM else 0.0
+    return y, hidden, cells
+
+
 def _of_direction(states: Array, number: int, count: int, each: Direction, kind: Kind) -> tuple[Array, Array]:
     units = len(each.inputs) // GATES[kind]
     own, before = each.outputs, count * each.outputs + number * units

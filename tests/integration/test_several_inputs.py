@@ -25,7 +25,7 @@ pytestmark = [
 ]
 CHECKOUT = Path(cpupack.__file__).parents[1]
 PAGE = CHECKOUT / "docs" / "how-to" / "several-inputs.md"
-RECIPES = ("siamese", "heads", "tokens", "table")
+RECIPES = ("siamese", "heads", "tokens", "table", "words")
 MOST_LINES = 30
 
 
@@ -43,6 +43,8 @@ def write_project(root: Path) -> None:
     np.savez(root / "siamese.npz", left=pixels[0], right=pixels[1])
     mask = np.ones((64, 16), np.int64)
     mask[::2, 9:] = 0
+    x = random.standard_normal((64, 50, 40)).astype(np.float32)
+    np.savez(root / "words.npz", x=x, lengths=random.integers(1, 51, 64))
     np.savez(root / "tokens.npz", input_ids=random.integers(0, 1000, (64, 16)), attention_mask=mask)
 
 
@@ -199,3 +201,25 @@ def test_inspect_lists_inputs_and_outputs(project: Path) -> None:
         r"^Outputs +kind float32 \(n, 7\), box float32 \(n, 4\), mask int64 \(n, 32, 32\)$", done.stdout, re.M
     )
     assert re.search(r"^Output mask +SQNR [\d.]+ dB, cosine", done.stdout, re.M)
+
+
+def test_a_sequence_ends_at_its_length(environment: Environment) -> None:
+    lines = run(
+        environment,
+        """
+from words_int8 import Runner
+x = np.random.default_rng(1).standard_normal((3, 50, 40)).astype(np.float32)
+lengths = np.array([7, 50, 21])
+with Runner() as runner:
+    found = runner(x=x, lengths=lengths)
+    x[0, 7:] = 99
+    print(found.shape, np.array_equal(runner(x=x, lengths=lengths), found))
+    print(np.array_equal(runner(x=x[2:], lengths=lengths[2:])[0], found[2]))
+    try:
+        runner(x=x, lengths=np.array([7, 51, 21]))
+    except Exception as error:
+        print(error)
+""",
+    )
+    assert lines[:2] == ["(3, 12) True", "True"]
+    assert lines[2] == 'input "lengths": sample 1 has 51; the model takes 0 to 50'

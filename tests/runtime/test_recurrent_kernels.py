@@ -39,25 +39,35 @@ def direction(kind: Kind, inputs: int, units: int, seed: int, projected: int = 0
 def layer(
     kind: Kind, steps: int, inputs: int, units: int, *, directions: int = 1, projected: int = 0, states: bool = False,
     samples: int = 3, extreme: bool = False, turned: bool = False,
-    words: bool = False,
+    words: bool = False, lengths: bool = False,
 ) -> Net:  # fmt: skip
     """Return a net of one layer whose sequence, last values and last cells leave."""
+    states = states or lengths
     random = np.random.default_rng(steps + inputs)
     nets = [direction(kind, inputs, units, number, projected) for number in range(directions)]
     own = directions * ((projected or units) + (units if kind is Kind.LSTM else 0)) if states else 0
+    own += lengths
     values = random.normal(0, 1, (samples, own + steps * inputs)).astype(np.float32)
     if extreme:
         values[0] = 0.0
         values[1, ::7] = random.choice(np.array([1e-38, -1e-31, 1e20, -3e30, 0.0], np.float32), values[1, ::7].shape)
         values[2, -3:] = [np.nan, np.inf, -np.inf]
+    if lengths:  # of none, of more than all, of a part of a step
+        values[:, own - 1] = random.permutation(
+            np.resize([0, steps, 1, steps + 3, steps - 1, 2.5, np.nan, -4], samples)
+        )
     net = Net(values)
     first, start = net.view((own,))[0] if states else None, values[:, :own] if states else None
     view, x = net.view((steps, inputs), own)
     if turned:  # steps side by side in memory, a value at a time
         view = View(view.buffer, (steps, inputs), (1, steps), own)
         x = x.reshape(samples, inputs, steps).transpose(0, 2, 1)
-    outputs, last, cells, _ = net.floats.recur(view, kind, nets, first, words=words)
-    expected = reference.run(kind, nets, x, start, wide=words)
+    outputs, last, cells, _ = net.floats.recur(view, kind, nets, first, words=words, lengths=lengths)
+    expected = (
+        reference.run_lengths(kind, nets, x, start, wide=words)
+        if lengths and start is not None
+        else reference.run(kind, nets, x, start, wide=words)
+    )
     net.result(outputs, expected[0])
     net.result(last, expected[1])
     if cells is not None:
@@ -80,6 +90,8 @@ NETS = {
         "many samples": {"samples": 77},
         "of words": {"words": True, "directions": 2, "states": True},
         "of words, extreme": {"words": True, "extreme": True, "samples": 9},
+        "of lengths": {"lengths": True, "directions": 2, "samples": 75},
+        "of lengths and words": {"lengths": True, "words": True, "samples": 9},
     }.items()
 } | {
     "lstm, projected": (Kind.LSTM, 5, 30, 70, {"projected": 5}),
@@ -90,6 +102,8 @@ NETS = {
     "gru, long": (Kind.GRU, 300, 5, 20, {"samples": 2}),
     "lstm, projected, of words": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "words": True}),
     "gru, long, of words": (Kind.GRU, 300, 5, 20, {"samples": 2, "words": True}),
+    "lstm, projected, of lengths": (Kind.LSTM, 5, 31, 90, {"projected": 67, "directions": 2, "lengths": True}),
+    "gru, long, of lengths": (Kind.GRU, 300, 5, 20, {"samples": 11, "lengths": True, "directions": 2}),
     "lstm, wide, of words": (Kind.LSTM, 2, 701, 400, {"samples": 9, "words": True}),
     "lstm, wide": (Kind.LSTM, 2, 700, 400, {"samples": 9}),
 }  # fmt: skip
@@ -115,7 +129,9 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
     same_bytes(found, np.concatenate(net.expected, 1))
 
 
-@pytest.mark.parametrize("name", ["lstm, from states", "gru, both ways", "tanh, turned", "lstm, projected"])
+@pytest.mark.parametrize(
+    "name", ["lstm, from states", "gru, both ways", "tanh, turned", "lstm, projected", "lstm, of lengths"]
+)
 def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> None:
     net = made(name)
     x, program = net.tensors()
@@ -181,8 +197,8 @@ def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
 
 # --- damaged programs
 
-_HEADER, _BUFFER, _LAYER, _NUMBERS = 64, 48, 160, 12
-DAMAGED = ("lstm, from states", "gru, both ways", "tanh, turned", "lstm, projected")
+_HEADER, _BUFFER, _LAYER, _NUMBERS = 64, 48, 160, 15
+DAMAGED = ("lstm, from states", "gru, both ways", "tanh, turned", "lstm, projected", "lstm, of lengths")
 
 
 def damage(seed: int) -> tuple[int, int]:

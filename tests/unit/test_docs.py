@@ -20,6 +20,7 @@ from cpupack.runtime import cli as wheel_cli
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SEVERAL_INPUTS = ("siamese.py", "siamese.npz", "heads.py", "tokens.py", "tokens.npz", "table.py", "table_data.py")
+STREAMS = ("words.py", "words.npz", "chunks.npz", "denoise.py", "sound.npz")
 MINIMAL = """\
 schema = 1
 [package]
@@ -94,7 +95,7 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
-    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS):
+    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS, *STREAMS):
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)

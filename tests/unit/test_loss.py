@@ -59,6 +59,11 @@ def made_up(**facts: Any) -> Contender:
         ({"agreement": 0.4}, {"min_agreement": 0.3}, {"classifies": True}, []),
         ({"agreement": 0.4}, {"min_agreement": "off"}, {"classifies": True}, []),
         ({"agreement": None}, {}, {"classifies": True}, []),
+        ({"decisions": 0.89}, {}, {}, ["min_decisions"]),
+        ({"decisions": 0.9}, {}, {}, []),
+        ({"decisions": 0.79}, {"min_decisions": "off"}, {}, []),
+        ({"decisions": 0.79}, {}, {"trained": False}, []),
+        ({"decisions": 0.97}, {"min_decisions": 0.98}, {}, ["min_decisions"]),
         # A default is judged by what was measured, also where the recipe's own gates are not.
         ({"sqnr_db": 7.0, "sqnr_db_ci95": (5.0, 9.0)}, {"confident": True}, {}, []),
     ],

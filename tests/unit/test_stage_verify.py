@@ -356,7 +356,7 @@ def test_a_gate_on_embeddings_is_judged_by_their_meaning() -> None:
     assert found == [("min_agreement", 0.97, False), ("min_cosine", 0.97, True)]
 
 
-@pytest.mark.parametrize("name", ["min_recall", "min_agreement"])
+@pytest.mark.parametrize("name", ["min_recall", "min_agreement", "min_decisions"])
 def test_a_gate_on_likeness_that_no_sample_tells_of_is_an_error(name: str) -> None:
     """Two texts have no order; images without a box in either have none in common."""
     meaning = Meaning(0.97, 0.9, None, None, 0) if name == "min_recall" else None

@@ -12,7 +12,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.runtime.signature import INPUT, OutputSpec, Signature, TensorSpec
 from cpupack.runtime.tasks.spec import TaskSpec
-from cpupack.tasks.likeness import common_boxes, likeness
+from cpupack.tasks.likeness import common_boxes, likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
 
 SIZE = 10
@@ -115,3 +115,23 @@ def test_maps_are_alike_without_labels() -> None:
     other = {"output": np.array([[[[0, 0]], [[1, 1]]]], np.float32)}
     found = likeness(presenter_of(of), scores, other)
     assert found == ("mean IoU of the classes", pytest.approx((0.0 + 0.5) / 2))  # class 0 is gone, class 1 is twice
+
+
+def test_decisions_count_those_of_each_side_alike() -> None:
+    """Of 100 values 20 are yes in FP32; INT8 loses 5 of these, and says yes to 8 of the others."""
+    expected = np.r_[np.full(20, 0.9), np.full(80, 0.1)].astype(np.float32)[:, None]
+    found = expected.copy()
+    found[:5], found[20:28] = 0.4, 0.6
+    shares = (15 / 20 + 72 / 80) / 2
+    raw = presenter_of(model("raw", {"speech": (1,), "state": (4,)}))
+    state = np.full((100, 4), -0.5, np.float32)
+    assert same_decisions(raw, {"speech": expected, "state": state}, {"speech": found, "state": -state}) == (
+        pytest.approx(shares)
+    )
+    assert same_decisions(raw, {"state": state}, {"state": state}) is None  # not from 0 to 1
+    few = expected[1:], found[1:]  # 19 are too few to count as much as 80
+    assert same_decisions(raw, {"y": few[0]}, {"y": few[1]}) == pytest.approx(1 - 12 / 99)
+    labels = presenter_of(model("multilabel", {"y": (1,)}, scores="logits", threshold=0.5))
+    logits = [np.log(each / (1 - each)) for each in (expected, found)]
+    assert same_decisions(labels, {"y": logits[0]}, {"y": logits[1]}) == pytest.approx(shares)
+    assert same_decisions(None, {"y": expected}, {"y": found}) is None  # of classes

@@ -80,6 +80,10 @@ class Evaluation(Table):
     """Smallest share of samples on which FP32 and INT8 choose the same class; of pixels for a ``segmentation``, of
     boxes for a ``detection``; the mean cosine for an ``embedding``. The default applies to
     trained models that are known to be classifiers (``labels`` or labelled data). ``off`` turns it off."""
+    min_decisions: Fraction | Literal["off"] = 0.9
+    """Smallest share of yes-or-no decisions that are FP32's: the labels of a ``multilabel`` model, and values of
+    ``raw`` outputs that are all from 0 to 1, where half or more is yes. It is the mean of the shares of FP32's yes and
+    of its no. The default applies to trained models. ``off`` turns it off."""
     min_sqnr_db: Finite | Literal["off"] = 6.0
     """Smallest signal-to-quantization-noise ratio of the outputs against FP32, in dB. The default applies to
     trained models. ``off`` turns it off."""

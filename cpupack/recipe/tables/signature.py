@@ -51,6 +51,10 @@ class Input(Table):
     """Value of the positions that a sample does not have, at the end of the first dimension of ``shape``: 0 for a mask,
     the id of the padding for ids. With it ``shape`` has the greatest length, and the wheel does not compute what is
     padding in all inputs that have a ``pad``: see ``[lengths]``."""
+    state: Text | None = None
+    """The output that is the next value of this input, by the model's name of it (``output_1``). ``runner.stream()``
+    carries it from call to call. It begins with ``default``, or zeros. The batch may be its first dimension in
+    ``forward``, or its second as in torch's recurrent layers; ``shape`` is without it."""
     preprocess: Preprocess | None = None
     """Makes the input from an image."""
 

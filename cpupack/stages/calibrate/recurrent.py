@@ -42,20 +42,33 @@ class _Measured(fx.Interpreter):
         return value
 
 
-def with_codes(
-    module: Recurrent, x: torch.Tensor, hidden: torch.Tensor | None = None, cells: torch.Tensor | None = None
-) -> torch.Tensor:
+def with_codes(module: Recurrent, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     """Return all hidden values ``(n, steps, directions * outputs)`` as the engine computes them with codes of 8 bits.
 
     Takes what the layer takes.
     """
     layer: Any = module.layer
+    lengths, first = (others[0], others[1:]) if module.has_lengths else (None, others)
+    hidden, cells = (*first, None, None)[:2]
     found = []
     for number, group in enumerate(layer.all_weights):
         states = [None if each is None else each[:, number] for each in (hidden, cells)]
-        outputs = _one_way(layer, group, x.flip(1) if number else x, *states)
-        found.append(outputs.flip(1) if number else outputs)
-    return torch.cat(found, 2)
+        outputs = _one_way(layer, group, _turned(x, lengths) if number else x, *states)
+        found.append(_turned(outputs, lengths) if number else outputs)
+    y = torch.cat(found, 2)
+    if lengths is None:
+        return y
+    return y * (torch.arange(y.shape[1]) < lengths[:, None])[..., None]
+
+
+def _turned(x: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Return sequences from their last step to their first one; what comes after a sequence stays."""
+    if lengths is None:
+        return x.flip(1)
+    steps = torch.arange(x.shape[1])
+    last = lengths.long()[:, None] - 1
+    places = torch.where(steps <= last, last - steps, steps)
+    return x.gather(1, places[..., None].expand(x.shape))
 
 
 def _one_way(

@@ -11,6 +11,8 @@ from cpupack.errors import ModelError
 from cpupack.graph.eager import has_quant_stubs
 from cpupack.graph.rows import mark_rows
 from cpupack.graph.trace import record_shapes
+from cpupack.model.one_row import OneRow
+from cpupack.model.packed_check import check_packed
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.rows import random_rows
@@ -43,6 +45,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     """
     batch = examples(model, samples)
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
+    if isinstance(model.module, OneRow) and model.module.packs:
+        check_packed(model.module, model.signature, batch)
     if recipe.quantize.mode == "dynamic":
         graph = _graph_beside(model, batch, samples, places, recipe, progress)
         return CapturedModel(model.module, "dynamic", batch, places, graph)

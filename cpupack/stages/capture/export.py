@@ -100,6 +100,11 @@ def _told(error: Exception) -> str:
 
 
 def _advice(error: Exception) -> str:
+    if any(word in _line_of(error) for word in (".tolist()", "pack_padded_sequence")):
+        return (
+            "pass the tensor itself, not a list of its values: pack_padded_sequence, for example, takes lengths.cpu(). "
+            + HINT
+        )
     if "data-dependent" in str(error) or "GuardOnDataDependent" in type(error).__name__:
         return (
             "compute both ways and choose with torch.where, or keep that part out of the model that is packaged; or "

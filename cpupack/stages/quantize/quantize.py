@@ -49,7 +49,7 @@ def quantize(
     spec = recipe.quantize
     check_skip(original, calibrated.fused.module, spec.skip, calibrated.fused.chains)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
-    example = torch.zeros(1, *recipe.engine_input_shape)
+    example = torch.zeros(1, *_sample_shape(calibrated, recipe))
     known: dict[str, str] = {}
     if target.record.quantizer == "native":
         return _quantize_natively(calibrated, recipe, spec, target)
@@ -97,11 +97,16 @@ def quantize(
 def _quantize_natively(calibrated: CalibratedModel, recipe: Recipe, spec: Quantize, target: Target) -> QuantizedModel:
     """Lower the model to programs of the native engine, with the layers that ``skip`` names in FP32."""
     model, layers, sums = lower(
-        calibrated, spec, recipe.engine_input_shape, recipe.engine_preprocess,
+        calibrated, spec, _sample_shape(calibrated, recipe), recipe.engine_preprocess,
         fitting=target.fits_weights,
         words=target.cpu == "x86_64",  # NEON multiplies float32 values as fast
     )  # fmt: skip
     return QuantizedModel(model, target, pixel_input=model.pixel_input, layers=layers, sums=sums)
+
+
+def _sample_shape(calibrated: CalibratedModel, recipe: Recipe) -> tuple[int, ...]:
+    """Return the shape of a sample as the model takes it: with ``stream`` it has states that the recipe does not."""
+    return calibrated.fused.sample_shape or recipe.engine_input_shape
 
 
 def _name(path: str) -> str:

@@ -20,7 +20,7 @@ _CLASS_GATES = ("max_drop", "min_top1", "min_agreement")
 _ROUNDING = 1e-9
 ALIKE = ("segmentation", "detection", "embedding")
 """Kinds for which ``min_agreement`` is measured without classes of whole inputs."""
-_OF_ALIKENESS = (*MEANING_GATES, "min_agreement")
+_OF_ALIKENESS = (*MEANING_GATES, "min_agreement", "min_decisions")
 """Gates that every host can measure, with any weights: they need no labels and no clock."""
 OFF = "off"
 """The value in a recipe that turns off a gate with a default."""
@@ -81,7 +81,8 @@ def judge(contender: Contender, evaluation: Evaluation, *, trained: bool = True,
     if missing:
         raise VerificationError(
             f"[evaluation] {' and '.join(missing)} cannot be judged on {report.samples} samples of {report.data}",
-            hint="an order of similarities takes three of them; boxes take an image in which FP32 or INT8 finds some",
+            hint="an order of similarities takes three of them; boxes take an image in which FP32 or INT8 finds some; "
+            "decisions take a multilabel model, or raw outputs from 0 to 1",
         )
     for name, measured in found.items():
         bound = getattr(evaluation, name)
@@ -147,6 +148,8 @@ def _measured(report: VerifyReport) -> Iterator[tuple[str, _Measured]]:
         yield "min_agreement", _Measured(alike, None, samples)
     elif report.meaning is not None:
         yield "min_agreement", _Measured(report.meaning.mean_cosine, None, samples)
+    if report.decisions is not None:
+        yield "min_decisions", _Measured(report.decisions, None, samples)
     ci95 = report.sqnr_db_ci95
     worst = report.worst_output or ""
     sqnr = _Measured(report.sqnr_db, ci95, samples, _shrinking(ci95, samples), " dB", output=worst)

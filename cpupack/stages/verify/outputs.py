@@ -45,7 +45,7 @@ from cpupack.runtime.signature import worst_sqnr_db
 from cpupack.runtime.tasks.spec import CLASSIFICATION, EMBEDDING, RAW
 from cpupack.runtime.verify import COMPARES_CLASSES
 from cpupack.tasks import pictures
-from cpupack.tasks.likeness import likeness
+from cpupack.tasks.likeness import likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
 from cpupack.workers.client import run_worker
 
@@ -233,6 +233,7 @@ def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     given = signature.unpack(reference.outputs), signature.unpack(actual)
     if (alike := likeness(reference.presenter, *given)) is not None:
         report = dataclasses.replace(report, likeness_name=alike[0], likeness=alike[1])
+    report = dataclasses.replace(report, decisions=same_decisions(reference.presenter, *given))
     if reference.kind not in {*COMPARES_CLASSES, RAW}:  # one of several raw outputs may have class scores
         return report
     if reference.kind == "segmentation":

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from cpupack.errors import ModelError
 from cpupack.graph.recurrent import Recurrent
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.refusals import scope_of
 
 _LAYERS: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN, "rnn_relu": nn.RNN}
 _COPIES = ("aten.contiguous.default", "aten.clone.default")
@@ -42,8 +44,25 @@ def _kind(r: Raiser) -> str:
 def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
     """Return the results of a recurrent call: the sequence, the last hidden values, an LSTM's last cell values."""
     kind = _kind(r)
-    packed = "input" not in a  # sequences of several lengths
-    if packed or not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
+    if "input" not in a:  # what torch packs by itself
+        raise NotRaised
+    return _layers(r, a, kind)
+
+
+def _of_lengths(r: Raiser, a: dict[str, Any]) -> list[Any]:
+    """Return the results for packed sequences, which come as padded ones with their lengths (``model/packed.py``)."""
+    if r.is_known(a["lengths"]):
+        raise ModelError(
+            f"the model cannot be captured: the lengths of its packed sequences in {scope_of(r.node)} do not depend on "
+            "its inputs",
+            hint="take the lengths as an input, or leave pack_padded_sequence out where all sequences have one length",
+        )
+    return _layers(r, {**a, "batch_first": True, "train": False, "dropout": 0.0}, a["kind"], lengths=a["lengths"])
+
+
+def _layers(r: Raiser, a: dict[str, Any], kind: str, lengths: Any = None) -> list[Any]:
+    """Return the results of the layers of a module, each of which is a call."""
+    if not isinstance(a.get("params"), list | tuple) or (a["train"] and a["dropout"]):
         raise NotRaised
     parameters = [r.tensor(each) for each in a["params"]]
     states = a["hx"] if isinstance(a["hx"], list | tuple) else [a["hx"]]
@@ -58,22 +77,24 @@ def _recurrent(r: Raiser, a: dict[str, Any]) -> list[Any]:
     found: list[fx.Node] = []
     for number in range(layers):
         own: list[Any] = parameters[number * count : (number + 1) * count]
-        layer = Recurrent(_layer(kind, own, bias=a["has_biases"], directions=directions))  # type: ignore[arg-type]
+        made: Any = _layer(kind, own, bias=a["has_biases"], directions=directions)
+        layer = Recurrent(made, has_lengths=lengths is not None)
         rows = (slice(None), slice(number * directions, (number + 1) * directions))
         first = [r.call(operator.getitem, each, rows, word="state") if layers > 1 else each for each in before]
         path = scope[-1][0] if scope else ""
         owner = f"{path}.l{number}" if path and layers > 1 else path
-        node = r.module(layer, x, *first, word=kind if layers == 1 else f"{kind}_l{number}", owner=owner)
+        counts = [] if lengths is None else [r.activation(lengths)]
+        node = r.module(layer, x, *counts, *first, word=kind if layers == 1 else f"{kind}_l{number}", owner=owner)
         found.append(node)
         x = r.call(operator.getitem, node, 0, word="output")
     return [
         lambda: x if a["batch_first"] else r.call(torch.permute, x, (1, 0, 2), word="steps_first"),
-        *(lambda place=place: _last(r, found, place) for place in range(1, len(states) + 1)),
+        *(lambda place=place: _last(r, found, place) for place in range(1, 3 if kind == "lstm" else 2)),
     ]
 
 
 def _states(r: Raiser, states: Sequence[Any]) -> list[fx.Node]:
-    """Return the first states with the batch in front; none where they are zeros."""
+    """Return the first states with the batch in front; none where they are zeros, or not given."""
     if all(_is_zero(r, each) for each in states):
         return []
     return [
@@ -138,5 +159,6 @@ def _is_zero(r: Raiser, state: object) -> bool:
 
 HANDLERS: dict[str, Any] = {
     **dict.fromkeys(_LAYERS, _recurrent),
+    "cpupack::recurrent_of_lengths": _of_lengths,
     **dict.fromkeys((f"{kind}_cell" for kind in _LAYERS), _cell),
 }

@@ -12,6 +12,7 @@ from torch.fx.node import map_arg
 
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, kind_of, scoped_name
+from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import CONVOLUTIONS, SHAPES, UNFOLD
 from cpupack.stages.quantize.native.batches import Rearrangement
 from cpupack.stages.quantize.native.functions import activation_of, constant_of
@@ -115,7 +116,7 @@ class Calls:
 
     def beyond_floats(self) -> list[fx.Node]:
         """Return the calls that take or give what no buffer has: another type than float32 (a comparison, indices), one
-        number of each sample without a dimension, no value at all."""
+        number of each sample without a dimension, no value at all. A recurrent layer may take lengths."""
         other = {
             node
             for node in self.graph.graph.nodes
@@ -128,7 +129,13 @@ class Calls:
         return [
             node
             for node in self.graph.graph.nodes
-            if node.op.startswith("call") and (node in other or any(each in other for each in node.all_input_nodes))
+            if node.op.startswith("call")
+            and (
+                node in other
+                or (
+                    any(each in other for each in node.all_input_nodes) and not isinstance(self.module(node), Recurrent)
+                )
+            )
         ]
 
     def is_convolution(self, node: fx.Node) -> bool:

@@ -236,11 +236,13 @@ class Floats:
         states: Operand | None = None,
         *,
         words: bool = False,
+        lengths: bool = False,
     ) -> tuple[View, View, View | None, float]:
         """Append a recurrent layer over ``(steps, inputs)``.
 
         ``states`` are the first hidden values ``(directions, outputs)``, and for an LSTM after them the first cell
-        values ``(directions, units)``, as one vector; None for zeros. With ``words`` codes have 16 bits. Returns all
+        values ``(directions, units)``, as one vector; None for zeros. With ``lengths`` there is one more value in it:
+        how many steps the sequence has. With ``words`` codes have 16 bits. Returns all
         hidden values ``(steps, directions * outputs)``, the last ones ``(directions, outputs)``, the last cell values
         ``(directions, units)`` of an LSTM, and the SQNR of the weights in dB.
         """
@@ -254,16 +256,19 @@ class Floats:
         units = len(directions[0].inputs) // GATES[kind]
         row = count * outputs
         cells = count * units if kind is Kind.LSTM else 0
-        whole = self.new((steps * row + cells,))
+        whole = self.new((steps * row + cells + (row if lengths else 0),))
         fields = {
             "steps": steps, "in_first": view.first, "in_step": view.steps[0] if steps > 1 else 0, "out_step": row,
             "cells_first": steps * row if cells else 0, "in2_first": 0 if first is None else first.first,
+            "lengths": int(lengths), "last_first": steps * row + cells if lengths else 0,
         }  # fmt: skip
         constants, sqnr_db = constants_of(kind, directions, fields, words=words)
         number = -1 if first is None else _number(first)
         self._append(Op.RECURRENT, whole, view, number, constants)
         last = View(whole.buffer, (1, outputs), (row, 1), (steps - 1) * row)
-        if count == 2:  # the backward direction ends at the first step
+        if lengths:
+            last = View(whole.buffer, (count, outputs), (outputs, 1), steps * row + cells)
+        elif count == 2:  # the backward direction ends at the first step
             last = View(whole.buffer, (2, outputs), (outputs - (steps - 1) * row, 1), (steps - 1) * row)
         return (
             View(whole.buffer, (steps, row), (row, 1)),

@@ -28,7 +28,7 @@ RECURRENT = np.dtype(
             "out_step", "cells_first", "in2_first",
         )
     ]
-    + [("words", "<i4"), ("unused", "<i4", 3)]
+    + [("words", "<i4"), ("lengths", "<i4"), ("last_first", "<i4"), ("unused", "<i4", 1)]
 )  # fmt: skip
 
 

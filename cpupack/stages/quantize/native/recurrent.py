@@ -13,7 +13,7 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, can_have_words, fits
-from cpupack.stages.quantize.native.walks import View
+from cpupack.stages.quantize.native.walks import Fixed, View
 
 LEAST_SQNR_DB = 30.0
 """What must be left of a layer's outputs with codes of 8 bits, else it has 16. Errors go from step to step and from
@@ -34,10 +34,14 @@ def recur(b: Builder, node: fx.Node) -> None:
     words = node.name in b.by_words and all(can_have_words(each) for each in directions)
     if not fits(kind, directions[0], words=words):
         raise b.calls.refusal(node, "of so many units")
-    x, *states = node.args
+    x, *others = node.args
     assert isinstance(x, fx.Node)
+    lengths, states = (others[0], others[1:]) if module.has_lengths else (None, others)
+    first = _joined(b, states, node)
+    if lengths is not None:
+        first = _with_length(b, first, lengths, node, _state_size(kind, directions))
     y, last, cells, sqnr_db = b.floats.recur(
-        b.floats.view(as_floats(b, x, node)), kind, directions, _joined(b, states, node), words=words
+        b.floats.view(as_floats(b, x, node)), kind, directions, first, words=words, lengths=lengths is not None
     )
     b.float_tuples[node] = (y, last) if cells is None else (y, last, cells)
     b.tell_recurrent(node, module.kind, sqnr_db, words=words)
@@ -65,6 +69,24 @@ def _joined(b: Builder, states: list[Any], reader: fx.Node) -> Operand | None:
         b.floats.map(View(whole.buffer, view.shape, (columns, 1), first), view)
         first += rows * columns
     return whole
+
+
+def _with_length(b: Builder, states: Operand | None, lengths: Any, reader: fx.Node, size: int) -> Operand:
+    """Return a vector of the first states, zeros without, and the length of the sequence."""
+    whole = b.floats.new((size + 1,))
+    if states is None:
+        b.floats.map(View(whole.buffer, (size,), (1,), 0), Fixed(torch.zeros(size)))
+    else:
+        own = b.floats.side_by_side(states)
+        b.floats.map(View(whole.buffer, (size,), (1,), 0), View(own.buffer, (size,), (1,), own.first))
+    length = b.floats.view(as_floats(b, lengths, reader))
+    b.floats.map(View(whole.buffer, (1,), (1,), size), View(length.buffer, (1,), (1,), length.first))
+    return whole
+
+
+def _state_size(kind: Kind, directions: list[Direction]) -> int:
+    units = len(directions[0].inputs) // GATES[kind]
+    return len(directions) * (directions[0].outputs + (units if kind is Kind.LSTM else 0))
 
 
 def _kind_of(layer: Any) -> Kind:

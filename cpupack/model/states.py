@@ -1,0 +1,80 @@
+"""Inputs that are states: where a model has their batch, and which output is the next value of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+
+from cpupack.errors import RecipeError
+from cpupack.model.one_row import OneRow, Taken, blank
+from cpupack.runtime.signature import OutputSpec, TensorSpec
+
+_BATCHES = (1, 2, 3)
+"""A state whose first dimension has this size by chance fails with the others."""
+_MOST_TRIED = 256
+"""Orders of dimensions: those of eight states."""
+
+
+def batch_axes(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str | None]) -> tuple[int, ...]:
+    """Return the dimension of the batch of each input in ``forward``: 0, and for states 0 or 1, with which it runs.
+
+    torch's recurrent layers have it second: ``(layers, n, values)``. 0 everywhere where the model runs with neither.
+    """
+    nowhere = (0,) * len(inputs)
+    if all(each.state is None for each in inputs):
+        return nowhere
+    places = [(0, 1) if each.state is not None and len(each.shape) > 1 else (0,) for each in inputs]
+    tried = itertools.islice(sorted(itertools.product(*places), key=sum), _MOST_TRIED)
+    runs = (axes for axes in tried if _runs(OneRow(module, inputs, names, axes=axes), inputs))
+    return next(runs, nowhere)
+
+
+def _runs(module: nn.Module, inputs: Sequence[TensorSpec]) -> bool:
+    try:
+        with torch.no_grad():
+            for batch in _BATCHES:
+                module(blank(inputs, batch))
+    except Exception:  # noqa: BLE001 - user code; where it runs with no order of dimensions, the trial run says why
+        return False
+    return True
+
+
+def check_states(inputs: Sequence[TensorSpec], outputs: Mapping[str, torch.Tensor], dropped: Collection[str]) -> None:
+    """Raise RecipeError for a state whose output the model does not have, or is dropped, or has another shape.
+
+    ``outputs`` are those for one sample.
+    """
+    for each in inputs:
+        name = each.state
+        if name is None:
+            continue
+        if name in dropped:
+            raise RecipeError(f'[[output]] "{name}" is dropped, and an [[input]] has it as its state')
+        if name not in outputs:
+            near = get_close_matches(name, outputs, n=1)
+            meant = f'; did you mean "{near[0]}"?' if near else ""
+            raise RecipeError(
+                f'[[input]] state = "{name}": the model returns {", ".join(outputs) or "nothing"}{meant}',
+                hint="entries of a tuple are output_0, output_1, those of a tuple in it output_1_0; those of a dict "
+                "have their keys",
+            )
+        shape = tuple(outputs[name].shape)
+        if shape not in {(*each.shape[:axis], 1, *each.shape[axis:]) for axis in (0, 1)}:
+            raise RecipeError(
+                f'[[input]] "{each.name}": its state "{name}" is {shape} for one sample, and the input {each.shape} '
+                "without the batch",
+                hint="a state goes in as it comes out: give the input the shape of the output, without the batch",
+            )
+
+
+def with_state_outputs(
+    inputs: Sequence[TensorSpec], kept: Sequence[tuple[Taken, OutputSpec]]
+) -> tuple[TensorSpec, ...]:
+    """Return the inputs whose states have the wheel's name of their output. ``kept`` are the outputs of the wheel."""
+    own = {taken.name: output.name for taken, output in kept}
+    return tuple(each if each.state is None else dataclasses.replace(each, state=own[each.state]) for each in inputs)

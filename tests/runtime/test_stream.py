@@ -1,0 +1,155 @@
+"""Streams: sequences that are fed chunk by chunk, each with a state of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
+from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.runner import Runner
+from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from helpers.named_package import write_rows_package
+from helpers.once import once
+from helpers.tiny_package import keep_manifest
+
+SIGNATURE = Signature(
+    (
+        TensorSpec("total", (2,), default=0.0, state="next"),
+        TensorSpec("x", (2,)),
+        TensorSpec("gain", (1,), default=1.0),
+    ),
+    (OutputSpec("sums", (2,)), OutputSpec("next", (2,))),
+)
+
+
+class Sums(torch.nn.Module):
+    """Rows of a total, two values and a gain, to the total of all values so far, twice."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        total = rows[:, :2] + rows[:, 2:4] * rows[:, 4:]
+        return torch.cat([total, total], 1)
+
+
+def write(root: Path) -> None:
+    rows = np.array([[0, 0, 1, 2, 1], [5, 6, 1, 2, 3]], np.float32)
+    write_rows_package(root / "tiny_int8", Sums(), rows, SIGNATURE)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "stream", write) / "tiny_int8"
+
+
+@pytest.fixture(scope="module")
+def runner(package: Path) -> Iterator[Runner]:
+    with Runner(package, threads=1, instances=2) as runner:
+        yield runner
+
+
+def chunk(*values: float) -> np.ndarray[Any, Any]:
+    return np.array([[value, -value] for value in values], np.float32)
+
+
+def test_a_stream_carries_the_state_and_answers_without_it(runner: Runner) -> None:
+    stream = runner.stream()
+    assert stream.state == {}
+    assert np.array_equal(stream(chunk(1)), chunk(1))
+    assert np.array_equal(stream(x=chunk(2)), chunk(3))
+    assert np.array_equal(stream({"x": chunk(4), "gain": [[2.0]]}), chunk(11))
+    assert np.array_equal(stream(chunk(1), np.array([[0.0]], np.float32)), chunk(11))
+    assert np.array_equal(stream.state["total"], chunk(11))
+
+
+def test_a_stream_begins_anew_after_reset_and_goes_on_from_a_state(runner: Runner) -> None:
+    stream = runner.stream()
+    stream(chunk(1, 2))
+    kept = stream.state
+    stream(chunk(5, 5))
+    assert np.array_equal(kept["total"], chunk(1, 2))  # a copy
+    again = runner.stream(state=kept)
+    assert np.array_equal(again(chunk(1, 1)), chunk(2, 3))
+    stream.reset()
+    assert np.array_equal(stream(chunk(7)), chunk(7))  # and with another number of sequences
+
+
+def test_a_call_of_the_runner_takes_and_gives_the_state_itself(runner: Runner) -> None:
+    found = runner(x=chunk(1), total=chunk(10))
+    assert np.array_equal(found["next"], chunk(11))
+    assert np.array_equal(runner(x=chunk(1))["sums"], chunk(1))  # it begins with zeros
+
+
+def test_tensors_come_back_as_tensors(runner: Runner) -> None:
+    found = runner.stream()(torch.from_numpy(chunk(1)))
+    assert isinstance(found, torch.Tensor)
+
+
+def test_streams_in_threads_do_not_share_a_state(runner: Runner) -> None:
+    def total_of(number: int) -> np.ndarray[Any, Any]:
+        stream = runner.stream()
+        return [stream(chunk(number)) for _ in range(40)][-1]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(total_of, range(8)))
+    assert [each[0, 0] for each in found] == [40.0 * number for number in range(8)]
+
+
+def test_a_chunk_that_is_refused_leaves_the_state(runner: Runner) -> None:
+    stream = runner.stream()
+    stream(chunk(1))
+    for bad, match in (
+        ({"x": chunk(1, 2)}, "got 2 sequences, and the chunks before had 1; reset"),
+        ({"x": np.zeros((1, 3), np.float32)}, r'"x": got float32 \(1, 3\)'),
+        ({"x": np.full((1, 2), np.nan, np.float32)}, "sample 0 has nan"),
+        ({"y": chunk(1)}, 'no input "y"'),
+        ({"x": chunk(1), "total": chunk(1)}, 'keeps the state "total" itself'),
+        ({"gain": [[1.0]]}, '"x" is missing'),
+    ):
+        with pytest.raises(InputError, match=match):
+            stream(**bad)
+    with pytest.raises(InputError, match="got 3 inputs; a chunk of this stream has x, gain"):
+        stream(chunk(1), [[1.0]], chunk(1))
+    assert np.array_equal(stream(chunk(1)), chunk(2))
+
+
+def test_a_state_that_does_not_fit_is_refused(runner: Runner) -> None:
+    for state, match in (
+        ({"sum": chunk(1)}, 'no state "sum"; it has total float32'),
+        ({"total": np.zeros((1, 3), np.float32)}, r'"total": got float32 \(1, 3\)'),
+        ({"total": np.zeros((1, 2))}, '"total": got float64'),
+        ([chunk(1)], "state is a list"),
+    ):
+        with pytest.raises(InputError, match=match):
+            runner.stream(state=state)  # type: ignore[arg-type]  # what a caller may hand in
+
+
+def test_a_stream_is_neither_pickled_nor_copied(runner: Runner) -> None:
+    stream = runner.stream()
+    for call in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(RunnerError, match=r"stream\.state"):
+            call(stream)
+
+
+def test_a_model_without_a_state_has_no_streams(array_package_dir: Path) -> None:
+    with Runner(array_package_dir, threads=1, instances=1) as plain, pytest.raises(InputError, match="keeps no state"):
+        plain.stream()
+
+
+def test_a_state_without_its_next_value_is_damage(package: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(package, tmp_path / "tiny_int8"))
+    manifest = read_manifest(damaged)
+    inputs = [{**each, "state": "nothing"} if each["name"] == "total" else each for each in manifest.inputs]
+    keep_manifest(damaged, dataclasses.replace(manifest, inputs=inputs))
+    told = 'the state "total" in the manifest is damaged'
+    with Runner(damaged, threads=1, instances=1) as runner, pytest.raises(IntegrityError, match=told):
+        runner.stream()
