@@ -144,7 +144,8 @@ def _check(name: str, one: torch.Tensor, two: torch.Tensor, source: str) -> None
     if one.shape == two.shape:
         raise ModelError(
             f"{what} has the shape {tuple(one.shape)} for one sample and for two: the batch is not its first dimension",
-            hint=f"{drop}; a wheel's output has a value for each sample, which a loss or a constant has not",
+            hint=f"{drop}; a wheel's output has a value for each sample, which a loss or a constant has not: "
+            "mean(dim=...) keeps the batch, mean() does not",
         )
     raise ModelError(
         f"{what} has the shape {tuple(one.shape)} for one sample and {tuple(two.shape)} for two; the batch must be its "
