@@ -94,10 +94,11 @@ class NativeModel(nn.Module):
     def is_program_for(self, x: torch.Tensor) -> bool:
         """Return whether the model only runs its program for inputs like ``x``.
 
-        Then it has no FP32 part, and it changes the shape of neither the input nor the result.
+        Then it has no FP32 part, and it does not change the shape of the result. The runner lays inputs out as
+        ``engine_input`` does.
         """
-        as_given = x.dim() in (2, 4) and self.head is None
-        return as_given and self.tail is None and not self.image and self.result_shape == (self.outputs,)
+        whole = self.head is None and self.tail is None
+        return x.dim() > 1 and whole and not self.image and self.result_shape == (self.outputs,)
 
     def engine_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine reads when the model is given ``x``."""

@@ -101,7 +101,7 @@ static int64_t *set_run_offsets(struct step *step, int64_t *offsets) {
 /* Have a step see each image of its result as a sample, and of its inputs what belongs to that image. */
 static void see_images(struct step *step) {
     const struct cpupack_layer *spec = &step->spec;
-    step->deeper = spec->dilation_d * step->in.frame;
+    step->deeper = spec->dilation_d * step->in.frame, step->in_frames = step->in.frames;
     if (!sees_images(spec))
         return;
     step->batch *= step->out.frames;

@@ -52,6 +52,7 @@ struct step {
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int64_t input_values;    /* OP_INPUT_FLOAT, OP_FLOAT_INPUT: values of one sample of the caller's */
     int64_t deeper;          /* bytes of the input from one tap of a window to the next, through frames */
+    int32_t in_frames;       /* frames that the input has; those before and after them are padding */
     int64_t batch;           /* samples; with sees_images() the images of the result in all of them */
 };
 

@@ -96,13 +96,13 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(pool.run(INPUT.numpy()), model(INPUT).numpy())
 
 
-def test_a_model_that_flattens_its_input_is_left_to_torch(tmp_path: Path) -> None:
-    """The runner hands a batch to the program as it is, so it cannot run this one."""
+@pytest.mark.parametrize("shape", [(7, 10), (2, 5, 1, 7)])
+def test_a_batch_of_other_dimensions_is_read_in_rows(shape: tuple[int, ...], tmp_path: Path) -> None:
     x, program = native_nets.floats_out(3, 70, 10).tensors()
     model = NativeModel(program.numpy().tobytes(), (10,), {}, pixel_input=True)
-    tokens = x.flatten(1).reshape(3, 7, 10)
+    tokens = x.flatten(1).reshape(3, *shape)
     path = save(model, tokens, tmp_path / "model.pt")
-    assert not native_program.is_program(path, library.ENGINE)
+    assert native_program.is_program(path, library.ENGINE)
     with InstancePool(path, library.ENGINE, threads=1, instances=1) as pool, torch.inference_mode():
         np.testing.assert_array_equal(pool.run(tokens.numpy()), model(tokens).numpy())
 

@@ -19,6 +19,16 @@ CONVOLUTIONS = {
     "3x3x3 dilated": ((1, 7, 8, 9, 10), (33, 10, 3, 3, 3), {"pad": (2, 1, 3), "dilation": (2, 1, 3), "fill": 1}),
     "1x3x3": ((2, 3, 9, 10, 64), (32, 64, 1, 3, 3), {"pad": (0, 1, 1), "fill": 14}),
     "1x3x3 of many frames": ((1, 7, 20, 31, 64), (40, 64, 1, 3, 3), {"pad": (0, 1, 1), "fill": 6, "table": TABLE}),
+    "3x3x3, tiles of six": ((1, 4, 14, 20, 32), (33, 32, 3, 3, 3), {"pad": (1, 1, 1), "fill": 0}),
+    "3x3x3, tiles of six, dilated": (
+        (1, 7, 13, 17, 40), (32, 40, 3, 3, 3), {"pad": (2, 1, 1), "dilation": (2, 1, 1), "fill": 5}
+    ),
+    "3x3x3, tiles of six, stride of frames": (
+        (2, 5, 12, 12, 33), (40, 33, 3, 3, 3), {"pad": (1, 1, 1), "stride": (2, 1, 1), "fill": 0, "table": TABLE}
+    ),
+    "5x3x3, tiles of six, many frames of padding": (
+        (2, 3, 9, 16, 40), (32, 40, 5, 3, 3), {"pad": (4, 1, 1), "fill": 0}
+    ),
     "3x1x1": ((2, 6, 5, 4, 45), (30, 45, 3, 1, 1), {"pad": (1, 0, 0), "fill": 8}),
     "3x1x1 stride": ((2, 6, 5, 4, 45), (30, 45, 3, 1, 1), {"pad": (1, 0, 0), "stride": (2, 1, 1), "fill": 8}),
     "1x1x1": ((2, 3, 5, 7, 40), (33, 40, 1, 1, 1), {}),
@@ -117,7 +127,13 @@ VIDEO_NETS: dict[str, Callable[[], VideoReference]] = {
     **{f"video {name}": lambda name=name: convolution(name) for name in CONVOLUTIONS},
     **{
         f"video {name}, up to {largest}": lambda name=name, largest=largest: convolution(name, largest)
-        for name in ("3x3x3", "3x7x7 stride of three channels", "groups of 24", "depthwise 3x3x3")
+        for name in (
+            "3x3x3",
+            "3x3x3, tiles of six",
+            "3x7x7 stride of three channels",
+            "groups of 24",
+            "depthwise 3x3x3",
+        )
         for largest in (32, 64)
     },
     "video residual": residual,

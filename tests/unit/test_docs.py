@@ -93,9 +93,12 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
             assert f"\n{arguments[0]}:" in targets
 
 
+VIDEOS = ("clips.npz", "labelled.npz", "labels.txt")
+
+
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
-    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS, *STREAMS):
+    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS, *STREAMS, *VIDEOS):
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cpupack import accuracy
 from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels
+from helpers.tiny_models import quantized, recipe, run, samples
 
 SHAPE = (3, 6, 9, 10)
 
@@ -63,6 +65,52 @@ class Scan(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         one = self.down(x)
         return self.last(torch.cat([one, self.up(self.deep(F.max_pool3d(one, 2)))], 1))
+
+
+class OverFrames(nn.Module):
+    """Layers of images over the frames of a video, which are in the batch, with a shift of channels through time."""
+
+    def __init__(self, layers: nn.Module, frames: int = 4) -> None:
+        super().__init__()
+        self.frames = frames
+        self.first, self.layers = nn.Conv2d(3, 8, 3, padding=1), layers
+        self.end = nn.LazyLinear(5)
+        self(torch.zeros(2, frames, 3, 8, 8))
+
+    def shifted(self, x: torch.Tensor) -> torch.Tensor:
+        video = x.view(-1, self.frames, *x.shape[1:])
+        shifted = torch.zeros_like(video)
+        shifted[:, :-1, :2] = video[:, 1:, :2]
+        shifted[:, 1:, 2:4] = video[:, :-1, 2:4]
+        shifted[:, :, 4:] = video[:, :, 4:]
+        return shifted.view_as(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = F.relu(self.first(x.reshape(-1, *x.shape[2:])))
+        scores = self.end(torch.flatten(self.layers(self.shifted(images)), 1))
+        return scores.view(-1, self.frames, 5).mean(1)
+
+
+class Shortcut(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.hardswish(self.layer(x) + x)
+
+
+OVER_FRAMES: dict[str, Callable[[], nn.Module]] = {
+    "convolutions": lambda: nn.Sequential(
+        nn.Conv2d(8, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 6, 1), nn.SiLU()
+    ),
+    "depthwise": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()),
+    "shortcut": lambda: Shortcut(nn.Conv2d(8, 8, 3, padding=2, dilation=2)),
+    "pools": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, 1), nn.AdaptiveMaxPool2d(2)),
+    "means": lambda: nn.AdaptiveAvgPool2d(1),
+    "upsampling": lambda: nn.ConvTranspose2d(8, 4, 2, 2),
+    "one norm": lambda: nn.Sequential(nn.Sigmoid(), nn.BatchNorm2d(8), nn.ELU()),
+}
 
 
 LAYERS: dict[str, nn.Module] = {
@@ -144,3 +192,21 @@ def test_what_follows_a_convolution_is_in_its_kernel() -> None:
     _, int8, _ = lowered(After(nn.Sequential(nn.BatchNorm3d(8), nn.ReLU(), Block(8))).eval(), SHAPE)
     assert kernels(int8)[0] == "conv + relu"
     assert "conv + relu" in kernels(int8)[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", OVER_FRAMES)
+def test_layers_of_images_over_frames(name: str) -> None:
+    sqnr_db, int8, _ = lowered(OverFrames(OVER_FRAMES[name]()).eval(), (4, 3, 8, 8))
+    assert sqnr_db > BOUND_DB
+    assert [fact.kind for fact in int8.layers if fact.precision == "fp32"] == ["mean"]  # of the scores: the end
+
+
+@needs_kernels
+def test_a_layer_over_frames_that_is_skipped_stays_fp32() -> None:
+    data = samples((4, 3, 8, 8))
+    spec = recipe((4, 3, 8, 8), quantize={"skip": ["layers.0"]})
+    model, int8 = quantized(OverFrames(OVER_FRAMES["convolutions"]()).eval(), "native", spec=spec, data=data)
+    (skipped,) = (fact for fact in int8.layers if fact.name.startswith("layers.0"))
+    assert skipped.precision == "fp32"
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB

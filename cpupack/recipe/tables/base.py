@@ -27,6 +27,10 @@ class Expects:
         return {**handler(core), "x-expects": self.words}
 
 
+Length = Annotated[PositiveInt, Expects("an integer of at least 1 (docs/how-to/sizes.md: inputs of other sizes)")]
+"""A size of an input along one dimension: a number, since a wheel has programs for the sizes that its recipe gives."""
+
+
 class Table(BaseModel):
     """Base of every recipe table. Unknown keys and implicit conversions are errors. Instances are frozen."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from cpupack.recipe.tables.base import Expects, PositiveInt, Seed, Table, Text
+from cpupack.recipe.tables.base import Expects, Length, Seed, Table, Text
 
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
 """Endings of the names of weight files."""
@@ -39,7 +39,7 @@ class Model(Table):
     """SHA-256 of the weights file, checked before it is read."""
     seed: Seed = 0
     """Seed of random weights."""
-    input_shape: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    input_shape: Annotated[list[Length], Field(min_length=1)] | None = None
     """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
     several inputs, or one that is not float32, has ``[[input]]`` tables instead."""
     stream: bool = False

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpupack.recipe.tables.base import Finite, Fraction, PositiveFloat, PositiveInt, Table, Text
+from cpupack.recipe.tables.base import Finite, Fraction, Length, PositiveFloat, PositiveInt, Table, Text
 
 
 class Preprocess(Table):
@@ -37,7 +37,7 @@ class Input(Table):
 
     name: Text
     """Name of the argument of ``forward``, and of the input for callers of the wheel."""
-    shape: list[PositiveInt]
+    shape: list[Length]
     """Shape of one sample without the batch dimension, ``[channels, height, width]`` for an image. ``[]`` is one
     number for each sample."""
     dtype: Literal["float32", "uint8", "int64", "bool"] = "float32"

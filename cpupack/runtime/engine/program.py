@@ -195,6 +195,7 @@ class Call:
 def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = None) -> Call:
     """Check uint8 or float32 ``(n, channels, height, width)`` or ``(n, channels)``, and make it dense.
 
+    A batch of other dimensions is read as the values of each sample in a row: sequences, videos.
     With a ``mask`` (0..255) the batch is RGB, and the kernels add the mask as the fourth channel. A batch in
     channels_last order is read without a copy, any other is copied. Raises RunnerError for a batch that the program
     does not take.
@@ -206,13 +207,14 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
         if not program.takes_rgb:
             raise RunnerError("the model does not take pixels of three channels")
         shape = (3, *shape[1:])
+    given = batch.shape
+    if mask is None and batch.ndim not in (1, 2, 4):
+        batch = batch.reshape(len(batch), -1)
     if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
-        raise RunnerError(
-            f"the model failed on a batch of shape {batch.shape}: it takes (n, {', '.join(map(str, shape))})"
-        )
+        raise RunnerError(f"the model failed on a batch of shape {given}: it takes (n, {', '.join(map(str, shape))})")
     dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
     result = np.empty((len(batch), program.outputs), np.float32)
-    return Call(dense, -1 if mask is None else mask, result, batch.shape)
+    return Call(dense, -1 if mask is None else mask, result, given)
 
 
 class Session:

@@ -18,24 +18,13 @@ from torch.fx.node import map_arg
 
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, POINTWISE, SHAPES, UNFOLD
+from cpupack.stages.quantize.native.frames import join_turns, over_frames, run_over_frames
+from cpupack.stages.quantize.native.rearrangement import Rearrangement
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
 _OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
 _REDUCTIONS = {torch.mean: 1, torch.sum: 1, torch.amax: 1, torch.amin: 1, torch.ops.aten.linalg_vector_norm.default: 2}
 """Which argument has the dimensions that are reduced."""
-
-
-class Rearrangement(nn.Module):
-    """Calls that only move values, one after the other: each a function and its arguments after the tensor."""
-
-    def __init__(self, *calls: tuple[Any, tuple[Any, ...]]) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for function, arguments in self.calls:
-            x = function(x, *arguments)
-        return x
 
 
 class _Batch(NamedTuple):
@@ -75,6 +64,7 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
             _move(graph, node, forms)
         elif any(each in forms.moved for each in node.all_input_nodes):
             _compute(graph, node, forms)
+    join_turns(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -218,9 +208,21 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
         scale_channels(graph, node)
         forms.given[node] = forms.moved[node] = read
         return
+    if batch is not None and batch[:2] == read[:2] and (layer := _layer_over_frames(graph, node, read)) is not None:
+        back = run_over_frames(graph, node, layer)
+        forms.given[back] = forms.moved[back] = read
+        forms.shapes[back] = forms.shapes[node]
+        return
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
+
+
+def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> nn.Module | None:
+    """Return a layer of images as one of videos, where its batch has several images of each sample."""
+    if node.op != "call_module" or node.meta.get("rank") != 4 or batch.axis != 0 or batch.indices == 1:
+        return None
+    return over_frames(graph.get_submodule(str(node.target)))
 
 
 def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Batch) -> bool:

@@ -14,8 +14,8 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, kind_of, scoped_name
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import CONVOLUTIONS, SHAPES, UNFOLD
-from cpupack.stages.quantize.native.batches import Rearrangement
 from cpupack.stages.quantize.native.functions import activation_of, constant_of
+from cpupack.stages.quantize.native.rearrangement import Rearrangement
 
 _REARRANGEMENTS = (
     *SHAPES,

@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import SHAPES
-from cpupack.stages.quantize.native.batches import Rearrangement, scale_channels, scales_channels
+from cpupack.stages.quantize.native.batches import scale_channels, scales_channels
+from cpupack.stages.quantize.native.rearrangement import Rearrangement
 
 _ATEN = torch.ops.aten
 _CHANGES = (
