@@ -100,6 +100,9 @@ def network(name: str) -> nn.Module:
                 gains.view(-1)[few] *= 4.0
                 layer.weight.copy_(gains)
                 layer.bias.copy_(0.2 * noise(layer.bias))
+        for name, value in module.named_parameters():
+            if name.endswith("layer_scale"):  # they begin at 1e-6, with which no block would count
+                value.copy_(0.3 * (1 + 0.5 * noise(value)))
     return module.eval()
 
 
