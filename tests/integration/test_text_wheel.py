@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import cpupack
+from helpers.browser import BROWSER, CONTRAST, browsing
 from helpers.served import serving
 from helpers.tiny_text import TEXTS, write_project
 
@@ -233,7 +234,30 @@ def test_batch_reads_texts_of_files_and_of_parquet(wheel: tuple[Path, dict[str, 
     assert [row["id"] for row in found["a.txt"]] == [f"a.txt:{line}" for line in (1, 3, 5, 6)]
     assert "byte 3 is 0xe9" in found["a.txt"][3]["error"]
     assert [row["id"] for row in found["b.jsonl"]] == ["0", "1", "2", "b.jsonl:4", "b.jsonl:5"]
-    assert 'has "words"' in found["b.jsonl"][3]["error"]
+    assert 'no input "words"' in found["b.jsonl"][3]["error"]
     assert "is not JSON" in found["b.jsonl"][4]["error"]
     assert [row["id"] for row in found["c.parquet"]] == [7, 8, 9, 10]
     assert found["c.parquet"][3]["error"] == "the text is null"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_sends_texts(wheel: tuple[Path, dict[str, Any]], scheme: str, tmp_path: Path) -> None:
+    with serving(wheel[0] / "tiny_text") as served, browsing() as tab:
+        tab.scheme(scheme)
+        tab.width(1000)
+        tab.open(f"http://127.0.0.1:{served.port}/")
+        tab.wait("!document.querySelector('#texts').hidden")
+        assert tab.run("document.querySelector('#drop').hidden")
+        assert tab.run("document.querySelector('#try-title').textContent") == "Try a text"
+        tab.run("document.querySelector('#text').value = 'the cat'; document.querySelector('#send').click()")
+        tab.wait("document.querySelector('#tokens').textContent === '4 tokens'")
+        assert "16 dimensions" in tab.run("document.querySelector('#classes').innerText")
+        tab.run("document.querySelector('#text-pair').value = 'the cat'; document.querySelector('#send').click()")
+        tab.wait("document.querySelector('#classes').innerText.includes('1.0000')")  # a text and itself
+        tab.run("document.querySelector('#text').value = 'the red dog '.repeat(20)")
+        tab.run("document.querySelector('#send').click()")
+        tab.wait("document.querySelector('#tokens').textContent.includes('cut off')")
+        assert tab.run(CONTRAST) >= 4.5  # WCAG 2, level AA
+        assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        tab.screenshot(tmp_path / f"{scheme}.png")

@@ -10,35 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.browser import BROWSER, Tab, browsing
+from helpers.browser import BROWSER, CONTRAST, Tab, browsing
 from helpers.served import Served, serving
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-
-CONTRAST = """
-(() => {
-  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = (text) => {
-    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = getComputedStyle(e).backgroundColor;
-      if (!/, 0\\)$|transparent/.test(colour)) return colour;
-    }
-    return "rgb(255,255,255)";
-  };
-  let least = 99;
-  for (const e of document.querySelectorAll("body *")) {
-    const words = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
-    if (!words || !e.getClientRects().length) continue;
-    const [a, b] = [light(getComputedStyle(e).color), light(behind(e))].sort((x, y) => x - y);
-    least = Math.min(least, (b + 0.05) / (a + 0.05));
-  }
-  return least;
-})()
-"""
 
 
 def image(path: Path) -> Path:

@@ -22,7 +22,7 @@ from ..manifest import Manifest
 from ..plan.decide import Plan
 from ..rows import random_engine_input
 from ..signature import signature_of
-from ..text.made_up import text_batch
+from ..text.made_up import FEWEST, text_batch
 from ..text.spec import spec_of
 from ..text.texts import read_lines, text_of, without_answers
 from ..threads import Answer
@@ -211,7 +211,7 @@ def make_batches(manifest: Manifest, batch_size: int, seed: int) -> list[npt.NDA
 def _made_of(manifest: Manifest) -> str:
     signature = signature_of(manifest)
     if (spec := spec_of(manifest)) is not None:
-        return f"random tokens, up to {spec.max_length} in a text"
+        return f"random tokens, {min(FEWEST, spec.max_length)} to {spec.max_length} in a text, each number as likely"
     if signature.takes_rows:
         return f"random values of {signature.inputs_text()}"
     if manifest.preprocess is None:

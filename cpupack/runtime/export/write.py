@@ -17,6 +17,7 @@ from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
 from ..signature import Signature, TensorSpec, ids_text, signature_of, takes_rows
+from ..text.spec import spec_of
 from . import model_file
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
@@ -86,11 +87,43 @@ def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -
         labels_row="| `labels.txt` | the names of the classes, in the order of the results |\n"
         if manifest.labels
         else "",
-        input="\n".join([*_input(spec, program), *_places(signature.inputs, signature.input_places())]),
+        input="\n".join(
+            [*_input(spec, program), *_places(signature.inputs, signature.input_places()), *_text(manifest, program)]
+        ),
         outputs=program.outputs,
         output_shape=output_shape,
+        equal="\n".join(_equal(program)),
         output_places="".join(f"\n{line}" for line in _outputs(signature)),
     )
+
+
+def _text(manifest: Manifest, program: Program) -> list[str]:
+    """Return what C does not do with texts, and how a sample is filled up."""
+    lines = []
+    if (spec := spec_of(manifest)) is not None:
+        lines += ["", f"C reads no text: make `{spec.ids}` with the tokenizer.json that the model was trained with."]
+    if program.lengths is not None:
+        pads = ", ".join(
+            f"`{each['name']}` with {each['pad']:g}" for each in manifest.inputs if each.get("pad") is not None
+        )
+        lines += ["", f"A sample has {program.lengths.values[-1]} positions. Fill up a shorter one: {pads}."]
+    return lines
+
+
+def _equal(program: Program) -> list[str]:
+    """Return how the results compare with the Python runner's."""
+    if program.lengths is None:
+        return [
+            "They are what the Python runner's `runner(batch)` returns, byte",
+            "for byte, on every CPU, for every batch and number of threads.",
+        ]
+    return [
+        "They are the same bytes on every CPU, for every batch and number of threads.",
+        "",
+        f"C computes all {program.lengths.values[-1]} positions of every sample. The Python runner has a program for",
+        f"each of the lengths {', '.join(map(str, program.lengths.values))}, and takes the least one that holds a",
+        "sample: it is faster on short ones, its results differ by rounding, and what it gives for padding is 0.",
+    ]
 
 
 def _places(specs: Sequence[TensorSpec], places: Sequence[slice]) -> list[str]:

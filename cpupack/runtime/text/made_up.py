@@ -10,14 +10,15 @@ from ..rows import random_rows
 from ..signature import Floats, TensorSpec, input_places
 from .spec import TokenizerSpec
 
-_FEWEST = 8
+FEWEST = 8
+"""Tokens of the shortest text."""
 
 
 def text_batch(spec: TokenizerSpec, inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int) -> Floats:
     """Return rows ``(count, values)`` of texts with 8 tokens to the most that the model reads, all as likely."""
     rows = random_rows(inputs, generator, count)
     longest = spec.max_length
-    lengths = generator.integers(min(_FEWEST, longest), longest + 1, count)
+    lengths = generator.integers(min(FEWEST, longest), longest + 1, count)
     places = np.arange(longest)
     real = places < lengths[:, None] if spec.side == "right" else places >= longest - lengths[:, None]
     for each, place in zip(inputs, input_places(inputs), strict=True):

@@ -1,5 +1,5 @@
 "use strict";
-// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json.
+// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json. text.js sends texts.
 
 const at = (id) => document.getElementById(id);
 const POINTS = 120;
@@ -22,7 +22,11 @@ function card(status) {
   at("name").textContent = `${model.name} ${model.version}`;
   at("lead").textContent = model.description;
   at("random").hidden = !model.random_weights;
-  at("try").hidden = !model.takes_images;
+  at("try").hidden = !model.takes_images && !model.takes_text;
+  at("try-title").textContent = model.takes_text ? "Try a text" : "Try an image";
+  at("drop").hidden = !model.takes_images;
+  at("texts").hidden = !model.takes_text;
+  if (model.takes_text && model.kind === "embedding") at("pair-label").textContent = "Second text, to compare with it";
   const ends = (title, tensors) =>
     tensors.map((one) => [
       tensors.length > 1 ? `${title} ${one.name}` : title,
@@ -171,10 +175,14 @@ async function classify(file) {
     return show(at("problem"), "The server does not answer.");
   }
   if (!answer.ok) return show(at("problem"), found.error);
-  const whole = performance.now() - begin;
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
-  at("classes").replaceChildren(...rowsOf(found.predictions ? found.predictions[0] : {}).map((one) => {
+  present(rowsOf(found.predictions ? found.predictions[0] : {}), found.timing_ms, performance.now() - begin);
+}
+
+// Shows rows of an answer, and where its time went.
+function present(rows, timing, whole) {
+  at("classes").replaceChildren(...rows.map((one) => {
     const item = document.createElement("li");
     item.style.setProperty("--share", `${100 * (one.share ?? 0)}%`);
     const label = document.createElement("span");
@@ -184,7 +192,7 @@ async function classify(file) {
     item.append(label, share);
     return item;
   }));
-  const { queue, prepare, compute } = found.timing_ms;
+  const { queue, prepare, compute } = timing;
   const parts = { queue, prepare, compute, other: Math.max(0, whole - queue - prepare - compute) };
   at("bar").replaceChildren(...Object.entries(parts).map(([name, ms]) => {
     const part = document.createElement("span");
@@ -192,7 +200,7 @@ async function classify(file) {
     part.style.setProperty("--part", Math.max(ms, 1e-3));
     return part;
   }));
-  at("times").textContent = `${whole.toFixed(1)} ms in the browser: waiting ${queue.toFixed(1)}, decoding ${prepare.toFixed(1)}, model ${compute.toFixed(1)}, way there and back ${parts.other.toFixed(1)}`;
+  at("times").textContent = `${whole.toFixed(1)} ms in the browser: waiting ${queue.toFixed(1)}, preparing ${prepare.toFixed(1)}, model ${compute.toFixed(1)}, way there and back ${parts.other.toFixed(1)}`;
   at("answer").hidden = false;
 }
 
