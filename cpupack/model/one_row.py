@@ -73,7 +73,7 @@ class OneRow(nn.Module):
             return result
         tensors = self._taken_of(result)
         if len(tensors) == 1:
-            return tensors[0]
+            return tensors[0] if self._taken[0].shape else tensors[0].reshape(-1, 1)
         return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

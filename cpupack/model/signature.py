@@ -49,7 +49,7 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None]
     user = module if as_it_is else whole
     one = run_zeros(user, source, inputs, 1)
-    if isinstance(one, torch.Tensor) and as_it_is:
+    if isinstance(one, torch.Tensor) and as_it_is and one.ndim != 1:
         check_output(one, source, 1, None)
         _dropped(recipe.output, [OUTPUT])
         specs = _kept([Taken(OUTPUT, tuple(one.shape[1:]))], recipe.output)

@@ -206,8 +206,8 @@ class Signature:
 
     @cached_property
     def gives_rows(self) -> bool:
-        """Whether the engine answers with rows. One output comes out as it is, ``(n, *shape)``."""
-        return len(self.outputs) > 1
+        """Whether the engine answers with rows. One output comes out as it is, ``(n, *shape)``, but for a number."""
+        return len(self.outputs) > 1 or not self.outputs[0].shape
 
     @cached_property
     def is_plain(self) -> bool:
@@ -261,7 +261,7 @@ class Signature:
     def result(self, values: Floats) -> Any:
         """Return what a call of the runner gives: an array for one output, else a dict of arrays by name."""
         found = self.unpack(values)
-        return found if self.gives_rows else found[self.outputs[0].name]
+        return found if len(self.outputs) > 1 else found[self.outputs[0].name]
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""

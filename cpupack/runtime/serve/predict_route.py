@@ -85,7 +85,7 @@ def _outputs(model: ServedModel, logits: npt.NDArray[np.float32]) -> list[dict[s
         {name: {"shape": list(each.shape[1:]), "data": to_json(each[number])} for name, each in values.items()}
         for number in range(len(logits))
     ]
-    return rows if model.signature.gives_rows else [next(iter(row.values())) for row in rows]
+    return rows if len(model.signature.outputs) > 1 else [next(iter(row.values())) for row in rows]
 
 
 def _timing(timing: Timing) -> dict[str, Any]:

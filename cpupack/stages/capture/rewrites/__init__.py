@@ -19,6 +19,7 @@ from cpupack.stages.capture.rewrites.affine import (
 from cpupack.stages.capture.rewrites.branches import merge_parallel_branches
 from cpupack.stages.capture.rewrites.functions import name_activations, name_norms
 from cpupack.stages.capture.rewrites.noops import (
+    delay_squeezes,
     drop_expansions,
     drop_noops,
     drop_unread_parts,
@@ -33,6 +34,8 @@ Rewrite = Callable[[fx.GraphModule], bool]
 REWRITES: tuple[Rewrite, ...] = (
     drop_noops,
     drop_expansions,
+    merge_shape_operations,
+    delay_squeezes,
     merge_shape_operations,
     name_activations,
     name_norms,

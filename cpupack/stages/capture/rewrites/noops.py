@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
-from cpupack.graph.vocabulary import ARITHMETIC
-from cpupack.stages.capture.rewrites.tools import constant_of, is_a, replace, shape
+from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE
+from cpupack.stages.capture.rewrites.tools import constant_of, is_a, module_of, only_reader, replace, shape
 
 
 def drop_noops(graph: fx.GraphModule) -> bool:
@@ -94,6 +94,37 @@ def merge_shape_operations(graph: fx.GraphModule) -> bool:
             node.args = (inner.args[0], tuple(first[each] for each in outer))
             changed = True
     return changed
+
+
+def delay_squeezes(graph: fx.GraphModule) -> bool:
+    """Have functions of one value, and sums and products with numbers, come before the step from (n, 1) to (n,).
+
+    ``head(x).squeeze(1) * 120 + 340`` scales a column then, which becomes part of the layer.
+    """
+    changed = False
+    for node in list(graph.graph.nodes):
+        source = node.args[0] if node.target in {torch.reshape, torch.flatten} else None
+        if not isinstance(source, fx.Node) or shape(source)[1:] != (1,) or len(shape(node)) != 1:
+            continue
+        reader = only_reader(node)
+        while reader is not None and _works_alike(graph, reader):
+            reader.replace_input_with(node, source)
+            reader.replace_all_uses_with(node)
+            node.replace_input_with(source, reader)
+            reader.append(node)
+            reader.meta["shape"] = shape(source)
+            source, reader, changed = reader, only_reader(node), True
+    return changed
+
+
+def _works_alike(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call computes each value alone, whatever the shape, and reads nothing but numbers beside."""
+    if len(node.all_input_nodes) != 1 or node.kwargs:
+        return False
+    module = module_of(graph, node)
+    if module is not None:
+        return type(module) in ACTIVATIONS and not isinstance(module, nn.PReLU | nn.Softmax | nn.LogSoftmax)
+    return node.target in POINTWISE or node.target in ARITHMETIC
 
 
 def name_pixel_shuffles(graph: fx.GraphModule) -> bool:
