@@ -33,7 +33,7 @@ from cpupack.peers.job import Job
 from cpupack.peers.process import EngineProcess
 from cpupack.progress import SilentProgress
 from cpupack.runtime.engine import library
-from cpupack.runtime.files import MANIFEST_NAME
+from cpupack.runtime.files import MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.host.cpu import cpu_info, detect_isa
 from cpupack.runtime.manifest import hash_file
 from cpupack.runtime.signature import Signature
@@ -249,6 +249,8 @@ def put_kernels(place: Path) -> None:
     (package / shipped).write_bytes(kernels.read_bytes())
     manifest["files"][shipped.as_posix()] |= {"sha256": hash_file(kernels), "bytes": kernels.stat().st_size}
     (package / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    root = f"{hash_file(package / MANIFEST_NAME)}  {MANIFEST_NAME}\n"
+    (package / ROOT_NAME).write_text(root, encoding="utf-8")
 
 
 def _job(place: Path, engine: str, input_kind: str = "uint8") -> Job:
