@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.runtime.engine.lengths import Lengths
+from cpupack.runtime.engine.program import Layout
 
 FP32_PREFIX = "cpupack::float_"
 """How the names of a program's layers in FP32 begin."""
@@ -84,21 +85,28 @@ class NativeModel(nn.Module):
         self.head, self.tail = head, tail
 
     def with_lengths(self, program: bytes, lengths: Lengths) -> NativeModel:
-        """Return this model, which is a program alone, with the programs of several lengths in one block."""
-        shape = (self.outputs,)
+        """Return this model, which is a program alone, with the programs of several lengths in one block.
+
+        Its results must not be an image: those of a length are cut and filled in the order of the model's output.
+        """
+        assert not self.image
         found = NativeModel(
-            program, shape, self.operators, self.looks, steps=self.steps, pixel_input=False, lengths=lengths
+            program, self.result_shape, self.operators, self.looks, steps=self.steps, pixel_input=False, lengths=lengths
         )
         return found.eval()
 
-    def is_program_for(self, x: torch.Tensor) -> bool:
-        """Return whether the model only runs its program for inputs like ``x``.
+    @property
+    def is_program(self) -> bool:
+        """Whether the model only runs its program: it has no FP32 part.
 
-        Then it has no FP32 part, and it does not change the shape of the result. The runner lays inputs out as
-        ``engine_input`` does.
+        The runner lays inputs out as ``engine_input`` does, and results by ``layout``.
         """
-        whole = self.head is None and self.tail is None
-        return x.dim() > 1 and whole and not self.image and self.result_shape == (self.outputs,)
+        return self.head is None and self.tail is None
+
+    @property
+    def layout(self) -> Layout | None:
+        """How the engine's results lie, None for a row."""
+        return None if self.result_shape == (self.outputs,) else Layout(self.result_shape, self.image)
 
     def engine_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the engine reads when the model is given ``x``."""

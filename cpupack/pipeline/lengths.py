@@ -81,6 +81,11 @@ def _lengthened(
 ) -> Contender:
     prepared, winner = settled.prepared, settled.winner
     recipe = prepared.loaded.recipe
+    if module.image:
+        raise QuantizationError(
+            "the model's output is an image, which has no program for each length",
+            hint="leave [lengths] and the pad of the inputs out, or return (batch, positions, values)",
+        )
     padded = {each.name: each.shape[0] for each in prepared.model.signature.inputs if each.pad is not None}
     (longest,) = set(padded.values())
     asked = recipe.lengths.values if recipe.lengths is not None else "auto"

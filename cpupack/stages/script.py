@@ -23,7 +23,6 @@ from cpupack.layout import batch_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
-from cpupack.runtime.engine.lengths import Lengths
 from cpupack.runtime.engine.library import OPERATOR
 from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program
 from cpupack.runtime.errors import IntegrityError
@@ -80,16 +79,16 @@ def script(
         fp32,
         operators,
         pixel_input=quantized.pixel_input,
-        torch_reason=why_torch(quantized, example),
+        torch_reason=why_torch(quantized),
     )
 
 
-def why_torch(quantized: QuantizedModel, example: torch.Tensor) -> str | None:
-    """Return why a wheel of this model needs torch, None where the native engine runs all of it for ``example``."""
+def why_torch(quantized: QuantizedModel) -> str | None:
+    """Return why a wheel of this model needs torch, None where the native engine runs all of it."""
     module, engine = quantized.module, quantized.target.engine
     if not isinstance(module, NativeModel | MixedModel):
         return f"torch runs the model: {engine} is an engine of torch"
-    if isinstance(module, NativeModel) and module.is_program_for(example):
+    if isinstance(module, NativeModel) and module.is_program:
         return None
     names = [fact.name for fact in quantized.layers if fact.kernel == "aten"]
     if not names:
@@ -126,11 +125,10 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
     A ``NativeModel`` that is a program alone also says where in the file its program is, for the runner without torch.
     Raises QuantizationError when the module cannot be traced.
     """
-    program = None
-    if freeze and isinstance(module, NativeModel) and module.is_program_for(example):
+    program, notes = None, {}
+    if freeze and isinstance(module, NativeModel) and module.is_program:
         program = module.get_buffer("program")
-    lengths: Lengths | None = getattr(module, "lengths", None)
-    notes = {} if program is None else {PROGRAM_NOTE: note_text(_PROGRAM_RECORD, lengths)}
+        notes[PROGRAM_NOTE] = note_text(_PROGRAM_RECORD, module.lengths, module.layout)
     try:
         with torch.inference_mode(), _quiet():
             traced = _trace(module.eval(), example)

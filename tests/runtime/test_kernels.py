@@ -32,7 +32,7 @@ CHANNELS, OUTPUTS = 4, 5
 WEIGHTS = np.random.default_rng(0).integers(-128, 128, (OUTPUTS, CHANNELS), dtype=np.int8)
 
 HEADER, BUFFER, LAYER = map(program_header.struct_format, ("header", "buffer", "layer"))
-MAGIC = program_header.constant("CPUPACK_MAGIC")
+MAGIC, VERSION = map(program_header.constant, ("CPUPACK_MAGIC", "CPUPACK_VERSION"))
 INPUT_PIXELS, CONV = (program_header.enum("op")[name] for name in ("INPUT_PIXELS", "CONV"))
 FLOAT_OUT = program_header.enum("flag")["FLOAT_OUT"]
 BLOCK = 32  # output channels of a block; with chunks of four bytes a block is simply (channel, four inputs)
@@ -45,7 +45,7 @@ def runs_here() -> bool:
 needs_kernels = pytest.mark.skipif(not runs_here(), reason="the native kernels do not run on this CPU")
 
 
-def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
+def program(magic: int = MAGIC, version: int = VERSION) -> torch.Tensor:
     """A linear layer on the four channels of an image of one pixel, and nothing else."""
     layers, buffers = 2, 1
     weights = np.zeros((BLOCK, CHANNELS), np.int8)
@@ -56,8 +56,8 @@ def program(magic: int = MAGIC, version: int = 1) -> torch.Tensor:
     identity = (1, magic, version)  # the kernels know a program by it, so other programs need another one
     data = struct.pack(
         HEADER, magic, version, buffers, layers, CHANNELS, 0, 1, 1, OUTPUTS, *identity, 64, at
-    ) + struct.pack(BUFFER, 1, 1, CHANNELS, 0, 0, 0, 0, CHANNELS)
-    window = (1, 1, 1, 1, 0, 0, 1, 1)
+    ) + struct.pack(BUFFER, 1, 1, CHANNELS, 0, 0, 0, 1, 0, 0, CHANNELS)
+    window = (1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1)  # of rows and columns, then of frames
     data += struct.pack(LAYER, INPUT_PIXELS, 0, -1, -1, 0, *window, CHANNELS, *(0,) * 8, 0, 0, *(0,) * 4, *(0,) * 4)
     offsets = (0, weights.nbytes, weights.nbytes + scales.nbytes, 0)
     data += struct.pack(

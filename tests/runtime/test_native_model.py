@@ -71,7 +71,7 @@ def test_what_the_build_saves_is_found_to_be_a_program(saved: Path) -> None:
 
 
 def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
-    """FP32 parts before or after the program, and results of another shape."""
+    """FP32 parts before or after the program."""
 
     class Twice(torch.nn.Module):
         def __init__(self) -> None:
@@ -85,7 +85,6 @@ def test_a_model_that_does_more_is_left_to_torch(tmp_path: Path) -> None:
     models = [
         Twice(),
         NativeModel(program, (OUTPUTS,), {}, pixel_input=True, tail=torch.nn.Softmax(1)),
-        NativeModel(program, (OUTPUTS, 1), {}, pixel_input=True),
     ]
     for number, model in enumerate(models):
         path = save(model, INPUT, tmp_path / f"{number}.pt")
@@ -105,6 +104,22 @@ def test_a_batch_of_other_dimensions_is_read_in_rows(shape: tuple[int, ...], tmp
     assert native_program.is_program(path, library.ENGINE)
     with InstancePool(path, library.ENGINE, threads=1, instances=1) as pool, torch.inference_mode():
         np.testing.assert_array_equal(pool.run(tokens.numpy()), model(tokens).numpy())
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"), [((2, OUTPUTS // 2), False), ((OUTPUTS // 2, 1, 2), True), ((OUTPUTS, 1), False)]
+)
+def test_results_of_any_shape_need_no_torch(shape: tuple[int, ...], image: bool, tmp_path: Path) -> None:
+    """Maps and sequences, as segmentation and tagging give them: the runner knows how the engine's results lie."""
+    model = NativeModel(PROGRAM.numpy().tobytes(), shape, {}, pixel_input=True, image=image)
+    path = save(model, INPUT, tmp_path / "model.pt")
+    assert native_program.is_program(path, library.ENGINE)
+    rows = expected()
+    by_hand = rows.reshape(-1, *shape[1:], shape[0]).transpose(0, 3, 1, 2) if image else rows.reshape(-1, *shape)
+    with InstancePool(path, library.ENGINE, threads=1, instances=2) as pool, torch.inference_mode():
+        for answer in (model(INPUT).numpy(), pool.run(INPUT.numpy()), pool.run(INPUT).numpy()):
+            np.testing.assert_array_equal(answer, by_hand)
+        assert pool.run(INPUT.numpy()[:0]).shape == (0, *by_hand.shape[1:])
 
 
 @pytest.mark.parametrize(("threads", "instances"), [(1, 1), (2, 1), (1, 3)])
@@ -297,6 +312,10 @@ def of_record(part: str, change: Callable[[bytes], bytes | None]) -> Change:
     return lambda name, data: change(data) if f"/{part}/" in name else data
 
 
+def laid_out(layout: bytes) -> bytes:
+    return b'{"schema": 1, "record": "constants/0", "layout": ' + layout + b"}"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -310,6 +329,11 @@ def of_record(part: str, change: Callable[[bytes], bytes | None]) -> Change:
         (of_record("extra", lambda _data: b'{"schema": 1, "record": 7}'), "does not name a record"),
         (of_record("extra", lambda _data: b'{"schema": 2, "record": "constants/0"}'), "does not name a record"),
         (of_record("extra", lambda _data: b'{"schema": 1, "record": "../x"}'), "is missing"),
+        (of_record("extra", lambda _data: laid_out(b'{"image": false, "shape": [3, 7]}')), "are not of the shape"),
+        (of_record("extra", lambda _data: laid_out(b'{"image": false, "shape": [-1, -3]}')), "layout .* damaged"),
+        (of_record("extra", lambda _data: laid_out(b'{"image": true, "shape": [3, 1]}')), "layout .* damaged"),
+        (of_record("extra", lambda _data: laid_out(b'{"shape": [3]}')), "layout .* damaged"),
+        (of_record("extra", lambda _data: laid_out(b"[3]")), "layout .* damaged"),
     ],
 )
 def test_a_damaged_record_is_an_integrity_error_in_words(

@@ -47,7 +47,7 @@ def test_a_number_for_each_sample_comes_out_without_torch(tmp_path: Path) -> Non
     assert captured.module is not None
     reference = run_reference(model, data, SilentProgress())
     _, int8 = quantized(model.module, "native", spec=spec, data=data)
-    assert why_torch(int8, batch) is None
+    assert why_torch(int8) is None
     contender = compare(int8, script(int8, model.input_shape, tmp_path / "model.pt"), reference, tmp_path)
     assert contender.report.equal_to_quantized
     assert contender.report.sqnr_db > 40.0

@@ -36,13 +36,38 @@ _NOTE_SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How the results of a sample lie: an array of ``shape``, or with ``image`` one of height, width and channels.
+
+    The model's output has the shape of the array, and of an image channels, height and width.
+    """
+
+    shape: tuple[int, ...]
+    image: bool = False
+
+    @classmethod
+    def from_dict(cls, section: dict[str, Any]) -> Layout:
+        """Read what ``dataclasses.asdict`` gave. Raises KeyError, TypeError or ValueError on damage."""
+        found = cls(tuple(int(size) for size in section["shape"]), bool(section["image"]))
+        if min(found.shape, default=0) < 1 or (found.image and len(found.shape) != 3):
+            raise ValueError(f"no results have the shape {found.shape}")
+        return found
+
+    def of(self, results: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return results ``(n, values)`` in the shape of the model's output, as a view."""
+        shaped = results.reshape(len(results), *self.shape)
+        return shaped.transpose(0, 3, 1, 2) if self.image else shaped
+
+
+@dataclass(frozen=True)
 class Program:
     """A program in memory (uint8), its inputs and its outputs.
 
     ``pixel_shape`` and ``float_shape`` are the shapes of one input, channels first, None where the program does not
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
-    sample of a batch needs while it is computed. With ``lengths`` this is the program of the greatest length,
-    and ``parts`` has those of all lengths in turn, which share their constants.
+    sample of a batch needs while it is computed. The results of a sample are in ``layout``, None for a row. With
+    ``lengths`` this is the program of the greatest length, and ``parts`` has those of all lengths in turn, which share
+    their constants.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -50,6 +75,7 @@ class Program:
     float_shape: tuple[int, int, int] | None
     outputs: int
     bytes_each: int
+    layout: Layout | None = None
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
 
@@ -59,10 +85,14 @@ class Program:
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= MASKED_WIDTH
 
 
-def note_text(record: str, lengths: Lengths | None = None) -> str:
+def note_text(record: str, lengths: Lengths | None = None, layout: Layout | None = None) -> str:
     """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``, or for several."""
-    more = {} if lengths is None else {"lengths": lengths.to_dict()}
-    return json.dumps({"schema": _NOTE_SCHEMA, "record": record, **more}, sort_keys=True)
+    note: dict[str, Any] = {"schema": _NOTE_SCHEMA, "record": record}
+    if lengths is not None:
+        note["lengths"] = lengths.to_dict()
+    if layout is not None:
+        note["layout"] = dataclasses.asdict(layout)
+    return json.dumps(note, sort_keys=True)
 
 
 def is_program(path: Path, engine: str) -> bool:
@@ -87,9 +117,12 @@ def read_program(path: Path) -> Program:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            member, lengths = _member(archive)
+            member, lengths, layout = _member(archive)
         memory = _read_stored(path, member)
-        return _parse(memory) if lengths is None else _parse_lengths(memory, lengths)
+        program = _parse(memory) if lengths is None else _parse_lengths(memory, lengths)
+        if layout is not None and math.prod(layout.shape) != program.outputs:
+            raise ValueError(f"its {program.outputs} results are not of the shape {layout.shape}")
+        return dataclasses.replace(program, layout=layout)
     except UNREADABLE as error:
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
@@ -101,8 +134,8 @@ def _note_name(archive: zipfile.ZipFile) -> str | None:
     return names[0] if len(names) == 1 and names[0].count("/") == 2 else None
 
 
-def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None]:
-    """Return the record that holds the program, and its lengths if it has several.
+def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None, Layout | None]:
+    """Return the record that holds the program, its lengths if it has several, and the layout of its results.
 
     Raises ValueError when the archive does not name one that it has.
     """
@@ -120,9 +153,10 @@ def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None]:
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its record {record} is compressed")
     try:
-        return member, Lengths.from_dict(note["lengths"]) if "lengths" in note else None
+        lengths = Lengths.from_dict(note["lengths"]) if "lengths" in note else None
+        return member, lengths, Layout.from_dict(note["layout"]) if "layout" in note else None
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the lengths in extra/{PROGRAM_NOTE} are damaged: {error}") from None
+        raise ValueError(f"the lengths or the layout in extra/{PROGRAM_NOTE} are damaged: {error}") from None
 
 
 def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
@@ -235,7 +269,7 @@ class Session:
         self._end.atexit = False
 
     def __call__(self, batch: npt.NDArray[Any], mask: int | None = None) -> npt.NDArray[np.float32]:
-        """Run a batch (see ``prepare_call``) when it is its turn; returns float32 ``(n, outputs)``."""
+        """Run a batch (see ``prepare_call``) when it is its turn; returns what ``run`` does."""
         result = self.run(prepare_call(self._program, batch, mask))
         assert result is not None
         return result
@@ -257,31 +291,31 @@ class Session:
             raise kind(f"the model cannot run: {self._library.cpupack_error(failed).decode()}")
 
     def run(self, call: Call, *, wait: bool = True) -> npt.NDArray[np.float32] | None:
-        """Run a call; returns float32 ``(n, outputs)``, or None where another call runs and ``wait`` is false.
+        """Run a call; returns float32 ``(n, outputs)``, or ``(n, *shape)`` where the program has a layout.
 
-        Raises RunnerError after ``close``, or when the kernels refuse; HostError when the system refuses a thread.
+        Returns None where another call runs and ``wait`` is false. Raises RunnerError after ``close``, or when the
+        kernels refuse; HostError when the system refuses a thread.
         """
-        result = call.result
-        if not len(result):
-            return result
-        if self._program.lengths is not None:
-            return self._run_lengths(call, self._program.lengths, wait=wait)
-        if not self._run_one(self._program, call, wait=wait):
+        result, lengths, layout = call.result, self._program.lengths, self._program.layout
+        run = self._run_one if lengths is None else self._run_lengths
+        if len(result) and not run(self._program, call, wait=wait):
             return None
-        return result
+        return result if layout is None else layout.of(result)
 
-    def _run_lengths(self, call: Call, lengths: Lengths, *, wait: bool) -> npt.NDArray[np.float32] | None:
+    def _run_lengths(self, program: Program, call: Call, *, wait: bool) -> bool:
         """Run the rows of a call in the programs of their lengths. Where it has begun, it waits for its turn."""
+        lengths = program.lengths
+        assert lengths is not None
         ends = lengths.ends(call.batch)
         for place, numbers in lengths.groups(ends):
-            part = self._program.parts[place]
+            part = program.parts[place]
             batch = lengths.cut(call.batch[numbers], place)
             found = np.empty((len(numbers), part.outputs), np.float32)
             if not self._run_one(part, Call(batch, call.mask, found, call.shape), wait=wait):
-                return None
+                return False
             lengths.put(found, place, call.result, numbers, ends[numbers])
             wait = True
-        return call.result
+        return True
 
     def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
         batch, result = call.batch, call.result

@@ -79,8 +79,10 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
 
 
 def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -> str:
-    shape, signature = manifest.model["output_shape"], signature_of(manifest)
-    output_shape = "" if len(shape) == 1 else f", in the order of an array {tuple(shape)}"
+    signature, output_shape = signature_of(manifest), ""
+    if program.layout is not None:
+        order = " of height, width and channels" if program.layout.image else ""
+        output_shape = f", in the order of an array {program.layout.shape}{order}"
     return string.Template((_TEMPLATES / README).read_text(encoding="utf-8")).substitute(
         name=manifest.name,
         version=manifest.version,
@@ -113,9 +115,11 @@ def _text(manifest: Manifest, program: Program) -> list[str]:
 def _equal(program: Program) -> list[str]:
     """Return how the results compare with the Python runner's."""
     if program.lengths is None:
+        turned = program.layout is not None and program.layout.image
         return [
             "They are what the Python runner's `runner(batch)` returns, byte",
-            "for byte, on every CPU, for every batch and number of threads.",
+            "for byte, on every CPU, for every batch and number of threads"
+            + ("; it returns channels, height and width." if turned else "."),
         ]
     return [
         "They are the same bytes on every CPU, for every batch and number of threads.",
