@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,7 +121,9 @@ def load_factory(spec: str, loaded: LoadedRecipe, *, key: str) -> Callable[..., 
     place, _, attribute = spec.rpartition(":")
     if not place or not attribute:
         raise ModelError(f"{key}: python:{spec} must be python:FILE.py:factory or python:pkg.mod:factory")
-    module = _import_file(loaded.resolve(place), key) if place.endswith(".py") else _import_name(place, key)
+    module = (
+        _import_file(loaded.resolve(place), loaded.path, key) if place.endswith(".py") else _import_name(place, key)
+    )
     factory = getattr(module, attribute, None)
     if not callable(factory):
         near = get_close_matches(attribute, [name for name in vars(module) if callable(vars(module)[name])], n=1)
@@ -151,7 +154,7 @@ def _factory_hint(error: BaseException) -> str | None:
     return None
 
 
-def _import_file(path: Path, key: str) -> ModuleType:
+def _import_file(path: Path, recipe: Path, key: str) -> ModuleType:
     if not path.is_file():
         raise ModelError(f"{key}: {path} does not exist", hint="paths are relative to the recipe")
     name = f"_cpupack_user_{path.stem}"
@@ -160,14 +163,47 @@ def _import_file(path: Path, key: str) -> ModuleType:
         raise ModelError(f"{key}: {path} cannot be imported as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look up the user's module here
-    directory = str(path.parent)
-    if directory not in sys.path:
-        sys.path.append(directory)  # the file can import other files of its directory; installed packages come first
+    _import_beside(path.parent, recipe)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ModelError(f"{key}: importing {path} failed: {describe_failure(error)}") from error
     return module
+
+
+_beside: dict[Path, Path] = {}
+"""Directories of users' files that were put on the path here, the last one first, with their recipe."""
+
+
+def _import_beside(directory: Path, recipe: Path) -> None:
+    """Let a file of ``directory`` import the others there; installed packages come first.
+
+    A file of the same name beside another model (``utils.py``, ``network.py``), which may be loaded already, is not
+    taken for it. Other directories of the same recipe stay on the path, behind this one.
+    """
+    if str(directory) in sys.path and directory not in _beside:
+        return  # the user's own choice
+    before = list(_beside)
+    others = {each for each in before if each != directory}
+    found = [name for name, module in sys.modules.items() if _root(module) in others]
+    kept = {each: of for each, of in _beside.items() if of == recipe and each != directory}
+    _beside.clear()
+    _beside.update({directory: recipe, **kept})
+    sys.path[:] = [each for each in sys.path if Path(each) not in before] + [str(each) for each in _beside]
+    for name in found:
+        if (directory / f"{name}.py").is_file() or (directory / name).is_dir():
+            for each in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
+                del sys.modules[each]
+
+
+def _root(module: ModuleType) -> Path | None:
+    """Return the directory on the path from which a module that is not in a package was imported."""
+    spec = getattr(module, "__spec__", None)
+    if not isinstance(spec, ModuleSpec) or "." in spec.name:
+        return None
+    # A directory without __init__.py has no file.
+    place = next(iter(spec.submodule_search_locations or ()), spec.origin)
+    return None if place is None else Path(place).parent
 
 
 def _import_name(name: str, key: str) -> ModuleType:

@@ -337,6 +337,20 @@ def test_lazy_layers_take_weights_of_a_file(directory: Path) -> None:
         assert torch.equal(module(x), trained.eval()(x))
 
 
+@pytest.mark.parametrize("form", ["parts.py", "parts/__init__.py", "parts/blocks.py"])
+def test_each_model_imports_the_files_beside_it(tmp_path: Path, form: str) -> None:
+    """Two models of one process with a file of the same name beside each, as networks.py and utils.py often are."""
+    name = "parts.blocks" if "blocks" in form else "parts"
+    found = []
+    for classes in (5, 7, 5):
+        directory = tmp_path / f"of{classes}"
+        (directory / form).parent.mkdir(parents=True, exist_ok=True)
+        (directory / form).write_text(f"CLASSES = {classes}\n")
+        (directory / "odd.py").write_text(f"{SOURCE}\nfrom {name} import CLASSES\ndef sized(): return Net(CLASSES)\n")
+        found.append(build(directory, "sized").output_shape)
+    assert found == [(5,), (7,), (5,)]
+
+
 def test_macs_of_parametrized_layers_are_counted(directory: Path) -> None:
     model = build(directory, "weight_normed")
     assert model.macs == 4 * 3 * 9 * 6 * 6 + 4 * 5

@@ -212,8 +212,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},
             "quantize.recover: has no effect: [evaluation] sets no gate on accuracy that it could recover; add one of "
-            "max_drop, min_top1, min_agreement, min_sqnr_db, min_cosine, min_worst_cosine, min_spearman, min_recall, "
-            "min_metric, max_metric, max_metric_drop",
+            "max_drop, min_top1, min_agreement, min_decisions, min_sqnr_db, min_cosine, min_worst_cosine, "
+            "min_spearman, min_recall, min_metric, max_metric, max_metric_drop",
         ),
         ({"quantize.percentile": "99.0"}, 'quantize.percentile: has no effect with observer = "tail_mse"'),
         (
@@ -251,7 +251,7 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"evaluation.source": '"synthetic"'},
             "evaluation.source: synthetic data has no labels; leave source out (min_cosine, min_worst_cosine, "
-            "min_spearman, min_recall, min_agreement, min_sqnr_db, min_speedup do not need it)",
+            "min_spearman, min_recall, min_agreement, min_decisions, min_sqnr_db, min_speedup do not need it)",
         ),
         (
             {"evaluation.metric": '"python:net.py:f"'},
@@ -329,8 +329,8 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"evaluation.confident": "true"},
             "evaluation.confident: has no effect without a gate; set one of max_drop, min_top1, min_cosine, "
-            "min_worst_cosine, min_spearman, min_recall, min_agreement, min_sqnr_db, min_speedup, min_metric, "
-            "max_metric, max_metric_drop",
+            "min_worst_cosine, min_spearman, min_recall, min_agreement, min_decisions, min_sqnr_db, min_speedup, "
+            "min_metric, max_metric, max_metric_drop",
         ),
         ({"target.cpu": '["x86_64", "x86_64"]'}, 'target.cpu[1]: "x86_64" appears twice'),
         ({"tune.batch_sizes": "[1, 2, 1]"}, "tune.batch_sizes[2]: 1 appears twice"),

@@ -50,14 +50,14 @@ def check_gates(evaluation: Evaluation, signature: Signature, kind: str) -> None
     if may_be_classes and (scores := signature.class_scores) is not None and accuracy.has_classes(scores.shape):
         return
     shapes = " and ".join(str(each.shape) for each in signature.outputs)
-    has = f"outputs have shapes {shapes}" if signature.gives_rows else f"output has shape {shapes}"
+    has = f"outputs have shapes {shapes}" if len(signature.outputs) > 1 else f"output has shape {shapes}"
     for name in _CLASS_GATES[:2] if kind in ALIKE else _CLASS_GATES:
         if name in evaluation.model_fields_set and getattr(evaluation, name) not in {None, OFF}:
             raise RecipeError(
                 f"[evaluation] {name} compares classes, but "
                 + (
                     f"the model's {has} for a sample, "
-                    + ("and not one of them alone is (classes,)" if signature.gives_rows else "not (classes,)")
+                    + ("and not one of them alone is (classes,)" if len(signature.outputs) > 1 else "not (classes,)")
                     if may_be_classes
                     else f'a model of [task] kind = "{kind}" gives none'
                 ),

@@ -107,7 +107,7 @@ def run_reference(
         largest = int(samples.labels.max())
         if scores is None or largest >= scores.size:
             shapes = " and ".join(str(each.shape) for each in model.signature.outputs)
-            has = "outputs have shapes" if model.signature.gives_rows else "output has shape"
+            has = "outputs have shapes" if len(model.signature.outputs) > 1 else "output has shape"
             problem = f"{samples.origin} has class {largest}, but the model's {has} {shapes}"
             if labels_required:
                 raise CalibrationError(
