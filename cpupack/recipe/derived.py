@@ -39,7 +39,7 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
         raise RecipeError(f"[model] source: {error}") from error
     config = read_json(root / "config.json", required=True)
     changes: dict[str, Any] = {}
-    tokenizer = _tokenizer(recipe.tokenizer, root, config, kind)
+    tokenizer = _tokenizer(recipe.tokenizer, root, place, config, kind)
     if tokenizer is not None:
         changes["tokenizer"] = tokenizer
     if not recipe.input and recipe.model.input_shape is None:
@@ -62,7 +62,10 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     return found
 
 
-def _tokenizer(table: Tokenizer | None, root: Path, config: Mapping[str, Any], kind: str) -> Tokenizer | None:
+def _tokenizer(
+    table: Tokenizer | None, root: Path, place: str, config: Mapping[str, Any], kind: str
+) -> Tokenizer | None:
+    """Return the tokenizer of the directory ``root``. The recipe calls it ``place``, so that a lock holds elsewhere."""
     if (table is None or table.source is None) and not (root / TOKENIZER).is_file():
         if table is not None:
             raise RecipeError(
@@ -89,7 +92,7 @@ def _tokenizer(table: Tokenizer | None, root: Path, config: Mapping[str, Any], k
     token = token.get("content") if isinstance(token, dict) else token
     return table.model_copy(
         update={
-            "source": table.source or str(root / TOKENIZER),
+            "source": table.source or f"{place.rstrip('/')}/{TOKENIZER}",
             "max_length": max_length,
             "prefix": table.prefix or _prompt(root, kind),
             "pad_token": table.pad_token or (token if isinstance(token, str) and token else None),

@@ -24,8 +24,9 @@ static int holds_floats(const struct cpupack_buffer *buffer) {
 static int64_t product(const int32_t *sizes, int count) {
     int64_t all = 1;
     for (int i = 0; i < count; i++) {
-        if (sizes[i] < 1 || (all *= sizes[i]) > MOST_VALUES)
+        if (sizes[i] < 1 || sizes[i] > MOST_VALUES / all)
             return 0;
+        all *= sizes[i];
     }
     return all;
 }

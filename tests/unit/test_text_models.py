@@ -31,6 +31,18 @@ def rows_of(model: FloatModel, texts: list[Any]) -> torch.Tensor:
     return torch.from_numpy(np.stack([load_text(tokenizer, model.signature, each) for each in texts]))
 
 
+def test_what_a_directory_says_is_the_same_wherever_the_project_lies(tmp_path: Path) -> None:
+    """A lock holds the recipe's tables, and those of a directory: with a path in them it held in one place alone."""
+    tables = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        recipe = load_recipe(write_project(tmp_path / name)).recipe
+        tables.append(recipe.model_dump())
+    assert tables[0] == tables[1]
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.source == "model/tokenizer.json"
+
+
 def test_a_directory_says_inputs_length_padding_and_task(tmp_path: Path) -> None:
     model = loaded_model(write_project(tmp_path))
     inputs = {each.name: (each.shape, each.vocabulary) for each in model.signature.inputs}
