@@ -15,6 +15,7 @@ import numpy as np
 
 from cpupack.errors import UsageError
 from cpupack.runtime.engine.program import Session, is_program, read_program
+from cpupack.runtime.engine.program_format import VERSION
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.files import GOLDEN_NAME, MODEL_NAME, UNREADABLE
 from cpupack.runtime.manifest import Manifest
@@ -112,6 +113,12 @@ def _model_in_words(path: Path, manifest: Manifest, problems: list[str]) -> str:
         wanted = math.prod(manifest.model["output_shape"])
         if program.outputs != wanted:
             problems.append(f"{name}: the program has {program.outputs} outputs, the manifest {wanted}")
+        if program.version != VERSION:  # a wheel brings its own kernels, so it runs whatever this cpupack has
+            return (
+                f"{name} is a program of format {program.version} of the native kernels, and this cpupack knows format "
+                f"{VERSION}: its hash is right, and the program was not checked; where the wheel is installed, "
+                f"`{manifest.name} verify` runs it"
+            )
         session = Session(program, 1)
         try:
             session.make_ready()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cpupack.cli import main
 from cpupack.errors import CpupackError, UsageError
 from cpupack.runtime.engine.program import PROGRAM_NOTE
+from cpupack.runtime.engine.program_format import MAGIC, VERSION
 from cpupack.stages.package import build_wheel, finish, stage_project
 from cpupack.wheel import limits
 from cpupack.wheel.build_page import read_report
@@ -58,6 +59,19 @@ def test_a_wheel_as_it_was_built(native: Path, of_torch: Path) -> None:
     found = verify_wheel(of_torch)
     assert found.problems == ()
     assert "TorchScript: code" in found.model
+
+
+def test_a_program_of_another_format_is_not_called_damaged(native: Path, tmp_path: Path) -> None:
+    """A wheel that another cpupack built: its hashes are right, and only its own kernels can judge its program."""
+    with zipfile.ZipFile(native) as archive:
+        model = archive.read(MODEL)
+    head = np.array([MAGIC, VERSION], "<i4").tobytes()
+    later = model.replace(head, np.array([MAGIC, VERSION + 1], "<i4").tobytes())
+    assert (model.count(head), len(later)) == (1, len(model))
+    found = verify_wheel(forge(native, tmp_path / native.name, PACKAGE, {MODEL: later}))
+    assert found.problems == ()
+    assert f"of format {VERSION + 1}" in found.model
+    assert "was not checked" in found.model
 
 
 @pytest.mark.parametrize("name", ["model.pt", "golden.npz", "_runtime/runner.py", "recipe.toml", "build.json"])

@@ -28,7 +28,7 @@ from ..files import UNREADABLE
 from ..host.limits import why_no_thread
 from . import library as native_library
 from .lengths import Lengths
-from .program_format import HEADER, MAGIC, MASKED_WIDTH
+from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
 
 PROGRAM_NOTE = "cpupack-program.json"
 """Name of the record below ``extra/`` that says where the program is."""
@@ -65,9 +65,9 @@ class Program:
 
     ``pixel_shape`` and ``float_shape`` are the shapes of one input, channels first, None where the program does not
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
-    sample of a batch needs while it is computed. The results of a sample are in ``layout``, None for a row. With
-    ``lengths`` this is the program of the greatest length, and ``parts`` has those of all lengths in turn, which share
-    their constants.
+    sample of a batch needs while it is computed. ``version`` is the number of its format. The results of a sample are
+    in ``layout``, None for a row. With ``lengths`` this is the program of the greatest length, and ``parts`` has those
+    of all lengths in turn, which share their constants.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -75,6 +75,7 @@ class Program:
     float_shape: tuple[int, int, int] | None
     outputs: int
     bytes_each: int
+    version: int = VERSION
     layout: Layout | None = None
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
@@ -209,6 +210,7 @@ def _parse(memory: npt.NDArray[np.uint8]) -> Program:
         float_shape=(floats, height, width) if floats else None,
         outputs=int(header["outputs"]),
         bytes_each=int(header["arena_bytes"]),
+        version=int(header["version"]),
     )
 
 
