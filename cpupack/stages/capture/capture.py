@@ -47,12 +47,26 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     places = tuple(model.signature.output_places()) if model.signature.gives_rows else ()
     if isinstance(model.module, OneRow) and model.module.packs:
         check_packed(model.module, model.signature, batch)
-    if recipe.quantize.mode == "dynamic":
+    dynamic = recipe.quantize.mode == "dynamic"
+    if not model.channels_last and (has_quant_stubs(model.module) or (dynamic and _names_torchs_engine(recipe))):
+        raise ModelError(
+            "the model's code runs as it is written, and on contiguous tensors alone: torch's INT8 layers and inputs are "
+            "in channels_last",
+            hint="write flatten or reshape in forward where it has view"
+            + ("" if dynamic else "; or leave QuantStub and DeQuantStub out: cpupack captures the model then"),
+        )
+    if dynamic:
         graph = _graph_beside(model, batch, samples, places, recipe, progress)
         return CapturedModel(model.module, "dynamic", batch, places, graph)
     if has_quant_stubs(model.module):
         return CapturedModel(model.module, "eager", batch, places)
     return CapturedModel(_captured(model, batch, samples, places, progress), "fx", batch, places)
+
+
+def _names_torchs_engine(recipe: Recipe) -> bool:
+    """Whether a target of the recipe has an engine of torch by name."""
+    names = {getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu}
+    return any(ENGINES[name].quantizer != "native" for name in names - {"auto"})
 
 
 def _graph_beside(
