@@ -205,8 +205,8 @@ enum cpupack_function {
     FUNCTION_GELU = 28,      /* a * (1 + erf(a / root of 2)) / 2 */
     FUNCTION_GELU_TANH = 29, /* its approximation by tanh */
     FUNCTION_SELECT = 30,    /* b where a is not 0, else what the register `to` had */
-    FUNCTION_GELU_NEAR =
-        31, /* the same as the first two within 2e-4, in half the time: of results that are no better */
+    /* Both within 2e-4, in half the time: of results that are no better. */
+    FUNCTION_GELU_NEAR = 31,
     FUNCTION_GELU_TANH_NEAR = 32,
 };
 

@@ -50,8 +50,8 @@ def capture(model: FloatModel, samples: Samples | None, recipe: Recipe, progress
     dynamic = recipe.quantize.mode == "dynamic"
     if not model.channels_last and (has_quant_stubs(model.module) or (dynamic and _names_torchs_engine(recipe))):
         raise ModelError(
-            "the model's code runs as it is written, and on contiguous tensors alone: torch's INT8 layers and inputs are "
-            "in channels_last",
+            "the model's code runs as it is written, and on contiguous tensors alone: torch's INT8 layers and inputs "
+            "are in channels_last",
             hint="write flatten or reshape in forward where it has view"
             + ("" if dynamic else "; or leave QuantStub and DeQuantStub out: cpupack captures the model then"),
         )
