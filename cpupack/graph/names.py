@@ -45,6 +45,11 @@ def kind_of(module: nn.Module) -> str:
     return "+".join(part.kind if isinstance(part, Recurrent) else type(part).__name__ for part in parts)
 
 
+def calls(graph_module: fx.GraphModule, node: fx.Node, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a node calls a module of exactly one of these types."""
+    return node.op == "call_module" and type(graph_module.get_submodule(str(node.target))) in types
+
+
 def is_within(name: str, modules: Collection[str]) -> bool:
     """Whether a module is in ``modules`` or inside one of them; they may have the user's names or the graph's."""
     return any(name == each or name.startswith(each + ".") for own in modules for each in {own, attribute_path(own)})

@@ -157,6 +157,21 @@ def test_what_stayed_fp32_is_named_with_the_reason() -> None:
     assert all(fact.reason for fact in facts.values() if fact.precision == "fp32")
 
 
+@needs_kernels
+@pytest.mark.parametrize("engine_name", ["native", EIGHT_BITS])
+def test_every_engine_says_in_the_same_words_what_levels_the_input(engine_name: str) -> None:
+    values = np.random.default_rng(0).standard_normal((64, 3)) * [1e-2, 1.0, 1e4]
+    data = Samples(values.astype(np.float32), "rows", tuple(map(str, range(64))))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 5))
+    with torch.no_grad():
+        net[0].weight /= torch.tensor([1e-2, 1.0, 1e4])
+    facts, _, _ = described(net, engine_name, spec=recipe((3,)), data=data)
+    words = "brings the channels of the input, whose ranges differ, to one range"
+    found = [(fact.kind, fact.precision) for fact in facts.values() if fact.reason == words]
+    assert found == [("BatchNorm1d", "fp32")]
+
+
 def test_a_skipped_layer_says_so_and_those_behind_it_follow() -> None:
     spec = recipe(quantize={"skip": ["first", "left", "right"]})
     facts, _, _ = described(Block(), spec=spec)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.ao.quantization import DeQuantStub, QuantStub
 
 from cpupack.artifacts import FloatModel, Samples
+from cpupack.errors import ModelError
 from cpupack.progress import SilentProgress
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.stages.capture import capture
@@ -75,3 +78,21 @@ def test_every_stage_that_runs_the_users_code_gives_it_contiguous_tensors(
             timed[name] = torch.jit.load(str(path))(data.tensor(slice(8))).numpy()
     np.testing.assert_allclose(outputs["Viewing"], outputs["Flattening"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(timed["Viewing"], outputs["Flattening"][:8], rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_captured_and_needs_contiguous_tensors_is_refused_for_torchs_engines(
+    models: dict[str, FloatModel],
+) -> None:
+    def refused(**tables: Any) -> str:
+        with pytest.raises(ModelError, match="on contiguous tensors alone") as caught:
+            capture(models["Viewing"], pixels(8), recipe(**tables), SilentProgress())
+        return caught.value.hint or ""
+
+    of_torch = {"quantize": {"mode": "dynamic"}, "target": {"x86_64": {"engine": "fbgemm"}}}
+    assert refused(**of_torch) == "write flatten or reshape in forward where it has view"
+    capture(models["Flattening"], pixels(8), recipe(**of_torch), SilentProgress())
+    capture(models["Viewing"], pixels(8), recipe(quantize={"mode": "dynamic"}), SilentProgress())
+    stubbed = models["Viewing"].module
+    stubbed.add_module("quant", QuantStub())
+    stubbed.add_module("dequant", DeQuantStub())
+    assert "leave QuantStub and DeQuantStub out" in refused()

@@ -16,8 +16,9 @@ from cpupack.layout import weights_channels_last
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Quantize, Recipe
+from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.dynamic import quantize_dynamically
-from cpupack.stages.quantize.lowering import InFloat
+from cpupack.stages.quantize.in_float import InFloat
 from cpupack.stages.quantize.native.lower import lower
 from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
@@ -79,9 +80,9 @@ def quantize(
             ) from error
     module = weights_channels_last(module.eval())
     kept = {_name(path): child for path, child in module.named_modules() if type(child) in _WEIGHTED or _hidden(child)}
-    reasons = {name: _reason(name, child, spec.skip, target) for name, child in kept.items()}
+    why = {name: _reason(name, child, spec.skip, target) for name, child in kept.items()}
     notes = [
-        f"{name} ({type(child).__name__}) stayed FP32{': ' if reasons[name] else ''}{reasons[name]}"
+        f"{name} ({type(child).__name__}) stayed FP32{': ' if why[name] else ''}{why[name]}"
         for name, child in kept.items()
         if not _hidden(child)
     ]
@@ -90,7 +91,7 @@ def quantize(
         target,
         tuple(notes),
         pixel_input=isinstance(module, PixelModel),
-        float_reasons=known | {name: reason for name, reason in reasons.items() if reason},
+        float_reasons=known | {name: reason for name, reason in why.items() if reason},
     )
 
 
@@ -129,6 +130,7 @@ def _chains_skipped(calibrated: CalibratedModel, skip: list[str]) -> list[str]:
 
 def _reason(name: str, module: nn.Module, skip: list[str], target: Target) -> str:
     if is_within(name, skip):
-        return "listed in skip"
-    wrong = _hidden(module) or transposes_wrongly(target.engine, module)
-    return f"{target.engine} computes it wrongly in INT8" if wrong else ""
+        return reasons.SKIPPED
+    if isinstance(module, InFloat):
+        return module.reason
+    return reasons.wrong_on(target.engine) if transposes_wrongly(target.engine, module) else ""

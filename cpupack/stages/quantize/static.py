@@ -22,31 +22,17 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
-from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
-from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
 from cpupack.graph.recurrent import Recurrent
-from cpupack.graph.rows import laying_calls
-from cpupack.graph.tags import LEVELS
 from cpupack.graph.trace import record_shapes
-from cpupack.graph.vocabulary import SHAPES
 from cpupack.graph.weight_grid import weight_scales
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
+from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.classifier import FloatOutput, find_classifiers, quantize_classifier
-from cpupack.stages.quantize.lowering import (
-    InFloat,
-    call_as_methods,
-    fuse_conv_add,
-    is_fixed_in_cat,
-    is_interpolated_otherwise,
-    is_wrong_arithmetic,
-    is_wrong_pooling,
-    keep_float,
-    lower_relu6,
-    own_constants,
-)
+from cpupack.stages.quantize.in_float import InFloat, keep_float, reasons_in_float
+from cpupack.stages.quantize.lowering import call_as_methods, fuse_conv_add, lower_relu6, own_constants
 from cpupack.stages.quantize.observers import STATS_NAME, read_through_observers, set_range, set_ranges
 from cpupack.stages.quantize.pixels import take_pixels
 from cpupack.stages.quantize.qconfig import (
@@ -93,24 +79,7 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
-    laying, hiding = laying_calls(graph), hiding_calls(graph)
-
-    def moves_no_floats(node: fx.Node) -> bool:
-        moved = node.target in SHAPES and node.meta.get("shape") is not None
-        return moved and node.meta[STATS_NAME] not in calibrated.stats
-
-    wrong = (
-        laying.__contains__,
-        hiding.__contains__,
-        lambda node: bool(node.meta.get(LEVELS)),
-        spectral_calls(graph).__contains__,
-        moves_no_floats,
-        is_wrong_arithmetic(target.engine),
-        is_wrong_pooling(graph, target.engine),
-        is_fixed_in_cat(graph),
-        is_interpolated_otherwise,
-    )
-    keep_float(graph, wrong_types(target.engine), lambda node: any(each(node) for each in wrong))
+    keep_float(graph, reasons_in_float(graph, calibrated, target.engine))
     call_as_methods(graph)
     if target.conv_add:
         fuse_conv_add(graph)
@@ -118,7 +87,7 @@ def quantize_fx(
     graph.delete_all_unused_submodules()
     classifiers = _with_float_output(graph, calibrated, recipe, target)
     mapping = qconfig_mapping(target, recipe.weights)
-    reasons = _apply_skip(mapping, graph, [*recipe.skip, *classifiers])
+    for_readers = _apply_skip(mapping, graph, [*recipe.skip, *classifiers])
     least_scales = _least_weight_scales(graph, calibrated, recipe, target)
     for name, child in graph.named_modules():
         if transposes_wrongly(target.engine, child):
@@ -134,9 +103,9 @@ def quantize_fx(
     set_ranges(prepared, graph, calibrated, recipe, 2**target.activation_bits)
     converted: fx.GraphModule = convert_fx(prepared, backend_config=backend)
     if preprocess is None:
-        return converted, reasons
+        return converted, for_readers
     observer = static_qconfig(target, recipe.weights).weight()
-    return take_pixels(converted, graph, preprocess, target, observer) or converted, reasons
+    return take_pixels(converted, graph, preprocess, target, observer) or converted, for_readers
 
 
 def quantize_eager(
@@ -266,7 +235,7 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
             mapping.set_module_name(str(node.target), None)
         elif node.op == "call_function":
             mapping.set_module_name_object_type_order("", node.target, order, None)
-    return {scoped_name(node): "the FP32 layer that reads it needs finer steps than INT8 has" for node in for_float}
+    return {scoped_name(node): reasons.FINER_READER for node in for_float}
 
 
 def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:

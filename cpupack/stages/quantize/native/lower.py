@@ -25,9 +25,10 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
-from cpupack.stages.quantize.native.plan import SKIPPED, plan_of
+from cpupack.stages.quantize.native.plan import plan_of
 from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.split import Segment, split
+from cpupack.stages.quantize.reasons import SKIPPED
 
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
     nn.MaxPool1d: pooling.max_pool,

@@ -20,24 +20,13 @@ from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
 from cpupack.graph.vocabulary import NORMALIZATIONS, SOFTMAXES
 from cpupack.recipe import Quantize
+from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
 from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
-
-SKIPPED = "listed in skip"
-_DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
-_ROOT = "a root of a power, between which rounding to INT8 would be a large error"
-_NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
-_HIDES = "hides values behind a number for which INT8 has no code (a mask)"
-_ROWS = "lays inputs or outputs side by side, which have no range in common"
-_BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
-_LEVELS = "brings the channels of the input, whose ranges differ, to one range"
-_SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
-_DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
-_NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
 
 _FLOAT_MODULES = (*NORMALIZATIONS, *SOFTMAXES)
 _FLOAT_CALLS = (torch.matmul, torch.div, F.scaled_dot_product_attention)
@@ -66,24 +55,26 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     calls = Calls(graph, input_shape)
     bring_masks_forward(graph)
     kept = {
-        node: SKIPPED
+        node: reasons.SKIPPED
         for node in calls.graph.graph.nodes
         if node.op.startswith("call") and is_skipped(node, recipe.skip)
     }
     # A program runs sample by sample: these are torch's, in FP32.
     beyond = set(calls.across_samples())
-    kept |= {node: _NO_BATCH for node in beyond if node not in kept}
-    kept |= {node: _LEVELS for node in calls.graph.graph.nodes if node.meta.get(LEVELS) and node not in kept}
-    kept |= {node: _DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
-    kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
-    kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
-    kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
-    kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
-    kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
+    kept |= {node: reasons.NO_BATCH for node in beyond if node not in kept}
+    kept |= {node: reasons.LEVELS for node in calls.graph.graph.nodes if node.meta.get(LEVELS) and node not in kept}
+    kept |= {node: reasons.DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
+    kept |= {node: reasons.SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
+    kept |= {node: reasons.ROOT for node in under_roots(calls.graph) if node not in kept}
+    kept |= {node: reasons.ROWS for node in laying_calls(calls.graph) if node not in kept}
+    kept |= {node: reasons.HIDES for node in hiding_calls(calls.graph) if node not in kept}
+    kept |= {node: reasons.NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
-    kept |= dict.fromkeys(by_rows, _BY_ROWS)
+    kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":
-        kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
+        kept |= {
+            node: reasons.DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)
+        }
     return Plan(calls, kept, beyond, by_rows)
 
 

@@ -1,0 +1,23 @@
+"""Why calls stay FP32, in the words of ``inspect`` and the report: the same for all engines."""
+
+from __future__ import annotations
+
+SKIPPED = "listed in skip"
+DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
+ROOT = "a root of a power, between which rounding to INT8 would be a large error"
+NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+HIDES = "hides values behind a number for which INT8 has no code (a mask)"
+ROWS = "lays inputs or outputs side by side, which have no range in common"
+BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+LEVELS = "brings the channels of the input, whose ranges differ, to one range"
+SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
+DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
+INTERPOLATION = "interpolates in a way that torch has in FP32 alone"
+FINER_READER = "the FP32 layer that reads it needs finer steps than INT8 has"
+MOVES_CONSTANT = "repeats a constant, which INT8 does not make faster"
+NO_BATCH = "the native engine has no kernel for values whose first dimension is not the batch"
+
+
+def wrong_on(engine: str) -> str:
+    """Return the reason of a call that an engine of torch computes wrongly."""
+    return f"{engine} computes it wrongly in INT8"
