@@ -176,8 +176,10 @@ class Reference:
         return self._add(Layer(Op.GLOBAL_AVERAGE, input=source, output=self._buffer(clip(y)), fields=fields))
 
     def scale(self, source: int, gate: int) -> int:
+        """Times a factor of one pixel, the same for all frames of a video."""
         scale, zero, gate_zero, zero_out = np.float32(0.0130171), 3, 11, 128
         x, factor = self.values[source].astype(np.float64), self.values[gate].astype(np.float64)
+        factor = factor.reshape(len(factor), *[1] * (x.ndim - 2), -1)
         codes = clip((x - zero) * ((factor - gate_zero) * scale) + zero_out)
         fields = {
             "scale": float(scale), "input_zero_point": zero, "input2_zero_point": gate_zero,

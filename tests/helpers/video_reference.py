@@ -129,17 +129,6 @@ class VideoReference(Reference):
         codes = clip((mean - zero_in) * scale + zero_out)
         return self._add(Layer(Op.GLOBAL_AVERAGE, input=source, output=self._buffer(codes), fields=fields))
 
-    def gate(self, source: int, gate: int) -> int:
-        """Times a factor of one pixel, the same for all frames."""
-        scale, zero, gate_zero, zero_out = np.float32(0.0130171), 3, 11, 128
-        x, factor = self.values[source].astype(np.float64), self.values[gate].astype(np.float64)[:, None]
-        codes = clip((x - zero) * ((factor - gate_zero) * scale) + zero_out)
-        fields = {
-            "scale": float(scale), "input_zero_point": zero, "input2_zero_point": gate_zero,
-            "output_zero_point": zero_out,
-        }  # fmt: skip
-        return self._add(Layer(Op.SCALE, input=source, input2=gate, output=self._buffer(codes), fields=fields))
-
     def resized(self, source: int, frames: Array, rows: Array, columns: Array) -> int:
         """Weighted sums of frames, rows and columns, each (result, source); zeros are outside."""
         x, zero, zero_out = self.values[source], 31, 60

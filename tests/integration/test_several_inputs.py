@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import cpupack
 from cpupack.peers import COMPARED
-from cpupack.runtime.host.cpu import machine
 from helpers.fresh_venv import Environment, make_environment
+from helpers.how_to_page import IS_X86, MOST_LINES, build_recipes, cpupack_in, files_of, write_files
 from helpers.once import once
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(machine() != "x86_64", reason="the recipes are built for x86_64"),
+    pytest.mark.skipif(not IS_X86, reason="the recipes are built for x86_64"),
 ]
-CHECKOUT = Path(cpupack.__file__).parents[1]
-PAGE = CHECKOUT / "docs" / "how-to" / "several-inputs.md"
+PAGE = "several-inputs.md"
 RECIPES = ("siamese", "heads", "tokens", "table", "words")
-MOST_LINES = 30
-
-
-def files_of_the_page() -> dict[str, str]:
-    """Return the blocks of the page whose first line is the name of a file, by that name."""
-    blocks = re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    return dict(blocks)
 
 
 def write_project(root: Path) -> None:
-    for name, text in files_of_the_page().items():
-        (root / name).write_text(text, encoding="utf-8")
+    write_files(PAGE, root)
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (2, 40, 32, 32, 3), dtype=np.uint8)
     np.savez(root / "siamese.npz", left=pixels[0], right=pixels[1])
@@ -50,13 +37,7 @@ def write_project(root: Path) -> None:
 
 def build_all(root: Path) -> None:
     write_project(root)
-    for name in RECIPES:
-        command = [sys.executable, "-m", "cpupack", "build", f"{name}.toml", "--out", "dist", "--no-tune"]
-        done = subprocess.run(
-            [*command, "--set", "target.x86_64.engine=native"],
-            cwd=root, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    build_recipes(root, RECIPES)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +70,7 @@ def run(environment: Environment, text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_short(name: str) -> None:
-    assert len(files_of_the_page()[f"{name}.toml"].splitlines()) < MOST_LINES
+    assert len(files_of(PAGE)[f"{name}.toml"].splitlines()) < MOST_LINES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -161,11 +142,9 @@ def test_other_engines_get_the_inputs_by_name(project: Path, name: str, outputs:
     others = [] if name == "tokens" or COMPARED["onnxruntime"].missing() else ["onnxruntime"]
     against = ",".join(["eager", "fbgemm", *others])
     quick = ["--budget-s", "0.5", "--rounds", "1", "--round-s", "0.05", "--set", "tune.batch_sizes=[2]", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "cpupack", "compare", f"{name}.toml", "--against", against, *quick,
-         "--set", "target.x86_64.engine=native"],
-        cwd=project, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-    )  # fmt: skip
+    done = cpupack_in(
+        project, "compare", f"{name}.toml", "--against", against, *quick, "--set", "target.x86_64.engine=native"
+    )
     assert done.returncode == 0, done.stderr
     for engine, found in json.loads(done.stdout)["engines"].items():
         assert found["status"] == "ok", (engine, found["reason"])
@@ -193,10 +172,8 @@ def test_mixed_columns(environment: Environment) -> None:
 
 def test_inspect_lists_inputs_and_outputs(project: Path) -> None:
     (wheel,) = (project / "dist").glob("heads*.whl")
-    done = subprocess.run(
-        [sys.executable, "-m", "cpupack", "inspect", str(wheel)],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-    )  # fmt: skip
+    done = cpupack_in(project, "inspect", str(wheel))
+    assert done.returncode == 0, done.stderr
     assert re.search(
         r"^Outputs +kind float32 \(n, 7\), box float32 \(n, 4\), mask int64 \(n, 32, 32\)$", done.stdout, re.M
     )

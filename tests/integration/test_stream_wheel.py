@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import cpupack
-from cpupack.runtime.host.cpu import machine
 from helpers.fresh_venv import Environment, make_environment
+from helpers.how_to_page import IS_X86, MOST_LINES, build_recipes, files_of, write_files
 from helpers.once import once
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(machine() != "x86_64", reason="the recipes are built for x86_64"),
+    pytest.mark.skipif(not IS_X86, reason="the recipes are built for x86_64"),
 ]
-CHECKOUT = Path(cpupack.__file__).parents[1]
-PAGE = CHECKOUT / "docs" / "how-to" / "stream.md"
+PAGE = "stream.md"
 RECIPES = ("words", "denoise")
-MOST_LINES = 30
 
 
 def build_all(root: Path) -> None:
-    blocks = re.findall(r"^```(?:python|toml)\n# (\S+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
-    for name, text in blocks:
-        (root / name).write_text(text, encoding="utf-8")
+    write_files(PAGE, root)
     random = np.random.default_rng(0)
     np.savez(root / "chunks.npz", data=random.standard_normal((64, 8, 40)).astype(np.float32))
     np.savez(root / "sound.npz", x=random.standard_normal((64, 1, 160)).astype(np.float32))
-    for name in RECIPES:
-        assert (root / f"{name}.toml").read_text(encoding="utf-8").count("\n") < MOST_LINES
-        command = [sys.executable, "-m", "cpupack", "build", f"{name}.toml", "--out", "dist", "--no-tune"]
-        done = subprocess.run(
-            [*command, "--set", "target.x86_64.engine=native"],
-            cwd=root, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    assert all(files_of(PAGE)[f"{name}.toml"].count("\n") < MOST_LINES for name in RECIPES)
+    build_recipes(root, RECIPES)
 
 
 @pytest.fixture(scope="module")

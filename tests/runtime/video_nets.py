@@ -102,7 +102,7 @@ def elementwise() -> VideoReference:
     places = net.affine(product, places=True, slopes=False)
     channels = net.affine(places, places=False, slopes=True)
     gate = net.mean(channels)
-    gated = net.gate(net.table(channels, TABLE), gate)
+    gated = net.scale(net.table(channels, TABLE), gate)
     last = net.convolve(gated, weights(9, 19, 3, 3, 3, seed=3), pad=(1, 1, 1), fill=9)
     net.output(net.one(last))
     return net

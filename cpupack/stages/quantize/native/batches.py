@@ -19,7 +19,7 @@ from torch.fx.node import map_arg
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, POINTWISE, SHAPES, UNFOLD
 from cpupack.stages.quantize.native.frames import join_turns, over_frames, run_over_frames
-from cpupack.stages.quantize.native.rearrangement import Rearrangement
+from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_around
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
 _OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
@@ -273,17 +273,7 @@ def _norms_rows(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> bool:
 
 def _norm_channels(graph: fx.GraphModule, node: fx.Node, batch: _Batch, forms: _Forms) -> None:
     """Have a BatchNorm of rows read ``(batch, channels, indices)``."""
-    (source,) = node.all_input_nodes
-    name, turned = f"rearrangement_{node.name}", Rearrangement((torch.transpose, (1, 2)))
-    graph.add_submodule(name, turned)
-    with graph.graph.inserting_before(node):
-        columns = graph.graph.call_module(name, (source,))
-    with graph.graph.inserting_after(node):
-        rows = graph.graph.call_module(name, (node,))
-    node.replace_all_uses_with(rows, delete_user_cb=lambda user: user is not rows)
-    node.args = (columns,)
-    columns.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
-    rows.meta = {key: value for key, value in node.meta.items() if key != "shape"}
+    _, rows = turn_around(graph, node, f"rearrangement_{node.name}")
     forms.given[rows] = forms.moved[rows] = batch
     forms.shapes[rows] = forms.shapes[node]
 

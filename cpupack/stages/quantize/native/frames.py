@@ -16,7 +16,7 @@ from torch import fx, nn
 from cpupack.graph.fused import ConvReLU6, with_relu
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import ACTIVATIONS, POINTWISE
-from cpupack.stages.quantize.native.rearrangement import Rearrangement
+from cpupack.stages.quantize.native.rearrangement import turn_around
 
 _TURN = "turn_frames"
 _ALIKE = (torch.add, torch.sub, torch.mul)
@@ -79,19 +79,10 @@ def _deep(setting: Any, other: int) -> tuple[int, int, int]:
 
 def run_over_frames(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> fx.Node:
     """Have a call run ``layer`` on videos, whose frames it has before the channels; return what gives its result."""
-    (source,) = node.all_input_nodes
-    if not hasattr(graph, _TURN):
-        graph.add_submodule(_TURN, Rearrangement((torch.transpose, (1, 2))))
     name = f"{node.name}_over_frames"
     graph.add_submodule(name, layer)
-    with graph.graph.inserting_before(node):
-        turned = graph.graph.call_module(_TURN, (source,))
-    with graph.graph.inserting_after(node):
-        back = graph.graph.call_module(_TURN, (node,))
-    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-    node.target, node.args = name, (turned,)
-    turned.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
-    back.meta = {key: value for key, value in node.meta.items() if key != "shape"}
+    _, back = turn_around(graph, node, _TURN)
+    node.target = name
     return back
 
 

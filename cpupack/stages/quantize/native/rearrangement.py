@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 class Rearrangement(nn.Module):
@@ -19,3 +19,22 @@ class Rearrangement(nn.Module):
         for function, arguments in self.calls:
             x = function(x, *arguments)
         return x
+
+
+def turn_around(graph: fx.GraphModule, node: fx.Node, name: str) -> tuple[fx.Node, fx.Node]:
+    """Swap the first two dimensions of a sample before a call of one value and back after it, in place.
+
+    Return the calls that do it. They share a module ``name``, which is added where it is not there.
+    """
+    (source,) = node.all_input_nodes
+    if not hasattr(graph, name):
+        graph.add_submodule(name, Rearrangement((torch.transpose, (1, 2))))
+    with graph.graph.inserting_before(node):
+        turned = graph.graph.call_module(name, (source,))
+    with graph.graph.inserting_after(node):
+        back = graph.graph.call_module(name, (node,))
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+    node.args = (turned,)
+    turned.meta = {key: value for key, value in source.meta.items() if key not in {"shape", "rank"}}
+    back.meta = {key: value for key, value in node.meta.items() if key != "shape"}
+    return turned, back
