@@ -44,7 +44,10 @@ sys.path.insert(0, str(ROOT / "kernels" / "fuzz"))
 import fuzzing  # noqa: E402 - found by the line before
 
 SIMDE = "simde-py==0.8.2.post1"
-TESTS = ("test_native_kernels.py", "test_float_kernels.py", "test_native_model.py", "test_kernels.py", "test_images.py")
+TESTS = (
+    "test_native_kernels.py", "test_float_kernels.py", "test_recurrent_kernels.py", "test_native_model.py",
+    "test_kernels.py", "test_images.py",
+)  # fmt: skip
 OF_THE_PACKAGE = ("system_does_not_load", "the_library_is_described", "fresh_process")
 """Tests of the library in the package, whichever is under test."""
 SANITIZERS = (
@@ -136,7 +139,7 @@ def damage(workers: str, minutes: float) -> int:
     while not rounds or time.monotonic() < ends_s:
         seeds = f"{first + rounds * _SEEDS_A_ROUND}:{_SEEDS_A_ROUND}"
         environment["CPUPACK_DAMAGE_SEEDS"] = seeds
-        code = _run_tests(library, workers, environment, names=TESTS[:2], only="damaged")
+        code = _run_tests(library, workers, environment, names=TESTS[:3], only="damaged")
         if code:
             print(f"damage: again with CPUPACK_DAMAGE_SEEDS={seeds}", file=sys.stderr)  # noqa: T201 - a script
             return code
@@ -203,7 +206,7 @@ def emulate(workers: str, pip_args: list[str]) -> int:
     library = _compile("emulate", (sys.executable, "-m", COMPILER, "cc", *flags))
     # Without VBMI only tables differ: no damaged programs again.
     return _run_tests(library, workers, {}) or _run_tests(
-        library, workers, {"CPUPACK_EMULATE_VBMI": "0"}, names=TESTS[:2], without=("damaged",)
+        library, workers, {"CPUPACK_EMULATE_VBMI": "0"}, names=TESTS[:3], without=("damaged",)
     )
 
 

@@ -18,6 +18,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "runtime")]
 import native_nets  # noqa: E402 - found by the line before
 import test_float_kernels  # noqa: E402 - as the first
+import test_recurrent_kernels  # noqa: E402 - as the first
 import video_nets  # noqa: E402 - as the first
 
 from arm.counting import HEAD  # noqa: E402 - as the first
@@ -50,10 +51,11 @@ def cases() -> Iterator[Case]:
             for number, layer in native_nets.last_writers(net).items()
         }
         yield case(name, program, x, net.program.outputs, codes)
-    for name in test_float_kernels.NETS:
-        floats = test_float_kernels.made(name)
-        x, program = floats.tensors()
-        yield case(f"float {name}", program, x, floats.program.outputs, {})
+    for kind, tests in (("float", test_float_kernels), ("recurrent", test_recurrent_kernels)):
+        for name in tests.NETS:
+            floats = tests.made(name)
+            x, program = floats.tensors()
+            yield case(f"{kind} {name}", program, x, floats.program.outputs, {})
 
 
 def case(
