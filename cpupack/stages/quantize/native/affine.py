@@ -12,6 +12,7 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.joins import between, kept_order, tell_with_relu, with_relu
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import Value, is_whole, order_of
 
 
@@ -85,7 +86,7 @@ def slope(b: Builder, node: fx.Node) -> None:
     set_constants(layer, constants, one, result)
     b.append(layer)
     b.values[node] = Value(output, order)
-    b.tell(node, node, "cpupack::affine")
+    tell(b, node, node, "cpupack::affine")
 
 
 def _then(

@@ -14,6 +14,7 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads
+from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import Fixed, View
 from cpupack.stages.quantize.native.whole_numbers import hidden_by
 
@@ -59,7 +60,7 @@ def written_out(b: Builder, node: fx.Node) -> bool:
         b.floats, Heads(queries, turned, values, found.scale, tuple(masks), unseen_is_nan=True, words=words)
     )
     b.absorbed.update(calls[:-1])
-    b.tell_float(end, "cpupack::attention of 16 bits" if words else "cpupack::attention")
+    tell_float(b, end, "cpupack::attention of 16 bits" if words else "cpupack::attention")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Builds a program: its buffers, the place of each value of the graph, and the facts about each layer."""
+"""Builds a program: its buffers, its layers, and the place of each value of the graph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from cpupack.artifacts import LayerFact, LayerSaturation
+from cpupack.artifacts import LayerSaturation
 from cpupack.errors import QuantizationError
 from cpupack.graph.names import core, scoped_name
-from cpupack.graph.native_model import Look
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import BATCH_NORMS, MAX_POOLS
 from cpupack.recipe import Quantize
@@ -20,6 +19,7 @@ from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
+from cpupack.stages.quantize.native.ledger import Ledger
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program, Size
 from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
@@ -57,9 +57,9 @@ class Builder:
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
     ``by_words`` names recurrent layers with codes of 16 bits, ``attends_by_words`` calls that attention by such codes
     may include. ``magnitudes`` says beyond which number no whole number
-    of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``spans`` has for each fact the
-    layers, first to end, that compute it. With
-    ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about these sums.
+    of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
+    the layers. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about
+    these sums.
     """
 
     def __init__(
@@ -96,10 +96,7 @@ class Builder:
         self.magnitudes: dict[fx.Node, float] = {}
         self.hidden: dict[fx.Node, Operand] = {}
         self.quantizes: Callable[[fx.Node], Value] | None = None
-        self.facts: list[LayerFact] = []
-        self.looks: list[Look | None] = []
-        self.spans: list[tuple[int, int]] = []
-        self._from = 0
+        self.ledger = Ledger(self.program)
         self.sums: list[LayerSaturation] = []
         self._stats = stats
         self._wholes = whole_concatenations(calls.graph, calls.apart)
@@ -324,119 +321,8 @@ class Builder:
     # ---- layers ----
 
     def append(self, layer: Layer) -> None:
-        """Append a layer without a fact of its own: a copy, a second form, a part."""
+        """Append a layer. What it belongs to is told when its call is lowered."""
         self.program.layers.append(layer)
-
-    def tell(
-        self, node: fx.Node, result: fx.Node, kernel: str, *, kind: str = "", weight_sqnr_db: float | None = None
-    ) -> None:
-        """Record the fact about ``node`` and the calls up to ``result``, whose values the last layer writes."""
-        value = self.values[result]
-        assert isinstance(value, Value)
-        buffer = self._grid_of(result, value)
-        self.facts.append(
-            LayerFact(
-                name=scoped_name(node),
-                kind=kind or self.calls.kind(node),
-                precision="int8",
-                kernel=kernel,
-                scale=buffer.scale if buffer else None,
-                zero_point=buffer.zero_point if buffer else None,
-                weight_sqnr_db=weight_sqnr_db,
-            )
-        )
-        self.looks.append(self._look(result, value))
-        self._span()
-
-    def _grid_of(self, node: fx.Node, value: Value) -> Buffer | None:
-        """Return the buffer of a call's codes with their scale. None where there are no codes, or several scales."""
-        if value.buffer < 0:
-            return None
-        buffer = self.buffer(value.buffer)
-        if node in self.in_place:
-            return buffer.part(self._first_channel(value))
-        return buffer if buffer.parts is None else None
-
-    def _first_channel(self, value: Value) -> int:
-        """Return the first channel of what the last layer left in a buffer."""
-        last = next(each for each in reversed(self.program.layers) if each.output == value.buffer)
-        return int(last.fields.get("channel_offset", 0))
-
-    def tell_float(self, node: fx.Node, kernel: str) -> None:
-        """Record the fact about a call in FP32, which has no codes."""
-        reason = self.reasons[node.name]
-        self.facts.append(LayerFact(scoped_name(node), self.calls.kind(node), "fp32", kernel, reason=reason))
-        self.looks.append(None)
-        self._span()
-
-    def tell_recurrent(self, node: fx.Node, kind: str, weight_sqnr_db: float, *, words: bool) -> None:
-        """Record the fact about a recurrent layer, whose codes have a scale of their own in each step."""
-        kernel = "cpupack::recurrent of 16 bits" if words else "cpupack::recurrent"
-        fact = LayerFact(scoped_name(node), kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db)
-        self.facts.append(fact)
-        self.looks.append(None)
-        self._span()
-
-    def tell_rows(
-        self, node: fx.Node, result: fx.Node, kernel: str, *, kind: str, weight_sqnr_db: float | None
-    ) -> None:
-        """Record the fact about a layer in INT8 whose activations have a scale for each row."""
-        name = scoped_name(node)
-        self.facts.append(LayerFact(name, kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db))
-        self.looks.append(self._look_at_floats(result))
-        self._span()
-
-    def begin(self) -> None:
-        """Begin with another call: layers that were appended before belong to none of its facts."""
-        self._from = len(self.program.layers)
-
-    def end(self, told: int) -> None:
-        """End a call before which there were ``told`` facts: its last layers belong to its last fact."""
-        if len(self.facts) > told:
-            self.spans[-1] = self.spans[-1][0], len(self.program.layers)
-
-    def _span(self) -> None:
-        self.spans.append((self._from, len(self.program.layers)))
-        self._from = len(self.program.layers)
-
-    def _look(self, node: fx.Node, value: Value) -> Look | None:
-        if value.buffer < 0 and node not in self.left:
-            return self._look_at_floats(node)
-        if value.buffer < 0:
-            return Look(node.name, first=self.left[node], channels=(0, math.prod(shape_of(node)[1:])))
-        layers, buffer = self.program.layers, self._grid_of(node, value)
-        if buffer is None:
-            return None
-        last = max(number for number, each in enumerate(layers) if each.output == value.buffer)
-        if node in self.in_place:
-            first = self._first_channel(value)
-            channels = list(range(first, first + shape_of(node)[1]))
-        else:
-            channels = channels_of(value, buffer) or []
-        if not channels or channels != list(range(channels[0], channels[-1] + 1)):
-            return None  # not side by side
-        return Look(
-            node.name,
-            layer=last,
-            shape=(buffer.frames * buffer.height, buffer.width, buffer.channels),
-            channels=(channels[0], channels[-1] + 1),
-            scale=buffer.scale,
-            zero_point=buffer.zero_point,
-        )
-
-    def _look_at_floats(self, node: fx.Node) -> Look | None:
-        view = self.floats.values.get(node)
-        if not isinstance(view, View) or view.buffer is None or len(view.shape) not in {1, 3}:
-            return None  # of sequences, the model may have the batch elsewhere
-        layers, buffer = self.program.layers, self.buffer(view.buffer)
-        return Look(
-            node.name,
-            layer=max(number for number, each in enumerate(layers) if each.output == view.buffer),
-            first=view.first,
-            shape=(buffer.frames * buffer.height, buffer.width, buffer.channels),
-            sizes=view.shape,
-            steps=view.steps,
-        )
 
 
 def results_of(graph: fx.GraphModule) -> list[fx.Node]:

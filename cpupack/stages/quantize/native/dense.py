@@ -33,6 +33,7 @@ from cpupack.stages.quantize.native.joins import between, functions_from
 from cpupack.stages.quantize.native.pack import BLOCK, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Size, window_fields
 from cpupack.stages.quantize.native.tables import input_grid
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.transposed import is_transposed, upsampling
 from cpupack.stages.quantize.native.values import Value, channels_last
 from cpupack.stages.quantize.native.weights import dense_parts, depthwise_parts, finish_of, quantize_weights
@@ -85,7 +86,7 @@ def convolve(b: Builder, node: fx.Node) -> None:
     if leave.floats < 0:
         b.values[leave.last] = Value(leave.output, order)
     kind = "+".join([b.calls.kind(node), *(b.calls.kind(each) for each in between(node, leave.last))])
-    b.tell(node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
+    tell(b, node, leave.last, " + ".join(leave.names), kind=kind, weight_sqnr_db=error)
 
 
 # ---- the calls after it ----

@@ -25,6 +25,7 @@ from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
 from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.row_moves import leads_to_rows, move_rows, row_order
+from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
@@ -86,7 +87,7 @@ def lower_float(b: Builder, node: fx.Node) -> None:
     except TooManyDimensionsError as error:
         raise calls.refusal(node, "with so many dimensions") from error
     if kernel:
-        b.tell_float(node, f"cpupack::{kernel}")
+        tell_float(b, node, f"cpupack::{kernel}")
 
 
 # ---- constants ----

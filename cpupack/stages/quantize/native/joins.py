@@ -18,6 +18,7 @@ from cpupack.stages.quantize.native.calls import (
 from cpupack.stages.quantize.native.functions import Function, activation_of, composed, ends_with_relu, table_of
 from cpupack.stages.quantize.native.program import Buffer, Layer, Op
 from cpupack.stages.quantize.native.select import select_channels
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import (
     Value,
     channels_last,
@@ -97,9 +98,9 @@ def tell_with_relu(b: Builder, node: fx.Node, last: fx.Node, value: Value, kerne
     """Record the place of the values of a call, or of the ReLU after it."""
     b.values[last] = value
     if last is node:
-        b.tell(node, last, f"cpupack::{kernel}")
+        tell(b, node, last, f"cpupack::{kernel}")
     else:
-        b.tell(node, last, f"cpupack::{kernel} + relu", kind=f"{b.calls.kind(node)}+{b.calls.kind(last)}")
+        tell(b, node, last, f"cpupack::{kernel} + relu", kind=f"{b.calls.kind(node)}+{b.calls.kind(last)}")
 
 
 def _operands(b: Builder, node: fx.Node) -> tuple[int, int, torch.Tensor | None]:
@@ -151,7 +152,7 @@ def activate(b: Builder, node: fx.Node) -> None:
     b.values[last] = Value(output, value.order)
     following = between(node, last)
     b.absorbed.update([node, *following][:-1])
-    b.tell(node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *following)))
+    tell(b, node, last, "cpupack::table", kind="+".join(b.calls.kind(each) for each in (node, *following)))
 
 
 def _natural_order(value: Value) -> torch.Tensor | None:
@@ -200,7 +201,7 @@ def concatenate(b: Builder, node: fx.Node) -> None:
     value = value_of(output, result, order.reshape(shape_of(node)))
     assert value is not None
     b.values[node] = value
-    b.tell(node, node, "cpupack::table" if copied else "in place")
+    tell(b, node, node, "cpupack::table" if copied else "in place")
 
 
 def _concatenate_anywhere(b: Builder, node: fx.Node) -> None:
@@ -222,7 +223,7 @@ def _concatenate_anywhere(b: Builder, node: fx.Node) -> None:
         b.move(value.buffer, output, elements.flatten(), order[0].narrow(axis - 1, begin, length).flatten())
         begin += length
     b.values[node] = Value(output, kept_order(order, result))
-    b.tell(node, node, "cpupack::move")
+    tell(b, node, node, "cpupack::move")
 
 
 def _copy_part(b: Builder, node: fx.Node, part: fx.Node, output: int, result: Buffer, offset: int) -> None:
@@ -300,7 +301,7 @@ def scatter(b: Builder, node: fx.Node) -> None:
         elements = elements[of_it] if operand is whole else elements.flatten()
         b.move(value.buffer, output, elements, places[of_it])
     b.values[node] = Value(output, kept_order(torch.arange(2 * result.size).reshape(shape), result))
-    b.tell(node, node, "cpupack::move")
+    tell(b, node, node, "cpupack::move")
 
 
 def expand(b: Builder, node: fx.Node) -> None:
@@ -349,4 +350,4 @@ def pad(b: Builder, node: fx.Node) -> None:
         max(round(number / result.scale) + result.zero_point, 0), 255
     )
     b.values[node] = Value(output, kept_order(torch.arange(2 * result.size).reshape(shape), result))
-    b.tell(node, node, "cpupack::move")
+    tell(b, node, node, "cpupack::move")

@@ -11,6 +11,7 @@ from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.joins import kept_order
 from cpupack.stages.quantize.native.moves import FILL
 from cpupack.stages.quantize.native.program import Layer, Op
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import Value, image_layout
 
 
@@ -43,4 +44,4 @@ def lay_out(b: Builder, node: fx.Node) -> None:
     set_constants(layer, [torch.zeros_like(places), places], one, result)
     b.append(layer)
     b.values[node] = Value(output, kept_order(torch.arange(2 * size).reshape(shape), result))
-    b.tell(node, node, "cpupack::affine")
+    tell(b, node, node, "cpupack::affine")

@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.fit import limit_conv
 from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of, of_module
 from cpupack.stages.quantize.native.row_codes import RowCodes, append_codes, append_linear, row_step
 from cpupack.stages.quantize.native.row_moves import moved_rows
+from cpupack.stages.quantize.native.tell import tell_rows
 from cpupack.stages.quantize.native.walks import Function, Instruction, View, dense_steps
 from cpupack.stages.quantize.native.weights import quantize_weights
 
@@ -78,7 +79,9 @@ def linear_by_rows(b: Builder, node: fx.Node) -> None:
         b.floats.values[found.last] = _in_shape(own, tuple(shape_of(found.last)[1:]))
         names = [b.calls.kind(one) for one in found.nodes if not b.calls.rearranges(one)]
         kernel = " + ".join(["cpupack::linear", *found.names]) + (", joined" if len(whole) > 1 else "")
-        b.tell_rows(each, found.last, kernel, kind="+".join([b.calls.kind(each), *names]), weight_sqnr_db=layer.sqnr_db)
+        tell_rows(
+            b, each, found.last, kernel, kind="+".join([b.calls.kind(each), *names]), weight_sqnr_db=layer.sqnr_db
+        )
 
 
 def _fused_code(b: Builder, node: fx.Node) -> list[Instruction]:

@@ -14,6 +14,7 @@ from cpupack.graph.names import is_skipped
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
+from cpupack.stages.quantize.native.tell import tell_rows
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View
 
 _ATEN = torch.ops.aten
@@ -36,7 +37,7 @@ def embed(b: Builder, node: fx.Node) -> str:
         error = sqnr_db(table, codes * scales[:, None])
         if error >= _LEAST_DB:
             b.floats.values[node] = b.floats.look_up(ids, codes, scales)
-            b.tell_rows(node, node, "cpupack::lookup", kind=b.calls.kind(node), weight_sqnr_db=error)
+            tell_rows(b, node, node, "cpupack::lookup", kind=b.calls.kind(node), weight_sqnr_db=error)
             return ""
     b.floats.values[node] = b.floats.look_up(ids, table, None)
     return "lookup"

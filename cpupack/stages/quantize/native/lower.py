@@ -176,8 +176,8 @@ def _lower_segment(
             continue
         if node in builder.floats.values:
             continue
-        absorbed, told = set(builder.absorbed), len(builder.facts)
-        builder.begin()
+        absorbed, told = set(builder.absorbed), len(builder.ledger.facts)
+        builder.ledger.begin()
         try:
             (lower_float if builder.is_float(node) else _lower_call)(builder, node)
         except Refusal as refusal:
@@ -188,7 +188,7 @@ def _lower_segment(
             builder.absorbed = absorbed
             if not parts.stand_in(builder, node):
                 break  # several results, which the rest needs
-        builder.end(told)
+        builder.ledger.end(told)
     outputs = () if refused else parts.finish(builder)
     return _Lowered(builder, inputs, outputs, refused)
 
@@ -264,9 +264,9 @@ def _facts(
     for segment in segments:
         if segment.native:
             builder = lowered[number].builder
-            facts += builder.facts
-            looks += [each and replace(each, part=number) for each in builder.looks]
-            steps += [Steps(number, first, end) for first, end in builder.spans]
+            facts += builder.ledger.facts
+            looks += [each and replace(each, part=number) for each in builder.ledger.looks]
+            steps += [Steps(number, first, end) for first, end in builder.ledger.spans]
             number += 1
             continue
         for node in segment.nodes:

@@ -12,6 +12,7 @@ from cpupack.stages.quantize.native.calls import Triple, argument, lengths_of, s
 from cpupack.stages.quantize.native.filters import lengths_of as lengths_of_buffer
 from cpupack.stages.quantize.native.filters import size_of
 from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Size, window_fields
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import LONGEST_SIDE, Value, order_of, value_of
 from cpupack.stages.quantize.native.windows import adaptive_weights, average_weights, resample
 
@@ -52,7 +53,7 @@ def _largest(b: Builder, node: fx.Node, kernel: Triple, stride: Triple, padding:
     output = b.add_alike(size_of(sizes, source.channels), source)
     b.append(Layer(Op.MAX_POOL, input=read, output=output, fields=window_fields(kernel, stride, padding, dilation)))
     b.values[node] = Value(output)
-    b.tell(node, node, "cpupack::max_pool")
+    tell(b, node, node, "cpupack::max_pool")
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
@@ -117,7 +118,7 @@ def adaptive_max_pool(b: Builder, node: fx.Node) -> None:
     output = b.add_alike(size_of(sizes, source.channels), source)
     b.append(Layer(Op.MAX_POOL, input=copy, output=output, fields=window_fields(kernel, kernel, _NONE, _ONE)))
     b.values[node] = Value(output)
-    b.tell(node, node, "cpupack::max_pool")
+    tell(b, node, node, "cpupack::max_pool")
 
 
 def _ratio(lengths: Triple, sizes: Triple) -> Triple:
@@ -178,12 +179,12 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
         fields["channel_offset"] = b.leave(node, source.channels)
         b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, fields=fields))
         b.values[node] = Value(-1)
-        b.tell(node, node, "cpupack::global_average")
+        tell(b, node, node, "cpupack::global_average")
         return
     if b.read_as_floats(node):
         number_out = b.leave_floats(node, Size(1, 1, source.channels), None)
         b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, output=number_out, fields=fields))
-        b.tell(node, node, "cpupack::global_average")
+        tell(b, node, node, "cpupack::global_average")
         return
     output = b.add_buffer(Size(1, 1, source.channels), b.limits(node))
     result = b.buffer(output)
@@ -239,7 +240,7 @@ def _tell_reduced(b: Builder, node: fx.Node, output: int, kernel: str) -> None:
     value = value_of(output, buffer, torch.arange(2 * buffer.size).reshape(shape_of(node)))
     assert value is not None
     b.values[node] = value
-    b.tell(node, node, f"cpupack::{kernel}")
+    tell(b, node, node, f"cpupack::{kernel}")
 
 
 def _average(b: Builder, node: fx.Node, kernel: Triple, stride: Triple, padding: Triple, *, include: bool) -> None:
@@ -254,4 +255,4 @@ def _average(b: Builder, node: fx.Node, kernel: Triple, stride: Triple, padding:
     flags = Flag.INCLUDE_PAD if include else NO_FLAGS
     b.append(Layer(Op.AVERAGE_POOL, flags, number, output=output, fields=fields))
     b.values[node] = Value(output)
-    b.tell(node, node, "cpupack::average_pool")
+    tell(b, node, node, "cpupack::average_pool")

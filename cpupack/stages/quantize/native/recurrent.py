@@ -13,6 +13,7 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, can_have_words, fits
+from cpupack.stages.quantize.native.tell import tell_recurrent
 from cpupack.stages.quantize.native.walks import Fixed, View
 
 LEAST_SQNR_DB = 30.0
@@ -44,7 +45,7 @@ def recur(b: Builder, node: fx.Node) -> None:
         b.floats.view(as_floats(b, x, node)), kind, directions, first, words=words, lengths=lengths is not None
     )
     b.float_tuples[node] = (y, last) if cells is None else (y, last, cells)
-    b.tell_recurrent(node, module.kind, sqnr_db, words=words)
+    tell_recurrent(b, node, module.kind, sqnr_db, words=words)
 
 
 def part_of(b: Builder, node: fx.Node) -> None:

@@ -10,6 +10,7 @@ from torch import fx
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.program import Layer, Op, Size
+from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import Value
 
 
@@ -81,4 +82,4 @@ def resample(
     layer.constants = {"weights": np.array(windows, np.int32), "scales": np.array(weights, np.float32)}
     b.append(layer)
     b.values[node] = Value(output)
-    b.tell(node, node, f"cpupack::{kernel}")
+    tell(b, node, node, f"cpupack::{kernel}")
