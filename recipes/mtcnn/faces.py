@@ -32,6 +32,10 @@ CELL, STEP = 12, 2
 """P-Net looks at so many pixels for one result, and moves by so many."""
 SHRINK = 0.709
 """From one size of the image to the next: half of the area, as in the paper."""
+ONE_FACE = 0.6
+"""Boxes lie on one face where they have so much of their union in common."""
+LEAST_DOUBT = 1e-7
+"""The probability of no face counts so much at least: float32 rounds what is less to 0."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Faces:
 
     Faces smaller than ``smallest`` pixels are not looked for: twice as large is four times as fast. ``thresholds`` are
     the least scores of the three networks.
+
+    Many boxes lie on one face with nearly equal scores. With ``merged``, a face is the mean of those of O-Net, the good
+    ones first. Without it, only the best one counts, as in the paper: then a change of one level in the pixels moves
+    boxes by up to 15 %, and so does INT8.
     """
 
     pnet: Network
@@ -59,6 +67,7 @@ class Faces:
     onet: Network
     smallest: float = 20.0
     thresholds: tuple[float, float, float] = (0.6, 0.7, 0.7)
+    merged: bool = True
 
     @classmethod
     def of_wheels(cls, **settings: Any) -> Faces:
@@ -88,6 +97,8 @@ class Faces:
         points = _points(boxes, found["points"][kept])
         boxes = _moved(boxes, moves, 1.0)
         best = _without_overlaps(boxes, scores, 0.7, of_smaller=True)
+        if self.merged:
+            boxes, points = _merged(boxes, points, found["faces"][kept].astype(np.float64), best)
         return [Face(float(scores[n]), tuple(boxes[n].tolist()), tuple(map(tuple, points[n].tolist()))) for n in best]
 
     def _proposals(self, image: _Averaged) -> Floats:
@@ -250,6 +261,23 @@ def _without_overlaps(boxes: Floats, scores: Floats, most: float, *, of_smaller:
         whole = np.minimum(area[best], area[order]) if of_smaller else area[best] + area[order] - common
         order = order[common <= most * whole]
     return kept
+
+
+def _merged(boxes: Floats, points: Floats, faces: Floats, best: list[int]) -> tuple[Floats, Floats]:
+    """Return boxes and points in which each of the best ones is the mean of all that lie on the same face.
+
+    ``faces`` are the probabilities ``(n, 2)`` of no face and a face. A box counts as much as the root of its odds.
+    """
+    weights = np.sqrt(faces[:, 1] / np.maximum(faces[:, 0], LEAST_DOUBT))
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    new_boxes, new_points = boxes.copy(), points.copy()
+    for each in best:
+        low, high = np.maximum(boxes[each, :2], boxes[:, :2]), np.minimum(boxes[each, 2:], boxes[:, 2:])
+        common = np.prod(np.maximum(high - low, 0.0), axis=1)
+        weight = weights * (common >= ONE_FACE * (area[each] + area - common))
+        new_boxes[each] = np.average(boxes, axis=0, weights=weight)
+        new_points[each] = np.average(points, axis=0, weights=weight)
+    return new_boxes, new_points
 
 
 def main() -> None:
