@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
@@ -102,6 +103,7 @@ def quantize_fx(
     wrong = (
         laying.__contains__,
         hiding.__contains__,
+        decoding_calls(graph, _magnitudes(calibrated)).__contains__,
         lambda node: bool(node.meta.get(LEVELS)),
         spectral_calls(graph).__contains__,
         moves_no_floats,
@@ -137,6 +139,18 @@ def quantize_fx(
         return converted, reasons
     observer = static_qconfig(target, recipe.weights).weight()
     return take_pixels(converted, graph, preprocess, target, observer) or converted, reasons
+
+
+def _magnitudes(calibrated: CalibratedModel) -> Callable[[fx.Node], float | None]:
+    """Return what tells the largest absolute value of a call; a call that only moves values has its operand's."""
+
+    def magnitude(node: fx.Node) -> float | None:
+        while node.meta[STATS_NAME] not in calibrated.stats and node.target in SHAPES:
+            node = node.all_input_nodes[0]
+        stats = calibrated.stats.get(node.meta[STATS_NAME])
+        return None if stats is None else max(-stats.minimum, stats.maximum)
+
+    return magnitude
 
 
 def quantize_eager(

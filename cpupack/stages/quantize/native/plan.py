@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
@@ -31,6 +33,9 @@ SKIPPED = "listed in skip"
 _DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 _ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+_DECODES = (
+    "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
+)
 _HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
@@ -78,6 +83,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
+    kept |= {node: _DECODES for node in decoding_calls(calls.graph, _magnitudes(calibrated, calls)) if node not in kept}
     kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
@@ -85,6 +91,18 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     if recipe.mode == "dynamic":
         kept |= {node: _DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)}
     return Plan(calls, kept, beyond, by_rows)
+
+
+def _magnitudes(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node], float | None]:
+    """Return what tells the largest absolute value of a call; a call that only moves values has its operand's."""
+
+    def magnitude(node: fx.Node) -> float | None:
+        while node.name not in calibrated.stats and node.op.startswith("call") and calls.rearranges(node):
+            node = node.all_input_nodes[0]
+        stats = calibrated.stats.get(node.name)
+        return None if stats is None else max(-stats.minimum, stats.maximum)
+
+    return magnitude
 
 
 def rounded_by_range(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> frozenset[str]:
