@@ -51,14 +51,19 @@ def export(module: nn.Module, example: torch.Tensor) -> Exported:
     Raises ModelError with the user's line where the model depends on the values of tensors, works for one batch size
     only, or changes its own state and answers by it.
     """
-    lines: list[str] = []
-    program = _exported(module, example, lines)
-    source = _input_of(program)
-    if not is_dynamic(source.meta["val"].shape[0]):
-        raise batch_is_fixed(len(example), tuple(lines))
-    with _quiet(lines):
-        program = make_functional(program)
-    return _taken_apart(program, tuple(dict.fromkeys(lines)))
+    states: dict[str, torch.Tensor] = {}
+    while True:
+        lines: list[str] = []
+        program = _exported(module, example, list(states.values()), lines)
+        source = _input_of(program)
+        if not is_dynamic(source.meta["val"].shape[0]):
+            raise batch_is_fixed(len(example), tuple(lines))
+        with _quiet(lines):
+            program = make_functional(program)
+        changed = {name: module.get_buffer(name) for name in program.graph_signature.buffers_to_mutate.values()}
+        if changed.keys() <= states.keys():
+            return _taken_apart(program, tuple(dict.fromkeys(lines)))
+        states |= changed  # once more: a number that is read out of these differs from call to call
 
 
 def is_dynamic(size: object) -> bool:
@@ -75,9 +80,11 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
     )
 
 
-def _exported(module: nn.Module, example: torch.Tensor, lines: list[str]) -> ExportedProgram:
+def _exported(
+    module: nn.Module, example: torch.Tensor, states: list[torch.Tensor], lines: list[str]
+) -> ExportedProgram:
     try:
-        with torch.no_grad(), _quiet(lines), exportable():
+        with torch.no_grad(), _quiet(lines), exportable([example, *states]):
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
     except Exception as error:
         # torch.export raises errors of many classes, its own among them; all are about the user's model.

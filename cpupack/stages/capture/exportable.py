@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 from torch.nn.modules import transformer
+
+_MOST_KNOWN = 4096
+"""The values of a tensor that is read as numbers: strides, scales, sizes, a switch."""
 
 
 @contextmanager
-def exportable() -> Iterator[None]:
-    """Have all of these ways."""
+def exportable(computed: Collection[torch.Tensor]) -> Iterator[None]:
+    """Have all of these ways. ``computed`` are the tensors whose values differ from call to call: inputs, states."""
     with ExitStack() as stack:
+        stack.enter_context(_with_known_numbers(computed))
         for each in (
             _without_idle_autocast,
             _without_looking_at_masks,
@@ -27,6 +32,29 @@ def exportable() -> Iterator[None]:
             _with_broadcast_masks,
         ):
             stack.enter_context(each())
+        yield
+
+
+@contextmanager
+def _with_known_numbers(computed: Collection[torch.Tensor]) -> Iterator[None]:
+    """Have the model's own small tensors be known, so that code may take numbers out of them.
+
+    ``for stride in self.strides: torch.full(size, stride)`` is YOLOv8's, ``if self.gate > 0`` and ``float(self.scale)``
+    are others'. torch knows the values of such tensors of one element where the code itself makes them
+    (torch/_subclasses/fake_tensor.py, "constant"), and computes with them as long as all operands are known.
+    """
+    kind: Any = fake_tensor.FakeTensorConverter
+    plain = kind.from_real_tensor
+
+    def made(self: Any, mode: Any, t: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        found = plain(self, mode, t, *args, **kwargs)
+        small = t.layout is torch.strided and t.numel() <= _MOST_KNOWN and t.device.type == "cpu"
+        if small and found.constant is None and not any(t is each for each in computed):
+            found.constant = t.detach().clone()  # what works in place must not reach the model
+            self.add_constant_storage_mapping(found)
+        return found
+
+    with _replaced(kind, "from_real_tensor", made), _replaced(fake_tensor, "CONSTANT_NUMEL_LIMIT", _MOST_KNOWN):
         yield
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx, nn
 
 from cpupack.artifacts import CalibratedModel
+from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import calls
@@ -73,6 +74,7 @@ def reasons_in_float(
     """Return what says why a call of the graph stays FP32 whatever the recipe says; None where it need not."""
     types = wrong_types(engine)
     laying, hiding, spectral = laying_calls(graph), hiding_calls(graph), spectral_calls(graph)
+    decoding = decoding_calls(graph, _magnitudes(calibrated))
     wrong = (_is_wrong_arithmetic(engine), _is_wrong_pooling(graph, engine), _is_fixed_in_cat(graph))
 
     def moves_no_floats(node: fx.Node) -> bool:
@@ -82,6 +84,8 @@ def reasons_in_float(
     def reason(node: fx.Node) -> str | None:
         if node in laying:
             return reasons.ROWS
+        if node in decoding:
+            return reasons.DECODES
         if node in hiding:
             return reasons.HIDES
         if node.meta.get(LEVELS):
@@ -96,6 +100,18 @@ def reasons_in_float(
         return reasons.wrong_on(engine) if called in types or any(each(node) for each in wrong) else None
 
     return reason
+
+
+def _magnitudes(calibrated: CalibratedModel) -> Callable[[fx.Node], float | None]:
+    """Return what tells the largest absolute value of a call; a call that only moves values has its operand's."""
+
+    def magnitude(node: fx.Node) -> float | None:
+        while node.meta[STATS_NAME] not in calibrated.stats and node.target in SHAPES:
+            node = node.all_input_nodes[0]
+        stats = calibrated.stats.get(node.meta[STATS_NAME])
+        return None if stats is None else max(-stats.minimum, stats.maximum)
+
+    return magnitude
 
 
 def _is_wrong_arithmetic(engine: str) -> Callable[[fx.Node], bool]:

@@ -6,6 +6,9 @@ SKIPPED = "listed in skip"
 DIVISOR = "what it divides would be infinite where INT8 rounds it to zero"
 ROOT = "a root of a power, between which rounding to INT8 would be a large error"
 NO_FLOATS = "gives or takes values that are not float32 (indices, truth values), for which INT8 has no codes"
+DECODES = (
+    "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
+)
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"

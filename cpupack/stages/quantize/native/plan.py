@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
@@ -67,6 +69,8 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     kept |= {node: reasons.SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: reasons.ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: reasons.ROWS for node in laying_calls(calls.graph) if node not in kept}
+    decoding = decoding_calls(calls.graph, _magnitudes(calibrated, calls))
+    kept |= {node: reasons.DECODES for node in decoding if node not in kept}
     kept |= {node: reasons.HIDES for node in hiding_calls(calls.graph) if node not in kept}
     kept |= {node: reasons.NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
@@ -76,6 +80,18 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
             node: reasons.DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)
         }
     return Plan(calls, kept, beyond, by_rows)
+
+
+def _magnitudes(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node], float | None]:
+    """Return what tells the largest absolute value of a call; a call that only moves values has its operand's."""
+
+    def magnitude(node: fx.Node) -> float | None:
+        while node.name not in calibrated.stats and node.op.startswith("call") and calls.rearranges(node):
+            node = node.all_input_nodes[0]
+        stats = calibrated.stats.get(node.name)
+        return None if stats is None else max(-stats.minimum, stats.maximum)
+
+    return magnitude
 
 
 def rounded_by_range(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> frozenset[str]:

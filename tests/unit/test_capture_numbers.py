@@ -1,0 +1,81 @@
+"""Code that takes numbers out of the model's own tensors: they are known, other than what is computed of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack.errors import ModelError
+from cpupack.progress import SilentProgress
+from cpupack.stages.capture import capture
+from helpers.captured import Net, captured
+from helpers.tiny_models import SHAPE, float_model, recipe, samples
+
+
+class Own(nn.Module):
+    """Strides as an attribute, sizes as a buffer, a gate and a scale as parameters."""
+
+    def __init__(self, forward: Callable[[Own, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.strides = torch.tensor([8.0, 16.0])
+        self.register_buffer("sizes", torch.tensor([4, 5]))
+        self.gate, self.scale = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor([2.5]))
+        self._forward = forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._forward(self, self.conv(x))
+
+
+FORWARDS: dict[str, Callable[[Own, torch.Tensor], torch.Tensor]] = {
+    "each of them": lambda net, x: torch.cat([x * torch.full((4, 1, 1), each) for each in net.strides], 1),
+    "a float": lambda net, x: F.leaky_relu(x, float(net.scale) / 10.0),
+    "a choice": lambda net, x: x * 2.0 if net.gate > 0 else x - 1.0,
+    "a list of sizes": lambda net, x: F.interpolate(x, size=net.sizes.tolist()),
+    "an item of a sum": lambda net, x: x * net.strides.sum().item(),
+    "a whole number": lambda net, x: x[:, :, : int(net.sizes[0])],
+    "of a copy that is changed": lambda net, x: x * float(net.strides.clone().mul_(0.5)[1]),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_numbers_of_the_models_own_tensors_are_known(name: str) -> None:
+    module = Own(FORWARDS[name])
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    captured(module)  # which compares with the module on other data
+    assert torch.equal(module.strides, torch.tensor([8.0, 16.0]))
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+class Counter(nn.Module):
+    """Answers otherwise from its second call on, by a number that it keeps in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1.0
+        return self.conv(x) * (2.0 if self.calls > 100.0 else 1.0)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(Counter(), id="a buffer that changes"),
+        pytest.param(Net(lambda net, x: x.mean((2, 3)) * float(x.abs().max() > 0.0)), id="computed of the input"),
+        pytest.param(
+            Net(lambda net, x: x.mean((2, 3)) * float((x * net.gain).mean() > -9.0), gain=torch.ones(1)),
+            id="computed of both",
+        ),
+    ],
+)
+def test_numbers_that_differ_from_call_to_call_are_refused(module: nn.Module) -> None:
+    with pytest.raises(ModelError, match="a line depends on the values of a tensor"):
+        capture(float_model(module), samples(SHAPE), recipe(SHAPE), SilentProgress())
