@@ -12,7 +12,7 @@ from cpupack.recipe.view import Check, UnusableError, View
 
 LARGEST_EXACT = 2**24
 """Whole numbers up to this are exact in float32, in which the engine takes them (``runtime/signature.py``)."""
-CHANNELS = {"RGB": 3, "L": 1}
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 _SHAPE = ("model", "input_shape")
 _WHOLE = ("int64", "uint8")
@@ -174,10 +174,11 @@ def _preprocess(view: View) -> Iterator[Problem]:
 def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) -> Iterator[Problem]:
     """Yield the contradictions between a view's ``preprocess``, which is at ``key`` of the recipe, and a shape."""
     mode = view("preprocess", "mode")
-    for name in ("mean", "std"):
+    for name in ("mean", "std", "pad_value"):
         count = len(view("preprocess", name))
         if count not in {1, CHANNELS[mode]}:
             yield Problem((*key, name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}')
+    yield from _padding(view, key)
     told = f"{shape_key[-1]} = {shape}"
     if len(shape) != 3:
         table = "[preprocess]" if len(key) == 1 else "[input.preprocess]"
@@ -191,6 +192,19 @@ def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) 
         near = next((name for name, channels in CHANNELS.items() if channels == shape[0]), None)
         yield Problem((*key, "mode"), f'"{mode}" gives {CHANNELS[mode]} channels, and {told} takes {shape[0]}', near)
     yield from _size(view, key, told, shape)
+
+
+def _padding(view: View, key: Key) -> Iterator[Problem]:
+    """Check what belongs to ``fit = "pad"``."""
+    if view("preprocess", "fit") == "pad":
+        if not isinstance(view("preprocess", "resize"), list):
+            yield Problem((*key, "fit"), '"pad" needs resize = [height, width], the size that an image is padded to')
+        if view("preprocess", "crop") is not None:
+            yield Problem((*key, "crop"), 'has no use with fit = "pad", which keeps the whole image; leave it out')
+        return
+    for name in ("pad_value", "place"):
+        if view.given("preprocess", name):
+            yield Problem((*key, name), 'has no effect without fit = "pad"')
 
 
 def _one_or(channels: int) -> str:

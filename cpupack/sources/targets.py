@@ -108,7 +108,9 @@ def _masks(directory: Path, names: Sequence[str], root: Path, request: Request) 
     assert request.preprocess is not None
     if not directory.is_dir():
         raise _error(request, f"{directory} is not a directory", "paths are relative to the recipe")
-    spec = dataclasses.replace(request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,))
+    spec = dataclasses.replace(
+        request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,), pad_value=(0,)
+    )
     return np.stack([_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request) for name in names])
 
 

@@ -39,7 +39,9 @@ def pictures(
     for row in range(min(MOST, len(samples), *map(len, expected.values()), *map(len, found.values()))):
         pixels = samples.data[row]
         height, width = pixels.shape[:2]
-        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+        if samples.preprocess.mode == "BGR":
+            pixels = pixels[..., ::-1]
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).convert("RGB")
         drawn = []
         for outputs in (expected, found):
             one = {name: np.asarray(each[row], np.float32) for name, each in outputs.items()}

@@ -108,6 +108,11 @@ def test_orientation(orientation: int) -> None:
         (30, 20, PreprocessSpec(resize=64, crop=56)),  # enlarged
         (100, 90, PreprocessSpec()),
         (100, 90, PreprocessSpec(resize=64, crop=56, mode="L")),
+        (100, 90, PreprocessSpec(resize=64, crop=56, mode="BGR")),
+        (40, 100, PreprocessSpec(resize=64, crop=(90, 56))),  # a border above, a crop at the sides
+        (100, 90, PreprocessSpec(resize=(48, 64), fit="pad", pad_value=(114,))),
+        (120, 40, PreprocessSpec(resize=(48, 64), fit="pad", pad_value=(1, 2, 3), mode="BGR")),
+        (30, 20, PreprocessSpec(resize=(48, 64), fit="pad", place="start")),  # enlarged
     ],
 )
 def test_every_recipe(resizer: str, width: int, height: int, spec: PreprocessSpec) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,22 @@ def test_filters_are_torchvisions(transforms: Any, name: str) -> None:
     image = noise(61, 47)
     expected = np.asarray(transforms.Resize(32, interpolation=mode)(image))
     np.testing.assert_array_equal(to_pixels(image, PreprocessSpec(resize=32, interpolation=name)), expected)
+
+
+@pytest.mark.parametrize("place", ["center", "start"])
+@pytest.mark.parametrize(
+    ("size", "inner"),  # widths and heights by hand: times min(48 / width, 32 / height), rounded
+    [((96, 32), (48, 16)), ((20, 40), (16, 32)), ((48, 32), (48, 32)), ((37, 91), (13, 32)), ((301, 1), (48, 1))],
+)
+def test_a_padded_image_keeps_its_shape(size: tuple[int, int], inner: tuple[int, int], place: str) -> None:
+    image = noise(*size)
+    spec = PreprocessSpec(resize=(32, 48), fit="pad", pad_value=(9, 8, 7), place=place)
+    resized = np.asarray(image.resize(inner, INTERPOLATIONS["bilinear"]))
+    left, top = ((48 - inner[0]) // 2, (32 - inner[1]) // 2) if place == "center" else (0, 0)
+    for mode, order in (("RGB", slice(None)), ("BGR", slice(None, None, -1))):
+        expected = np.full((32, 48, 3), (9, 8, 7), np.uint8)  # the colour of the padding is in the model's order
+        expected[top : top + inner[1], left : left + inner[0]] = resized[..., order]
+        np.testing.assert_array_equal(to_pixels(image, dataclasses.replace(spec, mode=mode)), expected)
 
 
 def test_normalize_is_torchvisions_bit_for_bit(transforms: Any) -> None:
@@ -236,6 +254,8 @@ def test_spec_survives_its_dict() -> None:
     spec = PreprocessSpec(resize=(40, 30), crop=24, interpolation="bicubic", **IMAGENET)
     assert PreprocessSpec.from_dict(spec.to_dict()) == spec
     assert PreprocessSpec.from_dict({**spec.to_dict(), "resize": 40}).resize == 40
+    padded = PreprocessSpec(resize=(40, 30), fit="pad", pad_value=(1, 2, 3), place="start", mode="BGR")
+    assert PreprocessSpec.from_dict(json.loads(json.dumps(padded.to_dict()))) == padded
 
 
 @pytest.mark.parametrize(
@@ -257,6 +277,12 @@ def test_output_size(resize: Any, crop: Any, size: Any) -> None:
         {"crop": [1, 2, 3]},
         {"crop": 0},
         {"crop": True},
+        {"fit": "pad"},
+        {"fit": "squeeze"},
+        {"place": "left"},
+        {"pad_value": [256]},
+        {"pad_value": None},
+        {"fit": "pad", "resize": [8, 8], "crop": 4},
     ],
 )
 def test_damaged_section_is_an_integrity_error(damage: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -24,6 +25,7 @@ from cpupack.runtime.tasks.spec import SETTINGS, TaskSpec, default_kind
 
 SQUARE = PreprocessSpec(resize=(8, 8))
 CROPPED = PreprocessSpec(resize=8, crop=8)
+PADDED = PreprocessSpec(resize=(8, 8), fit="pad")
 
 
 def present(kind: str, output: Any, frame: Frame | None = None, labels: Any = None, **settings: Any) -> Any:
@@ -68,8 +70,9 @@ def test_embeddings_have_length_1_and_compare_by_their_cosine() -> None:
 
 @pytest.mark.parametrize(
     ("size", "spec"),
-    [((40, 20), CROPPED), ((20, 40), CROPPED), ((40, 20), SQUARE), ((5, 4), PreprocessSpec(crop=8)), ((1, 1), CROPPED)],
-)
+    [((40, 20), CROPPED), ((20, 40), CROPPED), ((40, 20), SQUARE), ((5, 4), PreprocessSpec(crop=8)), ((1, 1), CROPPED),
+     ((40, 20), PADDED), ((20, 40), PADDED), ((20, 40), dataclasses.replace(PADDED, place="start"))],
+)  # fmt: skip
 def test_a_frame_says_where_the_preprocessing_put_each_pixel(size: tuple[int, int], spec: PreprocessSpec) -> None:
     """A picture whose colours are its coordinates comes back from the preprocessing at the places that it says."""
     width, height = size
@@ -86,7 +89,7 @@ def test_a_frame_says_where_the_preprocessing_put_each_pixel(size: tuple[int, in
     found = (model_input[..., :2] - 50) / 200 * size
     tolerance = np.array([width, height]) / 8 + 1.0  # the resize blurs edges over one pixel of the input
     assert (np.abs(found - places)[inside] <= tolerance).all()
-    assert not model_input[~inside].any()  # the border that the crop added is black
+    assert not model_input[~inside].any()  # the border is black
     np.testing.assert_allclose(frame.to_input(places), np.stack([xs, ys], axis=-1), atol=1e-9)
 
 

@@ -92,6 +92,14 @@ def files(directory: Path) -> None:
         {"quantize.recover": "true", "quantize.budget_s": "60", "evaluation.min_sqnr_db": "10"},
         {"preprocess.crop": None, "preprocess.resize": "[224, 224]"},
         {"preprocess.crop": None},
+        {
+            "preprocess.crop": None,
+            "preprocess.resize": "[224, 224]",
+            "preprocess.fit": '"pad"',
+            "preprocess.pad_value": "[114]",
+            "preprocess.place": '"start"',
+            "preprocess.mode": '"BGR"',
+        },
         {"preprocess.mode": '"L"', "model.input_shape": "[1, 224, 224]", "preprocess.mean": "[0.5]"},
         {"preprocess.crop": "[224, 160]", "model.input_shape": "[3, 224, 160]"},
         {"target.cpu": '["x86_64", "aarch64"]'},
@@ -179,6 +187,21 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
         (
             {"preprocess.crop": "200"},
             "preprocess.crop: gives 200 x 200, and input_shape = [3, 224, 224] takes 224 x 224",
+        ),
+        ({"preprocess.pad_value": "[114]"}, 'preprocess.pad_value: has no effect without fit = "pad"'),
+        ({"preprocess.place": '"start"'}, 'preprocess.place: has no effect without fit = "pad"'),
+        (
+            {"preprocess.fit": '"pad"', "preprocess.resize": "[224, 224]"},
+            'preprocess.crop: has no use with fit = "pad", which keeps the whole image; leave it out',
+        ),
+        (
+            {
+                "preprocess.crop": None,
+                "preprocess.resize": "[224, 224]",
+                "preprocess.fit": '"pad"',
+                "preprocess.pad_value": "[1, 2]",
+            },
+            'preprocess.pad_value: has 2 values; mode = "RGB" takes 1 or 3',
         ),
         (
             {"preprocess.crop": None, "preprocess.resize": "256"},
@@ -387,5 +410,5 @@ def test_paths_start_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_wrong_value_silences_only_the_checks_that_need_it(tmp_path: Path) -> None:
-    found = problems(tmp_path, {"preprocess.mode": '"BGR"', "preprocess.mean": "[1, 2]", "model.weights": '"no.pt"'})
+    found = problems(tmp_path, {"preprocess.mode": '"CMYK"', "preprocess.mean": "[1, 2]", "model.weights": '"no.pt"'})
     assert [line.partition(":")[0] for line in found] == ["model.weights", "preprocess.mode"]

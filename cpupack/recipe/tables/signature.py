@@ -21,8 +21,18 @@ class Preprocess(Table):
     """Centre crop to a square or ``[height, width]``. Absent keeps the resized image."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Interpolation filter of the resize."""
-    mode: Literal["RGB", "L"] = "RGB"
-    """Colour mode that the image is converted to: three channels or one."""
+    fit: Literal["stretch", "pad"] = "stretch"
+    """What ``resize = [height, width]`` does to an image of another shape: ``stretch`` it, or keep its shape and
+    ``pad`` what is left (a letterbox, as YOLO and EfficientDet have it)."""
+    pad_value: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
+    """Colour of the padding before mean and std, in the order of ``mode``. One value, or one for each channel. YOLO has
+    114."""
+    place: Literal["center", "start"] = "center"
+    """Where the padded image is: in the middle, or at the top left (``start``, as torchvision's detectors and
+    EfficientDet have it)."""
+    mode: Literal["RGB", "BGR", "L"] = "RGB"
+    """Colours that the model takes: three channels, also in OpenCV's order, or one. What goes into ``predict`` is RGB
+    or grey in any case."""
     mean: Annotated[list[Finite], Field(min_length=1)] = [0.0]
     """Subtracted from pixels, which are first scaled to 0..1. One value, or one for each channel."""
     std: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]

@@ -170,7 +170,9 @@ def _input(spec: PreprocessSpec | None, program: Program) -> list[str]:
     if program.pixel_shape is not None:
         channels, height, width = program.pixel_shape
         colours = (
-            {"RGB": "red, green, blue", "L": "grey"}[spec.mode] if spec is not None else f"{channels - 1} channels"
+            {"RGB": "red, green, blue", "BGR": "blue, green, red", "L": "grey"}[spec.mode]
+            if spec is not None
+            else f"{channels - 1} channels"
         )
         lines += [
             f"uint8 pixels, {height} x {width}, {colours}, 0 to 255, as in an image: the model normalizes them.",
@@ -192,7 +194,12 @@ def _preparation(spec: PreprocessSpec | None) -> list[str]:
     steps = []
     if spec.resize is not None:
         size = f"the shorter edge to {spec.resize}" if isinstance(spec.resize, int) else f"to {spec.resize}"
+        if spec.fit == "pad":
+            size = f"to fit into {spec.resize}"
         steps.append(f"resized, {size} pixels, {spec.interpolation} with antialiasing")
+        if spec.fit == "pad":
+            where = "with the image in the middle" if spec.place == "center" else "at the right and the bottom"
+            steps.append(f"then padded with {spec.pad_value} {where}")
     if spec.crop is not None:
         steps.append("then the centre is cut out" if steps else "the centre is cut out")
     return [f"In training an image was {', '.join(steps)}."] if steps else []

@@ -105,7 +105,7 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
 
 def _from_jpeg(data: bytes, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | None:
     """Return the pixels of a plain JPEG, None for any other image."""
-    if not data.startswith(b"\xff\xd8\xff") or spec.mode != "RGB":
+    if not data.startswith(b"\xff\xd8\xff") or spec.channels != 3:
         return None
     try:
         image = Image.open(io.BytesIO(data))  # the header alone
@@ -175,26 +175,38 @@ def _as_pillow_does(size: tuple[int, int], target: tuple[int, int], interpolatio
 def _from_pixels(
     pixels: npt.NDArray[np.uint8], spec: PreprocessSpec, target: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8] | None:
-    """Resize RGB to ``target`` (width, height) and crop; None where the crop needs a border."""
+    """Resize RGB to ``target`` (width, height), crop or pad; None where that would be too many pixels."""
     height, width = pixels.shape[:2]
     new_width, new_height = target or preprocess.resized_size(width, height, spec)
     rows, columns = preprocess.crop_size(spec) or (new_height, new_width)
-    if rows > new_height or columns > new_width or rows * columns > preprocess.MAX_WHOLE_PIXELS:
+    rows, columns = min(rows, new_height), min(columns, new_width)
+    if rows * columns > preprocess.MAX_WHOLE_PIXELS:
         return None
-    top, left = preprocess.crop_offset(new_height, rows), preprocess.crop_offset(new_width, columns)
-    if (new_width, new_height) == (width, height):
-        return np.array(pixels[top : top + rows, left : left + columns], order="C")
+    window = resize.Window(
+        new_height, new_width,
+        preprocess.crop_offset(new_height, rows), preprocess.crop_offset(new_width, columns),
+        rows, columns,
+    )  # fmt: skip
+    return preprocess.finish_pixels(_resized(pixels, window, spec.interpolation), spec)
+
+
+def _resized(pixels: npt.NDArray[np.uint8], window: resize.Window, interpolation: str) -> npt.NDArray[np.uint8]:
+    """Return the window of resized RGB pixels."""
+    height, width = pixels.shape[:2]
+    size = window.width, window.height
+    rows = slice(window.top, window.top + window.rows)
+    columns = slice(window.left, window.left + window.columns)
+    if size == (width, height):
+        return np.array(pixels[rows, columns], order="C")
     library = _library()
-    if library is not None and _as_pillow_does((width, height), (new_width, new_height), spec.interpolation):
-        out = np.empty((rows, columns, 3), np.uint8)
-        window = resize.Window(new_height, new_width, top, left, rows, columns)
-        resize.resize(library, np.ascontiguousarray(pixels), window, out, spec.interpolation)
+    if library is not None and _as_pillow_does((width, height), size, interpolation):
+        out = np.empty((window.rows, window.columns, 3), np.uint8)
+        resize.resize(library, np.ascontiguousarray(pixels), window, out, interpolation)
         return out
     image = Image.fromarray(pixels)
-    method = preprocess.INTERPOLATIONS[spec.interpolation]
+    method = preprocess.INTERPOLATIONS[interpolation]
     # The other filters have negative factors: see ``_as_pillow_does``.
-    if spec.interpolation != _BILINEAR and new_width * new_height <= preprocess.MAX_WHOLE_PIXELS:
-        whole = image.resize((new_width, new_height), method)
-        return np.array(whole.crop((left, top, left + columns, top + rows)), dtype=np.uint8)
-    part = preprocess.resize_box(image, (new_width, new_height), (top, left, rows, columns), method)
-    return np.array(part, dtype=np.uint8)
+    if interpolation != _BILINEAR and size[0] * size[1] <= preprocess.MAX_WHOLE_PIXELS:
+        return np.array(image.resize(size, method), dtype=np.uint8)[rows, columns]
+    kept = (window.top, window.left, window.rows, window.columns)
+    return np.array(preprocess.resize_box(image, size, kept, method), dtype=np.uint8)

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from .paths import path_errors
@@ -145,17 +145,30 @@ def check_pixels(image: Image.Image, name: str) -> None:
 
 
 def to_pixels(image: Image.Image, spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
-    """Orient, convert, resize and crop. Returns contiguous uint8 ``(height, width, channels)``.
+    """Orient, convert, resize and crop or pad. Returns contiguous uint8 ``(height, width, channels)``.
 
     Sizes and offsets are rounded as torchvision rounds them (transforms/functional.py: resize, center_crop).
     """
     turn = TURNS.get(orientation(image))
-    image = _convert(image if turn is None else image.transpose(turn), spec.mode)
+    image = _convert(image if turn is None else image.transpose(turn), "RGB" if spec.channels == 3 else spec.mode)
     image = _resize(image, spec)
-    if (crop := crop_size(spec)) is not None:
-        image = _centre_crop(image, *crop)
-    pixels = np.array(image, dtype=np.uint8)
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    pixels = np.array(_centre_crop(image, *(crop_size(spec) or (image.height, image.width))), dtype=np.uint8)
+    return finish_pixels(pixels if pixels.ndim == 3 else pixels[:, :, None], spec)
+
+
+def finish_pixels(pixels: npt.NDArray[np.uint8], spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Put the borders around resized pixels, in RGB or grey, that the spec's size asks for, and order the channels."""
+    if spec.mode == "BGR":
+        pixels = pixels[:, :, ::-1]
+    height, width = pixels.shape[:2]
+    rows, columns = crop_size(spec) or (height, width)
+    if (rows, columns) == (height, width):
+        return np.ascontiguousarray(pixels)
+    top, left = border_before(rows - height, spec), border_before(columns - width, spec)
+    whole = np.empty((rows, columns, pixels.shape[2]), np.uint8)
+    whole[:] = spec.pad_value
+    whole[top : top + height, left : left + width] = pixels
+    return whole
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:
@@ -258,20 +271,31 @@ def resized_size(width: int, height: int, spec: PreprocessSpec) -> tuple[int, in
     if spec.resize is None:
         return width, height
     if isinstance(spec.resize, tuple):
-        return spec.resize[1], spec.resize[0]
+        if spec.fit == "stretch":
+            return spec.resize[1], spec.resize[0]
+        scale = min(spec.resize[1] / width, spec.resize[0] / height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
     if width <= height:
         return spec.resize, int(spec.resize * height / width)
     return int(spec.resize * width / height), spec.resize
 
 
 def crop_size(spec: PreprocessSpec) -> tuple[int, int] | None:
-    """Return the height and width of the crop, None without one."""
+    """Return the height and width of what is cut out of a resized image, or padded to; None where all of it is kept."""
+    if spec.fit == "pad":
+        assert isinstance(spec.resize, tuple)  # the spec has checked it
+        return spec.resize
     return (spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop
 
 
 def crop_offset(size: int, crop: int) -> int:
     """Return where a centred crop begins."""
     return round((size - crop) / 2)
+
+
+def border_before(missing: int, spec: PreprocessSpec) -> int:
+    """Return how many of the pixels that an image is short of the crop come above it, or left of it."""
+    return 0 if spec.place == "start" else missing // 2
 
 
 def _resize(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
@@ -305,8 +329,7 @@ def resize_box(
 
 
 def _centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
-    across, down = max(width - image.width, 0), max(height - image.height, 0)
-    if across or down:
-        image = ImageOps.expand(image, (across // 2, down // 2, (across + 1) // 2, (down + 1) // 2), fill=0)
+    """Cut out the centre, as far as there is so much."""
+    height, width = min(height, image.height), min(width, image.width)
     left, top = crop_offset(image.width, width), crop_offset(image.height, height)
     return image.crop((left, top, left + width, top + height))

@@ -13,14 +13,18 @@ from ..errors import IntegrityError
 
 NAMES = ("nearest", "bilinear", "bicubic", "lanczos")
 """The interpolations, by Pillow's names."""
-CHANNELS = {"RGB": 3, "L": 1}
+CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
+FITS = ("stretch", "pad")
+PLACES = ("center", "start")
 
 
 @dataclass(frozen=True)
 class PreprocessSpec:
     """What is done to an image. Sizes are pixels: one int (shorter edge, square crop) or ``(height, width)``.
 
-    ``mean`` and ``std`` apply to pixels scaled to 0..1 and hold one value or one a channel.
+    ``mean`` and ``std`` apply to pixels scaled to 0..1 and hold one value or one a channel. With ``fit = "pad"`` an
+    image keeps its shape: it is resized to fit into ``resize``, which is then ``(height, width)``, and what is left has
+    the colour ``pad_value``. ``place`` says where the image is.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -29,13 +33,22 @@ class PreprocessSpec:
     mode: str = "RGB"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    fit: str = "stretch"
+    pad_value: tuple[int, ...] = (0,)
+    place: str = "center"
 
     def __post_init__(self) -> None:
         if self.interpolation not in NAMES:
             raise ValueError(f"interpolation is {self.interpolation!r}, not one of {', '.join(NAMES)}")
         if self.mode not in CHANNELS:
             raise ValueError(f"mode is {self.mode!r}, not one of {', '.join(CHANNELS)}")
-        for name in ("mean", "std"):
+        if self.fit not in FITS or self.place not in PLACES:
+            raise ValueError(f"fit is {self.fit!r} and place {self.place!r}")
+        if self.fit == "pad" and (not isinstance(self.resize, tuple) or self.crop is not None):
+            raise ValueError(f"an image is padded to {self.resize!r} and cropped to {self.crop!r}")
+        if not all(0 <= value <= 255 for value in self.pad_value):
+            raise ValueError(f"pad_value is {self.pad_value}")
+        for name in ("mean", "std", "pad_value"):
             if len(getattr(self, name)) not in {1, self.channels}:
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
 
@@ -50,6 +63,9 @@ class PreprocessSpec:
                 mode=section.get("mode", "RGB"),
                 mean=tuple(float(value) for value in section.get("mean", (0.0,))),
                 std=tuple(float(value) for value in section.get("std", (1.0,))),
+                fit=section.get("fit", "stretch"),
+                pad_value=tuple(int(value) for value in section.get("pad_value", (0,))),
+                place=section.get("place", "center"),
             )
         except (AttributeError, TypeError, ValueError) as error:
             raise IntegrityError(f"the preprocess section is damaged: {error}") from error
@@ -63,6 +79,9 @@ class PreprocessSpec:
             "mode": self.mode,
             "mean": list(self.mean),
             "std": list(self.std),
+            "fit": self.fit,
+            "pad_value": list(self.pad_value),
+            "place": self.place,
         }
 
     @property

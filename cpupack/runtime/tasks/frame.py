@@ -38,7 +38,7 @@ class Frame:
     @classmethod
     def of(cls, width: int, height: int, spec: PreprocessSpec) -> Frame:
         """Return the frame of an upright image of ``width`` x ``height`` pixels."""
-        from ..images.preprocess import crop_offset, crop_size, resized_size
+        from ..images.preprocess import border_before, crop_offset, crop_size, resized_size
 
         new_width, new_height = resized_size(width, height, spec)
         crop = crop_size(spec)
@@ -46,7 +46,7 @@ class Frame:
             return cls(width, height, new_width, new_height, new_width, new_height)
         rows, columns = crop
         left, top = (
-            crop_offset(size, kept) if size >= kept else -((kept - size) // 2)
+            crop_offset(size, kept) if size >= kept else -border_before(kept - size, spec)
             for size, kept in ((new_width, columns), (new_height, rows))
         )
         return cls(width, height, columns, rows, new_width, new_height, left, top)

@@ -20,7 +20,9 @@ WIDE = (20, 10)
 """Width and height of the images. The model sees the middle 8 x 8 of them, resized to 16 x 8."""
 
 
-def read(root: Path, targets: str, metric: str, labels: list[str] | None = None) -> Samples:
+def read(
+    root: Path, targets: str, metric: str, labels: list[str] | None = None, preprocess: dict[str, Any] | None = None
+) -> Samples:
     recipe = Recipe.model_validate(
         {
             "schema": 1,
@@ -29,7 +31,7 @@ def read(root: Path, targets: str, metric: str, labels: list[str] | None = None)
                 "source": "python:m.py:f", "weights": "random", "input_shape": [3, 8, 8],
                 **({"labels": labels} if labels else {}),
             },
-            "preprocess": {"resize": 8, "crop": 8},
+            "preprocess": preprocess or {"resize": 8, "crop": 8},
             "evaluation": {"source": "images:photos", "targets": targets, "metric": metric},
         }
     )  # fmt: skip
@@ -80,6 +82,20 @@ def test_masks_are_resized_and_cropped_without_mixing_classes(project: Path) -> 
     assert found.shape == (2, 8, 8)
     assert found[0, -1].tolist() == [0, 0, 0, 0, 7, 7, 7, 7]
     assert set(found[0, 0].tolist()) == {255}
+
+
+def test_what_pads_an_image_has_no_class(project: Path) -> None:
+    (project / "masks").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((10, 20), 7, np.uint8)).save(project / "masks" / name)
+    padded = {"resize": [8, 8], "fit": "pad", "pad_value": [114]}
+    found = read(project, "masks:masks", "miou", preprocess=padded).targets
+    assert found is not None
+    assert found[0, :, 0].tolist() == [255, 255, 7, 7, 7, 7, 255, 255]  # 20 x 10 becomes 8 x 4
+    coco(project, {"image_id": 5, "category_id": 3, "bbox": [5, 0, 10, 5]})
+    boxes = read(project, "coco:boxes.json", "map", preprocess=padded).targets
+    assert boxes is not None
+    assert boxes[0].tolist() == [[2, 2, 6, 4, 3, 0]]  # x * 0.4, y * 0.4 + 2
 
 
 def test_a_row_of_values_for_each_image(project: Path) -> None:
