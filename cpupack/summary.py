@@ -112,7 +112,7 @@ def _calibration(report: CalibrationReport | None) -> list[str]:
 
 def _notes(notes: tuple[str, ...]) -> list[str]:
     more = len(notes) - _LISTED_NOTES
-    return [*notes[:_LISTED_NOTES], *([f"and {more} more, see `cpupack inspect --json`"] if more > 0 else [])]
+    return [*notes[:_LISTED_NOTES], *([f"and {more} more, see `cpupack inspect --layers`"] if more > 0 else [])]
 
 
 def _float_time(layers: tuple[LayerFact, ...]) -> str:

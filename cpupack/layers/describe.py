@@ -19,6 +19,7 @@ from cpupack.quantized_engine import engine
 from cpupack.runtime.images.inputs import model_input
 
 SAMPLES = 4
+_LISTED = 6
 
 
 def describe_layers(
@@ -51,12 +52,20 @@ def describe_layers(
 
 
 def float_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
-    """Return a line for each layer that stayed FP32, except layers that only follow another or cannot be INT8."""
-    return tuple(
-        f"{layer.name} ({layer.kind}) stayed FP32: {layer.reason}"
-        for layer in layers
-        if layer.precision == "fp32" and not layer.reason.startswith((FOLLOWS, DYNAMIC))
-    )
+    """Return a line for each reason why layers stayed FP32, without layers that only follow another or cannot be INT8.
+
+    ``inspect --layers`` has those that the line does not name.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.precision == "fp32" and not layer.reason.startswith((FOLLOWS, DYNAMIC)):
+            by_reason.setdefault(layer.reason, []).append(f"{layer.name} ({layer.kind})")
+    return tuple(f"{_listed(names)} stayed FP32: {reason}" for reason, names in by_reason.items())
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _graph(module: nn.Module) -> fx.GraphModule:

@@ -138,7 +138,7 @@ def test_layers_that_stayed_fp32_are_named_but_not_without_end(finished: Finishe
     operators = rows(finished.result(notes=notes))["operators"]
     assert "layer4 " in operators
     assert "layer5 " not in operators
-    assert operators.endswith("and 3 more, see `cpupack inspect --json`")
+    assert operators.endswith("and 3 more, see `cpupack inspect --layers`")
 
 
 def test_random_weights_stand_out(finished: Finished) -> None:
