@@ -22,8 +22,9 @@ import numpy.typing as npt
 
 from cpupack.comparison.stats import paired_ratio
 from cpupack.runtime.engine.program import Program, read_program
+from cpupack.runtime.engine.program_format import LAYER
 from cpupack.runtime.engine.prototypes import declare
-from cpupack.stages.quantize.native.program import LAYER, Op
+from cpupack.stages.quantize.native.program import Op
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

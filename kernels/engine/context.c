@@ -10,8 +10,6 @@
 #include "engine/validate.h"
 
 void free_context(struct context *context) {
-    if (context->arena != NULL)
-        munmap(context->arena, context->arena_bytes);
     release_prepared(context->prepared);
     free(context->steps);
     free(context->kept);
@@ -19,7 +17,16 @@ void free_context(struct context *context) {
     free(context);
 }
 
-static struct view view_of(const struct cpupack_buffer *buffer, uint8_t *arena, int64_t batch) {
+/* Where the buffers of a program lie: for `batch` samples from `first` on, each `taken` bytes later (NULL for none). */
+struct places {
+    uint8_t *first;
+    int64_t batch;
+    const int64_t *taken;
+};
+
+static struct view view_of(const struct parts *parts, int32_t number, const struct places *places) {
+    const struct cpupack_buffer *buffer = parts->buffers + number;
+    uint8_t *const begin = places->first + buffer->offset * places->batch + (places->taken ? places->taken[number] : 0);
     struct view view;
     memset(&view, 0, sizeof view);
     view.height = buffer->height, view.width = buffer->width, view.channels = buffer->channels;
@@ -29,8 +36,7 @@ static struct view view_of(const struct cpupack_buffer *buffer, uint8_t *arena, 
     view.row = (int64_t)(buffer->width + 2 * buffer->halo_x) * view.pixel;
     view.frame = (int64_t)(buffer->height + 2 * buffer->halo_y) * view.row;
     view.sample = buffer->sample_bytes;
-    view.first = arena + buffer->offset * batch + buffer->halo_z * view.frame + buffer->halo_y * view.row +
-                 buffer->halo_x * view.pixel;
+    view.first = begin + buffer->halo_z * view.frame + buffer->halo_y * view.row + buffer->halo_x * view.pixel;
     return view;
 }
 
@@ -56,7 +62,8 @@ static void use_huge_pages(const uint8_t *program, int64_t bytes) {
 }
 
 /* Returns 0 without memory; what was allocated is the context's to free. */
-static int allocate(struct context *context, const struct parts *parts, int64_t slack) {
+static int allocate(struct context *context) {
+    const struct parts *parts = &context->parts;
     const struct cpupack_header *header = parts->header;
     int64_t runs = 0;
     for (int i = 0; i < header->layers; i++)
@@ -64,13 +71,25 @@ static int allocate(struct context *context, const struct parts *parts, int64_t 
     context->steps = calloc((size_t)header->layers, sizeof *context->steps);
     context->kept = calloc((size_t)header->buffers, 1);
     context->run_offsets = calloc((size_t)(runs ? runs : 1), sizeof *context->run_offsets);
-    context->arena_bytes = (size_t)(slack + header->arena_bytes * context->batch + slack);
-    context->arena = mmap(NULL, context->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (context->arena == MAP_FAILED)
-        context->arena = NULL;
-    if (context->steps == NULL || context->kept == NULL || context->run_offsets == NULL || context->arena == NULL)
+    return context->steps != NULL && context->kept != NULL && context->run_offsets != NULL;
+}
+
+void free_arena(struct arena *arena) {
+    if (arena->first != NULL)
+        munmap(arena->first, arena->bytes);
+    arena->first = NULL, arena->bytes = 0;
+}
+
+int reserve(struct arena *arena, int64_t bytes, int64_t slack) {
+    const size_t all = (size_t)(slack + bytes + slack);
+    if (arena->first != NULL && arena->bytes >= all)
+        return 1;
+    free_arena(arena);
+    uint8_t *first = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (first == MAP_FAILED)
         return 0;
-    madvise(context->arena, context->arena_bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
+    madvise(first, all, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
+    arena->first = first, arena->bytes = all;
     return 1;
 }
 
@@ -114,20 +133,19 @@ static void see_images(struct step *step) {
     step->in.frames = step->out.frames;
 }
 
-static void set_views(struct step *step, const struct parts *parts, uint8_t *arena, int64_t batch) {
+static void set_views(struct step *step, const struct parts *parts, const struct places *places) {
     const struct cpupack_layer *spec = &step->spec;
     const struct cpupack_header *header = parts->header;
-    const struct cpupack_buffer *buffers = parts->buffers;
     step->input_values = (int64_t)header->input_height * header->input_width * header->input_channels_float;
     if (!reads_caller(spec))
-        step->in = view_of(buffers + spec->input, arena, batch);
+        step->in = view_of(parts, spec->input, places);
     if (reads_two(spec))
-        step->in2 = view_of(buffers + spec->input2, arena, batch);
+        step->in2 = view_of(parts, spec->input2, places);
     if (leaves(spec))
         step->out.frames = step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
         step->out.sample = header->outputs * (int64_t)sizeof(float);
     else
-        step->out = view_of(buffers + spec->output, arena, batch);
+        step->out = view_of(parts, spec->output, places);
     if (spec->op == OP_CONV && !(spec->flags & FLAG_FLOAT_OUT))
         step->out.first += spec->channel_offset;
     if (spec->flags & FLAG_ROWS && reads_two(spec)) { /* row i is pixel i, whatever the shape of the buffer */
@@ -138,8 +156,9 @@ static void set_views(struct step *step, const struct parts *parts, uint8_t *are
     see_images(step);
 }
 
-static void make_steps(struct context *context, const struct parts *parts, uint8_t *arena) {
-    int64_t *offsets = context->run_offsets;
+/* What does not depend on where the activations are. */
+static void make_steps(struct context *context) {
+    const struct parts *parts = &context->parts;
     for (int i = 0; i < parts->header->layers; i++) {
         struct step *step = context->steps + i;
         step->spec = parts->layers[i];
@@ -148,32 +167,55 @@ static void make_steps(struct context *context, const struct parts *parts, uint8
         step->scales = (const float *)(parts->constants + step->spec.scales);
         step->biases = (const float *)(parts->constants + step->spec.biases);
         step->table = parts->constants + step->spec.table;
-        set_views(step, parts, arena, context->batch);
-        if (step->spec.op == OP_CONV)
-            offsets = set_run_offsets(step, offsets);
     }
 }
 
-int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct context **made) {
+void place_steps(const struct context *context, uint8_t *first, int64_t batch, const int64_t *taken,
+                 struct step *steps) {
+    const struct places places = {first, batch, taken};
+    int64_t *offsets = context->run_offsets;
+    for (int i = 0; i < context->header->layers; i++) {
+        steps[i].batch = context->batch;
+        set_views(steps + i, &context->parts, &places);
+        if (steps[i].spec.op == OP_CONV)
+            offsets = set_run_offsets(steps + i, offsets);
+    }
+}
+
+int place_context(struct context *context, struct arena *arena) {
+    if (!reserve(arena, context->header->arena_bytes * context->batch, context->slack))
+        return 0;
+    if (context->arena != arena->first)
+        place_steps(context, arena->first + context->slack, context->batch, NULL, context->steps);
+    context->arena = arena->first;
+    return 1;
+}
+
+int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct arena *arena, struct context **made) {
     struct parts parts;
     if (!validate_program(program, bytes, &parts))
         return CPUPACK_ERROR_PROGRAM;
     struct context *context = calloc(1, sizeof *context);
     if (context == NULL)
         return CPUPACK_ERROR_MEMORY;
+    context->parts = parts;
     context->program = program;
     context->program_bytes = bytes;
     memcpy(context->identity, parts.header->identity, sizeof context->identity);
     context->batch = batch;
     context->header = parts.header;
-    const int64_t slack = slack_of(parts.header, parts.buffers);
-    if (!allocate(context, &parts, slack)) {
+    context->slack = slack_of(parts.header, parts.buffers);
+    if (!allocate(context)) {
         free_context(context);
         return CPUPACK_ERROR_MEMORY;
     }
     use_huge_pages(program, bytes);
     find_kept(&parts, context->kept);
-    make_steps(context, &parts, context->arena + slack);
+    make_steps(context);
+    if (!place_context(context, arena)) {
+        free_context(context);
+        return CPUPACK_ERROR_MEMORY;
+    }
     if (!acquire_prepared(program, context->steps, parts.header->layers, &context->prepared)) {
         free_context(context);
         return CPUPACK_ERROR_MEMORY;

@@ -59,6 +59,20 @@ int cpupack_run(struct session *session, const uint8_t *program, int64_t program
 int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                     int input_is_float, int mask, int64_t batch, float *output);
 
+/* Some samples of a packed call, and the program for their length. */
+struct cpupack_piece {
+    const uint8_t *program;
+    int64_t program_bytes, batch;
+};
+#define CPUPACK_MOST_PIECES 128
+
+/* Run the programs of several lengths, which are of one network, on float32 inputs: the samples of each piece after
+ * those of the one before, in `input` and in `output`. Each sample gets the bytes that it has alone. Without `wait`
+ * returns CPUPACK_BUSY at once where another call runs in the session.
+ */
+int cpupack_run_pieces(struct session *session, const struct cpupack_piece *pieces, int64_t count, const float *input,
+                       float *output, int wait);
+
 /* Check the program and make what a call with `batch` samples needs: the weights in the kernels' own form, memory and
  * the team. cpupack_run does so too where it was not done. Returns as cpupack_execute does.
  */

@@ -8,8 +8,7 @@
 
 struct prepared {
     struct prepared *next;
-    const uint8_t *constants; /* programs of several lengths share them, and what is made of them */
-    uint64_t layout;
+    uint64_t layout; /* programs of several lengths share weights, and what is made of them */
     int32_t identity[2];
     int users;
     int16_t *weights;
@@ -54,11 +53,11 @@ static void point(struct prepared *prepared, struct step *steps, int count, int 
     }
 }
 
-/* A number for which weights are prepared in which order, and in how many bytes each: FNV-1a. */
+/* A number for which weights are prepared in which order, where they are, and in how many bytes each: FNV-1a. */
 static uint64_t layout_of(const struct step *steps, int count) {
     uint64_t hash = UINT64_C(14695981039346656037);
     for (int i = 0; i < count; i++) {
-        const int64_t told[] = {bytes_of(steps + i), late_bytes_of(steps + i), steps[i].spec.weights};
+        const int64_t told[] = {bytes_of(steps + i), late_bytes_of(steps + i), (int64_t)(uintptr_t)steps[i].weights};
         for (size_t k = 0; (told[0] || told[1]) && k < sizeof told / sizeof told[0]; k++)
             hash = (hash ^ (uint64_t)told[k]) * UINT64_C(1099511628211);
     }
@@ -70,8 +69,7 @@ static void discard(struct prepared *prepared) {
     free(prepared);
 }
 
-static struct prepared *make(const uint8_t *constants, uint64_t layout, const int32_t *identity, int64_t bytes,
-                             int count) {
+static struct prepared *make(uint64_t layout, const int32_t *identity, int64_t bytes, int count) {
     struct prepared *made = calloc(1, sizeof *made);
     if (made == NULL)
         return NULL;
@@ -86,14 +84,13 @@ static struct prepared *make(const uint8_t *constants, uint64_t layout, const in
         return NULL;
     }
     madvise(made->weights, (size_t)bytes, MADV_HUGEPAGE); /* where it is refused, small pages serve too */
-    made->constants = constants, made->layout = layout, made->bytes = bytes;
+    made->layout = layout, made->bytes = bytes;
     memcpy(made->identity, identity, sizeof made->identity);
     return made;
 }
 
 int acquire_prepared(const uint8_t *program, struct step *steps, int count, struct prepared **acquired) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
-    const uint8_t *constants = program + header->constants;
     int64_t bytes = 0;
     for (int i = 0; i < count; i++)
         bytes += bytes_of(steps + i) + late_bytes_of(steps + i);
@@ -103,11 +100,11 @@ int acquire_prepared(const uint8_t *program, struct step *steps, int count, stru
     const uint64_t layout = layout_of(steps, count);
     pthread_mutex_lock(&lock);
     struct prepared *found = all;
-    while (found != NULL && (found->constants != constants || found->layout != layout || found->bytes != bytes ||
+    while (found != NULL && (found->layout != layout || found->bytes != bytes ||
                              memcmp(found->identity, header->identity, sizeof found->identity) != 0))
         found = found->next;
     const int fill = found == NULL;
-    if (fill && (found = make(constants, layout, header->identity, bytes, count)) != NULL) {
+    if (fill && (found = make(layout, header->identity, bytes, count)) != NULL) {
         found->next = all;
         all = found;
     }

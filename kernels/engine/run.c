@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "engine/session.h"
+#include "engine/step.h"
 
 const char *cpupack_error(int code) {
     switch (code) {
@@ -29,109 +30,11 @@ const char *cpupack_error(int code) {
     }
 }
 
-/* ---- one layer ---- */
-
-/* What the caller gives, and where the results go. */
-struct call {
-    const void *input;
-    int input_is_float;
-    int mask; /* the fourth channel of an input of three; -1 for an input as the program takes it */
-    float *output;
-};
-
-/* The first pixel of the buffer that a step writes; NULL for none. A step may write only a slice of its channels. */
-static uint8_t *first_pixel(const struct step *step) {
-    const int sliced = step->spec.op == OP_CONV && step->out.first != NULL && !(step->spec.flags & FLAG_FLOAT_OUT);
-    return sliced ? step->out.first - step->spec.channel_offset : step->out.first;
-}
-
-static void fill_halo(const struct step *step, const struct worker *worker) {
-    const struct view *view = &step->out;
-    if (view->first == NULL || (view->halo_x == 0 && view->halo_y == 0 && view->halo_z == 0))
-        return;
-    uint8_t *first = first_pixel(step);
-    const int64_t rows = view->height + 2 * view->halo_y, lines = (view->frames + 2 * view->halo_z) * rows;
-    const int64_t samples = sees_images(&step->spec) ? step->batch / view->frames : step->batch;
-    const size_t side = (size_t)(view->halo_x * view->pixel);
-    int64_t begin, end;
-    share(worker, samples * lines, &begin, &end);
-    for (int64_t line = begin; line < end; line++) {
-        const int64_t y = line % rows - view->halo_y, z = line % lines / rows - view->halo_z;
-        uint8_t *row = first + line / lines * view->sample + z * view->frame + y * view->row - (int64_t)side;
-        if (y < 0 || y >= view->height || z < 0 || z >= view->frames) {
-            memset(row, view->fill, (size_t)view->row);
-        } else if (side) {
-            memset(row, view->fill, side);
-            memset(row + side + view->width * view->pixel, view->fill, side);
-        }
-    }
-}
-
-/* `next` is the convolution after this one, NULL for none. */
-static void run_step(const struct step *step, const struct step *next, struct worker *worker, const struct call *call) {
-    const struct kernels *kernels = find_kernels();
-    float *output = call->output;
-    if (leaves(&step->spec)) {
-        if (output == NULL)
-            return; /* cpupack_look takes buffers alone */
-        output += step->spec.channel_offset;
-    } else {
-        output = (float *)step->out.first; /* of a buffer's floats */
-    }
-    fill_halo(step, worker);
-    switch (step->spec.op) {
-    case OP_INPUT_PIXELS:
-    case OP_INPUT_FLOAT:
-        kernels->input(step, worker, call->input, call->mask);
-        break;
-    case OP_CONV:
-        kernels->conv(step, next, worker, output);
-        break;
-    case OP_DEPTHWISE:
-        kernels->depthwise(step, worker);
-        break;
-    case OP_MAX_POOL:
-        kernels->max_pool(step, worker);
-        break;
-    case OP_GLOBAL_AVERAGE:
-        kernels->global_average(step, worker, output);
-        break;
-    case OP_SCALE:
-        kernels->scale(step, worker);
-        break;
-    case OP_ADD:
-        kernels->add(step, worker);
-        break;
-    case OP_TABLE:
-        kernels->table(step, worker);
-        break;
-    case OP_AVERAGE_POOL:
-        kernels->average_pool(step, worker);
-        break;
-    case OP_OUTPUT:
-        kernels->output(step, worker, output);
-        break;
-    case OP_MOVE:
-        kernels->move(step, worker);
-        break;
-    case OP_MULTIPLY:
-        kernels->multiply(step, worker);
-        break;
-    case OP_AFFINE:
-        kernels->affine(step, worker);
-        break;
-    case OP_RESAMPLE:
-        kernels->resample(step, worker);
-        break;
-    default:
-        kernels->floats(step, worker, call->input, leaves(&step->spec) ? output : NULL);
-    }
-}
-
 /* ---- the layers of a program ---- */
 
 struct job {
     const struct context *context;
+    const struct pack *pack; /* instead of a context */
     struct call call;
     int layers;  /* how many to run one after the other for the whole batch; -1 for all, in the program's order */
     int64_t *ns; /* what the time of each layer is added to; NULL for no clock */
@@ -217,8 +120,42 @@ static void run_sample(const struct job *job, struct worker *worker, struct team
     }
 }
 
+/* ---- the layers of a pack ---- */
+
+static const struct step *next_of_pack(const struct pack *pack, int from, const struct call *call) {
+    for (int i = from; i < pack->layers; i++)
+        if (pack->steps[i].spec.op == OP_CONV && !is_skipped(pack->steps + i, call))
+            return pack->joined[i].batch ? pack->joined + i : pack->steps + i;
+    return NULL;
+}
+
+static void run_pack(const struct job *job, struct worker *worker, struct team *team) {
+    const struct pack *pack = job->pack;
+    for (int i = 0; i < pack->layers; i++) {
+        const struct step *next = next_of_pack(pack, i + 1, &job->call);
+        const int64_t pieces = pack->joined[i].batch ? 0 : pack->pieces;
+        if (pieces == 0)
+            run_step(pack->joined + i, next, worker, &job->call);
+        for (int64_t piece = 0; piece < pieces; piece++) {
+            const struct step *step = pack->steps + piece * pack->layers + i;
+            struct call call = job->call;
+            call.input = (const float *)call.input + pack->inputs[piece];
+            call.output += pack->outputs[piece];
+            if (!is_skipped(step, &call))
+                run_step(step, next, worker, &call);
+        }
+        if (team != NULL)
+            meet(team, worker);
+    }
+}
+
 static void run_job(void *pointer, struct worker *worker, struct team *team) {
     const struct job *job = pointer;
+    if (job->pack != NULL) {
+        run_pack(job, worker, team);
+        find_kernels()->leave(worker);
+        return;
+    }
     const struct cpupack_header *header = job->context->header;
     if (job->layers >= 0) {
         run_range(job, worker, team, 0, job->layers);
@@ -287,28 +224,67 @@ static int run_held(struct session *session, const uint8_t *program, int64_t byt
     return team_is_lost(session->team) ? CPUPACK_ERROR_INDEX : CPUPACK_OK;
 }
 
-static int run(struct session *session, const uint8_t *program, int64_t bytes, struct job *job, int64_t batch,
-               int wait) {
-    if (session == NULL)
-        return run_held(NULL, program, bytes, job, batch);
+/* Take a session's turn. Returns CPUPACK_BUSY, without the turn, where another call runs and this one does not wait.
+ */
+static int hold(struct session *session, int wait) {
     if (!wait && pthread_mutex_trylock(&session->busy) != 0)
         return CPUPACK_BUSY;
     if (wait)
         pthread_mutex_lock(&session->busy);
+    return CPUPACK_OK;
+}
+
+static int run(struct session *session, const uint8_t *program, int64_t bytes, struct job *job, int64_t batch,
+               int wait) {
+    if (session == NULL)
+        return run_held(NULL, program, bytes, job, batch);
+    if (hold(session, wait) != CPUPACK_OK)
+        return CPUPACK_BUSY;
     const int code = session->closed ? CPUPACK_CLOSED : run_held(session, program, bytes, job, batch);
+    pthread_mutex_unlock(&session->busy);
+    return code;
+}
+
+static int run_pieces_held(struct session *session, const struct cpupack_piece *pieces, int64_t count,
+                           struct job *job) {
+    struct context *contexts[CPUPACK_MOST_PIECES];
+    for (int64_t i = 0; i < count; i++) {
+        const int code =
+            prepare(session, pieces[i].program, pieces[i].program_bytes, &job->call, pieces[i].batch, contexts + i);
+        if (code != CPUPACK_OK)
+            return code;
+    }
+    const int code = make_pack(&session->pack, contexts, count, &session->arena);
+    if (code != CPUPACK_OK)
+        return code;
+    job->pack = &session->pack;
+    run_team(session->team, run_job, job);
+    return team_is_lost(session->team) ? CPUPACK_ERROR_INDEX : CPUPACK_OK;
+}
+
+int cpupack_run_pieces(struct session *session, const struct cpupack_piece *pieces, int64_t count, const float *input,
+                       float *output, int wait) {
+    if (count < 1 || count > CPUPACK_MOST_PIECES)
+        return CPUPACK_ERROR_INPUT;
+    if (session == NULL)
+        return CPUPACK_ERROR_MEMORY;
+    struct job job = {NULL, NULL, {input, 1, -1, output}, -1, NULL};
+    if (hold(session, wait) != CPUPACK_OK)
+        return CPUPACK_BUSY;
+    const int code = session->closed ? CPUPACK_CLOSED : run_pieces_held(session, pieces, count, &job);
     pthread_mutex_unlock(&session->busy);
     return code;
 }
 
 int cpupack_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                 int input_is_float, int mask, int64_t batch, float *output) {
-    struct job job = {NULL, {input, input_is_float, mask, output}, -1, NULL};
+    struct job job = {NULL, NULL, {input, input_is_float, mask, output}, -1, NULL};
     return run(session, program, program_bytes, &job, batch, 1);
 }
 
 int cpupack_try_run(struct session *session, const uint8_t *program, int64_t program_bytes, const void *input,
                     int input_is_float, int mask, int64_t batch, float *output) {
-    struct job job = {NULL, {input, input_is_float, mask, output}, -1, NULL};
+    struct job job = {NULL, NULL, {input, input_is_float, mask, output}, -1, NULL};
     return run(session, program, program_bytes, &job, batch, 0);
 }
 
@@ -319,7 +295,7 @@ int cpupack_execute(const uint8_t *program, int64_t program_bytes, const void *i
 
 int cpupack_profile(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
                     float *output, int layers, int64_t *ns) {
-    struct job job = {NULL, {input, input_is_float, -1, output}, -1, ns};
+    struct job job = {NULL, NULL, {input, input_is_float, -1, output}, -1, ns};
     struct session *session = session_of_thread();
     struct context *context;
     const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
@@ -333,7 +309,7 @@ int cpupack_profile(const uint8_t *program, int64_t program_bytes, const void *i
 int cpupack_look(const uint8_t *program, int64_t program_bytes, const void *input, int input_is_float, int64_t batch,
                  int layer, uint8_t *codes) {
     struct session *session = session_of_thread();
-    struct job job = {NULL, {input, input_is_float, -1, NULL}, layer + 1, NULL};
+    struct job job = {NULL, NULL, {input, input_is_float, -1, NULL}, layer + 1, NULL};
     struct context *context;
     const int code = prepare(session, program, program_bytes, &job.call, batch, &context);
     if (code != CPUPACK_OK)

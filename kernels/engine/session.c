@@ -7,7 +7,7 @@
 
 #include "engine/prepared.h"
 
-enum { CONTEXTS_KEPT = 96 }; /* a program of several lengths has one for each length and number of samples */
+enum { CONTEXTS_KEPT = 256 }; /* a program of several lengths has one for each length and number of samples */
 
 /* ---- sessions of callers, and of threads that have none ---- */
 
@@ -21,6 +21,8 @@ static void empty(struct session *session) {
         free_context(session->contexts);
         session->contexts = next;
     }
+    free_arena(&session->arena);
+    free_pack(&session->pack);
     end_team(session->team);
     session->team = NULL;
 }
@@ -73,10 +75,8 @@ void cpupack_set_threads(int threads) {
 }
 
 int64_t cpupack_session_bytes(struct session *session) {
-    int64_t bytes = 0;
     pthread_mutex_lock(&session->busy);
-    for (const struct context *each = session->contexts; each != NULL; each = each->next)
-        bytes += (int64_t)each->arena_bytes;
+    const int64_t bytes = (int64_t)session->arena.bytes;
     pthread_mutex_unlock(&session->busy);
     return bytes;
 }
@@ -108,13 +108,13 @@ int find_context(struct session *session, const uint8_t *program, int64_t bytes,
         if (is_of(*each, program, bytes, batch)) {
             (*each)->used = ++session->clock;
             *found = *each;
-            return CPUPACK_OK;
+            return place_context(*each, &session->arena) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
         }
         if (oldest == NULL || (*each)->used < (*oldest)->used)
             oldest = each;
     }
     struct context *made = NULL;
-    const int code = make_context(program, bytes, batch, &made);
+    const int code = make_context(program, bytes, batch, &session->arena, &made);
     if (code != CPUPACK_OK)
         return code;
     if (count >= CONTEXTS_KEPT) {

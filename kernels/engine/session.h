@@ -7,12 +7,15 @@
 
 #include "engine/context.h"
 #include "engine/engine.h"
+#include "engine/pack.h"
 #include "engine/team.h"
 
 struct session {
     pthread_mutex_t busy; /* held for the time of a call */
     int closed;
     struct context *contexts;
+    struct arena arena; /* of the context that runs */
+    struct pack pack;   /* of the last call with pieces */
     uint64_t clock;
     int threads;
     struct team *team;

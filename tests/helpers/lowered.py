@@ -12,8 +12,8 @@ from torch import nn
 from cpupack import accuracy
 from cpupack.artifacts import QuantizedModel
 from cpupack.graph.native_model import NativeModel
-from cpupack.runtime.engine.program_format import HEADER
-from cpupack.stages.quantize.native.program import BUFFER, LAYER, Flag, Op
+from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER
+from cpupack.stages.quantize.native.program import Flag, Op
 from helpers import native_reference
 from helpers.tiny_models import quantized, recipe, run, samples
 

@@ -17,7 +17,7 @@ from video_nets import VIDEO_NETS
 from cpupack.layers.native import codes_after
 from cpupack.layers.times import profiled
 from cpupack.runtime.engine import library
-from cpupack.stages.quantize.native.program import BUFFER, LAYER
+from cpupack.runtime.engine.program_format import BUFFER, LAYER
 from helpers import kernel_process, native_reference
 from helpers.damage_seeds import damage_seeds
 from helpers.native_reference import Array, Reference

@@ -16,7 +16,8 @@ from cpupack.pipeline.prepare import Prepared
 from cpupack.pipeline.run import stage_untuned
 from cpupack.progress import SilentProgress
 from cpupack.recipe.file import load_recipe
-from cpupack.runtime.engine.lengths import Lengths, fields, ladder
+from cpupack.runtime.engine.forms import Form
+from cpupack.runtime.engine.lengths import Lengths, every, fields, ladder
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.program_format import HEADER
 from helpers.lowered import needs_kernels
@@ -74,8 +75,36 @@ def test_groups_have_all_rows_once_in_powers_of_two() -> None:
     assert sorted(np.concatenate([numbers for _, numbers in groups]).tolist()) == list(range(15))
 
 
+def formed() -> Lengths:
+    some = lengths(4, 12)
+    return every(1, 12, some.inputs, some.outputs, Form(640, 1280))
+
+
+def test_packs_have_all_rows_once_and_no_more_positions_than_a_call_computes() -> None:
+    some = formed()
+    ends = np.array([3, 12, *[7] * 100, 1, 12, 5])
+    packs = list(some.packs(ends))
+    assert sorted(number for pack in packs for _, numbers in pack for number in numbers.tolist()) == list(range(105))
+    for pack in packs:
+        assert all((ends[numbers] == some.values[place]).all() for place, numbers in pack)
+        assert sum(some.values[place] * len(numbers) for place, numbers in pack) <= 512
+    assert len(packs) == 2  # of 733 positions
+
+
+def test_a_pack_has_no_more_lengths_than_the_kernels_take() -> None:
+    inputs = fields([(400,)], [0], [0.0])
+    some = every(1, 400, inputs, fields([(5,)], [None], [0.0]), Form(640, 1280))
+    packs = list(some.packs(np.arange(1, 401)))
+    assert sum(len(pack) for pack in packs) == 400
+    assert max(len(pack) for pack in packs) <= 128
+
+
 def test_what_is_written_is_read_back() -> None:
     assert Lengths.from_dict(lengths(4, 12).to_dict()) == lengths(4, 12)
+    assert Lengths.from_dict(formed().to_dict()) == formed()
+    for damage in ({"values": [0, 12]}, {"values": [12]}, {"form": {"size": 641, "steps": 1280}}):
+        with pytest.raises(ValueError, match="form"):
+            Lengths.from_dict({**formed().to_dict(), **damage})
     for damage in ({"values": [12, 4]}, {"offsets": [0]}, {"inputs": []}, {"values": [4, 8]}):
         with pytest.raises(ValueError, match=r"length|lengths"):
             Lengths.from_dict({**lengths(4, 12).to_dict(), **damage})
@@ -133,8 +162,7 @@ name = "mask"
 shape = [24]
 dtype = "int64"
 pad = 0
-[lengths]
-values = [4, 16]
+{lengths}
 [calibration]
 source = "arrays:data.npz"
 samples = 16
@@ -150,9 +178,12 @@ def texts(*own: int) -> np.ndarray:
     return np.concatenate([ids, mask], 1).astype(np.float32)
 
 
-def built(directory: Path, kwargs: str) -> tuple[Prepared, Contender]:
+SOME = "[lengths]\nvalues = [4, 16]"
+
+
+def built(directory: Path, kwargs: str, asked: str = SOME) -> tuple[Prepared, Contender]:
     (directory / "model.py").write_text(MODEL)
-    (directory / "recipe.toml").write_text(RECIPE.format(kwargs=kwargs))
+    (directory / "recipe.toml").write_text(RECIPE.format(kwargs=kwargs, lengths=asked))
     data = texts(*range(1, 25)).astype(np.int64)
     np.savez(directory / "data.npz", ids=data[:, :24], mask=data[:, 24:])
     loaded = load_recipe(directory / "recipe.toml")
@@ -163,12 +194,15 @@ def built(directory: Path, kwargs: str) -> tuple[Prepared, Contender]:
 
 
 @needs_kernels
-def test_a_sample_gives_the_same_bytes_alone_and_in_any_batch(tmp_path: Path) -> None:
-    prepared, contender = built(tmp_path, "tokens = true")
+@pytest.mark.parametrize(("asked", "values"), [(SOME, (4, 16, LONGEST)), ("", tuple(range(1, LONGEST + 1)))])
+def test_a_sample_gives_the_same_bytes_alone_and_in_any_batch(
+    tmp_path: Path, asked: str, values: tuple[int, ...]
+) -> None:
+    prepared, contender = built(tmp_path, "tokens = true", asked)
     module = contender.quantized.module
     assert isinstance(module, NativeModel)
     assert module.lengths is not None
-    assert module.lengths.values == (4, 16, LONGEST)
+    assert module.lengths.values == values
     data = texts(24, 3, 16, 5, 1, 17, 4, 24, 2, 11, 0, 23)
     with torch.inference_mode():
         expected = module.lengths.blanked(data, prepared.model.module(torch.from_numpy(data)).numpy())
@@ -188,8 +222,9 @@ def test_a_sample_gives_the_same_bytes_alone_and_in_any_batch(tmp_path: Path) ->
 
 
 @needs_kernels
-def test_programs_share_their_weights(tmp_path: Path) -> None:
-    _, contender = built(tmp_path, "")
+@pytest.mark.parametrize("asked", [SOME, ""])
+def test_programs_share_their_weights(tmp_path: Path, asked: str) -> None:
+    _, contender = built(tmp_path, "", asked)
     module = contender.quantized.module
     assert isinstance(module, NativeModel)
     program = module.get_buffer("program").numpy()

@@ -29,8 +29,8 @@ def test_numbers() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("header", program_format.HEADER), ("buffer", program.BUFFER), ("layer", program.LAYER), ("walk", walks.WALK),
-        ("instruction", walks.INSTRUCTION), ("recurrent", recurrence.RECURRENT),
+        ("header", program_format.HEADER), ("buffer", program_format.BUFFER), ("layer", program_format.LAYER),
+        ("walk", walks.WALK), ("instruction", walks.INSTRUCTION), ("recurrent", recurrence.RECURRENT),
         ("linear", row_codes.LINEAR), ("attention", heads.ATTENTION),
     ],
 )  # fmt: skip

@@ -76,8 +76,9 @@ class Lengths(Table):
     """
 
     values: Literal["auto"] | Annotated[list[PositiveInt], Field(min_length=1)] = "auto"
-    """The lengths, or ``auto``: steps of 8 up to 64, of 16 up to 128, of 32 up to 256, and so on. The greatest length
-    is always among them. Each takes some seconds of the build; they share their weights."""
+    """The lengths, or ``auto``: every length. A model for which that cannot be proved has steps of 8 up to 64, of 16 up
+    to 128, of 32 up to 256, and so on, and the build says so. The greatest length is always among them. All share their
+    weights."""
 
 
 class Output(Table):

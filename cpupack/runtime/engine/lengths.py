@@ -1,7 +1,8 @@
 """Programs for several lengths of a sample: which one a sample takes, and what goes in and out of it.
 
 A caller hands in rows of the greatest length. What is padding at the end of a sample is not computed: the sample runs
-in the program of the least length that holds the rest. So a sample's result depends on nothing but the sample.
+in the program of the least length that holds the rest. With a form (``forms.py``) there is a program for every length,
+and samples of several lengths run together. So a sample's result depends on nothing but the sample.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .forms import Form
+
 Floats = npt.NDArray[np.float32]
 _TOKENS_TOGETHER = 1024
 """Positions that one call computes: more would not be faster, and take more memory."""
+_TOKENS_PACKED = 512
+"""The same where lengths run together: fewer stay in the second cache, and more are not faster."""
+LONGEST = 1 << 15
+"""The greatest length: kernels/engine/validate.c takes no longer side of a buffer."""
+_MOST_PIECES = 128
+"""Lengths in one call: CPUPACK_MOST_PIECES of kernels/engine/engine.h."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,15 @@ class Field:
 class Lengths:
     """``values`` are the lengths for which there are programs, rising; the last one is the greatest.
 
-    ``offsets`` says where the program of each begins. ``inputs`` and ``outputs`` lie side by side in rows.
+    ``offsets`` says where the program of each begins; with a ``form`` those of all but the last one are made from it.
+    ``inputs`` and ``outputs`` lie side by side in rows.
     """
 
     values: tuple[int, ...]
     offsets: tuple[int, ...]
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         if not self.values or list(self.values) != sorted(set(self.values)) or len(self.offsets) != len(self.values):
@@ -111,6 +122,29 @@ class Lengths:
                 yield int(place), rest[:count]
                 rest = rest[count:]
 
+    def packs(self, ends: npt.NDArray[np.int64]) -> Iterator[list[tuple[int, npt.NDArray[np.int64]]]]:
+        """Return which rows with these ``ends`` run in one call: lists of groups.
+
+        Without a form each group is alone. With one, rows run together in order of length, as many as have no more
+        positions than one call computes.
+        """
+        if self.form is None:
+            yield from ([group] for group in self.groups(ends))
+            return
+        own = np.searchsorted(self._values, ends)
+        order = np.argsort(own, kind="stable")
+        before = np.cumsum(self._values[own[order]])
+        first = 0
+        while first < len(order):
+            done = before[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(before, done + _TOKENS_PACKED, side="right")))
+            places, begins = np.unique(own[order[first:last]], return_index=True)
+            if len(places) > _MOST_PIECES:
+                last = first + int(begins[_MOST_PIECES])
+            numbers = np.split(order[first:last], begins[1 : min(len(begins), _MOST_PIECES)])
+            yield list(zip(places.tolist(), numbers, strict=False))
+            first = last
+
     def cut(self, rows: Floats, place: int) -> Floats:
         """Return rows as the program of a length takes them."""
         if place == len(self.values) - 1:
@@ -131,11 +165,14 @@ class Lengths:
             shape = each.at(length)
             size = math.prod(shape)
             part = found[:, first : first + size].reshape(-1, *shape)
+            first += size
+            if each.axis is None:
+                results[numbers, each.first : each.first + each.size] = part.reshape(len(part), -1)
+                continue
             whole = np.zeros((len(found), *each.shape), np.float32)
             whole[each._cut(length)] = part
             each.blank(whole, ends)
             results[numbers, each.first : each.first + each.size] = whole.reshape(len(found), -1)
-            first += size
 
     def blanked(self, rows: Floats, results: Floats) -> Floats:
         """Return results for ``rows`` with zeros where the runner has them: for padding."""
@@ -148,22 +185,31 @@ class Lengths:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {
-            "values": list(self.values),
-            "offsets": list(self.offsets),
+        fields = {
             "inputs": [_to_dict(each) for each in self.inputs],
             "outputs": [_to_dict(each) for each in self.outputs],
         }
+        if self.form is not None:
+            return {"values": [self.values[0], self.values[-1]], "form": self.form.to_dict(), **fields}
+        return {"values": list(self.values), "offsets": list(self.offsets), **fields}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Lengths:
         """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
-        return cls(
-            tuple(int(each) for each in raw["values"]),
-            tuple(int(each) for each in raw["offsets"]),
-            tuple(_field(each) for each in raw["inputs"]),
-            tuple(_field(each) for each in raw["outputs"]),
-        )
+        values, fields = tuple(int(each) for each in raw["values"]), []
+        for name in ("inputs", "outputs"):
+            fields.append(tuple(_field(each) for each in raw[name]))
+        if "form" not in raw:
+            return cls(values, tuple(int(each) for each in raw["offsets"]), fields[0], fields[1])
+        if len(values) != 2 or not 1 <= values[0] <= values[1] <= LONGEST:
+            raise ValueError(f"a form's lengths are {values}")
+        return every(values[0], values[1], fields[0], fields[1], Form.from_dict(raw["form"]))
+
+
+def every(least: int, longest: int, inputs: tuple[Field, ...], outputs: tuple[Field, ...], form: Form) -> Lengths:
+    """Return a program for every length, made from a form. They stand before its block, in the order of lengths."""
+    values = tuple(range(least, longest + 1))
+    return Lengths(values, tuple(form.size * number for number in range(len(values))), inputs, outputs, form)
 
 
 def ladder(longest: int) -> tuple[int, ...]:

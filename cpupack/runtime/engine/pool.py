@@ -96,7 +96,8 @@ class InstancePool:
     @property
     def shared_bytes(self) -> int:
         """Memory that all instances share: a native program and its prepared weights. 0 for a model of torch."""
-        own = 0 if self._program is None else self._program.memory.nbytes
+        programs = [] if self._program is None else [self._program, *self._program.parts]
+        own = max((each.memory.nbytes for each in programs), default=0)  # each reaches to the end of all
         return own + max(each.prepared_bytes() for each in self._loaded)
 
     @property

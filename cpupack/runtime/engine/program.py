@@ -29,7 +29,9 @@ from ..host.limits import why_no_thread
 from . import library as native_library
 from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
+from .prototypes import Piece
 
+Floats = npt.NDArray[np.float32]
 PROGRAM_NOTE = "cpupack-program.json"
 """Name of the record below ``extra/`` that says where the program is."""
 _NOTE_SCHEMA = 1
@@ -119,7 +121,11 @@ def read_program(path: Path) -> Program:
     try:
         with zipfile.ZipFile(path) as archive:
             member, lengths, layout = _member(archive)
-        memory = _read_stored(path, member)
+        form = None if lengths is None else lengths.form
+        if form is not None and form.steps + form.size > member.file_size:
+            raise ValueError("a form goes beyond its end")
+        room = 0 if form is None or lengths is None else form.room(len(lengths.values))
+        memory = _read_stored(path, member, room)
         program = _parse(memory) if lengths is None else _parse_lengths(memory, lengths)
         if layout is not None and math.prod(layout.shape) != program.outputs:
             raise ValueError(f"its {program.outputs} results are not of the shape {layout.shape}")
@@ -160,8 +166,10 @@ def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None, 
         raise ValueError(f"the lengths or the layout in extra/{PROGRAM_NOTE} are damaged: {error}") from None
 
 
-def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
+def _read_stored(path: Path, member: zipfile.ZipInfo, room: int) -> npt.NDArray[np.uint8]:
     """Read a record that is stored uncompressed, into large pages, because every call walks through all weights.
+
+    ``room`` bytes are before it.
 
     Does not use ``zipfile``, whose checksum takes longer than reading. The runner has hashed the whole file before.
     """
@@ -173,10 +181,10 @@ def _read_stored(path: Path, member: zipfile.ZipInfo) -> npt.NDArray[np.uint8]:
         name_bytes, extra_bytes = struct.unpack("<26xHH", header)
         file.seek(name_bytes + extra_bytes, 1)
         # Private, because Python's default is shared memory, which gets large pages on few systems.
-        memory = mmap.mmap(-1, max(1, member.file_size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, max(1, room + member.file_size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        if file.readinto(memory) != member.file_size:
+        if file.readinto(memoryview(memory)[room : room + member.file_size]) != member.file_size:
             raise ValueError("it is truncated")
     return np.frombuffer(memory, np.uint8)
 
@@ -185,6 +193,8 @@ def _parse_lengths(memory: npt.NDArray[np.uint8], lengths: Lengths) -> Program:
     """Return the program of the greatest length, with those of the others. Raises ValueError on damage."""
     if not all(0 <= offset <= memory.size for offset in lengths.offsets):
         raise ValueError("a program begins beyond its end")
+    if lengths.form is not None:
+        lengths.form.spread(memory, lengths.values)
     parts = tuple(_parse(memory[offset:]) for offset in lengths.offsets)
     for place, part in enumerate(parts):
         wanted = [
@@ -193,7 +203,7 @@ def _parse_lengths(memory: npt.NDArray[np.uint8], lengths: Lengths) -> Program:
         ]
         if part.float_shape != (wanted[0], 1, 1) or part.outputs != wanted[1]:
             raise ValueError(f"the program of length {lengths.values[place]} does not take rows of {wanted[0]} values")
-    return dataclasses.replace(parts[-1], memory=memory, lengths=lengths, parts=parts)
+    return dataclasses.replace(parts[-1], lengths=lengths, parts=parts)
 
 
 def _parse(memory: npt.NDArray[np.uint8]) -> Program:
@@ -276,13 +286,18 @@ class Session:
         assert result is not None
         return result
 
-    def make_ready(self, batch_size: int = 1) -> None:
+    def make_ready(self, batch_size: int = 1, *, all_lengths: bool = False) -> None:
         """Do what would else be part of the first call of that size: check the program, prepare weights, start a team.
 
-        Raises IntegrityError for a program that the kernels do not take, and HostError where something is missing.
+        Of programs that follow from a form, the first and the last are checked here, the others when they first run;
+        with ``all_lengths`` all are. Raises IntegrityError for a program that the kernels do not take, and HostError
+        where something is missing.
         """
         failed = 0
-        for part in self._program.parts or (self._program,):
+        parts = self._program.parts or (self._program,)
+        if self._program.lengths is not None and self._program.lengths.form is not None:
+            parts = parts if all_lengths else (parts[0], parts[-1])
+        for part in parts:
             failed = failed or self._library.cpupack_make_ready(
                 self._session, part.memory.ctypes.data, part.memory.size, batch_size
             )
@@ -309,15 +324,39 @@ class Session:
         lengths = program.lengths
         assert lengths is not None
         ends = lengths.ends(call.batch)
-        for place, numbers in lengths.groups(ends):
-            part = program.parts[place]
-            batch = lengths.cut(call.batch[numbers], place)
-            found = np.empty((len(numbers), part.outputs), np.float32)
-            if not self._run_one(part, Call(batch, call.mask, found, call.shape), wait=wait):
+        for pack in lengths.packs(ends):
+            parts = [program.parts[place] for place, _ in pack]
+            given = [lengths.cut(call.batch[numbers], place) for place, numbers in pack]
+            found = [np.empty((len(each), part.outputs), np.float32) for each, part in zip(given, parts, strict=True)]
+            if len(pack) == 1:
+                done = self._run_one(parts[0], Call(given[0], call.mask, found[0], call.shape), wait=wait)
+            else:
+                done = self._run_pieces(parts, given, found, call, wait=wait)
+            if not done:
                 return False
-            lengths.put(found, place, call.result, numbers, ends[numbers])
+            for (place, numbers), results in zip(pack, found, strict=True):
+                lengths.put(results, place, call.result, numbers, ends[numbers])
             wait = True
         return True
+
+    def _run_pieces(
+        self, parts: list[Program], given: list[Floats], found: list[Floats], call: Call, *, wait: bool
+    ) -> bool:
+        """Run samples of several lengths together, those of each in its program, and write to ``found``."""
+        each_piece = [
+            Piece(part.memory.ctypes.data, part.memory.size, len(rows)) for part, rows in zip(parts, given, strict=True)
+        ]
+        pieces = (Piece * len(parts))(*each_piece)
+        batch = np.concatenate([each.reshape(-1) for each in given])
+        result = np.empty(sum(each.size for each in found), np.float32)
+        code = self._library.cpupack_run_pieces(
+            self._session, pieces, len(parts), batch.ctypes.data, result.ctypes.data, wait
+        )
+        first = 0
+        for each in found:
+            each.reshape(-1)[:] = result[first : first + each.size]
+            first += each.size
+        return self._has_run(code, call.shape)
 
     def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
         batch, result = call.batch, call.result
@@ -325,6 +364,10 @@ class Session:
             self._session, program.memory.ctypes.data, program.memory.size, batch.ctypes.data,
             batch.dtype == np.float32, call.mask, len(result), result.ctypes.data,
         )  # fmt: skip
+        return self._has_run(code, call.shape)
+
+    def _has_run(self, code: int, shape: tuple[int, ...]) -> bool:
+        """Return whether a call has run; false where another one runs. Raises RunnerError or HostError."""
         if not code:
             return True
         if code == _BUSY:
@@ -334,7 +377,7 @@ class Session:
         if code == _NO_THREADS:
             raise HostError(why_no_thread())
         reason = self._library.cpupack_error(code).decode()
-        raise RunnerError(f"the model failed on a batch of shape {call.shape}: {reason}")
+        raise RunnerError(f"the model failed on a batch of shape {shape}: {reason}")
 
     @property
     def memory_bytes(self) -> int:

@@ -6,6 +6,13 @@ import ctypes
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_void_p
 from typing import Any
 
+
+class Piece(ctypes.Structure):
+    """Some samples of a call, and the program for their length (``struct cpupack_piece``)."""
+
+    _fields_ = (("program", c_void_p), ("program_bytes", c_int64), ("batch", c_int64))
+
+
 PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpupack_isa": (c_char_p, ()),
     "cpupack_error": (c_char_p, (c_int,)),
@@ -17,6 +24,7 @@ PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cpupack_close_session": (None, (c_void_p,)),
     "cpupack_end_session": (None, (c_void_p,)),
     "cpupack_run": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int64, c_void_p)),
+    "cpupack_run_pieces": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int)),
     "cpupack_make_ready": (c_int, (c_void_p, c_void_p, c_int64, c_int64)),
     "cpupack_try_run": (c_int, (c_void_p, c_void_p, c_int64, c_void_p, c_int, c_int, c_int64, c_void_p)),
     "cpupack_session_bytes": (c_int64, (c_void_p,)),

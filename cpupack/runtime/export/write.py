@@ -121,12 +121,20 @@ def _equal(program: Program) -> list[str]:
             "for byte, on every CPU, for every batch and number of threads"
             + ("; it returns channels, height and width." if turned else "."),
         ]
+    own = (
+        ["runs each sample at its own length:"]
+        if program.lengths.form is not None
+        else [
+            f"has programs for the lengths {', '.join(map(str, program.lengths.values))}, and takes the least that",
+            "holds a sample:",
+        ]
+    )
     return [
         "They are the same bytes on every CPU, for every batch and number of threads.",
         "",
-        f"C computes all {program.lengths.values[-1]} positions of every sample. The Python runner has a program for",
-        f"each of the lengths {', '.join(map(str, program.lengths.values))}, and takes the least one that holds a",
-        "sample: it is faster on short ones, its results differ by rounding, and what it gives for padding is 0.",
+        f"C computes all {program.lengths.values[-1]} positions of every sample. The Python runner",
+        *own,
+        "it is faster on short ones, its results differ by rounding, and what it gives for padding is 0.",
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ class Floats:
 
     def new(self, shape: Sequence[int], steps: tuple[int, ...] | None = None) -> View:
         """Add a buffer for a sample's values and return the view of all of them."""
-        buffer = float_buffer(math.prod(shape))
+        buffer = float_buffer(shape)
         if buffer is None:
             raise QuantizationError(f"the native engine has no float32 buffer for {tuple(shape)}: it is too large")
         return View(self.program.add_buffer(buffer), tuple(shape), steps or dense_steps(shape))

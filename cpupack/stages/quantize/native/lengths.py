@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cpupack.runtime.engine.program_format import HEADER
-from cpupack.stages.quantize.native.program import BUFFER, LAYER
+from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER
 
 _ALIGNMENT = 64
 _OFFSETS = ("weights", "scales", "biases", "table")

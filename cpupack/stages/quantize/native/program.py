@@ -12,30 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cpupack.runtime.engine.program_format import HEADER, MAGIC, VERSION
+from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, MAGIC, VERSION
 
 _ALIGNMENT = 64
 Doubles = npt.NDArray[np.float64]
-
-BUFFER = np.dtype(
-    [
-        ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"), ("halo_y", "<i4"), ("halo_x", "<i4"),
-        ("fill", "<i4"), ("frames", "<i4"), ("halo_z", "<i4"), ("offset", "<i8"), ("sample_bytes", "<i8"),
-    ]
-)  # fmt: skip
-_INTEGERS = (
-    "op", "flags", "input", "input2", "output", "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w",
-    "dilation_h", "dilation_w", "kernel_d", "stride_d", "pad_d", "dilation_d",
-    "channels_out", "runs", "chunks", "chunk_bytes", "input_zero_point",
-    "input2_zero_point", "output_zero_point", "low", "high",
-)  # fmt: skip
-_CONSTANTS = ("weights", "scales", "biases", "table")
-LAYER = np.dtype(
-    [(name, "<i4") for name in _INTEGERS]
-    + [("scale", "<f4"), ("scale2", "<f4"), ("channel_offset", "<i4"), ("span_out", "<i4"), ("span_in", "<i4")]
-    + [("fit", "<i4")]
-    + [(name, "<i8") for name in _CONSTANTS]
-)
 
 
 class Op(IntEnum):

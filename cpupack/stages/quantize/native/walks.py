@@ -206,8 +206,15 @@ def steps_like(shape: tuple[int, ...], steps: tuple[int, ...]) -> tuple[int, ...
     return tuple(found)
 
 
-def float_buffer(count: int) -> Buffer | None:
-    """Return a buffer of ``count`` float32 values, None where no buffer has so many."""
+def float_buffer(shape: Sequence[int]) -> Buffer | None:
+    """Return a buffer of float32 values of a shape, None where no buffer has so many.
+
+    Where it can be, a pixel has the values of the last dimension: then the buffer of a text that is longer has more
+    pixels, as many for each position (``forms.py``).
+    """
+    count, last = math.prod(shape), shape[-1] if shape else 1
+    if 1 <= last <= _WIDTH * 4 and count // last <= _LONGEST_SIDE:
+        return Buffer(count // last, 1, 4 * last, 1.0, 0, floats=True)
     width = min(count, _WIDTH)
     while -(-count // width) > _LONGEST_SIDE:
         width *= 2
