@@ -21,9 +21,10 @@ from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
 from .tensors import to_json
-from .texts import is_text_json, texts_of_json, wanted_text
+from .texts import is_text_json, texts_of_form, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
+_FORM = "application/x-www-form-urlencoded"
 
 
 def read_top_k(query: bytes) -> int:
@@ -41,13 +42,16 @@ def read_top_k(query: bytes) -> int:
 def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) -> Data:
     """Return the samples that a body holds. Raises InputError saying what is taken instead."""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/json" or (not kind and body[:1] in (b"{", b"[")):
+    # ``curl -d`` calls all a form that it is not told of.
+    if kind == "application/json" or (kind in ("", _FORM) and body.lstrip()[:1] in (b"{", b"[")):
         return _from_json(model, read_json(body))
     if kind == "multipart/form-data":
         parts = multipart.parts(body, multipart.boundary_of(content_type))
         files = [part.content for part in parts]
         if not files:
             raise InputError("the multipart body has no part; send one for each input")
+        if model.takes_text and not {part.name for part in parts} & {each.name for each in model.inputs}:
+            return Data(TEXTS, texts_of_form(parts))
         if model.named:
             return Data(NAMED, [sample_of_form(model.signature, parts)])
         return Data(IMAGE if model.takes_images else ARRAY_FILE, files)
@@ -112,6 +116,8 @@ def _from_json(model: ServedModel, value: Any) -> Data:
     items = value[many] if many in value else [value[one]]
     if not isinstance(items, list) or not items:
         raise InputError(f'"{many}" must be a list with at least one element')
+    if model.takes_text and not all(isinstance(item, dict) for item in items):
+        raise InputError(f"the inputs are no objects with the tokens of a text; send {_wanted(model)}")
     if model.named:
         return Data(NAMED, samples_of_json(model.signature, items))
     if model.takes_images:
