@@ -101,6 +101,9 @@ def test_a_segmentation_has_the_size_of_the_photo_and_is_drawn_over_it(cpupack: 
     with Image.open(drawn) as image:
         assert image.width >= 50
         assert image.height >= 30
+    refused = predicted(project, wheel, "predict", str(photo), "--top-k", "1")
+    assert refused.returncode == 2
+    assert '--top-k is for classifications; this model\'s task is "segmentation"' in refused.stderr
     refused = predicted(project, wheel, "predict", str(photo), str(photo), "--save", str(project.root / "none"))
     assert refused.returncode == 2
     assert "is no directory; 2 inputs need one" in refused.stderr
@@ -242,6 +245,9 @@ def test_the_page_draws_what_was_found_over_the_photo(cpupack: Cpupack, project:
             archive.extractall(site)
         with serving(site / "tiny_task") as served, browsing() as tab:
             (result,) = served.ask("POST", "/predict", photo.read_bytes()).json()["predictions"]
+            refused = served.ask("POST", "/predict?top_k=1", photo.read_bytes())
+            assert refused.status == 400
+            assert f"top_k is for classifications; this model's task is '{kind}'" in refused.json()["error"]
             tab.open(f"http://127.0.0.1:{served.port}/")
             tab.wait("document.querySelectorAll('#card tr').length > 5")
             tab.choose_file("#file", photo)

@@ -185,6 +185,7 @@ def test_predict_takes_images_in_every_usual_way(server: Served, runner: Runner)
         ("/predict", GIANT, {}, 400, "pixels"),
         ("/predict?top_k=0", PNG, {}, 400, "top_k is '0'"),
         ("/predict?k=1", PNG, {}, 400, "the query has 'k'"),
+        ("/predict?" + "top_k=1&" * 30, PNG, {}, 400, "more than 20 parameters"),
         ("/predict", b'{"image": "%%"}', {"Content-Type": "application/json"}, 400, "image 0 is not base64"),
         ("/predict", b"{}", {"Content-Type": "application/json"}, 400, 'an object with "image" or "images"'),
         ("/predict", PNG, {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms is 'soon'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
 from .request import RefusedError, Request
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
 from .tensors import BYTES
+from .token import has_token
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -86,7 +86,7 @@ class Calls:
 
     def __init__(self, service: Service, token: str | None, log: AccessLog | None) -> None:
         self._service, self._log = service, log
-        self._token = None if token is None else f"Bearer {token}"
+        self._token = None if token is None else token.encode()
         self._messages = messages()
 
     def handlers(self) -> tuple[Any, ...]:
@@ -243,7 +243,7 @@ class Calls:
         if self._token is None:
             return
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(given).encode(), self._token.encode()):
+        if not has_token(given if isinstance(given, bytes) else str(given).encode(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed: authorization: Bearer ...")
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from .model import IMAGE, TENSOR, Data
 from .request import Format, RefusedError, Request, Urgency
 from .scheduler import BYTES, NORMAL, Refusal
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
+from .token import has_token
 
 DEADLINE_HEADER, PRIORITY_HEADER = b"x-deadline-ms", b"x-priority"
 _SLOW_JSON_BYTES = 32 * 1024
@@ -44,7 +44,7 @@ class HttpApp:
 
     def __init__(self, service: Service, settings: HttpSettings, log: AccessLog | None = None) -> None:
         self._service, self._settings, self._log = service, settings, log
-        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
+        self._token = None if settings.token is None else settings.token.encode()
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="json")
         self._routes: dict[str, dict[bytes, Callable[[HttpRequest], HttpAnswer]]] = {
             "/metrics": {b"GET": self._metrics},
@@ -213,7 +213,7 @@ class HttpApp:
 
     async def _predict(self, request: HttpRequest, body: bytes | bytearray) -> HttpAnswer:
         model = self._service.model
-        top_k = predict_route.read_top_k(request.query)
+        top_k = predict_route.read_top_k(request.query, model.kind)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
         if len(body) > _SLOW_JSON_BYTES and content_type.startswith("application/json"):
             loop = asyncio.get_running_loop()
@@ -289,7 +289,7 @@ class HttpApp:
 
     def _authorized(self, request: HttpRequest) -> bool:
         assert self._token is not None
-        return hmac.compare_digest(request.headers.get(b"authorization", b""), self._token)
+        return has_token(request.headers.get(b"authorization", b""), self._token)
 
     def _refused(self, request: HttpRequest, refusal: Refusal) -> HttpAnswer:
         request.log["refused"] = refusal.reason

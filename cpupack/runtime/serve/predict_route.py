@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..tasks.spec import RAW
+from ..tasks.spec import CLASSIFICATION, RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
 from .named import sample_of_form, samples_of_json
@@ -24,15 +24,26 @@ from .tensors import to_json
 from .texts import is_text_json, texts_of_form, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
+_MOST_PARAMETERS = 20
 _FORM = "application/x-www-form-urlencoded"
 
 
-def read_top_k(query: bytes) -> int:
-    """Return ``top_k`` of a query string. Raises InputError for another parameter or value."""
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+def read_top_k(query: bytes, kind: str) -> int:
+    """Return ``top_k`` of a query string; ``kind`` is the model's task.
+
+    Raises InputError for another parameter or value, and for one that has no meaning here.
+    """
+    if not query:
+        return DEFAULT_TOP_K
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        raise InputError(f"the query has more than {_MOST_PARAMETERS} parameters; /predict takes top_k") from None
     found = dict(pairs)
     if unknown := set(found) - {"top_k"}:
         raise InputError(f"the query has {min(unknown)[:40]!r}; /predict takes top_k")
+    if found and kind != CLASSIFICATION:
+        raise InputError(f"top_k is for classifications; this model's task is {kind!r}")
     text = found.get("top_k", str(DEFAULT_TOP_K))
     if len(pairs) > len(found) or not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0):
         raise InputError(f"top_k is {text[:40]!r}; expected one whole number from 1")

@@ -194,7 +194,7 @@ async function classify(file) {
   const begin = performance.now();
   let answer, found;
   try {
-    answer = await fetch("/predict?top_k=5", { method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" } });
+    answer = await fetch("/predict", { method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" } });
     found = await answer.json();
   } catch {
     return fail("The server does not answer.");

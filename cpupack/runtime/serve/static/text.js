@@ -33,7 +33,7 @@ async function sendText() {
   const begin = performance.now();
   let answer, found;
   try {
-    answer = await fetch("/predict?top_k=5", { method: "POST", body: JSON.stringify(body), headers: { ...headers(), "Content-Type": "application/json" } });
+    answer = await fetch("/predict", { method: "POST", body: JSON.stringify(body), headers: { ...headers(), "Content-Type": "application/json" } });
     found = await answer.json();
   } catch {
     return fail("The server does not answer.");
