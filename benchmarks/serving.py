@@ -14,6 +14,8 @@ latency counts from there.
 ``jpeg``      JPEG bodies as fast as the server takes them, beside ``bench --from images:DIR``
 ``quiet``     latency at ``--rates``, beside ``runner(...)`` called at the same times
 ``overload``  the rates of ``--rates`` one after the other, then a burst: promise, refusals, memory, predicted waits
+
+With ``"cpus": [0]`` in the setting of a server, and ``--client-cpus 1``, the two share no core.
 """
 
 from __future__ import annotations
@@ -98,10 +100,13 @@ def main() -> None:
             server.wait()
             server.pause()
             servers.append(server)
+        if arguments.client_cpus:
+            os.sched_setaffinity(0, arguments.client_cpus)
         with suppress(PermissionError):  # else it waits for the servers' threads, and its lateness looks like theirs
             os.setpriority(os.PRIO_PROCESS, 0, nice + _CLIENT_NICE)
         for row in measure(arguments, servers):
-            line = json.dumps({"what": arguments.what, "package": arguments.package, **row})
+            pinned = {"client_cpus": arguments.client_cpus} if arguments.client_cpus else {}
+            line = json.dumps({"what": arguments.what, "package": arguments.package, **pinned, **row})
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
             if arguments.out is not None:
@@ -129,6 +134,7 @@ def parse() -> argparse.Namespace:
         one.add_argument("--within-ms", type=float, default=50.0, help="what counts as good; default: %(default)s")
         one.add_argument("--tensors", action="store_true", help="of `overload`: raw tensors in the place of images")
         one.add_argument("--connections", type=int, default=8, help="of `jpeg`; default: %(default)s")
+        one.add_argument("--client-cpus", nargs="+", type=int, metavar="CPU", help="cores of the client alone")
         one.add_argument("--out", type=Path, help="JSON lines are added to this file")
     one = commands.add_parser("table")
     one.add_argument("files", nargs="+", type=Path)

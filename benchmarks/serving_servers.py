@@ -181,9 +181,10 @@ def start_server(text: str, python: Path, package: str, directory: Path, options
     else:
         command = [str(HERE / f"{kind}_app.py"), str(port), package, json.dumps(setting)]
     said = directory / f"{kind}-{port}.log"
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, setting["cpus"]))] if "cpus" in setting else []
     with said.open("wb") as stream:
         process = subprocess.Popen(
-            [str(python), *command], cwd=directory, env=environment, stdout=stream, stderr=stream,
+            [*pinned, str(python), *command], cwd=directory, env=environment, stdout=stream, stderr=stream,
             start_new_session=True,
         )  # fmt: skip
     return Server(kind, setting | ({"options": options} if options and kind == "cpupack" else {}), port, process, said)

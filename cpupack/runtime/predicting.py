@@ -10,6 +10,9 @@ from typing import Any
 from .errors import InputError
 from .manifest import Manifest, read_manifest
 from .tasks.answers import DRAWN, task_of
+from .tasks.spec import CLASSIFICATION
+
+_DEFAULT_TOP_K = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='texts of a file, one a line; of a .jsonl file objects with "text" and maybe "text_pair"; - is stdin',
     )
-    parser.add_argument("--top-k", type=positive_int, default=5, metavar="K", help="classes to show (default: 5)")
+    parser.add_argument("--top-k", type=positive_int, metavar="K", help="classes to show (default: 5)")
     parser.add_argument(
         "--save",
         type=Path,
@@ -56,7 +59,8 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     from .text.spec import spec_of
     from .text_command import run as text_run
 
-    takes_text = spec_of(read_manifest(package_dir)) is not None
+    manifest = read_manifest(package_dir)
+    takes_text = spec_of(manifest) is not None
     if takes_text and (args.file is not None or not args.named or _names_text(args.named)):
         return text_run(package_dir, args)
     if args.file is not None:
@@ -69,12 +73,13 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
         check_path(name)
     names, items = list(args.inputs), list(args.inputs)
     if args.named:
-        names, items = [", ".join(args.named)], [parsed_values(signature_of(read_manifest(package_dir)), args.named)]
+        names, items = [", ".join(args.named)], [parsed_values(signature_of(manifest), args.named)]
+    top_k = shown_classes(args, task_of(manifest).kind)
     pictures = [None] * len(names)
     if args.save is not None:
-        pictures = _targets(args.save, names, read_manifest(package_dir))
+        pictures = _targets(args.save, names, manifest)
     with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
-        found = runner.predict(items, top_k=args.top_k)
+        found = runner.predict(items, top_k=top_k)
         answers = runner.answers
         rows, texts = [], []
         for name, item, result, picture in zip(names, items, found, pictures, strict=True):
@@ -91,6 +96,15 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
             "predictions": rows,
         }
     return facts, "\n\n".join(texts)
+
+
+def shown_classes(args: argparse.Namespace, kind: str) -> int:
+    """Return how many classes ``--top-k`` asks for. Raises InputError for a task that has none."""
+    if args.top_k is None:
+        return _DEFAULT_TOP_K
+    if kind != CLASSIFICATION:
+        raise InputError(f'--top-k is for classifications; this model\'s task is "{kind}"')
+    return int(args.top_k)
 
 
 def _names_text(named: Sequence[str]) -> bool:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from cpupack.runtime.host.cpu import machine
+from helpers.browser import BROWSER, browsing
+from helpers.served import serving
 from helpers.tiny_recipes import SIZE, Outcome, Project
 from helpers.waiting import PATIENCE_S
 
@@ -99,6 +101,9 @@ def test_a_segmentation_has_the_size_of_the_photo_and_is_drawn_over_it(cpupack: 
     with Image.open(drawn) as image:
         assert image.width >= 50
         assert image.height >= 30
+    refused = predicted(project, wheel, "predict", str(photo), "--top-k", "1")
+    assert refused.returncode == 2
+    assert '--top-k is for classifications; this model\'s task is "segmentation"' in refused.stderr
     refused = predicted(project, wheel, "predict", str(photo), str(photo), "--save", str(project.root / "none"))
     assert refused.returncode == 2
     assert "is no directory; 2 inputs need one" in refused.stderr
@@ -222,3 +227,46 @@ def test_a_detector_of_torchvision_is_built_judged_by_its_boxes_and_shown_in_the
     done = cpupack("report", wheel, "--html", "page.html")
     assert done.code == 0, done.err
     assert (project.root / "page.html").read_text(encoding="utf-8").count("data:image/jpeg;base64") == 6
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_the_page_draws_what_was_found_over_the_photo(cpupack: Cpupack, project: Project) -> None:
+    photo = project.root / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(photo)
+    for kind, source, settings in (
+        ("detection", "Detector", 'box_format = "cxcywh_normalized"\nthreshold = 0.01'),
+        ("segmentation", "maps", ""),
+    ):
+        write(project, kind, source, "{}" if settings else "{ classes = 2 }", settings)
+        done = cpupack("build", "task.toml", *ONE)
+        assert done.code == 0, done.err
+        site = project.root / kind
+        with zipfile.ZipFile(project.root / done.out.splitlines()[-1]) as archive:
+            archive.extractall(site)
+        with serving(site / "tiny_task") as served, browsing() as tab:
+            (result,) = served.ask("POST", "/predict", photo.read_bytes()).json()["predictions"]
+            refused = served.ask("POST", "/predict?top_k=1", photo.read_bytes())
+            assert refused.status == 400
+            assert f"top_k is for classifications; this model's task is '{kind}'" in refused.json()["error"]
+            tab.open(f"http://127.0.0.1:{served.port}/")
+            tab.wait("document.querySelectorAll('#card tr').length > 5")
+            tab.choose_file("#file", photo)
+            tab.wait("!document.querySelector('#answer').hidden && document.querySelector('#preview').complete")
+            if kind == "detection":
+                tab.wait("document.querySelectorAll('#marks .outline').length > 0")
+                boxes = tab.run(
+                    "[...document.querySelectorAll('#marks .outline')].reverse().map((e) =>"
+                    " ['x', 'y', 'width', 'height'].map((name) => Number(e.getAttribute(name))))"
+                )
+                expected = [[x, y, right - x, low - y] for x, y, right, low in (e["box"] for e in result["detections"])]
+                np.testing.assert_allclose(boxes, expected, atol=1e-3)
+                assert tab.run("document.querySelector('#marks').getAttribute('viewBox')") == "0 0 50 30"
+            else:
+                tab.wait("!document.querySelector('#mask').hidden")
+                clear = tab.run("""(() => {
+                  const mask = document.querySelector("#mask");
+                  const data = mask.getContext("2d").getImageData(0, 0, mask.width, mask.height).data;
+                  return data.filter((_, at) => at % 4 === 3 && !data[at]).length / (data.length / 4);
+                })()""")
+                covered = sum(one["share"] for one in result["classes"] if one["index"] > 0)
+                assert clear == pytest.approx(1 - covered)

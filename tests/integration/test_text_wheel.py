@@ -176,6 +176,41 @@ def test_the_server_answers_texts(wheel: tuple[Path, dict[str, Any]]) -> None:
         for wrong in (b'{"text": 5}', b'{"text": "a\\ud800"}', b'{"texts": []}', b'{"text": "\xff"}'):
             answer = served.ask("POST", "/predict", wrong, headers)
             assert answer.status == 400, (wrong, answer.body)
+        once = served.ask("POST", "/predict", b'{"text": "the cat", "text_pair": "a dog"}', headers).json()[
+            "predictions"
+        ]
+        form = b"".join(
+            b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % field
+            for field in ((b"text", b"the cat"), (b"text_pair", b"a dog"))
+        )
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert served.ask("POST", "/predict", form + b"--b--\r\n", kind).json()["predictions"] == once
+        for form_or_json, words in (
+            (form.replace(b"text_pair", b"other") + b"--b--\r\n", 'has "other"'),
+            (form.replace(b"text_pair", b"text") + b"--b--\r\n", "'text' is there twice"),
+        ):
+            answer = served.ask("POST", "/predict", form_or_json, kind)
+            assert answer.status == 400
+            assert words in answer.json()["error"]
+        answer = served.ask("POST", "/predict", b'{"inputs": ["the cat"]}', headers)
+        assert 'send JSON {"text": "..."}' in answer.json()["error"]
+
+
+def test_the_server_says_that_it_takes_text(wheel: tuple[Path, dict[str, Any]]) -> None:
+    """A name that is none, ids beside a text, and a raw body: each error names the text and the ids."""
+    with serving(wheel[0] / "tiny_text") as served:
+        text = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["the cat"]}
+        ids = {"name": "input_ids", "datatype": "INT64", "shape": [1, 10], "data": [1] * 10}
+        raw = {"Inference-Header-Content-Length": "0"}
+        for answer in (
+            served.infer("tiny-text", {"inputs": [{**text, "name": "TEXT"}]}),
+            served.infer("tiny-text", {"inputs": [text, ids]}),
+            served.ask("POST", "/v2/models/tiny-text/infer", b"the cat", raw),
+        ):
+            assert answer.status == 400
+            assert (
+                "this model has 'text' (BYTES, also 'text_pair'), or its tokens: 'input_ids'" in answer.json()["error"]
+            )
 
 
 def test_requests_hold_texts_and_pairs(wheel: tuple[Path, dict[str, Any]]) -> None:

@@ -302,6 +302,9 @@ def test_messages_that_contradict_themselves(server: Served) -> None:
             (request(raw=[b"", b""]), "2 raw_input_contents for 1 inputs"),
             (request(raw=[bytes(768)], contents={"uint_contents": [1]}), "both contents and raw"),
             (request(contents={"uint_contents": [1]}), "uint_contents has 1 elements"),
+            (request(contents={"uint_contents": [1] * 768, "fp32_contents": [1.0]}), "got fp32_contents"),
+            (request(contents={"int_contents": [1] * 768}), "UINT8 has its data in uint_contents; got int_contents"),
+            (b"\xff\xff\xff", "the message is no ModelInferRequest"),
             (request(contents={"uint_contents": [256] * 768}), "a number that UINT8 cannot"),
             (request(shape=[-1, 2], raw=[b""]), "shape is [-1, 2]"),
             (request(datatype="X", raw=[b""]), "datatype is 'X'"),
@@ -310,9 +313,12 @@ def test_messages_that_contradict_themselves(server: Served) -> None:
                 infer(bad)
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             assert words in caught.value.details()
-        with pytest.raises(grpc.RpcError):
-            infer(b"\xff\xff\xff")
         check = channel.unary_unary(
             f"/{HEALTH}/Check", kinds["HealthCheckRequest"].SerializeToString, kinds["HealthCheckResponse"].FromString
         )
-        assert check(kinds["HealthCheckRequest"]()).status == SERVING
+        for known in ("", SERVICE):
+            assert check(kinds["HealthCheckRequest"](service=known)).status == SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            check(kinds["HealthCheckRequest"](service="other"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "Traceback" not in server.said

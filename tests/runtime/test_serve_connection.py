@@ -14,12 +14,12 @@ from cpupack.runtime.serve.connections import ConnectionLimits, Connections
 from cpupack.runtime.serve.messages import HttpAnswer, HttpRequest
 from cpupack.runtime.serve.reading import Desk, Head
 
-SIMPLE = b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello"
-REFUSED = b"POST /refused HTTP/1.1\r\nContent-Length: 7\r\n\r\n\r\n\r\nGET"
-NO_BODY = b"GET /b HTTP/1.1\r\n\r\n"
-CHUNKED = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-UPGRADE = b"POST /d HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody"
-UPGRADE_ALONE = b"GET /e HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+SIMPLE = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
+REFUSED = b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 7\r\n\r\n\r\n\r\nGET"
+NO_BODY = b"GET /b HTTP/1.1\r\nHost: a\r\n\r\n"
+CHUNKED = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+UPGRADE = b"POST /d HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody"
+UPGRADE_ALONE = b"GET /e HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
 ALL = SIMPLE + REFUSED + NO_BODY + CHUNKED + UPGRADE + UPGRADE_ALONE + SIMPLE
 EXPECTED = [b"/a hello", b"refused", b"/b ", b"/c abcde", b"/d body", b"/e ", b"/a hello"]
 
@@ -123,12 +123,12 @@ def test_answers_that_take_time_keep_their_order(piece: int) -> None:
 @pytest.mark.parametrize("size", [2**16 - 1, 2**18, 2**18 + 1, 2**20, 2**20 + 1, 2**21])
 def test_large_bodies_arrive_whole(size: int) -> None:
     body = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    request = b"POST /x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + body
+    request = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + body
     assert bodies(talk(request * 2, 100_000).written) == [b"/x " + body] * 2
 
 
 def test_a_refused_body_may_be_larger_than_what_is_kept() -> None:
-    request = b"POST /refused HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % 2**22 + bytes(2**22)
+    request = b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % 2**22 + bytes(2**22)
     assert bodies(talk(request + SIMPLE, 2**16).written) == [b"refused", b"/a hello"]
 
 
@@ -165,7 +165,8 @@ def test_what_fails_after_a_wait_is_an_answer_too() -> None:
 
 def test_a_head_that_is_known_is_read_as_at_the_first_time() -> None:
     """Each message is read alone, by the parser, and then again and again, past it."""
-    for message in (SIMPLE, NO_BODY, CHUNKED, UPGRADE, REFUSED, b"POST /f HTTP/1.1\r\nContent-Length: 0\r\n\r\n"):
+    empty = b"POST /f HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    for message in (SIMPLE, NO_BODY, CHUNKED, UPGRADE, REFUSED, empty):
         once = bodies(talk(message, 1000).written)
         assert len(once) == 1
         assert bodies(talk(message * 4, 1000).written) == once * 4
@@ -179,12 +180,12 @@ def test_a_head_is_known_by_every_byte_of_it() -> None:
 
 def test_two_requests_that_look_like_one_head_are_never_known_as_one() -> None:
     """Lines that end without a carriage return may be two requests up to the first blank line that counts."""
-    twice = b"GET /b HTTP/1.1\n\nGET /g HTTP/1.1\r\n\r\n"
+    twice = b"GET /b HTTP/1.1\nHost: a\n\nGET /g HTTP/1.1\r\nHost: a\r\n\r\n"
     assert talk(twice * 3, 1000).written == talk(twice * 3, 1).written
 
 
 def test_the_last_request_of_a_client_closes_the_connection_also_when_it_comes_again() -> None:
-    last = b"GET /b HTTP/1.1\r\nConnection: close\r\n\r\n"
+    last = b"GET /b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     wire = talk(NO_BODY + NO_BODY + last + NO_BODY, 1000)
     assert bodies(wire.written) == [b"/b "] * 3
     assert wire.closed

@@ -37,6 +37,7 @@ def encoded(kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
 
 
 PNG = encoded()
+CURL_D = "application/x-www-form-urlencoded"
 GIANT = PNG[:16] + struct.pack(">II", 60_000, 60_000) + PNG[24:29]
 GIANT += struct.pack(">I", zlib.crc32(GIANT[12:])) + PNG[33:]
 """A file of a few kilobytes that says that it has 60,000 x 60,000 pixels."""
@@ -135,6 +136,22 @@ def test_classification_names_the_best_classes(server: Served, runner: Runner) -
     assert found["data"] == best
 
 
+def test_a_body_of_several_gzip_members_is_read_to_its_end(server: Served) -> None:
+    parts = gzip.compress(PNG[:1000]) + gzip.compress(b"") + gzip.compress(PNG[1000:])
+    whole = server.ask("POST", "/predict", PNG).json()["predictions"]
+    for encoding in ("gzip", "X-GZIP"):
+        answer = server.ask("POST", "/predict", parts, {"Content-Encoding": encoding})
+        assert answer.status == 200, answer.body
+        assert answer.json()["predictions"] == whole
+
+
+@pytest.mark.parametrize("name", ['a"b\\c', "\n\0", "\u00e9\U0001f600", "\ud800", "x" * 10_000])
+def test_an_id_comes_back_as_it_was_sent(server: Served, name: str) -> None:
+    answer = server.infer(MODEL, {"id": name, "inputs": [tensor()]})
+    assert answer.status == 200, answer.body
+    assert answer.json()["id"] == name
+
+
 def test_predict_takes_images_in_every_usual_way(server: Served, runner: Runner) -> None:
     expected = [
         {"label": one.label, "index": one.index, "probability": one.probability} for one in runner.predict(PNG, top_k=2)
@@ -168,6 +185,7 @@ def test_predict_takes_images_in_every_usual_way(server: Served, runner: Runner)
         ("/predict", GIANT, {}, 400, "pixels"),
         ("/predict?top_k=0", PNG, {}, 400, "top_k is '0'"),
         ("/predict?k=1", PNG, {}, 400, "the query has 'k'"),
+        ("/predict?" + "top_k=1&" * 30, PNG, {}, 400, "more than 20 parameters"),
         ("/predict", b'{"image": "%%"}', {"Content-Type": "application/json"}, 400, "image 0 is not base64"),
         ("/predict", b"{}", {"Content-Type": "application/json"}, 400, 'an object with "image" or "images"'),
         ("/predict", PNG, {"X-Deadline-Ms": "soon"}, 400, "X-Deadline-Ms is 'soon'"),
@@ -176,6 +194,10 @@ def test_predict_takes_images_in_every_usual_way(server: Served, runner: Runner)
         ("/predict", b"x" * 40, {"Content-Encoding": "gzip"}, 400, "not valid gzip"),
         ("/predict", gzip.compress(bytes(2**22)), {"Content-Encoding": "gzip"}, 413, "decompressed body is larger"),
         ("/predict", gzip.compress(PNG)[:-9], {"Content-Encoding": "gzip"}, 400, "ends in the middle"),
+        ("/predict", gzip.compress(PNG) + b"more", {"Content-Encoding": "gzip"}, 400, "not valid gzip"),
+        ("/predict", gzip.compress(bytes(2**19)) * 3, {"Content-Encoding": "gzip"}, 413, "decompressed body is larger"),
+        ("/predict", zlib.compress(PNG) + b"more", {"Content-Encoding": "deflate"}, 400, "4 bytes follow the deflate"),
+        ("/predict", b' {"image": "%%"}', {"Content-Type": CURL_D}, 400, "image 0 is not base64"),
         ("/predict", bytes(2**20 + 1), {}, 413, "larger than the 1048576 bytes"),
         (INFER, b"{", {}, 400, "is not JSON"),
         (INFER, b"{}", {"Inference-Header-Content-Length": "3"}, 400, "Inference-Header-Content-Length is '3'"),
@@ -263,6 +285,10 @@ def test_chunked_bodies_old_clients_and_head_requests(server: Served) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     assert talk(server, head + chunks).startswith(b"HTTP/1.1 200")
     assert talk(server, b"GET /v2 HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert talk(server, b"GET /v2 HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").startswith(b"HTTP/1.1 200")
+    coded = talk(server, head.replace(b"chunked", b"gzip, chunked") + chunks)
+    assert coded.startswith(b"HTTP/1.1 501")
+    assert b"Transfer-Encoding gzip, chunked is not taken" in coded
     found = talk(server, b"HEAD /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert found.endswith(b"\r\n\r\n")
     assert b"content-length: " in found
@@ -283,6 +309,7 @@ def test_a_client_that_asks_first_is_told_to_go_on_or_not(server: Served) -> Non
     [
         b"\x16\x03\x01\x02\x00\x01\x00",
         b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # without a Host
         b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

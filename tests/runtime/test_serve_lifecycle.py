@@ -23,7 +23,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.serve.tls import tls_context
+from cpupack.runtime.serve.token import has_token
 from helpers.served import Served, serving
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
@@ -179,6 +182,7 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
         (["--tls-cert", "c.pem"], 2, "go together"),
         (["--token-file", "/nonexistent"], 2, "--token-file /nonexistent"),
         (["--host", "no.such.host.invalid"], 2, "--host no.such.host.invalid"),
+        (["--host", "192.0.2.1"], 2, "choose another --host"),  # an address for documentation, which no host has
         (["--access-log", "/nonexistent/log"], 2, "--access-log /nonexistent/log"),
         (["--drain", "-1"], 2, "--drain -1"),
         (["--emit", "compose", "--token-file", "t"], 2, "--token-file t"),
@@ -300,8 +304,55 @@ def test_over_tls(package_dir: Path, tmp_path: Path) -> None:
                 kinds["ServerLiveResponse"].FromString,
             )
             assert live(kinds["ServerLiveRequest"]()).live
-    found = run(package_dir, "--port", "0", "--tls-cert", str(key), "--tls-key", str(key))
-    assert (found.returncode, "--tls-cert" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
+
+
+def test_a_certificate_and_a_key_that_do_not_fit_are_named(package_dir: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key, other, locked, empty = (tmp_path / name for name in ("cert", "key", "other", "locked", "empty"))
+    for command in (
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=a"],
+        ["genrsa", "-out", other, "2048"],
+        ["rsa", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    empty.write_text("")
+    broken = tmp_path / "broken"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for one, two, words in (
+        (cert, other, f"--tls-key {other} is not the key of the certificate {cert}"),
+        (cert, locked, f"--tls-key {locked} is encrypted"),
+        (cert, cert, f"--tls-key {cert} has no line -----BEGIN PRIVATE KEY"),
+        (key, key, f"--tls-cert {key} has no line -----BEGIN CERTIFICATE"),
+        (cert, empty, f"--tls-key {empty} has no line"),
+        (cert, tmp_path / "none", f"--tls-key {tmp_path / 'none'}: No such file"),
+        (cert, tmp_path, f"--tls-key {tmp_path}: Is a directory"),
+        (broken, key, f"--tls-cert {broken} and --tls-key {key} cannot be used"),
+    ):
+        with pytest.raises(InputError) as caught:
+            tls_context(one, two)
+        assert words in str(caught.value)
+    found = run(package_dir, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(locked))
+    assert (found.returncode, "is encrypted" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (b"Bearer token-of-mine", True),
+        (b"bearer token-of-mine", True),
+        (b"BEARER  token-of-mine ", True),
+        (b"Bearer Token-of-mine", False),
+        (b"Bearer token-of-min", False),
+        (b"Basic token-of-mine", False),
+        (b"token-of-mine", False),
+        (b"Bearer", False),
+        (b"Bearer \xe9", False),
+        (b"", False),
+    ],
+)
+def test_the_word_before_a_token_has_no_case_and_the_token_has(header: bytes, expected: bool) -> None:
+    assert has_token(header, b"token-of-mine") is expected
 
 
 def test_the_access_log_has_a_line_for_each_request_with_its_trace(package_dir: Path, tmp_path: Path) -> None:

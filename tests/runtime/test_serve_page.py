@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cpupack.runtime.tasks.draw import colour_of
 from helpers.browser import BROWSER, CONTRAST, Tab, browsing
 from helpers.served import Served, serving
 
@@ -52,6 +53,26 @@ def test_it_shows_the_model_classifies_a_file_and_draws(server: Served, tab: Tab
     tab.choose_file("#file", broken)
     tab.wait("!document.querySelector('#problem').hidden")
     assert "not an image" in tab.run("document.querySelector('#problem').textContent")
+    assert tab.run("document.querySelector('#answer').hidden")  # what stands there would belong to another image
+
+
+def test_its_colours_are_those_of_drawn_files(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    found = tab.run("Array.from({ length: 300 }, (_, index) => colourOf(index))")
+    drawn = np.array([colour_of(index) for index in range(300)])
+    assert np.abs(np.array(found) - drawn).max() <= 1  # halves are rounded in another way
+
+
+def test_a_model_that_finds_nothing_says_so_and_long_lists_are_cut(server: Served, tab: Tab) -> None:
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.querySelectorAll('#card tr').length > 5")
+    times = "{ queue: 1, prepare: 1, compute: 1 }"
+    tab.run(f"present(rowsOf({{ detections: [] }}), {times}, 5)")
+    assert tab.run("document.querySelector('#classes').innerText").strip() == "nothing was found"
+    one = "{ label: 'cat', index: 1, score: 0.5, box: [1, 2, 3, 4] }"
+    tab.run(f"present(rowsOf({{ detections: Array(30).fill({one}) }}), {times}, 5)")
+    assert tab.run("document.querySelectorAll('#classes li').length") == 20
+    assert tab.run("document.querySelector('#more').innerText") == "and 10 more"
 
 
 def test_it_takes_an_image_that_is_dropped(server: Served, tab: Tab) -> None:
@@ -79,9 +100,8 @@ def test_nothing_comes_from_elsewhere_and_nothing_is_blocked(server: Served, tab
     assert len(sent) > 5
     assert [url for url in sent if not url.startswith(own)] == []
     problems = [event for event in tab.events if event["method"] in {"Log.entryAdded", "Runtime.exceptionThrown"}]
-    # The browser asks for an icon by itself, and notes the refused image.
     texts = [str(event["params"]) for event in problems]
-    assert [text for text in texts if "favicon" not in text and "400" not in text] == []
+    assert [text for text in texts if "400" not in text] == []  # the browser notes the refused image
 
 
 def test_it_can_be_used_with_the_keyboard_and_fits_a_phone(server: Served, tab: Tab) -> None:

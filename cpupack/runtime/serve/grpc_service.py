@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from ..errors import InputError, RunnerError
 from . import protocol, tensors
@@ -21,6 +21,7 @@ from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
 from .request import RefusedError, Request
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
 from .tensors import BYTES
+from .token import has_token
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -85,7 +86,7 @@ class Calls:
 
     def __init__(self, service: Service, token: str | None, log: AccessLog | None) -> None:
         self._service, self._log = service, log
-        self._token = None if token is None else f"Bearer {token}"
+        self._token = None if token is None else token.encode()
         self._messages = messages()
 
     def handlers(self) -> tuple[Any, ...]:
@@ -105,9 +106,19 @@ class Calls:
         )
 
     def _method(self, request: str, call: Callable[[Any, Any], Any]) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            call, request_deserializer=self._messages[request].FromString, response_serializer=_serialized
-        )
+        read = self._messages[request].FromString
+
+        async def answer(data: bytes, context: Any) -> Any:
+            try:  # here, because grpc would log a traceback for each and answer UNKNOWN
+                message = read(data)
+            except DecodeError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the message is no {request}: {error}")
+            try:
+                return await call(message, context)
+            except UnavailableError as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, error.reason)
+
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=_serialized)
 
     async def _server_live(self, _: Any, __: Any) -> Any:
         return self._messages["ServerLiveResponse"](live=True)
@@ -115,7 +126,9 @@ class Calls:
     async def _server_ready(self, _: Any, __: Any) -> Any:
         return self._messages["ServerReadyResponse"](ready=self._service.ready)
 
-    async def _check(self, _: Any, __: Any) -> Any:
+    async def _check(self, request: Any, context: Any) -> Any:
+        if request.service not in ("", SERVICE):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {request.service[:80]!r} here")
         return self._messages["HealthCheckResponse"](status=SERVING if self._service.ready else NOT_SERVING)
 
     async def _model_ready(self, request: Any, context: Any) -> Any:
@@ -230,7 +243,7 @@ class Calls:
         if self._token is None:
             return
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(given).encode(), self._token.encode()):
+        if not has_token(given if isinstance(given, bytes) else str(given).encode(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed: authorization: Bearer ...")
 
     async def _check_model(self, name: str, version: str, context: Any) -> None:
@@ -280,6 +293,8 @@ def _from_contents(contents: Any, datatype: str, shape: tuple[int, ...], where: 
     if field is None:
         raise InputError(f"{where}: {datatype} has no contents; send raw_input_contents")
     values = getattr(contents, field)
+    if others := [other.name for other, _ in contents.ListFields() if other.name != field]:
+        raise InputError(f"{where}: {datatype} has its data in {field}; got {', '.join(others)}")
     count = math.prod(shape)
     if len(values) != count:
         raise InputError(f"{where}: {field} has {len(values)} elements; shape {list(shape)} has {count}")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +14,13 @@ from typing import Any
 from ..errors import InputError, RunnerError
 from . import metrics, openapi, page, predict_route, protocol
 from .access_log import AccessLog, trace_ids
+from .encodings import decoded
 from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
 from .model import IMAGE, TENSOR, Data
 from .request import Format, RefusedError, Request, Urgency
 from .scheduler import BYTES, NORMAL, Refusal
 from .service import Service, Timing, UnavailableError, read_deadline_ms, read_priority, read_timeout_us
+from .token import has_token
 
 DEADLINE_HEADER, PRIORITY_HEADER = b"x-deadline-ms", b"x-priority"
 _SLOW_JSON_BYTES = 32 * 1024
@@ -44,7 +44,7 @@ class HttpApp:
 
     def __init__(self, service: Service, settings: HttpSettings, log: AccessLog | None = None) -> None:
         self._service, self._settings, self._log = service, settings, log
-        self._token = None if settings.token is None else b"Bearer " + settings.token.encode()
+        self._token = None if settings.token is None else settings.token.encode()
         self._parser = ThreadPoolExecutor(1, thread_name_prefix="json")
         self._routes: dict[str, dict[bytes, Callable[[HttpRequest], HttpAnswer]]] = {
             "/metrics": {b"GET": self._metrics},
@@ -185,8 +185,8 @@ class HttpApp:
     # The routes that compute.
 
     async def _infer(self, request: HttpRequest, body: bytes | bytearray) -> HttpAnswer:
-        service, text = self._service, request.headers.get(b"inference-header-content-length")
-        model = service.model
+        text = request.headers.get(b"inference-header-content-length")
+        model = self._service.model
         json_length = protocol.header_length(None if text is None else text.decode("latin-1"), len(body))
         if json_length == 0:
             data = model.read_raw(body, request.headers.get(b"content-type", b"").decode("latin-1"))
@@ -195,6 +195,7 @@ class HttpApp:
             if (json_length or len(body)) > _SLOW_JSON_BYTES:
                 loop = asyncio.get_running_loop()
                 asked = await loop.run_in_executor(self._parser, protocol.read_request, body, json_length)
+                model = self._service.model  # a reload may have come between
             else:
                 asked = protocol.read_request(body, json_length)
             data = model.read(asked)
@@ -212,11 +213,14 @@ class HttpApp:
 
     async def _predict(self, request: HttpRequest, body: bytes | bytearray) -> HttpAnswer:
         model = self._service.model
-        top_k = predict_route.read_top_k(request.query)
+        top_k = predict_route.read_top_k(request.query, model.kind)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
         if len(body) > _SLOW_JSON_BYTES and content_type.startswith("application/json"):
             loop = asyncio.get_running_loop()
             data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
+            while model is not self._service.model:  # a reload came between
+                model = self._service.model
+                data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
         else:
             data = predict_route.read_body(model, body, content_type)
         answer = await self._answer(
@@ -285,7 +289,7 @@ class HttpApp:
 
     def _authorized(self, request: HttpRequest) -> bool:
         assert self._token is not None
-        return hmac.compare_digest(request.headers.get(b"authorization", b""), self._token)
+        return has_token(request.headers.get(b"authorization", b""), self._token)
 
     def _refused(self, request: HttpRequest, refusal: Refusal) -> HttpAnswer:
         request.log["refused"] = refusal.reason
@@ -308,24 +312,8 @@ class HttpApp:
     def _decoded(self, request: HttpRequest) -> bytes | bytearray:
         """Return the body without its Content-Encoding. Raises HttpError."""
         request.log["route"] = request.route
-        encoding = request.headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding in (b"", b"identity"):
-            return request.body
-        if encoding not in (b"gzip", b"deflate"):
-            raise HttpError(
-                415, f"Content-Encoding {encoding[:40].decode('latin-1')} is not taken; send gzip, deflate or none"
-            )
-        most = self._settings.body_bytes
-        try:
-            inflater = zlib.decompressobj(31 if encoding == b"gzip" else 15)
-            body = inflater.decompress(request.body, most)
-        except zlib.error as error:
-            raise HttpError(400, f"the body is not valid {encoding.decode()}: {error}") from None
-        if inflater.unconsumed_tail:
-            raise HttpError(413, f"the decompressed body is larger than the {most} bytes that this server takes")
-        if not inflater.eof:
-            raise HttpError(400, f"the body ends in the middle of its {encoding.decode()} data")
-        return body
+        encoding = request.headers.get(b"content-encoding")
+        return request.body if encoding is None else decoded(request.body, encoding, self._settings.body_bytes)
 
     def _line(self, request: HttpRequest, answer: HttpAnswer, now_s: float) -> dict[str, Any]:
         trace, parent = trace_ids(request.headers.get(b"traceparent"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import resource
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from .loading import Loaded, add_gauges, collect_less, executor_of, load
 from .metrics import Metrics
 from .options import ServeOptions
 from .service import Service, State
+from .tls import tls_context
 
 LOGGER = logging.getLogger("cpupack.serve")
 _SWEEP_S = 1.0
@@ -74,7 +75,8 @@ class Server:
         options = self._options
         sys.setswitchinterval(_SWITCH_S)
         _allow_connections(options.max_connections)
-        tls = _tls(options)
+        cert, key = options.tls_cert, options.tls_key
+        tls = None if cert is None or key is None else tls_context(cert, key)
         listening = listen(options.host, options.port)
         grpc_door: Any = None
         doors: asyncio.Server | None = None
@@ -230,9 +232,9 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen(_BACKLOG)
     except OSError as error:
         found.close()
-        raise InputError(
-            f"cannot listen on {_address(host, port)}: {os.strerror(error.errno or 0)}; choose another --port"
-        ) from error
+        other = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        why = os.strerror(error.errno or 0)
+        raise InputError(f"cannot listen on {_address(host, port)}: {why}; choose another {other}") from error
     found.setblocking(False)
     return found
 
@@ -252,18 +254,6 @@ def _allow_connections(wanted: int) -> None:
 
 def _known(error: Exception) -> bool:
     return isinstance(error, RunnerError)
-
-
-def _tls(options: ServeOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls-cert {options.tls_cert}: {error}") from error
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 async def _first(*waited: Any) -> None:

@@ -83,6 +83,8 @@ class ServedModel:
             TensorFacts(each.name, DATATYPES[each.dtype], (-1, *each.result_shape)) for each in signature.outputs
         )
         self.input = self.inputs[0]
+        names = _listed(each.name for each in self.inputs)
+        self.inputs_text = f"{TEXT!r} (BYTES, also {TEXT_PAIR!r}), or its tokens: {names}" if self.takes_text else names
         first = signature.inputs[0]
         self.sample_bytes = math.prod(_given(first)) * DTYPES[self.input.datatype].itemsize
         self._sizes = shapes_up_to(self.batch_size)
@@ -111,13 +113,14 @@ class ServedModel:
                     f"classification needs class scores; the output has shape {list(found.shape[1:])}"
                     + ("" if found.datatype == "FP32" else f" of {found.datatype}")
                 )
-        if self.takes_text and any(each.name in {TEXT, TEXT_PAIR} for each in request.inputs):
-            return Data(TEXTS, self._checked(lambda: texts_of_tensors(request.inputs)))
+        names = {each.name for each in request.inputs}
+        if self.takes_text and (names & {TEXT, TEXT_PAIR} or not names & {each.name for each in self.inputs}):
+            return Data(TEXTS, self._checked(lambda: texts_of_tensors(request.inputs, self.inputs_text)))
         if self.named:
             return self._named(request.inputs)
         if len(request.inputs) != 1 or request.inputs[0].name != self.input.name:
-            names = ", ".join(repr(one.name[:40]) for one in request.inputs[:5])
-            raise InputError(f"got inputs {names}; this model has one, {self.input.name!r}")
+            got = ", ".join(repr(one.name[:40]) for one in request.inputs[:5])
+            raise InputError(f"got inputs {got}; this model has one, {self.input.name!r}")
         return self.read_tensor(request.inputs[0])
 
     def _named(self, tensors: Sequence[InputTensor]) -> Data:
@@ -160,10 +163,8 @@ class ServedModel:
 
         Raises InputError, also where the body could be both and ``content_type`` does not tell.
         """
-        if len(self.inputs) > 1:
-            raise InputError(
-                f"raw data alone is for one input, and this model has {_listed(each.name for each in self.inputs)}"
-            )
+        if len(self.inputs) > 1 or self.takes_text:
+            raise InputError(f"raw data alone is for one input, no text; this model has {self.inputs_text}")
         if not len(body):
             raise InputError("the body is empty")
         whole = len(body) % self.sample_bytes == 0
@@ -257,6 +258,9 @@ class ServedModel:
     def _classes(self, logits: npt.NDArray[np.float32], wanted: WantedOutput) -> OutputTensor:
         """Return value:index:label of the best classes, as the extension ``classification`` has them."""
         labels, count = self.runner.labels, min(wanted.classes, logits.shape[1])
+        scores = self.signature.class_scores  # of several heads nobody knows whose the labels are
+        if labels and (scores is None or scores.name != wanted.name or len(labels) != logits.shape[1]):
+            labels = None
         found = []
         for row in logits:
             for index in np.argsort(-row, kind="stable")[:count].tolist():

@@ -74,17 +74,18 @@ def _predict(model: ServedModel) -> dict[str, Any]:
         json_form = {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Text", "Texts", "Named")]}
         content["application/json"] = {"schema": json_form}
         content["text/plain"] = {"schema": {"type": "string"}}
+        fields = {name: {"type": "string"} for name in (TEXT, TEXT_PAIR)}
+        content["multipart/form-data"] = {"schema": {"type": "object", "properties": fields, "required": [TEXT]}}
+    classifies = model.kind == CLASSIFICATION
     top_k = {
         "name": "top_k", "in": "query", "description": "How many classes to return for each input",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": 5},
     }  # fmt: skip
     return {
         "summary": "Classify images"
-        if model.takes_images
-        else "Run the model on text"
-        if model.takes_text
-        else "Run the model on arrays",
-        "parameters": [top_k, *_urgency()],
+        if model.takes_images and classifies
+        else f"Run the model on {'images' if model.takes_images else 'text' if model.takes_text else 'arrays'}",
+        "parameters": [*([top_k] if classifies else []), *_urgency()],
         "requestBody": {"required": True, "content": content},
         "responses": {"200": _json("The answers, in order", "Predictions"), **_failures()},
     }

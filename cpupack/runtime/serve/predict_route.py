@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..tasks.spec import RAW
+from ..tasks.spec import CLASSIFICATION, RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
 from .named import sample_of_form, samples_of_json
@@ -21,17 +21,29 @@ from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
 from .tensors import to_json
-from .texts import is_text_json, texts_of_json, wanted_text
+from .texts import is_text_json, texts_of_form, texts_of_json, wanted_text
 
 DEFAULT_TOP_K = 5
+_MOST_PARAMETERS = 20
+_FORM = "application/x-www-form-urlencoded"
 
 
-def read_top_k(query: bytes) -> int:
-    """Return ``top_k`` of a query string. Raises InputError for another parameter or value."""
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
+def read_top_k(query: bytes, kind: str) -> int:
+    """Return ``top_k`` of a query string; ``kind`` is the model's task.
+
+    Raises InputError for another parameter or value, and for one that has no meaning here.
+    """
+    if not query:
+        return DEFAULT_TOP_K
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        raise InputError(f"the query has more than {_MOST_PARAMETERS} parameters; /predict takes top_k") from None
     found = dict(pairs)
     if unknown := set(found) - {"top_k"}:
         raise InputError(f"the query has {min(unknown)[:40]!r}; /predict takes top_k")
+    if found and kind != CLASSIFICATION:
+        raise InputError(f"top_k is for classifications; this model's task is {kind!r}")
     text = found.get("top_k", str(DEFAULT_TOP_K))
     if len(pairs) > len(found) or not (text.isascii() and text.isdecimal() and 0 < len(text) <= 9 and int(text) > 0):
         raise InputError(f"top_k is {text[:40]!r}; expected one whole number from 1")
@@ -41,13 +53,16 @@ def read_top_k(query: bytes) -> int:
 def read_body(model: ServedModel, body: bytes | bytearray, content_type: str) -> Data:
     """Return the samples that a body holds. Raises InputError saying what is taken instead."""
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/json" or (not kind and body[:1] in (b"{", b"[")):
+    # ``curl -d`` calls all a form that it is not told of.
+    if kind == "application/json" or (kind in ("", _FORM) and body.lstrip()[:1] in (b"{", b"[")):
         return _from_json(model, read_json(body))
     if kind == "multipart/form-data":
         parts = multipart.parts(body, multipart.boundary_of(content_type))
         files = [part.content for part in parts]
         if not files:
             raise InputError("the multipart body has no part; send one for each input")
+        if model.takes_text and not {part.name for part in parts} & {each.name for each in model.inputs}:
+            return Data(TEXTS, texts_of_form(parts))
         if model.named:
             return Data(NAMED, [sample_of_form(model.signature, parts)])
         return Data(IMAGE if model.takes_images else ARRAY_FILE, files)
@@ -112,6 +127,8 @@ def _from_json(model: ServedModel, value: Any) -> Data:
     items = value[many] if many in value else [value[one]]
     if not isinstance(items, list) or not items:
         raise InputError(f'"{many}" must be a list with at least one element')
+    if model.takes_text and not all(isinstance(item, dict) for item in items):
+        raise InputError(f"the inputs are no objects with the tokens of a text; send {_wanted(model)}")
     if model.named:
         return Data(NAMED, samples_of_json(model.signature, items))
     if model.takes_images:

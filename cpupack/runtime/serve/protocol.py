@@ -163,7 +163,8 @@ def write_answer(
             entry["data"] = tensors.to_json(one.data)
         described.append(entry)
     head["outputs"] = described
-    text = _WRITER.encode(head).encode("utf-8", "replace")
+    # Half of a surrogate pair, which JSON may have in an id, goes back as the escape that it came as.
+    text = _WRITER.encode(head).encode("utf-8", "backslashreplace")
     return Answer(b"".join([text, *raw]), len(text)) if raw else Answer(text, None)
 
 

@@ -254,14 +254,23 @@ class Incoming:
             except httptools.HttpParserInvalidURLError:
                 raise HttpError(400, "the address is not valid") from None
         path = raw_path.decode("latin-1")
+        version = parser.get_http_version()
+        if b"host" not in headers and version == "1.1":
+            raise HttpError(400, "the header Host is missing; HTTP/1.1 needs it")
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != b"chunked":
+            raise HttpError(
+                501,
+                f"Transfer-Encoding {coding[:40].decode('latin-1')} is not taken; send chunked, or a Content-Length",
+            )
         announced = headers.get(b"content-length", b"0")
-        chunked = b"transfer-encoding" in headers
+        chunked = coding is not None
         if parser.should_upgrade():  # the parser takes the body for that of the other protocol
             self._left_body = announced != b"0"
             if chunked or not announced.isdigit():
                 raise HttpError(411, "a body beside an offer to change the protocol needs a Content-Length")
         length = int(announced) if announced.isdigit() else 0
-        keep_alive = parser.should_keep_alive()
+        keep_alive = parser.should_keep_alive() and version == "1.1"  # older clients wait for a header that says so
         # All others the parser must see again: their bodies pass through it, or it goes on in another way.
         self._plain = keep_alive and not parser.should_upgrade() and not chunked and length <= _WHOLE_BYTES
         path = unquote(path) if "%" in path else path

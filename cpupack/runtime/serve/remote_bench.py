@@ -105,7 +105,7 @@ def _door(target: Target, manifest: Manifest, package_dir: Path, options: BenchO
         packed = [_message(manifest, each) for each in requests]
         return load_client.GrpcDoor(target.host, target.port, f"/{SERVICE}/ModelInfer", packed, headers), what
     if options.image_dir is not None:
-        path, headers = "/predict?top_k=5", [*headers, ("Content-Type", "image/jpeg")]
+        path, headers = "/predict", [*headers, ("Content-Type", "image/jpeg")]
         return load_client.HttpDoor(target.host, target.port, path, [each.body for (each,) in requests], headers), what
     heads = [_json_head(each) for each in requests]
     whole = [b"".join([head, *(each.body for each in request)]) for head, request in zip(heads, requests, strict=True)]

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import InputError
 from ..text.spec import TEXT, TEXT_PAIR
 from ..text.texts import Text, text_of
+from .multipart import Part
 from .protocol import InputTensor
 
 TEXTS = "texts"
@@ -47,6 +48,14 @@ def texts_of_json(value: Mapping[str, Any]) -> list[TextSample]:
     return [TextSample(_text(item, f"text {number}")) for number, item in enumerate(items)]
 
 
+def texts_of_form(parts: Sequence[Part]) -> list[TextSample]:
+    """Return the text whose fields are those of a form. Raises InputError."""
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise InputError(f"the field {max(names, key=names.count)!r} is there twice; send several texts as JSON")
+    return [TextSample(_text({part.name: bytes(part.content) for part in parts}, "the text"))]
+
+
 def _text(item: Any, what: str) -> Text:
     if isinstance(item, list):
         if len(item) != 2:
@@ -55,14 +64,15 @@ def _text(item: Any, what: str) -> Text:
     return text_of(item, what)
 
 
-def texts_of_tensors(tensors: Sequence[InputTensor]) -> list[TextSample]:
-    """Return the texts of tensors named ``text`` and ``text_pair``, BYTES ``[n]`` or ``[n, 1]``. Raises InputError."""
+def texts_of_tensors(tensors: Sequence[InputTensor], known: str) -> list[TextSample]:
+    """Return the texts of tensors named ``text`` and ``text_pair``, BYTES ``[n]`` or ``[n, 1]``.
+
+    Raises InputError, which says for another name the ``known`` inputs of the model.
+    """
     found: dict[str, list[Any]] = {}
     for tensor in tensors:
         if tensor.name not in {TEXT, TEXT_PAIR}:
-            raise InputError(
-                f"got the input {tensor.name[:40]!r} beside {TEXT!r}; send text, or the model's own inputs"
-            )
+            raise InputError(f"got the input {tensor.name[:40]!r}; this model has {known}")
         if tensor.name in found:
             raise InputError(f"the input {tensor.name!r} is there twice")
         shape = tensor.shape

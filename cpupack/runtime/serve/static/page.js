@@ -1,5 +1,5 @@
 "use strict";
-// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json. text.js sends texts.
+// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json. text.js sends texts, marks.js draws over images.
 
 const at = (id) => document.getElementById(id);
 const POINTS = 120;
@@ -30,7 +30,7 @@ function card(status) {
   const ends = (title, tensors) =>
     tensors.map((one) => [
       tensors.length > 1 ? `${title} ${one.name}` : title,
-      `${one.datatype} [${one.shape.join(", ")}]`,
+      `${one.datatype} [${one.shape.map((size) => (size < 0 ? "n" : size)).join(", ")}]`,
     ]);
   const promise = setting.promise_ms === null ? "none" : `p99 at most ${setting.promise_ms} ms`;
   const facts = [
@@ -40,7 +40,7 @@ function card(status) {
     ...ends("Input", model.inputs),
     ...ends("Output", model.outputs),
     ["Engine", [model.engine, model.isa].filter(Boolean).join(", ")],
-    ["Size", model.int8_bytes ? `${(model.int8_bytes / 1e6).toFixed(1)} MB INT8` : null],
+    ["Size", model.int8_bytes ? `${sizeOf(model.int8_bytes)} INT8` : null],
     ["Accuracy", accuracy(model.accuracy)],
   ];
   const body = document.createElement("tbody");
@@ -54,6 +54,10 @@ function card(status) {
     row.insertCell().textContent = value;
   }
   at("card").replaceChildren(body);
+}
+
+function sizeOf(bytes) {
+  return bytes < 1e5 ? `${(bytes / 1e3).toFixed(1)} KB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 function accuracy(found) {
@@ -83,15 +87,22 @@ function line(values, top) {
   values.forEach((value, number) => {
     if (value === null) return;
     const open = number && values[number - 1] !== null && path;
-    path += `${open ? "L" : "M"}${(POINTS - values.length + number).toFixed(1)} ${(100 - (92 * value) / top).toFixed(1)}`;
+    path += `${open ? "L" : "M"}${(POINTS - values.length + number).toFixed(1)} ${(99 - (98 * value) / top).toFixed(1)}${open ? "" : "h0"}`; // h0: a dot
   });
   return path;
 }
 
-function draw(id, series, promise) {
+// The least of 1, 2, 5, 10, 20 ... that is not below a value.
+function round(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value);
+}
+
+function draw(id, series, unit, promise) {
   const svg = at(id);
   const values = series.flat().filter((value) => value !== null);
-  const top = Math.max(1e-9, promise || 0, ...values) || 1;
+  const top = round(Math.max(1, promise || 0, ...values));
+  at(`${id}-top`).textContent = `${top}${unit}`;
   svg.setAttribute("viewBox", `0 0 ${POINTS} 100`);
   svg.setAttribute("preserveAspectRatio", "none");
   const paths = series.map((one, number) => {
@@ -102,11 +113,19 @@ function draw(id, series, promise) {
   });
   if (promise) {
     const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    path.setAttribute("d", `M0 ${100 - (92 * promise) / top}H${POINTS}`);
+    path.setAttribute("d", `M0 ${99 - (98 * promise) / top}H${POINTS}`);
     path.setAttribute("class", "promise");
     paths.push(path);
   }
   svg.replaceChildren(...paths);
+}
+
+// A text behind a dot of its colour.
+function key(colour, text) {
+  const element = document.createElement("span");
+  element.className = `key ${colour}`;
+  element.textContent = text;
+  return element;
 }
 
 function push(name, value) {
@@ -126,10 +145,12 @@ function charts(status, now) {
     const last = (name) => rows[name][rows[name].length - 1];
     at("rate-now").textContent = `${last("rate").toFixed(1)}/s`;
     at("refused-now").textContent = `${last("refused").toFixed(1)}/s`;
-    at("latency-now").textContent = last("p50") === null ? "" : `p50 ${last("p50").toFixed(1)}, p99 ${last("p99").toFixed(1)} ms`;
-    draw("rate", [rows.rate]);
-    draw("refused", [rows.refused]);
-    draw("latency", [rows.p50, rows.p99], status.setting.promise_ms);
+    const known = last("p50") !== null;
+    at("latency-now").replaceChildren(
+      key("compute", known ? `p50 ${last("p50").toFixed(1)}` : "p50"), key("queue", known ? `p99 ${last("p99").toFixed(1)} ms` : "p99"));
+    draw("rate", [rows.rate], "/s");
+    draw("refused", [rows.refused], "/s");
+    draw("latency", [rows.p50, rows.p99], " ms", status.setting.promise_ms);
   }
   before = { status, now };
 }
@@ -153,42 +174,77 @@ async function poll() {
 
 // The answer of any kind of task as rows: a label, and a share of 1 or a text.
 function rowsOf(result) {
-  const row = (label, share, text) => ({ label, share, text });
+  const row = (label, share, text, more) => ({ label, share, text, ...more });
+  const placed = (one, detail, share) => row(one.label, share, undefined, { detail, index: one.index });
   if (result.top) return result.top.map((one) => row(one.label, one.probability));
   if (result.labels) return result.labels.map((one) => row(one.label, one.probability));
-  if (result.classes) return result.classes.map((one) => row(one.label, one.share));
-  if (result.detections) return result.detections.map((one) => row(`${one.label} (${one.box.map(Math.round).join(", ")})`, one.score));
-  if (result.points) return result.points.map((one) => row(`${one.label} (${Math.round(one.x)}, ${Math.round(one.y)})`, one.score));
+  if (result.classes) return result.classes.map((one) => row(one.label, one.share, undefined, { index: one.index || undefined }));
+  if (result.detections) return result.detections.map((one, place) => placed({ ...one, label: `${place + 1}. ${one.label}` }, `(${one.box.map(Math.round).join(", ")})`, one.score));
+  if (result.points) return result.points.map((one) => placed(one, `(${Math.round(one.x)}, ${Math.round(one.y)})`, one.score));
   if (result.values) return result.values.map((one) => row(one.name, 0, `${one.value.toPrecision(5)} ${one.unit}`));
   if (result.embedding) return [row("embedding", 0, `${result.embedding.length} dimensions`)];
   return result.png ? [row("image", 0, `${result.width} x ${result.height}`)] : [];
 }
 
+let sending = 0;
+
 async function classify(file) {
+  const own = ++sending;
   at("problem").hidden = true;
   const begin = performance.now();
   let answer, found;
   try {
-    answer = await fetch("/predict?top_k=5", { method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" } });
+    answer = await fetch("/predict", { method: "POST", body: file, headers: { ...headers(), "Content-Type": file.type || "application/octet-stream" } });
     found = await answer.json();
   } catch {
-    return show(at("problem"), "The server does not answer.");
+    return fail("The server does not answer.");
   }
-  if (!answer.ok) return show(at("problem"), found.error);
+  const whole = performance.now() - begin;
+  if (own !== sending) return; // a later image is on its way
+  if (!answer.ok) return fail(found.error);
   URL.revokeObjectURL(at("preview").src);
   at("preview").src = URL.createObjectURL(file);
-  present(rowsOf(found.predictions ? found.predictions[0] : {}), found.timing_ms, performance.now() - begin);
+  const result = found.predictions ? found.predictions[0] : {};
+  present(found.predictions ? rowsOf(result) : rowsOfRaw(found), found.timing_ms, whole);
+  await mark(result);
+}
+
+// The outputs of a model without a task have names and data.
+function rowsOfRaw(found) {
+  const text = (one) => `${one.shape ? `[${one.shape.join(", ")}]` : ""}`;
+  return (found.outputs || []).slice(0, 1).flatMap((one) =>
+    one.data ? [{ label: "output", text: text(one) }] : Object.entries(one).map(([name, each]) => ({ label: name, text: text(each) })));
+}
+
+// An error takes the place of the answer before it.
+function fail(text) {
+  at("answer").hidden = true;
+  show(at("problem"), text);
 }
 
 // Shows rows of an answer, and where its time went.
 function present(rows, timing, whole) {
-  at("classes").replaceChildren(...rows.map((one) => {
+  if (!rows.length) rows = [{ label: "nothing was found", text: "" }];
+  at("more").hidden = rows.length <= NUMBERED;
+  at("more").textContent = `and ${rows.length - NUMBERED} more`;
+  at("classes").replaceChildren(...rows.slice(0, NUMBERED).map((one, place) => {
     const item = document.createElement("li");
+    item.dataset.row = place;
     item.style.setProperty("--share", `${100 * (one.share ?? 0)}%`);
     const label = document.createElement("span");
     const share = document.createElement("b");
     label.textContent = one.label;
     share.textContent = one.text ?? `${(100 * one.share).toFixed(1)} %`;
+    if (one.index !== undefined) {
+      const swatch = document.createElement("i");
+      swatch.style.background = css(one.index);
+      label.prepend(swatch);
+    }
+    if (one.detail) {
+      const detail = document.createElement("small");
+      detail.textContent = ` ${one.detail}`;
+      label.append(detail);
+    }
     item.append(label, share);
     return item;
   }));
@@ -200,7 +256,9 @@ function present(rows, timing, whole) {
     part.style.setProperty("--part", Math.max(ms, 1e-3));
     return part;
   }));
-  at("times").textContent = `${whole.toFixed(1)} ms in the browser: waiting ${queue.toFixed(1)}, preparing ${prepare.toFixed(1)}, model ${compute.toFixed(1)}, way there and back ${parts.other.toFixed(1)}`;
+  const names = { queue: "waiting", prepare: "preparing", compute: "model", other: "way there and back" };
+  at("times").replaceChildren(
+    `${whole.toFixed(1)} ms in the browser: `, ...Object.entries(parts).map(([name, ms]) => key(name, `${names[name]} ${ms.toFixed(1)}`)));
   at("answer").hidden = false;
 }
 

@@ -1,8 +1,6 @@
 "use strict";
 // Sends the text of the page at / to /predict: alone, as a pair, or for embeddings two texts to compare.
 
-let sending = 0;
-
 function cosine(one, other) {
   let product = 0, first = 0, second = 0;
   one.forEach((value, place) => {
@@ -13,10 +11,9 @@ function cosine(one, other) {
   return product / (Math.sqrt(first * second) || 1);
 }
 
-// The outputs of a model without a task have names and data.
 function rowsOfText(found, compared) {
   const results = found.predictions;
-  if (!results) return (found.outputs || []).flatMap((one) => (one.data ? [{ label: "output", text: `${one.data.length} values` }] : Object.entries(one).map(([name, each]) => ({ label: name, text: `[${each.shape.join(", ")}]` }))));
+  if (!results) return rowsOfRaw(found);
   if (!compared) return rowsOf(results[0]);
   const likeness = cosine(results[0].embedding, results[1].embedding);
   return [{ label: "cosine of the two texts", share: Math.max(0, likeness), text: likeness.toFixed(4) }, ...rowsOf(results[0])];
@@ -36,13 +33,13 @@ async function sendText() {
   const begin = performance.now();
   let answer, found;
   try {
-    answer = await fetch("/predict?top_k=5", { method: "POST", body: JSON.stringify(body), headers: { ...headers(), "Content-Type": "application/json" } });
+    answer = await fetch("/predict", { method: "POST", body: JSON.stringify(body), headers: { ...headers(), "Content-Type": "application/json" } });
     found = await answer.json();
   } catch {
-    return show(at("problem"), "The server does not answer.");
+    return fail("The server does not answer.");
   }
   if (own !== sending) return; // a later text is on its way
-  if (!answer.ok) return show(at("problem"), found.error);
+  if (!answer.ok) return fail(found.error);
   at("answer").classList.add("text");
   const tokens = tokensOf(found);
   at("tokens").textContent = tokens;
