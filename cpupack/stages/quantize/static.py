@@ -27,6 +27,7 @@ from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped, is_within, scoped_name
+from cpupack.graph.phases import large_angles
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
@@ -94,7 +95,7 @@ def quantize_fx(
     """
     graph = _copy_with_stats(calibrated, example)
     lower_relu6(graph, target.activation_bits)
-    laying, hiding = laying_calls(graph), hiding_calls(graph)
+    laying, hiding, magnitude = laying_calls(graph), hiding_calls(graph), _magnitudes(calibrated)
 
     def moves_no_floats(node: fx.Node) -> bool:
         moved = node.target in SHAPES and node.meta.get("shape") is not None
@@ -103,7 +104,8 @@ def quantize_fx(
     wrong = (
         laying.__contains__,
         hiding.__contains__,
-        decoding_calls(graph, _magnitudes(calibrated)).__contains__,
+        decoding_calls(graph, magnitude).__contains__,
+        large_angles(graph, magnitude).__contains__,
         lambda node: bool(node.meta.get(LEVELS)),
         spectral_calls(graph).__contains__,
         moves_no_floats,

@@ -17,6 +17,7 @@ from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped
+from cpupack.graph.phases import large_angles
 from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
@@ -36,6 +37,7 @@ _NO_FLOATS = "gives or takes values that are not float32 (indices, truth values)
 _DECODES = (
     "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
 )
+_ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
 _HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 _ROWS = "lays inputs or outputs side by side, which have no range in common"
 _BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
@@ -83,7 +85,9 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     kept |= {node: _SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
     kept |= {node: _ROOT for node in under_roots(calls.graph) if node not in kept}
     kept |= {node: _ROWS for node in laying_calls(calls.graph) if node not in kept}
-    kept |= {node: _DECODES for node in decoding_calls(calls.graph, _magnitudes(calibrated, calls)) if node not in kept}
+    magnitude = _magnitudes(calibrated, calls)
+    kept |= {node: _DECODES for node in decoding_calls(calls.graph, magnitude) if node not in kept}
+    kept |= {node: _ANGLES for node in large_angles(calls.graph, magnitude) if node not in kept}
     kept |= {node: _HIDES for node in hiding_calls(calls.graph) if node not in kept}
     kept |= {node: _NO_FLOATS for node in calls.beyond_floats() if node not in kept}
     by_rows = layers_by_rows(calls, recipe.mode, kept)
