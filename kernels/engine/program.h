@@ -208,6 +208,9 @@ enum cpupack_function {
     /* Both within 2e-4, in half the time: of results that are no better. */
     FUNCTION_GELU_NEAR = 31,
     FUNCTION_GELU_TANH_NEAR = 32,
+    /* Of angles up to 1.6e6; of what is larger, whose own steps are 0.1 and more, no number. */
+    FUNCTION_SINE = 33,
+    FUNCTION_COSINE = 34,
 };
 
 enum cpupack_reduction {

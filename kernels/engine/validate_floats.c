@@ -78,7 +78,7 @@ int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, i
         for (int j = 0; j < 3; j++)
             if (registers[j] < 0 || registers[j] >= CPUPACK_REGISTERS)
                 return 0;
-        if (each.function < 0 || each.function > FUNCTION_GELU_TANH_NEAR)
+        if (each.function < 0 || each.function > FUNCTION_COSINE)
             return 0;
     }
     return 1;

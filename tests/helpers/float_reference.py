@@ -151,6 +151,21 @@ def near_gelu_tanh(x: Array) -> Array:
     )  # fmt: skip
 
 
+def sine(x: Array, quarters: int) -> Array:
+    n = np.rint(x * np.float32(0.636619772367581343))
+    r = fma(-n, np.full_like(x, 1.57079637050628662), x)
+    r = fma(-n, np.full_like(x, -4.37113882867379e-8), r)
+    r = fma(-n, np.full_like(x, -1.71512449e-15), r)
+    z = r * r
+    s = chain(z, -1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+    s = fma(s * z, r, r)
+    c = chain(z, 2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2, -0.5, 1.0)
+    near = np.abs(x) < np.float32(1.6e6)
+    turned = np.where(near, n, 0).astype(np.int64) + quarters
+    y = np.where(turned & 1, c, s) * np.where(turned & 2, np.float32(-1.0), _ONE)
+    return np.where(near, y, np.float32(np.nan))
+
+
 FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.COPY: lambda a, _b, _n: a,
     Function.ADD: lambda a, b, _: a + b,
@@ -184,6 +199,8 @@ FUNCTIONS: dict[Function, Callable[[Array, Array, Any], Array]] = {
     Function.GELU_TANH: lambda a, _b, _n: gelu_tanh(a),
     Function.GELU_NEAR: lambda a, _b, _n: near_gelu(a),
     Function.GELU_TANH_NEAR: lambda a, _b, _n: near_gelu_tanh(a),
+    Function.SINE: lambda a, _b, _n: sine(a, 0),
+    Function.COSINE: lambda a, _b, _n: sine(a, 1),
 }
 """All but ``SELECT``."""
 

@@ -151,6 +151,8 @@ def test_any_batch_and_any_number_of_threads_give_the_same_bytes(name: str) -> N
         (Function.TANH, np.tanh, -9.0, 9.0, 4e-7),
         (Function.SIGMOID, lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0, 4e-7),
         (Function.ERF, lambda x: torch.erf(torch.from_numpy(x)).numpy(), -4.0, 4.0, 4e-7),
+        (Function.SINE, np.sin, 0.01, 3.0, 4e-7),
+        (Function.COSINE, np.cos, -1.5, 1.5, 4e-7),
     ],
 )
 def test_the_reference_itself_is_the_function(
@@ -160,6 +162,18 @@ def test_the_reference_itself_is_the_function(
     expected = exact(x.astype(np.float64))
     found = reference.run([Instruction(function)], x)
     assert np.abs(found / np.where(expected == 0, 1, expected) - (expected != 0)).max() < bound
+
+
+@pytest.mark.parametrize(("function", "exact"), [(Function.SINE, np.sin), (Function.COSINE, np.cos)])
+@pytest.mark.parametrize("largest", [7.0, 1e3, 1e5, 1.5e6])
+def test_a_sine_is_that_of_its_float32_angle(
+    function: Function, exact: Callable[[Array], Array], largest: float
+) -> None:
+    x = np.linspace(-largest, largest, 40001).astype(np.float32)
+    found = reference.run([Instruction(function)], x)
+    assert np.abs(found - exact(x.astype(np.float64))).max() < 2e-7
+    beyond = np.array([1.7e6, -1e30, np.inf, np.nan], np.float32)
+    assert np.isnan(reference.run([Instruction(function)], beyond)).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])

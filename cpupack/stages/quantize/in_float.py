@@ -14,6 +14,7 @@ from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import calls
+from cpupack.graph.phases import large_angles
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
 from cpupack.graph.vocabulary import ADAPTIVE_POOLS, AVERAGE_POOLS, MAX_POOLS, SHAPES
@@ -74,7 +75,8 @@ def reasons_in_float(
     """Return what says why a call of the graph stays FP32 whatever the recipe says; None where it need not."""
     types = wrong_types(engine)
     laying, hiding, spectral = laying_calls(graph), hiding_calls(graph), spectral_calls(graph)
-    decoding = decoding_calls(graph, _magnitudes(calibrated))
+    magnitude = _magnitudes(calibrated)
+    decoding, angles = decoding_calls(graph, magnitude), large_angles(graph, magnitude)
     wrong = (_is_wrong_arithmetic(engine), _is_wrong_pooling(graph, engine), _is_fixed_in_cat(graph))
 
     def moves_no_floats(node: fx.Node) -> bool:
@@ -86,6 +88,8 @@ def reasons_in_float(
             return reasons.ROWS
         if node in decoding:
             return reasons.DECODES
+        if node in angles:
+            return reasons.ANGLES
         if node in hiding:
             return reasons.HIDES
         if node.meta.get(LEVELS):

@@ -9,6 +9,7 @@ NO_FLOATS = "gives or takes values that are not float32 (indices, truth values),
 DECODES = (
     "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
 )
+ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"

@@ -25,6 +25,7 @@ from cpupack.stages.capture.raising import (
     recurrent,
     shapes,
     spectra,
+    variances,
 )
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 from cpupack.stages.capture.raising.refusals import needed, scope_of
@@ -34,6 +35,7 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
+    **variances.HANDLERS,
     "gather": picks.gather, "index": picks.index(shapes.HANDLERS["index"]),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
     "min": picks.extreme(pools.HANDLERS["min"], torch.ops.aten.argmin.default),

@@ -134,6 +134,10 @@ _PLAIN: dict[Any, Code] = {
     _ATEN.neg.default: _then((_TIMES, -1.0)),
     _ATEN.square.default: [_times(0)],
     _ATEN.log2.default: _then((Function.LOGARITHM, 0.0), (_TIMES, 1 / math.log(2))),
+    _ATEN.log1p.default: _then((_ADD, 1.0), (Function.LOGARITHM, 0.0)),
+    _ATEN.expm1.default: _then((Function.EXPONENTIAL, 0.0), (_ADD, -1.0)),
+    _ATEN.sin.default: _then((Function.SINE, 0.0)),
+    _ATEN.cos.default: _then((Function.COSINE, 0.0)),
     _ATEN.exp2.default: _then((_TIMES, math.log(2)), (Function.EXPONENTIAL, 0.0)),
 }
 _WITH_NUMBER = {

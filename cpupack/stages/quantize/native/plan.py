@@ -17,6 +17,7 @@ from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped
+from cpupack.graph.phases import large_angles
 from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
@@ -56,29 +57,30 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     order_attention(graph)
     calls = Calls(graph, input_shape)
     bring_masks_forward(graph)
-    kept = {
-        node: reasons.SKIPPED
-        for node in calls.graph.graph.nodes
-        if node.op.startswith("call") and is_skipped(node, recipe.skip)
-    }
+    nodes = calls.graph.graph.nodes
+    skipped = [node for node in nodes if node.op.startswith("call") and is_skipped(node, recipe.skip)]
     # A program runs sample by sample: these are torch's, in FP32.
     beyond = set(calls.across_samples())
-    kept |= {node: reasons.NO_BATCH for node in beyond if node not in kept}
-    kept |= {node: reasons.LEVELS for node in calls.graph.graph.nodes if node.meta.get(LEVELS) and node not in kept}
-    kept |= {node: reasons.DIVISOR for node in divisors(calls.graph, of_quotients_alone=True) if node not in kept}
-    kept |= {node: reasons.SPECTRUM for node in spectral_calls(calls.graph) if node not in kept}
-    kept |= {node: reasons.ROOT for node in under_roots(calls.graph) if node not in kept}
-    kept |= {node: reasons.ROWS for node in laying_calls(calls.graph) if node not in kept}
-    decoding = decoding_calls(calls.graph, _magnitudes(calibrated, calls))
-    kept |= {node: reasons.DECODES for node in decoding if node not in kept}
-    kept |= {node: reasons.HIDES for node in hiding_calls(calls.graph) if node not in kept}
-    kept |= {node: reasons.NO_FLOATS for node in calls.beyond_floats() if node not in kept}
+    magnitude = _magnitudes(calibrated, calls)
+    kept: dict[fx.Node, str] = {}
+    for reason, found in (  # the first that holds is told
+        (reasons.SKIPPED, skipped),
+        (reasons.NO_BATCH, beyond),
+        (reasons.LEVELS, [node for node in nodes if node.meta.get(LEVELS)]),
+        (reasons.DIVISOR, divisors(calls.graph, of_quotients_alone=True)),
+        (reasons.SPECTRUM, spectral_calls(calls.graph)),
+        (reasons.ROOT, under_roots(calls.graph)),
+        (reasons.ROWS, laying_calls(calls.graph)),
+        (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
+        (reasons.ANGLES, large_angles(calls.graph, magnitude)),
+        (reasons.HIDES, hiding_calls(calls.graph)),
+        (reasons.NO_FLOATS, calls.beyond_floats()),
+    ):
+        kept = dict.fromkeys(found, reason) | kept
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":
-        kept |= {
-            node: reasons.DYNAMIC for node in calls.graph.graph.nodes if node not in kept and is_static(calls, node)
-        }
+        kept |= {node: reasons.DYNAMIC for node in nodes if node not in kept and is_static(calls, node)}
     return Plan(calls, kept, beyond, by_rows)
 
 

@@ -64,6 +64,8 @@ class Function(IntEnum):
     SELECT = 30
     GELU_NEAR = 31
     GELU_TANH_NEAR = 32
+    SINE = 33
+    COSINE = 34
 
 
 class Reduction(IntEnum):
