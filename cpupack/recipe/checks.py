@@ -81,7 +81,7 @@ def _names(view: View) -> Iterator[Problem]:
 
 def _one_line(view: View) -> Iterator[Problem]:
     """Check the texts that become lines of the wheel's metadata: one with a line break would forge another line."""
-    texts = {("package", "description"): view("package", "description")}
+    texts: dict[Key, str] = {("package", "description"): view("package", "description")}
     texts |= {("package", "authors", index): text for index, text in enumerate(view("package", "authors"))}
     for key, text in texts.items():
         if len(text.splitlines()) > 1:

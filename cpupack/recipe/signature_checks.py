@@ -184,8 +184,9 @@ def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) 
         count = len(view("preprocess", name))
         if count not in {1, CHANNELS[mode]}:
             yield Problem((*key, name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}')
+    for name, most in _MOST.items():
         largest = max(map(abs, view("preprocess", name)))
-        if largest > _MOST[name]:
+        if largest > most:
             yield Problem(
                 (*key, name),
                 f"has {largest:g}, which is of pixels from 0 to 255; here pixels are scaled to 0..1 first: divide by "

@@ -156,12 +156,12 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             {"model.weights": '"randm"'},
             'model.weights: must be a torchvision name such as IMAGENET1K_V1, "random" or a '
             "file ending in .pt, .pth, .ckpt, .tar, .bin, "
-            '.safetensors, not "randm"; did you mean "random"?',
+            '.safetensors, .index.json, not "randm"; did you mean "random"?',
         ),
         (
             {"model.weights": '"net.onnx"', "model.source": '"timm:x"'},
             'model.weights: must be "pretrained" or "random" or a file ending in .pt, .pth, .ckpt, .tar, .bin, '
-            '.safetensors, not "net.onnx"',
+            '.safetensors, .index.json, not "net.onnx"',
         ),
         (
             {"model.weights": '"random"', "model.state": '"ema"'},
