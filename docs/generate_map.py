@@ -58,7 +58,7 @@ RUNTIME: Groups = (
     ("The model as an object", ("verify", "runner", "spread", "feed")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
-    ("Running", ("stream", "decoding", "items", "text", "rows", "signature", "images", "engine")),
+    ("Running", ("stream", "decoding", "items", "text", "rows", "signature", "proposals", "images", "engine")),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",

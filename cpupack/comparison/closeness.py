@@ -45,6 +45,10 @@ def closeness(signature: Signature, reference: Array, actual: Sequence[Array]) -
     pairs = [
         (spec, wanted, found) for spec, wanted, found in zip(signature.outputs, expected.values(), actual, strict=True)
     ]
+    if any(spec.rows_of is not None for spec in signature.outputs):
+        row = np.concatenate([each.reshape(len(reference), -1) for each in actual], axis=1)
+        one, other = signature.compared(reference, row)  # no function is applied to outputs of proposals
+        pairs = [(spec, one[spec.name], other[spec.name]) for spec in signature.outputs]
     by_output = {spec.name: None if spec.apply == "argmax" else sqnr_db(wanted, found) for spec, wanted, found in pairs}
     return Closeness(by_output, _agreement(signature, pairs))
 

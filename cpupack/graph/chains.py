@@ -29,6 +29,7 @@ from cpupack.graph.fused import (
     with_relu,
 )
 from cpupack.graph.names import path_of, scoped_name
+from cpupack.graph.proposals import steady_proposals
 
 _TINY = 1e-30
 _OLD_NAME = re.compile(r"(relu6?|hardtanh)_?(_\d+)?")
@@ -229,7 +230,7 @@ def largest_difference(
 
     Where the outputs are rows of several, at ``places``, these are those of the one that differs most for its size.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), steady_proposals():
         expected, actual = before(example.clone()), after(example.clone())
     if expected.shape != actual.shape:
         return math.inf, float(expected.abs().max())

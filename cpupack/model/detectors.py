@@ -1,11 +1,13 @@
-"""torchvision's detectors of one stage: what of them is a network, and what the runner computes from its outputs.
+"""torchvision's detectors: what of them is a network, and what the runner computes from its outputs.
 
 The network is backbone, neck and heads. It gives ``boxes`` (n, anchors, 4) and ``scores`` (n, anchors, classes) as the
-heads have them. Anchors, decoding and suppression are arithmetic of the runner (``runtime/tasks/decode.py``).
+heads have them. Anchors, decoding and suppression are arithmetic of the runner (``runtime/tasks/decode.py``). A
+detector of two stages chooses boxes in the middle, inside its network (``two_stages.py``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +17,20 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
+from cpupack.model import two_stages
 from cpupack.recipe import Recipe, Task
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.signature import OutputSpec, Signature
-from cpupack.runtime.tasks.decode import FCOS, RETINANET, SSD, Anchors
-from cpupack.runtime.tasks.detection import BOXES, CENTERNESS, SCORES
+from cpupack.runtime.tasks.decode import FASTER_RCNN, FCOS, RETINANET, SSD, Anchors
+from cpupack.runtime.tasks.detection import BOXES, CENTERNESS, ROIS, SCORES
 from cpupack.runtime.tasks.spec import TaskSpec
 
+FASTER = "FasterRCNN"
 _NAMES = {"bbox_regression": BOXES, "cls_logits": SCORES, "bbox_ctrness": CENTERNESS}
 """The heads' names of the outputs, and those of a wheel."""
-_DECODERS = {"SSD": SSD, "RetinaNet": RETINANET, "FCOS": FCOS}
-"""The classes of torchvision whose network is one program, and the arithmetic that each needs."""
+_DECODERS = {"SSD": SSD, "RetinaNet": RETINANET, "FCOS": FCOS, FASTER: FASTER_RCNN}
+"""The classes of torchvision's detectors, and the arithmetic that each needs after its network."""
+_DETECTION = "torchvision.models.detection."
 _FIXED = ("box_format", "background", "scores")
 """Settings of [task] that a detector of torchvision brings itself."""
 _CLOSE = 1e-6
@@ -39,22 +44,38 @@ class Detector:
     anchors: Anchors
 
 
-def network_of(module: nn.Module) -> nn.Module:
-    """Make a detector return what its heads give. It becomes a subclass, so every module keeps its name.
+def as_network(module: nn.Module, source: str) -> nn.Module:
+    """Return a detector of torchvision as a module that gives what its heads give, and any other module as it is.
 
-    ``module`` is an instance of a class in ``_DECODERS``.
+    A detector takes a list of images and answers with boxes; a network takes a batch. It becomes a subclass, so every
+    module keeps its name. A class of the user's with a forward of its own stays as it is. Raises ModelError for
+    detectors that also find masks or keypoints, and for settings that no kernel has.
     """
     kind: type[Any] = type(module)
-
-    def forward(self: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {_NAMES[name]: value for name, value in self.head(_features(self, x)).items()}
-
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "_detects": kind.__name__})
+    if not kind.forward.__module__.startswith(_DETECTION):
+        return module
+    name = next((each.__name__ for each in kind.__mro__ if each.__name__ in _DECODERS and _is_theirs(each)), None)
+    if name is None:
+        return module
+    if name == FASTER:
+        two_stages.refuse_other_parts(module, source)
+        own = {"forward": two_stages.forward, "_detects": name, "_anchors_of": {}}
+    else:
+        own = {"forward": _heads_alone, "_detects": name}
+    module.__class__ = type(kind.__name__, (kind,), own)
     return module
 
 
+def _heads_alone(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {_NAMES[name]: value for name, value in model.head(_features(model, x)).items()}
+
+
+def _is_theirs(kind: type) -> bool:
+    return kind.__module__.startswith(_DETECTION)
+
+
 def detector_of(module: nn.Module, recipe: Recipe, signature: Signature) -> Detector | None:
-    """Return the anchors and settings of a module of ``network_of``, None for any other.
+    """Return the anchors and settings of a module of ``as_network``, None for any other.
 
     A recipe whose [task] is of another kind takes the outputs as they are: None too. Raises ModelError for an input
     size or a normalization that is not the detector's, for settings of [task] that it brings itself, and for [[output]]
@@ -71,13 +92,22 @@ def detector_of(module: nn.Module, recipe: Recipe, signature: Signature) -> Dete
         _check_normalization(model, spec.preprocess, source)
     _check_outputs(name, signature.outputs, source)
     settings = _settings(recipe.task)
+    post = model.roi_heads if name == FASTER else model
     task = TaskSpec.of(
         "detection",
-        **{"nms_iou": float(model.nms_thresh), "max_detections": int(model.detections_per_img), **settings},
-        background=name == "SSD",
+        **{"nms_iou": float(post.nms_thresh), "max_detections": int(post.detections_per_img), **settings},
+        background=name in {"SSD", FASTER},
         decoder=_DECODERS[name],
     )
-    return Detector(task, _anchors(model, name, spec.shape))
+    return Detector(task, _of_proposals(model) if name == FASTER else _anchors(model, name, spec.shape))
+
+
+def with_rows(module: nn.Module, signature: Signature) -> Signature:
+    """Return the signature with what says which rows of a detector of two stages belong to which box."""
+    names = [each.name for each in signature.outputs]
+    if getattr(module, "_detects", None) != FASTER or ROIS not in names:
+        return signature
+    return Signature(signature.inputs, tuple(dataclasses.replace(each, rows_of=ROIS) for each in signature.outputs))
 
 
 def _features(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
@@ -102,6 +132,13 @@ def _anchors(model: Any, name: str, shape: tuple[int, ...]) -> Anchors:
     one, two, three, four = (float(each) for each in weights)
     corners = np.ascontiguousarray(boxes.numpy(), np.float32)
     return Anchors(corners, (one, two, three, four), levels, int(model.topk_candidates))
+
+
+def _of_proposals(model: Any) -> Anchors:
+    """Return what decoding needs where the network itself gives the boxes that offsets are relative to."""
+    one, two, three, four = (float(each) for each in model.roi_heads.box_coder.weights)
+    kept = int(model.rpn.post_nms_top_n())
+    return Anchors(np.empty((0, 4), np.float32), (one, two, three, four), (kept,), kept)
 
 
 def _settings(task: Task | None) -> dict[str, Any]:
@@ -145,7 +182,7 @@ def _check_normalization(model: Any, spec: PreprocessSpec, source: str) -> None:
 
 
 def _check_outputs(name: str, outputs: tuple[OutputSpec, ...], source: str) -> None:
-    needed = {BOXES, SCORES} | ({CENTERNESS} if name == "FCOS" else set())
+    needed = {BOXES, SCORES} | {"FCOS": {CENTERNESS}, FASTER: {ROIS}}.get(name, set())
     found = {each.name for each in outputs}
     changed = [each.name for each in outputs if each.apply is not None]
     if found != needed or changed:

@@ -16,6 +16,7 @@ import torch
 
 from cpupack.errors import CpupackError, ModelError
 from cpupack.model.accept import accepted
+from cpupack.model.detectors import as_network
 from cpupack.model.directories import sentence_module, transformers_module
 from cpupack.model.saved import load_exported, load_torchscript
 from cpupack.model.user_code import describe_failure
@@ -68,8 +69,9 @@ def build_module(loaded: LoadedRecipe, progress: Progress) -> torch.nn.Module:
     if isinstance(make, torch.nn.Module):  # the recipe names a module instead of a function that makes one
         if spec.kwargs:
             raise ModelError(f"[model] kwargs: {spec.source} is a module, not a factory, and takes no arguments")
-        return accepted(make, spec.source, progress)
-    return accepted(_with_defaults_kept(make, spec.kwargs, f"[model] {spec.source}"), spec.source, progress)
+        return as_network(accepted(make, spec.source, progress), spec.source)
+    made = accepted(_with_defaults_kept(make, spec.kwargs, f"[model] {spec.source}"), spec.source, progress)
+    return as_network(made, spec.source)
 
 
 def _saved(kind: str, name: str, loaded: LoadedRecipe) -> torch.nn.Module:

@@ -16,15 +16,12 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
-from cpupack.model import detectors
 
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 _WRAP = "wrap the part that you need in your own factory (python:FILE.py:factory) whose forward returns one tensor"
 _DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 """Layer names from before PyTorch 0.4, which some of torchvision's own weights still have."""
 _AUX_HEAD = "aux_classifier."
-_ONE_STAGE = ("ssd", "retinanet", "fcos")
-"""How the names of detectors begin whose network is one program."""
 
 
 class _RepairingLoader(SourceFileLoader):
@@ -90,9 +87,9 @@ def import_torchvision() -> ModuleType:
 def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
     """Return the builder of one of torchvision's models. It builds the form for ``weights``, but does not load them.
 
-    Classifiers of images and of video are built unchanged. Segmentation models are built to return only ``out``,
-    detectors of one stage what their heads give. Raises ModelError for a name that torchvision does not know, and for
-    models that are no single network.
+    Classifiers of images and of video are built unchanged, and so are detectors (``detectors.as_network``).
+    Segmentation models are built to return only ``out``. Raises ModelError for a name that torchvision does not know,
+    and for models that are no single network.
     """
     import_torchvision()
     models = importlib.import_module("torchvision.models")
@@ -103,13 +100,6 @@ def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
         raise ModelError(
             f"[model] source: torchvision has no model {name!r}",
             hint=f"did you mean {' or '.join(near)}?" if near else "torchvision.models.list_models() lists them",
-        )
-    if family == "detection" and not name.startswith(_ONE_STAGE):
-        raise ModelError(
-            f"[model] source: torchvision:{name} is a detector of two stages: its second network looks at as many "
-            "regions of the image as the first one finds; a packaged model is one network that maps tensors to tensors",
-            hint="ssdlite320_mobilenet_v3_large, ssd300_vgg16, retinanet_resnet50_fpn, retinanet_resnet50_fpn_v2 and "
-            "fcos_resnet50_fpn have one stage; docs/how-to/tasks.md shows how to package a detector of your own",
         )
     if family == "optical_flow":
         raise ModelError(
@@ -131,8 +121,6 @@ def torchvision_builder(name: str, weights: str) -> Callable[..., Any]:
         if family in {"segmentation", "detection"}:
             defaults["weights_backbone"] = None  # otherwise torchvision would download weights for the backbone
         module = builder(**{**defaults, **kwargs})
-        if family == "detection":
-            return detectors.network_of(module)
         return _returning_out(module) if family == "segmentation" else module
 
     return build

@@ -104,7 +104,7 @@ def contend(prepared: Prepared, cpu: str, work: Path, corrections: Corrections, 
             except QuantizationError as error:
                 fail(target, error)
             progress.step(number + 1, len(targets), "engines")
-    if entries and targets[0].runs_here:
+    if entries and targets[0].runs_here and prepared.is_timed:
         with progress.stage(f"time against FP32 ({cpu})"):
             entries = time_entries(prepared, entries, work, progress)
     with progress.stage(f"verify ({cpu})"):

@@ -78,7 +78,7 @@ def check(
     if quantized is not entry.quantized:
         scripted, speed = _scripted(prepared, quantized, scripted.path), None if races else speed
     contender = compare(quantized, scripted, prepared.reference, work)
-    if races and speed is None and entry.target.runs_here:
+    if races and speed is None and entry.target.runs_here and prepared.is_timed:
         speed = _race(prepared, [scripted], work, progress)[entry.target.engine]
     return dataclasses.replace(timed(contender, speed), saturation=saturation)
 

@@ -22,8 +22,9 @@ from cpupack.artifacts import (
 )
 from cpupack.cache import StageCache
 from cpupack.diagnostics import diagnose
-from cpupack.errors import QuantizationError
+from cpupack.errors import QuantizationError, RecipeError
 from cpupack.lock.facts import graph_hash
+from cpupack.model.two_stages import gives_proposals
 from cpupack.pipeline.data import bounded, calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe, Quantize, Recipe
@@ -78,6 +79,11 @@ class Prepared:
     """Of the captured graph, before the fusion changes it."""
     cache: StageCache = field(default_factory=StageCache.none)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether engines are timed against FP32: not where a part of FP32 is cpupack's own code, and slow."""
+        return not gives_proposals(self.model.module)
+
 
 def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCache | None = None) -> Prepared:
     """Load, capture, fuse and calibrate the model and run it in FP32: all work that does not depend on the target.
@@ -89,6 +95,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
         model = load(loaded, progress)
         check_gates(recipe.evaluation, model.signature, model.kind)
         metric = load_metric(loaded, model)
+        _check_times(model, recipe, progress)
     with progress.stage("read data"):
         calibration = calibration_samples(loaded, model, progress)
         evaluation = evaluation_samples(loaded, model, calibration, progress)
@@ -123,6 +130,19 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
     return Prepared(
         loaded, model, fused, calibrated, calibration, reference, timed_float, diagnosis, graph_sha256, cache
     )
+
+
+def _check_times(model: FloatModel, recipe: Recipe, progress: Progress) -> None:
+    """Raise RecipeError for a gate on the speed over FP32 of a model whose FP32 form is not timed."""
+    if not gives_proposals(model.module):
+        return
+    if recipe.evaluation.min_speedup is not None:
+        raise RecipeError(
+            "[evaluation] min_speedup cannot be measured for a detector of two stages: here the step between the "
+            "stages is Python in FP32, and a speedup over that would be no one's",
+            hint="delete it",
+        )
+    progress.note("FP32 is not timed: the step between the two stages of the detector is Python there")
 
 
 def captured_from(

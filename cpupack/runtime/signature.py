@@ -19,6 +19,7 @@ from .accuracy import sqnr_db
 from .errors import IntegrityError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
+from .proposals import in_order, nearest_rows, of_boxes
 
 DTYPES = ("float32", "uint8", "int64", "bool")
 LARGEST_EXACT = 2**24
@@ -111,13 +112,15 @@ class OutputSpec:
     """One output of a sample as the model gives it, float32, and what the runner makes of it.
 
     ``apply`` is None, ``softmax``, ``sigmoid`` or ``argmax``; softmax and argmax go over dimension ``dim`` of the
-    output, in which the batch is dimension 0.
+    output, in which the batch is dimension 0. ``rows_of`` is the output with the boxes to which rows belong, None where
+    every row has its place: engines may give the rows of proposals in different orders.
     """
 
     name: str
     shape: tuple[int, ...]
     apply: str | None = None
     dim: int = 1
+    rows_of: str | None = None
 
     def __post_init__(self) -> None:
         if self.apply is not None and self.apply not in APPLY:
@@ -155,12 +158,13 @@ class OutputSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {"name": self.name, "shape": list(self.shape), "apply": self.apply, "dim": self.dim}
+        found = {"name": self.name, "shape": list(self.shape), "apply": self.apply, "dim": self.dim}
+        return found | ({} if self.rows_of is None else {"rows_of": self.rows_of})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OutputSpec:
         """Read what ``to_dict`` wrote."""
-        return cls(str(raw["name"]), _shape(raw), raw.get("apply"), raw.get("dim", 1))
+        return cls(str(raw["name"]), _shape(raw), raw.get("apply"), raw.get("dim", 1), raw.get("rows_of"))
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,10 @@ class Signature:
             names = [each.name for each in specs]
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"the {what} {', '.join(names) or '()'} are none, or have a name twice")
+        for each in self.outputs:
+            boxes = next((other for other in self.outputs if other.name == each.rows_of), None)
+            if each.rows_of is not None and (boxes is None or boxes.shape != (each.shape[0], 4)):
+                raise ValueError(f"the rows of {each.name} are those of {each.rows_of}, which has no box for each")
 
     @cached_property
     def states(self) -> tuple[tuple[TensorSpec, OutputSpec], ...]:
@@ -271,6 +279,21 @@ class Signature:
             for each, place in zip(self.outputs, self.output_places(), strict=True)
         }
 
+    def compared(self, reference: Floats, actual: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Return the outputs of two engines as ``split`` does, with the rows of proposals in the reference's order."""
+        expected, found = self.split(reference), self.split(actual)
+        rows: dict[str, list[npt.NDArray[np.int64]]] = {}
+        boxes = {each.rows_of: expected[each.rows_of] for each in self.outputs if each.rows_of is not None}
+        for name, own in boxes.items():
+            rows[name] = [nearest_rows(one, other) for one, other in zip(own, found[name], strict=True)]
+        for each in self.outputs:
+            if each.rows_of is not None and len(reference):
+                values, places = zip(expected[each.name], boxes[each.rows_of], strict=True), rows[each.rows_of]
+                expected[each.name] = np.stack([of_boxes(*pair) for pair in values])
+                others = zip(found[each.name], places, strict=True)
+                found[each.name] = np.stack([in_order(*pair) for pair in others])
+        return expected, found
+
     def unpack(self, values: Floats) -> dict[str, Array]:
         """Return what a caller gets, by name, from what the engine gives."""
         split = self.split(values)
@@ -305,7 +328,7 @@ def signature_of(manifest: Manifest) -> Signature:
 
 def worst_sqnr_db(signature: Signature, reference: Floats, actual: Floats) -> float:
     """Return the least SQNR of the outputs that lie in what the engine gives."""
-    expected, found = signature.split(reference), signature.split(actual)
+    expected, found = signature.compared(reference, actual)
     return min(sqnr_db(expected[name], found[name]) for name in expected)
 
 

@@ -15,7 +15,7 @@ from cpupack.artifacts import FusedModel, Samples
 from cpupack.layout import batch_channels_last
 from cpupack.metric import Metric
 from cpupack.progress import Progress
-from cpupack.runtime.signature import Signature
+from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.sensitivity.rounding import Noise, Range, round_weight
 from cpupack.sensitivity.trials import Layer, trials_of
 
@@ -120,12 +120,19 @@ def _measure(
         skip=layer.skip,
         weight_sqnr_db=weights.sqnr_db if layer.weights else None,
         activation_sqnr_db=noise.sqnr_db if layer.rounds_output else None,
-        output_sqnr_db=accuracy.sqnr_db(reference, output),
+        output_sqnr_db=_sqnr_db(reference, output, signature),
         agreement=accuracy.agreement(reference, output) if classes else None,
         top1_drop=top1_drop,
         metric_drop=metric_drop,
         noise_share=0.0,
     )
+
+
+def _sqnr_db(reference: FloatArray, output: FloatArray, signature: Signature | None) -> float:
+    """Return the SQNR of a trial. Rows of proposals, which have no order, are compared box by box."""
+    if signature is None or all(each.rows_of is None for each in signature.outputs):
+        return accuracy.sqnr_db(reference, output)
+    return worst_sqnr_db(signature, reference, output)
 
 
 def _shared_out(layers: list[LayerSensitivity]) -> list[LayerSensitivity]:

@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
-from cpupack.model.detectors import detector_of
+from cpupack.model.detectors import detector_of, with_rows
 from cpupack.model.one_row import OneRow
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
@@ -45,7 +45,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     macs = try_forward(fitted.module, spec.source, fitted.signature.inputs, fitted.one)
     # Before the weights: random ones are settled on inputs that the model takes.
     check_vocabularies(fitted.module, fitted.signature)
-    signature = with_vocabularies(fitted.module, fitted.signature)
+    signature = with_rows(module, with_vocabularies(fitted.module, fitted.signature))
     weights = load_weights(module, loaded, progress, Settling(fitted.module, signature))
     check_finite(module, weights.origin)
     if lazy and spec.weights == "factory":

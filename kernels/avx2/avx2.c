@@ -39,6 +39,8 @@
 #include "operators/float_attention.inc"
 #include "operators/float_attention_words.inc"
 #include "operators/float_windows.inc"
+#include "operators/proposals.inc"
+#include "operators/regions.inc"
 #include "operators/recurrent_products.inc"
 #include "operators/recurrent.inc"
 #include "operators/float_list.inc"

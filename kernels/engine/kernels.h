@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/boxes.h"
 #include "engine/program.h"
 
 /* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes.
@@ -85,6 +86,8 @@ static inline int reads_two(const struct cpupack_layer *spec) {
         return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
     if (spec->op == OP_RECURRENT)
         return spec->input2 >= 0;
+    if (spec->op == OP_PROPOSE || spec->op == OP_REGIONS)
+        return 1;
     if (spec->op >= OP_FLOAT_INPUT)
         return 0;
     return spec->op == OP_ADD || spec->op == OP_SCALE || spec->op == OP_MULTIPLY || spec->flags & FLAG_RESIDUAL;

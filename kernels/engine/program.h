@@ -32,7 +32,8 @@ enum cpupack_op {
     OP_MULTIPLY = 12, /* two images, value by value */
     OP_AFFINE = 13,   /* times a constant and plus one, of each channel (chunks 0) or each place (chunks 1) */
     OP_RESAMPLE = 14, /* weighted sums over windows that differ from place to place */
-    /* In FP32. Each but OP_DEQUANTIZE and OP_FLOAT_INPUT has a cpupack_walk at `weights`. */
+    /* In FP32. Each has a cpupack_walk at `weights`, but OP_DEQUANTIZE, OP_FLOAT_INPUT and those with another struct.
+     */
     OP_FLOAT_INPUT = 15, /* channels_out of the caller's float32 values, from channel_offset on */
     OP_DEQUANTIZE = 16,  /* a buffer's codes as values, in the order of its bytes without the border */
     OP_QUANTIZE = 17,    /* values as codes; the walk's last three sizes are height, width and channels */
@@ -47,6 +48,8 @@ enum cpupack_op {
                                 norm that is applied first, or -1 */
     OP_FLOAT_ATTENTION = 26, /* softmax(queries x keys * scale + mask) x values; has a cpupack_attention at `weights` */
     OP_FLOAT_LOOKUP = 27,    /* rows of a table of constants: see below cpupack_attention */
+    OP_PROPOSE = 28,         /* the best boxes of an image; has a cpupack_proposals (boxes.h) at `weights` */
+    OP_REGIONS = 29,         /* what is in boxes of a feature map; has a cpupack_regions (boxes.h) at `weights` */
 };
 
 enum cpupack_flag {

@@ -280,6 +280,56 @@ static int attention_fits(const struct float_layer *layer) {
     return steps_fit(sizes, 5, of.mask.first, steps, terms);
 }
 
+static int is_number(float value) { return value >= -3.4e38f && value <= 3.4e38f; }
+
+/* Whether all anchors have a score, offsets and corners, and what the layer remembers fits into the scratch memory. */
+static int proposals_fit(const struct float_layer *layer) {
+    const struct cpupack_layer *spec = layer->spec;
+    struct cpupack_proposals of;
+    if (spec->weights % 4 || (int64_t)sizeof of > layer->bytes - spec->weights)
+        return 0;
+    memcpy(&of, layer->constants + spec->weights, sizeof of);
+    if (of.levels < 1 || of.levels > CPUPACK_LEVELS || of.most < 1 || of.kept < 1 || of.scores_first < 0 ||
+        of.offsets_first < 0 || !is_number(of.height) || !is_number(of.width))
+        return 0;
+    int64_t anchors = 0;
+    for (int i = 0; i < of.levels; i++) {
+        if (of.anchors[i] < 1)
+            return 0;
+        anchors += of.anchors[i];
+    }
+    const int64_t scores = bytes_of(layer->in) / 4, offsets = bytes_of(layer->in2) / 4;
+    return of.most <= anchors && of.scores_first + anchors <= scores && of.offsets_first + 4 * anchors <= offsets &&
+           4 * anchors <= constants_from(layer, spec->scales) && 4 * (int64_t)of.kept <= bytes_of(layer->out) / 4 &&
+           of.most <= SCRATCH_BYTES && cpupack_proposal_room(&of) <= SCRATCH_BYTES;
+}
+
+static int is_power_of_two(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return value > 0.0f && is_number(value) && (bits & 0x7fffff) == 0;
+}
+
+/* Whether the boxes and the feature map are there, and the results have room. Where boxes are, a call says: the kernel
+ * reads no pixel outside the map whatever their corners are. */
+static int regions_fit(const struct float_layer *layer) {
+    const struct cpupack_layer *spec = layer->spec;
+    struct cpupack_regions of;
+    if (spec->weights % 4 || (int64_t)sizeof of > layer->bytes - spec->weights)
+        return 0;
+    memcpy(&of, layer->constants + spec->weights, sizeof of);
+    const int32_t map[] = {of.height, of.width, of.channels}, steps[] = {of.row_step, of.pixel_step, 1};
+    const int32_t results[] = {of.boxes, of.rows, of.columns, of.channels};
+    if (of.samples < 1 || of.samples > CPUPACK_MOST_SAMPLES || of.rows > CPUPACK_MOST_CELLS ||
+        of.columns > CPUPACK_MOST_CELLS || of.boxes_first < 0 || (of.fills != 0 && of.fills != 1) ||
+        !is_power_of_two(of.scale))
+        return 0;
+    const int64_t count = product(results, 4);
+    return count != 0 && count <= bytes_of(layer->out) / 4 && product(map, 3) != 0 &&
+           steps_fit(map, 3, of.in_first, steps, bytes_of(layer->in) / 4) &&
+           of.boxes_first + 4 * (int64_t)of.boxes <= bytes_of(layer->in2) / 4;
+}
+
 int float_layer_fits(const struct float_layer *layer) {
     const struct cpupack_layer *spec = layer->spec;
     if (layer->out != NULL && spec->op != OP_QUANTIZE && !holds_floats(layer->out))
@@ -295,6 +345,10 @@ int float_layer_fits(const struct float_layer *layer) {
         return recurrent_layer_fits(layer);
     if (spec->op == OP_FLOAT_ATTENTION)
         return attention_fits(layer);
+    if (spec->op == OP_PROPOSE)
+        return proposals_fit(layer);
+    if (spec->op == OP_REGIONS)
+        return regions_fit(layer);
     if (spec->weights % 4 || (int64_t)sizeof(struct cpupack_walk) > layer->bytes - spec->weights)
         return 0;
     struct cpupack_walk walk;

@@ -42,6 +42,8 @@ TARGET_AVX512_BEGIN
 #include "operators/float_attention.inc"
 #include "operators/float_attention_words.inc"
 #include "operators/float_windows.inc"
+#include "operators/proposals.inc"
+#include "operators/regions.inc"
 #include "operators/recurrent_products.inc"
 #include "operators/recurrent.inc"
 #include "operators/float_list.inc"

@@ -1,4 +1,4 @@
-"""kernels/engine/program.h as Python sees it: constants, enums, structs and layouts, read from the C text."""
+"""kernels/engine/program.h, and boxes.h beside it, as Python sees them: constants, enums, structs and layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _TYPES = {"int32_t": "i4", "int64_t": "i8", "float": "f4"}
 
 
 def _text() -> str:
-    return re.sub(r"/\*.*?\*/", "", PATH.read_text(), flags=re.DOTALL)
+    texts = [path.read_text() for path in (PATH, PATH.with_name("boxes.h"))]
+    return re.sub(r"/\*.*?\*/", "", "\n".join(texts), flags=re.DOTALL)
 
 
 def constant(name: str) -> int:

@@ -17,6 +17,7 @@ from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.walks import Function, Instruction, Windows
 from helpers import float_reference as reference
 from helpers import kernel_process, native_reference
+from helpers.box_nets import proposals, regions
 from helpers.damage_seeds import damage_seeds
 from helpers.float_nets import (
     Array,
@@ -88,6 +89,17 @@ NETS: dict[str, Callable[[], Net]] = {
     "maximum, dilated": lambda: convolution(Windows.MAXIMUM, 7, 7, dilation=2, pad=1, kernel=(2, 3)),
     "average": lambda: convolution(Windows.AVERAGE, 33, 33, scale=1 / 9),
     "average inside": lambda: convolution(Windows.AVERAGE, 6, 6, stride=2),
+    "proposals of one level": lambda: proposals([70]),
+    "proposals of levels": lambda: proposals([200, 33, 1, 90], most=37, kept=60, most_overlap=0.5),
+    "proposals of equal scores": lambda: proposals([300, 80], steps=1.5, most=25, kept=41),
+    "proposals, few": lambda: proposals([50, 20], least_score=2.5, kept=33),
+    "proposals of none": lambda: proposals([50, 20], least_score=1e9, kept=3),
+    "proposals of all": lambda: proposals([19], most=19, most_overlap=1.0, kept=40),
+    "proposals of extremes": lambda: proposals([150, 60], extremes=True),
+    "regions": lambda: regions(19),
+    "regions of many channels": lambda: regions(96, cells=(7, 7)),
+    "regions of other samples": lambda: regions(5, 3),
+    "regions of one sample": lambda: regions(1, 1, cells=(1, 2)),
     "codes": lambda: codes(7),
     "codes of many channels": lambda: codes(300),
 }  # fmt: skip
@@ -127,6 +139,8 @@ def test_each_layer_gives_what_plain_arithmetic_gives(name: str) -> None:
         "depthwise",
         "codes",
         "groups",
+        "proposals of levels",
+        "regions",
         "linear 50, 259, 70",
         "listed rows 49, 96, 33",
     ],
@@ -263,7 +277,7 @@ DAMAGED = (
     "orders", "reductions of 31", "norms of 50", "groups", "products of 5, 7, 33", "dense, strided", "transposed",
     "depthwise, strided", "maximum, dilated", "average", "codes", "softmaxes of few values",
     "linear 7, 64, 33", "attention of 13, 7, 5, 3", "look-ups",
-    "attention by codes, 13, 7, 5, 3",
+    "attention by codes, 13, 7, 5, 3", "proposals of levels", "regions",
 )  # fmt: skip
 _HEADER, _BUFFER, _LAYER = 64, 48, 160
 _OF_FLOATS = 15

@@ -9,8 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpupack.model import two_stages
 from cpupack.runtime.engine import library, program_format
-from cpupack.stages.quantize.native import float_layers, heads, moves, pack, program, recurrence, row_codes, walks
+from cpupack.stages.quantize.native import (
+    boxes,
+    float_layers,
+    heads,
+    moves,
+    pack,
+    program,
+    recurrence,
+    row_codes,
+    walks,
+)
 from cpupack.stages.quantize.native.fit import Fit
 from helpers import float_reference, program_header
 
@@ -32,6 +43,7 @@ def test_numbers() -> None:
         ("header", program_format.HEADER), ("buffer", program_format.BUFFER), ("layer", program_format.LAYER),
         ("walk", walks.WALK), ("instruction", walks.INSTRUCTION), ("recurrent", recurrence.RECURRENT),
         ("linear", row_codes.LINEAR), ("attention", heads.ATTENTION),
+        ("proposals", boxes.PROPOSALS), ("regions", boxes.REGION),
     ],
 )  # fmt: skip
 def test_structs(name: str, dtype: np.dtype) -> None:
@@ -74,6 +86,10 @@ def test_numbers_of_layers_in_fp32() -> None:
     assert program_header.constant("CPUPACK_OUTER") == heads.OUTER
     assert re.search(rf"^#define CPUPACK_SCORE_ROWS {heads.SCORE_ROWS}\b", kernels, re.MULTILINE)
     assert heads.SCRATCH_VALUES == 1280 * 1024 // 4
+    assert program_header.constant("CPUPACK_LEVELS") == boxes.LEVELS == two_stages.MOST_LEVELS
+    assert program_header.constant("CPUPACK_MOST_SAMPLES") == boxes.MOST_SAMPLES
+    assert program_header.constant("CPUPACK_MOST_CELLS") == boxes.MOST_CELLS
+    assert boxes.SCRATCH_BYTES == 1280 * 1024
     assert f"MOST_TAPS = {float_layers.MOST_TAPS} " in checks
 
 

@@ -1,7 +1,9 @@
-"""From a detector's outputs to candidate boxes: the arithmetic of SSD, RetinaNet and FCOS, as torchvision has it.
+"""From a detector's outputs to candidate boxes: the arithmetic of torchvision's detectors.
 
 ``boxes`` are offsets from the anchors ``(anchors, 4)``, ``scores`` are logits ``(anchors, classes)``. FCOS also has
-``centerness`` ``(anchors, 1)``, the logit of how near to an object's middle the anchor is.
+``centerness`` ``(anchors, 1)``, the logit of how near to an object's middle the anchor is. Faster R-CNN has no anchors
+here: ``rois`` ``(n, 4)`` are the boxes that its first stage proposes, ``boxes`` ``(n, 4 * classes)`` are offsets of
+each class from them.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from ..errors import IntegrityError
 from .boxes import Floats, clipped
 from .scores import probabilities, softmax
 
-SSD, RETINANET, FCOS = "ssd", "retinanet", "fcos"
-DECODERS = (SSD, RETINANET, FCOS)
+SSD, RETINANET, FCOS, FASTER_RCNN = "ssd", "retinanet", "fcos", "faster_rcnn"
+DECODERS = (SSD, RETINANET, FCOS, FASTER_RCNN)
 
 _MOST_GROWTH = np.float32(math.log(1000.0 / 16))
 """The largest logarithm of a box's size over its anchor's, as torchvision bounds it."""
+_LEAST_SIDE = np.float32(1e-2)
+"""Pixels: torchvision drops the boxes of Faster R-CNN that are narrower or lower."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +120,8 @@ def candidates(
     offsets, logits = outputs["boxes"], outputs["scores"]
     if decoder == SSD:
         return _ssd(offsets, logits, anchors, size, threshold)
+    if decoder == FASTER_RCNN:
+        return _of_proposals(outputs["rois"], offsets, logits, anchors, size, threshold)
     if decoder == RETINANET:
         chances = probabilities(logits, "logits")
         return _by_level(offsets, chances, anchors, size, threshold, lambda a, b: moved(a, b, anchors.weights))
@@ -128,6 +134,29 @@ def _ssd(offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int
     boxes = clipped(moved(anchors.boxes, offsets, anchors.weights), *size)
     chances = softmax(logits).astype(np.float32)
     return Candidates.joined(per_class(boxes, chances[:, 1:], threshold, anchors.top_k, first=1))
+
+
+def _of_proposals(
+    rois: Floats, offsets: Floats, logits: Floats, anchors: Anchors, size: tuple[int, int], threshold: float
+) -> Candidates:
+    """Return Faster R-CNN's candidates: each class has offsets of its own from the proposed box.
+
+    Rows whose first corner is negative are no proposals: the image has fewer than others may have.
+    """
+    real = np.flatnonzero(rois[:, 0] >= 0.0)
+    boxes, chances = rois[real], softmax(logits[real]).astype(np.float32)
+    by_class = offsets[real].reshape(len(real), logits.shape[1], 4)
+    found = []
+    for index in np.flatnonzero((chances > threshold).any(axis=0)):
+        if index == 0:
+            continue  # the background
+        rows = np.flatnonzero(chances[:, index] > threshold)
+        corners = clipped(moved(boxes[rows], by_class[rows, index], anchors.weights), *size)
+        large = ((corners[:, 2:] - corners[:, :2]) >= _LEAST_SIDE).all(axis=1)
+        found.append(
+            Candidates(corners[large], chances[rows[large], index], np.full(int(large.sum()), index, np.int64))
+        )
+    return Candidates.joined(found)
 
 
 def per_class(boxes: Floats, chances: Floats, threshold: float, top_k: int, first: int = 0) -> list[Candidates]:

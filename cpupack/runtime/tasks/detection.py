@@ -20,8 +20,8 @@ from .spec import TaskSpec
 if TYPE_CHECKING:
     from PIL import Image
 
-BOXES, SCORES, CENTERNESS = "boxes", "scores", "centerness"
-"""The names of a detector's outputs. Only FCOS has the last one."""
+BOXES, SCORES, CENTERNESS, ROIS = "boxes", "scores", "centerness", "rois"
+"""The names of a detector's outputs. Only FCOS has the third one, and only Faster R-CNN the last."""
 MOST_OF_A_CLASS = 1000
 """Candidates of each class that are compared with each other. Detectors with anchors have their own number."""
 

@@ -9,6 +9,7 @@ from torch import fx
 from cpupack.artifacts import CapturedModel, FloatModel, Samples
 from cpupack.errors import ModelError
 from cpupack.graph.eager import has_quant_stubs
+from cpupack.graph.proposals import steady_proposals
 from cpupack.graph.rows import mark_rows
 from cpupack.graph.trace import record_shapes
 from cpupack.model.one_row import OneRow
@@ -92,6 +93,13 @@ def _graph_beside(
 
 
 def _captured(
+    model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
+) -> fx.GraphModule:
+    with steady_proposals():
+        return _proven(model, batch, samples, places, progress)
+
+
+def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
     exported = export(model.module, batch[:2].clone())

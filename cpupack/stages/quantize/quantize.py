@@ -13,6 +13,7 @@ from cpupack.errors import QuantizationError
 from cpupack.graph.names import is_within
 from cpupack.graph.pixel_model import PixelModel
 from cpupack.layout import weights_channels_last
+from cpupack.model.two_stages import gives_proposals
 from cpupack.model.user_code import describe_failure
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Quantize, Recipe
@@ -54,6 +55,12 @@ def quantize(
     known: dict[str, str] = {}
     if target.record.quantizer == "native":
         return _quantize_natively(calibrated, recipe, spec, target)
+    if gives_proposals(original):
+        raise QuantizationError(
+            f"{target.engine} has no operator for what lies between the two stages of a detector, and a wheel that "
+            "runs on torch brings none",
+            hint='set engine = "native" (or "auto") in [target.x86_64] or [target.aarch64]',
+        )
     with engine(target.engine), warnings.catch_warnings():
         # torch.ao.quantization is deprecated. Only this package uses it to build wheels.
         warnings.filterwarnings("ignore", message="(?s).*deprecated")

@@ -12,6 +12,7 @@ DECODES = (
 ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
+BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps than INT8"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
 LEVELS = "brings the channels of the input, whose ranges differ, to one range"
 SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"

@@ -29,6 +29,7 @@ from cpupack.artifacts import (
 from cpupack.errors import CalibrationError, ModelError, RecipeError, VerificationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
+from cpupack.graph.proposals import steady_proposals
 from cpupack.layout import batch_channels_last
 from cpupack.meaning import meaning_of
 from cpupack.metric import Metric
@@ -137,7 +138,7 @@ def _outputs(
     module = model.fast_module()
     if graph is not None and len(samples) > _COMPARED_SAMPLES:
         some = model.fast_batch(samples.spread(_COMPARED_SAMPLES).tensor(slice(None)))
-        with torch.inference_mode():
+        with torch.inference_mode(), steady_proposals():
             expected, found = module(some.clone()).numpy(), graph(batch_channels_last(some)).numpy()
         if (
             found.shape == expected.shape
@@ -213,7 +214,7 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
 def _distance(reference: Reference, actual: FloatArray) -> VerifyReport:
     """Return a report with all measures that need no labels."""
     samples, signature = reference.samples, reference.signature
-    expected, found = signature.split(reference.outputs), signature.split(actual)
+    expected, found = signature.compared(reference.outputs, actual)
     facts = tuple(_output_fact(each.name, expected[each.name], found[each.name]) for each in signature.outputs)
     worst = min(facts, key=lambda each: each.sqnr_db)
     report = VerifyReport(

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 from cpupack.stages.quantize.native.attention import written_out
+from cpupack.stages.quantize.native.boxes import BOXES
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
@@ -380,6 +381,7 @@ def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
 
 _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     **REDUCTIONS,
+    **BOXES,
     nn.PReLU: (_slope, "map"),
     nn.MaxPool1d: (max_pool, "windows"),
     nn.MaxPool2d: (max_pool, "windows"),

@@ -18,6 +18,7 @@ from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
 from cpupack.graph.names import core, is_skipped
 from cpupack.graph.phases import large_angles
+from cpupack.graph.proposals import is_between_stages
 from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
@@ -74,6 +75,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
         (reasons.ANGLES, large_angles(calls.graph, magnitude)),
         (reasons.HIDES, hiding_calls(calls.graph)),
+        (reasons.BOXES, [node for node in nodes if is_between_stages(node)]),
         (reasons.NO_FLOATS, calls.beyond_floats()),
     ):
         kept = dict.fromkeys(found, reason) | kept

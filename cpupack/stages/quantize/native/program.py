@@ -49,6 +49,8 @@ class Op(IntEnum):
     FLOAT_CODES = 25
     FLOAT_ATTENTION = 26
     FLOAT_LOOKUP = 27
+    PROPOSE = 28
+    REGIONS = 29
 
 
 class Flag(IntFlag):

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.errors import QuantizationError
+from cpupack.graph.proposals import is_between_stages
 from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.functions import is_fused_relu
@@ -82,7 +83,7 @@ def split(
         if not more:
             break
         reasons |= more
-    if by_rows:
+    if by_rows or any(is_between_stages(node) for node in nodes):
         reasons |= {node: BETWEEN for node in sums_before(calls, reasons) if node not in beyond}
     _view_floats(calls, nodes, reasons, beyond)
     reasons = {node: AMONG if why == BETWEEN and node in among else why for node, why in reasons.items()}
