@@ -16,7 +16,7 @@ import os
 import struct
 import weakref
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..host.limits import why_no_thread
 from . import library as native_library
 from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
+from .results import ResultMemory
 
 PROGRAM_NOTE = "cpupack-program.json"
 """Name of the record below ``extra/`` that says where the program is."""
@@ -67,7 +68,7 @@ class Program:
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
     sample of a batch needs while it is computed. ``version`` is the number of its format. The results of a sample are
     in ``layout``, None for a row. With ``lengths`` this is the program of the greatest length, and ``parts`` has those
-    of all lengths in turn, which share their constants.
+    of all lengths in turn, which share their constants. The arrays of its results come from ``results``.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -79,6 +80,7 @@ class Program:
     layout: Layout | None = None
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
+    results: ResultMemory = field(default_factory=ResultMemory, compare=False, repr=False)
 
     @property
     def takes_rgb(self) -> bool:
@@ -249,7 +251,7 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
     if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
         raise RunnerError(f"the model failed on a batch of shape {given}: it takes (n, {', '.join(map(str, shape))})")
     dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
-    result = np.empty((len(batch), program.outputs), np.float32)
+    result = program.results.take(len(batch), program.outputs)
     return Call(dense, -1 if mask is None else mask, result, given)
 
 
