@@ -17,6 +17,7 @@ import struct
 import weakref
 import zipfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class Program:
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
     results: ResultMemory = field(default_factory=ResultMemory, compare=False, repr=False)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the program is in memory."""
+        return self.memory.ctypes.data
 
     @property
     def takes_rgb(self) -> bool:
@@ -286,7 +292,7 @@ class Session:
         failed = 0
         for part in self._program.parts or (self._program,):
             failed = failed or self._library.cpupack_make_ready(
-                self._session, part.memory.ctypes.data, part.memory.size, batch_size
+                self._session, part.address, part.memory.size, batch_size
             )
         if failed == _NO_THREADS:
             raise HostError(why_no_thread())
@@ -324,7 +330,7 @@ class Session:
     def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
         batch, result = call.batch, call.result
         code = (self._run if wait else self._try_run)(
-            self._session, program.memory.ctypes.data, program.memory.size, batch.ctypes.data,
+            self._session, program.address, program.memory.size, batch.ctypes.data,
             batch.dtype == np.float32, call.mask, len(result), result.ctypes.data,
         )  # fmt: skip
         if not code:
