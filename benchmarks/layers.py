@@ -130,7 +130,7 @@ def profile(model: Path, batch: int, threads: int, calls: int, *, slowest_first:
     best: npt.NDArray[Any] | None = None
     totals = []
     for _ in range(calls):
-        engine.library.cpupack_profile_clear()
+        engine.library.cpupack_timed_clear()
         totals.append(engine.run())
         found = _layers(engine.library)
         if best is None:
@@ -165,7 +165,7 @@ def profile(model: Path, batch: int, threads: int, calls: int, *, slowest_first:
 
 def _layers(library: ctypes.CDLL) -> npt.NDArray[Any]:
     pointer = ctypes.c_void_p()
-    count = library.cpupack_profile(ctypes.byref(pointer))
+    count = library.cpupack_timed(ctypes.byref(pointer))
     assert pointer.value is not None
     return np.frombuffer((ctypes.c_char * (count * TIMED.itemsize)).from_address(pointer.value), TIMED).copy()
 

@@ -32,7 +32,6 @@ from cpupack.peers import COMPARED, OURS
 from cpupack.peers.job import Job
 from cpupack.peers.process import EngineProcess
 from cpupack.progress import SilentProgress
-from cpupack.runtime.engine import library
 from cpupack.runtime.files import MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.host.cpu import cpu_info, detect_isa
 from cpupack.runtime.manifest import hash_file
@@ -220,7 +219,7 @@ def prepare(name: str, options: argparse.Namespace) -> None:
                 _put_first(process, options)
                 process.ask("build")
             (place / peer / "built").touch()
-    put_kernels(place)
+    put_runtime(place)
     for engine in (OURS, *PEERS):
         found = closeness_of(place, engine, NETWORKS[name].throughput, options)
         _say(f"{name}: {engine}: " + ", ".join(f"{each} {db_text(db)}" for each, db in found.by_output.items()))
@@ -240,14 +239,18 @@ def closeness_of(place: Path, engine: str, setting: Setting, options: argparse.N
     return closeness(job.named or Signature.plain(job.input_shape, reference.shape[1:]), reference, actual)
 
 
-def put_kernels(place: Path) -> None:
-    """Put this checkout's kernels into the package: they may be newer, and the program is the same."""
+def put_runtime(place: Path) -> None:
+    """Put this checkout's runtime and kernels into the package: they may be newer, and the program is the same."""
     package = Path(Job.read(place / "subject" / "job.json").package["source"]) / f"{place.name}_int8"
     manifest = json.loads((package / MANIFEST_NAME).read_text("utf-8"))
-    shipped = Path("_runtime") / library.LIBRARIES["x86_64"]
-    kernels = Path(runtime.__file__).parent / library.LIBRARIES["x86_64"]
-    (package / shipped).write_bytes(kernels.read_bytes())
-    manifest["files"][shipped.as_posix()] |= {"sha256": hash_file(kernels), "bytes": kernels.stat().st_size}
+    runtime_files = Path(runtime.__file__).parent
+    shipped = {Path(each) for each in manifest["files"] if each.startswith("_runtime/")}
+    shipped |= {Path("_runtime") / each.relative_to(runtime_files) for each in runtime_files.rglob("*.py")}
+    for each in shipped:
+        source = runtime_files / each.relative_to("_runtime")
+        (package / each).parent.mkdir(parents=True, exist_ok=True)
+        (package / each).write_bytes(source.read_bytes())
+        manifest["files"][each.as_posix()] = {"sha256": hash_file(source), "bytes": source.stat().st_size}
     (package / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     root = f"{hash_file(package / MANIFEST_NAME)}  {MANIFEST_NAME}\n"
     (package / ROOT_NAME).write_text(root, encoding="utf-8")
@@ -261,7 +264,7 @@ def _job(place: Path, engine: str, input_kind: str = "uint8") -> Job:
 def measure(name: str, options: argparse.Namespace) -> None:
     """Measure both modes, keep the rows and print the medians of the paired ratios."""
     place, floats = options.cache / name, options.floats
-    put_kernels(place)
+    put_runtime(place)
     (place / OURS).mkdir(exist_ok=True)
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:

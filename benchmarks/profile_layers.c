@@ -65,6 +65,7 @@ static void add(const struct step *step, int64_t ns) {
 TIMED(conv, (const struct step *step, const struct step *next, struct worker *worker, float *to),
       (step, next, worker, to))
 TIMED(input, (const struct step *step, struct worker *worker, const void *input, int mask), (step, worker, input, mask))
+TIMED(floats, (const struct step *step, struct worker *worker, const void *input, float *to), (step, worker, input, to))
 TO_CALLER(global_average)
 TO_CALLER(output)
 PLAIN(depthwise)
@@ -87,18 +88,19 @@ const struct kernels *__wrap_find_kernels(void) {
         wrapped.average_pool = timed_average_pool, wrapped.scale = timed_scale, wrapped.add = timed_add;
         wrapped.table = timed_table, wrapped.move = timed_move, wrapped.multiply = timed_multiply;
         wrapped.affine = timed_affine, wrapped.resample = timed_resample;
+        wrapped.floats = timed_floats;
         real = __real_find_kernels();
     }
     return &wrapped;
 }
 
 /* The layers in the order in which they first ran. */
-int cpupack_profile(const struct timed **layers) {
+int cpupack_timed(const struct timed **layers) {
     *layers = timed;
     return count;
 }
 
-void cpupack_profile_clear(void) {
+void cpupack_timed_clear(void) {
     for (int i = 0; i < count; i++)
         timed[i].ns = timed[i].calls = 0;
 }

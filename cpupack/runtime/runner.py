@@ -41,6 +41,9 @@ from .text.inputs import load_text, text_rows, texts_of
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
 
+_TAKEN = {np.dtype(np.float32): "float32", np.dtype(np.uint8): "uint8"}
+"""The names of usual dtypes: numpy takes 2.5 us to write one, as long as a small layer."""
+
 
 class Runner:
     """A packaged INT8 model, ready to predict.
@@ -239,7 +242,7 @@ class Runner:
             return self.finite(batch.detach().cpu().numpy())
         if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
-        self.check_batch(str(batch.dtype), batch.shape)
+        self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
         return self.finite(batch)
 
     def load(self, item: Any) -> npt.NDArray[Any]:

@@ -266,9 +266,9 @@ def elementwise(channels: int, table: Array | None = None) -> Reference:
     return net
 
 
-def resampled(channels: int, table: Array | None = None) -> Reference:
-    """Windows of every size at every place, with weights of either sign."""
-    net = Reference(pixels(2, 7, 5, channels))
+def resampled(channels: int, table: Array | None = None, *, height: int = 7) -> Reference:
+    """Windows of every size at every place, with weights of either sign. The first one sees the whole image."""
+    net = Reference(pixels(2, height, 5, channels))
     random = np.random.default_rng(3)
 
     def some(results: int, length: int) -> Array:
@@ -276,9 +276,10 @@ def resampled(channels: int, table: Array | None = None) -> Reference:
         for row in weights_of:
             begin, end = sorted(random.choice(length + 1, 2, replace=False))
             row[:begin], row[end:] = 0, 0
+        weights_of[0] = random.normal(0.0, 0.5, length)
         return weights_of
 
-    net.output(net.resample(net.resample(0, some(4, 7), some(11, 5)), some(1, 4), some(6, 11), table=table))
+    net.output(net.resample(net.resample(0, some(4, height), some(11, 5)), some(1, 4), some(6, 11), table=table))
     return net
 
 
@@ -385,6 +386,7 @@ NETS: dict[str, Callable[[], Reference]] = {
         for channels in (1, 19, 64, 130)
         for table in (None, TABLE)
     },
+    "resampled, large windows": lambda: resampled(19, height=40),
     "several results": lambda: results(70),
     "pixels by blocks": lambda: by_blocks(54, 4),
     "pixels by blocks of six": lambda: by_blocks(10, 6),

@@ -16,7 +16,8 @@ import os
 import struct
 import weakref
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from . import library as native_library
 from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
 from .prototypes import Piece
+from .results import ResultMemory
 
 Floats = npt.NDArray[np.float32]
 PROGRAM_NOTE = "cpupack-program.json"
@@ -69,7 +71,7 @@ class Program:
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
     sample of a batch needs while it is computed. ``version`` is the number of its format. The results of a sample are
     in ``layout``, None for a row. With ``lengths`` this is the program of the greatest length, and ``parts`` has those
-    of all lengths in turn, which share their constants.
+    of all lengths in turn, which share their constants. The arrays of its results come from ``results``.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -81,6 +83,12 @@ class Program:
     layout: Layout | None = None
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
+    results: ResultMemory = field(default_factory=ResultMemory, compare=False, repr=False)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the program is in memory."""
+        return self.memory.ctypes.data
 
     @property
     def takes_rgb(self) -> bool:
@@ -259,7 +267,7 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
     if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
         raise RunnerError(f"the model failed on a batch of shape {given}: it takes (n, {', '.join(map(str, shape))})")
     dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
-    result = np.empty((len(batch), program.outputs), np.float32)
+    result = program.results.take(len(batch), program.outputs)
     return Call(dense, -1 if mask is None else mask, result, given)
 
 
@@ -299,7 +307,7 @@ class Session:
             parts = parts if all_lengths else (parts[0], parts[-1])
         for part in parts:
             failed = failed or self._library.cpupack_make_ready(
-                self._session, part.memory.ctypes.data, part.memory.size, batch_size
+                self._session, part.address, part.memory.size, batch_size
             )
         if failed == _NO_THREADS:
             raise HostError(why_no_thread())
@@ -361,7 +369,7 @@ class Session:
     def _run_one(self, program: Program, call: Call, *, wait: bool) -> bool:
         batch, result = call.batch, call.result
         code = (self._run if wait else self._try_run)(
-            self._session, program.memory.ctypes.data, program.memory.size, batch.ctypes.data,
+            self._session, program.address, program.memory.size, batch.ctypes.data,
             batch.dtype == np.float32, call.mask, len(result), result.ctypes.data,
         )  # fmt: skip
         return self._has_run(code, call.shape)
