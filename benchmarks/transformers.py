@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
+from random_weights import like_trained
 from torch import nn
 
 from cpupack.accuracy import sqnr_db
@@ -41,8 +42,6 @@ NAMES = ("vit_b_16", "swin_t", "convnext_tiny")
 SHAPE = (3, 224, 224)
 CALIBRATION, HELD_OUT = (8, 0), (8, 9)
 OURS = "cpupack"
-_GAINS = 128
-"""One of so many channels of a norm is four times as large as the others."""
 _WARM_CALLS = 3
 
 
@@ -82,27 +81,7 @@ def network(name: str) -> nn.Module:
 
     torch.manual_seed(0)
     module: nn.Module = getattr(import_torchvision().models, name)()
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                tails = noise(layer.weight) * (1 + 0.5 * noise(layer.weight).abs())
-                layer.weight.copy_(tails * (0.7 / math.sqrt(layer.weight[0].numel())))
-                if layer.bias is not None:
-                    layer.bias.copy_(0.2 * noise(layer.bias))
-            elif isinstance(layer, nn.LayerNorm):
-                gains = 1 + 0.3 * noise(layer.weight)
-                few = torch.randperm(gains.numel(), generator=generator)[: max(1, gains.numel() // _GAINS)]
-                gains.view(-1)[few] *= 4.0
-                layer.weight.copy_(gains)
-                layer.bias.copy_(0.2 * noise(layer.bias))
-        for name, value in module.named_parameters():
-            if name.endswith("layer_scale"):  # they begin at 1e-6, with which no block would count
-                value.copy_(0.3 * (1 + 0.5 * noise(value)))
+    like_trained(module)
     return module.eval()
 
 

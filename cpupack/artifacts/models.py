@@ -208,7 +208,9 @@ class CalibratedModel:
 
     ``stats`` is keyed by the captured graph's node names (style ``fx``) or by module names (style ``eager``); empty for
     ``dynamic``. ``origin`` names the data, ``samples`` is their number. ``recurrent_sqnr_db`` has for each recurrent
-    layer of the graph, by its node's name, what is left of its outputs with codes of 8 bits.
+    layer of the graph, by its node's name, what is left of its outputs with codes of 8 bits. ``divisors`` has for a
+    linear layer over tokens what each input channel is divided by before it becomes codes, float32 ``(in,)``: its
+    weights are multiplied with it.
     """
 
     fused: FusedModel
@@ -216,6 +218,7 @@ class CalibratedModel:
     samples: int
     origin: str
     recurrent_sqnr_db: dict[str, float] = field(default_factory=dict)
+    divisors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

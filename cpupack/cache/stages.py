@@ -192,6 +192,7 @@ class StageCache:
                 arrays = {part: getattr(stats, part) for part in _PARTS}
                 tensors.update({f"{number} {part}": _tensor(each) for part, each in arrays.items() if each is not None})
             widths = [float(stats.bin_width).hex() for stats in made.stats.values()]
+            tensors |= {f"divisor {name}": each for name, each in made.divisors.items()}
             left = {name: float(db).hex() for name, db in made.recurrent_sqnr_db.items()}
             return Entry(tensors, {"names": names, "widths": widths, "recurrent_sqnr_db": left})
 
@@ -204,7 +205,12 @@ class StageCache:
                 }
                 stats[name] = ActivationStats(bin_width=float.fromhex(width), **arrays)
             left = {name: float.fromhex(db) for name, db in entry.facts["recurrent_sqnr_db"].items()}
-            return CalibratedModel(fused, stats, len(samples), samples.origin, left)
+            divisors = {
+                name.removeprefix("divisor "): each
+                for name, each in entry.tensors.items()
+                if name.startswith("divisor ")
+            }
+            return CalibratedModel(fused, stats, len(samples), samples.origin, left, divisors)
 
         facets = self._calibration(fused, samples, batch_size)
         return self._through("calibrate", facets, progress, make, pack, take)

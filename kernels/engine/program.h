@@ -232,6 +232,7 @@ enum cpupack_norm {
     NORM_LOG_SOFTMAX = 1,
     NORM_LAYER = 2, /* (x - mean) / root(variance + scale) * second operand + third */
     NORM_ROOT_MEAN_SQUARE = 3,
+    NORM_FACTORS = 4, /* OP_FLOAT_CODES alone: x * second operand */
 };
 
 /* OP_FLOAT_WINDOWS: sizes are height, width and channels of the input, then of the result. The weights are at `scales`,

@@ -218,9 +218,12 @@ static int places_fit(const struct float_layer *layer, const struct cpupack_walk
 /* Rows of codes: as many as the buffer has pixels, of which each has room for a scale too. */
 static int row_codes_fit(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const struct cpupack_buffer *out = layer->out;
-    if (walk->kept < 0 || walk->kept > DIMENSIONS || walk->kind < -1 || walk->kind > NORM_ROOT_MEAN_SQUARE ||
+    if (walk->kept < 0 || walk->kept > DIMENSIONS || walk->kind < -1 || walk->kind > NORM_FACTORS ||
         walk->kind == NORM_SOFTMAX || walk->kind == NORM_LOG_SOFTMAX || out->frames != 1 || out->height != 1 ||
         out->channels % 4)
+        return 0;
+    if (walk->kind == NORM_FACTORS &&
+        (!(layer->spec->flags & FLAG_CONSTANT) || walk->kept != DIMENSIONS - 1 || walk->in2_steps[DIMENSIONS - 1] != 1))
         return 0;
     const int64_t length = product(walk->sizes + walk->kept, DIMENSIONS - walk->kept);
     int64_t step = 1; /* the values of a norm lie side by side in the scratch memory */

@@ -50,6 +50,12 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
         normed = append_codes(net.floats, view, norm)
         expected = reference.linear(reference.normalize(x, kind, 1e-5, *own), weights, scales, bias)
         net.result(append_linear(net.floats, normed, weights, scales, bias), expected)
+    factors = np.exp(normal(length, seed=10))
+    normed_by = reference.normalize(x, Norm.LAYER, 1e-5, gain * factors, shift * factors)
+    for before, values in ((None, x * factors), (RowNorm(Norm.LAYER, 1e-5, *fixed), normed_by)):
+        divided = append_codes(net.floats, view, before, torch.from_numpy(factors))
+        expected = reference.linear(values, weights, scales, bias)
+        net.result(append_linear(net.floats, divided, weights, scales, bias), expected)
     return net
 
 

@@ -75,6 +75,7 @@ class Builder:
         by_rows: Collection[str] = frozenset(),
         by_words: Collection[str] = frozenset(),
         attends_by_words: Collection[str] = frozenset(),
+        divisors: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -91,6 +92,8 @@ class Builder:
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
         self.by_rows, self.by_words, self.attends_by_words = by_rows, by_words, attends_by_words
+        self.divisors = divisors or {}
+        self.divided: dict[fx.Node, torch.Tensor | None] = {}
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.waiting: dict[fx.Node, tuple[View | Listed, RowNorm | None]] = {}
         self.magnitudes: dict[fx.Node, float] = {}

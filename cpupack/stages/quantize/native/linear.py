@@ -79,6 +79,7 @@ def linear_by_rows(b: Builder, node: fx.Node) -> None:
         b.floats.values[found.last] = _in_shape(own, tuple(shape_of(found.last)[1:]))
         names = [b.calls.kind(one) for one in found.nodes if not b.calls.rearranges(one)]
         kernel = " + ".join(["cpupack::linear", *found.names]) + (", joined" if len(whole) > 1 else "")
+        kernel += ", smoothed" if b.divided.get(source) is not None else ""
         tell_rows(
             b, each, found.last, kernel, kind="+".join([b.calls.kind(each), *names]), weight_sqnr_db=layer.sqnr_db
         )
@@ -120,6 +121,9 @@ def _rounded(b: Builder, node: fx.Node, found: _Included) -> _Rounded:
     assert module is not None
     layer: Any = core(module)
     weight, bias = layer.weight.detach(), bias_of(layer)
+    divisors = b.divided.get(node.all_input_nodes[0])
+    if divisors is not None:
+        weight = weight * divisors
     if found.factor is not None:
         weight, bias = weight * found.factor[:, None], bias * found.factor
     filters = weight[:, :, None, None]
@@ -146,7 +150,9 @@ def codes_of(b: Builder, source: fx.Node, reader: fx.Node) -> RowCodes:
     found = b.row_codes.get(source)
     if found is None:
         operand, norm = b.waiting.get(source, (None, None))
-        found = append_codes(b.floats, as_floats(b, source, reader) if operand is None else operand, norm)
+        divisors = b.divided[source] = b.divisors.get(reader.name)
+        factors = None if divisors is None else 1.0 / divisors
+        found = append_codes(b.floats, as_floats(b, source, reader) if operand is None else operand, norm, factors)
         b.row_codes[source] = found
     return found
 

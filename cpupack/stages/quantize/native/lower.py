@@ -159,6 +159,8 @@ def _lower_segment(
         by_rows={node.name for node in by_rows},
         by_words={name for name, left in calibrated.recurrent_sqnr_db.items() if left < LEAST_SQNR_DB},
         attends_by_words={node.name for node, reason in reasons.items() if words and reason != SKIPPED},
+        # AdaRound has rounded the weights as they are: multiplied ones would lie between the points of their grid.
+        divisors=calibrated.divisors if recipe.smooth and recipe.rounding == "nearest" else {},
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

@@ -81,8 +81,15 @@ def fits_rows(shape: Sequence[int]) -> bool:
     return len(shape) >= 1 and shape[-1] <= LONGEST_ROW and math.prod(shape[:-1]) <= LONGEST_SIDE
 
 
-def append_codes(floats: Floats, operand: Operand | Listed, norm: RowNorm | None = None) -> RowCodes:
-    """Append a layer that turns each row of float32 values ``(*lead, length)`` into codes."""
+def append_codes(
+    floats: Floats, operand: Operand | Listed, norm: RowNorm | None = None, factors: torch.Tensor | None = None
+) -> RowCodes:
+    """Append a layer that turns each row of float32 values ``(*lead, length)`` into codes.
+
+    The values are first multiplied with ``factors``, float32 ``(length,)``.
+    """
+    if factors is not None:
+        norm = _times(norm, factors)
     places = operand.places if isinstance(operand, Listed) else None
     view = (
         View(operand.buffer, operand.shape, (*[0] * operand.places.ndim, operand.step))
@@ -115,6 +122,15 @@ def append_codes(floats: Floats, operand: Operand | Listed, norm: RowNorm | None
         Layer(Op.FLOAT_CODES, flags, view.buffer, output=number, fields=fields, constants=constants)
     )
     return RowCodes(number, lead, length)
+
+
+def _times(norm: RowNorm | None, factors: torch.Tensor) -> RowNorm:
+    """Return a norm whose results are multiplied with factors."""
+    if norm is None:
+        return RowNorm(Norm.FACTORS, 0.0, Fixed(factors), None)
+    weight = factors if norm.weight is None else norm.weight.values.detach().reshape(-1) * factors
+    bias = None if norm.bias is None else Fixed(norm.bias.values.detach().reshape(-1) * factors)
+    return RowNorm(norm.kind, norm.epsilon, Fixed(weight), bias)
 
 
 def append_linear(

@@ -88,6 +88,7 @@ class Norm(IntEnum):
     LOG_SOFTMAX = 1
     LAYER = 2
     ROOT_MEAN_SQUARE = 3
+    FACTORS = 4
 
 
 class Windows(IntEnum):
