@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
+import http.client
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from helpers.native_wheel import native_contents
 from helpers.once import once
 from helpers.ray_cluster import RayCluster, ray_cluster, replicas
 from helpers.tiny_wheel import TinyWheel
-from helpers.waiting import wait_until
+from helpers.waiting import PATIENCE_S, wait_until
 
 pytest.importorskip("ray", reason="needs Ray, of the extra dev")
 
@@ -209,3 +212,35 @@ def test_a_load_brings_replicas(environment: Environment, images: Path, cluster:
     assert 2 in counts
     assert answered["answered"] > 0
     wait_until(lambda: cluster.tell(f"health {name}") == "tiny-int8-front=2 tiny-int8=2")
+
+
+def test_more_than_a_replica_and_its_queue_hold_is_answered_429(
+    environment: Environment, images: Path, cluster: RayCluster
+) -> None:
+    """One runs, one is ready, two wait at each of the two fronts: of 40 at once most are refused, and each is told."""
+    port, name = free_port(), f"{APPLICATION}full"
+    small = {"replicas": 1, "cpus": 1, "threads": 1, "instances": 1, "batch_size": 1}
+    assert cluster.tell(f"serve tiny_int8 {port} {name} " + json.dumps(small).replace(" ", "")) == "ready"
+    photo = base64.b64encode((images / "0000.jpg").read_bytes()).decode()
+    body = json.dumps({"images": [photo] * 20}).encode()  # some tenths of a second for one CPU
+
+    def ask(_: int) -> tuple[int, Mapping[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+        try:
+            connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+            found = connection.getresponse()
+            return found.status, {key.lower(): value for key, value in found.getheaders()}, found.read()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(40) as clients:
+        found = list(clients.map(ask, range(40)))
+    refused = [(headers, text) for status, headers, text in found if status == 429]
+    assert {status for status, _, _ in found} == {200, 429}
+    assert len(refused) > 20
+    for headers, text in refused:
+        assert headers["x-refused"] == "queue"
+        assert int(headers["retry-after"]) >= 1
+        assert "refused (queue)" in json.loads(text)["error"]
+    assert all(len(json.loads(text)["predictions"]) == 20 for status, _, text in found if status == 200)
+    assert ask(0)[0] == 200  # and afterwards there is room again

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 
 from cpupack.runtime.serve.line import Job
+from cpupack.runtime.serve.promise import call_time
 from cpupack.runtime.serve.scheduler import (
     BYTES,
     DEADLINE,
@@ -305,6 +307,33 @@ def test_an_idle_server_tries_now_and_then_what_it_believes_to_be_too_slow() -> 
     assert start(one, 0, 1001, job(deadline=1021))
     one.finish(0, 1011 * MS)
     assert one.offer([job(deadline=1031)], 1011 * MS) is None  # that was in time: so the next may be
+
+
+def test_an_idle_server_tries_what_a_table_of_a_stalled_host_says_is_too_slow() -> None:
+    one = scheduler(table=times((1, 2, 3), (2, 5, 400)))
+    assert one.offer([job(deadline=50, samples=2)], 0.0) is None
+    assert one.take(0, 0.0).jobs
+    one.finish(0, 5 * MS)
+    assert one.offer([job(deadline=60, samples=2)], 6 * MS) is None  # that was in time
+    one.take(0, 6 * MS)
+    one.finish(0, 11 * MS)
+    assert one.offer([job(deadline=14, samples=2)], 11 * MS) is not None  # less than the mean: that never can be
+
+
+def test_a_table_that_was_made_while_the_host_stood_still_is_made_again() -> None:
+    quiet, stalled = np.full(200, 0.001), np.array([*[0.001] * 100, *[0.4] * 3])
+    slower = np.array([*[0.001] * 100, *[0.2] * 3])
+    for tries, expected in (
+        ([quiet], quiet),
+        ([stalled, quiet], quiet),
+        ([stalled, slower, quiet], quiet),
+        ([stalled, slower, stalled], slower),
+    ):
+        left = [each.copy() for each in tries]
+        found = call_time(2, partial(left.pop, 0))
+        assert left == []
+        p99_s = max(expected.mean(), np.percentile(expected, 99))
+        assert (found.size, found.mean_s, found.p99_s) == (2, expected.mean(), p99_s)
 
 
 def test_the_corrections_follow_what_is_measured_and_a_single_stall_does_not_move_the_tail() -> None:

@@ -6,12 +6,14 @@ import io
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..bench.server import shapes_up_to
@@ -30,6 +32,9 @@ from .times import CallTime, PrepareTimes
 _MEASURE_S = 0.25
 _FEWEST_CALLS = 20
 _MOST_S = 2.0
+_TRIES = 3
+_STALLED = 4.0
+"""Times the median: a p99 above it says that the host stood still while calls were timed."""
 _PHOTO = (640, 480)
 
 
@@ -82,13 +87,27 @@ def choose_setting(package_dir: Path, options: ServeOptions) -> Setting:
 
 
 def measure(model: ServedModel) -> list[CallTime]:
-    """Return the time of calls of each size while all instances are busy. Takes a quarter of a second a size."""
-    found = []
-    for size in shapes_up_to(model.batch_size):
-        took_s = np.concatenate(_busy(model, size))
-        mean_s = float(took_s.mean())
-        found.append(CallTime(size, mean_s, max(mean_s, float(np.percentile(took_s, 99)))))
-    return found
+    """Return the time of calls of each size while all instances are busy.
+
+    Takes a quarter of a second a size, and up to three where the host stood still meanwhile.
+    """
+    return [call_time(size, partial(_busy, model, size)) for size in shapes_up_to(model.batch_size)]
+
+
+def call_time(size: int, run: Callable[[], npt.NDArray[np.float64]]) -> CallTime:
+    """Return the time of calls of ``size``, of which ``run`` returns some in seconds.
+
+    A host that stands still for a moment makes one call of that quarter of a second take as long. Such a row would
+    stand for all the life of the server, so it is measured again, and the best one counts.
+    """
+    found: list[CallTime] = []
+    for _ in range(_TRIES):
+        took_s = run()
+        mean_s, p99_s = float(took_s.mean()), float(np.percentile(took_s, 99))
+        found.append(CallTime(size, mean_s, max(mean_s, p99_s)))
+        if p99_s <= _STALLED * float(np.median(took_s)):
+            break
+    return min(found, key=lambda one: one.p99_s)
 
 
 def learn_decoding(model: ServedModel, prepare: PrepareTimes) -> float:
@@ -187,7 +206,7 @@ def _profile(measured: Sequence[Profile], threads: int, instances: int) -> Profi
     return next((one for one in measured if (one.threads, one.instances) == (threads, instances)), None)
 
 
-def _busy(model: ServedModel, size: int) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+def _busy(model: ServedModel, size: int) -> npt.NDArray[np.float64]:
     """Run calls of one size on all instances at once, and return how long each took."""
     instances = model.runner.plan.instances
     batch = model.runner.example(size)
@@ -221,4 +240,4 @@ def _busy(model: ServedModel, size: int) -> list[np.ndarray[Any, np.dtype[np.flo
         thread.join()
     if failed:
         raise failed[0]
-    return [np.array(times[1:] or times) for times in took]
+    return np.concatenate([np.array(times[1:] or times) for times in took])

@@ -272,8 +272,9 @@ class Scheduler:
                 self._line = line
             return None
         idle = not self._queue and not self._running
-        # Without the time to decode: that was learnt, too.
-        alone = len(jobs) == 1 and now_s + self.times.table_s(jobs[0].samples) <= deadline_s
+        # Without the time to decode, which was learnt, too, and by the table's mean: its p99 may be that of a host that
+        # stood still while it was made.
+        alone = len(jobs) == 1 and now_s + self.times.mean_s(jobs[0].samples) <= deadline_s
         if idle and alone and now_s - self._probed_s >= PROBE_EVERY_S:
             if not asked:
                 self._probed_s = now_s

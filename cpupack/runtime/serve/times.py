@@ -103,10 +103,6 @@ class CallTimes:
         enough_s = _NEARLY * (self._cheapest_s[most] + prepare_s) - prepare_s
         return next(size for size in sizes if self._each_s[size] <= enough_s)
 
-    def table_s(self, size: int, prepare_s: float = 0.0) -> float:
-        """Return the table's own p99, without what was learnt."""
-        return self._p99_s[size] + prepare_s
-
     def mean_s(self, size: int) -> float:
         """Return the table's own mean, without what was learnt."""
         return self._mean_s[size]
