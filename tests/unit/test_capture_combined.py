@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,3 +162,17 @@ def test_what_is_written_over_a_part_is_a_constant() -> None:
         return net.b(y)
 
     assert "fill" not in " ".join(kinds(captured(Net(shifted, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)))))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        pytest.param(lambda net, x: F.linear(x, net.weights), id="linear"),
+        pytest.param(lambda net, x: x @ net.weights, id="matmul"),
+        pytest.param(lambda net, x: F.linear(x.softmax(-1), net.wide.type_as(x)), id="of x's type"),
+        pytest.param(lambda net, x: F.linear(x.reshape(-1, 8), net.weights).reshape(len(x), -1), id="rows and batch"),
+    ],
+)
+def test_a_product_with_a_vector_is_a_linear_layer_of_one_result(product: Any) -> None:
+    net = Net(product, weights=nn.Parameter(random(8)), wide=random(8, seed=4).double())
+    assert "Linear" in kinds(captured(net))

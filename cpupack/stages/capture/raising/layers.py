@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from cpupack.errors import ModelError
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.shapes import reshaped
 
 _CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -82,9 +83,21 @@ def _with_weights(
 def _linear(r: Raiser, a: dict[str, Any]) -> fx.Node:
     weight, bias = r.tensor(a["weight"]), r.tensor(a["bias"])
     assert weight is not None
-    if weight.ndim != 2 or not r.is_float(a["input"]):
+    if not r.is_float(a["input"]):
+        raise NotRaised
+    if weight.ndim == 1 and bias is None:
+        return _product_of_vector(r, a["input"], weight, a["weight"])
+    if weight.ndim != 2:
         raise NotRaised
     return _product(r, a["input"], weight, bias, a["weight"])
+
+
+def _product_of_vector(r: Raiser, x: Any, weight: torch.Tensor, source: Any) -> fx.Node:
+    """A sum of the last dimension with a weight for each value, which is gone: a linear layer of one result."""
+    before, after = r.shape(x), r.shape()
+    if len(before) < 2:
+        raise NotRaised
+    return reshaped(r, _product(r, x, weight[None], None, source), (*before[:-1], 1), after, r.dynamic())
 
 
 def _product(r: Raiser, x: Any, weight: torch.Tensor, bias: torch.Tensor | None, source: Any) -> fx.Node:
@@ -103,12 +116,14 @@ def _addmm(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 
 def _matmul(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    left, right = a["self"], a.get("mat2", a.get("other"))
+    left, right = a["self"], a.get("mat2", a.get("vec", a.get("other")))
     if r.is_known(right) and not r.is_known(left):
         weight = r.tensor(right)
         assert weight is not None
         if weight.ndim == 2 and len(r.shape(left)) >= 2:
             return _product(r, left, weight.t(), None, right)
+        if weight.ndim == 1 and r.is_float(left):
+            return _product_of_vector(r, left, weight, right)
     if min(len(r.shape(left)), len(r.shape(right))) < 2:
         raise NotRaised
     return r.call(torch.matmul, r.operand(left), r.operand(right))
@@ -244,7 +259,7 @@ HANDLERS = {
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed),
     "linear": _linear,
     "addmm": _addmm,
-    **dict.fromkeys(("mm", "matmul", "bmm"), _matmul),
+    **dict.fromkeys(("mm", "matmul", "bmm", "mv"), _matmul),
     "scaled_dot_product_attention": _attention,
     "batch_norm": _batch_norm,
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "native_batch_norm"), _batch_norm_of_several),

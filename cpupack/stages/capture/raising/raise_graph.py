@@ -31,6 +31,8 @@ from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 from cpupack.stages.capture.raising.refusals import needed, scope_of
 
 Handler = Callable[[Raiser, dict[str, Any]], Any]
+_TYPES_LIKE = {torch.ops.aten.type_as.default, torch.ops.aten.to.other}
+"""What gives a tensor the type of another one, of which nothing else is read."""
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
@@ -72,6 +74,9 @@ def _raise(r: Raiser, node: fx.Node) -> None:
     if all(each in r.known for each in node.all_input_nodes) and not _is_random(node):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.known.__getitem__)
         r.known[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a function
+        return
+    if node.target in _TYPES_LIKE and node.args[0] in r.known:
+        r.known[node] = r.known[node.args[0]].to(node.meta["val"].dtype)  # type: ignore[index]  # a node
         return
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         parts, index = r.made.get(node.args[0]), node.args[1]

@@ -18,6 +18,7 @@ from torch.fx.node import map_arg
 
 from cpupack.graph.names import core
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, BATCH_NORMS, POINTWISE, SHAPES, UNFOLD
+from cpupack.stages.quantize.native.batch_constants import FILLS, lay_out_in_front, turn_constants, turned
 from cpupack.stages.quantize.native.frames import join_turns, over_frames, run_over_frames
 from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_around
 
@@ -64,6 +65,8 @@ def bring_batches_forward(graph: fx.GraphModule, *input_shapes: tuple[int, ...])
             _move(graph, node, forms)
         elif any(each in forms.moved for each in node.all_input_nodes):
             _compute(graph, node, forms)
+        elif (batch := forms.given.get(node)) and batch.indices == 1 and lay_out_in_front(graph, node, batch.axis):
+            forms.moved[node] = batch
     join_turns(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -231,9 +234,18 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
         return False
     rank: int = node.meta.get("rank", 0)
     behind = rank - 1 - batch.axis  # dimensions that stay where they are, from the last one on
-    constants = [_tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"]
-    if any(each.ndim > behind and not _spares(each, rank, batch) for each in constants):
-        return False
+    constants = {each: _tensor(graph, each) for each in node.all_input_nodes if each.op == "get_attr"}
+    apart = {
+        each: value for each, value in constants.items() if value.ndim > behind and not _spares(value, rank, batch)
+    }
+    if apart:
+        front = {each: turned(value, rank, batch.axis, batch.indices) for each, value in apart.items()}
+        fitting = {each: value for each, value in front.items() if value is not None}
+        alike = all(each.meta.get("rank") == rank for each in read)
+        if node.target not in ARITHMETIC or len(fitting) < len(apart) or not alike:
+            return False
+        turn_constants(graph, node, fitting)
+        return True
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         kind = type(core(module))
@@ -246,7 +258,7 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
         if isinstance(module, nn.PReLU) and module.num_parameters > 1:
             return False
         return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
-    if node.target in POINTWISE:
+    if node.target in POINTWISE or node.target in FILLS:
         return True
     if node.target is torch.cat:
         return _joins_moved(node, rank, batch)
