@@ -62,7 +62,20 @@ RUNTIME: Groups = (
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",
-        ("accuracy", "arguments", "arrays", "errors", "extras", "files", "golden", "output", "plain", "threads"),
+        (
+            "accuracy",
+            "arguments",
+            "arrays",
+            "errors",
+            "extras",
+            "files",
+            "golden",
+            "magic",
+            "names",
+            "output",
+            "plain",
+            "threads",
+        ),
     ),
 )
 """Rooms of the runtime from top to bottom: each imports its own group and those below."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from cpupack.commands.building import build_options, load_recipes
-from cpupack.commands.options import CACHE_GIB, JSON, NO_CACHE, NO_TUNE, QUIET, RECIPES, SET, TARGETS
+from cpupack.commands.options import CACHE_GIB, JSON, NO_CACHE, NO_TUNE, QUIET, RECIPES, SET, TARGETS, Place
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
 
@@ -21,7 +21,7 @@ from cpupack.interrupts import import_torch
 @click.option(
     "--out",
     default="dist",
-    type=click.Path(path_type=Path),
+    type=Place(),
     show_default=True,
     help="Directory for the wheels.",
 )

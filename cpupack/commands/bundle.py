@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from cpupack.commands.options import JSON, WHEEL
+from cpupack.commands.options import JSON, WHEEL, Place
 from cpupack.errors import UsageError
 
 
@@ -17,7 +17,7 @@ from cpupack.errors import UsageError
 @click.option(
     "--out",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="The directory to write, new or empty. The default is NAME-VERSION-bundle beside the wheel.",
 )
 @click.option("--python", metavar="VERSION", help="The Python to install it in, such as 3.11. The default is this one.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpupack.commands.building import open_cache
-from cpupack.commands.options import CACHE_GIB, NO_CACHE, QUIET, SET, check_html, write_html
+from cpupack.commands.options import CACHE_GIB, NO_CACHE, QUIET, SET, Finite, Place, check_html, write_html
 from cpupack.comparison.options import INPUTS, MIXED, CompareOptions, check_peers, settle
 from cpupack.errors import UsageError
 from cpupack.interrupts import import_torch
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=30.0,
     show_default=True,
     help="Time to measure in each engine's search for its best setting. Starting and compiling do not count.",
@@ -60,12 +60,12 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Rounds of each mode.")
 @click.option(
     "--round-s",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=1.5,
     show_default=True,
     help="Measured time of one engine in one round.",
 )
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page.")
+@click.option("--html", metavar="FILE", type=Place(), help="Also write a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every raw round on stdout.")
 @NO_CACHE
 @CACHE_GIB

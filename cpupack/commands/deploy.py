@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpupack.commands.options import JSON, WHEEL
+from cpupack.commands.options import JSON, WHEEL, Finite, Place
 from cpupack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _OPTIONS = (
     ),
     click.option(
         "--max-latency-ms",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         metavar="MS",
         help="p99 of admitted requests. It must hold by the build's measurements, where there are any.",
     ),
@@ -75,7 +75,7 @@ _OPTIONS = (
     click.option(
         "--out",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=Place(),
         help="The directory to write. The default is NAME-VERSION-KIND beside the wheel.",
     ),
     click.option("--overwrite", is_flag=True, help="Write over files of an earlier run."),

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cpupack.errors import UsageError
 from cpupack.scratch import write_whole
+
+
+class Finite(click.FloatRange):
+    """A number in a range. NaN, which no bound stops, and infinity are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Place(click.Path):
+    """A path to write to. An empty one, of a variable that is not set, is refused: it would mean this directory."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("the path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 RECIPES = click.argument("recipes", nargs=-1, required=True, metavar="RECIPE...", type=click.Path(path_type=Path))
 RECIPE = click.argument("recipe", metavar="RECIPE", type=click.Path(path_type=Path))
@@ -40,7 +67,7 @@ NO_CACHE = click.option(
 )
 CACHE_GIB = click.option(
     "--cache-gib",
-    type=click.FloatRange(min=0, max=1e6, min_open=True),
+    type=Finite(min=0, max=1e6, min_open=True),
     default=10.0,
     show_default=True,
     envvar="CPUPACK_CACHE_GIB",
@@ -64,5 +91,5 @@ def write_html(path: Path, text: str) -> None:
         write_whole(path, text.encode())
     except OSError as error:
         raise UsageError(
-            f"cannot write {path}: {error.strerror or error}", hint="name another file with --html"
+            f"cannot write {path}: {error.strerror or error}", hint="name another place with --html or --out"
         ) from error

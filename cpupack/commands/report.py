@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from cpupack.commands.options import WHEEL, write_html
+from cpupack.commands.options import WHEEL, Place, write_html
 from cpupack.errors import UsageError
 
 
 @click.command(short_help="Write a page about a wheel's build.")
 @WHEEL
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Where to write the page.")
+@click.option("--html", metavar="FILE", type=Place(), help="Where to write the page.")
 @click.option(
     "--out",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="Directory for NAME-VERSION.html. The default is the directory of the wheel.",
 )
 @click.option(

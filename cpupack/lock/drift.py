@@ -9,6 +9,7 @@ from typing import Any
 from cpupack.errors import LockError
 from cpupack.lock.facts import host, recipe_hashes
 from cpupack.lock.model import Inputs, Lock
+from cpupack.lock.names import candidates
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.files import place_of
 from cpupack.runtime.manifest import hash_file
@@ -87,15 +88,21 @@ def _files(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
 def _changed_files(wanted: Mapping[str, str], loaded: LoadedRecipe) -> list[str]:
     words = []
     for name, sha256 in wanted.items():
-        path = place_of(name, loaded.path.parent)
         try:
-            if path is None or not path.is_file():
+            path = _place(name, loaded)
+            if path is None:
                 words.append(f"{name}: missing")
             elif hash_file(path) != sha256:
                 words.append(f"{name}: changed")
         except OSError as error:
             words.append(f"{name}: cannot be read: {error.strerror or error}")
     return words
+
+
+def _place(name: str, loaded: LoadedRecipe) -> Path | None:
+    """Return the file of a lock's name, None where it is missing."""
+    places = (place_of(each, loaded.path.parent) for each in candidates(name))
+    return next((path for path in places if path is not None and path.is_file()), None)
 
 
 def _chains(wanted: list[list[str]], found: list[list[str]]) -> list[str]:

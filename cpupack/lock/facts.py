@@ -15,6 +15,7 @@ from torch import fx
 import cpupack
 from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
 from cpupack.lock.model import Inputs
+from cpupack.lock.names import written
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.files import named_files, place_of
 from cpupack.runtime.host.cpu import machine
@@ -117,7 +118,7 @@ def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Sample
     for name in {*named, *_images(calibration), *_images(evaluation), *_imported(loaded)}:
         path = place_of(name, directory)
         if path is not None and path.is_file():
-            yield name, hash_file(path)
+            yield written(name), hash_file(path)
 
 
 def _images(samples: Samples | None) -> Iterator[str]:

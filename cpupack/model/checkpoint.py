@@ -17,7 +17,7 @@ from torch import nn
 
 from cpupack.errors import ModelError
 from cpupack.model.fit import Fit, Own, dtypes_converted, fit, is_extra, listed, problem_lines
-from cpupack.model.weight_files import SAVE_TENSORS, describe_raw
+from cpupack.model.weight_files import SAVE_TENSORS, describe_raw, shard_hint
 
 PLAIN_KEYS = frozenset(
     {
@@ -66,6 +66,8 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module": "activation checkpointing",
 }
 """Private attributes in which wrappers keep a module. They may appear anywhere in a name."""
+_COUNT = "n_averaged"
+"""What torch's AveragedModel counts beside its weights."""
 _DEEPEST = 4
 _WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
@@ -127,6 +129,12 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
     tables = list(_tables(raw, own))
     if not tables:
         raise _no_weights(raw, path)
+    empty = [name for table in tables for name, value in table.tensors.items() if value.is_meta]
+    if empty:
+        raise ModelError(
+            f"[model] weights: {path}: {listed(empty)} have a shape and no values (they are on torch's device meta)",
+            hint="load the weights before the model is saved",
+        )
     offers = [offer for table in tables for offer in _offers(table, own, raw, optional)]
     good = [offer for offer in offers if offer.fit.loads]
     good += _completed(offers, good, own)
@@ -252,7 +260,7 @@ def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Ite
         outside = [name for name in table.tensors if not name.startswith(prefix) and not is_extra(name)]
         found = fit(inside, own)
         parts = [*prefix.split(".")[:-1], *table.path]
-        averaged = any(words(part) & _AVERAGED for part in parts)
+        averaged = any(words(part) & _AVERAGED for part in parts) or _COUNT in table.tensors
         if isinstance(raw, Mapping) and "current_model_state" in raw and table.path == ("state_dict",):
             averaged = (
                 True  # Lightning's WeightAveraging stores the average there, and the plain weights under another key
@@ -396,5 +404,6 @@ def _misfit(offer: _Offer, own: Own, path: Path) -> ModelError:
     where = "" if offer.where == "the file itself" else f" ({offer.where})"
     return ModelError(
         f"[model] weights: {path}{where} does not fit the model:\n" + "\n".join(problem_lines(offer.fit, tensors, own)),
-        hint="is it a checkpoint of this architecture, and are [model] kwargs (num_classes, ...) right?",
+        hint=shard_hint(path)
+        or "is it a checkpoint of this architecture, and are [model] kwargs (num_classes, ...) right?",
     )

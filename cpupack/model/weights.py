@@ -27,7 +27,9 @@ from cpupack.model.vision import modern_names, optional_parts
 from cpupack.model.weight_files import read_weights
 from cpupack.progress import Progress
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe, Model
+from cpupack.recipe.shards import ShardError, files_of
 from cpupack.recipe.text_checks import DIRECTORIES
+from cpupack.runtime.manifest import hash_file
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
 
@@ -35,6 +37,7 @@ _SETTLING_SAMPLES = 8
 _LEAST_IMAGE = 8
 """The height or width, in pixels, from which an input has a spectrum like a photograph."""
 _CONNECT_TIMEOUT_S = 15
+_CHUNK_BYTES = 2**20
 SAVED = ("export", "torchscript")
 """Kinds of sources whose files hold the weights too."""
 
@@ -253,8 +256,7 @@ def _from_file(
 ) -> LoadedWeights:
     if not path.is_file():
         raise ModelError(f"[model] weights: {path} does not exist", hint="paths are relative to the recipe")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest_of(path)
     _check_digest(digest, path, spec)
     raw = read_weights(path)
     taken = take(names(raw) if names else raw, module, spec.state, path, optional=optional)
@@ -264,6 +266,22 @@ def _from_file(
         progress.warn(warning)
     module.load_state_dict(taken.state, strict=False)  # take() has already compared every name and shape
     return LoadedWeights(path.name, random=False, sha256=digest)
+
+
+def _digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file; of an index, of its bytes and those of its shards."""
+    try:
+        files = files_of(path)
+    except ShardError as error:
+        raise ModelError(f"[model] weights: {error}") from error
+    if len(files) == 1:
+        return hash_file(path)
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as file:
+            while part := file.read(_CHUNK_BYTES):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def check_finite(module: nn.Module, origin: str) -> None:

@@ -47,8 +47,18 @@ def cross_problems(data: Mapping[str, Any], found: list[Problem], directory: Pat
         except UnusableError:
             continue
         except OSError as error:  # a name that is too long, links in a circle, a directory that may not be read
-            problems.append(Problem((), f"{error.filename}: {error.strerror or error}"))
+            problems.append(
+                Problem(_key_of(data, str(error.filename), ()), f"{error.filename}: {error.strerror or error}")
+            )
     return problems
+
+
+def _key_of(value: Any, path: str, key: Key) -> Key:
+    """Return the key whose text ends in the file of ``path``, the empty key where there is none."""
+    if isinstance(value, str):
+        return key if value.endswith(Path(path).name) else ()
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for name, each in inner if (found := _key_of(each, path, (*key, name)))), ())
 
 
 def _nul_characters(value: Any, key: Key) -> Iterator[Problem]:
@@ -67,6 +77,15 @@ def _names(view: View) -> Iterator[Problem]:
     name = import_name(view("package", "name"))
     if (why := why_not_importable(name)) is not None:
         yield Problem(("package", "name"), f'gives the import name "{name}", {why}')
+
+
+def _one_line(view: View) -> Iterator[Problem]:
+    """Check the texts that become lines of the wheel's metadata: one with a line break would forge another line."""
+    texts: dict[Key, str] = {("package", "description"): view("package", "description")}
+    texts |= {("package", "authors", index): text for index, text in enumerate(view("package", "authors"))}
+    for key, text in texts.items():
+        if len(text.splitlines()) > 1:
+            yield Problem(key, "must be a single line of text; it has a character that begins another")
 
 
 def _license(view: View) -> Iterator[Problem]:
@@ -121,8 +140,9 @@ def _file(view: View, key: Key, name: str) -> Iterator[Problem]:
     path = view.path(name)
     if path.is_file():
         return
-    if path.is_dir():
-        yield Problem(key, f"{path} is a directory, not a file")
+    if path.exists():
+        what = "a directory" if path.is_dir() else "a pipe or a device"
+        yield Problem(key, f"{path} is {what}, not a file")
         return
     yield Problem(key, f"{path} does not exist", _neighbour(path, name, directories=False))
 
@@ -348,6 +368,7 @@ def _fuse(view: View) -> Iterator[Problem]:
 
 CHECKS: tuple[Check, ...] = (
     _names,
+    _one_line,
     _license,
     _urls,
     _model_source,

@@ -19,7 +19,7 @@ from cpupack.recipe import schema as recipe_schema
 from cpupack.recipe.checks import cross_problems
 from cpupack.recipe.derived import derived
 from cpupack.recipe.lines import Key, key_lines, split_key
-from cpupack.recipe.problems import dotted, schema_problems, unknown_key, without_consequences
+from cpupack.recipe.problems import dotted, one_line, schema_problems, unknown_key, without_consequences
 
 MOST_BYTES = 1 << 20
 """Of a recipe. A list of labels for ten thousand classes takes a fifth of it."""
@@ -115,7 +115,9 @@ def _read(path: Path) -> str:
     except IsADirectoryError:
         raise RecipeError(f"{path} is a directory", hint="name the recipe file in it") from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
+        wheel = path.suffix == ".whl"
+        hint = "it is a wheel: `cpupack inspect` shows what is in it" if wheel else "save it as UTF-8"
+        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start})", hint=hint) from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -135,7 +137,7 @@ def _syntax_problem(text: str, shown: str, error: tomli.TOMLDecodeError) -> Repo
         # tomli searched for the closing quote to the end of the file. The string begins at the last quote.
         last = text.rfind("'")
         number, column = text.count("\n", 0, last) + 1, last - text.rfind("\n", 0, last)
-    lines = text.splitlines()
+    lines = text.split("\n")
     line = lines[number - 1] if number <= len(lines) else ""
     at = f"column {column}: {line.strip()}" if line.strip() else "end of file"
     return f"{shown}:{number}", f"not TOML: {_syntax_words(reason, line[column - 1 :])}, {at}"
@@ -160,7 +162,7 @@ def _apply(draft: _Draft, override: str) -> str | None:
         key, end = (), 0
     sign, value = override[end:].lstrip()[:1], override[end:].lstrip()[1:].strip()
     if sign != "=" or not key:
-        return f"{override}: must be key=value with a dotted key, such as calibration.samples=64"
+        return f"{one_line(override)}: must be key=value with a dotted key, such as calibration.samples=64"
     node = recipe_schema.node_at(key)
     if node is None and not _inside_free_table(key):
         return str(unknown_key(_unknown_part(key)))

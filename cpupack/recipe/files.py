@@ -13,6 +13,7 @@ from pathlib import Path
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.recipe.places import NoPlaceError, is_in_package, located
 from cpupack.recipe.recipe import Recipe
+from cpupack.recipe.shards import ShardError, files_of
 from cpupack.recipe.tables.model import WEIGHT_FILES
 from cpupack.recipe.text_checks import DIRECTORIES
 
@@ -50,13 +51,22 @@ def named_files(recipe: Recipe, directory: Path) -> Iterator[NamedFile]:
         if path is None:
             continue
         if path.is_file():
-            yield NamedFile(key, _relative(name, directory))
+            for each in _parts(path):
+                yield NamedFile(key, _relative((Path(name).parent / each.name).as_posix(), directory))
         elif path.is_dir() and key == "model.source":
             for each in sorted(path.rglob("*")):
                 if each.is_file():
                     yield NamedFile(
                         key, f"{_relative(name, directory).rstrip('/')}/{each.relative_to(path).as_posix()}"
                     )
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return a file, and the shards that it names if it is an index. Loading says what is wrong with it."""
+    try:
+        return files_of(path)
+    except ShardError:
+        return [path]
 
 
 def place_of(name: str, directory: Path) -> Path | None:

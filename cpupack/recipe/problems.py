@@ -5,6 +5,7 @@ Nothing here uses files or lines. A Problem says where it is by its key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from cpupack.recipe.lines import Key
 from cpupack.templates import to_toml
 
 _VALUE_WIDTH = 60
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TYPE_ERRORS = ("_type", "literal_error")
 
 
@@ -32,7 +34,15 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{dotted(self.key)}: " if self.key else ""
-        return where + self.message + (f'; did you mean "{self.near}"?' if self.near else "")
+        return one_line(where + self.message + (f'; did you mean "{self.near}"?' if self.near else ""))
+
+
+def one_line(text: str) -> str:
+    """Return text with line breaks, control characters and those that turn its direction written as escapes.
+
+    A value of a recipe stands in the message about it, and must not look like another message.
+    """
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def dotted(key: Key) -> str:
@@ -112,6 +122,9 @@ def _problem(key: Key, kind: str, value: Any) -> Problem:
     expected = recipe_schema.expected(node)
     if kind == "missing":
         return Problem(key, f"is missing; it must be {expected}", missing=True)
+    most = {option.get("maximum") for option in node.get("anyOf", [node])}
+    if kind == "less_than_equal" and recipe_schema.LARGEST_COUNT in most:
+        return Problem(key, f"must be below 2^31, not {_short(value)}")
     choices = [choice for choice in recipe_schema.choices(node) if isinstance(choice, str)]
     near = nearest(value, choices, cutoff=0.5) if isinstance(value, str) else None
     return Problem(key, f"must be {expected}, not {_describe(value, node)}", near)

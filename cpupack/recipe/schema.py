@@ -17,6 +17,9 @@ from cpupack.recipe import Recipe
 
 Node = dict[str, Any]
 
+LARGEST_COUNT = 2**31 - 1
+"""Of every count in a recipe (``tables/base.py``, ``PositiveInt``)."""
+
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 
 _PREFACE = """\
@@ -157,6 +160,8 @@ def _expected_list(node: Node) -> str:
 
 def _bounds(node: Node) -> str:
     low, high = node.get("minimum"), node.get("maximum")
+    if high == LARGEST_COUNT:  # problems.py says it of a value above it; every count has it
+        high = None
     if low is not None and high is not None:
         return f" from {_number(low)} to {_number(high)}"
     words = []

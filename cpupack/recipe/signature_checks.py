@@ -16,6 +16,9 @@ CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 _SHAPE = ("model", "input_shape")
 _WHOLE = ("int64", "uint8")
+_MOST = {"mean": 2.0, "std": 10.0}
+"""More than any pixel scaled to 0..1 needs. Tools that do not scale have 123.675 and 58.395 for ImageNet."""
+_NOT_IN_NAMES = " /\\"
 
 
 def _inputs(view: View) -> Iterator[Problem]:
@@ -159,6 +162,9 @@ def _outputs(view: View) -> Iterator[Problem]:
                     yield Problem((*key, other), "has no effect on an output that is dropped")
         elif "dim" in table and table.get("apply") not in {"softmax", "argmax"}:
             yield Problem((*key, "dim"), 'has no effect without apply = "softmax" or "argmax"')
+        name = table.get("rename", "x")
+        if not name.isprintable() or any(each in _NOT_IN_NAMES for each in name):
+            yield Problem((*key, "rename"), f'"{name}" has a space, a slash or a character that cannot be printed')
         if "rename" in table and table["rename"] in [other.get("rename") for other in tables[:index]]:
             yield Problem((*key, "rename"), f'"{table["rename"]}" is the name of another output too')
 
@@ -178,6 +184,13 @@ def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) 
         count = len(view("preprocess", name))
         if count not in {1, CHANNELS[mode]}:
             yield Problem((*key, name), f'has {count} values; mode = "{mode}" takes {_one_or(CHANNELS[mode])}')
+        largest = max(map(abs, view("preprocess", name)))
+        if name in _MOST and largest > _MOST[name]:
+            yield Problem(
+                (*key, name),
+                f"has {largest:g}, which is of pixels from 0 to 255; here pixels are scaled to 0..1 first: divide by "
+                f"255 ({largest / 255:.4g})",
+            )
     yield from _padding(view, key)
     told = f"{shape_key[-1]} = {shape}"
     if len(shape) != 3:

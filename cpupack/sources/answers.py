@@ -12,6 +12,8 @@ from cpupack.errors import CalibrationError
 from cpupack.sources.classes import labels_of
 from cpupack.sources.request import Array, Request
 
+_MOST_CLASSES = 2**31
+
 
 def class_labels(
     answers: Sequence[Any], names: Sequence[str], request: Request, hint: str
@@ -24,7 +26,8 @@ def class_labels(
     if not request.labelled:
         return None
     if any(isinstance(answer, str) for answer in answers):
-        numbers = {name: index for index, name in enumerate(labels_of(request) or ())}
+        labels = labels_of(request) or []
+        numbers = {name: index for index, name in enumerate(labels) if labels.count(name) == 1}
         answers = [numbers.get(answer, answer) if isinstance(answer, str) else answer for answer in answers]
     for answer, name in zip(answers, names, strict=True):
         if _is_index(answer):
@@ -34,8 +37,8 @@ def class_labels(
         raise CalibrationError(
             f"{request.spec}: {name} has no label, which accuracy needs"
             if answer is None
-            else f"{request.spec}: the label of {name} is {answer!r}; it must be a class index, or a name of "
-            "[model] labels",
+            else f"{request.spec}: the label of {name} is {answer!r}; it must be a class index, or a name "
+            "that [model] labels has once",
             hint=hint,
         )
     return np.array([int(answer) for answer in answers], np.int64)
@@ -72,4 +75,4 @@ def _is_index(answer: Any) -> bool:
         number = np.asarray(answer)
     except ValueError:
         return False
-    return number.shape == () and number.dtype.kind in "iu" and bool(number >= 0)
+    return number.shape == () and number.dtype.kind in "iu" and 0 <= int(number) < _MOST_CLASSES

@@ -11,12 +11,17 @@ import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
+from cpupack.model.fit import listed
+from cpupack.runtime.magic import HEAD_BYTES, recognized
 from cpupack.sources.named import only_plain, rows_of_arrays
-from cpupack.sources.request import Array, Request, floats_of, pixels_of
+from cpupack.sources.request import Array, Request, floats_of, pixels_of, warn_of_raw_pixels
 
 DATA_KEYS = ("data", "images", "x")
 LABELS_KEY = "labels"
 TARGETS_KEY = "targets"
+_ARRAY, _ARCHIVE = b"\x93NUMPY", b"PK"
+"""How files of numpy begin."""
+_MOST_CLASSES = 2**31 - 1
 
 
 def read(file: str, request: Request) -> Samples:
@@ -34,7 +39,7 @@ def read(file: str, request: Request) -> Samples:
     if len(found) != 1:
         raise CalibrationError(
             f"{request.spec}: {path} must have one array named {' or '.join(DATA_KEYS)}; "
-            f"it has {', '.join(keys) or 'none'}",
+            f"it has {listed(keys) or 'none'}",
             hint="np.savez(path, data=..., labels=...)",
         )
     data = arrays[found[0]]
@@ -50,7 +55,9 @@ def read(file: str, request: Request) -> Samples:
         request.check_memory(len(rows))
         pixels = np.stack([pixels_of(data[row], request, name) for row, name in zip(rows, names, strict=True)])
         return Samples(pixels, request.spec, tuple(names), request.preprocess, labels=labels, targets=targets)
-    return Samples(floats_of(data[rows], request, names), request.spec, tuple(names), labels=labels, targets=targets)
+    floats = floats_of(data[rows], request, names)
+    warn_of_raw_pixels(floats, request)
+    return Samples(floats, request.spec, tuple(names), labels=labels, targets=targets)
 
 
 def _rows(arrays: dict[str, Array], keys: list[str], path: Path, request: Request) -> Samples:
@@ -86,15 +93,33 @@ def _load(path: Path, names: list[str], request: Request) -> tuple[dict[str, Arr
     try:
         # The file is opened here, because numpy does not close a damaged archive.
         with path.open("rb") as opened:
+            head = opened.read(HEAD_BYTES)
+            if head.startswith(_ARRAY):
+                raise CalibrationError(
+                    f"{request.spec}: {path} is a single .npy array",
+                    hint="save it with np.savez(path, data=..., labels=...)",
+                )
+            if not head.startswith(_ARCHIVE):  # numpy would say that it is a pickle, and how to run it
+                kind = recognized(head)
+                raise CalibrationError(
+                    f"{request.spec}: {path} is {kind.what if kind else 'not an archive of numpy'}",
+                    hint=kind.advice if kind else "save it with np.savez(path, data=..., labels=...)",
+                )
+            opened.seek(0)
             loaded = np.load(opened, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                return {key: loaded[key] for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded}, loaded.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(f"{request.spec}: {path} cannot be read as .npz: {error}") from error
-    raise CalibrationError(
-        f"{request.spec}: {path} is a single .npy array",
-        hint="save it with np.savez(path, data=..., labels=...)",
-    )
+            return {key: loaded[key] for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded}, loaded.files
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
+        objects = "Object arrays" in str(error)
+        raise CalibrationError(
+            f"{request.spec}: {path} cannot be read as .npz: "
+            + ("it has an array of Python objects, which are pickles and not run" if objects else _described(error)),
+            hint="save arrays of numbers: np.asarray(values, np.float32)" if objects else None,
+        ) from error
+
+
+def _described(error: BaseException) -> str:
+    """Return what numpy says; of an array that does not fit into memory, that."""
+    return f"it does not fit into memory: {error}" if isinstance(error, MemoryError) else str(error)
 
 
 def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArray[np.int64] | None:
@@ -114,10 +139,13 @@ def _labels(arrays: dict[str, Array], count: int, request: Request) -> npt.NDArr
         )
     elif labels.min() < 0:
         problem = f"label {labels.min()} of row {labels.argmin()} is negative"
+    elif labels.max() > _MOST_CLASSES:
+        problem = f"label {labels.max()} of row {labels.argmax()} is no class of any model"
     if problem is None:
         return labels.astype(np.int64)
     if request.required:
-        raise CalibrationError(f"{request.spec}: {problem}")
+        whole = "save them as integers: labels.astype(np.int64)"
+        raise CalibrationError(f"{request.spec}: {problem}", hint=whole if labels.dtype.kind == "f" else None)
     request.progress.warn(f"{request.spec}: accuracy is not measured: {problem}")
     return None
 

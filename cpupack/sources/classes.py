@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cpupack.errors import CalibrationError
+from cpupack.recipe.labels import LabelsError, read_labels
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.sources.request import Request
 
@@ -53,9 +54,9 @@ def labels_of(request: Request) -> list[str] | None:
         return list(known_labels(labels))
     path = request.loaded.resolve(labels)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"[model] labels: cannot read {path}: {error}") from error
+        return list(read_labels(path))
+    except LabelsError as error:
+        raise CalibrationError(f"[model] labels: {error}") from error
 
 
 def _warn_of_numbers(indices: dict[str, int], request: Request) -> None:

@@ -15,7 +15,7 @@ from cpupack.model.sources import load_factory
 from cpupack.model.user_code import describe_failure
 from cpupack.sources.answers import class_labels, metric_targets
 from cpupack.sources.named import row_of_item, split_item
-from cpupack.sources.request import Request, floats_of, pixels_of
+from cpupack.sources.request import Request, floats_of, pixels_of, warn_of_raw_pixels
 from cpupack.sources.texts import is_text_item, samples_of_texts, text_item
 
 _YIELD = "yield pairs: of a sample and its label, or for a metric its target"
@@ -63,7 +63,9 @@ def read(spec: str, request: Request) -> Samples:
                 + ("others are not" if request.preprocess else "the recipe has no [preprocess]")
             )
         floats.append(floats_of(sample[None], request, [name])[0])
-    return Samples(np.stack(floats), request.spec, tuple(names), labels=labels, targets=targets)
+    data = np.stack(floats)
+    warn_of_raw_pixels(data, request)
+    return Samples(data, request.spec, tuple(names), labels=labels, targets=targets)
 
 
 def _items(factory: Any, request: Request) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,18 +11,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
+from cpupack.runtime.images.formats import suffixes
+from cpupack.runtime.images.paths import check_regular
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
+from cpupack.runtime.names import printable
 from cpupack.sources.classes import class_indices
 from cpupack.sources.named import only_image, rows_of_pixels
 from cpupack.sources.request import Pixels, Request, check_size, workers
 from cpupack.sources.targets import read_targets
 
 _LISTED = 5
+_PICTURES = frozenset(
+    {".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+)
+"""Endings of pictures. Which of them are left out depends on the Pillow that is installed."""
 
 
 def read(directory: str, request: Request) -> Samples:
@@ -38,9 +45,10 @@ def read(directory: str, request: Request) -> Samples:
         raise CalibrationError(f"{request.spec}: images need [preprocess] in the recipe")
     if not root.is_dir():
         raise CalibrationError(f"{request.spec}: {root} is not a directory", hint="paths are relative to the recipe")
-    files = _image_files(root)
+    files, left_out = _image_files(root)
     if not files:
         raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
+    _tell_left_out(left_out, request)
     truth = request.loaded.recipe.evaluation.targets if request.targets else None
     wanted_classes = truth is None and (request.labelled or request.targets)
     classes = _classes_if_any(root, files, request) if wanted_classes else None
@@ -76,11 +84,13 @@ def _targets(
     return classes if request.targets else None
 
 
-def _image_files(root: Path) -> list[str]:
-    """Return the files below ``root`` that have an extension Pillow opens, as sorted relative POSIX paths."""
-    Image.init()
-    extensions = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    found, seen = [], set()
+def _image_files(root: Path) -> tuple[list[str], Counter[str]]:
+    """Return the files below ``root`` that have an ending of images, as sorted relative POSIX paths.
+
+    Hidden files and directories are left out. The counter has the endings of all other files.
+    """
+    wanted = suffixes()
+    found, seen, left_out = [], set(), Counter[str]()
     # Class folders are often links. A link to a parent directory must not be followed forever.
     for directory, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(directory)
@@ -90,12 +100,32 @@ def _image_files(root: Path) -> list[str]:
         seen.add(real)
         folders[:] = [folder for folder in folders if not folder.startswith(".")]
         relative = Path(directory).relative_to(root)
-        found += [
-            (relative / name).as_posix()
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in extensions
-        ]
-    return sorted(found)
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in wanted:
+                found.append((relative / name).as_posix())
+            else:
+                left_out[suffix] += 1
+    return sorted(found), left_out
+
+
+def _tell_left_out(left_out: Counter[str], request: Request) -> None:
+    """Say which files of a directory are not read: pictures that Pillow does not read would be missed."""
+    pictures = {suffix: count for suffix, count in left_out.items() if suffix in _PICTURES}
+    if pictures:
+        request.progress.warn(
+            f"{request.spec}: {_counted(pictures)} left out, which Pillow does not read; convert them to JPEG or PNG"
+        )
+    others = {suffix or "without an ending": count for suffix, count in left_out.items() if suffix not in _PICTURES}
+    if others:
+        request.progress.note(f"{request.spec}: left out, as no images by their endings: {_counted(others)}")
+
+
+def _counted(kinds: dict[str, int]) -> str:
+    named = [f"{count:,} {suffix}" for suffix, count in sorted(kinds.items(), key=lambda each: -each[1])]
+    return ", ".join(named[:_LISTED]) + (" and others" if len(named) > _LISTED else "")
 
 
 def _what_is_there(root: Path) -> str:
@@ -103,7 +133,9 @@ def _what_is_there(root: Path) -> str:
     if not others:
         return "the directory is empty; put images into it"
     listed = ", ".join(others[:_LISTED]) + (" ..." if len(others) > _LISTED else "")
-    return f"nothing in it has an extension that Pillow opens; it holds {listed}"
+    pictures = any(path.suffix.lower() in _PICTURES for path in root.rglob("*"))
+    convert = "; convert its pictures to JPEG or PNG" if pictures else ""
+    return f"nothing in it has an extension that Pillow opens; it holds {listed}{convert}"
 
 
 def _classes_if_any(root: Path, files: list[str], request: Request) -> dict[str, int] | None:
@@ -127,6 +159,12 @@ def _classes(root: Path, files: list[str], request: Request) -> dict[str, int]:
             hint="put the images of each class into a folder of its own",
         )
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    odd = next((name for name in folders if printable(name) != name or len(name.splitlines()) != 1), None)
+    if odd is not None:
+        raise CalibrationError(
+            f"{request.spec}: the class folder {odd!r} has a name that is no line of text in UTF-8",
+            hint="rename the folder: its name is the label",
+        )
     empty = sorted(set(folders) - {_class_of(name) for name in files})
     if empty:
         request.progress.warn(f"{request.spec}: class folders without images: {', '.join(empty[:_LISTED])}")
@@ -165,6 +203,7 @@ def _pixels(root: Path, spec: PreprocessSpec, name: str) -> Pixels | str:
     """Return the preprocessed image, or what is wrong with it."""
     path = root / name
     try:
+        check_regular(str(path))
         return to_pixels(decode_image(path), spec)
     except InputError as error:
         text = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,10 @@ Floats = npt.NDArray[np.float32]
 
 _MEMORY_SHARE = 0.8
 _MAX_WORKERS = 8
+_SLACK = 0.5
+"""By which share of the range of normalized pixels others may lie outside it, such as those of augmented images."""
+_BYTES_OF_A_NAME = 100
+"""Of a sample, with the tuple that holds it. Small samples in absurd numbers need most of their memory for this."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,9 @@ class Request:
             self.progress.warn(f"{self.spec} has {count} usable samples; {self.samples} were asked for")
 
     def check_memory(self, count: int) -> None:
-        """Raise CalibrationError when ``count`` samples of pixels or rows do not fit in this host's free memory."""
-        bytes_each = 4 if self.takes_rows else 1  # rows are float32, pixels bytes
-        needed = count * int(np.prod(self.input_shape)) * bytes_each
+        """Raise CalibrationError when ``count`` samples do not fit in this host's free memory."""
+        bytes_each = 4 if self.preprocess is None else 1  # rows and arrays are float32, pixels bytes
+        needed = count * (math.prod(self.input_shape) * bytes_each + _BYTES_OF_A_NAME)
         free = psutil.virtual_memory().available
         if needed > _MEMORY_SHARE * free:
             raise CalibrationError(
@@ -173,3 +178,26 @@ def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
                 f"{request.spec}: {name} contains {kind}", hint="remove such samples, or fix the code that made them"
             )
     return result
+
+
+def warn_of_raw_pixels(data: Floats, request: Request) -> None:
+    """Warn of floats that [preprocess] would not make: they reach the model as they are, and are not normalized."""
+    spec = request.preprocess
+    if spec is None or not data.size:
+        return
+    low = min((0.0 - mean) / std for mean, std in zip(*_each(spec), strict=True))
+    high = max((1.0 - mean) / std for mean, std in zip(*_each(spec), strict=True))
+    found = float(data.min()), float(data.max())
+    outside = found[1] > high + _SLACK * (high - low) or found[0] < low - _SLACK * (high - low)
+    if outside or (low < 0 <= found[0] and found[1] > 0):
+        request.progress.warn(
+            f"{request.spec} has floats from {found[0]:.3g} to {found[1]:.3g}, and [preprocess] makes values from "
+            f"{low:.3g} to {high:.3g}: floats are the model's own input and are not normalized; save pixels as uint8 "
+            "(n, height, width, channels)"
+        )
+
+
+def _each(spec: PreprocessSpec) -> tuple[list[float], list[float]]:
+    """Return mean and std, one value for each channel."""
+    both = spec.mean, spec.std
+    return tuple([*each] * (spec.channels // len(each)) for each in both)  # type: ignore[return-value]  # of two

@@ -40,6 +40,7 @@ def read(rest: str, request: Request) -> Samples:
     if rest:
         raise CalibrationError(f'synthetic takes no argument, not "{rest}"')
     request.progress.warn("synthetic data: good only to measure speed; the accuracy on real inputs is unknown")
+    request.check_memory(request.samples)
     names = tuple(f"synthetic {index}" for index in range(request.samples))
     if request.takes_rows:
         return Samples(_rows(request, request.samples), request.spec, names, synthetic=True)
@@ -48,7 +49,6 @@ def read(rest: str, request: Request) -> Samples:
             (request.samples, *request.input_shape), np.float32
         )
         return Samples(data, request.spec, names, synthetic=True)
-    request.check_memory(request.samples)
     pixels = _images(request, request.samples, ())
     return Samples(pixels, request.spec, names, request.preprocess, synthetic=True)
 
@@ -70,7 +70,6 @@ def _images(request: Request, count: int, which: tuple[int, ...]) -> Pixels:
 
 def _rows(request: Request, count: int) -> Floats:
     """Return rows of all inputs."""
-    request.check_memory(count)
     parts = []
     for number, spec in enumerate(request.inputs):
         if spec.preprocess is not None:

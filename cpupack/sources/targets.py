@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     try:
         content = json.loads(path.read_bytes())
         images = {str(each["file_name"]): each["id"] for each in content["images"]}
+        twice = _twice(str(each["file_name"]) for each in content["images"])
         classes = _classes(content["categories"], request)
         boxes: dict[Any, list[list[float]]] = {number: [] for number in images.values()}
         for each in content["annotations"]:
@@ -61,6 +63,9 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
             f"{path} is no COCO file of boxes: {type(error).__name__}: {error}",
             "it needs images (id, file_name), annotations (image_id, category_id, bbox) and categories (id, name)",
         ) from error
+    if twice is not None:
+        raise _error(request, f"{path} has the image {twice} twice")
+    _check_short_names(path, names, images, request)
     found = []
     for name in names:
         key = name if name in images else Path(name).name
@@ -83,6 +88,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     for row, these in enumerate(found):
         result[row, : len(these)] = these
     return result
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    """Return the first name that appears twice, None without one."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _check_short_names(path: Path, names: Sequence[str], known: Container[str], request: Request) -> None:
+    """Raise CalibrationError where a file names two images of different folders by one name without folders."""
+    twice = _twice(Path(name).name for name in names if name not in known and Path(name).name in known)
+    if twice is not None:
+        both = [name for name in names if Path(name).name == twice]
+        raise _error(
+            request,
+            f"{path} has {twice}, which may be {both[0]} or {both[1]}",
+            "name the images with their folders, as below the source",
+        )
 
 
 def _classes(categories: list[dict[str, Any]], request: Request) -> dict[Any, int]:
@@ -139,12 +161,19 @@ def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request) -> Ar
 def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Array:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line]
+            reader = csv.reader(file)
+            lines, numbers = [], []
+            for line in reader:
+                if any(each.strip() for each in line):
+                    lines.append(line)
+                    numbers.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _error(request, f"{path} cannot be read: {error}") from error
     if len(lines) < 2 or len(lines[0]) < 2:
         raise _error(
-            request, f"{path} needs a header and rows", "the columns are the file, then a value for each output"
+            request,
+            f"{path} needs a header and rows, with commas between the columns",
+            "the columns are the file, then a value for each output",
         )
     columns = [each.strip() for each in lines[0][1:]]
     labels = labels_of(request)
@@ -152,14 +181,17 @@ def _csv(path: Path, names: Sequence[str], root: Path, request: Request) -> Arra
         raise _error(request, f"{path} has the columns {', '.join(columns)}, and the labels are {', '.join(labels)}")
     order = [columns.index(label) for label in labels] if labels is not None else list(range(len(columns)))
     rows: dict[str, list[float]] = {}
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in zip(numbers[1:], lines[1:], strict=True):
         try:
             values = [float(each) for each in line[1:]]
         except ValueError as error:
             raise _error(request, f"{path}, row {number}: {error}") from error
         if len(values) != len(columns) or not np.isfinite(values).all():
             raise _error(request, f"{path}, row {number}: {len(values)} numbers for {len(columns)} columns")
+        if line[0].strip() in rows:
+            raise _error(request, f"{path}, row {number}: {line[0].strip()} has a row before")
         rows[line[0].strip()] = [values[each] for each in order]
+    _check_short_names(path, names, rows, request)
     for name in names:
         if name not in rows and Path(name).name not in rows:
             raise _error(request, f"{path} has no row for {name}")

@@ -18,6 +18,7 @@ from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.labels import LabelsError, read_labels
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.runtime.signature import Signature
 
@@ -94,9 +95,9 @@ def _labels(
     elif isinstance(spec, str):
         path = loaded.resolve(spec)
         try:
-            labels = tuple(path.read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"[model] labels: cannot read {path}: {error}") from error
+            labels = read_labels(path)
+        except LabelsError as error:
+            raise ModelError(f"[model] labels: {error}") from error
         where = str(path)
     else:
         labels, where = tuple(spec), "the list"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpupack.artifacts import Samples, TaskPicture
+from cpupack.runtime.names import printable
 from cpupack.runtime.tasks.answers import DRAWN
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.frame import Frame
@@ -47,7 +48,7 @@ def pictures(
             one = {name: np.asarray(each[row], np.float32) for name, each in outputs.items()}
             picture = presenter.present(one, Frame.whole(width, height)).draw(image.copy())
             drawn.append(_encoded(picture))
-        result.append(TaskPicture(samples.names[row], *drawn))
+        result.append(TaskPicture(printable(samples.names[row]), *drawn))
     return tuple(result)
 
 

@@ -70,12 +70,19 @@ class Inspection:
         }
 
 
+def check_file(path: Path) -> None:
+    """Raise UsageError for a pipe or a device in place of a wheel: reading it may never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path} is a pipe or a device, not a wheel", hint="save the wheel as a file")
+
+
 def inspect(path: Path) -> Inspection:
     """Read a wheel and check every file against RECORD and the manifest.
 
     Raises UsageError for a file that is not a wheel, a wheel not made by cpupack, or an archive that cannot be read.
     A file that differs from the build is not an error; it gets a line in ``problems``.
     """
+    check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if (why := refusal(archive)) is not None:

@@ -164,7 +164,7 @@ def _list(path: Path) -> None:
 
 
 def _text(path: Path) -> None:
-    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    path.write_text("weights: 1, 2, 3\n")
 
 
 def _empty(path: Path) -> None:

@@ -155,13 +155,13 @@ def test_syntax_error(problems: Load, text: str, expected: str) -> None:
         (
             "crop = 224",
             "crop = 224\nresize = [1, 'x']",
-            'FILE:10: preprocess.resize[1]: must be an integer of at least 1, not the string "x"',
+            'FILE:10: preprocess.resize[1]: must be an integer from 1 to 65535, not the string "x"',
         ),
         (
             "crop = 224",
             "crop = 224\nresize = 'x'",
-            "FILE:10: preprocess.resize: must be an integer of at least 1 or a list of 2 "
-            "integers of at least 1, "
+            "FILE:10: preprocess.resize: must be an integer from 1 to 65535 or a list of 2 "
+            "integers from 1 to 65535, "
             'not the string "x"',
         ),
         (
@@ -180,7 +180,7 @@ def test_syntax_error(problems: Load, text: str, expected: str) -> None:
         (
             "[calibration]",
             "[bench]\nduration_s = 2020-01-01\n[calibration]",
-            "FILE:11: bench.duration_s: must be a number of more than 0, not a date or time",
+            "FILE:11: bench.duration_s: must be a number of more than 0 and at most 604800, not a date or time",
         ),
         (
             "[calibration]",

@@ -9,10 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringC
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""A count. Kernels, torch and Pillow take none above 2^31 - 1."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600.0, allow_inf_nan=False)]
+"""A time limit: at most a week. Clocks of the system overflow on absurd ones."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -27,6 +30,8 @@ class Expects:
         return {**handler(core), "x-expects": self.words}
 
 
+Edge = Annotated[int, Field(ge=1, le=65_535)]
+"""A height or width that an image is made to have, in pixels. 65,535 is the largest of a JPEG."""
 Length = Annotated[PositiveInt, Expects("an integer of at least 1 (docs/how-to/sizes.md: inputs of other sizes)")]
 """A size of an input along one dimension: a number, since a wheel has programs for the sizes that its recipe gives."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 
 from cpupack.recipe.tables.base import Expects, Length, Seed, Table, Text
 
-WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors")
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors", ".index.json")
 """Endings of the names of weight files."""
 
 
@@ -26,7 +26,7 @@ class Model(Table):
     """A torchvision enum name such as ``IMAGENET1K_V2``, ``pretrained`` (timm; of a
     directory, the file in it), ``factory`` (the Python factory
     loads them itself, or the file of ``source`` has them), a ``.pt``, ``.pth``, ``.ckpt``, ``.tar``, ``.bin`` or
-    ``.safetensors`` file, or ``random``."""
+    ``.safetensors`` file, the ``.index.json`` of weights in several files, or ``random``."""
     state: Literal["plain", "ema"] | None = None
     """Which weights to take from a checkpoint that has plain and averaged weights (EMA, SWA): ``plain`` or ``ema``.
     Absent means the plain ones, with a warning if there are averaged ones too. If the file has only averaged weights,
@@ -36,7 +36,8 @@ class Model(Table):
     sha256: (
         Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Expects("64 lower-case hexadecimal digits")] | None
     ) = None
-    """SHA-256 of the weights file, checked before it is read."""
+    """SHA-256 of the weights file, checked before it is read. Of weights in several files it is that of all bytes: of
+    the index, then of each file in the order of their names."""
     seed: Seed = 0
     """Seed of random weights."""
     input_shape: Annotated[list[Length], Field(min_length=1)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpupack.recipe.tables.base import Finite, Fraction, PositiveFloat, PositiveInt, Seed, Table, Text
+from cpupack.recipe.tables.base import Finite, Fraction, PositiveFloat, PositiveInt, Seconds, Seed, Table, Text
 
 ObserverName = Literal["minmax", "moving_average", "histogram", "percentile", "mse", "tail_mse", "entropy"]
 
@@ -43,7 +43,7 @@ class Quantize(Table):
     """Names of modules that stay in FP32, with all modules inside them."""
     recover: bool = False
     """When a gate on accuracy fails, search for settings with which all gates hold (docs/how-to/recover.md)."""
-    budget_s: PositiveFloat = 600.0
+    budget_s: Seconds = 600.0
     """Time limit of that search, in seconds. A trial starts only if it is expected to end within the limit."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpupack.recipe.tables.base import Finite, Fraction, Length, PositiveFloat, PositiveInt, Table, Text
+from cpupack.recipe.tables.base import Edge, Finite, Fraction, Length, PositiveFloat, PositiveInt, Table, Text
 
 
 class Preprocess(Table):
@@ -15,9 +15,9 @@ class Preprocess(Table):
     Absent for models that take arrays only.
     """
 
-    resize: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    resize: Edge | Annotated[list[Edge], Field(min_length=2, max_length=2)] | None = None
     """Length of the shorter edge, or ``[height, width]``. Absent keeps the size."""
-    crop: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    crop: Edge | Annotated[list[Edge], Field(min_length=2, max_length=2)] | None = None
     """Centre crop to a square or ``[height, width]``. Absent keeps the resized image."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     """Interpolation filter of the resize."""

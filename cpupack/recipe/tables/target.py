@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpupack.recipe.tables.base import PositiveFloat, PositiveInt, Table
+from cpupack.recipe.tables.base import PositiveFloat, PositiveInt, Seconds, Table
 from cpupack.targets.engines import ArmEngine, X86Engine
 
 Isa = Literal["avx2", "avx512", "avx512_vnni", "amx"]
@@ -58,12 +58,12 @@ class Tune(Table):
     SMT those of twice that number."""
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     """Batch sizes to try."""
-    budget_s: PositiveFloat = 60.0
+    budget_s: Seconds = 60.0
     """Time limit of the whole search, in seconds."""
 
 
 class Bench(Table):
     """Defaults of the bench in the wheel."""
 
-    duration_s: PositiveFloat = 5.0
+    duration_s: Seconds = 5.0
     """Measured time of one run, in seconds, after the warm-up."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..images.paths import path_errors
+from ..images.paths import check_regular
 from ..items import ARCHIVE
+from ..names import printable
 from ..signature import Signature
 from .shards import Item, Listing, Shard
 
@@ -81,13 +82,10 @@ class _Reader:
     def __call__(self) -> Any:
         if self._path.suffix.lower() in (ARRAY, ARCHIVE):
             return self._path
-        with path_errors(str(self._path)):
-            return self._path.read_bytes()
+        check_regular(str(self._path))
+        from ..images.preprocess import read_image  # here: models that take arrays do not need it
 
-
-def printable(name: str) -> str:
-    """Return a file's name as text that UTF-8 can hold: other bytes become ``\\\\udcXX``."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+        return read_image(self._path)[0]
 
 
 def _walk(directory: Path, below: str, wanted: frozenset[str], left_out: Counter[str]) -> Iterator[tuple[str, int]]:
@@ -119,8 +117,7 @@ def _walk(directory: Path, below: str, wanted: frozenset[str], left_out: Counter
         yield name, size
 
 
-def _image_suffixes() -> set[str]:
-    from PIL import Image  # here: models that take arrays do not need it
+def _image_suffixes() -> frozenset[str]:
+    from ..images.formats import suffixes as of_images  # here: models that take arrays do not need it
 
-    Image.init()
-    return {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    return of_images()

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..names import printable
 from ..text.texts import JSON_LINES, decoded, without_answers
-from .files import printable
 from .shards import Id, Item, Listing, Shard
 
 SUFFIXES = (".txt", *JSON_LINES)

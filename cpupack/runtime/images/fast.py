@@ -22,7 +22,7 @@ import PIL
 from PIL import Image
 
 from ..engine import library as native_library
-from ..errors import HostError
+from ..errors import HostError, InputError
 from ..host.cpu import machine
 from . import preprocess, resize
 from .preprocess import ImageSource, PreprocessSpec
@@ -95,7 +95,13 @@ def load_pixels(source: ImageSource, spec: PreprocessSpec) -> npt.NDArray[np.uin
     if not isinstance(source, np.ndarray | Image.Image):
         data, name = preprocess.read_image(source)
         fast = _from_jpeg(data, spec)
-        return fast if fast is not None else preprocess.to_pixels(preprocess.decode_bytes(data, name), spec)
+        if fast is not None:
+            return fast
+        image = preprocess.decode_bytes(data, name)
+        try:
+            return preprocess.to_pixels(image, spec)
+        except InputError as error:  # of its kind of pixels, or of its size: which file it is, only this place knows
+            raise InputError(f"{name}: {error}") from None
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.size:
         fast = _from_pixels(source, spec) if source.shape[2] == 3 else None
         if fast is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,14 @@ def check_path(name: str) -> None:
     """Raise InputError where no file has this path. Opens nothing, because the writer of a FIFO would notice."""
     with path_errors(name):
         os.stat(name)  # noqa: PTH116 - Path would write a URL with one slash less
+
+
+def check_regular(name: str) -> None:
+    """Raise InputError for a file found in a directory that is a pipe or a device: reading it may never end."""
+    with path_errors(name):
+        mode = os.stat(name).st_mode  # noqa: PTH116 - as above
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{name} is a {'directory' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from .formats import check_format, not_an_image
 from .paths import path_errors
 from .spec import NAMES
 from .spec import PreprocessSpec as PreprocessSpec  # for all that also decode; the runner's start does without Pillow
@@ -39,6 +40,10 @@ TURNS = {
 """How to turn an image of each EXIF orientation upright (Exif 2.32, section 4.6.4, tag 0x0112)."""
 LYING = {5, 6, 7, 8}
 """EXIF orientations that swap width and height."""
+_BITS_PER_SAMPLE = 258
+"""A tag of TIFF."""
+_WIDE_GREY = {"PNG", "PPM"}
+"""Formats whose 16-bit grey Pillow gives as 32-bit integers from 0 to 65535."""
 _TRUE_HEADERS = {"JPEG", "PNG", "BMP", "GIF", "WEBP"}
 """Formats whose header has the size of the decoded image."""
 
@@ -126,6 +131,7 @@ def _too_many_bytes(name: str) -> InputError:
 def _loaded(image: Image.Image) -> Image.Image:
     """Return the caller's image after it was decoded: ``Image.open`` reads the header alone."""
     name = f"PIL image {filename}" if (filename := getattr(image, "filename", "")) else "PIL image"
+    check_format(image, name)
     check_pixels(image, name)
     try:
         image.load()
@@ -177,13 +183,14 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name} is empty")
     try:
         image = Image.open(io.BytesIO(data))
+        check_format(image, name)
         check_pixels(image, name)
         image.load()
         check_pixels(image, name)  # the header of some formats gives another size than the image inside
     except UnidentifiedImageError:
         if data.startswith(_MAGIC):
             raise InputError(f"{name} is a damaged image: its header cannot be read") from None
-        raise InputError(f"{name} is not an image that Pillow can read") from None
+        raise not_an_image(data, name) from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large: {error}") from error
     except DECODER_ERRORS as error:
@@ -247,12 +254,19 @@ def _opened(data: bytes, name: str) -> Image.Image:
         return decode_bytes(data, name)
 
 
+def _bits(image: Image.Image) -> int:
+    """Return how many bits of a 16-bit grey image hold its values: 12 of a TIFF with that depth, else all."""
+    tags = getattr(image, "tag_v2", None)
+    depth = tags.get(_BITS_PER_SAMPLE) if tags else None
+    return 12 if depth in (12, (12,)) else 16
+
+
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_GREY):
         # Pillow clips 16-bit grey at 255 instead of scaling it; an 8-bit copy would hold the high byte.
-        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(image).astype(np.uint32) >> _bits(image) - 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(grey)
     elif image.mode in {"I", "F"}:
         raise InputError(f"image has {image.mode!r} pixels of unknown range; save it with 8 or 16 bits a channel")

@@ -143,3 +143,47 @@ def test_what_the_files_do_not_have_is_named(project: Path) -> None:
         read(project, "csv:v.csv", "mae")
     with pytest.raises(CalibrationError, match=r"columns age, and the labels are height"):
         read(project, "csv:v.csv", "mae", ["height"])
+
+
+@pytest.mark.parametrize("text", ["\ufefffile,v\r\n\r\na.png,1\r\nb.png,2\r\n", 'file,v\n"a.png",1\n,\nb.png,2\n'])
+def test_tables_of_any_editor(project: Path, text: str) -> None:
+    (project / "values.csv").write_bytes(text.encode())
+    assert read(project, "csv:values.csv", "mae").targets.tolist() == [[1], [2]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"file;v\na.png;1\nb.png;2\n", "with commas between the columns"),
+        (b"file\tv\na.png\t1\n", "with commas between the columns"),
+        ("file,v\na.png,1\n".encode("utf-16"), "cannot be read"),
+        (b"a.png,1\nb.png,2\n", "has no row for a.png"),  # without a header the first row is taken for one
+        (b"file,v\na.png,1\nb.png,2\na.png,3\n", "row 4: a.png has a row before"),
+        (b"file,v\na.png,1\n\n\nb.png,x\n", "row 5: could not convert"),
+        (b"file,v\na.png,nan\nb.png,2\n", "row 2: 1 numbers for 1 columns"),
+    ],
+)
+def test_tables_that_cannot_be_right(project: Path, data: bytes, words: str) -> None:
+    (project / "values.csv").write_bytes(data)
+    with pytest.raises(CalibrationError, match=words):
+        read(project, "csv:values.csv", "mae")
+
+
+def test_one_name_for_images_of_two_folders_is_refused(project: Path) -> None:
+    """Both would get the same row, without a word."""
+    for folder in ("one", "two"):
+        (project / "photos" / folder).mkdir()
+        Image.new("RGB", WIDE).save(project / "photos" / folder / "c.png")
+    (project / "values.csv").write_text("file,v\na.png,1\nb.png,2\nc.png,3\n")
+    with pytest.raises(CalibrationError, match=r"has c.png, which may be one/c.png or two/c.png"):
+        read(project, "csv:values.csv", "mae")
+    (project / "values.csv").write_text("file,v\na.png,1\nb.png,2\none/c.png,3\ntwo/c.png,4\n")
+    assert read(project, "csv:values.csv", "mae").targets.tolist() == [[1], [2], [3], [4]]  # type: ignore[union-attr]
+
+
+def test_an_image_that_is_twice_in_a_file_of_boxes(project: Path) -> None:
+    images = [{"id": 5, "file_name": "a.png"}, {"id": 6, "file_name": "b.png"}, {"id": 7, "file_name": "a.png"}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 3, "name": "cat"}]}
+    (project / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(CalibrationError, match=r"has the image a\.png twice"):
+        read(project, "coco:boxes.json", "map")
