@@ -63,7 +63,8 @@ def gather(wheel: Path, directory: Path, options: BundleOptions) -> Bundle:
     manifest = found.inspection.manifest
     python, platform = _python(options.python), _platform(options.platform, found.inspection.tags, manifest)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} is not empty", hint="choose another --out")
+        what = "is not empty" if directory.is_dir() else "is not a directory"
+        raise UsageError(f"{directory} {what}", hint="choose another --out")
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
         sweep_parts(directory)
