@@ -10,10 +10,10 @@ prints all rows.
 - ``bert_base``: random weights with what trained ones have (``random_weights.py``), and 128 random tokens.
 
 Each other engine takes any length. For throughput it gets batches of texts in order of length, each padded to its
-longest, at the batch size that is its best; for latency one text after the other. With ``--cores 2`` throughput is
-that of two instances with a thread each, and latency that of one with two threads. Each engine has the quantizer that
-its documentation recommends for transformers: NNCF with ``ModelType.TRANSFORMER`` (static, SmoothQuant), and ONNX
-Runtime's ``quantize_dynamic`` per channel, after the fusions of its transformers optimizer.
+longest, at the batch size that is its best; for latency one text after the other. All have one thread: with more, the
+threads of idle engines would spin on the cores of the one that is measured. Each has the quantizer that its
+documentation recommends for transformers: NNCF with ``ModelType.TRANSFORMER`` (static, SmoothQuant), and ONNX Runtime's
+``quantize_dynamic`` per channel, after the fusions of its transformers optimizer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,6 @@ def main() -> None:
     parser.add_argument("name", nargs="?", choices=sorted(NETWORKS))
     parser.add_argument("wheel", nargs="?", type=Path, metavar="WHEEL_DIR")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "cpupack-texts")
-    parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=40.0)
     options = parser.parse_args()
     if options.command == "table":
@@ -239,29 +237,29 @@ def _torch(module: nn.Module) -> Call:
     return call
 
 
-def _openvino(path: Path, threads: int) -> Call:
+def _openvino(path: Path) -> Call:
     import openvino
 
     settings = {
-        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
     }  # fmt: skip
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     return lambda ids, mask: np.array(request.infer({"ids": ids, "mask": mask}, share_inputs=True)[0])
 
 
-def _onnxruntime(path: Path, threads: int) -> Call:
+def _onnxruntime(path: Path) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda ids, mask: session.run(None, {"ids": ids, "mask": mask})[0]
 
 
-def _own(wheel: Path, threads: int) -> Call:
+def _own(wheel: Path) -> Call:
     (model,) = wheel.glob("*/model*.pt")
-    pool = InstancePool(model, "native", threads, 1)
+    pool = InstancePool(model, "native", 1, 1)
 
     def call(ids: Ints, mask: Ints) -> Floats:
         if ids.shape[1] < LONGEST:
@@ -272,14 +270,14 @@ def _own(wheel: Path, threads: int) -> Call:
     return call
 
 
-def engines(module: nn.Module, place: Path, wheel: Path, threads: int) -> dict[str, Call]:
-    """Return one instance of each engine."""
+def engines(module: nn.Module, place: Path, wheel: Path) -> dict[str, Call]:
+    """Return each engine, with one thread."""
     return {
-        OURS: _own(wheel, threads),
+        OURS: _own(wheel),
         TORCH: _torch(module),
-        "openvino INT8": _openvino(place / "q.xml", threads),
-        "openvino FP32": _openvino(place / "f.xml", threads),
-        "onnxruntime INT8, dynamic": _onnxruntime(place / "q.onnx", threads),
+        "openvino INT8": _openvino(place / "q.xml"),
+        "openvino FP32": _openvino(place / "f.xml"),
+        "onnxruntime INT8, dynamic": _onnxruntime(place / "q.onnx"),
     }
 
 
@@ -299,45 +297,26 @@ def in_batches(call: Call, size: int) -> Call:
     return batched
 
 
-def in_parallel(calls: list[Call], pool: ThreadPoolExecutor) -> Call:
-    """Return a call that gives each instance every so manieth text."""
-    if len(calls) == 1:
-        return calls[0]
-    count = len(calls)
-
-    def shared(ids: Ints, mask: Ints) -> Floats:
-        parts = list(pool.map(lambda part: calls[part](ids[part::count], mask[part::count]), range(count)))
-        found = np.empty((len(ids), parts[0].shape[1]), np.float32)
-        for part, rows in enumerate(parts):
-            found[part::count] = rows
-        return found
-
-    return shared
-
-
 # ---- rows ----
 
 
 def measure(name: str, place: Path, options: argparse.Namespace) -> None:
     """Call the engines by turns on all texts at once, and on one after the other; add a row."""
-    network, cores = NETWORKS[name], options.cores
+    network = NETWORKS[name]
     module = network.make(place)
     ids, mask = network.texts("evaluation", network.count)
     torch.set_num_threads(1)
-    many: dict[str, Call] = {}
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        single = [engines(module, place, options.wheel, 1) for _ in range(cores)]
-        for engine in single[0]:
-            each = [instance[engine] for instance in single]
-            many[engine] = in_parallel(each, pool) if engine == OURS else _best(each, network.batches, pool, ids, mask)
-        results = {engine: call(ids, mask) for engine, call in many.items()}
-        whole = _turns(many, [(ids, mask)], options.seconds / 2)
-    torch.set_num_threads(cores)
-    one = {name: in_batches(call, 1) for name, call in engines(module, place, options.wheel, cores).items()}
+    calls = engines(module, place, options.wheel)
+    many = {
+        engine: call if engine == OURS else _best(call, network.batches, ids, mask) for engine, call in calls.items()
+    }
+    results = {engine: call(ids, mask) for engine, call in many.items()}
+    whole = _turns(many, [(ids, mask)], options.seconds / 2)
+    one = {engine: in_batches(call, 1) for engine, call in calls.items()}
     rows = [(ids[row : row + 1], mask[row : row + 1]) for row in range(len(ids))]
     alone = _turns(one, rows, options.seconds / 2)
     row: dict[str, Any] = {
-        "name": name, "cores": cores, "cpu": cpu_info()[0], "date": time.strftime("%Y-%m-%d"), "texts": len(ids),
+        "name": name, "cores": 1, "cpu": cpu_info()[0], "date": time.strftime("%Y-%m-%d"), "texts": len(ids),
         "tokens": int(mask.sum()), "rounds": len(whole[OURS]), "engines": {},
     }  # fmt: skip
     for engine in many:
@@ -357,10 +336,10 @@ def measure(name: str, place: Path, options: argparse.Namespace) -> None:
     sys.stdout.write(_HEAD + _lines(row))
 
 
-def _best(calls: list[Call], sizes: tuple[int, ...], pool: ThreadPoolExecutor, ids: Ints, mask: Ints) -> Call:
+def _best(call: Call, sizes: tuple[int, ...], ids: Ints, mask: Ints) -> Call:
     """Return the call at the batch size that is fastest with some of the texts."""
     ids, mask = ids[:_TRIED], mask[:_TRIED]
-    batched = [in_parallel([in_batches(call, size) for call in calls], pool) for size in sizes]
+    batched = [in_batches(call, size) for size in sizes]
     times = []
     for each in batched:
         each(ids, mask)
