@@ -182,7 +182,7 @@ def stored_program(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with zipfile.ZipFile(path) as archive:
             member, _ = _member(archive)
-        return _read_stored(path, member)
+        return _read_stored(path, member, 0)
     except UNREADABLE as error:
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
 
