@@ -17,6 +17,7 @@ from cpupack.artifacts.reports import LayerFact, LayerSaturation
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.metric import Metric
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.decode import Anchors
@@ -95,7 +96,8 @@ class FloatModel:
     batch dimension. ``weights_origin`` says which weights were loaded; ``random_weights`` is
     true when they were not trained. ``labels`` are names of classes or values, or None. ``task`` says what the outputs
     are, None for what their shapes say. ``anchors`` are those of a detector. ``tokenizer`` is
-    that of a model that takes text. ``channels_last`` says that the user's code runs in that layout, too.
+    that of a model that takes text. ``channels_last`` says that the user's code runs in that layout, too. ``sizes`` are
+    the images that it takes, None for those of its shape alone.
     """
 
     module: torch.nn.Module
@@ -111,6 +113,7 @@ class FloatModel:
     anchors: Anchors | None = None
     tokenizer: TextInput | None = None
     channels_last: bool = True
+    sizes: OpenSizes | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

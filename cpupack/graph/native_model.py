@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from cpupack.runtime.engine.lengths import Lengths
 from cpupack.runtime.engine.program import Layout
+from cpupack.runtime.engine.sizes import Sizes
 
 FP32_PREFIX = "cpupack::float_"
 """How the names of a program's layers in FP32 begin."""
@@ -56,7 +57,8 @@ class NativeModel(nn.Module):
     ``program`` is the engine's (``stages/quantize/native/program.py``). The operator ``cpupack::run_2`` must be
     registered before this is called or loaded (``runtime/engine/library.py``). ``operators`` counts its layers by kind;
     ``looks`` says where to see the result of each, None for those that are not to be seen, and ``steps`` what computes
-    each. With ``lengths`` the programs of other lengths follow the one that this module runs. ``head`` and ``tail`` are
+    each. With ``lengths`` the programs of other lengths follow the one that this module runs; with ``sizes`` the runner
+    makes those of other sizes of it. ``head`` and ``tail`` are
     the parts of the model that stay FP32; the engine's result has ``output_shape`` without the batch, or is an image
     that it has by positions (``image``). ``pixel_input`` says that it takes pixels.
     """
@@ -74,9 +76,10 @@ class NativeModel(nn.Module):
         head: nn.Module | None = None,
         tail: nn.Module | None = None,
         lengths: Lengths | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
         super().__init__()
-        self.lengths = lengths
+        self.lengths, self.sizes = lengths, sizes
         self.operators, self.looks, self.steps = operators, looks, steps
         self.pixel_input, self.image = pixel_input, image
         self.register_buffer("program", torch.from_numpy(np.frombuffer(program, np.uint8).copy()))
@@ -92,6 +95,20 @@ class NativeModel(nn.Module):
         assert not self.image
         found = NativeModel(
             program, self.result_shape, self.operators, self.looks, steps=self.steps, pixel_input=False, lengths=lengths
+        )
+        return found.eval()
+
+    def with_sizes(self, sizes: Sizes) -> NativeModel:
+        """Return this model, which is a program alone, as one for images of several sizes."""
+        found = NativeModel(
+            self.get_buffer("program").numpy().tobytes(),
+            (self.result_shape[-1], *self.result_shape[:-1]) if self.image else self.result_shape,
+            self.operators,
+            self.looks,
+            steps=self.steps,
+            pixel_input=self.pixel_input,
+            image=self.image,
+            sizes=sizes,
         )
         return found.eval()
 

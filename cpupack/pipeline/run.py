@@ -26,6 +26,7 @@ from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.lengths import with_lengths
 from cpupack.pipeline.locked import check_parts, fp32_threads, inputs_read, keep_lock, plan_again, settle_again
 from cpupack.pipeline.prepare import Prepared, prepare
+from cpupack.pipeline.sizes import with_sizes
 from cpupack.progress import Progress
 from cpupack.quantized_engine import supported_engines
 from cpupack.recipe import LoadedRecipe
@@ -159,6 +160,7 @@ def _finished(
     else:
         settled = settle_again(prepared, cpu, work, corrections, known, progress)
     settled = with_lengths(described(settled, corrections, progress), corrections, work, progress)
+    settled = with_sizes(settled, corrections, work, progress)
     for sentence in unproven(settled.winner):
         progress.warn(sentence)
     loss_report = loss(settled, corrections, progress)
@@ -194,6 +196,7 @@ def stage_untuned(
     prepared = prepare(loaded, work, progress, cache)
     corrections = Corrections()
     settled = with_lengths(settle(prepared, cpu, work, corrections, progress), corrections, work, progress)
+    settled = with_sizes(settled, corrections, work, progress)
     return settled.prepared, settled.winner, _stage(settled, work / cpu, progress)
 
 

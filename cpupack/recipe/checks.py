@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, signature_checks, tasks, text_checks
+from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, open_sizes, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
 from cpupack.recipe.metrics import METRICS, TARGETS, known_metric, nearest_of
 from cpupack.recipe.names import KNOWN_LABELS, import_name, why_not_importable
@@ -377,6 +377,7 @@ CHECKS: tuple[Check, ...] = (
     _state,
     _labels,
     *signature_checks.CHECKS,
+    *open_sizes.CHECKS,
     *text_checks.CHECKS,
     _quantize,
     _recovery,

@@ -19,6 +19,7 @@ from cpupack.recipe import schema as recipe_schema
 from cpupack.recipe.checks import cross_problems
 from cpupack.recipe.derived import derived
 from cpupack.recipe.lines import Key, key_lines, split_key
+from cpupack.recipe.open_sizes import of_typical_size
 from cpupack.recipe.problems import dotted, one_line, schema_problems, unknown_key, without_consequences
 
 MOST_BYTES = 1 << 20
@@ -100,7 +101,11 @@ def parse_recipe(
     reported += [(draft.place(problem.key), str(problem)) for problem in problems]
     if reported:
         return None, reported, text
-    return derived(Recipe.model_validate(draft.data), directory), [], _written(draft.data) if overrides else text
+    return (
+        of_typical_size(derived(Recipe.model_validate(draft.data), directory)),
+        [],
+        _written(draft.data) if overrides else text,
+    )
 
 
 def _read(path: Path) -> str:

@@ -6,9 +6,9 @@ from the tables in ``tables/``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,7 +16,7 @@ from cpupack.recipe.tables.base import Table
 from cpupack.recipe.tables.model import Model
 from cpupack.recipe.tables.package import Package
 from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, Quantize
-from cpupack.recipe.tables.signature import Input, Lengths, Output, Preprocess, Task
+from cpupack.recipe.tables.signature import Input, Lengths, Output, Preprocess, Sizes, Task
 from cpupack.recipe.tables.target import Bench, Target, Tune
 from cpupack.recipe.tables.text import Tokenizer
 
@@ -43,6 +43,7 @@ class Recipe(Table):
     input: list[Input] = []
     """The inputs, if they are not one of float32."""
     lengths: Lengths | None = None
+    sizes: Sizes | None = None
     output: list[Output] = []
     """What becomes of outputs."""
     preprocess: Preprocess | None = None
@@ -62,11 +63,11 @@ class Recipe(Table):
         from cpupack.runtime.signature import INPUT, TensorSpec
 
         if self.model.input_shape is not None:
-            return (TensorSpec(INPUT, tuple(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
+            return (TensorSpec(INPUT, _numbers(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
         return tuple(
             TensorSpec(
                 each.name,
-                tuple(each.shape),
+                _numbers(each.shape),
                 each.dtype,
                 0.0 if each.state is not None and each.default is None else each.default,
                 _spec_of(each.preprocess),
@@ -92,6 +93,23 @@ class Recipe(Table):
         ]
         return self.model_copy(update={"input": tables})
 
+    def at_size(self, height: int, width: int) -> Recipe:
+        """Return the recipe of a model that takes images of one size."""
+        found = self
+        if self.input:
+            (table,) = self.input
+            changes: dict[str, Any] = {"shape": [*table.shape[:-2], height, width]}
+            if table.preprocess is not None:
+                changes["preprocess"] = table.preprocess.model_copy(update={"crop": [height, width]})
+            found = found.model_copy(update={"input": [table.model_copy(update=changes)]})
+        else:
+            shape = [*(self.model.input_shape or ())[:-2], height, width]
+            found = found.model_copy(update={"model": self.model.model_copy(update={"input_shape": shape})})
+        if self.preprocess is not None:
+            cropped = self.preprocess.model_copy(update={"crop": [height, width]})
+            found = found.model_copy(update={"preprocess": cropped})
+        return found
+
     @property
     def engine_preprocess(self) -> PreprocessSpec | None:
         """What makes the engine's input from an image, None where it takes rows or arrays."""
@@ -104,6 +122,12 @@ class Recipe(Table):
     def calibration_batch_size(self) -> int:
         """Samples in one batch of the calibration, 1 without calibration."""
         return self.calibration.batch_size if self.calibration else 1
+
+
+def _numbers(shape: Sequence[int | str]) -> tuple[int, ...]:
+    """Return a shape whose names ``recipe/open_sizes.py`` has replaced."""
+    assert all(isinstance(each, int) for each in shape)
+    return tuple(int(each) for each in shape)
 
 
 def _spec_of(table: Preprocess | None) -> PreprocessSpec | None:

@@ -146,6 +146,8 @@ def _expected_list(node: Node) -> str:
         return "a list of tables, each with its header in double brackets"
     least, most = node.get("minItems", 0), node.get("maxItems")
     items = node["items"]
+    if "x-expects" in items and "anyOf" in items:  # a union: its first branch, and the rest in words
+        items = items["anyOf"][0]
     kind = {"string": "strings", "integer": "integers", "number": "numbers", "array": "lists"}[
         items.get("type", "string")
     ]

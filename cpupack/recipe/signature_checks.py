@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cpupack.recipe import open_sizes
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.text_checks import DIRECTORIES
@@ -177,7 +178,7 @@ def _preprocess(view: View) -> Iterator[Problem]:
         yield from preprocess_problems(view, ("preprocess",), _SHAPE, shape)
 
 
-def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) -> Iterator[Problem]:
+def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[Any]) -> Iterator[Problem]:
     """Yield the contradictions between a view's ``preprocess``, which is at ``key`` of the recipe, and a shape."""
     mode = view("preprocess", "mode")
     for name in ("mean", "std", "pad_value"):
@@ -205,7 +206,10 @@ def preprocess_problems(view: View, key: Key, shape_key: Key, shape: list[int]) 
     if shape[0] != CHANNELS[mode]:
         near = next((name for name, channels in CHANNELS.items() if channels == shape[0]), None)
         yield Problem((*key, "mode"), f'"{mode}" gives {CHANNELS[mode]} channels, and {told} takes {shape[0]}', near)
-    yield from _size(view, key, told, shape)
+    if open_sizes.is_open(shape):
+        yield from open_sizes.preprocess_problems(view("preprocess"), key)
+    else:
+        yield from _size(view, key, told, shape)
 
 
 def _padding(view: View, key: Key) -> Iterator[Problem]:

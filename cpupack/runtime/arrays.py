@@ -32,8 +32,11 @@ def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
     return array
 
 
-def load_array(item: Any, shape: tuple[int, ...], *, check_finite: bool) -> npt.NDArray[np.float32]:
-    """Return one float32 input of ``shape``: an array, a tensor, an ``.npy`` file or its path. Raises InputError."""
+def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) -> npt.NDArray[np.float32]:
+    """Return one float32 input of ``shape``, None for any: an array, a tensor, an ``.npy`` file or its path.
+
+    Raises InputError.
+    """
     name = ""
     if isinstance(item, str | os.PathLike):
         name, array = f"{item}: ", load_npy(Path(item))
@@ -43,10 +46,11 @@ def load_array(item: Any, shape: tuple[int, ...], *, check_finite: bool) -> npt.
     elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
         array = np.asarray(item)
     else:
-        raise InputError(f"got {type(item).__name__}; expected a float32 array {shape} or an .npy file")
-    if array.dtype != np.float32 or array.shape != shape:
+        wanted = "" if shape is None else f" {shape}"
+        raise InputError(f"got {type(item).__name__}; expected a float32 array{wanted} or an .npy file")
+    if shape is not None and (array.dtype != np.float32 or array.shape != shape):
         raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
-    if check_finite and not is_finite(array):
+    if check_finite and array.dtype == np.float32 and array.size and not is_finite(array):
         raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
     return array
 

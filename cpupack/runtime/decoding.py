@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,18 @@ from .errors import InputError
 from .threads import Answer
 
 Load = Callable[[Any], npt.NDArray[Any]]
+
+
+def together(arrays: Iterable[npt.NDArray[Any]], most: Callable[[npt.NDArray[Any]], int]) -> Iterator[npt.NDArray[Any]]:
+    """Yield batches of arrays that follow each other and have one shape, as many as ``most`` says for it."""
+    batch: list[npt.NDArray[Any]] = []
+    for each in arrays:
+        if batch and (each.shape != batch[0].shape or len(batch) >= most(batch[0])):
+            yield np.stack(batch)
+            batch = []
+        batch.append(each)
+    if batch:
+        yield np.stack(batch)
 
 
 class _Wanted:
@@ -35,6 +47,10 @@ class Decoders:
 
         ``ahead`` items are decoded before they are asked for. Raises InputError that says which item.
         """
+        return together(self.each(items, load, ahead=ahead), lambda _: size)
+
+    def each(self, items: Sequence[Any], load: Load, *, ahead: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield what ``load`` returns for each item, in order. Raises InputError that says which item."""
         wanted = _Wanted()
 
         def one(position: int, asked: weakref.ref[_Wanted]) -> npt.NDArray[Any] | None:
@@ -63,12 +79,11 @@ class Decoders:
         decoding = deque(decode(position) for position in range(min(ahead, len(items))))
         following = iter(range(len(decoding), len(items)))
         while decoding:
-            batch = []
-            for _ in range(min(size, len(decoding))):
-                batch.append(decoding.popleft().result())
-                if (position := next(following, None)) is not None:
-                    decoding.append(decode(position))
-            yield np.stack(batch)  # type: ignore[arg-type]  # none is None while ``wanted`` lives
+            found = decoding.popleft().result()
+            if (position := next(following, None)) is not None:
+                decoding.append(decode(position))
+            assert found is not None  # while ``wanted`` lives
+            yield found
         del wanted
 
     def close(self) -> None:

@@ -32,6 +32,13 @@ class Feed:
             return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
         return model_input(batch, self.spec, pixel_input=self.pixel_input)
 
+    def image_size(self, batch: npt.NDArray[Any]) -> tuple[int, int] | None:
+        """Return the height and width of a batch of images that ``ready`` takes, None for other batches."""
+        if batch.ndim != 4:
+            return None
+        first = 1 if self.spec is not None and batch.dtype == np.uint8 else 2
+        return batch.shape[first], batch.shape[first + 1]
+
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
         if self.tokenizer is not None:

@@ -13,6 +13,7 @@ from .engine.program import is_program
 from .errors import HostError
 from .host import probe as host_probe
 from .manifest import Manifest, read_manifest
+from .open_sizes import OpenSizes
 from .plan import decide as planning
 from .signature import Signature
 
@@ -208,6 +209,10 @@ def _ends(manifest: dict[str, Any]) -> dict[str, str]:
 
 def _input(manifest: dict[str, Any]) -> str:
     shape = " x ".join(map(str, manifest["model"]["input_shape"]))
+    if manifest.get("sizes") is not None:
+        kind = "float32 array" if manifest["preprocess"] is None else "image"
+        text = OpenSizes.from_dict(manifest["sizes"]).text()
+        return f"{kind}, {manifest['model']['input_shape'][0]} channels, {text} (tuned and measured at {shape})"
     if manifest["preprocess"] is None:
         return f"float32 array, {shape}"
     return f"image, preprocessed to {shape}"
@@ -217,7 +222,8 @@ def _output(manifest: dict[str, Any]) -> str:
     shape = manifest["model"]["output_shape"]
     if len(shape) == 1:
         return f"{shape[0]} classes{', named' if manifest['labels'] else ''}"
-    return " x ".join(map(str, shape))
+    text = " x ".join(map(str, shape))
+    return text if manifest.get("sizes") is None else f"{text}, of an image of that size"
 
 
 def _sizes(fp32_bytes: int | None, int8_bytes: int | None) -> str | None:

@@ -29,7 +29,7 @@ _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("name", "import_name", "version"), str),
     "random_weights": bool,
     **dict.fromkeys(("model", "target", "quantize", "accuracy", "bench", "torch", "build"), dict),
-    **dict.fromkeys(("preprocess", "calibration", "task", "tokenizer"), dict | None),
+    **dict.fromkeys(("preprocess", "calibration", "task", "tokenizer", "sizes"), dict | None),
     **dict.fromkeys(("inputs", "outputs"), list),
     "labels": str | None,
 }
@@ -72,7 +72,8 @@ class Manifest:
     ``model`` are the engine's. ``inputs`` and ``outputs`` describe the tensors that callers hand in and get
     (``signature.py``); they are empty in wheels of earlier versions, which have one of each. ``task`` is the kind
     of the outputs with its settings (``tasks/spec.py``), None in wheels of earlier versions. ``tokenizer`` says how
-    inputs are made from text (``text/spec.py``), None for models that take none.
+    inputs are made from text (``text/spec.py``), None for models that take none. ``sizes`` says which sizes of images
+    it takes (``open_sizes.py``), None where that in ``model`` is the only one.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Manifest:
     schema: int = MANIFEST_SCHEMA
     task: dict[str, Any] | None = None
     tokenizer: dict[str, Any] | None = None
+    sizes: dict[str, Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -16,18 +16,19 @@ import numpy.typing as npt
 from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
 from .arrays import load_array, require_finite
-from .decoding import Decoders
+from .decoding import Decoders, together
 from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
 from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, RandomWeightsWarning, RunnerError
 from .feed import Feed
-from .images.inputs import mask_value
+from .images.inputs import mask_value, mean_color
 from .images.spec import PreprocessSpec
 from .items import load_row
 from .labels import read_labels
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
+from .open_sizes import OpenSizes, open_sizes_of
 from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
@@ -85,6 +86,7 @@ class Runner:
         aside = (model,) if is_program(model, engine) else ()
         if check:
             check_files(package_dir, self.manifest, aside)
+        self.sizes: OpenSizes | None = open_sizes_of(self.manifest)
         self.labels: tuple[str, ...] | None = read_labels(package_dir, self.manifest)
         preprocess = self.manifest.preprocess
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
@@ -145,7 +147,8 @@ class Runner:
         else:
             size = batch_size or self._spread.share(len(items), FILE_TURNS)
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-            batches = self._spread.run(self._decoders.batches(items, self.load, size, ahead=ahead), size)
+            decoded = self._decoders.each(items, self.load, ahead=ahead)
+            batches = self._spread.run(together(decoded, lambda one: self._spread.most(one[None], size)), size)
         # Each batch becomes results when it is there: maps of many images would not fit into memory together.
         each = (row for batch in batches for row in batch)
         found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
@@ -258,10 +261,18 @@ class Runner:
             (item,) = rows.by_name(self.signature, (item,), {}).values() or (None,)
         if self._spec is not None:
             return self._load_pixels(item)
-        return load_array(item, self.manifest.input_shape, check_finite=self._check_finite)
+        shape = self.manifest.input_shape
+        if self.sizes is None:
+            return load_array(item, shape, check_finite=self._check_finite)
+        found = load_array(item, None, check_finite=self._check_finite)
+        self.check_batch(str(found.dtype), (1, *found.shape))
+        return found
 
     def check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
         """Raise InputError for a batch that the model does not take, saying what was expected."""
+        if self.sizes is not None:
+            self._check_open(self.sizes, dtype, shape)
+            return
         one = {"float32": self.manifest.input_shape}
         if (pixels := self.pixel_shape()) is not None:
             one["uint8"] = pixels
@@ -274,6 +285,30 @@ class Runner:
             raise InputError(f"got {got}; expected {expected}{missing}")
         if not shape[0]:
             raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
+
+    def _check_open(self, sizes: OpenSizes, dtype: str, shape: tuple[int, ...]) -> None:
+        """Raise InputError for a batch of images of a size that the model does not take."""
+        channels = self.manifest.input_shape[0]
+        forms = {"float32": (f"float32 (n, {channels}, height, width)", 2)}
+        if self._spec is not None:
+            forms["uint8"] = (f"uint8 (n, height, width, {channels})", 1)
+        wanted = f"{' or '.join(text for text, _ in forms.values())} with {sizes.text()}"
+        got = f"got {dtype} {shape}"
+        if dtype not in forms or len(shape) != 4:
+            raise InputError(f"{got}; expected {wanted}")
+        first = forms[dtype][1]
+        if shape[1 if first == 2 else 3] != channels or not sizes.takes(*shape[first : first + 2]):
+            raise InputError(f"{got}; expected {wanted}")
+        if not shape[0]:
+            raise InputError(f"{got}, an empty batch; expected n >= 1")
+
+    def most_samples(self, batch: npt.NDArray[Any], size: int) -> int:
+        """Return how many samples like those of a batch go into one call, at most ``size``."""
+        return self._spread.most(batch, size)
+
+    def result_shape(self) -> tuple[int, ...]:
+        """Return the shape of the engine's result for a sample, -1 where it changes with the size of the image."""
+        return self.pool.result_shape() or self.signature.engine_output_shape
 
     def ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what the pool takes for a batch as ``check_batch`` accepts it."""
@@ -331,6 +366,11 @@ class Runner:
         from .images.fast import load_pixels  # here: it brings Pillow, which callers with batches do not need
 
         pixels = load_pixels(item, self._spec)
+        if self.sizes is not None:
+            try:
+                return self.sizes.fill(pixels, mean_color(self._spec))
+            except InputError as error:
+                raise InputError(f"{item}: {error}" if isinstance(item, str | os.PathLike) else str(error)) from None
         if pixels.shape != self.pixel_shape():
             name = f"{item}: " if isinstance(item, str | os.PathLike) else ""
             raise InputError(

@@ -141,9 +141,13 @@ class OutputSpec:
     @property
     def result_shape(self) -> tuple[int, ...]:
         """The shape that the caller gets for one sample."""
+        return self.result_of(self.shape)
+
+    def result_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that the caller gets for a sample of which the model gives ``shape``."""
         if self.apply != "argmax":
-            return self.shape
-        return (*self.shape[: self.dim - 1], *self.shape[self.dim :])
+            return shape
+        return (*shape[: self.dim - 1], *shape[self.dim :])
 
     def finish(self, values: Floats) -> Array:
         """Return what the caller gets for ``values`` ``(n, *shape)``."""

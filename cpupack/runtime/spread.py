@@ -34,13 +34,18 @@ class Spread:
             self._sample_s = self._time_one()
         return even_size(count, self._plan.batch_size, self._plan.instances, self._sample_s, turns)
 
+    def most(self, batch: npt.NDArray[Any], size: int) -> int:
+        """Return how many samples like those of a batch go into one call, at most ``size``: for the sake of memory."""
+        image = self._feed.image_size(batch)
+        return size if image is None else min(size, self._pool.most_samples(*image))
+
     def alone(self, batch: npt.NDArray[Any]) -> Floats:
         """Return the output of one call."""
         return _floats(self._pool.run(self._feed.ready(batch)))
 
     def outputs(self, batch: npt.NDArray[Any]) -> Floats:
         """Return the output of a batch of any size."""
-        size = self.share(len(batch))
+        size = self.most(batch, self.share(len(batch)))
         if len(batch) <= size:
             return self.alone(batch)
         chunks = (batch[start : start + size] for start in range(0, len(batch), size))

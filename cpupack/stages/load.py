@@ -9,6 +9,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of, with_rows
 from cpupack.model.one_row import OneRow
+from cpupack.model.open_sizes import open_sizes
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.stream_check import check_stream
@@ -58,6 +59,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         assert isinstance(fitted.module, OneRow)
         check_stream(fitted.module, signature, spec.source, progress)
     detector = detector_of(module, loaded.recipe, signature)
+    sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
@@ -76,6 +78,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         tokenizer=text,
         channels_last=channels_last,
         anchors=None if detector is None else detector.anchors,
+        sizes=sizes,
     )
 
 

@@ -24,7 +24,7 @@ from cpupack.model.user_code import describe_failure
 from cpupack.operators import OperatorCounter
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.library import OPERATOR
-from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program
+from cpupack.runtime.engine.program import PROGRAM_NOTE, note_text, read_program, stored_program
 from cpupack.runtime.errors import IntegrityError
 from cpupack.wheel.saved_model import without_debug
 
@@ -128,7 +128,7 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
     program, notes = None, {}
     if freeze and isinstance(module, NativeModel) and module.is_program:
         program = module.get_buffer("program")
-        notes[PROGRAM_NOTE] = note_text(_PROGRAM_RECORD, module.lengths, module.layout)
+        notes[PROGRAM_NOTE] = note_text(_PROGRAM_RECORD, module.lengths, module.layout, module.sizes)
     try:
         with torch.inference_mode(), _quiet():
             traced = _trace(module.eval(), example)
@@ -149,7 +149,8 @@ def save(module: nn.Module, example: torch.Tensor, path: Path, *, freeze: bool =
 def _check_program(path: Path, program: torch.Tensor) -> None:
     """Read the program back as the runner does. Raises QuantizationError when it is not the one that was saved."""
     try:
-        found = read_program(path).memory
+        read_program(path)
+        found = stored_program(path)
     except IntegrityError as error:
         raise QuantizationError(f"the runner cannot read the saved model: {error}") from error
     if not np.array_equal(found, program.numpy()):

@@ -6,6 +6,7 @@ from typing import Any
 
 from cpupack.runtime.files import MANIFEST_NAME
 from cpupack.runtime.manifest import Manifest, parse_manifest
+from cpupack.runtime.open_sizes import open_sizes_of
 from cpupack.runtime.signature import signature_of
 from cpupack.targets import ENGINES
 
@@ -98,6 +99,8 @@ def _ends(manifest: Manifest) -> list[tuple[str, str]]:
     if not signature.is_plain:
         return [("Inputs", signature.inputs_text()), ("Outputs", signature.outputs_text())]
     shape = " x ".join(str(size) for size in manifest.input_shape)
+    if (sizes := open_sizes_of(manifest)) is not None:
+        shape = f"{manifest.input_shape[0]} channels, {sizes.text()}"
     return [("Input", f"{shape}, " + ("images" if manifest.preprocess else "float32 arrays"))]
 
 

@@ -14,6 +14,7 @@ void free_context(struct context *context) {
     free(context->steps);
     free(context->kept);
     free(context->run_offsets);
+    free(context->lists);
     free(context);
 }
 
@@ -170,6 +171,27 @@ static void make_steps(struct context *context) {
     }
 }
 
+static int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+/* Have the kernels list what depends on the size of the image. Returns 0 without memory. */
+static int make_lists(struct context *context, int count) {
+    const struct kernels *kernels = find_kernels();
+    int64_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += whole_lines(kernels->listed_bytes(context->steps + i));
+    context->lists = aligned_alloc(64, (size_t)(bytes ? bytes : 64));
+    uint8_t *at = context->lists;
+    for (int i = 0; at != NULL && i < count; i++) {
+        const int64_t own = kernels->listed_bytes(context->steps + i);
+        if (own == 0)
+            continue;
+        kernels->list(context->steps + i, at);
+        context->steps[i].listed = at;
+        at += whole_lines(own);
+    }
+    return context->lists != NULL;
+}
+
 void place_steps(const struct context *context, uint8_t *first, int64_t batch, const int64_t *taken,
                  struct step *steps) {
     const struct places places = {first, batch, taken};
@@ -202,6 +224,7 @@ int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct ar
     context->program = program;
     context->program_bytes = bytes;
     memcpy(context->identity, parts.header->identity, sizeof context->identity);
+    context->input_height = parts.header->input_height, context->input_width = parts.header->input_width;
     context->batch = batch;
     context->header = parts.header;
     context->slack = slack_of(parts.header, parts.buffers);
@@ -216,7 +239,8 @@ int make_context(const uint8_t *program, int64_t bytes, int64_t batch, struct ar
         free_context(context);
         return CPUPACK_ERROR_MEMORY;
     }
-    if (!acquire_prepared(program, context->steps, parts.header->layers, &context->prepared)) {
+    if (!make_lists(context, parts.header->layers) ||
+        !acquire_prepared(program, context->steps, parts.header->layers, &context->prepared)) {
         free_context(context);
         return CPUPACK_ERROR_MEMORY;
     }

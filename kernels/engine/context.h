@@ -13,7 +13,7 @@ struct context {
     struct context *next;
     const uint8_t *program;
     int64_t program_bytes;
-    int32_t identity[2];
+    int32_t identity[2], input_height, input_width; /* programs of several sizes may take turns at one place */
     int64_t batch;
     uint64_t used;
     const struct cpupack_header *header;
@@ -21,6 +21,7 @@ struct context {
     struct step *steps;
     uint8_t *kept; /* for each buffer, whether layers after the first `alone` read it: then each sample has its own */
     int64_t *run_offsets;
+    uint8_t *lists; /* what steps have `listed` */
     struct prepared *prepared;
     int64_t slack;        /* bytes before and after the activations that tiles may read */
     const uint8_t *arena; /* the memory that the steps point into */

@@ -50,6 +50,7 @@ struct step {
     const uint8_t *table;
     const int16_t *prepared; /* what the kernels have made of the weights; NULL where `prepared_bytes` is 0 */
     void *late;              /* the same for `late_bytes` */
+    const void *listed;      /* the same for `listed_bytes`; it may depend on the size of the image too */
     int64_t *run_offsets;    /* OP_CONV: where each run of K starts, relative to an output's first input byte */
     int64_t input_values;    /* OP_INPUT_FLOAT, OP_FLOAT_INPUT: values of one sample of the caller's */
     int64_t deeper;          /* bytes of the input from one tap of a window to the next, through frames */
@@ -174,6 +175,9 @@ struct kernels {
     int64_t (*late_bytes)(const struct step *step);
     int (*needs_late)(const struct step *step);
     void (*prepare_late)(const struct step *step);
+    /* The same for what depends on the size of the image: programs of several sizes share everything else. */
+    int64_t (*listed_bytes)(const struct step *step);
+    void (*list)(const struct step *step, void *to);
     /* Every worker calls it after the last layer of a call. */
     void (*leave)(const struct worker *worker);
     void (*resize_row)(const uint8_t *from, uint8_t *to, const struct cpupack_taps *across, int64_t groups);

@@ -106,7 +106,7 @@ struct cpupack_move {
 };
 
 /* OP_RESAMPLE: the rows, columns or frames of a window: the first, how many, and which of the `scales` is the first
- * one's. */
+ * one's. Those of rows are times the layer's `scale`, which the kernels do not read. */
 struct cpupack_window {
     int32_t begin, count, first;
 };

@@ -95,7 +95,19 @@ int64_t cpupack_prepared_bytes(struct session *session) {
 static int is_of(const struct context *context, const uint8_t *program, int64_t bytes, int64_t batch) {
     const struct cpupack_header *header = (const struct cpupack_header *)program;
     return context->program == program && context->program_bytes == bytes && context->batch == batch &&
+           context->input_height == header->input_height && context->input_width == header->input_width &&
            memcmp(context->identity, header->identity, sizeof context->identity) == 0;
+}
+
+/* Free the context that was not used for longest. */
+static void free_oldest(struct session *session) {
+    struct context **oldest = &session->contexts;
+    for (struct context **each = oldest; *each != NULL; each = &(*each)->next)
+        if ((*each)->used < (*oldest)->used)
+            oldest = each;
+    struct context *gone = *oldest;
+    *oldest = gone->next;
+    free_context(gone);
 }
 
 int find_context(struct session *session, const uint8_t *program, int64_t bytes, int64_t batch,
@@ -103,25 +115,19 @@ int find_context(struct session *session, const uint8_t *program, int64_t bytes,
     if (bytes < (int64_t)sizeof(struct cpupack_header))
         return CPUPACK_ERROR_PROGRAM;
     int count = 0;
-    struct context **oldest = NULL;
     for (struct context **each = &session->contexts; *each != NULL; each = &(*each)->next, count++) {
         if (is_of(*each, program, bytes, batch)) {
             (*each)->used = ++session->clock;
             *found = *each;
             return place_context(*each, &session->arena) ? CPUPACK_OK : CPUPACK_ERROR_MEMORY;
         }
-        if (oldest == NULL || (*each)->used < (*oldest)->used)
-            oldest = each;
     }
     struct context *made = NULL;
     const int code = make_context(program, bytes, batch, &session->arena, &made);
     if (code != CPUPACK_OK)
         return code;
-    if (count >= CONTEXTS_KEPT) {
-        struct context *gone = *oldest;
-        *oldest = gone->next;
-        free_context(gone);
-    }
+    if (count >= CONTEXTS_KEPT)
+        free_oldest(session);
     made->used = ++session->clock;
     made->next = session->contexts;
     session->contexts = made;

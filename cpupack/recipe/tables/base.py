@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
@@ -32,8 +32,11 @@ class Expects:
 
 Edge = Annotated[int, Field(ge=1, le=65_535)]
 """A height or width that an image is made to have, in pixels. 65,535 is the largest of a JPEG."""
-Length = Annotated[PositiveInt, Expects("an integer of at least 1 (docs/how-to/sizes.md: inputs of other sizes)")]
-"""A size of an input along one dimension: a number, since a wheel has programs for the sizes that its recipe gives."""
+ImageLength = Annotated[
+    PositiveInt | Literal["height", "width"],
+    Expects('an integer of at least 1, or with [sizes] "height" or "width" (docs/how-to/sizes.md)'),
+]
+"""A size of an input, or the name of a side of an image that may differ."""
 
 
 class Table(BaseModel):

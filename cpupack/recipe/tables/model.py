@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from cpupack.recipe.tables.base import Expects, Length, Seed, Table, Text
+from cpupack.recipe.tables.base import Expects, ImageLength, Seed, Table, Text
 
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors", ".index.json")
 """Endings of the names of weight files."""
@@ -40,9 +40,10 @@ class Model(Table):
     the index, then of each file in the order of their names."""
     seed: Seed = 0
     """Seed of random weights."""
-    input_shape: Annotated[list[Length], Field(min_length=1)] | None = None
+    input_shape: Annotated[list[ImageLength], Field(min_length=1)] | None = None
     """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
-    several inputs, or one that is not float32, has ``[[input]]`` tables instead."""
+    several inputs, or one that is not float32, has ``[[input]]`` tables instead. With ``[3, "height", "width"]`` and
+    ``[sizes]`` the wheel takes images of any size."""
     stream: bool = False
     """Make the states of the model's LSTM, GRU and RNN layers inputs and outputs of the wheel, which
     ``runner.stream()`` carries from chunk to chunk. The shape of the input is that of a chunk. For a model that takes

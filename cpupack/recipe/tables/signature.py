@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cpupack.recipe.tables.base import Edge, Finite, Fraction, Length, PositiveFloat, PositiveInt, Table, Text
+from cpupack.recipe.tables.base import Edge, Finite, Fraction, ImageLength, PositiveFloat, PositiveInt, Table, Text
 
 
 class Preprocess(Table):
@@ -47,7 +47,7 @@ class Input(Table):
 
     name: Text
     """Name of the argument of ``forward``, and of the input for callers of the wheel."""
-    shape: list[Length]
+    shape: list[ImageLength]
     """Shape of one sample without the batch dimension, ``[channels, height, width]`` for an image. ``[]`` is one
     number for each sample."""
     dtype: Literal["float32", "uint8", "int64", "bool"] = "float32"
@@ -79,6 +79,27 @@ class Lengths(Table):
     """The lengths, or ``auto``: every length. A model for which that cannot be proved has steps of 8 up to 64, of 16 up
     to 128, of 32 up to 256, and so on, and the build says so. The greatest length is always among them. All share their
     weights."""
+
+
+Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
+class Sizes(Table):
+    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image and one output, of
+    which the native engine runs every layer.
+
+    ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"`` in place of the
+    numbers. The build finds which multiples of a number the model takes. ``predict`` fills up other images at the
+    bottom and the right, with the mean color.
+    """
+
+    max: Pair
+    """The largest images. Memory is planned for them."""
+    typical: Pair | None = None
+    """The size at which the model is calibrated, tuned and measured. Calibration data have it; of larger images the
+    centre is taken. Absent means ``max``."""
+    min: Pair | None = None
+    """The smallest images. Absent means about 32 x 32. Smaller ones are filled up."""
 
 
 class Output(Table):

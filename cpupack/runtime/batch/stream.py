@@ -88,7 +88,8 @@ class Stream:
         pixels = self._runner.pixel_shape()
         if pixels is None or not isinstance(value, np.ndarray) or self._runner.signature.takes_rows:
             return False
-        return bool(value.dtype.kind == "f" or (value.dtype == np.uint8 and value.shape == pixels))
+        known = self._runner.sizes is None  # pixels of any size may have to be filled up
+        return bool(value.dtype.kind == "f" or (known and value.dtype == np.uint8 and value.shape == pixels))
 
     def _batches(self, loaded: Iterable[_Loaded]) -> Iterator[list[_Loaded]]:
         size = self._runner.plan.batch_size
@@ -105,7 +106,8 @@ class Stream:
                 together, count = [], 0
             together.append(one)
             count += one.array is not None
-            if count == size or len(together) == _MOST_TOGETHER * size:
+            most = size if one.array is None else self._runner.most_samples(one.array[None], size)
+            if count >= most or len(together) == _MOST_TOGETHER * size:
                 yield together
                 together, count = [], 0
         if together:

@@ -97,7 +97,7 @@ class InstancePool:
     def shared_bytes(self) -> int:
         """Memory that all instances share: a native program and its prepared weights. 0 for a model of torch."""
         programs = [] if self._program is None else [self._program, *self._program.parts]
-        own = max((each.memory.nbytes for each in programs), default=0)  # each reaches to the end of all
+        own = max((each.nbytes for each in programs), default=0)  # each reaches to the end of all
         return own + max(each.prepared_bytes() for each in self._loaded)
 
     @property
@@ -137,6 +137,18 @@ class InstancePool:
         waiting = [self.submit(batch, number) for number in range(self.instances) for _ in range(count)]
         for future in waiting:
             future.result()
+
+    def most_samples(self, height: int, width: int) -> int:
+        """Return how many images of a size one call takes at most, for the sake of memory."""
+        return 1 << 30 if self._program is None else self._program.most_samples(height, width)
+
+    def result_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of a sample's result, -1 where it changes with the size; None for a model of one size."""
+        if self._program is None or self._program.sized is None:
+            return None
+        shape = self._program.sized.sizes.open_result_shape()
+        image = self._program.layout is not None and self._program.layout.image
+        return (shape[-1], *shape[:-1]) if image else shape
 
     def check_usable(self) -> None:
         """Raise RunnerError in a forked child, where a batch would wait for ever."""

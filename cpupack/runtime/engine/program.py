@@ -32,6 +32,8 @@ from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
 from .prototypes import Piece
 from .results import ResultMemory
+from .sized import SizedPrograms
+from .sizes import Sizes
 
 Floats = npt.NDArray[np.float32]
 PROGRAM_NOTE = "cpupack-program.json"
@@ -71,7 +73,8 @@ class Program:
     take that kind. ``outputs`` is the number of float32 results for one input. ``bytes_each`` is the memory that one
     sample of a batch needs while it is computed. ``version`` is the number of its format. The results of a sample are
     in ``layout``, None for a row. With ``lengths`` this is the program of the greatest length, and ``parts`` has those
-    of all lengths in turn, which share their constants. The arrays of its results come from ``results``.
+    of all lengths in turn, which share their constants. The arrays of its results come from ``results``. With
+    ``sized`` this describes the size that was built, and ``sized`` has the programs.
     """
 
     memory: npt.NDArray[np.uint8]
@@ -83,6 +86,7 @@ class Program:
     layout: Layout | None = None
     lengths: Lengths | None = None
     parts: tuple[Program, ...] = ()
+    sized: SizedPrograms | None = None
     results: ResultMemory = field(default_factory=ResultMemory, compare=False, repr=False)
 
     @cached_property
@@ -91,18 +95,47 @@ class Program:
         return self.memory.ctypes.data
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the program, or of those of all sizes."""
+        return self.memory.nbytes if self.sized is None else self.sized.nbytes
+
+    def most_samples(self, height: int, width: int) -> int:
+        """Return how many images of a size one call takes, so that it needs no more memory than one of the largest."""
+        if self.sized is None:
+            return 1 << 30
+        largest, own = (self.sized.arena_bytes(*each) for each in (self.sized.sizes.range.most, (height, width)))
+        return max(1, largest // own)
+
+    def fixed(self, height: int, width: int) -> Program:
+        """Return the program of one size, in memory of its own. Only for a program of several sizes."""
+        assert self.sized is not None
+        memory, sizes = self.sized.alone(height, width), self.sized.sizes
+        pixels, floats = (
+            None if each is None else (each[0], height, width) for each in (self.pixel_shape, self.float_shape)
+        )
+        layout = self.layout and dataclasses.replace(self.layout, shape=sizes.result_shape(height, width))
+        return Program(
+            memory, pixels, floats, sizes.outputs(height, width), self.sized.arena_bytes(height, width), self.version,
+            layout,
+        )  # fmt: skip
+
+    @property
     def takes_rgb(self) -> bool:
         """Whether it can be called with RGB pixels and the value of the fourth channel."""
         return self.pixel_shape is not None and self.pixel_shape[0] == 4 and self.pixel_shape[2] <= MASKED_WIDTH
 
 
-def note_text(record: str, lengths: Lengths | None = None, layout: Layout | None = None) -> str:
+def note_text(
+    record: str, lengths: Lengths | None = None, layout: Layout | None = None, sizes: Sizes | None = None
+) -> str:
     """Return the text of ``PROGRAM_NOTE`` for a program in ``record``, such as ``constants/0``, or for several."""
     note: dict[str, Any] = {"schema": _NOTE_SCHEMA, "record": record}
     if lengths is not None:
         note["lengths"] = lengths.to_dict()
     if layout is not None:
         note["layout"] = dataclasses.asdict(layout)
+    if sizes is not None:
+        note["sizes"] = sizes.to_dict()
     return json.dumps(note, sort_keys=True)
 
 
@@ -128,7 +161,8 @@ def read_program(path: Path) -> Program:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            member, lengths, layout = _member(archive)
+            member, note = _member(archive)
+        lengths, layout = note.lengths, note.layout
         form = None if lengths is None else lengths.form
         if form is not None and form.steps + form.size > member.file_size:
             raise ValueError("a form goes beyond its end")
@@ -137,9 +171,35 @@ def read_program(path: Path) -> Program:
         program = _parse(memory) if lengths is None else _parse_lengths(memory, lengths)
         if layout is not None and math.prod(layout.shape) != program.outputs:
             raise ValueError(f"its {program.outputs} results are not of the shape {layout.shape}")
-        return dataclasses.replace(program, layout=layout)
+        program = dataclasses.replace(program, layout=layout)
+        return program if note.sizes is None else _with_sizes(program, note.sizes)
     except UNREADABLE as error:
         raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
+
+
+def stored_program(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the bytes of the program that a saved model has. Raises IntegrityError as ``read_program`` does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member, _ = _member(archive)
+        return _read_stored(path, member, 0)
+    except UNREADABLE as error:
+        raise IntegrityError(f"cannot load the native program in {path}: {error}; reinstall the package") from error
+
+
+def _with_sizes(program: Program, sizes: Sizes) -> Program:
+    """Return the program with those of other sizes. Raises ValueError where they are not of this program."""
+    shape = program.pixel_shape or program.float_shape
+    if shape is None or not sizes.range.takes(*shape[1:]):
+        raise ValueError(f"its program is for {shape}, which is none of its sizes")
+    if sizes.outputs(*shape[1:]) != program.outputs:
+        raise ValueError(f"its {program.outputs} results are not those of its sizes")
+    try:
+        return dataclasses.replace(
+            program, memory=program.memory[:0].copy(), sized=SizedPrograms(program.memory, sizes)
+        )
+    except (IndexError, KeyError, OverflowError) as error:
+        raise ValueError(f"its sizes are damaged: {error}") from error
 
 
 def _note_name(archive: zipfile.ZipFile) -> str | None:
@@ -149,8 +209,17 @@ def _note_name(archive: zipfile.ZipFile) -> str | None:
     return names[0] if len(names) == 1 and names[0].count("/") == 2 else None
 
 
-def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None, Layout | None]:
-    """Return the record that holds the program, its lengths if it has several, and the layout of its results.
+@dataclass(frozen=True)
+class _Note:
+    """What is said about a program: its lengths or sizes if it has several, and the layout of its results."""
+
+    lengths: Lengths | None = None
+    layout: Layout | None = None
+    sizes: Sizes | None = None
+
+
+def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, _Note]:
+    """Return the record that holds the program, and what is said about it.
 
     Raises ValueError when the archive does not name one that it has.
     """
@@ -168,10 +237,13 @@ def _member(archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, Lengths | None, 
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"its record {record} is compressed")
     try:
-        lengths = Lengths.from_dict(note["lengths"]) if "lengths" in note else None
-        return member, lengths, Layout.from_dict(note["layout"]) if "layout" in note else None
+        return member, _Note(
+            Lengths.from_dict(note["lengths"]) if "lengths" in note else None,
+            Layout.from_dict(note["layout"]) if "layout" in note else None,
+            Sizes.from_dict(note["sizes"]) if "sizes" in note else None,
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the lengths or the layout in extra/{PROGRAM_NOTE} are damaged: {error}") from None
+        raise ValueError(f"the lengths, sizes or layout in extra/{PROGRAM_NOTE} are damaged: {error}") from None
 
 
 def _read_stored(path: Path, member: zipfile.ZipInfo, room: int) -> npt.NDArray[np.uint8]:
@@ -238,12 +310,17 @@ _ERROR_PROGRAM, _NO_THREADS, _BUSY, _CLOSED = 1, 5, 6, 7
 
 @dataclass(frozen=True)
 class Call:
-    """A batch as the kernels read it, and the memory for its result."""
+    """A batch as the kernels read it, and the memory for its result.
+
+    ``shape`` is the batch's as it was given. ``size`` is the height and width of its images, None for a program of one
+    size.
+    """
 
     batch: npt.NDArray[Any]
     mask: int
     result: npt.NDArray[np.float32]
     shape: tuple[int, ...]
+    size: tuple[int, int] | None = None
 
 
 def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = None) -> Call:
@@ -261,14 +338,19 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
         if not program.takes_rgb:
             raise RunnerError("the model does not take pixels of three channels")
         shape = (3, *shape[1:])
-    given = batch.shape
+    given, size, outputs = batch.shape, None, program.outputs
+    if program.sized is not None and batch.ndim == 4:
+        sizes, size = program.sized.sizes, (int(given[2]), int(given[3]))
+        if not sizes.range.takes(*size):
+            raise RunnerError(f"the model failed on a batch of shape {given}: it takes {sizes.range.text()}")
+        shape, outputs = (shape[0], *size), sizes.outputs(*size)
     if mask is None and batch.ndim not in (1, 2, 4):
         batch = batch.reshape(len(batch), -1)
     if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
         raise RunnerError(f"the model failed on a batch of shape {given}: it takes (n, {', '.join(map(str, shape))})")
     dense = np.ascontiguousarray(batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch)
-    result = program.results.take(len(batch), program.outputs)
-    return Call(dense, -1 if mask is None else mask, result, given)
+    result = program.results.take(len(batch), outputs)
+    return Call(dense, -1 if mask is None else mask, result, given, size)
 
 
 class Session:
@@ -294,21 +376,30 @@ class Session:
         assert result is not None
         return result
 
-    def make_ready(self, batch_size: int = 1, *, all_lengths: bool = False) -> None:
+    def make_ready(
+        self, batch_size: int = 1, *, all_lengths: bool = False, size: tuple[int, int] | None = None
+    ) -> None:
         """Do what would else be part of the first call of that size: check the program, prepare weights, start a team.
 
         Of programs that follow from a form, the first and the last are checked here, the others when they first run;
-        with ``all_lengths`` all are. Raises IntegrityError for a program that the kernels do not take, and HostError
-        where something is missing.
+        with ``all_lengths`` all are. ``size`` is the height and width of images, where the program takes several; None
+        for the typical one. Raises IntegrityError for a program that the kernels do not take, and HostError where
+        something is missing.
         """
-        failed = 0
+        if self._program.sized is not None:
+            shape = self._program.pixel_shape or self._program.float_shape
+            assert shape is not None
+            with self._program.sized.at(*(size or shape[1:])) as found:
+                self._make_ready(found.memory, batch_size)
+            return
         parts = self._program.parts or (self._program,)
         if self._program.lengths is not None and self._program.lengths.form is not None:
             parts = parts if all_lengths else (parts[0], parts[-1])
         for part in parts:
-            failed = failed or self._library.cpupack_make_ready(
-                self._session, part.address, part.memory.size, batch_size
-            )
+            self._make_ready(part.memory, batch_size)
+
+    def _make_ready(self, memory: npt.NDArray[np.uint8], batch_size: int) -> None:
+        failed = self._library.cpupack_make_ready(self._session, memory.ctypes.data, memory.size, batch_size)
         if failed == _NO_THREADS:
             raise HostError(why_no_thread())
         if failed:
@@ -322,10 +413,20 @@ class Session:
         kernels refuse; HostError when the system refuses a thread.
         """
         result, lengths, layout = call.result, self._program.lengths, self._program.layout
-        run = self._run_one if lengths is None else self._run_lengths
+        run = self._run_lengths if lengths is not None else self._run_sized if call.size is not None else self._run_one
         if len(result) and not run(self._program, call, wait=wait):
             return None
+        if layout is not None and call.size is not None:
+            assert self._program.sized is not None
+            layout = dataclasses.replace(layout, shape=self._program.sized.sizes.result_shape(*call.size))
         return result if layout is None else layout.of(result)
+
+    def _run_sized(self, program: Program, call: Call, *, wait: bool) -> bool:
+        """Run a batch in the program of its size."""
+        assert program.sized is not None
+        assert call.size is not None
+        with program.sized.at(*call.size) as found:
+            return self._run_one(dataclasses.replace(program, memory=found.memory), call, wait=wait)
 
     def _run_lengths(self, program: Program, call: Call, *, wait: bool) -> bool:
         """Run the rows of a call in the programs of their lengths. Where it has begun, it waits for its turn."""

@@ -18,12 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write the model, a library, its header and an example to DIR",
     )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="HEIGHTxWIDTH",
+        help="of a model that takes images of any size: the one to export (default: the typical size)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the files of an earlier export")
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(each.isascii() and each.isdigit() and 0 < int(each) < 1 << 20 for each in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 512x1024")
+    return int(parts[0]), int(parts[1])
 
 
 def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return the directory and the sizes of the files in bytes. Raises RunnerError."""
-    found = export_c(package_dir, args.c, force=args.force)
+    found = export_c(package_dir, args.c, force=args.force, size=args.size)
     return {"directory": found.directory, "files": found.files}
 
 

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
+from ..open_sizes import open_sizes_of
 from ..signature import Signature, TensorSpec, ids_text, signature_of, takes_rows
 from ..text.spec import spec_of
 from . import model_file
@@ -34,11 +35,15 @@ class Exported:
     files: dict[str, int]
 
 
-def export_c(package_dir: Path, directory: Path, *, force: bool = False) -> Exported:
+def export_c(
+    package_dir: Path, directory: Path, *, force: bool = False, size: tuple[int, int] | None = None
+) -> Exported:
     """Write what a program in C needs into ``directory``, which is made if it is missing.
 
-    Raises InputError where the model needs torch, where a file of that name is there already (without ``force``), and
-    where one cannot be written; IntegrityError where the package is not the one that was built.
+    ``size`` is the height and width of images, for a model that takes any size; None for the typical one. Raises
+    InputError where the model needs torch or does not take that size, where a file of that name is there already
+    (without ``force``), and where one cannot be written; IntegrityError where the package is not the one that was
+    built.
     """
     manifest = read_manifest(package_dir)
     check_files(package_dir, manifest)
@@ -46,7 +51,7 @@ def export_c(package_dir: Path, directory: Path, *, force: bool = False) -> Expo
     if not is_program(model, manifest.target["engine"]):
         reason = manifest.torch.get("reason") or "torch runs some of its layers"
         raise InputError(f"{manifest.name} {manifest.version} cannot be exported to C, because {reason}")
-    program = read_program(model)
+    program = _of_size(read_program(model), manifest, size)
     spec = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
     mask = mask_value(spec) if spec is not None and program.pixel_shape is not None else None
     contents: dict[str, Sequence[bytes | memoryview]] = {
@@ -59,6 +64,19 @@ def export_c(package_dir: Path, directory: Path, *, force: bool = False) -> Expo
         contents[LABELS] = ((package_dir / manifest.labels).read_bytes(),)
     _write(directory, contents, force=force)
     return Exported(str(directory), {name: (directory / name).stat().st_size for name in sorted(contents)})
+
+
+def _of_size(program: Program, manifest: Manifest, size: tuple[int, int] | None) -> Program:
+    """Return the program of one size of images. Raises InputError for a size that the model does not take."""
+    sizes = open_sizes_of(manifest)
+    if sizes is None:
+        if size is not None:
+            raise InputError("--size is for models that take images of any size, and this one takes one size")
+        return program
+    height, width = size or manifest.input_shape[1:]
+    if not sizes.takes(height, width):
+        raise InputError(f"--size {height}x{width}: the model takes {sizes.text()}")
+    return program.fixed(height, width)
 
 
 def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *, force: bool) -> None:

@@ -31,6 +31,11 @@ def mask_value(spec: PreprocessSpec) -> int:
     return max(zero_point - distance, 0) if zero_point >= 128 else 255
 
 
+def mean_color(spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Return the pixel that is nearest to 0 after normalization, uint8 ``(channels,)``."""
+    return np.resize(np.array(spec.mean) * 255.0, spec.channels).round().clip(0, 255).astype(np.uint8)
+
+
 def model_input(data: npt.NDArray[Any], spec: PreprocessSpec | None, *, pixel_input: bool) -> npt.NDArray[Any]:
     """Return the array to hand to the model for ``data``.
 

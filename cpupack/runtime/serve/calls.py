@@ -48,13 +48,23 @@ class Calls:
             ready.append((job, array))
             self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
         ok = not done
-        for dtype in {array.dtype for _, array in ready}:
-            group = [(job, array) for job, array in ready if array.dtype == dtype]
+        for group in self._groups(ready):
             ok = self._compute(instance, group, done) and ok
         now_s = time.monotonic()
         for request, _, _ in done:
             request.finished_s = now_s
         return done, ok
+
+    def _groups(self, ready: Sequence[tuple[Job, npt.NDArray[Any]]]) -> list[list[tuple[Job, npt.NDArray[Any]]]]:
+        """Return what is computed together: samples of one type and shape, as many as the memory is for."""
+        groups: dict[Any, list[list[tuple[Job, npt.NDArray[Any]]]]] = {}
+        for job, array in ready:
+            own = groups.setdefault((array.dtype, array.shape[1:]), [[]])
+            together = sum(len(each) for _, each in own[-1])
+            if own[-1] and together + len(array) > self._model.most_samples(array):
+                own.append([])
+            own[-1].append((job, array))
+        return [group for own in groups.values() for group in own]
 
     def _compute(self, instance: int, group: Sequence[tuple[Job, npt.NDArray[Any]]], done: Done) -> bool:
         begin_s = time.monotonic()
@@ -82,9 +92,21 @@ class Calls:
                 continue
             whole = [one for one in request.logits if one is not None]
             try:
-                answer = request.format(whole[0] if len(whole) == 1 else np.concatenate(whole), request)
+                answer = request.format(_together(whole), request)
             except (InputError, RunnerError) as error:
                 done.append((request, None, error))
             else:
                 done.append((request, answer, None))
         return True
+
+
+def _together(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return the outputs of a request: of images of several sizes as an array of arrays, one for each."""
+    if len(parts) == 1:
+        return parts[0]
+    if len({each.shape[1:] for each in parts}) == 1:
+        return np.concatenate(parts)
+    rows = [row for each in parts for row in each]
+    found: npt.NDArray[Any] = np.empty(len(rows), object)
+    found[:] = rows
+    return found

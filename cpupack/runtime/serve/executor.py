@@ -92,7 +92,7 @@ class Executor:
     def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
         """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""
         request = Request(Outcome(self._loop), make_answer, urgency)
-        size = self._chunk(data.samples)
+        size = min(self._chunk(data.samples), self.model.most_together(data))
         for number, start in enumerate(range(0, data.samples, size)):
             part = data.part(start, start + size) if data.samples > size else data
             size_bytes = part.size_bytes

@@ -16,7 +16,7 @@ from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
 from ..runner import Runner
-from ..signature import TensorSpec
+from ..signature import OutputSpec, TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
 from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
@@ -76,20 +76,42 @@ class ServedModel:
         self.takes_text = runner.tokenizer is not None
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
         self.inputs = tuple(
-            TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *_given(each)))
+            TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *self._given(each)))
             for each in signature.inputs
         )
         self.outputs_facts = tuple(
-            TensorFacts(each.name, DATATYPES[each.dtype], (-1, *each.result_shape)) for each in signature.outputs
+            TensorFacts(each.name, DATATYPES[each.dtype], (-1, *self._result(each))) for each in signature.outputs
         )
         self.input = self.inputs[0]
         names = _listed(each.name for each in self.inputs)
         self.inputs_text = f"{TEXT!r} (BYTES, also {TEXT_PAIR!r}), or its tokens: {names}" if self.takes_text else names
         first = signature.inputs[0]
-        self.sample_bytes = math.prod(_given(first)) * DTYPES[self.input.datatype].itemsize
+        self.sample_bytes = math.prod(first.pixel_shape or first.shape) * DTYPES[self.input.datatype].itemsize
         self._sizes = shapes_up_to(self.batch_size)
         # After a reload the runner comes from another copy of the runtime, which has errors of its own.
         self._errors = sys.modules[type(runner).__module__.rpartition(".")[0] + ".errors"]
+
+    def _given(self, spec: TensorSpec) -> tuple[int, ...]:
+        """Return the shape of one sample as clients send it: pixels of an image. -1 is a side of any size."""
+        sizes = self.runner.sizes
+        if sizes is None:
+            return spec.pixel_shape or spec.shape
+        height, width = (low if low == high else -1 for low, high in zip(sizes.least, sizes.most, strict=True))
+        return (height, width, spec.shape[0]) if spec.pixel_shape else (spec.shape[0], height, width)
+
+    def _result(self, spec: OutputSpec) -> tuple[int, ...]:
+        """Return the shape of an output for one sample, -1 where it changes with the size of the image."""
+        return spec.result_shape if self.runner.sizes is None else spec.result_of(self.runner.result_shape())
+
+    def most_samples(self, array: npt.NDArray[Any]) -> int:
+        """Return how many samples like those of an array one call computes: for the sake of memory."""
+        return self.batch_size if self.runner.sizes is None else self.runner.most_samples(array, self.batch_size)
+
+    def most_together(self, data: Data) -> int:
+        """Return how many samples of a request are one job. Images of any size are decoded one by one."""
+        if self.runner.sizes is None:
+            return self.batch_size
+        return self.most_samples(data.items) if isinstance(data.items, np.ndarray) else 1
 
     def metadata(self) -> dict[str, Any]:
         """Return the model's metadata as the protocol has it."""
@@ -167,7 +189,7 @@ class ServedModel:
             raise InputError(f"raw data alone is for one input, no text; this model has {self.inputs_text}")
         if not len(body):
             raise InputError("the body is empty")
-        whole = len(body) % self.sample_bytes == 0
+        whole = len(body) % self.sample_bytes == 0 and self.runner.sizes is None
         if self.takes_images:
             encoded = looks_encoded(body)
             if content_type.startswith("image/") or (encoded and not whole):
@@ -176,6 +198,8 @@ class ServedModel:
                 raise InputError(
                     "the body could be an encoded image or pixels; say Content-Type: image/* or send the shape"
                 )
+        if self.runner.sizes is not None:
+            raise InputError("the body is no encoded image; raw data of a model for images of any size needs its shape")
         if not whole:
             raise InputError(
                 f"the body has {len(body)} bytes; raw data of {self.input.datatype} {list(self.input.shape)} has a "
@@ -231,6 +255,8 @@ class ServedModel:
         self, logits: npt.NDArray[np.float32], wanted: Sequence[WantedOutput], *, binary: bool = False
     ) -> list[OutputTensor]:
         """Return the outputs that a request asks for; all of them where it asks for none."""
+        if logits.dtype == object:
+            raise InputError("the images of this request have several sizes, and a tensor has one: send one by one")
         values, known = self.signature.unpack(logits), {each.name: each for each in self.outputs_facts}
         return [
             self._classes(values[one.name], one)
@@ -284,11 +310,6 @@ _TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))
 def _said_of(item: Any) -> dict[str, Any]:
     """Return what an answer says of an input beside its result."""
     return item.facts() if isinstance(item, TextSample) else {}
-
-
-def _given(spec: TensorSpec) -> tuple[int, ...]:
-    """Return the shape of one sample as clients send it: pixels of an image."""
-    return spec.pixel_shape or spec.shape
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -241,7 +241,8 @@ _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
 def _nested(one: dict[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     """Return the schema of lists in lists of this shape."""
     for size in reversed(shape):
-        one = {"type": "array", "items": one, "minItems": size, "maxItems": size}
+        bounds = {"minItems": 1} if size < 0 else {"minItems": size, "maxItems": size}
+        one = {"type": "array", "items": one, **bounds}
     return one
 
 
@@ -258,9 +259,10 @@ def _one_or_many(one: str, many: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _inputs(model: ServedModel) -> list[dict[str, Any]]:
     """Return the forms of the input in JSON. The elements must be as many as the shape says, which no schema can."""
-    forms = [("FP32", tuple(model.runner.manifest.input_shape), _FLOAT)]
+    given = model.input.shape[1:]
+    forms = [("FP32", (given[-1], *given[:-1]) if model.takes_images else given, _FLOAT)]
     if model.takes_images:
-        forms.append(("UINT8", model.input.shape[1:], _BYTE))
+        forms.append(("UINT8", given, _BYTE))
     return [
         {
             "type": "object",
@@ -271,7 +273,7 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
                     "type": "array",
                     "prefixItems": [
                         {"type": "integer", "minimum": 1, "maximum": MAX_ELEMENTS},
-                        *({"const": size} for size in shape),
+                        *({"const": size} if size > 0 else {"type": "integer", "minimum": 1} for size in shape),
                     ],
                     "minItems": 1 + len(shape),
                     "maxItems": 1 + len(shape),
@@ -279,7 +281,7 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
                 "data": {
                     "description": "Flat, in row-major order, or nested as the shape is",
                     "anyOf": [
-                        {"type": "array", "items": element, "minItems": math.prod(shape)},
+                        {"type": "array", "items": element, "minItems": math.prod(max(1, size) for size in shape)},
                         {"type": "array", "items": _nested(element, shape), "minItems": 1},
                     ],
                 },

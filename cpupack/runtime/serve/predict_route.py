@@ -95,6 +95,8 @@ def answer_format(model: ServedModel, top_k: int, items: npt.NDArray[Any] | Sequ
 
 def _outputs(model: ServedModel, logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
     """Return the outputs of each sample: one, or all by name."""
+    if logits.dtype == object:  # images of several sizes
+        return [each for row in logits for each in _outputs(model, row[None])]
     values = model.signature.unpack(logits)
     rows = [
         {name: {"shape": list(each.shape[1:]), "data": to_json(each[number])} for name, each in values.items()}
@@ -152,11 +154,12 @@ def _from_base64(text: Any, number: int) -> bytes:
 
 def _arrays(model: ServedModel, items: Sequence[Any]) -> Data:
     shape = model.input.shape[1:]
+    wild = len(shape) if -1 in shape else 0  # the sizes of images are checked with the tensor
     try:
         array = np.array(items)
     except (ValueError, OverflowError) as error:
         raise InputError(f"inputs cannot be one array: {error}") from None
-    if array.dtype.kind not in "iuf" or array.shape[1:] != shape:
+    if array.dtype.kind not in "iuf" or (array.ndim != 1 + wild if wild else array.shape[1:] != shape):
         raise InputError(
             f"inputs are {array.dtype} {array.shape}; expected numbers of shape (n, {', '.join(map(str, shape))})"
         )

@@ -127,8 +127,11 @@ def learn_decoding(model: ServedModel, prepare: PrepareTimes) -> float:
 def example_photo(model: ServedModel) -> bytes:
     """Return a JPEG of about 100 KB: noise of the grain that photos have."""
     generator = np.random.default_rng(0)
-    small = generator.integers(0, 256, (_PHOTO[1] // 4, _PHOTO[0] // 4, 3), dtype=np.uint8)
-    image = Image.fromarray(small).resize(_PHOTO, Image.Resampling.BICUBIC)
+    width, height = _PHOTO
+    if model.runner.sizes is not None:  # of the typical size, since not every model takes this one
+        height, width = model.runner.manifest.input_shape[1:]
+    small = generator.integers(0, 256, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
     if model.runner.manifest.preprocess and model.runner.manifest.preprocess.get("mode") == "L":
         image = image.convert("L")
     out = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,13 @@ from ..errors import IntegrityError, RunnerError
 from ..files import TASK_NAME
 from ..items import ARCHIVE, is_floats, read_archive
 from ..manifest import Manifest
+from ..open_sizes import open_sizes_of
 from ..signature import Signature, TensorSpec
 from . import classification, kinds
 from .base import Labels, Presenter, Result
 from .decode import read_anchors
 from .frame import Frame
-from .spec import CLASSIFICATION, RAW, TaskSpec
+from .spec import CLASSIFICATION, IMAGE, RAW, TaskSpec
 
 
 class Answers:
@@ -31,6 +33,7 @@ class Answers:
         images = [each for each in signature.inputs if each.preprocess is not None]
         self._image: TensorSpec | None = images[0] if len(images) == 1 else None
         """The only input that is an image; results lie in it."""
+        self._sizes = open_sizes_of(manifest)
         self._presenter: Presenter | None = None
         if self.spec.kind != CLASSIFICATION:
             anchors = read_anchors(package_dir / TASK_NAME) if self.spec.decoder else None
@@ -40,7 +43,9 @@ class Answers:
     @property
     def needs_frames(self) -> bool:
         """Whether the size of each original image must be known."""
-        return self._image is not None and self._presenter is not None and self._presenter.needs_frame
+        if self._image is None or self._presenter is None:
+            return False
+        return self._presenter.needs_frame or (self._sizes is not None and self.spec.kind == IMAGE)
 
     def frame(self, item: Any) -> Frame | None:
         """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError."""
@@ -54,8 +59,13 @@ class Answers:
         if is_floats(item):  # the model's own input: no image that it was made from is known
             return None
         if isinstance(item, np.ndarray) and item.ndim >= 2:
-            return Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
-        return Frame.of(*upright_size(item), self._image.preprocess)
+            frame = Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
+        else:
+            frame = Frame.of(*upright_size(item), self._image.preprocess)
+        if self._sizes is None:
+            return frame
+        height, width = self._sizes.filled(frame.input_height, frame.input_width)
+        return dataclasses.replace(frame, input_height=height, input_width=width)
 
     def image(self, item: Any) -> Any:
         """Return the image of one input of ``predict``, which is a mapping, or a file of one, for several inputs."""

@@ -54,6 +54,10 @@ class ImagePresenter:
     def present(self, outputs: Outputs, frame: Frame | None) -> Picture:
         values = np.asarray(only(outputs), np.float64)
         values = values[None] if values.ndim == 2 else values
+        if frame is not None:  # of an image that was filled up, what belongs to the border is left out
+            rows, columns = values.shape[1:]
+            height = round(rows * frame.resized_height / frame.input_height)
+            values = values[:, :height, : round(columns * frame.resized_width / frame.input_width)]
         scale = np.resize(np.array(self.spec.scale or (1.0,)), len(values))[:, None, None]
         offset = np.resize(np.array(self.spec.offset or (0.0,)), len(values))[:, None, None]
         pixels = np.nan_to_num(255.0 * (values * scale + offset)).clip(0, 255).round().astype(np.uint8)

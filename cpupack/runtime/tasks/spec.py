@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import IntegrityError
 
-CLASSIFICATION, EMBEDDING, RAW = "classification", "embedding", "raw"
+CLASSIFICATION, EMBEDDING, IMAGE, RAW = "classification", "embedding", "image", "raw"
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     CLASSIFICATION: ("scores",),

@@ -13,6 +13,7 @@ from packaging.licenses import canonicalize_license_expression
 import cpupack
 from cpupack.artifacts import FloatModel, StagedProject, TunePlan
 from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
+from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 from cpupack.runtime.plain import to_plain
 from cpupack.runtime.tasks.spec import TaskSpec
@@ -59,7 +60,7 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         },
         target=dataclasses.asdict(target),
         preprocess=_preprocess(model),
-        inputs=[each.to_dict() for each in model.signature.inputs],
+        inputs=[{**each.to_dict(), "preprocess": _shipped(each.preprocess, model)} for each in model.signature.inputs],
         outputs=[each.to_dict() for each in model.signature.outputs],
         labels=LABELS_NAME if model.labels else None,
         quantize={
@@ -101,12 +102,19 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         files={},
         task=(model.task or TaskSpec.of(model.kind)).to_dict(),
         tokenizer=None if model.tokenizer is None else model.tokenizer.spec.to_dict(),
+        sizes=None if model.sizes is None else model.sizes.to_dict(),
     )
 
 
 def _preprocess(model: FloatModel) -> dict[str, Any] | None:
-    spec = model.signature.engine_preprocess
-    return None if spec is None else spec.to_dict()
+    return _shipped(model.signature.engine_preprocess, model)
+
+
+def _shipped(spec: PreprocessSpec | None, model: FloatModel) -> dict[str, Any] | None:
+    """Return what the runner does to an image. Only the build cuts images of any size to the typical one."""
+    if spec is None:
+        return None
+    return (spec if model.sizes is None else dataclasses.replace(spec, crop=None)).to_dict()
 
 
 def _recovered(contents: WheelContents) -> list[str]:

@@ -67,7 +67,8 @@ def _best_period(runs: Ints) -> int:
     rows, counts = np.unique(runs[:, 2], return_counts=True)
     sample = runs[runs[:, 2] == rows[counts.argmax()]][:_MOST_TRIED]
     periods = range(1, min(len(sample) // 2, _LONGEST_PERIOD) + 1)
-    return min(periods, key=lambda period: len(_repeated(_by_period(sample, period))), default=1)
+    # Of two that are as good the longer one, which is the better one for wider images: these have the same moves then.
+    return min(periods, key=lambda period: (len(_repeated(_by_period(sample, period))), -period), default=1)
 
 
 def _by_period(runs: Ints, period: int) -> Ints:

@@ -6,51 +6,20 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, MAGIC, VERSION
+from cpupack.runtime.engine import memory_plan
+from cpupack.runtime.engine.program_format import BUFFER as BUFFER
+from cpupack.runtime.engine.program_format import HEADER, MAGIC, VERSION
+from cpupack.runtime.engine.program_format import LAYER as LAYER
+from cpupack.runtime.engine.program_format import Op as Op
 
 _ALIGNMENT = 64
 Doubles = npt.NDArray[np.float64]
-
-
-class Op(IntEnum):
-    """The operation of a layer (``enum cpupack_op``)."""
-
-    INPUT_PIXELS = 0
-    INPUT_FLOAT = 1
-    CONV = 2
-    DEPTHWISE = 3
-    MAX_POOL = 4
-    GLOBAL_AVERAGE = 5
-    SCALE = 6
-    ADD = 7
-    TABLE = 8
-    AVERAGE_POOL = 9
-    OUTPUT = 10
-    MOVE = 11
-    MULTIPLY = 12
-    AFFINE = 13
-    RESAMPLE = 14
-    FLOAT_INPUT = 15
-    DEQUANTIZE = 16
-    QUANTIZE = 17
-    FLOAT_MAP = 18
-    FLOAT_REDUCE = 19
-    FLOAT_NORMALIZE = 20
-    FLOAT_MATMUL = 21
-    FLOAT_WINDOWS = 22
-    FLOAT_GATHER = 23
-    RECURRENT = 24
-    FLOAT_CODES = 25
-    FLOAT_ATTENTION = 26
-    FLOAT_LOOKUP = 27
-    PROPOSE = 28
-    REGIONS = 29
 
 
 class Flag(IntFlag):
@@ -231,55 +200,22 @@ class Program:
 
 
 def layers_alone(buffers: list[Buffer], layers: list[Layer]) -> int:
-    """Return how many of the first layers to run sample by sample: those with fewer weights than activations.
+    """Return how many of the first layers to run sample by sample (``runtime/engine/memory_plan.py``)."""
+    return memory_plan.layers_alone([weighed(buffers, each) for each in layers])
 
-    A sample's activations then stay in the second-level cache from layer to layer. After that point the weights are
-    larger, and it is faster to read them once for the whole batch.
-    """
-    for position, layer in enumerate(layers):
-        if layer.op is Op.RECURRENT:
-            return position  # it runs samples side by side
-        if layer.op is not Op.CONV:
-            continue
-        out = buffers[layer.output] if layer.output >= 0 else None
-        if out is not None and out.positions == 1:
-            continue  # squeeze-and-excitation, between two layers of full size
-        through = buffers[layer.input].sample_bytes + (out.sample_bytes if out is not None else 0)
-        if layer.constants["weights"].nbytes > through:
-            return position
-    return len(layers)
+
+def weighed(buffers: list[Buffer], layer: Layer) -> memory_plan.Weighed:
+    """Return what the order of layers and samples depends on."""
+    if layer.op is not Op.CONV:
+        return memory_plan.Weighed(recurrent=layer.op is Op.RECURRENT)
+    out = buffers[layer.output] if layer.output >= 0 else None
+    through = buffers[layer.input].sample_bytes + (out.sample_bytes if out is not None else 0)
+    return memory_plan.Weighed(
+        layer.constants["weights"].nbytes, through, one_position=out is not None and out.positions == 1
+    )
 
 
 def plan_memory(buffers: list[Buffer], layers: list[Layer], alone: int) -> tuple[list[int], int]:
-    """Return each buffer's offset in the arena and the arena's size, in bytes for one sample.
-
-    The first ``alone`` layers run again for every sample while what they leave to later layers waits: that is alive
-    from the start.
-
-    Buffers that are never alive together share memory: the largest is placed first, each at the lowest offset where it
-    meets no other that is alive with it (Pisarchyk and Lee 2020, "Efficient Memory Management for Deep Neural Net
-    Inference", greedy by size).
-    """
-    first = dict.fromkeys(range(len(buffers)), len(layers))
-    last = dict.fromkeys(range(len(buffers)), -1)
-    for position, layer in enumerate(layers):
-        for number in (*layer.reads(), layer.output):
-            if number >= 0:
-                first[number] = min(first[number], position)
-                last[number] = max(last[number], position)
-    for number in last:
-        if first[number] < alone <= last[number]:
-            first[number] = 0
-    sizes = [each.sample_bytes + -each.sample_bytes % _ALIGNMENT for each in buffers]
-    offsets = [0] * len(buffers)
-    placed: list[int] = []
-    for number in sorted(range(len(buffers)), key=lambda each: -sizes[each]):
-        together = [other for other in placed if first[other] <= last[number] and first[number] <= last[other]]
-        offset = 0
-        for other in sorted(together, key=lambda each: offsets[each]):
-            if offset + sizes[number] <= offsets[other]:
-                break
-            offset = max(offset, offsets[other] + sizes[other])
-        offsets[number] = offset
-        placed.append(number)
-    return offsets, max((offset + size for offset, size in zip(offsets, sizes, strict=True)), default=0)
+    """Return each buffer's offset in the arena and the arena's size, in bytes for one sample."""
+    touched = [[number for number in (*each.reads(), each.output) if number >= 0] for each in layers]
+    return memory_plan.plan_memory([each.sample_bytes for each in buffers], touched, alone)

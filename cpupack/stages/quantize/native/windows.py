@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx
 
+from cpupack.runtime.engine.resampling import NEGLIGIBLE
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.program import Layer, Op, Size
@@ -62,22 +63,25 @@ def resample(
 ) -> None:
     """Append a layer whose results are weighted sums of the frames, rows and columns of each channel.
 
-    The weights of each are ``(result, source)``, of which each row has its weights side by side.
+    The weights of each are ``(result, source)``, of which each row has its weights side by side. Those of the rows are
+    times the ratio of the scales, which the layer has too: the runner makes the weights of other sizes.
     """
     number = b.image(node.all_input_nodes[0], node)
     source = b.buffer(number)
     output = b.add_buffer(Size(len(rows), len(columns), source.channels, len(frames)), b.limits(node))
     result = b.buffer(output)
     windows, weights = [], list[float]()
-    for matrix, factor in ((rows, source.scale / result.scale), (columns, 1.0), (frames, 1.0)):
+    ratio = float(np.float32(source.scale / result.scale))
+    for matrix, factor in ((rows, ratio), (columns, 1.0), (frames, 1.0)):
         for row in matrix:
-            found = row.nonzero().flatten()
+            found = (row.abs() > NEGLIGIBLE).nonzero().flatten()
             begin, end = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 1)
             windows.append((begin, end - begin, len(weights)))
             weights += (row[begin:end] * factor).tolist()
     layer = Layer(Op.RESAMPLE, input=number, output=output)
     layer.fields = {
-        "runs": len(weights), "input_zero_point": source.zero_point, "output_zero_point": result.zero_point
+        "runs": len(weights), "scale": ratio, "input_zero_point": source.zero_point,
+        "output_zero_point": result.zero_point,
     }  # fmt: skip
     layer.constants = {"weights": np.array(windows, np.int32), "scales": np.array(weights, np.float32)}
     b.append(layer)

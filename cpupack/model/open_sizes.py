@@ -1,0 +1,124 @@
+"""Which sizes of images a model takes, found by running it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cpupack.errors import ModelError, RecipeError
+from cpupack.recipe import Recipe
+from cpupack.runtime.open_sizes import SIDES, OpenSizes
+from cpupack.runtime.signature import Signature
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 10, 20, 40, 7, 14, 28, 56)
+_NEIGHBOURS = 4
+"""Multiples of one number that a model is run at: three of them may agree by chance."""
+_SMALL = 64
+"""Pixels of a side that is tried: enough that no feature map is a single pixel, for models that shrink it 32 times."""
+_LEAST_SIDE = 32
+"""Pixels of a side at least, where the recipe does not say: smaller images are filled up."""
+
+
+def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenSizes | None:
+    """Return the sizes that a recipe's model takes, None for a recipe of one size.
+
+    Images are multiples of the least number for which all of the model's activations grow in step with the image.
+    Raises ModelError for a model that has no such number, RecipeError for [sizes] that are no multiples of it.
+    """
+    table = recipe.sizes
+    if table is None:
+        return None
+    if signature.takes_rows or signature.gives_rows:
+        raise ModelError(
+            "[sizes] is for a model with one image and one output, and this one has "
+            f"{len(signature.inputs)} inputs and the outputs {', '.join(each.name for each in signature.outputs)}",
+            hint='keep one output: [[output]] name = "..." drop = true for each other one',
+        )
+    channels, *typical = signature.inputs[0].shape
+    least = list(table.min or (0, 0))
+    most = list(table.max)
+    opened = [least[side] != most[side] for side in range(2)]
+    step = _multiple(module, channels, (typical[0], typical[1]), opened)
+    steps = [step if each else own for each, own in zip(opened, typical, strict=True)]
+    for side, name in enumerate(SIDES):
+        least[side] = least[side] or min(typical[side], -(-_LEAST_SIDE // step) * step)
+        given = {"max": most, "typical": typical, "min": least}
+        for key, sizes in given.items():
+            if sizes[side] % steps[side]:
+                low = sizes[side] // steps[side] * steps[side]
+                raise RecipeError(
+                    f"[sizes] {key}: a {name} of {sizes[side]} is no multiple of {steps[side]}, and the model takes "
+                    f"those alone: {f'{low} or ' if low else ''}{low + steps[side]}",
+                    hint="images of other sizes are filled up to the next multiple when they are predicted",
+                )
+    return OpenSizes((least[0], least[1]), (most[0], most[1]), (steps[0], steps[1]))
+
+
+def _multiple(module: nn.Module, channels: int, typical: tuple[int, int], opened: list[bool]) -> int:
+    """Return the least number for which activations grow in step with an image in multiples of it."""
+    problem = ""
+    for step in _MULTIPLES:
+        first = -(-_SMALL // step)
+        found = []
+        for number in range(first, first + _NEIGHBOURS):
+            size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
+            try:
+                found.append(_activations(module, torch.zeros(1, channels, *size)))
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                problem = f"; at {size[0]} x {size[1]} it fails: {str(error).splitlines()[0][:200]}"
+                break
+        if len(found) == _NEIGHBOURS and _in_step(found):
+            return step
+    raise ModelError(
+        "[sizes]: the model's activations do not grow in step with the image, whatever number its sides are multiples "
+        f"of{problem}",
+        hint="a layer that needs one size (a linear layer over all pixels, a table of positions) fixes the size: leave "
+        "[sizes] out, and give input_shape numbers",
+    )
+
+
+def _activations(module: nn.Module, image: torch.Tensor) -> list[tuple[int, ...]]:
+    """Return the shape of everything that a model computes for an image."""
+    seen = _Shapes()
+    with torch.inference_mode(), seen:
+        module(image)
+    return seen.shapes
+
+
+def _in_step(found: list[list[tuple[int, ...]]]) -> bool:
+    """Return whether each size of each activation is on a line."""
+    if len({len(each) for each in found}) > 1:
+        return False
+    for shapes in zip(*found, strict=True):
+        if len({len(each) for each in shapes}) > 1:
+            return False
+        for sizes in zip(*shapes, strict=True):
+            steps = {after - before for before, after in pairwise(sizes)}
+            if len(steps) > 1 and not _is_area(sizes):
+                return False
+    return True
+
+
+def _is_area(sizes: tuple[int, ...]) -> bool:
+    """Return whether sizes grow as a square does: pixels that were laid out in a row."""
+    steps = [after - before for before, after in pairwise(sizes)]
+    return len({after - before for before, after in pairwise(steps)}) == 1
+
+
+class _Shapes(TorchDispatchMode):
+    """Keeps the shapes of all results."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.shapes.append(tuple(each.shape))
+        return result

@@ -1,0 +1,175 @@
+"""Programs for images of any size: the winner of a contest is lowered again at a few other sizes.
+
+All have the weights and the ranges of the winner. How its program changes with the size is found from these, and proven
+at one more: the program that the runner will make is the one that is lowered, and its answers are compared with FP32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cpupack.accuracy import FloatArray, sqnr_db
+from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
+from cpupack.errors import QuantizationError, VerificationError
+from cpupack.graph.native_model import NativeModel
+from cpupack.pipeline.contest import Settled
+from cpupack.pipeline.corrections import Corrections
+from cpupack.pipeline.prepare import Prepared
+from cpupack.progress import Progress, SilentProgress
+from cpupack.quantized_engine import engine
+from cpupack.recipe import Recipe
+from cpupack.runtime.engine.program import Session, read_program
+from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.stages.capture import capture
+from cpupack.stages.fuse import fuse
+from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, sizes_of
+from cpupack.stages.script import script
+
+_LEAST_DB = 6.0
+"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program."""
+_SAMPLES = 2
+
+
+def with_sizes(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Settled:
+    """Return the settled contest with a winner that has a program for each size of the recipe.
+
+    A recipe of one size is returned as it is. Raises QuantizationError where the model has no such programs, and
+    RecipeError for sizes that it does not take.
+    """
+    if settled.prepared.loaded.recipe.sizes is None:
+        return settled
+    with progress.stage("sizes"):
+        return dataclasses.replace(settled, winner=_opened(settled, corrections, work, progress))
+
+
+def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Contender:
+    prepared, winner = settled.prepared, settled.winner
+    recipe = prepared.loaded.recipe
+    module = winner.quantized.module
+    if not isinstance(module, NativeModel) or winner.scripted.torch_reason is not None:
+        raise QuantizationError(
+            "only the native engine has programs for images of any size, and it does not run the whole model: "
+            f"{winner.scripted.torch_reason}",
+            hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+        )
+    typical = _image_size(prepared)
+    sizes = prepared.model.sizes
+    assert sizes is not None  # the recipe has them
+    target = winner.quantized.target
+    corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
+    asked = probes(typical, sizes)
+    lowered, checked = [], None
+    for number, size in enumerate(asked):
+        at = _at(prepared, recipe, size, corrected)
+        quantized = quantize(at.calibrated, at.module, at.recipe, target, frozenset())
+        lowered.append(_lowered_of(quantized, size, sizes))
+        checked = at
+        progress.step(number + 1, len(asked), "sizes")
+    if not same_program(lowered[0].program, module.get_buffer("program").numpy().tobytes()):
+        raise QuantizationError("the model was lowered twice to different programs: please report this")
+    known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, sizes)
+    opened = dataclasses.replace(winner.quantized, module=module.with_sizes(known))
+    sample = prepared.reference.samples.spread(1).tensor(slice(None))
+    scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
+    assert checked is not None
+    with engine(target.engine):
+        found = _proven(scripted.path, asked, lowered, checked)
+    progress.note(f"images of {sizes.text()}; at {asked[-1][0]} x {asked[-1][1]} the SQNR is {found:.1f} dB")
+    return dataclasses.replace(winner, quantized=opened, scripted=scripted)
+
+
+@dataclass(frozen=True)
+class _AtSize:
+    """The model for one size with the weights and statistics of the typical one, and FP32's answers to ``batch``."""
+
+    recipe: Recipe
+    module: torch.nn.Module
+    calibrated: CalibratedModel
+    batch: torch.Tensor
+    answers: FloatArray
+
+
+def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: CalibratedModel) -> _AtSize:
+    """Capture and fuse the model for a size, with the weights of the typical one."""
+    silent = SilentProgress()
+    own = recipe.at_size(*size)
+    samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
+    some = _cut(samples.spread(_SAMPLES), size)
+    (spec,) = prepared.model.signature.inputs
+    spec = dataclasses.replace(spec, shape=own.input_specs[0].shape, preprocess=own.input_specs[0].preprocess)
+    signature = dataclasses.replace(prepared.model.signature, inputs=(spec,))
+    model = dataclasses.replace(prepared.model, signature=signature)
+    batch = some.tensor(slice(None))
+    with torch.inference_mode():
+        answers = model.module(batch.clone()).numpy()
+    (output,) = signature.outputs
+    signature = dataclasses.replace(signature, outputs=(dataclasses.replace(output, shape=tuple(answers.shape[1:])),))
+    model = dataclasses.replace(model, signature=signature)
+    fused = fuse(capture(model, some, own, silent), own, silent)
+    graph, whole = fused.canonical, corrected.fused.canonical
+    assert graph is not None
+    assert whole is not None  # the native engine runs captured models alone
+    known = dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, parameter in graph.named_parameters():
+            if name in known and known[name].shape == parameter.shape:
+                parameter.copy_(known[name])
+    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers)
+
+
+def _cut(samples: Samples, size: tuple[int, int]) -> Samples:
+    """Return samples of another size: their first rows and columns, again and again where they are too few."""
+    first = 1 if samples.preprocess is not None else 2
+    data = samples.data
+    for axis, wanted in enumerate(size, first):
+        data = np.take(data, np.arange(wanted) % data.shape[axis], axis=axis)
+    return dataclasses.replace(samples, data=np.ascontiguousarray(data), targets=None)
+
+
+def _image_size(prepared: Prepared) -> tuple[int, int]:
+    _, height, width = prepared.model.input_shape
+    return height, width
+
+
+def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSizes) -> Lowered:
+    module = quantized.module
+    if not isinstance(module, NativeModel) or not module.is_program:
+        names = ", ".join(fact.name for fact in quantized.layers if fact.kernel == "aten")
+        why = names or "it has parts of torch"
+        raise QuantizationError(
+            f"the native engine does not run the whole model at {size[0]} x {size[1]}: {why}",
+            hint="set [sizes] min to larger images",
+        )
+    rows, columns = (side // step for side, step in zip(size, sizes.multiple, strict=True))
+    return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+
+
+def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize) -> float:
+    """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
+    program = read_program(path)
+    assert program.sized is not None
+    for size, each in zip(asked, lowered, strict=True):
+        if not same_program(program.sized.alone(*size).tobytes(), each.program):
+            raise QuantizationError(
+                f"the model has no program for images of any size: at {size[0]} x {size[1]} it is another one than "
+                "its other sizes say",
+                hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+            )
+    session = Session(program, 1)
+    try:
+        session.make_ready()  # as a runner does: what the typical size prepares, other sizes share
+        found = session(at.batch.numpy()).reshape(at.answers.shape)
+        for size in (program.sized.sizes.range.least, program.sized.sizes.range.most):
+            session.make_ready(size=size)
+    finally:
+        session.close()
+    left = sqnr_db(at.answers, found)
+    if left < _LEAST_DB:
+        raise VerificationError(f"at {asked[-1][0]} x {asked[-1][1]} INT8 leaves an SQNR of {left:.1f} dB")
+    return left

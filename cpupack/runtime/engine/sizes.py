@@ -1,0 +1,283 @@
+"""How the program of a model for images of any size changes with the height and the width.
+
+The build lowers the model at a few sizes, and keeps what a number of the program is at all of them: it is always
+``a + b * rows + c * columns + d * rows * columns``, where rows and columns are the height and the width in multiples of
+what the model takes. Weights are the same for all sizes. The memory is planned anew for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..open_sizes import OpenSizes
+from . import memory_plan
+from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
+from .resampling import KINDS, windows
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+Terms = tuple[int, int, int, int]
+"""``(a, b, c, d)`` of a number."""
+_ALIGNMENT = 64
+_TOUCHES = ("input", "input2", "output")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A member of a buffer or a layer, of number ``place``, that changes."""
+
+    place: int
+    field: str
+    terms: Terms
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A constant of layer ``layer`` of which some integers (32 bits) change: those at ``places``, by ``terms``."""
+
+    layer: int
+    name: str
+    count: int
+    places: tuple[int, ...]
+    terms: tuple[Terms, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``blocks`` blocks of moves, each ``step`` after the one before.
+
+    ``first`` and ``step`` have the terms of each number of a block, ``(moves, 8, 4)``.
+    """
+
+    blocks: Terms
+    first: tuple[tuple[Terms, ...], ...]
+    step: tuple[tuple[Terms, ...], ...]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The list of an ``OP_MOVE``: ``runs`` one after the other."""
+
+    layer: int
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The windows and weights of an ``OP_RESAMPLE``; ``windows`` is one of ``resampling.KINDS``."""
+
+    layer: int
+    windows: str
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """``range`` says which sizes there are.
+
+    ``header``, ``buffers`` and ``layers`` are the numbers that change, and ``constants`` the lists. ``weight_bytes``
+    has the bytes of the weights of each convolution, by its layer. ``result`` has the terms of a sample's result.
+    """
+
+    range: OpenSizes
+    header: tuple[Number, ...]
+    buffers: tuple[Number, ...]
+    layers: tuple[Number, ...]
+    constants: tuple[Integers | Moves | Resampled, ...]
+    weight_bytes: Mapping[int, int]
+    result: tuple[Terms, ...]
+
+    def result_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape of a sample's result as it lies in memory."""
+        powers = self._powers(height, width)
+        return tuple(_value(each, powers) for each in self.result)
+
+    def open_result_shape(self) -> tuple[int, ...]:
+        """Return the shape of a sample's result, -1 where it changes with the size."""
+        return tuple(-1 if any(each[1:]) else each[0] for each in self.result)
+
+    def outputs(self, height: int, width: int) -> int:
+        """Return how many float32 values a sample's result has."""
+        return math.prod(self.result_shape(height, width))
+
+    def resized(self, head: Bytes, constants: Bytes, size: tuple[int, int], own_at: int, constants_at: int) -> Resized:
+        """Return header, buffers and layers, and the constants that a size has for itself.
+
+        ``head`` and ``constants`` are those of the size that was built. In the result, the shared constants begin
+        ``constants_at`` bytes after the head does, and those of the size ``own_at`` bytes later.
+        """
+        powers = self._powers(*size)
+        found = head.copy()
+        header, buffers, layers = _parts(found)
+        typical = layers.copy()
+        for each in self.header:
+            header[each.field] = _value(each.terms, powers)
+        for numbers, rows in ((self.buffers, buffers), (self.layers, layers)):
+            for each in numbers:
+                rows[each.place][each.field] = _value(each.terms, powers)
+        own = bytearray()
+        for rule in self.constants:
+            for name, array in self._constant(rule, powers, typical, buffers, constants):
+                own += bytes(-len(own) % _ALIGNMENT)
+                layers[rule.layer][name] = own_at + len(own)
+                if isinstance(rule, Resampled) and name == "scales":
+                    layers[rule.layer]["runs"] = array.size
+                own += array.tobytes()
+        self._plan(header, buffers, layers)
+        header["constants"] = constants_at
+        return Resized(found, np.frombuffer(bytes(own), np.uint8), int(header["arena_bytes"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; ``from_dict`` reads them back."""
+        return {
+            **self.range.to_dict(),
+            "header": [_to_list(each) for each in self.header],
+            "buffers": [_to_list(each) for each in self.buffers],
+            "layers": [_to_list(each) for each in self.layers],
+            "constants": [{"kind": _KIND_OF[type(each)], **dataclasses.asdict(each)} for each in self.constants],
+            "weight_bytes": [[number, count] for number, count in sorted(self.weight_bytes.items())],
+            "result": [list(each) for each in self.result],
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Sizes:
+        """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
+        return cls(
+            OpenSizes.from_dict(raw),
+            tuple(_number(each, HEADER.names) for each in raw["header"]),
+            tuple(_number(each, BUFFER.names) for each in raw["buffers"]),
+            tuple(_number(each, LAYER.names) for each in raw["layers"]),
+            tuple(_rule(each) for each in raw["constants"]),
+            {int(number): int(count) for number, count in raw["weight_bytes"]},
+            tuple(_terms(each) for each in raw["result"]),
+        )
+
+    def _powers(self, height: int, width: int) -> Ints:
+        rows, columns = height // self.range.multiple[0], width // self.range.multiple[1]
+        return np.array([1, rows, columns, rows * columns], np.int64)
+
+    def _constant(
+        self, rule: Integers | Moves | Resampled, powers: Ints, typical: Any, buffers: Any, constants: Bytes
+    ) -> list[tuple[str, npt.NDArray[Any]]]:
+        if isinstance(rule, Moves):
+            return [("weights", _moves(rule, powers))]
+        layer = typical[rule.layer]
+        if isinstance(rule, Integers):
+            begin = int(layer[rule.name])
+            values = constants[begin : begin + 4 * rule.count].view("<i4").copy()
+            values[list(rule.places)] = np.array(rule.terms, np.int64) @ powers
+            return [(rule.name, values)]
+        source, result = buffers[int(layer["input"])], buffers[int(layer["output"])]
+        table, weights = windows(rule.windows, _lengths(source), _lengths(result), float(layer["scale"]))
+        return [("weights", table), ("scales", weights)]
+
+    def _plan(self, header: Any, buffers: Any, layers: Any) -> None:
+        """Set how large buffers are, where they are in memory, and which layers run sample by sample."""
+        image = (buffers["height"].astype(np.int64) + 2 * buffers["halo_y"]) * (
+            buffers["width"].astype(np.int64) + 2 * buffers["halo_x"]
+        )
+        buffers["sample_bytes"] = (buffers["frames"] + 2 * buffers["halo_z"]) * image * buffers["channels"]
+        sizes = buffers["sample_bytes"].tolist()
+        positions = (buffers["frames"] * buffers["height"].astype(np.int64) * buffers["width"]).tolist()
+        numbers = [[int(layer[name]) for name in _TOUCHES] for layer in layers]
+        weighed = []
+        for number, (source, _, result) in enumerate(numbers):
+            weights = self.weight_bytes.get(number)
+            if weights is None:
+                weighed.append(memory_plan.Weighed(recurrent=int(layers[number]["op"]) == Op.RECURRENT))
+                continue
+            through = sizes[source] + (sizes[result] if result >= 0 else 0)
+            weighed.append(memory_plan.Weighed(weights, through, one_position=result >= 0 and positions[result] == 1))
+        alone = memory_plan.layers_alone(weighed)
+        touched = [[each for each in row if each >= 0] for row in numbers]
+        offsets, arena_bytes = memory_plan.plan_memory(sizes, touched, alone)
+        buffers["offset"] = offsets
+        header["alone"], header["arena_bytes"] = alone, arena_bytes
+
+
+@dataclass(frozen=True)
+class Resized:
+    """The head of a program for one size, its own constants, and the memory of one sample."""
+
+    head: Bytes
+    own: Bytes
+    arena_bytes: int
+
+
+def head_bytes(program: Bytes) -> int:
+    """Return where the layers of a program end."""
+    header = program[: HEADER.itemsize].view(HEADER)[0]
+    return HEADER.itemsize + int(header["buffers"]) * BUFFER.itemsize + int(header["layers"]) * LAYER.itemsize
+
+
+def _parts(head: Bytes) -> tuple[Any, Any, Any]:
+    header = head[: HEADER.itemsize].view(HEADER)[0]
+    first = HEADER.itemsize + int(header["buffers"]) * BUFFER.itemsize
+    return header, head[HEADER.itemsize : first].view(BUFFER), head[first:].view(LAYER)
+
+
+def _value(terms: Terms, powers: Ints) -> int:
+    return int(np.dot(terms, powers))
+
+
+def _moves(rule: Moves, powers: Ints) -> npt.NDArray[np.int32]:
+    found = []
+    for run in rule.runs:
+        first, step = (np.array(each, np.int64) @ powers for each in (run.first, run.step))
+        blocks = np.arange(_value(run.blocks, powers))[:, None, None]
+        found.append((first + blocks * step).reshape(-1, first.shape[1]).astype(np.int32))
+    return np.concatenate(found)
+
+
+def _lengths(buffer: Any) -> tuple[int, int, int]:
+    return int(buffer["height"]), int(buffer["width"]), int(buffer["frames"])
+
+
+_KINDS: dict[str, type[Integers | Moves | Resampled]] = {
+    "integers": Integers, "moves": Moves, "resampled": Resampled,
+}  # fmt: skip
+_KIND_OF = {kind: name for name, kind in _KINDS.items()}
+
+
+def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled:
+    layer, kind = int(raw["layer"]), _KINDS[raw["kind"]]
+    if kind is Resampled:
+        return Resampled(layer, _known(raw["windows"], KINDS))
+    if kind is Moves:
+        return Moves(layer, tuple(_run(each) for each in raw["runs"]))
+    name = _known(raw["name"], CONSTANTS)
+    places, terms = tuple(int(each) for each in raw["places"]), tuple(_terms(each) for each in raw["terms"])
+    if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
+        raise ValueError("the integers of a constant are damaged")
+    return Integers(layer, name, int(raw["count"]), places, terms)
+
+
+def _run(raw: Mapping[str, Any]) -> Run:
+    first, step = (tuple(tuple(_terms(one) for one in move) for move in raw[each]) for each in ("first", "step"))
+    return Run(_terms(raw["blocks"]), first, step)
+
+
+def _known(name: Any, names: Any) -> str:
+    if name not in names:
+        raise ValueError(f"{name!r} is none of {', '.join(names)}")
+    return str(name)
+
+
+def _number(raw: Sequence[Any], names: Any) -> Number:
+    place, field, terms = raw
+    return Number(int(place), _known(field, names), _terms(terms))
+
+
+def _to_list(number: Number) -> list[Any]:
+    return [number.place, number.field, list(number.terms)]
+
+
+def _terms(raw: Sequence[Any]) -> Terms:
+    a, b, c, d = (int(each) for each in raw)
+    return a, b, c, d

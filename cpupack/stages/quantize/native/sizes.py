@@ -1,0 +1,326 @@
+"""Finds how the numbers of a program change with the height and the width of its images.
+
+One model is lowered at several sizes. Each number that differs must be the same function of rows and columns at all of
+them (``runtime/engine/sizes.py``), and each list must repeat itself. Where one is not, the model has no program for any
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpupack.errors import QuantizationError
+from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
+from cpupack.runtime.engine.resampling import KINDS, windows
+from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, Terms, head_bytes
+from cpupack.runtime.open_sizes import OpenSizes
+
+Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+_PLANNED = {"offset", "sample_bytes"}
+"""What the runner computes itself."""
+_FLOATS = ("scale", "scale2")
+_MOVE = 8
+_LONGEST_BLOCK, _MOST_RUNS = 64, 64
+_USED = {
+    Op.CONV: ("weights", "scales", "biases", "table"),
+    Op.DEPTHWISE: ("weights", "scales", "biases", "table"),
+    Op.INPUT_PIXELS: (),
+    Op.INPUT_FLOAT: (),
+    Op.MAX_POOL: (),
+    Op.AVERAGE_POOL: (),
+    Op.GLOBAL_AVERAGE: (),
+    Op.OUTPUT: (),
+    Op.MOVE: ("weights",),
+    Op.RESAMPLE: ("weights", "scales"),
+    Op.DEQUANTIZE: (),
+    Op.FLOAT_INPUT: (),
+}
+"""The constants that an operation has; all four where it is not here."""
+_ALL = ("weights", "scales", "biases", "table")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program for images of ``rows`` x ``columns`` multiples, and the shape of a sample's result in memory."""
+
+    rows: int
+    columns: int
+    program: bytes
+    result: tuple[int, ...]
+
+    @property
+    def parts(self) -> tuple[Any, Any, Any, Bytes]:
+        """Header, buffers, layers and constants."""
+        whole = np.frombuffer(self.program, np.uint8)
+        header = whole[: HEADER.itemsize].view(HEADER)
+        first = HEADER.itemsize + int(header["buffers"][0]) * BUFFER.itemsize
+        layers = whole[first : head_bytes(whole)].view(LAYER)
+        return header, whole[HEADER.itemsize : first].view(BUFFER), layers, whole[int(header["constants"][0]) :]
+
+
+def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
+    """Return how a program changes, from the same model at several sizes, the first of which is the one that is stored.
+
+    Raises QuantizationError for what no program for any size could have.
+    """
+    headers, buffers, layers, constants = zip(*(each.parts for each in lowered), strict=True)
+    for each, what in ((buffers, "activations"), (layers, "layers")):
+        if len({len(one) for one in each}) > 1:
+            raise _refused(f"it has {' or '.join(str(len(one)) for one in each)} {what}")
+    names = [f"layer {number} ({Op(int(each['op'])).name.lower()})" for number, each in enumerate(layers[0])]
+    for number, name in enumerate(names):
+        _check_alike([each[number] for each in layers], name)
+    fit = _Fit(np.array([(each.rows, each.columns) for each in lowered], np.int64))
+    changing = {
+        "header": _numbers(fit, headers, ("input_height", "input_width", "outputs")),
+        "buffers": _numbers(fit, buffers, tuple(set(BUFFER.names or ()) - _PLANNED)),
+        "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*_ALL, *_FLOATS})),
+    }
+    rules: list[Integers | Moves | Resampled] = []
+    owner = next((at for at, each in enumerate(layers[0]) if _USED.get(Op(int(each["op"])), _ALL)), 0)
+    for number, name in enumerate(names):
+        own = _Constants(
+            number, [each[number] for each in layers], list(constants), list(layers), list(buffers), name,
+            has_first=number == owner,
+        )  # fmt: skip
+        rules += own.rules(fit)
+    weights = {
+        number: _extent(layers[0], constants[0], int(layer["weights"]))
+        for number, layer in enumerate(layers[0])
+        if layer["op"] == Op.CONV
+    }
+    result = [fit.terms(np.array(each), "the result") for each in zip(*(each.result for each in lowered), strict=True)]
+    if len({len(each.result) for each in lowered}) > 1:
+        raise _refused("its result has other dimensions")
+    return Sizes(
+        sizes, changing["header"], changing["buffers"], changing["layers"], tuple(rules), weights, tuple(result)
+    )
+
+
+def same_program(found: bytes, lowered: bytes) -> bool:
+    """Return whether two programs do the same, wherever their constants lie."""
+    one, other = Lowered(1, 1, found, ()).parts, Lowered(1, 1, lowered, ()).parts
+    for name in HEADER.names or ():
+        if name not in {"identity", "constants"} and one[0][name] != other[0][name]:
+            return False
+    if not np.array_equal(one[1], other[1]):
+        return False
+    fields = [name for name in LAYER.names or () if name not in _ALL]
+    if any(not np.array_equal(one[2][name], other[2][name]) for name in fields):
+        return False
+    for mine, theirs in zip(one[2], other[2], strict=True):
+        for name in _USED.get(Op(int(theirs["op"])), _ALL):
+            size = _extent(other[2], other[3], int(theirs[name]))
+            wanted = other[3][int(theirs[name]) : int(theirs[name]) + size]
+            content = one[3][int(mine[name]) : int(mine[name]) + size]
+            if not np.array_equal(content, wanted[: len(content)]) or wanted[len(content) :].any():
+                return False  # what lies at the end of a program has nothing that fills it up
+    return True
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Rows and columns at each size, ``(sizes, 2)``."""
+
+    sides: Ints
+
+    def terms(self, values: Ints, what: str) -> Terms:
+        """Return the terms of a number that is ``values`` at each size. Raises QuantizationError where it has none."""
+        found = self.all_terms(values[:, None], what)
+        a, b, c, d = (int(each) for each in found[0])
+        return a, b, c, d
+
+    def all_terms(self, values: Ints, what: str) -> Ints:
+        """Return the terms ``(n, 4)`` of numbers that are ``values`` ``(sizes, n)``."""
+        row, column = (int(each) for each in self.sides[0])
+        near = _powers(self.sides - self.sides[0])  # small numbers, so that rounding finds the terms
+        solved = np.linalg.lstsq(near.astype(np.float64), (values - values[0]).astype(np.float64), rcond=None)[0]
+        a, b, c, d = np.rint(solved).astype(np.int64)
+        found: Ints = np.stack(
+            [a + values[0] - b * row - c * column + d * row * column, b - d * column, c - d * row, d], 1
+        )
+        if not np.array_equal(_powers(self.sides) @ found.T, values):
+            raise _refused(f"{what} changes in another way than the size does")
+        return found
+
+
+@dataclass(frozen=True)
+class _Constants:
+    """The constants of layer ``number`` at each size. ``has_first`` says that the one at offset 0 is its own."""
+
+    number: int
+    own: list[Any]
+    constants: list[Bytes]
+    layers: list[Any]
+    buffers: list[Any]
+    name: str
+    has_first: bool
+
+    def rules(self, fit: _Fit) -> list[Integers | Moves | Resampled]:
+        """Return how those change that are not the same at all sizes."""
+        op = Op(int(self.own[0]["op"]))
+        if op is Op.RESAMPLE:
+            return self._resampled()
+        found: list[Integers | Moves | Resampled] = []
+        for name in _USED.get(op, _ALL):
+            each = self._contents(name)
+            if not (self.has_first or any(int(layer[name]) for layer in self.own)):
+                continue  # it has none
+            if all(np.array_equal(each[0], other) for other in each[1:]):
+                continue
+            if op is Op.MOVE:
+                found.append(self._moves(each, fit))
+                continue
+            if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
+                raise _refused(f"{self.name} has a list that is longer for larger images")
+            values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
+            places = np.flatnonzero((values != values[0]).any(axis=0))
+            terms = fit.all_terms(values[:, places], f"a number of {self.name}")
+            found.append(
+                Integers(self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(_terms, terms.tolist())))
+            )
+        return found
+
+    def _contents(self, name: str) -> list[Bytes]:
+        found = []
+        for layer, layers, constants in zip(self.own, self.layers, self.constants, strict=True):
+            begin = int(layer[name])
+            found.append(constants[begin : begin + _extent(layers, constants, begin)])
+        return found
+
+    def _resampled(self) -> list[Integers | Moves | Resampled]:
+        tables, weights = self._contents("weights"), self._contents("scales")
+        for kind in KINDS:
+            for place, layer in enumerate(self.own):
+                source, result = (self.buffers[place][int(layer[each])] for each in ("input", "output"))
+                lengths, results = (
+                    (int(one["height"]), int(one["width"]), int(one["frames"])) for one in (source, result)
+                )
+                table, own = windows(kind, lengths, results, float(layer["scale"]))
+                if not (_begins(tables[place], table) and _begins(weights[place], own) and own.size == layer["runs"]):
+                    break
+            else:
+                return [Resampled(self.number, kind)]
+        raise _refused(f"{self.name} resizes in a way that is known for one size alone")
+
+    def _moves(self, contents: list[Bytes], fit: _Fit) -> Moves:
+        lists = [
+            each[: 4 * _MOVE * int(layer["runs"])].view("<i4").reshape(-1, _MOVE).astype(np.int64)
+            for each, layer in zip(contents, self.own, strict=True)
+        ]
+        for period in range(1, _LONGEST_BLOCK + 1):
+            cut = [_blocks(each, period) for each in lists]
+            if len({len(each) for each in cut}) > 1 or not 0 < len(cut[0]) <= _MOST_RUNS:
+                continue
+            try:
+                return Moves(self.number, tuple(self._run(each, fit) for each in zip(*cut, strict=True)))
+            except QuantizationError:
+                continue  # blocks of another length may repeat
+        raise _refused(f"{self.name} moves values in an order that does not repeat")
+
+    def _run(self, blocks: tuple[Ints, ...], fit: _Fit) -> Run:
+        """Return the run that has these blocks ``(blocks, moves, 8)`` at each size."""
+        what = f"a list of {self.name}"
+        steps = [each[1] - each[0] if len(each) > 1 else np.zeros_like(each[0]) for each in blocks]
+        shape = (*blocks[0].shape[1:], 4)
+        return Run(
+            fit.terms(np.array([len(each) for each in blocks]), what),
+            _nested(fit.all_terms(np.stack([each[0].ravel() for each in blocks]), what), shape),
+            _nested(fit.all_terms(np.stack([each.ravel() for each in steps]), what), shape),
+        )
+
+
+def _blocks(moves: Ints, period: int) -> list[Ints]:
+    """Return moves as runs of blocks ``(blocks, period, 8)``, each as long as its blocks follow at one distance.
+
+    Empty where the moves are no whole number of blocks, or too many runs.
+    """
+    if len(moves) % period:
+        return []
+    blocks = moves.reshape(-1, period, _MOVE)
+    steps = np.diff(blocks, axis=0).reshape(len(blocks) - 1, -1)
+    found, first = list[Ints](), 0
+    while first < len(blocks) and len(found) <= _MOST_RUNS:
+        end = first + 1
+        if end < len(blocks):
+            same = (steps[first:] == steps[first]).all(axis=1)
+            end += len(same) if same.all() else int(same.argmin())
+        found.append(blocks[first:end])
+        first = end
+    return found if len(found) <= _MOST_RUNS else []
+
+
+def _numbers(fit: _Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:
+    found = []
+    for field in sorted(fields):
+        values = np.stack([each[field].astype(np.int64) for each in rows])
+        for place in np.flatnonzero((values != values[0]).any(axis=0)).tolist():
+            found.append(Number(place, field, fit.terms(values[:, place], f"{field} of number {place}")))
+    return tuple(found)
+
+
+def _without_counts(layers: Sequence[Any]) -> list[Any]:
+    """Return layers without how many weights those have that resize: the runner counts them."""
+    found = []
+    for each in layers:
+        own = each.copy()
+        own["runs"][own["op"] == Op.RESAMPLE] = 0
+        found.append(own)
+    return found
+
+
+def _check_alike(layers: list[Any], name: str) -> None:
+    """Raise QuantizationError for a layer that is another one at another size."""
+    for field in ("op", *_FLOATS):
+        if len({each[field] for each in layers}) > 1:
+            raise _refused(f"{name} is computed in another way for another size ({field})")
+
+
+def _begins(content: Bytes, array: npt.NDArray[Any]) -> bool:
+    raw = np.frombuffer(array.tobytes(), np.uint8)
+    return len(content) >= len(raw) and np.array_equal(content[: len(raw)], raw)
+
+
+def _extent(layers: Any, constants: Bytes, begin: int) -> int:
+    """Return the bytes from a constant to the next one."""
+    later = [int(each) for name in _ALL for each in layers[name] if each > begin]
+    return min(later, default=len(constants)) - begin
+
+
+def _powers(sides: Ints) -> Ints:
+    rows, columns = sides.T
+    return np.stack([np.ones_like(rows), rows, columns, rows * columns], 1)
+
+
+def _nested(values: Ints, shape: tuple[int, ...]) -> tuple[tuple[Terms, ...], ...]:
+    return tuple(tuple(_terms(one) for one in move) for move in values.reshape(shape).tolist())
+
+
+def _terms(values: Sequence[int]) -> Terms:
+    a, b, c, d = values
+    return a, b, c, d
+
+
+def _refused(why: str) -> QuantizationError:
+    return QuantizationError(
+        f"the model has no program for images of any size: {why}",
+        hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+    )
+
+
+def probes(typical: tuple[int, int], sizes: OpenSizes) -> list[tuple[int, int]]:
+    """Return the sizes at which a model is lowered: the typical one first, and last one to check the others by."""
+    sides, between = [], []
+    for own, low, high, step in zip(typical, sizes.least, sizes.most, sizes.multiple, strict=True):
+        other = low if low != own else min(high, own + step)
+        sides.append((own, other))
+        between.append(low + (own - low) // step // 2 * step if own - low >= 2 * step else min(high, own + 2 * step))
+    (height, other_height), (width, other_width) = sides
+    corners = [(height, width), (other_height, width), (height, other_width), (other_height, other_width)]
+    return list(dict.fromkeys([*corners, (between[0], between[1])]))

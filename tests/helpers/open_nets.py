@@ -1,0 +1,122 @@
+"""Nets for images of any size, and their programs at a size, with the statistics of another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack.artifacts import CalibratedModel, FloatModel
+from cpupack.graph.native_model import NativeModel
+from cpupack.recipe import Recipe
+from cpupack.runtime.engine.sizes import Sizes
+from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.sizes import Lowered, probes, sizes_of
+from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
+
+TYPICAL = (16, 24)
+STEP = 4
+
+
+class UNet(nn.Module):
+    """Two levels, with any way up."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        self.a, self.b, self.c = (nn.Conv2d(*each, 3, padding=1) for each in ((3, 8), (8, 12), (12, 16)))
+        self.up = nn.ConvTranspose2d(16, 12, 2, 2) if mode == "transposed" else nn.Conv2d(16, 12, 1)
+        self.d, self.out = nn.Conv2d(24, 8, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = F.relu(self.a(x))
+        b = F.relu(self.b(F.max_pool2d(a, 2)))
+        c = self.grow(self.up(F.relu(self.c(F.max_pool2d(b, 2)))), b)
+        d = F.relu(self.d(torch.cat([b, c], 1)))
+        result: torch.Tensor = self.out(torch.cat([a, F.interpolate(d, size=a.shape[2:])], 1))
+        return result
+
+    def grow(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        if self.mode == "transposed":
+            return x
+        corners = {"bilinear": False, "corners": True}.get(self.mode)
+        mode = "bilinear" if corners is not None else self.mode
+        return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=corners)
+
+
+class Shuffled(nn.Module):
+    """A net of super-resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 5, padding=2), nn.Conv2d(16, 27, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(self.two(F.relu(self.one(x))), 3)
+
+
+class Squeezed(nn.Module):
+    """Depthwise layers, squeeze-and-excitation, a pyramid of averages, and scores: the result has one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.deep = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 5, 2, 2, groups=16)
+        self.gate, self.last = nn.Conv2d(16, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.hardswish(self.stem(x))
+        x = F.relu(self.deep(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        x = x + F.interpolate(F.adaptive_avg_pool2d(x, 2), size=x.shape[2:], mode="bilinear")
+        result: torch.Tensor = self.last(x.mean((2, 3)))
+        return result
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    **{mode: partial(UNet, mode) for mode in ("transposed", "nearest", "nearest-exact", "bilinear", "corners")},
+    "shuffled": Shuffled,
+    "squeezed": Squeezed,
+}
+MULTIPLES = {"shuffled": 1, "squeezed": 8}
+"""What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    """A net with statistics of one size."""
+
+    model: FloatModel
+    stats: CalibratedModel
+    spec: Recipe
+    sizes: OpenSizes
+
+    def at(self, size: tuple[int, int]) -> NativeModel:
+        """Return the net lowered for a size."""
+        spec = recipe((3, *size), quantize={"observer": "minmax"})
+        model = float_model(self.model.module, (3, *size))
+        fused = fuse_model(model, spec, Recorder(), samples((3, *size), 2))
+        module = quantize(dataclasses.replace(self.stats, fused=fused), model.module, spec, target("native")).module
+        assert isinstance(module, NativeModel)
+        return module
+
+    def lowered(self, size: tuple[int, int]) -> Lowered:
+        module = self.at(size)
+        rows, columns = (side // step for side, step in zip(size, self.sizes.multiple, strict=True))
+        return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+
+
+@cache
+def opened(name: str) -> tuple[Open, Sizes]:
+    """Return a net and how its program changes with the size."""
+    torch.manual_seed(0)
+    step = MULTIPLES.get(name, STEP)
+    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, (64, 96), (step, step))
+    spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
+    model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
+    net = Open(model, stats, spec, sizes)
+    return net, sizes_of([net.lowered(each) for each in probes(TYPICAL, sizes)], sizes)

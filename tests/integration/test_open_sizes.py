@@ -1,0 +1,234 @@
+"""A wheel for images of any size, built from a recipe and used as a stranger uses it: predict, serve, export, bench."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cpupack.accuracy import sqnr_db
+from cpupack.cli import main
+from cpupack.runtime import cli
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.host.cpu import machine
+from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
+from cpupack.runtime.runner import Runner
+from helpers.served import Served, serving
+from helpers.tiny_recipes import Outcome
+
+Cpupack = Callable[..., Outcome]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(machine() != "x86_64", reason="the recipe is for x86_64"),
+]
+MODEL = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, classes=3, last=1):
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.out, self.last = nn.Conv2d(16, classes * last ** 2, 3, padding=1), last
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        x = self.out(torch.cat([a, self.up(F.relu(self.b(a)))], 1))
+        return F.pixel_shuffle(x, self.last) if self.last > 1 else x
+"""
+PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.25, 0.25]}
+RECIPE = """
+schema = 1
+[package]
+name = "open-int8"
+[model]
+source = "python:nets.py:Net"
+weights = "factory"
+kwargs = {{ last = {last} }}
+input_shape = [3, "height", "width"]
+[sizes]
+max = [64, 96]
+typical = [32, 48]
+[preprocess]
+mean = [0.5, 0.4, 0.3]
+std = [0.25, 0.25, 0.25]
+[task]
+kind = "{kind}"
+[calibration]
+source = "images:photos"
+"""
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """Return an image with large and small structures."""
+    random = np.random.default_rng(height * 1000 + width)
+    small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height))
+    return (np.asarray(small, np.int64) + random.integers(-20, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    found: dict[str, Path] = {}
+
+    def build(kind: str) -> Path:
+        if kind not in found:
+            root = tmp_path_factory.mktemp(kind)
+            (root / "nets.py").write_text(MODEL)
+            (root / "photos").mkdir()
+            for number in range(8):
+                Image.fromarray(photo(40 + number, 60 + 2 * number)).save(root / "photos" / f"{number}.png")
+            (root / "recipe.toml").write_text(RECIPE.format(kind=kind, last=2 if kind == "image" else 1))
+            with pytest.raises(SystemExit) as left:
+                main(["build", str(root / "recipe.toml"), "--no-tune", "--out", str(root)])
+            assert left.value.code == 0
+            with zipfile.ZipFile(next(root.glob("*.whl"))) as archive:
+                archive.extractall(root / "site")
+            found[kind] = root / "site" / "open_int8"
+        return found[kind]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def segmenting(built: Callable[[str], Path]) -> Path:
+    return built("segmentation")
+
+
+def reference(package: Path, pixels: np.ndarray) -> np.ndarray:
+    """Return what FP32 says to an image that is filled up with the mean colour to even sides of 32 at least."""
+    height, width = pixels.shape[:2]
+    filled = np.empty((max(32, height + height % 2), max(32, width + width % 2), 3), np.uint8)
+    filled[:] = np.array(PREPROCESS["mean"]) * 255 + 0.5
+    filled[:height, :width] = pixels
+    space: dict[str, object] = {}
+    exec((package.parents[1] / "nets.py").read_text(), space)
+    net = space["Net"]
+    assert callable(net)
+    with torch.inference_mode():
+        found = net()(torch.from_numpy(normalize(filled[None], PreprocessSpec.from_dict(PREPROCESS)).copy()))
+    result: np.ndarray = found[0].numpy()
+    return result
+
+
+SIZES = [(32, 48), (33, 47), (64, 96), (20, 50), (1, 1), (33, 47), (64, 32), (63, 95)]
+
+
+def test_masks_have_the_sizes_of_their_images(segmenting: Path) -> None:
+    images = [photo(*size) for size in SIZES]
+    with Runner(segmenting) as runner:
+        found = runner.predict(images)
+        alone = [runner.predict(each) for each in images]
+    for image, one, other in zip(images, found, alone, strict=True):
+        height, width = image.shape[:2]
+        expected = reference(segmenting, image)[:, :height, :width]
+        assert one.mask.shape == (height, width)
+        assert np.array_equal(one.mask, other.mask)
+        if height * width > 1:  # a few pixels are close between two classes, and all of them in the wrong place
+            assert (one.mask == expected.argmax(axis=0)).mean() > 0.9
+
+
+def test_arrays_of_any_size_and_what_is_refused(segmenting: Path) -> None:
+    with Runner(segmenting) as runner:
+        for size in ((32, 32), (64, 96), (34, 62)):
+            pixels = photo(*size)
+            found = runner(pixels[None])
+            floats = normalize(pixels[None], PreprocessSpec.from_dict(PREPROCESS))
+            assert found.shape == (1, 3, *size)
+            assert sqnr_db(reference(segmenting, pixels)[None], found) > 20.0
+            assert sqnr_db(found, runner(np.ascontiguousarray(floats))) > 25.0
+        for shape in ((1, 33, 48, 3), (1, 32, 98, 3), (1, 32, 48, 4), (1, 3, 32, 48), (32, 48, 3)):
+            with pytest.raises(InputError, match=r"height 32 to 64 in steps of 2, width 32 to 96 in steps of 2"):
+                runner(np.zeros(shape, np.uint8))
+        with pytest.raises(InputError, match="empty batch"):
+            runner(np.zeros((0, 32, 48, 3), np.uint8))
+        with pytest.raises(InputError, match="input 1: the image has 65 x 10 pixels"):
+            runner.predict([photo(32, 48), photo(65, 10)])
+
+
+def test_an_upscaled_image_is_cut_to_its_own_size(built: Callable[[str], Path]) -> None:
+    with Runner(built("image")) as runner:
+        for size in ((33, 47), (64, 96), (5, 9)):
+            assert runner.predict(photo(*size)).pixels.shape == (2 * size[0], 2 * size[1], 3)
+
+
+def test_commands(segmenting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(segmenting, ["info"]) == 0
+    assert "height 32 to 64 in steps of 2, width 32 to 96 in steps of 2" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(segmenting, ["verify"]) == 0
+    image = tmp_path / "odd.png"
+    image.write_bytes(png(photo(33, 47)))
+    assert cli.main(segmenting, ["predict", str(image), "--save", str(tmp_path / "out.png")]) == 0
+    assert (tmp_path / "out.png").is_file()
+    capsys.readouterr()
+    bench = ["bench", "--json", "--duration", "0.2", "--threads", "1", "--instances", "1", "--batch-size", "1"]
+    assert cli.main(segmenting, bench) == 0
+    assert json.loads(capsys.readouterr().out)["throughput_per_s"] > 0
+    assert cli.main(segmenting, ["export", "--c", str(tmp_path / "c"), "--size", "64x96"]) == 0
+    assert "64 x 96" in (tmp_path / "c" / "README.md").read_text()
+    capsys.readouterr()
+    assert cli.main(segmenting, ["export", "--c", str(tmp_path / "d"), "--size", "64x97"]) == 2
+    assert "the model takes height 32 to 64 in steps of 2" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def server(segmenting: Path) -> Iterator[Served]:
+    with serving(segmenting) as served:
+        yield served
+
+
+def test_the_server_takes_images_of_several_sizes(segmenting: Path, server: Served) -> None:
+    facts = server.get("/v2/models/open-int8").json()
+    assert facts["inputs"][0]["shape"] == [-1, -1, -1, 3]
+    assert facts["outputs"][0]["shape"] == [-1, 3, -1, -1]
+    images = [photo(*size) for size in ((32, 48), (33, 47), (64, 96), (33, 47))]
+    body = json.dumps({"images": [base64.b64encode(png(each)).decode() for each in images]}).encode()
+    answer = server.ask("POST", "/predict", body, {"Content-Type": "application/json"})
+    assert answer.status == 200, answer.body
+    with Runner(segmenting) as runner:
+        for image, found in zip(images, answer.json()["predictions"], strict=True):
+            assert (found["height"], found["width"]) == image.shape[:2]
+            mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["mask_png"]))))
+            assert np.array_equal(mask, runner.predict(image).mask)
+        for size in ((32, 48), (64, 96)):
+            pixels = np.stack([photo(*size)] * 3)
+            tensor = {"name": "input", "shape": list(pixels.shape), "datatype": "UINT8", "data": pixels.tolist()}
+            given = server.infer("open-int8", {"inputs": [tensor]})
+            assert given.status == 200, given.body
+            output = given.json()["outputs"][0]
+            expected = runner(pixels)
+            assert output["shape"] == list(expected.shape)
+            assert np.array_equal(np.array(output["data"], np.float32).reshape(expected.shape), expected)
+
+
+def test_what_the_server_refuses(server: Served) -> None:
+    zeros = np.zeros((1, 33, 48, 3), np.uint8)
+    tensor = {"name": "input", "shape": list(zeros.shape), "datatype": "UINT8", "data": zeros.tolist()}
+    answer = server.infer("open-int8", {"inputs": [tensor]})
+    assert answer.status == 400
+    assert "height 32 to 64 in steps of 2" in answer.json()["error"]
+    raw = server.ask("POST", "/v2/models/open-int8/infer", zeros.tobytes(), {"Inference-Header-Content-Length": "0"})
+    assert raw.status == 400
+    assert "needs its shape" in raw.json()["error"]
+    large = server.ask("POST", "/predict", png(photo(65, 10)), {"Content-Type": "image/png"})
+    assert large.status == 400
+    assert "takes up to 64 x 96" in large.json()["error"]
+    assert server.get("/openapi.json").status == 200

@@ -1,0 +1,121 @@
+"""``[sizes]`` in recipes: what is refused, and which sizes a model is found to take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cpupack.errors import ModelError, RecipeError
+from cpupack.model.open_sizes import open_sizes
+from cpupack.recipe import Recipe
+from cpupack.recipe.file import parse_recipe
+from cpupack.runtime.signature import Signature
+from helpers.open_nets import Shuffled, Squeezed, UNet
+
+RECIPE = """
+schema = 1
+[package]
+name = "tiny-int8"
+[model]
+source = "export:model.pt2"
+weights = "factory"
+input_shape = [3, "height", "width"]
+[sizes]
+max = [256, 512]
+typical = [96, 96]
+[preprocess]
+mean = [0.5]
+[calibration]
+source = "synthetic"
+"""
+
+
+def parsed(directory: Path, *changes: tuple[str, str]) -> tuple[Recipe | None, str]:
+    (directory / "model.pt2").write_bytes(b"")
+    text = RECIPE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    recipe, problems, _ = parse_recipe(text, "r.toml", directory)
+    return recipe, "\n".join(text for _, text in problems)
+
+
+def test_the_build_works_on_the_typical_size(tmp_path: Path) -> None:
+    recipe, problems = parsed(tmp_path)
+    assert not problems
+    assert recipe is not None
+    assert recipe.engine_input_shape == (3, 96, 96)
+    assert recipe.preprocess is not None
+    assert recipe.preprocess.crop == [96, 96]
+    assert recipe.target.x86_64.engine == "native"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"height", "width"]', '"height", 96]', "has the width 512, and the shape has 96"),
+        ('"height", "width"]', "96, 96]", "sizes: has no effect without names in the shape"),
+        ('[3, "height", "width"]', '["width", 3, 3]', 'has "width" in dimension 0'),
+        ('"width"]', '"breadth"]', 'or with [sizes] "height" or "width"'),
+        ("[sizes]\nmax = [256, 512]\ntypical = [96, 96]\n", "", "needs [sizes] with max = [HEIGHT, WIDTH]"),
+        ("max = [256, 512]\n", "", "sizes.max: is missing"),
+        ("[96, 96]", "[96, 1024]", "has the width 1024, more than max: 512"),
+        ("typical = [96, 96]", "typical = [96, 96]\nmin = [128, 8]", "has the height 128, more than the typical 96"),
+        ("mean = [0.5]", "crop = 96", "would give all images one size"),
+        ("mean = [0.5]", "resize = [96, 96]", "would give all images one size"),
+        ("[calibration]", '[task]\nkind = "detection"\n[calibration]', "in the pixels of one size"),
+        ("[calibration]", '[target.x86_64]\nengine = "onednn"\n[calibration]', "has programs for one size alone"),
+    ],
+)
+def test_contradictions(tmp_path: Path, old: str, new: str, message: str) -> None:
+    recipe, problems = parsed(tmp_path, (old, new))
+    assert recipe is None
+    assert message in problems
+
+
+def found(net: nn.Module, tmp_path: Path, *changes: tuple[str, str]) -> tuple[tuple[int, int], ...]:
+    recipe, problems = parsed(tmp_path, *changes)
+    assert recipe is not None, problems
+    shape = recipe.engine_input_shape
+    with torch.inference_mode():
+        output = net(torch.zeros(1, *shape))
+    sizes = open_sizes(net, Signature.plain(shape, tuple(output.shape[1:])), recipe)
+    assert sizes is not None
+    return sizes.least, sizes.most, sizes.multiple
+
+
+def test_the_multiple_is_found(tmp_path: Path) -> None:
+    assert found(UNet("nearest"), tmp_path) == ((32, 32), (256, 512), (4, 4))
+    assert found(UNet("transposed"), tmp_path) == ((32, 32), (256, 512), (4, 4))
+    assert found(Shuffled(), tmp_path)[2] == (1, 1)
+    assert found(Squeezed(), tmp_path)[2] == (4, 4)  # two strides; the average adapts
+
+
+def test_one_side_may_be_fixed(tmp_path: Path) -> None:
+    fixed = found(Shuffled(), tmp_path, ('"height"', "96"), ("[256, 512]", "[96, 512]"))
+    assert fixed == ((96, 32), (96, 512), (96, 1))
+
+
+def test_sizes_that_are_no_multiples_name_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"max: a width of 510 is no multiple of 4.*508 or 512"):
+        found(UNet("nearest"), tmp_path, ("512", "510"))
+    with pytest.raises(RecipeError, match=r"min: a height of 30"):
+        found(UNet("nearest"), tmp_path, ("[96, 96]", "[96, 96]\nmin = [30, 32]"))
+
+
+class OneSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 2, 3), nn.Linear(2 * 94 * 94, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.conv(x).flatten(1))
+        return result
+
+
+def test_a_model_of_one_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"do not grow in step with the image.*it fails"):
+        found(OneSize(), tmp_path)
