@@ -12,11 +12,12 @@ import torch
 
 from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import CalibratedModel, FloatModel, Samples
-from cpupack.errors import ModelError, QuantizationError
+from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
 from cpupack.graph.proposals import NO_BOX, propose, steady_proposals
 from cpupack.model.detectors import as_network
 from cpupack.model.vision import import_torchvision
+from cpupack.pipeline.prepare import prepare
 from cpupack.progress import SilentProgress
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.engine import library
@@ -132,6 +133,15 @@ def test_an_engine_of_torch_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="no operator for what lies between the two stages") as caught:
         quantize(stats, model.module, spec, tiny_models.target("onednn"))
     assert 'engine = "native"' in str(caught.value.hint)
+
+
+def test_a_gate_on_the_speed_over_fp32_is_an_error_for_fp32_is_not_timed(tmp_path: Path) -> None:
+    (tmp_path / "own_detector.py").write_text(SOURCE)
+    spec = recipe()
+    spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"min_speedup": 1.5})})
+    loads = LoadedRecipe(recipe=spec, path=tmp_path / "recipe.toml", text="")
+    with pytest.raises(RecipeError, match="min_speedup cannot be measured for a detector of two stages"):
+        prepare(loads, tmp_path, SilentProgress())
 
 
 def test_settings_without_a_kernel_and_detectors_that_find_more_are_refused() -> None:
