@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,21 +14,41 @@ import pytest
 
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.serve.executor import Executor
+from cpupack.runtime.serve.http_app import HttpApp, HttpSettings
+from cpupack.runtime.serve.messages import HttpRequest
 from cpupack.runtime.serve.metrics import Metrics
-from cpupack.runtime.serve.model import TENSOR, Data
+from cpupack.runtime.serve.model import TENSOR, Data, TensorFacts
 from cpupack.runtime.serve.request import Request, Urgency
 from cpupack.runtime.serve.scheduler import HIGH, NORMAL
 from cpupack.runtime.serve.service import Service, State, read_priority, read_timeout_us
 from cpupack.runtime.serve.steps import Outcome
 
 
+class Model:
+    """Reads tensors of one input, and notes itself in what it read."""
+
+    name, kind, takes_text, takes_images, named = "m", "raw", False, False, False
+    input = TensorFacts("input", "FP32", (-1, 9000))
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def read(self, _: Any) -> Data:
+        return Data(self.version, np.zeros((1, 9000), np.float32))
+
+    read_tensor = read
+
+
 class Doors:
     """Stands where an executor does, whose calls never end. A real one would answer at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = "1") -> None:
+        self.model = Model(version)
+        self.read_by: list[str] = []
         self.cancelled: list[Request] = []
 
-    def submit(self, _: Data, urgency: Urgency, make_answer: Any) -> Request:
+    def submit(self, data: Data, urgency: Urgency, make_answer: Any) -> Request:
+        self.read_by.append(data.kind)
         return Request(Outcome(asyncio.get_running_loop()), make_answer, urgency)
 
     def cancel(self, request: Request) -> None:
@@ -53,6 +74,33 @@ def test_a_client_that_is_gone_after_a_reload_is_forgotten_where_its_request_was
         return counts
 
     assert asyncio.run(serve()) == (1, 0)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer", "/predict"])
+def test_a_request_whose_json_is_parsed_during_a_reload_is_read_and_answered_by_the_new_model(path: str) -> None:
+    """The answer names the model that has read it, so another one must not compute it."""
+    numbers = [0.25] * 9000  # so long that it is parsed on a thread
+    tensor = {"name": "input", "shape": [1, 9000], "datatype": "FP32", "data": numbers}
+    body = json.dumps({"inputs": [numbers] if path == "/predict" else [tensor]}).encode()
+
+    async def serve() -> tuple[list[str], list[str]]:
+        service, before, after = Service(Metrics(), None), Doors("1"), Doors("2")
+        service.use(cast("Executor", before))
+        service.state = State.READY
+        app = HttpApp(service, HttpSettings(None, 429, 2**20))
+        headers = {b"content-type": b"application/json"}
+        task = asyncio.ensure_future(app.handle(HttpRequest(b"POST", path, b"", headers, 0.0, body=body)))
+        await asyncio.sleep(0)
+        service.use(cast("Executor", after))
+        while not (before.read_by or after.read_by or task.done()):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        app.close()
+        return before.read_by, after.read_by
+
+    assert asyncio.run(serve()) == ([], ["2"])
 
 
 def test_whole_numbers_may_have_a_point_as_json_allows() -> None:
