@@ -185,6 +185,38 @@ def test_an_interrupt_waits_for_the_import_of_torch(monkeypatch: pytest.MonkeyPa
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("build", "r.toml", "--cache-gib", "nan"), "nan is not a finite number"),
+        (("compare", "r.toml", "--budget-s", "nan"), "nan is not a finite number"),
+        (("deploy", "k8s", "x.whl", "--max-latency-ms", "nan"), "nan is not a finite number"),
+        (("build", "r.toml", "--out", ""), "the path is empty"),
+        (("report", "x.whl", "--html", ""), "the path is empty"),
+        (("bundle", "x.whl", "--out", ""), "the path is empty"),
+        (("deploy", "k8s", "x.whl", "--out", ""), "the path is empty"),
+        (("check", "x.whl"), "it is a wheel: `cpupack inspect` shows what is in it"),
+    ],
+)
+def test_values_that_no_option_means(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "x.whl").write_bytes(b"PK\3\4\xff")
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("report",), ("bundle",), ("deploy", "k8s")])
+def test_a_pipe_is_no_wheel_and_is_not_waited_for(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.whl")
+    code, _, err = run(*command, "pipe.whl")
+    assert code == 2
+    assert "pipe.whl is a pipe or a device, not a wheel" in err
+
+
 def test_init_then_check(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("init", "photos", "--model", "torchvision:resnet18")
     assert (code, out) == (0, "photos.toml\n")

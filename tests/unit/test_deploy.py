@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,14 @@ def test_the_directory_builds_the_image(tuned: Path, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "Containerfile").read_text("utf-8")
     assert "COPY *.whl" in text
     assert "EXPOSE 9000" in text
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+@pytest.mark.parametrize("kind", ["k8s", "kserve"])
+def test_the_containerfile_pleases_hadolint(tuned: Path, tmp_path: Path, kind: str) -> None:
+    deploy(tuned, tmp_path / "out", DeployOptions(kind, port=9000))
+    done = subprocess.run(["hadolint", str(tmp_path / "out" / "Containerfile")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_names_come_from_the_package_as_dns_writes_them(make: Make, tmp_path: Path) -> None:
