@@ -41,13 +41,18 @@ def large_angles(graph: fx.GraphModule, magnitude: Callable[[fx.Node], float | N
 
 def _before(graph: fx.GraphModule, node: fx.Node, layers: int) -> set[fx.Node]:
     """Return the calls that a value is computed by, back past as many layers as ``layers`` and to the ones before."""
-    if not node.op.startswith("call"):
-        return set()
-    if _is_layer(graph, node):
-        if not layers:
-            return set()
-        layers -= 1
-    return {node}.union(*(_before(graph, each, layers) for each in node.all_input_nodes))
+    left: dict[fx.Node, int] = {}  # layers that may still be passed on the way from a call
+    pending = [(node, layers)]
+    while pending:
+        each, rest = pending.pop()
+        if not each.op.startswith("call") or rest <= left.get(each, -1):
+            continue
+        before = rest - _is_layer(graph, each)
+        if before < 0:
+            continue
+        left[each] = rest
+        pending += [(source, before) for source in each.all_input_nodes]
+    return set(left)
 
 
 def _is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -58,7 +58,7 @@ _STARTS = {
     b"%!PS": _POSTSCRIPT,
     b"\xc5\xd0\xd3\xc6": _POSTSCRIPT,  # EPS with a preview, for DOS
     b"%PDF": Kind("a PDF document", "save its pages as JPEG or PNG"),
-    b"\x93NUMPY": Kind("an array of numpy (.npy)", "name it with the ending .npy"),
+    b"\x93NUMPY": Kind("an array of numpy (.npy)", "load it with np.load, and hand in the array"),
     b"\x1f\x8b": Kind("compressed by gzip", "unpack it: gunzip"),
     b"BZh": Kind("compressed by bzip2", "unpack it: bunzip2"),
     b"\xfd7zXZ\0": Kind("compressed by xz", "unpack it: unxz"),

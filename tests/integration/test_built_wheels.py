@@ -210,7 +210,7 @@ def _bad_inputs(root: Path) -> dict[str, Path]:
         ("text.jpg", "is not an image that Pillow can read"),
         ("cut.jpg", "is a truncated or damaged image"),
         ("empty.png", "is empty"),
-        ("array.npy", "is not an image that Pillow can read"),
+        ("array.npy", "is an array of numpy"),
         ("gone.jpg", "no such file"),
     ],
 )
