@@ -10,9 +10,7 @@ from typing import Any
 from .errors import InputError
 from .manifest import Manifest, read_manifest
 from .tasks.answers import DRAWN, task_of
-from .tasks.spec import CLASSIFICATION
-
-_DEFAULT_TOP_K = 5
+from .top_k import shown_classes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +72,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     names, items = list(args.inputs), list(args.inputs)
     if args.named:
         names, items = [", ".join(args.named)], [parsed_values(signature_of(manifest), args.named)]
-    top_k = shown_classes(args, task_of(manifest).kind)
+    top_k = shown_classes(args.top_k, task_of(manifest).kind)
     pictures = [None] * len(names)
     if args.save is not None:
         pictures = _targets(args.save, names, manifest)
@@ -96,15 +94,6 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
             "predictions": rows,
         }
     return facts, "\n\n".join(texts)
-
-
-def shown_classes(args: argparse.Namespace, kind: str) -> int:
-    """Return how many classes ``--top-k`` asks for. Raises InputError for a task that has none."""
-    if args.top_k is None:
-        return _DEFAULT_TOP_K
-    if kind != CLASSIFICATION:
-        raise InputError(f'--top-k is for classifications; this model\'s task is "{kind}"')
-    return int(args.top_k)
 
 
 def _names_text(named: Sequence[str]) -> bool:

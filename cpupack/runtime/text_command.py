@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .predicting import shown_classes
 from .runner import Runner
 from .text.spec import TEXT, TEXT_PAIR
 from .text.texts import entries, read_lines, text_of, without_answers
+from .top_k import shown_classes
 
 _SHOWN = 60
 _STDIN = "-"
@@ -30,7 +30,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
         assert runner.tokenizer is not None
         tokens = [runner.tokenizer.tokens(item, what) for what, item in given]
-        found = runner.predict(tokens, top_k=shown_classes(args, runner.answers.spec.kind))
+        found = runner.predict(tokens, top_k=shown_classes(args.top_k, runner.answers.spec.kind))
         rows, lines = [], []
         for (what, item), each, result in zip(given, tokens, found, strict=True):
             text = text_of(item, what)

@@ -289,8 +289,8 @@ class Reference:
         return self._add(Layer(Op.OUTPUT, Flag.FLOAT_OUT, source, fields=fields))
 
     def empty(self, height: int, width: int, channels: int) -> int:
-        """A buffer that layers fill slice by slice."""
-        return self._buffer(np.zeros((len(self.codes), height, width, channels), np.uint8))
+        """A buffer of constants that layers fill slice by slice. What no layer writes may be anything."""
+        return self.move(0, np.full(height * width * channels, -1), (height, width, channels))
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return input and program as the operator takes them."""
