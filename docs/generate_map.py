@@ -47,6 +47,7 @@ RUNTIME: Groups = (
             "info",
             "predicting",
             "text_command",
+            "top_k",
             "tune",
             "capacity",
             "pages",
@@ -58,7 +59,10 @@ RUNTIME: Groups = (
     ("The model as an object", ("verify", "runner", "spread", "feed")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
-    ("Running", ("stream", "decoding", "items", "text", "rows", "signature", "proposals", "images", "engine")),
+    (
+        "Running",
+        ("stream", "decoding", "items", "text", "rows", "signature", "proposals", "images", "engine", "open_sizes"),
+    ),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (
         "What all rooms may import",
