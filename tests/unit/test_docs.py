@@ -94,11 +94,13 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 
 VIDEOS = ("clips.npz", "labelled.npz", "labels.txt")
+SIZES = ("unet.py", "unet.safetensors")
 
 
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
-    for name in ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json", *SEVERAL_INPUTS, *STREAMS, *VIDEOS):
+    plain = ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json")
+    for name in (*plain, *SEVERAL_INPUTS, *STREAMS, *VIDEOS, *SIZES):
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)
