@@ -51,7 +51,7 @@ def test_every_program_leaves_the_bytes_of_x86(cpu: str, isa: str, driver: Path,
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     counts = done.stdout.split()
     assert counts[0] == f"{isa}:"
-    assert int(counts[1]) > 400  # programs
+    assert int(counts[1]) > 300  # programs
     assert int(counts[3]) > 350  # layers
 
 
