@@ -55,7 +55,8 @@ def fits(int8: QuantizedModel) -> list[int]:
 
 
 def kernels(int8: QuantizedModel) -> list[str]:
-    return [fact.kernel.removeprefix("cpupack::") for fact in int8.layers]
+    """Return what computes each layer, smoothed or not: that depends on random weights."""
+    return [fact.kernel.removeprefix("cpupack::").replace(", smoothed", "") for fact in int8.layers]
 
 
 class Calls(nn.Module):
