@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cpupack.stages.calibrate.smoothing import divisors_of
-from helpers.lowered import kernels, lowered, needs_kernels
+from helpers.lowered import lowered, needs_kernels
 
 CHANNELS = 32
 
@@ -68,5 +68,5 @@ def test_the_engine_divides_with_the_norm_or_while_it_makes_codes(*, alone: bool
     smooth, int8, _ = lowered(Tokens(alone=alone), (6, CHANNELS))
     plain, other, _ = lowered(Tokens(alone=alone), (6, CHANNELS), smooth=False)
     assert smooth > plain + 3.0  # dB: codes of 31 channels have 60 ** 0.35 = 4 times as many steps, and weights fewer
-    assert sum("smoothed" in each for each in kernels(int8)) == 2
-    assert not any("smoothed" in each for each in kernels(other))
+    assert sum("smoothed" in each.kernel for each in int8.layers) == 2
+    assert not any("smoothed" in each.kernel for each in other.layers)
