@@ -9,6 +9,7 @@ from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.recipe import Recipe
 from cpupack.recipe.view import Check, View
+from cpupack.targets.engines import ENGINES
 
 SIDES = ("height", "width")
 _ONE_SIZE = ("detection", "keypoints")
@@ -100,7 +101,9 @@ def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
 
 def _engines(view: View) -> Iterator[Problem]:
     for cpu in ("x86_64", "aarch64"):
-        if view.given("target", cpu, "engine") and (engine := view("target", cpu, "engine")) not in {"auto", "native"}:
+        engine = view("target", cpu, "engine")
+        record = ENGINES.get(engine)
+        if view.given("target", cpu, "engine") and record is not None and record.quantizer != "native":
             yield Problem(
                 ("target", cpu, "engine"),
                 f'"{engine}" has programs for one size alone, and the recipe has [sizes]',

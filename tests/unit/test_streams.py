@@ -183,11 +183,10 @@ def test_chunks_are_answered_as_the_whole_sequence_is(tmp_path: Path, kwargs: st
 def test_chunks_give_the_bytes_of_the_whole_sequence(tmp_path: Path, kind: str) -> None:
     """Each step has codes and scales of its own, and a state is passed on as float32."""
     (tmp_path / "chunks").mkdir()
-    model, int8, _ = made(tmp_path / "chunks", "Plain", f'{STREAM}\nkwargs = {{kind = "{kind}"}}')
+    settings = f'kwargs = {{kind = "{kind}"}}\n[quantize]\nsmooth = false'  # which goes by the samples
+    model, int8, _ = made(tmp_path / "chunks", "Plain", f"{STREAM}\n{settings}")
     found = np.concatenate(streamed(model, int8, SEQUENCES, 1), 1)
-    loaded = load_recipe(
-        write(tmp_path, "Plain", f'input_shape = [{CHUNKS * CHUNK}, 8]\nkwargs = {{kind = "{kind}"}}', SEQUENCES)
-    )
+    loaded = load_recipe(write(tmp_path, "Plain", f"input_shape = [{CHUNKS * CHUNK}, 8]\n{settings}", SEQUENCES))
     heard = SilentProgress()
     whole = load(loaded, heard)
     samples = calibration_samples(loaded, whole, heard)
