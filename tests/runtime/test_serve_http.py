@@ -323,7 +323,7 @@ def test_what_is_not_http_is_answered_and_the_connection_closed(server: Served, 
 
 
 def test_an_offer_to_change_the_protocol_is_not_taken(server: Served) -> None:
-    offer = b"Connection: upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    offer = b"Connection: upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
     assert talk(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + offer).startswith(b"HTTP/1.1 200")
 
 
