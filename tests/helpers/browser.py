@@ -125,12 +125,14 @@ def browsing() -> Iterator[Tab]:
     assert BROWSER is not None
     to_browser, from_us = os.pipe()
     to_us, from_browser = os.pipe()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+    # Not in the TMPDIR of a test: the path of the browser's socket must be shorter than 108 bytes.
+    variables = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir="/tmp") as profile:
         script = f"exec {BROWSER} --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run"
         script += f" --user-data-dir={profile} --remote-debugging-pipe 3<&{to_browser} 4>&{from_browser}"
         process = subprocess.Popen(
             ["bash", "-c", script], pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+            stderr=subprocess.DEVNULL, start_new_session=True, env=variables,
         )  # fmt: skip
         os.close(to_browser)
         os.close(from_browser)
