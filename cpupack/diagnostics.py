@@ -6,7 +6,7 @@ each batch, which is not kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from torch import fx
@@ -30,16 +30,22 @@ def diagnose(
     observer: str,
     seen: Mapping[str, Seen],
     evaluation: Samples | None,
+    rounded: Callable[[], Collection[str] | None] = lambda: None,
 ) -> CalibrationReport:
     """Return a report on the statistics of a calibration, with warnings.
 
     ``ranges`` are those that ``observer`` chose, by name as in ``calibrated.stats``. ``seen`` describes the same
-    tensors on samples of ``evaluation``. Without such data ``seen`` is empty and ``evaluation`` None.
+    tensors on samples of ``evaluation``. Without such data ``seen`` is empty and ``evaluation`` None. ``rounded`` is
+    asked where there are outliers: it returns the tensors that INT8 rounds in these ranges, None for all.
     """
     names = _names(calibrated)
-    facts = tuple(
-        _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
-    )
+    by_key = {
+        key: _fact(names.get(key, key), stats, ranges[key], seen.get(key)) for key, stats in calibrated.stats.items()
+    }
+    facts = tuple(by_key.values())
+    far = {key: fact for key, fact in by_key.items() if _reach(fact) > _FAR}
+    if far and (kept := rounded()) is not None:
+        far = {key: fact for key, fact in far.items() if key in kept}
     batches = max((len(stats.batch_min) for stats in calibrated.stats.values()), default=0)
     report = CalibrationReport(
         samples=calibrated.samples,
@@ -50,7 +56,7 @@ def diagnose(
         activations=facts,
         warnings=(),
     )
-    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report))})
+    return CalibrationReport(**{**vars(report), "warnings": tuple(_warnings(report, list(far.values())))})
 
 
 def in_words(report: CalibrationReport) -> list[str]:
@@ -137,7 +143,7 @@ def _fact(name: str, stats: ActivationStats, limits: tuple[float, float], seen: 
     )
 
 
-def _warnings(report: CalibrationReport) -> list[str]:
+def _warnings(report: CalibrationReport, far: list[ActivationFact]) -> list[str]:
     facts = report.activations
     found = []
     grew = [fact for fact in facts if fact.moved is not None and fact.moved > MOVED]
@@ -156,7 +162,6 @@ def _warnings(report: CalibrationReport) -> list[str]:
             f" of {len(facts)} ranges by more than {EXCEEDED:.0%}, {worst.name} most ({worst.exceeded:.0%}); "
             "calibrate on data like the data that the model will serve, or on more samples"
         )
-    far = [fact for fact in facts if _reach(fact) > _FAR]
     if far:
         worst = max(far, key=_reach)
         found.append(

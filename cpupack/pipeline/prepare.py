@@ -27,15 +27,17 @@ from cpupack.lock.facts import graph_hash
 from cpupack.model.two_stages import gives_proposals
 from cpupack.pipeline.data import bounded, calibration_samples, evaluation_samples, needs_labels
 from cpupack.progress import Progress
-from cpupack.recipe import LoadedRecipe, Quantize, Recipe
+from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.stages.calibrate import calibrate, observe
 from cpupack.stages.capture import capture, examples
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import check_skip
+from cpupack.stages.quantize.native.plan import rounded_by_range
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script_float
 from cpupack.stages.verify import check_gates, load_metric, run_reference
+from cpupack.targets.engines import ENGINES
 
 _OBSERVED_BATCH = 8
 _RACE_BATCH = 8
@@ -112,7 +114,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
         data = evaluation if calibration is None else calibration
         calibrated = calibrated_on(fused, data, recipe, cache, progress)
         other = None if calibrates else evaluation
-        diagnosis, known = diagnosed(calibrated, other, recipe.quantize, progress, cache)
+        diagnosis, known = diagnosed(calibrated, other, recipe, progress, cache)
     with progress.stage("run FP32"):
         reference = run_reference(
             model,
@@ -177,7 +179,7 @@ def race_batch_size(recipe: Recipe) -> int:
 def diagnosed(
     calibrated: CalibratedModel,
     evaluation: Samples | None,
-    spec: Quantize,
+    recipe: Recipe,
     progress: Progress,
     cache: StageCache | None = None,
 ) -> tuple[CalibrationReport | None, dict[int, FloatArray]]:
@@ -196,8 +198,9 @@ def diagnosed(
             calibrated, some, _OBSERVED_BATCH, progress, lambda heard: observe(calibrated, some, _OBSERVED_BATCH, heard)
         )
         known = dict(zip(rows.tolist(), outputs, strict=True)) if len(outputs) == len(rows) else {}
+    spec = recipe.quantize
     ranges = choose_ranges(calibrated.stats, spec.observer, 256, spec.percentile)
-    report = diagnose(calibrated, ranges, spec.observer, seen, evaluation)
+    report = diagnose(calibrated, ranges, spec.observer, seen, evaluation, lambda: _rounded(calibrated, recipe))
     for warning in report.warnings:
         progress.warn(warning)
     return report, known
@@ -222,3 +225,18 @@ def run_float(
         required = needs_labels(loaded.recipe.evaluation)
         reference = run_reference(model, evaluation, progress, labels_required=required, cached=cache.outputs)
     return model, calibration, reference
+
+
+def _rounded(calibrated: CalibratedModel, recipe: Recipe) -> frozenset[str] | None:
+    """Return what INT8 rounds in a range from calibration; None where that is all, or where it depends on the engine.
+
+    The native engine gives the tokens of a transformer a range each while it runs.
+    """
+    names = {getattr(recipe.target, cpu).engine for cpu in recipe.target.cpu}
+    of_torch = any(ENGINES[name].quantizer != "native" for name in names & set(ENGINES))
+    if of_torch or calibrated.fused.canonical is None:
+        return None
+    try:
+        return rounded_by_range(calibrated, recipe.quantize, calibrated.fused.sample_shape or recipe.engine_input_shape)
+    except QuantizationError:  # the native engine is out: the race says so
+        return None

@@ -210,7 +210,23 @@ def test_a_build_warns_of_what_its_calibration_tells() -> None:
 
     _, found = calibrated(Two(), recipe(), samples(count=400))
     progress = Recorder()
-    report, _ = diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe().quantize, progress)
+    report, _ = diagnosed(found, scaled(samples(seed=1), np.full(16, 9.0)), recipe(), progress)
     assert report is not None
     assert progress.warnings == list(report.warnings) != []
-    assert diagnosed(dataclasses.replace(found, stats={}), None, recipe().quantize, progress) == (None, {})
+    assert diagnosed(dataclasses.replace(found, stats={}), None, recipe(), progress) == (None, {})
+
+
+@pytest.mark.parametrize(("engine", "warned"), [("native", False), ("fbgemm", True)])
+def test_outliers_are_warned_of_where_a_range_is_rounded(engine: str, *, warned: bool) -> None:
+    """The native engine has a range for each token, so one that is far larger than all others costs them nothing."""
+    spec = recipe((6, 16), target={"x86_64": {"engine": engine}})
+    values = np.random.default_rng(0).standard_normal((1000, 6, 16)).astype(np.float32)
+    values[5, 2, 3] = 1000.0
+    data = Samples(values, "tokens", tuple(map(str, range(1000))))
+    torch.manual_seed(0)
+    _, found = calibrated(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 8)), spec, data)
+    from cpupack.pipeline.prepare import diagnosed
+
+    progress = Recorder()
+    diagnosed(found, None, spec, progress)
+    assert any("outliers take most" in each for each in progress.warnings) is warned
