@@ -20,13 +20,12 @@ from cpupack.graph.substitution import NotDerivedError, derived
 from cpupack.graph.trace import record_shapes
 from cpupack.model.one_row import OneRow
 from cpupack.model.signature import fit_signature
+from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress, SilentProgress
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.lengths import Field, fields
 from cpupack.runtime.signature import Signature
-from cpupack.stages.capture import capture
-from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.targets import Target
 
@@ -140,20 +139,10 @@ def _captured(
     prepared: Prepared, model: FloatModel, recipe: Recipe, length: int, corrected: CalibratedModel
 ) -> FusedModel:
     """Capture and fuse the model for a length, with the weights of the greatest one."""
-    silent = SilentProgress()
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     some = samples.spread(COMPARED)
     cut = dataclasses.replace(some, data=_cut(some.data, inputs_of(prepared.model.signature), length))
-    fused = fuse(capture(model, cut, recipe, silent), recipe, silent)
-    graph, whole_graph = fused.canonical, corrected.fused.canonical
-    assert graph is not None
-    assert whole_graph is not None  # the native engine runs captured models alone
-    known = dict(whole_graph.named_parameters())
-    with torch.no_grad():
-        for name, parameter in graph.named_parameters():
-            if name in known and known[name].shape == parameter.shape:
-                parameter.copy_(known[name])
-    return fused
+    return capture_again(model, cut, recipe, corrected)
 
 
 def _model_at(prepared: Prepared, recipe: Recipe) -> FloatModel:

@@ -29,7 +29,8 @@ from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.forms import Form
 from cpupack.runtime.engine.lengths import Field, Lengths, every, fields, ladder
-from cpupack.runtime.engine.program import Session, read_program
+from cpupack.runtime.engine.program import read_program
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.errors import IntegrityError, RunnerError
 from cpupack.runtime.signature import Signature
 from cpupack.stages.quantize.native.forms import NoFormError, block_of

@@ -17,16 +17,16 @@ from cpupack.accuracy import FloatArray, sqnr_db
 from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
+from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.engine.program import Session, read_program
+from cpupack.runtime.engine.program import read_program
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.open_sizes import OpenSizes
-from cpupack.stages.capture import capture
-from cpupack.stages.fuse import fuse
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, sizes_of
 from cpupack.stages.script import script
@@ -97,7 +97,6 @@ class _AtSize:
 
 def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: CalibratedModel) -> _AtSize:
     """Capture and fuse the model for a size, with the weights of the typical one."""
-    silent = SilentProgress()
     own = recipe.at_size(*size)
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     some = _cut(samples.spread(_SAMPLES), size)
@@ -111,15 +110,7 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     (output,) = signature.outputs
     signature = dataclasses.replace(signature, outputs=(dataclasses.replace(output, shape=tuple(answers.shape[1:])),))
     model = dataclasses.replace(model, signature=signature)
-    fused = fuse(capture(model, some, own, silent), own, silent)
-    graph, whole = fused.canonical, corrected.fused.canonical
-    assert graph is not None
-    assert whole is not None  # the native engine runs captured models alone
-    known = dict(whole.named_parameters())
-    with torch.no_grad():
-        for name, parameter in graph.named_parameters():
-            if name in known and known[name].shape == parameter.shape:
-                parameter.copy_(known[name])
+    fused = capture_again(model, some, own, corrected)
     return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers)
 
 

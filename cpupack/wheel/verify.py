@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from cpupack.errors import UsageError
-from cpupack.runtime.engine.program import Session, is_program, read_program
+from cpupack.runtime.engine.program import is_program, read_program
 from cpupack.runtime.engine.program_format import VERSION
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.files import GOLDEN_NAME, MODEL_NAME, UNREADABLE
 from cpupack.runtime.manifest import Manifest

@@ -22,6 +22,7 @@ from cpupack.graph.native_model import NativeModel
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine import program as native_program
 from cpupack.runtime.engine.pool import InstancePool
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
 from cpupack.stages import script
 from helpers.native_reference import Reference
@@ -143,7 +144,7 @@ def test_the_kernels_add_the_mask(net: Reference, threads: int) -> None:
     given, program = net.tensors()
     masked = given.clone()
     masked[:, 3] = 201
-    session = native_program.Session(native_program._parse(program.numpy()), threads)
+    session = Session(native_program._parse(program.numpy()), threads)
     rgb = np.ascontiguousarray(masked[:, :3].permute(0, 2, 3, 1).numpy()).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(session(rgb, mask=201), session(masked.numpy()))
     assert not np.array_equal(session(rgb, mask=0), session(masked.numpy()))
@@ -153,7 +154,7 @@ def test_the_kernels_add_the_mask(net: Reference, threads: int) -> None:
 
 def test_a_mask_is_refused_where_there_is_none() -> None:
     _, program = native_nets.floats_out(3, 70, 10).tensors()
-    session = native_program.Session(native_program._parse(program.numpy()), 1)
+    session = Session(native_program._parse(program.numpy()), 1)
     with pytest.raises(RunnerError, match="does not take pixels of three channels"):
         session(np.zeros((1, 3, 1, 1), np.uint8), mask=1)
 
@@ -191,7 +192,7 @@ def test_what_the_kernels_make_of_weights_is_there_once() -> None:
     x, program = net.tensors()
     read = native_program._parse(program.numpy())
     expected = {"avx2": 3 * 16 * 32 * 32 * 2, "vnni": 0, "amx": 0}[library.describe()["isa"]]
-    sessions = [native_program.Session(read, 1) for _ in range(3)]
+    sessions = [Session(read, 1) for _ in range(3)]
     assert [each.prepared_bytes for each in sessions] == [0, 0, 0]
     results = []
     callers = [threading.Thread(target=lambda each=each: results.append(each(x.numpy()))) for each in sessions[:2]]

@@ -8,9 +8,10 @@ import pytest
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine.forms import Form
 from cpupack.runtime.engine.lengths import Lengths, every, fields
-from cpupack.runtime.engine.program import Program, Session, _parse_lengths
+from cpupack.runtime.engine.program import Program, _parse_lengths
 from cpupack.runtime.engine.program_format import HEADER
 from cpupack.runtime.engine.prototypes import Piece
+from cpupack.runtime.engine.session import Session
 from cpupack.stages.quantize.native.forms import NoFormError, block_of
 from helpers.float_nets import Net, functions
 from helpers.lowered import needs_kernels

@@ -14,8 +14,9 @@ from cpupack.accuracy import sqnr_db
 from cpupack.errors import QuantizationError
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.pool import InstancePool
-from cpupack.runtime.engine.program import Session, note_text, read_program
+from cpupack.runtime.engine.program import note_text, read_program
 from cpupack.runtime.engine.resampling import KINDS
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.engine.sized import SizedPrograms
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.errors import InputError, RunnerError

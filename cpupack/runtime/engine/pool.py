@@ -17,6 +17,7 @@ from ..errors import HostError, RunnerError
 from ..threads import Answer
 from . import program as native_program
 from .crew import Crew
+from .session import Session, prepare_call
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +174,7 @@ class InstancePool:
         """
         assert self._program is not None
         array = batch if isinstance(batch, np.ndarray) else batch.numpy()
-        call = native_program.prepare_call(self._program, array, _mask_for(array, self._mask))
+        call = prepare_call(self._program, array, _mask_for(array, self._mask))
         for number in self._in_turn() if instance is None else (instance,):
             session = self._loaded[number].session
             if self._crews[number].waiting or session is None:
@@ -201,7 +202,7 @@ class _Instance:
     memory_bytes: Callable[[], int]
     prepared_bytes: Callable[[], int]
     close: Callable[[], None]
-    session: native_program.Session | None = None
+    session: Session | None = None
 
 
 _Loader = Callable[[], _Instance]
@@ -214,7 +215,7 @@ class _NativeLoad:
     mask: int | None
 
     def __call__(self) -> _Instance:
-        session = native_program.Session(self.program, self.threads)
+        session = Session(self.program, self.threads)
         try:
             session.make_ready()
         except BaseException:

@@ -39,7 +39,8 @@ from cpupack.progress import Progress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.metrics import known_metric
-from cpupack.runtime.engine.program import Session, read_program
+from cpupack.runtime.engine.program import read_program
+from cpupack.runtime.engine.session import Session
 from cpupack.runtime.golden import thinned
 from cpupack.runtime.images.inputs import model_input
 from cpupack.runtime.signature import worst_sqnr_db
