@@ -19,6 +19,7 @@ from cpupack.graph.names import core
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.vocabulary import (
     ARITHMETIC,
+    BATCH_NORMS,
     CONVOLUTIONS,
     NORMALIZATIONS,
     SHAPES,
@@ -41,9 +42,9 @@ Magnitude = Callable[[fx.Node], float | None]
 def decoding_calls(graph: fx.GraphModule, magnitude: Magnitude) -> set[fx.Node]:
     """Return the calls after the last layers from which a decoded value comes, and those that come from one.
 
-    Decoded is what joins parts of unlike ranges, what adds or multiplies constants that differ from place to place,
-    and an exponential. A model that only scales, sums or resizes its maps decodes nothing. A map that is resized before
-    it is decoded has codes of its own range, and many values: that work stays INT8.
+    Decoded is what joins parts of unlike ranges, what adds or multiplies constants that differ from place to place or
+    give channels unlike ranges, and an exponential. A model that only scales, sums or resizes its maps decodes nothing.
+    A map that is resized before it is decoded has codes of its own range, and many values: that work stays INT8.
     """
     after = _after_layers(graph)
     found = {node for node in after if _decodes(graph, node, magnitude)}
@@ -98,8 +99,45 @@ def _decodes(graph: fx.GraphModule, node: fx.Node, magnitude: Magnitude) -> bool
         sizes = [each for each in (_size(graph, part, magnitude) for part in parts) if each]
         return bool(sizes) and max(sizes) >= _UNLIKE * min(sizes)
     if node.target in ARITHMETIC:
-        return any(_differs_by_place(graph, each, len(node.meta["shape"])) for each in node.args)
+        by_place = any(_differs_by_place(graph, each, len(node.meta["shape"])) for each in node.args)
+        return by_place or _parts_channels(graph, node, magnitude)
+    if node.op == "call_module":
+        norm = graph.get_submodule(str(node.target))
+        return isinstance(norm, BATCH_NORMS) and _norm_parts_channels(norm, magnitude(node.all_input_nodes[0]))
     return node.target in _EXPONENTIALS
+
+
+def _parts_channels(graph: fx.GraphModule, node: fx.Node, magnitude: Magnitude) -> bool:
+    """Whether a constant operand gives channels unlike ranges."""
+    for each, other in (node.args, reversed(node.args)):
+        held = _held(graph, each)
+        if held is None:
+            continue
+        if node.target in {torch.mul, torch.div}:
+            return _are_unlike(held)
+        return _is_wide(held, magnitude(other) if isinstance(other, fx.Node) else None)
+    return False
+
+
+def _norm_parts_channels(norm: nn.Module, largest: float | None) -> bool:
+    """Whether a norm, as which capture also writes factors and terms of channels, gives them unlike ranges."""
+    assert isinstance(norm, BATCH_NORMS)
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    factors = torch.rsqrt(norm.running_var + norm.eps) * (1.0 if norm.weight is None else norm.weight)
+    terms = (0.0 if norm.bias is None else norm.bias) - norm.running_mean * factors
+    return _are_unlike(factors) or _is_wide(terms, largest and largest * float(factors.abs().max()))
+
+
+def _are_unlike(factors: torch.Tensor) -> bool:
+    """Whether channels that are multiplied by these share no range."""
+    sizes = factors.abs()[factors != 0]
+    return bool(sizes.numel()) and float(sizes.max()) >= _UNLIKE * float(sizes.min())
+
+
+def _is_wide(terms: torch.Tensor, largest: float | None) -> bool:
+    """Whether values up to ``largest`` share no range after these terms were added to their channels."""
+    return bool(largest) and terms.numel() > 1 and float(terms.max() - terms.min()) >= _UNLIKE * float(largest or 0.0)
 
 
 def _size(graph: fx.GraphModule, part: object, magnitude: Magnitude) -> float | None:

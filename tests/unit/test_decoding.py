@@ -78,8 +78,19 @@ def rates(net: Net, x: torch.Tensor) -> torch.Tensor:
     return torch.exp(F.interpolate(net.head(x), scale_factor=2, mode="bilinear")).permute(0, 2, 3, 1)
 
 
+def amounts(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """Shares of each pixel in units of their own: millimetres, metres, and a term that hides both."""
+    y = torch.sigmoid(net.wide(x)[:, :3]) * net.units.view(1, 3, 1, 1)
+    return (y + torch.tensor([0.0, 40.0, 0.0]).view(1, 3, 1, 1)).movedim(1, 3)
+
+
+def counts(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """Positive numbers of a row, each by a factor of its own."""
+    return F.softplus(net.line(x.mean((2, 3)))) * net.units
+
+
 NETS: dict[str, Forward] = {
-    each.__name__: each for each in (anchors, written_over, distances, priors, units, rates)
+    each.__name__: each for each in (anchors, written_over, distances, priors, units, rates, amounts, counts)
 }  # fmt: skip
 
 
@@ -92,6 +103,7 @@ def net(name: str) -> Net:
         lambda net, x: forward(net, F.silu(net.first(x)) if forward is not units else x),
         first=nn.Conv2d(3, 16, 3, padding=1), head=nn.Conv2d(16, 14 if name != "priors" else 7, 1),
         other=nn.Conv2d(16, 14, 1), wide=nn.Conv2d(16, 19, 1), mean=mean,
+        units=torch.tensor([100.0, 1.0, 0.01]),
         anchors=torch.tensor([[1.0, 1.3], [1.6, 3.0]]), steps=nn.Conv1d(3, 16, 3, padding=1), line=nn.Linear(16, 3),
         means=torch.tensor([0.2, 1013.0, 20.0]), spreads=torch.tensor([0.1, 8.0, 300.0]),
     )  # fmt: skip
