@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,22 @@ def test_more_sizes_than_are_kept_from_many_threads(tmp_path: Path) -> None:
         order = [asked[int(each)] for each in np.random.default_rng(0).integers(0, len(asked), 400)]
         for size, found in zip(order, threads.map(lambda size: pool.run(image(1, *size)), order), strict=True):
             assert np.array_equal(found, expected[size]), size
+
+
+@needs_kernels
+def test_places_that_are_never_given_back_cost_time_alone(tmp_path: Path) -> None:
+    """As after exceptions of a signal handler: with all places in use, another size is still answered, and right."""
+    program = read_program(saved("nearest", tmp_path))
+    assert program.sized is not None
+    session = Session(program, 1)
+    expected = session(image(1, 64, 96)).copy()
+    with ExitStack() as never_left:
+        for width in range(8, 73, 4):
+            for height in range(8, 25, 4):  # 85 of 64 places
+                never_left.enter_context(program.sized.at(height, width))
+        np.testing.assert_array_equal(session(image(1, 64, 96)), expected)
+    np.testing.assert_array_equal(session(image(1, 64, 96)), expected)
+    session.close()
 
 
 @needs_kernels

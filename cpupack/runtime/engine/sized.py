@@ -54,7 +54,7 @@ class SizedPrograms:
         self._memory = np.frombuffer(memory, np.uint8)
         self._constants = self._memory[self._constants_at : self._constants_at + stored.size - begin]
         self._constants[:] = stored[begin:]
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[int, int], tuple[int, Sized]] = OrderedDict()
         self._users: dict[tuple[int, int], int] = {}
         self._free = list(range(_PLACES))
@@ -66,25 +66,38 @@ class SizedPrograms:
 
     @contextmanager
     def at(self, height: int, width: int) -> Iterator[Sized]:
-        """Give the program of a size. Its memory stays as it is until the caller has left."""
+        """Give the program of a size. Its memory stays as it is until the caller has left.
+
+        Where all places are in use, it is made for this caller alone: nobody waits, not even for a place that an
+        exception of a signal handler has kept from being given back.
+        """
         size = height, width
-        with self._changed:
-            while size not in self._kept and not self._free and not self._make_room():
-                self._changed.wait()
+        found = self._taken(size)
+        if found is None:
+            yield Sized(self.alone(*size), self.resized(*size, self._constants).arena_bytes)
+            return
+        try:
+            yield found
+        finally:
+            self._left(size)
+
+    def _taken(self, size: tuple[int, int]) -> Sized | None:
+        """Return the program of a size, which now has one user more; None where no place is free."""
+        with self._lock:
             if size not in self._kept:
+                if not self._free and not self._make_room():
+                    return None
                 place = self._free.pop()
                 self._kept[size] = place, self._written(place, size)
             self._kept.move_to_end(size)
             self._users[size] = self._users.get(size, 0) + 1
-            found = self._kept[size][1]
-        try:
-            yield found
-        finally:
-            with self._changed:
-                self._users[size] -= 1
-                if not self._users[size]:
-                    del self._users[size]
-                    self._changed.notify()
+            return self._kept[size][1]
+
+    def _left(self, size: tuple[int, int]) -> None:
+        with self._lock:
+            self._users[size] -= 1
+            if not self._users[size]:
+                del self._users[size]
 
     def arena_bytes(self, height: int, width: int) -> int:
         """Return the memory that a sample of a size needs while it is computed."""
