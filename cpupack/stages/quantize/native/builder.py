@@ -56,7 +56,8 @@ class Builder:
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
     ``recurrent_sqnr_db`` is what each recurrent layer keeps with codes of 8 bits, ``attends_by_words`` names calls that
-    attention by codes of 16 bits may include. ``magnitudes`` says beyond which number no whole number of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
+    attention by codes of 16 bits may include. ``magnitudes`` says beyond which number no whole number of a call is, and
+    ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
     the layers. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about
     these sums.
     """
