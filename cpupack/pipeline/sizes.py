@@ -7,6 +7,7 @@ at one more: the program that the runner will make is the one that is lowered, a
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, 
 from cpupack.stages.script import script
 
 _LEAST_DB = 6.0
-"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program."""
+"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program. A lower gate lowers it,
+as it does for the typical size."""
 _SAMPLES = 2
 
 
@@ -79,7 +81,7 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
     assert checked is not None
     with engine(target.engine):
-        found = _proven(scripted.path, asked, lowered, checked)
+        found = _proven(scripted.path, asked, lowered, checked, least_db(recipe, random=prepared.model.random_weights))
     progress.note(f"images of {sizes.text()}; at {asked[-1][0]} x {asked[-1][1]} the SQNR is {found:.1f} dB")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
 
@@ -141,7 +143,15 @@ def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSiz
     return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
 
 
-def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize) -> float:
+def least_db(recipe: Recipe, *, random: bool) -> float:
+    """Return the least SQNR at a size that is not the typical one: random weights have none, as they have no gates."""
+    given = recipe.evaluation.min_sqnr_db
+    if given is None or isinstance(given, str) or (random and "min_sqnr_db" not in recipe.evaluation.model_fields_set):
+        return -math.inf
+    return min(given, _LEAST_DB)
+
+
+def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize, least_db: float) -> float:
     """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
     program = read_program(path)
     assert program.sized is not None
@@ -161,6 +171,10 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
     finally:
         session.close()
     left = sqnr_db(at.answers, found)
-    if left < _LEAST_DB:
-        raise VerificationError(f"at {asked[-1][0]} x {asked[-1][1]} INT8 leaves an SQNR of {left:.1f} dB")
+    if left < least_db:
+        raise VerificationError(
+            f"[evaluation] min_sqnr_db = {least_db:g}: images of {asked[-1][0]} x {asked[-1][1]} have {left:.1f} dB",
+            hint='set [sizes] typical and the calibration data to images like those that the model will see; "off" '
+            "turns the gate off (docs/how-to/gates.md)",
+        )
     return left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
 from cpupack.model.open_sizes import open_sizes
+from cpupack.pipeline.sizes import least_db
 from cpupack.recipe import Recipe
 from cpupack.recipe.file import parse_recipe
 from cpupack.runtime.signature import Signature
@@ -41,6 +43,26 @@ def parsed(directory: Path, *changes: tuple[str, str]) -> tuple[Recipe | None, s
         text = text.replace(old, new)
     recipe, problems, _ = parse_recipe(text, "r.toml", directory)
     return recipe, "\n".join(text for _, text in problems)
+
+
+@pytest.mark.parametrize(
+    ("gate", "random", "least"),
+    [
+        (None, False, 6.0),
+        (None, True, -math.inf),
+        ('"off"', False, -math.inf),
+        ("3.0", False, 3.0),
+        ("3.0", True, 3.0),
+        ("30.0", False, 6.0),
+    ],
+)
+def test_other_sizes_have_the_gate_of_the_recipe(tmp_path: Path, gate: str | None, random: bool, least: float) -> None:
+    """Two samples of another size are no proof of a high bound, so that is judged at the typical size alone."""
+    more = "[calibration]" if gate is None else f"[evaluation]\nmin_sqnr_db = {gate}\n[calibration]"
+    recipe, problems = parsed(tmp_path, ("[calibration]", more))
+    assert not problems
+    assert recipe is not None
+    assert least_db(recipe, random=random) == least
 
 
 def test_the_build_works_on_the_typical_size(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ class Candidates:
     scores: Floats
     classes: npt.NDArray[np.int64]
 
+    def best(self, count: int) -> Candidates:
+        """Return the ``count`` with the best scores, best first."""
+        rows = np.argsort(-self.scores, kind="stable")[:count]
+        return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
+
     @classmethod
     def joined(cls, parts: list[Candidates]) -> Candidates:
         """Return the candidates of all parts."""
