@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from cpupack.runtime.engine import library
 from cpupack.runtime.engine.forms import Form
@@ -13,6 +14,7 @@ from cpupack.runtime.engine.program_format import HEADER
 from cpupack.runtime.engine.prototypes import Piece
 from cpupack.runtime.engine.session import Session
 from cpupack.stages.quantize.native.forms import NoFormError, block_of
+from cpupack.stages.quantize.native.walks import UNUSED, Fixed, Function, Grid, Instruction, View
 from helpers.float_nets import Net, functions
 from helpers.lowered import needs_kernels
 from helpers.row_nets import linear
@@ -72,6 +74,46 @@ def test_any_lengths_give_the_same_form() -> None:
 def test_constants_that_all_share_are_in_the_block_once() -> None:
     block, _ = block_of(programs(7, 9, LONGEST))
     assert len(block) < 1.5 * len(net(LONGEST).program.to_bytes())
+
+
+def pairs(rows: int) -> Net:
+    """A constant for pairs of positions is added to a sum of pairs, and the length to each of the positions."""
+    net = Net(np.random.default_rng(rows).normal(size=(2, rows)).astype(np.float32))
+    net.floats.grid, net.program.filler = Grid(rows, 16), UNUSED.tobytes()
+    view, x = net.view((rows,))
+    bias = np.arange(LONGEST**2, dtype=np.float32).reshape(LONGEST, LONGEST)[:rows, :rows] + 3
+    turned = View(view.buffer, (2, rows, 1), (0, *view.steps, 0), view.first)
+    add = [Instruction(Function.ADD)]
+    found = net.floats.map(net.floats.new((2, rows, rows)), turned, Fixed(torch.from_numpy(bias.copy())), add)
+    net.result(found, np.broadcast_to((x[:, :, None] + bias)[:, None], (2, 2, rows, rows)))
+    length = [Instruction(Function.NUMBER, 1, number=float(rows)), *add]
+    places = Fixed(torch.arange(rows, dtype=torch.float32))
+    counted = net.floats.map(net.floats.like(view), view, places, add)
+    net.result(
+        net.floats.map(net.floats.like(view), counted, None, length), x + np.arange(rows, dtype=np.float32) + rows
+    )
+    return net
+
+
+@needs_kernels
+def test_pairs_of_positions_and_the_length_itself_have_a_form() -> None:
+    """Sizes are products of two lengths, a constant is cut in both of its dimensions, and a float32 is the length."""
+    made = {each: pairs(each).program.to_bytes() for each in (4, 7, 9, 11, LONGEST)}
+    block, form = block_of(made)
+    assert form.bends
+    assert form.rates
+    memory = np.concatenate([np.zeros(form.room(LONGEST), np.uint8), np.frombuffer(block, np.uint8)])
+    form.spread(memory, tuple(range(1, LONGEST + 1)))
+    kernels = library.open_library()
+    session = kernels.cpupack_new_session(1)
+    for rows in range(2, LONGEST + 1):  # one position has fewer dimensions
+        net, own = pairs(rows), memory[form.size * (rows - 1) :]
+        found = np.zeros((len(net.samples), net.program.outputs), np.float32)
+        piece = (Piece * 1)((own.ctypes.data, own.size, len(net.samples)))
+        code = kernels.cpupack_run_pieces(session, piece, 1, net.samples.ctypes.data, found.ctypes.data, 1)
+        assert kernels.cpupack_error(code).decode() == "no error"
+        assert np.array_equal(found, np.concatenate(net.expected, 1))
+    kernels.cpupack_close_session(session)
 
 
 def test_two_lengths_prove_nothing() -> None:

@@ -2,8 +2,9 @@
 
 Header, buffers, layers and the constants that say how a layer walks are whole numbers. Each of them changes by the same
 step for each position that a sample has more. So one program, and these steps, are the programs of all lengths. Where a
-layer has values for pairs of positions, numbers are products of two lengths: then steps change too, by a bend. Weights
-and tables are the same for all, and are in memory once.
+layer has values for pairs of positions, numbers are products of two lengths: then steps change too, by a bend. A length
+that a layer computes with is a float32, which changes by a rate. Weights and tables are the same for all, and are in
+memory once.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Form:
 
     The program of the greatest length begins the block. The ``size`` bytes end with the constants that change. With
     ``bends`` as many bytes follow the steps. A number n of the greatest length is
-    n + step * away + bend * away * (away + 1) / 2 for a sample with ``away`` positions more: a negative number.
+    n + step * away + bend * away * (away + 1) / 2 for a sample with ``away`` positions more: a negative number. With
+    ``rates`` as many bytes follow these: float32, and where one is not zero, the number is a float32 that changes so.
     """
 
     size: int
     steps: int
     bends: bool = False
+    rates: bool = False
 
     def __post_init__(self) -> None:
         if self.size < HEADER.itemsize or self.size % ALIGNMENT or self.steps % 4 or self.steps < self.size:
@@ -50,17 +53,26 @@ class Form:
         """
         room = self.room(len(values))
         block = memory[room:]
-        if self.steps + self.size * (1 + self.bends) > block.size:
+        parts = [block[at : at + self.size] for at in range(self.steps, self._end, self.size)]
+        if self._end > block.size:
             raise ValueError("a form goes beyond its end")
-        words = block[: self.size].view("<i4")
-        steps = block[self.steps : self.steps + self.size].view("<i4")
-        bends = block[self.steps + self.size : self.steps + 2 * self.size].view("<i4") if self.bends else None
+        words, steps = block[: self.size].view("<i4"), parts[0].view("<i4")
+        bends = parts[1].view("<i4") if self.bends else None
+        rates = parts[-1].view("<f4").astype(np.float64) if self.rates else None
         for number, value in enumerate(values[:-1]):
             own, away = memory[self.size * number : self.size * (number + 1)], value - values[-1]
-            own.view("<i4")[:] = words + steps * np.int32(away)
+            found = own.view("<i4")
+            found[:] = words + steps * np.int32(away)
             if bends is not None:
-                own.view("<i4")[:] += bends * np.int32(away * (away + 1) // 2)
+                found += bends * np.int32(away * (away + 1) // 2)
+            if rates is not None:
+                changing = np.flatnonzero(rates)
+                found.view("<f4")[changing] = words.view("<f4")[changing] + rates[changing] * away
             self._find_shared(own, room - self.size * number)
+
+    @property
+    def _end(self) -> int:
+        return self.steps + self.size * (1 + self.bends + self.rates)
 
     def _find_shared(self, own: Bytes, distance: int) -> None:
         """Have the layers of a program find the constants that all share, which begin ``distance`` bytes later."""
@@ -72,12 +84,14 @@ class Form:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {"size": self.size, "steps": self.steps} | ({"bends": True} if self.bends else {})
+        more = {name: True for name in ("bends", "rates") if getattr(self, name)}
+        return {"size": self.size, "steps": self.steps, **more}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Form:
         """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
-        return cls(int(raw["size"]), int(raw["steps"]), bends=bool(raw.get("bends", False)))
+        bends, rates = (bool(raw.get(name, False)) for name in ("bends", "rates"))
+        return cls(int(raw["size"]), int(raw["steps"]), bends, rates)
 
 
 def layers_of(program: Bytes) -> tuple[npt.NDArray[Any], int]:

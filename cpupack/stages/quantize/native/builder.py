@@ -34,7 +34,7 @@ from cpupack.stages.quantize.native.values import (
     order_of,
     rows_layout,
 )
-from cpupack.stages.quantize.native.walks import Grid, View
+from cpupack.stages.quantize.native.walks import UNUSED, Grid, View
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -88,6 +88,8 @@ class Builder:
         self.left: dict[fx.Node, int] = {}
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
+        if grid is not None:
+            self.program.filler = UNUSED.tobytes()
         self.floats = Floats(self.program, grid)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cpupack.runtime.engine.forms import ALIGNMENT, OFFSETS, Bytes, Form, layers_of
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER
+from cpupack.runtime.signature import LARGEST_EXACT
 from cpupack.stages.quantize.native.walks import UNUSED
 
 FEWEST = 3
@@ -48,7 +50,7 @@ def block_of(programs: Mapping[int, bytes]) -> tuple[bytes, Form]:
     for value, each in splits.items():
         if each.head.size != whole.head.size or not np.array_equal(each.reads, whole.reads):
             raise NoFormError(f"the layers of length {value} are not those of {longest}")
-    own, own_steps, own_bends = _Area(), _Area(), _Area()
+    own, changes = _Area(), list[_Change]()
     places = np.zeros(len(whole.constants), np.int64)
     shared = []
     for number, content in enumerate(whole.constants):
@@ -57,9 +59,7 @@ def block_of(programs: Mapping[int, bytes]) -> tuple[bytes, Form]:
             shared.append(number)  # a shorter one is the beginning of the longest
             continue
         places[number] = own.add(content)
-        change = _steps(found)
-        own_steps.add(change.steps.view(np.uint8))
-        own_bends.add(change.bends.view(np.uint8))
+        changes.append(_change(found))
     # Shared constants come after all that change.
     rest = _Area(len(own.content))
     for number in shared:
@@ -68,15 +68,14 @@ def block_of(programs: Mapping[int, bytes]) -> tuple[bytes, Form]:
     layers, _ = layers_of(head)
     for column, name in enumerate(OFFSETS):
         layers[name] = places[whole.reads[:, column]]
-    head_steps = _steps({value: _without_places(each.head) for value, each in splits.items()})
+    changes.insert(0, _change({value: _without_places(each.head) for value, each in splits.items()}))
     gap = -head.size % ALIGNMENT
     head[: HEADER.itemsize].view(HEADER)["constants"] = head.size + gap
     first = head.tobytes() + bytes(gap) + bytes(own.content)
-    steps = head_steps.steps.tobytes() + bytes(gap) + bytes(own_steps.content)
-    bends = head_steps.bends.tobytes() + bytes(gap) + bytes(own_bends.content)
-    form = Form(len(first), len(first) + len(rest.content), bends=any(bends))
-    whole_block = first + bytes(rest.content) + steps + (bends if form.bends else b"")
-    block = np.frombuffer(whole_block, np.uint8).copy()
+    steps, bends, rates = (_aligned([getattr(each, name) for each in changes]) for name in ("steps", "bends", "rates"))
+    form = Form(len(first), len(first) + len(rest.content), any(bends), any(rates))
+    found_block = first + bytes(rest.content) + steps + bends * form.bends + rates * form.rates
+    block = np.frombuffer(found_block, np.uint8).copy()
     identity = np.frombuffer(hashlib.sha256(block.tobytes()).digest()[:8], "<i4")
     block[: HEADER.itemsize].view(HEADER)["identity"] = identity
     return block.tobytes(), form
@@ -144,26 +143,32 @@ def _used(constant: Bytes) -> Bytes:
     return np.asarray(np.where(unused, np.uint32(0), constant.view(np.uint32)), np.uint32).view(np.uint8)
 
 
+def _aligned(parts: Sequence[npt.NDArray[Any]]) -> bytes:
+    """Return parts one after the other, each filled up as the constants are that they belong to."""
+    return b"".join(each.tobytes() + bytes(-each.nbytes % ALIGNMENT) for each in parts)
+
+
 @dataclass(frozen=True)
 class _Change:
     """By how much 32-bit words change: see ``Form``."""
 
     steps: npt.NDArray[np.int32]
     bends: npt.NDArray[np.int32]
+    rates: npt.NDArray[np.float32]
 
 
-def _steps(found: Mapping[int, Bytes]) -> _Change:
+def _change(found: Mapping[int, Bytes]) -> _Change:
     """Return by how much each 32-bit word changes from length to length. Raises NoFormError where there is no rule."""
     least, longest = min(found), max(found)
     if len({each.size for each in found.values()}) > 1 or found[longest].size % 4:
         raise NoFormError("a constant has another size at another length")
     words = {value: np.ascontiguousarray(each).view("<i4").astype(np.int64) for value, each in found.items()}
-    last = words[longest]
-    steps = (last - words[least]) // (longest - least)
+    last, rates = words[longest], _rates(found)
+    steps = np.where(rates != 0, 0, (last - words[least]) // (longest - least))
     bends = np.zeros_like(steps)
     bent = np.zeros(steps.shape, bool)
     for value, each in words.items():
-        bent |= each != last + steps * (value - longest)
+        bent |= (each != last + steps * (value - longest)) & (rates == 0)
     if bent.any():
         if len(found) <= FEWEST:
             raise NoFormError("what changes with the length does so by another step at each")
@@ -177,8 +182,25 @@ def _steps(found: Mapping[int, Bytes]) -> _Change:
         bends = np.where(bent, (one * by_two - two * by_one) // whole, bends)
     for value, each in words.items():
         away = value - longest
-        if not np.array_equal(each, last + steps * away + bends * (away * (away + 1) // 2)):
+        follows = each == last + steps * away + bends * (away * (away + 1) // 2)
+        if not (follows | (rates != 0)).all():
             raise NoFormError(f"what changes with the length does so by another step at {value}")
     if max(np.abs(steps).max(initial=0), np.abs(bends).max(initial=0)) > np.iinfo(np.int32).max:
         raise NoFormError("a step is too large")
-    return _Change(steps.astype("<i4"), bends.astype("<i4"))
+    return _Change(steps.astype("<i4"), bends.astype("<i4"), rates.astype("<f4"))
+
+
+def _rates(found: Mapping[int, Bytes]) -> npt.NDArray[np.float64]:
+    """Return by how much words change that are lengths as float32: whole numbers on a line; 0 for other words."""
+    least, longest = min(found), max(found)
+    numbers = {value: np.ascontiguousarray(each).view("<f4").astype(np.float64) for value, each in found.items()}
+    counts = np.ones(numbers[longest].shape, bool)
+    for each in numbers.values():
+        with np.errstate(invalid="ignore"):  # most words are no float32
+            counts &= (np.abs(each) >= 1.0) & (np.abs(each) <= LARGEST_EXACT) & (each == np.trunc(each))
+    last = np.where(counts, numbers[longest], 0.0)
+    rates = np.where(counts, last - np.where(counts, numbers[least], 0.0), 0.0) / (longest - least)
+    for value, each in numbers.items():
+        rates[np.where(counts, each, 0.0) != last + rates * (value - longest)] = 0.0
+    rates[rates != rates.astype(np.float32)] = 0.0
+    return rates

@@ -138,13 +138,17 @@ def window_fields(
 
 @dataclass
 class Program:
-    """Layers in order, with their buffers. ``outputs`` is the number of float32 results for each sample."""
+    """Layers in order, with their buffers. ``outputs`` is the number of float32 results for each sample.
+
+    ``filler`` are the four bytes that lie between constants: where a longer one has values, a shorter one may have it.
+    """
 
     input_height: int
     input_width: int
     input_channels_float: int
     input_channels_pixels: int = 0
     outputs: int = 0
+    filler: bytes = bytes(4)
     buffers: list[Buffer] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
 
@@ -181,7 +185,8 @@ class Program:
             for name, value in layer.fields.items():
                 row[name] = value
             for name, array in layer.constants.items():
-                constants += bytes(-len(constants) % _ALIGNMENT)
+                constants += bytes(-len(constants) % len(self.filler))
+                constants += self.filler * (-len(constants) % _ALIGNMENT // len(self.filler))
                 row[name] = len(constants)
                 constants += np.ascontiguousarray(array).tobytes()
         header = np.zeros(1, HEADER)
