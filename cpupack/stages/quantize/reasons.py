@@ -15,6 +15,7 @@ HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps than INT8"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+FEW_PRODUCTS = "has few products beside the recurrent layers before it: INT8 would cost accuracy and save nothing"
 LEVELS = "brings the channels of the input, whose ranges differ, to one range"
 SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
 DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'

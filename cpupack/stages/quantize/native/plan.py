@@ -28,7 +28,7 @@ from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
-from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
+from cpupack.stages.quantize.native.rows import is_static, layers_by_rows, small_heads
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
 from cpupack.stages.quantize.native.steep import steep_functions
@@ -81,6 +81,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.NO_FLOATS, calls.beyond_floats()),
     ):
         kept = dict.fromkeys(found, reason) | kept
+    kept |= dict.fromkeys(small_heads(calls, recipe.mode, kept), reasons.FEW_PRODUCTS)
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":
