@@ -19,6 +19,7 @@ from cpupack.stages.capture.raising import (
     combined,
     complexes,
     einsum,
+    joined_batches,
     layers,
     picks,
     pools,
@@ -40,6 +41,12 @@ _HANDLERS: dict[str, Handler] = {
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
     **variances.HANDLERS, **written_out.HANDLERS,
     **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
+    **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
+    **{
+        name: joined_batches.split(shapes.HANDLERS[name])
+        for name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+    },
+    "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
     "gather": picks.gather, "index": picks.index(shapes.HANDLERS["index"]),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
     "min": picks.extreme(pools.HANDLERS["min"], torch.ops.aten.argmin.default),
