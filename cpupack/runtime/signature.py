@@ -6,6 +6,7 @@ with all inputs of the sample side by side. A model with several outputs answers
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .accuracy import sqnr_db
 from .errors import IntegrityError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
+from .open_sizes import OpenSizes, open_sizes_of
 from .proposals import in_order, nearest_rows, of_boxes
 
 DTYPES = ("float32", "uint8", "int64", "bool")
@@ -173,10 +175,14 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs of a model in the order of its arguments, and its outputs in the order in which it gives them."""
+    """The inputs of a model in the order of its arguments, and its outputs in the order in which it gives them.
+
+    Of a package for images of any size, ``sizes`` are these, and the shapes those of the typical size.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
+    sizes: OpenSizes | None = None
 
     def __post_init__(self) -> None:
         for what, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -228,6 +234,15 @@ class Signature:
             "inputs": [each.to_dict() for each in self.inputs],
             "outputs": [each.to_dict() for each in self.outputs],
         }
+
+    def of_size(self, size: tuple[int, int] | None) -> Signature:
+        """Return the signature whose outputs have the shapes for images of a height and width, itself without one, and
+        where rows need none.
+        """
+        if size is None or self.sizes is None or not self.sizes.outputs:
+            return self
+        shapes = zip(self.outputs, self.sizes.shapes(*size), strict=True)
+        return Signature(self.inputs, tuple(dataclasses.replace(each, shape=shape) for each, shape in shapes))
 
     @cached_property
     def takes_rows(self) -> bool:
@@ -310,17 +325,25 @@ class Signature:
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""
+        if self.sizes is not None:  # one image alone
+            (spec,) = self.inputs
+            images = " or images" if spec.preprocess is not None else ""
+            return f"{spec.name} {spec.dtype} (n, {spec.shape[0]}, height, width){images}, {self.sizes.text()}"
         return ", ".join(input_text(each) for each in self.inputs)
 
     def outputs_text(self) -> str:
         """Return the outputs in words: ``logits float32 (n, 10)``."""
-        return ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
+        found = ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
+        if self.sizes is None:
+            return found
+        return f"{found}, for images of {' x '.join(map(str, self.inputs[0].shape[-2:]))}"
 
 
 def signature_of(manifest: Manifest) -> Signature:
     """Return the inputs and outputs of a package by name. Raises IntegrityError when they are damaged."""
     if manifest.inputs and manifest.outputs:
         found = Signature.from_dicts(manifest.inputs, manifest.outputs)
+        found = dataclasses.replace(found, sizes=open_sizes_of(manifest))
     else:  # a wheel of an earlier version
         preprocess = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
         found = Signature.plain(manifest.input_shape, manifest.model["output_shape"], preprocess)

@@ -57,7 +57,7 @@ def export_c(
     contents: dict[str, Sequence[bytes | memoryview]] = {
         MODEL: (model_file.header(program.memory, mask), program.memory.data),
         LIBRARY: (native_library.path_for(manifest.target["cpu"]).read_bytes(),),
-        README: (_readme(manifest, spec, program).encode(),),
+        README: (_readme(manifest, spec, program, size).encode(),),
         **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
     }
     if manifest.labels is not None:
@@ -96,7 +96,7 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
         raise InputError(f"cannot write {directory}: {error.strerror or error}; name another directory") from error
 
 
-def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -> str:
+def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: tuple[int, int] | None) -> str:
     signature, output_shape = signature_of(manifest), ""
     if program.layout is not None:
         order = " of height, width and channels" if program.layout.image else ""
@@ -113,7 +113,7 @@ def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -
         outputs=program.outputs,
         output_shape=output_shape,
         equal="\n".join(_equal(program)),
-        output_places="".join(f"\n{line}" for line in _outputs(signature)),
+        output_places="".join(f"\n{line}" for line in _outputs(signature.of_size(size))),
     )
 
 
