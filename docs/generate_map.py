@@ -46,6 +46,7 @@ RUNTIME: Groups = (
             "batch",
             "info",
             "predicting",
+            "stream_command",
             "text_command",
             "top_k",
             "tune",
@@ -61,7 +62,19 @@ RUNTIME: Groups = (
     ("Deciding how to run", ("plan",)),
     (
         "Running",
-        ("stream", "decoding", "items", "text", "rows", "signature", "proposals", "images", "engine", "open_sizes"),
+        (
+            "stream",
+            "chunks",
+            "decoding",
+            "items",
+            "text",
+            "rows",
+            "signature",
+            "proposals",
+            "images",
+            "engine",
+            "open_sizes",
+        ),
     ),
     ("The machine and the package", ("host", "labels", "manifest", "record")),
     (

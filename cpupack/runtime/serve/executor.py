@@ -85,9 +85,14 @@ class Executor:
 
     def would_refuse(self, kind: str, size_bytes: int, samples: int, urgency: Urgency) -> Refusal | None:
         """Return the refusal that such a request would get now, before its body is read."""
+        now_s = time.monotonic()
+        with self._lock:
+            refusal = self.scheduler.late(urgency.arrived_s, urgency.deadline_s, urgency.priority, now_s)
+        if refusal is not None:
+            return refusal
         job = self._job(samples, size_bytes, urgency, self.prepare_times.estimate_s(kind, size_bytes), None)
         with self._lock:
-            return self.scheduler.peek(job, time.monotonic())
+            return self.scheduler.peek(job, now_s)
 
     def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
         """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""
