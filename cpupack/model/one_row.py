@@ -16,7 +16,8 @@ from cpupack.errors import ModelError, RecipeError
 from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
 from cpupack.model.packed import padded_sequences
-from cpupack.runtime.signature import OutputSpec, TensorSpec, engine_input_shape, input_places, takes_rows
+from cpupack.runtime.signature import OutputSpec
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places, takes_rows
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64, "bool": torch.bool}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

@@ -12,10 +12,11 @@ from PIL import Image
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks.answers import Answers
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 
 def answers(package_dir: Path, kind: str, *inputs: TensorSpec) -> Answers:

@@ -11,9 +11,10 @@ import pytest
 from test_task_results import present
 
 from cpupack.runtime.open_sizes import OpenSizes
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks.raw import Raw
 from cpupack.runtime.tasks.spec import SETTINGS
+from cpupack.runtime.tensor_spec import TensorSpec
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")

@@ -17,7 +17,8 @@ from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
 from ..open_sizes import open_sizes_of
-from ..signature import Signature, TensorSpec, ids_text, signature_of, takes_rows
+from ..signature import Signature, signature_of
+from ..tensor_spec import TensorSpec, ids_text, takes_rows
 from ..text.spec import spec_of
 from . import model_file
 

@@ -16,7 +16,8 @@ from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME
 from ..runner import Runner
-from ..signature import OutputSpec, Signature, TensorSpec
+from ..signature import OutputSpec, Signature
+from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
 from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput

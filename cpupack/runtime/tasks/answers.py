@@ -18,7 +18,8 @@ from ..files import TASK_NAME
 from ..items import ARCHIVE, is_floats, read_archive
 from ..manifest import Manifest
 from ..open_sizes import open_sizes_of
-from ..signature import Signature, TensorSpec
+from ..signature import Signature
+from ..tensor_spec import TensorSpec
 from . import classification, kinds
 from .base import Labels, Presenter, Result
 from .decode import read_anchors
