@@ -20,7 +20,7 @@ from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_on
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 _BATCH = 2
 _PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"

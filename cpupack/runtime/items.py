@@ -15,7 +15,8 @@ from .errors import InputError
 from .files import UNREADABLE
 from .images.paths import check_path, path_errors
 from .rows import array_of, by_name, pack
-from .signature import Array, Floats, Signature, TensorSpec
+from .signature import Array, Floats, Signature
+from .tensor_spec import TensorSpec
 
 _UNREADABLE: tuple[type[Exception], ...] = (*UNREADABLE, AttributeError)
 
