@@ -10,6 +10,7 @@ DECODES = (
     "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
 )
 ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
+STEEP = "is steep where most values are (a logarithm, a root), so the steps of INT8 before it would be large errors"
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps than INT8"
