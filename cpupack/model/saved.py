@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from cpupack.errors import ModelError
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.user_code import first_line
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 _BATCH = 2
 _PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"

@@ -15,7 +15,8 @@ from .arrays import load_npy
 from .errors import InputError
 from .images.paths import check_path, path_errors
 from .rows import array_of, by_name, pack
-from .signature import Array, Floats, Signature, TensorSpec
+from .signature import Array, Floats, Signature
+from .tensor_spec import TensorSpec
 
 ARCHIVE = ".npz"
 """The ending of files that hold all inputs of a sample by name."""

@@ -18,7 +18,8 @@ import torch
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.runner import Runner
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.named_package import write_rows_package
 from helpers.once import once
 from helpers.tiny_package import keep_manifest

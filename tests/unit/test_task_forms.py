@@ -10,10 +10,11 @@ import pytest
 from cpupack.errors import ModelError
 from cpupack.model.tasks import check_labels, task_of
 from cpupack.recipe import Task
-from cpupack.runtime.signature import INPUT, OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 SIZE = 64
 RANDOM = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, co
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
+    Grid,
     Instruction,
     Norm,
     Reduction,
@@ -36,10 +37,13 @@ _SHORT_ROW, _LONGER = 16, 8
 
 
 class Floats:
-    """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32."""
+    """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32.
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them.
+    """
+
+    def __init__(self, program: Program, grid: Grid | None = None) -> None:
+        self.program, self.grid = program, grid
         self.values: dict[fx.Node, Operand] = {}
 
     # ---- values ----
@@ -95,7 +99,7 @@ class Floats:
         number = -1
         if isinstance(second, Fixed):
             flags |= Flag.CONSTANT
-            constants["scales"], view = second.stored(out.shape)
+            constants["scales"], view = second.stored(out.shape, self.grid)
             views.append(view)
         elif second is not None:
             views.append(second.expanded(out.shape))
@@ -172,7 +176,7 @@ class Floats:
         rows, length, columns = *a.shape[-2:], shape_b[-1]
         if isinstance(two, Fixed):
             flags |= Flag.CONSTANT
-            constants["scales"], b = two.stored((*lead, length, columns))
+            constants["scales"], b = two.stored((*lead, length, columns), self.grid)
         else:
             b = two.expanded((*lead, length, columns))
             assert b.buffer is not None
