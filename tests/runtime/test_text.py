@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.errors import InputError, IntegrityError, TruncatedTextWarning
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.runtime.text.made_up import text_batch
 from cpupack.runtime.text.sizes import Sizes
 from cpupack.runtime.text.spec import TokenizerSpec

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
 from cpupack.graph.phases import calls_before
@@ -27,6 +28,8 @@ _LEAST_LOSS_DB = 6.0
 """What a function must lose over its operand's SQNR: else it is the range that is bad, and FP32 would change little."""
 _MOST = 1e30
 """A logarithm of zero is as far as this: what is squared must be a number."""
+_EXPONENTIALS = (torch.exp, *(getattr(torch.ops.aten, name).default for name in ("exp2", "expm1", "sinh", "cosh")))
+"""What makes large errors of the large values is another matter, and most often a sum or a softmax follows."""
 _FINE_BINS = 32
 _POINTS = 32
 
@@ -63,7 +66,7 @@ def _chain(calls: Calls, node: fx.Node) -> tuple[fx.Node, list[Function], list[f
     path: list[fx.Node] = []
     while node.op.startswith("call"):
         function = activation_of(calls.graph, node)
-        if function is None:
+        if function is None or node.target in _EXPONENTIALS:
             break
         functions.insert(0, function)
         path.append(node)

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from cpupack.graph.tags import LARGEST, ROWS_IN
-from cpupack.runtime.signature import LARGEST_EXACT
+from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
