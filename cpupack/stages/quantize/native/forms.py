@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cpupack.runtime.engine.forms import ALIGNMENT, OFFSETS, Bytes, Form, layers_of
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER
-from cpupack.runtime.signature import LARGEST_EXACT
+from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.stages.quantize.native.walks import UNUSED
 
 FEWEST = 3
