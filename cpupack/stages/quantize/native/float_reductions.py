@@ -17,6 +17,8 @@ from cpupack.stages.quantize.native.row_moves import leads_to_rows
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
+CROSSED = 16
+"""A vector of channels: where so many lie last, groups of them are summed across positions."""
 
 
 def _axes(b: Builder, node: fx.Node, given: Any) -> tuple[int, ...]:
@@ -113,6 +115,9 @@ def _group_norm(b: Builder, node: fx.Node) -> View:
     groups = module.num_groups if isinstance(module, nn.GroupNorm) else channels
     if not isinstance(module, nn.GroupNorm) and module.track_running_stats:
         raise b.calls.refusal(node, "with running statistics")
+    lies_last = view.steps[0] == 1 and channels >= CROSSED and min(view.steps[1:], default=0) >= channels
+    if lies_last and groups > 1:
+        return _norm_across(b, module, view, groups)
     last = view.permuted((*range(1, rest + 1), 0)).of_last(groups, channels // groups)
     split = last.permuted((rest, rest + 1, *range(rest)))
     shape = (groups, channels // groups, *[1] * rest)
@@ -125,6 +130,45 @@ def _group_norm(b: Builder, node: fx.Node) -> View:
     # The result lies in memory as the operand does, so its channels have one step.
     step = found.steps[1] if channels > groups else found.steps[0]
     return View(found.buffer, view.shape, (step, *found.steps[2:]), found.first)
+
+
+def _norm_across(b: Builder, module: Any, view: View, groups: int) -> View:
+    """Norm groups of channels that lie last: sums of each channel first, which are vectors.
+
+    Rows of a group have runs of a few values, which the kernel of rows would copy one by one.
+    """
+    channels, rest = view.shape[0], len(view.shape) - 1
+    places = tuple(range(1, rest + 1))
+    count, each = math.prod(view.shape[1:]), channels // groups
+
+    def mean(values: View, kind: Reduction) -> View:
+        """Return the mean of each group, or of its squares, once for each of its channels."""
+        sums = b.floats.reduce(values, places, kind, scale=1.0 / count)
+        if each == 1:
+            return sums
+        found = b.floats.reduce(sums.of_last(groups, each), (1,), Reduction.SUM, scale=1.0 / each)
+        wide = View(found.buffer, (groups, each), (found.steps[0], 0), found.first)
+        copied = b.floats.map(b.floats.new((groups, each)), wide)
+        return View(copied.buffer, (channels,), (1,), copied.first)
+
+    def of_channels(values: View) -> View:
+        return View(values.buffer, (channels, *[1] * rest), (values.steps[0], *[0] * rest), values.first)
+
+    means = mean(view, Reduction.SUM)
+    out = b.floats.map(b.floats.like(view), view, of_channels(means), [Instruction(Function.SUBTRACT)])
+    variances = mean(out, Reduction.SQUARES)
+    root = [
+        Instruction(Function.ADD_NUMBER, number=module.eps), Instruction(Function.ROOT),
+        Instruction(Function.DIVIDE_NUMBER, number=1.0),
+    ]  # fmt: skip
+    factors = b.floats.map(b.floats.like(variances), variances, None, root)
+    weight, bias = (None if held is None else held.detach().float() for held in (module.weight, module.bias))
+    if weight is not None:
+        factors = b.floats.map(factors, factors, Fixed(weight), [Instruction(Function.MULTIPLY)])
+    out = b.floats.map(out, out, of_channels(factors), [Instruction(Function.MULTIPLY)])
+    if bias is None or not bool(bias.any()):
+        return out
+    return b.floats.map(out, out, Fixed(bias.reshape(channels, *[1] * rest)), [Instruction(Function.ADD)])
 
 
 def _sum_pooling(b: Builder, node: fx.Node) -> View:
