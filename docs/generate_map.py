@@ -70,6 +70,7 @@ RUNTIME: Groups = (
             "text",
             "rows",
             "signature",
+            "tensor_spec",
             "proposals",
             "images",
             "engine",

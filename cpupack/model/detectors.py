@@ -86,6 +86,12 @@ def detector_of(module: nn.Module, recipe: Recipe, signature: Signature) -> Dete
         return None
     model: Any = module
     source = recipe.model.source
+    if recipe.sizes is not None:
+        raise ModelError(
+            f"[sizes]: the anchors of {source} are those of one size of images",
+            hint="leave [sizes] out and give input_shape numbers; [preprocess] resizes every image to them, and "
+            "boxes are in pixels of the image",
+        )
     (spec,) = signature.inputs
     _check_size(model, spec.shape, source)
     if spec.preprocess is not None:

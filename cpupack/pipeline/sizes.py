@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cpupack.accuracy import FloatArray, sqnr_db
+from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
+from cpupack.model.open_sizes import output_shapes
 from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
@@ -28,6 +29,7 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.engine.session import Session
 from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, sizes_of
 from cpupack.stages.script import script
@@ -95,6 +97,7 @@ class _AtSize:
     calibrated: CalibratedModel
     batch: torch.Tensor
     answers: FloatArray
+    signature: Signature
 
 
 def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: CalibratedModel) -> _AtSize:
@@ -109,11 +112,21 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     batch = some.tensor(slice(None))
     with torch.inference_mode():
         answers = model.module(batch.clone()).numpy()
-    (output,) = signature.outputs
-    signature = dataclasses.replace(signature, outputs=(dataclasses.replace(output, shape=tuple(answers.shape[1:])),))
+    shapes = output_shapes(model.module, batch)
+    assert model.sizes is not None  # the recipe has them
+    if model.sizes.outputs and shapes != list(model.sizes.shapes(*size)):
+        raise QuantizationError(
+            f"the model has no outputs for images of any size: at {size[0]} x {size[1]} they have the shapes {shapes}, "
+            f"and other sizes say {list(model.sizes.shapes(*size))}",
+            hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+        )
+    outputs = tuple(
+        dataclasses.replace(each, shape=shape) for each, shape in zip(signature.outputs, shapes, strict=True)
+    )
+    signature = dataclasses.replace(signature, outputs=outputs)
     model = dataclasses.replace(model, signature=signature)
     fused = capture_again(model, some, own, corrected)
-    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers)
+    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
 
 
 def _cut(samples: Samples, size: tuple[int, int]) -> Samples:
@@ -170,7 +183,7 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
             session.make_ready(size=size)
     finally:
         session.close()
-    left = sqnr_db(at.answers, found)
+    left = worst_sqnr_db(at.signature, at.answers, found)
     if left < least_db:
         raise VerificationError(
             f"[evaluation] min_sqnr_db = {least_db:g}: images of {asked[-1][0]} x {asked[-1][1]} have {left:.1f} dB",

@@ -15,7 +15,8 @@ import numpy as np
 from .arrays import load_npy
 from .errors import InputError
 from .items import ARCHIVE, read_archive
-from .signature import Array, TensorSpec
+from .signature import Array
+from .tensor_spec import TensorSpec
 
 RAW = ("float32", "int16", "uint8", "int64")
 """What raw values may be, little-endian. int16 is sound: it becomes float32 from -1 to 1."""

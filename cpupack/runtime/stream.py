@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from . import rows
 from .errors import InputError, RunnerError
-from .signature import Array, Floats, Signature, batch_text
+from .signature import Array, Floats, Signature
+from .tensor_spec import batch_text
 
 NO_STATE = (
     "this model keeps no state, so it has no streams; [model] stream = true in its recipe, or state in an [[input]], "

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cpupack.runtime.cli import main
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.named_package import write_rows_package
 from helpers.once import once
 

@@ -38,6 +38,7 @@ def test_groups_of_few_channels_are_normed_as_torch_does(name: str) -> None:
     )  # fmt: skip
     values = np.random.default_rng(0).standard_normal((8, 3, 7, 9)).astype(np.float32)
     data = Samples(values, "noise", tuple(map(str, range(8))))
-    model, int8 = quantized(net, "native", spec=recipe((3, 7, 9), quantize={"observer": "minmax"}), data=data)  # fmt: skip
+    spec = recipe((3, 7, 9), quantize={"observer": "minmax"})
+    model, int8 = quantized(net, "native", spec=spec, data=data)
     assert not [fact for fact in int8.layers if fact.kernel.startswith("aten")]
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 28.0

@@ -113,6 +113,34 @@ class AfterConvolutions(nn.Module):
         return self.fc(self.r(self.conv(x).transpose(1, 2))[0])
 
 
+class ByHand(nn.Module):
+    """An LSTM as a loop over linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.x, self.h, self.fc = nn.Linear(8, 80), nn.Linear(20, 80, bias=False), nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = c = x.new_zeros(x.shape[0], 20)
+        for step in range(x.shape[1]):
+            i, f, g, o = (self.x(x[:, step]) + self.h(h)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.fc(h)
+
+
+class TwinRows(nn.Module):
+    """One layer for two parts of the input: neither follows from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.fc = nn.Linear(8, 20), nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.one(x[:, 0]).relu() + self.one(x[:, 1]).relu())
+
+
 def both_last(_: torch.Tensor, states: Any) -> torch.Tensor:
     hidden = states[0] if isinstance(states, tuple) else states
     return torch.cat([hidden[-2], hidden[-1]], 1)
@@ -231,3 +259,17 @@ def test_a_small_layer_after_a_recurrent_one_stays_fp32(mode: str, outputs: int,
     assert kernels(int8) == ["recurrent", kernel]
     assert int8.layers[-1].precision == ("fp32" if kernel == "windows" else "int8")
     assert db > BOUND_DB
+
+
+def test_a_recurrence_by_hand_has_a_scale_for_each_step() -> None:
+    """Values of a loop stay float32, as those of a recurrent layer, and its steps share their weights."""
+    db, int8, model = lowered(ByHand(), (6, 8), mode="auto")
+    layers = [each for each in kernels(int8) if each != "map"]
+    assert len(layers) == 12  # the first state is zero
+    assert {each.split(" ")[0] for each in layers} == {"linear"}
+    assert db > 38.0  # an LSTM's 8 bits
+    assert isinstance(model.program, torch.Tensor)
+    weights = 80 * 8 + 80 * 20 + 20 * 5
+    assert model.program.numel() < 6 * 8 * weights  # six copies, with scales and layers, were more
+    _, int8, _ = lowered(TwinRows(), (6, 8), mode="auto")
+    assert not any(each.startswith("linear") for each in kernels(int8))

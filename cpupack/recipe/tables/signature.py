@@ -85,7 +85,7 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Sizes(Table):
-    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image and one output, of
+    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image as its input, of
     which the native engine runs every layer.
 
     ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"`` in place of the

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -47,7 +48,7 @@ class Executor:
         self, model: ServedModel, scheduler: Scheduler, prepare: PrepareTimes, observer: Observer | None = None
     ) -> None:
         self.model, self.scheduler, self.prepare_times = model, scheduler, prepare
-        self._calls = Calls(model, prepare, observer or Observer())
+        self._calls = Calls(model, prepare, observer or Observer(), partial(self._loop_call, LOGGER.error))
         self._short = ShortCalls(scheduler.times)
         # After a reload the pool comes from another copy of the runtime, which may be older.
         self._runs_here = bool(getattr(model.runner.pool, "runs_in_caller", False))

@@ -198,7 +198,7 @@ class HttpApp:
         urgency = self._urgency(request, asked.parameters)
 
         def make(logits: Any, _: Request) -> protocol.Answer:
-            outputs = model.outputs(logits, asked.outputs, binary=asked.binary)
+            outputs = model.outputs(logits, asked.outputs, data, binary=asked.binary)
             return protocol.write_answer(model.name, model.version, asked.id, outputs)
 
         answer = await self._answer(request, data, urgency, make)

@@ -104,7 +104,7 @@ class DetectionPresenter:
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Detections:
         frame = Frame.whole(*self.input_size) if frame is None else frame
-        kept = self.kept(outputs)
+        kept = dataclasses.replace(self, input_size=(frame.input_width, frame.input_height)).kept(outputs)
         corners = frame.boxes_to_image(kept.boxes)
         found = [
             Detection(label_of(self.labels, index), index, float(score), *(float(each) for each in box))

@@ -34,7 +34,7 @@ from cpupack.stages.quantize.native.values import (
     order_of,
     rows_layout,
 )
-from cpupack.stages.quantize.native.walks import View
+from cpupack.stages.quantize.native.walks import Grid, View
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -76,6 +76,7 @@ class Builder:
         recurrent_sqnr_db: Mapping[str, float] | None = None,
         attends_by_words: Collection[str] = frozenset(),
         divisors: Mapping[str, torch.Tensor] | None = None,
+        grid: Grid | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -87,7 +88,7 @@ class Builder:
         self.left: dict[fx.Node, int] = {}
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
-        self.floats = Floats(self.program)
+        self.floats = Floats(self.program, grid)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}

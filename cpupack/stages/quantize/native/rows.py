@@ -22,16 +22,63 @@ _FEW = 32
 
 
 def layers_by_rows(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
-    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence, and
-    those that read what recurrent layers give.
+    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence, those
+    of a loop, and those that read what recurrent layers or loops give.
 
     A token's values lie in a range of their own, and a few channels may be far larger than all others: one range for
     all tokens has few codes for the most of them. What a recurrent layer gives is float32, so a scale for each row
-    costs nothing. Layers in ``kept`` stay as they are.
+    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are.
     """
     if mode == "static":
         return []
-    return [node for node in calls.graph.graph.nodes if node not in kept and _is_linear(calls, node, mode)]
+    nodes, loops = calls.graph.graph.nodes, _loops(calls)
+    return [
+        node
+        for node in nodes
+        if node not in kept
+        and _fits(calls, node)
+        and (mode == "dynamic" or _of_tokens(node) or node in loops or _reads(calls, node, loops))
+    ]
+
+
+def _loops(calls: Calls) -> set[fx.Node]:
+    """Return the calls of linear layers that are called several times in a model in which one of them follows from its
+    own result: a recurrence written by hand, whose steps capture writes out, each with a copy of the layer.
+    """
+    alike: dict[tuple[object, ...], list[list[fx.Node]]] = {}
+    for node in calls.graph.graph.nodes:
+        if _fits(calls, node):
+            weight = _weight(calls, node)
+            groups = alike.setdefault((weight.shape, float(weight[0].double().sum())), [])
+            same = next((group for group in groups if torch.equal(_weight(calls, group[0]), weight)), None)
+            if same is None:
+                groups.append([node])
+            else:
+                same.append(node)
+    repeated = [group for groups in alike.values() for group in groups if len(group) > 1]
+    if not any(_leads_to(group[0], group[-1]) for group in repeated):
+        return set()
+    return {node for group in repeated for node in group}
+
+
+def _weight(calls: Calls, node: fx.Node) -> torch.Tensor:
+    module = calls.module(node)
+    assert module is not None
+    weight = core(module).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def _leads_to(first: fx.Node, last: fx.Node) -> bool:
+    seen, waiting = {first}, list(first.users)
+    while waiting:
+        each = waiting.pop()
+        if each is last:
+            return True
+        if each not in seen:
+            seen.add(each)
+            waiting += each.users
+    return False
 
 
 def small_heads(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
@@ -47,9 +94,9 @@ def small_heads(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.N
     return [
         node
         for node in nodes
-        if _is_linear(calls, node, mode)
-        and len(shape_of(node)) == 2
-        and _reads_recurrent(calls, node)
+        if _fits(calls, node)
+        and not _of_tokens(node)
+        and _reads(calls, node)
         and _FEW * _products(calls, node) <= recurrent
     ]
 
@@ -86,22 +133,26 @@ def sums_before(calls: Calls, floats: Collection[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _is_linear(calls: Calls, node: fx.Node, mode: str) -> bool:
+def _fits(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call is of a linear layer that can go by rows."""
     module = calls.module(node)
     if module is None or type(core(module)) is not nn.Linear:
         return False
-    shape = shape_of(node.all_input_nodes[0])
-    return fits_rows(shape[1:]) and (mode == "dynamic" or len(shape) > 2 or _reads_recurrent(calls, node))
+    return fits_rows(shape_of(node.all_input_nodes[0])[1:])
 
 
-def _reads_recurrent(calls: Calls, node: fx.Node) -> bool:
-    """Whether what a recurrent layer gives reaches a call with no layer with weights between them."""
+def _of_tokens(node: fx.Node) -> bool:
+    return len(shape_of(node.all_input_nodes[0])) > 2
+
+
+def _reads(calls: Calls, node: fx.Node, loops: Collection[fx.Node] = ()) -> bool:
+    """Whether what a recurrent layer or a loop gives reaches a call with no layer with weights between them."""
     seen, waiting = {node}, list(node.all_input_nodes)
     while waiting:
         each = waiting.pop()
         if each in seen or not each.op.startswith("call") or calls.is_constant(each):
             continue
-        if is_recurrent(calls, each):
+        if each in loops or is_recurrent(calls, each):
             return True
         seen.add(each)
         waiting += [] if has_weights(calls, each) else each.all_input_nodes
