@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from cpupack.recipe.places import located
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold the weights, best first."""
+_COUNTS = re.compile(r"(_layers?|^depths?|_blocks?|_experts)$")
+"""Names of settings that count what a library makes one by one."""
+_MOST_LAYERS = 10_000
 _POOLED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout")
 """Modules of sentence-transformers that are part of the graph: each maps tensors to tensors."""
 
@@ -68,6 +72,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     spec, directory = loaded.recipe.model, directory_of(loaded)
     library = _library("transformers")
     config = read_json(directory / "config.json", required=True)
+    _check_layers(config, spec.source)
     kind = _class(library, config, spec.source)
     random = spec.weights == "random" or (weights_of(directory) is None and spec.weights_fallback == "random")
     if not random and weights_of(directory) is None:
@@ -144,6 +149,8 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     """Return the modules of a ``sentence-transformers:`` directory as one, with their weights. Raises ModelError."""
     spec, directory = loaded.recipe.model, directory_of(loaded)
     _check_steps(directory, spec.source)
+    for path in sorted(directory.rglob("config.json")):
+        _check_layers(read_json(path, required=True), spec.source)
     library = _library("sentence_transformers", "sentence-transformers")
     if spec.kwargs:
         raise ModelError(f"[model] kwargs: {spec.source} takes no arguments")
@@ -157,6 +164,17 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
         )
         modules = list(model.children())
     return SentenceEncoder(modules)
+
+
+def _check_layers(config: Any, source: str) -> None:
+    """Raise ModelError for a number of layers that no model has: its library would make them until memory ends."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        _check_layers(value, source)
+        if type(value) is int and _COUNTS.search(key) and value > _MOST_LAYERS:
+            raise ModelError(
+                f"[model] {source}: {key} in config.json is more than {_MOST_LAYERS:,}",
+                hint="the file is damaged: get the directory again",
+            )
 
 
 def _check_steps(directory: Path, source: str) -> None:

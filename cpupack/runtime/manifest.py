@@ -138,10 +138,13 @@ class Manifest:
         }
 
 
-def parse_manifest(text: str, where: str, measured: Mapping[str, Any] | None = None) -> Manifest:
+def parse_manifest(
+    text: str, where: str, measured: Mapping[str, Any] | None = None, *, later: bool = False
+) -> Manifest:
     """Parse ``manifest.json``, and put back what was ``measured``.
 
-    Raises IntegrityError naming ``where`` when this runtime cannot read it.
+    ``later`` takes that of a later version, which says more than this one knows: so do the tools that verify wheels. A
+    runner has the manifest of its own build. Raises IntegrityError naming ``where`` when this runtime cannot read it.
     """
     try:
         raw = json.loads(text)
@@ -158,15 +161,26 @@ def parse_manifest(text: str, where: str, measured: Mapping[str, Any] | None = N
                 raw["build"]["host"] = measured["host"]
             raw["accuracy"].update(measured["speeds"])
             raw["accuracy"]["gates"] = [*raw["accuracy"]["gates"], *measured["gates"]]
-        raw["plan"] = PlanEntry(**raw["plan"])
-        raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
-        manifest = Manifest(**raw)
+        known = _known if later else _all
+        raw["plan"] = PlanEntry(**known(PlanEntry, raw["plan"]))
+        raw["files"] = {name: FileEntry(**known(FileEntry, entry)) for name, entry in raw["files"].items()}
+        manifest = Manifest(**known(Manifest, raw))
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{where} is damaged: {error}") from error
     problem = _damage(manifest)
     if problem is not None:
         raise IntegrityError(f"{where} is damaged: {problem}")
     return manifest
+
+
+def _known(kind: type[Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this version has fields for."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in raw.items() if name in names}
+
+
+def _all(_: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return raw
 
 
 def _damage(manifest: Manifest) -> str | None:

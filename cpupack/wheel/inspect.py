@@ -181,11 +181,12 @@ def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> tuple[Manif
     try:
         text = archive.read(name).decode("utf-8")
         try:
-            return parse_manifest(text, f"{path}: {name}", measured), problems
+            return parse_manifest(text, f"{path}: {name}", measured, later=True), problems
         except IntegrityError as error:
             if measured is None:
                 raise
-            found = parse_manifest(text, f"{path}: {name}")  # good by itself, so the measurements are what is damaged
+            # good by itself, so the measurements are what is damaged
+            found = parse_manifest(text, f"{path}: {name}", later=True)
             return found, [f"{facts_name}: {error}"]
     except IntegrityError as error:
         raise UsageError(str(error), hint="inspect it with the cpupack version that built it") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import cpupack
 from cpupack.errors import VerificationError
+from cpupack.runtime.errors import HostError
 from cpupack.runtime.host.processes import module_command, run
 from cpupack.scratch import NO_ROOM
 
@@ -17,11 +18,17 @@ from cpupack.scratch import NO_ROOM
 def run_worker(module: str, spec: dict[str, Any], spec_path: Path) -> None:
     """Write ``spec``, run ``cpupack.workers.MODULE SPEC_PATH`` of this cpupack and wait. An interrupt kills the child.
 
-    Raises VerificationError with the worker's last line of stderr when it fails, and OSError where its files had no
-    room, as if they had been written here.
+    Raises VerificationError with the worker's last line of stderr when it fails or cannot start, and OSError where its
+    files had no room, as if they had been written here.
     """
     spec_path.write_text(json.dumps(spec), encoding="utf-8")
-    finished = run([*module_command(f"cpupack.workers.{module}", Path(cpupack.__file__).parent), str(spec_path)])
+    try:
+        finished = run([*module_command(f"cpupack.workers.{module}", Path(cpupack.__file__).parent), str(spec_path)])
+    except HostError as error:
+        raise VerificationError(
+            f"the saved model cannot be tried in a fresh process ({module}): {error}",
+            hint="a build starts processes: is one more allowed here, and may this user run this Python?",
+        ) from error
     if finished.returncode != 0:
         lines = [line for line in finished.stderr.splitlines() if line.strip()] or [f"exit code {finished.returncode}"]
         found = re.search(r"\[Errno (\d+)\]", lines[-1])

@@ -134,6 +134,12 @@ def test_workers_of_the_build_run_nothing_of_the_working_directory(tmp_path: Pat
         run_worker("race", {}, tmp_path / "spec.json")
 
 
+def test_a_worker_that_cannot_start_is_an_error_of_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path))  # a directory: as a Python that this user may not run
+    with pytest.raises(VerificationError, match=r"cannot be tried .* cannot start .*: Permission denied"):
+        run_worker("race", {}, tmp_path / "spec.json")
+
+
 def test_the_package_that_runs_is_the_one_in_the_directory(package_dir: Path, hostile: Path) -> None:
     (hostile / "tiny_int8.py").write_text("raise SystemExit('another package of that name')")
     done = processes.run([*processes.module_command("tiny_int8", package_dir, [str(hostile)]), "--version"])

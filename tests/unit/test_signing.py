@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,25 @@ def test_a_signed_wheel_verifies(wheel: Path, keys: tuple[Path, Path], run: Run)
     code, out, _ = run("verify", wheel, "--key", keys[1], "--json")
     assert json.loads(out)["integrity"]["ok"]
     assert sorted(path.suffix for path in wheel.parent.iterdir() if ".part" in path.name) == []
+
+
+def test_a_wheel_of_a_later_cpupack_verifies(wheel: Path, keys: tuple[Path, Path], run: Run, tmp_path: Path) -> None:
+    """Its manifest says more than this version knows. What is signed and hashed are bytes."""
+    with zipfile.ZipFile(wheel) as archive:
+        manifest = json.loads(archive.read("tiny_int8/manifest.json"))
+    for place in (manifest, manifest["model"], manifest["plan"], manifest["target"]):
+        place["surprise"] = {"of": "later"}
+    text = {"tiny_int8/manifest.json": json.dumps(manifest).encode()}
+    (tmp_path / "later").mkdir()
+    later = forge(wheel, tmp_path / "later" / wheel.name, "tiny_int8", text)
+    assert run("sign", later, "--key", keys[0])[0] == 0
+    assert run("verify", later, "--key", keys[1], "--provenance")[0] == 0
+    assert run("inspect", later, "--verify")[0] == 0
+    data = bytearray(later.read_bytes())
+    data[len(data) // 2] ^= 1
+    later.write_bytes(data)
+    code, _, err = run("verify", later, "--key", keys[1])
+    assert (code, "is not that of" in err) == (6, True)
 
 
 def test_signing_again_gives_the_same_bytes(wheel: Path, keys: tuple[Path, Path], run: Run) -> None:

@@ -122,6 +122,16 @@ def test_code_in_a_directory_is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("kind", ["transformers", "sentence-transformers"])
+def test_absurd_numbers_of_layers_are_refused(tmp_path: Path, kind: str) -> None:
+    """The libraries would make them one by one."""
+    path = write_project(tmp_path, kind)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 10**400}))
+    with pytest.raises(ModelError, match=r"num_hidden_layers in config\.json is more than 10,000"):
+        load(load_recipe(path), SilentProgress())
+
+
 def test_a_module_that_is_not_the_librarys_is_refused(tmp_path: Path) -> None:
     path = write_project(tmp_path)
     modules = tmp_path / "model" / "modules.json"
