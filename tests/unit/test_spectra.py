@@ -106,3 +106,32 @@ def test_quiet_moments_are_not_lost(net: nn.Module) -> None:
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
     assert {each.name for each in int8.layers if each.precision == "int8" and "conv" in each.kernel} == {"conv", "fc"}
     assert not any("linear" in each.kernel for each in int8.layers)  # the filters
+
+
+class Normalized(nn.Module):
+    """The first layers of wav2vec 2.0: a convolution of sound, and a norm of each channel over time."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv1d(1, 32, 8, stride=4, bias=False), after
+        self.second, self.third = nn.Conv1d(32, 64, 3), nn.Conv1d(64, 8, 3, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(self.norm(self.first(x.unsqueeze(1))))
+        return self.third(self.second(y).relu()).mean(2)
+
+
+@needs_kernels
+@pytest.mark.parametrize("by_norm", [True, False])
+def test_quiet_sounds_before_a_norm_are_not_lost(by_norm: bool) -> None:
+    """One in a hundred as loud has two codes of 8 bits, and the norm makes it as loud as the others."""
+    data = samples((256,))
+    data.data[1::2] *= np.float32(1e-2)
+    net = Normalized(nn.GroupNorm(32, 32, eps=1e-9) if by_norm else nn.ReLU())
+    model, int8 = quantized(net, "native", spec=recipe((256,)), data=data)
+    first = next(each for each in int8.layers if each.name == "first")
+    assert first.precision == ("fp32" if by_norm else "int8")
+    if by_norm:
+        wanted, found = run(model, data)[1::2], run(int8, data)[1::2]
+        assert accuracy.sqnr_db(wanted, found) > 25.0

@@ -18,6 +18,7 @@ BY_ROWS = "takes and gives float32 values: its activations get a scale for each 
 FEW_PRODUCTS = "has few products beside the recurrent layers before it: INT8 would cost accuracy and save nothing"
 LEVELS = "brings the channels of the input, whose ranges differ, to one range"
 SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
+WAVEFORM = "reads sound, of which a normalization makes quiet samples as loud as others: INT8 has few codes for them"
 DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'
 INTERPOLATION = "interpolates in a way that torch has in FP32 alone"
 FINER_READER = "the FP32 layer that reads it needs finer steps than INT8 has"

@@ -23,6 +23,7 @@ from cpupack.graph.roots import under_roots
 from cpupack.graph.rows import laying_calls
 from cpupack.graph.tags import LEVELS
 from cpupack.graph.vocabulary import NORMALIZATIONS, SOFTMAXES
+from cpupack.graph.waveforms import normalized_waveforms
 from cpupack.recipe import Quantize
 from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
@@ -71,6 +72,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.LEVELS, [node for node in nodes if node.meta.get(LEVELS)]),
         (reasons.DIVISOR, divisors(calls.graph, of_quotients_alone=True)),
         (reasons.SPECTRUM, spectral_calls(calls.graph)),
+        (reasons.WAVEFORM, normalized_waveforms(calls.graph, calls.rearranges)),
         (reasons.ROOT, under_roots(calls.graph)),
         (reasons.ROWS, laying_calls(calls.graph)),
         (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
