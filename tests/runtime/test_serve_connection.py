@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -200,6 +201,19 @@ def test_a_body_is_read_however_its_length_is_written(line: bytes) -> None:
     once = bodies(talk(message, 1).written)
     assert once == [b"/a hello"]
     assert bodies(talk(message * 4, 1000).written) == once * 4
+
+
+def test_a_head_means_the_same_whoever_reads_it() -> None:
+    """Heads in many spellings, each four times: in one piece, past the parser where it is known, and byte by byte."""
+
+    def dated(wire: Wire) -> tuple[bytes, bool]:
+        return re.sub(rb"date: [^\r]*\r\n", b"", wire.written), wire.closed
+
+    names = (b"Content-Length", b"CONTENT-length", b"X-Content-Length", b"Content-Length ", b" Content-Length")
+    values = (b"5", b"05", b" 5 ", b"\t5", b"+5", b"-5", b"5,5", b"", b"1e1", b"0x5", b"9" * 20, b"5\x00", b"5\r\n 5")
+    for name, value in itertools.product(names, values):
+        message = b"POST /a HTTP/1.1\r\nHost: a\r\n%b:%b\r\n\r\nhello" % (name, value)
+        assert dated(talk(message * 4, 1000)) == dated(talk(message * 4, 1)), message
 
 
 def test_nothing_is_answered_after_the_last_answer() -> None:
