@@ -9,6 +9,7 @@ from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes
 from cpupack.runtime.tasks.spec import CLASSIFICATION, SETTINGS, TaskSpec, default_kind
 
+_IN_IMAGES = ("detection", "keypoints")
 _COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
 
 
@@ -26,6 +27,12 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
         raise ModelError(
             f'[task] kind = "{task.kind}" {problem}',
             hint='set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
+        )
+    if task.kind in _IN_IMAGES and all(len(each.shape) < 3 for each in signature.inputs):
+        raise ModelError(
+            f'[task] kind = "{task.kind}" has its results in pixels of an image, and the model takes '
+            f"{signature.inputs_text()}",
+            hint='set "raw" or "regression", which give the numbers as they are',
         )
     given = task.model_dump(exclude={"kind"}, exclude_none=True)
     if applied and "scores" in SETTINGS[task.kind]:

@@ -181,3 +181,15 @@ class OneSize(nn.Module):
 def test_a_model_of_one_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"do not grow in step with the image.*it fails"):
         found(OneSize(), tmp_path)
+
+
+def test_positions_of_a_pad_come_first(tmp_path: Path) -> None:
+    """Sound of shape (1, samples) has one position by that rule, and so one length."""
+    begin, end = RECIPE.index("input_shape"), RECIPE.index("[calibration]")
+    sound = '[[input]]\nname = "x"\nshape = [1, 800]\npad = 0\n'
+    recipe, problems = parsed(tmp_path, (RECIPE[begin:end], sound))
+    assert recipe is None
+    assert "input[0].pad: is for positions" in problems
+    assert "[1, 800] has one position" in problems
+    recipe, problems = parsed(tmp_path, (RECIPE[begin:end], sound.replace("[1, 800]", "[800, 1]")))
+    assert not problems

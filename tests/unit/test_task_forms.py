@@ -12,6 +12,7 @@ from cpupack.model.tasks import check_labels, task_of
 from cpupack.recipe import Task
 from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks.answers import input_size
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.tensor_spec import TensorSpec
@@ -129,3 +130,15 @@ def test_scores_of_one_class_without_its_dimension_are_no_classes() -> None:
         for given in (scores, scores[None]):
             assert presenter.present({"": given}, frame).mask.tolist() == [[0, 1], [1, 0]]
         assert presenter.present({"": np.array([[3.0, 0.0], [1.0, 3.0]])}, frame).mask.tolist() == [[3, 0], [1, 3]]
+
+
+def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
+    """A video of (channels, frames, height, width) was taken for no image: boxes were clipped to one pixel."""
+    outputs = (OutputSpec("boxes", (9, 4)), OutputSpec("scores", (9, 2)))
+    video = Signature((TensorSpec("x", (3, 8, 48, 64)),), outputs)
+    assert input_size(video) == (64, 48)
+    assert task_of(Task(kind="detection"), video).kind == "detection"
+    for kind, specs in (("detection", outputs), ("keypoints", (OutputSpec("output", (9, 2)),))):
+        for shape in ((1, 800), (16,), ()):
+            with pytest.raises(ModelError, match="in pixels of an image, and the model takes x float32"):
+                task_of(Task.model_validate({"kind": kind}), Signature((TensorSpec("x", shape),), specs))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
-from ..files import GOLDEN_NAME
+from ..files import GOLDEN_NAME, UNREADABLE
 from ..runner import Runner
 from ..signature import OutputSpec, Signature
 from ..tensor_spec import TensorSpec
@@ -360,7 +360,7 @@ def _read_npy(item: Buffer) -> npt.NDArray[Any]:
 
     try:
         array = np.load(io.BytesIO(item), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"the body is not an .npy file of numbers: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError("the body is an archive of arrays; send one .npy file")

@@ -153,9 +153,9 @@ def _size_of(item: Any) -> tuple[int, int]:
 
 
 def input_size(signature: Signature) -> tuple[int, int]:
-    """Return width and height of the image, or else of the first input that has channels, rows and columns; (1, 1)
-    without one.
+    """Return width and height of the image, or else of the first input that has rows and columns as its last dimensions
+    after others: channels, frames. (1, 1) without one.
     """
     inputs = sorted(signature.inputs, key=lambda each: each.preprocess is None)
-    maps = [each.shape for each in inputs if len(each.shape) == 3]
-    return (maps[0][2], maps[0][1]) if maps else (1, 1)
+    maps = [each.shape for each in inputs if len(each.shape) >= 3]
+    return (maps[0][-1], maps[0][-2]) if maps else (1, 1)
