@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -187,6 +188,41 @@ def test_a_head_that_is_known_takes_a_body_of_any_length() -> None:
     assert written == [b"/a hello", b"/a " + large, b"/a hello"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Content-Length:  5", b"Content-Length: 5 ", b"Content-Length:\t5", b"CONTENT-LENGTH:5",
+        b"content-length: 0005", b"X: Content-Length: 3\r\nContent-Length: 5", b"Content-Length: 0000000000000000005",
+    ],
+)  # fmt: skip
+def test_a_body_is_read_however_its_length_is_written(line: bytes) -> None:
+    """Once a head with two blanks before the length was known as one without a body."""
+    message = b"POST /a HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\nhello"
+    once = bodies(talk(message, 1).written)
+    assert once == [b"/a hello"]
+    assert bodies(talk(message * 4, 1000).written) == once * 4
+
+
+def test_a_head_means_the_same_whoever_reads_it() -> None:
+    """Heads in many spellings, each four times: in one piece, past the parser where it is known, and byte by byte."""
+
+    def dated(wire: Wire) -> tuple[bytes, bool]:
+        return re.sub(rb"date: [^\r]*\r\n", b"", wire.written), wire.closed
+
+    names = (b"Content-Length", b"CONTENT-length", b"X-Content-Length", b"Content-Length ", b" Content-Length")
+    values = (b"5", b"05", b" 5 ", b"\t5", b"+5", b"-5", b"5,5", b"", b"1e1", b"0x5", b"9" * 20, b"5\x00", b"5\r\n 5")
+    for name, value in itertools.product(names, values):
+        message = b"POST /a HTTP/1.1\r\nHost: a\r\n%b:%b\r\n\r\nhello" % (name, value)
+        assert dated(talk(message * 4, 1000)) == dated(talk(message * 4, 1)), message
+
+
+def test_nothing_is_answered_after_the_last_answer() -> None:
+    last = SIMPLE.replace(b"HTTP/1.1", b"HTTP/1.0")
+    wire = talk(last + SIMPLE, 1000)
+    assert bodies(wire.written) == [b"/a hello"]
+    assert wire.closed
+
+
 @pytest.mark.parametrize("length", [b"", b" ", b" -5", b" 5, 6", b" 5 6", b" 0x5", b" \x00"])
 def test_a_length_that_is_no_number_is_refused_also_in_a_head_that_is_known(length: bytes) -> None:
     head = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length:%b\r\n\r\n"
@@ -212,7 +248,7 @@ def test_the_last_request_of_a_client_closes_the_connection_also_when_it_comes_a
 def test_there_is_a_bound_on_the_heads_that_are_known() -> None:
     desk = Desk()
     for number in range(5000):
-        desk.learn(b"%d" % number, Head(b"GET", "/", b"", {}))
+        desk.learn(b"%d" % number, Head(b"GET", "/", b"", {}), 0)
     assert 0 < len(desk.heads) <= 512
-    desk.learn(bytes(5000), Head(b"GET", "/", b"", {}))
+    desk.learn(bytes(5000), Head(b"GET", "/", b"", {}), 0)
     assert bytes(5000) not in desk.heads

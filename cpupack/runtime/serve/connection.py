@@ -126,6 +126,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def cannot_read(self, error: HttpError) -> None:
         """Answer what cannot be parsed, and close: nobody knows where the next request would begin."""
+        if self._incoming.stopped:  # the last answer is written, or will be
+            return
         request = self._incoming.request
         self._incoming.stop()
         self._queue.clear()

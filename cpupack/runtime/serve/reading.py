@@ -23,7 +23,7 @@ _WHOLE_BYTES = 1024 * 1024
 """Up to this size room for a whole body is made at once; for a larger one it grows as the body comes."""
 _KNOWN_HEADS = 512
 _KNOWN_HEAD_BYTES = 2048
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
+_LENGTH = re.compile(rb"\r\n(?i:content-length):[ \t]*([0-9]{1,15})[ \t]*\r\n")
 _ONCE = frozenset((b"content-length", b"host", b"inference-header-content-length", b"authorization"))
 """Headers that must not be there twice."""
 
@@ -83,13 +83,17 @@ class Desk:
         head = self.heads.get(key)
         return None if head is None or length > _WHOLE_BYTES else (head, length)
 
-    def learn(self, text: bytes, head: Head) -> None:
-        """Keep a head that was parsed. When there are too many, all are forgotten."""
-        if len(text) > _KNOWN_HEAD_BYTES:
+    def learn(self, text: bytes, head: Head, length: int) -> None:
+        """Keep a head that was parsed, with the length that it announced. When there are too many, all are forgotten.
+
+        Not one whose length is written in a way that only the parser reads: it would be taken for one without a body.
+        """
+        key, found = _without_length(text)
+        if len(text) > _KNOWN_HEAD_BYTES or found != length:
             return
         if len(self.heads) >= _KNOWN_HEADS:
             self.heads.clear()
-        self.heads[_without_length(text)[0]] = head
+        self.heads[key] = head
 
 
 class Incoming:
@@ -106,6 +110,7 @@ class Incoming:
     _plain: bool
     _begun: int
     _head: Head
+    _length: int
     _request: HttpRequest | None
     _chunks: list[bytes | bytearray]
     _body: bytearray | None
@@ -171,7 +176,7 @@ class Incoming:
             else:
                 start = self._feed(start, end if text else stop)
                 if text and self._plain and self._begun == 1 and not self.stopped:
-                    desk.learn(text, self._head)
+                    desk.learn(text, self._head, self._length)
             # Where the head came in pieces the parser sees all until the next request, if it does not leave the body.
             if (text or self._left_body) and self._request is not None and not self.stopped:
                 start = self._take_body(self._request, start, stop)
@@ -218,7 +223,7 @@ class Incoming:
         self._message_is_there()
 
     def _head_is_there(self, head: Head, length: int) -> None:
-        self._head = head
+        self._head, self._length = head, length
         self._request = request = head.request(length)
         self._listener.head_is_there(request, length)
 
