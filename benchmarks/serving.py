@@ -45,9 +45,11 @@ from serving_servers import KINDS, Server, start_server
 from serving_table import table
 
 from cpupack.runtime.bench.server import Load
+from cpupack.runtime.host.probe import describe
 from cpupack.runtime.serve.load_client import OK, REFUSED, HttpDoor, Outcome, offer
 
 Floats = npt.NDArray[np.float64]
+CPU = "{cpu} ({isa})".format(**describe())
 WARM_UP_S = 0.5
 _SELDOM = 0.02
 _WINDOW = 50
@@ -108,7 +110,7 @@ def main() -> None:
             os.setpriority(os.PRIO_PROCESS, 0, nice + _CLIENT_NICE)
         for row in measure(arguments, servers):
             pinned = {"client_cpus": arguments.client_cpus} if arguments.client_cpus else {}
-            line = json.dumps({"what": arguments.what, "package": arguments.package, **pinned, **row})
+            line = json.dumps({"what": arguments.what, "package": arguments.package, "cpu": CPU, **pinned, **row})
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
             if arguments.out is not None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
-from ..files import GOLDEN_NAME
+from ..files import GOLDEN_NAME, UNREADABLE
 from ..runner import Runner
 from ..signature import OutputSpec, Signature
 from ..tensor_spec import TensorSpec
@@ -75,6 +75,7 @@ class ServedModel:
         self.kind = runner.answers.spec.kind
         self.named = signature.takes_rows
         self.takes_text = runner.tokenizer is not None
+        self._states = [spec.name for spec, _ in signature.states]
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1 and signature.outputs[0].size > 1
         self.inputs = tuple(
             TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *self._given(each)))
@@ -142,6 +143,11 @@ class ServedModel:
 
     def read(self, request: InferRequest) -> Data:
         """Return the samples of a request. Raises InputError for inputs that the model does not take."""
+        if self._states and request.parameters.get("sequence_id") not in (None, 0, ""):
+            raise InputError(
+                "sequence_id is given, and this server keeps no states between requests; send each state of "
+                f"the answer before ({', '.join(map(repr, self._states))}) with the next request"
+            )
         known = {each.name: each for each in self.outputs_facts}
         for wanted in request.outputs:
             if wanted.name not in known:
@@ -354,7 +360,7 @@ def _read_npy(item: Buffer) -> npt.NDArray[Any]:
 
     try:
         array = np.load(io.BytesIO(item), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"the body is not an .npy file of numbers: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError("the body is an archive of arrays; send one .npy file")

@@ -163,9 +163,13 @@ class Floats:
         return out
 
     def multiply(
-        self, one: Operand, two: Operand, *, scale: float = 1.0, bias: npt.NDArray[np.float32] | None = None
-    ) -> View:
-        """Append the product of matrices ``(..., rows, length)`` and ``(..., length, columns)`` times a number."""
+        self, one: Operand, two: Operand, *, scale: float = 1.0, bias: npt.NDArray[np.float32] | None = None,
+        out: View | None = None,
+    ) -> View:  # fmt: skip
+        """Append the product of matrices ``(..., rows, length)`` and ``(..., length, columns)`` times a number.
+
+        It goes to ``out``, whose columns lie side by side, or to a new buffer.
+        """
         a, flags, constants, number = self.view(one), NO_FLAGS, dict[str, npt.NDArray[Any]](), -1
         shape_b = tuple(two.values.shape) if isinstance(two, Fixed) else two.shape
         lead = tuple(torch.broadcast_shapes(a.shape[:-2], shape_b[:-2]))
@@ -177,7 +181,7 @@ class Floats:
             b = two.expanded((*lead, length, columns))
             assert b.buffer is not None
             number = b.buffer
-        out, a = self.new((*lead, rows, columns)), a.expanded((*lead, rows, length))
+        out, a = out or self.new((*lead, rows, columns)), a.expanded((*lead, rows, length))
         steps = [
             [*out.steps, 0], [*a.steps[:-1], 0, a.steps[-1]], [*b.steps[:-2], 0, b.steps[-1], b.steps[-2]],
         ]  # fmt: skip
