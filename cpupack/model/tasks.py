@@ -77,7 +77,8 @@ def check_labels(labels: tuple[str, ...], where: str, task: TaskSpec, outputs: S
     if kind == "raw":
         raise ModelError(
             f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {shapes}",
-            hint='labels name classes or values; set [task] kind, such as "segmentation", to say what the output is',
+            hint='labels name classes or values; set [task] kind, such as "segmentation", to say what the output is'
+            + ('; one score is a yes or no: "multilabel" with one label' if list(outputs.values()) == [(1,)] else ""),
         )
     count = kinds.label_count(task, outputs)
     if count is None:

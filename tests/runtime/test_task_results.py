@@ -262,7 +262,7 @@ FITS: dict[str, list[tuple[int, ...]]] = {
     "raw": [(2, 3, 4, 5)],
 }
 MISFITS: dict[str, list[tuple[int, ...]]] = {
-    "classification": [(5, 4)],
+    "classification": [(5, 4), (1,)],
     "multilabel": [(5, 4)],
     "regression": [(5, 4)],
     "embedding": [(5, 4), (1,)],
@@ -296,6 +296,7 @@ def test_settings_survive_the_manifest() -> None:
         assert TaskSpec.from_dict(json.loads(json.dumps(spec.to_dict())), (3,)) == spec
     spec = TaskSpec.of("keypoints", skeleton=[[0, 1], [1, 2]])
     assert TaskSpec.from_dict(json.loads(json.dumps(spec.to_dict())), (3,)) == spec
+    assert default_kind({"output": (1,)}) == "raw"
     assert default_kind({"output": (3,)}) == TaskSpec.from_dict(None, (3,)).kind == "classification"
     assert TaskSpec.from_dict(None, (3, 4)).kind == "raw"
     with pytest.raises(IntegrityError, match="task section is damaged: kind is 'magic'"):

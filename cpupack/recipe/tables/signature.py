@@ -136,7 +136,8 @@ class Task(Table):
         "image",
         "raw",
     ]
-    """The kind of the outputs. Without this table it is ``classification`` for one row of scores, else ``raw``."""
+    """The kind of the outputs. Without this table it is ``classification`` for one row of two or more scores, else
+    ``raw``."""
     threshold: Fraction | None = None
     """Lowest score that counts. Default: 0.5 for ``multilabel`` and for a segmentation of one class, 0.3 for
     ``detection``, 0 for ``keypoints``."""

@@ -76,7 +76,7 @@ class ServedModel:
         self.named = signature.takes_rows
         self.takes_text = runner.tokenizer is not None
         self._states = [spec.name for spec, _ in signature.states]
-        self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
+        self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1 and signature.outputs[0].size > 1
         self.inputs = tuple(
             TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *self._given(each)))
             for each in signature.inputs

@@ -54,9 +54,11 @@ def presenter(spec: TaskSpec, model: Model) -> Presenter:
 def misfit(kind: str, outputs: Shapes) -> str | None:
     """Return which outputs a kind needs and which the model has, None where they fit."""
     if kind == CLASSIFICATION:
-        if len(outputs) == 1 and len(only(outputs)) == 1:
+        shape: tuple[int, ...] = only(outputs) if len(outputs) == 1 else ()
+        if len(shape) == 1 and shape[0] > 1:
             return None
-        return f"needs one output of shape (classes,); the model has {in_words(outputs)}"
+        yes_or_no = '. A yes or no is of kind "multilabel" with one label' if shape == (1,) else ""
+        return f"needs one output of shape (classes,), two or more; the model has {in_words(outputs)}{yes_or_no}"
     check = _MISFITS.get(kind)
     return None if check is None else check(outputs)
 

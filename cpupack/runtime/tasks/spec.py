@@ -117,9 +117,12 @@ class TaskSpec:
 
 
 def default_kind(outputs: Mapping[str, tuple[int, ...]]) -> str:
-    """Return the kind of a model whose recipe names none: one row of scores is a classification."""
+    """Return the kind of a model whose recipe names none: one row of scores is a classification.
+
+    A row of one score is none: by a softmax the only class has a probability of 1, whatever the score is.
+    """
     (*_, shape) = outputs.values()
-    return CLASSIFICATION if len(outputs) == 1 and len(shape) == 1 else RAW
+    return CLASSIFICATION if len(outputs) == 1 and len(shape) == 1 and shape[0] > 1 else RAW
 
 
 def _frozen(value: Any) -> Any:
