@@ -17,10 +17,10 @@ _HEAD = """\
 
 <!-- Written by `python benchmarks/serving.py table`. -->
 
-EfficientNet-Lite0 in INT8 on 2 cores of an AMD EPYC (avx512_vnni). The client runs on the same 2 cores, in its own
-process. All servers call the same wheel, so the kernels are the same. "Good" is an answer within the bound, counted
-from the scheduled arrival. Requests arrive at random times (Poisson). `serving.py --help` says how it is measured, and
-`results/` has every row.
+EfficientNet-Lite0 in INT8 on 2 cores of an AMD EPYC (avx512_vnni), or of the CPU that a heading names. The client runs
+on the same 2 cores, in its own process. All servers call the same wheel, so the kernels are the same. "Good" is an
+answer within the bound, counted from the scheduled arrival. Requests arrive at random times (Poisson). `serving.py
+--help` says how it is measured, and `results/` has every row.
 """
 
 
@@ -30,9 +30,12 @@ def table(rows: list[Row]) -> str:
         ("goodput", _goodput), ("cpu", _cpu), ("quiet", _quiet), ("jpeg", _jpeg), ("overload", _overload),
     ]  # fmt: skip
     lines = [_HEAD]
-    for what, make in parts:
-        if found := [row for row in rows if row["what"] == what]:
-            lines += make(found)
+    for cpu in sorted({row.get("cpu", "") for row in rows}):  # rows of the first host name none
+        if cpu:
+            lines += [f"# On 2 cores of an {cpu}", ""]
+        for what, make in parts:
+            if found := [row for row in rows if row["what"] == what and row.get("cpu", "") == cpu]:
+                lines += make(found)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -22,8 +22,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _leave()
     finally:
-        if waits:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and the interpreter only cleans up
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(signum)):  # a handler of Python's: it would raise in the clean-up
+                signal.signal(signum, signal.SIG_IGN)  # the work is done, and the interpreter only cleans up
 
 
 def _leave(*_: object) -> NoReturn:

@@ -12,7 +12,7 @@ from cpupack.cli import cli
 from cpupack.runtime import cli as wheel_cli
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
-WHEEL_COMMANDS = ("info", "verify", "predict", "bench", "tune", "plan", "batch", "export")
+WHEEL_COMMANDS = ("info", "verify", "predict", "bench", "tune", "plan", "batch", "stream", "export")
 _INTRO = """\
 # Command line reference
 

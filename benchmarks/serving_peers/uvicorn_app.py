@@ -41,8 +41,9 @@ async def serve(port: int, package: str, setting: dict[str, Any]) -> None:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request = messages.HttpRequest(
-            scope["method"].encode(), scope["path"], scope["query_string"], headers, time.monotonic()
-        )
+            scope["method"].encode(), scope["path"], scope["query_string"], headers, time.monotonic(),
+            int(headers.get(b"content-length", b"0")),
+        )  # fmt: skip
         answer = server.app.early(request)
         if answer is None:
             message = await receive()

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import sysconfig
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,12 +20,11 @@ from typing import Any
 import torch
 
 import cpupack
+from cpupack.lock.code import is_users
 from cpupack.runtime.host.probe import HostProbe, fingerprint
 
 _HERE = Path(cpupack.__file__).resolve().parent
 _CODE = {".py", ".so", ".j2", ".json", ".toml"}
-_STANDARD = tuple(str(Path(sysconfig.get_path(name)).resolve()) + os.sep for name in ("stdlib", "platstdlib"))
-_PACKAGES = ("site-packages", "dist-packages")
 _SETTINGS = (
     "ATEN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_",
     "THP_", "TORCH_", "GLIBC_TUNABLES",
@@ -73,19 +71,12 @@ def users_code(modules: Iterable[str]) -> str:
         if not isinstance(file, str) or name.partition(".")[0] == "torch":  # torch has modules without a file
             continue
         path = Path(file)
-        if name in wanted or _is_users(path):
+        if name in wanted or is_users(path):
             try:
                 found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
             except OSError:  # in an archive, or removed since: then nothing says what it was
                 found[file] = f"unknown {os.urandom(16).hex()}"
     return digest(found)
-
-
-def _is_users(path: Path) -> bool:
-    places = (path, path.resolve())  # a directory of packages may be a link, and so may what is in it
-    if any(set(_PACKAGES) & set(each.parts) or str(each).startswith(_STANDARD) for each in places):
-        return False
-    return not places[1].is_relative_to(_HERE)
 
 
 @functools.cache

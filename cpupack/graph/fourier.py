@@ -34,7 +34,8 @@ def spectral_calls(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the transforms of a graph, and what follows them up to the first layer with trained weights.
 
     A spectrum's values go over many powers of ten, and quiet ones matter as much as loud ones: 8 bits hold the loud
-    ones only. Filters (mel) have weights of one sign, which trained layers do not have.
+    ones only. Filters (mel) have weights of one sign, which trained layers do not have. The transform may be torch's:
+    a call that makes real values of complex ones gives a spectrum, unless it transforms back.
     """
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
@@ -42,11 +43,20 @@ def spectral_calls(graph: fx.GraphModule) -> set[fx.Node]:
             continue
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         layer = None if module is None else core(module)
-        if getattr(layer, _MARK, False) or (
-            any(each in found for each in node.all_input_nodes) and _keeps_spectrum(layer)
+        if (
+            getattr(layer, _MARK, False)
+            or _reads_complex(node)
+            or (any(each in found for each in node.all_input_nodes) and _keeps_spectrum(layer))
         ):
             found.add(node)
     return found
+
+
+def _reads_complex(node: fx.Node) -> bool:
+    """Whether a call takes complex values. Those that run know their dtypes (``Calls``)."""
+    if "irfft" in str(node.target) or "istft" in str(node.target) or "hfft" in str(node.target):
+        return False
+    return any(each.meta.get("dtype", torch.float32).is_complex for each in node.all_input_nodes)
 
 
 def _keeps_spectrum(layer: nn.Module | None) -> bool:

@@ -35,11 +35,11 @@ def large_angles(graph: fx.GraphModule, magnitude: Callable[[fx.Node], float | N
         (angle,) = (each for each in node.all_input_nodes if each.op != "get_attr")
         largest = magnitude(angle) or 0.0
         if largest > _ROUGH:
-            found |= {node, *_before(graph, angle, layers=1 if largest > _FINE else 0)}
+            found |= {node, *calls_before(graph, angle, layers=1 if largest > _FINE else 0)}
     return found
 
 
-def _before(graph: fx.GraphModule, node: fx.Node, layers: int) -> set[fx.Node]:
+def calls_before(graph: fx.GraphModule, node: fx.Node, layers: int) -> set[fx.Node]:
     """Return the calls that a value is computed by, back past as many layers as ``layers`` and to the ones before."""
     left: dict[fx.Node, int] = {}  # layers that may still be passed on the way from a call
     pending = [(node, layers)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpupack.errors import LockError
+from cpupack.lock.code import MODULE, installed, module_file
 from cpupack.lock.facts import host, recipe_hashes
 from cpupack.lock.model import Inputs, Lock
 from cpupack.lock.names import candidates
@@ -27,7 +28,7 @@ def check_early(lock: Lock, path: Path, loaded: LoadedRecipe, epoch: int | None)
     wanted = lock.inputs
     found = [
         *_recipe(wanted.recipe, recipe_hashes(loaded)),
-        *_values("version of", wanted.versions, versions()),
+        *_values("version of", wanted.versions, {**installed(set(wanted.versions)), **versions()}),
         *_values("this CPU's", _without_threads(wanted.host), _without_threads(host())),
         *_changed_files(wanted.files, loaded),
     ]
@@ -101,6 +102,8 @@ def _changed_files(wanted: Mapping[str, str], loaded: LoadedRecipe) -> list[str]
 
 def _place(name: str, loaded: LoadedRecipe) -> Path | None:
     """Return the file of a lock's name, None where it is missing."""
+    if name.startswith(MODULE):
+        return module_file(name.removeprefix(MODULE))
     places = (place_of(each, loaded.path.parent) for each in candidates(name))
     return next((path for path in places if path is not None and path.is_file()), None)
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-import cpupack
 from cpupack.artifacts import CapturedModel, FloatModel, FusedModel, Samples
+from cpupack.lock.code import imported, package_versions
 from cpupack.lock.model import Inputs
 from cpupack.lock.names import written
 from cpupack.recipe import LoadedRecipe
-from cpupack.recipe.files import named_files, place_of
+from cpupack.recipe.files import mask_of, named_files, place_of
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import hash_file
 from cpupack.wheel.tools import versions
-
-_HERE = Path(cpupack.__file__).parent
 
 
 def inputs_of(
@@ -45,7 +41,7 @@ def inputs_of(
         data["calibration"] = data_hash(calibration)
     return Inputs(
         recipe=recipe_hashes(loaded),
-        versions=versions(),
+        versions={**package_versions(loaded), **versions()},
         host=host(),
         files=dict(sorted(_files(loaded, calibration, evaluation))),
         model=model_hashes,
@@ -115,9 +111,12 @@ def _files(loaded: LoadedRecipe, calibration: Samples | None, evaluation: Sample
     """Yield (name, SHA-256) of every file that the build read, named as the recipe does."""
     directory = loaded.path.parent
     named = {each.name for each in named_files(loaded.recipe, directory)}
-    for name in {*named, *_images(calibration), *_images(evaluation), *_imported(loaded)}:
+    for name in {*named, *_images(calibration), *_images(evaluation), *_masks(loaded, evaluation)}:
         path = place_of(name, directory)
         if path is not None and path.is_file():
+            yield written(name), hash_file(path)
+    for name, path in imported(loaded).items():
+        if path.is_file():
             yield written(name), hash_file(path)
 
 
@@ -127,16 +126,11 @@ def _images(samples: Samples | None) -> Iterator[str]:
         yield from (f"{directory.rstrip('/')}/{name}" for name in (*samples.names, *samples.skipped))
 
 
-def _imported(loaded: LoadedRecipe) -> Iterator[str]:
-    """Yield the user's own modules that are loaded: those beside the recipe and below."""
-    base = loaded.path.parent.resolve()
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py"):
-            continue
-        path = Path(file).resolve()
-        if path.is_relative_to(base) and not path.is_relative_to(_HERE) and "site-packages" not in path.parts:
-            yield path.relative_to(base).as_posix()
+def _masks(loaded: LoadedRecipe, evaluation: Samples) -> Iterator[str]:
+    """Yield the masks of the images that were read: the targets of a metric on segmentations."""
+    kind, _, directory = (loaded.recipe.evaluation.targets or "").partition(":")
+    if kind == "masks":
+        yield from (mask_of(directory, name) for name in evaluation.names)
 
 
 def _sha256(text: str) -> str:

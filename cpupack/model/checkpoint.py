@@ -6,7 +6,6 @@ if the result is exactly the module's own names.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError
+from cpupack.model.checkpoint_tables import AVERAGED, WRAPPERS, Table, joined, looser, tables_of, words
 from cpupack.model.fit import Fit, Own, dtypes_converted, fit, is_extra, listed, problem_lines
 from cpupack.model.weight_files import SAVE_TENSORS, describe_raw, shard_hint
 
@@ -40,36 +40,8 @@ PLAIN_KEYS = frozenset(
 """Keys under which checkpoints keep a state dict."""
 _PREFIXES = frozenset({"module", "model", "net", "network", "_model", "online_model"})
 """Attributes that hold the model. Tensors next to them belong to the training (a loss, a metric)."""
-_AVERAGED = frozenset({"ema", "swa", "averaged", "shadow", "polyak"})
-"""Words in a key or prefix that mean a running average of the weights."""
-_NOT_WEIGHTS = frozenset(
-    {
-        "optimizer",
-        "optimizers",
-        "optim",
-        "opt",
-        "scheduler",
-        "grad",
-        "grads",
-        "scaler",
-        "rng",
-        "exp",
-        "momentum",
-    }
-)
-_WRAPPERS = {
-    "_orig_mod": "torch.compile",
-    "_fsdp_wrapped_module": "FSDP",
-    "_fpw_module": "FSDP",
-    "_forward_module": "Lightning Fabric",
-    "_original_module": "Lightning Fabric",
-    "_checkpoint_wrapped_module": "activation checkpointing",
-}
-"""Private attributes in which wrappers keep a module. They may appear anywhere in a name."""
 _COUNT = "n_averaged"
 """What torch's AveragedModel counts beside its weights."""
-_DEEPEST = 4
-_WORDS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -82,19 +54,10 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Tensors in a file. ``path`` has the keys that lead to them, ``removed`` the name parts that wrappers added."""
-
-    path: tuple[str, ...]
-    tensors: dict[str, torch.Tensor]
-    removed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class _Offer:
     """Tensors of a table under one prefix, and how they fit. ``added``: the module has the prefix, the file has not."""
 
-    table: _Table
+    table: Table
     prefix: str
     fit: Fit
     left: tuple[str, ...] = ()
@@ -109,7 +72,7 @@ class _Offer:
 
     @property
     def known(self) -> bool:
-        keys = [key for key in self.table.path if not words(key) & _AVERAGED]
+        keys = [key for key in self.table.path if not words(key) & AVERAGED]
         return all(key in PLAIN_KEYS for key in keys)
 
 
@@ -126,7 +89,7 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
             hint='load it in the factory, with weights = "factory"',
         )
     own = Own(module)
-    tables = list(_tables(raw, own))
+    tables = list(tables_of(raw, own))
     if not tables:
         raise _no_weights(raw, path)
     empty = [name for table in tables for name, value in table.tensors.items() if value.is_meta]
@@ -139,7 +102,7 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
     good = [offer for offer in offers if offer.fit.loads]
     good += _completed(offers, good, own)
     if not good:
-        other = [*_looser(tables, own), *_joined(raw, own)]
+        other = [*looser(tables, own), *joined(raw, own)]
         good = [offer for table in other for offer in _offers(table, own, raw, optional) if offer.fit.loads]
     if not good:
         good = list(_renamed(module, offers))
@@ -170,83 +133,10 @@ def take(raw: Any, module: nn.Module, choice: str | None, path: Path, *, optiona
     return Taken(taken.fit.state, tuple(_notes(taken, others, own, raw)), warnings)
 
 
-def words(key: str) -> set[str]:
-    """Return the words of a key in lower case: ``model_ema`` and ``modelEMA`` both give "model" and "ema"."""
-    return {word.lower() for word in _WORDS.findall(key)}
-
-
-# --- where the tensors are
-
-
-def _tables(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
-    if isinstance(raw, list | tuple) and path and words(path[-1]) & _AVERAGED:
-        yield from _unnamed(raw, own, path)
-    if not isinstance(raw, Mapping) or len(path) > _DEEPEST:
-        return
-    entries = {str(key): value for key, value in raw.items() if isinstance(key, str)}
-    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        yield _without_wrappers(_Table(path, tensors), own)
-    for key, value in entries.items():
-        if not words(key) & _NOT_WEIGHTS:
-            yield from _tables(value, own, (*path, key))
-
-
-def _joined(raw: Any, own: Own, path: tuple[str, ...] = ()) -> Iterator[_Table]:
-    """Yield the tensors of mappings that hold a separate state dict for each part of the model."""
-    if not isinstance(raw, Mapping) or len(path) > 1:
-        return
-    parts = {key: value for key, value in raw.items() if isinstance(key, str) and isinstance(value, Mapping)}
-    tensors = {
-        f"{key}.{name}": value
-        for key, part in parts.items()
-        if not words(key) & _NOT_WEIGHTS
-        for name, value in part.items()
-        if isinstance(value, torch.Tensor) and isinstance(name, str)
-    }
-    if tensors:
-        yield _without_wrappers(_Table(path, tensors), own)
-    for key, part in parts.items():
-        yield from _joined(part, own, (*path, key))
-
-
-def _unnamed(values: Any, own: Own, path: tuple[str, ...]) -> Iterator[_Table]:
-    """Give names to a list of averaged parameters (torch_ema), which has the order of ``parameters()``."""
-    found = [value for value in values if isinstance(value, torch.Tensor)]
-    if found and len(found) == len(values) == len(own.trained):
-        pairs = list(zip(own.trained, found, strict=True))
-        if all(value.shape == own.state[name].shape for name, value in pairs):
-            yield _Table(path, dict(pairs))
-
-
-def _without_wrappers(table: _Table, own: Own, also: frozenset[str] = frozenset()) -> _Table:
-    """Remove the parts of names that wrappers add, unless the module itself has such parts."""
-    used = {part for name in own.state for part in name.split(".")}
-    droppable = (set(_WRAPPERS) | also) - used
-    removed: list[str] = []
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in table.tensors.items():
-        parts = name.split(".")
-        kept = ".".join(part for part in parts if part not in droppable)
-        if not kept or kept in tensors:
-            return table  # two names would become the same
-        tensors[kept] = value
-        removed += [part for part in parts if part in droppable and part not in removed]
-    return replace(table, tensors=tensors, removed=tuple(removed)) if removed else table
-
-
-def _looser(tables: list[_Table], own: Own) -> Iterator[_Table]:
-    """Yield the tables again without DistributedDataParallel's ``module`` inside names."""
-    for table in tables:
-        other = _without_wrappers(table, own, frozenset({"module"}))
-        if other is not table and "module" in other.removed:
-            yield replace(other, removed=(*table.removed, *other.removed))
-
-
 # --- which tensors fit
 
 
-def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Iterator[_Offer]:
+def _offers(table: Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Iterator[_Offer]:
     prefixes = {""}
     for name in table.tensors:
         parts = name.split(".")
@@ -260,7 +150,7 @@ def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Ite
         outside = [name for name in table.tensors if not name.startswith(prefix) and not is_extra(name)]
         found = fit(inside, own)
         parts = [*prefix.split(".")[:-1], *table.path]
-        averaged = any(words(part) & _AVERAGED for part in parts) or _COUNT in table.tensors
+        averaged = any(words(part) & AVERAGED for part in parts) or _COUNT in table.tensors
         if isinstance(raw, Mapping) and "current_model_state" in raw and table.path == ("state_dict",):
             averaged = (
                 True  # Lightning's WeightAveraging stores the average there, and the plain weights under another key
@@ -276,7 +166,7 @@ def _offers(table: _Table, own: Own, raw: Any, optional: tuple[str, ...]) -> Ite
 def _may_stand_alone(prefix: str, raw: Any) -> bool:
     """Whether tensors outside a prefix belong to the training, and not to a larger model."""
     parts = prefix.split(".")[:-1]
-    if all(part in _PREFIXES or words(part) & _AVERAGED for part in parts):
+    if all(part in _PREFIXES or words(part) & AVERAGED for part in parts):
         return True
     return _is_lightning(raw) and len(parts) == 1
 
@@ -285,7 +175,7 @@ def _is_lightning(raw: Any) -> bool:
     return isinstance(raw, Mapping) and "pytorch-lightning_version" in raw
 
 
-def _wrapped(table: _Table, own: Own) -> Iterator[_Offer]:
+def _wrapped(table: Table, own: Own) -> Iterator[_Offer]:
     """Yield an offer for each prefix that all names of the module have and that the file does not have."""
     first = next(iter(own.state), "").split(".")
     for count in range(1, len(first)):
@@ -294,7 +184,7 @@ def _wrapped(table: _Table, own: Own) -> Iterator[_Offer]:
             return
         found = fit({prefix + name: value for name, value in table.tensors.items()}, own)
         if found.loads:
-            averaged = any(words(part) & _AVERAGED for part in table.path)
+            averaged = any(words(part) & AVERAGED for part in table.path)
             yield _Offer(table, prefix, found, added=True, averaged=averaged)
 
 
@@ -366,7 +256,7 @@ def _notes(offer: _Offer, others: list[_Offer], own: Own, raw: Any) -> Iterator[
         parts.append(f"took '{'.'.join(offer.table.path)}' of {kind}")
     if offer.averaged:
         parts.append("these are averaged weights (EMA or SWA)")
-    removed = [f"{_WRAPPERS.get(part, 'DistributedDataParallel')}'s '{part}'" for part in offer.table.removed]
+    removed = [f"{WRAPPERS.get(part, 'DistributedDataParallel')}'s '{part}'" for part in offer.table.removed]
     if offer.prefix:
         parts.append(f"{'added' if offer.added else 'removed'} the prefix '{offer.prefix}'")
     if removed:

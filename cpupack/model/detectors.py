@@ -31,7 +31,7 @@ _NAMES = {"bbox_regression": BOXES, "cls_logits": SCORES, "bbox_ctrness": CENTER
 _DECODERS = {"SSD": SSD, "RetinaNet": RETINANET, "FCOS": FCOS, FASTER: FASTER_RCNN}
 """The classes of torchvision's detectors, and the arithmetic that each needs after its network."""
 _DETECTION = "torchvision.models.detection."
-_FIXED = ("box_format", "background", "scores")
+_FIXED = ("box_format", "layout", "objectness", "background", "scores")
 """Settings of [task] that a detector of torchvision brings itself."""
 _CLOSE = 1e-6
 
@@ -86,6 +86,12 @@ def detector_of(module: nn.Module, recipe: Recipe, signature: Signature) -> Dete
         return None
     model: Any = module
     source = recipe.model.source
+    if recipe.sizes is not None:
+        raise ModelError(
+            f"[sizes]: the anchors of {source} are those of one size of images",
+            hint="leave [sizes] out and give input_shape numbers; [preprocess] resizes every image to them, and "
+            "boxes are in pixels of the image",
+        )
     (spec,) = signature.inputs
     _check_size(model, spec.shape, source)
     if spec.preprocess is not None:

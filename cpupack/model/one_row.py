@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,7 +16,8 @@ from cpupack.errors import ModelError, RecipeError
 from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
 from cpupack.model.packed import padded_sequences
-from cpupack.runtime.signature import OutputSpec, TensorSpec, engine_input_shape, input_places, takes_rows
+from cpupack.runtime.signature import OutputSpec
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places, takes_rows
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64, "bool": torch.bool}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -124,7 +126,8 @@ class OneRow(nn.Module):
         tensors = self._taken_of(result)
         if len(tensors) == 1:
             return tensors[0] if self._taken[0].shape else tensors[0].reshape(-1, 1)
-        return torch.cat([each.reshape(-1, own.size) for each, own in zip(tensors, self._taken, strict=True)], dim=1)
+        # Not the size in ``taken``, which is that of one size of images.
+        return torch.cat([each.reshape(-1, math.prod(each.shape[1:])) for each in tensors], dim=1)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the outputs ``taken``, float32, for a tensor for each input."""

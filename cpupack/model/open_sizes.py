@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.one_row import OneRow
 from cpupack.recipe import Recipe
-from cpupack.runtime.open_sizes import SIDES, OpenSizes
+from cpupack.runtime.open_sizes import SIDES, OpenSizes, Terms
 from cpupack.runtime.signature import Signature
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 10, 20, 40, 7, 14, 28, 56)
@@ -32,12 +34,6 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
     table = recipe.sizes
     if table is None:
         return None
-    if signature.takes_rows or signature.gives_rows:
-        raise ModelError(
-            "[sizes] is for a model with one image and one output, and this one has "
-            f"{len(signature.inputs)} inputs and the outputs {', '.join(each.name for each in signature.outputs)}",
-            hint='keep one output: [[output]] name = "..." drop = true for each other one',
-        )
     channels, *typical = signature.inputs[0].shape
     least = list(table.min or (0, 0))
     most = list(table.max)
@@ -55,7 +51,35 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
                     f"those alone: {f'{low} or ' if low else ''}{low + steps[side]}",
                     hint="images of other sizes are filled up to the next multiple when they are predicted",
                 )
-    return OpenSizes((least[0], least[1]), (most[0], most[1]), (steps[0], steps[1]))
+    found = OpenSizes((least[0], least[1]), (most[0], most[1]), (steps[0], steps[1]))
+    if not signature.gives_rows:
+        return found
+    return dataclasses.replace(found, outputs=_outputs(module, channels, found))
+
+
+def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
+    """Return the shape of each output of a model for a sample of a batch of images."""
+    with torch.inference_mode():
+        found = module.outputs([batch]) if isinstance(module, OneRow) else [module(batch)]
+    return [tuple(each.shape[1:]) for each in found]
+
+
+def _outputs(module: nn.Module, channels: int, sizes: OpenSizes) -> tuple[tuple[Terms, ...], ...]:
+    """Return how the shape of each output changes with the size of the image."""
+    first = [-(-_SMALL // step) for step in sizes.multiple]
+    shapes = {}
+    for more in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        own = [(one + other) * step for one, other, step in zip(first, more, sizes.multiple, strict=True)]
+        shapes[more] = output_shapes(module, torch.zeros(1, channels, *own))
+    found = []
+    for corners in zip(shapes[0, 0], shapes[1, 0], shapes[0, 1], shapes[1, 1], strict=True):
+        terms = []
+        for here, below, beside, both in zip(*corners, strict=True):
+            d = both - below - beside + here
+            b, c = below - here - d * first[1], beside - here - d * first[0]
+            terms.append((here - b * first[0] - c * first[1] - d * first[0] * first[1], b, c, d))
+        found.append(tuple(terms))
+    return tuple(found)
 
 
 def _multiple(module: nn.Module, channels: int, typical: tuple[int, int], opened: list[bool]) -> int:

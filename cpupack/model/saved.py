@@ -16,9 +16,11 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from cpupack.errors import ModelError
+from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_only
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.user_code import first_line
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.files import UNREADABLE
+from cpupack.runtime.tensor_spec import TensorSpec
 
 _BATCH = 2
 _PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"
@@ -31,9 +33,15 @@ def load_exported(path: Path, source: str) -> nn.Module:
     """
     _check_file(path, source)
     try:
-        with _quiet():
+        check_archive(path)
+        with _quiet(), tensors_only():
             program = torch.export.load(path)
             module = program.module(check_guards=False)
+    except UnsafeError as error:
+        raise ModelError(
+            f"[model] source: {path} is not read, because it would run code: {error}",
+            hint=f"get the file from who made it, and export it again if it is yours, {_PYTHON}",
+        ) from error
     except Exception as error:  # torch raises errors of many classes for a damaged archive, or one of another version
         raise ModelError(
             f"[model] source: {path} cannot be read as an exported program: {first_line(error)}",
@@ -127,8 +135,12 @@ def _check_file(path: Path, source: str) -> None:
 
 
 def _exported_instead(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        exported = any("exported_program" in name or name.endswith("models/model.json") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except UNREADABLE:
+        return "the archive is damaged: copy or save it again"
+    exported = any("exported_program" in name or name.endswith("models/model.json") for name in names)
     return f'it is an exported program: source = "export:{path.name}"' if exported else _PYTHON
 
 

@@ -21,7 +21,8 @@ from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zero
 from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
 from cpupack.recipe import Output, Recipe
-from cpupack.runtime.signature import LARGEST_EXACT, OUTPUT, OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
+from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 
 _BATCH = 2
 _TRIED_COLUMNS = 32

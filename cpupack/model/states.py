@@ -12,7 +12,8 @@ from torch import nn
 
 from cpupack.errors import RecipeError
 from cpupack.model.one_row import OneRow, Taken, blank
-from cpupack.runtime.signature import OutputSpec, TensorSpec
+from cpupack.runtime.signature import OutputSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 _BATCHES = (1, 2, 3)
 """A state whose first dimension has this size by chance fails with the others."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from cpupack.errors import ModelError
 from cpupack.recipe import Task
 from cpupack.runtime.signature import Signature
-from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes
 from cpupack.runtime.tasks.spec import CLASSIFICATION, SETTINGS, TaskSpec, default_kind
 
+_IN_IMAGES = ("detection", "keypoints")
 _COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
 
 
@@ -27,6 +28,12 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
             f'[task] kind = "{task.kind}" {problem}',
             hint='set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
         )
+    if task.kind in _IN_IMAGES and all(len(each.shape) < 3 for each in signature.inputs):
+        raise ModelError(
+            f'[task] kind = "{task.kind}" has its results in pixels of an image, and the model takes '
+            f"{signature.inputs_text()}",
+            hint='set "raw" or "regression", which give the numbers as they are',
+        )
     given = task.model_dump(exclude={"kind"}, exclude_none=True)
     if applied and "scores" in SETTINGS[task.kind]:
         if given.get("scores") == "logits":
@@ -35,24 +42,44 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
                 hint='leave out apply, or set scores = "probabilities"',
             )
         given["scores"] = "probabilities"
+    if task.kind == "detection":
+        given["layout"] = _layout(task.layout, outputs)
     spec = TaskSpec.of(task.kind, **given)
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
 
 
-def check_labels(labels: tuple[str, ...], where: str, kind: str, outputs: Shapes) -> None:
+def _layout(given: str | None, outputs: Shapes) -> str:
+    """Return whether each box is a row or a column of a detector's outputs. Raises ModelError where none can tell."""
+    found = detection.layout_of(outputs)
+    if given is None and found is None:
+        (shape,) = outputs.values()
+        raise ModelError(
+            f"the model's output has shape {shape}: {shape[1]} boxes with {shape[0] - 4} scores each, or {shape[0]} "
+            f"boxes with {shape[1] - 4}?",
+            hint='set [task] layout = "columns" (a box is a column, as of YOLOv8 and later), or "rows"',
+        )
+    rows_alone = len(outputs) > 1 or next(iter(outputs.values()))[0] <= 4
+    if given is not None and rows_alone and given != found:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
+        raise ModelError(f'[task] layout = "{given}", and in {shapes} the boxes are {found}', hint="delete it")
+    return given or found or "rows"
+
+
+def check_labels(labels: tuple[str, ...], where: str, task: TaskSpec, outputs: Shapes) -> None:
     """Raise ModelError for labels whose number does not fit the outputs, or that a kind has no use for.
 
     ``where`` says where the labels are from.
     """
+    kind = task.kind
     shapes = ", ".join(str(shape) for shape in outputs.values())
     if kind == "raw":
         raise ModelError(
             f"[model] labels: {where} has {len(labels)} names, but the model's output has shape {shapes}",
             hint='labels name classes or values; set [task] kind, such as "segmentation", to say what the output is',
         )
-    count = kinds.label_count(kind, outputs)
+    count = kinds.label_count(task, outputs)
     if count is None:
         raise ModelError(f'[model] labels has no use with [task] kind = "{kind}"', hint="delete it")
     if count and len(labels) != count:

@@ -16,7 +16,7 @@ from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.layers import Whereabouts, watched
 from cpupack.model.one_row import blank
 from cpupack.model.user_code import describe_failure
-from cpupack.runtime.signature import TensorSpec, engine_input_shape, takes_rows
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 
 _BATCH = 2
 _LISTED = 6

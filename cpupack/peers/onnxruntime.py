@@ -1,11 +1,13 @@
-"""ONNX Runtime INT8: its own preprocessing of the graph, then ``quantize_static``, QDQ, per channel.
+"""ONNX Runtime INT8: its own preprocessing of the graph, then the quantizer that its documentation recommends.
 
-Types as in the docstring of ``quantize_static`` (U8 activations, S8 weights on x86-64; 7-bit weights without VNNI)
-and https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+That is ``quantize_dynamic`` for transformers and recurrent networks, and ``quantize_static``, QDQ, for others, both per
+channel. Types as in the docstring of ``quantize_static`` (U8 activations, S8 weights on x86-64; 7-bit weights without
+VNNI) and https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from cpupack.peers.job import Array, Job, PeerError
 from cpupack.peers.pools import Call, ThreadedPool
 
 _MODEL = "model.onnx"
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_ATTENTION = ("Attention", "MultiHeadAttention")
+_MOVES = ("Cast", "Dropout", "Identity", "IsNaN", "Reshape", "Where")
+"""Between a softmax and the product with the values."""
 
 
 def build(job: Job) -> str:
@@ -30,9 +36,13 @@ def build(job: Job) -> str:
     exported, prepared, made = (job.work / name for name in ("fp32.onnx", "prepared.onnx", _MODEL))
     export(job, exported)
     prepared_by = _prepare(exported, prepared)
-    if job.dynamic:
-        quantize_dynamic(prepared, made, per_channel=True, weight_type=QuantType.QInt8)
-        return f"{prepared_by}, quantize_dynamic per channel"
+    family = None if job.dynamic else family_for_dynamic(prepared)
+    if job.dynamic or family:
+        reduce = job.activation_bits < 8
+        quantize_dynamic(prepared, made, per_channel=True, reduce_range=reduce, weight_type=QuantType.QInt8)
+        weights = "7-bit weights (no VNNI)" if reduce else "S8 weights"
+        why = f" (recommended for {family})" if family else ""
+        return f"{prepared_by}, quantize_dynamic per channel, {weights}{why}"
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no annotations
         def __init__(self) -> None:
@@ -55,6 +65,27 @@ def build(job: Job) -> str:
     )
     weights = "7-bit weights (no VNNI)" if reduce else "S8 weights"
     return f"{prepared_by}, quantize_static QDQ per channel, U8 activations, {weights}, MinMax"
+
+
+def family_for_dynamic(path: Path) -> str | None:
+    """Return the family of a graph for which ``quantize_dynamic`` is recommended, None for another.
+
+    A transformer has attention (a softmax whose result is multiplied), and more products of matrices than convolutions.
+    """
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    count = Counter(each.op_type for each in nodes)
+    if any(count[each] for each in _RECURRENT):
+        return "recurrent networks"
+    softmaxes = {name for each in nodes if each.op_type == "Softmax" for name in each.output}
+    for each in nodes:
+        if each.op_type in _MOVES and each.input[0] in softmaxes:
+            softmaxes.update(each.output)
+    attends = any(count[each] for each in _ATTENTION) or any(
+        each.op_type == "MatMul" and softmaxes & set(each.input) for each in nodes
+    )
+    return "transformers" if attends and count["MatMul"] + count["Gemm"] > count["Conv"] else None
 
 
 def _prepare(exported: Path, prepared: Path) -> str:

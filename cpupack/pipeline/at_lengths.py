@@ -33,6 +33,8 @@ COMPARED = 4
 """Samples of each length that are compared."""
 SAME = 1e-3
 """Of the largest output: what FP32 outputs with and without padding may differ by. The proof of capture has it too."""
+_ROW = 16
+"""A stored row of values of pairs of positions has a multiple of so many."""
 
 
 class ShorterLengths:
@@ -63,10 +65,26 @@ class ShorterLengths:
         for number, value in enumerate(wanted):
             own = self._prepared.loaded.recipe.at_length(self._padded, value)
             at = _at(self._prepared, own, value, self.longest, self._corrected, self.found[:1])
-            quantized = quantize(at.calibrated, at.model.module, own, self._target, frozenset())
-            self.programs[value] = _program_of(quantized, value)
+            self.programs[value] = self._lowered(at.calibrated, at.model, own, value)
             self.found.append(at)
             progress.step(number + 1, len(wanted), "lengths")
+
+    def with_shared_pairs(self) -> dict[int, bytes]:
+        """Return the programs of all lengths in which they can share constants of pairs of positions.
+
+        Raises QuantizationError.
+        """
+        recipe, pitch = self._prepared.loaded.recipe, (self.longest // _ROW + 1) * _ROW
+        whole = dataclasses.replace(self._corrected, grid=(self.longest, pitch))
+        programs = {self.longest: self._lowered(whole, self._prepared.model, recipe, self.longest)}
+        for each in self.found:
+            calibrated = dataclasses.replace(each.calibrated, grid=(each.length, pitch))
+            own = recipe.at_length(self._padded, each.length)
+            programs[each.length] = self._lowered(calibrated, each.model, own, each.length)
+        return programs
+
+    def _lowered(self, calibrated: CalibratedModel, model: FloatModel, recipe: Recipe, length: int) -> bytes:
+        return _program_of(quantize(calibrated, model.module, recipe, self._target, frozenset()), length)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ it. Otherwise it has those of several lengths.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,7 @@ def _programs(
     if whole_form:
         try:
             shorter.lower(_proving(shorter.longest), progress)
-            block, form = _formed(shorter)
+            block, form = _formed(shorter, progress)
         except (NoFormError, ModelError, QuantizationError) as error:
             progress.note(f"there is no program for every length, but for several: {error}")
         else:
@@ -132,16 +132,29 @@ def _programs(
     return block, Lengths(values, tuple(offsets), inputs_of(signature), _outputs(signature, shorter.found))
 
 
-def _formed(shorter: ShorterLengths) -> tuple[bytes, Form]:
-    """Return the form of all lengths that were lowered, or of the longer half of them.
+def _formed(shorter: ShorterLengths, progress: Progress) -> tuple[bytes, Form]:
+    """Return the form of all lengths, if need be with constants of pairs of positions that all share.
+
+    Raises NoFormError.
+    """
+    try:
+        return _form_of(shorter.programs, shorter.longest)
+    except NoFormError:
+        # Products of two lengths take one length more to prove.
+        shorter.lower([each for each in (3 * shorter.longest // 4,) if each > _SHORTEST], progress)
+        return _form_of(shorter.with_shared_pairs(), shorter.longest)
+
+
+def _form_of(programs: Mapping[int, bytes], longest: int) -> tuple[bytes, Form]:
+    """Return the form of all these programs, or of the longer half of them.
 
     Short samples may be copied in another order, whose result is the same: their programs then follow from the longer
     ones, and are compared with FP32. Raises NoFormError.
     """
     try:
-        return block_of(shorter.programs)
+        return block_of(programs)
     except NoFormError:
-        return block_of({each: own for each, own in shorter.programs.items() if 2 * each > shorter.longest})
+        return block_of({each: own for each, own in programs.items() if 2 * each > longest})
 
 
 def _proving(longest: int) -> list[int]:

@@ -7,16 +7,18 @@ at one more: the program that the runner will make is the one that is lowered, a
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cpupack.accuracy import FloatArray, sqnr_db
+from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
+from cpupack.model.open_sizes import output_shapes
 from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
 from cpupack.pipeline.corrections import Corrections
@@ -27,12 +29,14 @@ from cpupack.recipe import Recipe
 from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.engine.session import Session
 from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, sizes_of
 from cpupack.stages.script import script
 
 _LEAST_DB = 6.0
-"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program."""
+"""SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program. A lower gate lowers it,
+as it does for the typical size."""
 _SAMPLES = 2
 
 
@@ -79,7 +83,7 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
     assert checked is not None
     with engine(target.engine):
-        found = _proven(scripted.path, asked, lowered, checked)
+        found = _proven(scripted.path, asked, lowered, checked, least_db(recipe, random=prepared.model.random_weights))
     progress.note(f"images of {sizes.text()}; at {asked[-1][0]} x {asked[-1][1]} the SQNR is {found:.1f} dB")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
 
@@ -93,6 +97,7 @@ class _AtSize:
     calibrated: CalibratedModel
     batch: torch.Tensor
     answers: FloatArray
+    signature: Signature
 
 
 def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: CalibratedModel) -> _AtSize:
@@ -107,11 +112,21 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     batch = some.tensor(slice(None))
     with torch.inference_mode():
         answers = model.module(batch.clone()).numpy()
-    (output,) = signature.outputs
-    signature = dataclasses.replace(signature, outputs=(dataclasses.replace(output, shape=tuple(answers.shape[1:])),))
+    shapes = output_shapes(model.module, batch)
+    assert model.sizes is not None  # the recipe has them
+    if model.sizes.outputs and shapes != list(model.sizes.shapes(*size)):
+        raise QuantizationError(
+            f"the model has no outputs for images of any size: at {size[0]} x {size[1]} they have the shapes {shapes}, "
+            f"and other sizes say {list(model.sizes.shapes(*size))}",
+            hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+        )
+    outputs = tuple(
+        dataclasses.replace(each, shape=shape) for each, shape in zip(signature.outputs, shapes, strict=True)
+    )
+    signature = dataclasses.replace(signature, outputs=outputs)
     model = dataclasses.replace(model, signature=signature)
     fused = capture_again(model, some, own, corrected)
-    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers)
+    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
 
 
 def _cut(samples: Samples, size: tuple[int, int]) -> Samples:
@@ -141,7 +156,15 @@ def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSiz
     return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
 
 
-def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize) -> float:
+def least_db(recipe: Recipe, *, random: bool) -> float:
+    """Return the least SQNR at a size that is not the typical one: random weights have none, as they have no gates."""
+    given = recipe.evaluation.min_sqnr_db
+    if given is None or isinstance(given, str) or (random and "min_sqnr_db" not in recipe.evaluation.model_fields_set):
+        return -math.inf
+    return min(given, _LEAST_DB)
+
+
+def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize, least_db: float) -> float:
     """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
     program = read_program(path)
     assert program.sized is not None
@@ -160,7 +183,11 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
             session.make_ready(size=size)
     finally:
         session.close()
-    left = sqnr_db(at.answers, found)
-    if left < _LEAST_DB:
-        raise VerificationError(f"at {asked[-1][0]} x {asked[-1][1]} INT8 leaves an SQNR of {left:.1f} dB")
+    left = worst_sqnr_db(at.signature, at.answers, found)
+    if left < least_db:
+        raise VerificationError(
+            f"[evaluation] min_sqnr_db = {least_db:g}: images of {asked[-1][0]} x {asked[-1][1]} have {left:.1f} dB",
+            hint='set [sizes] typical and the calibration data to images like those that the model will see; "off" '
+            "turns the gate off (docs/how-to/gates.md)",
+        )
     return left

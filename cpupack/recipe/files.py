@@ -69,6 +69,11 @@ def _parts(path: Path) -> list[Path]:
         return [path]
 
 
+def mask_of(directory: str, image: str) -> str:
+    """Return the mask of an image below the directory of ``masks:DIR``: a PNG of the same name."""
+    return f"{directory.rstrip('/')}/{Path(image).with_suffix('.png').as_posix()}"
+
+
 def place_of(name: str, directory: Path) -> Path | None:
     """Return the path of a ``NamedFile``'s name, None where its package is not installed."""
     try:

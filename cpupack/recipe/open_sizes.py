@@ -12,7 +12,6 @@ from cpupack.recipe.view import Check, View
 from cpupack.targets.engines import ENGINES
 
 SIDES = ("height", "width")
-_ONE_SIZE = ("detection", "keypoints")
 _EXAMPLE = '"height", "width"'
 
 
@@ -68,11 +67,6 @@ def _sizes(view: View) -> Iterator[Problem]:
             yield Problem(
                 ("input", index, "dtype"), f'"{table["dtype"]}" is not that of an image of any size', "float32"
             )
-    kind = view("task", "kind") if view.given("task") else None
-    if kind in _ONE_SIZE:
-        yield Problem(
-            ("task", "kind"), f'"{kind}" has its results in the pixels of one size, and the recipe has [sizes]'
-        )
     yield from _numbers(view, shape)
     yield from _engines(view)
 

@@ -23,7 +23,7 @@ from cpupack.recipe.tables.text import Tokenizer
 if TYPE_CHECKING:
     # They need numpy, which checking a recipe does not.
     from cpupack.runtime.images.spec import PreprocessSpec
-    from cpupack.runtime.signature import TensorSpec
+    from cpupack.runtime.tensor_spec import TensorSpec
 
 
 def _only_integer(value: object) -> object:
@@ -60,7 +60,8 @@ class Recipe(Table):
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
         """The inputs as the recipe gives them: a vocabulary that it leaves out is None. States begin with zeros."""
-        from cpupack.runtime.signature import INPUT, TensorSpec
+        from cpupack.runtime.signature import INPUT
+        from cpupack.runtime.tensor_spec import TensorSpec
 
         if self.model.input_shape is not None:
             return (TensorSpec(INPUT, _numbers(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
@@ -81,7 +82,7 @@ class Recipe(Table):
     @property
     def engine_input_shape(self) -> tuple[int, ...]:
         """Shape of one sample as the engine takes it: that of the only float32 input, else of a row of all inputs."""
-        from cpupack.runtime.signature import engine_input_shape
+        from cpupack.runtime.tensor_spec import engine_input_shape
 
         return engine_input_shape(self.input_specs)
 
@@ -113,7 +114,7 @@ class Recipe(Table):
     @property
     def engine_preprocess(self) -> PreprocessSpec | None:
         """What makes the engine's input from an image, None where it takes rows or arrays."""
-        from cpupack.runtime.signature import takes_rows
+        from cpupack.runtime.tensor_spec import takes_rows
 
         specs = self.input_specs
         return None if takes_rows(specs) else specs[0].preprocess

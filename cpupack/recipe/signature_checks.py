@@ -57,7 +57,15 @@ def _lengths(view: View) -> Iterator[Problem]:
             what = "an image" if table["shape"] else "one number for each sample"
             yield Problem(("input", index, "pad"), f"belongs to an input with positions, and this is {what}")
             continue
-        longest.add(table["shape"][0])
+        first, *rest = table["shape"]
+        if first == 1 and any(each > 1 for each in rest):
+            yield Problem(
+                ("input", index, "pad"),
+                f"is for positions, which are the first dimension of shape, and {table['shape']} has one position; "
+                "give the shape as [positions, ...], and turn it in forward: x.transpose(1, 2)",
+            )
+            continue
+        longest.add(first)
     if len(longest) > 1:
         yield Problem(
             ("input", tables[-1][0], "shape"),

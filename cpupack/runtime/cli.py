@@ -1,5 +1,5 @@
-"""The packaged model's command line: ``info | verify | predict | embed | bench | tune | plan | batch | export |
-serve``.
+"""The packaged model's command line: ``info | verify | predict | embed | bench | tune | plan | batch | stream |
+export | serve``.
 
 Argument errors, ``--help`` and ``info`` answer without importing torch. Each command imports what it needs when it is
 the one that runs: together they take longer than a first prediction.
@@ -127,6 +127,12 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
     options.add_arguments(parser)
 
 
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    from . import stream_command
+
+    stream_command.add_arguments(parser)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     from .export import command
 
@@ -151,7 +157,8 @@ def _dispatch(package_dir: Path, parser: _Parser, argv: Sequence[str] | None) ->
     if args.command is not _info:  # which shows its facts on any host, and then fails like the others
         check_family(read_manifest(package_dir))
     facts, text, code = args.command(package_dir, args)
-    say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
+    if args.json or text:  # a command that writes as it goes has no text
+        say(sys.stdout, json.dumps(to_plain(facts), indent=2, allow_nan=False) if args.json else text)
     check_family(read_manifest(package_dir))
     return int(code)
 
@@ -237,6 +244,13 @@ def _batch(package_dir: Path, args: argparse.Namespace) -> Result:
 
         found = batch.run(package_dir, options, tell)
     return found, summary.text(found), EXIT_OK
+
+
+def _stream(package_dir: Path, args: argparse.Namespace) -> Result:
+    from . import stream_command
+
+    facts, text = stream_command.run(package_dir, args)
+    return facts, text, EXIT_OK
 
 
 def _export(package_dir: Path, args: argparse.Namespace) -> Result:
@@ -356,6 +370,7 @@ _COMMANDS: dict[
         _plan,
     ),
     "batch": ("run over a directory or Parquet files, here or on a Ray cluster, and write Parquet", _add_batch, _batch),
+    "stream": ("feed a sequence chunk by chunk, and write a line of JSON for each", _add_stream, _stream),
     "export": ("write the model for programs in C and C++, which need no Python", _add_export, _export),
     "serve": ("answer requests over HTTP and gRPC, under a promise of latency", _add_serve, _serve),
 }

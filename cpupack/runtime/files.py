@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 import zipfile
 import zlib
 
@@ -32,5 +33,6 @@ UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, ValueError, EOFError, OverflowError, RuntimeError),  # RuntimeError: encrypted, or of a newer zip version
     *(KeyError, TypeError, MemoryError),  # of numpy for arrays: absent, of no type, of sizes that cannot be
     *(struct.error, zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, tokenize.TokenError),  # of numpy, which reads the head of an array as an expression
 )
 """What Python's own modules and numpy raise for an archive that is damaged, however."""

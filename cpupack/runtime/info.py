@@ -202,6 +202,8 @@ def _ends(manifest: dict[str, Any]) -> dict[str, str]:
     """Return the rows about inputs and outputs, by name where there are several."""
     if manifest["inputs"] and manifest["outputs"]:
         signature = Signature.from_dicts(manifest["inputs"], manifest["outputs"])
+        if manifest.get("sizes") is not None:
+            signature = dataclasses.replace(signature, sizes=OpenSizes.from_dict(manifest["sizes"]))
         if not signature.is_plain:
             return {"inputs": signature.inputs_text(), "outputs": signature.outputs_text()}
     return {"input": _input(manifest), "output": _output(manifest)}

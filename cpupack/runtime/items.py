@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,13 @@ import numpy as np
 
 from .arrays import load_npy
 from .errors import InputError
+from .files import UNREADABLE
 from .images.paths import check_path, path_errors
 from .rows import array_of, by_name, pack
-from .signature import Array, Floats, Signature, TensorSpec
+from .signature import Array, Floats, Signature
+from .tensor_spec import TensorSpec
+
+_UNREADABLE: tuple[type[Exception], ...] = (*UNREADABLE, AttributeError)
 
 ARCHIVE = ".npz"
 """The ending of files that hold all inputs of a sample by name."""
@@ -73,7 +76,7 @@ def read_archive(path: Path) -> dict[str, Array]:
         try:
             found = np.load(file, allow_pickle=False)
             return {name: found[name] for name in found.files}
-        except (ValueError, EOFError, KeyError, AttributeError, MemoryError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path} is not an .npz file of arrays: {error}") from error
 
 

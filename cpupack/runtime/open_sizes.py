@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,22 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 SIDES = ("height", "width")
+Terms = tuple[int, int, int, int]
+"""``(a, b, c, d)`` of a number that is ``a + b * rows + c * columns + d * rows * columns``, where rows and columns are
+the height and the width in multiples of what the model takes."""
 
 
 @dataclass(frozen=True)
 class OpenSizes:
-    """``least``, ``most`` and ``multiple`` are height and width in pixels: every multiple between is taken."""
+    """``least``, ``most`` and ``multiple`` are height and width in pixels: every multiple between is taken.
+
+    ``outputs`` has the shape of each output of a model that gives several, ``()`` for one, whose shape is the engine's.
+    """
 
     least: tuple[int, int]
     most: tuple[int, int]
     multiple: tuple[int, int]
+    outputs: tuple[tuple[Terms, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for low, high, step in zip(self.least, self.most, self.multiple, strict=True):
@@ -33,11 +40,22 @@ class OpenSizes:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OpenSizes:
         """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
-        return cls(_pair(raw["least"]), _pair(raw["most"]), _pair(raw["multiple"]))
+        outputs = tuple(tuple(terms_of(one) for one in each) for each in raw.get("outputs", ()))
+        return cls(_pair(raw["least"]), _pair(raw["most"]), _pair(raw["multiple"]), outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        return {"least": list(self.least), "most": list(self.most), "multiple": list(self.multiple)}
+        found: dict[str, Any] = {
+            "least": list(self.least), "most": list(self.most), "multiple": list(self.multiple)
+        }  # fmt: skip
+        return found | ({"outputs": [[list(one) for one in each] for each in self.outputs]} if self.outputs else {})
+
+    def shapes(self, height: int, width: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each of ``outputs`` for an image of a size."""
+        rows, columns = height // self.multiple[0], width // self.multiple[1]
+        return tuple(
+            tuple(a + b * rows + c * columns + d * rows * columns for a, b, c, d in each) for each in self.outputs
+        )
 
     def takes(self, height: int, width: int) -> bool:
         """Return whether the model takes images of a size as they are."""
@@ -86,6 +104,12 @@ def open_sizes_of(manifest: Manifest) -> OpenSizes | None:
         return OpenSizes.from_dict(manifest.sizes)
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"the sizes in the manifest are damaged: {error}") from error
+
+
+def terms_of(raw: Sequence[Any]) -> Terms:
+    """Return the terms of a number from a list of them. Raises ValueError or TypeError on damage."""
+    a, b, c, d = (int(each) for each in raw)
+    return a, b, c, d
 
 
 def _pair(raw: Any) -> tuple[int, int]:

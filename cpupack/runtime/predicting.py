@@ -10,6 +10,7 @@ from typing import Any
 from .errors import InputError
 from .manifest import Manifest, read_manifest
 from .tasks.answers import DRAWN, task_of
+from .tasks.spec import IMAGE
 from .top_k import shown_classes
 
 
@@ -106,7 +107,8 @@ def _targets(save: Path, inputs: Sequence[str], manifest: Manifest) -> list[Any]
     kind = task_of(manifest).kind
     if kind not in DRAWN:
         raise InputError(f'--save: kind "{kind}" draws nothing; {", ".join(DRAWN)} do')
-    if manifest.preprocess is None and not any(each.get("preprocess") for each in manifest.inputs):
+    takes_images = manifest.preprocess is not None or any(each.get("preprocess") for each in manifest.inputs)
+    if not takes_images and kind != IMAGE:
         raise InputError("--save: this model takes arrays, and there is no image to draw over")
     if len(inputs) == 1 and not save.is_dir():
         return [_writable(save)]

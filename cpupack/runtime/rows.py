@@ -13,7 +13,8 @@ from .arrays import MOST_FLOAT, is_finite
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
-from .signature import LARGEST_EXACT, Array, Floats, Signature, TensorSpec, batch_text, takes_rows
+from .signature import Array, Floats, Signature
+from .tensor_spec import LARGEST_EXACT, TensorSpec, batch_text, takes_rows
 
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""

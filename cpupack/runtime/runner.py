@@ -141,7 +141,7 @@ class Runner:
             items = self._tokens(items, named=many)
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
         if self.answers.needs_frames:
-            items = [_readable_twice(item) for item in items]
+            items = [_readable_twice(item, self.answers.image_name) for item in items]
         if len(items) == 1:
             batches = iter([self._spread.alone(self.load(items[0])[None])])
         else:
@@ -184,7 +184,8 @@ class Runner:
 
     def present(self, row: npt.NDArray[np.float32], frame: Frame | None, top_k: int) -> Any:
         """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
-        outputs = {name: each[0] for name, each in self.signature.unpack(row[None]).items()}
+        size = None if frame is None else (frame.input_height, frame.input_width)
+        outputs = {name: each[0] for name, each in self.signature.of_size(size).unpack(row[None]).items()}
         return self.answers.result(outputs, frame, top_k)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -212,7 +213,7 @@ class Runner:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
             batch = self._only(torch, *given.values())
-        result = self.signature.result(self._spread.outputs(batch))
+        result = self.signature.of_size(self._feed.image_size(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
         if isinstance(result, dict):
@@ -394,8 +395,13 @@ def _reopen(
     return runner
 
 
-def _readable_twice(item: Any) -> Any:
-    """Return an input that can be read for its size and again for its pixels: a file object becomes its bytes."""
+def _readable_twice(item: Any, name: str) -> Any:
+    """Return an input that can be read for its size and again for its pixels: a file object becomes its bytes.
+
+    ``name`` is the image of several inputs.
+    """
+    if isinstance(item, Mapping):
+        return {**item, name: _readable_twice(item[name], name)} if name in item else item
     if isinstance(item, str | os.PathLike) or not hasattr(item, "read"):
         return item
     from .images.preprocess import read_image

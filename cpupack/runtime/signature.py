@@ -6,6 +6,7 @@ with all inputs of the sample side by side. A model with several outputs answers
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,92 +20,25 @@ from .accuracy import sqnr_db
 from .errors import IntegrityError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
+from .open_sizes import OpenSizes, open_sizes_of
 from .proposals import in_order, nearest_rows, of_boxes
+from .tensor_spec import (
+    TensorSpec,
+    batch_text,
+    engine_input_shape,
+    input_places,
+    input_text,
+    places,
+    shape_of,
+    takes_rows,
+)
 
-DTYPES = ("float32", "uint8", "int64", "bool")
-LARGEST_EXACT = 2**24
-"""Whole numbers up to this are exact in float32, in which rows are."""
 APPLY = ("softmax", "sigmoid", "argmax")
 INPUT, OUTPUT = "input", "output"
 """Names of the only input and the only output where nobody named them."""
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input of a sample. ``shape`` has no batch dimension.
-
-    ``default`` fills an input that a caller leaves out; None means that it must be given. ``preprocess`` is set for an
-    input that is an image, ``(channels, height, width)``. Ids of an int64 or uint8 input are below ``vocabulary``, None
-    where any whole number is fine. ``vocabularies`` are those along the last dimension where they differ, as columns of
-    a table do; ``vocabulary`` is then the largest. ``pad`` is the value of positions that a sample does not have, at
-    the end of the first dimension; None where every sample has all. ``state`` is the output that has the next value of
-    this input, None for an input that is no state.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-    default: float | None = None
-    preprocess: PreprocessSpec | None = None
-    vocabulary: int | None = None
-    pad: float | None = None
-    vocabularies: tuple[int | None, ...] = ()
-    state: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"the dtype of {self.name} is {self.dtype!r}, not one of {', '.join(DTYPES)}")
-        if self.preprocess is not None and (len(self.shape) != 3 or self.dtype != "float32"):
-            raise ValueError(f"{self.name} is an image, and not float32 (channels, height, width)")
-        if self.vocabularies and len(self.vocabularies) != self.shape[-1]:
-            raise ValueError(f"{self.name} has {self.shape[-1]} values, and {len(self.vocabularies)} vocabularies")
-
-    @property
-    def size(self) -> int:
-        """Values of one sample."""
-        return math.prod(self.shape)
-
-    @property
-    def pixel_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of the pixels of an image, None for any other input."""
-        if self.preprocess is None:
-            return None
-        channels, height, width = self.shape
-        return height, width, channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "default": self.default,
-            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
-            "vocabulary": self.vocabulary,
-            "pad": self.pad,
-            "vocabularies": list(self.vocabularies),
-            "state": self.state,
-        }
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> TensorSpec:
-        """Read what ``to_dict`` wrote. Raises IntegrityError on damage."""
-        section = raw.get("preprocess")
-        preprocess = None if section is None else PreprocessSpec.from_dict(section)
-        return cls(
-            str(raw["name"]),
-            _shape(raw),
-            str(raw["dtype"]),
-            raw.get("default"),
-            preprocess,
-            raw.get("vocabulary"),
-            raw.get("pad"),
-            tuple(raw.get("vocabularies", ())),
-            raw.get("state"),
-        )
 
 
 @dataclass(frozen=True)
@@ -168,15 +102,19 @@ class OutputSpec:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OutputSpec:
         """Read what ``to_dict`` wrote."""
-        return cls(str(raw["name"]), _shape(raw), raw.get("apply"), raw.get("dim", 1), raw.get("rows_of"))
+        return cls(str(raw["name"]), shape_of(raw), raw.get("apply"), raw.get("dim", 1), raw.get("rows_of"))
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs of a model in the order of its arguments, and its outputs in the order in which it gives them."""
+    """The inputs of a model in the order of its arguments, and its outputs in the order in which it gives them.
+
+    Of a package for images of any size, ``sizes`` are these, and the shapes those of the typical size.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[OutputSpec, ...]
+    sizes: OpenSizes | None = None
 
     def __post_init__(self) -> None:
         for what, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -229,6 +167,15 @@ class Signature:
             "outputs": [each.to_dict() for each in self.outputs],
         }
 
+    def of_size(self, size: tuple[int, int] | None) -> Signature:
+        """Return the signature whose outputs have the shapes for images of a height and width, itself without one, and
+        where rows need none.
+        """
+        if size is None or self.sizes is None or not self.sizes.outputs:
+            return self
+        shapes = zip(self.outputs, self.sizes.shapes(*size), strict=True)
+        return Signature(self.inputs, tuple(dataclasses.replace(each, shape=shape) for each, shape in shapes))
+
     @cached_property
     def takes_rows(self) -> bool:
         """Whether the engine takes rows. One float input goes in as it is, ``(n, *shape)``."""
@@ -272,7 +219,7 @@ class Signature:
 
     def output_places(self) -> list[slice]:
         """Return where each output is in a row."""
-        return _places([each.size for each in self.outputs])
+        return places([each.size for each in self.outputs])
 
     def split(self, values: Floats) -> dict[str, Floats]:
         """Return the outputs as the model gives them, ``(n, *shape)`` each, from what the engine gives."""
@@ -310,17 +257,25 @@ class Signature:
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""
+        if self.sizes is not None:  # one image alone
+            (spec,) = self.inputs
+            images = " or images" if spec.preprocess is not None else ""
+            return f"{spec.name} {spec.dtype} (n, {spec.shape[0]}, height, width){images}, {self.sizes.text()}"
         return ", ".join(input_text(each) for each in self.inputs)
 
     def outputs_text(self) -> str:
         """Return the outputs in words: ``logits float32 (n, 10)``."""
-        return ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
+        found = ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
+        if self.sizes is None:
+            return found
+        return f"{found}, for images of {' x '.join(map(str, self.inputs[0].shape[-2:]))}"
 
 
 def signature_of(manifest: Manifest) -> Signature:
     """Return the inputs and outputs of a package by name. Raises IntegrityError when they are damaged."""
     if manifest.inputs and manifest.outputs:
         found = Signature.from_dicts(manifest.inputs, manifest.outputs)
+        found = dataclasses.replace(found, sizes=open_sizes_of(manifest))
     else:  # a wheel of an earlier version
         preprocess = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
         found = Signature.plain(manifest.input_shape, manifest.model["output_shape"], preprocess)
@@ -336,55 +291,6 @@ def worst_sqnr_db(signature: Signature, reference: Floats, actual: Floats) -> fl
     return min(sqnr_db(expected[name], found[name]) for name in expected)
 
 
-def takes_rows(inputs: Sequence[TensorSpec]) -> bool:
-    """Return whether the engine of a model with these inputs takes rows."""
-    return len(inputs) > 1 or inputs[0].dtype != "float32"
-
-
-def engine_input_shape(inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
-    """Return the shape of one sample as the engine of a model with these inputs takes it."""
-    return (sum(each.size for each in inputs),) if takes_rows(inputs) else inputs[0].shape
-
-
-def input_places(inputs: Sequence[TensorSpec]) -> list[slice]:
-    """Return where each input is in a row of them all."""
-    return _places([each.size for each in inputs])
-
-
-def input_text(spec: TensorSpec) -> str:
-    """Return an input in words, with what is special about it."""
-    words = [f"{spec.name} {spec.dtype} {batch_text(spec.shape)}"]
-    if spec.preprocess is not None:
-        words.append("or images")
-    if (ids := ids_text(spec)) is not None:
-        words.append(ids)
-    if spec.default is not None:
-        words.append(f"else {default_text(spec)}")
-    if spec.state is not None:
-        words.append(f"(a state; next: {spec.state})")
-    return " ".join(words)
-
-
-def ids_text(spec: TensorSpec) -> str | None:
-    """Return which ids an input takes, in words: ``from 0 to 9``; None where any whole number is fine."""
-    if spec.vocabularies:
-        largest = ", ".join("any number" if each is None else str(each - 1) for each in spec.vocabularies)
-        return f"from 0 to at most [{largest}]"
-    return None if spec.vocabulary is None else f"from 0 to {spec.vocabulary - 1}"
-
-
-def default_text(spec: TensorSpec) -> str:
-    """Return a default as text: ``True`` for a truth value, ``7`` for a whole number."""
-    assert spec.default is not None
-    value: Any = spec.default if spec.dtype == "float32" else int(spec.default)
-    return str(bool(value)) if spec.dtype == "bool" else f"{value:g}" if spec.dtype == "float32" else str(value)
-
-
-def batch_text(shape: Sequence[int]) -> str:
-    """Return the shape of a batch as text: ``(n, 3, 32, 32)``."""
-    return f"({', '.join(['n', *map(str, shape)])}{'' if shape else ','})"
-
-
 def softmax(values: Floats, dim: int) -> Floats:
     """Return the softmax over a dimension."""
     exponents = np.exp(values.astype(np.float64) - values.max(axis=dim, keepdims=True))
@@ -395,18 +301,3 @@ def sigmoid(values: Floats) -> Floats:
     """Return 1 / (1 + exp(-x)), without an overflow for large magnitudes."""
     small = np.exp(-np.abs(values.astype(np.float64)))
     return np.asarray(np.where(values >= 0, 1.0, small) / (1.0 + small), np.float32)
-
-
-def _places(sizes: Iterable[int]) -> list[slice]:
-    places, first = [], 0
-    for size in sizes:
-        places.append(slice(first, first + size))
-        first += size
-    return places
-
-
-def _shape(raw: Mapping[str, Any]) -> tuple[int, ...]:
-    shape = raw["shape"]
-    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError(f"the shape of {raw['name']} is {shape!r}")
-    return tuple(shape)

@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from . import rows
 from .errors import InputError, RunnerError
-from .signature import Array, Floats, Signature, batch_text
+from .signature import Array, Floats, Signature
+from .tensor_spec import batch_text
+
+NO_STATE = (
+    "this model keeps no state, so it has no streams; [model] stream = true in its recipe, or state in an [[input]], "
+    "makes a wheel that does"
+)
+"""What is said of streams of a model without one."""
 
 
 class Stream:
@@ -34,10 +41,7 @@ class Stream:
         self._signature, self._run, self._check_finite = signature, run, check_finite
         self._specs = {spec.name: (spec, output) for spec, output in signature.states}
         if not self._specs:
-            raise InputError(
-                "this model keeps no state, so it has no streams; [model] stream = true in its recipe, or state in an "
-                "[[input]], makes a wheel that does"
-            )
+            raise InputError(NO_STATE)
         self._one_at_a_time = threading.Lock()
         self._state: dict[str, Array] = {} if state is None else self._checked(state)
 

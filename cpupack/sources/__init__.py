@@ -6,7 +6,7 @@ from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.runtime.text.spec import TextInput
 from cpupack.sources import arrays, factory, images, synthetic, texts
 from cpupack.sources.request import Request

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import numpy.typing as npt
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.model.fit import listed
+from cpupack.runtime.files import UNREADABLE
 from cpupack.runtime.magic import HEAD_BYTES, recognized
 from cpupack.sources.named import only_plain, rows_of_arrays
 from cpupack.sources.request import Array, Request, floats_of, pixels_of, warn_of_raw_pixels
@@ -108,7 +107,7 @@ def _load(path: Path, names: list[str], request: Request) -> tuple[dict[str, Arr
             opened.seek(0)
             loaded = np.load(opened, allow_pickle=False)
             return {key: loaded[key] for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded}, loaded.files
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         objects = "Object arrays" in str(error)
         raise CalibrationError(
             f"{request.spec}: {path} cannot be read as .npz: "

@@ -13,7 +13,8 @@ from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.rows import batch_of, by_name, flat, random_batch
-from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature, TensorSpec, engine_input_shape, input_text
+from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_text
 from cpupack.sources.request import Array, Floats, Request, pixels_of
 
 _ROWS_AT_ONCE = 256

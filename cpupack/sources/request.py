@@ -20,7 +20,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
-from cpupack.runtime.signature import TensorSpec, engine_input_shape, takes_rows
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
 from cpupack.runtime.text.spec import TextInput
 
 Array = npt.NDArray[Any]

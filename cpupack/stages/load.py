@@ -22,6 +22,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.labels import LabelsError, read_labels
 from cpupack.recipe.names import KNOWN_LABELS
 from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks.spec import TaskSpec
 
 
 def load(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
@@ -73,7 +74,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=macs,
         fp32_bytes=_state_bytes(module),
-        labels=_labels(loaded, task.kind, signature, weights, progress),
+        labels=_labels(loaded, task, signature, weights, progress),
         task=task,
         tokenizer=text,
         channels_last=channels_last,
@@ -87,7 +88,7 @@ def _state_bytes(module: torch.nn.Module) -> int:
 
 
 def _labels(
-    loaded: LoadedRecipe, kind: str, signature: Signature, weights: LoadedWeights, progress: Progress
+    loaded: LoadedRecipe, task: TaskSpec, signature: Signature, weights: LoadedWeights, progress: Progress
 ) -> tuple[str, ...] | None:
     spec = loaded.recipe.model.labels
     if spec is None:
@@ -104,7 +105,7 @@ def _labels(
         where = str(path)
     else:
         labels, where = tuple(spec), "the list"
-    check_labels(labels, where, kind, {each.name: each.result_shape for each in signature.outputs})
+    check_labels(labels, where, task, {each.name: each.result_shape for each in signature.outputs})
     if weights.random:
         progress.note("the wheel has labels, but with random weights the predictions mean nothing")
     return labels

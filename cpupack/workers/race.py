@@ -19,7 +19,7 @@ import torch
 
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.rows import random_engine_input
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 
 _TWICE, _CLEARLY = 2.0, 1.25
 """A model leaves the race after two rounds if another was faster by the first factor in both, else by the second."""

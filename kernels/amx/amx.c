@@ -20,6 +20,7 @@ TARGET_AVX512_BEGIN
 #include "operators/moves.inc"
 #include "operators/resample.inc"
 #include "operators/depthwise.inc"
+#include "operators/depthwise_cells.inc"
 #include "avx512/depthwise_3x3.inc"
 #include "operators/float_walks.inc"
 #include "operators/float_functions.inc"

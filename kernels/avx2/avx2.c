@@ -17,6 +17,7 @@
 #include "operators/moves.inc"
 #include "operators/resample.inc"
 #include "operators/depthwise.inc"
+#include "operators/depthwise_cells.inc"
 #include "avx2/depthwise.inc"
 #include "operators/float_walks.inc"
 #include "operators/float_functions.inc"

@@ -39,7 +39,7 @@ enum cpupack_op {
     OP_QUANTIZE = 17,    /* values as codes; the walk's last three sizes are height, width and channels */
     OP_FLOAT_MAP = 18,   /* functions of one value or of two, value by value; any order of either */
     OP_FLOAT_REDUCE = 19,
-    OP_FLOAT_NORMALIZE = 20, /* a softmax, or a LayerNorm and its like */
+    OP_FLOAT_NORMALIZE = 20, /* a softmax, a LayerNorm and its like, or a running sum */
     OP_FLOAT_MATMUL = 21,    /* the walk's last three sizes are rows, columns and the length of the sums */
     OP_FLOAT_WINDOWS = 22,   /* a convolution, or a pool */
     OP_FLOAT_GATHER = 23,    /* values by a list of their places; `scale` where the place is -1 */
@@ -232,7 +232,8 @@ enum cpupack_norm {
     NORM_LOG_SOFTMAX = 1,
     NORM_LAYER = 2, /* (x - mean) / root(variance + scale) * second operand + third */
     NORM_ROOT_MEAN_SQUARE = 3,
-    NORM_FACTORS = 4, /* OP_FLOAT_CODES alone: x * second operand */
+    NORM_FACTORS = 4,     /* OP_FLOAT_CODES alone: x * second operand */
+    NORM_RUNNING_SUM = 5, /* OP_FLOAT_NORMALIZE alone: the sum of the values up to each, in float64 */
 };
 
 /* OP_FLOAT_WINDOWS: sizes are height, width and channels of the input, then of the result. The weights are at `scales`,

@@ -121,7 +121,8 @@ static int reduced_out_fits(const struct cpupack_walk *walk, int64_t values) {
 
 static int norm_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int64_t terms = constants_from(layer, layer->spec->biases);
-    if (walk->kind < 0 || walk->kind > NORM_ROOT_MEAN_SQUARE || walk->kept < 0 || walk->kept > DIMENSIONS)
+    if (walk->kind < 0 || walk->kind > NORM_RUNNING_SUM || walk->kind == NORM_FACTORS || walk->kept < 0 ||
+        walk->kept > DIMENSIONS)
         return 0;
     return !(layer->spec->flags & FLAG_CONSTANT) ||
            (second_fits(layer, walk) && steps_fit(walk->sizes, DIMENSIONS, walk->in2_first, walk->in2_steps, terms));

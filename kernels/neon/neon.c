@@ -19,6 +19,7 @@
 #include "operators/moves.inc"
 #include "operators/resample.inc"
 #include "operators/depthwise.inc"
+#include "operators/depthwise_cells.inc"
 #include "neon/depthwise.inc"
 #include "operators/float_walks.inc"
 #include "operators/float_functions.inc"

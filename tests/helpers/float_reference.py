@@ -285,6 +285,8 @@ def normalize(
         powers = exp(shifted)
         sums = row_sum(powers)[..., None]
         return powers / sums if kind is Norm.SOFTMAX else shifted - log(sums)
+    if kind is Norm.RUNNING_SUM:
+        return f4(np.cumsum(x, -1, dtype=np.float64))
     length = np.float32(x.shape[-1])
     mean = row_sum(x)[..., None] / length if kind is Norm.LAYER else np.zeros((*x.shape[:-1], 1), np.float32)
     centred = x - mean

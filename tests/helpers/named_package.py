@@ -10,7 +10,8 @@ import numpy as np
 
 from cpupack.runtime.files import GOLDEN_NAME, MODEL_NAME
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.tiny_package import keep_manifest, write_package
 
 SIGNATURE = Signature(

@@ -77,12 +77,25 @@ class Squeezed(nn.Module):
         return result
 
 
+class Normalized(nn.Module):
+    """A norm of groups in FP32, whose places are counted at each size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.two(F.relu(self.norm(self.one(x))))
+        return result
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     **{mode: partial(UNet, mode) for mode in ("transposed", "nearest", "nearest-exact", "bilinear", "corners")},
     "shuffled": Shuffled,
     "squeezed": Squeezed,
+    "normalized": Normalized,
 }
-MULTIPLES = {"shuffled": 1, "squeezed": 8}
+MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 
 

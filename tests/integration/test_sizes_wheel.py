@@ -21,6 +21,7 @@ from cpupack.runtime.errors import InputError
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.runner import Runner
+from cpupack.runtime.serve.model import ServedModel
 from helpers.served import Served, serving
 from helpers.tiny_recipes import Outcome
 
@@ -46,8 +47,16 @@ class Net(nn.Module):
 
     def forward(self, x):
         a = F.relu(self.a(x))
-        x = self.out(torch.cat([a, self.up(F.relu(self.b(a)))], 1))
+        b = F.relu(self.b(a))
+        x = self.out(torch.cat([a, self.up(b)], 1))
         return F.pixel_shuffle(x, self.last) if self.last > 1 else x
+
+
+class Heads(Net):
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        b = F.relu(self.b(a))
+        return {"scores": b.mean((2, 3)), "map": self.out(torch.cat([a, self.up(b)], 1)), "small": b}
 """
 PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.25, 0.25]}
 RECIPE = """
@@ -55,7 +64,7 @@ schema = 1
 [package]
 name = "open-int8"
 [model]
-source = "python:nets.py:Net"
+source = "python:nets.py:{net}"
 weights = "factory"
 kwargs = {{ last = {last} }}
 input_shape = [3, "height", "width"]
@@ -96,7 +105,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             (root / "photos").mkdir()
             for number in range(8):
                 Image.fromarray(photo(40 + number, 60 + 2 * number)).save(root / "photos" / f"{number}.png")
-            (root / "recipe.toml").write_text(RECIPE.format(kind=kind, last=2 if kind == "image" else 1))
+            (root / "recipe.toml").write_text(
+                RECIPE.format(kind=kind, last=2 if kind == "image" else 1, net="Heads" if kind == "raw" else "Net")
+            )
             with pytest.raises(SystemExit) as left:
                 main(["build", str(root / "recipe.toml"), "--no-tune", "--out", str(root)])
             assert left.value.code == 0
@@ -168,6 +179,44 @@ def test_an_upscaled_image_is_cut_to_its_own_size(built: Callable[[str], Path]) 
     with Runner(built("image")) as runner:
         for size in ((33, 47), (64, 96), (5, 9)):
             assert runner.predict(photo(*size)).pixels.shape == (2 * size[0], 2 * size[1], 3)
+
+
+def test_several_outputs(built: Callable[[str], Path], tmp_path: Path) -> None:
+    """Two images with as many pixels, and one of another size: outputs lie at other places in each row."""
+    package = built("raw")
+    images = [photo(*size) for size in ((32, 64), (64, 32), (32, 48), (33, 47))]
+    places = [(32, 64), (64, 32), (32, 48), (34, 48)]
+    shapes = [{"scores": (8,), "map": (3, *each), "small": (8, each[0] // 2, each[1] // 2)} for each in places]
+    with Runner(package) as runner:
+        rows = runner.predict(images)
+        assert [{name: each.shape for name, each in row.items()} for row in rows] == shapes
+        for image, row in zip(images[:3], rows, strict=False):
+            assert all(np.array_equal(each[0], row[name]) for name, each in runner(image[None]).items())
+            assert sqnr_db(reference(package, image), row["map"]) > 20.0
+        model = ServedModel(runner, package)
+        assert model.signature_of([png(images[3]), png(images[3])]).outputs[1].shape == (3, 34, 48)
+        with pytest.raises(InputError, match="have several sizes"):
+            model.signature_of([png(each) for each in images[:2]])
+    (tmp_path / "in").mkdir()
+    for number, image in enumerate(images):
+        (tmp_path / "in" / f"{number}.png").write_bytes(png(image))
+    batch = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")
+    assert cli.main(package, ["batch", "--from", str(tmp_path / "in"), "--to", str(tmp_path / "out")]) == 0
+    for found, row in zip(batch.read_table(tmp_path / "out").to_pylist(), rows, strict=True):
+        for name, each in row.items():
+            own = found["outputs"][name]
+            assert np.array_equal(np.float32(own["data"]).reshape(own["shape"]), each)
+    body = json.dumps({"images": [base64.b64encode(png(each)).decode() for each in images]}).encode()
+    with serving(package) as served:
+        facts = {each["name"]: each["shape"] for each in served.get("/v2/models/open-int8").json()["outputs"]}
+        assert facts == {"scores": [-1, 8], "map": [-1, 3, -1, -1], "small": [-1, 8, -1, -1]}
+        answer = served.ask("POST", "/predict", body, {"Content-Type": "application/json"})
+        assert answer.status == 200, answer.body
+        for found, row in zip(answer.json()["outputs"], rows, strict=True):
+            assert {name: tuple(each["shape"]) for name, each in found.items()} == {k: v.shape for k, v in row.items()}
+        tensor = {"name": "input", "shape": [2, 64, 32, 3], "datatype": "UINT8", "data": [images[1].tolist()] * 2}
+        given = served.infer("open-int8", {"inputs": [tensor]})
+        assert [each["shape"] for each in given.json()["outputs"]] == [[2, 8], [2, 3, 64, 32], [2, 8, 32, 16]]
 
 
 def test_commands(segmenting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

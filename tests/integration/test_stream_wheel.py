@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,8 @@ with Runner() as runner:
     assert lines == ["[(1, 160, 1), (1, 160, 1), (1, 160, 1)] ['before', 'h']", "True"]
     told = environment.run("denoise-int8", "info")
     assert "before float32 (n, 1, 8) else 0 (a state; next: before)" in " ".join(told.stdout.split())
+    chunks = np.random.default_rng(1).standard_normal((2, 8, 40)).astype(np.float32)
+    np.save(environment.root / "chunks.npy", chunks)
+    told = environment.run("words-int8", "stream", str(environment.root / "chunks.npy"))
+    found = np.array([json.loads(line)["output"] for line in told.stdout.splitlines()])
+    assert found.shape == (2, 8, 12), told.stderr

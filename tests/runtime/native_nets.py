@@ -83,6 +83,23 @@ CONVOLUTIONS = {
     "depthwise 7x7": ((1, 9, 9, 16), (16, 1, 7, 7), {"groups": 16, "pad": (3, 3), "fill": 1}),
     "depthwise 3x3 dilated": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "pad": (2, 2), "dilation": 2, "fill": 1}),
     "depthwise 3x3 stride 3": ((1, 9, 9, 16), (16, 1, 3, 3), {"groups": 16, "stride": 3}),
+    "depthwise 3x3 stride 3, dilated": (
+        (2, 13, 12, 70),
+        (70, 1, 3, 3),
+        {"groups": 70, "stride": 3, "pad": (2, 2), "dilation": 2, "fill": 6},
+    ),
+    "depthwise 5x5 dilated": (
+        (2, 9, 11, 40),
+        (40, 1, 5, 5),
+        {"groups": 40, "pad": (4, 4), "dilation": 2, "fill": 250, "table": TABLE},
+    ),
+    "depthwise 9x9 of a wide image": ((1, 4, 201, 20), (20, 1, 9, 9), {"groups": 20, "pad": (4, 4), "fill": 3}),
+    "depthwise 31x31": ((1, 5, 9, 65), (65, 1, 31, 31), {"groups": 65, "pad": (15, 15), "fill": 9, "low": 30}),
+    "depthwise 1x11": ((2, 3, 13, 33), (33, 1, 1, 11), {"groups": 33, "pad": (0, 5), "fill": 8}),
+    "depthwise 2x9 dilated": ((1, 5, 31, 20), (20, 1, 2, 9), {"groups": 20, "dilation": 3, "pad": (1, 4), "fill": 4}),
+    "depthwise 11x1": ((2, 13, 3, 33), (33, 1, 11, 1), {"groups": 33, "pad": (5, 0), "fill": 8}),
+    "depthwise 3x200": ((1, 3, 230, 64), (64, 1, 3, 200), {"groups": 64}),
+    "depthwise 1x3000": ((1, 2, 3007, 17), (17, 1, 1, 3000), {"groups": 17}),
     "depthwise 1x1": ((2, 3, 3, 129), (129, 1, 1, 1), {"groups": 129}),
     "depthwise 1x3": ((2, 5, 5, 20), (20, 1, 1, 3), {"groups": 20, "pad": (0, 1), "fill": 8}),
     "clamped": ((2, 5, 5, 20), (20, 20, 1, 1), {"low": 120, "high": 200}),
@@ -319,6 +336,7 @@ def wide_average() -> Reference:
 FITTING = (
     *("1x1 dense", "1x1 odd channels", "3x3", "3x3 dilated", "7x7 stride of four channels"),
     *("many weights", "groups of 24", "groups of 5 in 7 out", "clamped", "table", "depthwise 3x3", "depthwise 5x5"),
+    *("depthwise 7x7", "depthwise 5x5 dilated", "depthwise 1x11"),
 )
 NETS: dict[str, Callable[[], Reference]] = {
     **{name: lambda name=name: convolution(name) for name in CONVOLUTIONS},

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from test_task_results import present
 
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks.raw import Raw
 from cpupack.runtime.tasks.spec import SETTINGS
+from cpupack.runtime.tensor_spec import TensorSpec
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")
@@ -61,3 +63,15 @@ def test_a_row_holds_what_predict_prints(kind: str, tmp_path: Path) -> None:
         assert schema.field("outputs").type.field("one").metadata == {b"shape": b"[2, 3]"}
     assert good == {"id": "a", "error": None, **expected}
     assert bad == {"id": "b", "error": "broken", **dict.fromkeys(expected)}
+
+
+def test_raw_outputs_of_images_of_any_size_have_shapes_of_their_own(tmp_path: Path) -> None:
+    sizes = OpenSizes((8, 8), (64, 64), (8, 8))
+    of = Signature((TensorSpec("input", (3, 8, 8)),), (OutputSpec("map", (2, 8, 8)),), sizes)
+    schema = schema_of("raw", of, pa.string(), {})
+    maps = [RANDOM((2, 8, 8)).astype(np.float32), RANDOM((2, 16, 24)).astype(np.float32)]
+    table = table_of("raw", of, [Outcome(str(i), Raw({"map": each})) for i, each in enumerate(maps)], schema)
+    pq.write_table(table, tmp_path / "t.parquet")
+    for each, row in zip(maps, pq.read_table(tmp_path / "t.parquet").to_pylist(), strict=True):
+        found = row["outputs"]["map"]
+        np.testing.assert_array_equal(np.float32(found["data"]).reshape(found["shape"]), each)

@@ -15,7 +15,8 @@ from cpupack.runtime.errors import InputError, IntegrityError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.items import load_row, parsed_values
 from cpupack.runtime.rows import by_name, pack, random_rows
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 
 SPEC = PreprocessSpec(resize=(2, 3), mean=(0.5,), std=(0.25,))
 SIGNATURE = Signature(

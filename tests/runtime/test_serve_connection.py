@@ -178,6 +178,24 @@ def test_a_head_is_known_by_every_byte_of_it() -> None:
     assert bodies(talk(SIMPLE + other + SIMPLE + other, 1000).written) == [b"/a hello", b"/z hello"] * 2
 
 
+def test_a_head_that_is_known_takes_a_body_of_any_length() -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: a\r\ncontent-length:%b\r\nX: y\r\n\r\n"
+    messages = [head % b" 5" + b"hello", head % b" 0", head % b" 12" + b"hello, world", head % b" 001" + b"a"]
+    assert bodies(talk(b"".join(messages) * 2, 1000).written) == [b"/a hello", b"/a ", b"/a hello, world", b"/a a"] * 2
+    large = b"z" * 2_000_000  # it goes the long way
+    written = bodies(talk(messages[0] + head % b" 2000000" + large + messages[0], 1000).written)
+    assert written == [b"/a hello", b"/a " + large, b"/a hello"]
+
+
+@pytest.mark.parametrize("length", [b"", b" ", b" -5", b" 5, 6", b" 5 6", b" 0x5", b" \x00"])
+def test_a_length_that_is_no_number_is_refused_also_in_a_head_that_is_known(length: bytes) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length:%b\r\n\r\n"
+    wire = talk(head % b" 5" + b"hello" + head % length + b"hello", 1000)
+    assert wire.written.count(b"HTTP/1.1 200") == 1
+    assert wire.written.count(b"HTTP/1.1 400") == 1
+    assert wire.closed
+
+
 def test_two_requests_that_look_like_one_head_are_never_known_as_one() -> None:
     """Lines that end without a carriage return may be two requests up to the first blank line that counts."""
     twice = b"GET /b HTTP/1.1\nHost: a\n\nGET /g HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -194,7 +212,7 @@ def test_the_last_request_of_a_client_closes_the_connection_also_when_it_comes_a
 def test_there_is_a_bound_on_the_heads_that_are_known() -> None:
     desk = Desk()
     for number in range(5000):
-        desk.learn(b"%d" % number, Head(b"GET", "/", b"", {}, 0))
+        desk.learn(b"%d" % number, Head(b"GET", "/", b"", {}))
     assert 0 < len(desk.heads) <= 512
-    desk.learn(bytes(5000), Head(b"GET", "/", b"", {}, 0))
+    desk.learn(bytes(5000), Head(b"GET", "/", b"", {}))
     assert bytes(5000) not in desk.heads

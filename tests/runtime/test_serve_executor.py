@@ -22,7 +22,7 @@ from cpupack.runtime.errors import InputError, RunnerError
 from cpupack.runtime.runner import Runner
 from cpupack.runtime.serve.executor import Executor
 from cpupack.runtime.serve.line import Job
-from cpupack.runtime.serve.model import TENSOR, Data, ServedModel
+from cpupack.runtime.serve.model import IMAGE, TENSOR, Data, ServedModel
 from cpupack.runtime.serve.request import RefusedError, Request, Urgency
 from cpupack.runtime.serve.scheduler import DEADLINE, NORMAL, Limits, Scheduler
 from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes
@@ -206,3 +206,53 @@ def test_calls_that_turn_out_to_be_long_go_to_the_threads(native_package_dir: Pa
         assert sum(ident == own for ident in found) <= 6 + 200 / 10
 
     short_calls(native_package_dir, talk)
+
+
+def test_an_error_that_nobody_expected_ends_its_request_alone(
+    native_package_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three in one call: one whose input cannot be decoded, one whose answer cannot be made, one that is fine."""
+
+    class Odd(bytes):
+        def __len__(self) -> int:
+            return 1
+
+        def __bytes__(self) -> bytes:
+            raise ZeroDivisionError("on purpose")
+
+    def fail(logits: Any, _: Request) -> Any:
+        raise IndexError("on purpose")
+
+    async def run() -> None:
+        runner = Runner(native_package_dir, threads=1, instances=1, batch_size=4)
+        table = CallTimes([CallTime(1, 0.01, 0.01), CallTime(4, 0.01, 0.01)])
+        executor = Executor(
+            ServedModel(runner, native_package_dir), Scheduler(table, 1, Limits(100, 10**9)), PrepareTimes()
+        )
+        free = threading.Event()
+
+        def hold(logits: Any, _: Request) -> int:
+            free.wait(PATIENCE_S)
+            return len(logits)
+
+        urgency = Urgency(0.0, math.inf, NORMAL)
+        first = executor.submit(pixels(executor), urgency, hold)
+        requests = [
+            executor.submit(Data(IMAGE, [Odd(b"x")]), urgency, lambda logits, _: len(logits)),
+            executor.submit(pixels(executor), urgency, fail),
+            executor.submit(pixels(executor), urgency, lambda logits, _: len(logits)),
+        ]
+        free.set()
+        assert await first.future == 1
+        with pytest.raises(RunnerError, match="the input could not be decoded"):
+            await requests[0].future
+        with pytest.raises(RunnerError, match="the answer could not be made"):
+            await requests[1].future
+        assert await requests[2].future == 1
+        assert requests[2].batch >= 2
+        await executor.close()
+
+    asyncio.run(run())
+    said = [record.getMessage() for record in caplog.records]
+    assert any("ZeroDivisionError: on purpose" in each for each in said)
+    assert any("IndexError: on purpose" in each for each in said)

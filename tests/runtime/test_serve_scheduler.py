@@ -348,6 +348,33 @@ def test_the_corrections_follow_what_is_measured_and_a_single_stall_does_not_mov
     assert table.tail == pytest.approx(10 / 12)
 
 
+def test_a_stall_teaches_little_about_the_time_of_calls() -> None:
+    table = times((1, 10, 12))
+    table.observe(1, 0.0, 2.0)  # a host that stood still for two seconds
+    assert table.expected_s(1) < 13 * MS
+
+
+def test_a_row_that_was_measured_beside_other_work_is_learnt_anew() -> None:
+    """The row of one sample says half of what it takes, that of four twice as much; decoding takes 2 ms each."""
+    table = times((1, 5, 5), (2, 13, 13), (4, 32, 32))
+    real = {1: 10, 2: 13, 3: 14.5, 4: 16}
+    generator = np.random.default_rng(0)
+    for _ in range(1200):
+        size = int(generator.integers(1, 5))
+        table.observe(size, 2 * size * MS, (real[size] + 2 * size) * generator.uniform(0.95, 1.05) * MS)
+    for size, took in real.items():
+        assert table.expected_s(size, 2 * size * MS) == pytest.approx((took + 2 * size) * MS, rel=0.08)
+    assert table.worthwhile(math.inf) >= 3  # of the table alone one sample a call serves most
+    assert times((1, 5, 5), (2, 13, 13), (4, 32, 32)).worthwhile(math.inf) == 1
+
+
+def test_a_single_size_that_is_seen_teaches_all_others() -> None:
+    table = times((1, 10, 12), (2, 15, 18))
+    for _ in range(400):
+        table.observe(2, 0.0, 30 * MS)
+    assert table.expected_s(1) == pytest.approx(20 * MS)
+
+
 def test_sizes_between_the_rows_are_interpolated_and_never_faster_than_smaller_ones() -> None:
     table = times((1, 10, 10), (4, 16, 16), (8, 12, 12))
     assert table.expected_s(2) == pytest.approx(12 * MS)
@@ -429,6 +456,35 @@ def simulate(one: Scheduler, arrivals_s: Sequence[float], promise: float, call_s
             found.refused += one.offer([each], now_s) is not None
         serve(now_s)
     return found
+
+
+def test_what_is_surely_late_would_be_refused_without_its_decoding_too() -> None:
+    """Under a load of several priorities and deadlines; most of those who are late must be known as such."""
+    one = scheduler(table=times((1, 2.0, 2.2), (2, 3.0, 3.3), (4, 5.0, 5.5), (8, 9.0, 9.9)))
+    generator = np.random.default_rng(3)
+    now_s, end_s, refused, known = 0.0, 0.0, 0, 0
+    one.take(0, 0.0)
+    for _ in range(4000):
+        now_s += float(generator.exponential(0.3 * MS))
+        one.expire(now_s)
+        if now_s >= end_s:
+            one.finish(0, end_s)
+            jobs = one.take(0, now_s).jobs
+            end_s = now_s + one.times.expected_s(max(1, len(jobs)), sum(each.prepare_s for each in jobs))
+        limit_s, priority = (50 * MS, NORMAL) if generator.random() < 0.9 else (30 * MS, int(generator.integers(1, 4)))
+        prepare_s = float(generator.uniform(0.5, 2.0)) * MS
+        each = Job(1, 1, now_s, now_s + limit_s, priority, prepare_s, None)
+        late = one.late(now_s, now_s + limit_s, priority, now_s)
+        if late is not None:
+            known += 1
+            assert late.reason == DEADLINE
+            assert late.retry_after_s > 0
+            assert one.peek(Job(1, 1, now_s, now_s + limit_s, priority, 0.0, None), now_s) is not None
+        else:
+            refusal = one.peek(each, now_s)
+            refused += refusal is not None
+            assert (one.offer([each], now_s) is None) == (refusal is None)
+    assert known > refused > 0
 
 
 @pytest.mark.parametrize("load", [0.5, 1.0, 2.0, 5.0])

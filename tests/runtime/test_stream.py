@@ -18,7 +18,10 @@ import torch
 from cpupack.runtime.errors import InputError, IntegrityError, RunnerError
 from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.runner import Runner
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.serve.model import ServedModel
+from cpupack.runtime.serve.protocol import read_request
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.named_package import write_rows_package
 from helpers.once import once
 from helpers.tiny_package import keep_manifest
@@ -153,3 +156,14 @@ def test_a_state_without_its_next_value_is_damage(package: Path, tmp_path: Path)
     told = 'the state "total" in the manifest is damaged'
     with Runner(damaged, threads=1, instances=1) as runner, pytest.raises(IntegrityError, match=told):
         runner.stream()
+
+
+def test_a_server_that_keeps_no_states_refuses_the_id_of_a_sequence(runner: Runner, package: Path) -> None:
+    """Else each chunk would be answered as if it were the first of its stream, without a word."""
+    model = ServedModel(runner, package)
+    body = '{"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}], "parameters": %s}'
+    for parameters in ("{}", '{"sequence_id": 0}', '{"sequence_id": ""}'):
+        assert model.read(read_request((body % parameters).encode(), None)).samples == 1
+    for parameters in ('{"sequence_id": 5, "sequence_start": true}', '{"sequence_id": "a"}'):
+        with pytest.raises(InputError, match=r"sequence_id is given, .* send each state .*'total'"):
+            model.read(read_request((body % parameters).encode(), None))

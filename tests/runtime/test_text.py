@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.errors import InputError, IntegrityError, TruncatedTextWarning
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.runtime.text.made_up import text_batch
 from cpupack.runtime.text.sizes import Sizes
 from cpupack.runtime.text.spec import TokenizerSpec
@@ -100,6 +101,23 @@ def test_what_is_no_text_is_named(tmp_path: Path, item: Any, said: str) -> None:
 def test_a_damaged_file_is_named(damage: bytes) -> None:
     with pytest.raises(IntegrityError, match=r"^t\.json is no tokenizer\.json"):
         Tokenizer(damage, TokenizerSpec(6, "ids"), "t.json")
+
+
+def test_a_file_without_its_special_tokens_is_named(tmp_path: Path) -> None:
+    """The library panics, which is no Exception."""
+    found = json.loads(write_tokenizer(tmp_path / "t.json").read_text())
+    found["post_processor"]["single"].append({"SpecialToken": {"id": "[XX]", "type_id": 0}})
+    with pytest.raises(IntegrityError, match=r"^t\.json is damaged: the library tokenizers makes no tokens"):
+        Tokenizer(json.dumps(found).encode(), TokenizerSpec(6, "ids"), "t.json")
+
+
+def test_a_text_that_the_library_does_not_take_is_named(tmp_path: Path) -> None:
+    found = json.loads(write_tokenizer(tmp_path / "t.json").read_text())
+    found["model"]["unk_token"] = "[NONE]"
+    tokenizer = Tokenizer(json.dumps(found).encode(), TokenizerSpec(6, "ids"), "t.json")
+    assert tokenizer.tokens("cat").ids == (CLS, id_of("cat"), SEP)
+    with pytest.raises(InputError, match="no tokens of text 3: WordLevel error"):
+        tokenizer.tokens("zebra", "text 3")
 
 
 def test_lines_of_files_are_texts_and_wrong_ones_are_named(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_model_that_is_saved_with_one_sample_gives_the_answers_of_any_batch(fo
 
 
 def test_parts_of_the_batchs_size_are_refused_with_the_line() -> None:
-    module = net(lambda n, x: torch.cat([n.conv(x), n.conv(x)]).split(x.shape[0])[0])
+    module = net(lambda n, x: torch.cat([n.conv(x), n.conv(x)]).split(x.shape[0] * 2)[0])
     with pytest.raises(
         ModelError, match=r"aten\.split\.Tensor in the model takes the size of the batch as a number"
     ) as e:

@@ -79,3 +79,20 @@ class Counter(nn.Module):
 def test_numbers_that_differ_from_call_to_call_are_refused(module: nn.Module) -> None:
     with pytest.raises(ModelError, match="a line depends on the values of a tensor"):
         capture(float_model(module), samples(SHAPE), recipe(SHAPE), SilentProgress())
+
+
+class TakesAny(nn.Module):
+    """As a decorator without ``functools.wraps``, or ``nn.DataParallel``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, *inputs: torch.Tensor, **options: object) -> torch.Tensor:
+        assert not options
+        found: torch.Tensor = self.conv(*inputs)
+        return found
+
+
+def test_forward_may_take_any_arguments() -> None:
+    captured(TakesAny())

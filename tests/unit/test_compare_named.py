@@ -15,7 +15,8 @@ from cpupack.peers.named import arrays_of, with_named_inputs
 from cpupack.peers.process import EngineFailedError
 from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.rows import pack
-from cpupack.runtime.signature import OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tensor_spec import TensorSpec
 
 SIZE = 4
 SIGNATURE = Signature(

@@ -128,18 +128,33 @@ from torch import nn
 import torch.nn.functional as F
 
 class Encoder(nn.Module):
-    def __init__(self, masked=True, tokens=False):
+    def __init__(self, masked=True, tokens=False, pairs=False):
         super().__init__()
         torch.manual_seed(0)
         self.words, self.places = nn.Embedding(50, 32), nn.Embedding(24, 32)
         self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 32)
         self.last, self.masked, self.tokens = nn.Linear(32, 4), masked, tokens
+        self.pairs, self.mix, self.near = pairs, nn.Linear(4, 4), nn.Parameter(torch.randn(47, 4))
+
+    def attend(self, q, k, v, mask, mixed):
+        size = q.shape[2]
+        apart = torch.arange(size)[None, :] - torch.arange(size)[:, None]
+        scores = q @ k.transpose(-1, -2) * 8 ** -0.5 + self.near[apart + 23].permute(2, 0, 1)
+        if mixed:  # the scores of a pair of positions go through a layer
+            scores = self.mix(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        scores = scores.masked_fill(apart.abs() > 5, -1e9).masked_fill(mask[:, None, None, :] == 0, -1e9)
+        return scores.softmax(-1) @ v
 
     def forward(self, ids, mask):
-        x = self.norm(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+        places = torch.cumsum(mask, 1) * mask if self.pairs else torch.arange(ids.shape[1])
+        x = self.norm(self.words(ids) + self.places(places.clamp(max=23)))
         q, k, v = self.qkv(x).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4).unbind(0)
         seen = mask[:, None, None, :].bool() if self.masked else None
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(2))
+        if self.pairs:
+            found = self.attend(q, k, v, mask, False) + self.attend(k, q, v, mask, True)
+        else:
+            found = F.scaled_dot_product_attention(q, k, v, seen)
+        x = x + self.out(found.transpose(1, 2).flatten(2))
         real = mask.unsqueeze(-1).float()
         pooled = (x * real).sum(1) / real.sum(1).clamp(min=1e-9)
         return {"scores": self.last(pooled), "tokens": x} if self.tokens else self.last(pooled)
@@ -161,6 +176,7 @@ pad = 1
 name = "mask"
 shape = [24]
 dtype = "int64"
+vocabulary = 2
 pad = 0
 {lengths}
 [calibration]
@@ -193,12 +209,19 @@ def built(directory: Path, kwargs: str, asked: str = SOME) -> tuple[Prepared, Co
     return prepared, contender
 
 
+ALL = tuple(range(1, LONGEST + 1))
+
+
 @needs_kernels
-@pytest.mark.parametrize(("asked", "values"), [(SOME, (4, 16, LONGEST)), ("", tuple(range(1, LONGEST + 1)))])
+@pytest.mark.parametrize(
+    ("asked", "values", "pairs"),
+    [(SOME, (4, 16, LONGEST), "false"), ("", ALL, "false"), ("", ALL, "true")],
+)
 def test_a_sample_gives_the_same_bytes_alone_and_in_any_batch(
-    tmp_path: Path, asked: str, values: tuple[int, ...]
+    tmp_path: Path, asked: str, values: tuple[int, ...], pairs: str
 ) -> None:
-    prepared, contender = built(tmp_path, "tokens = true", asked)
+    """Also with positions that are counted from the mask, and with constants and scores for pairs of positions."""
+    prepared, contender = built(tmp_path, f"tokens = true, pairs = {pairs}", asked)
     module = contender.quantized.module
     assert isinstance(module, NativeModel)
     assert module.lengths is not None

@@ -97,6 +97,7 @@ def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> Non
         ("traced", "export:net.pt", "cannot be read as an exported program", "torch.export.save"),
         ("exported", "torchscript:net.pt2", "cannot be read as TorchScript", 'source = "export:net.pt2"'),
         ("text", "export:net.pt2", "is no archive that torch has saved", ""),
+        ("damaged", "torchscript:net.pt", "cannot be read as TorchScript", "the archive is damaged"),
         ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
     ],
 )
@@ -108,6 +109,10 @@ def test_a_file_that_cannot_be_used_is_told(
         torch.export.save(torch.export.export(net, example), tmp_path / "net.pt2")
     elif name == "text":
         (tmp_path / "net.pt2").write_text("no archive")
+    elif name == "damaged":
+        save(net, tmp_path, "traced")
+        data = (tmp_path / "net.pt").read_bytes()
+        (tmp_path / "net.pt").write_bytes(data.replace(b"PK\x01\x02", b"PK\x01\x03"))
     elif name != "nothing":
         save(net, tmp_path, name)
     with pytest.raises(ModelError) as caught:

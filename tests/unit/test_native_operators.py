@@ -325,9 +325,26 @@ class Sorted(nn.Module):
         return self.out(self.norm(x.sort(2).values))
 
 
+def shifted(norm: nn.Module) -> nn.Module:
+    """Return a norm with other weights than ones and zeros."""
+    for each in norm.parameters():
+        nn.init.normal_(each, 0.5)
+    return norm
+
+
 MIXED: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, str]]] = {
     # a model, what skip names, and the layers in FP32 with a part of their reason
     "group norm": (lambda: Calls(Normalized()), [], {"function.norm": "no INT8 kernel for it"}),
+    "group norm of many channels": (
+        lambda: Calls(shifted(nn.GroupNorm(4, 24)), channels=24), [], {"function": "no INT8 kernel for it"}
+    ),
+    "instance norm of many channels": (
+        lambda: Calls(shifted(nn.InstanceNorm2d(24, affine=True)), channels=24), [],
+        {"function": "no INT8 kernel for it"},
+    ),
+    "instance norm without weights": (
+        lambda: Calls(nn.InstanceNorm2d(24), channels=24), [], {"function": "no INT8 kernel for it"}
+    ),
     "layer norm": (lambda: Calls(nn.LayerNorm([8, 8, 8])), [], {"function": "no INT8 kernel for it"}),
     "attention": (
         lambda: Calls(Attention()), [],

@@ -210,3 +210,27 @@ def test_a_layer_over_frames_that_is_skipped_stays_fp32() -> None:
     (skipped,) = (fact for fact in int8.layers if fact.name.startswith("layers.0"))
     assert skipped.precision == "fp32"
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+
+
+class Words(nn.Module):
+    """A network of characters: the words of a text are in the batch, ``(batch * words, letters, places)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters = nn.Sequential(
+            nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 8, 3, groups=2), nn.ReLU6()
+        )
+        self.wider = nn.Sequential(nn.ConvTranspose1d(8, 8, 2, stride=2), nn.Tanh(), nn.AvgPool1d(2))
+        self.end = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, words, letters, places = x.shape
+        each = self.wider(self.letters(x.reshape(n * words, letters, places)))
+        return self.end(F.adaptive_max_pool1d(each, 1).view(n, words, -1)).mean(1)
+
+
+@needs_kernels
+def test_signals_in_the_batch_are_images() -> None:
+    sqnr_db, int8, _ = lowered(Words(), (5, 4, 12))
+    assert sqnr_db > BOUND_DB
+    assert not [fact for fact in int8.layers if fact.precision == "fp32" and fact.kind != "mean"]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
 from cpupack.model.open_sizes import open_sizes
+from cpupack.model.signature import fit_signature
+from cpupack.pipeline.sizes import least_db
 from cpupack.recipe import Recipe
 from cpupack.recipe.file import parse_recipe
+from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import Signature
 from helpers.open_nets import Shuffled, Squeezed, UNet
+from helpers.tiny_models import Recorder
 
 RECIPE = """
 schema = 1
@@ -43,6 +51,26 @@ def parsed(directory: Path, *changes: tuple[str, str]) -> tuple[Recipe | None, s
     return recipe, "\n".join(text for _, text in problems)
 
 
+@pytest.mark.parametrize(
+    ("gate", "random", "least"),
+    [
+        (None, False, 6.0),
+        (None, True, -math.inf),
+        ('"off"', False, -math.inf),
+        ("3.0", False, 3.0),
+        ("3.0", True, 3.0),
+        ("30.0", False, 6.0),
+    ],
+)
+def test_other_sizes_have_the_gate_of_the_recipe(tmp_path: Path, gate: str | None, random: bool, least: float) -> None:
+    """Two samples of another size are no proof of a high bound, so that is judged at the typical size alone."""
+    more = "[calibration]" if gate is None else f"[evaluation]\nmin_sqnr_db = {gate}\n[calibration]"
+    recipe, problems = parsed(tmp_path, ("[calibration]", more))
+    assert not problems
+    assert recipe is not None
+    assert least_db(recipe, random=random) == least
+
+
 def test_the_build_works_on_the_typical_size(tmp_path: Path) -> None:
     recipe, problems = parsed(tmp_path)
     assert not problems
@@ -66,7 +94,6 @@ def test_the_build_works_on_the_typical_size(tmp_path: Path) -> None:
         ("typical = [96, 96]", "typical = [96, 96]\nmin = [128, 8]", "has the height 128, more than the typical 96"),
         ("mean = [0.5]", "crop = 96", "would give all images one size"),
         ("mean = [0.5]", "resize = [96, 96]", "would give all images one size"),
-        ("[calibration]", '[task]\nkind = "detection"\n[calibration]', "in the pixels of one size"),
         ("[calibration]", '[target.x86_64]\nengine = "onednn"\n[calibration]', "has programs for one size alone"),
     ],
 )
@@ -106,6 +133,41 @@ def test_sizes_that_are_no_multiples_name_the_nearest(tmp_path: Path) -> None:
         found(UNet("nearest"), tmp_path, ("[96, 96]", "[96, 96]\nmin = [30, 32]"))
 
 
+class Heads(nn.Module):
+    """Scores of the whole image, a map of half its size, boxes of each cell, and one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 6, 3, 2, 1), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.conv(x)
+        whole = self.last(x.mean((2, 3)))
+        return {"scores": whole, "map": x, "cells": x.flatten(2).transpose(1, 2), "number": whole[:, 0]}
+
+
+def test_each_of_several_outputs_has_a_shape_for_each_size(tmp_path: Path) -> None:
+    recipe, problems = parsed(tmp_path)
+    assert recipe is not None, problems
+    fitted = fit_signature(Heads(), "python:x", recipe, Recorder())
+    sizes = open_sizes(fitted.module, fitted.signature, recipe)
+    assert sizes is not None
+    assert sizes.multiple == (2, 2)
+    assert OpenSizes.from_dict(json.loads(json.dumps(sizes.to_dict()))) == sizes
+    signature = dataclasses.replace(fitted.signature, sizes=sizes)
+    for height, width in ((64, 64), (32, 98), (96, 34)):
+        image = torch.randn(2, 3, height, width)
+        with torch.inference_mode():
+            expected, rows = fitted.module.user(image), fitted.module(image)
+        found = signature.of_size((height, width)).unpack(rows.numpy())
+        assert {name: torch.from_numpy(each).shape for name, each in found.items()} == {
+            name: each.shape for name, each in expected.items()
+        }
+        for name, each in expected.items():
+            np.testing.assert_array_equal(found[name], each.numpy())
+    assert signature.of_size(None) is signature
+
+
 class OneSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -119,3 +181,15 @@ class OneSize(nn.Module):
 def test_a_model_of_one_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"do not grow in step with the image.*it fails"):
         found(OneSize(), tmp_path)
+
+
+def test_positions_of_a_pad_come_first(tmp_path: Path) -> None:
+    """Sound of shape (1, samples) has one position by that rule, and so one length."""
+    begin, end = RECIPE.index("input_shape"), RECIPE.index("[calibration]")
+    sound = '[[input]]\nname = "x"\nshape = [1, 800]\npad = 0\n'
+    recipe, problems = parsed(tmp_path, (RECIPE[begin:end], sound))
+    assert recipe is None
+    assert "input[0].pad: is for positions" in problems
+    assert "[1, 800] has one position" in problems
+    recipe, problems = parsed(tmp_path, (RECIPE[begin:end], sound.replace("[1, 800]", "[800, 1]")))
+    assert not problems

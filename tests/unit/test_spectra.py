@@ -44,6 +44,20 @@ class ByParts(Power):
         return torch.view_as_real(torch.stft(x, window=self.window, return_complex=True, **self.how)).pow(2).sum(-1)
 
 
+class RealAndImaginary(Power):
+    def power(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.stft(x, window=self.window, return_complex=True, **self.how)
+        return z.real**2 + z.imag**2
+
+
+class OfWindows(Power):
+    """A transform that stays torch's."""
+
+    def power(self, x: torch.Tensor) -> torch.Tensor:
+        z = torch.fft.rfft(x.unfold(1, 128, 64) * self.window)
+        return (z.real**2 + z.imag**2).transpose(1, 2)
+
+
 NETS = {
     "centred": Power(),
     "not centred": Power(center=False),
@@ -53,6 +67,7 @@ NETS = {
     "short window": Power(win_length=100),
     "odd": Power(n_fft=101, hop_length=37),
     "by parts": ByParts(),
+    "real and imaginary": RealAndImaginary(),
 }
 
 
@@ -66,7 +81,7 @@ def test_the_transform_is_captured_as_a_convolution(name: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["centred", "by parts", "short window"])
+@pytest.mark.parametrize("name", ["centred", "real and imaginary", "by parts", "short window"])
 def test_all_of_it_is_native_and_the_spectrum_is_in_fp32(name: str) -> None:
     data = samples((LENGTH,))
     model, int8 = quantized(NETS[name], "native", spec=recipe((LENGTH,)), data=data)
@@ -81,9 +96,13 @@ def test_torchs_engines_keep_it_in_fp32_too() -> None:
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 20.0
 
 
-def test_quiet_moments_are_not_lost() -> None:
+@needs_kernels
+@pytest.mark.parametrize("net", [NETS["centred"], NETS["real and imaginary"], OfWindows()])
+def test_quiet_moments_are_not_lost(net: nn.Module) -> None:
     """The second half is a thousandth as loud: 60 dB, where codes of 8 bits have 48."""
     data = samples((LENGTH,))
     data.data[:, LENGTH // 2 :] *= np.float32(1e-3)
-    model, int8 = quantized(NETS["centred"], "native", spec=recipe((LENGTH,)), data=data)
+    model, int8 = quantized(net, "native", spec=recipe((LENGTH,)), data=data)
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 25.0
+    assert {each.name for each in int8.layers if each.precision == "int8" and "conv" in each.kernel} == {"conv", "fc"}
+    assert not any("linear" in each.kernel for each in int8.layers)  # the filters

@@ -10,8 +10,9 @@ from torch import nn
 
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
-from cpupack.runtime.signature import INPUT, OutputSpec, Signature, TensorSpec
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.tasks.likeness import common_boxes, likeness, same_decisions
 from cpupack.tasks.metrics import presenter_of, task_metric
 

@@ -13,7 +13,7 @@ from cpupack.progress import SilentProgress
 from cpupack.recipe import LoadedRecipe, Recipe
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.rows import pack, random_rows
-from cpupack.runtime.signature import TensorSpec, ids_text
+from cpupack.runtime.tensor_spec import TensorSpec, ids_text
 from cpupack.stages.load import load
 
 SOURCE = """

@@ -34,7 +34,10 @@ Edge = Annotated[int, Field(ge=1, le=65_535)]
 """A height or width that an image is made to have, in pixels. 65,535 is the largest of a JPEG."""
 ImageLength = Annotated[
     PositiveInt | Literal["height", "width"],
-    Expects('an integer of at least 1, or with [sizes] "height" or "width" (docs/how-to/sizes.md)'),
+    Expects(
+        'an integer of at least 1, or with [sizes] "height" or "width" of an image; for sequences of any length the '
+        "greatest, and pad in [[input]] (docs/how-to/sizes.md)"
+    ),
 ]
 """A size of an input, or the name of a side of an image that may differ."""
 

@@ -85,7 +85,7 @@ Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Sizes(Table):
-    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image and one output, of
+    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image as its input, of
     which the native engine runs every layer.
 
     ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"`` in place of the
@@ -154,13 +154,25 @@ class Task(Table):
     )
     """``detection``: what the four numbers of a box are: two corners (``xyxy``, the default), a corner and the size, or
     the centre and the size. In pixels of the model's input, or ``_normalized`` to 0..1 of it."""
-    background: bool | None = None
-    """``detection``: whether class 0 stands for nothing. Logits then go through a softmax over all classes, else
-    through a sigmoid each."""
+    layout: Literal["rows", "columns"] | None = None
+    """``detection``: whether each box is a row of the outputs, ``(n, 4 + classes)``, or a column, ``(4 + classes, n)``
+    as of YOLOv8. Absent means what the shapes say; one output with fewer rows than columns may be either, and needs
+    it."""
+    objectness: bool | None = None
+    """``detection``: whether the first score of a box is that of any object at all, as of YOLOv3, v5, v7 and X. The
+    score of a class is then multiplied by it. An output with the name ``objectness`` needs no setting."""
+    background: bool | Literal["last"] | None = None
+    """``detection``: whether class 0 stands for nothing, or the ``last`` one, as of DETR. Logits then go through a
+    softmax over all classes, else through a sigmoid each."""
     nms_iou: Fraction | None = None
     """``detection``: a box that overlaps a better one of its class by more than this is dropped. Default 0.5, or that
-    of the torchvision model. 1 keeps all."""
+    of the torchvision model. 1 keeps all, which models without suppression want (DETR)."""
+    class_agnostic: bool | None = None
+    """``detection``: whether a box is also dropped for a better one of another class."""
     max_detections: PositiveInt | None = None
     """``detection``: boxes of an image at most. Default 100, or those of the torchvision model."""
+    coordinates: Literal["pixels", "normalized"] | None = None
+    """``keypoints``: whether x and y are in pixels of the model's input (the default), or 0..1 of it. Heat maps have
+    none."""
     skeleton: list[Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]] | None = None
     """``keypoints``: pairs of points, by their number, that a drawing joins."""

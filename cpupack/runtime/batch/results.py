@@ -1,7 +1,8 @@
 """The columns of the output: what ``predict --json`` prints for one input, with types.
 
 Numbers in structs are float64, as in JSON. Vectors and raw outputs are fixed-size lists of the model's own type, in C
-order; the field's metadata has their ``shape``. Masks and images are PNG files in a binary column. Where an input could
+order; the field's metadata has their ``shape``. Of a model for images of any size a raw output is a struct of its
+``shape`` and its ``data``. Masks and images are PNG files in a binary column. Where an input could
 not be read, ``error`` says why, and all other columns but the id are null.
 """
 
@@ -66,7 +67,8 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             return [*_SIZE, ("points", _structs(*_CLASS, *numbers))]
         case "image":
             return [*_SIZE, ("png", pa.binary())]
-    return [("outputs", pa.struct([_output(*each) for each in _outputs(signature)]))]
+    of_any_size = signature.sizes is not None
+    return [("outputs", pa.struct([_output(*each, of_any_size=of_any_size) for each in _outputs(signature)]))]
 
 
 def _structs(*fields: tuple[str, pa.DataType]) -> pa.DataType:
@@ -77,8 +79,10 @@ def _outputs(signature: Signature) -> list[tuple[str, tuple[int, ...], str]]:
     return [(each.name, each.result_shape, each.dtype) for each in signature.outputs]
 
 
-def _output(name: str, shape: tuple[int, ...], dtype: str) -> pa.Field:
+def _output(name: str, shape: tuple[int, ...], dtype: str, *, of_any_size: bool) -> pa.Field:
     number = pa.from_numpy_dtype(np.dtype(dtype))
+    if of_any_size:
+        return pa.field(name, pa.struct([("shape", pa.list_(pa.int64())), ("data", pa.list_(number))]))
     if not shape:
         return pa.field(name, number)
     return pa.field(name, pa.list_(number, math.prod(shape)), metadata={"shape": json.dumps(list(shape))})
@@ -87,7 +91,8 @@ def _output(name: str, shape: tuple[int, ...], dtype: str) -> pa.Field:
 def result_columns(kind: str, signature: Signature, outcomes: Sequence[Outcome]) -> list[pa.Array]:
     """Return the columns of ``result_fields`` for these outcomes."""
     fields = result_fields(kind, signature)
-    rows = [None if each.error is not None else _plain(each.result) for each in outcomes]
+    of_any_size = signature.sizes is not None
+    rows = [None if each.error is not None else _plain(each.result, of_any_size=of_any_size) for each in outcomes]
     return [pa.array([None if row is None else row[field.name] for row in rows], field.type) for field in fields]
 
 
@@ -115,8 +120,12 @@ def table_of(kind: str, signature: Signature, outcomes: Sequence[Outcome], schem
     )
 
 
-def _plain(result: Any) -> dict[str, Any]:
+def _plain(result: Any, *, of_any_size: bool) -> dict[str, Any]:
     """Return one result by columns."""
+    if isinstance(result, Raw) and of_any_size:
+        return {
+            "outputs": {name: {"shape": list(each.shape), "data": each.reshape(-1)} for name, each in result.items()}
+        }
     if isinstance(result, Embedding):  # its JSON would be a list of Python's numbers
         return {"embedding": result.vector}
     if isinstance(result, Raw):

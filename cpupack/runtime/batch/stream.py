@@ -75,7 +75,7 @@ class Stream:
             value = item.read()
             if self._is_ready(value):
                 self._runner.check_batch(str(value.dtype), (1, *value.shape))
-                return _Loaded(item.id, self._runner.finite(value[None])[0])
+                return _Loaded(item.id, self._runner.finite(value[None])[0], self._runner.answers.frame(value))
             if self._runner.tokenizer is not None and is_text(value):
                 tokens = self._runner.tokenizer.tokens(value)
                 return _Loaded(item.id, self._runner.load(tokens), truncated=tokens.truncated)

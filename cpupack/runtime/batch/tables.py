@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError
 from ..files import UNREADABLE
-from ..signature import Signature, TensorSpec
+from ..signature import Signature
+from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
 from .shards import Item, Listing, Shard
 

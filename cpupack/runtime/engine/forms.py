@@ -1,7 +1,8 @@
 """A form: the program of the greatest length of a sample, and what changes in it from one length to the next.
 
 Header, buffers, layers and the constants that say how a layer walks are whole numbers. Each of them changes by the same
-step for each position that a sample has more. So one program, and these steps, are the programs of all lengths. Weights
+step for each position that a sample has more. So one program, and these steps, are the programs of all lengths. Where a
+layer has values for pairs of positions, numbers are products of two lengths: then steps change too, by a bend. Weights
 and tables are the same for all, and are in memory once.
 """
 
@@ -25,11 +26,14 @@ Bytes = npt.NDArray[np.uint8]
 class Form:
     """Where a block of bytes has a form: the first ``size`` bytes of the program, and as many with ``steps``.
 
-    The program of the greatest length begins the block. The ``size`` bytes end with the constants that change.
+    The program of the greatest length begins the block. The ``size`` bytes end with the constants that change. With
+    ``bends`` as many bytes follow the steps. A number n of the greatest length is
+    n + step * away + bend * away * (away + 1) / 2 for a sample with ``away`` positions more: a negative number.
     """
 
     size: int
     steps: int
+    bends: bool = False
 
     def __post_init__(self) -> None:
         if self.size < HEADER.itemsize or self.size % ALIGNMENT or self.steps % 4 or self.steps < self.size:
@@ -46,13 +50,16 @@ class Form:
         """
         room = self.room(len(values))
         block = memory[room:]
-        if self.steps + self.size > block.size:
+        if self.steps + self.size * (1 + self.bends) > block.size:
             raise ValueError("a form goes beyond its end")
         words = block[: self.size].view("<i4")
         steps = block[self.steps : self.steps + self.size].view("<i4")
+        bends = block[self.steps + self.size : self.steps + 2 * self.size].view("<i4") if self.bends else None
         for number, value in enumerate(values[:-1]):
-            own = memory[self.size * number : self.size * (number + 1)]
-            own.view("<i4")[:] = words + steps * np.int32(value - values[-1])
+            own, away = memory[self.size * number : self.size * (number + 1)], value - values[-1]
+            own.view("<i4")[:] = words + steps * np.int32(away)
+            if bends is not None:
+                own.view("<i4")[:] += bends * np.int32(away * (away + 1) // 2)
             self._find_shared(own, room - self.size * number)
 
     def _find_shared(self, own: Bytes, distance: int) -> None:
@@ -65,12 +72,12 @@ class Form:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {"size": self.size, "steps": self.steps}
+        return {"size": self.size, "steps": self.steps} | ({"bends": True} if self.bends else {})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Form:
         """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
-        return cls(int(raw["size"]), int(raw["steps"]))
+        return cls(int(raw["size"]), int(raw["steps"]), bends=bool(raw.get("bends", False)))
 
 
 def layers_of(program: Bytes) -> tuple[npt.NDArray[Any], int]:

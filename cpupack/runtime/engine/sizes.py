@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..open_sizes import OpenSizes
+from ..open_sizes import OpenSizes, Terms, terms_of
 from . import memory_plan
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-Terms = tuple[int, int, int, int]
-"""``(a, b, c, d)`` of a number."""
 _ALIGNMENT = 64
 _TOUCHES = ("input", "input2", "output")
 
@@ -155,7 +153,7 @@ class Sizes:
             tuple(_number(each, LAYER.names) for each in raw["layers"]),
             tuple(_rule(each) for each in raw["constants"]),
             {int(number): int(count) for number, count in raw["weight_bytes"]},
-            tuple(_terms(each) for each in raw["result"]),
+            tuple(terms_of(each) for each in raw["result"]),
         )
 
     def _powers(self, height: int, width: int) -> Ints:
@@ -252,15 +250,15 @@ def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled:
     if kind is Moves:
         return Moves(layer, tuple(_run(each) for each in raw["runs"]))
     name = _known(raw["name"], CONSTANTS)
-    places, terms = tuple(int(each) for each in raw["places"]), tuple(_terms(each) for each in raw["terms"])
+    places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
         raise ValueError("the integers of a constant are damaged")
     return Integers(layer, name, int(raw["count"]), places, terms)
 
 
 def _run(raw: Mapping[str, Any]) -> Run:
-    first, step = (tuple(tuple(_terms(one) for one in move) for move in raw[each]) for each in ("first", "step"))
-    return Run(_terms(raw["blocks"]), first, step)
+    first, step = (tuple(tuple(terms_of(one) for one in move) for move in raw[each]) for each in ("first", "step"))
+    return Run(terms_of(raw["blocks"]), first, step)
 
 
 def _known(name: Any, names: Any) -> str:
@@ -271,13 +269,8 @@ def _known(name: Any, names: Any) -> str:
 
 def _number(raw: Sequence[Any], names: Any) -> Number:
     place, field, terms = raw
-    return Number(int(place), _known(field, names), _terms(terms))
+    return Number(int(place), _known(field, names), terms_of(terms))
 
 
 def _to_list(number: Number) -> list[Any]:
     return [number.place, number.field, list(number.terms)]
-
-
-def _terms(raw: Sequence[Any]) -> Terms:
-    a, b, c, d = (int(each) for each in raw)
-    return a, b, c, d

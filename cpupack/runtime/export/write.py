@@ -17,7 +17,8 @@ from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
 from ..open_sizes import open_sizes_of
-from ..signature import Signature, TensorSpec, ids_text, signature_of, takes_rows
+from ..signature import Signature, signature_of
+from ..tensor_spec import TensorSpec, ids_text, takes_rows
 from ..text.spec import spec_of
 from . import model_file
 
@@ -57,7 +58,7 @@ def export_c(
     contents: dict[str, Sequence[bytes | memoryview]] = {
         MODEL: (model_file.header(program.memory, mask), program.memory.data),
         LIBRARY: (native_library.path_for(manifest.target["cpu"]).read_bytes(),),
-        README: (_readme(manifest, spec, program).encode(),),
+        README: (_readme(manifest, spec, program, size).encode(),),
         **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
     }
     if manifest.labels is not None:
@@ -96,7 +97,7 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
         raise InputError(f"cannot write {directory}: {error.strerror or error}; name another directory") from error
 
 
-def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -> str:
+def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: tuple[int, int] | None) -> str:
     signature, output_shape = signature_of(manifest), ""
     if program.layout is not None:
         order = " of height, width and channels" if program.layout.image else ""
@@ -113,7 +114,7 @@ def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program) -
         outputs=program.outputs,
         output_shape=output_shape,
         equal="\n".join(_equal(program)),
-        output_places="".join(f"\n{line}" for line in _outputs(signature)),
+        output_places="".join(f"\n{line}" for line in _outputs(signature.of_size(size))),
     )
 
 

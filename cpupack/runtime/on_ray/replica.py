@@ -63,7 +63,8 @@ class Replica:
         now_s = time.monotonic()
         # On the node of the front its clock is this one, and what the request waited between them counts.
         arrived_s = call.arrived_s if call.node_id == self._node else now_s
-        request = HttpRequest(call.method, call.path, call.query, call.headers, arrived_s, body=b"".join(parts))
+        body = b"".join(parts)
+        request = HttpRequest(call.method, call.path, call.query, call.headers, arrived_s, len(body), body=body)
         request.complete_s = arrived_s
         answer = self._app.early(request)
         if answer is None:

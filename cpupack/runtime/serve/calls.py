@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,16 @@ Done = list[tuple[Request, Any, Exception | None]]
 
 
 class Calls:
-    """Runs calls of ``model``, and teaches ``prepare_times`` and ``observer`` how long they took."""
+    """Runs calls of ``model``, and teaches ``prepare_times`` and ``observer`` how long they took.
 
-    def __init__(self, model: ServedModel, prepare_times: PrepareTimes, observer: Observer) -> None:
-        self._model, self._prepare_times, self._observer = model, prepare_times, observer
+    ``report`` gets the traceback of an error that nobody expected. It ends the request that it comes from, and not the
+    others of the call.
+    """
+
+    def __init__(
+        self, model: ServedModel, prepare_times: PrepareTimes, observer: Observer, report: Callable[[str], None]
+    ) -> None:
+        self._model, self._prepare_times, self._observer, self._report = model, prepare_times, observer, report
         self._lock = threading.Lock()  # of the requests: parts of one may run on several instances
 
     def run(self, instance: int, jobs: Sequence[Job]) -> tuple[Done, bool]:
@@ -40,6 +47,9 @@ class Calls:
                 array = self._model.prepare(part.data)
             except (InputError, RunnerError, MemoryError) as error:
                 done.append((part.request, None, error))
+                continue
+            except Exception:  # noqa: BLE001 - reported with its traceback
+                done.append((part.request, None, self._unexpected("the input could not be decoded")))
                 continue
             now_s = time.monotonic()
             self._prepare_times.observe(part.data.kind, job.size_bytes, now_s - begin_s)
@@ -95,9 +105,16 @@ class Calls:
                 answer = request.format(_together(whole), request)
             except (InputError, RunnerError) as error:
                 done.append((request, None, error))
+            except Exception:  # noqa: BLE001 - reported with its traceback
+                done.append((request, None, self._unexpected("the answer could not be made")))
             else:
                 done.append((request, answer, None))
         return True
+
+    def _unexpected(self, what: str) -> RunnerError:
+        """Report the error that is being handled, and return the one for the client."""
+        self._report(f"{what}\n{traceback.format_exc()}")
+        return RunnerError(f"{what}; the server's log says why")
 
 
 def _together(parts: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

@@ -91,7 +91,7 @@ class Connection(asyncio.BufferedProtocol):
             request.early = self._shared.early(request)
             if request.early is None and length:
                 self._reserve(request, length)
-        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+        if b"expect" in request.headers and request.headers[b"expect"].lower() == b"100-continue":
             if request.early is not None:
                 request.keep_alive = False  # whether the body comes is the client's choice
                 self._incoming.stop()
@@ -198,20 +198,18 @@ class Connection(asyncio.BufferedProtocol):
         if transport is None:
             return
         self._last_answer = answer.close or shared.draining or not keep_alive
-        parts = [
-            STATUS_LINES[answer.status], shared.date, b"content-type: ", answer.content_type,
-            b"\r\ncontent-length: %d\r\n" % len(answer.body),
-        ]  # fmt: skip
-        for name, value in answer.headers:
-            parts += (name, b": ", value, b"\r\n")
-        parts.append(b"connection: close\r\n\r\n" if self._last_answer else b"\r\n")
+        body = answer.body
+        head = b"%b%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b" % (
+            STATUS_LINES[answer.status], shared.date, answer.content_type, len(body),
+            b"".join([b"%b: %b\r\n" % header for header in answer.headers]) if answer.headers else b"",
+            b"connection: close\r\n\r\n" if self._last_answer else b"\r\n",
+        )  # fmt: skip
         if head_only:
-            transport.write(b"".join(parts))
-        elif len(answer.body) <= _JOINED_BYTES:
-            parts.append(answer.body)
-            transport.write(b"".join(parts))
+            transport.write(head)
+        elif len(body) <= _JOINED_BYTES:
+            transport.write(head + body)
         else:
-            transport.writelines([b"".join(parts), answer.body])
+            transport.writelines([head, body])
 
     # The end.
 

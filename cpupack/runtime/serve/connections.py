@@ -6,13 +6,23 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .messages import HttpAnswer, HttpRequest
 from .reading import Desk
 
-if TYPE_CHECKING:
-    from .connection import Connection
+
+class Member(Protocol):
+    """An open connection, as all of them together see it."""
+
+    def check(self, now_s: float) -> None:
+        """Close it where it has been waiting too long."""
+
+    def close(self) -> None:
+        """Close it after what is still to be written."""
+
+    def abort(self) -> None:
+        """Cut it."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,9 @@ class Connections:
     full: Callable[[HttpRequest], HttpAnswer]
     answered: Callable[[HttpRequest, HttpAnswer], None]
     limits: ConnectionLimits
-    open: dict[Connection, None] = field(default_factory=dict)
-    idle: dict[Connection, None] = field(default_factory=dict)
-    at_work: set[Connection] = field(default_factory=set)
+    open: dict[Member, None] = field(default_factory=dict)
+    idle: dict[Member, None] = field(default_factory=dict)
+    at_work: set[Member] = field(default_factory=set)
     body_bytes: int = 0
     draining: bool = False
     date: bytes = b""

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -47,7 +48,7 @@ class Executor:
         self, model: ServedModel, scheduler: Scheduler, prepare: PrepareTimes, observer: Observer | None = None
     ) -> None:
         self.model, self.scheduler, self.prepare_times = model, scheduler, prepare
-        self._calls = Calls(model, prepare, observer or Observer())
+        self._calls = Calls(model, prepare, observer or Observer(), partial(self._loop_call, LOGGER.error))
         self._short = ShortCalls(scheduler.times)
         # After a reload the pool comes from another copy of the runtime, which may be older.
         self._runs_here = bool(getattr(model.runner.pool, "runs_in_caller", False))
@@ -85,9 +86,14 @@ class Executor:
 
     def would_refuse(self, kind: str, size_bytes: int, samples: int, urgency: Urgency) -> Refusal | None:
         """Return the refusal that such a request would get now, before its body is read."""
+        now_s = time.monotonic()
+        with self._lock:
+            refusal = self.scheduler.late(urgency.arrived_s, urgency.deadline_s, urgency.priority, now_s)
+        if refusal is not None:
+            return refusal
         job = self._job(samples, size_bytes, urgency, self.prepare_times.estimate_s(kind, size_bytes), None)
         with self._lock:
-            return self.scheduler.peek(job, time.monotonic())
+            return self.scheduler.peek(job, now_s)
 
     def submit(self, data: Data, urgency: Urgency, make_answer: Format) -> Request:
         """Admit a request, or raise RefusedError. Its future gets the answer or a RunnerError or RefusedError."""

@@ -165,7 +165,7 @@ class Calls:
             urgency = self._urgency(begin_s, asked, context)
 
             def make(logits: Any, _: Request) -> bytes:
-                outputs = model.outputs(logits, asked.outputs, binary=True)
+                outputs = model.outputs(logits, asked.outputs, data, binary=True)
                 return self._answer(model.name, model.version, asked.id, outputs)
 
             answer, served = await service.answer(data, urgency, make)

@@ -77,22 +77,18 @@ class HttpApp:
             service.check_serving()
             if service.idle:
                 return None
-            length = request.headers.get(b"content-length", b"0")
-            size = int(length) if length.isdigit() else 0
-            content_type = request.headers.get(b"content-type", b"")
-            kind = (
-                IMAGE
-                if content_type.startswith(b"image/") or (found == "predict" and service.model.takes_images)
-                else TENSOR
-            )
-            refused = service.refused_early(kind, size, self._urgency(request))
+            executor = service.executor
+            images = (found == "predict" and executor.model.takes_images) or request.headers.get(
+                b"content-type", b""
+            ).startswith(b"image/")
+            refusal = executor.would_refuse(IMAGE if images else TENSOR, request.length, 1, self._urgency(request))
         except HttpError as error:
             return error.answer()
         except UnavailableError as error:
             return self._unavailable(error)
         except InputError as error:
             return HttpAnswer(400, error_body(str(error)))
-        return None if refused is None else self._refused(request, refused.refusal)
+        return None if refusal is None else self._refused(request, refusal)
 
     def full(self, request: HttpRequest) -> HttpAnswer:
         """Return the answer to a request for whose body there is no room."""
@@ -202,7 +198,7 @@ class HttpApp:
         urgency = self._urgency(request, asked.parameters)
 
         def make(logits: Any, _: Request) -> protocol.Answer:
-            outputs = model.outputs(logits, asked.outputs, binary=asked.binary)
+            outputs = model.outputs(logits, asked.outputs, data, binary=asked.binary)
             return protocol.write_answer(model.name, model.version, asked.id, outputs)
 
         answer = await self._answer(request, data, urgency, make)
@@ -355,7 +351,7 @@ def _same(answer: HttpAnswer, request: HttpRequest) -> HttpAnswer:
 
 
 def _plain(path: str) -> str:
-    return path.rstrip("/") or "/"
+    return path if path[-1:] != "/" else path.rstrip("/") or "/"
 
 
 def _wrong_method(allowed: Any) -> HttpError:

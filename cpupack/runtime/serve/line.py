@@ -10,7 +10,7 @@ from typing import Any
 from .times import CallTimes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Job:
     """What one request adds to a call: at most as many ``samples`` as a call may have.
 
@@ -31,7 +31,7 @@ class Job:
     waiting: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Line:
     """What is predicted for all that waits: when each instance is free, and the last batch, which may have room.
 
@@ -68,7 +68,7 @@ class Line:
             if alone and fits:
                 self.samples, self.prepare_s, self.deadline_s = samples, prepare_s, deadline_s
                 job.predicted_s = self.expected_s
-                return max(self._finish_s(times, samples, prepare_s), self._worthwhile_s(job, times, now_s))
+                return self._safe_s(job, times, now_s)
             end_s = self.expected_s + times.expected_s(self.samples, self.prepare_s)
             end = end_s, self.spread2 + times.spread_s(self.samples, self.prepare_s) ** 2
             expected_s, self.spread2 = heapq.heappushpop(self.free, end)
@@ -77,18 +77,14 @@ class Line:
         self.expected_s = max(now_s, expected_s)
         self.samples, self.prepare_s, self.deadline_s = job.samples, job.prepare_s, job.deadline_s
         job.predicted_s = self.expected_s
-        finish_s = self._finish_s(times, job.samples, job.prepare_s)
-        return max(finish_s, self._worthwhile_s(job, times, now_s))
+        return self._safe_s(job, times, now_s)
 
-    def _finish_s(self, times: CallTimes, samples: int, prepare_s: float) -> float:
-        """Return the safe time of the finish of a call that begins when the last batch does."""
-        spread_s = math.sqrt(self.spread2 + times.spread_s(samples, prepare_s) ** 2)
-        return self.expected_s + times.expected_s(samples, prepare_s) + spread_s
-
-    def _worthwhile_s(self, job: Job, times: CallTimes, now_s: float) -> float:
-        """Return when a call of a worthwhile size would be over if the last batch were one; 0 if it begins now."""
-        if self.expected_s <= now_s:
-            return 0.0
-        each_s = self.prepare_s / self.samples
-        size = times.worthwhile(job.deadline_s - job.arrived_s, each_s)
-        return self._finish_s(times, size, each_s * size)
+    def _safe_s(self, job: Job, times: CallTimes, now_s: float) -> float:
+        """Return when the last batch is over in 99 of 100 cases; if it has to wait, of a worthwhile size at least."""
+        samples, prepare_s = self.samples, self.prepare_s
+        if self.expected_s > now_s:
+            each_s = prepare_s / samples
+            size = times.worthwhile(job.deadline_s - job.arrived_s, each_s)
+            if size > samples:  # else it ends no later
+                samples, prepare_s = size, each_s * size
+        return times.finish_s(self.expected_s, self.spread2, samples, prepare_s)

@@ -14,11 +14,12 @@ STATUS_LINES = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for
 Header = tuple[bytes, bytes]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class HttpRequest:
     """A request whose headers are there, and later its body. Names of headers are in lower case.
 
     ``arrived_s`` is when its headers were there, ``complete_s`` when its body was; on the clock ``time.monotonic``.
+    ``length`` is the size of the body as the headers announce it, 0 where they do not.
     ``route`` is ``predict`` or ``infer`` once that is known. ``reserved_bytes`` is what its body counts for until it is
     answered. ``early`` is its answer if that does not depend on its body; ``answered`` says that this was written
     before the body was there. ``on_gone`` is called when the client closes the connection before the answer.
@@ -30,6 +31,7 @@ class HttpRequest:
     query: bytes
     headers: dict[bytes, bytes]
     arrived_s: float
+    length: int = 0
     client: str = ""
     body: bytes | bytearray = b""
     complete_s: float = 0.0

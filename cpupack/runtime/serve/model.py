@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
-from ..files import GOLDEN_NAME
+from ..files import GOLDEN_NAME, UNREADABLE
 from ..runner import Runner
-from ..signature import OutputSpec, TensorSpec
+from ..signature import OutputSpec, Signature
+from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
 from .named import DATATYPES, Sample, rows_of
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
@@ -74,6 +75,7 @@ class ServedModel:
         self.kind = runner.answers.spec.kind
         self.named = signature.takes_rows
         self.takes_text = runner.tokenizer is not None
+        self._states = [spec.name for spec, _ in signature.states]
         self.classifies = signature.is_plain and len(signature.outputs[0].shape) == 1
         self.inputs = tuple(
             TensorFacts(each.name, "UINT8" if each.pixel_shape else DATATYPES[each.dtype], (-1, *self._given(each)))
@@ -101,7 +103,23 @@ class ServedModel:
 
     def _result(self, spec: OutputSpec) -> tuple[int, ...]:
         """Return the shape of an output for one sample, -1 where it changes with the size of the image."""
-        return spec.result_shape if self.runner.sizes is None else spec.result_of(self.runner.result_shape())
+        sizes = self.runner.sizes
+        if sizes is None:
+            return spec.result_shape
+        if not sizes.outputs:
+            return spec.result_of(self.runner.result_shape())
+        terms = sizes.outputs[self.signature.outputs.index(spec)]
+        return spec.result_of(tuple(-1 if any(each[1:]) else each[0] for each in terms))
+
+    def signature_of(self, items: npt.NDArray[Any] | Sequence[Any]) -> Signature:
+        """Return the signature with the shapes of outputs for these samples. Raises InputError for several sizes."""
+        if self.runner.sizes is None or not self.runner.sizes.outputs:
+            return self.signature
+        frames = [self.runner.answers.frame(_alone(item)) for item in items]
+        sizes = {(each.input_height, each.input_width) for each in frames if each is not None}
+        if len(sizes) > 1:
+            raise InputError(_SEVERAL_SIZES)
+        return self.signature.of_size(next(iter(sizes), None))
 
     def most_samples(self, array: npt.NDArray[Any]) -> int:
         """Return how many samples like those of an array one call computes: for the sake of memory."""
@@ -125,6 +143,11 @@ class ServedModel:
 
     def read(self, request: InferRequest) -> Data:
         """Return the samples of a request. Raises InputError for inputs that the model does not take."""
+        if self._states and request.parameters.get("sequence_id") not in (None, 0, ""):
+            raise InputError(
+                "sequence_id is given, and this server keeps no states between requests; send each state of "
+                f"the answer before ({', '.join(map(repr, self._states))}) with the next request"
+            )
         known = {each.name: each for each in self.outputs_facts}
         for wanted in request.outputs:
             if wanted.name not in known:
@@ -252,12 +275,13 @@ class ServedModel:
             self.runner.pool.warm(self.runner.example(size))
 
     def outputs(
-        self, logits: npt.NDArray[np.float32], wanted: Sequence[WantedOutput], *, binary: bool = False
+        self, logits: npt.NDArray[np.float32], wanted: Sequence[WantedOutput], data: Data, *, binary: bool = False
     ) -> list[OutputTensor]:
-        """Return the outputs that a request asks for; all of them where it asks for none."""
+        """Return the outputs that a request for ``data`` asks for; all of them where it asks for none."""
         if logits.dtype == object:
-            raise InputError("the images of this request have several sizes, and a tensor has one: send one by one")
-        values, known = self.signature.unpack(logits), {each.name: each for each in self.outputs_facts}
+            raise InputError(_SEVERAL_SIZES)
+        values = self.signature_of(data.items).unpack(logits)
+        known = {each.name: each for each in self.outputs_facts}
         return [
             self._classes(values[one.name], one)
             if one.classes
@@ -301,6 +325,7 @@ class ServedModel:
             return np.asarray(arrays["input"])
 
 
+_SEVERAL_SIZES = "the images of this request have several sizes, and a tensor has one: send one by one"
 _NAMES = {"FP32": "float32", "UINT8": "uint8"}
 """numpy's names of what models take: it would make them anew each time, which takes longer than a small call."""
 _TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))
@@ -335,7 +360,7 @@ def _read_npy(item: Buffer) -> npt.NDArray[Any]:
 
     try:
         array = np.load(io.BytesIO(item), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"the body is not an .npy file of numbers: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError("the body is an archive of arrays; send one .npy file")

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..rows import pack
-from ..signature import Signature, TensorSpec
+from ..signature import Signature
+from ..tensor_spec import TensorSpec
 from .multipart import Part
 from .protocol import InputTensor
 

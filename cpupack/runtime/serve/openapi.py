@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arrays import MOST_FLOAT
-from ..signature import ids_text
 from ..tasks.spec import CLASSIFICATION
+from ..tensor_spec import ids_text
 from ..text.spec import TEXT, TEXT_PAIR
 from ..text.texts import MOST_CHARACTERS
 from .model import ServedModel, TensorFacts

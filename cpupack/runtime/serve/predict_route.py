@@ -86,18 +86,21 @@ def answer_format(model: ServedModel, top_k: int, items: npt.NDArray[Any] | Sequ
             found["task"] = model.kind
             found["predictions"] = model.results(logits, items, top_k)
         else:
-            found["outputs"] = _outputs(model, logits)
+            found["outputs"] = _outputs(model, logits, items)
         found["timing_ms"] = _timing(Timing.of(request))
         return json.dumps(found, separators=(",", ":"), allow_nan=False).encode("ascii")
 
     return make
 
 
-def _outputs(model: ServedModel, logits: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+def _outputs(
+    model: ServedModel, logits: npt.NDArray[np.float32], items: npt.NDArray[Any] | Sequence[Any]
+) -> list[dict[str, Any]]:
     """Return the outputs of each sample: one, or all by name."""
-    if logits.dtype == object:  # images of several sizes
-        return [each for row in logits for each in _outputs(model, row[None])]
-    values = model.signature.unpack(logits)
+    if model.runner.sizes is not None and len(logits) > 1:  # images of several sizes
+        pairs = zip(logits, items, strict=True)
+        return [each for row, item in pairs for each in _outputs(model, row[None], [item])]
+    values = model.signature_of(items).unpack(logits)
     rows = [
         {name: {"shape": list(each.shape[1:]), "data": to_json(each[number])} for name, each in values.items()}
         for number in range(len(logits))

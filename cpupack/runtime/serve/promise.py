@@ -128,11 +128,12 @@ def example_photo(model: ServedModel) -> bytes:
     """Return a JPEG of about 100 KB: noise of the grain that photos have."""
     generator = np.random.default_rng(0)
     width, height = _PHOTO
-    if model.runner.sizes is not None:  # of the typical size, since not every model takes this one
-        height, width = model.runner.manifest.input_shape[1:]
+    preprocess = model.runner.manifest.preprocess or {}
+    if preprocess.get("crop") is None and not isinstance(preprocess.get("resize"), list):
+        height, width = model.runner.manifest.input_shape[1:]  # nothing brings another photo to the model's size
     small = generator.integers(0, 256, (-(-height // 4), -(-width // 4), 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-    if model.runner.manifest.preprocess and model.runner.manifest.preprocess.get("mode") == "L":
+    if preprocess.get("mode") == "L":
         image = image.convert("L")
     out = io.BytesIO()
     image.save(out, "JPEG", quality=85)

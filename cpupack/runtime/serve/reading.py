@@ -2,11 +2,12 @@
 
 The parser sees the head of a request. A body of known length does not pass through it: it is read into its place, or
 dropped where the request is refused. Chunked and very large bodies take the long way, through the parser. Clients send
-the same head again and again: one that was seen before is not parsed anew.
+the same head again and again, with another length: one that was seen before is not parsed anew.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +23,7 @@ _WHOLE_BYTES = 1024 * 1024
 """Up to this size room for a whole body is made at once; for a larger one it grows as the body comes."""
 _KNOWN_HEADS = 512
 _KNOWN_HEAD_BYTES = 2048
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,15})\r\n")
 _ONCE = frozenset((b"content-length", b"host", b"inference-header-content-length", b"authorization"))
 """Headers that must not be there twice."""
 
@@ -47,31 +49,39 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Head:
-    """What the head of a request says. ``headers`` are shared by all requests with this head, and never changed."""
+    """What the head of a request says, but for the length of the body.
+
+    ``headers`` are without it, shared by all requests with this head, and never changed.
+    """
 
     method: bytes
     path: str
     query: bytes
     headers: dict[bytes, bytes]
-    length: int
     keep_alive: bool = True
 
-    def request(self) -> HttpRequest:
+    def request(self, length: int) -> HttpRequest:
         """Return a request with this head, whose headers are there now."""
         return HttpRequest(
-            self.method, self.path, self.query, self.headers, time.monotonic(), keep_alive=self.keep_alive
+            self.method, self.path, self.query, self.headers, time.monotonic(), length, keep_alive=self.keep_alive
         )
 
 
 class Desk:
     """Where all connections read: heads go through ``scratch``, which is used up before another connection reads.
 
-    ``heads`` are those that were seen before, by their bytes.
+    ``heads`` are those that were seen before, by their bytes without the digits of the body's length.
     """
 
     def __init__(self) -> None:
         self.scratch = bytearray(_SCRATCH_BYTES)
-        self.heads: dict[bytes, Head] = {}
+        self.heads: dict[bytes | tuple[bytes, bytes], Head] = {}
+
+    def known(self, text: bytes) -> tuple[Head, int] | None:
+        """Return the head with these bytes, and the length that it announces; None for one that was not seen before."""
+        key, length = _without_length(text)
+        head = self.heads.get(key)
+        return None if head is None or length > _WHOLE_BYTES else (head, length)
 
     def learn(self, text: bytes, head: Head) -> None:
         """Keep a head that was parsed. When there are too many, all are forgotten."""
@@ -79,7 +89,7 @@ class Desk:
             return
         if len(self.heads) >= _KNOWN_HEADS:
             self.heads.clear()
-        self.heads[text] = head
+        self.heads[_without_length(text)[0]] = head
 
 
 class Incoming:
@@ -151,11 +161,11 @@ class Incoming:
                 self._listener.request_begins()
             end = scratch.find(b"\r\n\r\n", start, stop) + 4 if fresh else 3
             text = bytes(scratch[start:end]) if end > 3 else b""
-            if text and (head := desk.heads.get(text)) is not None:
+            if text and (known := desk.known(text)) is not None:
                 start = end
                 self._forget()
-                self._head_is_there(head)
-                if not head.length:
+                self._head_is_there(*known)
+                if not known[1]:
                     self._message_is_there()
                     continue
             else:
@@ -183,7 +193,7 @@ class Incoming:
 
     def _take_body(self, request: HttpRequest, start: int, stop: int) -> int:
         """Read the body of a request whose head is there past the parser, and return where the next one begins."""
-        length = self._head.length
+        length = request.length
         if not length or b"transfer-encoding" in request.headers:
             return start
         if request.early is not None:
@@ -207,10 +217,10 @@ class Incoming:
         self._chunks = [body]
         self._message_is_there()
 
-    def _head_is_there(self, head: Head) -> None:
+    def _head_is_there(self, head: Head, length: int) -> None:
         self._head = head
-        self._request = request = head.request()
-        self._listener.head_is_there(request, head.length)
+        self._request = request = head.request(length)
+        self._listener.head_is_there(request, length)
 
     def _message_is_there(self) -> None:
         request = self._request
@@ -263,7 +273,7 @@ class Incoming:
                 501,
                 f"Transfer-Encoding {coding[:40].decode('latin-1')} is not taken; send chunked, or a Content-Length",
             )
-        announced = headers.get(b"content-length", b"0")
+        announced = headers.pop(b"content-length", b"0")
         chunked = coding is not None
         if parser.should_upgrade():  # the parser takes the body for that of the other protocol
             self._left_body = announced != b"0"
@@ -274,7 +284,7 @@ class Incoming:
         # All others the parser must see again: their bodies pass through it, or it goes on in another way.
         self._plain = keep_alive and not parser.should_upgrade() and not chunked and length <= _WHOLE_BYTES
         path = unquote(path) if "%" in path else path
-        self._head_is_there(Head(parser.get_method(), path, query, headers, length, keep_alive))
+        self._head_is_there(Head(parser.get_method(), path, query, headers, keep_alive), length)
 
     def on_body(self, body: bytes) -> None:
         request = self._request
@@ -306,3 +316,15 @@ class Incoming:
         self._left_body = False
         self._parsed = False
         self._request = None
+
+
+def _without_length(text: bytes) -> tuple[bytes | tuple[bytes, bytes], int]:
+    """Return a head without the digits of the body's length, and that length; as it is, and 0, where it has none.
+
+    What is before and what is after the digits stay apart. So it is no other head, also not one without digits there.
+    """
+    match = _LENGTH.search(text)
+    if match is None:
+        return text, 0
+    begin, end = match.span(1)
+    return (text[:begin], text[end:]), int(text[begin:end])

@@ -24,7 +24,8 @@ from ..bench.verdict import late_generator
 from ..errors import HostError, InputError
 from ..manifest import Manifest, read_manifest
 from ..rows import random_batch
-from ..signature import TensorSpec, signature_of
+from ..signature import signature_of
+from ..tensor_spec import TensorSpec
 from . import load_client
 from .descriptors import SERVICE, messages
 from .load_client import OK, REFUSED, Door, Outcome

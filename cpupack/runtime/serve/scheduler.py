@@ -57,6 +57,19 @@ class Taken:
     dropped: list[Job]
 
 
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """What all later requests must reach while ``line`` waits: with the same time to their deadline, or more of it.
+
+    None ends before ``least_s``, however fast it is decoded. The one that was refused last would end at ``finish_s``.
+    """
+
+    line: Line
+    budget_s: float
+    least_s: float
+    finish_s: float
+
+
 @dataclass
 class _Running:
     jobs: list[Job]
@@ -77,6 +90,7 @@ class Scheduler:
     _dropped: dict[int, list[Job]] = field(default_factory=dict)
     _parked: list[int] = field(default_factory=list)
     _line: Line | None = None
+    _bar: _Bar | None = None
     _number: int = 0
     _bytes: int = 0
     _samples: int = 0
@@ -125,6 +139,20 @@ class Scheduler:
     def peek(self, job: Job, now_s: float) -> Refusal | None:
         """Return the refusal that ``job`` would get now, and admit nothing."""
         return self._refused([job], now_s, asked=True)
+
+    def late(self, arrived_s: float, deadline_s: float, priority: int, now_s: float) -> Refusal | None:
+        """Return the refusal of a request that would be late even if it needed no decoding, None if ``peek`` must see.
+
+        While many are refused, nothing changes from one to the next, and this looks at a number alone.
+        """
+        bar, queue = self._bar, self._queue
+        if bar is None or bar.line is not self._line or not queue or now_s >= bar.line.expected_s:
+            return None
+        if deadline_s >= bar.least_s or deadline_s - arrived_s < bar.budget_s or priority < queue[-1][0]:
+            return None
+        if priority == queue[-1][0] and deadline_s < queue[-1][1]:
+            return None
+        return Refusal(DEADLINE, bar.finish_s - deadline_s)
 
     def wake(self) -> int | None:
         """Return a parked instance for which there is work, None without one. It is then no longer parked."""
@@ -260,7 +288,7 @@ class Scheduler:
 
     def _refused(self, jobs: Sequence[Job], now_s: float, *, asked: bool = False) -> Refusal | None:
         """Return why ``jobs`` are refused, None where they are not. If that is only ``asked``, nothing changes."""
-        size_bytes = sum(job.size_bytes for job in jobs)
+        size_bytes = jobs[0].size_bytes if len(jobs) == 1 else sum(job.size_bytes for job in jobs)
         if self._queue and len(self._queue) + len(jobs) > self.limits.requests:
             return Refusal(QUEUE, self.backlog_s(now_s))
         if self._bytes and self._bytes + size_bytes > self.limits.bytes:
@@ -281,7 +309,18 @@ class Scheduler:
                 jobs[0].probe = True
                 self._line = None
             return None
+        if asked and line is not None and self._line is not None and deadline_s >= self._line.deadline_s:
+            self._raise_bar(self._line, jobs[0], finish_s, now_s)
         return Refusal(DEADLINE, finish_s - deadline_s)
+
+    def _raise_bar(self, line: Line, job: Job, finish_s: float, now_s: float) -> None:
+        """Note when a request like ``job``, which is refused at the end of ``line``, would end without decoding.
+
+        Its deadline is not the first of the last batch. So a later one has no room there either.
+        """
+        fastest = Job(1, 0, job.arrived_s, job.deadline_s, job.priority, 0.0, None)
+        least_s = line.copy().add(fastest, self.times, now_s)
+        self._bar = _Bar(line, job.deadline_s - job.arrived_s, least_s, finish_s)
 
     def _predict(self, jobs: Sequence[Job], now_s: float) -> tuple[float, float, Line | None]:
         """Return (safe finish, expected begin) of the last of ``jobs``, and the line with them if they are its end."""
@@ -293,6 +332,8 @@ class Scheduler:
         last = self._queue[-1] if self._queue else None
         if last is None or (jobs[0].priority, jobs[0].deadline_s) >= last[:2]:
             line = self._whole_line(now_s).copy()
+            if len(jobs) == 1:
+                return line.add(jobs[0], self.times, now_s), jobs[0].predicted_s, line
             finish_s = 0.0
             for job in jobs:
                 finish_s = max(finish_s, line.add(job, self.times, now_s))

@@ -14,7 +14,7 @@ from ..errors import InputError
 from .executor import Executor
 from .metrics import Metrics
 from .model import Data, ServedModel
-from .request import Format, RefusedError, Request, Urgency
+from .request import Format, Request, Urgency
 from .scheduler import HIGH, LOW, NORMAL
 from .tensors import whole
 from .times import Tail
@@ -118,13 +118,6 @@ class Service:
             return Urgency(begin_s, math.inf, priority)
         promised_s = begin_s + limit_s
         return Urgency(begin_s, promised_s - min(self.reserve.value, limit_s / 4), priority, promised_s)
-
-    def refused_early(self, kind: str, size_bytes: int, urgency: Urgency) -> RefusedError | None:
-        """Return the refusal that a request would get, before its body is read; None where an instance is idle."""
-        if self.idle:
-            return None
-        refusal = self.executor.would_refuse(kind, size_bytes, 1, urgency)
-        return None if refusal is None else RefusedError(refusal)
 
     async def answer(
         self,

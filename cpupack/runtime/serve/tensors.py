@@ -45,7 +45,9 @@ def check_shape(shape: Any, where: str) -> tuple[int, ...]:
     if not isinstance(shape, list | tuple) or not all(
         type(size) is int and 0 <= size <= MAX_ELEMENTS for size in shape
     ):
-        raise InputError(f"{where}: shape is {_short(shape)}; expected a list of whole numbers from 0")
+        raise InputError(
+            f"{where}: shape is {_short(shape)}; expected a list of whole numbers from 0 to {MAX_ELEMENTS}"
+        )
     if math.prod(shape) > MAX_ELEMENTS:
         raise InputError(
             f"{where}: shape {list(shape)} has {math.prod(shape)} elements; at most {MAX_ELEMENTS} are taken"

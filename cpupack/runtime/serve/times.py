@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import mul
 
 _WINDOW = 200
 """Calls that the tail's correction looks back on: at a hundred calls a second, two seconds."""
@@ -15,13 +15,16 @@ _TAIL = 0.99
 _SORT_EVERY = 8
 _SMOOTHING = 0.05
 """Weight of one call in the correction of the mean."""
+_SLOWER_SMOOTHING = 0.03
+"""The same in what is learnt of one size alone."""
 _NEARLY = 1.05
 """Time a sample, over the least, of a size that serves nearly as many."""
 _DECODING_S_PER_BYTE = 15e-9
 """Of an encoded image before any was decoded: a JPEG of 100 KB takes 1 to 2 ms."""
 
 _MOST_SURPRISE = 4.0
-"""Times what was expected that one decoding may teach: the first WebP file takes a second, to load its library."""
+"""Times what was expected that one decoding or call may teach: the first WebP file takes a second, to load its library.
+A host may stand still for as long."""
 _SURPRISE_FROM_S = 0.001
 _FORGETTING = 0.005
 """Of what makes calls too long, for each call that was not short: it is tried again after some hundred."""
@@ -57,7 +60,9 @@ class CallTimes:
     """Expected and safe times of calls of 1 to ``largest`` samples.
 
     A call is the decoding of its inputs (``prepare_s``), the model and the formatting of the answers. The expected time
-    is the table's mean times ``correction``, the safe time its p99 times ``tail``; both follow what is measured.
+    is the table's mean times ``correction``, the safe time its p99 times ``tail``; both follow what is measured. What a
+    size takes beside the others is learnt, too: some other work on the host while its row was measured makes the row
+    wrong by half, and a call costs some time whatever its size.
     """
 
     def __init__(self, table: Sequence[CallTime]) -> None:
@@ -66,10 +71,12 @@ class CallTimes:
         self.table = tuple(sorted(table, key=lambda call: call.size))
         self.largest = self.table[-1].size
         sizes = [call.size for call in self.table]
-        self._mean_s = _spread(sizes, [call.mean_s for call in self.table])
-        self._p99_s = _spread(sizes, [max(call.mean_s, call.p99_s) for call in self.table])
-        self._each_s = [math.inf, *(self._mean_s[size] / size for size in range(1, self.largest + 1))]
-        self._cheapest_s = list(accumulate(self._each_s, min))
+        self._table_mean_s = _spread(sizes, [call.mean_s for call in self.table])
+        self._table_p99_s = _spread(sizes, [max(call.mean_s, call.p99_s) for call in self.table])
+        self._factors = [1.0] * (self.largest + 1)
+        self._seen: set[int] = set()
+        self._unused = 0
+        self._use_factors()
         self.correction = 1.0
         self._ratio = Tail(1.0)
 
@@ -90,6 +97,15 @@ class CallTimes:
         """Return how much longer than expected such a call takes in one of 100 cases."""
         return max(0.0, self.safe_s(size, prepare_s) - self.expected_s(size, prepare_s))
 
+    def finish_s(self, begin_s: float, spread2: float, size: int, prepare_s: float) -> float:
+        """Return when such a call ends in 99 of 100 cases if it is expected to begin at ``begin_s``.
+
+        ``spread2`` is the square of the spread of its begin.
+        """
+        expected_s = (self._mean_s[size] + prepare_s) * self.correction
+        spread_s = (self._p99_s[size] + prepare_s) * self._ratio.value - expected_s
+        return begin_s + expected_s + (math.sqrt(spread2 + spread_s * spread_s) if spread_s > 0 else math.sqrt(spread2))
+
     def worthwhile(self, budget_s: float, prepare_s: float = 0.0) -> int:
         """Return the size of the calls that serve most requests, each of which must be answered in ``budget_s``.
 
@@ -97,21 +113,48 @@ class CallTimes:
         as the one before it took. So the size is one whose call takes at most half of the budget: the smallest that
         serves nearly as many as the best of them. Larger calls would make requests wait for nothing.
         """
-        limit_s = budget_s / 2 / self.tail
-        sizes = range(1, self.largest + 1)
-        most = max(1, bisect.bisect_right(sizes, limit_s, key=lambda size: self._p99_s[size] + size * prepare_s))
+        limit_s, p99_s, each_s = budget_s / 2 / self.tail, self._p99_s, self._each_s
+        most, above = 1, self.largest + 1
+        while above - most > 1:  # the last size within the limit: times rise with the size
+            size = (most + above) // 2
+            if p99_s[size] + size * prepare_s <= limit_s:
+                most = size
+            else:
+                above = size
         enough_s = _NEARLY * (self._cheapest_s[most] + prepare_s) - prepare_s
-        return next(size for size in sizes if self._each_s[size] <= enough_s)
+        size = 1
+        while each_s[size] > enough_s:
+            size += 1
+        return size
 
     def mean_s(self, size: int) -> float:
         """Return the table's own mean, without what was learnt."""
-        return self._mean_s[size]
+        return self._table_mean_s[size]
 
     def observe(self, size: int, prepare_s: float, measured_s: float) -> None:
         """Learn from one call of ``size`` samples, predicted to prepare for ``prepare_s``."""
+        self._ratio.observe(measured_s / (self._p99_s[size] + prepare_s))
+        measured_s = min(measured_s, _MOST_SURPRISE * self.expected_s(size, prepare_s))
         ratio = measured_s / (self._mean_s[size] + prepare_s)
         self.correction += _SMOOTHING * (ratio - self.correction)
-        self._ratio.observe(measured_s / (self._p99_s[size] + prepare_s))
+        factor = max(1 / _MOST_SURPRISE, (measured_s / self.correction - prepare_s) / self._table_mean_s[size])
+        self._factors[size] += _SLOWER_SMOOTHING * (factor - self._factors[size])
+        self._seen.add(size)
+        self._unused += 1
+        if self._unused >= _SORT_EVERY:
+            self._unused = 0
+            self._use_factors()
+
+    def _use_factors(self) -> None:
+        """Take over what was learnt of each size. What all have in common belongs to the correction."""
+        if self._seen:
+            common = sum(self._factors[size] for size in self._seen) / len(self._seen)
+            for size in self._seen:
+                self._factors[size] /= common
+        self._mean_s: list[float] = list(accumulate(map(mul, self._table_mean_s, self._factors), max))
+        self._p99_s: list[float] = list(accumulate(map(mul, self._table_p99_s, self._factors), max))
+        self._each_s = [math.inf, *(self._mean_s[size] / size for size in range(1, self.largest + 1))]
+        self._cheapest_s = list(accumulate(self._each_s, min))
 
 
 class ShortCalls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import IntegrityError, RunnerError
+from ..arrays import load_array
+from ..errors import InputError, IntegrityError, RunnerError
 from ..files import TASK_NAME
 from ..items import ARCHIVE, is_floats, read_archive
 from ..manifest import Manifest
 from ..open_sizes import open_sizes_of
-from ..signature import Signature, TensorSpec
+from ..signature import Signature
+from ..tensor_spec import TensorSpec
 from . import classification, kinds
 from .base import Labels, Presenter, Result
 from .decode import read_anchors
@@ -31,8 +34,9 @@ class Answers:
         self.spec = task_of(manifest)
         self.labels = labels
         images = [each for each in signature.inputs if each.preprocess is not None]
-        self._image: TensorSpec | None = images[0] if len(images) == 1 else None
-        """The only input that is an image; results lie in it."""
+        self._image: TensorSpec | None = images[0] if images else None
+        """The first input that is an image; results lie in it."""
+        self.image_name = (self._image or signature.inputs[0]).name
         self._sizes = open_sizes_of(manifest)
         self._presenter: Presenter | None = None
         if self.spec.kind != CLASSIFICATION:
@@ -43,21 +47,24 @@ class Answers:
     @property
     def needs_frames(self) -> bool:
         """Whether the size of each original image must be known."""
-        if self._image is None or self._presenter is None:
-            return False
-        return self._presenter.needs_frame or (self._sizes is not None and self.spec.kind == IMAGE)
+        if self._sizes is not None and self._sizes.outputs:
+            return True  # where outputs are in a row depends on the size
+        if self._sizes is not None and self._presenter is not None:
+            return self._presenter.needs_frame or self.spec.kind == IMAGE
+        return self._image is not None and self._presenter is not None and self._presenter.needs_frame
 
     def frame(self, item: Any) -> Frame | None:
         """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError."""
         if not self.needs_frames:
             return None
-        assert self._image is not None
-        assert self._image.preprocess is not None
         from ..images.preprocess import upright_size
 
         item = self.image(item)
-        if is_floats(item):  # the model's own input: no image that it was made from is known
+        if item is None:  # a caller left the image out, which has a default
             return None
+        if self._image is None or is_floats(item):  # the model's own input: no image that it was made from is known
+            return None if self._sizes is None else Frame.whole(*_size_of(item))
+        assert self._image.preprocess is not None
         if isinstance(item, np.ndarray) and item.ndim >= 2:
             frame = Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
         else:
@@ -68,11 +75,13 @@ class Answers:
         return dataclasses.replace(frame, input_height=height, input_width=width)
 
     def image(self, item: Any) -> Any:
-        """Return the image of one input of ``predict``, which is a mapping, or a file of one, for several inputs."""
-        assert self._image is not None
+        """Return the image of one input of ``predict``, which is a mapping, or a file of one, for several inputs.
+
+        None where the caller left it out.
+        """
         if isinstance(item, str | os.PathLike) and str(item).endswith(ARCHIVE):
             item = read_archive(Path(item))
-        return item[self._image.name] if isinstance(item, Mapping) else item
+        return item.get(self.image_name) if isinstance(item, Mapping) else item
 
     def result(self, outputs: Mapping[str, npt.NDArray[np.float32]], frame: Frame | None, top_k: int) -> Any:
         """Return the result for the outputs of one sample, each without the batch dimension.
@@ -104,12 +113,23 @@ class Answers:
         return found
 
     def drawing(self, result: Result | list[classification.Prediction], item: Any) -> Any:
-        """Return one result drawn over the image that it belongs to, as a PIL image. Raises RunnerError."""
+        """Return one result drawn over the image that it belongs to, as a PIL image; a picture is drawn by itself.
+
+        Raises RunnerError.
+        """
+        from PIL import Image
+
         from ..images.preprocess import upright_image
 
         if isinstance(result, list) or self.spec.kind not in DRAWN:
             raise RunnerError(f'kind "{self.spec.kind}" draws nothing; {", ".join(DRAWN)} do')
-        drawn = result.draw(upright_image(self.image(item)))
+        if self.spec.kind == IMAGE:
+            drawn = result.draw(Image.new("RGB", (1, 1)))
+        else:
+            image = None if self._image is None else self.image(item)
+            if image is None or is_floats(image):
+                raise InputError("there is no image to draw over: the model was given arrays alone")
+            drawn = result.draw(upright_image(image))
         assert drawn is not None
         return drawn
 
@@ -124,7 +144,18 @@ def task_of(manifest: Manifest) -> TaskSpec:
     return TaskSpec.from_dict(manifest.task, shapes[0]) if len(shapes) == 1 or manifest.task else TaskSpec(RAW)
 
 
+def _size_of(item: Any) -> tuple[int, int]:
+    """Return width and height of a model's own input ``(channels, height, width)``, an array or an ``.npy`` file."""
+    if isinstance(item, bytes):
+        item = io.BytesIO(item)
+    array = item if isinstance(item, np.ndarray) else load_array(item, None, check_finite=False)
+    return int(array.shape[-1]), int(array.shape[-2])
+
+
 def input_size(signature: Signature) -> tuple[int, int]:
-    """Return width and height of the first input that has channels, rows and columns; (1, 1) without one."""
-    maps = [each.shape for each in signature.inputs if len(each.shape) == 3]
-    return (maps[0][2], maps[0][1]) if maps else (1, 1)
+    """Return width and height of the image, or else of the first input that has rows and columns as its last dimensions
+    after others: channels, frames. (1, 1) without one.
+    """
+    inputs = sorted(signature.inputs, key=lambda each: each.preprocess is None)
+    maps = [each.shape for each in inputs if len(each.shape) >= 3]
+    return (maps[0][-1], maps[0][-2]) if maps else (1, 1)

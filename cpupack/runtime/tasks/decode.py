@@ -9,7 +9,6 @@ each class from them.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import IntegrityError
+from ..files import UNREADABLE
 from .boxes import Floats, clipped
 from .scores import probabilities, softmax
 
@@ -63,6 +63,11 @@ class Candidates:
     scores: Floats
     classes: npt.NDArray[np.int64]
 
+    def best(self, count: int) -> Candidates:
+        """Return the ``count`` with the best scores, best first."""
+        rows = np.argsort(-self.scores, kind="stable")[:count]
+        return Candidates(self.boxes[rows], self.scores[rows], self.classes[rows])
+
     @classmethod
     def joined(cls, parts: list[Candidates]) -> Candidates:
         """Return the candidates of all parts."""
@@ -86,7 +91,7 @@ def read_anchors(path: Path) -> Anchors:
                 tuple(found["levels"].tolist()),
                 int(found["top_k"].item()),
             )
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise IntegrityError(f"cannot read the detector's constants {path}: {error}") from error
 
 

@@ -15,15 +15,20 @@ from .boxes import clipped, nms_by_class, to_corners
 from .decode import Anchors, Candidates
 from .frame import Frame
 from .scores import probabilities, softmax
-from .spec import TaskSpec
+from .spec import LAST, TaskSpec
 
 if TYPE_CHECKING:
     from PIL import Image
 
 BOXES, SCORES, CENTERNESS, ROIS = "boxes", "scores", "centerness", "rois"
 """The names of a detector's outputs. Only FCOS has the third one, and only Faster R-CNN the last."""
+OBJECTNESS = "objectness"
+"""The output with the score of any object at all, where it is apart from those of the classes."""
 MOST_OF_A_CLASS = 1000
 """Candidates of each class that are compared with each other. Detectors with anchors have their own number."""
+
+
+Values = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class DetectionPresenter:
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Detections:
         frame = Frame.whole(*self.input_size) if frame is None else frame
-        kept = self.kept(outputs)
+        kept = dataclasses.replace(self, input_size=(frame.input_width, frame.input_height)).kept(outputs)
         corners = frame.boxes_to_image(kept.boxes)
         found = [
             Detection(label_of(self.labels, index), index, float(score), *(float(each) for each in box))
@@ -111,7 +116,11 @@ class DetectionPresenter:
     def kept(self, outputs: Outputs) -> Candidates:
         """Return the boxes that remain, best first, as corners in pixels of the model's input."""
         candidates = self._candidates(outputs)
-        rows = nms_by_class(candidates.boxes, candidates.scores, candidates.classes, self.spec.nms_iou)
+        classes = candidates.classes
+        if self.spec.class_agnostic:
+            candidates = candidates.best(MOST_OF_A_CLASS)
+            classes = np.zeros_like(candidates.classes)
+        rows = nms_by_class(candidates.boxes, candidates.scores, classes, self.spec.nms_iou)
         rows = rows[: self.spec.max_detections]
         return Candidates(candidates.boxes[rows], candidates.scores[rows], candidates.classes[rows])
 
@@ -124,44 +133,80 @@ class DetectionPresenter:
         if self.spec.decoder:
             assert self.anchors is not None
             return decode.candidates(self.spec.decoder, outputs, self.anchors, self.input_size, threshold)
-        boxes, scores = _parts(outputs)
+        boxes, scores, objects = _parts(outputs, self.spec)
         softmaxed = self.spec.background and self.spec.scores == "logits"
         chances = softmax(scores) if softmaxed else probabilities(scores, self.spec.scores)
-        first = 1 if self.spec.background else 0
+        if objects is not None:
+            chances = chances * probabilities(objects, self.spec.scores)
+        first, end = int(self.spec.background is True), chances.shape[1] - int(self.spec.background == LAST)
         corners = clipped(to_corners(boxes, self.spec.box_format, *self.input_size), *self.input_size)
-        chosen = chances[:, first:].astype(np.float32)
+        chosen = chances[:, first:end].astype(np.float32)
         return Candidates.joined(decode.per_class(corners, chosen, threshold, MOST_OF_A_CLASS, first))
 
 
-def _parts(outputs: Outputs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return boxes ``(n, 4)`` and scores ``(n, classes)``."""
+def _parts(outputs: Outputs, spec: TaskSpec) -> tuple[Values, Values, Values | None]:
+    """Return boxes ``(n, 4)``, scores ``(n, classes)``, and the objectness ``(n, 1)`` where the model has one."""
     if len(outputs) == 1:
-        rows = only(outputs)
-        return rows[:, :4], rows[:, 4:]
-    boxes, scores = outputs[BOXES], outputs[SCORES]
-    return boxes, scores[:, None] if scores.ndim == 1 else scores
+        whole = only(outputs) if spec.layout == "rows" else only(outputs).T
+        boxes, scores = whole[:, :4], whole[:, 4:]
+    else:
+        boxes, scores = (
+            each.T if spec.layout == "columns" and each.ndim == 2 else each
+            for each in (outputs[BOXES], outputs[SCORES])
+        )
+        scores = scores[:, None] if scores.ndim == 1 else scores
+    if OBJECTNESS in outputs:
+        return boxes, scores, outputs[OBJECTNESS].reshape(-1, 1)
+    if not spec.objectness:
+        return boxes, scores, None
+    if scores.shape[1] == 1:  # a model of one class may have no score for it
+        return boxes, np.full_like(scores, np.inf if spec.scores == "logits" else 1.0), scores
+    return boxes, scores[:, 1:], scores[:, :1]
 
 
 def misfit(outputs: Shapes) -> str | None:
     """Return which outputs the kind needs, None where it has them."""
-    if len(outputs) == 1:
-        shape = only(outputs)
-        fits = len(shape) == 2 and shape[1] > 4
-    else:
-        boxes, scores = outputs.get(BOXES, ()), outputs.get(SCORES, ())
-        fits = set(outputs) == {BOXES, SCORES} and len(boxes) == 2 and boxes[1] == 4 and len(scores) in (1, 2)
-        fits = fits and boxes[0] == scores[0]
-    if fits:
+    if _columns_of(outputs) is not None:
         return None
     return (
         f'needs two outputs, "{BOXES}" of shape (n, 4) and "{SCORES}" of shape (n, classes) or (n,), or one of shape '
-        f"(n, 4 + classes); the model has {in_words(outputs)}"
+        f'(n, 4 + classes), or the same with a column for each box; "{OBJECTNESS}" of shape (n,) or (n, 1) may be a '
+        f"third one; the model has {in_words(outputs)}. Boxes with an angle, and others of more than four numbers, are "
+        "of kind raw"
     )
 
 
-def label_count(outputs: Shapes) -> int:
-    """Return how many classes have scores."""
+def layout_of(outputs: Shapes) -> str | None:
+    """Return whether each box is a row or a column of outputs that fit, None where it may be either."""
+    if len(outputs) > 1:
+        return "columns" if _columns_of(outputs) else "rows"
+    first, second = only(outputs)
+    return "rows" if first <= 4 or first >= second else None
+
+
+def label_count(outputs: Shapes, spec: TaskSpec) -> int:
+    """Return how many classes have names: those with scores, but for a last one that stands for nothing."""
     if len(outputs) == 1:
-        return int(only(outputs)[1]) - 4
-    scores = outputs[SCORES]
-    return 1 if len(scores) == 1 else int(scores[1])
+        count = only(outputs)[spec.layout == "rows"] - 4
+    else:
+        scores = outputs[SCORES]
+        count = 1 if len(scores) == 1 else scores[spec.layout == "rows"]
+    inside = spec.objectness and OBJECTNESS not in outputs
+    return int(max(count - inside, 1) - (spec.background == LAST))
+
+
+def _columns_of(outputs: Shapes) -> bool | None:
+    """Return whether each box is a column of the outputs, None where they are no boxes and scores. One output may have
+    either where it has more than four rows."""
+    if len(outputs) == 1:
+        shape = only(outputs)
+        return False if len(shape) == 2 and shape[1] > 4 else None
+    boxes, scores = outputs.get(BOXES, ()), outputs.get(SCORES, ())
+    if set(outputs) - {OBJECTNESS} != {BOXES, SCORES} or len(boxes) != 2 or len(scores) not in (1, 2):
+        return None
+    for columns in (False, True):
+        count = boxes[columns]
+        fits = boxes[not columns] == 4 and scores[len(scores) - 1 if columns else 0] == count
+        if fits and outputs.get(OBJECTNESS, (count,)) in {(count,), (count, 1), (1, count)}:
+            return columns
+    return None

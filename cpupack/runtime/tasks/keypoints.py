@@ -69,7 +69,7 @@ class KeypointsPresenter:
     """Makes ``Keypoints`` of heat maps ``(points, height, width)``, or of coordinates ``(points, 2 or 3)``.
 
     The place of a heat map is its largest value, a quarter of a pixel towards the larger neighbour (as HRNet does),
-    and that value is the score. Coordinates are ``x, y`` and a score in pixels of the model's input.
+    and that value is the score. Coordinates are ``x, y`` and a score, in pixels of the model's input or 0..1 of it.
     """
 
     spec: TaskSpec
@@ -81,7 +81,9 @@ class KeypointsPresenter:
     def present(self, outputs: Outputs, frame: Frame | None) -> Keypoints:
         values = np.asarray(only(outputs), np.float64)
         frame = Frame.whole(*self.input_size) if frame is None else frame
-        rows = self._from_heat_maps(values) if values.ndim == 3 else values
+        rows = self._from_heat_maps(values, frame) if values.ndim == 3 else values
+        if values.ndim == 2 and self.spec.coordinates == "normalized":
+            rows = rows * [frame.input_width, frame.input_height, *[1.0] * (rows.shape[1] - 2)]
         places = frame.to_image(rows[:, :2]).clip(0.0, (float(frame.width), float(frame.height)))
         scores = rows[:, 2] if rows.shape[1] == 3 else np.ones(len(rows))
         points = tuple(
@@ -91,7 +93,8 @@ class KeypointsPresenter:
         )
         return Keypoints(points, frame.width, frame.height, self.spec.skeleton)
 
-    def _from_heat_maps(self, maps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    @staticmethod
+    def _from_heat_maps(maps: npt.NDArray[np.float64], frame: Frame) -> npt.NDArray[np.float64]:
         """Return ``(points, 3)``: x and y in pixels of the model's input, and the score."""
         count, height, width = maps.shape
         flat = np.nan_to_num(maps, nan=-np.inf).reshape(count, -1)
@@ -102,8 +105,8 @@ class KeypointsPresenter:
             found[i, 0] = column + 0.5 + _lean(maps[i, row], column)
             found[i, 1] = row + 0.5 + _lean(maps[i, :, column], row)
             found[i, 2] = flat[i, best[i]]
-        found[:, 0] *= self.input_size[0] / width
-        found[:, 1] *= self.input_size[1] / height
+        found[:, 0] *= frame.input_width / width
+        found[:, 1] *= frame.input_height / height
         return found
 
 

@@ -61,24 +61,24 @@ def misfit(kind: str, outputs: Shapes) -> str | None:
     return None if check is None else check(outputs)
 
 
-def label_count(kind: str, outputs: Shapes) -> int | None:
-    """Return how many labels a kind takes for these outputs, which fit it.
+def label_count(spec: TaskSpec, outputs: Shapes) -> int | None:
+    """Return how many labels a task takes for these outputs, which fit it.
 
     0 means any number, None that labels have no meaning.
     """
-    if kind in _WITHOUT_LABELS:
+    if spec.kind in _WITHOUT_LABELS:
         return None
-    if kind == "segmentation":
+    if spec.kind == "segmentation":
         return segmentation.label_count(outputs)
-    if kind == "detection":
-        return detection.label_count(outputs)
+    if spec.kind == "detection":
+        return detection.label_count(outputs, spec)
     shape = only(outputs)
     return int(shape[0]) if shape else 1
 
 
 def wrong_setting(spec: TaskSpec, outputs: Shapes) -> tuple[str, str] | None:
     """Return the setting whose length or numbers do not fit the outputs, and what it must have; None if all fit."""
-    values = (label_count(spec.kind, outputs) or 0) if spec.kind == "regression" else 0
+    values = (label_count(spec, outputs) or 0) if spec.kind == "regression" else 0
     if spec.kind == "image":
         shape = only(outputs)
         values = 1 if len(shape) == 2 else shape[0]
@@ -86,7 +86,7 @@ def wrong_setting(spec: TaskSpec, outputs: Shapes) -> tuple[str, str] | None:
         entries = getattr(spec, name)
         if entries and len(entries) not in {values, 1 if spec.kind == "image" else values}:
             return name, f"has {len(entries)} entries for {values} values"
-    points = (label_count(spec.kind, outputs) or 0) if spec.kind == "keypoints" else 0
+    points = (label_count(spec, outputs) or 0) if spec.kind == "keypoints" else 0
     if bad := [pair for pair in spec.skeleton if not all(0 <= each < points for each in pair)]:
         return "skeleton", f"joins the points {list(bad[0])}; there are {points}, from 0 to {points - 1}"
     return None

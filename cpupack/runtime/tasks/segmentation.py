@@ -83,7 +83,7 @@ class SegmentationPresenter:
     """Makes a ``Segmentation`` of scores ``(classes, height, width)``.
 
     One class alone, ``(1, height, width)``, is the probability of class 1 against class 0. A map ``(height, width)``
-    holds classes already.
+    of whole numbers holds classes already; with fractions in it, it is one class alone without its dimension.
     """
 
     spec: TaskSpec
@@ -91,7 +91,7 @@ class SegmentationPresenter:
     needs_frame: bool = True
 
     def present(self, outputs: Outputs, frame: Frame | None) -> Segmentation:
-        scores = np.asarray(only(outputs), np.float32)
+        scores = _with_classes(np.asarray(only(outputs), np.float32))
         classes = self.classes(scores) if frame is None else self._in_image(scores, frame)
         seen = classes[classes != UNSEEN]
         indices, counts = np.unique(seen, return_counts=True)
@@ -103,6 +103,7 @@ class SegmentationPresenter:
 
     def classes(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
         """Return the class of each pixel of the output, int32 ``(height, width)``."""
+        scores = _with_classes(scores)
         if scores.ndim == 2:
             return scores.round().astype(np.int32)
         if len(scores) == 1:
@@ -168,6 +169,11 @@ class _Part:
         corners *= (width / self.frame.input_width, height / self.frame.input_height)
         (x0, y0), (x1, y1) = corners.clip(0.0, (width, height))
         return float(x0), float(y0), float(x1), float(y1)
+
+
+def _with_classes(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return scores of one class, ``(height, width)``, as ``(1, height, width)``, and anything else as it is."""
+    return scores[None] if scores.ndim == 2 and (scores != np.rint(scores)).any() else scores
 
 
 def _best(scores: npt.NDArray[np.float32], part: _Part) -> npt.NDArray[np.int32]:

@@ -17,15 +17,22 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "regression": ("units", "scale", "offset"),
     "embedding": (),
     "segmentation": ("threshold", "scores"),
-    "detection": ("threshold", "scores", "box_format", "background", "nms_iou", "max_detections"),
-    "keypoints": ("threshold", "skeleton"),
+    "detection": (
+        "threshold", "scores", "box_format", "layout", "objectness", "background", "nms_iou", "class_agnostic",
+        "max_detections",
+    ),
+    "keypoints": ("threshold", "coordinates", "skeleton"),
     "image": ("scale", "offset"),
     RAW: (),
-}
+}  # fmt: skip
 """The kinds of tasks, and which settings each of them has."""
 
 SCORES = ("logits", "probabilities")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
+LAYOUTS = ("rows", "columns")
+COORDINATES = ("pixels", "normalized")
+LAST = "last"
+"""Where the class that stands for nothing is, if it is not the first one."""
 DEFAULTS: dict[tuple[str, str], Any] = {
     ("multilabel", "threshold"): 0.5,
     ("segmentation", "threshold"): 0.5,
@@ -41,8 +48,11 @@ class TaskSpec:
 
     ``threshold`` (0..1) is the lowest score that counts. ``scores`` says whether the outputs are logits or
     probabilities. ``units``, ``scale`` and ``offset`` hold one entry for each value, or are empty. ``box_format`` says
-    what the four numbers of a box are, ``background`` whether class 0 stands for nothing. ``skeleton`` lists the pairs
-    of points that a drawing joins. ``decoder`` names the arithmetic of a detector whose constants are in a file of the
+    what the four numbers of a box are, ``layout`` whether a box is a row or a column of the outputs, and
+    ``objectness`` whether the first score is that of any object at all. ``background`` says whether a class stands for
+    nothing: the first one, or the one that is ``LAST``. With ``class_agnostic`` a box may drop those of other classes.
+    ``coordinates`` says what those of points are in. ``skeleton`` lists the pairs of points that a drawing joins.
+    ``decoder`` names the arithmetic of a detector whose constants are in a file of the
     package, empty for outputs that are boxes already.
     """
 
@@ -53,9 +63,13 @@ class TaskSpec:
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     box_format: str = "xyxy"
-    background: bool = False
+    layout: str = "rows"
+    objectness: bool = False
+    background: bool | str = False
     nms_iou: float = 0.5
+    class_agnostic: bool = False
     max_detections: int = 100
+    coordinates: str = "pixels"
     skeleton: tuple[tuple[int, int], ...] = ()
     decoder: str = ""
 
@@ -64,9 +78,12 @@ class TaskSpec:
             ("kind", self.kind, SETTINGS),
             ("scores", self.scores, SCORES),
             ("box_format", self.box_format, BOX_FORMATS),
+            ("layout", self.layout, LAYOUTS),
+            ("background", self.background, (False, True, LAST)),
+            ("coordinates", self.coordinates, COORDINATES),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}, not one of {', '.join(allowed)}")
+                raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(str, allowed))}")
 
     @classmethod
     def of(cls, kind: str, **settings: Any) -> TaskSpec:

@@ -22,7 +22,7 @@ def texts_of(tokenizer: Tokenizer, items: Sequence[Any], *, named: bool) -> list
     found = []
     for number, item in enumerate(items):
         what = f"text {number}" if named else "the text"
-        if is_text(item) or isinstance(item, bytes | int | float | None) or _is_mixed(item):
+        if is_text(item) or isinstance(item, bytes | bytearray | memoryview | int | float | None) or _is_mixed(item):
             found.append(tokenizer.tokens(item, what))
         else:
             found.append(item)

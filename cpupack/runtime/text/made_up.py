@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..rows import random_rows
-from ..signature import Floats, TensorSpec, input_places
+from ..signature import Floats
+from ..tensor_spec import TensorSpec, input_places
 from .spec import TokenizerSpec
 
 FEWEST = 8

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import IntegrityError
 from ..manifest import Manifest
-from ..signature import TensorSpec
+from ..tensor_spec import TensorSpec
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 """The inputs that are made from text, by the names that the arguments of ``forward`` have."""

@@ -68,6 +68,12 @@ class Tokenizer:
             self._cut.enable_truncation(spec.max_length, strategy="longest_first")
         except Exception as error:
             raise IntegrityError(f"{where} is no tokenizer.json that the library tokenizers reads: {error}") from error
+        try:
+            self._encode(self._whole, Text(""))  # what is put around a text may not be there
+        except InputError as error:
+            raise IntegrityError(
+                f"{where} is damaged: {error}; save it anew with the library that the model was trained with"
+            ) from error
 
     @classmethod
     def of(cls, package_dir: Path, manifest: Manifest) -> Tokenizer | None:
@@ -100,7 +106,7 @@ class Tokenizer:
         """Return the tokens of one text, a pair, or what else ``text_of`` takes. Raises InputError."""
         text = text_of(item, what)
         text = Text(self.spec.prefix + text.text, text.pair)
-        encoded = self._whole.encode(text.text, text.pair)
+        encoded = self._encode(self._whole, text, what)
         total = len(encoded.ids)
         if total > self.spec.max_length:
             encoded = self._truncated(text, total, what)
@@ -110,10 +116,19 @@ class Tokenizer:
 
     def _truncated(self, text: Text, total: int, what: str) -> Any:
         most = self.spec.max_length
-        encoded = self._cut.encode(text.text, text.pair)
+        encoded = self._encode(self._cut, text, what)
         if len(encoded.ids) > most:  # the library cuts nothing where the special tokens alone do not fit
             raise InputError(f"{what} has {total} tokens, which cannot be cut to {most}: special tokens take more")
         return encoded
+
+    def _encode(self, tokenizer: Any, text: Text, what: str = "a text") -> Any:
+        """Return the library's tokens. Raises InputError where it has none: its errors have no class of their own."""
+        try:
+            return tokenizer.encode(text.text, text.pair)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise InputError(f"the library tokenizers makes no tokens of {what}: {error}") from error
 
     def warn_if_truncated(self, tokens: Sequence[Tokens]) -> None:
         """Warn, once for a call, of texts that the model does not read to their end."""

@@ -17,7 +17,7 @@ from cpupack.model.packed_check import check_packed
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.rows import random_rows
-from cpupack.runtime.signature import LARGEST_EXACT, TensorSpec
+from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls

@@ -6,6 +6,7 @@ Only the batch is dynamic. Whatever torch.export says goes to the user with the 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import traceback
@@ -85,10 +86,17 @@ def _exported(
 ) -> ExportedProgram:
     try:
         with torch.no_grad(), _quiet(lines), exportable([example, *states]):
-            return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.AUTO},), strict=False)
+            return torch.export.export(module, (example,), dynamic_shapes=(_sizes_like(module),), strict=False)
     except Exception as error:
         # torch.export raises errors of many classes, its own among them; all are about the user's model.
         raise ModelError(_told(error), hint=_advice(error)) from error
+
+
+def _sizes_like(module: nn.Module) -> Any:
+    """Return which sizes of the input change, in the form of the argument that takes it: ``*args`` is a tuple."""
+    first = next(iter(inspect.signature(module.forward).parameters.values()), None)
+    sizes = {0: Dim.AUTO}
+    return (sizes,) if first is not None and first.kind is inspect.Parameter.VAR_POSITIONAL else sizes
 
 
 def depends_on_values(where: str) -> ModelError:

@@ -33,7 +33,8 @@ from cpupack.runtime.files import (
 from cpupack.runtime.host import probe as host_probe
 from cpupack.runtime.manifest import Manifest, PlanEntry, read_manifest, root_hash, root_text
 from cpupack.runtime.plain import to_plain
-from cpupack.runtime.signature import Signature, TensorSpec, signature_of
+from cpupack.runtime.signature import Signature, signature_of
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.make_manifest import chosen_row, file_entries, make_manifest
 from cpupack.stages.package.requirements import BUILD_REQUIRES, EXTRAS, REQUIRES_PYTHON, requirements

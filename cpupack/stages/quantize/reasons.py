@@ -10,10 +10,12 @@ DECODES = (
     "decodes what the last layers give (boxes, places, parts of unlike ranges), which INT8 would round to few steps"
 )
 ANGLES = "gives angles of several turns, between which rounding to INT8 would be a large error"
+STEEP = "is steep where most values are (a logarithm, a root), so the steps of INT8 before it would be large errors"
 HIDES = "hides values behind a number for which INT8 has no code (a mask)"
 ROWS = "lays inputs or outputs side by side, which have no range in common"
 BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps than INT8"
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
+FEW_PRODUCTS = "has few products beside the recurrent layers before it: INT8 would cost accuracy and save nothing"
 LEVELS = "brings the channels of the input, whose ranges differ, to one range"
 SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
 DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'

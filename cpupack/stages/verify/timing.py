@@ -13,7 +13,7 @@ from typing import Any
 from cpupack import accuracy
 from cpupack.accuracy import Interval
 from cpupack.artifacts import Contender, ScriptedModel
-from cpupack.runtime.signature import TensorSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.workers.client import run_worker
 
 _ROUNDS = 7

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,12 +130,21 @@ def save(path: Path, **arrays: Any) -> None:
     np.savez(path, **arrays)
 
 
+def cut_head(path: Path) -> None:
+    """Write an archive whose array has a head that ends in the middle of its shape."""
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 3), np.float32))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", file.getvalue().replace(b"(2, 3)", b"(2, (3"))
+
+
 @pytest.mark.parametrize(
     ("make", "words", "hint"),
     [
         (lambda path: save(path, data=np.array([1, None], object)), "pickles and not run", "numbers"),
         (lambda path: path.write_bytes(pickle.dumps({"data": 1})), "not an archive of numpy", "savez"),
         (lambda path: path.write_text("1,2,3"), "not an archive of numpy", "savez"),
+        (lambda path: cut_head(path), "cannot be read as .npz", ""),
         (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "an HDF5 file", "format"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS", "pull"),
         (lambda path: path.write_text("<!DOCTYPE html>"), "an HTML page", "download"),

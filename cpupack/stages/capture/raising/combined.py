@@ -14,6 +14,7 @@ from cpupack.stages.capture.raising.activations import clamp_module
 from cpupack.stages.capture.raising.masks import HIDDEN, leads_to_softmax
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
+Handler = Callable[[Raiser, dict[str, Any]], Any]
 _HIDES = -1e9
 """A score of this size or below is 0 after a softmax beside any other: masks have it in the place of an infinity."""
 
@@ -52,26 +53,62 @@ def extreme(sign: float) -> Callable[[Raiser, dict[str, Any]], Any]:
         x = r.activation(left)
         if not r.is_float():
             raise NotRaised
-        if r.is_known(right):
-            return _clamped(r, x, r.constant(right), sign)
-        shape = r.shape()
-        if len(shape) < 2 or not r.shape(left) == r.shape(right) == shape or any(r.dynamic()[1:]):
+        if r.shape(left) != r.shape():
             raise NotRaised
-        parts = [x, r.activation(right)]
-        if sign < 0:
-            parts = [r.call(torch.mul, each, -1.0) for each in parts]
-        joined = r.call(torch.reshape, r.call(torch.cat, parts, 1), (-1, 2, *shape[1:]))
-        largest = r.call(torch.amax, joined, (1,), False)
-        return r.call(torch.mul, largest, -1.0) if sign < 0 else largest
+        return _limited(r, x, right, sign)
 
     return handler
 
 
-def _clamped(r: Raiser, x: fx.Node, limit: Any, sign: float) -> fx.Node:
-    """The larger (or smaller) of ``x`` and one number; of several numbers there is no form."""
-    if isinstance(limit, torch.Tensor):
-        if limit.numel() != 1:
+def _limited(r: Raiser, x: fx.Node, limit: Any, sign: float) -> fx.Node:
+    """Return the larger (or smaller) of what has the current call's shape and a limit."""
+    if r.is_known(limit):
+        return _clamped(r, x, r.constant(limit), sign, r._name_of(limit) if isinstance(limit, fx.Node) else "limit")
+    shape = r.shape()
+    if len(shape) < 2 or r.shape(limit) != shape or any(r.dynamic()[1:]):
+        raise NotRaised
+    parts = [x, r.activation(limit)]
+    if sign < 0:
+        parts = [r.call(torch.mul, each, -1.0) for each in parts]
+    joined = r.call(torch.reshape, r.call(torch.cat, parts, 1), (-1, 2, *shape[1:]))
+    largest = r.call(torch.amax, joined, (1,), False)
+    return r.call(torch.mul, largest, -1.0) if sign < 0 else largest
+
+
+def _between_limits(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``clamp`` by tensors."""
+    if not r.is_float() or r.shape(a["self"]) != r.shape():
+        raise NotRaised
+    x = r.activation(a["self"])
+    for limit, sign in ((a.get("min"), 1.0), (a.get("max"), -1.0)):
+        x = x if limit is None else _limited(r, x, limit, sign)
+    return x
+
+
+def clamp(otherwise: Handler) -> Handler:
+    """Return the handler of ``clamp``: by tensors, else ``otherwise``."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> Any:
+        limits = [each for each in (a.get("min"), a.get("max")) if isinstance(each, fx.Node)]
+        if all(isinstance(r.known.get(each), int | float) for each in limits):
+            return otherwise(r, a)
+        return _between_limits(r, a)
+
+    return handler
+
+
+def _clamped(r: Raiser, x: fx.Node, limit: Any, sign: float, name: str) -> fx.Node:
+    """The larger (or smaller) of ``x`` and a number, or of several: what ``x`` is above these, and they themselves."""
+    if isinstance(limit, torch.Tensor) and limit.numel() > 1:
+        if not bool(torch.isfinite(limit).all()):
             raise NotRaised
+        limit = limit.float()
+        above = r.call(torch.add, x, r.attribute(-limit, name))
+        above = above if sign > 0 else r.call(torch.mul, above, -1.0)
+        above = r.module(nn.ReLU(), above, word="relu")
+        above = above if sign > 0 else r.call(torch.mul, above, -1.0)
+        return r.call(torch.add, above, r.attribute(limit, name))
+    if isinstance(limit, torch.Tensor):
         limit = float(limit)
     low, high = (limit, None) if sign > 0 else (None, limit)
     module = clamp_module(low, high)

@@ -19,6 +19,7 @@ from cpupack.stages.capture.raising import (
     combined,
     complexes,
     einsum,
+    joined_batches,
     layers,
     picks,
     pools,
@@ -26,6 +27,7 @@ from cpupack.stages.capture.raising import (
     shapes,
     spectra,
     variances,
+    written_out,
 )
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 from cpupack.stages.capture.raising.refusals import needed, scope_of
@@ -37,7 +39,14 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
-    **variances.HANDLERS,
+    **variances.HANDLERS, **written_out.HANDLERS,
+    **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
+    **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
+    **{
+        name: joined_batches.split(shapes.HANDLERS[name])
+        for name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+    },
+    "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
     "gather": picks.gather, "index": picks.index(shapes.HANDLERS["index"]),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
     "min": picks.extreme(pools.HANDLERS["min"], torch.ops.aten.argmin.default),

@@ -45,12 +45,20 @@ def refuse_counts_of_samples(exported: Exported) -> None:
     """Raise ModelError, with the user's line, for a call whose number of results depends on the size of the batch."""
     for node in needed(exported.result):
         sizes = [each for each in node.all_input_nodes if isinstance(each.meta.get("val"), torch.SymInt)]
-        if sizes and isinstance(node.target, OpOverload) and node.target._opname in COUNTED_RESULTS:
+        counted = isinstance(node.target, OpOverload) and node.target._opname in COUNTED_RESULTS
+        if sizes and counted and not splits_batches(node, exported.source):
             raise ModelError(
                 f"the model cannot be captured: {node.target} in {scope_of(node)} takes the size of the batch as a "
                 f"number, and the saved model would keep that of one batch{line_of(node)}",
                 hint="write that line so that it works for any batch size: a slice in place of a part of a split",
             )
+
+
+def splits_batches(node: fx.Node, source: fx.Node) -> bool:
+    """Whether each part of a split is a whole batch: of batches that were joined there are always as many."""
+    batch = source.meta["val"].shape[0].node.expr
+    sizes = [each.shape[0] for each in node.meta["val"]] if isinstance(node.meta["val"], list | tuple) else []
+    return len(sizes) > 1 and all(isinstance(each, torch.SymInt) and each.node.expr == batch for each in sizes)
 
 
 def refuse_pairs_of_samples(exported: Exported) -> None:

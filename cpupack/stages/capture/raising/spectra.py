@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import fx
 from cpupack.graph.fourier import fourier
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
-_READERS = {torch.ops.aten.abs.default, torch.ops.aten.view_as_real.default}
+_ATEN = torch.ops.aten
+_READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _ATEN.imag.default}
 """What may read complex values: others keep the call as torch's."""
 
 
@@ -66,6 +68,19 @@ def real(otherwise: Callable[[Raiser, dict[str, Any]], Any]) -> Callable[[Raiser
     return handler
 
 
+def part(place: int) -> Callable[[Raiser, dict[str, Any]], Any]:
+    """Return the handler of ``real`` (0) or ``imag`` (1) of a transform's values; of others they stay torch's."""
+
+    def handler(r: Raiser, a: dict[str, Any]) -> Any:
+        if not _is_transform(a["self"]):
+            raise NotRaised
+        rows = (slice(None), slice(place, place + 1))
+        own = r.call(operator.getitem, _parts(r, a["self"]), rows, word="part")
+        return r.call(torch.reshape, own, (-1, *r.shape(a["self"])[1:]), word="part")
+
+    return handler
+
+
 def _parts(r: Raiser, node: fx.Node) -> fx.Node:
     """Return a transform's values as ``(n, 2, bins, windows)``."""
     made = r.activation(node)
@@ -74,4 +89,4 @@ def _parts(r: Raiser, node: fx.Node) -> fx.Node:
     return r.call(torch.reshape, made, (-1, 2, *r.shape(node)[1:]), word="parts")
 
 
-HANDLERS: dict[str, Any] = {"stft": _stft}
+HANDLERS: dict[str, Any] = {"stft": _stft, "real": part(0), "imag": part(1)}

@@ -222,8 +222,8 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
 
 
 def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> nn.Module | None:
-    """Return a layer of images as one of videos, where its batch has several images of each sample."""
-    if node.op != "call_module" or node.meta.get("rank") != 4 or batch.axis != 0 or batch.indices == 1:
+    """Return a layer of images or signals as one of a dimension more, where its batch has several of each sample."""
+    if node.op != "call_module" or node.meta.get("rank") not in {3, 4} or batch.axis != 0 or batch.indices == 1:
         return None
     return over_frames(graph.get_submodule(str(node.target)))
 

@@ -34,7 +34,7 @@ from cpupack.stages.quantize.native.values import (
     order_of,
     rows_layout,
 )
-from cpupack.stages.quantize.native.walks import View
+from cpupack.stages.quantize.native.walks import Grid, View
 from cpupack.stages.quantize.ranges import choose_range
 from cpupack.statistics import ActivationStats
 
@@ -55,9 +55,9 @@ class Builder:
     calls with several results, and ``dequantized`` the values of a buffer's codes after so many layers. With
     ``by_rows`` names linear layers in INT8 whose activations get a scale for each row; ``row_codes`` has the codes of
     what they read, and ``waiting`` the rows that only they read, with a norm that is computed where their codes are.
-    ``by_words`` names recurrent layers with codes of 16 bits, ``attends_by_words`` calls that attention by such codes
-    may include. ``magnitudes`` says beyond which number no whole number
-    of a call is, and ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
+    ``recurrent_sqnr_db`` is what each recurrent layer keeps with codes of 8 bits, ``attends_by_words`` names calls that
+    attention by codes of 16 bits may include. ``magnitudes`` says beyond which number no whole number of a call is, and
+    ``hidden`` has masks of truth values as what is added to scores. ``ledger`` has the facts about
     the layers. With ``fitting``, weights get values whose products fit into 16-bit sums; ``sums`` has the facts about
     these sums.
     """
@@ -73,9 +73,10 @@ class Builder:
         fitting: bool = False,
         reasons: Mapping[str, str] | None = None,
         by_rows: Collection[str] = frozenset(),
-        by_words: Collection[str] = frozenset(),
+        recurrent_sqnr_db: Mapping[str, float] | None = None,
         attends_by_words: Collection[str] = frozenset(),
         divisors: Mapping[str, torch.Tensor] | None = None,
+        grid: Grid | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -87,11 +88,12 @@ class Builder:
         self.left: dict[fx.Node, int] = {}
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
-        self.floats = Floats(self.program)
+        self.floats = Floats(self.program, grid)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
-        self.by_rows, self.by_words, self.attends_by_words = by_rows, by_words, attends_by_words
+        self.by_rows, self.attends_by_words = by_rows, attends_by_words
+        self.recurrent_sqnr_db = recurrent_sqnr_db or {}
         self.divisors = divisors or {}
         self.divided: dict[fx.Node, torch.Tensor | None] = {}
         self.row_codes: dict[fx.Node, RowCodes] = {}

@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
+from cpupack.stages.quantize.native.float_resampling import RESAMPLING
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads, score_scale
 from cpupack.stages.quantize.native.linear import linear_by_rows
@@ -380,6 +381,7 @@ def _mask(b: Builder, mask: object, node: fx.Node) -> Operand:
 
 
 _LOWERED_BY: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
+    **RESAMPLING,
     **REDUCTIONS,
     **BOXES,
     nn.PReLU: (_slope, "map"),

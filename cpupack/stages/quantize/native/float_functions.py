@@ -16,6 +16,7 @@ from cpupack.stages.quantize.native.walks import Function, Instruction
 
 Code = list[Instruction]
 _SAME_SOFTPLUS = 16.0
+_TINY = 1e-30
 _ATEN = torch.ops.aten
 
 
@@ -83,6 +84,29 @@ def _softplus(module: nn.Softplus) -> Code:
     ]  # fmt: skip
 
 
+def _log1p() -> Code:
+    """Return log(1 + x): log(u) + (x - (u - 1)) / u with u = 1 + x, for u has lost the last digits of a small x."""
+    return [
+        _copy(3), *_on(3, _then((_ADD, 1.0))), Instruction(Function.COPY, 2, 3), *_on(2, _then((_ADD, -1.0))),
+        Instruction(Function.SUBTRACT, 0, 0, 2), Instruction(Function.COPY, 2, 3), *_on(2, _then((_LEAST, _TINY))),
+        Instruction(Function.DIVIDE, 0, 0, 2), *_on(3, _then((Function.LOGARITHM, 0.0))), _plus(3),
+    ]  # fmt: skip
+
+
+def _asinh() -> Code:
+    """Return the difference of log(y + sqrt(y * y + 1)) of y = max(x, 0) and of y = max(-x, 0)."""
+
+    def half(register: int, code: Code) -> Code:
+        return [
+            *_on(register, [*code, *_then((_LEAST, 0.0))]), Instruction(Function.COPY, 3, register),
+            Instruction(Function.MULTIPLY, register, register, register),
+            *_on(register, [*_then((_ADD, 1.0), (Function.ROOT, 0.0)), Instruction(Function.ADD, b=3)]),
+            *_on(register, _then((Function.LOGARITHM, 0.0))),
+        ]  # fmt: skip
+
+    return [_copy(2), *half(0, []), *half(2, _then((_TIMES, -1.0))), Instruction(Function.SUBTRACT, 0, 0, 2)]
+
+
 def _prelu(module: nn.PReLU) -> Code:
     return _negative_part(_then((_TIMES, float(module.weight.detach()))))
 
@@ -134,7 +158,8 @@ _PLAIN: dict[Any, Code] = {
     _ATEN.neg.default: _then((_TIMES, -1.0)),
     _ATEN.square.default: [_times(0)],
     _ATEN.log2.default: _then((Function.LOGARITHM, 0.0), (_TIMES, 1 / math.log(2))),
-    _ATEN.log1p.default: _then((_ADD, 1.0), (Function.LOGARITHM, 0.0)),
+    _ATEN.log1p.default: _log1p(),
+    _ATEN.asinh.default: _asinh(),
     _ATEN.expm1.default: _then((Function.EXPONENTIAL, 0.0), (_ADD, -1.0)),
     _ATEN.sin.default: _then((Function.SINE, 0.0)),
     _ATEN.cos.default: _then((Function.COSINE, 0.0)),

@@ -17,6 +17,7 @@ from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import pair, shape_of, triple
 from cpupack.stages.quantize.native.filters import bias_of
 from cpupack.stages.quantize.native.float_functions import of_module
+from cpupack.stages.quantize.native.float_resampling import average
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
 LONGEST_WINDOW = (1280 * 1024) // 4 - 64 * 1024
@@ -107,7 +108,7 @@ def max_pool(b: Builder, node: fx.Node) -> View:
 
 
 def average_pool(b: Builder, node: fx.Node) -> View:
-    """Lower ``nn.AvgPool1d`` and ``2d``; windows that end beyond the padding have no layer in FP32."""
+    """Lower ``nn.AvgPool1d`` and ``2d``; windows that end beyond the padding are products with their weights."""
     module: Any = b.calls.module(node)
     fields = _settings(node, module, 1)
     lengths = _image(b, node, node.all_input_nodes[0]).shape[1:]
@@ -118,7 +119,7 @@ def average_pool(b: Builder, node: fx.Node) -> View:
         > length + fields[f"pad_{of}"]
         for length, size, of in names
     ):
-        raise b.calls.refusal(node, "with windows that end beyond the padding")
+        return average(b, node)
     count = fields["kernel_h"] * fields["kernel_w"]
     divisor = getattr(module, "divisor_override", None) or (count if module.count_include_pad else 0)
     return _pool(b, node, Windows.AVERAGE, 1, {"scale": 1.0 / divisor if divisor else 0.0})

@@ -16,6 +16,7 @@ from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, co
 from cpupack.stages.quantize.native.walks import (
     Fixed,
     Function,
+    Grid,
     Instruction,
     Norm,
     Reduction,
@@ -36,10 +37,13 @@ _SHORT_ROW, _LONGER = 16, 8
 
 
 class Floats:
-    """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32."""
+    """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32.
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them.
+    """
+
+    def __init__(self, program: Program, grid: Grid | None = None) -> None:
+        self.program, self.grid = program, grid
         self.values: dict[fx.Node, Operand] = {}
 
     # ---- values ----
@@ -95,7 +99,7 @@ class Floats:
         number = -1
         if isinstance(second, Fixed):
             flags |= Flag.CONSTANT
-            constants["scales"], view = second.stored(out.shape)
+            constants["scales"], view = second.stored(out.shape, self.grid)
             views.append(view)
         elif second is not None:
             views.append(second.expanded(out.shape))
@@ -159,21 +163,25 @@ class Floats:
         return out
 
     def multiply(
-        self, one: Operand, two: Operand, *, scale: float = 1.0, bias: npt.NDArray[np.float32] | None = None
-    ) -> View:
-        """Append the product of matrices ``(..., rows, length)`` and ``(..., length, columns)`` times a number."""
+        self, one: Operand, two: Operand, *, scale: float = 1.0, bias: npt.NDArray[np.float32] | None = None,
+        out: View | None = None,
+    ) -> View:  # fmt: skip
+        """Append the product of matrices ``(..., rows, length)`` and ``(..., length, columns)`` times a number.
+
+        It goes to ``out``, whose columns lie side by side, or to a new buffer.
+        """
         a, flags, constants, number = self.view(one), NO_FLAGS, dict[str, npt.NDArray[Any]](), -1
         shape_b = tuple(two.values.shape) if isinstance(two, Fixed) else two.shape
         lead = tuple(torch.broadcast_shapes(a.shape[:-2], shape_b[:-2]))
         rows, length, columns = *a.shape[-2:], shape_b[-1]
         if isinstance(two, Fixed):
             flags |= Flag.CONSTANT
-            constants["scales"], b = two.stored((*lead, length, columns))
+            constants["scales"], b = two.stored((*lead, length, columns), self.grid)
         else:
             b = two.expanded((*lead, length, columns))
             assert b.buffer is not None
             number = b.buffer
-        out, a = self.new((*lead, rows, columns)), a.expanded((*lead, rows, length))
+        out, a = out or self.new((*lead, rows, columns)), a.expanded((*lead, rows, length))
         steps = [
             [*out.steps, 0], [*a.steps[:-1], 0, a.steps[-1]], [*b.steps[:-2], 0, b.steps[-1], b.steps[-2]],
         ]  # fmt: skip

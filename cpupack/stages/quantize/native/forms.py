@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cpupack.runtime.engine.forms import ALIGNMENT, OFFSETS, Bytes, Form, layers_of
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER
+from cpupack.stages.quantize.native.walks import UNUSED
 
 FEWEST = 3
 """Lengths that prove a form: two give the steps, and any other has to follow from them."""
@@ -47,31 +48,35 @@ def block_of(programs: Mapping[int, bytes]) -> tuple[bytes, Form]:
     for value, each in splits.items():
         if each.head.size != whole.head.size or not np.array_equal(each.reads, whole.reads):
             raise NoFormError(f"the layers of length {value} are not those of {longest}")
-    own, own_steps = _Area(), _Area()
+    own, own_steps, own_bends = _Area(), _Area(), _Area()
     places = np.zeros(len(whole.constants), np.int64)
     shared = []
     for number, content in enumerate(whole.constants):
         found = {value: each.constants[number] for value, each in splits.items()}
-        if all(np.array_equal(content[: each.size], each) for each in found.values()):
+        if all(_begins(content, each) for each in found.values()):
             shared.append(number)  # a shorter one is the beginning of the longest
             continue
         places[number] = own.add(content)
-        own_steps.add(_steps(found).view(np.uint8))
+        change = _steps(found)
+        own_steps.add(change.steps.view(np.uint8))
+        own_bends.add(change.bends.view(np.uint8))
     # Shared constants come after all that change.
     rest = _Area(len(own.content))
     for number in shared:
-        places[number] = rest.add_once(whole.constants[number])
+        places[number] = rest.add_once(_used(whole.constants[number]))
     head = whole.head.copy()
     layers, _ = layers_of(head)
     for column, name in enumerate(OFFSETS):
         layers[name] = places[whole.reads[:, column]]
-    head_steps = _steps({value: _without_places(each.head) for value, each in splits.items()}).view(np.uint8)
+    head_steps = _steps({value: _without_places(each.head) for value, each in splits.items()})
     gap = -head.size % ALIGNMENT
     head[: HEADER.itemsize].view(HEADER)["constants"] = head.size + gap
     first = head.tobytes() + bytes(gap) + bytes(own.content)
-    steps = head_steps.tobytes() + bytes(gap) + bytes(own_steps.content)
-    form = Form(len(first), len(first) + len(rest.content))
-    block = np.frombuffer(first + bytes(rest.content) + steps, np.uint8).copy()
+    steps = head_steps.steps.tobytes() + bytes(gap) + bytes(own_steps.content)
+    bends = head_steps.bends.tobytes() + bytes(gap) + bytes(own_bends.content)
+    form = Form(len(first), len(first) + len(rest.content), bends=any(bends))
+    whole_block = first + bytes(rest.content) + steps + (bends if form.bends else b"")
+    block = np.frombuffer(whole_block, np.uint8).copy()
     identity = np.frombuffer(hashlib.sha256(block.tobytes()).digest()[:8], "<i4")
     block[: HEADER.itemsize].view(HEADER)["identity"] = identity
     return block.tobytes(), form
@@ -122,16 +127,58 @@ def _without_places(head: Bytes) -> Bytes:
     return found
 
 
-def _steps(found: Mapping[int, Bytes]) -> npt.NDArray[np.int32]:
-    """Return by how much each 32-bit word changes from length to length. Raises NoFormError where that differs."""
+def _begins(whole: Bytes, each: Bytes) -> bool:
+    """Return whether a constant is the beginning of that of the greatest length, where it has values."""
+    if np.array_equal(whole[: each.size], each):
+        return True
+    if each.size > whole.size or each.size % 4:
+        return False
+    words = each.view(np.uint32)
+    return bool(((words == UNUSED) | (words == whole[: each.size].view(np.uint32))).all())
+
+
+def _used(constant: Bytes) -> Bytes:
+    """Return a constant with zeros where it has no values."""
+    if constant.size % 4 or not (unused := constant.view(np.uint32) == UNUSED).any():
+        return constant
+    return np.asarray(np.where(unused, np.uint32(0), constant.view(np.uint32)), np.uint32).view(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """By how much 32-bit words change: see ``Form``."""
+
+    steps: npt.NDArray[np.int32]
+    bends: npt.NDArray[np.int32]
+
+
+def _steps(found: Mapping[int, Bytes]) -> _Change:
+    """Return by how much each 32-bit word changes from length to length. Raises NoFormError where there is no rule."""
     least, longest = min(found), max(found)
     if len({each.size for each in found.values()}) > 1 or found[longest].size % 4:
         raise NoFormError("a constant has another size at another length")
     words = {value: np.ascontiguousarray(each).view("<i4").astype(np.int64) for value, each in found.items()}
-    steps = (words[longest] - words[least]) // (longest - least)
+    last = words[longest]
+    steps = (last - words[least]) // (longest - least)
+    bends = np.zeros_like(steps)
+    bent = np.zeros(steps.shape, bool)
     for value, each in words.items():
-        if not np.array_equal(each, words[longest] + steps * (value - longest)):
+        bent |= each != last + steps * (value - longest)
+    if bent.any():
+        if len(found) <= FEWEST:
+            raise NoFormError("what changes with the length does so by another step at each")
+        # Products of two lengths: they are on a parabola through three of the lengths.
+        middle = sorted(found)[-2]
+        one, two = least - longest, middle - longest
+        squares = [each * (each + 1) // 2 for each in (one, two)]
+        by_one, by_two = words[least] - last, words[middle] - last
+        whole = one * squares[1] - two * squares[0]
+        steps = np.where(bent, (by_one * squares[1] - by_two * squares[0]) // whole, steps)
+        bends = np.where(bent, (one * by_two - two * by_one) // whole, bends)
+    for value, each in words.items():
+        away = value - longest
+        if not np.array_equal(each, last + steps * away + bends * (away * (away + 1) // 2)):
             raise NoFormError(f"what changes with the length does so by another step at {value}")
-    if (np.abs(steps) > np.iinfo(np.int32).max).any():
+    if max(np.abs(steps).max(initial=0), np.abs(bends).max(initial=0)) > np.iinfo(np.int32).max:
         raise NoFormError("a step is too large")
-    return steps.astype("<i4")
+    return _Change(steps.astype("<i4"), bends.astype("<i4"))

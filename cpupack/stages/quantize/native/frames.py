@@ -1,9 +1,10 @@
-"""Layers of images that run over the frames of videos, as layers of three dimensions.
+"""Layers of images that run over the frames of videos, as layers of three dimensions; of signals, as of two.
 
 A network may put the frames of a video in its batch: ``(batch * frames, channels, height, width)``. The engine's values
 are those of a sample. So a layer of two dimensions becomes one of three, whose windows are one frame deep. It reads and
 gives ``(batch, channels, frames, height, width)``; ``turned`` is what brings that to the order that the others have,
-``(batch, frames, channels, height, width)``. What only moves values between two such layers is taken out again.
+``(batch, frames, channels, height, width)``. So it is with the letters of words, ``(batch * words, channels, places)``.
+What only moves values between two such layers is taken out again.
 """
 
 from __future__ import annotations
@@ -22,39 +23,58 @@ _TURN = "turn_frames"
 _ALIKE = (torch.add, torch.sub, torch.mul)
 
 
+_CONVS: dict[Any, Any] = {nn.Conv1d: nn.Conv2d, nn.Conv2d: nn.Conv3d}
+_TRANSPOSED: dict[Any, Any] = {nn.ConvTranspose1d: nn.ConvTranspose2d, nn.ConvTranspose2d: nn.ConvTranspose3d}
+_MAX_POOLS: dict[Any, Any] = {nn.MaxPool1d: nn.MaxPool2d, nn.MaxPool2d: nn.MaxPool3d}
+_AVERAGE_POOLS: dict[Any, Any] = {nn.AvgPool1d: nn.AvgPool2d, nn.AvgPool2d: nn.AvgPool3d}
+_ADAPTIVE_POOLS: dict[Any, Any] = {
+    nn.AdaptiveAvgPool1d: nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d: nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool3d,
+}  # fmt: skip
+_ONE_DIMENSION = (
+    nn.Conv1d, nn.ConvTranspose1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d
+)  # fmt: skip
+
+
 def over_frames(module: nn.Module) -> nn.Module | None:
-    """Return a layer of images as one of videos, None where it is no such layer."""
+    """Return a layer of images or signals as one of videos or images, None where it is no such layer."""
     layer: Any = core(module)
+    kind, flat = type(layer), 1 if isinstance(layer, _ONE_DIMENSION) else 2
+
+    def deep(setting: Any, other: int) -> tuple[int, ...]:
+        return other, *(setting if isinstance(setting, list | tuple) else (setting,) * flat)
+
     found: nn.Module
-    if type(layer) is nn.Conv2d:
-        found = _with_weights(layer, nn.Conv3d(
-            layer.in_channels, layer.out_channels, _deep(layer.kernel_size, 1), _deep(layer.stride, 1),
-            _deep(layer.padding, 0), _deep(layer.dilation, 1), layer.groups, layer.bias is not None,
+    if kind in _CONVS:
+        found = _with_weights(layer, _CONVS[kind](
+            layer.in_channels, layer.out_channels, deep(layer.kernel_size, 1), deep(layer.stride, 1),
+            deep(layer.padding, 0), deep(layer.dilation, 1), layer.groups, layer.bias is not None,
         ))  # fmt: skip
-    elif type(layer) is nn.ConvTranspose2d:
-        found = _with_weights(layer, nn.ConvTranspose3d(
-            layer.in_channels, layer.out_channels, _deep(layer.kernel_size, 1), _deep(layer.stride, 1),
-            _deep(layer.padding, 0), _deep(layer.output_padding, 0), layer.groups, layer.bias is not None,
-            _deep(layer.dilation, 1),
+    elif kind in _TRANSPOSED:
+        found = _with_weights(layer, _TRANSPOSED[kind](
+            layer.in_channels, layer.out_channels, deep(layer.kernel_size, 1), deep(layer.stride, 1),
+            deep(layer.padding, 0), deep(layer.output_padding, 0), layer.groups, layer.bias is not None,
+            deep(layer.dilation, 1),
         ))  # fmt: skip
-    elif type(layer) is nn.MaxPool2d:
-        found = nn.MaxPool3d(
-            _deep(layer.kernel_size, 1), _deep(layer.stride, 1), _deep(layer.padding, 0), _deep(layer.dilation, 1),
+    elif kind in _MAX_POOLS:
+        found = _MAX_POOLS[kind](
+            deep(layer.kernel_size, 1), deep(layer.stride, 1), deep(layer.padding, 0), deep(layer.dilation, 1),
             layer.return_indices, layer.ceil_mode,
         )  # fmt: skip
-    elif type(layer) is nn.AvgPool2d:
-        found = nn.AvgPool3d(
-            _deep(layer.kernel_size, 1), _deep(layer.stride, 1), _deep(layer.padding, 0), layer.ceil_mode,
-            layer.count_include_pad, layer.divisor_override,
+    elif kind in _AVERAGE_POOLS:
+        found = _AVERAGE_POOLS[kind](
+            deep(layer.kernel_size, 1), deep(layer.stride, 1), deep(layer.padding, 0), layer.ceil_mode,
+            layer.count_include_pad, None if flat == 1 else layer.divisor_override,
         )  # fmt: skip
-    elif type(layer) in {nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d}:
-        kind = nn.AdaptiveAvgPool3d if type(layer) is nn.AdaptiveAvgPool2d else nn.AdaptiveMaxPool3d
-        found = kind((None, *_pair(layer.output_size)))  # None: as many frames as there are
+    elif kind in _ADAPTIVE_POOLS:
+        size = layer.output_size
+        rest = size if isinstance(size, list | tuple) else (size,) * flat
+        found = _ADAPTIVE_POOLS[kind]((None, *rest))  # None: as many frames as there are
     else:
         return None
     if module is not layer:
         kinds = [type(each) for each in list(module)[1:]] if isinstance(module, nn.Sequential) else []
-        if type(found) is not nn.Conv3d or kinds not in ([nn.ReLU], [nn.ReLU6]):
+        if type(found) not in _CONVS.values() or kinds not in ([nn.ReLU], [nn.ReLU6]):
             return None
         found = with_relu(found) if kinds == [nn.ReLU] else ConvReLU6(found, nn.ReLU6())
     return found.eval()
@@ -66,15 +86,6 @@ def _with_weights(layer: Any, found: Any) -> nn.Module:
         found.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
     module: nn.Module = found
     return module
-
-
-def _pair(setting: Any) -> tuple[Any, Any]:
-    return tuple(setting) if isinstance(setting, list | tuple) else (setting, setting)
-
-
-def _deep(setting: Any, other: int) -> tuple[int, int, int]:
-    height, width = _pair(setting)
-    return other, height, width
 
 
 def run_over_frames(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> fx.Node:

@@ -13,7 +13,7 @@ import torch
 
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.program import Flag, Layer, Op
-from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, dense_steps, merged
+from cpupack.stages.quantize.native.walks import WIDEST, Fixed, Function, Instruction, View, dense_steps, merged
 
 OUTER = 3
 _OPERANDS = ("out", "queries", "keys", "values", "mask")
@@ -121,7 +121,7 @@ def append_heads(floats: Floats, heads: Heads) -> View:
     flags, number, added = Flag.WORDS if heads.words else Flag(0), -1, None
     if isinstance(mask, Fixed):
         flags |= Flag.CONSTANT
-        constants["scales"], added = mask.stored((*outer, rows, columns))
+        constants["scales"], added = mask.stored((*outer, rows, columns), floats.grid)
     elif mask is not None:
         added = mask.expanded((*outer, rows, columns))
         assert added.buffer is not None
@@ -153,13 +153,24 @@ def _in_one_buffer(floats: Floats, views: list[View]) -> list[View]:
     side_by_side = all(view.steps[-1] == 1 or view.shape[-1] == 1 for view in views)
     if side_by_side and len({view.buffer for view in views}) == 1:
         return views
-    whole = floats.new((sum(view.size for view in views),))
+    whole = floats.new(_room_for(views))
     copies, first = [], 0
     for view in views:
         to = View(whole.buffer, view.shape, dense_steps(view.shape), first)
         copies.append(floats.map(to, view))
         first += view.size
     return copies
+
+
+def _room_for(views: list[View]) -> tuple[int, int]:
+    """Return the shape of a buffer for all values, with as many in a row at any number of positions (``forms.py``)."""
+    total, positions = sum(view.size for view in views), views[0].shape[-2]
+    if any(view.shape[-2] != positions for view in views):
+        width = math.gcd(*(view.shape[-1] for view in views))
+    else:
+        values = total // positions
+        width = next(each for each in range(min(values, WIDEST), 0, -1) if values % each == 0)
+    return total // width, width
 
 
 def _joined(floats: Floats, masks: Sequence[Operand], shape: tuple[int, ...]) -> Operand | None:

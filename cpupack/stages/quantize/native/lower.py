@@ -26,8 +26,9 @@ from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
 from cpupack.stages.quantize.native.plan import plan_of
-from cpupack.stages.quantize.native.recurrent import LEAST_SQNR_DB, is_recurrent, part_of, recur
+from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.split import Segment, split
+from cpupack.stages.quantize.native.walks import Grid
 from cpupack.stages.quantize.reasons import SKIPPED
 
 _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], None]] = {
@@ -157,10 +158,11 @@ def _lower_segment(
         fitting=fitting,
         reasons={node.name: reason for node, reason in reasons.items()},
         by_rows={node.name for node in by_rows},
-        by_words={name for name, left in calibrated.recurrent_sqnr_db.items() if left < LEAST_SQNR_DB},
+        recurrent_sqnr_db=calibrated.recurrent_sqnr_db,
         attends_by_words={node.name for node, reason in reasons.items() if words and reason != SKIPPED},
         # AdaRound has rounded the weights as they are: multiplied ones would lie between the points of their grid.
         divisors=calibrated.divisors if recipe.smooth and recipe.rounding == "nearest" else {},
+        grid=None if calibrated.grid is None else Grid(*calibrated.grid),
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}

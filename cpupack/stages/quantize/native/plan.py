@@ -28,9 +28,10 @@ from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
-from cpupack.stages.quantize.native.rows import is_static, layers_by_rows
+from cpupack.stages.quantize.native.rows import is_static, layers_by_rows, small_heads
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
+from cpupack.stages.quantize.native.steep import steep_functions
 
 _FLOAT_MODULES = (*NORMALIZATIONS, *SOFTMAXES)
 _FLOAT_CALLS = (torch.matmul, torch.div, F.scaled_dot_product_attention)
@@ -74,11 +75,13 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.ROWS, laying_calls(calls.graph)),
         (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
         (reasons.ANGLES, large_angles(calls.graph, magnitude)),
+        (reasons.STEEP, steep_functions(calls, calibrated.stats)),
         (reasons.HIDES, hiding_calls(calls.graph)),
         (reasons.BOXES, [node for node in nodes if is_between_stages(node)]),
         (reasons.NO_FLOATS, calls.beyond_floats()),
     ):
         kept = dict.fromkeys(found, reason) | kept
+    kept |= dict.fromkeys(small_heads(calls, recipe.mode, kept), reasons.FEW_PRODUCTS)
     by_rows = layers_by_rows(calls, recipe.mode, kept)
     kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":

@@ -10,23 +10,103 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.stages.quantize.native.calls import Calls, shape_of
+from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.row_codes import fits_rows
 
 _JOINS: tuple[object, ...] = (
     torch.add, torch.sub, torch.cat, "expand", torch.ops.aten.expand.default, torch.ops.aten.expand_as.default,
 )  # fmt: skip
+_FEW = 32
+"""A layer with so many times fewer products than others takes next to none of the time, also in FP32."""
 
 
 def layers_by_rows(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
-    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence.
+    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence, those
+    of a loop, and those that read what recurrent layers or loops give.
 
     A token's values lie in a range of their own, and a few channels may be far larger than all others: one range for
-    all tokens has few codes for the most of them. Layers in ``kept`` stay as they are.
+    all tokens has few codes for the most of them. What a recurrent layer gives is float32, so a scale for each row
+    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are.
     """
     if mode == "static":
         return []
-    return [node for node in calls.graph.graph.nodes if node not in kept and _is_linear(calls, node, mode)]
+    nodes, loops = calls.graph.graph.nodes, _loops(calls)
+    return [
+        node
+        for node in nodes
+        if node not in kept
+        and _fits(calls, node)
+        and (mode == "dynamic" or _of_tokens(node) or node in loops or _reads(calls, node, loops))
+    ]
+
+
+def _loops(calls: Calls) -> set[fx.Node]:
+    """Return the calls of linear layers that are called several times in a model in which one of them follows from its
+    own result: a recurrence written by hand, whose steps capture writes out, each with a copy of the layer.
+    """
+    alike: dict[tuple[object, ...], list[list[fx.Node]]] = {}
+    for node in calls.graph.graph.nodes:
+        if _fits(calls, node):
+            weight = _weight(calls, node)
+            groups = alike.setdefault((weight.shape, float(weight[0].double().sum())), [])
+            same = next((group for group in groups if torch.equal(_weight(calls, group[0]), weight)), None)
+            if same is None:
+                groups.append([node])
+            else:
+                same.append(node)
+    repeated = [group for groups in alike.values() for group in groups if len(group) > 1]
+    if not any(_leads_to(group[0], group[-1]) for group in repeated):
+        return set()
+    return {node for group in repeated for node in group}
+
+
+def _weight(calls: Calls, node: fx.Node) -> torch.Tensor:
+    module = calls.module(node)
+    assert module is not None
+    weight = core(module).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def _leads_to(first: fx.Node, last: fx.Node) -> bool:
+    seen, waiting = {first}, list(first.users)
+    while waiting:
+        each = waiting.pop()
+        if each is last:
+            return True
+        if each not in seen:
+            seen.add(each)
+            waiting += each.users
+    return False
+
+
+def small_heads(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
+    """Return with ``auto`` the linear layers over one row of what recurrent layers give that have few products beside
+    them. There INT8 saves nothing, and it would lose more than the recurrent layers do.
+
+    Layers in ``kept`` do not count.
+    """
+    nodes = [node for node in calls.graph.graph.nodes if node not in kept]
+    recurrent = sum(_products(calls, node) for node in nodes if is_recurrent(calls, node))
+    if mode != "auto" or not recurrent:
+        return []
+    return [
+        node
+        for node in nodes
+        if _fits(calls, node)
+        and not _of_tokens(node)
+        and _reads(calls, node)
+        and _FEW * _products(calls, node) <= recurrent
+    ]
+
+
+def _products(calls: Calls, node: fx.Node) -> int:
+    """Return how many products of a weight and a value a linear or recurrent layer has for a sample."""
+    module = calls.module(node)
+    assert module is not None
+    weights = sum(each.numel() for each in module.parameters() if each.ndim > 1)
+    return weights * (shape_of(node.all_input_nodes[0])[1] if is_recurrent(calls, node) else 1)
 
 
 def is_static(calls: Calls, node: fx.Node) -> bool:
@@ -53,9 +133,27 @@ def sums_before(calls: Calls, floats: Collection[fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _is_linear(calls: Calls, node: fx.Node, mode: str) -> bool:
+def _fits(calls: Calls, node: fx.Node) -> bool:
+    """Whether a call is of a linear layer that can go by rows."""
     module = calls.module(node)
     if module is None or type(core(module)) is not nn.Linear:
         return False
-    shape = shape_of(node.all_input_nodes[0])
-    return fits_rows(shape[1:]) and (mode == "dynamic" or len(shape) > 2)
+    return fits_rows(shape_of(node.all_input_nodes[0])[1:])
+
+
+def _of_tokens(node: fx.Node) -> bool:
+    return len(shape_of(node.all_input_nodes[0])) > 2
+
+
+def _reads(calls: Calls, node: fx.Node, loops: Collection[fx.Node] = ()) -> bool:
+    """Whether what a recurrent layer or a loop gives reaches a call with no layer with weights between them."""
+    seen, waiting = {node}, list(node.all_input_nodes)
+    while waiting:
+        each = waiting.pop()
+        if each in seen or not each.op.startswith("call") or calls.is_constant(each):
+            continue
+        if each in loops or is_recurrent(calls, each):
+            return True
+        seen.add(each)
+        waiting += [] if has_weights(calls, each) else each.all_input_nodes
+    return False

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
-from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, Terms, head_bytes
-from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, head_bytes
+from cpupack.runtime.open_sizes import OpenSizes, Terms
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -178,7 +178,7 @@ class _Constants:
                 found.append(self._moves(each, fit))
                 continue
             if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
-                raise _refused(f"{self.name} has a list that is longer for larger images")
+                raise _refused(f"{self.name} has constants that grow with the image (a grid, anchors, positions)")
             values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
             places = np.flatnonzero((values != values[0]).any(axis=0))
             terms = fit.all_terms(values[:, places], f"a number of {self.name}")

@@ -88,8 +88,15 @@ def split(
     _view_floats(calls, nodes, reasons, beyond)
     reasons = {node: AMONG if why == BETWEEN and node in among else why for node, why in reasons.items()}
     by_torch = {node: reasons[node] for node in nodes if node in reasons and node in beyond}
-    _follow(calls, nodes, by_torch)
-    return _segments(calls, nodes, by_torch), reasons
+    while True:
+        _follow(calls, nodes, by_torch)
+        segments = _segments(calls, nodes, by_torch)
+        # A program takes its batch from its inputs: one of constants alone, for a call of torch's, has none.
+        alone = [node for each in segments if each.native and not each.inputs for node in each.nodes]
+        if not alone:
+            return segments, reasons
+        by_torch |= dict.fromkeys(alone, BY_BATCH)
+        reasons |= dict.fromkeys(alone, BY_BATCH)
 
 
 def _view_floats(

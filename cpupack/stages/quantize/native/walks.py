@@ -25,6 +25,8 @@ WALK = np.dtype(
 )  # fmt: skip
 INSTRUCTION = np.dtype([("function", "<i4"), ("to", "<i4"), ("a", "<i4"), ("b", "<i4"), ("number", "<f4")])
 _WIDTH = 1024
+WIDEST = 4 * _WIDTH
+"""Values of a pixel."""
 _LONGEST_SIDE = 1 << 15
 
 
@@ -89,6 +91,7 @@ class Norm(IntEnum):
     LAYER = 2
     ROOT_MEAN_SQUARE = 3
     FACTORS = 4
+    RUNNING_SUM = 5
 
 
 class Windows(IntEnum):
@@ -180,14 +183,40 @@ class Fixed:
 
     values: torch.Tensor
 
-    def stored(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], View]:
+    def stored(self, shape: tuple[int, ...], grid: Grid | None = None) -> tuple[npt.NDArray[np.float32], View]:
         """Return the array to store, and how its values are expanded to ``shape``."""
         values = self.values
         for axis, step in enumerate(values.stride()):
             if step == 0 and values.shape[axis] > 1:
                 values = values.narrow(axis, 0, 1)
         array = np.ascontiguousarray(values.detach().float().numpy())
-        return array, View(None, tuple(array.shape), dense_steps(array.shape)).expanded(shape)
+        whole = array if grid is None else grid.spread(array)
+        return whole, View(None, tuple(array.shape), dense_steps(whole.shape)).expanded(shape)
+
+
+UNUSED = np.uint32(0x7FC0CAFE)
+"""Where a stored constant has no value: a NaN that no model has."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a constant with values for pairs of positions is stored, so that a shorter one begins each row of a longer.
+
+    Rows of ``length`` values are stored as rows of ``pitch`` values, more than the greatest length has.
+    """
+
+    length: int
+    pitch: int
+
+    def spread(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return values of 32 bits with each dimension but the outermost one filled up, where it has a length."""
+        outermost = next((axis for axis, size in enumerate(array.shape) if size > 1), 0)
+        sizes = [
+            self.pitch if size == self.length and axis > outermost else size for axis, size in enumerate(array.shape)
+        ]
+        whole = np.full(sizes, UNUSED, np.uint32)
+        whole[tuple(slice(size) for size in array.shape)] = array.view(np.uint32)
+        return whole.view(array.dtype)
 
 
 def dense_steps(shape: Sequence[int]) -> tuple[int, ...]:
@@ -216,7 +245,7 @@ def float_buffer(shape: Sequence[int]) -> Buffer | None:
     pixels, as many for each position (``forms.py``).
     """
     count, last = math.prod(shape), shape[-1] if shape else 1
-    if 1 <= last <= _WIDTH * 4 and count // last <= _LONGEST_SIDE:
+    if 1 <= last <= WIDEST and count // last <= _LONGEST_SIDE:
         return Buffer(count // last, 1, 4 * last, 1.0, 0, floats=True)
     width = min(count, _WIDTH)
     while -(-count // width) > _LONGEST_SIDE:

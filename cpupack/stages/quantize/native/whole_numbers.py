@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from cpupack.graph.tags import LARGEST, ROWS_IN
-from cpupack.runtime.signature import LARGEST_EXACT
+from cpupack.runtime.tensor_spec import LARGEST_EXACT
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
@@ -22,7 +22,7 @@ from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.look_ups import LOOK_UPS
 from cpupack.stages.quantize.native.operands import operand_of, views_of
-from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Reduction, View
+from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
 _BEYOND = "of whole numbers that may be beyond 2^24: a vocabulary of the [[input]] bounds them"
@@ -227,22 +227,14 @@ def _negate(b: Builder, node: fx.Node) -> Operand:
 
 
 def _accumulate(b: Builder, node: fx.Node) -> View:
-    """The sums of the values up to each: a product with a triangle of ones."""
+    """The sums of the values up to each."""
     view = b.floats.view(operand_of(b, node.args[0], node))
     axis: Any = argument(node, 1, "dim", 0)
-    rank = len(view.shape)
-    axis = axis % (rank + 1) - 1
+    axis = axis % (len(view.shape) + 1) - 1
     if axis < 0:
         raise b.calls.refusal(node, "over samples")
     _bounded(b, node, _largest(b, node.args[0]) * view.shape[axis])
-    order = [*(each for each in range(rank) if each != axis), axis]
-    rows = view.permuted(order)
-    if rank == 1:
-        rows = View(rows.buffer, (1, *rows.shape), (0, *rows.steps), rows.first)
-    found = b.floats.multiply(rows, Fixed(torch.ones(view.shape[axis], view.shape[axis]).triu()))
-    if rank == 1:
-        return View(found.buffer, found.shape[1:], found.steps[1:], found.first)
-    return found.permuted([order.index(each) for each in range(rank)])
+    return b.floats.normalize(view, (axis,), Norm.RUNNING_SUM)
 
 
 def _sum(b: Builder, node: fx.Node) -> View:

@@ -21,20 +21,27 @@ def interpolate(b: Builder, node: fx.Node) -> None:
     mode, corners = argument(node, 3, "mode", "nearest"), argument(node, 4, "align_corners", None)
     if argument(node, 6, "antialias", False):
         raise b.calls.refusal(node, "with antialias")
-
-    def along(length: int, result: int) -> torch.Tensor:
-        """Return ``(result, length)``: a line as a column with a channel for each of its places, resized."""
-        others = [1] * (len(shape) - 3)
-        column = torch.eye(length, dtype=torch.float64).reshape(1, length, length, *others)
-        resized = F.interpolate(column, (result, *others), mode=mode, align_corners=corners)
-        return resized.reshape(length, result).t()
-
     lengths = zip(source[2:], shape[2:], strict=True)
     frames, rows, columns = [
         *[torch.ones(1, 1, dtype=torch.float64)] * (5 - len(shape)),
-        *(along(*each) for each in lengths),
+        *(interpolation_weights(*each, len(shape) - 2, mode, corners) for each in lengths),
     ]
     resample(b, node, frames, rows, columns, "resample")
+
+
+def interpolation_weights(
+    length: int, result: int, axes: int, mode: str, corners: bool | None, *, antialias: bool = False
+) -> torch.Tensor:
+    """Return ``(result, length)``: torch resizes a line as a column with a channel for each of its places."""
+    lines = torch.eye(length, dtype=torch.float64)
+    if antialias:  # with so many channels of one column torch 2.13 gives other values
+        image = lines.reshape(1, 1, length, length)
+        return F.interpolate(image, (result, length), mode=mode, align_corners=corners, antialias=True)[0, 0]
+    others = [1] * (axes - 1)
+    resized = F.interpolate(
+        lines.reshape(1, length, length, *others), (result, *others), mode=mode, align_corners=corners
+    )
+    return resized.reshape(length, result).t()
 
 
 def average_weights(length: int, result: int, kernel: int, stride: int, padding: int, *, include: bool) -> torch.Tensor:

@@ -1,0 +1,222 @@
+"""Handlers of calls that torch has in one piece, written out in others that every engine has.
+
+Logarithms of sums, distances, products over a dimension, triangles, windows that are put back (``F.fold``), and sums at
+constant places (``index_add``, ``scatter_add``), as graph networks with fixed edges have them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.shapes import permuted, reshaped, sliced
+
+_ATEN = torch.ops.aten
+_EXPANSIONS = (_ATEN.expand.default, _ATEN.expand_as.default)
+_TRANSPOSED: Any = nn.ConvTranspose2d
+_MOST_DISTANCES = 1 << 18
+"""Differences of one sample that are kept: beyond, a product of matrices takes less memory."""
+_MOST_PLACES = 1 << 20
+_MOST_FACTORS = 64
+
+
+def _static_dims(r: Raiser, source: Any, dims: Any) -> tuple[int, ...]:
+    """Return dimensions counted from 0; raise NotRaised where the batch is one of them."""
+    rank = len(r.shape(source))
+    given = tuple(each % rank for each in ([dims] if isinstance(dims, int) else dims or range(rank)))
+    if not r.is_float(source) or any(r.dynamic(source)[each] for each in given):
+        raise NotRaised
+    return given
+
+
+def _log_of_sum(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``logsumexp``: the largest value, and the logarithm of the sum of how far the others are below it."""
+    dims, x = _static_dims(r, a["self"], a["dim"]), r.activation(a["self"])
+    largest = r.call(torch.amax, x, dims, True)
+    total = r.call(torch.sum, r.call(torch.exp, r.call(torch.sub, x, largest)), dims, True)
+    found = r.call(torch.add, r.call(torch.log, total), largest)
+    if a["keepdim"]:
+        return found
+    shape, moves = r.shape(a["self"]), r.dynamic(a["self"])
+    kept = tuple(1 if each in dims else size for each, size in enumerate(shape))
+    return reshaped(r, found, kept, r.shape(), tuple(each for at, each in enumerate(moves) if at not in dims))
+
+
+def _product(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``prod`` along a dimension: products of halves."""
+    if a.get("dtype") is not None:
+        raise NotRaised
+    (dim,) = _static_dims(r, a["self"], a["dim"])
+    shape, moves = r.shape(a["self"]), r.dynamic(a["self"])
+    x, size, rest = r.activation(a["self"]), shape[dim], []
+    if not 1 <= size <= _MOST_FACTORS:
+        raise NotRaised
+    while size > 1:
+        half = size // 2
+        if size % 2:
+            rest.append(sliced(r, x, len(shape), dim, size - 1, size))
+        first, second = (sliced(r, x, len(shape), dim, at, at + half) for at in (0, half))
+        x, size = r.call(torch.mul, first, second), half
+    for each in rest:
+        x = r.call(torch.mul, x, each)
+    if a["keepdim"]:
+        return x
+    before = (*shape[:dim], 1, *shape[dim + 1 :])
+    return reshaped(r, x, before, r.shape(), (*moves[:dim], *moves[dim + 1 :]))
+
+
+def _triangle(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``tril`` and ``triu``: a product with ones and zeros."""
+    cut = torch.tril if "tril" in r.node.target._schema.name else torch.triu  # type: ignore[union-attr]  # an OpOverload
+    _static_dims(r, a["self"], (-2, -1))
+    keep = cut(torch.ones(r.shape()[-2:]), a["diagonal"])
+    return r.call(torch.mul, r.activation(a["self"]), r.attribute(keep, "triangle"))
+
+
+def _classes(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``one_hot``: a comparison with the numbers of the classes."""
+    x, shape = r.activation(a["self"]), r.shape()
+    if any(r.dynamic()[1:]) or not r.dynamic()[0]:
+        raise NotRaised
+    places = r.call(torch.reshape, x, (-1, *shape[1:-1], 1), word="classes")
+    here = r.call(_ATEN.eq.Tensor, places, r.attribute(torch.arange(shape[-1]), "classes"), word="is_class")
+    return r.call(_ATEN._to_copy.default, here, dtype=torch.int64, word="one_hot")
+
+
+def _put_back(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``F.fold``: windows that do not meet are a reshape, others the transposed convolution with ones."""
+    shape = r.shape(a["self"])
+    if len(shape) != 3 or any(r.dynamic(a["self"])[1:]) or not r.is_float():
+        raise NotRaised
+    kernel, dilation, padding, stride = (
+        numbers(a[name], 2) for name in ("kernel_size", "dilation", "padding", "stride")
+    )
+    height, width = r.shape()[2:]
+    channels = shape[1] // math.prod(kernel)
+    rows, columns = (
+        (size + 2 * pad - step * (length - 1) - 1) // by + 1
+        for size, pad, step, length, by in zip((height, width), padding, dilation, kernel, stride, strict=True)
+    )
+    x = r.activation(a["self"])
+    whole = (rows * kernel[0], columns * kernel[1]) == (height, width)
+    if kernel == stride and whole and padding == (0, 0) and dilation == (1, 1):
+        x = r.call(torch.reshape, x, (-1, channels, *kernel, rows, columns))
+        x = r.call(torch.permute, x, (0, 1, 4, 2, 5, 3))
+        return r.call(torch.reshape, x, (-1, channels, height, width))
+    places = math.prod(kernel)
+    rest = [
+        size + 2 * pad - step * (length - 1) - 1 - (count - 1) * by
+        for size, pad, step, length, by, count in zip(
+            (height, width), padding, dilation, kernel, stride, (rows, columns), strict=True
+        )
+    ]
+    fold = _TRANSPOSED(
+        channels * places, channels, kernel, stride, padding, (rest[0], rest[1]), groups=channels, bias=False,
+        dilation=dilation,
+    )  # fmt: skip
+    one = torch.eye(places).reshape(places, 1, *kernel).repeat(channels, 1, 1, 1)
+    fold.weight = nn.Parameter(one, requires_grad=False)
+    return r.module(fold, r.call(torch.reshape, x, (-1, channels * places, rows, columns)), word="fold")
+
+
+def _same_for_all(r: Raiser, value: Any) -> torch.Tensor:
+    """Return a constant that is laid out for the batch, in the shape that it has there."""
+    shape = r.shape(value)
+    while isinstance(value, fx.Node) and not r.is_known(value) and value.target in _EXPANSIONS:
+        value = value.args[0]
+    found = r.tensor(value)
+    if found is None:
+        raise NotRaised
+    return found.expand(shape)
+
+
+def _add_at(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``index_add`` at constant places: a product with a matrix of ones and zeros."""
+    places = r.tensor(a["index"])
+    (dim,) = _static_dims(r, a["self"], a["dim"])
+    if places is None or places.ndim != 1:
+        raise NotRaised
+    return _summed_at(r, a["self"], a["source"], dim, places, float(a["alpha"]))
+
+
+def _scatter_add(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``scatter_add`` at places that are the same along all other dimensions."""
+    (dim,) = _static_dims(r, a["self"], a["dim"])
+    places = _same_for_all(r, a["index"])
+    rank, sizes = places.ndim, r.shape(a["src"])
+    others = [each for each in range(rank) if each != dim]
+    if rank != len(sizes) or tuple(places.shape) != sizes or any(sizes[each] != r.shape()[each] for each in others):
+        raise NotRaised
+    first = places[tuple(slice(None) if each == dim else slice(0, 1) for each in range(rank))]
+    if not torch.equal(first.expand(sizes), places):
+        raise NotRaised
+    return _summed_at(r, a["self"], a["src"], dim, first.reshape(-1), 1.0)
+
+
+def _summed_at(r: Raiser, base: Any, source: Any, dim: int, places: torch.Tensor, times: float) -> fx.Node:
+    size, rank = r.shape()[dim], len(r.shape())
+    if not r.is_float() or not r.is_float(source) or size * len(places) > _MOST_PLACES or rank < 3:
+        raise NotRaised
+    matrix = torch.zeros(len(places), size)
+    matrix[torch.arange(len(places)), places % size] = times
+    x = r.activation(source)
+    if dim == rank - 2:
+        x = r.call(torch.matmul, r.attribute(matrix.T.contiguous(), "places"), x)
+    else:
+        order = [*(each for each in range(rank) if each != dim), dim]
+        x = r.call(torch.matmul, permuted(r, x, order), r.attribute(matrix, "places"))
+        x = permuted(r, x, [order.index(each) for each in range(rank)])
+    before = r.operand(base)
+    return x if _is_zero(r, before) else r.call(torch.add, x, before)
+
+
+def _is_zero(r: Raiser, node: Any) -> bool:
+    """Whether a tensor is a constant of zeros, laid out for the batch or not."""
+    if isinstance(node, fx.Node) and node.op == "call_method" and node.target == "expand":
+        node = node.args[0]
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return False
+    return not bool(r.root.get_buffer(str(node.target)).any())
+
+
+def _distances(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``cdist``: the norms of all differences of two sets of vectors."""
+    one, two = a["x1"], a["x2"]
+    shapes = [r.shape(each) for each in (one, two)]
+    wide = math.prod(r.shape()[1:]) * shapes[0][-1]
+    if not r.is_float() or r.is_known(one) or wide > _MOST_DISTANCES or any(r.dynamic()[1:]) or not r.dynamic(one)[0]:
+        raise NotRaised
+    first, rank = shapes[0], len(shapes[0])
+    rows = reshaped(r, r.activation(one), first, (*first[:-1], 1, first[-1]), (*r.dynamic(one)[:-1], False, False))
+    if rank == 3 and not r.is_known(two) and not _is_laid_out(r, two):
+        second = shapes[1]
+        if len(second) != 3 or not r.dynamic(two)[0]:
+            raise NotRaised
+        columns = r.call(torch.reshape, r.activation(two), (-1, 1, *second[1:]))
+        found = r.call(torch.sub, rows, columns)
+    else:
+        held = _same_for_all(r, two).float()
+        if held.ndim != rank or (not torch.equal(held, held[:1].expand_as(held)) and rank == 3):
+            raise NotRaised
+        table = held[None] if rank == 2 else held[:1, None]
+        found = r.call(torch.add, rows, r.attribute(-table, r._name_of(two)))
+    return r.call(_ATEN.linalg_vector_norm.default, found, float(a["p"]), [rank], False, word="norm")
+
+
+def _is_laid_out(r: Raiser, value: Any) -> bool:
+    try:
+        _same_for_all(r, value)
+    except NotRaised:
+        return False
+    return True
+
+
+HANDLERS: dict[str, Any] = {
+    "logsumexp": _log_of_sum, "prod": _product, "tril": _triangle, "triu": _triangle, "one_hot": _classes,
+    "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
+    "_cdist_forward": _distances,
+}  # fmt: skip

@@ -1,0 +1,79 @@
+"""Calls that torch has in one piece, written out: each runs on the native engine, with the values of torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack import accuracy
+from cpupack.stages.capture.raising import written_out
+from helpers.captured import Net, captured, kinds, random
+from helpers.lowered import needs_kernels
+from helpers.tiny_models import quantized, recipe, run, samples
+
+PLACES = torch.tensor([3, 0, 5, 5, 1, 7, 2, 2])
+FORWARDS: dict[str, Callable[[Net, torch.Tensor], torch.Tensor]] = {
+    "logsumexp": lambda net, x: net.a(x).logsumexp((2, 3)),
+    "logsumexp of large values": lambda net, x: (net.a(x) * 200.0).logsumexp(1, keepdim=True),
+    "prod": lambda net, x: net.a(x).sigmoid().prod(1),
+    "prod of seven": lambda net, x: net.a(x).sigmoid()[..., :7].prod(-1, keepdim=True),
+    "tril": lambda net, x: net.a(x).tril() + net.a(x).triu(2),
+    "one_hot": lambda net, x: net.a(x) * F.one_hot(net.a(x).argmax(1), 4).permute(0, 3, 1, 2),
+    "fold": lambda net, x: F.fold(F.unfold(net.a(x), 2, stride=2).sigmoid(), (8, 8), 2, stride=2),
+    "fold, windows that meet": lambda net, x: F.fold(
+        F.unfold(net.a(x), (3, 2), padding=1, stride=2, dilation=2), (8, 8), (3, 2), padding=1, stride=2, dilation=2
+    ),
+    "index_add": lambda net, x: torch.zeros_like(net.a(x)).index_add(2, net.places, net.b(x)),
+    "index_add of another dimension": lambda net, x: net.a(x).index_add(3, net.places, net.b(x), alpha=0.5),
+    "scatter_add": lambda net, x: torch.zeros_like(net.a(x)).scatter_add(
+        3, net.places[None, None, None].expand_as(net.b(x)), net.b(x)
+    ),
+    "cdist": lambda net, x: torch.cdist(net.a(x).flatten(2), net.b(x).flatten(2)),
+    "cdist, L1, to constants": lambda net, x: torch.cdist(net.a(x)[:, :, 0], net.table.expand(len(x), -1, -1), p=1.0),
+    "clamp by constants": lambda net, x: net.a(x).clamp(net.low, net.low + 0.5),
+    "clamp by another tensor": lambda net, x: net.a(x).clamp(max=net.b(x)),
+    "maximum with constants": lambda net, x: torch.maximum(net.low, net.a(x)),
+}  # fmt: skip
+
+
+def net_of(name: str) -> Net:
+    torch.manual_seed(0)
+    return Net(
+        FORWARDS[name], a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1), places=PLACES, table=random(1, 3, 8),
+        low=random(1, 4, 1, 1) - 0.2,
+    )  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", FORWARDS)
+def test_no_call_is_left_to_torch(name: str) -> None:
+    module = net_of(name)
+    graph = captured(module)
+    assert not any(each.split(".")[0] in written_out.HANDLERS for each in kinds(graph)), kinds(graph)
+    data = samples(count=8)
+    model, int8 = quantized(module, "native", spec=recipe(quantize={"observer": "minmax"}), data=data)
+    assert not [fact for fact in int8.layers if fact.kernel.startswith(("aten", "torch"))]
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > (12.0 if name == "one_hot" else 28.0)
+
+
+def test_other_forms_stay_as_they_are() -> None:
+    """Places that each sample has of its own, and products of too many factors."""
+    for forward in (
+        lambda net, x: torch.zeros_like(net.a(x)).scatter_add(3, net.b(x).argsort(3), net.b(x)),
+        lambda net, x: net.a(x).flatten(1).sigmoid().prod(1, keepdim=True),
+    ):
+        captured(Net(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1)))
+
+
+@needs_kernels
+def test_torch_gets_a_constant_that_is_laid_out_for_the_batch() -> None:
+    """The native engine has no program of constants alone."""
+    net = Net(lambda net, x: net.a(F.grid_sample(x, net.grid.expand(len(x), -1, -1, -1), align_corners=True)),
+              a=nn.Conv2d(3, 4, 1), grid=random(1, 8, 8, 2) * 0.5)  # fmt: skip
+    data = samples(count=8)
+    model, int8 = quantized(net, "native", spec=recipe(quantize={"observer": "minmax"}), data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 28.0

@@ -1,0 +1,144 @@
+"""The forms in which models give boxes, points and masks: all of one meaning make one result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cpupack.errors import ModelError
+from cpupack.model.tasks import check_labels, task_of
+from cpupack.recipe import Task
+from cpupack.runtime.signature import INPUT, OutputSpec, Signature
+from cpupack.runtime.tasks import kinds
+from cpupack.runtime.tasks.answers import input_size
+from cpupack.runtime.tasks.frame import Frame
+from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
+
+SIZE = 64
+RANDOM = np.random.default_rng(0)
+BOXES = np.concatenate([RANDOM.uniform(0, 40, (30, 2)), RANDOM.uniform(41, 64, (30, 2))], axis=1).astype(np.float32)
+SCORES = RANDOM.standard_normal((30, 6)).astype(np.float32)
+
+
+def signature(**outputs: Any) -> Signature:
+    specs = tuple(OutputSpec(name, tuple(value.shape)) for name, value in outputs.items())
+    return Signature((TensorSpec(INPUT, (3, SIZE, SIZE)),), specs)
+
+
+def found(settings: dict[str, Any], **outputs: Any) -> list[tuple[int, float, tuple[float, ...]]]:
+    """Return class, score and box of all that is found, for a recipe's settings."""
+    spec = task_of(Task.model_validate({"kind": "detection", **settings}), signature(**outputs))
+    presenter = kinds.presenter(spec, kinds.Model(None, (SIZE, SIZE)))
+    return [(one.index, one.score, one.box) for one in presenter.present(outputs, None).found]
+
+
+def test_boxes_in_rows_in_columns_and_beside_their_scores_are_the_same() -> None:
+    expected = found({}, boxes=BOXES, scores=SCORES)
+    together = np.concatenate([BOXES, SCORES], axis=1)
+    assert len(expected) > 5
+    assert found({}, output=together) == expected
+    assert found({"layout": "columns"}, output=np.ascontiguousarray(together.T)) == expected
+    assert found({}, boxes=BOXES.T, scores=SCORES.T) == expected
+    assert found({}, boxes=BOXES, scores=SCORES[:, 0]) == found({}, boxes=BOXES.T, scores=SCORES[None, :, 0])
+
+
+def test_an_output_that_may_be_read_in_two_ways_must_be_said() -> None:
+    """YOLOv8 gives (84, 8400). Read as 84 boxes, it is no error and all wrong."""
+    together = np.concatenate([BOXES, SCORES], axis=1).T
+    with pytest.raises(ModelError, match="30 boxes with 6 scores each, or 10 boxes with 26") as error:
+        found({}, output=together)
+    assert 'layout = "columns"' in str(error.value.hint)
+    with pytest.raises(ModelError, match="the boxes are rows"):
+        found({"layout": "columns"}, boxes=BOXES, scores=SCORES)
+    with pytest.raises(ModelError, match="the boxes are rows"):
+        found({"layout": "columns"}, output=np.zeros((4, 9), np.float32))
+
+
+def test_a_score_of_any_object_multiplies_those_of_the_classes() -> None:
+    objects = RANDOM.standard_normal((30, 1)).astype(np.float32)
+    logistic = 1.0 / (1.0 + np.exp(-np.concatenate([objects, SCORES], axis=1).astype(np.float64)))
+    product = (logistic[:, :1] * logistic[:, 1:]).astype(np.float32)
+    expected = [row[:1] + row[2:] for row in found({"scores": "probabilities"}, boxes=BOXES, scores=product)]
+    together = np.concatenate([BOXES, objects, SCORES], axis=1)
+    forms: list[list[tuple[int, float, tuple[float, ...]]]] = [
+        found({"objectness": True}, output=together),
+        found({"objectness": True, "layout": "columns"}, output=together.T),
+        found({}, boxes=BOXES, scores=SCORES, objectness=objects),
+        found({}, boxes=BOXES, scores=SCORES, objectness=objects[:, 0]),
+        found({}, boxes=BOXES.T, scores=SCORES.T, objectness=objects.T),
+    ]
+    for form in forms:
+        assert [row[:1] + row[2:] for row in form] == expected
+    for scores in ("logits", "probabilities"):
+        given = objects if scores == "logits" else logistic[:, :1].astype(np.float32)
+        alone = found({"objectness": True, "scores": scores}, boxes=BOXES, scores=given)
+        assert alone == found({"scores": scores}, boxes=BOXES, scores=given)
+
+
+def test_a_last_class_that_stands_for_nothing() -> None:
+    """DETR's form: a softmax over all, the last class is none, and nothing is suppressed."""
+    chances = np.exp(SCORES.astype(np.float64))
+    chances /= chances.sum(axis=1, keepdims=True)
+    settings = {"nms_iou": 1.0, "threshold": 0.2}
+    expected = found({**settings, "scores": "probabilities"}, boxes=BOXES, scores=chances[:, :5].astype(np.float32))
+    given = found({**settings, "background": "last"}, boxes=BOXES, scores=SCORES)
+    assert [each[0] for each in given] == [each[0] for each in expected]
+    assert {each[0] for each in given} <= set(range(5))
+    spec = task_of(Task(kind="detection", background="last"), signature(boxes=BOXES, scores=SCORES))
+    outputs = {"boxes": BOXES.shape, "scores": SCORES.shape}
+    check_labels(("a", "b", "c", "d", "e"), "the list", spec, outputs)
+    with pytest.raises(ModelError, match="has 6 names"):
+        check_labels(("a", "b", "c", "d", "e", "none"), "the list", spec, outputs)
+
+
+def test_suppression_across_classes() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], np.float32)
+    scores = np.array([[0.9, 0.6], [0.1, 0.8], [0.5, 0.7]], np.float32)
+    settings = {"scores": "probabilities", "threshold": 0.3}
+    apart = [(index, round(score, 1)) for index, score, _ in found(settings, boxes=boxes, scores=scores)]
+    assert apart == [(0, 0.9), (1, 0.8), (1, 0.7), (0, 0.5)]
+    together = found({**settings, "class_agnostic": True}, boxes=boxes, scores=scores)
+    assert [(index, round(score, 1)) for index, score, _ in together] == [(0, 0.9), (1, 0.7)]
+
+
+def test_ten_thousand_boxes_and_boxes_far_outside() -> None:
+    corner = RANDOM.uniform(-1e6, 1e6, (10_000, 2))
+    boxes = np.concatenate([corner, corner + RANDOM.uniform(0, 1e5, (10_000, 2))], axis=1).astype(np.float32)
+    boxes[0] = [-np.inf, -np.inf, np.inf, np.inf]
+    for agnostic in (False, True):
+        many = found({"class_agnostic": agnostic}, boxes=boxes, scores=np.full((10_000, 3), 2.0, np.float32))
+        assert many[0][2] == (0.0, 0.0, SIZE, SIZE)
+        assert all(0.0 <= edge <= SIZE for _, _, box in many for edge in box)
+
+
+def test_points_in_shares_of_the_input() -> None:
+    points = np.array([[0.5, 0.25, 0.9], [1.0, 0.0, 0.8]], np.float32)
+    frame = Frame(200, 100, 64, 64, 64, 64)
+    for spec, given in (("normalized", points), ("pixels", points * [64, 64, 1])):
+        presenter = kinds.presenter(TaskSpec.of("keypoints", coordinates=spec), kinds.Model(None, (64, 64)))
+        assert [(one.x, one.y) for one in presenter.present({"": given}, frame).points] == [(100.0, 25.0), (200.0, 0.0)]
+
+
+def test_scores_of_one_class_without_its_dimension_are_no_classes() -> None:
+    """``squeeze(1)`` at the end of a model of one class: rounded, -3.2 would be class -3."""
+    scores = np.array([[-3.2, 4.1], [0.4, -0.1]], np.float32)
+    presenter = kinds.presenter(TaskSpec.of("segmentation"), kinds.Model(("rest", "road"), (2, 2)))
+    for frame in (None, Frame.whole(2, 2)):
+        for given in (scores, scores[None]):
+            assert presenter.present({"": given}, frame).mask.tolist() == [[0, 1], [1, 0]]
+        assert presenter.present({"": np.array([[3.0, 0.0], [1.0, 3.0]])}, frame).mask.tolist() == [[3, 0], [1, 3]]
+
+
+def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
+    """A video of (channels, frames, height, width) was taken for no image: boxes were clipped to one pixel."""
+    outputs = (OutputSpec("boxes", (9, 4)), OutputSpec("scores", (9, 2)))
+    video = Signature((TensorSpec("x", (3, 8, 48, 64)),), outputs)
+    assert input_size(video) == (64, 48)
+    assert task_of(Task(kind="detection"), video).kind == "detection"
+    for kind, specs in (("detection", outputs), ("keypoints", (OutputSpec("output", (9, 2)),))):
+        for shape in ((1, 800), (16,), ()):
+            with pytest.raises(ModelError, match="in pixels of an image, and the model takes x float32"):
+                task_of(Task.model_validate({"kind": kind}), Signature((TensorSpec("x", shape),), specs))
