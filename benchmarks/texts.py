@@ -228,21 +228,21 @@ def prepare(network: Network, place: Path) -> None:
     openvino.save_model(quantized, place / "q.xml")
 
 
-def _torch(module: nn.Module) -> Call:
+def _torch(module: nn.Module, *, bfloat16: bool = False) -> Call:
     def call(ids: Ints, mask: Ints) -> Floats:
-        with torch.inference_mode():
-            found: Floats = module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found: Floats = module(torch.from_numpy(ids), torch.from_numpy(mask)).float().numpy()
         return found
 
     return call
 
 
-def _openvino(path: Path) -> Call:
+def _openvino(path: Path, precision: str = "f32") -> Call:
     import openvino
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": 1,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }  # fmt: skip
     request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     return lambda ids, mask: np.array(request.infer({"ids": ids, "mask": mask}, share_inputs=True)[0])
@@ -271,14 +271,18 @@ def _own(wheel: Path) -> Call:
 
 
 def engines(module: nn.Module, place: Path, wheel: Path) -> dict[str, Call]:
-    """Return each engine, with one thread."""
-    return {
+    """Return each engine, with one thread. With AMX, BF16 is OpenVINO's default for what is not INT8."""
+    found = {
         OURS: _own(wheel),
         TORCH: _torch(module),
         "openvino INT8": _openvino(place / "q.xml"),
         "openvino FP32": _openvino(place / "f.xml"),
         "onnxruntime INT8, dynamic": _onnxruntime(place / "q.onnx"),
     }
+    if detect_isa() == "amx":
+        found["openvino INT8 and BF16"] = _openvino(place / "q.xml", "bf16")
+        found["torch BF16"] = _torch(module, bfloat16=True)
+    return found
 
 
 def in_batches(call: Call, size: int) -> Call:

@@ -163,18 +163,18 @@ def _own(place: Path, batch: Array) -> Call:
     return call
 
 
-def _torch(module: nn.Module, batch: Array) -> Call:
+def _torch(module: nn.Module, batch: Array, *, bfloat16: bool = False) -> Call:
     x = torch.from_numpy(batch)
 
     def call() -> Array:
-        with torch.inference_mode():
-            found: Array = module(x).numpy()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            found: Array = module(x).float().numpy()
         return found
 
     return call
 
 
-def _openvino(path: Path, batch: Array) -> Call:
+def _openvino(path: Path, batch: Array, precision: str = "f32") -> Call:
     import openvino
 
     core = openvino.Core()
@@ -182,7 +182,7 @@ def _openvino(path: Path, batch: Array) -> Call:
     model.reshape([len(batch), *SHAPE])
     settings = {
         "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }  # fmt: skip
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     return lambda: np.array(request.infer(batch, share_inputs=True)[0])
@@ -210,6 +210,9 @@ def measure(name: str, place: Path, options: argparse.Namespace) -> None:
         "openvino FP32": _openvino(place / "f.xml", batch),
         "onnxruntime INT8, dynamic": _onnxruntime(place / "q.onnx", batch),
     }
+    if detect_isa() == "amx":  # BF16 is OpenVINO's default there for what is not INT8
+        engines["openvino INT8 and BF16"] = _openvino(place / "q.xml", batch, "bf16")
+        engines["torch BF16"] = _torch(network(name), batch, bfloat16=True)
     results = {}
     for _ in range(_WARM_CALLS):
         results = {engine: call() for engine, call in engines.items()}

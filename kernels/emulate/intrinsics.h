@@ -102,6 +102,17 @@ EMULATED __m128i emulated_narrow_32_to_8(__m512i lanes) {
     return value;
 }
 
+EMULATED __m128i emulated_low_bytes_of_32(__m512i lanes) {
+    uint32_t from[16];
+    uint8_t to[16];
+    __m128i value;
+    memcpy(from, &lanes, sizeof from);
+    for (int i = 0; i < 16; i++)
+        to[i] = (uint8_t)from[i];
+    memcpy(&value, to, sizeof value);
+    return value;
+}
+
 #undef _mm_mask_storeu_epi8
 #undef _mm256_mask_storeu_epi8
 #undef _mm512_mask_storeu_epi8
@@ -112,6 +123,7 @@ EMULATED __m128i emulated_narrow_32_to_8(__m512i lanes) {
 #undef _mm512_cvtepu8_epi16
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtusepi32_epi8
+#undef _mm512_cvtepi32_epi8
 #define _mm_mask_storeu_epi8(to, mask, value) emulated_store_16(to, mask, value)
 #define _mm256_mask_storeu_epi8(to, mask, value) emulated_store_32(to, mask, value)
 #define _mm512_mask_storeu_epi8(to, mask, value) emulated_store_64(to, mask, value)
@@ -122,6 +134,7 @@ EMULATED __m128i emulated_narrow_32_to_8(__m512i lanes) {
 #define _mm512_cvtepu8_epi16(bytes) emulated_widen_8_to_16(bytes)
 #define _mm512_cvtepu8_epi32(bytes) emulated_widen_8_to_32(bytes)
 #define _mm512_cvtusepi32_epi8(lanes) emulated_narrow_32_to_8(lanes)
+#define _mm512_cvtepi32_epi8(lanes) emulated_low_bytes_of_32(lanes)
 
 /* ---- AMX: eight tiles for each thread, of up to 16 rows of 64 bytes ---- */
 
@@ -175,18 +188,20 @@ EMULATED void emulated_store(int number, void *to, int64_t stride) {
         memcpy((uint8_t *)to + row * stride, tile->data[row], (size_t)tile->row_bytes);
 }
 
-/* Four products of unsigned bytes of `a` and signed bytes of `b` are added to each int32 of `sums`. */
-EMULATED void emulated_dpbusd(int sums, int a, int b) {
+/* Four products of bytes of `a` and of `b` are added to each int32 of `sums`, which may overflow. */
+EMULATED void emulated_products(int sums, int a, int b, int a_signed, int b_signed) {
     struct emulated_tile *to = emulated_tile(sums);
     const struct emulated_tile *left = emulated_tile(a), *right = emulated_tile(b);
     emulated_need(left->rows == to->rows && right->row_bytes == to->row_bytes && 4 * right->rows == left->row_bytes);
     for (int m = 0; m < to->rows; m++)
         for (int n = 0; n < to->row_bytes / 4; n++) {
-            int32_t sum;
+            uint32_t sum;
             memcpy(&sum, to->data[m] + 4 * n, 4);
             for (int k = 0; k < right->rows; k++)
-                for (int i = 0; i < 4; i++)
-                    sum += left->data[m][4 * k + i] * (int8_t)right->data[k][4 * n + i];
+                for (int i = 0; i < 4; i++) {
+                    const uint8_t one = left->data[m][4 * k + i], other = right->data[k][4 * n + i];
+                    sum += (uint32_t)((a_signed ? (int8_t)one : one) * (b_signed ? (int8_t)other : other));
+                }
             memcpy(to->data[m] + 4 * n, &sum, 4);
         }
 }
@@ -197,11 +212,17 @@ EMULATED void emulated_dpbusd(int sums, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbusd
+#undef _tile_dpbsud
+#undef _tile_dpbssd
+#undef _tile_dpbuud
 #define _tile_loadconfig(from) emulated_loadconfig(from)
 #define _tile_release() emulated_release()
 #define _tile_zero(number) emulated_zero(number)
 #define _tile_loadd(number, from, stride) emulated_load(number, from, stride)
 #define _tile_stored(number, to, stride) emulated_store(number, to, stride)
-#define _tile_dpbusd(sums, a, b) emulated_dpbusd(sums, a, b)
+#define _tile_dpbusd(sums, a, b) emulated_products(sums, a, b, 0, 1)
+#define _tile_dpbsud(sums, a, b) emulated_products(sums, a, b, 1, 0)
+#define _tile_dpbssd(sums, a, b) emulated_products(sums, a, b, 1, 1)
+#define _tile_dpbuud(sums, a, b) emulated_products(sums, a, b, 0, 0)
 
 #endif

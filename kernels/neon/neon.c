@@ -40,6 +40,8 @@
 #include "operators/words.inc"
 #include "operators/float_attention.inc"
 #include "operators/float_attention_words.inc"
+#include "operators/no_special_attention.inc"
+#include "operators/float_attention_layer.inc"
 #include "operators/float_windows.inc"
 #include "operators/proposals.inc"
 #include "operators/regions.inc"

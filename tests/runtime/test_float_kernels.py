@@ -68,7 +68,9 @@ NETS: dict[str, Callable[[], Net]] = {
         f"attention by codes, {rows}, {columns}, {length}, {width}": lambda s=(rows, columns, length, width): attention(
             *s, words=True
         )
-        for rows, columns, length, width in ((1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 17, 40))
+        for rows, columns, length, width in (
+            (1, 1, 1, 1), (13, 7, 5, 3), (31, 50, 32, 33), (6, 520, 17, 40), (20, 70, 130, 80)
+        )
     },
     "attention by codes of extremes": attention_of_extremes,
     "linear of extremes": linear_of_extremes,
