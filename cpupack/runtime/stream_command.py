@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
             else:
                 say(sys.stdout, json.dumps(to_plain(row), allow_nan=False))
                 flush(sys.stdout)
+        if not count:
+            raise InputError(f"{'stdin' if args.source == STDIN else args.source} holds no whole chunk")
         if args.save_state is not None:
             _write_state(args.save_state, stream.state)
         facts = {
@@ -86,8 +89,6 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
         }
     if not args.json and chunks.left_out:
         tell(f"the last {chunks.left_out} values fill no chunk and are left out; --pad fills it with zeros")
-    if not count:
-        raise InputError(f"{'stdin' if args.source == STDIN else args.source} holds no whole chunk")
     return facts, ""
 
 
@@ -97,8 +98,15 @@ def _only_output(signature: Any) -> str:
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write arrays by name, the whole file or none. ``np.savez`` takes no array of the name ``file``."""
+    part = path.with_name(f".{path.name}.part")
     try:
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **state)
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, value in state.items():
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, value, allow_pickle=False)
+        part.replace(path)
     except OSError as error:
-        raise InputError(f"--save-state: cannot write {path}: {error}") from error
+        raise InputError(f"--save-state: cannot write {path}: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)

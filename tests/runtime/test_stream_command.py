@@ -99,7 +99,12 @@ def test_files_are_what_their_ending_says(call: Call, tmp_path: Path) -> None:
 
 def test_a_state_goes_from_one_command_to_the_next(call: Call, tmp_path: Path) -> None:
     state = tmp_path / "state.npz"
+    assert call("--save-state", state, stdin=VALUES[:3].tobytes())[0] == 2  # no whole chunk, so no state
+    assert not state.exists()
     assert call("--save-state", state, stdin=VALUES[:4].tobytes())[0] == 0
+    with np.load(state) as saved:
+        assert saved.files == ["total"]
+    assert list(state.parent.iterdir()) == [state]
     code, lines, _ = call("--state", state, stdin=VALUES[4:8].tobytes())
     assert (code, sums(lines)) == (0, SUMS[1:])
     np.savez(state, other=np.zeros((1, 1, 1), np.float32))
