@@ -55,13 +55,13 @@ def is_within(name: str, modules: Collection[str]) -> bool:
     return any(name == each or name.startswith(each + ".") for own in modules for each in {own, attribute_path(own)})
 
 
-def is_skipped(node: fx.Node, skip: Collection[str]) -> bool:
-    """Whether ``skip`` names a call, a module around it, or a branch that was merged into it."""
+def is_named(node: fx.Node, names: Collection[str]) -> bool:
+    """Whether one of ``names`` is that of a call, a module around it, or a branch that was merged into it."""
     # A convolution that was joined to a sum is called where the sum was, so its node has the name of the sum.
-    names = {scoped_name(node), *([str(node.target)] if node.op == "call_module" else [])}
-    if node.op.startswith("call") and any(is_within(name, skip) for name in names):
+    own = {scoped_name(node), *([str(node.target)] if node.op == "call_module" else [])}
+    if node.op.startswith("call") and any(is_within(name, names) for name in own):
         return True
-    return any(is_within(path, skip) for path, _ in node.meta.get("nn_module_stack", {}).values())
+    return any(is_within(path, names) for path, _ in node.meta.get("nn_module_stack", {}).values())
 
 
 def scoped_name(node: fx.Node) -> str:

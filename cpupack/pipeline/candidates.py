@@ -23,7 +23,14 @@ def candidates(recipe: Recipe, cpu: str, supported_engines: Collection[str]) -> 
     ``supported_engines`` are those that run here. Raises QuantizationError when the engine or instruction set
     that the recipe names is not available here.
     """
-    return _for_arm(recipe, supported_engines) if cpu == "aarch64" else _for_x86(recipe, supported_engines)
+    found = _for_arm(recipe, supported_engines) if cpu == "aarch64" else _for_x86(recipe, supported_engines)
+    named = [key for key in ("static", "dynamic") if getattr(recipe.quantize, key)]
+    if not named:
+        return found
+    native = [each for each in found if each.record.quantizer == "native"]
+    if not native:
+        raise QuantizationError(f"[quantize] {named[0]} is for the native engine, which cannot run here")
+    return native
 
 
 def _for_x86(recipe: Recipe, supported_engines: Collection[str]) -> list[Target]:

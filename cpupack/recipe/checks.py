@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from cpupack.recipe import WEIGHT_FILES, Evaluation, gates, open_sizes, signature_checks, tasks, text_checks
+from cpupack.recipe import WEIGHT_FILES, gates, open_sizes, quantize_checks, signature_checks, tasks, text_checks
 from cpupack.recipe.lines import Key
 from cpupack.recipe.metrics import METRICS, TARGETS, known_metric, nearest_of
 from cpupack.recipe.names import KNOWN_LABELS, import_name, why_not_importable
@@ -218,48 +218,6 @@ def _labels(view: View) -> Iterator[Problem]:
             yield from _file(view, ("model", "labels"), labels)
 
 
-def _quantize(view: View) -> Iterator[Problem]:
-    mode = view("quantize", "mode")
-    if mode != "dynamic" and not view.given("calibration"):
-        yield Problem(
-            ("calibration",),
-            f'is missing, and mode = "{mode}" needs its data to choose activation ranges; add [calibration] with '
-            'source = "images:DIR" (or "synthetic", only to measure speed)',
-            missing=True,
-        )
-    if mode == "dynamic":
-        for key in ("observer", "percentile", "weights", "equalize", "bias_correction", "rounding"):
-            if view.given("quantize", key):
-                yield Problem(("quantize", key), 'has no effect with mode = "dynamic"')
-        if isinstance(view("fuse", "modules"), list):
-            yield Problem(("fuse", "modules"), 'has no effect with mode = "dynamic"; leave it out')
-    elif view.given("quantize", "percentile") and view("quantize", "observer") != "percentile":
-        yield Problem(
-            ("quantize", "percentile"),
-            f'has no effect with observer = "{view("quantize", "observer")}"',
-            None,
-        )
-
-
-def _recovery(view: View) -> Iterator[Problem]:
-    if not view("quantize", "recover"):
-        if view.given("quantize", "budget_s"):
-            yield Problem(("quantize", "budget_s"), "has no effect without recover = true")
-        return
-    if not any(view.given(*key) and view(*key) != "off" for key in _accuracy_gates()):
-        yield Problem(
-            ("quantize", "recover"),
-            "has no effect: [evaluation] sets no gate on accuracy that it could recover; add one of "
-            + ", ".join(name for _, name in _accuracy_gates()),
-        )
-
-
-def _accuracy_gates() -> list[tuple[str, str]]:
-    """Return the gates on accuracy: all keys of ``[evaluation]`` that set a bound, except min_speedup."""
-    bounds = [name for name in Evaluation.model_fields if name.startswith(("min_", "max_"))]
-    return [("evaluation", name) for name in bounds if name != "min_speedup"]
-
-
 def _calibration(view: View) -> Iterator[Problem]:
     if view.given("calibration"):
         yield from _data_source(view, "calibration")
@@ -379,8 +337,7 @@ CHECKS: tuple[Check, ...] = (
     *signature_checks.CHECKS,
     *open_sizes.CHECKS,
     *text_checks.CHECKS,
-    _quantize,
-    _recovery,
+    *quantize_checks.CHECKS,
     _calibration,
     _evaluation,
     *gates.CHECKS,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack import accuracy
+from cpupack.errors import QuantizationError
 from helpers import float_reference
 from helpers.captured import Net
 from helpers.lowered import kernels, lowered, needs_kernels
@@ -54,6 +55,26 @@ def test_a_transformers_block_is_a_few_layers() -> None:
     static_db, _, _ = lowered(Block(), SHAPE, mode="static")
     assert sqnr_db > static_db + 3.0
     assert {each.precision for each in int8.layers if "linear" in each.kernel} == {"int8"}
+
+
+def _by_rows(**quantize: object) -> set[str]:
+    """Return which layers of a block have a scale for each row."""
+    torch.manual_seed(0)
+    _, int8, _ = lowered(Block(), SHAPE, **quantize)
+    return {each.name for each in int8.layers if each.kernel.startswith("cpupack::linear")}
+
+
+def test_the_recipe_says_which_layers_have_ranges_of_the_calibration_data() -> None:
+    assert _by_rows() == {"qkv", "out", "up", "down"}
+    assert _by_rows(static=["up", "qkv"]) == {"out", "down"}
+    assert _by_rows(mode="static") == set()
+    assert _by_rows(mode="static", dynamic=["down"]) == {"down"}
+
+
+@pytest.mark.parametrize(("key", "name"), [("static", "one"), ("dynamic", "none_of_it")])
+def test_a_named_layer_must_be_a_linear_one(key: str, name: str) -> None:
+    with pytest.raises(QuantizationError, match=rf"\[quantize\] {key}: .* {name!r}"):
+        _by_rows(**{key: [name]})
 
 
 def test_a_row_does_not_depend_on_others() -> None:

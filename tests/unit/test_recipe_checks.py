@@ -231,6 +231,23 @@ def test_good(tmp_path: Path, changes: dict[str, str | None]) -> None:
             {"quantize.mode": '"dynamic"', "fuse.modules": '[["a", "b"]]'},
             'fuse.modules: has no effect with mode = "dynamic"; leave it out',
         ),
+        (
+            {"quantize.mode": '"dynamic"', "quantize.dynamic": '["head"]'},
+            'quantize.dynamic: has no effect with mode = "dynamic", which does so with all layers',
+        ),
+        (
+            {"quantize.mode": '"dynamic"', "quantize.static": '["head"]'},
+            'quantize.static: needs ranges from calibration data, which mode = "dynamic" does not read; '
+            'set mode = "auto", and name the other layers in dynamic',
+        ),
+        (
+            {"quantize.static": '["a", "b"]', "quantize.dynamic": '["b"]'},
+            'quantize.dynamic: has "b", which static has too',
+        ),
+        (
+            {"quantize.static": '["a"]', "target.x86_64.engine": '"fbgemm"'},
+            'quantize.static: is for the native engine, and [target.x86_64] engine = "fbgemm"',
+        ),
         ({"quantize.budget_s": "60"}, "quantize.budget_s: has no effect without recover = true"),
         (
             {"quantize.recover": "true", "evaluation.min_speedup": "2.0"},

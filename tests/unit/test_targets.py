@@ -60,6 +60,15 @@ def test_auto_takes_the_least_set_that_multiplies_like_this_host(
     assert all(each.platform_tag.endswith("_x86_64") for each in found)
 
 
+@pytest.mark.parametrize("key", ["static", "dynamic"])
+def test_layers_with_a_way_of_their_own_are_for_the_native_engine(host: Any, key: str) -> None:
+    host("avx512_vnni")
+    spec = recipe(quantize={key: ["head"]})
+    assert [each.engine for each in candidates(spec, "x86_64", ALL)] == ["native"]
+    with pytest.raises(QuantizationError, match=rf"\[quantize\] {key} is for the native engine"):
+        candidates(spec, "x86_64", ["fbgemm", "onednn"])
+
+
 def test_a_lesser_set_than_the_hosts_gets_its_own_bits(host: Any) -> None:
     host("amx")
     of_torch = [name for name, engine in ENGINES.items() if engine.quantizer == "torch"]

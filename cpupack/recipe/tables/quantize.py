@@ -25,6 +25,12 @@ class Quantize(Table):
     """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time, for linear
     and recurrent layers; other layers stay FP32. ``auto`` does as ``static``, but of linear layers over tokens the
     native engine measures the ranges at run time, for each token."""
+    static: list[Text] = []
+    """Names of modules: their linear layers take ranges from the calibration data, whatever ``mode`` would do. Only the
+    native engine can do so."""
+    dynamic: list[Text] = []
+    """Names of modules: the ranges of their linear layers are measured at run time, for each row of activations. Only
+    the native engine can do so."""
     observer: ObserverName = "tail_mse"
     """How an activation's range is chosen from the calibration data. ``tail_mse`` minimizes the squared error that is
     expected on new data: it extrapolates the tails of the calibration data."""

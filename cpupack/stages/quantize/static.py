@@ -23,7 +23,7 @@ from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fused import CONVS, TRANSPOSED_CONVS
-from cpupack.graph.names import core, is_skipped, is_within, scoped_name
+from cpupack.graph.names import core, is_named, is_within, scoped_name
 from cpupack.graph.recurrent import Recurrent
 from cpupack.graph.trace import record_shapes
 from cpupack.graph.weight_grid import weight_scales
@@ -229,7 +229,7 @@ def _apply_skip(mapping: QConfigMapping, graph: fx.GraphModule, skip: list[str])
         order = seen.get(node.target, 0)
         seen[node.target] = order + 1
         # quantized::add has no alpha, and torch silently drops it.
-        if not is_skipped(node, skip) and node not in for_float and "alpha" not in node.kwargs:
+        if not is_named(node, skip) and node not in for_float and "alpha" not in node.kwargs:
             continue
         if node.op == "call_module":
             mapping.set_module_name(str(node.target), None)
@@ -247,14 +247,14 @@ def _for_float_readers(graph: fx.GraphModule, skip: list[str]) -> set[fx.Node]:
     """
     read_in_float: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
-        in_float = all(is_skipped(each, skip) or each in read_in_float for each in node.users)
+        in_float = all(is_named(each, skip) or each in read_in_float for each in node.users)
         if node.users and in_float and _weightless(graph, node):
             read_in_float.add(node)
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         if node in read_in_float:
             target = type(graph.get_submodule(str(node.target))) if node.op == "call_module" else node.target
-            if target in _AVERAGES or all(is_skipped(each, skip) or each in found for each in node.all_input_nodes):
+            if target in _AVERAGES or all(is_named(each, skip) or each in found for each in node.all_input_nodes):
                 found.add(node)
     return found
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from cpupack.accuracy import sqnr_db
-from cpupack.graph.names import is_skipped
+from cpupack.graph.names import is_named
 from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
@@ -31,7 +31,7 @@ def embed(b: Builder, node: fx.Node) -> str:
         raise b.calls.refusal(node, "with max_norm" if module.max_norm is not None else "of a sparse table")
     ids = as_floats(b, node.all_input_nodes[0], node)
     table = np.ascontiguousarray(module.weight.detach().float().numpy())
-    if table.size > _SMALL and not is_skipped(node, b.recipe.skip):
+    if table.size > _SMALL and not is_named(node, b.recipe.skip):
         scales = np.maximum(np.abs(table).max(axis=1), np.float32(1e-30)).astype(np.float32) / np.float32(127)
         codes = np.rint(table / scales[:, None]).astype(np.int8)
         error = sqnr_db(table, codes * scales[:, None])

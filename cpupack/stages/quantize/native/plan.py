@@ -16,7 +16,7 @@ from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
 from cpupack.graph.hiding import hiding_calls
-from cpupack.graph.names import core, is_skipped
+from cpupack.graph.names import core, is_named
 from cpupack.graph.phases import large_angles
 from cpupack.graph.proposals import is_between_stages
 from cpupack.graph.roots import under_roots
@@ -61,7 +61,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     calls = Calls(graph, input_shape)
     bring_masks_forward(graph)
     nodes = calls.graph.graph.nodes
-    skipped = [node for node in nodes if node.op.startswith("call") and is_skipped(node, recipe.skip)]
+    skipped = [node for node in nodes if node.op.startswith("call") and is_named(node, recipe.skip)]
     # A program runs sample by sample: these are torch's, in FP32.
     beyond = set(calls.across_samples())
     magnitude = _magnitudes(calibrated, calls)
@@ -83,8 +83,8 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.NO_FLOATS, calls.beyond_floats()),
     ):
         kept = dict.fromkeys(found, reason) | kept
-    kept |= dict.fromkeys(small_heads(calls, recipe.mode, kept), reasons.FEW_PRODUCTS)
-    by_rows = layers_by_rows(calls, recipe.mode, kept)
+    kept |= dict.fromkeys(small_heads(calls, recipe, kept), reasons.FEW_PRODUCTS)
+    by_rows = layers_by_rows(calls, recipe, kept)
     kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":
         kept |= {node: reasons.DYNAMIC for node in nodes if node not in kept and is_static(calls, node)}

@@ -8,7 +8,9 @@ from collections.abc import Collection
 import torch
 from torch import fx, nn
 
-from cpupack.graph.names import core
+from cpupack.errors import QuantizationError
+from cpupack.graph.names import core, is_named
+from cpupack.recipe import Quantize
 from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.recurrent import is_recurrent
@@ -21,24 +23,42 @@ _FEW = 32
 """A layer with so many times fewer products than others takes next to none of the time, also in FP32."""
 
 
-def layers_by_rows(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
-    """Return these layers: with ``dynamic`` all linear ones, with ``auto`` those over the tokens of a sequence, those
-    of a loop, and those that read what recurrent layers or loops give.
+def layers_by_rows(calls: Calls, recipe: Quantize, kept: Collection[fx.Node]) -> list[fx.Node]:
+    """Return these layers: with ``mode = "dynamic"`` all linear ones, with ``auto`` those over the tokens of a
+    sequence, those of a loop, and those that read what recurrent layers or loops give.
 
     A token's values lie in a range of their own, and a few channels may be far larger than all others: one range for
     all tokens has few codes for the most of them. What a recurrent layer gives is float32, so a scale for each row
-    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are.
+    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are. What the
+    recipe says of a layer by its name comes first; raises QuantizationError for a name without such a layer.
     """
+    static, dynamic = _named(calls, "static", recipe.static), _named(calls, "dynamic", recipe.dynamic)
+    nodes, mode = calls.graph.graph.nodes, recipe.mode
     if mode == "static":
-        return []
-    nodes, loops = calls.graph.graph.nodes, _loops(calls)
+        return [node for node in nodes if node in dynamic and node not in kept]
+    loops = _loops(calls)
     return [
         node
         for node in nodes
         if node not in kept
+        and node not in static
         and _fits(calls, node)
-        and (mode == "dynamic" or _of_tokens(node) or node in loops or _reads(calls, node, loops))
+        and (mode == "dynamic" or node in dynamic or _of_tokens(node) or node in loops or _reads(calls, node, loops))
     ]
+
+
+def _named(calls: Calls, key: str, names: Collection[str]) -> set[fx.Node]:
+    """Return the linear layers that these modules are, or hold. Raises QuantizationError for one without any."""
+    found: set[fx.Node] = set()
+    for name in names:
+        own = {node for node in calls.graph.graph.nodes if _fits(calls, node) and is_named(node, [name])}
+        if not own:
+            raise QuantizationError(
+                f"[quantize] {key}: there is no linear layer in {name!r}",
+                hint="activations of other layers always have ranges from the calibration data; leave the name out",
+            )
+        found |= own
+    return found
 
 
 def _loops(calls: Calls) -> set[fx.Node]:
@@ -81,20 +101,21 @@ def _leads_to(first: fx.Node, last: fx.Node) -> bool:
     return False
 
 
-def small_heads(calls: Calls, mode: str, kept: Collection[fx.Node]) -> list[fx.Node]:
+def small_heads(calls: Calls, recipe: Quantize, kept: Collection[fx.Node]) -> list[fx.Node]:
     """Return with ``auto`` the linear layers over one row of what recurrent layers give that have few products beside
     them. There INT8 saves nothing, and it would lose more than the recurrent layers do.
 
-    Layers in ``kept`` do not count.
+    Layers in ``kept`` do not count, nor do those that the recipe names.
     """
     nodes = [node for node in calls.graph.graph.nodes if node not in kept]
     recurrent = sum(_products(calls, node) for node in nodes if is_recurrent(calls, node))
-    if mode != "auto" or not recurrent:
+    if recipe.mode != "auto" or not recurrent:
         return []
     return [
         node
         for node in nodes
         if _fits(calls, node)
+        and not is_named(node, [*recipe.static, *recipe.dynamic])
         and not _of_tokens(node)
         and _reads(calls, node)
         and _FEW * _products(calls, node) <= recurrent
