@@ -21,16 +21,20 @@ MODULE = f"{PYTHON}:"
 """Begins the name of a module that is found by Python's path, not by the recipe's place."""
 _HERE = Path(cpupack.__file__).resolve().parent
 _STANDARD = tuple(str(Path(sysconfig.get_path(name)).resolve()) + os.sep for name in ("stdlib", "platstdlib"))
-_PACKAGES = ("site-packages", "dist-packages")
+_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _OF_DIRECTORIES = ("transformers", "tokenizers", "safetensors")
 
 
 def is_users(path: Path) -> bool:
     """Whether a file of code is the user's: not of the standard library, of an installed package, or of cpupack."""
-    places = (path, path.resolve())  # a directory of packages may be a link, and so may what is in it
-    if any(set(_PACKAGES) & set(each.parts) or str(each).startswith(_STANDARD) for each in places):
+    if _is_installed(str(path)):  # most are, and to follow the links of thousands of modules takes half a second
         return False
-    return not places[1].is_relative_to(_HERE)
+    place = path.resolve()  # a directory of packages may be a link, and so may what is in it
+    return not (_is_installed(str(place)) or place.is_relative_to(_HERE))
+
+
+def _is_installed(path: str) -> bool:
+    return path.startswith(_STANDARD) or any(each in path for each in _PACKAGES)
 
 
 def imported(loaded: LoadedRecipe) -> dict[str, Path]:
@@ -68,10 +72,10 @@ def _beside(loaded: LoadedRecipe, base: Path) -> Iterator[Path]:
 def _users_modules() -> Iterator[tuple[str, Path]]:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name.partition(".")[0] != "torch" and isinstance(file, str) and file.endswith(".py"):
-            path = Path(file).resolve()
-            if is_users(Path(file)):
-                yield name, path
+        if name.partition(".")[0] == "torch" or not isinstance(file, str) or not file.endswith(".py"):
+            continue
+        if is_users(Path(file)):
+            yield name, Path(file).resolve()
 
 
 def _imports(path: Path) -> set[str]:
@@ -107,9 +111,17 @@ def module_file(name: str) -> Path | None:
 
 def package_versions(loaded: LoadedRecipe) -> dict[str, str]:
     """Return the versions of the installed packages that the recipe names, and that the user's modules import."""
-    known = importlib.metadata.packages_distributions()
-    roots = set(_named_roots(loaded)).union(*map(_imports, imported(loaded).values()))
-    return installed({each for root in roots for each in known.get(root, ())})
+    roots = set(_named_roots(loaded)).union(*map(_imports, imported(loaded).values())) - sys.stdlib_module_names
+    found = installed(roots)  # most packages have the name of their module, and to list all takes half a second
+    others = {each for each in roots if each.lower() not in found and _is_elsewhere(each)}
+    known = importlib.metadata.packages_distributions() if others else {}
+    return found | installed({each for root in others for each in known.get(root, ())})
+
+
+def _is_elsewhere(name: str) -> bool:
+    """Whether a module can be found and is not the user's."""
+    found = importlib.machinery.PathFinder.find_spec(name)
+    return found is not None and (found.origin is None or not is_users(Path(found.origin)))
 
 
 def installed(names: set[str]) -> dict[str, str]:
