@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import pytest
 
-from cpupack.runtime.serve.line import Job
 from cpupack.runtime.serve.promise import call_time
 from cpupack.runtime.serve.scheduler import (
     BYTES,
     DEADLINE,
     HIGH,
     LOW,
-    NORMAL,
     QUEUE,
-    Limits,
-    Scheduler,
 )
-from cpupack.runtime.serve.times import CallTime, CallTimes, PrepareTimes, Tail
-
-MS = 1e-3
-
-
-def times(*rows: tuple[int, float, float]) -> CallTimes:
-    """Rows of (size, mean, p99)."""
-    return CallTimes([CallTime(size, mean * MS, p99 * MS) for size, mean, p99 in rows])
-
-
-def scheduler(
-    instances: int = 1, *, requests: int = 100, size_bytes: int = 10**9, table: CallTimes | None = None
-) -> Scheduler:
-    """Calls of one sample take 10 ms, of four 16 ms: so each more costs 2 ms."""
-    return Scheduler(table or times((1, 10, 10), (4, 16, 16)), instances, Limits(requests, size_bytes))
-
-
-def job(
-    deadline: float = math.inf, *, samples: int = 1, priority: int = NORMAL, size_bytes: int = 1, prepare: float = 0
-) -> Job:
-    return Job(samples, size_bytes, 0.0, deadline * MS, priority, prepare * MS, None)
-
-
-def start(one: Scheduler, instance: int = 0, now: float = 0.0, *jobs: Job) -> list[Job]:
-    """Offer jobs and have an instance take what it gets."""
-    for each in jobs or (job(),):
-        assert one.offer([each], now * MS) is None
-    return one.take(instance, now * MS).jobs
+from helpers.scheduling import MS, job, scheduler, start, times
 
 
 def test_a_request_that_can_be_answered_in_time_is_admitted_and_one_that_cannot_is_refused_at_once() -> None:
@@ -334,184 +301,3 @@ def test_a_table_that_was_made_while_the_host_stood_still_is_made_again() -> Non
         assert left == []
         p99_s = max(expected.mean(), np.percentile(expected, 99))
         assert (found.size, found.mean_s, found.p99_s) == (2, expected.mean(), p99_s)
-
-
-def test_the_corrections_follow_what_is_measured_and_a_single_stall_does_not_move_the_tail() -> None:
-    table = times((1, 10, 12), (2, 15, 18))
-    for number in range(400):
-        table.observe(2, 0.0, 1.0 if number == 390 else 30 * MS)
-    assert table.tail == pytest.approx(30 / 18)
-    assert table.safe_s(1) == pytest.approx(12 * 30 / 18 * MS)
-    for _ in range(400):
-        table.observe(1, 0.0, 10 * MS)
-    assert table.correction == pytest.approx(1.0, abs=0.01)
-    assert table.tail == pytest.approx(10 / 12)
-
-
-def test_a_stall_teaches_little_about_the_time_of_calls() -> None:
-    table = times((1, 10, 12))
-    table.observe(1, 0.0, 2.0)  # a host that stood still for two seconds
-    assert table.expected_s(1) < 13 * MS
-
-
-def test_a_row_that_was_measured_beside_other_work_is_learnt_anew() -> None:
-    """The row of one sample says half of what it takes, that of four twice as much; decoding takes 2 ms each."""
-    table = times((1, 5, 5), (2, 13, 13), (4, 32, 32))
-    real = {1: 10, 2: 13, 3: 14.5, 4: 16}
-    generator = np.random.default_rng(0)
-    for _ in range(1200):
-        size = int(generator.integers(1, 5))
-        table.observe(size, 2 * size * MS, (real[size] + 2 * size) * generator.uniform(0.95, 1.05) * MS)
-    for size, took in real.items():
-        assert table.expected_s(size, 2 * size * MS) == pytest.approx((took + 2 * size) * MS, rel=0.08)
-    assert table.worthwhile(math.inf) >= 3  # of the table alone one sample a call serves most
-    assert times((1, 5, 5), (2, 13, 13), (4, 32, 32)).worthwhile(math.inf) == 1
-
-
-def test_a_single_size_that_is_seen_teaches_all_others() -> None:
-    table = times((1, 10, 12), (2, 15, 18))
-    for _ in range(400):
-        table.observe(2, 0.0, 30 * MS)
-    assert table.expected_s(1) == pytest.approx(20 * MS)
-
-
-def test_sizes_between_the_rows_are_interpolated_and_never_faster_than_smaller_ones() -> None:
-    table = times((1, 10, 10), (4, 16, 16), (8, 12, 12))
-    assert table.expected_s(2) == pytest.approx(12 * MS)
-    assert table.expected_s(8) == pytest.approx(16 * MS)
-    with pytest.raises(ValueError, match="empty"):
-        CallTimes([])
-
-
-def test_the_time_to_decode_is_learnt_by_the_byte() -> None:
-    prepare = PrepareTimes()
-    assert prepare.estimate_s("image", 100_000) == pytest.approx(1.5 * MS)
-    prepare.observe("image", 1000, 2 * MS)
-    assert prepare.estimate_s("image", 600) == pytest.approx(1.2 * MS)
-    prepare.observe("image", 0, 1.0)  # says nothing
-    assert prepare.estimate_s("image", 600) == pytest.approx(1.2 * MS)
-    prepare.observe("tensor", 1000, 0.0)
-    assert prepare.estimate_s("tensor", 100_000) == 0.0
-
-
-def test_small_files_teach_nothing_about_large_ones_and_a_stall_teaches_little() -> None:
-    prepare = PrepareTimes()
-    for _ in range(100):
-        prepare.observe("image", 60, 1.1)  # each loads a library, or is 60 bytes of a huge image
-    assert prepare.estimate_s("image", 100_000) == pytest.approx(1.5 * MS)
-    prepare.observe("image", 100_000, 2 * MS)
-    prepare.observe("image", 100_000, 1.1)  # counts as 8 ms, a twentieth of which is learnt
-    assert prepare.estimate_s("image", 100_000) == pytest.approx(2.3 * MS)
-
-
-def test_the_tail_is_the_first_value_until_others_are_known() -> None:
-    tail = Tail(1.0)
-    for _ in range(8):
-        tail.observe(5.0)
-    assert tail.value == 5.0  # 8 of 200 are more than one in a hundred
-
-
-@dataclass
-class Simulated:
-    """What came out of a simulated load."""
-
-    offered: int
-    latencies: list[float] = field(default_factory=list)
-    waits: list[tuple[float, float]] = field(default_factory=list)
-    refused: int = 0
-    expired: int = 0
-
-    def goodput(self, promise: float, seconds: float) -> float:
-        return sum(latency <= promise * MS for latency in self.latencies) / seconds
-
-
-def simulate(one: Scheduler, arrivals_s: Sequence[float], promise: float, call_s: dict[int, float]) -> Simulated:
-    """Serve arrivals on the scheduler's instances. A call takes exactly ``call_s`` of its size."""
-    found = Simulated(len(arrivals_s))
-    ends: dict[int, tuple[float, list[Job]]] = {}
-    free = set(range(one.instances))
-    pending = list(arrivals_s)[::-1]
-
-    def serve(now_s: float) -> None:
-        for instance in sorted(free):
-            taken = one.take(instance, now_s)
-            found.expired += len(taken.dropped)
-            if taken.jobs:
-                free.discard(instance)
-                ends[instance] = (now_s + call_s[len(taken.jobs)], taken.jobs)
-                found.waits += [(each.predicted_s - each.arrived_s, now_s - each.arrived_s) for each in taken.jobs]
-
-    while pending or ends:
-        end_s, instance = min(((end, number) for number, (end, _) in ends.items()), default=(math.inf, -1))
-        now_s = min(pending[-1] if pending else math.inf, end_s, one.next_expiry_s() + 1e-9)
-        found.expired += len(one.expire(now_s))
-        if now_s == end_s:
-            _, jobs = ends.pop(instance)
-            found.latencies += [now_s - each.arrived_s for each in jobs]
-            one.finish(instance, now_s)
-            free.add(instance)
-        elif pending and now_s == pending[-1]:
-            arrived = pending.pop()
-            each = Job(1, 1, arrived, arrived + promise * MS, NORMAL, 0.0, None)
-            found.refused += one.offer([each], now_s) is not None
-        serve(now_s)
-    return found
-
-
-def test_what_is_surely_late_would_be_refused_without_its_decoding_too() -> None:
-    """Under a load of several priorities and deadlines; most of those who are late must be known as such."""
-    one = scheduler(table=times((1, 2.0, 2.2), (2, 3.0, 3.3), (4, 5.0, 5.5), (8, 9.0, 9.9)))
-    generator = np.random.default_rng(3)
-    now_s, end_s, refused, known = 0.0, 0.0, 0, 0
-    one.take(0, 0.0)
-    for _ in range(4000):
-        now_s += float(generator.exponential(0.3 * MS))
-        one.expire(now_s)
-        if now_s >= end_s:
-            one.finish(0, end_s)
-            jobs = one.take(0, now_s).jobs
-            end_s = now_s + one.times.expected_s(max(1, len(jobs)), sum(each.prepare_s for each in jobs))
-        limit_s, priority = (50 * MS, NORMAL) if generator.random() < 0.9 else (30 * MS, int(generator.integers(1, 4)))
-        prepare_s = float(generator.uniform(0.5, 2.0)) * MS
-        each = Job(1, 1, now_s, now_s + limit_s, priority, prepare_s, None)
-        late = one.late(now_s, now_s + limit_s, priority, now_s)
-        if late is not None:
-            known += 1
-            assert late.reason == DEADLINE
-            assert late.retry_after_s > 0
-            assert one.peek(Job(1, 1, now_s, now_s + limit_s, priority, 0.0, None), now_s) is not None
-        else:
-            refusal = one.peek(each, now_s)
-            refused += refusal is not None
-            assert (one.offer([each], now_s) is None) == (refusal is None)
-    assert known > refused > 0
-
-
-@pytest.mark.parametrize("load", [0.5, 1.0, 2.0, 5.0])
-def test_under_every_load_what_is_admitted_is_answered_in_time_and_nothing_is_wasted(load: float) -> None:
-    rows = [(1, 2.0, 2.2), (2, 3.0, 3.3), (4, 5.0, 5.5), (8, 9.0, 9.9)]
-    one = Scheduler(times(*rows), 2, Limits(10_000, 10**9))
-    call_s = {
-        size: float(np.interp(size, [row[0] for row in rows], [row[1] for row in rows])) * MS for size in range(1, 9)
-    }
-    capacity_per_s, seconds, promise = 2 * 8 / (9 * MS), 1.5, 50.0
-    generator = np.random.default_rng(1)
-    gaps = generator.exponential(1 / (load * capacity_per_s), int(load * capacity_per_s * seconds))
-    found = simulate(one, np.cumsum(gaps).tolist(), promise, call_s)
-    assert max(found.latencies) <= promise * MS
-    assert found.goodput(promise, seconds) >= 0.9 * min(1.0, load) * capacity_per_s
-    assert found.expired == 0  # calls take what the table says, so what is admitted is kept
-    errors = [abs(predicted - waited) / waited for predicted, waited in found.waits if waited > MS]
-    if load >= 1.0:
-        assert np.percentile(errors, 90) <= 0.2
-    else:
-        assert found.refused == 0
-
-
-def test_after_a_burst_the_queue_is_soon_empty_again() -> None:
-    one = Scheduler(times((1, 2.0, 2.2), (8, 9.0, 9.9)), 2, Limits(10_000, 10**9))
-    call_s = {size: (2.0 + (size - 1)) * MS for size in range(1, 9)}
-    burst = [0.0001 * number for number in range(10_000)]  # 10,000 a second for a second
-    calm = [1.0 + 2 * 0.05 + 0.01 * number for number in range(100)]  # from twice the promise later
-    found = simulate(one, [*burst, *calm], 50.0, call_s)
-    assert max(found.latencies[-100:]) <= 2.0 * MS + 1e-9
