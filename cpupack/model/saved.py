@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,13 @@ from torch.export import ExportedProgram
 from cpupack.errors import ModelError
 from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_only
 from cpupack.model.one_row import OneRow, blank
+from cpupack.model.script_archive import check_sizes
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
 from cpupack.runtime.tensor_spec import TensorSpec
 
 _BATCH = 2
+_UNREADABLE: tuple[type[Exception], ...] = (*UNREADABLE, pickle.UnpicklingError, AttributeError, IndexError)
 _PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"
 
 
@@ -91,9 +94,10 @@ def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> n
     """
     _check_file(path, source)
     try:
+        check_sizes(path)
         with _quiet():
             script = torch.jit.load(str(path), map_location="cpu").eval()
-    except (RuntimeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"[model] source: {path} cannot be read as TorchScript: {first_line(error)}", hint=_exported_instead(path)
         ) from error

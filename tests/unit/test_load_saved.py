@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_a_saved_program_is_the_model(net: Net, tmp_path: Path, how: str) -> Non
         ("exported", "torchscript:net.pt2", "cannot be read as TorchScript", 'source = "export:net.pt2"'),
         ("text", "export:net.pt2", "is no archive that torch has saved", ""),
         ("damaged", "torchscript:net.pt", "cannot be read as TorchScript", "the archive is damaged"),
+        ("short", "torchscript:net.pt", "/data/0 has 4 bytes, and ", "python:FILE.py:factory"),
         ("nothing", "torchscript:net.pt", "net.pt does not exist", "relative to the recipe"),
     ],
 )
@@ -113,6 +115,13 @@ def test_a_file_that_cannot_be_used_is_told(
         save(net, tmp_path, "traced")
         data = (tmp_path / "net.pt").read_bytes()
         (tmp_path / "net.pt").write_bytes(data.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    elif name == "short":  # torch reads beyond the end of such a tensor
+        save(net, tmp_path, "scripted")
+        with zipfile.ZipFile(tmp_path / "net.pt") as archive:
+            found = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+            for member, data in found.items():
+                archive.writestr(member, data[:4] if member.endswith("/data/0") else data)
     elif name != "nothing":
         save(net, tmp_path, name)
     with pytest.raises(ModelError) as caught:
