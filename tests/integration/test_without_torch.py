@@ -98,8 +98,8 @@ def test_the_list_of_commands_is_complete(environment: Environment) -> None:
     text = environment.run("tiny-int8", "--help").stdout.partition("commands:")[2]
     listed = {line.split()[0] for line in text.splitlines() if line.startswith("    ") and line[4] != " "}
     # batch needs pyarrow, which is not here; tests/runtime/test_batch.py shows that it needs no torch. embed is for
-    # models that give embeddings, as in test_text_wheel.py.
-    assert listed - {"COMMAND", "batch", "embed"} == {command for command, *_ in COMMANDS.values()}
+    # models that give embeddings, as in test_text_wheel.py, and stream for those with states (test_stream_wheel.py).
+    assert listed - {"COMMAND", "batch", "embed", "stream"} == {command for command, *_ in COMMANDS.values()}
 
 
 def test_info_says_that_no_torch_is_needed(environment: Environment) -> None:
