@@ -32,7 +32,7 @@ from cpupack.stages.calibrate import calibrate, observe
 from cpupack.stages.capture import capture, examples
 from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
-from cpupack.stages.quantize import check_skip
+from cpupack.stages.quantize import check_names
 from cpupack.stages.quantize.native.plan import rounded_by_range
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.script import script_float
@@ -107,7 +107,7 @@ def prepare(loaded: LoadedRecipe, work: Path, progress: Progress, cache: StageCa
     with progress.stage("capture"):
         captured = captured_from(model, calibration, recipe, cache, progress)
         graph_sha256 = graph_hash(captured)
-        check_skip(model.module, captured.module, recipe.quantize.skip)  # before the long calibration
+        check_names(model.module, captured.module, recipe.quantize)  # before the long calibration
     with progress.stage("fuse"):
         fused = fuse(captured, recipe, progress)
     with progress.stage("calibrate"):

@@ -15,7 +15,7 @@ from cpupack.sensitivity.ranking import SensitivityReport, report_on
 from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse, list_chains
 from cpupack.stages.load import load
-from cpupack.stages.quantize import check_skip
+from cpupack.stages.quantize import check_names
 from cpupack.stages.quantize.ranges import choose_ranges
 from cpupack.stages.verify import check_gates, load_metric
 
@@ -26,7 +26,7 @@ def check_model(loaded: LoadedRecipe, progress: Progress) -> tuple[FloatModel, F
     check_gates(loaded.recipe.evaluation, model.signature, model.kind)
     load_metric(loaded, model)
     captured = capture(model, example_samples(loaded, model, progress), loaded.recipe, progress)
-    check_skip(model.module, captured.module, loaded.recipe.quantize.skip)
+    check_names(model.module, captured.module, loaded.recipe.quantize)
     return model, fuse(captured, loaded.recipe, progress)
 
 

@@ -15,7 +15,7 @@ from cpupack import accuracy
 from cpupack.artifacts import QuantizedModel
 from cpupack.errors import QuantizationError
 from cpupack.quantized_engine import engine as engine_of
-from cpupack.stages.quantize import check_skip, quantize
+from cpupack.stages.quantize import check_names, quantize
 from cpupack.stages.saturate import overflowing_layers
 from cpupack.stages.script import count_operators, script
 from helpers.tiny_models import ENGINES, SHAPE, calibrated, host_bits, quantized, recipe, run, samples, target
@@ -301,7 +301,11 @@ def test_a_skipped_name_that_does_not_exist_is_named() -> None:
     with pytest.raises(QuantizationError, match=r"no module '4\.conv3'") as caught:
         quantized(resnet(), spec=recipe(quantize={"skip": ["4.conv3"]}))
     assert "did you mean '4.conv" in (caught.value.hint or "")
-    check_skip(resnet(), resnet(), ["4", "4.conv1", "5.downsample.0"])
+    named = recipe(quantize={"skip": ["4", "4.conv1"], "static": ["5"], "dynamic": ["5.downsample.0"]}).quantize
+    check_names(resnet(), resnet(), named)
+    for key in ("static", "dynamic"):
+        with pytest.raises(QuantizationError, match=rf"\[quantize\] {key}: the model has no module '4.conv3'"):
+            check_names(resnet(), resnet(), recipe(quantize={key: ["4.conv3"]}).quantize)
 
 
 @pytest.mark.parametrize("engine", ["fbgemm", "onednn"])

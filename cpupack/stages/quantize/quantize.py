@@ -21,7 +21,7 @@ from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.dynamic import quantize_dynamically
 from cpupack.stages.quantize.in_float import InFloat
 from cpupack.stages.quantize.native.lower import lower
-from cpupack.stages.quantize.static import check_skip, quantize_eager, quantize_fx, transposes_wrongly
+from cpupack.stages.quantize.static import check_names, quantize_eager, quantize_fx, transposes_wrongly
 from cpupack.targets import Target
 
 _WEIGHTED = (
@@ -49,7 +49,7 @@ def quantize(
     name does not exist or torch cannot convert the model for this engine.
     """
     spec = recipe.quantize
-    check_skip(original, calibrated.fused.module, spec.skip, calibrated.fused.chains)
+    check_names(original, calibrated.fused.module, spec, calibrated.fused.chains)
     spec = spec.model_copy(update={"skip": [*spec.skip, *_chains_skipped(calibrated, spec.skip)]})
     example = torch.zeros(1, *_sample_shape(calibrated, recipe))
     known: dict[str, str] = {}

@@ -135,10 +135,10 @@ def _qconfig_of(module: nn.Module, target: Target, weights: str) -> QConfig:
     return transposed_qconfig(target) if isinstance(module, TRANSPOSED_CONVS) else static_qconfig(target, weights)
 
 
-def check_skip(
-    original: nn.Module, captured: nn.Module, skip: list[str], chains: Collection[Collection[str]] = ()
+def check_names(
+    original: nn.Module, captured: nn.Module, recipe: Quantize, chains: Collection[Collection[str]] = ()
 ) -> None:
-    """Raise QuantizationError for the first name in ``skip`` that the model does not have.
+    """Raise QuantizationError for the first name in ``skip``, ``static`` or ``dynamic`` that the model does not have.
 
     A name is that of a module of the FP32 model as loaded, or of a call of its captured graph, or of one in ``chains``.
     """
@@ -146,9 +146,10 @@ def check_skip(
     if isinstance(captured, fx.GraphModule):
         names |= {scoped_name(node): node for node in captured.graph.nodes}
     names |= {name: chain for chain in chains for name in chain}
-    for name in skip:
-        if name not in names:
-            raise _unknown_skip(name, names)
+    for key in ("skip", "static", "dynamic"):
+        for name in getattr(recipe, key):
+            if name not in names:
+                raise _unknown(key, name, names)
 
 
 def transposes_wrongly(engine: str, module: nn.Module) -> bool:
@@ -177,10 +178,10 @@ def _adds_in_16_bits(target: Target, module: nn.Module) -> bool:
     return target.engine in {"fbgemm", "x86"} and target.activation_bits == 8 and depthwise
 
 
-def _unknown_skip(name: str, names: dict[str, object]) -> QuantizationError:
+def _unknown(key: str, name: str, names: dict[str, object]) -> QuantizationError:
     near = get_close_matches(name, names, n=1)
     return QuantizationError(
-        f"[quantize] skip: the model has no module {name!r}",
+        f"[quantize] {key}: the model has no module {name!r}",
         hint=f"did you mean {near[0]!r}?" if near else None,
     )
 
