@@ -136,7 +136,7 @@ def _inspect(path: Path, archive: zipfile.ZipFile) -> Inspection:
     package = _package_of(path, archive)
     manifest, problems = _manifest(path, archive, package)
     facts = _facts(path, manifest)
-    members = tuple(_member(archive, info) for info in archive.infolist() if not info.is_dir())
+    members = tuple(_member(archive, info) for info in archive.infolist() if not info.filename.endswith("/"))
     metadata = _headers(path, archive, f"{dist_info}/METADATA")
     wheel = _headers(path, archive, f"{dist_info}/WHEEL")
     hashes = {member.name: member.sha256 for member in members}

@@ -181,9 +181,18 @@ def archive_with(native: Path, out: Path, *infos: tuple[zipfile.ZipInfo, bytes])
     return out
 
 
-@pytest.mark.parametrize("name", ["../escaped.py", "/etc/escaped", "tiny_int8/../../escaped", "tiny_int8\\..\\escaped"])
+class NamedFile(zipfile.ZipInfo):
+    """A file even where it has no name: zipfile looks at the last character."""
+
+    def is_dir(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "name", ["../escaped.py", "/etc/escaped", "tiny_int8/../../escaped", "tiny_int8\\..\\escaped", "", "."]
+)
 def test_names_that_lead_out_are_named(native: Path, tmp_path: Path, name: str) -> None:
-    found = verify_wheel(archive_with(native, tmp_path / native.name, (zipfile.ZipInfo(name), b"x")))
+    found = verify_wheel(archive_with(native, tmp_path / native.name, (NamedFile(name), b"x")))
     assert any("leads out of the wheel" in problem for problem in found.problems)
 
 
