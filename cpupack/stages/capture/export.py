@@ -22,6 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from cpupack.errors import ModelError
+from cpupack.graph.needed import needed
 from cpupack.model.user_code import describe_failure, is_library
 from cpupack.stages.capture.exportable import exportable
 from cpupack.stages.capture.inplace import make_functional
@@ -210,12 +211,7 @@ def _refuse_own_state(
     changed = set(program.graph_signature.buffers_to_mutate.values())
     if not changed:
         return
-    read, pending = {result}, [result]
-    while pending:
-        for each in pending.pop().all_input_nodes:
-            if each not in read:
-                read.add(each)
-                pending.append(each)
+    read = needed(result)
     for node, (name, _) in constants.items():
         if name in changed and node in read:
             raise ModelError(

@@ -9,6 +9,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from cpupack.errors import ModelError
+from cpupack.graph.needed import needed
 from cpupack.graph.open_sizes import COUNTED_RESULTS
 from cpupack.model.user_code import is_library
 from cpupack.stages.capture.export import Exported, depends_on_values, is_dynamic
@@ -77,17 +78,6 @@ def refuse_pairs_of_samples(exported: Exported) -> None:
                 "transpose(-1, -2) of a tensor (batch, tokens) needs a third dimension. "
                 "docs/how-to/capture-refused.md says more",
             )
-
-
-def needed(result: fx.Node) -> set[fx.Node]:
-    """Return the calls that a result depends on, itself among them."""
-    found, pending = {result}, [result]
-    while pending:
-        for each in pending.pop().all_input_nodes:
-            if each not in found:
-                found.add(each)
-                pending.append(each)
-    return found
 
 
 def line_of(node: fx.Node) -> str:

@@ -126,8 +126,7 @@ class Builder:
 
     def statistics(self, node: fx.Node) -> ActivationStats:
         """Return what calibration has seen of a call's result; of a view that it did not see, of what that shows."""
-        while node.name not in self._stats and node.op.startswith("call") and self.calls.rearranges(node):
-            node = next(each for each in node.all_input_nodes if not self.calls.is_constant(each))
+        node = self.calls.observed(node, self._stats)
         stats = self._stats.get(node.name)
         if stats is None:
             raise QuantizationError(f"no calibration data went through {scoped_name(node)}")

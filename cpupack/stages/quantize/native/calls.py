@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from typing import Any
 
 import torch
@@ -90,6 +90,15 @@ class Calls:
             given: Any = node.args[1]
             return bool(argument(node, 2, "mode", "constant") != "constant" or min(given) < 0 >= max(given))
         return target in _REARRANGEMENTS
+
+    def observed(self, node: fx.Node, names: Container[str]) -> fx.Node:
+        """Return the call whose values this one only moves, where ``names`` has this one not; else this one."""
+        while node.name not in names and node.op.startswith("call") and self.rearranges(node):
+            sources = [each for each in node.all_input_nodes if not self.is_constant(each)]
+            if not sources:
+                break
+            node = sources[0]
+        return node
 
     def across_samples(self) -> list[fx.Node]:
         """Return the calls that take or give a tensor whose first dimension is not the batch: run on three samples."""

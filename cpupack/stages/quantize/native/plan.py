@@ -95,9 +95,7 @@ def _magnitudes(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node]
     """Return what tells the largest absolute value of a call; a call that only moves values has its operand's."""
 
     def magnitude(node: fx.Node) -> float | None:
-        while node.name not in calibrated.stats and node.op.startswith("call") and calls.rearranges(node):
-            node = node.all_input_nodes[0]
-        stats = calibrated.stats.get(node.name)
+        stats = calibrated.stats.get(calls.observed(node, calibrated.stats).name)
         return None if stats is None else max(-stats.minimum, stats.maximum)
 
     return magnitude

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from cpupack.graph.needed import needed
 from cpupack.graph.phases import calls_before
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.functions import Function, activation_of, composed, results_of
@@ -44,14 +45,14 @@ def steep_functions(calls: Calls, stats: Mapping[str, ActivationStats]) -> set[f
         root, functions, path = _chain(calls, node)
         if not functions:
             continue
-        source = _unmoved(calls, root, stats)
+        source = calls.observed(root, stats)
         held = stats.get(source.name)
         if held is None:
             continue
         values, counts = _values(held)
         step = (max(held.maximum, 0.0) - min(held.minimum, 0.0)) / 255
         before, after = _sqnr_db(values, counts, step, []), _sqnr_db(values, counts, step, functions)
-        from_input = not any(each.op.startswith("call") and not _moves(calls, each) for each in _back(source))
+        from_input = not any(each.op.startswith("call") and not _moves(calls, each) for each in needed(source))
         least = _LEAST_DB if from_input else _LEAST_AFTER_LAYERS_DB
         if after < least and before - after > _LEAST_LOSS_DB:
             found |= {node, *path}
@@ -76,24 +77,6 @@ def _chain(calls: Calls, node: fx.Node) -> tuple[fx.Node, list[Function], list[f
 
 def _moves(calls: Calls, node: fx.Node) -> bool:
     return node.op == "get_attr" or calls.is_constant(node) or calls.rearranges(node)
-
-
-def _back(node: fx.Node) -> list[fx.Node]:
-    """Return a call and all that it is computed from."""
-    found, pending = [node], [node]
-    while pending:
-        for each in pending.pop().all_input_nodes:
-            if each not in found:
-                found.append(each)
-                pending.append(each)
-    return found
-
-
-def _unmoved(calls: Calls, node: fx.Node, stats: Mapping[str, ActivationStats]) -> fx.Node:
-    """Return the call whose values another one only moves, where that one has no statistics of its own."""
-    while node.name not in stats and node.op.startswith("call") and node.all_input_nodes and calls.rearranges(node):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _values(stats: ActivationStats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
