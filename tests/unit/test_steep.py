@@ -76,18 +76,42 @@ def test_activations_of_layers_keep_their_tables(act: nn.Module) -> None:
     assert all(fact.reason != reasons.STEEP for fact in int8.layers)
 
 
+class Function(nn.Module):
+    """A function of torch in a module of its own, which ``skip`` can name."""
+
+    def __init__(self, name: str, scale: float = 1.0) -> None:
+        super().__init__()
+        self.name, self.scale = name, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = getattr(torch, self.name)(x)
+        return found / self.scale
+
+
+def beside_a_layer(function: Function, data: Samples) -> tuple[np.ndarray, QuantizedModel]:
+    """Return what FP32 gives, and the INT8 model with the function in FP32: its results come first."""
+    torch.manual_seed(0)
+    width = data.data.shape[1]
+    net = Net(
+        lambda net, x: torch.cat([net.function(x), net.layer(x)], 1), function=function, layer=nn.Linear(width, 4)
+    )
+    model, int8 = quantized(net, "native", spec=recipe((width,), quantize={"skip": ["function"]}), data=data)
+    return run(model, data), int8
+
+
 @needs_kernels
 @pytest.mark.parametrize(("name", "scale"), [("log1p", 1e-6), ("asinh", 1e4)])
 def test_functions_in_fp32_are_right_for_small_and_large_values(name: str, scale: float) -> None:
-    class Function(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = getattr(torch, name)(x)
-            return found / scale
-
-    torch.manual_seed(0)
-    net = Net(lambda net, x: torch.cat([net.function(x), net.layer(x)], 1), function=Function(), layer=nn.Linear(8, 4))
     values = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32) * scale
     data = Samples(np.abs(values) if name == "log1p" else values, "values", tuple(map(str, range(16))))
-    spec = recipe((8,), quantize={"skip": ["function"]})
-    model, int8 = quantized(net, "native", spec=spec, data=data)
-    assert accuracy.sqnr_db(run(model, data)[:, :8], run(int8, data)[:, :8]) > 100.0
+    exact, int8 = beside_a_layer(Function(name, scale), data)
+    assert accuracy.sqnr_db(exact[:, :8], run(int8, data)[:, :8]) > 100.0
+
+
+@needs_kernels
+def test_log1p_of_large_and_infinite_values() -> None:
+    small = np.abs(np.random.default_rng(0).standard_normal((16, 8))).astype(np.float32) * np.float32(1e-6)
+    _, int8 = beside_a_layer(Function("log1p", 1e-6), Samples(small, "values", tuple(map(str, range(16)))))
+    extremes = np.array([[1e-7, 1e-3, 0.5, 1.0, 1e10, 1e29, 3e38, np.inf]], np.float32)
+    found = run(int8, Samples(extremes, "values", ("0",)))[:, :8]
+    np.testing.assert_allclose(found, np.log1p(extremes) / np.float32(1e-6), rtol=1e-6)

@@ -16,7 +16,7 @@ from cpupack.stages.quantize.native.walks import Function, Instruction
 
 Code = list[Instruction]
 _SAME_SOFTPLUS = 16.0
-_TINY = 1e-30
+_TINY, _HUGE = 1e-30, 1e30
 _ATEN = torch.ops.aten
 
 
@@ -85,9 +85,13 @@ def _softplus(module: nn.Softplus) -> Code:
 
 
 def _log1p() -> Code:
-    """Return log(1 + x): log(u) + (x - (u - 1)) / u with u = 1 + x, for u has lost the last digits of a small x."""
+    """Return log(1 + x): log(u) + (x - (u - 1)) / u with u = 1 + x, for u has lost the last digits of a small x.
+
+    Of large values there is nothing to correct, and of an infinite one the difference would be no number.
+    """
     return [
-        _copy(3), *_on(3, _then((_ADD, 1.0))), Instruction(Function.COPY, 2, 3), *_on(2, _then((_ADD, -1.0))),
+        _copy(3), *_on(3, _then((_ADD, 1.0))), Instruction(Function.COPY, 2, 3),
+        *_on(2, _then((_MOST, _HUGE), (_ADD, -1.0))), *_then((_MOST, _HUGE)),
         Instruction(Function.SUBTRACT, 0, 0, 2), Instruction(Function.COPY, 2, 3), *_on(2, _then((_LEAST, _TINY))),
         Instruction(Function.DIVIDE, 0, 0, 2), *_on(3, _then((Function.LOGARITHM, 0.0))), _plus(3),
     ]  # fmt: skip
