@@ -5,7 +5,8 @@ that ``--cache`` names, and prints how close the outputs of each are to those of
 package alone again, after a change of the kernels.
 ``python benchmarks/networks.py measure NAME...`` measures interleaved rounds by the means of ``cpupack compare``:
 samples/s on two instances of one thread, and the latency of one request on two threads. ``--floats`` hands the others
-normalized floats, and ours pixels. Rows go to ``benchmarks/results/ISA/networks/NAME-INPUT.json``.
+normalized floats, and ours pixels. Rows go to ``benchmarks/results/ISA/networks/NAME-INPUT.json``. On a CPU with AMX
+``--isa vnni`` lets cpupack and OpenVINO use AVX512-VNNI at most, in a file of its own; ONNX Runtime cannot be told so.
 ``python benchmarks/networks.py table`` prints a table of all rows that are there.
 """
 
@@ -42,6 +43,11 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = ("openvino", "onnxruntime")
 LATENCY = Setting(threads=2, instances=1, batch_size=1)
 SETTLE_S = 0.2
+AT_MOST = {
+    "vnni": {"CPUPACK_ISA": "vnni", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "avx2": {"CPUPACK_ISA": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+}
+"""Instruction sets that ``--isa`` may name, by what tells the engines to use no better one."""
 FACTORIES = """\
 import torch
 import torchvision
@@ -164,6 +170,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "cpupack-networks")
     parser.add_argument("--own", action="store_true", help="prepare: build our package again, and nothing else")
     parser.add_argument("--floats", action="store_true", help="measure: the others get normalized floats")
+    parser.add_argument("--isa", choices=AT_MOST, help="measure: the best instruction set that engines may use")
     parser.add_argument("--first", action="store_true", help="the engines come before other programs (needs root)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--round-s", type=float, default=0.8)
@@ -284,6 +291,8 @@ def measure(name: str, options: argparse.Namespace) -> None:
     """Measure both modes, keep the rows and print the medians of the paired ratios."""
     place, floats = options.cache / name, options.floats or NETWORKS[name].frames > 0
     put_runtime(place)
+    if options.isa:
+        os.environ.update(AT_MOST[options.isa])  # the engines' processes inherit it
     (place / OURS).mkdir(exist_ok=True)
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -302,10 +311,11 @@ def measure(name: str, options: argparse.Namespace) -> None:
                 raise RuntimeError(f"{name}: {running.failed}")
             rows[mode] = [_short(row) for row in found]
     kind = "floats" if floats else "pixels"
-    path = RESULTS / str(detect_isa()) / "networks" / f"{name}-{kind}.json"
+    limit = f"-{options.isa}" if options.isa else ""
+    path = RESULTS / str(detect_isa()) / "networks" / f"{name}-{kind}{limit}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "network": name, "cpu": cpu_info()[0], "isa": detect_isa(), "input_of_the_others": kind,
+        "network": name, "cpu": cpu_info()[0], "isa": detect_isa(), "at_most": options.isa, "input_of_the_others": kind,
         "versions": {engine: COMPARED[engine].versions() for engine in PEERS},
     }  # fmt: skip
     settings = {"throughput": dataclasses.asdict(NETWORKS[name].throughput), "latency": dataclasses.asdict(LATENCY)}
@@ -347,7 +357,8 @@ def line(result: dict[str, Any]) -> str:
         ratio = ratios[least]
         cells.append(f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
         cells += [f"{sorted(values[engine])[len(values[engine]) // 2]:,.2f}" for engine in (OURS, *PEERS)]
-    return f"| {result['network']} | {result['input_of_the_others']} | {' | '.join(cells)} |\n"
+    limit = f", {result['at_most']} at most" if result.get("at_most") else ""
+    return f"| {result['network']}{limit} | {result['input_of_the_others']} | {' | '.join(cells)} |\n"
 
 
 def table() -> str:
@@ -357,7 +368,10 @@ def table() -> str:
         "| p50 ms, best / ours | ours | OpenVINO | ONNX Runtime |\n|---|---|---|---:|---:|---:|---|---:|---:|---:|\n"
     )
     folder = RESULTS / str(detect_isa()) / "networks"
-    files = [folder / f"{name}-{kind}.json" for name in NETWORKS for kind in ("pixels", "floats")]
+    limits = ("", *(f"-{each}" for each in AT_MOST))
+    files = [
+        folder / f"{name}-{kind}{limit}.json" for name in NETWORKS for kind in ("pixels", "floats") for limit in limits
+    ]
     return head + "".join(line(json.loads(path.read_text("utf-8"))) for path in files if path.exists())
 
 

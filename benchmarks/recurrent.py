@@ -5,13 +5,16 @@ quantization (per channel, which has LSTMs in INT8 and leaves GRUs in FP32) and 
 quantization and without (as it comes: with AMX it computes in BF16); torch in FP32. ``voice`` is the trained speaker
 encoder of Resemblyzer (pip install --no-deps resemblyzer) from its mel spectrogram on; the others have random weights.
 ``--prepare`` writes what takes long (exports, programs) to ``--work`` and measures nothing. Results go to
-benchmarks/results/ISA/recurrent.json, and with ``--table`` the page benchmarks/recurrent.md is written from them.
+benchmarks/results/ISA/recurrent.json, and with ``--table`` the page benchmarks/recurrent.md is written from them. With
+``CPUPACK_ISA=vnni ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`` cpupack, torch and OpenVINO use no more than that on a CPU with
+AMX, and results go to recurrent-vnni.json. ONNX Runtime cannot be told so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import runpy
 import sys
 import time
@@ -40,8 +43,9 @@ _HEAD = """\
 Milliseconds for a call of one thread (the median of interleaved rounds), and the SQNR of 16 samples against FP32 in dB,
 in calls of as many. In brackets: how many times as fast cpupack is. ONNX Runtime quantizes LSTMs dynamically; GRUs it
 runs in FP32 (only the linear layer after them is INT8), so its SQNR there is that of FP32 but for one layer. OpenVINO
-has NNCF's quantization, and where that leaves a network as it is, its own precision (BF16 with AMX, else FP32). `voice`
-is trained (Resemblyzer's speaker encoder, on mel spectrograms of computed voices); the others have random weights.
+is measured after NNCF's quantization and as it comes, in BF16 with AMX and else in FP32. `voice` is trained
+(Resemblyzer's speaker encoder, on mel spectrograms of computed voices); the others have random weights. With AMX other
+programs ran too, so times are too long there; the ratios are those of interleaved rounds.
 """
 
 
@@ -217,25 +221,23 @@ def _interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 
 def table() -> str:
     """Return the page of all results."""
-    names = ("torch", "onnxruntime dynamic", "onnxruntime FP32")
+    names = ("torch", "onnxruntime dynamic", "onnxruntime FP32", *OPENVINO)
     lines = [
         _HEAD,
-        "| network | host | batch | cpupack ms | torch | ONNX Runtime dynamic | ONNX Runtime FP32 | OpenVINO | SQNR |",
+        "| network | host | batch | cpupack ms | torch | ONNX Runtime dynamic | ONNX Runtime FP32 "
+        "| OpenVINO INT8 | OpenVINO | SQNR: cpupack | ONNX Runtime | OpenVINO INT8 | OpenVINO |",
+        f"|---|---|{'---:|' * 11}",
     ]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---|")
-    for path in sorted(RESULTS.glob("*/recurrent.json")):
+    for path in sorted(RESULTS.glob("*/recurrent*.json")):
+        limit = path.stem.partition("-")[2]
+        host = f"{path.parent.name}, {limit} at most" if limit else path.parent.name
         for row in json.loads(path.read_text("utf-8")):
             ms = {name: float(np.median(times)) for name, times in row["ms"].items()}
-            peers = [*names, *(sorted((each for each in OPENVINO if each in ms), key=ms.__getitem__)[:1])]
-            cells = [f"{ms[name]:.2f} ({ms[name] / ms['cpupack']:.2f}x)" for name in peers]
-            cells += [""] * (len(names) + 1 - len(cells))
-            sqnr_db = row["sqnr_db"]
-            close = f"{sqnr_db['cpupack']:.1f}, ONNX Runtime {sqnr_db['onnxruntime dynamic']:.1f}"
-            close += "".join(f", OpenVINO {sqnr_db[each]:.1f}" for each in peers if each in OPENVINO)
-            lines.append(
-                f"| {row['network']} | {path.parent.name} | {row['batch']} | {ms['cpupack']:.2f} "
-                f"| {' | '.join(cells)} | {close} |"
-            )
+            times = [f"{ms[each]:.2f} ({ms[each] / ms['cpupack']:.2f}x)" if each in ms else "" for each in names]
+            found = [row["sqnr_db"].get(each) for each in ("cpupack", "onnxruntime dynamic", *OPENVINO)]
+            close = ["" if each is None else f"{each:.1f}" for each in found]
+            cells = [row["network"], host, str(row["batch"]), f"{ms['cpupack']:.2f}", *times, *close]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -259,7 +261,8 @@ def main() -> None:
         if not arguments.prepare:
             rows += measured(name, arguments.work)
     if rows:
-        path = RESULTS / str(detect_isa()) / "recurrent.json"
+        limit = os.environ.get("CPUPACK_ISA")
+        path = RESULTS / str(detect_isa()) / (f"recurrent-{limit}.json" if limit else "recurrent.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
