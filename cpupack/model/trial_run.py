@@ -127,7 +127,9 @@ def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...])
     if "torchvision::" in text:
         return "this operator needs torchvision's compiled part; install the build of torchvision that matches torch"
     if "to unpack" in text:
-        return "an argument that is a tuple has an [[input]] for each entry: NAME_0, NAME_1, and NAME_0_0 inside another"
+        return (
+            "an argument that is a tuple has an [[input]] for each entry: NAME_0, NAME_1, and NAME_0_0 inside another"
+        )
     if takes_rows(inputs):
         return "check the shapes (without the batch dimension) and dtypes in the [[input]] tables, and [model] kwargs"
     return "check [model] input_shape (without the batch dimension) and kwargs"
