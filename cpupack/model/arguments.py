@@ -70,9 +70,9 @@ def argument_names(module: nn.Module, inputs: Sequence[TensorSpec], source: str)
                 f'[[input]]: the forward of {source} needs "{each.name}", and no input has that name',
                 hint=f'add an [[input]] table with name = "{each.name}"; forward takes {takes}',
             )
-    taken: list[Argument] = [entries.get(name, name) for name in names]
-    _check_whole(taken, source)
-    return taken
+    arguments: list[Argument] = [entries.get(name, name) for name in names]
+    _check_whole(arguments, source)
+    return arguments
 
 
 def with_arguments(names: Sequence[Argument], tensors: Sequence[torch.Tensor]) -> tuple[list[Any], dict[str, Any]]:
