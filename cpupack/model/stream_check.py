@@ -54,8 +54,8 @@ def check_stream(model: OneRow, signature: Signature, source: str, progress: Pro
                 f'[model] stream: the output "{output.name}" of {source} is another one for two chunks than for both '
                 f"as one sequence{told}",
                 hint="what came before reaches a chunk through the states of recurrent layers and the padding of "
-                "causal convolutions alone: no mean over all steps, no convolution that sees later ones. Drop that output, or "
-                'let forward take and return what it needs and name it in [[input]] state = "..."',
+                "causal convolutions alone: no mean over all steps, no convolution that sees later ones. Drop that "
+                'output, or let forward take and return what it needs and name it in [[input]] state = "..."',
             )
 
 
