@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.arguments import Argument, argument_names
 from cpupack.model.carried import carried_layers
 from cpupack.model.leaves import leaves_of
-from cpupack.model.one_row import OneRow, Taken, argument_names, blank
+from cpupack.model.one_row import OneRow, Taken, blank
 from cpupack.model.packed import padded_sequences
 from cpupack.model.states import batch_axes, check_states, with_state_outputs
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
@@ -48,7 +49,7 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     run on zeros, or for an output that a wheel cannot have: without the batch, of whole numbers.
     """
     inputs = recipe.input_specs
-    names = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
+    names: list[Argument] = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
     if recipe.model.stream:
         layers, states = carried_layers(module, source)
         taken_names = {each.name for each in inputs}

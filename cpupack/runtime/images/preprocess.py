@@ -48,7 +48,11 @@ _TRUE_HEADERS = {"JPEG", "PNG", "BMP", "GIF", "WEBP"}
 """Formats whose header has the size of the decoded image."""
 
 # Pillow has no common error for "this file is damaged"; its decoders raise all of these.
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, zlib.error),
+    *(RuntimeError, ArithmeticError, MemoryError, BufferError, SystemError),  # of decoders in C, as that of AVIF
+    *(AssertionError, AttributeError),
+)
 MAX_PIXELS = 178_956_970
 """Pixels of an image at most. It is Pillow's own limit, which its users can lift."""
 MAX_BYTES = 2**30
@@ -135,7 +139,7 @@ def _loaded(image: Image.Image) -> Image.Image:
     check_pixels(image, name)
     try:
         image.load()
-    except (*DECODER_ERRORS, AssertionError, AttributeError) as error:  # Pillow asserts that the file is open
+    except DECODER_ERRORS as error:  # Pillow asserts that the file is open
         why = str(error) or "its file is closed"
         raise InputError(f"{name} cannot be decoded: {why}; load() it before its file is closed") from error
     except Image.DecompressionBombError as error:

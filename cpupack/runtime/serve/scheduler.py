@@ -5,7 +5,8 @@ The rules:
 - At its arrival the finish of a request is predicted: when an instance is free, the batches ahead of it, its own call;
   with the expected times of ``CallTimes`` and their spread. What cannot make its deadline is refused at once.
 - It is checked again before it runs, and ``expire`` drops what waits too long while all instances are busy.
-- A free instance takes the most urgent request at once, and as many others as that request's deadline allows.
+- A free instance takes the most urgent request at once, and as many others as that request's deadline allows. Which
+  requests run together is planned when they arrive, and that plan is kept.
 - What waits is bounded in requests and in bytes.
 """
 
@@ -133,6 +134,8 @@ class Scheduler:
             self._bytes += job.size_bytes
             self._samples += job.samples
         if not appended:
+            for entry in self._queue:  # all calls are planned anew
+                entry[3].call = 0
             self._line = None
         return None
 
@@ -182,9 +185,13 @@ class Scheduler:
                 continue
             together, both_s = samples + job.samples, prepare_s + job.prepare_s
             earliest_s = min(deadline_s, job.deadline_s)
-            if jobs and (
-                together > min(self.times.largest, share) or now_s + self.times.safe_s(together, both_s) > earliest_s
-            ):
+            if jobs and together > min(self.times.largest, share):
+                break
+            planned = job.call > 0 and not others
+            if jobs and planned and job.call != jobs[0].call:
+                break
+            took_s = self.times.expected_s if planned else self.times.safe_s  # the plan had a margin, which may be gone
+            if jobs and now_s + took_s(together, both_s) > earliest_s:
                 break
             jobs.append(job)
             samples, prepare_s, deadline_s = together, both_s, earliest_s
