@@ -41,13 +41,23 @@ def parsed_values(signature: Signature, texts: Sequence[str]) -> dict[str, Any]:
             try:
                 found[name] = json.loads(value)
             except ValueError:
+                one = "true, false" if spec.dtype == "bool" else "a number"
                 raise InputError(
-                    f"--input {text}: {name} is {spec.dtype} {spec.shape}; give an .npy file, a number, or a list in "
+                    f"--input {text}: {name} is {spec.dtype} {spec.shape}; give an .npy file, {one}, or a list in "
                     "brackets"
                 ) from None
         else:
             check_path(value)
     return found
+
+
+def check_files(signature: Signature, names: Sequence[str]) -> None:
+    """Raise InputError for files of a command line that are one input of a model that needs several."""
+    needed = [each.name for each in signature.inputs if each.default is None]
+    alone = next((each for each in names if not each.endswith(ARCHIVE)), None)
+    if len(needed) > 1 and alone is not None:
+        told = " ".join(f"--input {each}=..." for each in needed)
+        raise InputError(f"{alone} is one input, and the model needs {len(needed)}: {told}, or an .npz file of all")
 
 
 def load_row(signature: Signature, item: Any, *, check_finite: bool) -> Floats:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cpupack.runtime.errors import InputError, IntegrityError
 from cpupack.runtime.images.spec import PreprocessSpec
-from cpupack.runtime.items import load_row, parsed_values
+from cpupack.runtime.items import check_files, load_row, parsed_values
 from cpupack.runtime.rows import by_name, pack, random_rows
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
@@ -175,6 +175,7 @@ def test_values_of_a_command_line(tmp_path: Path) -> None:
         ("age", "must be NAME=VALUE with a name of image, ids"),
         ("agee=3", 'did you mean "age"?'),
         ("age=old", "age is float32 (); give an .npy file, a number, or a list"),
+        ("mask=yes", "mask is bool (4,); give an .npy file, true, false, or a list"),
         ("image=no.png", "no.png: no such file"),
     ):
         with pytest.raises(InputError) as caught:
@@ -182,6 +183,16 @@ def test_values_of_a_command_line(tmp_path: Path) -> None:
         assert words in str(caught.value)
     with pytest.raises(InputError, match="given twice"):
         parsed_values(SIGNATURE, ["age=1", "age=2"])
+
+
+def test_files_of_one_input_are_not_enough() -> None:
+    check_files(SIGNATURE, ["all.npz", "more.npz"])
+    with pytest.raises(InputError) as caught:
+        check_files(SIGNATURE, ["cat.png"])
+    assert str(caught.value) == (
+        "cat.png is one input, and the model needs 3: --input image=... --input ids=... --input age=..., "
+        "or an .npz file of all"
+    )
 
 
 def test_random_rows_have_values_that_the_model_takes() -> None:

@@ -63,6 +63,17 @@ def windows(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (found, (-1, TOKENS, CHANNELS)))
 
 
+def tokens_before_parts_of_a_sample(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """``nn.MultiheadAttention`` in PatchTST: rows are those of a token, of a sample, of one of its series."""
+    cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
+    first = graph.call_function(torch.permute, (cut, (1, 0, 2)))
+    flat = graph.call_module("3", (graph.call_function(torch.reshape, (first, (-1, CHANNELS))),))
+    back = graph.call_function(
+        torch.permute, (graph.call_function(torch.reshape, (flat, (3, -1, CHANNELS))), (1, 0, 2))
+    )
+    return graph.call_function(torch.reshape, (graph.call_function(torch.add, (cut, back)), (-1, TOKENS, CHANNELS)))
+
+
 def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     """A call that may do anything reads the windows as the model has them."""
     cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
@@ -70,7 +81,7 @@ def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (summed, (-1, TOKENS, CHANNELS)))
 
 
-@pytest.mark.parametrize("build", [parts_in_front, tokens_in_front, windows, unknown])
+@pytest.mark.parametrize("build", [parts_in_front, tokens_in_front, windows, tokens_before_parts_of_a_sample, unknown])
 def test_the_batch_comes_first(build: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
     torch.manual_seed(0)
     graph = graph_of(

@@ -31,12 +31,12 @@ _REDUCTIONS = {torch.mean: 1, torch.sum: 1, torch.amax: 1, torch.amin: 1, torch.
 class _Batch(NamedTuple):
     """Where a model has the batch: dimension ``axis`` has ``indices`` for each sample.
 
-    Those of a sample are together, or with ``turns`` the samples take turns: the first index of each, the second, ...
+    Those of a sample are together, or with ``rounds`` the samples take turns: in each round some indices of each.
     """
 
     axis: int
     indices: int
-    turns: bool = False
+    rounds: int = 1
 
 
 _FIRST = _Batch(0, 1)
@@ -134,7 +134,7 @@ def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None
     if after is None or before is None or node.target is torch.chunk:
         return after
     numbers = torch.arange(2)
-    along = numbers.repeat(before.indices) if before.turns else numbers.repeat_interleave(before.indices)
+    along = _laid_out(numbers, before)
     shape = forms.shapes[source]
     spread = along.reshape(-1, *[1] * (len(shape) - 1 - before.axis)).expand(shape)
     target: Any = node.target
@@ -142,11 +142,16 @@ def _found_batch(node: fx.Node, source: fx.Node, forms: _Forms) -> _Batch | None
         spread = spread.double()  # it takes no integers
     result = target(spread, *node.args[1:]).long().movedim(after.axis, 0)
     result = result.reshape(len(result), -1)
-    for turns in (False, True):
-        expected = numbers.repeat(after.indices) if turns else numbers.repeat_interleave(after.indices)
-        if torch.equal(result, expected[:, None].expand(result.shape)):
-            return after._replace(turns=turns and after.indices > 1)
+    for rounds in range(1, after.indices + 1):
+        found = after._replace(rounds=rounds)
+        if after.indices % rounds == 0 and torch.equal(result, _laid_out(numbers, found)[:, None].expand(result.shape)):
+            return found
     return None
+
+
+def _laid_out(samples: torch.Tensor, batch: _Batch) -> torch.Tensor:
+    """Return the number of the sample to which each index belongs."""
+    return samples.repeat_interleave(batch.indices // batch.rounds).repeat(batch.rounds)
 
 
 def _chunk(graph: fx.GraphModule, node: fx.Node, source: fx.Node, forms: _Forms) -> None:
@@ -170,20 +175,24 @@ def _replace(graph: fx.GraphModule, node: fx.Node, source: fx.Node, calls: list[
     node.op, node.target, node.args = "call_module", name, (source,)
 
 
-def _forward(x: torch.Tensor, axis: int, indices: int, turns: bool) -> torch.Tensor:
+def _forward(x: torch.Tensor, axis: int, indices: int, rounds: int) -> torch.Tensor:
     """Return ``(batch, indices, ...)``, or ``(batch, ...)`` for one index, of a tensor with the batch elsewhere."""
     x = x.movedim(axis, 0)
     if indices == 1:
         return x
-    if turns:
-        return x.reshape(indices, -1, *x.shape[1:]).transpose(0, 1)
+    if rounds > 1:
+        x = x.reshape(rounds, -1, indices // rounds, *x.shape[1:]).transpose(0, 1)
+        return x.reshape(-1, indices, *x.shape[3:])
     return x.reshape(-1, indices, *x.shape[1:])
 
 
-def _back(x: torch.Tensor, axis: int, indices: int, turns: bool) -> torch.Tensor:
+def _back(x: torch.Tensor, axis: int, indices: int, rounds: int) -> torch.Tensor:
     """Return the tensor of which ``_forward`` gives ``x``."""
-    if indices > 1:
-        x = (x.transpose(0, 1) if turns else x).reshape(-1, *x.shape[2:])
+    if rounds > 1:
+        x = x.reshape(-1, rounds, indices // rounds, *x.shape[2:]).transpose(0, 1)
+        x = x.reshape(-1, *x.shape[3:])
+    elif indices > 1:
+        x = x.reshape(-1, *x.shape[2:])
     return x.movedim(0, axis)
 
 
@@ -197,7 +206,7 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     batch = forms.given.get(node)
     read = next((forms.moved[each] for each in node.all_input_nodes if each in forms.moved), _FIRST)
     if _reduces(node) and batch is not None and batch.indices == read.indices and _reduce_moved(node, read):
-        after = forms.given[node] = batch._replace(turns=read.turns)
+        after = forms.given[node] = batch._replace(rounds=read.rounds)
         if after[:2] != _FIRST[:2]:
             forms.moved[node] = after
         return
