@@ -18,6 +18,7 @@ class _Operand:
 
     def __init__(self, r: Raiser, source: Any, labels: str) -> None:
         self.r, self.node, self.labels = r, r.operand(source), labels
+        self.source, self.known = source, r.tensor(source) if r.is_known(source) else None
         shape, moves = r.shape(source), r.dynamic(source)
         if len(labels) != len(shape) or len(set(labels)) != len(labels) or not r.is_float(source):
             raise NotRaised  # a diagonal, or other numbers
@@ -26,6 +27,10 @@ class _Operand:
 
     def in_order(self, order: str) -> fx.Node:
         """Permute to another order of the labels."""
+        if self.known is not None:
+            self.known = self.known.permute([self.labels.index(each) for each in order])
+            self.labels = order
+            return self.r.made_of(self.source, self.known)
         self.node = permuted(self.r, self.node, [self.labels.index(each) for each in order])
         self.labels = order
         node: fx.Node = self.node
@@ -36,6 +41,8 @@ class _Operand:
         self.in_order("".join(groups))
         before = tuple(self.sizes[each] for each in self.labels)
         after = tuple(math.prod(self.sizes[each] for each in group) for group in groups)
+        if self.known is not None:
+            return self.r.made_of(self.source, self.known.reshape(after))
         dynamic = tuple(any(each in self.moving for each in group) for group in groups)
         node: fx.Node = reshaped(self.r, self.node, before, after, dynamic)
         return node
@@ -65,6 +72,11 @@ def _einsum(r: Raiser, a: dict[str, Any]) -> fx.Node:
         raise NotRaised  # a sum over a dimension of one of them alone, or products without a sum
     if r.is_known(tensors[1]) and not both:
         return _linear(r, left, right, rows, summed, columns, result, tensors[1])
+    if right.known is not None:  # the same matrices for each sample, and the samples stay in front
+        front = "".join(each for each in rows if each in left.moving)
+        rest = "".join(each for each in rows if each not in left.moving)
+        product = r.call(torch.matmul, left.grouped(*front, *both, rest, summed), right.grouped(*both, summed, columns))
+        return _spread(r, product, left, right, (front + both, rest, columns), result)
     return _product(r, left, right, (both, rows, summed, columns), result)
 
 
