@@ -7,8 +7,11 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.recurrent import Recurrent
+from cpupack.graph.tags import CONSTANT_NAME
 
 _MARK = "fourier"
+WAVES = "fourier.waves"
+"""The name of the constants that the matrices of a transform are."""
 
 
 def fourier(window: torch.Tensor, hop: int, *, onesided: bool, normalized: bool) -> nn.Conv1d:
@@ -46,6 +49,7 @@ def spectral_calls(graph: fx.GraphModule) -> set[fx.Node]:
         if (
             getattr(layer, _MARK, False)
             or _reads_complex(node)
+            or any(each.op == "get_attr" and each.meta.get(CONSTANT_NAME) == WAVES for each in node.all_input_nodes)
             or (any(each in found for each in node.all_input_nodes) and _keeps_spectrum(layer))
         ):
             found.add(node)

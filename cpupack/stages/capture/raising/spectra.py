@@ -1,7 +1,12 @@
-"""``torch.stft`` -> a convolution with the waves of its bins: the real parts of all bins, then the imaginary ones."""
+"""``torch.stft`` -> a convolution with the waves of its bins: the real parts of all bins, then the imaginary ones.
+
+The real or imaginary part of ``torch.fft.fft``, ``fft2`` and ``fftn`` of a real tensor, one after the other -> products
+with the matrices of their cosines and sines.
+"""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +14,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from cpupack.graph.fourier import fourier
+from cpupack.graph.fourier import WAVES, fourier
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.shapes import permuted
 
 _ATEN = torch.ops.aten
 _READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _ATEN.imag.default}
 """What may read complex values: others keep the call as torch's."""
+_TRANSFORMS = {_ATEN.fft_fft.default: 1, _ATEN.fft_fft2.default: 2, _ATEN.fft_fftn.default: None}
+"""Transforms, with how many of the last dimensions they are over where the call does not say it; None for all."""
+_LARGEST = 2048
+"""Beyond it the matrices of a transform are larger than most layers' weights, and torch's own way is far faster."""
 
 
 def _stft(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -73,12 +83,77 @@ def part(place: int) -> Callable[[Raiser, dict[str, Any]], Any]:
 
     def handler(r: Raiser, a: dict[str, Any]) -> Any:
         if not _is_transform(a["self"]):
-            raise NotRaised
+            return _part_of_spectrum(r, a["self"], place)
         rows = (slice(None), slice(place, place + 1))
         own = r.call(operator.getitem, _parts(r, a["self"]), rows, word="part")
         return r.call(torch.reshape, own, (-1, *r.shape(a["self"])[1:]), word="part")
 
     return handler
+
+
+def _part_of_spectrum(r: Raiser, value: Any, place: int) -> fx.Node:
+    """Return the real (0) or imaginary (1) part of transforms of a real tensor."""
+    dims: list[int] = []
+    factor = 1.0
+    while isinstance(value, fx.Node) and value.target in _TRANSFORMS:
+        own, scale = _dims_of(r, value)
+        dims, factor = [*own, *dims], factor * scale
+        value = value.args[0]
+    if not dims or not r.is_float(value) or r.is_known(value):
+        raise NotRaised
+    sizes, moves = r.shape(value), r.dynamic(value)
+    if any(moves[dim] or sizes[dim] > _LARGEST for dim in dims):
+        raise NotRaised
+    parts: list[fx.Node | None] = [r.activation(value), None]
+    for number, dim in enumerate(dims):
+        angles = torch.outer(torch.arange(sizes[dim]), torch.arange(sizes[dim])) % sizes[dim]
+        turns = angles.double() * (2 * math.pi / sizes[dim])
+        last = number + 1 == len(dims)
+        scale = factor if last else 1.0
+        cosines, sines = (scale * turns.cos()).float(), (scale * turns.sin()).float()
+        # (c - i s)(x + i y) = c x + s y + i (c y - s x)
+        ways = ((0, cosines), (1, sines)), ((1, cosines), (0, -sines))
+        parts = [
+            _total(r, [_along(r, found, dim, len(sizes), matrix) for at, matrix in way if (found := parts[at])])
+            if not last or which == place
+            else None
+            for which, way in enumerate(ways)
+        ]
+    found = parts[place]
+    assert found is not None
+    return found
+
+
+def _dims_of(r: Raiser, node: fx.Node) -> tuple[list[int], float]:
+    """Return the dimensions that a transform is over, and what its norm multiplies with."""
+    schema = node.target._schema  # type: ignore[union-attr]  # an OpOverload
+    given = dict(zip((each.name for each in schema.arguments), node.args, strict=False)) | node.kwargs
+    sizes = r.shape(given["self"])  # type: ignore[arg-type]
+    count = _TRANSFORMS[node.target]
+    if count == 1:
+        dims, lengths = [given.get("dim", -1)], [given.get("n")]
+    else:
+        found = given.get("dim")
+        dims = list(found) if found is not None else list(range(-(count or len(sizes)), 0))  # type: ignore[arg-type,call-overload]
+        lengths = list(given.get("s") or [None] * len(dims))  # type: ignore[arg-type,call-overload]
+    dims = [dim % len(sizes) for dim in dims]  # type: ignore[operator]
+    if len(lengths) != len(dims) or any(
+        n is not None and n != sizes[dim] for n, dim in zip(lengths, dims, strict=True)
+    ):
+        raise NotRaised  # cut or filled up
+    total = math.prod(sizes[dim] for dim in dims)
+    factors = {"backward": 1.0, "ortho": total**-0.5, "forward": 1.0 / total}
+    return dims, factors[str(given.get("norm") or "backward")]
+
+
+def _along(r: Raiser, x: fx.Node, dim: int, rank: int, matrix: torch.Tensor) -> fx.Node:
+    order = [each for each in range(rank) if each != dim] + [dim]
+    y = r.call(torch.matmul, permuted(r, x, order), r.attribute(matrix, WAVES), word="waves")
+    return permuted(r, y, [order.index(each) for each in range(rank)])
+
+
+def _total(r: Raiser, terms: list[fx.Node]) -> fx.Node:
+    return terms[0] if len(terms) == 1 else r.call(torch.add, *terms)
 
 
 def _parts(r: Raiser, node: fx.Node) -> fx.Node:
