@@ -182,3 +182,19 @@ def test_what_is_written_over_a_part_is_a_constant() -> None:
 def test_a_product_with_a_vector_is_a_linear_layer_of_one_result(product: Any) -> None:
     net = Net(product, weights=nn.Parameter(random(8)), wide=random(8, seed=4).double())
     assert "Linear" in kinds(captured(net))
+
+
+PLACES = (torch.arange(8)[:, None] - torch.arange(8)).clamp(-3, 3) + 3
+"""The distance of each pair of positions."""
+
+
+@pytest.mark.parametrize("given", [PLACES, PLACES[None], PLACES[None, None]])
+def test_places_that_are_laid_out_for_the_batch_are_an_order(given: torch.Tensor) -> None:
+    """DeBERTa looks up the scores of distances so: the places are constants, expanded to samples and heads."""
+
+    def scores(net: Net, x: torch.Tensor) -> torch.Tensor:
+        x = net.a(x)
+        return x.gather(-1, net.places.expand(x.shape[0], x.shape[1], 8, 8))
+
+    found = kinds(captured(Net(scores, a=nn.Conv2d(3, 4, 1), places=given)))
+    assert not any("gather" in each for each in found)

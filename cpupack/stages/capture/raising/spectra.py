@@ -21,7 +21,7 @@ from cpupack.stages.capture.raising.shapes import permuted
 _ATEN = torch.ops.aten
 _READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _ATEN.imag.default}
 """What may read complex values: others keep the call as torch's."""
-_TRANSFORMS = {_ATEN.fft_fft.default: 1, _ATEN.fft_fft2.default: 2, _ATEN.fft_fftn.default: None}
+_TRANSFORMS: dict[Any, int | None] = {_ATEN.fft_fft.default: 1, _ATEN.fft_fft2.default: 2, _ATEN.fft_fftn.default: None}
 """Transforms, with how many of the last dimensions they are over where the call does not say it; None for all."""
 _LARGEST = 2048
 """Beyond it the matrices of a transform are larger than most layers' weights, and torch's own way is far faster."""
@@ -126,24 +126,22 @@ def _part_of_spectrum(r: Raiser, value: Any, place: int) -> fx.Node:
 
 def _dims_of(r: Raiser, node: fx.Node) -> tuple[list[int], float]:
     """Return the dimensions that a transform is over, and what its norm multiplies with."""
-    schema = node.target._schema  # type: ignore[union-attr]  # an OpOverload
-    given = dict(zip((each.name for each in schema.arguments), node.args, strict=False)) | node.kwargs
-    sizes = r.shape(given["self"])  # type: ignore[arg-type]
-    count = _TRANSFORMS[node.target]
-    if count == 1:
-        dims, lengths = [given.get("dim", -1)], [given.get("n")]
-    else:
-        found = given.get("dim")
-        dims = list(found) if found is not None else list(range(-(count or len(sizes)), 0))  # type: ignore[arg-type,call-overload]
-        lengths = list(given.get("s") or [None] * len(dims))  # type: ignore[arg-type,call-overload]
-    dims = [dim % len(sizes) for dim in dims]  # type: ignore[operator]
+    target: Any = node.target
+    names = (each.name for each in target._schema.arguments)
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    sizes = r.shape(given["self"])
+    dims = given.get("dim")
+    if dims is None:
+        dims = list(range(-(_TRANSFORMS[target] or len(sizes)), 0))
+    dims = [dim % len(sizes) for dim in (dims if isinstance(dims, list) else [dims])]
+    lengths = given.get("s") or [given.get("n")] * len(dims)
     if len(lengths) != len(dims) or any(
-        n is not None and n != sizes[dim] for n, dim in zip(lengths, dims, strict=True)
+        length not in {None, sizes[dim]} for length, dim in zip(lengths, dims, strict=True)
     ):
         raise NotRaised  # cut or filled up
     total = math.prod(sizes[dim] for dim in dims)
     factors = {"backward": 1.0, "ortho": total**-0.5, "forward": 1.0 / total}
-    return dims, factors[str(given.get("norm") or "backward")]
+    return dims, factors[given.get("norm") or "backward"]
 
 
 def _along(r: Raiser, x: fx.Node, dim: int, rank: int, matrix: torch.Tensor) -> fx.Node:
