@@ -164,6 +164,11 @@ def cut_head(path: Path) -> None:
         archive.writestr("data.npy", file.getvalue().replace(b"(2, 3)", b"(2, (3"))
 
 
+def no_array(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", b"no array")  # numpy gives its bytes
+
+
 @pytest.mark.parametrize(
     ("make", "words", "hint"),
     [
@@ -171,6 +176,7 @@ def cut_head(path: Path) -> None:
         (lambda path: path.write_bytes(pickle.dumps({"data": 1})), "not an archive of numpy", "savez"),
         (lambda path: path.write_text("1,2,3"), "not an archive of numpy", "savez"),
         (lambda path: cut_head(path), "cannot be read as .npz", ""),
+        (lambda path: no_array(path), "data is no array", ""),
         (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "an HDF5 file", "format"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS", "pull"),
         (lambda path: path.write_text("<!DOCTYPE html>"), "an HTML page", "download"),
