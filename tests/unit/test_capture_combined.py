@@ -198,3 +198,15 @@ def test_places_that_are_laid_out_for_the_batch_are_an_order(given: torch.Tensor
 
     found = kinds(captured(Net(scores, a=nn.Conv2d(3, 4, 1), places=given)))
     assert not any("gather" in each for each in found)
+
+
+def test_a_group_norm_of_tokens_does_not_join_samples() -> None:
+    """RetNet norms its heads so: the tokens of all samples are rows of one tensor."""
+
+    def heads(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x).flatten(2).transpose(1, 2)
+        return net.norm(y.reshape(-1, 4)).reshape(y.shape[0], -1, 4)
+
+    found = kinds(captured(Net(heads, a=nn.Conv2d(3, 4, 1), norm=nn.GroupNorm(2, 4))))
+    assert "GroupNorm" not in found
+    assert "LayerNorm" in found
