@@ -15,6 +15,7 @@ from cpupack.model.arguments import Argument, with_arguments
 from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
 from cpupack.model.packed import padded_sequences
+from cpupack.model.pasts import Past
 from cpupack.runtime.signature import OutputSpec
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places, takes_rows
 
@@ -55,7 +56,7 @@ class OneRow(nn.Module):
         taken: Sequence[Taken] = (),
         *,
         axes: Sequence[int] = (),
-        carried: Sequence[Carried] = (),
+        carried: Sequence[Carried | Past] = (),
         packs: bool = False,
     ) -> None:
         super().__init__()
@@ -87,8 +88,8 @@ class OneRow(nn.Module):
         return self._user[0]
 
     @property
-    def carried(self) -> tuple[Carried, ...]:
-        """The recurrent layers whose states are inputs and outputs."""
+    def carried(self) -> tuple[Carried | Past, ...]:
+        """The recurrent layers and causal paddings whose states are inputs and outputs."""
         return self._carried
 
     @property

@@ -22,7 +22,8 @@ LISTED_LAYERS = 40
 """A table with more rows is folded. In print it is unfolded."""
 
 _LAYER_COLUMNS = (
-    "name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "output_sqnr_db", "time_share",
+    "name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "rows_sqnr_db",
+    "range_sqnr_db", "output_sqnr_db", "time_share",
 )  # fmt: skip
 
 

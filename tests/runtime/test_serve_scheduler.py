@@ -283,6 +283,17 @@ def test_a_cancelled_request_makes_room() -> None:
     assert one.offer([job(deadline=21)], 0.0) is None
 
 
+def test_the_end_of_a_call_is_known_better_when_its_inputs_are_decoded() -> None:
+    one = scheduler()
+    start(one, 0, 0.0, job(prepare=8))  # 0 to 18
+    assert one.backlog_s(2 * MS) == pytest.approx(16 * MS)
+    one.decoded(0, 4 * MS)
+    assert one.backlog_s(4 * MS) == pytest.approx(10 * MS)
+    late = job(deadline=40)
+    assert one.offer([late], 5 * MS) is None
+    assert late.predicted_s == pytest.approx(14 * MS)
+
+
 def test_decoding_counts_as_part_of_the_call() -> None:
     one = scheduler()
     start(one)  # until 10

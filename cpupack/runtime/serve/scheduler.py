@@ -77,6 +77,7 @@ class _Running:
     samples: int
     prepare_s: float
     started_s: float
+    decoded_s: float | None = None
 
 
 @dataclass
@@ -216,6 +217,13 @@ class Scheduler:
             self._parked.append(instance)
             self._line = None
         return Taken(jobs, dropped)
+
+    def decoded(self, instance: int, now_s: float) -> None:
+        """Note that ``instance`` has decoded the inputs of its call: so its end is known better."""
+        call = self._running.get(instance)
+        if call is not None and call.prepare_s > 0:
+            call.decoded_s = now_s
+            self._line = None
 
     def finish(self, instance: int, now_s: float, *, learn: bool = True) -> None:
         """Note that the call of ``instance`` is over. ``learn`` is false for a call that failed."""
@@ -370,9 +378,12 @@ class Scheduler:
         times = self.times
         free = [(now_s, 0.0)] * (self.instances - len(self._running))
         for call in self._running.values():
-            expected_s = times.expected_s(call.samples, call.prepare_s)
-            end_s = max(call.started_s + expected_s, now_s + _LEFT * expected_s)
-            free.append((end_s, times.spread_s(call.samples, call.prepare_s) ** 2))
+            prepare_s, begin_s = call.prepare_s, call.started_s
+            if call.decoded_s is not None:
+                prepare_s, begin_s = 0.0, call.decoded_s
+            expected_s = times.expected_s(call.samples, prepare_s)
+            end_s = max(begin_s + expected_s, now_s + _LEFT * expected_s)
+            free.append((end_s, times.spread_s(call.samples, prepare_s) ** 2))
         heapq.heapify(free)
         return Line(free)
 
