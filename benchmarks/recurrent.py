@@ -1,10 +1,11 @@
-"""Time recurrent networks beside torch and ONNX Runtime: ``python benchmarks/recurrent.py [NAME...] [--prepare]``.
+"""Time recurrent networks beside torch, ONNX Runtime and OpenVINO: ``python benchmarks/recurrent.py [NAME...]``.
 
 One process runs each engine in turn, round after round, with one thread. ONNX Runtime is measured with its dynamic
-quantization (per channel, which has LSTMs in INT8 and leaves GRUs in FP32) and in FP32; torch in FP32. ``voice`` is the
-trained speaker encoder of Resemblyzer (pip install --no-deps resemblyzer) from its mel spectrogram on; the others have
-random weights. ``--prepare`` writes what takes long (exports, programs) to ``--work`` and measures nothing. Results go
-to benchmarks/results/ISA/recurrent.json, and with ``--table`` the page benchmarks/recurrent.md is written from them.
+quantization (per channel, which has LSTMs in INT8 and leaves GRUs in FP32) and in FP32; OpenVINO with NNCF's
+quantization and without (as it comes: with AMX it computes in BF16); torch in FP32. ``voice`` is the trained speaker
+encoder of Resemblyzer (pip install --no-deps resemblyzer) from its mel spectrogram on; the others have random weights.
+``--prepare`` writes what takes long (exports, programs) to ``--work`` and measures nothing. Results go to
+benchmarks/results/ISA/recurrent.json, and with ``--table`` the page benchmarks/recurrent.md is written from them.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _HEAD = """\
 
 Milliseconds for a call of one thread (the median of interleaved rounds), and the SQNR of 16 samples against FP32 in dB,
 in calls of as many. In brackets: how many times as fast cpupack is. ONNX Runtime quantizes LSTMs dynamically; GRUs it
-runs in FP32 (only the linear layer after them is INT8), so its SQNR there is that of FP32 but for one layer. `voice` is
-trained (Resemblyzer's speaker encoder, on mel spectrograms of computed voices); the others have random weights.
+runs in FP32 (only the linear layer after them is INT8), so its SQNR there is that of FP32 but for one layer. OpenVINO
+has NNCF's quantization, and where that leaves a network as it is, its own precision (BF16 with AMX, else FP32). `voice`
+is trained (Resemblyzer's speaker encoder, on mel spectrograms of computed voices); the others have random weights.
 """
 
 
@@ -94,6 +96,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
     "gru 40 > 256 x 2": lambda: with_noise(Classifier(nn.GRU, 40, 256, 2), 100, 40),
 }
 BATCHES = (1, 8)
+OPENVINO = ("openvino INT8", "openvino")
+"""Its names in rows: after NNCF's quantization, and as it comes."""
 
 
 def prepare(name: str, work: Path) -> None:
@@ -104,7 +108,7 @@ def prepare(name: str, work: Path) -> None:
     from helpers.tiny_models import quantized, recipe
 
     module, x = NETWORKS[name]()
-    fp32, int8, own = files(name, work)
+    fp32, int8, own, nncf_int8 = files(name, work)
     torch.onnx.export(
         module, (x[:2],), str(fp32), dynamo=False, input_names=["x"], output_names=["y"],
         dynamic_axes={"x": {0: "n"}, "y": {0: "n"}}, opset_version=17,
@@ -114,12 +118,33 @@ def prepare(name: str, work: Path) -> None:
     calibration = Samples(x.numpy(), "inputs", tuple(f"inputs[{i}]" for i in range(len(x))))
     _, made = quantized(module, "native", spec=recipe(shape, quantize={"observer": "minmax"}), data=calibration)
     torch.save(made.module, own)
+    _quantize_for_openvino(fp32, x, nncf_int8)
 
 
-def files(name: str, work: Path) -> tuple[Path, Path, Path]:
-    """Return the paths of a network's FP32 ONNX file, its dynamic INT8 one, and the native model."""
+def _quantize_for_openvino(fp32: Path, x: torch.Tensor, to: Path) -> None:
+    import nncf
+    import openvino as ov
+
+    samples = nncf.Dataset([x[i : i + 1].numpy() for i in range(len(x))])
+    ov.save_model(nncf.quantize(ov.Core().read_model(fp32), samples, subset_size=len(x)), to)
+
+
+def files(name: str, work: Path) -> tuple[Path, Path, Path, Path]:
+    """Return the paths of a network's FP32 ONNX file, its dynamic INT8 one, the native model and NNCF's INT8 one."""
     stem = "".join(each if each.isalnum() else "_" for each in name)
-    return work / f"{stem}.onnx", work / f"{stem}.int8.onnx", work / f"{stem}.pt"
+    return work / f"{stem}.onnx", work / f"{stem}.int8.onnx", work / f"{stem}.pt", work / f"{stem}.xml"
+
+
+def _openvino(path: Path, shape: list[int]) -> Callable[[Any], Any]:
+    """Return a call of OpenVINO for inputs of one shape, on one thread."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(path)
+    model.reshape(shape)
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+    return lambda array: request.infer(array, share_inputs=True, share_outputs=True)[0]
 
 
 def measured(name: str, work: Path) -> list[dict[str, Any]]:
@@ -133,7 +158,7 @@ def measured(name: str, work: Path) -> list[dict[str, Any]]:
     library.set_threads(1)
     torch.set_num_threads(1)
     module, inputs = NETWORKS[name]()
-    fp32, int8, own = files(name, work)
+    fp32, int8, own, nncf_int8 = files(name, work)
     native = torch.load(own, weights_only=False)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -148,6 +173,8 @@ def measured(name: str, work: Path) -> list[dict[str, Any]]:
             "onnxruntime dynamic": partial(_first_output, sessions[0], array),
             "onnxruntime FP32": partial(_first_output, sessions[1], array),
         }
+        peers = {each: _openvino(path, list(x.shape)) for each, path in zip(OPENVINO, (nncf_int8, fp32), strict=True)}
+        calls |= {each: partial(call, array) for each, call in peers.items()}
         with torch.inference_mode():
             times = _interleaved(calls)
             reference = module(inputs).numpy()
@@ -155,13 +182,17 @@ def measured(name: str, work: Path) -> list[dict[str, Any]]:
                 "cpupack": native,
                 "onnxruntime dynamic": lambda part: _first_output(sessions[0], part.numpy()),
                 "onnxruntime FP32": lambda part: _first_output(sessions[1], part.numpy()),
-            }
+            } | {each: partial(_copied, call) for each, call in peers.items()}
             closeness = {
                 name: float(sqnr_db(reference, np.concatenate([np.asarray(way(part)) for part in inputs.split(batch)])))
                 for name, way in ways.items()
             }
         rows.append({"network": name, "batch": batch, "ms": times, "sqnr_db": closeness})
     return rows
+
+
+def _copied(call: Callable[[Any], Any], part: torch.Tensor) -> Any:
+    return np.array(call(part.numpy()))  # the next call writes over what this one gave
 
 
 def _first_output(session: Any, array: np.ndarray[Any, Any]) -> Any:
@@ -186,19 +217,24 @@ def _interleaved(calls: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
 
 def table() -> str:
     """Return the page of all results."""
-    names = ("cpupack", "torch", "onnxruntime dynamic", "onnxruntime FP32")
+    names = ("torch", "onnxruntime dynamic", "onnxruntime FP32")
     lines = [
         _HEAD,
-        "| network | host | samples | cpupack ms | torch | ONNX Runtime dynamic | ONNX Runtime FP32 | SQNR |",
+        "| network | host | batch | cpupack ms | torch | ONNX Runtime dynamic | ONNX Runtime FP32 | OpenVINO | SQNR |",
     ]
-    lines.append("|---|---|---:|---:|---:|---:|---:|---|")
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---|")
     for path in sorted(RESULTS.glob("*/recurrent.json")):
         for row in json.loads(path.read_text("utf-8")):
-            ms = {name: float(np.median(row["ms"][name])) for name in names}
-            ratios = " | ".join(f"{ms[name]:.2f} ({ms[name] / ms['cpupack']:.2f}x)" for name in names[1:])
-            both = f"{row['sqnr_db']['cpupack']:.1f}, ONNX Runtime {row['sqnr_db']['onnxruntime dynamic']:.1f}"
+            ms = {name: float(np.median(times)) for name, times in row["ms"].items()}
+            peers = [*names, *(sorted((each for each in OPENVINO if each in ms), key=ms.__getitem__)[:1])]
+            cells = [f"{ms[name]:.2f} ({ms[name] / ms['cpupack']:.2f}x)" for name in peers]
+            cells += [""] * (len(names) + 1 - len(cells))
+            sqnr_db = row["sqnr_db"]
+            close = f"{sqnr_db['cpupack']:.1f}, ONNX Runtime {sqnr_db['onnxruntime dynamic']:.1f}"
+            close += "".join(f", OpenVINO {sqnr_db[each]:.1f}" for each in peers if each in OPENVINO)
             lines.append(
-                f"| {row['network']} | {path.parent.name} | {row['batch']} | {ms['cpupack']:.2f} | {ratios} | {both} |"
+                f"| {row['network']} | {path.parent.name} | {row['batch']} | {ms['cpupack']:.2f} "
+                f"| {' | '.join(cells)} | {close} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -218,7 +254,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in arguments.names or NETWORKS:
-        if not files(name, arguments.work)[2].exists():
+        if not files(name, arguments.work)[-1].exists():
             prepare(name, arguments.work)
         if not arguments.prepare:
             rows += measured(name, arguments.work)

@@ -18,8 +18,10 @@ __all__ = [
     "agreement",
     "bootstrap_interval",
     "cosine",
+    "dot",
     "has_classes",
     "hits",
+    "likenesses",
     "median_interval",
     "paired_interval",
     "samples_needed",
@@ -43,8 +45,24 @@ _FEWEST_ROUNDS = 6
 def cosine(reference: FloatArray, actual: FloatArray) -> float:
     """Return the cosine of the angle between the two outputs, all samples as one vector."""
     a, b = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm > 0.0 else float(np.array_equal(a, b))
+    norm = math.sqrt(dot(a, a) * dot(b, b))
+    return dot(a, b) / norm if norm > 0.0 else float(np.array_equal(a, b))
+
+
+def dot(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """Return the inner product of two vectors, the same for any number of threads.
+
+    BLAS (``one @ other``) splits long vectors among its threads, and a locked wheel holds every bit of the result.
+    """
+    return float((one * other).sum())
+
+
+def likenesses(some: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the cosine of each unit row with each other one, without the digits that depend on the number of threads.
+
+    So equal rows are equally near, whoever adds up.
+    """
+    return np.round(some @ others.T, 9)
 
 
 def has_classes(output_shape: Sequence[int]) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from cpupack.accuracy import dot, likenesses
 from cpupack.runtime.tasks.embedding import normalized
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,7 +51,7 @@ def meaning_of(expected: FloatArray, actual: FloatArray, labels: npt.NDArray[np.
     if len(first) < FEWEST:
         return Meaning(float(cosines.mean()), float(cosines.min()), None, None, 0)
     rows = np.linspace(0, len(first) - 1, min(len(first), _MOST)).round().astype(np.int64)
-    before, after = (each[rows] @ each[rows].T for each in (first, second))
+    before, after = (likenesses(each[rows], each[rows]) for each in (first, second))
     above = np.triu_indices(len(rows), 1)
     count = min(NEIGHBOURS, len(rows) - 1)
     wanted, found = _nearest(before, count), _nearest(after, count)
@@ -77,8 +79,8 @@ def spearman(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) ->
         return 1.0
     one, other = (_ranks(each) for each in (first, second))
     one, other = one - one.mean(), other - other.mean()
-    norm = float(np.sqrt((one @ one) * (other @ other)))
-    return float(one @ other) / norm if norm > 0.0 else 0.0
+    norm = math.sqrt(dot(one, one) * dot(other, other))
+    return dot(one, other) / norm if norm > 0.0 else 0.0
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

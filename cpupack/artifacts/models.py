@@ -213,8 +213,10 @@ class CalibratedModel:
     ``dynamic``. ``origin`` names the data, ``samples`` is their number. ``recurrent_sqnr_db`` has for each recurrent
     layer of the graph, by its node's name, what is left of its outputs with codes of 8 bits. ``divisors`` has for a
     linear layer over tokens what each input channel is divided by before it becomes codes, float32 ``(in,)``: its
-    weights are multiplied with it. ``grid`` is the length of a sample, and how many values a stored row of a constant
-    has that is for pairs of positions, so that the programs of all lengths can share it; None for rows side by side.
+    weights are multiplied with it. ``rows`` has for a linear layer some rows of what it reads, float32 ``(n, in)``, the
+    same tensor for all layers that read the same. ``grid`` is the length of a sample, and how many values a stored row
+    of a constant has that is for pairs of positions, so that the programs of all lengths can share it; None for rows
+    side by side.
     """
 
     fused: FusedModel
@@ -223,6 +225,7 @@ class CalibratedModel:
     origin: str
     recurrent_sqnr_db: dict[str, float] = field(default_factory=dict)
     divisors: dict[str, torch.Tensor] = field(default_factory=dict)
+    rows: dict[str, torch.Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
 
 

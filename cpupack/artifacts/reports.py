@@ -71,6 +71,8 @@ class LayerFact:
     INT8 weights). ``output_sqnr_db`` compares its output with FP32's on a few samples, including the errors of all
     layers before it (None if the FP32 model has no such value). ``reason`` says why it stayed FP32. ``time_share`` (0
     to 1) is its share of the time of an inference on the host of the build, None where that was not measured.
+    ``rows_sqnr_db`` and ``range_sqnr_db`` compare the results of a linear layer with FP32's on calibration data, where
+    each row of activations has a scale of its own, and where all have one range (None where that was not measured).
     """
 
     name: str
@@ -83,6 +85,8 @@ class LayerFact:
     output_sqnr_db: float | None = None
     reason: str = ""
     time_share: float | None = None
+    rows_sqnr_db: float | None = None
+    range_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)

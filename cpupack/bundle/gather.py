@@ -10,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from cpupack.bundle.platforms import taken_by
 from cpupack.errors import PackagingError, UsageError
+from cpupack.runtime.errors import HostError
 from cpupack.runtime.host.cpu import machine
+from cpupack.runtime.host.processes import module_command, run
 from cpupack.runtime.manifest import Manifest, hash_file
 from cpupack.scratch import sweep_parts
 from cpupack.templates import render
@@ -111,13 +114,15 @@ def _download(
 ) -> None:
     shutil.copy(wheel, directory)
     extras = f"[{','.join(options.extras)}]" if options.extras else ""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = ["download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary=:all:", "--dest", str(directory), *_tags(python, platform), *options.pip_args]
     command.append(f"{directory / wheel.name}{extras}")
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if find_spec("pip") is None:  # as in an environment of uv
+        raise PackagingError("pip is not installed beside cpupack", hint="python -m ensurepip, or uv pip install pip")
     try:
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    except OSError as error:
+        done = run([*module_command("pip"), *command], env=environ, stdin=subprocess.DEVNULL)
+    except HostError as error:
         raise PackagingError(f"pip cannot be started: {error}") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()

@@ -194,7 +194,11 @@ class StageCache:
             widths = [float(stats.bin_width).hex() for stats in made.stats.values()]
             tensors |= {f"divisor {name}": each for name, each in made.divisors.items()}
             left = {name: float(db).hex() for name, db in made.recurrent_sqnr_db.items()}
-            return Entry(tensors, {"names": names, "widths": widths, "recurrent_sqnr_db": left})
+            kinds = list({id(each): each for each in made.rows.values()}.values())
+            tensors |= {f"rows {number}": each for number, each in enumerate(kinds)}
+            places = {id(each): number for number, each in enumerate(kinds)}
+            rows = {name: places[id(each)] for name, each in made.rows.items()}
+            return Entry(tensors, {"names": names, "widths": widths, "recurrent_sqnr_db": left, "rows": rows})
 
         def take(entry: Entry) -> CalibratedModel:
             stats = {}
@@ -210,7 +214,8 @@ class StageCache:
                 for name, each in entry.tensors.items()
                 if name.startswith("divisor ")
             }
-            return CalibratedModel(fused, stats, len(samples), samples.origin, left, divisors)
+            rows = {name: entry.tensors[f"rows {number}"] for name, number in entry.facts["rows"].items()}
+            return CalibratedModel(fused, stats, len(samples), samples.origin, left, divisors, rows)
 
         facets = self._calibration(fused, samples, batch_size)
         return self._through("calibrate", facets, progress, make, pack, take)

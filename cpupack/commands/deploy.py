@@ -131,6 +131,7 @@ def _run(
 ) -> None:
     from cpupack.deploy import DeployOptions
     from cpupack.deploy import deploy as write
+    from cpupack.wheel.foreign import facts_of
 
     labels = {}
     for text in selectors:
@@ -140,7 +141,8 @@ def _run(
         labels[key] = value
     chosen = DeployOptions(kind, node_selector=labels, serve_arguments=serve_arguments, **options)
     target = out or wheel.with_name("-".join([*wheel.name.split("-")[:2], kind]))
-    done = write(wheel, target, chosen, overwrite=overwrite)
+    with facts_of(wheel):
+        done = write(wheel, target, chosen, overwrite=overwrite)
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:

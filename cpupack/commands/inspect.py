@@ -24,6 +24,7 @@ from cpupack.errors import UsageError, VerificationError
 @JSON
 def inspect(wheel: Path, layers: bool, verifies: bool, as_json: bool) -> None:
     """Show what is inside a wheel, and check its hashes. None of the wheel's code is run."""
+    from cpupack.wheel.foreign import facts_of
     from cpupack.wheel.inspect import format_inspection
     from cpupack.wheel.inspect import inspect as inspect_wheel
 
@@ -36,7 +37,9 @@ def inspect(wheel: Path, layers: bool, verifies: bool, as_json: bool) -> None:
         _inspect_layers(wheel, as_json)
         return
     found = inspect_wheel(wheel)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else format_inspection(found))
+    with facts_of(wheel):
+        text = json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else format_inspection(found)
+    click.echo(text)
     if found.problems:
         raise UsageError(
             f"{wheel}: {len(found.problems)} files differ from the build", hint="build or copy the wheel again"
@@ -54,9 +57,12 @@ def _verify(wheel: Path, as_json: bool) -> None:
 
 def _inspect_layers(wheel: Path, as_json: bool) -> None:
     from cpupack.wheel.build_page import read_report
+    from cpupack.wheel.foreign import facts_of
     from cpupack.wheel.layers import format_layers
 
     found = read_report(wheel).facts.get("layers")
     if not found:
         raise UsageError(f"{wheel} has no facts about its layers", hint="build it again with this cpupack")
-    click.echo(json.dumps({"layers": found}, indent=2) if as_json else format_layers(found))
+    with facts_of(wheel):
+        text = json.dumps({"layers": found}, indent=2, allow_nan=False) if as_json else format_layers(found)
+    click.echo(text)

@@ -33,6 +33,7 @@ def report(wheel: Path, html: Path | None, out: Path | None, as_json: bool) -> N
     The page is one file that needs no network. The last line of stdout is its path.
     """
     from cpupack.wheel.build_page import read_report, render_report
+    from cpupack.wheel.foreign import facts_of
 
     if html is not None and out is not None:
         raise UsageError("--html and --out both say where the page goes", hint="give only one of them")
@@ -40,9 +41,9 @@ def report(wheel: Path, html: Path | None, out: Path | None, as_json: bool) -> N
     target = html
     if html is None and (out is not None or not as_json):
         target = (wheel.parent if out is None else out) / found.page_name
-    if target is not None:
-        write_html(target, render_report(found))
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False))
-    else:
-        click.echo(target)
+    with facts_of(wheel):
+        page = None if target is None else render_report(found)
+        facts = json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else None
+    if target is not None and page is not None:
+        write_html(target, page)
+    click.echo(target if facts is None else facts)

@@ -42,10 +42,12 @@ def sign(wheel: Path, key: Path, lock: Path | None, builder: str, as_json: bool)
     SLSA provenance in a DSSE envelope, signed with the same key. Needs cpupack[sign].
     """
     from cpupack.signing import provenance_path, sign_wheel, signature_path
+    from cpupack.wheel.foreign import facts_of
 
     if ":" not in builder or any(each.isspace() for each in builder):
         raise UsageError(f"--builder {builder!r} is no URI", hint="such as https://ci.example.org/pipelines/7")
-    done = sign_wheel(wheel, key, _password, lock=lock, builder=builder)
+    with facts_of(wheel):
+        done = sign_wheel(wheel, key, _password, lock=lock, builder=builder)
     paths = [signature_path(wheel), provenance_path(wheel)]
     if as_json:
         click.echo(

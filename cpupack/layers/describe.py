@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
 
 import torch
@@ -20,6 +21,8 @@ from cpupack.runtime.images.inputs import model_input
 
 SAMPLES = 4
 _LISTED = 6
+BY_ROWS = "cpupack::linear"
+"""How the kernel of a linear layer begins that gives each row of activations a scale."""
 
 
 def describe_layers(
@@ -61,6 +64,23 @@ def float_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
         if layer.precision == "fp32" and not layer.reason.startswith((FOLLOWS, DYNAMIC)):
             by_reason.setdefault(layer.reason, []).append(f"{layer.name} ({layer.kind})")
     return tuple(f"{_listed(names)} stayed FP32: {reason}" for reason, names in by_reason.items())
+
+
+def form_notes(layers: tuple[LayerFact, ...]) -> tuple[str, ...]:
+    """Return a line on how the activations of measured linear layers become codes, and what each form would lose."""
+    measured = [each for each in layers if each.rows_sqnr_db is not None and each.range_sqnr_db is not None]
+    by_rows = [each for each in measured if each.kernel.startswith(BY_ROWS)]
+    ranged = [each for each in measured if each not in by_rows]
+    if not by_rows:
+        return ()  # nothing is out of the ordinary
+    named = f"; {_listed([each.name for each in ranged])}: one range from calibration" if ranged else ""
+    share = f"{len(by_rows)} of {len(measured)} linear layers give each row of activations a scale of its own"
+    so, otherwise = _middle(by_rows, "rows_sqnr_db"), _middle(by_rows, "range_sqnr_db")
+    return (f"{share}: their results have {so} dB so, and {otherwise} dB with one range (medians){named}",)
+
+
+def _middle(layers: list[LayerFact], form: str) -> str:
+    return f"{statistics.median(getattr(each, form) for each in layers):.1f}"
 
 
 def _listed(names: list[str]) -> str:

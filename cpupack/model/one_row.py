@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 
-from cpupack.errors import ModelError, RecipeError
+from cpupack.errors import ModelError
+from cpupack.model.arguments import Argument, with_arguments
 from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
 from cpupack.model.packed import padded_sequences
+from cpupack.model.pasts import Past
 from cpupack.runtime.signature import OutputSpec
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places, takes_rows
 
 _DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64, "bool": torch.bool}
-_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_IN_ORDER = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
@@ -54,11 +52,11 @@ class OneRow(nn.Module):
         self,
         module: nn.Module,
         inputs: Sequence[TensorSpec],
-        names: Sequence[str | None],
+        names: Sequence[Argument],
         taken: Sequence[Taken] = (),
         *,
         axes: Sequence[int] = (),
-        carried: Sequence[Carried] = (),
+        carried: Sequence[Carried | Past] = (),
         packs: bool = False,
     ) -> None:
         super().__init__()
@@ -90,8 +88,8 @@ class OneRow(nn.Module):
         return self._user[0]
 
     @property
-    def carried(self) -> tuple[Carried, ...]:
-        """The recurrent layers whose states are inputs and outputs."""
+    def carried(self) -> tuple[Carried | Past, ...]:
+        """The recurrent layers and causal paddings whose states are inputs and outputs."""
         return self._carried
 
     @property
@@ -106,8 +104,7 @@ class OneRow(nn.Module):
 
     def call_user(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Return what the user's model gives for its own inputs; states of ``carried`` layers after them are unused."""
-        ordered = [each for each, name in zip(tensors, self._names, strict=False) if name is None]
-        named = {name: each for each, name in zip(tensors, self._names, strict=False) if name is not None}
+        ordered, named = with_arguments(self._names, tensors)
         if not self._packs:
             return self._user[0](*ordered, **named)
         with padded_sequences():
@@ -173,43 +170,6 @@ class OneRow(nn.Module):
         ]
 
 
-def argument_names(module: nn.Module, inputs: Sequence[TensorSpec], source: str) -> list[str | None]:
-    """Return for each input the argument of ``forward`` that it is passed as, None for one that is passed in order.
-
-    A single input may have any name. Raises RecipeError for a name that ``forward`` does not have, and for an argument
-    that it needs and no input has.
-    """
-    try:
-        parameters = list(inspect.signature(module.forward).parameters.values())
-    except (TypeError, ValueError):  # written in C, or by a decorator that hides it
-        return [None] * len(inputs)
-    names = [each.name for each in inputs]
-    by_name = {each.name for each in parameters if each.kind in _NAMED}
-    if len(names) == 1 and names[0] not in by_name and _is_only_one(parameters):
-        return [None]
-    rest = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
-    any_number = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
-    ordered = [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY]
-    if not by_name and (any_number or (ordered and names[: len(ordered)] == ordered)):
-        return [None] * len(inputs)
-    takes = ", ".join(each.name for each in parameters if each.kind in {*_NAMED, *_IN_ORDER}) or "no named argument"
-    for name in names:
-        if name not in by_name and not rest:
-            near = get_close_matches(name, by_name, n=1)
-            meant = f'; did you mean "{near[0]}"?' if near else ""
-            raise RecipeError(
-                f'[[input]] name = "{name}": the forward of {source} takes {takes}{meant}',
-                hint="the name of an input is that of the argument of forward",
-            )
-    for each in parameters:
-        if each.kind in {*_NAMED, *_IN_ORDER} and each.default is inspect.Parameter.empty and each.name not in names:
-            raise RecipeError(
-                f'[[input]]: the forward of {source} needs "{each.name}", and no input has that name',
-                hint=f'add an [[input]] table with name = "{each.name}"; forward takes {takes}',
-            )
-    return list(names)
-
-
 def blank(inputs: Sequence[TensorSpec], batch: int) -> torch.Tensor:
     """Return what ``OneRow`` takes: zeros, and the defaults of the inputs that have one.
 
@@ -220,18 +180,3 @@ def blank(inputs: Sequence[TensorSpec], batch: int) -> torch.Tensor:
         for spec, place in zip(inputs, input_places(inputs), strict=True):
             x[:, place] = float(spec.default or 0)
     return x
-
-
-def _is_only_one(parameters: list[inspect.Parameter]) -> bool:
-    """Whether a function can be called with one argument by position, whatever its name is."""
-    first = parameters[0] if parameters else None
-    others = parameters[1:]
-    return (
-        first is not None
-        and first.kind in {*_IN_ORDER, inspect.Parameter.VAR_POSITIONAL}
-        and not any(
-            each.default is inspect.Parameter.empty
-            for each in others
-            if each.kind not in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
-        )
-    )

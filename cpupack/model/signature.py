@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from cpupack.errors import ModelError, RecipeError
-from cpupack.model.carried import carried_layers
+from cpupack.model.arguments import Argument, argument_names
+from cpupack.model.carried import carried_states
 from cpupack.model.leaves import leaves_of
-from cpupack.model.one_row import OneRow, Taken, argument_names, blank
+from cpupack.model.one_row import OneRow, Taken, blank
 from cpupack.model.packed import padded_sequences
 from cpupack.model.states import batch_axes, check_states, with_state_outputs
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
@@ -48,14 +49,16 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     run on zeros, or for an output that a wheel cannot have: without the batch, of whole numbers.
     """
     inputs = recipe.input_specs
-    names = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
+    names: list[Argument] = [None] if recipe.model.input_shape is not None else argument_names(module, inputs, source)
     if recipe.model.stream:
-        layers, states = carried_layers(module, source)
+        alone = OneRow(module, inputs, names)
+        run_zeros(alone, source, inputs, 1)  # says why, where it does not run
+        layers, states, places = carried_states(module, source, alone.call_user, alone.tensors(blank(inputs, _BATCH)))
         taken_names = {each.name for each in inputs}
         if clash := next((each.name for each in states if each.name in taken_names), None):
             raise RecipeError(f'[[input]] name = "{clash}" is also that of a state that stream = true adds')
+        axes = (*(0 for _ in inputs), *places)
         inputs = (*inputs, *states)
-        axes = tuple(int(each.state is not None) for each in inputs)
         whole = OneRow(module, inputs, names, axes=axes, carried=layers)
     else:
         axes = batch_axes(module, inputs, names)

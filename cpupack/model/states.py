@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cpupack.errors import RecipeError
+from cpupack.model.arguments import Argument
 from cpupack.model.one_row import OneRow, Taken, blank
 from cpupack.runtime.signature import OutputSpec
 from cpupack.runtime.tensor_spec import TensorSpec
@@ -21,7 +22,7 @@ _MOST_TRIED = 256
 """Orders of dimensions: those of eight states."""
 
 
-def batch_axes(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[str | None]) -> tuple[int, ...]:
+def batch_axes(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[Argument]) -> tuple[int, ...]:
     """Return the dimension of the batch of each input in ``forward``: 0, and for states 0 or 1, with which it runs.
 
     torch's recurrent layers have it second: ``(layers, n, values)``. 0 everywhere where the model runs with neither.

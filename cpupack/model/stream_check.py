@@ -11,6 +11,7 @@ import torch
 from cpupack.errors import ModelError
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow
+from cpupack.model.pasts import Past, Pasts
 from cpupack.progress import Progress
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.signature import Signature
@@ -52,9 +53,9 @@ def check_stream(model: OneRow, signature: Signature, source: str, progress: Pro
             raise ModelError(
                 f'[model] stream: the output "{output.name}" of {source} is another one for two chunks than for both '
                 f"as one sequence{told}",
-                hint="what came before reaches a chunk through the states of recurrent layers alone: no mean over all "
-                "steps and no convolution over steps outside them. Drop that output, or let forward take and return "
-                'what it needs and name it in [[input]] state = "..."',
+                hint="what came before reaches a chunk through the states of recurrent layers and the padding of "
+                "causal convolutions alone: no mean over all steps, no convolution that sees later ones. Drop that "
+                'output, or let forward take and return what it needs and name it in [[input]] state = "..."',
             )
 
 
@@ -73,12 +74,17 @@ def _of_whole(model: OneRow, chunks: Sequence[list[torch.Tensor]]) -> Mapping[st
 
 
 def _steps(model: OneRow, tensors: list[torch.Tensor]) -> tuple[int, Any]:
-    """Return how many steps the first recurrent layer runs, and what the user's model gives."""
-    layer: Any = model.user.get_submodule(model.carried[0].path)
+    """Return how many steps the first of what carries a state runs, and what the user's model gives."""
+    first = model.carried[0]
+    if isinstance(first, Past):
+        with Pasts() as run:
+            result = model.call_user(tensors)
+        return run.seen[first.number].steps, result
+    layer: Any = model.user.get_submodule(first.path)
     seen: list[int] = []
     handle = layer.register_forward_hook(
         lambda _, args, kwargs, __: seen.append(
-            (args[0] if args else kwargs["input"]).shape[1 if layer.batch_first else 0]
+            1 if first.is_cell else (args[0] if args else kwargs["input"]).shape[1 if layer.batch_first else 0]
         ),
         with_kwargs=True,
     )
@@ -86,7 +92,7 @@ def _steps(model: OneRow, tensors: list[torch.Tensor]) -> tuple[int, Any]:
         result = model.call_user(tensors)
     finally:
         handle.remove()
-    return seen[0], result
+    return sum(seen) if first.is_cell else seen[0], result
 
 
 def _joined(first: Any, second: Any, whole: Any) -> Any:

@@ -122,8 +122,14 @@ def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...])
         return "a build runs on the CPU: leave out .cuda() in forward, or take x.device"
     if "should be the same" in text or "same dtype" in text or "expected scalar type" in text:
         return "weights and input are float32; leave out .half(), .double() and autocast in forward"
+    if "pack empty tensors" in text:
+        return "pack with pack_padded_sequence, which takes the padded tensor and its lengths as a tensor"
     if "torchvision::" in text:
         return "this operator needs torchvision's compiled part; install the build of torchvision that matches torch"
+    if "to unpack" in text:
+        return (
+            "an argument that is a tuple has an [[input]] for each entry: NAME_0, NAME_1, and NAME_0_0 inside another"
+        )
     if takes_rows(inputs):
         return "check the shapes (without the batch dimension) and dtypes in the [[input]] tables, and [model] kwargs"
     return "check [model] input_shape (without the batch dimension) and kwargs"

@@ -14,7 +14,7 @@ from torch import fx
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, FloatModel, FusedModel, QuantizedModel, Samples
-from cpupack.errors import QuantizationError
+from cpupack.errors import ModelError, QuantizationError
 from cpupack.graph.native_model import NativeModel
 from cpupack.graph.substitution import NotDerivedError, derived
 from cpupack.graph.trace import record_shapes
@@ -58,6 +58,14 @@ class ShorterLengths:
     def keep(self, values: Sequence[int]) -> None:
         """Leave other lengths out of ``found``."""
         self.found = sorted((each for each in self.found if each.length in values), key=lambda each: each.length)
+
+    def runs(self, length: int) -> bool:
+        """Return whether the model runs at a length: a convolution needs as many positions as its kernel has."""
+        try:
+            _model_at(self._prepared, self._prepared.loaded.recipe.at_length(self._padded, length))
+        except ModelError:
+            return False
+        return True
 
     def lower(self, values: Sequence[int], progress: Progress) -> None:
         """Lower the model for lengths that are not lowered yet. Raises ModelError or QuantizationError."""

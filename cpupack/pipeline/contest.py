@@ -16,7 +16,7 @@ from cpupack.artifacts import (
     Slower,
 )
 from cpupack.errors import QuantizationError, VerificationError
-from cpupack.layers import describe_layers, float_notes
+from cpupack.layers import describe_layers, float_notes, form_notes
 from cpupack.pipeline.candidates import candidates
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.entries import Entry, check, enter, time_entries
@@ -248,7 +248,9 @@ def described(settled: Settled, corrections: Corrections, progress: Progress) ->
             else prepared.calibrated
         )
         layers = describe_layers(winner.quantized, calibrated, spec.skip, prepared.reference.samples)
-    quantized = dataclasses.replace(winner.quantized, notes=float_notes(layers) or winner.quantized.notes)
+    quantized = dataclasses.replace(
+        winner.quantized, notes=(*form_notes(layers), *(float_notes(layers) or winner.quantized.notes))
+    )
     return dataclasses.replace(settled, winner=dataclasses.replace(winner, quantized=quantized, layers=layers))
 
 

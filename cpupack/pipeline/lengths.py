@@ -11,6 +11,7 @@ it. Otherwise it has those of several lengths.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,8 @@ from cpupack.stages.script import script
 from cpupack.stages.verify import choose, compare
 
 _SHORTEST = 8
-"""The least length that is lowered. Shorter ones follow from a form, or take this program."""
+"""The least length that is lowered, where the model runs at it. Shorter ones follow from a form, or take its
+program."""
 _SHORT = (1, 2, 3, 5, 7)
 """Lengths below it that are compared with FP32."""
 _LESS_DB = 10.0
@@ -94,13 +96,19 @@ def _lengthened(
     values = ladder(longest) if asked == "auto" else tuple(sorted({*asked, longest}))
     if values[-1] > longest:
         raise RecipeError(f"[lengths] values: {values[-1]} is more than {longest}, the greatest length of the inputs")
-    block, lengths = _programs(shorter, values, progress, whole_form=asked == "auto")
+    least = _SHORTEST
+    if asked == "auto":  # a convolution may need more positions than the least length has
+        values = tuple(itertools.dropwhile(lambda value: value < longest and not shorter.runs(value), values))
+        least = max(least, values[0])
+    block, lengths = _programs(shorter, values, progress, least if asked == "auto" else None)
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     with engine(target.engine):
         lengthened, scripted = _scripted(prepared, winner, module.with_lengths(block, lengths), sample)
         worst = _compared(prepared, shorter.found, lengths, scripted.path)
-        if lengths.form is not None and not _serves_short(prepared, lengths, scripted.path, worst[0]):
-            lengths = every(_SHORTEST, longest, lengths.inputs, lengths.outputs, lengths.form)
+        short = lengths.form is not None and lengths.values[0] < least
+        if short and not _serves_short(prepared, lengths, scripted.path, worst[0]):
+            assert lengths.form is not None
+            lengths = every(least, longest, lengths.inputs, lengths.outputs, lengths.form)
             lengthened, scripted = _scripted(prepared, winner, module.with_lengths(block, lengths), sample)
     checked = _judged(prepared, winner, compare(lengthened, scripted, _blanked(prepared.reference, lengths), work))
     more = max(0, len(block) - len(program)) / 2**20
@@ -113,19 +121,23 @@ def _lengthened(
 
 
 def _programs(
-    shorter: ShorterLengths, values: tuple[int, ...], progress: Progress, *, whole_form: bool
+    shorter: ShorterLengths, values: tuple[int, ...], progress: Progress, least: int | None
 ) -> tuple[bytes, Lengths]:
-    """Return a block of programs: of every length where ``whole_form`` is asked for and there is one, or of values."""
+    """Return a block of programs: of every length that is proved from ``least`` on where there is a form, or of values.
+
+    Without ``least`` no form is looked for.
+    """
     signature = shorter.signature
-    if whole_form:
+    if least is not None:
         try:
-            shorter.lower(_proving(shorter.longest), progress)
+            shorter.lower(_proving(least, shorter.longest), progress)
             block, form = _formed(shorter, progress)
         except (NoFormError, ModelError, QuantizationError) as error:
             progress.note(f"there is no program for every length, but for several: {error}")
         else:
             outputs = _outputs(signature, shorter.found)
-            return block, every(1, shorter.longest, inputs_of(signature), outputs, form)
+            first = 1 if least <= _SHORTEST else least
+            return block, every(first, shorter.longest, inputs_of(signature), outputs, form)
     shorter.lower(values, progress)
     shorter.keep(values)
     block, offsets = join_programs([shorter.programs[value] for value in values])
@@ -157,9 +169,9 @@ def _form_of(programs: Mapping[int, bytes], longest: int) -> tuple[bytes, Form]:
         return block_of({each: own for each, own in programs.items() if 2 * each > longest})
 
 
-def _proving(longest: int) -> list[int]:
+def _proving(least: int, longest: int) -> list[int]:
     """Return the lengths that prove a form, with the greatest one: an odd one, and one that is nearly as long."""
-    return sorted({_SHORTEST, (5 * longest // 8) | 1, longest - 1} & set(range(_SHORTEST, longest)))
+    return sorted({least, (5 * longest // 8) | 1, longest - 1} & set(range(least, longest)))
 
 
 def _scripted(

@@ -100,7 +100,7 @@ def _each_input(view: View) -> Iterator[Problem]:
 
 def _input(key: Key, table: dict[str, Any]) -> Iterator[Problem]:
     dtype, vocabulary = table.get("dtype", "float32"), table.get("vocabulary")
-    if not table["name"].isidentifier():
+    if not all(each.isidentifier() for each in table["name"].split(".")):  # dots are between the keys of a dict
         yield Problem((*key, "name"), f'"{table["name"]}" is not the name of an argument of a Python function')
     if vocabulary is not None and dtype not in _WHOLE:
         yield Problem((*key, "vocabulary"), f'has no effect for dtype = "{dtype}"; ids are int64 or uint8')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import sys
 import wave
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ RAW = ("float32", "int16", "uint8", "int64")
 """What raw values may be, little-endian. int16 is sound: it becomes float32 from -1 to 1."""
 STDIN = "-"
 _LOUDEST = 32768.0
-_WAVE_BYTES = 2
+_INT16 = np.dtype("<i2")
 Chunk = dict[str, Array]
 """A value ``(1, *shape)`` for each input that a chunk has."""
 
@@ -76,13 +77,13 @@ class Chunks:
     def _of_sound(self, name: str) -> Iterator[Chunk]:
         try:
             with wave.open(name, "rb") as file:
-                if file.getsampwidth() != _WAVE_BYTES or file.getnchannels() != 1:
+                if file.getsampwidth() != _INT16.itemsize or file.getnchannels() != 1:
                     raise InputError(
                         f"{name} has {file.getnchannels()} channels of {8 * file.getsampwidth()} bits; "
                         "a .wav file must have one channel of 16 bits"
                     )
-                yield from self._cut(lambda count: np.frombuffer(file.readframes(count), "<i2"))
-        except (wave.Error, EOFError) as error:
+                yield from self._cut(lambda count: np.frombuffer(_whole(file.readframes(count), _INT16), _INT16))
+        except (wave.Error, EOFError, RuntimeError, struct.error) as error:  # RuntimeError: of a size beyond the file
             raise InputError(
                 f"{name} is no .wav file of whole numbers: {error or 'it ends too early'}; "
                 "give other sound as raw values (--raw float32)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import load_npy
+from .arrays import array_in, load_npy
 from .errors import InputError
 from .files import UNREADABLE
 from .images.paths import check_path, path_errors
@@ -41,13 +41,23 @@ def parsed_values(signature: Signature, texts: Sequence[str]) -> dict[str, Any]:
             try:
                 found[name] = json.loads(value)
             except ValueError:
+                one = "true, false" if spec.dtype == "bool" else "a number"
                 raise InputError(
-                    f"--input {text}: {name} is {spec.dtype} {spec.shape}; give an .npy file, a number, or a list in "
+                    f"--input {text}: {name} is {spec.dtype} {spec.shape}; give an .npy file, {one}, or a list in "
                     "brackets"
                 ) from None
         else:
             check_path(value)
     return found
+
+
+def check_files(signature: Signature, names: Sequence[str]) -> None:
+    """Raise InputError for files of a command line that are one input of a model that needs several."""
+    needed = [each.name for each in signature.inputs if each.default is None]
+    alone = next((each for each in names if not each.endswith(ARCHIVE)), None)
+    if len(needed) > 1 and alone is not None:
+        told = " ".join(f"--input {each}=..." for each in needed)
+        raise InputError(f"{alone} is one input, and the model needs {len(needed)}: {told}, or an .npz file of all")
 
 
 def load_row(signature: Signature, item: Any, *, check_finite: bool) -> Floats:
@@ -75,7 +85,7 @@ def read_archive(path: Path) -> dict[str, Array]:
     with path_errors(str(path)), path.open("rb") as file:
         try:
             found = np.load(file, allow_pickle=False)
-            return {name: found[name] for name in found.files}
+            return {name: array_in(found, name) for name in found.files}
         except _UNREADABLE as error:
             raise InputError(f"{path} is not an .npz file of arrays: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ _FIELD_TYPES: dict[str, type | UnionType] = {
     **dict.fromkeys(("preprocess", "calibration", "task", "tokenizer", "sizes"), dict | None),
     **dict.fromkeys(("inputs", "outputs"), list),
     "labels": str | None,
+}
+_NAMES = {
+    "name": re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"),
+    "import_name": re.compile(r"[A-Za-z_][A-Za-z0-9_]*"),
+    "version": re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?"),
 }
 _REQUIRED_KEYS = {
     "model": ("input_shape", "output_shape"),
@@ -188,6 +194,9 @@ def _damage(manifest: Manifest) -> str | None:
     for name, types in _FIELD_TYPES.items():
         if not isinstance(getattr(manifest, name), types):
             return f"{name} is {type(getattr(manifest, name)).__name__}"
+    for key, form in _NAMES.items():  # they become paths, commands and lines of other files
+        if form.fullmatch(getattr(manifest, key)) is None:
+            return f"{key} is {getattr(manifest, key)!r}"
     for section, keys in _REQUIRED_KEYS.items():
         for key in keys:
             if key not in getattr(manifest, section):

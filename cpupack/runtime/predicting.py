@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the results as JSON-ready values and as text. Raises InputError."""
     from .images.paths import check_path
-    from .items import parsed_values
+    from .items import check_files, parsed_values
     from .runner import Runner
     from .signature import signature_of
     from .text.spec import spec_of
@@ -68,6 +68,7 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
         raise InputError("the following arguments are required: FILE, or --input NAME=VALUE for each input")
     if args.inputs and args.named:
         raise InputError("name files, or the inputs of one sample with --input NAME=VALUE, and not both")
+    check_files(signature_of(manifest), args.inputs)
     for name in args.inputs:  # before torch is imported and the model loaded
         check_path(name)
     names, items = list(args.inputs), list(args.inputs)

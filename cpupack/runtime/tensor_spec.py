@@ -90,8 +90,8 @@ class TensorSpec:
 
 
 def takes_rows(inputs: Sequence[TensorSpec]) -> bool:
-    """Return whether the engine of a model with these inputs takes rows."""
-    return len(inputs) > 1 or inputs[0].dtype != "float32"
+    """Return whether the engine of a model with these inputs takes rows. Samples of several lengths are rows too."""
+    return len(inputs) > 1 or inputs[0].dtype != "float32" or inputs[0].pad is not None
 
 
 def engine_input_shape(inputs: Sequence[TensorSpec]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpupack.accuracy import likenesses
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.metric import Metric, Outputs
@@ -132,7 +133,7 @@ def recall(vectors: Array, classes: Array, k: int) -> float:
     hits = 0
     for start in range(0, len(asked), _ROWS_AT_ONCE):
         rows = asked[start : start + _ROWS_AT_ONCE]
-        likeness = unit[rows] @ unit.T
+        likeness = likenesses(unit[rows], unit)
         likeness[np.arange(len(rows)), rows] = -np.inf
         near = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
         hits += int((classes[near] == classes[rows, None]).any(axis=1).sum())

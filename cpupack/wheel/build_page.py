@@ -14,6 +14,7 @@ from cpupack.errors import UsageError
 from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
 from cpupack.wheel import build_charts as charts
 from cpupack.wheel.facts import megabytes, plan_text, scaled
+from cpupack.wheel.foreign import facts_of, unreadable
 from cpupack.wheel.inspect import Inspection, inspect
 from cpupack.wheel.layers import percent, slowest_first
 
@@ -21,7 +22,8 @@ LISTED_LAYERS = 40
 """A table with more rows is folded. In print it is unfolded."""
 
 _LAYER_COLUMNS = (
-    "name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "output_sqnr_db", "time_share",
+    "name", "kind", "precision", "kernel", "scale", "zero_point", "weight_sqnr_db", "rows_sqnr_db",
+    "range_sqnr_db", "output_sqnr_db", "time_share",
 )  # fmt: skip
 
 
@@ -72,7 +74,8 @@ def read_report(path: Path) -> WheelReport:
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         facts = _json(path, archive, f"{package}/{BUILD_NAME}") if f"{package}/{BUILD_NAME}" in names else {}
-        recipe = archive.read(f"{package}/{RECIPE_NAME}").decode("utf-8")
+        with facts_of(path):
+            recipe = archive.read(f"{package}/{RECIPE_NAME}").decode("utf-8")
         bills = sorted(name for name in names if ".dist-info/sboms/" in name)
         components = [each for name in bills for each in _json(path, archive, name).get("components", [])]
     with path.open("rb") as file:
@@ -81,7 +84,20 @@ def read_report(path: Path) -> WheelReport:
 
 
 def render_report(report: WheelReport) -> str:
-    """Return the page as HTML: one file without scripts that loads nothing from the network."""
+    """Return the page as HTML: one file without scripts that loads nothing from the network.
+
+    Raises UsageError for facts that are not of the form that cpupack writes.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        with facts_of(report.inspection.path):
+            return _rendered(report)
+    except UndefinedError as error:
+        raise unreadable(report.inspection.path, error) from error
+
+
+def _rendered(report: WheelReport) -> str:
     from cpupack.templates import render
 
     inspection, facts = report.inspection, report.facts

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Layer = Mapping[str, Any]
-_HEADINGS = ("layer", "kind", "precision", "operator", "scale", "zero", "weights", "output", "time")
+_HEADINGS = ("layer", "kind", "precision", "operator", "scale", "zero", "weights", "rows", "range", "output", "time")
+_FORMS = ("rows", "range")
 _LEFT = 4
 
 
 def format_layers(layers: Sequence[Layer]) -> str:
     """Return a table of layers (``LayerFact`` as in ``build.json``), in the order of execution, then the reasons."""
     timed = any(share_of(layer) is not None for layer in layers)
-    rows = [row if timed else row[:-1] for row in (_HEADINGS, *map(_row, layers))]
+    compared = any(layer.get("rows_sqnr_db") is not None for layer in layers)
+    shown = [heading for heading in _HEADINGS if (timed or heading != "time") and (compared or heading not in _FORMS)]
+    rows = [tuple(row[_HEADINGS.index(each)] for each in shown) for row in (_HEADINGS, *map(_row, layers))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -29,6 +32,11 @@ def format_layers(layers: Sequence[Layer]) -> str:
         "",
         "weights, output: SQNR in dB against FP32. The error of an output includes those of all layers before it.",
     ]
+    if compared:
+        lines += [
+            "rows, range: SQNR in dB of a linear layer's results on calibration data, where each row of activations",
+            "has a scale of its own (the operator is cpupack::linear), and where all have one range (cpupack::conv).",
+        ]
     if timed:
         lines.append(
             "time: share of an inference on the host of the build, with one thread. Copies between layers are extra."
@@ -72,6 +80,8 @@ def _row(layer: Layer) -> tuple[str, ...]:
         "" if layer["scale"] is None else f"{layer['scale']:.5g}",
         "" if layer["zero_point"] is None else str(layer["zero_point"]),
         _db(layer["weight_sqnr_db"]),
+        _db(layer.get("rows_sqnr_db")),
+        _db(layer.get("range_sqnr_db")),
         _db(layer["output_sqnr_db"]),
         "" if share is None else percent(share),
     )

@@ -2,15 +2,13 @@
 
 Each command is a JSON object on one line. Each answer is a JSON object on one line of stdout (``{"error": ...}`` when
 the command fails). All output of the engine's libraries goes to stderr. The process ends when its stdin closes or its
-parent ends.
+parent ends (``module_command``), even while it is stopped.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,13 +24,11 @@ from cpupack.runtime.bench import scenarios, stats
 from cpupack.runtime.bench.measure import measure, warm_up
 from cpupack.runtime.host.probe import HostProbe
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _WARMUP_S = 3.0
 
 
 def main(job_path: str) -> None:
     """Answer commands until stdin closes."""
-    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     server = _Server(Job.read(Path(job_path)))
@@ -44,14 +40,6 @@ def main(job_path: str) -> None:
             answer = {"error": _words(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends: a stopped process would not notice that stdin closes."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0 or os.getppid() != parent:
-        sys.exit("the parent is gone")
 
 
 def _words(error: BaseException) -> str:

@@ -46,6 +46,8 @@ TARGET_AVX512_BEGIN
 #include "operators/proposals.inc"
 #include "operators/regions.inc"
 #include "operators/recurrent_products.inc"
+#include "amx/recurrent_tiles.inc"
+#include "operators/recurrent_multiply.inc"
 #include "operators/recurrent.inc"
 #include "operators/float_list.inc"
 #include "image/resize_passes.inc"

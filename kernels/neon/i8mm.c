@@ -48,6 +48,8 @@ TARGET_I8MM_BEGIN
 #include "operators/proposals.inc"
 #include "operators/regions.inc"
 #include "operators/recurrent_products.inc"
+#include "operators/no_recurrent_tiles.inc"
+#include "operators/recurrent_multiply.inc"
 #include "operators/recurrent.inc"
 #include "operators/float_list.inc"
 #include "image/resize_passes.inc"

@@ -30,7 +30,7 @@ def forge(wheel: Path, out: Path, package: str, changes: Changes) -> Path:
         members = {name: archive.read(name) for name in archive.namelist()}
     members |= {name: data for name, data in changes.items() if data is not None}
     manifest = json.loads(members[f"{package}/manifest.json"])
-    for name in manifest["files"]:
+    for name in manifest["files"] if isinstance(manifest["files"], dict) else ():  # or it is forged, too
         data = members[f"{package}/{name}"]
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     text = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()

@@ -11,6 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +33,10 @@ PATIENT = {
 }
 """Ray gives up what does not start or answer within seconds, which happens on a host that runs other tests, too. A node
 that is killed is noticed all the same: nothing listens there any more."""
+
+
+NEW_CONNECTIONS = 30
+"""So many answers in a row come from one proxy alone in one of 2**29 cases."""
 
 
 @dataclass
@@ -158,7 +165,38 @@ def _serve(address: str, package: str, port: str, name: str, arguments: str) -> 
     application = import_module(f"{package}.ray").app(json.loads(arguments))
     serve.start(http_options={"port": int(port)})
     serve.run(application, name=name)
+    _wait_for_routes(int(port), name)
     return "ready"
+
+
+def _wait_for_routes(port: int, name: str) -> None:
+    """Wait until the proxies of all nodes are there and know the application: ``serve.run`` waits for no other node's.
+
+    All listen on the same port of this host, and the kernel gives each new connection to one of them. A proxy that
+    does not know the application yet answers 404.
+    """
+    import ray
+    from ray import serve
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    while [proxy.value for proxy in serve.status().proxies.values()] != ["HEALTHY"] * nodes:
+        time.sleep(0.1)
+    known = 0
+    while known < NEW_CONNECTIONS:
+        known = known + 1 if name in _applications(port) else 0
+        if not known:
+            time.sleep(0.1)
+
+
+def _applications(port: int) -> list[str]:
+    """Return the applications that the proxy behind a new connection knows."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/routes", timeout=300) as answer:
+            return list(json.load(answer).values())
+    except urllib.error.HTTPError as refusal:  # it does not know any yet
+        if refusal.code != 503:
+            raise
+        return []
 
 
 def _health(_address: str, name: str) -> str:

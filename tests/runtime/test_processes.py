@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import cpupack
@@ -19,6 +20,7 @@ from cpupack.errors import VerificationError
 from cpupack.runtime.errors import HostError
 from cpupack.runtime.host import processes
 from cpupack.workers.client import run_worker
+from helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -168,3 +170,28 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(tmp_path: Path, monke
     monkeypatch.setattr(sys, "executable", "")  # as in a program that embeds Python
     with pytest.raises(HostError, match=r"does not know its interpreter"):
         processes.module_command("this")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_ends_with_a_parent_that_is_killed(tmp_path: Path, signum: int) -> None:
+    """As with `kill -9` of `NAME tune`, or where memory ran out: nobody is left to end the child."""
+    (tmp_path / "own_module.py").write_text(
+        "import os, time; print(os.getpid(), file=open('child', 'w')); time.sleep(600)"
+    )
+    code = (
+        "from cpupack.runtime.host import processes; "
+        f"processes.run(processes.module_command('own_module', None, [{str(tmp_path)!r}]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as parent:
+        wait_until(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().endswith("\n"))
+        parent.send_signal(signum)
+    child = int((tmp_path / "child").read_text())
+    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_child_whose_parent_is_gone_does_not_begin() -> None:
+    """The parent may end before the child has told the kernel that it wants to end with it."""
+    module = processes.module_command("json.tool")
+    module[3] = "1" if os.getpid() != 1 else "2"
+    done = processes.run(module)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

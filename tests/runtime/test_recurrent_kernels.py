@@ -84,9 +84,9 @@ NETS = {
     for kind in Kind
     for name, how in {
         "both ways": {"directions": 2},
-        "from states": {"directions": 2, "states": True},
+        "from states": {"directions": 2, "states": True, "samples": 18},
         "extreme": {"extreme": True, "directions": 2},
-        "turned": {"turned": True},
+        "turned": {"turned": True, "samples": 17},
         "many samples": {"samples": 77},
         "of words": {"words": True, "directions": 2, "states": True},
         "of words, extreme": {"words": True, "extreme": True, "samples": 9},

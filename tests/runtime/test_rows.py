@@ -13,7 +13,7 @@ from PIL import Image
 
 from cpupack.runtime.errors import InputError, IntegrityError
 from cpupack.runtime.images.spec import PreprocessSpec
-from cpupack.runtime.items import load_row, parsed_values
+from cpupack.runtime.items import check_files, load_row, parsed_values
 from cpupack.runtime.rows import by_name, pack, random_rows
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
@@ -97,6 +97,9 @@ def test_tensors_and_lists_are_taken_too() -> None:
         ({"ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"ids": IDS.astype(np.float32)}, 'input "ids": got float32 (2, 4); expected int64 (n, 4)'),
         ({"mask": np.ones((2, 4), np.int64)}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"age": [3, None]}, 'input "age": has null or None where a number is expected'),
+        ({"age": [3, {"x": 1}]}, 'input "age": has dict where a number is expected'),
         ({"age": AGE.astype(np.float64)}, 'input "age": got float64 (2,); expected float32 (n,)'),
         ({"image": IMAGE[0]}, "or uint8 (n, 2, 3, 3); add the batch dimension: image[None]"),
         ({"ids": IDS[:1]}, "the inputs have different numbers of samples: image 2, ids 1, age 2"),
@@ -175,6 +178,7 @@ def test_values_of_a_command_line(tmp_path: Path) -> None:
         ("age", "must be NAME=VALUE with a name of image, ids"),
         ("agee=3", 'did you mean "age"?'),
         ("age=old", "age is float32 (); give an .npy file, a number, or a list"),
+        ("mask=yes", "mask is bool (4,); give an .npy file, true, false, or a list"),
         ("image=no.png", "no.png: no such file"),
     ):
         with pytest.raises(InputError) as caught:
@@ -182,6 +186,21 @@ def test_values_of_a_command_line(tmp_path: Path) -> None:
         assert words in str(caught.value)
     with pytest.raises(InputError, match="given twice"):
         parsed_values(SIGNATURE, ["age=1", "age=2"])
+
+
+def test_a_mask_may_be_a_list_of_zeros_and_ones() -> None:
+    rows = pack(SIGNATURE, given(mask=[[1, 0, 1, 1], [0, 0, 1, 0]]))
+    assert rows[:, 22:26].tolist() == [[1, 0, 1, 1], [0, 0, 1, 0]]
+
+
+def test_files_of_one_input_are_not_enough() -> None:
+    check_files(SIGNATURE, ["all.npz", "more.npz"])
+    with pytest.raises(InputError) as caught:
+        check_files(SIGNATURE, ["cat.png"])
+    assert str(caught.value) == (
+        "cat.png is one input, and the model needs 3: --input image=... --input ids=... --input age=..., "
+        "or an .npz file of all"
+    )
 
 
 def test_random_rows_have_values_that_the_model_takes() -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from cpupack.runtime.tasks.draw import colour_of
 from helpers.browser import BROWSER, CONTRAST, Tab, browsing
+from helpers.named_package import write_named_package
+from helpers.once import once
 from helpers.served import Served, serving
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
@@ -90,7 +92,56 @@ def test_it_takes_an_image_that_is_dropped(server: Served, tab: Tab) -> None:
     tab.wait("document.querySelectorAll('#classes li').length === 4")
 
 
+@pytest.fixture(scope="module")
+def named_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    package = once(tmp_path_factory, "named", lambda root: write_named_package(root / "tiny_int8")) / "tiny_int8"
+    with serving(package) as served:
+        yield served
+
+
+def test_a_model_of_several_inputs_has_a_field_for_each(named_server: Served, tab: Tab, tmp_path: Path) -> None:
+    tab.open(f"http://127.0.0.1:{named_server.port}/")
+    tab.wait("document.querySelectorAll('.field').length === 3")
+    hints = tab.run("[...document.querySelectorAll('.field')].map((e) => e.innerText.split('\\n')[1])")
+    assert hints == ["INT64 [3]; whole numbers from 0 to 99", "FP32 [2, 2]", "BOOL [1]; may stay empty"]
+    for number, value in enumerate(("[5, 9, 1]", "[[0.5, 1.5], [-2, 4]]", "")):
+        tab.run(f"document.querySelector('#input-{number}').value = '{value}'")
+    tab.run("document.querySelector('#input-0').focus()")
+    for kind in ("keyDown", "keyUp"):
+        tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, modifiers=2)
+    rows = "[...document.querySelectorAll('#classes li')].map((e) => e.innerText.replaceAll('\\n', ' '))"
+    tab.wait(f"{rows}.length === 2")
+    assert tab.run(rows) == ["pair [2, 1] 2, 2", "best [] 1"]
+    np.save(tmp_path / "ids.npy", np.array([1, 2, 90]))
+    tab.choose_file(".field input", tmp_path / "ids.npy")
+    tab.run("document.querySelector('#values button').click()")
+    tab.wait(f"{rows}[1] === 'best [] 2'")  # the file counts, not the text
+    tab.run("document.querySelector('#fill').click(); document.querySelector('#values button').click()")
+    tab.wait(f"{rows}[0].startsWith('pair') && !{rows}[0].endsWith(' 2, 2')")
+    tab.run("document.querySelector('#input-1').value = ''; document.querySelector('#values button').click()")
+    tab.wait("!document.querySelector('#problem').hidden")
+    assert tab.run("document.querySelector('#problem').textContent") == "features: give values or choose an .npy file"
+    for scheme in ("light", "dark"):
+        tab.scheme(scheme)
+        assert tab.run(CONTRAST) >= 4.5
+
+
+@pytest.mark.parametrize(("datatype", "dtype"), [("FP32", "<f4"), ("INT64", "<i8"), ("UINT8", "|u1"), ("BOOL", "|b1")])
+def test_the_page_makes_files_that_numpy_reads(server: Served, tab: Tab, datatype: str, dtype: str) -> None:
+    """For inputs that are too large to be typed."""
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    one = f"{{ datatype: '{datatype}', sample: [7, 3], default: null, vocabularies: [], vocabulary: 5, state: null }}"
+    made = tab.run(
+        f"(async () => {{ const one = {one}, values = sample(one, true);"
+        " return [values, [...new Uint8Array(await npy(one, values).arrayBuffer())]]; })()"
+    )
+    array = np.load(io.BytesIO(bytes(made[1])))
+    assert array.dtype == dtype
+    np.testing.assert_array_equal(array, np.array(made[0]).astype(dtype))
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_is_blocked(server: Served, tab: Tab) -> None:
+    tab.events.clear()
     tab.open(f"http://127.0.0.1:{server.port}/")
     tab.wait("document.querySelectorAll('#card tr').length > 5")
     tab.open(f"http://127.0.0.1:{server.port}/docs")

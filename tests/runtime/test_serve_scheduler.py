@@ -104,6 +104,43 @@ def test_a_free_instance_takes_as_many_as_the_most_urgent_request_allows() -> No
     assert one.waiting == 1
 
 
+@pytest.mark.parametrize("end", [8, 11])
+def test_which_requests_run_together_is_planned_when_they_arrive(end: float) -> None:
+    """Whether the call before ends early or late: else each later request waits for one call more or less than told."""
+    one = scheduler(table=times((1, 10, 12), (4, 16, 19.2)))
+    start(one)  # until 10
+    # Planned to begin at 10. Two take 12, with the spread of both calls 15.12; three take 14 and would end at 27.31.
+    offered = [job(deadline=25.2), job(deadline=100), job(deadline=100)]
+    for each in offered:
+        assert one.offer([each], 0.0) is None
+    assert [each.predicted_s for each in offered] == pytest.approx([10 * MS, 10 * MS, 22 * MS])
+    one.finish(0, end * MS, learn=False)
+    assert one.take(0, end * MS).jobs == offered[:2]
+
+
+def test_a_planned_call_is_cut_where_it_would_more_likely_than_not_be_late() -> None:
+    one = scheduler()
+    start(one)  # until 10
+    offered = [job(deadline=24) for _ in range(3)]  # planned: 10 to 24
+    for each in offered:
+        assert one.offer([each], 0.0) is None
+    one.finish(0, 11 * MS, learn=False)
+    assert one.take(0, 11 * MS).jobs == offered[:2]
+
+
+def test_an_urgent_request_has_all_calls_planned_anew() -> None:
+    one = scheduler()
+    start(one)  # until 10
+    offered = [job(deadline=50, priority=LOW) for _ in range(4)]
+    for each in offered:
+        assert one.offer([each], 0.0) is None
+    urgent = job(deadline=50)
+    assert one.offer([urgent], 0.0) is None
+    assert one.offer([job(deadline=100, priority=LOW)], 0.0) is None
+    one.finish(0, 10 * MS, learn=False)
+    assert one.take(0, 10 * MS).jobs == [urgent, *offered[:3]]
+
+
 def test_an_idle_instance_never_waits_for_a_batch_to_fill() -> None:
     one = scheduler()
     only = job(deadline=1000)
@@ -244,6 +281,17 @@ def test_a_cancelled_request_makes_room() -> None:
     assert one.cancel(waiting)
     assert not one.cancel(waiting)
     assert one.offer([job(deadline=21)], 0.0) is None
+
+
+def test_the_end_of_a_call_is_known_better_when_its_inputs_are_decoded() -> None:
+    one = scheduler()
+    start(one, 0, 0.0, job(prepare=8))  # 0 to 18
+    assert one.backlog_s(2 * MS) == pytest.approx(16 * MS)
+    one.decoded(0, 4 * MS)
+    assert one.backlog_s(4 * MS) == pytest.approx(10 * MS)
+    late = job(deadline=40)
+    assert one.offer([late], 5 * MS) is None
+    assert late.predicted_s == pytest.approx(14 * MS)
 
 
 def test_decoding_counts_as_part_of_the_call() -> None:

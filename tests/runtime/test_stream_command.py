@@ -7,14 +7,19 @@ import json
 import sys
 import wave
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from cpupack.runtime.chunks import Chunks
 from cpupack.runtime.cli import main
+from cpupack.runtime.errors import InputError
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
 from helpers.named_package import write_rows_package
@@ -156,6 +161,24 @@ def test_what_cannot_be_read_is_one_line(
     assert lines == []
     assert match in err
     assert "Traceback" not in err
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 100), changes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 255)), max_size=4))
+def test_damaged_sound_is_read_or_said(tmp_path: Path, cut: int, changes: list[tuple[int, int]]) -> None:
+    """Cut anywhere, also within a value, and changed where the file says what it holds."""
+    file, path = io.BytesIO(), tmp_path / "a.wav"
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 16000, 0, "NONE", ""))
+        sound.writeframes(bytes(range(56)))
+    data = bytearray(file.getvalue())
+    for place, value in changes:
+        data[place] = value
+    path.write_bytes(data[: len(data) - cut])
+    spec = TensorSpec("sound", (1, 4))
+    with suppress(InputError):
+        for chunk in Chunks([spec], str(path), None, pad=cut % 2 == 0):
+            assert chunk["sound"].shape == (1, 1, 4)
 
 
 def test_a_model_without_states_says_how_to_get_one(package_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:

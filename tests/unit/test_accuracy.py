@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from statistics import NormalDist
 
 import numpy as np
@@ -154,3 +157,21 @@ def test_the_bootstrap_of_a_mean_is_the_normal_interval() -> None:
 def test_the_least_number_of_samples_is_found() -> None:
     assert samples_needed(lambda count: count >= 3838, 100) == 3838
     assert samples_needed(lambda count: False, 100) is None
+
+
+def test_no_bit_depends_on_the_number_of_threads() -> None:
+    """A locked wheel holds these figures. numpy's BLAS adds long vectors and products of matrices up in parts."""
+    code = """if True:
+        import numpy as np
+        from cpupack.accuracy import cosine
+        from cpupack.meaning import meaning_of
+        rng = np.random.default_rng(0)
+        one, two = rng.standard_normal((2, 500, 200)).astype(np.float32)
+        print([cosine(one + two * each, one) for each in (0.1, 0.2, 0.3)], meaning_of(one, one + two / 10))
+    """
+    found = set()
+    for threads in ("1", "2"):
+        environ = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code]
+        found.add(subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout)
+    assert len(found) == 1

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import numpy
@@ -167,6 +168,26 @@ def test_what_cannot_be_had_leaves_nothing(wheel: Path, index: Path, tmp_path: P
     with pytest.raises(UsageError, match="is not empty"):
         gather(wheel, tmp_path / "full", offline(index))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_pip_runs_nothing_of_the_working_directory(
+    wheel: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m pip` would import these in place of pip's own."""
+    for name in ("pip", "json", "packaging", "logging"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    gather(wheel, tmp_path / "out", offline(index))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_environment_without_pip_is_said(
+    wheel: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("cpupack.bundle.gather"), "find_spec", lambda _: None)
+    with pytest.raises(PackagingError, match="pip is not installed beside cpupack"):
+        gather(wheel, tmp_path / "out", offline(index))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_remains_of_a_killed_bundle_are_swept(wheel: Path, index: Path, tmp_path: Path) -> None:

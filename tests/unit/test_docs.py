@@ -20,6 +20,7 @@ from cpupack.runtime import cli as wheel_cli
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SEVERAL_INPUTS = ("siamese.py", "siamese.npz", "heads.py", "tokens.py", "tokens.npz", "table.py", "table_data.py")
+ENTRIES = ("person.py", "person.safetensors", "people.npz")
 STREAMS = ("words.py", "words.npz", "chunks.npz", "denoise.py", "sound.npz")
 MINIMAL = """\
 schema = 1
@@ -100,7 +101,7 @@ SIZES = ("unet.py", "unet.safetensors")
 @every_page
 def test_recipes_and_parts_of_recipes_are_valid(page: Path, tmp_path: Path) -> None:
     plain = ("model.py", "shapes.pt", "metrics.py", "masks.npz", "boxes.json")
-    for name in (*plain, *SEVERAL_INPUTS, *STREAMS, *VIDEOS, *SIZES):
+    for name in (*plain, *SEVERAL_INPUTS, *ENTRIES, *STREAMS, *VIDEOS, *SIZES):
         (tmp_path / name).touch()
     for name in ("photos/cat", "held-out/cat"):
         (tmp_path / name).mkdir(parents=True)

@@ -280,3 +280,82 @@ def test_the_report_is_of_the_programs_that_ship(tmp_path: Path) -> None:
     assert contender.report.sqnr_db == pytest.approx(sqnr_db(expected, found))
     kept = len(contender.golden["input"])
     assert np.array_equal(contender.golden["output"], found[:kept])
+
+
+SOUND = """
+import torch
+from torch import nn
+
+class Frames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.rnn = nn.Conv1d(6, 12, 3, padding=1), nn.GRU(12, 16, batch_first=True)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(self.rnn(self.near(x.transpose(1, 2)).relu().transpose(1, 2))[0])
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.near, self.last = nn.Conv1d(1, 8, 17, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.near(x[:, None]).relu().sum(2))
+"""
+
+
+def one_float(directory: Path, name: str, data: np.ndarray) -> tuple[Prepared, Contender]:
+    (directory / "model.py").write_text(SOUND)
+    (directory / "recipe.toml").write_text(
+        f"""
+schema = 1
+[package]
+name = "tiny-int8"
+[model]
+source = "python:model.py:{name}"
+weights = "factory"
+[[input]]
+name = "x"
+shape = {list(data.shape[1:])}
+pad = 0.0
+[calibration]
+source = "arrays:data.npz"
+samples = 16
+[target.x86_64]
+engine = "native"
+"""
+    )
+    np.savez(directory / "data.npz", x=data)
+    (directory / "work").mkdir()
+    loaded = load_recipe(directory / "recipe.toml")
+    prepared, contender, _ = stage_untuned(loaded, "x86_64", directory / "work", SilentProgress())
+    return prepared, contender
+
+
+@needs_kernels
+def test_the_only_input_of_numbers_may_have_a_pad(tmp_path: Path) -> None:
+    """A single float32 input is no row without one."""
+    data = np.random.default_rng(0).standard_normal((16, 20, 6)).astype(np.float32)
+    prepared, contender = one_float(tmp_path, "Frames", data)
+    assert isinstance(contender.quantized.module, NativeModel)
+    lengths = contender.quantized.module.lengths
+    assert lengths is not None
+    assert prepared.model.signature.takes_rows
+    data[:, 9:] = 0.0
+    with InstancePool(contender.scripted.path, "native", 1, 1) as pool:
+        found = pool.run(data.reshape(16, -1)).reshape(16, 20, 3)
+    with torch.inference_mode():
+        expected = prepared.model.module.user(torch.from_numpy(data[:, :9].copy())).numpy()  # type: ignore[operator]
+    assert not found[:, 9:].any()
+    assert sqnr_db(expected, found[:, :9]) > 25.0
+
+
+@needs_kernels
+def test_lengths_begin_where_the_model_runs(tmp_path: Path) -> None:
+    """Its convolution takes 17 positions at least; what it says of its padding is told, not that 8 are too few."""
+    data = np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    with pytest.raises(ModelError, match="depends on padding: a sample of length 24"):
+        one_float(tmp_path, "Wide", data)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cpupack import accuracy
+from cpupack.artifacts import LayerFact, Samples
 from cpupack.errors import QuantizationError
+from cpupack.layers import form_notes
 from helpers import float_reference
 from helpers.captured import Net
 from helpers.lowered import kernels, lowered, needs_kernels
@@ -69,6 +71,36 @@ def test_the_recipe_says_which_layers_have_ranges_of_the_calibration_data() -> N
     assert _by_rows(static=["up", "qkv"]) == {"out", "down"}
     assert _by_rows(mode="static") == set()
     assert _by_rows(mode="static", dynamic=["down"]) == {"down"}
+
+
+def _form(net: nn.Module, values: torch.Tensor) -> tuple[bool, LayerFact, tuple[str, ...]]:
+    """Return whether the linear layer of a model has a scale for each row, its fact, and the note of the build."""
+    data = Samples(values.numpy(), "made up", tuple(map(str, range(len(values)))))
+    spec = recipe(tuple(values.shape[1:]), quantize={"observer": "minmax", "smooth": False})
+    _, int8 = quantized(net, "native", spec=spec, data=data)
+    fact = next(each for each in int8.layers if "Linear" in each.kind)
+    return fact.kernel.startswith("cpupack::linear"), fact, form_notes(int8.layers)
+
+
+def test_the_form_of_a_layer_is_that_which_loses_less() -> None:
+    """Rows of one size lose as much with one range; there the layer that reads codes takes these."""
+    torch.manual_seed(0)
+    even = torch.randn(16, *SHAPE).clamp(-1, 1)
+    even[..., 0], even[..., 1] = 1.0, -1.0  # each row has the whole range
+    uneven = even * 10.0 ** torch.linspace(-1.5, 0.0, TOKENS)[:, None]
+    alone = nn.Sequential(nn.Linear(CHANNELS, 9))
+    by_rows, fact, notes = _form(alone, uneven)
+    assert by_rows
+    assert fact.rows_sqnr_db is not None
+    assert fact.range_sqnr_db is not None
+    assert fact.rows_sqnr_db > fact.range_sqnr_db + 10.0  # a row of a tenth of the size has a tenth of the codes: 20 dB
+    assert notes[0].startswith("1 of 1 linear layers give each row of activations a scale of its own: their results")
+    by_rows, fact, notes = _form(alone, even)
+    assert not by_rows
+    assert fact.rows_sqnr_db == pytest.approx(fact.range_sqnr_db, abs=0.5)
+    assert notes == ()
+    # What a norm gives is float32: codes of rows cost nothing more there.
+    assert _form(nn.Sequential(nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, 9)), even)[0]
 
 
 @pytest.mark.parametrize(("key", "name"), [("static", "one"), ("dynamic", "none_of_it")])

@@ -26,6 +26,7 @@ from helpers.tiny_models import Recorder, target
 
 SOURCE = """
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -70,12 +71,66 @@ class OfOneLength(nn.Module):
 
 
 class Cells(nn.Module):
-    def __init__(self):
+    # One cell above the other, from no state and from zeros.
+    def __init__(self, how="all"):
         super().__init__()
-        self.cell = nn.GRUCell(8, 20)
+        torch.manual_seed(0)
+        self.low, self.cells, self.fc = nn.LSTMCell(8, 20), nn.ModuleList([nn.GRUCell(20, 12)]), nn.Linear(12, 5)
+        self.how = how
 
     def forward(self, x):
-        return self.cell(x[:, 1], self.cell(x[:, 0]))
+        states, h, found = None, x.new_zeros(len(x), 12), []
+        for step in range(x.shape[1])[:: -1 if self.how == "backwards" else 1]:
+            states = self.low(x[:, step], states)
+            h = self.cells[0](states[0], h)
+            if self.how == "changed":
+                h = h * 0.5
+            found.append(self.fc(h))
+        return torch.stack(found, 1)
+
+
+class Padded(nn.Module):
+    # Over two dimensions, with a stride, and with results cut off.
+    def __init__(self, how="all"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.pad, self.both = nn.ZeroPad2d((1, 1, 2, 0)), nn.Conv2d(1, 4, 3)
+        self.thin, self.cut = nn.Conv1d(32, 12, 4, stride=2), nn.Conv1d(12, 12, 3, padding=4, dilation=2)
+        self.r, self.fc, self.how = nn.GRU(12, 16, batch_first=True), nn.Linear(16, 5), how
+
+    def forward(self, x):
+        y = torch.relu(self.both(self.pad(x[:, None])))
+        y = y.permute(0, 1, 3, 2).flatten(1, 2)
+        y = torch.relu(self.thin(F.pad(y, (2, 0))))
+        z = self.cut(y)
+        y = y + torch.relu(z[:, :, 4:] if self.how == "late" else z[:, :, :-4])
+        y = F.pad(y.transpose(1, 2), (1, 0))[:, :, :12]  # of values, and not of steps
+        return self.fc(self.r(y)[0])
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv1d(8, 12, 5, padding=4), nn.Conv1d(12, 5, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x.transpose(1, 2))[:, :, :-4])
+        return self.b(F.pad(y, (2, 0))).transpose(1, 2)
+
+
+class NoState(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 5)
+
+
+class PaddedOnce(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv1d(8, 4, 3), nn.Linear(24, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(F.pad(x.transpose(1, 2), (2, 0))).flatten(1))
 
 
 class Own(nn.Module):
@@ -179,6 +234,24 @@ def test_chunks_are_answered_as_the_whole_sequence_is(tmp_path: Path, kwargs: st
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    ("name", "states"),
+    [
+        ("Cells", ["low_h", "low_c", "cells_0_h"]),
+        ("Padded", ["r_h", "past_0", "past_1", "past_2"]),
+        ("Convolutions", ["past_0", "past_1"]),
+    ],
+)
+def test_cells_and_causal_convolutions_carry_what_they_have_seen(tmp_path: Path, name: str, states: list[str]) -> None:
+    model, int8, _ = made(tmp_path, name, STREAM)
+    assert [each.name for each in model.signature.inputs[1:]] == states
+    found = np.concatenate(streamed(model, int8, SEQUENCES, 1), 1)
+    with torch.inference_mode():
+        expected = model.module.user(torch.from_numpy(SEQUENCES)).numpy()  # type: ignore[operator]
+    assert closeness_db(expected, found) > 30.0
+
+
+@needs_kernels
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_chunks_give_the_bytes_of_the_whole_sequence(tmp_path: Path, kind: str) -> None:
     """Each step has codes and scales of its own, and a state is passed on as float32."""
@@ -265,8 +338,11 @@ rename = "next"
         ("Plain", STREAM + '\nkwargs = {how = "twice"}', ModelError, "calls r more than once"),
         ("Plain", STREAM + '\nkwargs = {how = "from parameters"}', ModelError, "begin with states that are not zeros"),
         ("LookingAhead", STREAM, ModelError, "another one for two chunks"),
-        ("Cells", STREAM, ModelError, r"has a GRUCell \(cell\)"),
-        ("Causal", STREAM, ModelError, "has no LSTM, GRU or RNN layer"),
+        ("Cells", STREAM + '\nkwargs = {how = "changed"}', ModelError, "gives the cell cells.0 another state"),
+        ("Cells", STREAM + '\nkwargs = {how = "backwards"}', ModelError, "another one for two chunks"),
+        ("Padded", STREAM + '\nkwargs = {how = "late"}', ModelError, "another one for two chunks"),
+        ("PaddedOnce", STREAM, ModelError, "runs on chunks of one length alone, so nobody knows"),
+        ("NoState", STREAM, ModelError, "has no LSTM, GRU or RNN layer and no convolution with padding"),
         ("Own", OWN.replace('"output_1_0"', '"output_1_O"'), RecipeError, 'did you mean "output_1_1"|"output_1_0"'),
         (
             "Own",

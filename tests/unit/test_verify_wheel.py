@@ -157,6 +157,15 @@ def test_pickles_are_refused_not_run(native: Path, tmp_path: Path) -> None:
         assert not marker.exists()
 
 
+def test_golden_members_that_are_no_arrays_are_named(native: Path, tmp_path: Path) -> None:
+    golden = io.BytesIO()
+    with zipfile.ZipFile(golden, "w") as archive:
+        for name in ("input", "output", "output_fp32"):
+            archive.writestr(f"{name}.npy", b"no array")
+    found = verify_wheel(forge(native, tmp_path / native.name, PACKAGE, {f"{PACKAGE}/golden.npz": golden.getvalue()}))
+    assert found.problems == (f"{PACKAGE}/golden.npz: cannot be read: input is no array",)
+
+
 def test_nothing_of_the_wheel_is_imported(native: Path, tmp_path: Path) -> None:
     evil = b"open('ran', 'w')\n"
     changed = {f"{PACKAGE}/__init__.py": evil, f"{PACKAGE}/_runtime/runner.py": evil}
@@ -284,3 +293,56 @@ def test_forged_models_are_taken_or_refused(native: Path, tmp_path: Path, data: 
     forged = forge(native, tmp_path / native.name, PACKAGE, {name: bytes(model)})
     with contextlib.suppress(CpupackError):
         assert verify_wheel(forged).inspection.problems == ()
+
+
+ODD: list[object] = [
+    *(None, True, 0, -1, 2**63, 10**30, 1e308, float("nan")),
+    *("", "x", "\0", "../../up", "/root/x", "a\nRUN b", [], {}, [1], {"a": 1}),
+]
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [each for key, found in inner for each in places(found, (*path, key))]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_forged_facts_are_read_or_refused(
+    native: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """What a wheel says of itself is of any form, all hashes right: words, no traceback, and no file elsewhere."""
+    name = data.draw(st.sampled_from(["manifest.json", "manifest.json", "build.json", "recipe.toml"]))
+    with zipfile.ZipFile(native) as archive:
+        whole = archive.read(f"{PACKAGE}/{name}")
+    if name == "recipe.toml":
+        changed = whole[:20] + data.draw(st.binary(max_size=4)) + whole[20:]
+    else:
+        facts = json.loads(whole)
+        *above, last = data.draw(st.sampled_from(places(facts)))
+        place = facts
+        for key in above:
+            place = place[key]
+        place[last] = data.draw(st.sampled_from(ODD))
+        changed = json.dumps(facts).encode()
+    root = tmp_path_factory.mktemp("forged") / "a" / "b"
+    root.mkdir(parents=True)
+    wheel = forge(native, root / native.name, PACKAGE, {f"{PACKAGE}/{name}": changed})
+    commands = ["inspect"], ["inspect", "--json"], ["inspect", "--layers"], ["report"], ["deploy", "k8s", "--cpus=1"]
+    with pytest.raises(SystemExit) as left:
+        main([*data.draw(st.sampled_from(commands)), str(wheel)])
+    assert left.value.code != 1  # a traceback
+    (other,) = root.parent.iterdir()
+    assert other == root
+    assert {path.name for path in root.parent.parent.iterdir()} == {"a"}
+
+
+@pytest.mark.parametrize("key", ["name", "version", "import_name"])
+@pytest.mark.parametrize("value", ["/tmp/up", "../up", "a\nRUN up", "", ".", "-x", "a b", "a/b", 7, None])
+def test_forged_names_do_not_become_paths_or_lines(native: Path, tmp_path: Path, key: str, value: object) -> None:
+    with zipfile.ZipFile(native) as archive:
+        manifest = json.loads(archive.read(f"{PACKAGE}/manifest.json"))
+    changed = {f"{PACKAGE}/manifest.json": json.dumps(manifest | {key: value}).encode()}
+    forged = forge(native, tmp_path / native.name, PACKAGE, changed)
+    with pytest.raises(UsageError, match=f"manifest.json is damaged: {key} is "):
+        verify_wheel(forged)

@@ -45,9 +45,10 @@ class Model(Table):
     several inputs, or one that is not float32, has ``[[input]]`` tables instead. With ``[3, "height", "width"]`` and
     ``[sizes]`` the wheel takes images of any size."""
     stream: bool = False
-    """Make the states of the model's LSTM, GRU and RNN layers inputs and outputs of the wheel, which
-    ``runner.stream()`` carries from chunk to chunk. The shape of the input is that of a chunk. For a model that takes
-    and returns its state itself, name it in ``state`` of an ``[[input]]`` instead."""
+    """Make the states of the model's LSTM, GRU and RNN layers and cells, and what its causal convolutions have seen,
+    inputs and outputs of the wheel, which ``runner.stream()`` carries from chunk to chunk. The shape of the input is
+    that of a chunk. For a model that takes and returns its state itself, name it in ``state`` of an ``[[input]]``
+    instead."""
     labels: Text | Annotated[list[str], Field(min_length=1)] | None = None
     """``imagenet``, ``coco`` or ``voc`` as torchvision has them (the last two with the background first), a text file
     with one label on each line, or a list of labels."""

@@ -46,7 +46,8 @@ class Input(Table):
     """
 
     name: Text
-    """Name of the argument of ``forward``, and of the input for callers of the wheel."""
+    """Name of the argument of ``forward``, and of the input for callers of the wheel. Entries of an argument that is a
+    tuple are ``states_0``, ``states_1``, those of a dict ``batch.image``."""
     shape: list[ImageLength]
     """Shape of one sample without the batch dimension, ``[channels, height, width]`` for an image. ``[]`` is one
     number for each sample."""

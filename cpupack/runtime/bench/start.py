@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from .results import Start
 PROCESSES = 3
 _TIMEOUT_S = 120.0
 
-_CHILD = """
+_CHILD = (
+    processes.ENDS_WITH_PARENT
+    + """
 import json, os, sys, time
 given = json.loads(sys.argv[1])
 sys.path[:] = given["path"]
@@ -41,6 +44,7 @@ with runner_class(**given["setting"]) as runner:
 resident = pages * os.sysconf("SC_PAGE_SIZE")
 sys.stdout.write(json.dumps([began, imported, loaded, predicted, resident]))
 """
+)
 """What a process does that wants one prediction and nothing else.
 
 It has the import path of this process, but not the working directory, whatever lies there.
@@ -71,7 +75,8 @@ def _start(given: dict[str, Any]) -> tuple[float, float, float, float, float]:
     """Return milliseconds of the interpreter, the import, the load and the first call, and the resident bytes."""
     since = time.monotonic()
     try:
-        done = processes.run([processes.interpreter(), "-I", "-c", _CHILD, json.dumps(given)], timeout_s=_TIMEOUT_S)
+        command = [processes.interpreter(), "-I", "-c", _CHILD, str(os.getpid()), json.dumps(given)]
+        done = processes.run(command, timeout_s=_TIMEOUT_S)
     except HostError as error:
         raise HostError(f"{error}; use --no-start") from error
     except subprocess.TimeoutExpired:

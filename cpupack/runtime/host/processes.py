@@ -1,4 +1,4 @@
-"""Runs child processes that every interrupt ends, at whatever moment it comes."""
+"""Runs child processes that end with this one: by every interrupt, at whatever moment, and when it is killed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,23 @@ from typing import Any
 
 from ..errors import HostError
 
-_BOOTSTRAP = """\
+ENDS_WITH_PARENT = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv.pop(1)):
+    os._exit(1)  # it ended before that line
+"""
+"""What a child runs first, so that the kernel kills it when its parent ends, however that ends.
+
+Its first argument is the number of its parent, ``os.getpid()``.
+"""
+
+_BOOTSTRAP = f"""\
 import sys
 if not sys.path[0]:  # Python puts the working directory there for -c, and for -m
     del sys.path[0]
-import os, runpy
+{ENDS_WITH_PARENT}
+import runpy
 module, place, also = sys.argv[1:4]
 del sys.argv[1:4]
 sys.path += [each for each in also.split(os.pathsep) if each]
@@ -37,10 +49,10 @@ def module_command(module: str, package_dir: Path | None = None, also: Sequence[
 
     The working directory is not on the import path: a ``json.py`` there would be run in place of Python's own. With
     ``package_dir`` the module's package is the one in that directory, whatever else is installed. ``also`` is searched
-    last. PYTHONPATH is the user's own choice and stays. Raises HostError.
+    last. PYTHONPATH is the user's own choice and stays. The interpreter ends with this process. Raises HostError.
     """
     place = "" if package_dir is None else str(package_dir.resolve())
-    return [interpreter(), "-c", _BOOTSTRAP, module, place, os.pathsep.join(also)]
+    return [interpreter(), "-c", _BOOTSTRAP, str(os.getpid()), module, place, os.pathsep.join(also)]
 
 
 def interpreter() -> str:

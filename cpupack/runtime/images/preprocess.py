@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from ..handlers import raised_by_handler
 from .formats import check_format, not_an_image
 from .paths import path_errors
 from .spec import NAMES
@@ -48,7 +49,11 @@ _TRUE_HEADERS = {"JPEG", "PNG", "BMP", "GIF", "WEBP"}
 """Formats whose header has the size of the decoded image."""
 
 # Pillow has no common error for "this file is damaged"; its decoders raise all of these.
-DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
+DECODER_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, struct.error, zlib.error),
+    *(RuntimeError, ArithmeticError, MemoryError, BufferError, SystemError),  # of decoders in C, as that of AVIF
+    *(AssertionError, AttributeError),
+)
 MAX_PIXELS = 178_956_970
 """Pixels of an image at most. It is Pillow's own limit, which its users can lift."""
 MAX_BYTES = 2**30
@@ -135,7 +140,7 @@ def _loaded(image: Image.Image) -> Image.Image:
     check_pixels(image, name)
     try:
         image.load()
-    except (*DECODER_ERRORS, AssertionError, AttributeError) as error:  # Pillow asserts that the file is open
+    except DECODER_ERRORS as error:  # Pillow asserts that the file is open
         why = str(error) or "its file is closed"
         raise InputError(f"{name} cannot be decoded: {why}; load() it before its file is closed") from error
     except Image.DecompressionBombError as error:
@@ -218,7 +223,9 @@ def orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except DECODER_ERRORS:
+    except DECODER_ERRORS as error:
+        if raised_by_handler(error):
+            raise
         return 1
     return value if isinstance(value, int) else 1
 
@@ -250,7 +257,9 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """Return an image of which the header is read. What has none is decoded, for the error of that."""
     try:
         return Image.open(io.BytesIO(data))
-    except (*DECODER_ERRORS, Image.DecompressionBombError):
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        if raised_by_handler(error):
+            raise
         return decode_bytes(data, name)
 
 

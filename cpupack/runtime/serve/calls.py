@@ -34,8 +34,13 @@ class Calls:
         self._model, self._prepare_times, self._observer, self._report = model, prepare_times, observer, report
         self._lock = threading.Lock()  # of the requests: parts of one may run on several instances
 
-    def run(self, instance: int, jobs: Sequence[Job]) -> tuple[Done, bool]:
-        """Decode, compute and format one call. Returns the requests that it ends, and whether all went well."""
+    def run(
+        self, instance: int, jobs: Sequence[Job], on_decoded: Callable[[int], None] = lambda instance: None
+    ) -> tuple[Done, bool]:
+        """Decode, compute and format one call. Returns the requests that it ends, and whether all went well.
+
+        ``on_decoded`` is called with the instance between the first two.
+        """
         begin_s = time.monotonic()
         ready: list[tuple[Job, npt.NDArray[Any]]] = []
         done: Done = []
@@ -57,6 +62,7 @@ class Calls:
             begin_s = now_s
             ready.append((job, array))
             self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
+        on_decoded(instance)
         ok = not done
         for group in self._groups(ready):
             ok = self._compute(instance, group, done) and ok

@@ -273,10 +273,14 @@ class Executor:
                 ran = False
                 self._wakes[instance].get()
                 continue
-            done, learn = self._calls.run(instance, taken.jobs)
+            done, learn = self._calls.run(instance, taken.jobs, self._decoded)
             self._hand_over(done)
             del taken, done  # a thread that sleeps holds no bodies
             ran = True
+
+    def _decoded(self, instance: int) -> None:
+        with self._lock:
+            self.scheduler.decoded(instance, time.monotonic())
 
     def _hand_over(self, done: Done) -> None:
         if done:

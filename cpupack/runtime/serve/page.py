@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..tensor_spec import ids_text
 from .messages import HttpAnswer
+from .model import ServedModel
 from .service import Service
 
 STATIC = Path(__file__).parent / "static"
@@ -24,6 +26,8 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),
 )
+_SIDE = 64
+"""Of what the page makes up for images of any size."""
 _PATHS = {"/": "index.html", "/docs": "docs.html"}
 
 
@@ -51,7 +55,8 @@ def status(service: Service) -> dict[str, Any]:
             "takes_images": model.takes_images,
             "takes_text": model.takes_text,
             "classifies": model.classifies,
-            "inputs": [each.to_dict() for each in model.inputs],
+            "named": model.named,
+            "inputs": _inputs(model),
             "outputs": [each.to_dict() for each in model.outputs_facts],
             "parameters": manifest.model.get("parameters"),
             "int8_bytes": manifest.model.get("int8_bytes"),
@@ -72,3 +77,19 @@ def status(service: Service) -> dict[str, Any]:
         },
         "latency": {"bounds_s": list(metrics.duration.bounds), "counts": counts},
     }  # fmt: skip
+
+
+def _inputs(model: ServedModel) -> list[dict[str, Any]]:
+    """Return what the page's fields need to know of each input. ``sample`` is the shape of one that it makes up."""
+    sizes = model.runner.sizes
+    bounds = [] if sizes is None else zip(sizes.least, sizes.most, sizes.multiple, strict=True)
+    sides = [low + (min(max(_SIDE, low), high) - low) // step * step for low, high, step in bounds]
+    return [
+        facts.to_dict()
+        | {
+            "sample": [*facts.shape[1:-2], *sides] if -1 in facts.shape[1:] else list(facts.shape[1:]),
+            "image": spec.preprocess is not None, "default": spec.default, "ids": ids_text(spec),
+            "vocabulary": spec.vocabulary, "vocabularies": list(spec.vocabularies), "state": spec.state,
+        }
+        for facts, spec in zip(model.inputs, model.signature.inputs, strict=True)
+    ]  # fmt: skip

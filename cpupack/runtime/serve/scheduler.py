@@ -5,7 +5,8 @@ The rules:
 - At its arrival the finish of a request is predicted: when an instance is free, the batches ahead of it, its own call;
   with the expected times of ``CallTimes`` and their spread. What cannot make its deadline is refused at once.
 - It is checked again before it runs, and ``expire`` drops what waits too long while all instances are busy.
-- A free instance takes the most urgent request at once, and as many others as that request's deadline allows.
+- A free instance takes the most urgent request at once, and as many others as that request's deadline allows. Which
+  requests run together is planned when they arrive, and that plan is kept.
 - What waits is bounded in requests and in bytes.
 """
 
@@ -76,6 +77,7 @@ class _Running:
     samples: int
     prepare_s: float
     started_s: float
+    decoded_s: float | None = None
 
 
 @dataclass
@@ -133,6 +135,8 @@ class Scheduler:
             self._bytes += job.size_bytes
             self._samples += job.samples
         if not appended:
+            for entry in self._queue:  # all calls are planned anew
+                entry[3].call = 0
             self._line = None
         return None
 
@@ -182,9 +186,13 @@ class Scheduler:
                 continue
             together, both_s = samples + job.samples, prepare_s + job.prepare_s
             earliest_s = min(deadline_s, job.deadline_s)
-            if jobs and (
-                together > min(self.times.largest, share) or now_s + self.times.safe_s(together, both_s) > earliest_s
-            ):
+            if jobs and together > min(self.times.largest, share):
+                break
+            planned = job.call > 0 and not others
+            if jobs and planned and job.call != jobs[0].call:
+                break
+            took_s = self.times.expected_s if planned else self.times.safe_s  # the plan had a margin, which may be gone
+            if jobs and now_s + took_s(together, both_s) > earliest_s:
                 break
             jobs.append(job)
             samples, prepare_s, deadline_s = together, both_s, earliest_s
@@ -209,6 +217,13 @@ class Scheduler:
             self._parked.append(instance)
             self._line = None
         return Taken(jobs, dropped)
+
+    def decoded(self, instance: int, now_s: float) -> None:
+        """Note that ``instance`` has decoded the inputs of its call: so its end is known better."""
+        call = self._running.get(instance)
+        if call is not None and call.prepare_s > 0:
+            call.decoded_s = now_s
+            self._line = None
 
     def finish(self, instance: int, now_s: float, *, learn: bool = True) -> None:
         """Note that the call of ``instance`` is over. ``learn`` is false for a call that failed."""
@@ -363,9 +378,12 @@ class Scheduler:
         times = self.times
         free = [(now_s, 0.0)] * (self.instances - len(self._running))
         for call in self._running.values():
-            expected_s = times.expected_s(call.samples, call.prepare_s)
-            end_s = max(call.started_s + expected_s, now_s + _LEFT * expected_s)
-            free.append((end_s, times.spread_s(call.samples, call.prepare_s) ** 2))
+            prepare_s, begin_s = call.prepare_s, call.started_s
+            if call.decoded_s is not None:
+                prepare_s, begin_s = 0.0, call.decoded_s
+            expected_s = times.expected_s(call.samples, prepare_s)
+            end_s = max(begin_s + expected_s, now_s + _LEFT * expected_s)
+            free.append((end_s, times.spread_s(call.samples, prepare_s) ** 2))
         heapq.heapify(free)
         return Line(free)
 

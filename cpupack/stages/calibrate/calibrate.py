@@ -18,9 +18,9 @@ from cpupack.graph.parts import SAMPLES_AT_ONCE, Part, in_threads, parts_of
 from cpupack.layout import batch_channels_last, weights_channels_last
 from cpupack.model.user_code import running_on
 from cpupack.progress import Progress
+from cpupack.stages.calibrate.linear import measure_linear
 from cpupack.stages.calibrate.record import RecordedGraph, hooked
 from cpupack.stages.calibrate.recurrent import measure_recurrent
-from cpupack.stages.calibrate.smoothing import measure_divisors
 from cpupack.statistics import StatsCollector
 
 
@@ -28,9 +28,9 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
     """Run ``samples`` through the fused FP32 model and collect the statistics of its activations.
 
     Of recurrent layers it measures what codes of 8 bits cost, and of linear layers over tokens whether they lose less
-    with channels of nearer sizes (``divisors``). The first is all for a model to quantize dynamically. Raises
-    CalibrationError, with the layer and the samples, when an activation is not finite, and when the model does not run
-    on some of the samples.
+    with channels of nearer sizes (``divisors``); of all linear layers it keeps some of what they read (``rows``). The
+    first is all for a model to quantize dynamically. Raises CalibrationError, with the layer and the samples, when an
+    activation is not finite, and when the model does not run on some of the samples.
     """
     recurrent = {} if samples is None else measure_recurrent(fused.canonical, samples)
     if fused.style == "dynamic" or samples is None:
@@ -38,8 +38,8 @@ def calibrate(fused: FusedModel, samples: Samples | None, batch_size: int, progr
     recorder = _Recorder(samples)
     with running_on(samples.origin):
         _run(fused.module, recorder, samples, batch_size, progress)
-    divisors = measure_divisors(fused.canonical, samples)
-    return CalibratedModel(fused, recorder.finish(), len(samples), samples.origin, recurrent, divisors)
+    divisors, rows = measure_linear(fused.canonical, samples)
+    return CalibratedModel(fused, recorder.finish(), len(samples), samples.origin, recurrent, divisors, rows)
 
 
 def observe(

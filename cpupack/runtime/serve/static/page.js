@@ -1,5 +1,5 @@
 "use strict";
-// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json. text.js sends texts, marks.js draws over images.
+// The page at /: sends an image to /predict, and draws the differences of the counters in /status.json. text.js sends texts, fields.js arrays, marks.js draws over images.
 
 const at = (id) => document.getElementById(id);
 const POINTS = 120;
@@ -22,8 +22,11 @@ function card(status) {
   at("name").textContent = `${model.name} ${model.version}`;
   at("lead").textContent = model.description;
   at("random").hidden = !model.random_weights;
-  at("try").hidden = !model.takes_images && !model.takes_text;
-  at("try-title").textContent = model.takes_text ? "Try a text" : "Try an image";
+  const byFields = !model.takes_images && !model.takes_text;
+  at("try").hidden = false;
+  at("try-title").textContent = model.takes_text ? "Try a text" : byFields ? "Try it" : "Try an image";
+  at("values").hidden = !byFields;
+  if (byFields) drawFields(model);
   at("drop").hidden = !model.takes_images;
   at("texts").hidden = !model.takes_text;
   if (model.takes_text && model.kind === "embedding") at("pair-label").textContent = "Second text, to compare with it";
@@ -211,9 +214,9 @@ async function classify(file) {
 
 // The outputs of a model without a task have names and data.
 function rowsOfRaw(found) {
-  const text = (one) => `${one.shape ? `[${one.shape.join(", ")}]` : ""}`;
+  const row = (name, one) => ({ label: name, text: shownValues(one), detail: `[${one.shape.join(", ")}]` });
   return (found.outputs || []).slice(0, 1).flatMap((one) =>
-    one.data ? [{ label: "output", text: text(one) }] : Object.entries(one).map(([name, each]) => ({ label: name, text: text(each) })));
+    one.shape && "data" in one ? [row("output", one)] : Object.entries(one).map(([name, each]) => row(name, each)));
 }
 
 // An error takes the place of the answer before it.

@@ -151,10 +151,6 @@ class Raiser:
             self._constants[key] = node
         return self._constants[key]
 
-    def made_of(self, source: fx.Node, value: torch.Tensor) -> fx.Node:
-        """Return the ``get_attr`` node of a constant that is another one in another form, with its name."""
-        return self.attribute(value, self._name_of(source))
-
     def batch(self) -> fx.Node:
         """Return a node with the batch size."""
         return self.method("size", self.input, 0)

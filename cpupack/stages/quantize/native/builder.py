@@ -20,6 +20,7 @@ from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whol
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.ledger import Ledger
+from cpupack.stages.quantize.native.measured import Forms
 from cpupack.stages.quantize.native.moves import memory_places, moves_of
 from cpupack.stages.quantize.native.program import Buffer, Flag, Layer, Op, Program, Size
 from cpupack.stages.quantize.native.row_codes import Listed, RowCodes, RowNorm
@@ -76,6 +77,7 @@ class Builder:
         recurrent_sqnr_db: Mapping[str, float] | None = None,
         attends_by_words: Collection[str] = frozenset(),
         divisors: Mapping[str, torch.Tensor] | None = None,
+        forms: Mapping[str, Forms] | None = None,
         grid: Grid | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
@@ -96,7 +98,7 @@ class Builder:
         self.reasons = reasons or {}
         self.by_rows, self.attends_by_words = by_rows, attends_by_words
         self.recurrent_sqnr_db = recurrent_sqnr_db or {}
-        self.divisors = divisors or {}
+        self.divisors, self.forms = divisors or {}, forms or {}
         self.divided: dict[fx.Node, torch.Tensor | None] = {}
         self.row_codes: dict[fx.Node, RowCodes] = {}
         self.waiting: dict[fx.Node, tuple[View | Listed, RowNorm | None]] = {}

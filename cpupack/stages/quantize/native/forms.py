@@ -193,7 +193,8 @@ def _change(found: Mapping[int, Bytes]) -> _Change:
 def _rates(found: Mapping[int, Bytes]) -> npt.NDArray[np.float64]:
     """Return by how much words change that are lengths as float32: whole numbers on a line; 0 for other words."""
     least, longest = min(found), max(found)
-    numbers = {value: np.ascontiguousarray(each).view("<f4").astype(np.float64) for value, each in found.items()}
+    with np.errstate(invalid="ignore"):  # integers may have the bits of a signaling NaN
+        numbers = {value: np.ascontiguousarray(each).view("<f4").astype(np.float64) for value, each in found.items()}
     counts = np.ones(numbers[longest].shape, bool)
     for each in numbers.values():
         with np.errstate(invalid="ignore"):  # most words are no float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ from cpupack.stages.quantize.native.calls import Calls, Refusal, is_plain, shape
 from cpupack.stages.quantize.native.dense import convolve
 from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.float_calls import lower_float
-from cpupack.stages.quantize.native.plan import plan_of
+from cpupack.stages.quantize.native.measured import divisors_of
+from cpupack.stages.quantize.native.plan import Plan, plan_of
 from cpupack.stages.quantize.native.recurrent import is_recurrent, part_of, recur
 from cpupack.stages.quantize.native.split import Segment, split
 from cpupack.stages.quantize.native.walks import Grid
@@ -95,8 +96,8 @@ def lower(
         refused: dict[fx.Node, str] = {}
         for segment in natively:
             found = _lower_segment(
-                calls, segment, calibrated, recipe, preprocess, fitting=fitting, words=words, alone=alone,
-                reasons=reasons, by_rows=by_rows,
+                plan, segment, calibrated, recipe, preprocess, fitting=fitting, words=words, alone=alone,
+                reasons=reasons,
             )  # fmt: skip
             lowered.append(found)
             refused |= found.refused
@@ -128,7 +129,7 @@ def _is_alone(segments: list[Segment]) -> bool:
 
 
 def _lower_segment(
-    calls: Calls,
+    plan: Plan,
     segment: Segment,
     calibrated: CalibratedModel,
     recipe: Quantize,
@@ -138,9 +139,9 @@ def _lower_segment(
     words: bool,
     alone: bool,
     reasons: Mapping[fx.Node, str],
-    by_rows: Collection[fx.Node],
 ) -> _Lowered:
     """Lower one segment. Calls without a kernel are recorded and replaced by inputs, so that one pass finds all."""
+    calls = plan.calls
     body = parts.body_of(calls, segment)
     shapes = [tuple(shape_of(node)[1:]) for node in segment.inputs]
     from_caller = all(node.op == "placeholder" for node in segment.inputs) and len(shapes) == 1
@@ -157,11 +158,11 @@ def _lower_segment(
         pixels,
         fitting=fitting,
         reasons={node.name: reason for node, reason in reasons.items()},
-        by_rows={node.name for node in by_rows},
+        by_rows={node.name for node in plan.by_rows},
         recurrent_sqnr_db=calibrated.recurrent_sqnr_db,
         attends_by_words={node.name for node, reason in reasons.items() if words and reason != SKIPPED},
-        # AdaRound has rounded the weights as they are: multiplied ones would lie between the points of their grid.
-        divisors=calibrated.divisors if recipe.smooth and recipe.rounding == "nearest" else {},
+        divisors=divisors_of(calibrated, recipe),
+        forms=plan.forms,
         grid=None if calibrated.grid is None else Grid(*calibrated.grid),
     )
     builder.quantizes = functools.partial(as_codes, builder)

@@ -30,6 +30,7 @@ from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.beside import calls_beside_layers
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
+from cpupack.stages.quantize.native.measured import Forms, forms_of
 from cpupack.stages.quantize.native.rows import is_static, layers_by_rows, small_heads
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
@@ -43,13 +44,15 @@ _FLOAT_CALLS = (torch.matmul, torch.div, F.scaled_dot_product_attention)
 class Plan:
     """A graph that is ready to be lowered: ``kept`` are the calls in FP32 with the reason; torch runs ``beyond``.
 
-    ``by_rows`` are those of ``kept`` that are INT8 layers which take and give float32 values.
+    ``by_rows`` are those of ``kept`` that are INT8 layers which take and give float32 values. ``forms`` says what the
+    linear layers lose so, and with one range.
     """
 
     calls: Calls
     kept: dict[fx.Node, str]
     beyond: set[fx.Node]
     by_rows: list[fx.Node]
+    forms: dict[str, Forms]
 
 
 def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[int, ...]) -> Plan:
@@ -86,11 +89,12 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     ):
         kept = dict.fromkeys(found, reason) | kept
     kept |= dict.fromkeys(small_heads(calls, recipe, kept), reasons.FEW_PRODUCTS)
-    by_rows = layers_by_rows(calls, recipe, kept)
+    forms = forms_of(calls, calibrated, recipe)
+    by_rows = layers_by_rows(calls, recipe, kept, forms, {node for node in nodes if _is_float(calls, node)})
     kept |= dict.fromkeys(by_rows, reasons.BY_ROWS)
     if recipe.mode == "dynamic":
         kept |= {node: reasons.DYNAMIC for node in nodes if node not in kept and is_static(calls, node)}
-    return Plan(calls, kept, beyond, by_rows)
+    return Plan(calls, kept, beyond, by_rows, forms)
 
 
 def _magnitudes(calibrated: CalibratedModel, calls: Calls) -> Callable[[fx.Node], float | None]:

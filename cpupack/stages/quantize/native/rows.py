@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx, nn
@@ -13,6 +13,7 @@ from cpupack.graph.names import core, is_named
 from cpupack.recipe import Quantize
 from cpupack.stages.quantize.native.calls import Calls, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
+from cpupack.stages.quantize.native.measured import Forms
 from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.row_codes import fits_rows
 
@@ -21,30 +22,70 @@ _JOINS: tuple[object, ...] = (
 )  # fmt: skip
 _FEW = 32
 """A layer with so many times fewer products than others takes next to none of the time, also in FP32."""
+_CLOSE_DB = 0.5
+"""Forms of a layer that differ by less are as good: then that which takes less time is chosen."""
 
 
-def layers_by_rows(calls: Calls, recipe: Quantize, kept: Collection[fx.Node]) -> list[fx.Node]:
-    """Return these layers: with ``mode = "dynamic"`` all linear ones, with ``auto`` those over the tokens of a
-    sequence, those of a loop, and those that read what recurrent layers or loops give.
+def layers_by_rows(
+    calls: Calls,
+    recipe: Quantize,
+    kept: Collection[fx.Node],
+    forms: Mapping[str, Forms],
+    floats: Collection[fx.Node],
+) -> list[fx.Node]:
+    """Return these layers: with ``mode = "dynamic"`` all linear ones, with ``auto`` those that lose less so
+    (``forms``), those of a loop, and those that read what recurrent layers or loops give.
 
     A token's values lie in a range of their own, and a few channels may be far larger than all others: one range for
     all tokens has few codes for the most of them. What a recurrent layer gives is float32, so a scale for each row
-    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are. What the
-    recipe says of a layer by its name comes first; raises QuantizationError for a name without such a layer.
+    costs nothing. In a loop each rounding would be in all later steps. Layers in ``kept`` stay as they are; ``floats``
+    are the other calls that have no INT8 kernel. What the recipe says of a layer by its name comes first; raises
+    QuantizationError for a name without such a layer.
     """
     static, dynamic = _named(calls, "static", recipe.static), _named(calls, "dynamic", recipe.dynamic)
     nodes, mode = calls.graph.graph.nodes, recipe.mode
     if mode == "static":
         return [node for node in nodes if node in dynamic and node not in kept]
     loops = _loops(calls)
-    return [
-        node
-        for node in nodes
-        if node not in kept
-        and node not in static
-        and _fits(calls, node)
-        and (mode == "dynamic" or node in dynamic or _of_tokens(node) or node in loops or _reads(calls, node, loops))
-    ]
+    values = {*kept, *floats}
+    found: list[fx.Node] = []
+    for node in nodes:
+        if node in kept or node in static or not _fits(calls, node):
+            continue
+        named = mode == "dynamic" or node in dynamic or node in loops or _reads(calls, node, loops)
+        if named or _pays(calls, node, forms.get(node.name), values):
+            found.append(node)
+            values.add(node)
+    return found
+
+
+def _pays(calls: Calls, node: fx.Node, forms: Forms | None, floats: Collection[fx.Node]) -> bool:
+    """Whether a layer over tokens, or one that reads float32 values, is better with a scale for each row.
+
+    Codes for each row of float32 tokens take no more time than others, and what comes before and after the layer is in
+    the same pass. So one range has to be better by more than half a decibel there. Elsewhere it is faster: INT8 layers
+    hand on codes, and of a sample with one row the pass is short. There a scale for each row has to be better by that.
+    """
+    reads = _comes_from(calls, node, floats)
+    if not (reads or _of_tokens(node)):
+        return False
+    if forms is None:
+        return _of_tokens(node)
+    return forms.rows_db - forms.range_db > (-_CLOSE_DB if reads and _of_tokens(node) else _CLOSE_DB)
+
+
+def _comes_from(calls: Calls, node: fx.Node, floats: Collection[fx.Node]) -> bool:
+    """Whether what one of ``floats`` gives reaches a call with no other layer with weights between them."""
+    seen, waiting = {node}, list(node.all_input_nodes)
+    while waiting:
+        each = waiting.pop()
+        if each in seen or not each.op.startswith("call") or calls.is_constant(each):
+            continue
+        if each in floats:
+            return True
+        seen.add(each)
+        waiting += [] if has_weights(calls, each) else each.all_input_nodes
+    return False
 
 
 def _named(calls: Calls, key: str, names: Collection[str]) -> set[fx.Node]:
@@ -168,13 +209,5 @@ def _of_tokens(node: fx.Node) -> bool:
 
 def _reads(calls: Calls, node: fx.Node, loops: Collection[fx.Node] = ()) -> bool:
     """Whether what a recurrent layer or a loop gives reaches a call with no layer with weights between them."""
-    seen, waiting = {node}, list(node.all_input_nodes)
-    while waiting:
-        each = waiting.pop()
-        if each in seen or not each.op.startswith("call") or calls.is_constant(each):
-            continue
-        if each in loops or is_recurrent(calls, each):
-            return True
-        seen.add(each)
-        waiting += [] if has_weights(calls, each) else each.all_input_nodes
-    return False
+    recurrent = {each for each in calls.graph.graph.nodes if is_recurrent(calls, each)}
+    return _comes_from(calls, node, {*recurrent, *loops})

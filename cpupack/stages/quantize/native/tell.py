@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from torch import fx
 
@@ -32,7 +33,7 @@ def tell(
         zero_point=buffer.zero_point if buffer else None,
         weight_sqnr_db=weight_sqnr_db,
     )
-    b.ledger.record(fact, _look(b, result, value))
+    b.ledger.record(_compared(b, node, fact), _look(b, result, value))
 
 
 def _grid_of(b: Builder, node: fx.Node, value: Value) -> Buffer | None:
@@ -68,7 +69,13 @@ def tell_rows(
 ) -> None:
     """Record the fact about a layer in INT8 whose activations have a scale for each row."""
     fact = LayerFact(scoped_name(node), kind, "int8", kernel, weight_sqnr_db=weight_sqnr_db)
-    b.ledger.record(fact, _look_at_floats(b, result))
+    b.ledger.record(_compared(b, node, fact), _look_at_floats(b, result))
+
+
+def _compared(b: Builder, node: fx.Node, fact: LayerFact) -> LayerFact:
+    """Return the fact with what the two forms of a linear layer lose."""
+    forms = b.forms.get(node.name)
+    return fact if forms is None else replace(fact, rows_sqnr_db=forms.rows_db, range_sqnr_db=forms.range_db)
 
 
 def _look(b: Builder, node: fx.Node, value: Value) -> Look | None:
