@@ -19,6 +19,7 @@ MASK = random(1, 1, 8, 8) > 0.3
 FORWARDS = {
     "glu": lambda net, x: F.glu(net.a(x), 1),
     "glu of rows": lambda net, x: F.glu(net.a(x), -2),
+    "differences": lambda net, x: torch.diff(net.a(x), dim=2),
     "hstack": lambda net, x: torch.hstack([net.a(x), x]),
     "dstack": lambda net, x: torch.dstack([net.a(x), net.a(x * 2)]),
     "maximum": lambda net, x: torch.maximum(net.a(x), net.b(x)),

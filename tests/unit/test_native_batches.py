@@ -74,6 +74,13 @@ def tokens_before_parts_of_a_sample(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (graph.call_function(torch.add, (cut, back)), (-1, TOKENS, CHANNELS)))
 
 
+def filtered(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """kornia: each channel of each sample is an image, with borders that reflect it."""
+    images = graph.call_function(torch.reshape, (x, (-1, 1, 3, CHANNELS)))
+    padded = graph.call_function(F.pad, (images, [1, 1, 1, 1], "reflect"))
+    return graph.call_function(torch.reshape, (graph.call_module("4", (padded,)), (-1, TOKENS, CHANNELS)))
+
+
 def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     """A call that may do anything reads the windows as the model has them."""
     cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
@@ -81,12 +88,14 @@ def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (summed, (-1, TOKENS, CHANNELS)))
 
 
-@pytest.mark.parametrize("build", [parts_in_front, tokens_in_front, windows, tokens_before_parts_of_a_sample, unknown])
+@pytest.mark.parametrize(
+    "build", [parts_in_front, tokens_in_front, windows, tokens_before_parts_of_a_sample, filtered, unknown]
+)
 def test_the_batch_comes_first(build: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
     torch.manual_seed(0)
     graph = graph_of(
         nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS), nn.Softmax(-1), nn.LayerNorm(CHANNELS),
-        build=build,
+        nn.Conv2d(1, 1, 3), build=build,
     )  # fmt: skip
     names = {node.name for node in graph.graph.nodes if node.op == "call_module"}
     batches = [torch.randn(count, TOKENS, CHANNELS) for count in (1, 2, 3, 5)]

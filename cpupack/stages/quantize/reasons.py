@@ -17,6 +17,7 @@ BOXES = "chooses boxes, or takes what is in them: coordinates have finer steps t
 BY_ROWS = "takes and gives float32 values: its activations get a scale for each row"
 FEW_PRODUCTS = "has few products beside the recurrent layers before it: INT8 would cost accuracy and save nothing"
 LEVELS = "brings the channels of the input, whose ranges differ, to one range"
+BESIDE = "reads no layer with weights, and none reads it: INT8 would cost accuracy and save nothing"
 SPECTRUM = "belongs to a spectrum, whose values go over many powers of ten"
 WAVEFORM = "reads sound, of which a normalization makes quiet samples as loud as others: INT8 has few codes for them"
 DYNAMIC = 'mode = "dynamic" takes linear and recurrent layers only'

@@ -249,14 +249,21 @@ def _embedding_bag(r: Raiser, a: dict[str, Any]) -> list[Any]:
     counted = isinstance(offsets, fx.Node) and str(offsets.target).startswith("aten.arange")
     if r.dynamic(rows) != (True, False) or not counted or r.shape(offsets) != r.shape(rows)[:1]:
         raise NotRaised
-    if a["include_last_offset"] or (padding is not None and padding >= 0 and mode):
-        raise NotRaised  # a mean and a maximum leave the padding out
-    if padding is not None and padding >= 0:
+    pads = padding is not None and padding >= 0
+    if a["include_last_offset"] or (pads and _BAG_MODES[mode] is torch.amax):
+        raise NotRaised  # a maximum leaves the padding out
+    if pads:
         weight = weight.clone()
         weight[padding] = 0.0
-    table = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
-    table.weight = _parameter(weight)
-    found = r.module(table, r.activation(rows), word="embedding_bag", owner=r.weight_name(a["weight"]))
+    found = _looked_up(r, weight, rows, r.weight_name(a["weight"]))
+    if pads and _BAG_MODES[mode] is torch.mean:  # over the ids that are no padding; zeros where there are none
+        ones = torch.ones(len(weight), 1)
+        ones[padding] = 0.0
+        count = r.call(torch.sum, _looked_up(r, ones, rows, ""), (1,), False)
+        return [
+            r.call(torch.div, r.call(torch.sum, found, (1,), False), r.call(torch.clamp, count, 1.0, None)),
+            None, None, None,
+        ]  # fmt: skip
     if a["per_sample_weights"] is not None:
         shares = a["per_sample_weights"]
         if mode or not isinstance(shares, fx.Node) or not shares.args or not isinstance(shares.args[0], fx.Node):
@@ -266,6 +273,12 @@ def _embedding_bag(r: Raiser, a: dict[str, Any]) -> list[Any]:
         share = r.call(torch.reshape, r.activation(shares.args[0]), (-1, *r.shape(rows)[1:], 1))
         found = r.call(torch.mul, found, share)
     return [r.call(_BAG_MODES[mode], found, (1,), False), None, None, None]
+
+
+def _looked_up(r: Raiser, weight: torch.Tensor, rows: fx.Node, owner: str) -> fx.Node:
+    table = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
+    table.weight = _parameter(weight)
+    return r.module(table, r.activation(rows), word="embedding_bag", owner=owner)
 
 
 HANDLERS = {

@@ -46,6 +46,16 @@ def _log_of_sum(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return reshaped(r, found, kept, r.shape(), tuple(each for at, each in enumerate(moves) if at not in dims))
 
 
+def _differences(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``diff``: each value but the first, less the one before it."""
+    x, shape = r.activation(a["self"]), r.shape(a["self"])
+    dim = a["dim"] % len(shape)
+    if a["n"] != 1 or a["prepend"] is not None or a["append"] is not None or r.dynamic(a["self"])[dim]:
+        raise NotRaised
+    later, sooner = (sliced(r, x, len(shape), dim, start, shape[dim] - 1 + start) for start in (1, 0))
+    return r.call(torch.sub, later, sooner)
+
+
 def _product(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``prod`` along a dimension: products of halves."""
     if a.get("dtype") is not None:
@@ -217,6 +227,6 @@ def _is_laid_out(r: Raiser, value: Any) -> bool:
 
 HANDLERS: dict[str, Any] = {
     "logsumexp": _log_of_sum, "prod": _product, "tril": _triangle, "triu": _triangle, "one_hot": _classes,
-    "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
+    "diff": _differences, "col2im": _put_back, "index_add": _add_at, "scatter_add": _scatter_add, "cdist": _distances,
     "_cdist_forward": _distances,
 }  # fmt: skip

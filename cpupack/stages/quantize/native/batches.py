@@ -269,11 +269,24 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
         return kind in ACTIVATIONS or (kind is nn.Linear and behind > 0)
     if node.target in POINTWISE or node.target in FILLS:
         return True
+    if node.target is F.pad:
+        return _pads_moved(node, behind, batch)
     if node.target is torch.cat:
         return _joins_moved(node, rank, batch)
     products = node.target in (torch.matmul, F.scaled_dot_product_attention)
     alike = all(each.meta.get("rank") == rank for each in read)
     return node.target in _OF_ALIKE and alike and (behind > 1 or not products)
+
+
+def _pads_moved(node: fx.Node, behind: int, batch: _Batch) -> bool:
+    """Have a padding of dimensions after the batch's pad these where they are now."""
+    pads: Any = node.args[1]
+    if node.kwargs or batch.axis != 0 or len(pads) > 2 * behind or not all(isinstance(each, int) for each in pads):
+        return False
+    mode = node.args[2] if len(node.args) > 2 else "constant"
+    if mode != "constant" and batch.indices > 1:
+        node.args = (node.args[0], [*pads, 0, 0], *node.args[2:])  # torch wants all of them named
+    return True
 
 
 def _joins_moved(node: fx.Node, rank: int, batch: _Batch) -> bool:

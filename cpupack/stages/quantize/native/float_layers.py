@@ -74,6 +74,8 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     weight = layer.weight.detach()
     weight = weight[:, :, None] if weight.ndim == 3 else weight
     transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    if isinstance(layer, nn.Conv1d) and view.shape[0] == 1 and not any(triple(layer.padding, 1, 0)):
+        return _frames(b, view, shape_of(node)[-1], layer)
     inputs, groups = view.shape[0], layer.groups
     if math.prod(weight.shape[2:]) * (inputs // groups) > LONGEST_WINDOW:
         raise b.calls.refusal(node, "of so many values")
@@ -97,6 +99,19 @@ def _convolution(b: Builder, node: fx.Node, source: fx.Node, layer: Any) -> View
     constants = {"scales": _floats(split), "biases": _floats(bias_of(layer))}
     found = b.floats.windows(view, (outputs, height, width), kind, fields, constants)
     return _as_given(found, node)
+
+
+def _frames(b: Builder, view: View, count: int, layer: nn.Conv1d) -> View:
+    """Lower a convolution of one signal, such as a short-time Fourier transform, as a product of matrices.
+
+    The rows are its windows where they lie: windows that overlap are not copied.
+    """
+    step = view.steps[2]
+    steps = int(layer.stride[0]) * step, int(layer.dilation[0]) * step
+    rows = View(view.buffer, (count, layer.kernel_size[0]), steps, view.first)
+    weight = layer.weight.detach()[:, 0].t().contiguous()
+    found = b.floats.multiply(rows, Fixed(weight), bias=_floats(bias_of(layer)))
+    return found.permuted((1, 0))
 
 
 def max_pool(b: Builder, node: fx.Node) -> View:

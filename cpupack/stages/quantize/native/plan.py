@@ -27,6 +27,7 @@ from cpupack.graph.waveforms import normalized_waveforms
 from cpupack.recipe import Quantize
 from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
+from cpupack.stages.quantize.native.beside import calls_beside_layers
 from cpupack.stages.quantize.native.calls import Calls
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
 from cpupack.stages.quantize.native.measured import Forms, forms_of
@@ -84,6 +85,7 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.HIDES, hiding_calls(calls.graph)),
         (reasons.BOXES, [node for node in nodes if is_between_stages(node)]),
         (reasons.NO_FLOATS, calls.beyond_floats()),
+        (reasons.BESIDE, calls_beside_layers(calls)),
     ):
         kept = dict.fromkeys(found, reason) | kept
     kept |= dict.fromkeys(small_heads(calls, recipe, kept), reasons.FEW_PRODUCTS)
