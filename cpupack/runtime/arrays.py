@@ -59,7 +59,7 @@ def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) 
     if shape is not None and (array.dtype != np.float32 or array.shape != shape):
         raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
     if check_finite and array.dtype == np.float32 and array.size and not is_finite(array):
-        raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
+        raise InputError(f"{name or 'the array: '}it has a value that is not finite or above {MOST_FLOAT:g}")
     return array
 
 
