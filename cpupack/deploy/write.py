@@ -18,6 +18,7 @@ from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import Manifest
 from cpupack.runtime.serve import emit
 from cpupack.runtime.serve import options as serving
+from cpupack.scratch import sweep_parts
 from cpupack.templates import render
 from cpupack.wheel.build_page import WheelReport, read_report
 
@@ -233,6 +234,7 @@ def _write(directory: Path, wheel: Path, files: dict[str, str], *, overwrite: bo
                 f"{directory} has another wheel, {others[0]}, which the Containerfile would install too",
                 hint="choose another --out, or move it away",
             )
+        sweep_parts(directory)
         part.mkdir(parents=True)
         for name, text in files.items():
             (part / name).write_text(text, encoding="utf-8")

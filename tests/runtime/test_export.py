@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import struct
@@ -111,6 +113,21 @@ def test_what_is_there_is_replaced_only_with_force(package_of: dict[str, Path], 
     export_c(package_of["images"], tmp_path, force=True)
     assert (tmp_path / "example.c").read_text() != "mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_a_killed_export_left_is_swept_and_what_another_writes_stays(
+    package_of: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in (".export-killed", ".export-alive"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.cpk").write_bytes(b"half")
+    alive = os.open(tmp_path / ".export-alive", os.O_RDONLY)
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        export_c(package_of["images"], tmp_path)
+    finally:
+        os.close(alive)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [".export-alive"]
 
 
 def test_a_directory_that_cannot_be_written_is_refused(package_of: dict[str, Path], tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_float_input_that_is_not_finite_is_refused(
         lambda: array_runner(batch),
         r"^sample 1 of the batch has -?(nan|inf|3e\+38|3\.0.*e\+38|2.*e\+30); float input must be",
     )
-    fails(lambda: array_runner.predict(list(batch)), "^input 1: it has a value that is not finite")
+    fails(lambda: array_runner.predict(list(batch)), "^input 1: the array: it has a value that is not finite")
     np.save(tmp_path / "a.npy", batch[1])
     fails(lambda: array_runner.predict(tmp_path / "a.npy"), r"a\.npy: it has a value that is not finite")
     with Runner(array_package_dir, threads=1, instances=1, check_finite=False) as unchecked:

@@ -20,6 +20,7 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from helpers.tiny_models import float_model
+from helpers.tiny_text import write_tokenizer
 
 RECIPE = """
 schema = 1
@@ -158,3 +159,50 @@ def test_the_libraries_of_a_directory_and_of_a_tokenizer_are_named(tmp_path: Pat
         update={"model": loaded.recipe.model.model_copy(update={"source": "transformers:model"})}
     )
     assert wanted <= set(package_versions(loaded.model_copy(update={"recipe": recipe})))
+
+
+TEXT_RECIPE = """
+schema = 1
+[package]
+name = "net"
+[model]
+source = "python:net.py:make"
+weights = "factory"
+[[input]]
+name = "input_ids"
+shape = [8]
+dtype = "int64"
+vocabulary = 18
+[[input]]
+name = "attention_mask"
+shape = [8]
+dtype = "int64"
+vocabulary = 2
+default = 1
+[tokenizer]
+source = "words.json"
+[calibration]
+source = "text:texts.txt"
+[evaluation]
+source = "text:judged.jsonl"
+"""
+
+
+def test_a_tokenizer_and_texts_are_named(tmp_path: Path) -> None:
+    """With another tokenizer the same texts are other ids: a wheel whose vectors mean something else."""
+    code(tmp_path)
+    write_tokenizer(tmp_path / "words.json")
+    (tmp_path / "texts.txt").write_text("one text\nanother\n")
+    (tmp_path / "judged.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "net.toml").write_text(TEXT_RECIPE)
+    loaded = load_recipe(tmp_path / "net.toml")
+    inputs = read(loaded)
+    assert {"words.json", "texts.txt", "judged.jsonl", "net.py", "lock_parts.py"} <= set(inputs.files)
+    inputs.files.pop("photos/a.png", None)  # of the samples that `read` makes up
+    assert holds(loaded, inputs)
+    for name in ("words.json", "texts.txt", "judged.jsonl"):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(before + b"\n")
+        assert f"{name}: changed" in drift(loaded, inputs)
+        (tmp_path / name).write_bytes(before)
+    assert holds(loaded, inputs)

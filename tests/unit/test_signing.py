@@ -86,12 +86,17 @@ def test_a_wheel_of_a_later_cpupack_verifies(wheel: Path, keys: tuple[Path, Path
         manifest = json.loads(archive.read("tiny_int8/manifest.json"))
     for place in (manifest, manifest["model"], manifest["plan"], manifest["target"]):
         place["surprise"] = {"of": "later"}
+    manifest["build"]["cpupack"] = "99.1"
+    manifest["inputs"][0]["dtype"] = "float8"
+    manifest["accuracy"]["gates"] = [{"name": "later"}]
     text = {"tiny_int8/manifest.json": json.dumps(manifest).encode()}
     (tmp_path / "later").mkdir()
     later = forge(wheel, tmp_path / "later" / wheel.name, "tiny_int8", text)
     assert run("sign", later, "--key", keys[0])[0] == 0
     assert run("verify", later, "--key", keys[1], "--provenance")[0] == 0
     assert run("inspect", later, "--verify")[0] == 0
+    code, out, _ = run("inspect", later)
+    assert (code, "and cpupack 99.1 wrote them" in out) == (0, True)
     data = bytearray(later.read_bytes())
     data[len(data) // 2] ^= 1
     later.write_bytes(data)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from . import model_file
 
 MODEL, LIBRARY, README, LABELS = "model.cpk", "libcpupack.so", "README.md", "labels.txt"
 SOURCES = ("cpupack.h", "example.c")
+_BESIDE = ".export-"
 _HERE = Path(__file__).parent
 _TEMPLATES = _HERE / "c"
 
@@ -87,7 +91,8 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
         if there and not force:
             raise InputError(f"{directory / there[0]} is there already; name another directory, or add --force")
         # Written beside and renamed, all or none: a program may have an older export open.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as name:
+        _sweep(directory)
+        with tempfile.TemporaryDirectory(prefix=_BESIDE, dir=directory) as name, _held(name):
             for file, parts in contents.items():
                 with (Path(name) / file).open("wb") as stream:
                     stream.writelines(parts)
@@ -95,6 +100,29 @@ def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *
                 (Path(name) / file).replace(directory / file)
     except OSError as error:
         raise InputError(f"cannot write {directory}: {error.strerror or error}; name another directory") from error
+
+
+@contextmanager
+def _held(directory: str | Path) -> Iterator[bool]:
+    """Try to hold a lock on a directory, and yield whether it is held. The kernel ends it with this process."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another export has it, or this file system has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what an export left that was killed."""
+    for left in directory.glob(f"{_BESIDE}*"):
+        with suppress(OSError), _held(left) as alone:
+            if alone:
+                shutil.rmtree(left)
 
 
 def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: tuple[int, int] | None) -> str:
