@@ -144,3 +144,12 @@ def test_json_that_does_not_fit_is_explained(server: Served, request_body: dict[
     answer = server.ask("POST", "/predict", json.dumps(request_body).encode(), {"Content-Type": "application/json"})
     assert answer.status == 400
     assert words in json.loads(answer.body)["error"]
+
+
+@pytest.mark.parametrize(("output", "why"), [("pair", r"the output has shape \[2, 1\]"), ("best", "of INT64")])
+def test_classes_of_an_output_that_has_no_scores_are_refused(client: Any, output: str, why: str) -> None:
+    module, made = client
+    given = tensors(module, ids=(IDS, "INT64"), features=(FEATURES, "FP32"))
+    asked = [module.InferRequestedOutput(output, class_count=2)]
+    with pytest.raises(InferenceServerException, match=f"classification needs class scores; .*{why}"):
+        made.infer(MODEL, given, outputs=asked)
