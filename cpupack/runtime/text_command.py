@@ -149,7 +149,11 @@ def _pair(named: Sequence[str]) -> dict[str, str]:
 
 
 def _of_file(name: str) -> list[Given]:
-    found = list(entries(sys.stdin.buffer, "stdin", as_json=False)) if name == _STDIN else read_lines(Path(name))
+    found = (
+        list(entries(sys.stdin.buffer, "stdin", as_json=False, blank=True))
+        if name == _STDIN
+        else read_lines(Path(name), blank=True)
+    )
     if not found:
         raise InputError(f"{'stdin' if name == _STDIN else name} holds no text")
     return [(where, without_answers(item)) for where, item in found]

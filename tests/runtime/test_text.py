@@ -124,6 +124,7 @@ def test_lines_of_files_are_texts_and_wrong_ones_are_named(tmp_path: Path) -> No
     plain = tmp_path / "a.txt"
     plain.write_bytes("\ufeffone\r\n\n two \nthree".encode())
     assert [item for _, item in read_lines(plain)] == ["one", " two ", "three"]
+    assert [item for _, item in read_lines(plain, blank=True)] == ["one", "", " two ", "three"]
     lines = tmp_path / "a.jsonl"
     lines.write_text('"one"\n{"text": "two", "label": 1}\n{"text": \n')
     with pytest.raises(InputError, match=r"a\.jsonl:3 is not JSON"):

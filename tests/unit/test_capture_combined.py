@@ -97,46 +97,52 @@ def test_complex_turns_of_pairs_are_real_products() -> None:
 def test_other_complex_arithmetic_is_kept() -> None:
     def squared(net: Net, x: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex(net.a(x).reshape(-1, 4, 8, 4, 2))
-        return torch.view_as_real(pairs * pairs).flatten(3)
+        return torch.view_as_real(pairs**2).flatten(3)
 
     assert "view_as_complex.default" in kinds(captured(Net(squared, a=nn.Conv2d(3, 4, 1))))
 
 
 EQUATIONS = {
-    "bchw,bdhw->bcd": (2, "matmul"),
-    "b c h w, b d h w -> b c h d": (2, "matmul"),
-    "bchw,bdhv->bhcwdv": (2, ""),  # no sum: torch keeps it
-    "bchw,bchw->bc": (2, "matmul"),
-    "...hw,...vw->...hv": (2, "matmul"),
-    "bchw,wk->bchk": (1, "Linear"),
-    "bchw,kcw->bhk": (1, "Linear"),
-    "...w,kw->...k": (1, "Linear"),
-    "bchw,bkh->bckw": (0, "matmul"),
-    "bchw->bwhc": (None, "permute"),
-    "bchw->bw": (None, ""),
+    "bchw,bdhw->bcd": "xy matmul",
+    "b c h w, b d h w -> b c h d": "xy matmul",
+    "bchw,bdhv->bhcwdv": "xy mul",
+    "bchw,bchw->bchw": "xy mul",
+    "bchw,bdvw->bcw": "xy sum sum mul",
+    "bchw,bchw->bc": "xy matmul",
+    "...hw,...vw->...hv": "xy matmul",
+    "bchw,wk->bchk": "xp Linear",
+    "bchw,kcw->bhk": "xq Linear",
+    "...w,kw->...k": "xr Linear",
+    "bchw,kcw->bchk": "xq matmul",
+    "kcw,bchw->bkchw": "qx mul",
+    "bchw,bkh->bckw": "xm matmul",
+    "bchw,bdhw,bch->bcd": "xym matmul matmul",
+    "bchw,bdhw,bdh->bc": "xym matmul matmul",
+    "bchw,wk,kv->bchv": "xps Linear Linear",
+    "wk,kv,bchw->bchv": "psx Linear",
+    "bchw->bwhc": "x permute",
+    "bchw->bw": "x sum",
 }
+"""What an equation of tensors becomes. x and y are images, m is of x's rows, the other letters are parameters."""
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
-def test_einsum_is_products_of_matrices(equation: str) -> None:
+def test_einsum_is_products_of_matrices_or_values(equation: str) -> None:
     torch.manual_seed(0)
-    operands, expected = EQUATIONS[equation]
-    weights = {"wk": (8, 5), "kcw": (5, 4, 8), "kw": (5, 8)}
-    name = equation.partition("->")[0].rpartition(",")[2].removeprefix("...")
+    operands, *expected = EQUATIONS[equation].split()
+    sizes = {"p": (8, 5), "q": (5, 4, 8), "r": (5, 8), "s": (5, 3)}
 
     def product(net: Net, x: torch.Tensor) -> torch.Tensor:
-        x = net.a(x)
-        if operands is None:
-            return torch.einsum(equation, x)
-        if operands == 1:
-            return torch.einsum(equation, x, net.weight)
-        return torch.einsum(equation, x, net.b(x) if operands else net.b(x).mean(3))
+        x, y = net.a(x), net.b(net.a(x))
+        made = {"x": x, "y": y, "m": y.mean(3)}
+        return torch.einsum(equation, *(made.get(each, getattr(net, each, x)) for each in operands))
 
-    more = {"weight": nn.Parameter(torch.randn(weights[name]))} if operands == 1 else {}
-    graph = captured(Net(product, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), **more))
-    found = " ".join(kinds(graph))
-    assert expected in found
-    assert ("einsum" in found) == (expected == "")
+    weights = {name: nn.Parameter(torch.randn(each)) for name, each in sizes.items() if name in operands}
+    found = kinds(captured(Net(product, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), **weights)))
+    assert "einsum" not in " ".join(found)
+    assert [each for each in found if each in {"matmul", "mul", "sum", "Linear"}] == [
+        each for each in expected if each != "permute"
+    ]
 
 
 def test_a_number_of_each_sample_gets_a_dimension() -> None:
@@ -176,3 +182,31 @@ def test_what_is_written_over_a_part_is_a_constant() -> None:
 def test_a_product_with_a_vector_is_a_linear_layer_of_one_result(product: Any) -> None:
     net = Net(product, weights=nn.Parameter(random(8)), wide=random(8, seed=4).double())
     assert "Linear" in kinds(captured(net))
+
+
+PLACES = (torch.arange(8)[:, None] - torch.arange(8)).clamp(-3, 3) + 3
+"""The distance of each pair of positions."""
+
+
+@pytest.mark.parametrize("given", [PLACES, PLACES[None], PLACES[None, None]])
+def test_places_that_are_laid_out_for_the_batch_are_an_order(given: torch.Tensor) -> None:
+    """DeBERTa looks up the scores of distances so: the places are constants, expanded to samples and heads."""
+
+    def scores(net: Net, x: torch.Tensor) -> torch.Tensor:
+        x = net.a(x)
+        return x.gather(-1, net.places.expand(x.shape[0], x.shape[1], 8, 8))
+
+    found = kinds(captured(Net(scores, a=nn.Conv2d(3, 4, 1), places=given)))
+    assert not any("gather" in each for each in found)
+
+
+def test_a_group_norm_of_tokens_does_not_join_samples() -> None:
+    """RetNet norms its heads so: the tokens of all samples are rows of one tensor."""
+
+    def heads(net: Net, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x).flatten(2).transpose(1, 2)
+        return net.norm(y.reshape(-1, 4)).reshape(y.shape[0], -1, 4)
+
+    found = kinds(captured(Net(heads, a=nn.Conv2d(3, 4, 1), norm=nn.GroupNorm(2, 4))))
+    assert "GroupNorm" not in found
+    assert "LayerNorm" in found

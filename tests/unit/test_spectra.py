@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from cpupack import accuracy
-from helpers.captured import captured
+from helpers.captured import Net, captured
 from helpers.lowered import needs_kernels
 from helpers.tiny_models import EIGHT_BITS, quantized, recipe, run, samples
 
@@ -135,3 +136,30 @@ def test_quiet_sounds_before_a_norm_are_not_lost(by_norm: bool) -> None:
     if by_norm:
         wanted, found = run(model, data)[1::2], run(int8, data)[1::2]
         assert accuracy.sqnr_db(wanted, found) > 25.0
+
+
+FFTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "FNet": lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
+    "fftn": lambda x: torch.fft.fftn(x, dim=(1, 2), norm="ortho").real,
+    "the imaginary part": lambda x: torch.fft.fft2(x, norm="forward").imag,
+    "one dimension": lambda x: torch.fft.fft(x, dim=1).real,
+    "cut": lambda x: torch.fft.fft(x, n=5).real,
+    "read by abs": lambda x: torch.fft.fft(x).abs(),
+}
+
+
+@pytest.mark.parametrize("name", FFTS)
+def test_a_part_of_a_transform_is_products_with_waves(name: str) -> None:
+    """torch's own transform gives a sample other last bits in another batch."""
+    graph = captured(Net(lambda net, x: FFTS[name](net.norm(x)), norm=nn.LayerNorm(8)), shape=(7, 8))
+    assert not any("fft" in str(node.target) and node.op == "call_function" for node in graph.graph.nodes)
+
+
+@needs_kernels
+def test_a_transform_mixes_tokens_natively() -> None:
+    torch.manual_seed(0)
+    forward = FFTS["FNet"]
+    net = Net(lambda net, x: net.after(x + forward(net.before(x))), before=nn.Linear(8, 8), after=nn.Linear(8, 8))
+    model, int8 = quantized(net, "native", spec=recipe((7, 8)), data=samples((7, 8)))
+    assert {each.kernel.partition("::")[0] for each in int8.layers} == {"cpupack"}
+    assert accuracy.sqnr_db(run(model, samples((7, 8))), run(int8, samples((7, 8)))) > 30.0  # like a layer over tokens

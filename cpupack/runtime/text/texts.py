@@ -88,27 +88,28 @@ def decoded(data: bytes, what: str) -> str:
         ) from None
 
 
-def read_lines(path: Path) -> list[tuple[str, Any]]:
+def read_lines(path: Path, *, blank: bool = False) -> list[tuple[str, Any]]:
     """Return what a file of texts holds, each entry with its place ``FILE:LINE``.
 
-    It is the line, or in files of JSON lines the value: a string, or an object with ``text`` and other fields. Blank
-    lines are left out. Raises InputError that names file and line.
+    It is the line, or in files of JSON lines the value: a string, or an object with ``text`` and other fields. Lines
+    without a text are left out, but with ``blank`` those of plain text are texts too: then line n is result n. Raises
+    InputError that names file and line.
     """
     try:
         with path.open("rb") as file:
-            return list(entries(file, str(path), as_json=path.suffix.lower() in JSON_LINES))
+            return list(entries(file, str(path), as_json=path.suffix.lower() in JSON_LINES, blank=blank))
     except OSError as error:
         raise InputError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
 
 
-def entries(file: BinaryIO, name: str, *, as_json: bool) -> Iterator[tuple[str, Any]]:
+def entries(file: BinaryIO, name: str, *, as_json: bool, blank: bool = False) -> Iterator[tuple[str, Any]]:
     """Yield the entries of an open file, as ``read_lines`` does."""
     for number, raw in enumerate(file, 1):
         where = f"{name}:{number}"
         line = decoded(raw, where).rstrip("\r\n")
         if number == 1:
             line = line.removeprefix("\ufeff")  # editors on Windows write it
-        if not line.strip():
+        if not line.strip() and (as_json or not blank):
             continue
         yield where, _json(line, where) if as_json else line
 

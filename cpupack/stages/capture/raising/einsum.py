@@ -1,4 +1,4 @@
-"""Handler of ``einsum``: of two tensors a product of matrices or a linear layer, of one a permutation."""
+"""Handler of ``einsum``: products of two tensors after the other, as matrices, linear layers or value by value."""
 
 from __future__ import annotations
 
@@ -14,58 +14,130 @@ from cpupack.stages.capture.raising.shapes import permuted, reshaped
 
 
 class _Operand:
-    """A node with a label for each of its dimensions, its sizes, and which of these change with the batch."""
+    """A tensor with a label for each of its dimensions, its sizes, and which of these change with the batch.
 
-    def __init__(self, r: Raiser, source: Any, labels: str) -> None:
-        self.r, self.node, self.labels = r, r.operand(source), labels
-        shape, moves = r.shape(source), r.dynamic(source)
-        if len(labels) != len(shape) or len(set(labels)) != len(labels) or not r.is_float(source):
-            raise NotRaised  # a diagonal, or other numbers
-        self.sizes = dict(zip(labels, shape, strict=True))
-        self.moving = {label for label, each in zip(labels, moves, strict=True) if each}
+    ``constant`` is its value where it does not depend on the input; then ``name`` is the user's.
+    """
+
+    def __init__(
+        self, r: Raiser, node: fx.Node | None, labels: str, sizes: dict[str, int], moving: set[str],
+        constant: torch.Tensor | None = None, name: str = "",
+    ) -> None:  # fmt: skip
+        self.r, self.labels, self.sizes, self.moving = r, labels, sizes, moving
+        self.constant, self.name = constant, name
+        self._node = node
+
+    @property
+    def node(self) -> fx.Node:
+        """The node of the tensor as it is now."""
+        if self.constant is not None:
+            return self.r.attribute(self.constant, self.name)
+        assert self._node is not None
+        return self._node
 
     def in_order(self, order: str) -> fx.Node:
         """Permute to another order of the labels."""
-        self.node = permuted(self.r, self.node, [self.labels.index(each) for each in order])
+        places = [self.labels.index(each) for each in order]
+        if self.constant is not None:
+            self.constant = self.constant.permute(places)
+        else:
+            self._node = permuted(self.r, self.node, places)
         self.labels = order
-        node: fx.Node = self.node
-        return node
+        return self.node
 
     def grouped(self, *groups: str) -> fx.Node:
         """Permute, then join the dimensions of each group; a group without labels is a dimension of one."""
         self.in_order("".join(groups))
         before = tuple(self.sizes[each] for each in self.labels)
         after = tuple(math.prod(self.sizes[each] for each in group) for group in groups)
+        if self.constant is not None:
+            return self.r.attribute(self.constant.reshape(after), self.name)
         dynamic = tuple(any(each in self.moving for each in group) for group in groups)
-        node: fx.Node = reshaped(self.r, self.node, before, after, dynamic)
-        return node
+        return reshaped(self.r, self.node, before, after, dynamic)
+
+    def summed(self, labels: str) -> None:
+        """Sum over these dimensions."""
+        if not labels:
+            return
+        if self.moving & set(labels):
+            raise NotRaised  # samples meet
+        dims = tuple(self.labels.index(each) for each in labels)
+        if self.constant is not None:
+            self.constant = self.constant.sum(dims)
+        else:
+            self._node = self.r.call(torch.sum, self.node, dims, False)
+        self.labels = "".join(each for each in self.labels if each not in labels)
+
+
+def _operand(r: Raiser, source: Any, labels: str) -> _Operand:
+    shape = r.shape(source)
+    if len(labels) != len(shape) or len(set(labels)) != len(labels) or not r.is_float(source):
+        raise NotRaised  # a diagonal, or other numbers
+    sizes = dict(zip(labels, shape, strict=True))
+    if r.is_known(source):
+        value = r.tensor(source)
+        assert value is not None
+        return _Operand(r, None, labels, sizes, set(), value.float(), r.weight_name(source))
+    moving = {label for label, each in zip(labels, r.dynamic(source), strict=True) if each}
+    return _Operand(r, r.operand(source), labels, sizes, moving)
 
 
 def _einsum(r: Raiser, a: dict[str, Any]) -> fx.Node:
     tensors = a["tensors"]
-    if not r.is_float() or a.get("path") or len(tensors) > 2:
+    if not r.is_float() or a.get("path"):
         raise NotRaised
     inputs, result = _labels(a["equation"], [len(r.shape(each)) for each in tensors])
-    if len(tensors) == 1:
-        (one,) = (_Operand(r, each, labels) for each, labels in zip(tensors, inputs, strict=True))
-        if sorted(result) != sorted(one.labels):
-            raise NotRaised  # a sum over a dimension
-        return one.in_order(result)
-    if r.is_known(tensors[0]):
-        tensors, inputs = tensors[::-1], inputs[::-1]
-    left, right = (_Operand(r, each, labels) for each, labels in zip(tensors, inputs, strict=True))
-    shared = [each for each in left.labels if each in right.labels]
-    if any(left.sizes[each] != right.sizes[each] for each in shared):
+    operands = [_operand(r, each, labels) for each, labels in zip(tensors, inputs, strict=True)]
+    if any(len({each.sizes[label] for each in operands if label in each.sizes}) > 1 for label in set("".join(inputs))):
         raise NotRaised  # one of them is repeated
+    while len(operands) > 1:  # from left to right, as torch does
+        one, two, *rest = operands
+        if rest:
+            wanted = set(result).union(*(each.labels for each in rest))
+            kept = "".join(each for each in dict.fromkeys(one.labels + two.labels) if each in wanted)
+        else:
+            kept = result
+        operands = [_product(r, one, two, kept), *rest]
+    (one,) = operands
+    one.summed("".join(each for each in one.labels if each not in result))
+    return one.in_order(result)
+
+
+def _product(r: Raiser, left: _Operand, right: _Operand, result: str) -> _Operand:
+    """Return the product of two tensors, summed over the labels that ``result`` has not."""
+    left.summed("".join(each for each in left.labels if each not in right.labels and each not in result))
+    right.summed("".join(each for each in right.labels if each not in left.labels and each not in result))
+    sizes, moving = right.sizes | left.sizes, left.moving | right.moving
+    if left.constant is not None and right.constant is not None:
+        value = torch.einsum(f"{left.labels},{right.labels}->{result}", left.constant, right.constant)
+        return _Operand(r, None, result, sizes, moving, value, left.name)
+    if left.constant is not None:
+        left, right = right, left
+    shared = [each for each in left.labels if each in right.labels]
     both = "".join(each for each in result if each in shared)
     summed = "".join(each for each in shared if each not in result)
     rows = "".join(each for each in result if each in left.labels and each not in shared)
     columns = "".join(each for each in result if each in right.labels and each not in shared)
-    if len(both + summed + rows) != len(left.labels) or len(both + summed + columns) != len(right.labels) or not summed:
-        raise NotRaised  # a sum over a dimension of one of them alone, or products without a sum
-    if r.is_known(tensors[1]) and not both:
-        return _linear(r, left, right, rows, summed, columns, result, tensors[1])
-    return _product(r, left, right, (both, rows, summed, columns), result)
+    if not summed:
+        node = _by_value(r, left, right, result)
+    elif right.constant is not None and not both:
+        node = _linear(r, left, right, rows, summed, columns, result)
+    elif right.constant is not None:  # the same matrices for each sample, and the samples stay in front
+        front = "".join(each for each in rows if each in left.moving)
+        rest = "".join(each for each in rows if each not in left.moving)
+        one, two = left.grouped(*front, *both, rest, summed), right.grouped(*both, summed, columns)
+        node = _spread(r, r.call(torch.matmul, one, two), left, right, (front + both, rest, columns), result)
+    else:
+        node = _matrices(r, left, right, (both, rows, summed, columns), result)
+    return _Operand(r, node, result, sizes, moving)
+
+
+def _by_value(r: Raiser, left: _Operand, right: _Operand, result: str) -> fx.Node:
+    """A product without a sum: each tensor has a dimension of one for the labels that it has not."""
+    if left.moving | right.moving and not left.moving & right.moving and right.constant is None:
+        raise NotRaised  # samples meet
+    one, two = (each.grouped(*(label if label in each.labels else "" for label in result)) for each in (left, right))
+    return r.call(torch.mul, one, two)
 
 
 def _labels(equation: str, ranks: list[int]) -> tuple[list[str], str]:
@@ -85,22 +157,20 @@ def _labels(equation: str, ranks: list[int]) -> tuple[list[str], str]:
     return [part.replace("...", more) for part in parts], result.replace("...", more)
 
 
-def _linear(
-    r: Raiser, left: _Operand, right: _Operand, rows: str, summed: str, columns: str, result: str, source: Any
-) -> fx.Node:
+def _linear(r: Raiser, left: _Operand, right: _Operand, rows: str, summed: str, columns: str, result: str) -> fx.Node:
     """A product with a constant is a linear layer over the last dimension."""
     x = left.grouped(*rows, summed)
-    weight = r.tensor(source)
+    weight = right.constant
     assert weight is not None
     order = [right.labels.index(each) for each in columns + summed]
     wide = math.prod(right.sizes[each] for each in columns)
     linear = nn.Linear(math.prod(right.sizes[each] for each in summed), wide, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.permute(order).reshape(wide, -1).clone().float(), requires_grad=False)
-    y = r.module(linear, x, word="linear", owner=r.weight_name(source))
+    y = r.module(linear, x, word="linear", owner=right.name)
     return _spread(r, y, left, right, (rows, columns), result)
 
 
-def _product(r: Raiser, left: _Operand, right: _Operand, groups: tuple[str, str, str, str], result: str) -> fx.Node:
+def _matrices(r: Raiser, left: _Operand, right: _Operand, groups: tuple[str, str, str, str], result: str) -> fx.Node:
     both, rows, summed, columns = groups
     one, two = left.grouped(*both, rows, summed), right.grouped(*both, summed, columns)
     if not both and (left.moving | right.moving) & set(rows + columns):

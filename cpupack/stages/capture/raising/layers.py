@@ -194,9 +194,25 @@ def _rms_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
 
 def _group_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:
     channels = r.shape(a["input"])[1]
+    if len(r.shape(a["input"])) == 2:
+        return _group_norm_of_rows(r, a, channels)
     norm = nn.GroupNorm(a["num_groups"], channels, eps=a["eps"])
     _fill(norm, r.tensor(a["weight"]), r.tensor(a["bias"]))
     return r.module(norm, r.activation(a["input"]), word="group_norm", owner=r.weight_name(a["weight"]))
+
+
+def _group_norm_of_rows(r: Raiser, a: dict[str, Any], channels: int) -> fx.Node:
+    """A norm of each group of a row. The rows may be all tokens of all samples, which no group norm could tell."""
+    groups = a["num_groups"]
+    norm = nn.LayerNorm(channels // groups, eps=a["eps"], elementwise_affine=False)
+    x = r.call(torch.reshape, r.activation(a["input"]), (-1, groups, channels // groups), word="groups")
+    owner = r.weight_name(a["weight"])
+    x = r.call(torch.reshape, r.module(norm, x, word="group_norm", owner=owner), (-1, channels), word="groups")
+    for function, name in ((torch.mul, "weight"), (torch.add, "bias")):
+        value = r.tensor(a[name])
+        if value is not None:
+            x = r.call(function, x, r.attribute(value, f"{owner or 'group_norm'}.{name}"))
+    return x
 
 
 def _instance_norm(r: Raiser, a: dict[str, Any]) -> fx.Node:

@@ -28,9 +28,11 @@ def gather(r: Raiser, a: dict[str, Any]) -> fx.Node:
     dim = a["dim"] % rank
     if r.dynamic(source)[dim] or not r.dynamic(source)[0]:
         raise NotRaised
-    places = _unexpanded(places)
+    places = _unexpanded(r, places)
     if r.is_known(places):
-        return _rearranged(r, source, r.tensor(places), dim)
+        held = r.tensor(places)
+        assert held is not None
+        return _rearranged(r, source, held.reshape(*[1] * (rank - held.ndim), *held.shape), dim)
     sizes, whole = r.shape(places), r.shape(source)
     fits = len(sizes) == rank and all(
         sizes[each] in {1, whole[each]} and (sizes[each] > 1 or not r.dynamic(source)[each]) for each in range(rank)
@@ -122,12 +124,12 @@ def _rearranged(r: Raiser, source: fx.Node, places: torch.Tensor | None, dim: in
     return r.call(_ATEN.index.Tensor, r.activation(source), found, word="gather")
 
 
-def _unexpanded(node: fx.Node) -> fx.Node:
-    """Return what an expansion to more positions reads."""
-    while node.target is _ATEN.expand.default:
+def _unexpanded(r: Raiser, node: fx.Node) -> fx.Node:
+    """Return what an expansion to more positions reads, of constants also one to more dimensions."""
+    while node.target is _ATEN.expand.default and not r.is_known(node):
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if source.meta["val"].ndim != node.meta["val"].ndim:
+        if source.meta["val"].ndim != node.meta["val"].ndim and not r.is_known(source):
             break
         node = source
     return node

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from cpupack.graph.fourier import fourier
+from cpupack.graph.fourier import Transform, fourier, stft_parts, transform
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 _ATEN = torch.ops.aten
@@ -18,22 +18,32 @@ _READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _
 
 
 def _stft(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    shape, length = r.shape(a["self"]), a["n_fft"]
+    length = a["n_fft"]
     aligned = a.get("align_to_window")  # not in every torch
-    if len(shape) != 2 or aligned or not r.is_float(a["self"]) or not set(_targets(r.node)) <= _READERS:
+    if len(r.shape(a["self"])) != 2 or aligned or not set(_targets(r.node)) <= _READERS:
         raise NotRaised
-    own = a["win_length"] or length
-    window = r.tensor(a["window"])
+    how = a["hop_length"] or length // 4, a["win_length"] or length, bool(a["normalized"]), a["onesided"] is not False
+    return short_transform(r, a["self"], a["window"], length, *how)
+
+
+def short_transform(
+    r: Raiser, values: Any, given: Any, length: int, hop: int, own: int, normalized: bool, onesided: bool
+) -> fx.Node:
+    """Return the call of ``stft_parts`` with these arguments as a convolution."""
+    window = r.tensor(given)
     window = torch.ones(own) if window is None else window
     left = (length - own) // 2
-    if window.is_complex() or left < 0:
+    if window.is_complex() or left < 0 or not r.is_float(values):
         raise NotRaised
     whole = torch.nn.functional.pad(window.double(), (left, length - own - left))
-    layer = fourier(
-        whole, a["hop_length"] or length // 4, onesided=a["onesided"] is not False, normalized=bool(a["normalized"])
-    )
-    x = r.call(torch.reshape, r.activation(a["self"]), (-1, 1, shape[1]), word="samples")
+    layer = fourier(whole, hop, onesided=onesided, normalized=normalized)
+    x = r.call(torch.reshape, r.activation(values), (-1, 1, r.shape(values)[1]), word="samples")
     return r.module(layer, x, word="stft")
+
+
+def transformed(r: Raiser, values: Any, how: Any) -> fx.Node:
+    """Return the call of ``transform`` with these arguments as a linear layer."""
+    return r.module(Transform(*how).layer(), r.activation(values), word=how[0])
 
 
 def _targets(node: fx.Node) -> list[object]:
@@ -90,3 +100,5 @@ def _parts(r: Raiser, node: fx.Node) -> fx.Node:
 
 
 HANDLERS: dict[str, Any] = {"stft": _stft, "real": part(0), "imag": part(1)}
+FUNCTIONS: dict[Any, Any] = {stft_parts: short_transform, transform: transformed}
+"""Functions of ``graph.fourier`` that take the place of complex calls (``complex_parts``)."""
