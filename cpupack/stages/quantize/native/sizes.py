@@ -333,8 +333,8 @@ def _terms(values: Sequence[int]) -> Terms:
 def _refused(why: str) -> QuantizationError:
     return QuantizationError(
         f"the model has no program for images of any size: {why}",
-        hint="sizes that are closer to each other have programs that are more alike ([sizes] min and typical); or leave "
-        "[sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+        hint="sizes that are closer to each other have programs that are more alike ([sizes] min and typical); or "
+        "leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
     )
 
 
