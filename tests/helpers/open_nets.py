@@ -89,14 +89,59 @@ class Normalized(nn.Module):
         return result
 
 
+class Anchored(nn.Module):
+    """A detector with two anchors at each place of a grid, in rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 2 * 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.head(F.relu(self.stem(x)))
+        y, (rows, columns) = y.permute(0, 2, 3, 1).reshape(len(x), -1, 6), y.shape[2:]
+        down, across = torch.meshgrid(torch.arange(rows) * 4.0, torch.arange(columns) * 4.0, indexing="ij")
+        half = torch.tensor([3.0, 7.5])
+        places = torch.stack([each[..., None].expand(-1, -1, 2) for each in (across, down)], -1)
+        sizes = torch.stack([half, half * 2], -1).expand(rows, columns, 2, 2)
+        centre = y[..., :2] * sizes.reshape(-1, 2) + places.reshape(-1, 2)
+        return torch.cat([centre, y[..., 2:4].exp() * sizes.reshape(-1, 2), y[..., 4:]], -1)
+
+
+class Levels(nn.Module):
+    """A detector with two levels, whose boxes are columns, as of YOLOv8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 2, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(16, 6, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = F.relu(self.one(x))
+        maps = [head(each) for head, each in zip(self.heads, (near, F.relu(self.two(near))), strict=True)]
+        places, strides = [], []
+        for each, stride in zip(maps, (1.0, 2.0), strict=True):
+            rows, columns = each.shape[2:]
+            down, across = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+            places.append(torch.stack((across, down)).flatten(1))
+            strides.append(torch.full((1, rows * columns), stride))
+        at, far = torch.cat(places, 1), torch.cat(strides, 1)
+        boxes, scores = torch.cat([each.flatten(2) for each in maps], 2).split((4, 2), 1)
+        first, last = boxes.exp().chunk(2, 1)
+        return torch.cat([(at - first) * far, (at + last) * far, scores.sigmoid()], 1)
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     **{mode: partial(UNet, mode) for mode in ("transposed", "nearest", "nearest-exact", "bilinear", "corners")},
     "shuffled": Shuffled,
     "squeezed": Squeezed,
     "normalized": Normalized,
+    "anchored": Anchored,
+    "levels": Levels,
 }
-MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1}
+MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "anchored": 1, "levels": 2}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
+MOST = {"levels": (32, 48)}
+"""The largest images, where they are not 64 x 96: many positions of few values lie in memory in another way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +173,7 @@ def opened(name: str) -> tuple[Open, Sizes]:
     """Return a net and how its program changes with the size."""
     torch.manual_seed(0)
     step = MULTIPLES.get(name, STEP)
-    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, (64, 96), (step, step))
+    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, MOST.get(name, (64, 96)), (step, step))
     spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)

@@ -159,7 +159,7 @@ def test_mixed_columns(environment: Environment) -> None:
         "r = Runner()\n"
         "given = dict(numbers=np.zeros((2, 5), np.float32), city=[3, 49], day=[0, 6])\n"
         "print(r(**given).shape, np.array_equal(r(**given), r(**given, member=[False, False])))\n"
-        "for wrong in (dict(city=[3, 50]), dict(day=[0.5, 1]), dict(member=[1, 0]), dict(citty=[1, 2])):\n"
+        "for wrong in (dict(city=[3, 50]), dict(day=[0.5, 1]), dict(member=[1, 2]), dict(citty=[1, 2])):\n"
         "    try: r(**{**given, **wrong})\n"
         "    except Exception as error: print(error)\n",
     )

@@ -72,7 +72,12 @@ def test_windows_are_those_of_torch(kind: str, lengths: tuple[int, int]) -> None
 def unseen(sizes: Sizes) -> list[tuple[int, int]]:
     """Return some sizes at which a net was not lowered before, and the least."""
     (height, width), (down, across) = sizes.range.least, sizes.range.multiple
-    return [(height + 3 * down, width + 2 * across), (height + down, width + 5 * across), (64, 96), (height, width)]
+    return [
+        (height + 3 * down, width + 2 * across),
+        (height + down, width + 5 * across),
+        sizes.range.most,
+        (height, width),
+    ]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -87,7 +92,7 @@ def test_a_size_has_the_program_that_it_would_be_lowered_to(name: str) -> None:
 
 
 def test_what_is_written_is_read_back() -> None:
-    for name in ("corners", "shuffled"):
+    for name in ("anchored", "corners", "shuffled"):
         _, sizes = opened(name)
         text = json.dumps(sizes.to_dict())
         assert Sizes.from_dict(json.loads(text)).to_dict() == sizes.to_dict()

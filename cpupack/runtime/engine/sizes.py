@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..open_sizes import OpenSizes, Terms, terms_of
 from . import memory_plan
+from .grids import Grid
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
 from .resampling import KINDS, windows
 
@@ -87,7 +88,7 @@ class Sizes:
     header: tuple[Number, ...]
     buffers: tuple[Number, ...]
     layers: tuple[Number, ...]
-    constants: tuple[Integers | Moves | Resampled, ...]
+    constants: tuple[Integers | Moves | Resampled | Grid, ...]
     weight_bytes: Mapping[int, int]
     result: tuple[Terms, ...]
 
@@ -161,10 +162,12 @@ class Sizes:
         return np.array([1, rows, columns, rows * columns], np.int64)
 
     def _constant(
-        self, rule: Integers | Moves | Resampled, powers: Ints, typical: Any, buffers: Any, constants: Bytes
+        self, rule: Integers | Moves | Resampled | Grid, powers: Ints, typical: Any, buffers: Any, constants: Bytes
     ) -> list[tuple[str, npt.NDArray[Any]]]:
         if isinstance(rule, Moves):
             return [("weights", _moves(rule, powers))]
+        if isinstance(rule, Grid):
+            return [(rule.name, rule.values(powers))]
         layer = typical[rule.layer]
         if isinstance(rule, Integers):
             begin = int(layer[rule.name])
@@ -237,19 +240,21 @@ def _lengths(buffer: Any) -> tuple[int, int, int]:
     return int(buffer["height"]), int(buffer["width"]), int(buffer["frames"])
 
 
-_KINDS: dict[str, type[Integers | Moves | Resampled]] = {
-    "integers": Integers, "moves": Moves, "resampled": Resampled,
+_KINDS: dict[str, type[Integers | Moves | Resampled | Grid]] = {
+    "integers": Integers, "moves": Moves, "resampled": Resampled, "grid": Grid,
 }  # fmt: skip
 _KIND_OF = {kind: name for name, kind in _KINDS.items()}
 
 
-def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled:
+def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled | Grid:
     layer, kind = int(raw["layer"]), _KINDS[raw["kind"]]
     if kind is Resampled:
         return Resampled(layer, _known(raw["windows"], KINDS))
     if kind is Moves:
         return Moves(layer, tuple(_run(each) for each in raw["runs"]))
     name = _known(raw["name"], CONSTANTS)
+    if kind is Grid:
+        return Grid.from_dict(raw, name)
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
         raise ValueError("the integers of a constant are damaged")

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import QuantizationError
+from cpupack.runtime.engine.grids import Grid
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
 from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, head_bytes
 from cpupack.runtime.open_sizes import OpenSizes, Terms
+from cpupack.stages.quantize.native.grids import grid_of
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -82,7 +84,7 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
         "buffers": _numbers(fit, buffers, tuple(set(BUFFER.names or ()) - _PLANNED)),
         "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*_ALL, *_FLOATS})),
     }
-    rules: list[Integers | Moves | Resampled] = []
+    rules: list[Integers | Moves | Resampled | Grid] = []
     owner = next((at for at, each in enumerate(layers[0]) if _USED.get(Op(int(each["op"])), _ALL)), 0)
     for number, name in enumerate(names):
         own = _Constants(
@@ -162,12 +164,12 @@ class _Constants:
     name: str
     has_first: bool
 
-    def rules(self, fit: _Fit) -> list[Integers | Moves | Resampled]:
+    def rules(self, fit: _Fit) -> list[Integers | Moves | Resampled | Grid]:
         """Return how those change that are not the same at all sizes."""
         op = Op(int(self.own[0]["op"]))
         if op is Op.RESAMPLE:
             return self._resampled()
-        found: list[Integers | Moves | Resampled] = []
+        found: list[Integers | Moves | Resampled | Grid] = []
         for name in _USED.get(op, _ALL):
             each = self._contents(name)
             if not (self.has_first or any(int(layer[name]) for layer in self.own)):
@@ -178,14 +180,35 @@ class _Constants:
                 found.append(self._moves(each, fit))
                 continue
             if len({len(one) for one in each}) > 1 or len(each[0]) % 4:
-                raise _refused(f"{self.name} has constants that grow with the image (a grid, anchors, positions)")
-            values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
-            places = np.flatnonzero((values != values[0]).any(axis=0))
-            terms = fit.all_terms(values[:, places], f"a number of {self.name}")
-            found.append(
-                Integers(self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(_terms, terms.tolist())))
-            )
+                found.append(self._grid(name, each, fit))
+                continue
+            try:
+                found.append(self._integers(name, each, fit))
+            except QuantizationError:  # what fills them up may hide that they grow
+                found.append(self._grid(name, each, fit))
         return found
+
+    def _integers(self, name: str, each: list[Bytes], fit: _Fit) -> Integers:
+        values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
+        places = np.flatnonzero((values != values[0]).any(axis=0))
+        terms = fit.all_terms(values[:, places], f"a number of {self.name}")
+        return Integers(self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(_terms, terms.tolist())))
+
+    def _grid(self, name: str, each: list[Bytes], fit: _Fit) -> Grid:
+        def terms(values: Ints) -> Terms | None:
+            try:
+                return fit.terms(values, "a side of a grid")
+            except QuantizationError:
+                return None
+
+        whole = all(len(one) % 4 == 0 for one in each)
+        grid = grid_of(self.number, name, [one.view("<f4") for one in each], terms) if whole else None
+        if grid is None:
+            raise _refused(
+                f"{self.name} has constants that grow with the image, and are no grid of it: positions that are "
+                "learned or normalized, or a level of a single place ([sizes] min may be larger)"
+            )
+        return grid
 
     def _contents(self, name: str) -> list[Bytes]:
         found = []
@@ -194,7 +217,7 @@ class _Constants:
             found.append(constants[begin : begin + _extent(layers, constants, begin)])
         return found
 
-    def _resampled(self) -> list[Integers | Moves | Resampled]:
+    def _resampled(self) -> list[Integers | Moves | Resampled | Grid]:
         tables, weights = self._contents("weights"), self._contents("scales")
         for kind in KINDS:
             for place, layer in enumerate(self.own):
@@ -310,7 +333,8 @@ def _terms(values: Sequence[int]) -> Terms:
 def _refused(why: str) -> QuantizationError:
     return QuantizationError(
         f"the model has no program for images of any size: {why}",
-        hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
+        hint="sizes that are closer to each other have programs that are more alike ([sizes] min and typical); or "
+        "leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
     )
 
 
