@@ -88,6 +88,7 @@ RUNTIME: Groups = (
             "extras",
             "files",
             "golden",
+            "handlers",
             "magic",
             "names",
             "output",

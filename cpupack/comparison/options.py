@@ -8,7 +8,10 @@ from pathlib import Path
 from cpupack.errors import UsageError
 from cpupack.peers import COMPARED, EXTRA, OURS, PEERS
 from cpupack.recipe import Recipe
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.names import files_below
 
+_JPEG = {".jpg", ".jpeg"}
 MIXED = "uint8-vs-float32"
 
 INPUTS = {
@@ -73,7 +76,10 @@ def settle(options: CompareOptions, recipe: Recipe) -> CompareOptions:
 
 def image_files(directory: Path) -> list[str]:
     """Return the JPEG files below ``directory``, sorted. Raises UsageError when there are none."""
-    found = sorted(str(path.resolve()) for path in directory.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"})
+    try:
+        found = sorted(str(path.resolve()) for path in files_below(directory) if path.suffix.lower() in _JPEG)
+    except InputError as error:
+        raise UsageError(f"--end-to-end: {error}") from error
     if not found:
         raise UsageError(f"--end-to-end {directory}: there is no .jpg or .jpeg file")
     return found

@@ -1,17 +1,64 @@
-"""Short-time Fourier transforms as convolutions, and the calls after one whose values go over many powers of ten."""
+"""Fourier transforms as layers, and the calls after one whose values go over many powers of ten."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.recurrent import Recurrent
-from cpupack.graph.tags import CONSTANT_NAME
 
 _MARK = "fourier"
-WAVES = "fourier.waves"
-"""The name of the constants that the matrices of a transform are."""
+_BACK = "back"
+"""The mark of a transform that gives values again, not a spectrum."""
+
+
+class Transform(NamedTuple):
+    """A Fourier transform of the last dimension, whose ``size`` values are cut or filled up to ``length``.
+
+    ``kind`` is fft, ifft, rfft or irfft, ``norm`` as torch has it. Complex values are all real parts, then all
+    imaginary ones.
+    """
+
+    kind: str
+    size: int
+    length: int
+    norm: str
+
+    def matrix(self) -> torch.Tensor:
+        """Return what rows of values are multiplied with, float64."""
+        transform: Any = getattr(torch.fft, self.kind)
+        ones = torch.eye(self.size, dtype=torch.float64)
+        rows = ones if self.kind == "rfft" else torch.cat([ones + 0j, ones * 1j])
+        found = transform(rows, n=self.length, norm=self.norm)
+        return torch.cat([found.real, found.imag], 1) if found.is_complex() else found
+
+    def layer(self) -> nn.Linear:
+        """Return the product as a layer, marked."""
+        weight = self.matrix().t().float().contiguous()
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        setattr(layer, _MARK, _BACK if self.kind.startswith("i") else True)
+        return layer
+
+
+def transform(x: torch.Tensor, how: tuple[str, int, int, str]) -> torch.Tensor:
+    """Return the transform of the last dimension: ``how`` is a ``Transform`` as a plain tuple."""
+    weight = Transform(*how).matrix().to(x)
+    return x @ weight
+
+
+def stft_parts(
+    x: torch.Tensor, window: torch.Tensor | None, length: int, hop: int, own: int, normalized: bool, onesided: bool
+) -> torch.Tensor:
+    """Return a short-time transform of ``(n, values)``, not centred, as ``(n, 2 * bins, windows)``."""
+    window = torch.ones(own, dtype=x.dtype, device=x.device) if window is None else window
+    left = (length - own) // 2
+    whole = torch.nn.functional.pad(window.double(), (left, length - own - left))
+    waves = fourier(whole, hop, onesided=onesided, normalized=normalized).weight.detach()
+    return (x.unfold(1, length, hop) @ waves[:, 0].t()).transpose(1, 2)
 
 
 def fourier(window: torch.Tensor, hop: int, *, onesided: bool, normalized: bool) -> nn.Conv1d:
@@ -40,7 +87,7 @@ def spectral_calls(graph: fx.GraphModule) -> set[fx.Node]:
     ones only. Filters (mel) have weights of one sign, which trained layers do not have. The transform may be torch's:
     a call that makes real values of complex ones gives a spectrum, unless it transforms back.
     """
-    found: set[fx.Node] = set()
+    found, spectra = set[fx.Node](), set[fx.Node]()
     for node in graph.graph.nodes:
         if not node.op.startswith("call"):
             continue
@@ -49,10 +96,11 @@ def spectral_calls(graph: fx.GraphModule) -> set[fx.Node]:
         if (
             getattr(layer, _MARK, False)
             or _reads_complex(node)
-            or any(each.op == "get_attr" and each.meta.get(CONSTANT_NAME) == WAVES for each in node.all_input_nodes)
-            or (any(each in found for each in node.all_input_nodes) and _keeps_spectrum(layer))
+            or (any(each in spectra for each in node.all_input_nodes) and _keeps_spectrum(layer))
         ):
             found.add(node)
+            if getattr(layer, _MARK, False) != _BACK:
+                spectra.add(node)
     return found
 
 

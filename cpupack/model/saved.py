@@ -134,6 +134,11 @@ def _quiet() -> Iterator[None]:
 def _check_file(path: Path, source: str) -> None:
     if not path.is_file():
         raise ModelError(f"[model] source: {path} does not exist", hint="paths are relative to the recipe")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ModelError(f"[model] source: {path} cannot be read: {error.strerror or error}") from error
     if not zipfile.is_zipfile(path):
         raise ModelError(f"[model] source: {path} is no archive that torch has saved, as {source} should be")
 

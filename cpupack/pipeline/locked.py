@@ -113,7 +113,7 @@ def keep_lock(
     """Write the lock of a finished build beside the recipe, if there is none or ``renew`` asks for it.
 
     An earlier lock is else left as it is, and a note says what this build has differently. A directory that cannot be
-    written is a note too, unless ``renew`` asked: then it raises PackagingError.
+    written is a warning, unless ``renew`` asked: then it raises PackagingError.
     """
     path = lock_path(loaded.path)
     if path.exists() and not renew:
@@ -133,7 +133,7 @@ def keep_lock(
     except OSError as error:
         if renew:
             raise PackagingError(f"cannot write {path}: {error.strerror or error}") from error
-        progress.note(f"no lock is written: {path}: {error.strerror or error}")
+        progress.warn(f"no lock is written: {path}: {error.strerror or error}")
         return
     progress.note(f"{path.name} is written: `cpupack build --locked` builds the same bytes again")
 

@@ -32,6 +32,14 @@ def load_npy(path: Path | IO[bytes]) -> npt.NDArray[Any]:
     return array
 
 
+def array_in(archive: Any, name: str) -> npt.NDArray[Any]:
+    """Return an array of an opened ``.npz`` file. Raises TypeError for another member: numpy gives its bytes."""
+    found = archive[name]
+    if not isinstance(found, np.ndarray):
+        raise TypeError(f"{name} is no array")
+    return found
+
+
 def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) -> npt.NDArray[np.float32]:
     """Return one float32 input of ``shape``, None for any: an array, a tensor, an ``.npy`` file or its path.
 
@@ -51,7 +59,7 @@ def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) 
     if shape is not None and (array.dtype != np.float32 or array.shape != shape):
         raise InputError(f"{name}got {array.dtype} {array.shape}; expected one input, float32 {shape}")
     if check_finite and array.dtype == np.float32 and array.size and not is_finite(array):
-        raise InputError(f"{name}it has a value that is not finite or above {MOST_FLOAT:g}")
+        raise InputError(f"{name or 'the array: '}it has a value that is not finite or above {MOST_FLOAT:g}")
     return array
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import load_npy
+from .arrays import array_in, load_npy
 from .errors import InputError
 from .files import UNREADABLE
 from .images.paths import check_path, path_errors
@@ -85,7 +85,7 @@ def read_archive(path: Path) -> dict[str, Array]:
     with path_errors(str(path)), path.open("rb") as file:
         try:
             found = np.load(file, allow_pickle=False)
-            return {name: found[name] for name in found.files}
+            return {name: array_in(found, name) for name in found.files}
         except _UNREADABLE as error:
             raise InputError(f"{path} is not an .npz file of arrays: {error}") from error
 

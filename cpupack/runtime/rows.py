@@ -136,6 +136,12 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
         return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
         return array.astype(np.uint8)
+    if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
+        return array.astype(bool)  # a mask of zeros and ones
+    if array.dtype == object:
+        bad = next((each for each in array.flat if not isinstance(each, int | float)), array.flat[0])
+        what = "null or None" if bad is None else type(bad).__name__
+        raise InputError(f'input "{spec.name}": has {what} where a number is expected')
     return array
 
 

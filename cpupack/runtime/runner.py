@@ -23,6 +23,7 @@ from .engine.pool import InstancePool
 from .engine.program import is_program
 from .errors import InputError, RandomWeightsWarning, RunnerError
 from .feed import Feed
+from .handlers import keeps_theirs
 from .images.inputs import mask_value, mean_color
 from .images.spec import PreprocessSpec
 from .items import load_row
@@ -117,6 +118,7 @@ class Runner:
                     self.pool.warm(self.example(size))
             opened.pop_all()
 
+    @keeps_theirs
     def predict(self, inputs: Any, top_k: int = 5, batch_size: int | None = None) -> Any:
         """Return the result for one input, or a list of results for a list of inputs.
 
@@ -154,6 +156,7 @@ class Runner:
         found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
         return found if many else found[0]
 
+    @keeps_theirs
     def embed(self, inputs: Any, batch_size: int | None = None) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 ``(n, dimensions)``, or ``(dimensions,)`` for one input.
 
@@ -164,6 +167,7 @@ class Runner:
         found = self.predict(inputs, batch_size=batch_size)
         return found.vector if isinstance(found, Embedding) else np.stack([each.vector for each in found])
 
+    @keeps_theirs
     def tokenize(self, inputs: Any) -> Any:
         """Return the ``Tokens`` of a text or a pair, or a list of them for a list. ``predict`` takes them in its place.
 
@@ -188,6 +192,7 @@ class Runner:
         outputs = {name: each[0] for name, each in self.signature.of_size(size).unpack(row[None]).items()}
         return self.answers.result(outputs, frame, top_k)
 
+    @keeps_theirs
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the model's output for a batch, ``(n, ...)``; of a model with several a dict of them by name.
 
@@ -249,6 +254,7 @@ class Runner:
         self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
         return self.finite(batch)
 
+    @keeps_theirs
     def load(self, item: Any) -> npt.NDArray[Any]:
         """Return one input of ``predict``, decoded: uint8 pixels, a float32 array, or a row of several inputs.
 

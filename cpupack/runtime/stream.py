@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import rows
 from .errors import InputError, RunnerError
+from .handlers import keeps_theirs
 from .signature import Array, Floats, Signature
 from .tensor_spec import batch_text
 
@@ -45,6 +46,7 @@ class Stream:
         self._one_at_a_time = threading.Lock()
         self._state: dict[str, Array] = {} if state is None else self._checked(state)
 
+    @keeps_theirs
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Return the outputs for the next chunk of each sequence: an array ``(n, ...)``, or a dict of several by name.
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .accuracy import agreement
+from .arrays import array_in
 from .errors import IntegrityError
 from .files import GOLDEN_NAME, UNREADABLE
 from .golden import every, thinned
@@ -99,6 +100,6 @@ def _sqnr(signature: Signature, reference: npt.NDArray[Any], actual: npt.NDArray
 def _read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in ("input", "output", "output_fp32")}
+            return {name: array_in(archive, name) for name in ("input", "output", "output_fp32")}
     except UNREADABLE as error:
         raise IntegrityError(f"cannot read the golden inputs {path}: {error}") from error

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.model.fit import listed
+from cpupack.runtime.arrays import array_in
 from cpupack.runtime.files import UNREADABLE
 from cpupack.runtime.magic import HEAD_BYTES, recognized
 from cpupack.sources.named import only_plain, rows_of_arrays
@@ -106,7 +107,8 @@ def _load(path: Path, names: list[str], request: Request) -> tuple[dict[str, Arr
                 )
             opened.seek(0)
             loaded = np.load(opened, allow_pickle=False)
-            return {key: loaded[key] for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded}, loaded.files
+            found = [key for key in (*names, LABELS_KEY, TARGETS_KEY) if key in loaded]
+            return {key: array_in(loaded, key) for key in found}, loaded.files
     except UNREADABLE as error:
         objects = "Object arrays" in str(error)
         raise CalibrationError(

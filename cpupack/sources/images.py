@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,10 @@ def read(directory: str, request: Request) -> Samples:
         raise CalibrationError(f"{request.spec}: images need [preprocess] in the recipe")
     if not root.is_dir():
         raise CalibrationError(f"{request.spec}: {root} is not a directory", hint="paths are relative to the recipe")
-    files, left_out = _image_files(root)
+    try:
+        files, left_out = _image_files(root)
+    except OSError as error:  # else the images of a folder would be missed without a word
+        raise CalibrationError(f"{request.spec}: {error.filename} cannot be read: {error.strerror or error}") from error
     if not files:
         raise CalibrationError(f"{request.spec}: {root} holds no images", hint=_what_is_there(root))
     _tell_left_out(left_out, request)
@@ -87,12 +90,13 @@ def _targets(
 def _image_files(root: Path) -> tuple[list[str], Counter[str]]:
     """Return the files below ``root`` that have an ending of images, as sorted relative POSIX paths.
 
-    Hidden files and directories are left out. The counter has the endings of all other files.
+    Hidden files and directories are left out. The counter has the endings of all other files. Raises OSError for a
+    directory that cannot be read.
     """
     wanted = suffixes()
     found, seen, left_out = [], set(), Counter[str]()
     # Class folders are often links. A link to a parent directory must not be followed forever.
-    for directory, folders, names in os.walk(root, followlinks=True):
+    for directory, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         real = os.path.realpath(directory)
         if real in seen:
             folders.clear()
@@ -109,6 +113,10 @@ def _image_files(root: Path) -> tuple[list[str], Counter[str]]:
             else:
                 left_out[suffix] += 1
     return sorted(found), left_out
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def _tell_left_out(left_out: Counter[str], request: Request) -> None:

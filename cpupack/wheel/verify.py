@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cpupack.errors import UsageError
+from cpupack.runtime.arrays import array_in
 from cpupack.runtime.engine.program import is_program, read_program
 from cpupack.runtime.engine.program_format import VERSION
 from cpupack.runtime.engine.session import Session
@@ -94,7 +95,7 @@ def _golden_problems(path: Path, manifest: Manifest) -> list[str]:
     name = f"{manifest.import_name}/{GOLDEN_NAME}"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _GOLDEN}
+            arrays = {key: array_in(archive, key) for key in _GOLDEN}
     except UNREADABLE as error:
         return [f"{name}: cannot be read: {error}"]
     problems = []

@@ -9,12 +9,13 @@ import pytest
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec
+from helpers.unreadable import make_unreadable
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra dev")
 
 from cpupack.runtime.batch.lines import Fields, items_of, list_lines, text_files  # noqa: E402 - it imports pyarrow
-from cpupack.runtime.batch.tables import Columns, choose_columns  # noqa: E402 - it imports pyarrow
+from cpupack.runtime.batch.tables import Columns, choose_columns, parquet_files  # noqa: E402 - it imports pyarrow
 from cpupack.runtime.batch.tables import items_of as rows_of  # noqa: E402 - it imports pyarrow
 
 IDS = Signature((TensorSpec("ids", (4,), "int64"), TensorSpec("mask", (4,), "int64")), (OutputSpec("y", (2,)),))
@@ -35,6 +36,17 @@ def test_each_line_is_in_one_shard_once(tmp_path: Path, rows: int) -> None:
     assert [item.read() for item in items] == ["one", "two", "th\u00e9", "four", "five"]
     assert [item.id for item in items] == ["a.txt:1", "a.txt:4", "a.txt:6", "a.txt:7", "b/c.txt:1"]
     assert listing.count == 5
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each input is run once, or the command says which are not."""
+    (tmp_path / "b").mkdir()
+    for name in ("a.txt", "b/c.txt", "b/d.parquet"):
+        (tmp_path / name).write_text("one\n")
+    make_unreadable(monkeypatch, tmp_path / "b")
+    for files_of in (text_files, parquet_files):
+        with pytest.raises(InputError, match="b cannot be read: Permission denied"):
+            files_of(tmp_path)
 
 
 def test_json_lines_say_text_and_id(tmp_path: Path) -> None:

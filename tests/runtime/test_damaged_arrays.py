@@ -55,6 +55,18 @@ def test_a_damaged_head_is_said(tmp_path: Path, reader: str, head: str) -> None:
         read(tmp_path / "a", head)
 
 
+@pytest.mark.parametrize("reader", ["npz", "anchors"])
+def test_a_member_that_is_no_array_is_said(tmp_path: Path, reader: str) -> None:
+    """numpy gives the bytes of a member that does not begin as an array does."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as made:
+        for name in ("anchors", "levels", "top_k", "weights"):
+            made.writestr(f"{name}.npy", b"no array")
+    read, error = {"npz": (read_archive, InputError), "anchors": (read_anchors, IntegrityError)}[reader]
+    with pytest.raises(error, match="is no array"):
+        read(path)
+
+
 def test_a_whole_one_is_read(tmp_path: Path) -> None:
     assert from_path(tmp_path / "a.npy", HEADS[0]).shape == (2, 3)
     assert set(read_archive(archive(tmp_path / "a.npz", HEADS[0], "a", "b"))) == {"a", "b"}

@@ -97,6 +97,9 @@ def test_tensors_and_lists_are_taken_too() -> None:
         ({"ids": None, "age": None}, 'the inputs "ids", "age" are missing'),
         ({"ids": IDS.astype(np.float32)}, 'input "ids": got float32 (2, 4); expected int64 (n, 4)'),
         ({"mask": np.ones((2, 4), np.int64)}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"mask": [[0, 1, 2, 1]] * 2}, 'input "mask": got int64 (2, 4); expected bool (n, 4)'),
+        ({"age": [3, None]}, 'input "age": has null or None where a number is expected'),
+        ({"age": [3, {"x": 1}]}, 'input "age": has dict where a number is expected'),
         ({"age": AGE.astype(np.float64)}, 'input "age": got float64 (2,); expected float32 (n,)'),
         ({"image": IMAGE[0]}, "or uint8 (n, 2, 3, 3); add the batch dimension: image[None]"),
         ({"ids": IDS[:1]}, "the inputs have different numbers of samples: image 2, ids 1, age 2"),
@@ -183,6 +186,11 @@ def test_values_of_a_command_line(tmp_path: Path) -> None:
         assert words in str(caught.value)
     with pytest.raises(InputError, match="given twice"):
         parsed_values(SIGNATURE, ["age=1", "age=2"])
+
+
+def test_a_mask_may_be_a_list_of_zeros_and_ones() -> None:
+    rows = pack(SIGNATURE, given(mask=[[1, 0, 1, 1], [0, 0, 1, 0]]))
+    assert rows[:, 22:26].tolist() == [[1, 0, 1, 1], [0, 0, 1, 0]]
 
 
 def test_files_of_one_input_are_not_enough() -> None:

@@ -129,3 +129,18 @@ def test_json_by_name(server: Served) -> None:
     )
     assert answer.status == 200, answer.body
     assert "pair" in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("request_body", "words"),
+    [
+        ({"inputs": {"ids": [1, 2, 3]}}, 'must be a list with at least one element; one alone goes into "input"; send'),
+        ({"input": {"ids": [1, 2, 3], "gate": "yes"}}, "gate is a string; expected true, false or a list of them"),
+        ({"input": {"ids": [1, 2, None]}}, 'input "ids": has null or None where a number is expected'),
+        ({"input": {"ids": [1, 2, 100], "features": [[1, 2], [3, 4]]}}, "the model takes 0 to 99"),
+    ],
+)
+def test_json_that_does_not_fit_is_explained(server: Served, request_body: dict[str, Any], words: str) -> None:
+    answer = server.ask("POST", "/predict", json.dumps(request_body).encode(), {"Content-Type": "application/json"})
+    assert answer.status == 400
+    assert words in json.loads(answer.body)["error"]

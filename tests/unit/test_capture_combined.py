@@ -97,7 +97,7 @@ def test_complex_turns_of_pairs_are_real_products() -> None:
 def test_other_complex_arithmetic_is_kept() -> None:
     def squared(net: Net, x: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex(net.a(x).reshape(-1, 4, 8, 4, 2))
-        return torch.view_as_real(pairs * pairs).flatten(3)
+        return torch.view_as_real(pairs**2).flatten(3)
 
     assert "view_as_complex.default" in kinds(captured(Net(squared, a=nn.Conv2d(3, 4, 1))))
 

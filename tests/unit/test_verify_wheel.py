@@ -157,6 +157,15 @@ def test_pickles_are_refused_not_run(native: Path, tmp_path: Path) -> None:
         assert not marker.exists()
 
 
+def test_golden_members_that_are_no_arrays_are_named(native: Path, tmp_path: Path) -> None:
+    golden = io.BytesIO()
+    with zipfile.ZipFile(golden, "w") as archive:
+        for name in ("input", "output", "output_fp32"):
+            archive.writestr(f"{name}.npy", b"no array")
+    found = verify_wheel(forge(native, tmp_path / native.name, PACKAGE, {f"{PACKAGE}/golden.npz": golden.getvalue()}))
+    assert found.problems == (f"{PACKAGE}/golden.npz: cannot be read: input is no array",)
+
+
 def test_nothing_of_the_wheel_is_imported(native: Path, tmp_path: Path) -> None:
     evil = b"open('ran', 'w')\n"
     changed = {f"{PACKAGE}/__init__.py": evil, f"{PACKAGE}/_runtime/runner.py": evil}

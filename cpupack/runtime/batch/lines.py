@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..names import printable
+from ..names import files_below, printable
 from ..text.texts import JSON_LINES, decoded, without_answers
 from .shards import Id, Item, Listing, Shard
 
@@ -26,10 +26,13 @@ class Fields:
 
 
 def text_files(source: Path) -> list[Path]:
-    """Return the files of texts that a path names: itself, or those below it, in the order of their paths."""
+    """Return the files of texts that a path names: itself, or those below it, in the order of their paths.
+
+    Raises InputError for a directory that cannot be read.
+    """
     if source.is_file():
         return [source] if source.suffix.lower() in SUFFIXES else []
-    found = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (path for path in files_below(source) if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path for path in found if not any(each[0] in "._" for each in path.relative_to(source).parts))
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError
 from ..files import UNREADABLE
+from ..names import files_below
 from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from ..text.spec import TEXT, TEXT_PAIR
@@ -40,10 +41,14 @@ class Columns:
 
 
 def parquet_files(source: Path) -> list[Path]:
-    """Return the Parquet files that a path names: itself, or those below it, in the order of their paths."""
+    """Return the Parquet files that a path names: itself, or those below it, in the order of their paths.
+
+    Raises InputError for a directory that cannot be read.
+    """
     if source.is_file():
         return [source]
-    return sorted(path for path in source.rglob(f"*{SUFFIX}") if not _hidden(path.relative_to(source)))
+    found = (path for path in files_below(source) if path.suffix == SUFFIX)
+    return sorted(path for path in found if not _hidden(path.relative_to(source)))
 
 
 def list_rows(source: Path, files: Sequence[Path], columns: Columns, rows_per_file: int) -> Listing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..engine.crew import Crew
 from ..engine.pool import InstancePool
 from ..errors import InputError
 from ..manifest import Manifest
+from ..names import files_below
 from ..plan.decide import Plan
 from ..rows import random_engine_input
 from ..signature import signature_of
@@ -167,7 +167,7 @@ class FilePool:
 def list_images(directory: Path, manifest: Manifest) -> list[Path]:
     """Return every file below ``directory`` with an extension that Pillow opens, sorted.
 
-    Raises InputError when it is no directory, holds no image, or the model takes no images.
+    Raises InputError when it is no directory or cannot be read, holds no image, or the model takes no images.
     """
     if manifest.preprocess is None:
         raise InputError(f"--from images:{directory}: {manifest.name} takes arrays, not images")
@@ -176,10 +176,7 @@ def list_images(directory: Path, manifest: Manifest) -> list[Path]:
     Image.init()
     extensions = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found = sorted(
-        Path(folder, name)
-        for folder, _, names in os.walk(directory)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in extensions
+        path for path in files_below(directory) if not path.name.startswith(".") and path.suffix.lower() in extensions
     )
     if not found:
         others = sorted(path.name for path in directory.iterdir())

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..engine import library as native_library
 from ..errors import HostError, InputError
+from ..handlers import raised_by_handler
 from ..host.cpu import machine
 from . import preprocess, resize
 from .preprocess import ImageSource, PreprocessSpec
@@ -115,7 +116,9 @@ def _from_jpeg(data: bytes, spec: PreprocessSpec) -> npt.NDArray[np.uint8] | Non
         return None
     try:
         image = Image.open(io.BytesIO(data))  # the header alone
-    except _UNREADABLE:  # the reference path fails too, and its error names the file
+    except _UNREADABLE as error:  # the reference path fails too, and its error names the file
+        if raised_by_handler(error):
+            raise
         return None
     if image.format != "JPEG" or image.mode not in {"RGB", "L"} or image.width * image.height > preprocess.MAX_PIXELS:
         return None
@@ -146,13 +149,17 @@ def _decode(
             image.draft(None, (image.width // factor, image.height // factor))
         try:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            if raised_by_handler(error):
+                raise
             return None
     try:
         pixels: npt.NDArray[np.uint8] = module.decode_jpeg(
             data, "RGB", min_height=size[0], min_width=size[1], min_factor=factor, buffer=buffer
         )
-    except ValueError:  # damaged: Pillow says how, or decodes what is left
+    except ValueError as error:  # damaged: Pillow says how, or decodes what is left
+        if raised_by_handler(error):
+            raise
         return None
     return pixels
 

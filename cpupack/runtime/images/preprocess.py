@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from ..handlers import raised_by_handler
 from .formats import check_format, not_an_image
 from .paths import path_errors
 from .spec import NAMES
@@ -222,7 +223,9 @@ def orientation(image: Image.Image) -> int:
     """
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except DECODER_ERRORS:
+    except DECODER_ERRORS as error:
+        if raised_by_handler(error):
+            raise
         return 1
     return value if isinstance(value, int) else 1
 
@@ -254,7 +257,9 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """Return an image of which the header is read. What has none is decoded, for the error of that."""
     try:
         return Image.open(io.BytesIO(data))
-    except (*DECODER_ERRORS, Image.DecompressionBombError):
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        if raised_by_handler(error):
+            raise
         return decode_bytes(data, name)
 
 

@@ -93,7 +93,10 @@ def _value(spec: TensorSpec | None, name: str, value: Any, number: int) -> Any:
     if isinstance(value, str):
         if image:
             return _image(value, name, number)
-        raise InputError(f"input {number}: {name} is a string; expected a number or a list of numbers")
+        one = "true, false" if spec is not None and spec.dtype == "bool" else "a number"
+        raise InputError(f"input {number}: {name} is a string; expected {one} or a list of them")
+    if image and not isinstance(value, list):
+        raise InputError(f"input {number}: {name} is an image; expected a string in base64, or its floats as a list")
     if image and isinstance(value, list):
         try:
             return np.asarray(value, np.float32)

@@ -131,7 +131,8 @@ def _from_json(model: ServedModel, value: Any) -> Data:
         raise InputError(f'the JSON must be an object with "{one}" or "{many}" alone; send {_wanted(model)}')
     items = value[many] if many in value else [value[one]]
     if not isinstance(items, list) or not items:
-        raise InputError(f'"{many}" must be a list with at least one element')
+        single = f'; one alone goes into "{one}"' if isinstance(items, dict) else ""
+        raise InputError(f'"{many}" must be a list with at least one element{single}; send {_wanted(model)}')
     if model.takes_text and not all(isinstance(item, dict) for item in items):
         raise InputError(f"the inputs are no objects with the tokens of a text; send {_wanted(model)}")
     if model.named:

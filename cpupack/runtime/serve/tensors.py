@@ -114,8 +114,11 @@ def from_json(data: Any, datatype: str, shape: tuple[int, ...], where: str) -> n
         raise InputError(f"{where}: datatype {datatype} has no JSON form here; send FP32")
     try:
         array = np.array(data)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: data is not a list of numbers, flat or nested evenly: {error}") from None
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{where}: data is not a list of numbers, flat or nested evenly: it has rows of different lengths, or a "
+            "number that is too large"
+        ) from None
     if dtype.kind in "iu" and array.dtype.kind == "f" and (array == np.rint(array)).all() and _exact(array):
         array = array.astype(np.int64)  # 3.0 is a whole number in JSON
     kind = array.dtype.kind

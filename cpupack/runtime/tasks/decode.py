@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import array_in
 from ..errors import IntegrityError
 from ..files import UNREADABLE
 from .boxes import Floats, clipped
@@ -84,12 +85,12 @@ def read_anchors(path: Path) -> Anchors:
     """Read the constants of a detector. Raises IntegrityError."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-            one, two, three, four = found["weights"].tolist()
+            one, two, three, four = array_in(found, "weights").tolist()
             return Anchors(
                 np.asarray(found["anchors"], np.float32),
                 (one, two, three, four),
-                tuple(found["levels"].tolist()),
-                int(found["top_k"].item()),
+                tuple(array_in(found, "levels").tolist()),
+                int(array_in(found, "top_k").item()),
             )
     except UNREADABLE as error:
         raise IntegrityError(f"cannot read the detector's constants {path}: {error}") from error

@@ -19,6 +19,7 @@ from .sizes import Sizes
 from .spec import TokenizerSpec, spec_of
 from .texts import Text, text_of
 
+_LIBRARY_ERRORS = (Exception, TypeError, ValueError, OverflowError)
 Ids = npt.NDArray[np.int64]
 
 
@@ -128,6 +129,8 @@ class Tokenizer:
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the library is no Exception
+            if type(error) not in _LIBRARY_ERRORS and type(error).__name__ != "PanicException":
+                raise  # sent to this thread from outside
             raise InputError(f"the library tokenizers makes no tokens of {what}: {error}") from error
 
     def warn_if_truncated(self, tokens: Sequence[Tokens]) -> None:

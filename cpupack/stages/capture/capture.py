@@ -18,6 +18,7 @@ from cpupack.progress import Progress
 from cpupack.recipe import Recipe
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
+from cpupack.stages.capture.complex_parts import split_complex
 from cpupack.stages.capture.export import Exported, export
 from cpupack.stages.capture.leveling import level_inputs
 from cpupack.stages.capture.naming import name_calls
@@ -102,7 +103,7 @@ def _captured(
 def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
-    exported = export(model.module, batch[:2].clone())
+    exported = split_complex(export(model.module, batch[:2].clone()))
     refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)

@@ -15,11 +15,15 @@ import pytest
 from PIL import Image
 
 from cpupack.artifacts import Samples
-from cpupack.errors import CalibrationError
+from cpupack.comparison.options import image_files
+from cpupack.errors import CalibrationError, UsageError
 from cpupack.lock.names import candidates, written
 from cpupack.recipe.labels import LabelsError, read_labels
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.names import files_below
 from helpers.odd_images import no_images, odd_images
 from helpers.tiny_models import Recorder
+from helpers.unreadable import make_unreadable
 
 Open = Callable[..., Samples]
 
@@ -76,6 +80,28 @@ def test_a_folder_of_heic_alone_says_what_to_do(tmp_path: Path, read: Open) -> N
     with pytest.raises(CalibrationError) as raised:
         read("images:photos")
     assert "convert its pictures to JPEG or PNG" in (raised.value.hint or "")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, read: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its images would be missed without a word, and the rest calibrate or judge the model."""
+    for name in ("one/a.png", "two/b.png"):
+        photo(tmp_path / "photos" / name)
+    make_unreadable(monkeypatch, tmp_path / "photos/two")
+    with pytest.raises(CalibrationError, match="photos/two cannot be read: Permission denied"):
+        read("images:photos", samples=1)
+
+
+def test_a_folder_that_cannot_be_read_is_named_by_other_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one/a.jpg", "two/b.jpg"):
+        photo(tmp_path / name)
+    assert len(image_files(tmp_path)) == len(list(files_below(tmp_path))) == 2
+    make_unreadable(monkeypatch, tmp_path / "two")
+    with pytest.raises(UsageError, match="two cannot be read: Permission denied"):
+        image_files(tmp_path)  # of `compare --end-to-end`
+    with pytest.raises(InputError, match="two cannot be read: Permission denied"):
+        list(files_below(tmp_path))  # of `NAME batch` and `NAME bench`
 
 
 def test_pipes_links_to_nothing_and_circles(tmp_path: Path, read: Open, progress: Recorder) -> None:
@@ -138,6 +164,11 @@ def cut_head(path: Path) -> None:
         archive.writestr("data.npy", file.getvalue().replace(b"(2, 3)", b"(2, (3"))
 
 
+def no_array(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.npy", b"no array")  # numpy gives its bytes
+
+
 @pytest.mark.parametrize(
     ("make", "words", "hint"),
     [
@@ -145,6 +176,7 @@ def cut_head(path: Path) -> None:
         (lambda path: path.write_bytes(pickle.dumps({"data": 1})), "not an archive of numpy", "savez"),
         (lambda path: path.write_text("1,2,3"), "not an archive of numpy", "savez"),
         (lambda path: cut_head(path), "cannot be read as .npz", ""),
+        (lambda path: no_array(path), "data is no array", ""),
         (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "an HDF5 file", "format"),
         (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "pointer of Git LFS", "pull"),
         (lambda path: path.write_text("<!DOCTYPE html>"), "an HTML page", "download"),

@@ -122,6 +122,11 @@ def _product(r: Raiser, left: _Operand, right: _Operand, result: str) -> _Operan
         node = _by_value(r, left, right, result)
     elif right.constant is not None and not both:
         node = _linear(r, left, right, rows, summed, columns, result)
+    elif right.constant is not None:  # the same matrices for each sample, and the samples stay in front
+        front = "".join(each for each in rows if each in left.moving)
+        rest = "".join(each for each in rows if each not in left.moving)
+        one, two = left.grouped(*front, *both, rest, summed), right.grouped(*both, summed, columns)
+        node = _spread(r, r.call(torch.matmul, one, two), left, right, (front + both, rest, columns), result)
     else:
         node = _matrices(r, left, right, (both, rows, summed, columns), result)
     return _Operand(r, node, result, sizes, moving)

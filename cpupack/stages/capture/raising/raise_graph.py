@@ -96,6 +96,9 @@ def _raise(r: Raiser, node: fx.Node) -> None:
     if not isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
         r.made[node] = _kept(r, node)  # a size: only calls that are kept read it
         return
+    if node.target in spectra.FUNCTIONS:
+        r.made[node] = spectra.FUNCTIONS[node.target](r, *node.args)
+        return
     if isinstance(node.target, OpOverload):
         handler = _HANDLERS.get(node.target._schema.name.removeprefix("aten::"))
         if handler is not None and not _is_other_float(node):

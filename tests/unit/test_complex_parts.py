@@ -1,0 +1,100 @@
+"""Fourier transforms and complex arithmetic inside a model become real layers; capture itself compares the answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cpupack import accuracy
+from helpers.captured import Net, captured, random
+from helpers.lowered import needs_kernels
+from helpers.tiny_models import EIGHT_BITS, quantized, recipe, run, samples
+
+SHAPE = (3, 8, 10)
+FILTER = torch.view_as_complex(random(3, 8, 6, 2))
+MIXING = torch.view_as_complex(random(3, 5, 4, 4, 2))
+WINDOW = torch.hann_window(32)
+
+
+def fourier_operator(net: Net, x: torch.Tensor) -> torch.Tensor:
+    """FNO: the lowest frequencies are mixed, all others are zero."""
+    waves = torch.fft.rfft2(x)
+    mixed = torch.zeros(x.shape[0], 5, 8, 6, dtype=torch.cfloat)
+    mixed[:, :, :4, :4] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :4, :4], net.mixing)
+    return torch.fft.irfft2(mixed, s=(8, 10))
+
+
+def auto_correlation(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    waves = torch.fft.rfft(x, dim=2)
+    return torch.fft.irfft(waves * torch.conj(waves), n=8, dim=2)
+
+
+def low_pass(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    waves = torch.fft.fftshift(torch.fft.fft2(x, norm="ortho"), dim=(-2, -1))
+    waves = waves * (torch.arange(8)[:, None] > 2)
+    return torch.fft.ifft2(torch.fft.ifftshift(waves, dim=(-2, -1)), norm="ortho").real
+
+
+def whisper(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    waves = torch.stft(x.flatten(1), 32, 16, window=WINDOW, return_complex=True)
+    return torch.log10((waves[..., :-1].abs() ** 2).clamp(min=1e-4))
+
+
+def by_phase(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    waves = torch.fft.rfft(x)
+    return torch.cat([waves.abs().clamp(min=0.1), torch.polar(waves.abs(), waves.angle()).imag / 2], -1)
+
+
+FORWARDS: dict[str, Any] = {
+    "global filter": lambda net, x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * net.filter, norm="ortho"),
+    "fourier operator": fourier_operator,
+    "auto-correlation": auto_correlation,
+    "low pass": low_pass,
+    "whisper": whisper,
+    "magnitude and phase": by_phase,
+    "mixing tokens": lambda net, x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
+    "of several dimensions": lambda net, x: torch.fft.irfftn(torch.fft.rfftn(x, dim=(1, 2, 3)) * 2, dim=(1, 2, 3)),
+    "cut and filled": lambda net, x: torch.fft.irfft(torch.fft.rfft(x, n=6), n=12),
+    "quotient": lambda net, x: torch.view_as_real(torch.fft.rfft(x) / (torch.fft.rfft(net.p) + 9)).flatten(3),
+    "products with numbers": lambda net, x: (torch.complex(x, x * 2) * (1 - 2j) + 3).imag,
+
+}  # fmt: skip
+
+
+def net(name: str) -> Net:
+    return Net(FORWARDS[name], filter=FILTER, mixing=MIXING, p=random(1, 3, 8, 10))
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_no_call_of_complex_numbers_is_left(name: str) -> None:
+    graph = captured(net(name), SHAPE)
+    called = " ".join(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    assert not any(word in called for word in ("fft", "complex", "stft", "conj"))
+
+
+class Filtered(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.mid, self.b = nn.Conv2d(3, 3, 3, padding=1), net(name), nn.LazyConv2d(8, 3)
+        self.c = nn.Linear(8, 4)
+        self.eval()(torch.zeros(1, *SHAPE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.mid(self.a(x))).relu().mean((2, 3)))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["global filter", "fourier operator", "low pass"])
+@pytest.mark.parametrize("engine", ["native", EIGHT_BITS])
+def test_spectra_are_in_fp32_and_natively(name: str, engine: str) -> None:
+    data = samples(SHAPE)
+    model, int8 = quantized(Filtered(name), engine, spec=recipe(SHAPE), data=data)
+    if engine == "native":
+        assert not any(each.kernel == "aten" for each in int8.layers)
+        transforms = [each for each in int8.layers if each.name.startswith("mid.") and each.kind == "Linear"]
+        assert {each.precision for each in transforms} == {"fp32"}
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 30.0
