@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import re
@@ -16,7 +17,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from helpers.waiting import PATIENCE_S, wait_until
+
+
+def _photo() -> bytes:
+    """Return a JPEG of noise, 600 x 400."""
+    pixels = np.random.default_rng(1).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+PHOTO = _photo()
 
 
 @dataclass
@@ -100,3 +115,11 @@ def serving(package_dir: Path, *options: str, wait: bool = True) -> Iterator[Ser
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def run_serve(package_dir: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command ``serve`` to its end: for what it refuses, and for what it prints."""
+    command = [sys.executable, "-m", package_dir.name, "serve", *options]
+    return subprocess.run(
+        command, cwd=package_dir.parent, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )

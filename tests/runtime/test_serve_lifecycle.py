@@ -5,44 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
-import io
 import json
 import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from cpupack.runtime.errors import InputError
 from cpupack.runtime.manifest import read_manifest
-from cpupack.runtime.serve.tls import tls_context
-from cpupack.runtime.serve.token import has_token
-from helpers.served import Served, serving
+from helpers.served import PHOTO, Served, run_serve, serving
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
 
 MODEL = "tiny-int8"
 HELPERS = Path(__file__).parents[1] / "helpers"
-
-
-def photo(width: int = 600, height: int = 400) -> bytes:
-    pixels = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG")
-    return out.getvalue()
-
-
-PHOTO = photo()
 
 
 class Load:
@@ -82,13 +64,6 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-
-
-def run(package_dir: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", package_dir.name, "serve", *options]
-    return subprocess.run(
-        command, cwd=package_dir.parent, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
 
 
 def test_a_stop_under_load_loses_no_request_that_was_taken(package_dir: Path) -> None:
@@ -165,7 +140,7 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for options in (["--port", port], ["--port", "0", "--grpc-port", port]):
-            found = run(package_dir, *options)
+            found = run_serve(package_dir, *options)
             assert found.returncode == 2, found.stderr
             assert f"127.0.0.1:{port}" in found.stderr
             assert "choose another" in found.stderr
@@ -180,10 +155,10 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
         (["--port", "70000"], 2, "expected a port"),
         (["--port", "9", "--grpc-port", "9"], 2, "HTTP has this port"),
         (["--tls-cert", "c.pem"], 2, "go together"),
-        (["--token-file", "/nonexistent"], 2, "--token-file /nonexistent"),
+        (["--token-file", "/proc/nonexistent"], 2, "--token-file /proc/nonexistent"),
         (["--host", "no.such.host.invalid"], 2, "--host no.such.host.invalid"),
         (["--host", "192.0.2.1"], 2, "choose another --host"),  # an address for documentation, which no host has
-        (["--access-log", "/nonexistent/log"], 2, "--access-log /nonexistent/log"),
+        (["--access-log", "/proc/nonexistent/log"], 2, "--access-log /proc/nonexistent/log"),
         (["--drain", "-1"], 2, "--drain -1"),
         (["--emit", "compose", "--token-file", "t"], 2, "--token-file t"),
     ],
@@ -191,7 +166,8 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
 def test_what_cannot_be_is_said_before_anything_is_served(
     package_dir: Path, options: list[str], code: int, words: str
 ) -> None:
-    found = run(package_dir, "--port", "0", *options) if "--port" not in options else run(package_dir, *options)
+    port = () if "--port" in options else ("--port", "0")
+    found = run_serve(package_dir, *port, *options)
     assert (found.returncode, words in found.stderr) == (code, True), found.stderr
     assert "Traceback" not in found.stderr
 
@@ -206,12 +182,12 @@ def test_a_missing_extra_is_named(package_dir: Path) -> None:
 
 
 def test_the_plan_says_what_the_host_carries(package_dir: Path) -> None:
-    found = run(package_dir, "--plan", "--max-latency-ms", "10000", "--json")
+    found = run_serve(package_dir, "--plan", "--max-latency-ms", "10000", "--json")
     assert found.returncode == 0, found.stderr
     plan = json.loads(found.stdout)
     assert set(plan["carries"]) == {"tensors", "images"}
     assert plan["carries"]["tensors"]["rate_per_s"] >= plan["carries"]["images"]["rate_per_s"] > 0
-    assert run(package_dir, "--plan", "--max-latency-ms", "10000").stdout.startswith(
+    assert run_serve(package_dir, "--plan", "--max-latency-ms", "10000").stdout.startswith(
         "a promise of 10000 ms on this host"
     )
 
@@ -239,120 +215,6 @@ def test_more_load_than_it_carries_is_refused_and_health_still_answers(package_d
         assert (set(load.statuses), load.broken) == ({200, 429}, [])
         assert served.metric('cpupack_refused_total{reason="queue"}') == load.statuses.count(429)
         wait_until(lambda: served.metric("cpupack_held_bytes") == 0)
-
-
-def test_only_who_has_the_token_is_served(package_dir: Path, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text("correct-horse\n")
-    with serving(package_dir, "--token-file", str(token), "--grpc-port", "0") as served:
-        for path in ("/metrics", "/v2", f"/v2/models/{MODEL}", "/openapi.json"):
-            assert served.get(path).status == 401
-            assert served.get(path, Authorization="Bearer wrong-horse").status == 401
-            assert served.get(path, Authorization="Bearer correct-horse").status == 200
-        answer = served.ask("POST", "/predict", PHOTO)
-        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
-        assert served.ask("POST", "/predict", PHOTO, {"Authorization": "Bearer correct-horse"}).status == 200
-        for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
-            assert served.get(path).status == 200
-        _check_grpc_token(served)
-
-
-def _check_grpc_token(served: Served) -> None:
-    import grpc
-
-    from cpupack.runtime.serve.descriptors import SERVICE, messages
-
-    kinds = messages()
-    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        ask = channel.unary_unary(
-            f"/{SERVICE}/ServerMetadata",
-            kinds["ServerMetadataRequest"].SerializeToString,
-            kinds["ServerMetadataResponse"].FromString,
-        )
-        with pytest.raises(grpc.RpcError) as caught:
-            ask(kinds["ServerMetadataRequest"]())
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        found = ask(kinds["ServerMetadataRequest"](), metadata=(("authorization", "Bearer correct-horse"),))
-        assert found.name == "cpupack"
-
-
-def test_over_tls(package_dir: Path, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with serving(package_dir, "--tls-cert", str(cert), "--tls-key", str(key), "--grpc-port", "0") as served:
-        trusting = ssl.create_default_context(cafile=str(cert))
-        with urllib.request.urlopen(f"https://127.0.0.1:{served.port}/v2/health/ready", context=trusting) as answer:
-            assert json.load(answer) == {"ready": True}
-        with pytest.raises((OSError, http.client.HTTPException)):
-            served.get("/v2/health/ready")
-        import grpc
-
-        from cpupack.runtime.serve.descriptors import SERVICE, messages
-
-        kinds = messages()
-        trust = grpc.ssl_channel_credentials(cert.read_bytes())
-        with grpc.secure_channel(f"localhost:{served.grpc_port}", trust) as channel:
-            live = channel.unary_unary(
-                f"/{SERVICE}/ServerLive",
-                kinds["ServerLiveRequest"].SerializeToString,
-                kinds["ServerLiveResponse"].FromString,
-            )
-            assert live(kinds["ServerLiveRequest"]()).live
-
-
-def test_a_certificate_and_a_key_that_do_not_fit_are_named(package_dir: Path, tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    cert, key, other, locked, empty = (tmp_path / name for name in ("cert", "key", "other", "locked", "empty"))
-    for command in (
-        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=a"],
-        ["genrsa", "-out", other, "2048"],
-        ["rsa", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
-    ):
-        subprocess.run(["openssl", *command], check=True, capture_output=True)
-    empty.write_text("")
-    broken = tmp_path / "broken"
-    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    for one, two, words in (
-        (cert, other, f"--tls-key {other} is not the key of the certificate {cert}"),
-        (cert, locked, f"--tls-key {locked} is encrypted"),
-        (cert, cert, f"--tls-key {cert} has no line -----BEGIN PRIVATE KEY"),
-        (key, key, f"--tls-cert {key} has no line -----BEGIN CERTIFICATE"),
-        (cert, empty, f"--tls-key {empty} has no line"),
-        (cert, tmp_path / "none", f"--tls-key {tmp_path / 'none'}: No such file"),
-        (cert, tmp_path, f"--tls-key {tmp_path}: Is a directory"),
-        (broken, key, f"--tls-cert {broken} and --tls-key {key} cannot be used"),
-    ):
-        with pytest.raises(InputError) as caught:
-            tls_context(one, two)
-        assert words in str(caught.value)
-    found = run(package_dir, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(locked))
-    assert (found.returncode, "is encrypted" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        (b"Bearer token-of-mine", True),
-        (b"bearer token-of-mine", True),
-        (b"BEARER  token-of-mine ", True),
-        (b"Bearer Token-of-mine", False),
-        (b"Bearer token-of-min", False),
-        (b"Basic token-of-mine", False),
-        (b"token-of-mine", False),
-        (b"Bearer", False),
-        (b"Bearer \xe9", False),
-        (b"", False),
-    ],
-)
-def test_the_word_before_a_token_has_no_case_and_the_token_has(header: bytes, expected: bool) -> None:
-    assert has_token(header, b"token-of-mine") is expected
 
 
 def test_the_access_log_has_a_line_for_each_request_with_its_trace(package_dir: Path, tmp_path: Path) -> None:
@@ -410,7 +272,7 @@ def test_bodies_that_arrive_together_are_bounded(package_dir: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["systemd", "containerfile", "compose"])
 def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_path: Path) -> None:
-    found = run(package_dir, "--emit", kind, "--max-latency-ms", "50", "--port", "9000", "--access-log", "-")
+    found = run_serve(package_dir, "--emit", kind, "--max-latency-ms", "50", "--port", "9000", "--access-log", "-")
     assert found.returncode == 0, found.stderr
     text = found.stdout
     assert "50" in text

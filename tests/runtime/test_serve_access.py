@@ -1,0 +1,134 @@
+"""Who is served: tokens and certificates."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import ssl
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.serve.tls import tls_context
+from cpupack.runtime.serve.token import has_token
+from helpers.served import PHOTO, Served, run_serve, serving
+
+MODEL = "tiny-int8"
+
+
+def test_only_who_has_the_token_is_served(package_dir: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct-horse\n")
+    with serving(package_dir, "--token-file", str(token), "--grpc-port", "0") as served:
+        for path in ("/metrics", "/v2", f"/v2/models/{MODEL}", "/openapi.json"):
+            assert served.get(path).status == 401
+            assert served.get(path, Authorization="Bearer wrong-horse").status == 401
+            assert served.get(path, Authorization="Bearer correct-horse").status == 200
+        answer = served.ask("POST", "/predict", PHOTO)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert served.ask("POST", "/predict", PHOTO, {"Authorization": "Bearer correct-horse"}).status == 200
+        for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
+            assert served.get(path).status == 200
+        _check_grpc_token(served)
+
+
+def _check_grpc_token(served: Served) -> None:
+    import grpc
+
+    from cpupack.runtime.serve.descriptors import SERVICE, messages
+
+    kinds = messages()
+    with grpc.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+        ask = channel.unary_unary(
+            f"/{SERVICE}/ServerMetadata",
+            kinds["ServerMetadataRequest"].SerializeToString,
+            kinds["ServerMetadataResponse"].FromString,
+        )
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(kinds["ServerMetadataRequest"]())
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        found = ask(kinds["ServerMetadataRequest"](), metadata=(("authorization", "Bearer correct-horse"),))
+        assert found.name == "cpupack"
+
+
+def test_over_tls(package_dir: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with serving(package_dir, "--tls-cert", str(cert), "--tls-key", str(key), "--grpc-port", "0") as served:
+        trusting = ssl.create_default_context(cafile=str(cert))
+        with urllib.request.urlopen(f"https://127.0.0.1:{served.port}/v2/health/ready", context=trusting) as answer:
+            assert json.load(answer) == {"ready": True}
+        with pytest.raises((OSError, http.client.HTTPException)):
+            served.get("/v2/health/ready")
+        import grpc
+
+        from cpupack.runtime.serve.descriptors import SERVICE, messages
+
+        kinds = messages()
+        trust = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(f"localhost:{served.grpc_port}", trust) as channel:
+            live = channel.unary_unary(
+                f"/{SERVICE}/ServerLive",
+                kinds["ServerLiveRequest"].SerializeToString,
+                kinds["ServerLiveResponse"].FromString,
+            )
+            assert live(kinds["ServerLiveRequest"]()).live
+
+
+def test_a_certificate_and_a_key_that_do_not_fit_are_named(package_dir: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key, other, locked, empty = (tmp_path / name for name in ("cert", "key", "other", "locked", "empty"))
+    for command in (
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=a"],
+        ["genrsa", "-out", other, "2048"],
+        ["rsa", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    empty.write_text("")
+    broken = tmp_path / "broken"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for one, two, words in (
+        (cert, other, f"--tls-key {other} is not the key of the certificate {cert}"),
+        (cert, locked, f"--tls-key {locked} is encrypted"),
+        (cert, cert, f"--tls-key {cert} has no line -----BEGIN PRIVATE KEY"),
+        (key, key, f"--tls-cert {key} has no line -----BEGIN CERTIFICATE"),
+        (cert, empty, f"--tls-key {empty} has no line"),
+        (cert, tmp_path / "none", f"--tls-key {tmp_path / 'none'}: No such file"),
+        (cert, tmp_path, f"--tls-key {tmp_path}: Is a directory"),
+        (broken, key, f"--tls-cert {broken} and --tls-key {key} cannot be used"),
+    ):
+        with pytest.raises(InputError) as caught:
+            tls_context(one, two)
+        assert words in str(caught.value)
+    found = run_serve(package_dir, "--port", "0", "--tls-cert", str(cert), "--tls-key", str(locked))
+    assert (found.returncode, "is encrypted" in found.stderr, "Traceback" in found.stderr) == (2, True, False)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (b"Bearer token-of-mine", True),
+        (b"bearer token-of-mine", True),
+        (b"BEARER  token-of-mine ", True),
+        (b"Bearer Token-of-mine", False),
+        (b"Bearer token-of-min", False),
+        (b"Basic token-of-mine", False),
+        (b"token-of-mine", False),
+        (b"Bearer", False),
+        (b"Bearer \xe9", False),
+        (b"", False),
+    ],
+)
+def test_the_word_before_a_token_has_no_case_and_the_token_has(header: bytes, expected: bool) -> None:
+    assert has_token(header, b"token-of-mine") is expected
