@@ -38,20 +38,28 @@ _POOLED = ("Transformer", "Pooling", "Normalize", "Dense", "LayerNorm", "Dropout
 class SentenceEncoder(nn.Module):
     """The modules of a sentence-transformers directory in a row: ids and mask in, embeddings out.
 
-    ``input_ids`` and ``attention_mask`` are int64 ``(n, tokens)``; the result is float32 ``(n, dimensions)``.
+    ``input_ids`` and ``attention_mask`` are int64 ``(n, tokens)``; the result is float32 ``(n, dimensions)``. Poolings
+    that leave the prompt out do not see the first ``prompt_tokens``.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: list[nn.Module], prompt_tokens: int = 0) -> None:
         super().__init__()
         self.steps = nn.Sequential(*modules)
+        self.prompt_tokens = prompt_tokens
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return one embedding for each text."""
         features: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         for step in self.steps:
+            features["attention_mask"] = self._mask_of(step, attention_mask)
             features = step(features)
         found: torch.Tensor = features["sentence_embedding"]
         return found
+
+    def _mask_of(self, step: nn.Module, mask: torch.Tensor) -> torch.Tensor:
+        if not self.prompt_tokens or not _leaves_prompt_out(step):
+            return mask
+        return mask * (torch.arange(mask.shape[1]) >= self.prompt_tokens).to(mask.dtype)
 
 
 def directory_of(loaded: LoadedRecipe) -> Path:
@@ -163,7 +171,22 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             model_kwargs={"attn_implementation": "eager", "dtype": torch.float32},
         )
         modules = list(model.children())
-    return SentenceEncoder(modules)
+        table = loaded.recipe.tokenizer
+        prompt = table.prefix if table is not None else ""
+        hides = bool(prompt) and any(map(_leaves_prompt_out, modules))
+        return SentenceEncoder(modules, _tokens_of(prompt, model.tokenizer) if hides else 0)
+
+
+def _leaves_prompt_out(step: nn.Module) -> bool:
+    """Whether a module is a pooling over the tokens after the prompt alone, as Instructor models have it."""
+    return getattr(step, "include_prompt", True) is False
+
+
+def _tokens_of(prompt: str, tokenizer: Any) -> int:
+    """Return how many tokens a text begins with that begins with a prompt, as the library counts them."""
+    found: list[int] = tokenizer(prompt)["input_ids"]
+    ends = bool(found) and found[-1] in tokenizer.all_special_ids
+    return len(found) - ends
 
 
 def _check_layers(config: Any, source: str) -> None:
@@ -227,9 +250,10 @@ def _explained(what: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the library's bars and advice out of a build's output."""
-    logger = logging.getLogger("transformers")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     bars = importlib.import_module("transformers.utils.logging")
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
@@ -238,6 +262,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
         if shown:
             bars.enable_progress_bar()

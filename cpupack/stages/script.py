@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -223,13 +224,21 @@ def _quiet() -> Iterator[None]:
     """Silence deprecation warnings, and the tracer's warnings about values that become constants.
 
     torch warns about quantized tensors once per process, when the first is created. That may be here. A trace that
-    depends on its example is found by verification, which compares other inputs and batch sizes.
+    depends on its example is found by verification, which compares other inputs and batch sizes. The tracer reads each
+    property of each module: those of transformers warn that they are deprecated, or that a loss is not known.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
-        warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
-        warnings.filterwarnings(
-            "ignore",
-            category=torch.jit.TracerWarning,  # type: ignore[attr-defined]  # public, not in __all__
-        )
-        yield
+    library = logging.getLogger("transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+            warnings.filterwarnings("ignore", message=r"torch\.quantize_per_tensor.*are deprecated")
+            warnings.filterwarnings(
+                "ignore",
+                category=torch.jit.TracerWarning,  # type: ignore[attr-defined]  # public, not in __all__
+            )
+            yield
+    finally:
+        library.setLevel(level)

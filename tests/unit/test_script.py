@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,21 @@ def test_the_fp32_model_is_saved_for_comparison(tmp_path: Path) -> None:
     data = samples(count=5)
     with InstancePool(path, "fbgemm", threads=1, instances=1) as pool:
         np.testing.assert_allclose(pool.run(data.tensor(slice(None))).numpy(), run(model, data), rtol=1e-5, atol=1e-6)
+
+
+class Deprecated(nn.Conv2d):
+    @property
+    def old_name(self) -> int:
+        """Warns, as properties of transformers' models do, and logs."""
+        logging.getLogger("transformers.modeling_utils").warning("not for users of cpupack")
+        warnings.warn("old_name will be removed", FutureWarning, stacklevel=2)
+        return 0
+
+
+def test_the_tracer_reads_properties_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings are errors here."""
+    script_float(float_model(Deprecated(3, 4, 3)), tmp_path / "float.pt")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["class", "in", "None", "größe", "Ellipsis", 'a"b', "a\\b"])

@@ -64,6 +64,23 @@ def test_embeddings_are_those_of_the_library(tmp_path: Path, mode: str, normaliz
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_a_pooling_may_leave_the_prompt_out(tmp_path: Path, mode: str) -> None:
+    """Instructor models pool over the tokens after the prompt alone."""
+    path = write_project(tmp_path, mode=mode)
+    pooling = tmp_path / "model" / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    prompts = {"prompts": {"query": "the big "}, "default_prompt_name": "query"}
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    model = loaded_model(path)
+    sentences = library("sentence_transformers")
+    texts = ["cat", "red dog sleeps"]
+    expected = sentences.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)
+    with torch.inference_mode():
+        found = model.module(rows_of(model, texts)).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_padding_does_not_change_an_embedding(tmp_path: Path) -> None:
     long = loaded_model(write_project(tmp_path / "a", extra="\n[tokenizer]\nmax_length = 12\n"))
     short = loaded_model(write_project(tmp_path / "b", extra="\n[tokenizer]\nmax_length = 5\n"))
