@@ -32,7 +32,11 @@ class Use:
     packs: bool = False
 
 
-_HERE = threading.local()  # ``use``: of the thread that has entered
+class EmptySequenceError(ValueError):
+    """A sequence without a step is packed. torch refuses it; so does ``refusing_empty``, for a model that is tried."""
+
+
+_HERE = threading.local()  # ``use``, ``refuses``: of the thread that has entered
 _LOCK = threading.Lock()
 _ENTERED: list[Callable[[], None]] = []
 """What ends each time that somebody has entered: the last one to leave puts torch's own functions back."""
@@ -51,6 +55,16 @@ def padded_sequences() -> Iterator[Use]:
         _HERE.use = before
         with _LOCK:
             _ENTERED.pop()()
+
+
+@contextmanager
+def refusing_empty() -> Iterator[None]:
+    """Raise EmptySequenceError in this thread for a sequence of length 0, which padded ones otherwise may have."""
+    _HERE.refuses = True
+    try:
+        yield
+    finally:
+        _HERE.refuses = False
 
 
 def _replaced() -> Callable[[], None]:
@@ -105,6 +119,8 @@ def pack(x: torch.Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool)
         return packed
     use.packs = True
     counts = torch.as_tensor(lengths).to(torch.int64)
+    if getattr(_HERE, "refuses", False) and bool((counts < 1).any()):
+        raise EmptySequenceError
     return tuple.__new__(PackedSequence, (x if batch_first else x.transpose(0, 1), counts, None, None))
 
 

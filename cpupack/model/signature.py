@@ -16,7 +16,7 @@ from cpupack.model.arguments import Argument, argument_names
 from cpupack.model.carried import carried_states
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, Taken, blank
-from cpupack.model.packed import padded_sequences
+from cpupack.model.packed import EmptySequenceError, padded_sequences, refusing_empty
 from cpupack.model.states import batch_axes, check_states, with_state_outputs
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
 from cpupack.model.user_code import describe_failure
@@ -211,7 +211,48 @@ def with_vocabularies(module: nn.Module, signature: Signature) -> Signature:
             found.append(dataclasses.replace(spec, vocabulary=largest, vocabularies=columns))
         else:
             found.append(spec)
+    return _with_blanks(module, Signature(tuple(found), signature.outputs))
+
+
+def _with_blanks(module: nn.Module, signature: Signature) -> Signature:
+    """Return the signature with the value of each input that, alone in a sample, makes a packed sequence of length 0.
+
+    Raises RecipeError where that is the input's default.
+    """
+    if not isinstance(module, OneRow) or not module.packs:
+        return signature
+    usual = next((each for each in (1, 2, 3) if not _packs_nothing(module, signature, each)), None)
+    if usual is None:  # the lengths come from something else than single values
+        return signature
+    found = []
+    for place, spec in zip(signature.input_places(), signature.inputs, strict=True):
+        tried = (0.0, 1.0) if spec.state is None else ()
+        refused = next((each for each in tried if _packs_nothing(module, signature, usual, place, each)), None)
+        if refused is not None and spec.default == refused:
+            raise RecipeError(
+                f'[[input]] "{spec.name}": default = {refused:g}, and the model packs its sequences by it; each must '
+                "have a length of at least 1",
+                hint="set a default that leaves a step, or leave it out",
+            )
+        found.append(dataclasses.replace(spec, blank=refused))
     return Signature(tuple(found), signature.outputs)
+
+
+def _packs_nothing(
+    module: nn.Module, signature: Signature, usual: float, place: slice | None = None, value: float = 0.0
+) -> bool:
+    """Whether a sample of ``usual``, but for one input, which is ``value``, packs a sequence of length 0."""
+    row = torch.full_like(blank(signature.inputs, 1), usual)
+    if place is not None:
+        row[:, place] = value
+    try:
+        with torch.no_grad(), refusing_empty():
+            module(row)
+    except EmptySequenceError:
+        return True
+    except Exception:  # noqa: BLE001 - an id beyond a table, a length beyond the steps: nothing is known of this value
+        return place is None
+    return False
 
 
 def _columns(

@@ -107,6 +107,7 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True) -> Arra
     if not len(array):
         raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
     _check_values(spec, array, check_finite=check_finite)
+    _check_blank(spec, array)
     return array
 
 
@@ -179,6 +180,19 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
         _check_ids(spec, array, spec.vocabulary, "")
 
 
+def _check_blank(spec: TensorSpec, array: Array) -> None:
+    """Raise InputError for a sample that leaves a packed sequence no step, as torch itself does."""
+    if spec.blank is None:
+        return
+    blank = (array == spec.blank).reshape(len(array), -1).all(axis=1)
+    if blank.any():
+        what = f"{spec.blank:g}" if spec.size == 1 else f"{spec.blank:g} in every place"
+        raise InputError(
+            f'input "{spec.name}": sample {int(blank.argmax())} has {what}, which makes a sequence without a step; '
+            "the model packs its sequences (pack_padded_sequence), and each must have a length of at least 1"
+        )
+
+
 def _check_ids(spec: TensorSpec, array: Array, vocabulary: int | None, where: str) -> None:
     low, high = (0, vocabulary - 1) if vocabulary is not None else (-LARGEST_EXACT, LARGEST_EXACT)
     if int(array.min()) >= low and int(array.max()) <= high:
@@ -224,7 +238,7 @@ def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -
         mask.reshape(count, -1)[:, 0] = True
         return mask.astype(spec.dtype)
     limits = [each or _SOME_IDS for each in spec.vocabularies] or (spec.vocabulary or _SOME_IDS)
-    return generator.integers(0, limits, shape, dtype=spec.dtype)
+    return generator.integers(spec.least, limits, shape, dtype=spec.dtype)
 
 
 def _takes(signature: Signature) -> str:

@@ -23,7 +23,8 @@ class TensorSpec:
     where any whole number is fine. ``vocabularies`` are those along the last dimension where they differ, as columns of
     a table do; ``vocabulary`` is then the largest. ``pad`` is the value of positions that a sample does not have, at
     the end of the first dimension; None where every sample has all. ``state`` is the output that has the next value of
-    this input, None for an input that is no state.
+    this input, None for an input that is no state. A sample whose values all are ``blank`` leaves a packed sequence no
+    step, which torch refuses: a length of 0, a mask of zeros, ids of padding alone. None where nothing is packed.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TensorSpec:
     pad: float | None = None
     vocabularies: tuple[int | None, ...] = ()
     state: str | None = None
+    blank: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -50,6 +52,11 @@ class TensorSpec:
         return math.prod(self.shape)
 
     @property
+    def least(self) -> int:
+        """The least id: a length, one number for each sample, begins at 1."""
+        return int(self.blank == 0 and self.size == 1)
+
+    @property
     def pixel_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels of the pixels of an image, None for any other input."""
         if self.preprocess is None:
@@ -59,7 +66,8 @@ class TensorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
-        return {
+        blank = {} if self.blank is None else {"blank": self.blank}
+        return blank | {
             "name": self.name,
             "shape": list(self.shape),
             "dtype": self.dtype,
@@ -86,6 +94,7 @@ class TensorSpec:
             raw.get("pad"),
             tuple(raw.get("vocabularies", ())),
             raw.get("state"),
+            raw.get("blank"),
         )
 
 
@@ -123,7 +132,7 @@ def ids_text(spec: TensorSpec) -> str | None:
     if spec.vocabularies:
         largest = ", ".join("any number" if each is None else str(each - 1) for each in spec.vocabularies)
         return f"from 0 to at most [{largest}]"
-    return None if spec.vocabulary is None else f"from 0 to {spec.vocabulary - 1}"
+    return None if spec.vocabulary is None else f"from {spec.least} to {spec.vocabulary - 1}"
 
 
 def default_text(spec: TensorSpec) -> str:

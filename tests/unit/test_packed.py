@@ -13,14 +13,18 @@ from torch import nn
 from torch.nn.utils import rnn
 
 from cpupack.artifacts import FloatModel, QuantizedModel
-from cpupack.errors import ModelError
+from cpupack.errors import ModelError, RecipeError
 from cpupack.graph.native_model import NativeModel
 from cpupack.model.one_row import OneRow
 from cpupack.model.packed import padded_sequences
 from cpupack.pipeline.data import calibration_samples
 from cpupack.progress import SilentProgress
+from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.file import load_recipe
 from cpupack.runtime.engine import library
+from cpupack.runtime.errors import InputError
+from cpupack.runtime.rows import pack, random_rows
+from cpupack.runtime.signature import Signature
 from cpupack.stages.calibrate import calibrate
 from cpupack.stages.capture import capture
 from cpupack.stages.fuse import fuse
@@ -102,18 +106,26 @@ INPUTS = {
 }
 
 
-def made(root: Path, model: str, kwargs: str, tables: str) -> tuple[FloatModel, QuantizedModel]:
+def recipe_of(root: Path, model: str, kwargs: str, tables: str) -> LoadedRecipe:
     (root / "nets.py").write_text(SOURCE, encoding="utf-8")
     np.savez(root / "data.npz", **INPUTS)  # type: ignore[arg-type]  # its stub takes one kind of array
     path = root / "recipe.toml"
     text = f'schema = 1\n[package]\nname = "tiny"\n[model]\nsource = "python:nets.py:{model}"\nweights = "factory"\n'
     text += f'kwargs = {{{kwargs}}}\n{tables}\n[calibration]\nsource = "arrays:data.npz"\nsamples = {COUNT}\n'
     path.write_text(text, encoding="utf-8")
-    loaded, silent = load_recipe(path), SilentProgress()
-    found = load(loaded, silent)
-    samples = calibration_samples(loaded, found, silent)
-    fused = fuse(capture(found, samples, loaded.recipe, silent), loaded.recipe, silent)
-    return found, quantize(calibrate(fused, samples, 8, silent), found.module, loaded.recipe, target("native"))
+    return load_recipe(path)
+
+
+def loaded(root: Path, model: str, kwargs: str, tables: str) -> FloatModel:
+    return load(recipe_of(root, model, kwargs, tables), SilentProgress())
+
+
+def made(root: Path, model: str, kwargs: str, tables: str) -> tuple[FloatModel, QuantizedModel]:
+    given, silent = recipe_of(root, model, kwargs, tables), SilentProgress()
+    found = load(given, silent)
+    samples = calibration_samples(given, found, silent)
+    fused = fuse(capture(found, samples, given.recipe, silent), given.recipe, silent)
+    return found, quantize(calibrate(fused, samples, 8, silent), found.module, given.recipe, target("native"))
 
 
 def run(int8: QuantizedModel, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -211,3 +223,22 @@ def test_torchs_own_functions_come_back_and_other_threads_keep_them() -> None:
         thread.start()
         thread.join()
     assert torchs == sizes() == elsewhere[0] == (2, 5, 4, 7, 3)
+
+
+def test_a_sample_that_leaves_a_packed_sequence_no_step_is_refused(tmp_path: Path) -> None:
+    """torch refuses it too. Without an error the first states would go on, and a mean would be NaN."""
+    lengths = loaded(tmp_path, "Packs", "", SEQUENCES).signature
+    inputs = {"x": INPUTS["x"][:3], "lengths": np.array([6, 0, 2])}
+    assert "lengths int64 (n,) from 1 to 6" in lengths.inputs_text()
+    with pytest.raises(InputError, match=r'input "lengths": sample 1 has 0, .* length of at least 1'):
+        pack(lengths, inputs)
+    assert pack(lengths, {**inputs, "lengths": np.array([6, 1, 2])}).shape == (3, STEPS * 8 + 1)
+    random = random_rows(lengths.inputs, np.random.default_rng(0), 200)[:, -1]
+    assert (random.min(), random.max()) == (1, STEPS)
+    assert Signature.from_dicts(**lengths.to_dicts()) == lengths
+
+    ids = loaded(tmp_path, "OfIds", "", IDS).signature
+    with pytest.raises(InputError, match=r'input "ids": sample 1 has 0 in every place, .* length of at least 1'):
+        pack(ids, {"ids": np.array([[0, 0, 3, 0, 0, 0], [0] * STEPS])})
+    with pytest.raises(RecipeError, match='"lengths": default = 0, and the model packs'):
+        loaded(tmp_path, "Packs", "", f"{SEQUENCES}\ndefault = 0")

@@ -89,7 +89,8 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
         | {
             "sample": [*facts.shape[1:-2], *sides] if -1 in facts.shape[1:] else list(facts.shape[1:]),
             "image": spec.preprocess is not None, "default": spec.default, "ids": ids_text(spec),
-            "vocabulary": spec.vocabulary, "vocabularies": list(spec.vocabularies), "state": spec.state,
+            "vocabulary": spec.vocabulary, "vocabularies": list(spec.vocabularies), "least": spec.least,
+            "state": spec.state,
         }
         for facts, spec in zip(model.inputs, model.signature.inputs, strict=True)
     ]  # fmt: skip

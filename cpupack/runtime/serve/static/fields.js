@@ -17,7 +17,8 @@ function valueOf(one, random, column) {
   if (one.datatype === "BOOL") return Math.random() < 0.5;
   if (one.datatype === "FP32") return Number((Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random())).toFixed(3));
   const below = (one.vocabularies.length ? one.vocabularies[column] : one.vocabulary) || 10;
-  return Math.floor(Math.random() * below);
+  const least = one.least || 0; // a length begins at 1
+  return least + Math.floor(Math.random() * (below - least));
 }
 
 function sample(one, random) {
