@@ -10,7 +10,7 @@ import torch
 
 from cpupack.stages.quantize.native.boxes import append_propose, append_regions
 from helpers.float_nets import EXTREMES, Array, Net, normal
-from helpers.float_reference import exp, f4, fma
+from helpers.float_values import exp, f4, fma
 
 _GROWTH = np.float32(math.log(1000.0 / 16))
 

@@ -13,6 +13,7 @@ from cpupack.stages.quantize.native.floats import Floats
 from cpupack.stages.quantize.native.program import Buffer, Program
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View, Windows
 from helpers import float_reference as reference
+from helpers import float_values as of_values
 
 Array = np.ndarray[Any, Any]
 
@@ -73,7 +74,7 @@ def functions() -> Net:
         code = [Instruction(function, number=0.37)]
         net.result(
             net.floats.map(net.floats.like(view), view, Fixed(torch.from_numpy(other)), code),
-            reference.run(code, x, np.broadcast_to(other, x.shape)),
+            of_values.run(code, x, np.broadcast_to(other, x.shape)),
         )
     return net
 
@@ -256,7 +257,7 @@ def codes(channels: int) -> Net:
         number = net.program.add_buffer(buffer)
         net.floats.quantize(each, number)
         with np.errstate(over="ignore"):
-            rounded = np.clip(np.rint(reference.fma(values, np.float32(1.0 / buffer.scale), np.float32(zero))), 0, 255)
+            rounded = np.clip(np.rint(of_values.fma(values, np.float32(1.0 / buffer.scale), np.float32(zero))), 0, 255)
         assert scale == np.float32(1.0 / buffer.scale)
         back = (rounded.astype(np.float32) - np.float32(zero)) * np.float32(0.31)
         net.result(net.floats.dequantize(number), back)

@@ -9,7 +9,7 @@ import torch
 
 from cpupack.graph.weight_grid import LARGEST_CODE, weight_scales
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, rounded
-from helpers.float_reference import Array, chain, f4, fma
+from helpers.float_values import Array, chain, f4, fma
 
 _P = (1.3354692463e-8, 2.0609108105e-5, 3.4955898300e-3, 1.3381026685e-1, 1.0)
 _Q = (7.7765719195e-7, 3.2856376492e-4, 2.5876989588e-2, 4.6714341640e-1, 1.0)

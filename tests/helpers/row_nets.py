@@ -11,6 +11,7 @@ from cpupack.stages.quantize.native.heads import Heads, append_heads
 from cpupack.stages.quantize.native.row_codes import Listed, RowNorm, append_codes, append_linear
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, View
 from helpers import float_reference as reference
+from helpers import float_values as of_values
 from helpers.float_nets import Net, normal
 
 
@@ -31,7 +32,7 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
         Function.AT_LEAST, Function.GELU, Function.GELU_TANH, Function.GELU_NEAR, Function.GELU_TANH_NEAR,
     ):  # fmt: skip
         one = [Instruction(function)]
-        net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=one), reference.run(one, plain))
+        net.result(append_linear(net.floats, codes, weights, scales, bias, instructions=one), of_values.run(one, plain))
     add, added = [Instruction(Function.ADD)], [Instruction(Function.ADD, 0, 1, 0)]
     mixed = [
         Instruction(Function.COPY, 2, 0),
@@ -40,7 +41,7 @@ def linear(rows: int, length: int, columns: int, *, scale: float = 3.0) -> Net:
     ]
     for code in (add, added, mixed):
         found = append_linear(net.floats, codes, weights, scales, bias, instructions=code, second=second)
-        net.result(found, reference.run(code, plain, others[:, :, columns:]))
+        net.result(found, of_values.run(code, plain, others[:, :, columns:]))
     apart = net.floats.side_by_side(view.permuted((1, 0))).permuted((1, 0))
     net.result(append_linear(net.floats, append_codes(net.floats, apart), weights, scales, bias), plain)
     gain, shift = normal(length, seed=7), normal(length, seed=8)
@@ -94,7 +95,7 @@ def listed(rows: int, length: int, columns: int) -> Net:
         found = append_linear(
             net.floats, codes, weights, scales, bias, instructions=code, second=second, places=list_of
         )
-        net.result(found, reference.run(code, moved, others[:, :, columns:]))
+        net.result(found, of_values.run(code, moved, others[:, :, columns:]))
     return net
 
 

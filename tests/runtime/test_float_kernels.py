@@ -16,7 +16,7 @@ from cpupack.layers.native import codes_after
 from cpupack.runtime.engine import library
 from cpupack.stages.quantize.native.walks import Function, Instruction, Windows
 from helpers import float_reference as reference
-from helpers import kernel_process, native_reference
+from helpers import float_values, kernel_process, native_reference
 from helpers.box_nets import proposals, regions
 from helpers.damage_seeds import damage_seeds
 from helpers.float_nets import (
@@ -176,7 +176,7 @@ def test_the_reference_itself_is_the_function(
 ) -> None:
     x = np.linspace(low, high, 20001).astype(np.float32)
     expected = exact(x.astype(np.float64))
-    found = reference.run([Instruction(function)], x)
+    found = float_values.run([Instruction(function)], x)
     assert np.abs(found / np.where(expected == 0, 1, expected) - (expected != 0)).max() < bound
 
 
@@ -186,10 +186,10 @@ def test_a_sine_is_that_of_its_float32_angle(
     function: Function, exact: Callable[[Array], Array], largest: float
 ) -> None:
     x = np.linspace(-largest, largest, 40001).astype(np.float32)
-    found = reference.run([Instruction(function)], x)
+    found = float_values.run([Instruction(function)], x)
     assert np.abs(found - exact(x.astype(np.float64))).max() < 2e-7
     beyond = np.array([1.7e6, -1e30, np.inf, np.nan], np.float32)
-    assert np.isnan(reference.run([Instruction(function)], beyond)).all()
+    assert np.isnan(float_values.run([Instruction(function)], beyond)).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -225,11 +225,11 @@ def test_gelu_is_the_function(function: Function, approximate: str) -> None:
     exact = torch.nn.functional.gelu(torch.from_numpy(x.astype(np.float64)), approximate=approximate).numpy()
     exact = np.nan_to_num(exact, nan=0.0)
     with np.errstate(all="ignore"):
-        found = reference.run([Instruction(function)], x)
+        found = float_values.run([Instruction(function)], x)
     assert (np.abs(found - exact) <= 1e-6 + 3e-7 * np.abs(exact)).all()
     near = {Function.GELU: Function.GELU_NEAR, Function.GELU_TANH: Function.GELU_TANH_NEAR}[function]
     with np.errstate(all="ignore"):
-        found = np.nan_to_num(reference.run([Instruction(near)], x), nan=0.0)  # of what is infinite
+        found = np.nan_to_num(float_values.run([Instruction(near)], x), nan=0.0)  # of what is infinite
     assert (np.abs(found - exact) <= 2e-4 + 3e-7 * np.abs(exact)).all()
     assert (found[x < -4.0] == 0.0).all()
 
@@ -251,7 +251,7 @@ def test_lesser_instruction_sets_give_the_same_bytes(isa: str) -> None:
 def test_a_layers_values_can_be_seen() -> None:
     net = Net(normal(3, 35))
     view, x = net.view((5, 7))
-    net.result(net.floats.map(net.floats.like(view), view, None, [Instruction(Function.TANH)]), reference.tanh(x))
+    net.result(net.floats.map(net.floats.like(view), view, None, [Instruction(Function.TANH)]), float_values.tanh(x))
     inputs, program = net.tensors()
     seen = codes_after(program, inputs, 1, (1, 35, 4)).reshape(3, -1).view(np.float32)
     same_bytes(seen, net.expected[0])

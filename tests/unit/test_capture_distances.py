@@ -18,7 +18,6 @@ from helpers.captured import Net
 from helpers.lowered import needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
 
-TWO = {"a": nn.Linear(12, 8), "b": nn.Linear(12, 8)}
 PROTOTYPES = torch.linspace(-1.0, 1.0, 24).reshape(3, 8)
 PAIRS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "cosine": lambda net, x: F.cosine_similarity(net.a(x), net.b(x))[:, None],
@@ -33,7 +32,7 @@ PAIRS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_likenesses_run_natively(name: str) -> None:
     torch.manual_seed(0)
-    net = Net(PAIRS[name], **TWO, prototypes=PROTOTYPES)
+    net = Net(PAIRS[name], a=nn.Linear(12, 8), b=nn.Linear(12, 8), prototypes=PROTOTYPES)
     model, int8 = quantized(net, "native", spec=recipe((12,)))
     assert isinstance(int8.module, NativeModel)
     data = samples((12,), seed=1)
