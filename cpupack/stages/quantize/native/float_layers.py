@@ -18,6 +18,7 @@ from cpupack.stages.quantize.native.calls import pair, shape_of, triple
 from cpupack.stages.quantize.native.filters import bias_of
 from cpupack.stages.quantize.native.float_functions import of_module
 from cpupack.stages.quantize.native.float_resampling import average
+from cpupack.stages.quantize.native.transforms import layer_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View, Windows
 
 LONGEST_WINDOW = (1280 * 1024) // 4 - 64 * 1024
@@ -51,8 +52,7 @@ def _linear(b: Builder, node: fx.Node, layer: nn.Linear) -> View:
     view = b.floats.view(as_floats(b, node.all_input_nodes[0], node))
     one = len(view.shape) == 1
     rows = View(view.buffer, (1, *view.shape), (0, *view.steps), view.first) if one else view
-    weight = layer.weight.detach().t().contiguous()
-    found = b.floats.multiply(rows, Fixed(weight), bias=_floats(bias_of(layer)))
+    found = _product(b, rows, layer.weight.detach(), layer)
     return View(found.buffer, found.shape[1:], found.steps[1:], found.first) if one else found
 
 
@@ -109,9 +109,15 @@ def _frames(b: Builder, view: View, count: int, layer: nn.Conv1d) -> View:
     step = view.steps[2]
     steps = int(layer.stride[0]) * step, int(layer.dilation[0]) * step
     rows = View(view.buffer, (count, layer.kernel_size[0]), steps, view.first)
-    weight = layer.weight.detach()[:, 0].t().contiguous()
-    found = b.floats.multiply(rows, Fixed(weight), bias=_floats(bias_of(layer)))
-    return found.permuted((1, 0))
+    return _product(b, rows, layer.weight.detach()[:, 0], layer).permuted((1, 0))
+
+
+def _product(b: Builder, rows: View, weight: torch.Tensor, layer: nn.Linear | nn.Conv1d) -> View:
+    """Append the product of rows with a layer's weights ``(outputs, inputs)``."""
+    found = layer_of(b.floats, rows, weight) if layer.bias is None else None
+    if found is not None:
+        return found
+    return b.floats.multiply(rows, Fixed(weight.t().contiguous()), bias=_floats(bias_of(layer)))
 
 
 def max_pool(b: Builder, node: fx.Node) -> View:
