@@ -20,8 +20,8 @@ from helpers.tiny_wheel import LABELS, TinyWheel
 
 pytestmark = [pytest.mark.slow, needs_kernels]
 
-NUMPYS = {"1.26": ("3.10", "3.11", "3.12"), "2": SUPPORTED}
-"""The versions of numpy that wheels are for, and the Pythons that they have binaries for."""
+NUMPYS = {"1.26": ("3.10", "3.12"), "2": SUPPORTED}
+"""The versions of numpy that wheels are for, and the Pythons that they have binaries for: the ends, for 1.26."""
 
 
 @pytest.fixture(scope="module")
