@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from cpupack.errors import UsageError
 from cpupack.runtime.files import BUILD_NAME, RECIPE_NAME
 from cpupack.wheel import build_charts as charts
 from cpupack.wheel.facts import megabytes, plan_text, scaled
-from cpupack.wheel.foreign import facts_of, unreadable
+from cpupack.wheel.foreign import facts_of, read_json, unreadable
 from cpupack.wheel.inspect import Inspection, inspect
 from cpupack.wheel.layers import percent, slowest_first
 
@@ -202,7 +201,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _json(path: Path, archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(archive.read(name).decode("utf-8"))
+        found = read_json(archive.read(name))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: {name} is not JSON: {error}", hint="build it again") from error
     if not isinstance(found, dict):

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cpupack.errors import UsageError
+
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What code raises that meets facts of another form than it expects."""
+
+
+def read_json(data: bytes) -> Any:
+    """Return what JSON in UTF-8 holds.
+
+    Raises ValueError or RecursionError for what is none, and for text that no file can hold: half of a surrogate pair.
+    """
+    found = json.loads(data.decode("utf-8"))
+    if b"\\u" in data:  # only so can it be written
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 @contextmanager
@@ -14,7 +30,7 @@ def facts_of(wheel: Path) -> Iterator[None]:
     """Read facts of ``wheel`` in a block: raises UsageError where they are not of the form that cpupack writes."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise unreadable(wheel, error) from error
 
 

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import lzma
 import struct
 import zipfile
@@ -25,6 +24,7 @@ from cpupack.runtime.errors import IntegrityError
 from cpupack.runtime.files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
 from cpupack.runtime.manifest import Manifest, parse_manifest
 from cpupack.wheel.facts import fact_rows, megabytes
+from cpupack.wheel.foreign import MALFORMED, read_json
 from cpupack.wheel.limits import name_problems, refusal
 
 _CHUNK_BYTES = 1 << 20
@@ -177,11 +177,12 @@ def _manifest(path: Path, archive: zipfile.ZipFile, package: str) -> tuple[Manif
     measured, problems = None, []
     if facts_name in archive.namelist():
         try:
-            facts = json.loads(archive.read(facts_name))
+            facts = read_json(archive.read(facts_name))
             measured = facts.get("measured") if isinstance(facts, dict) else None
         except (ValueError, RecursionError) as error:  # JSON and UTF-8
             problems.append(f"{facts_name}: cannot be read: {error}")
     try:
+        read_json(archive.read(name))
         text = archive.read(name).decode("utf-8")
         try:
             return parse_manifest(text, f"{path}: {name}", measured, later=True), problems
@@ -213,7 +214,7 @@ def _root_problems(path: Path, archive: zipfile.ZipFile, package: str) -> list[s
 def _facts(path: Path, manifest: Manifest) -> tuple[tuple[str, str], ...]:
     try:
         return tuple(fact_rows(manifest))
-    except (KeyError, TypeError, ValueError, ArithmeticError, IntegrityError) as error:
+    except (*MALFORMED, IntegrityError) as error:
         made_by = manifest.build.get("cpupack")
         if _is_later(made_by):  # its hashes and its signature count, whatever it says of itself
             return (("Facts", f"not shown: this is cpupack {__version__}, and cpupack {made_by} wrote them ({error})"),)

@@ -297,7 +297,7 @@ def test_forged_models_are_taken_or_refused(native: Path, tmp_path: Path, data: 
 
 ODD: list[object] = [
     *(None, True, 0, -1, 2**63, 10**30, 1e308, float("nan")),
-    *("", "x", "\0", "../../up", "/root/x", "a\nRUN b", [], {}, [1], {"a": 1}),
+    *("", "x", "\0", "../../up", "/root/x", "a\nRUN b", "\ud800", [], {}, [1], {"a": 1}, 3.5),
 ]
 
 
@@ -335,6 +335,27 @@ def test_forged_facts_are_read_or_refused(
     (other,) = root.parent.iterdir()
     assert other == root
     assert {path.name for path in root.parent.parent.iterdir()} == {"a"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "report"])
+@pytest.mark.parametrize("value", ["\ud800", 3.5, None, {}])  # the first is text that no file can hold
+@pytest.mark.parametrize("name", ["manifest.json", "build.json"])
+def test_forged_texts_are_read_or_refused(
+    native: Path, tmp_path: Path, name: str, value: object, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(native) as archive:
+        facts = json.loads(archive.read(f"{PACKAGE}/{name}"))
+    if name == "manifest.json":
+        facts["model"]["source"] = value
+    else:
+        facts["note"] = value  # read whole, whatever is looked at
+    wheel = forge(native, tmp_path / native.name, PACKAGE, {f"{PACKAGE}/{name}": json.dumps(facts).encode()})
+    with pytest.raises(SystemExit) as left:
+        main([command, str(wheel)])
+    assert left.value.code != 1
+    if value == "\ud800":
+        assert left.value.code != 0
+        assert "surrogates not allowed" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("key", ["name", "version", "import_name"])
