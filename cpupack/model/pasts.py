@@ -91,13 +91,14 @@ def pasts_of(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[tor
         run(tensors)
     if not once.seen:
         return []
-    batch = len(tensors[0])
+    batch, runs_longer = len(tensors[0]), False
     for axis in range(1, max(each.ndim for each in tensors)):
         try:
             with Pasts() as twice:
                 run([torch.cat([each, each], axis) if each.ndim > axis else each for each in tensors])
         except Exception:  # noqa: BLE001, S112 - user code on a shape that it may not take
             continue
+        runs_longer = True
         if len(twice.seen) != len(once.seen):
             continue
         grown = [
@@ -107,7 +108,7 @@ def pasts_of(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[tor
         ]
         if grown:
             return [Past(number, (f"past_{place}",), _without_batch(one)) for place, (number, one) in enumerate(grown)]
-    if any(one.shape[0] == batch for one in once.seen) and not _runs_longer(run, tensors):
+    if any(one.shape[0] == batch for one in once.seen) and not runs_longer:
         raise ModelError(
             f"[model] stream: {source} pads on one side, and runs on chunks of one length alone, so nobody knows "
             "whether it pads steps",
@@ -115,16 +116,6 @@ def pasts_of(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[tor
             '[[input]] state = "..."',
         )
     return []
-
-
-def _runs_longer(run: Callable[[Sequence[torch.Tensor]], Any], tensors: Sequence[torch.Tensor]) -> bool:
-    for axis in range(1, max(each.ndim for each in tensors)):
-        try:
-            run([torch.cat([each, each], axis) if each.ndim > axis else each for each in tensors])
-        except Exception:  # noqa: BLE001, S112 - user code on a shape that it may not take
-            continue
-        return True
-    return False
 
 
 def _without_batch(padding: Padding) -> tuple[int, ...]:

@@ -23,9 +23,9 @@ class Quantize(Table):
 
     mode: Literal["auto", "static", "dynamic"] = "auto"
     """``static`` takes activation ranges from the calibration data. ``dynamic`` measures them at run time, for linear
-    and recurrent layers; other layers stay FP32. ``auto`` does as ``static``, but
-    the native engine measures both forms of the linear layers of transformers on calibration data, and a layer has its
-    ranges measured at run time, for each token, where that loses less."""
+    and recurrent layers; other layers stay FP32. ``auto`` does as ``static``, but the native engine measures both forms
+    of the linear layers of transformers on calibration data, and a layer has its ranges measured at run time, for each
+    token, where that loses less."""
     static: list[Text] = []
     """Names of modules: their linear layers take ranges from the calibration data, whatever ``mode`` would do. Only the
     native engine can do so."""

@@ -13,14 +13,14 @@ from cpupack.graph.fourier import Transform, fourier, stft_parts, transform
 from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
 
 _ATEN = torch.ops.aten
-_READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _ATEN.imag.default}
+READERS = {_ATEN.abs.default, _ATEN.view_as_real.default, _ATEN.real.default, _ATEN.imag.default}
 """What may read complex values: others keep the call as torch's."""
 
 
 def _stft(r: Raiser, a: dict[str, Any]) -> fx.Node:
     length = a["n_fft"]
     aligned = a.get("align_to_window")  # not in every torch
-    if len(r.shape(a["self"])) != 2 or aligned or not set(_targets(r.node)) <= _READERS:
+    if len(r.shape(a["self"])) != 2 or aligned or not set(_targets(r.node)) <= READERS:
         raise NotRaised
     how = a["hop_length"] or length // 4, a["win_length"] or length, bool(a["normalized"]), a["onesided"] is not False
     return short_transform(r, a["self"], a["window"], length, *how)
