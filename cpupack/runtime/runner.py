@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
-from .arrays import load_array, require_finite
+from .arrays import load_array, of_tensor, require_finite
 from .decoding import Decoders, together
 from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
@@ -217,7 +217,7 @@ class Runner:
         if self.signature.takes_rows:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
-            batch = self._only(torch, *given.values())
+            batch = self._only(*given.values())
         result = self.signature.of_size(self._feed.image_size(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
@@ -240,15 +240,12 @@ class Runner:
             if batch.dtype != np.float32 or batch.shape[1:] != expected or batch.ndim != 2:
                 raise InputError(f"got {batch.dtype} {batch.shape}; expected rows, float32 (n, {expected[0]})")
             return self._spread.outputs(self.finite(batch))
-        return self._spread.outputs(self._only(None, batch))
+        return self._spread.outputs(self._only(batch))
 
-    def _only(self, torch: Any, batch: Any = None) -> npt.NDArray[Any]:
+    def _only(self, batch: Any = None) -> npt.NDArray[Any]:
         """Return the only input as an array, checked."""
-        if torch is not None and isinstance(batch, torch.Tensor):
-            if batch.layout != torch.strided:
-                raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
-            self.check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
-            return self.finite(batch.detach().cpu().numpy())
+        if (tensor := of_tensor(batch, "")) is not None:
+            batch = tensor
         if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
         self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
