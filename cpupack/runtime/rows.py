@@ -106,7 +106,7 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True) -> Arra
     if not len(array):
         raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
     _check_values(spec, array, check_finite=check_finite)
-    _check_blank(spec, array)
+    check_blank(spec, array)
     return array
 
 
@@ -195,7 +195,7 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
         _check_ids(spec, array, spec.vocabulary, "")
 
 
-def _check_blank(spec: TensorSpec, array: Array) -> None:
+def check_blank(spec: TensorSpec, array: Array) -> None:
     """Raise InputError for a sample that leaves a packed sequence no step, as torch itself does."""
     if spec.blank is None:
         return

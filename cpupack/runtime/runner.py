@@ -267,7 +267,9 @@ class Runner:
             return self._load_pixels(item)
         shape = self.manifest.input_shape
         if self.sizes is None:
-            return load_array(item, shape, check_finite=self._check_finite)
+            sample = load_array(item, shape, check_finite=self._check_finite)
+            rows.check_blank(self.signature.inputs[0], sample[None])
+            return sample
         found = load_array(item, None, check_finite=self._check_finite)
         self.check_batch(str(found.dtype), (1, *found.shape))
         return found
@@ -363,9 +365,11 @@ class Runner:
         )
 
     def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold."""
+        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold, or no step."""
         if self._check_finite and batch.dtype == np.float32:
             require_finite(batch)
+        if not self.signature.takes_rows:
+            rows.check_blank(self.signature.inputs[0], batch)
         return batch
 
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
