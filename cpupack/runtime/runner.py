@@ -291,7 +291,10 @@ class Runner:
             raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
 
     def _check_open(self, sizes: OpenSizes, dtype: str, shape: tuple[int, ...]) -> None:
-        """Raise InputError for a batch of images of a size that the model does not take."""
+        """Raise InputError for a batch of images or sequences of a size that the model does not take."""
+        if not sizes.is_image:
+            sizes.check(dtype, shape)
+            return
         channels = self.manifest.input_shape[0]
         forms = {"float32": (f"float32 (n, {channels}, height, width)", 2)}
         if self._spec is not None:
