@@ -48,8 +48,8 @@ is measured after NNCF's quantization and as it comes, in BF16 with AMX and else
 programs ran too, so times are too long there; the ratios are those of interleaved rounds.
 
 "amx, vnni at most" is a CPU with AMX where cpupack and oneDNN used VNNI at most (`CPUPACK_ISA=vnni`,
-`ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`). ONNX Runtime cannot be told so. OpenVINO is left out there: limited in this way it
-took 37 to 147 times as long as cpupack, which is not its best.
+`ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI`). ONNX Runtime cannot be told so. OpenVINO is left out there: limited in this way
+it took 37 to 147 times as long as cpupack, which is not its best.
 """
 
 
