@@ -43,6 +43,21 @@ CONVOLUTIONS = {
     ),
     "1x1 stride, many channels": ((3, 13, 14, 200), (70, 200, 1, 1), {"stride": 2}),
     "3x3 dilated": ((1, 12, 12, 10), (33, 10, 3, 3), {"dilation": 2, "pad": (2, 2), "fill": 1}),
+    "3x3 that reaches past the image": (
+        (2, 9, 33, 20),
+        (40, 20, 3, 3),
+        {"dilation": 12, "pad": (12, 12), "fill": 77, "table": TABLE},
+    ),
+    "3x3 that reaches past a larger image": (
+        (3, 17, 21, 70),
+        (33, 70, 3, 3),
+        {"dilation": 9, "pad": (9, 9), "fill": 255, "low": 30, "high": 200},
+    ),
+    "5x5 dilated": ((1, 11, 19, 12), (16, 12, 5, 5), {"dilation": 5, "pad": (10, 10), "fill": 3}),
+    "3x1 dilated": ((3, 5, 7, 12), (20, 12, 3, 1), {"dilation": 4, "pad": (4, 0), "fill": 200}),
+    "1x3 dilated": ((3, 5, 40, 12), (20, 12, 1, 3), {"dilation": 17, "pad": (0, 17), "fill": 200}),
+    "3x3 dilated, more padding than image": ((2, 2, 2, 8), (8, 8, 3, 3), {"dilation": 5, "pad": (9, 9), "fill": 60}),
+    "3x3 dilated, few pixels of many": ((5, 1, 1, 130), (70, 130, 3, 3), {"dilation": 6, "pad": (6, 6), "fill": 9}),
     "3x3 without padding": ((2, 6, 6, 67), (31, 67, 3, 3), {}),
     "7x7 stride of four channels": ((2, 17, 15, 4), (64, 4, 7, 7), {"stride": 2, "pad": (3, 3), "fill": 114}),
     "7x7 stride of three channels": ((1, 23, 23, 3), (32, 3, 7, 7), {"stride": 4, "pad": (3, 3), "fill": 128}),
@@ -185,9 +200,9 @@ def largest_sums(channels: int) -> Reference:
     return net
 
 
-def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127) -> Reference:
+def residual(channels: int, *, table: bool, groups: int = 1, largest: int = 127, dilation: int = 1) -> Reference:
     net = Reference(pixels(2, 6, 7, channels))
-    how = {"pad": (1, 1), "fill": 12, "groups": groups}
+    how = {"pad": (dilation, dilation), "dilation": dilation, "fill": 12, "groups": groups}
     filters = (channels, channels // groups, 3, 3)
     first, second = (weights(*filters, seed=seed).clip(-largest, largest) for seed in (1, 3))
     one = net.conv(0, first, **how)
@@ -347,7 +362,10 @@ NETS: dict[str, Callable[[], Reference]] = {
     },
     **{
         f"{name}, with zeros {seed}": lambda name=name, seed=seed: sparse(name, seed)
-        for name in ("1x1 dense", "3x3", "7x7 stride of four channels", "many weights", "groups of 24")
+        for name in (
+            *("1x1 dense", "3x3", "3x3 that reaches past the image", "7x7 stride of four channels"),
+            *("many weights", "groups of 24"),
+        )
         for seed in range(3)
     },
     "winograd": lambda: winograd((2, 8, 6, 32), 32),
@@ -367,6 +385,7 @@ NETS: dict[str, Callable[[], Reference]] = {
     "inputs in two parts": lambda: many_inputs(170_000, 30, floats=False),
     "residual": lambda: residual(40, table=False),
     "residual and table": lambda: residual(33, table=True),
+    "residual that reaches past the image": lambda: residual(33, table=True, dilation=4),
     **{
         f"residual of {channels}{' and table' if table else ''}, up to {largest}": (
             lambda channels=channels, table=table, largest=largest: residual(channels, table=table, largest=largest)

@@ -58,6 +58,7 @@ def test_each_layer_leaves_what_plain_arithmetic_gives(name: str) -> None:
     "name",
     [
         "3x3",
+        "3x3 that reaches past a larger image",
         "depthwise 5x5 stride",
         "residual and table",
         "pools",
