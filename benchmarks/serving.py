@@ -10,7 +10,8 @@ is this process, at a higher priority where that is allowed. It is open-loop: re
 latency counts from there.
 
 ``goodput``   rates of ``--rates``; how many answers come within ``--within-ms``, for each of ``--servers``
-``cpu``       CPU time of the server a request, beside that of the same calls without a server
+``cpu``       CPU time of the server a request, beside that of the same calls without a server; with the wheels of
+              ``tiny/tiny16.toml`` and ``tiny/tiny224.toml``
 ``jpeg``      JPEG bodies as fast as the server takes them, beside ``bench --from images:DIR``
 ``quiet``     latency at ``--rates``, beside ``runner(...)`` called at the same times
 ``overload``  the rates of ``--rates`` one after the other, then a burst: promise, refusals, memory, predicted waits

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cpupack.errors import RecipeError
 from cpupack.recipe.places import NoPlaceError, located
@@ -170,7 +170,7 @@ def _inputs(
             "inputs are",
             hint="describe each input by an [[input]] table, or an image by [model] input_shape",
         )
-    shape: list[int | Literal["height", "width"]] = [tokenizer.max_length]
+    shape: list[int | str] = [tokenizer.max_length]
     found = [
         Input(name="input_ids", shape=shape, dtype="int64"),
         Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2),
