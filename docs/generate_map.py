@@ -88,6 +88,7 @@ RUNTIME: Groups = (
             "extras",
             "files",
             "golden",
+            "callers",
             "handlers",
             "magic",
             "names",
