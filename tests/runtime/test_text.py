@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.errors import InputError, IntegrityError, TruncatedTextWarning
+from cpupack.runtime.handlers import keeps_theirs
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.runtime.text.made_up import text_batch
 from cpupack.runtime.text.sizes import Sizes
@@ -50,8 +51,9 @@ def test_a_long_text_is_cut_with_its_last_special_token_and_says_so(tmp_path: Pa
     assert tokens.facts() == {"tokens": 22, "truncated": True}
     with pytest.warns(
         TruncatedTextWarning, match=r"1 of 2 texts have up to 22 tokens, and the model reads the first 6"
-    ):
-        tokenizer.warn_if_truncated([tokens, tokenizer.tokens("cat")])
+    ) as caught:
+        keeps_theirs(tokenizer.warn_if_truncated)([tokens, tokenizer.tokens("cat")])  # as the runner's methods call it
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer.warn_if_truncated([tokenizer.tokens("cat cat cat cat")])  # 6 tokens fit exactly

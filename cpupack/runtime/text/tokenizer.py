@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import extras
-from ..callers import callers_level
 from ..errors import InputError, IntegrityError, TruncatedTextWarning
 from ..files import TOKENIZER_NAME
 from ..manifest import Manifest
+from ..warn import warn
 from .sizes import Sizes
 from .spec import TokenizerSpec, spec_of
 from .texts import Text, text_of
@@ -141,11 +140,8 @@ class Tokenizer:
             longest = max(each.total for each in cut)
             end = "first" if self.spec.cut_side == "right" else "last"
             which = "the text has" if len(tokens) == 1 else f"{len(cut)} of {len(tokens)} texts have up to"
-            warnings.warn(
-                f"{which} {longest} tokens, and the model reads the {end} {self.spec.max_length}",
-                TruncatedTextWarning,
-                stacklevel=callers_level(),
-            )
+            told = f"{which} {longest} tokens, and the model reads the {end} {self.spec.max_length}"
+            warn(told, TruncatedTextWarning)
 
     def arrays(self, tokens: Sequence[Tokens], size: int | None = None) -> dict[str, Ids]:
         """Return the model's inputs by name, int64 ``(n, size)``, padded; ``size`` is by default the largest."""
