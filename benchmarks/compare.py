@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 TABLE = Path(__file__).parent / "README.md"
 MODELS = ("resnet50", "resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0")
+TEXTS = ("minilm", "bert_base")
+"""Measured where they are asked for. Of these all engines get batches of like length, padded to their longest."""
 _HEAD = """\
 # Side by side with other engines
 
@@ -31,7 +33,8 @@ _HEAD = """\
 
 A setting is instances x threads, and the batch size. The columns "cpupack" say how many times as fast cpupack is, first
 in samples/s, then in the latency of one request: the median of paired, interleaved rounds, with its 95 % interval.
-"Same class" is the share of samples with FP32's class.
+"Same class" is the share of samples with FP32's class. Texts have no class. They differ in length: the other engines
+get batches of like length, each padded to its longest.
 
 All engines start from the same FP32 model and calibration data. Each runs in a process of its own at its own best
 threads x instances x batch. `cpupack compare --help` has the rules, and `results/` has every raw round. The hosts
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="the host does other work: keep the answers apart")
     own, passed = split_arguments(sys.argv[1:])
     arguments = parser.parse_args(own)
-    unknown = sorted(set(arguments.models) - set(MODELS))
+    unknown = sorted(set(arguments.models) - {*MODELS, *TEXTS})
     if unknown:
         parser.error(f"no such model: {', '.join(unknown)}")
     if not arguments.table:
@@ -89,7 +92,7 @@ def table() -> str:
     """Return the page of all results."""
     parts = [_HEAD]
     for isa in reversed(ISA_LEVELS):
-        for name, given, busy in itertools.product(MODELS, ("uint8", MIXED), (False, True)):
+        for name, given, busy in itertools.product((*MODELS, *TEXTS), ("", MIXED), (False, True)):
             path = _place(isa, name, given, busy=busy)
             if path.exists():
                 result = json.loads(path.read_text("utf-8"))
@@ -121,11 +124,12 @@ def _rows(result: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {engine['status']}: {engine['reason']} |" + " |" * 7)
             continue
         setting = engine["setting"]
+        same = "" if engine["agreement"] is None else f"{engine['agreement']:.1%}"
         sqnr = "equal" if engine["sqnr_db"] is None else f"{engine['sqnr_db']:.1f} dB"
         lines.append(
             f"| {name} | {setting['instances']} x {setting['threads']}, batch {setting['batch_size']} "
             f"| {fast['median']:,.1f} | {_ratio(fast)} | {quick['p50_ms']:.2f} | {quick['p99_ms']:.2f} "
-            f"| {_ratio(quick)} | {sqnr} | {engine['agreement']:.1%} |"
+            f"| {_ratio(quick)} | {sqnr} | {same} |"
         )
     return lines
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from cpupack.peers.process import EngineFailedError
 from cpupack.runtime.accuracy import agreement, sqnr_db
 from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW
 
 Array = npt.NDArray[Any]
 
@@ -32,11 +33,11 @@ class Closeness:
         return min((value for value in self.by_output.values() if value is not None), default=None)
 
 
-def closeness(signature: Signature, reference: Array, actual: Sequence[Array]) -> Closeness:
+def closeness(signature: Signature, reference: Array, actual: Sequence[Array], kind: str = CLASSIFICATION) -> Closeness:
     """Compare what an engine gave, one array for each output in their order, with the FP32 model's rows.
 
-    Both are as the wheel's caller gets them: with the softmax or argmax of [[output]]. Raises EngineFailedError for
-    another shape.
+    Both are as the wheel's caller gets them: with the softmax or argmax of [[output]]. ``kind`` is that of the task: of
+    some, such as embeddings, the outputs are no scores of classes. Raises EngineFailedError for another shape.
     """
     expected = signature.unpack(reference)
     for (name, wanted), found in zip(expected.items(), actual, strict=True):
@@ -50,15 +51,15 @@ def closeness(signature: Signature, reference: Array, actual: Sequence[Array]) -
         one, other = signature.compared(reference, row)  # no function is applied to outputs of proposals
         pairs = [(spec, one[spec.name], other[spec.name]) for spec in signature.outputs]
     by_output = {spec.name: None if spec.apply == "argmax" else sqnr_db(wanted, found) for spec, wanted, found in pairs}
-    return Closeness(by_output, _agreement(signature, pairs))
+    return Closeness(by_output, _agreement(signature, pairs, scores=kind in {CLASSIFICATION, RAW}))
 
 
-def _agreement(signature: Signature, pairs: Sequence[tuple[OutputSpec, Array, Array]]) -> float | None:
-    """Return the agreement of the only output that chooses classes."""
+def _agreement(signature: Signature, pairs: Sequence[tuple[OutputSpec, Array, Array]], *, scores: bool) -> float | None:
+    """Return the agreement of the only output that chooses classes. ``scores`` says whether one may without argmax."""
     chosen = [(wanted, found) for spec, wanted, found in pairs if spec.apply == "argmax"]
     if len(chosen) == 1:
         return float(np.mean(chosen[0][0] == chosen[0][1]))
-    if chosen or (len(pairs) > 1 and signature.class_scores is None):
+    if chosen or not scores or (len(pairs) > 1 and signature.class_scores is None):
         return None
-    scores = signature.class_scores or signature.outputs[0]
-    return next(agreement(wanted, found) for spec, wanted, found in pairs if spec is scores)
+    own = signature.class_scores or signature.outputs[0]
+    return next(agreement(wanted, found) for spec, wanted, found in pairs if spec is own)

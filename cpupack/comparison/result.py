@@ -74,6 +74,15 @@ class Comparison:
     date: str
     host: Mapping[str, Any]
 
+    @property
+    def input_text(self) -> str:
+        """What every engine gets, in words."""
+        job = self.subject.job
+        if not job.takes_rows:
+            return INPUTS[self.options.input_kind]
+        ordered = "; samples of like length together, padding as each engine needs it" if job.open_inputs else ""
+        return f"each input by name and of its own dtype, made before the clock starts{ordered}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison for ``--json``. Infinite decibels stay infinite here."""
         subject, options = self.subject, self.options
@@ -100,7 +109,7 @@ class Comparison:
             },
             "rules": {
                 "input": options.input_kind,
-                "input_text": INPUTS[options.input_kind],
+                "input_text": self.input_text,
                 "cores": subject.job.cores,
                 "budget_s": options.budget_s,
                 "batch_sizes": sorted(subject.recipe.recipe.tune.batch_sizes),
@@ -126,6 +135,7 @@ def result(subject: Subject, options: CompareOptions, measured: Measured) -> Com
         "throughput": _mode([row for row in played if row["engine"] != PEAK], _throughput, invert=False),
         "latency": _mode(latency, _p50_ms, invert=True),
     }
+    peaks = [row for row in played if row["engine"] == PEAK]
     if "end_to_end" in measured.rows:
         modes["end_to_end"] = _mode(measured.rows["end_to_end"], _throughput, invert=False, files=measured.files)
     return Comparison(
@@ -133,7 +143,7 @@ def result(subject: Subject, options: CompareOptions, measured: Measured) -> Com
         options=options,
         entries=measured.entries,
         modes=modes,
-        peak=_peak([row for row in played if row["engine"] == PEAK], modes["throughput"].rows, subject.model.macs),
+        peak=None if subject.job.open_inputs else _peak(peaks, modes["throughput"].rows, subject.model.macs),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         host=host_probe.describe(engine=subject.manifest.target["engine"]),
     )

@@ -199,7 +199,8 @@ def _enter_throughput(subject: Subject, work: Path, entry: Entry, process: Engin
     process.ask("evaluate", outputs=str(outputs))
     with np.load(outputs) as stored:
         actual = [stored[name] for name in stored.files]
-    entry.closeness = closeness(subject.model.signature, subject.reference.outputs, actual)
+    reference = subject.reference
+    entry.closeness = closeness(subject.model.signature, reference.outputs, actual, reference.kind)
     entry.memory_bytes["throughput"] = process.ask("warm")["peak_memory_bytes"]
 
 

@@ -176,7 +176,7 @@ def _spread(reference: Reference) -> Reference:
         names=tuple(samples.names[row] for row in rows),
         labels=None if samples.labels is None else samples.labels[rows],
     )
-    return Reference(kept, reference.outputs[rows], reference.signature)
+    return dataclasses.replace(reference, samples=kept, outputs=reference.outputs[rows])
 
 
 def _saved(samples: Samples, path: Path) -> Data:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from cpupack.comparison.options import INPUTS
 from cpupack.comparison.result import Comparison, Figures
 from cpupack.comparison.run import Entry
 from cpupack.peers import COMPARED
@@ -16,7 +15,7 @@ def format_table(found: Comparison) -> str:
     manifest, options, samples = found.subject.manifest, found.options, found.subject.reference.samples
     source = found.subject.recipe.recipe.model.source
     lines = [f"{manifest.name} {manifest.version} ({source}) on {found.subject.job.cores} cores of {found.host['cpu']}"]
-    lines.append(f"input: {INPUTS[options.input_kind]}")
+    lines.append(f"input: {found.input_text}")
     if found.subject.model.random_weights:
         lines.append("random weights: the speed is real, but the outputs mean nothing, and so do SQNR and agreement")
     heading = f"{'':<12}{'input':<9}{'best setting':<16}{'samples/s':>10}  {'cpupack is faster by':<22}"

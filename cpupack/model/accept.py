@@ -89,7 +89,8 @@ def _refuse_modules(module: nn.Module, source: str) -> None:
         if any(base.__name__ == "ScriptModule" for base in type(each).__mro__):
             raise ModelError(
                 f"[model] {source}: {where} is a TorchScript module, which cannot be fused or quantized",
-                hint="return the Python module that it was scripted or traced from",
+                hint="return the Python module that it was scripted or traced from, or save it with torch.jit.save and "
+                'name the file: source = "torchscript:FILE.pt"',
             )
         if kind.startswith(_QUANTIZED) and type(each).__name__ not in _FLOAT_STILL:
             raise ModelError(

@@ -80,7 +80,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     Its weights are those of the directory, unless the recipe has random ones or falls back to them. Raises ModelError.
     """
     spec, directory = loaded.recipe.model, directory_of(loaded)
-    library = _library("transformers")
+    library = library_of("transformers")
     config = read_json(directory / "config.json", required=True)
     _check_layers(config, spec.source)
     kind = _class(library, config, spec.source)
@@ -91,7 +91,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             hint='put the weights there, or accept untrained ones with weights_fallback = "random"',
         )
     settings: dict[str, Any] = {"attn_implementation": "eager", **spec.kwargs}
-    with _quiet(), _explained(f"[model] {spec.source}"):
+    with quiet(), _explained(f"[model] {spec.source}"):
         if random:
             read = library.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             for name, value in settings.items():
@@ -162,10 +162,10 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     dimensions = _check_settings(directory, spec.source, progress)
     for path in sorted(directory.rglob("config.json")):
         _check_layers(read_json(path, required=True), spec.source)
-    library = _library("sentence_transformers", "sentence-transformers")
+    library = library_of("sentence_transformers", "sentence-transformers")
     if spec.kwargs:
         raise ModelError(f"[model] kwargs: {spec.source} takes no arguments")
-    with _quiet(), _explained(f"[model] {spec.source}"):
+    with quiet(), _explained(f"[model] {spec.source}"):
         model = library.SentenceTransformer(
             str(directory),
             device="cpu",
@@ -255,7 +255,8 @@ def _steps(directory: Path, source: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _library(name: str, extra: str | None = None) -> Any:
+def library_of(name: str, extra: str | None = None) -> Any:
+    """Return a library that such a directory needs. Raises ModelError where it is not installed."""
     repair_torchvision_imports()  # transformers looks for torchvision
     try:
         return importlib.import_module(name)
@@ -278,7 +279,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's bars and advice out of a build's output."""
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     before = [logger.level for logger in loggers]

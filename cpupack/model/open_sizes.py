@@ -1,22 +1,29 @@
-"""Which sizes of images a model takes, found by running it."""
+"""Which sizes of images, or lengths of sequences, a model takes, found by running it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.layers import watched
 from cpupack.model.one_row import OneRow
+from cpupack.model.user_code import describe_failure
 from cpupack.recipe import Recipe
+from cpupack.recipe.tables.signature import NamedSizes
 from cpupack.runtime.open_sizes import SIDES, OpenSizes, Terms
 from cpupack.runtime.signature import Signature
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 10, 20, 40, 7, 14, 28, 56)
+_HOPS = (160, 200, 220, 240, 256, 320, 400, 441, 480, 512, 640, 800, 882, 1024, 1280)
+"""Steps of spectrograms and of the first layers over waveforms, beside what sizes have in common."""
 _NEIGHBOURS = 4
 """Multiples of one number that a model is run at: three of them may agree by chance."""
 _SMALL = 64
@@ -34,9 +41,12 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
     table = recipe.sizes
     if table is None:
         return None
+    if isinstance(table, NamedSizes):
+        return _named_sizes(module, signature, table)
     channels, *typical = signature.inputs[0].shape
-    least = list(table.min or (0, 0))
-    most = list(table.max)
+    assert isinstance(table.max, list)
+    assert isinstance(table.min, list)
+    least, most = list(table.min), list(table.max)
     opened = [least[side] != most[side] for side in range(2)]
     step = _multiple(module, channels, (typical[0], typical[1]), opened)
     steps = [step if each else own for each, own in zip(opened, typical, strict=True)]
@@ -54,7 +64,102 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
     found = OpenSizes((least[0], least[1]), (most[0], most[1]), (steps[0], steps[1]))
     if not signature.gives_rows:
         return found
-    return dataclasses.replace(found, outputs=_outputs(module, channels, found))
+    return dataclasses.replace(
+        found, outputs=_outputs(module, found, [-(-_SMALL // each) for each in found.multiple], channels)
+    )
+
+
+def _named_sizes(module: nn.Module, signature: Signature, table: NamedSizes) -> OpenSizes:
+    """Return the sizes of dimensions with names: each has a multiple of its own."""
+    (spec,) = signature.inputs
+    given = {"min": table.min, "typical": table.typical, "max": table.max}
+    steps = [1, 1]
+    for side, (name, axis) in enumerate(zip(table.names, table.axes, strict=True), 2 - len(table.names)):
+        sizes = {key: each[side] for key, each in given.items() if isinstance(each, list)}
+        if sizes["min"] == sizes["max"]:
+            steps[side] = sizes["max"]
+            continue
+        steps[side] = step = _step(module, spec.shape, axis, name, sizes)
+        for key, size in sizes.items():
+            if size % step:
+                low = size // step * step
+                raise RecipeError(
+                    f"[sizes] {key}: a {name} of {size} is no multiple of {step}, and the model takes those alone: "
+                    f"{f'{low} or ' if low else ''}{low + step}",
+                    hint="fill inputs of other sizes up to the next multiple, or cut them, before they are predicted",
+                )
+    assert isinstance(table.min, list)
+    assert isinstance(table.max, list)
+    found = OpenSizes(
+        (table.min[0], table.min[1]), (table.max[0], table.max[1]), (steps[0], steps[1]),
+        names=table.names, axes=table.axes, shape=spec.shape,
+    )  # fmt: skip
+    if not signature.gives_rows:
+        return found
+    first = [low // step for low, step in zip(found.least, found.multiple, strict=True)]
+    return dataclasses.replace(found, outputs=_outputs(module, found, first))
+
+
+def _step(module: nn.Module, shape: tuple[int, ...], axis: int, name: str, sizes: dict[str, int]) -> int:
+    """Return the least number for which activations grow in step with a named dimension in multiples of it."""
+    low, typical = sizes["min"], sizes["typical"]
+    common, failed = math.gcd(*sizes.values()), ""
+    for step in sorted({*_MULTIPLES, *_HOPS, *(each for each in range(1, common + 1) if common % each == 0)}):
+        if step > typical:
+            break
+        first = -(-low // step)
+        found = []
+        for number in (*range(first, first + _NEIGHBOURS), max(first, typical // step)):
+            own = [number * step if place == axis else each for place, each in enumerate(shape)]
+            with watched(module) as at:
+                try:
+                    found.append(_calls(module, torch.zeros(1, *own)))
+                except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                    failed = failed or f"; at {name} = {number * step}: {describe_failure(error, at.layer)}"
+                    break
+        if len(found) == _NEIGHBOURS + 1 and _in_step(found[:-1]) and _goes_on(found, max(0, typical // step - first)):
+            return step
+    raise ModelError(
+        f"[sizes]: the model takes no other {name}, or its activations do not grow in step with it{failed}",
+        hint=f"a layer that needs one size (a linear layer over all positions, a table of positions) fixes {name}: "
+        "average over the positions before it, keep min and max within what it takes, or give the shape a number",
+    )
+
+
+def _goes_on(found: list[list[tuple[int, ...]]], distance: int) -> bool:
+    """Return whether the last of these shapes are ``distance`` further on the line, or area, of the first ones."""
+    if len({len(each) for each in found}) > 1:
+        return False
+    for shapes in zip(*found, strict=True):
+        if len({len(each) for each in shapes}) > 1:
+            return False
+        for one, two, three, *_, last in zip(*shapes, strict=True):
+            if last != one + distance * (two - one) + distance * (distance - 1) // 2 * (three - 2 * two + one):
+                return False
+    return True
+
+
+def _calls(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
+    """Return the shape of every tensor that the functions of a model's code return: of a recurrent layer, the whole."""
+    seen = _Results()
+    with torch.inference_mode(), seen:
+        module(batch)
+    return seen.shapes
+
+
+class _Results(TorchFunctionMode):
+    """Keeps the shapes of the results of functions, and not of what they call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.shapes.append(tuple(each.shape))
+        return result
 
 
 def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
@@ -64,13 +169,15 @@ def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...
     return [tuple(each.shape[1:]) for each in found]
 
 
-def _outputs(module: nn.Module, channels: int, sizes: OpenSizes) -> tuple[tuple[Terms, ...], ...]:
-    """Return how the shape of each output changes with the size of the image."""
-    first = [-(-_SMALL // step) for step in sizes.multiple]
+def _outputs(module: nn.Module, sizes: OpenSizes, first: list[int], channels: int = 0) -> tuple[tuple[Terms, ...], ...]:
+    """Return how the shape of each output changes with the size, from ``first`` multiples on."""
     shapes = {}
     for more in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        own = [(one + other) * step for one, other, step in zip(first, more, sizes.multiple, strict=True)]
-        shapes[more] = output_shapes(module, torch.zeros(1, channels, *own))
+        # One name has no first side.
+        rows, columns = (one + other for one, other in zip(first, more, strict=True))
+        height, width = rows * sizes.multiple[0], columns * sizes.multiple[1]
+        own = (channels, height, width) if sizes.is_image else sizes.shape_at(sizes.shape, (height, width))
+        shapes[more] = output_shapes(module, torch.zeros(1, *own))
     found = []
     for corners in zip(shapes[0, 0], shapes[1, 0], shapes[0, 1], shapes[1, 1], strict=True):
         terms = []

@@ -12,21 +12,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from cpupack.errors import ModelError
+from cpupack.model.arguments import argument_names, with_arguments
 from cpupack.model.exported_checks import UnsafeError, check_archive, tensors_only
+from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, blank
 from cpupack.model.script_archive import check_sizes
+from cpupack.model.scripted import Scripted, as_module
 from cpupack.model.user_code import first_line
 from cpupack.runtime.files import UNREADABLE
-from cpupack.runtime.tensor_spec import TensorSpec
+from cpupack.runtime.rows import random_rows
+from cpupack.runtime.tensor_spec import TensorSpec, takes_rows
 
 _BATCH = 2
 _UNREADABLE: tuple[type[Exception], ...] = (*UNREADABLE, pickle.UnpicklingError, AttributeError, IndexError)
 _PYTHON = "or name the Python module that it was made from: python:FILE.py:factory"
+_INSTEAD = _PYTHON.removeprefix("or ")
 
 
 def load_exported(path: Path, source: str) -> nn.Module:
@@ -88,9 +94,10 @@ def _take_names(module: nn.Module, program: ExportedProgram) -> None:
 
 
 def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> nn.Module:
-    """Return the model of a TorchScript file as a graph, by torch's own converter.
+    """Return the program of a TorchScript file as a module of Python, which torch.export can follow.
 
-    Raises ModelError for a file that is none, and for a model that the converter does not take.
+    Raises ModelError for a file that is none, for an operator that is not known, and for a module that does not answer
+    as the program does.
     """
     _check_file(path, source)
     try:
@@ -101,20 +108,56 @@ def load_torchscript(path: Path, source: str, inputs: Sequence[TensorSpec]) -> n
         raise ModelError(
             f"[model] source: {path} cannot be read as TorchScript: {first_line(error)}", hint=_exported_instead(path)
         ) from error
-    names = [each.name for each in script.forward.schema.arguments[1:]]
+    hint = (
+        "export the Python module: torch.export.save(torch.export.export(module, ...), FILE.pt2) and source = "
+        f'"export:FILE.pt2"; {_PYTHON}'
+    )
     try:
-        graph = _converted(script, _samples(names, inputs))
-    except Exception as error:  # the converter has errors of its own, and lets those of torch pass
+        with _quiet(), torch.no_grad():
+            module = as_module(script)
+            difference = _difference(script, module, source, inputs)
+    except Exception as error:  # torch raises errors of many classes for operators
         raise ModelError(
-            f"[model] source: torch cannot turn the TorchScript in {path} into a graph: {first_line(error)}",
-            hint="export the Python module: torch.export.save(torch.export.export(module, ...), FILE.pt2) and source "
-            f'= "export:FILE.pt2"; {_PYTHON}',
+            f"[model] source: the TorchScript in {path} cannot be turned into a graph: {first_line(error)}", hint=hint
         ) from error
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, name in zip(placeholders, names, strict=False):
-        node.target = name  # TorchScript numbers the names of values
-    graph.recompile()
-    return graph
+    if difference is not None:
+        raise ModelError(
+            f"[model] source: the graph of the TorchScript in {path} answers otherwise: {difference}", hint=hint
+        )
+    return module
+
+
+def _difference(script: Any, module: Scripted, source: str, inputs: Sequence[TensorSpec]) -> str | None:
+    """Return how a module differs from the program that it is made of, None where it does not, or the program does not
+    run. The names of fields are taken from the program's answer.
+    """
+    try:
+        names = argument_names(module, inputs, source)
+        rows = torch.from_numpy(random_rows(inputs, np.random.default_rng(0), _BATCH))
+        one_row = OneRow(nn.Identity(), inputs, names)
+        ordered, named = with_arguments(names, one_row.tensors(rows if takes_rows(inputs) else blank(inputs, _BATCH)))
+        arguments = module.bound(*ordered, **named)
+        expected, again = script(*arguments), script(*arguments)
+    except Exception:  # noqa: BLE001 - a name that is wrong, or values that it does not take: said where the model runs
+        return None
+    module.name_fields(expected)
+    wanted, repeated = leaves_of(expected).tensors, leaves_of(again).tensors
+    found = leaves_of(module.run(arguments)).tensors
+    if wanted.keys() != found.keys():
+        return f"it gives {', '.join(found)}, and the program {', '.join(wanted)}"
+    for name, each in wanted.items():
+        if _alike(each, repeated[name]) and not _alike(each, found[name]):
+            return f"its output {name} differs"
+    return None
+
+
+def _alike(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    most = float(first.nan_to_num().abs().max()) if first.numel() else 0.0
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-4 * most, equal_nan=True)
 
 
 @contextlib.contextmanager
@@ -150,35 +193,4 @@ def _exported_instead(path: Path) -> str:
     except UNREADABLE:
         return "the archive is damaged: copy or save it again"
     exported = any("exported_program" in name or name.endswith("models/model.json") for name in names)
-    return f'it is an exported program: source = "export:{path.name}"' if exported else _PYTHON
-
-
-def _samples(names: Sequence[str], inputs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
-    """Return a batch of two of each argument, in their order; of inputs whose names are others, in the recipe's."""
-    tensors = OneRow(nn.Identity(), inputs, [None] * len(inputs)).tensors(blank(inputs, _BATCH))
-    named = dict(zip((each.name for each in inputs), tensors, strict=True))
-    ordered = [named[name] for name in names if name in named]
-    return tuple(ordered if len(ordered) == len(tensors) else tensors)
-
-
-def _converted(script: Any, samples: tuple[torch.Tensor, ...]) -> fx.GraphModule:
-    from torch._export.converter import TS2EPConverter
-
-    class Stop(Exception):  # noqa: N818 - not an error
-        pass
-
-    class Converter(TS2EPConverter):
-        """Stops where torch would export the graph for the batch size of the samples: capture exports it for any."""
-
-        def retrace_as_exported_program(self, gm: Any, name_to_constant: Any) -> Any:
-            del name_to_constant
-            self.graph = gm
-            raise Stop
-
-    converter: Any = Converter(script, samples)
-    try:
-        converter.convert()
-    except Stop:
-        graph: fx.GraphModule = converter.graph
-        return graph
-    raise RuntimeError("torch's converter made no graph")
+    return f'it is an exported program: source = "export:{path.name}"' if exported else _INSTEAD

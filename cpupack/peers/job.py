@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
+Batch = Array | tuple[Array, ...]
+"""Samples as the job has them, or the model's arguments of a batch."""
 
 _SAME_MODEL_DB = 60.0
 """FP32 outputs of one model in two processes agree at least this well. Threads may add in another order."""
@@ -42,7 +44,7 @@ class Pool(Protocol):
         """Queue one batch. The result of the future is the output, a tensor or an array ``(n, *output_shape)``; of
         several outputs a list in their order, or a dict by name."""
 
-    def adapt(self, batch: Array) -> Any:
+    def adapt(self, batch: Batch) -> Any:
         """Convert a batch of the job to the type and memory layout that is fastest for the engine."""
 
     def close(self) -> None: ...
@@ -139,6 +141,13 @@ class Job:
         return self.named is not None and self.named.takes_rows
 
     @property
+    def open_inputs(self) -> tuple[int, ...]:
+        """Which inputs have a length of their own for each sample: their first dimension, after the batch."""
+        return (
+            () if self.named is None else tuple(n for n, each in enumerate(self.named.inputs) if each.pad is not None)
+        )
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """The names of the model's arguments, in their order."""
         if self.named is None:
@@ -155,8 +164,13 @@ class Job:
     def output_count(self) -> int:
         return 1 if self.named is None else len(self.named.outputs)
 
-    def arguments(self, batch: Array) -> tuple[Array, ...]:
-        """Return the model's arguments of a batch, each ``(n, *shape)`` and contiguous. Pixels are normalized."""
+    def arguments(self, batch: Batch) -> tuple[Array, ...]:
+        """Return the model's arguments of a batch, each ``(n, *shape)`` and contiguous. Pixels are normalized.
+
+        Arguments are returned as they are.
+        """
+        if isinstance(batch, tuple):
+            return batch
         if not self.takes_rows:
             return (np.ascontiguousarray(self.floats(batch)),)
         from cpupack.peers.named import arrays_of
@@ -164,9 +178,11 @@ class Job:
         assert self.named is not None
         return tuple(arrays_of(self.named, batch))
 
-    def prepared(self, batch: Array) -> Any:
+    def prepared(self, batch: Batch) -> Any:
         """Return a batch as ``Pool.adapt`` gives it: rows are taken apart to arguments before the clock starts."""
-        return self.arguments(batch) if self.takes_rows else np.ascontiguousarray(batch)
+        if isinstance(batch, tuple) or self.takes_rows:
+            return self.arguments(batch)
+        return np.ascontiguousarray(batch)
 
     def outputs(self, result: Any) -> list[Array]:
         """Return the outputs in their order, float32 ``(n, *shape)`` each, of what an engine gave for a batch."""

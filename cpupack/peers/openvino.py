@@ -8,12 +8,15 @@ as in an AsyncInferQueue. A single request at a time uses one stream with all th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
-from cpupack.peers.job import Array, Job, PeerError
+from cpupack.peers.job import Batch, Job, PeerError
+from cpupack.peers.lengths import gets_cut
 from cpupack.peers.pools import Call, ThreadedPool
 
+LOGGER = logging.getLogger(__name__)
 _MODEL = "model.xml"
 _PASSES_ON = ("Reshape", "Transpose", "Convert", "Unsqueeze", "Squeeze")
 
@@ -25,12 +28,7 @@ def build(job: Job) -> str:
 
     if job.dynamic:
         raise PeerError("NNCF's quantization needs calibration data, but the recipe quantizes dynamically")
-    shapes = [[-1, *shape] for shape in job.input_shapes]
-    examples = job.examples(1)
-    several = len(examples) > 1
-    model = ov.convert_model(
-        job.model(), example_input=examples if several else examples[0], input=shapes if several else shapes[0]
-    )
+    model = _converted(job)
     # One sample in each item, as in NNCF's own examples. NNCF's default subset of 300 samples is for larger data sets
     # than the calibration data that all engines get.
     assert job.calibration is not None
@@ -45,6 +43,26 @@ def build(job: Job) -> str:
     ov.save_model(quantized, str(job.work / _MODEL))
     chosen = "model_type TRANSFORMER" if attends else "performance preset"
     return f"convert_model, nncf.quantize with defaults ({chosen})"
+
+
+def _converted(job: Job) -> Any:
+    """Convert the model, with an open length of samples if that can be done."""
+    import openvino as ov
+
+    examples = job.examples(1)
+    example = examples if len(examples) > 1 else examples[0]
+    module = job.model()
+
+    def convert(*, open_length: bool) -> Any:
+        shapes = _shapes(job, -1, open_length=open_length)
+        return ov.convert_model(module, example_input=example, input=shapes if len(shapes) > 1 else shapes[0])
+
+    if job.open_inputs:
+        try:
+            return convert(open_length=True)
+        except Exception as error:  # noqa: BLE001 - the converter raises many classes; the length is fixed then
+            LOGGER.warning("the length of samples is fixed in OpenVINO's model: %s", error)
+    return convert(open_length=False)
 
 
 def _has_attention(model: Any) -> bool:
@@ -78,9 +96,7 @@ def open_pool(job: Job) -> ThreadedPool:
 
     core = ov.Core()
     model = core.read_model(str(job.work / _MODEL))
-    model.reshape(
-        {place: [job.batch_size, *shape] for place, shape in zip(model.inputs, job.input_shapes, strict=True)}
-    )
+    model.reshape(dict(zip(model.inputs, _shapes(job, job.batch_size, open_length=gets_cut(job)), strict=True)))
     if job.input_kind == "uint8":
         model = _with_pixels(model, job)
     compiled = core.compile_model(
@@ -113,10 +129,19 @@ def open_pool(job: Job) -> ThreadedPool:
     return ThreadedPool(job, load, _adapted(job))
 
 
-def _adapted(job: Job) -> Callable[[Array], Any]:
+def _shapes(job: Job, batch_size: int, *, open_length: bool) -> list[list[int]]:
+    """Return the shapes of the inputs, -1 for an open length."""
+    opened = job.open_inputs if open_length else ()
+    return [
+        [batch_size, -1, *shape[1:]] if number in opened else [batch_size, *shape]
+        for number, shape in enumerate(job.input_shapes)
+    ]
+
+
+def _adapted(job: Job) -> Callable[[Batch], Any]:
     """Return what makes of a batch what an infer request takes: one array, or a tuple of them."""
 
-    def adapt(batch: Array) -> Any:
+    def adapt(batch: Batch) -> Any:
         found = job.prepared(batch)
         return found[0] if isinstance(found, tuple) and len(found) == 1 else found
 

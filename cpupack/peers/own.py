@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from cpupack.peers.job import Array, Job
+from cpupack.peers.job import Array, Batch, Job
 from cpupack.peers.pools import Call, ThreadedPool
 
 _CALLERS_PER_INSTANCE = 2
@@ -41,7 +41,7 @@ def open_pool(job: Job) -> ThreadedPool:
 
     callers = job if job.single else dataclasses.replace(job, instances=_CALLERS_PER_INSTANCE * job.instances)
 
-    def adapt(batch: Array) -> Any:
+    def adapt(batch: Batch) -> Any:
         if job.named is None or not job.takes_rows:
             return batch  # normalized pixels have the strides of channels_last
         names = [each.name for each in job.named.inputs]

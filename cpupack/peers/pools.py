@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from cpupack.peers.job import Array, Job
+from cpupack.peers.job import Batch, Job
 
 Call = Callable[[Any], Any]
 """Runs one batch on one instance."""
@@ -19,7 +19,7 @@ class ThreadedPool:
     at a time, and passing work to another thread would add to each latency.
     """
 
-    def __init__(self, job: Job, load: Callable[[], Call], adapt: Callable[[Array], Any]) -> None:
+    def __init__(self, job: Job, load: Callable[[], Call], adapt: Callable[[Batch], Any]) -> None:
         if job.single and job.instances != 1:
             raise ValueError(f"one request at a time keeps one instance busy, not {job.instances}")
         self.instances = job.instances

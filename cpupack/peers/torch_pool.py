@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cpupack.layout import batch_channels_last
-from cpupack.peers.job import Array, Job
+from cpupack.peers.job import Batch, Job
 from cpupack.peers.pools import Call, ThreadedPool
 
 
@@ -27,7 +27,7 @@ def torch_pool(job: Job, load: Callable[[], Callable[..., Any]], *, channels_las
     It gets the model's arguments, and returns one tensor or a tuple of them.
     """
 
-    def tensors(batch: Array) -> tuple[torch.Tensor, ...]:
+    def tensors(batch: Batch) -> tuple[torch.Tensor, ...]:
         found = tuple(torch.from_numpy(each) for each in job.arguments(batch))
         return tuple(batch_channels_last(each) for each in found) if channels_last else found
 
@@ -39,7 +39,7 @@ def torch_pool(job: Job, load: Callable[[], Callable[..., Any]], *, channels_las
             with torch.inference_mode():
                 return module(*batch)
 
-        def call_pixels(batch: Array) -> Any:
+        def call_pixels(batch: Batch) -> Any:
             return call(tensors(batch))
 
         return call_pixels if job.input_kind == "uint8" else call

@@ -58,13 +58,13 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     module = winner.quantized.module
     if not isinstance(module, NativeModel) or winner.scripted.torch_reason is not None:
         raise QuantizationError(
-            "only the native engine has programs for images of any size, and it does not run the whole model: "
+            "only the native engine has programs for inputs of any size, and it does not run the whole model: "
             f"{winner.scripted.torch_reason}",
             hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
         )
-    typical = _image_size(prepared)
     sizes = prepared.model.sizes
     assert sizes is not None  # the recipe has them
+    typical = sizes.size_of(prepared.model.input_shape)
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
     asked = probes(typical, sizes)
@@ -84,7 +84,8 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     assert checked is not None
     with engine(target.engine):
         found = _proven(scripted.path, asked, lowered, checked, least_db(recipe, random=prepared.model.random_weights))
-    progress.note(f"images of {sizes.text()}; at {asked[-1][0]} x {asked[-1][1]} the SQNR is {found:.1f} dB")
+    what = "images of " if sizes.is_image else ""
+    progress.note(f"{what}{sizes.text()}; at {sizes.size_text(asked[-1])} the SQNR is {found:.1f} dB")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
 
 
@@ -104,7 +105,8 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     """Capture and fuse the model for a size, with the weights of the typical one."""
     own = recipe.at_size(*size)
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
-    some = _cut(samples.spread(_SAMPLES), size)
+    assert prepared.model.sizes is not None  # the recipe has them
+    some = _cut(samples.spread(_SAMPLES), size, prepared.model.sizes)
     (spec,) = prepared.model.signature.inputs
     spec = dataclasses.replace(spec, shape=own.input_specs[0].shape, preprocess=own.input_specs[0].preprocess)
     signature = dataclasses.replace(prepared.model.signature, inputs=(spec,))
@@ -113,10 +115,10 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     with torch.inference_mode():
         answers = model.module(batch.clone()).numpy()
     shapes = output_shapes(model.module, batch)
-    assert model.sizes is not None  # the recipe has them
+    assert model.sizes is not None
     if model.sizes.outputs and shapes != list(model.sizes.shapes(*size)):
         raise QuantizationError(
-            f"the model has no outputs for images of any size: at {size[0]} x {size[1]} they have the shapes {shapes}, "
+            f"the model has no outputs for any size: at {model.sizes.size_text(size)} they have the shapes {shapes}, "
             f"and other sizes say {list(model.sizes.shapes(*size))}",
             hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
         )
@@ -129,18 +131,13 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
 
 
-def _cut(samples: Samples, size: tuple[int, int]) -> Samples:
+def _cut(samples: Samples, size: tuple[int, int], sizes: OpenSizes) -> Samples:
     """Return samples of another size: their first rows and columns, again and again where they are too few."""
-    first = 1 if samples.preprocess is not None else 2
+    axes = (1, 2) if samples.preprocess is not None else [1 + axis for axis in sizes.axes]
     data = samples.data
-    for axis, wanted in enumerate(size, first):
+    for axis, wanted in zip(axes, size[-len(axes) :], strict=True):
         data = np.take(data, np.arange(wanted) % data.shape[axis], axis=axis)
     return dataclasses.replace(samples, data=np.ascontiguousarray(data), targets=None)
-
-
-def _image_size(prepared: Prepared) -> tuple[int, int]:
-    _, height, width = prepared.model.input_shape
-    return height, width
 
 
 def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSizes) -> Lowered:
@@ -149,8 +146,8 @@ def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSiz
         names = ", ".join(fact.name for fact in quantized.layers if fact.kernel == "aten")
         why = names or "it has parts of torch"
         raise QuantizationError(
-            f"the native engine does not run the whole model at {size[0]} x {size[1]}: {why}",
-            hint="set [sizes] min to larger images",
+            f"the native engine does not run the whole model at {sizes.size_text(size)}: {why}",
+            hint="set [sizes] min to larger sizes",
         )
     rows, columns = (side // step for side, step in zip(size, sizes.multiple, strict=True))
     return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
@@ -171,8 +168,8 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
     for size, each in zip(asked, lowered, strict=True):
         if not same_program(program.sized.alone(*size).tobytes(), each.program):
             raise QuantizationError(
-                f"the model has no program for images of any size: at {size[0]} x {size[1]} it is another one than "
-                "its other sizes say",
+                f"the model has no program for any size: at {program.sized.sizes.range.size_text(size)} it is another "
+                "one than its other sizes say",
                 hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
             )
     session = Session(program, 1)
@@ -186,8 +183,9 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
     left = worst_sqnr_db(at.signature, at.answers, found)
     if left < least_db:
         raise VerificationError(
-            f"[evaluation] min_sqnr_db = {least_db:g}: images of {asked[-1][0]} x {asked[-1][1]} have {left:.1f} dB",
-            hint='set [sizes] typical and the calibration data to images like those that the model will see; "off" '
+            f"[evaluation] min_sqnr_db = {least_db:g}: inputs of {program.sized.sizes.range.size_text(asked[-1])} have "
+            f"{left:.1f} dB",
+            hint='set [sizes] typical and the calibration data to inputs like those that the model will see; "off" '
             "turns the gate off (docs/how-to/gates.md)",
         )
     return left

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cpupack.errors import RecipeError
 from cpupack.recipe.places import NoPlaceError, located
@@ -30,6 +30,13 @@ _SENTENCE_SETTINGS = tuple(
 )
 """Files that say how a sentence-transformers directory reads text. The library takes the first that is there."""
 _OF_SENTENCES = "config_sentence_transformers.json"
+_CLASSIFIERS = (
+    *("ForSequenceClassification", "ForImageClassification"),
+    *("ForAudioClassification", "ForVideoClassification"),
+)
+"""Endings of the names of classes that give one row of scores."""
+_LABELS = 2
+"""How many the library makes where a config does not say."""
 
 
 def derived(recipe: Recipe, directory: Path) -> Recipe:
@@ -42,7 +49,8 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     if kind not in DIRECTORIES:
         return recipe
     try:
-        root = located(place, directory)
+        root, inside = _encoder_of(located(place, directory), kind)
+        place = f"{place.rstrip('/')}/{inside}" if inside else place
     except NoPlaceError as error:
         raise RecipeError(f"[model] source: {error}") from error
     config = read_json(root / "config.json", required=True)
@@ -51,11 +59,37 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     if tokenizer is not None:
         changes["tokenizer"] = tokenizer
     if not recipe.input and recipe.model.input_shape is None:
-        changes["input"] = _inputs(recipe, tokenizer, config, kind)
+        changes["input"] = _inputs(recipe, tokenizer, config, kind, root)
     changes |= _meaning(recipe, config, kind)
     if not recipe.output and kind == "transformers" and _ends_in_sigmoid(root, config):
         changes["output"] = [Output(name="logits", apply="sigmoid")]
     return recipe.model_copy(update=changes)
+
+
+def text_directory(recipe: Recipe, directory: Path) -> Path | None:
+    """Return the directory with the encoder's config and tokenizer, None for other sources. Raises RecipeError."""
+    kind, _, place = recipe.model.source.partition(":")
+    if kind not in DIRECTORIES:
+        return None
+    try:
+        return _encoder_of(located(place, directory), kind)[0]
+    except NoPlaceError as error:
+        raise RecipeError(f"[model] source: {error}") from error
+
+
+def _encoder_of(root: Path, kind: str) -> tuple[Path, str]:
+    """Return the directory with the encoder's config and tokenizer, and its path in that of the source.
+
+    sentence-transformers had it in a directory ``0_Transformer`` once, and modules.json says which.
+    """
+    if kind == "transformers" or (root / "config.json").is_file():
+        return root, ""
+    try:
+        steps = json.loads((root / "modules.json").read_text(encoding="utf-8"))
+        inside = str(steps[0]["path"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return root, ""  # the loader says what is wrong with modules.json
+    return (root / inside, inside) if inside and (root / inside).is_dir() else (root, "")
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -165,20 +199,24 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _inputs(recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, Any], kind: str) -> list[Input]:
+def _inputs(
+    recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, Any], kind: str, root: Path
+) -> list[Input]:
     if tokenizer is None or tokenizer.max_length is None:
         raise RecipeError(
             f"[model] source: the directory of {recipe.model.source} has no {TOKENIZER} that would say what the "
             "inputs are",
             hint="describe each input by an [[input]] table, or an image by [model] input_shape",
         )
-    shape: list[int | Literal["height", "width"]] = [tokenizer.max_length]
+    shape: list[int | str] = [tokenizer.max_length]
     found = [
         Input(name="input_ids", shape=shape, dtype="int64"),
         Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2),
     ]
     types = _whole(config.get("type_vocab_size")) or 0
-    if kind == "transformers" and types > 1:  # a sentence-transformer reads one text, of type 0
+    made = read_json(root / "tokenizer_config.json").get("model_input_names")
+    untyped = isinstance(made, list) and "token_type_ids" not in made  # the second text of a pair is of type 0 too
+    if kind == "transformers" and types > 1 and not untyped:  # a sentence-transformer reads one text, of type 0
         found.append(Input(name="token_type_ids", shape=shape, dtype="int64", vocabulary=types, default=0))
     return found
 
@@ -187,17 +225,23 @@ def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, 
     """Return the task and the labels, as far as the directory says them and the recipe does not."""
     if kind == "sentence-transformers":
         return {} if recipe.task is not None else {"task": Task(kind="embedding")}
-    if not _is_sequence_classifier(config):
+    architecture = str(next(iter(config.get("architectures") or ["none"])))
+    if not architecture.endswith(_CLASSIFIERS):
         return {}
     names = config.get("id2label") or {}
     labels = [str(names[key]) for key in sorted(names, key=int)] if _numbered(names) else []
+    count = len(labels) or _whole(config.get("num_labels")) or _LABELS
     if recipe.task is not None:
         return {}
-    if len(labels) == 1 or config.get("problem_type") == "regression":
-        return {"task": Task(kind="regression")}  # such as a reranker's score
-    several = config.get("problem_type") == "multi_label_classification"
-    found: dict[str, Any] = {"task": Task(kind="multilabel" if several else "classification")}
-    if labels and recipe.model.labels is None and all(each.strip() and len(each.splitlines()) == 1 for each in labels):
+    problem = config.get("problem_type")
+    if problem == "regression" or (count == 1 and problem != "multi_label_classification"):
+        found: dict[str, Any] = {"task": Task(kind="regression")}  # such as a reranker's score
+        named = count > 1 and labels != [f"LABEL_{number}" for number in range(count)]
+    else:
+        several = problem == "multi_label_classification"
+        found = {"task": Task(kind="multilabel" if several else "classification")}
+        named = True
+    if labels and named and recipe.model.labels is None and all(map(_is_label, labels)):
         found["model"] = recipe.model.model_copy(update={"labels": labels})
     return found
 
@@ -219,6 +263,10 @@ def _ends_in_sigmoid(root: Path, config: Mapping[str, Any]) -> bool:
         config.get("sbert_ce_default_activation_function"),
     )
     return str(next((each for each in said if each), "")).rpartition(".")[2] == "Sigmoid"
+
+
+def _is_label(text: str) -> bool:
+    return bool(text.strip()) and len(text.splitlines()) == 1
 
 
 def _numbered(names: Any) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.recipe import Recipe
+from cpupack.recipe.tables.signature import NamedSizes, Sizes
 from cpupack.recipe.view import Check, View
 from cpupack.targets.engines import ENGINES
 
 SIDES = ("height", "width")
+_MOST_NAMES = 2
 _EXAMPLE = '"height", "width"'
 
 
@@ -21,29 +24,44 @@ def is_open(shape: list[int | str]) -> bool:
 
 
 def of_typical_size(recipe: Recipe) -> Recipe:
-    """Return a recipe with ``[sizes]`` as that of images of the typical size; of larger ones the centre is cut out.
+    """Return a recipe with ``[sizes]`` as that of inputs of the typical size; of larger ones the centre is cut out.
 
-    Its ``sizes`` then have all three sizes: the least is 0 where the build is to choose it.
+    Its ``sizes`` then have all three sizes, as pairs: the least is 0 where the build is to choose it.
     """
     if recipe.sizes is None:
         return recipe
     shape = recipe.input[0].shape if recipe.input else recipe.model.input_shape or []
-    typical = recipe.sizes.typical or recipe.sizes.max
-    least = [
-        (recipe.sizes.min[side] if recipe.sizes.min else 0) if isinstance(own, str) else own
-        for side, own in enumerate(shape[-2:])
-    ]
-    sizes = recipe.sizes.model_copy(update={"typical": typical, "min": least})
+    if isinstance(recipe.sizes.max, dict):
+        sizes: Sizes = _named(recipe.sizes, shape)
+    else:
+        least = [
+            (recipe.sizes.min[side] if isinstance(recipe.sizes.min, list) else 0) if isinstance(own, str) else own
+            for side, own in enumerate(shape[-2:])
+        ]
+        typical = recipe.sizes.typical or recipe.sizes.max
+        sizes = recipe.sizes.model_copy(update={"typical": typical, "min": least})
     targets = {
         cpu: getattr(recipe.target, cpu).model_copy(update={"engine": "native"}) for cpu in ("x86_64", "aarch64")
     }
     found = recipe.model_copy(update={"sizes": sizes, "target": recipe.target.model_copy(update=targets)})
-    return found.at_size(typical[0], typical[1])
+    assert isinstance(sizes.typical, list)
+    return found.at_size(sizes.typical[0], sizes.typical[1])
+
+
+def _named(sizes: Sizes, shape: Sequence[int | str]) -> NamedSizes:
+    """Return sizes by name as pairs in the order of the shape."""
+    places = {each: axis for axis, each in enumerate(shape) if isinstance(each, str)}
+    given = {"max": sizes.max, "typical": sizes.typical or sizes.max, "min": sizes.min}
+    pairs = {key: ([1] * (2 - len(places)) + [each[name] for name in places]) for key, each in given.items()}  # type: ignore[call-overload,index]  # _named_sizes has checked that they are tables
+    return NamedSizes(**pairs, names=tuple(places), axes=tuple(places.values()))
 
 
 def _sizes(view: View) -> Iterator[Problem]:
     """Check which sides are open, and that ``[sizes]`` says how large they may be."""
     shapes = _shapes(view)
+    if any(isinstance(each, str) and each not in SIDES for _, shape in shapes for each in shape):
+        yield from _named_sizes(view, shapes)
+        return
     for key, shape in shapes:
         for place, each in enumerate(shape):
             if isinstance(each, str) and (len(shape) != 3 or place != 1 + SIDES.index(each)):
@@ -52,7 +70,9 @@ def _sizes(view: View) -> Iterator[Problem]:
     opened = [(key, shape) for key, shape in shapes if is_open(shape)]
     if not opened:
         if view.given("sizes"):
-            yield Problem(("sizes",), f"has no effect without names in the shape, such as [3, {_EXAMPLE}]")
+            yield Problem(
+                ("sizes",), f'has no effect without names in the shape, such as [3, {_EXAMPLE}] or [80, "time"]'
+            )
         return
     key, shape = opened[0]
     if not view.given("sizes"):
@@ -71,6 +91,60 @@ def _sizes(view: View) -> Iterator[Problem]:
     yield from _engines(view)
 
 
+def _named_sizes(view: View, shapes: list[tuple[Key, list[int | str]]]) -> Iterator[Problem]:
+    """Check names of one's own, and that ``[sizes]`` has numbers for each."""
+    key, shape = next((key, shape) for key, shape in shapes if is_open(shape))
+    names = [each for each in shape if isinstance(each, str)]
+    example = ", ".join(f"{name} = 16000" for name in dict.fromkeys(names))
+    if len(shapes) > 1:
+        yield Problem(
+            key,
+            "has names, which is for models with one input; give numbers, and pad for sequences of different lengths "
+            "(docs/how-to/sizes.md)",
+        )
+        return
+    if len(set(names)) < len(names) or len(names) > _MOST_NAMES or set(names) & set(SIDES):
+        yield Problem(key, f'{shape} has other names than "height" and "width" of an image, or one or two of your own')
+        return
+    table = ("input", 0) if view.given("input") else ("model",)
+    if view.given("preprocess") or (view.given("input") and "preprocess" in view("input")[0]):
+        yield Problem(key, f"has names of your own, and an image of any size is [channels, {_EXAMPLE}]")
+    if view.given("model", "stream") and view("model", "stream"):
+        yield Problem(("model", "stream"), "is for chunks of one length, and the shape has names; give a number")
+    if view.given("input"):
+        own = view("input")[0]
+        if own.get("dtype", "float32") != "float32":
+            yield Problem((*table, "dtype"), f'"{own["dtype"]}" is not that of an input with names', "float32")
+        if "pad" in own:
+            yield Problem((*table, "pad"), "is for a shape of numbers: an input with names is taken at its own length")
+    if not view.given("sizes"):
+        yield Problem(key, f"has names, and needs [sizes] with max = {{ {example} }} and min")
+        return
+    yield from _named_numbers(view, names, example)
+    yield from _engines(view)
+
+
+def _named_numbers(view: View, names: list[str], example: str) -> Iterator[Problem]:
+    given: dict[str, dict[str, int]] = {}
+    for key in ("max", "typical", "min"):
+        each = view("sizes", key) if view.given("sizes", key) else None
+        if each is None:
+            if key == "min":
+                place: Key = ("sizes",)
+                yield Problem(place, f"needs min = {{ {example} }}: the least size of each name that the wheel takes")
+            continue
+        if not isinstance(each, dict) or set(each) != set(names):
+            had = f"has {', '.join(each)}" if isinstance(each, dict) else "is a list"
+            yield Problem(("sizes", key), f"{had}, and the shape has the names {', '.join(names)}: {{ {example} }}")
+        else:
+            given[key] = each
+    for name in names:
+        sizes = [(key, given[key][name]) for key in ("min", "typical", "max") if key in given]
+        for (less, low), (more, high) in pairwise(sizes):
+            if low > high:
+                yield Problem(("sizes", less), f"has {name} = {low}, more than {more}: {high}")
+
+
 def _shapes(view: View) -> list[tuple[Key, list[int | str]]]:
     if view.given("input"):
         return [(("input", index, "shape"), table["shape"]) for index, table in enumerate(view("input"))]
@@ -79,6 +153,10 @@ def _shapes(view: View) -> list[tuple[Key, list[int | str]]]:
 
 
 def _numbers(view: View, shape: list[int | str]) -> Iterator[Problem]:
+    for each in ("max", "typical", "min"):
+        if isinstance(view("sizes", each), dict):
+            yield Problem(("sizes", each), "is [HEIGHT, WIDTH] for images")
+            return
     largest: list[int] = view("sizes", "max")
     typical: list[int] = view("sizes", "typical") or largest
     least: list[int] | None = view("sizes", "min")

@@ -16,7 +16,7 @@ from cpupack.recipe.tables.base import Table
 from cpupack.recipe.tables.model import Model
 from cpupack.recipe.tables.package import Package
 from cpupack.recipe.tables.quantize import Calibration, Evaluation, Fuse, Quantize
-from cpupack.recipe.tables.signature import Input, Lengths, Output, Preprocess, Sizes, Task
+from cpupack.recipe.tables.signature import Input, Lengths, NamedSizes, Output, Preprocess, Sizes, Task
 from cpupack.recipe.tables.target import Bench, Target, Tune
 from cpupack.recipe.tables.text import Tokenizer
 
@@ -95,16 +95,24 @@ class Recipe(Table):
         return self.model_copy(update={"input": tables})
 
     def at_size(self, height: int, width: int) -> Recipe:
-        """Return the recipe of a model that takes images of one size."""
+        """Return the recipe of a model that takes images, or sequences, of one size."""
         found = self
+        axes = self.sizes.axes if isinstance(self.sizes, NamedSizes) else (-2, -1)
+
+        def sized(shape: Sequence[int | str]) -> list[int | str]:
+            numbers = list(shape)
+            for axis, side in zip(axes, (height, width)[-len(axes) :], strict=True):
+                numbers[axis] = side
+            return numbers
+
         if self.input:
             (table,) = self.input
-            changes: dict[str, Any] = {"shape": [*table.shape[:-2], height, width]}
+            changes: dict[str, Any] = {"shape": sized(table.shape)}
             if table.preprocess is not None:
                 changes["preprocess"] = table.preprocess.model_copy(update={"crop": [height, width]})
             found = found.model_copy(update={"input": [table.model_copy(update=changes)]})
         else:
-            shape = [*(self.model.input_shape or ())[:-2], height, width]
+            shape = sized(self.model.input_shape or ())
             found = found.model_copy(update={"model": self.model.model_copy(update={"input_shape": shape})})
         if self.preprocess is not None:
             cropped = self.preprocess.model_copy(update={"crop": [height, width]})

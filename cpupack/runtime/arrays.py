@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +41,29 @@ def array_in(archive: Any, name: str) -> npt.NDArray[Any]:
     return found
 
 
+def of_tensor(value: Any, name: str) -> npt.NDArray[Any] | None:
+    """Return the values of a torch tensor, None for anything else. ``name`` begins the message for a caller.
+
+    Raises InputError for a tensor whose values numpy cannot hold.
+    """
+    torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
+    if torch is None or not isinstance(value, torch.Tensor):
+        return None
+    if value.layout != torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else "sparse"
+        dense = "to_padded_tensor(0)" if value.is_nested else "to_dense()"
+        raise InputError(f"{name}got a {kind} tensor; expected a dense one: {dense}")
+    if value.is_quantized:
+        raise InputError(f"{name}got a quantized tensor; expected its values: dequantize()")
+    if value.is_meta:
+        raise InputError(f"{name}got a tensor on the device meta, which has no values")
+    try:
+        return np.asarray(value.detach().cpu().resolve_conj().resolve_neg().numpy())
+    except TypeError:
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise InputError(f"{name}got {dtype} {tuple(value.shape)}, which numpy has not; convert it: float()") from None
+
+
 def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) -> npt.NDArray[np.float32]:
     """Return one float32 input of ``shape``, None for any: an array, a tensor, an ``.npy`` file or its path.
 
@@ -51,7 +75,9 @@ def load_array(item: Any, shape: tuple[int, ...] | None, *, check_finite: bool) 
     elif hasattr(item, "read"):
         name = f"{getattr(item, 'name', type(item).__name__)}: "
         array = load_npy(item)
-    elif hasattr(item, "__array__"):  # arrays, and tensors without importing torch for the question
+    elif (tensor := of_tensor(item, "")) is not None:
+        array = tensor
+    elif hasattr(item, "__array__") and not isinstance(item, np.ma.MaskedArray):
         array = np.asarray(item)
     else:
         wanted = "" if shape is None else f" {shape}"

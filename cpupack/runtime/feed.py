@@ -33,9 +33,15 @@ class Feed:
         return model_input(batch, self.spec, pixel_input=self.pixel_input)
 
     def image_size(self, batch: npt.NDArray[Any]) -> tuple[int, int] | None:
-        """Return the height and width of a batch of images that ``ready`` takes, None for other batches."""
-        if batch.ndim != 4:
+        """Return the height and width of a batch of images that ``ready`` takes, or both sides of sequences.
+
+        None for a package of one size.
+        """
+        sizes = self.signature.sizes
+        if sizes is None:
             return None
+        if not sizes.is_image:
+            return sizes.size_of(batch.shape[1:])
         first = 1 if self.spec is not None and batch.dtype == np.uint8 else 2
         return batch.shape[first], batch.shape[first + 1]
 

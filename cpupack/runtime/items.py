@@ -103,8 +103,6 @@ def load_value(spec: TensorSpec, value: Any) -> Array:
             return load_npy(Path(value) if isinstance(value, str | os.PathLike) else value)
     except InputError as error:
         raise InputError(f'input "{spec.name}": {error}') from error
-    if hasattr(value, "__array__"):  # arrays, and tensors without importing torch for the question
-        return np.asarray(value)
     return array_of(spec, value)
 
 

@@ -1,7 +1,8 @@
-"""The sizes of images that a package takes, where it takes more than one."""
+"""The sizes of images or the lengths of sequences that a package takes, where it takes more than one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 SIDES = ("height", "width")
 Terms = tuple[int, int, int, int]
 """``(a, b, c, d)`` of a number that is ``a + b * rows + c * columns + d * rows * columns``, where rows and columns are
-the height and the width in multiples of what the model takes."""
+the height and the width in multiples of what the model takes. With one named dimension the number is
+``a + c * columns + d * columns ** 2``."""
+IMAGE_AXES = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,25 @@ class OpenSizes:
     """``least``, ``most`` and ``multiple`` are height and width in pixels: every multiple between is taken.
 
     ``outputs`` has the shape of each output of a model that gives several, ``()`` for one, whose shape is the engine's.
+    Of an array that is no image, ``names`` are those of its one or two dimensions that may differ, at ``axes`` of a
+    sample, and ``shape`` is a sample of the typical size. With one name the first side is always 1, and has no axis.
     """
 
     least: tuple[int, int]
     most: tuple[int, int]
     multiple: tuple[int, int]
     outputs: tuple[tuple[Terms, ...], ...] = ()
+    names: tuple[str, ...] = SIDES
+    axes: tuple[int, ...] = IMAGE_AXES
+    shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 1 <= len(self.names) == len(self.axes) <= 2 or not (self.shape or self.names == SIDES):
+            raise ValueError(f"the dimensions {self.names} of {self.shape} are at {self.axes}")
+        if self.shape and not all(0 <= axis < len(self.shape) for axis in self.axes):
+            raise ValueError(f"a sample of the shape {self.shape} has no dimensions {self.axes}")
+        if len(self.names) == 1 and (self.least[0], self.most[0], self.multiple[0]) != (1, 1, 1):
+            raise ValueError(f"{self.names[0]} is one dimension, and {self.most} are two")
         for low, high, step in zip(self.least, self.most, self.multiple, strict=True):
             if not 1 <= step <= low <= high or low % step or high % step:
                 raise ValueError(f"sizes from {self.least} to {self.most} are no multiples of {self.multiple}")
@@ -41,18 +55,81 @@ class OpenSizes:
     def from_dict(cls, raw: Mapping[str, Any]) -> OpenSizes:
         """Read what ``to_dict`` wrote. Raises ValueError, KeyError or TypeError on damage."""
         outputs = tuple(tuple(terms_of(one) for one in each) for each in raw.get("outputs", ()))
-        return cls(_pair(raw["least"]), _pair(raw["most"]), _pair(raw["multiple"]), outputs)
+        names = tuple(str(each) for each in raw.get("names", SIDES))
+        axes = tuple(int(each) for each in raw.get("axes", IMAGE_AXES))
+        shape = tuple(int(each) for each in raw.get("shape", ()))
+        return cls(_pair(raw["least"]), _pair(raw["most"]), _pair(raw["multiple"]), outputs, names, axes, shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         found: dict[str, Any] = {
             "least": list(self.least), "most": list(self.most), "multiple": list(self.multiple)
         }  # fmt: skip
+        if self.shape:
+            found |= {"names": list(self.names), "axes": list(self.axes), "shape": list(self.shape)}
         return found | ({"outputs": [[list(one) for one in each] for each in self.outputs]} if self.outputs else {})
+
+    @property
+    def is_image(self) -> bool:
+        """Whether a sample is an image, ``(channels, height, width)``."""
+        return not self.shape
+
+    def size_of(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Return both sides of a sample of a shape. The first side of a sample with one dimension is 1."""
+        sides = [shape[axis] for axis in self.axes]
+        return (sides[0], sides[1]) if len(sides) == 2 else (1, sides[0])
+
+    def shape_at(self, shape: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
+        """Return the shape of a sample with other sides. -1 is a side that is not known."""
+        found = list(shape)
+        for axis, side in zip(self.axes, size[-len(self.axes) :], strict=True):
+            found[axis] = side
+        return tuple(found)
+
+    def open_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a sample with -1 for sides that may differ."""
+        height, width = (low if low == high else -1 for low, high in zip(self.least, self.most, strict=True))
+        return self.shape_at(shape, (height, width))
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a sample of a shape is taken as it is. Only for what is no image."""
+        if len(shape) != len(self.shape) or self.shape_at(self.shape, self.size_of(shape)) != tuple(shape):
+            return False
+        return self.takes(*self.size_of(shape))
+
+    def check(self, dtype: str, shape: Sequence[int]) -> None:
+        """Raise InputError for a batch that is not taken as it is. Only for what is no image."""
+        got, wanted = f"got {dtype} {tuple(shape)}", f"float32 {self.shape_text(self.shape)} with {self.text()}"
+        if dtype != "float32" or not self.fits(shape[1:]):
+            missing = "; add the batch dimension: batch[None]" if dtype == "float32" and self.fits(shape) else ""
+            raise InputError(f"{got}; expected {wanted}{missing}")
+        if not shape[0]:
+            raise InputError(f"{got}, an empty batch; expected {wanted} and n >= 1")
+
+    def engine_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return what the engine reads for a sample of a size: channels, height and width, or values in a row.
+
+        ``channels`` are those of an image.
+        """
+        if self.is_image:
+            return channels, *size
+        shape = self.shape_at(self.shape, size)
+        return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
+
+    def shape_text(self, shape: Sequence[int]) -> str:
+        """Return the shape of a batch of samples in words: ``(n, 80, time)``."""
+        words = ["n", *map(str, shape)]
+        for name, axis, low, high in zip(
+            self.names, self.axes, self.least[-len(self.axes) :], self.most[-len(self.axes) :], strict=True
+        ):
+            words[1 + axis] = name if low != high else str(low)
+        return f"({', '.join(words)})"
 
     def shapes(self, height: int, width: int) -> tuple[tuple[int, ...], ...]:
         """Return the shape of each of ``outputs`` for an image of a size."""
         rows, columns = height // self.multiple[0], width // self.multiple[1]
+        if len(self.names) == 1:
+            return tuple(tuple(a + c * columns + d * columns**2 for a, _, c, d in each) for each in self.outputs)
         return tuple(
             tuple(a + b * rows + c * columns + d * rows * columns for a, b, c, d in each) for each in self.outputs
         )
@@ -93,7 +170,15 @@ class OpenSizes:
 
     def text(self) -> str:
         """Return the sizes in words."""
-        return ", ".join(f"{name} {self.side_text(side)}" for side, name in enumerate(SIDES))
+        first = 2 - len(self.names)
+        return ", ".join(f"{name} {self.side_text(side)}" for side, name in enumerate(self.names, first))
+
+    def size_text(self, size: tuple[int, int]) -> str:
+        """Return one size in words: ``512 x 1024`` of an image, ``time 16000`` of what has a name."""
+        if self.is_image:
+            return f"{size[0]} x {size[1]}"
+        sides = zip(self.names, size[-len(self.names) :], strict=True)
+        return ", ".join(f"{name} {side}" for name, side in sides)
 
 
 def open_sizes_of(manifest: Manifest) -> OpenSizes | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-from .arrays import MOST_FLOAT, is_finite
+from .arrays import MOST_FLOAT, is_finite, of_tensor
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
@@ -107,32 +106,34 @@ def batch_of(spec: TensorSpec, value: Any, *, check_finite: bool = True) -> Arra
     if not len(array):
         raise InputError(f"{got}, an empty batch; expected {expected} with n >= 1")
     _check_values(spec, array, check_finite=check_finite)
-    _check_blank(spec, array)
+    check_blank(spec, array)
     return array
 
 
 def array_of(spec: TensorSpec, value: Any) -> Array:
-    """Return an array, a tensor, a number or lists of numbers as an array. Raises InputError that names the input."""
-    torch = sys.modules.get("torch")  # a caller that has a tensor has imported torch
-    if torch is not None and isinstance(value, torch.Tensor):
-        if value.layout != torch.strided:
-            raise InputError(f'input "{spec.name}": got a sparse tensor; expected a dense one: value.to_dense()')
-        if value.dtype == torch.bfloat16:
-            raise InputError(f'input "{spec.name}": got bfloat16; expected {spec.dtype}')
-        return np.asarray(value.detach().cpu().numpy())
+    """Return an array, a tensor, a column of pandas, a number or lists of numbers as an array.
+
+    Raises InputError that names the input.
+    """
+    name = f'input "{spec.name}": '
+    if (tensor := of_tensor(value, name)) is not None:
+        return tensor
     if isinstance(value, np.ma.MaskedArray):
-        raise InputError(f'input "{spec.name}": got a masked array; expected a plain one')
+        raise InputError(f"{name}got a masked array; expected a plain one")
     if isinstance(value, np.ndarray | np.generic):
         return np.asarray(value)
-    if not isinstance(value, list | tuple | int | float):
-        raise InputError(f'input "{spec.name}": got {type(value).__name__}; expected an array, a tensor or lists')
+    if not isinstance(value, list | tuple | int | float) and not hasattr(value, "__array__"):
+        raise InputError(f"{name}got {type(value).__name__}; expected an array, a tensor or lists")
     try:
-        array = np.asarray(value)
+        array = np.asarray(_without_tensors(value, name))
+        if array.dtype == object and all(isinstance(each, int | float) for each in array.flat):
+            array = np.array(array.tolist())  # a row of pandas with columns of several kinds
     except (ValueError, OverflowError) as error:
         lengths = _lengths(value)
         ragged = f"rows of different lengths ({', '.join(map(str, lengths))})" if len(lengths) > 1 else str(error)
-        raise InputError(f'input "{spec.name}": {ragged}; pad them to {batch_text(spec.shape)}') from None
-    # Python has one kind of float and one of whole number, so lists become the input's own dtype.
+        raise InputError(f"{name}{ragged}; pad them to {batch_text(spec.shape)}") from None
+    # Python has one kind of float and one of whole number, so lists become the input's own dtype. So do columns of
+    # pandas, whose floats have 64 bits.
     if spec.dtype == "float32" and array.dtype.kind in "fiu":
         return array.astype(np.float32)
     if spec.dtype == "uint8" and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:
@@ -140,10 +141,24 @@ def array_of(spec: TensorSpec, value: Any) -> Array:
     if spec.dtype == "bool" and array.dtype.kind in "iu" and array.size and not (array & ~1).any():
         return array.astype(bool)  # a mask of zeros and ones
     if array.dtype == object:
-        bad = next((each for each in array.flat if not isinstance(each, int | float)), array.flat[0])
+        others = [each for each in array.flat if not isinstance(each, int | float)]
+        if array.size and not others:  # Python's numbers have no limit
+            raise InputError(f"{name}has {max(array.flat, key=abs)}, which no {spec.dtype} holds")
+        bad = others[0] if others else None
         what = "null or None" if bad is None else type(bad).__name__
-        raise InputError(f'input "{spec.name}": has {what} where a number is expected')
+        raise InputError(f"{name}has {what} where a number is expected")
     return array
+
+
+def _without_tensors(value: Any, name: str) -> Any:
+    """Return lists with arrays in place of tensors, which numpy does not take in every state."""
+    if isinstance(value, list | tuple):
+        first = value[0] if value else None
+        if isinstance(first, list | tuple) or of_tensor(first, name) is not None:
+            return [_without_tensors(each, name) for each in value]
+        return value
+    tensor = of_tensor(value, name)
+    return value if tensor is None else tensor
 
 
 def _lengths(value: Any) -> list[int]:
@@ -180,7 +195,7 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
         _check_ids(spec, array, spec.vocabulary, "")
 
 
-def _check_blank(spec: TensorSpec, array: Array) -> None:
+def check_blank(spec: TensorSpec, array: Array) -> None:
     """Raise InputError for a sample that leaves a packed sequence no step, as torch itself does."""
     if spec.blank is None:
         return

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
-from .arrays import load_array, require_finite
+from .arrays import load_array, of_tensor, require_finite
 from .decoding import Decoders, together
 from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
@@ -216,7 +216,7 @@ class Runner:
         if self.signature.takes_rows:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
-            batch = self._only(torch, *given.values())
+            batch = self._only(*given.values())
         result = self.signature.of_size(self._feed.image_size(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
@@ -239,15 +239,12 @@ class Runner:
             if batch.dtype != np.float32 or batch.shape[1:] != expected or batch.ndim != 2:
                 raise InputError(f"got {batch.dtype} {batch.shape}; expected rows, float32 (n, {expected[0]})")
             return self._spread.outputs(self.finite(batch))
-        return self._spread.outputs(self._only(None, batch))
+        return self._spread.outputs(self._only(batch))
 
-    def _only(self, torch: Any, batch: Any = None) -> npt.NDArray[Any]:
+    def _only(self, batch: Any = None) -> npt.NDArray[Any]:
         """Return the only input as an array, checked."""
-        if torch is not None and isinstance(batch, torch.Tensor):
-            if batch.layout != torch.strided:
-                raise InputError("got a sparse tensor; expected a dense one: batch.to_dense()")
-            self.check_batch(str(batch.dtype).removeprefix("torch."), tuple(batch.shape))
-            return self.finite(batch.detach().cpu().numpy())
+        if (tensor := of_tensor(batch, "")) is not None:
+            batch = tensor
         if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
             raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
         self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
@@ -269,7 +266,9 @@ class Runner:
             return self._load_pixels(item)
         shape = self.manifest.input_shape
         if self.sizes is None:
-            return load_array(item, shape, check_finite=self._check_finite)
+            sample = load_array(item, shape, check_finite=self._check_finite)
+            rows.check_blank(self.signature.inputs[0], sample[None])
+            return sample
         found = load_array(item, None, check_finite=self._check_finite)
         self.check_batch(str(found.dtype), (1, *found.shape))
         return found
@@ -293,7 +292,10 @@ class Runner:
             raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
 
     def _check_open(self, sizes: OpenSizes, dtype: str, shape: tuple[int, ...]) -> None:
-        """Raise InputError for a batch of images of a size that the model does not take."""
+        """Raise InputError for a batch of images or sequences of a size that the model does not take."""
+        if not sizes.is_image:
+            sizes.check(dtype, shape)
+            return
         channels = self.manifest.input_shape[0]
         forms = {"float32": (f"float32 (n, {channels}, height, width)", 2)}
         if self._spec is not None:
@@ -362,9 +364,11 @@ class Runner:
         )
 
     def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold."""
+        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold, or no step."""
         if self._check_finite and batch.dtype == np.float32:
             require_finite(batch)
+        if not self.signature.takes_rows:
+            rows.check_blank(self.signature.inputs[0], batch)
         return batch
 
     def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:

@@ -168,8 +168,8 @@ class Signature:
         }
 
     def of_size(self, size: tuple[int, int] | None) -> Signature:
-        """Return the signature whose outputs have the shapes for images of a height and width, itself without one, and
-        where rows need none.
+        """Return the signature whose outputs have the shapes for a height and width, or both sides of a sequence;
+        itself without one, and where rows need none.
         """
         if size is None or self.sizes is None or not self.sizes.outputs:
             return self
@@ -257,10 +257,11 @@ class Signature:
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""
-        if self.sizes is not None:  # one image alone
+        if self.sizes is not None:  # one input alone
             (spec,) = self.inputs
             images = " or images" if spec.preprocess is not None else ""
-            return f"{spec.name} {spec.dtype} (n, {spec.shape[0]}, height, width){images}, {self.sizes.text()}"
+            shape = self.sizes.shape_text(spec.shape)
+            return f"{spec.name} {spec.dtype} {shape}{images}, {self.sizes.text()}"
         return ", ".join(input_text(each) for each in self.inputs)
 
     def outputs_text(self) -> str:
@@ -268,7 +269,8 @@ class Signature:
         found = ", ".join(f"{each.name} {each.dtype} {batch_text(each.result_shape)}" for each in self.outputs)
         if self.sizes is None:
             return found
-        return f"{found}, for images of {' x '.join(map(str, self.inputs[0].shape[-2:]))}"
+        what = "images of " if self.sizes.is_image else ""
+        return f"{found}, for {what}{self.sizes.size_text(self.sizes.size_of(self.inputs[0].shape))}"
 
 
 def signature_of(manifest: Manifest) -> Signature:

@@ -18,6 +18,7 @@ from PIL import Image
 from cpupack.errors import CalibrationError
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
+from cpupack.recipe.tables.signature import NamedSizes
 from cpupack.runtime.errors import InputError
 from cpupack.runtime.images.preprocess import PreprocessSpec, decode_image, to_pixels
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, takes_rows
@@ -158,8 +159,10 @@ def check_size(pixels: Pixels, request: Request, name: str) -> None:
 def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
     """Return ``data`` ``(n, *input_shape)`` as contiguous float32.
 
-    Raises CalibrationError for a wrong shape or dtype. For NaN or infinity it names the first such sample.
+    Of samples whose named dimensions are longer, the centre is taken. Raises CalibrationError for a wrong shape or
+    dtype. For NaN or infinity it names the first such sample.
     """
+    data = _cut(data, request)
     if data.shape[1:] != request.input_shape:
         raise CalibrationError(
             f"{request.spec}: samples have shape {data.shape[1:]}, the model takes {request.input_shape}"
@@ -178,6 +181,17 @@ def floats_of(data: Array, request: Request, names: Sequence[str]) -> Floats:
                 f"{request.spec}: {name} contains {kind}", hint="remove such samples, or fix the code that made them"
             )
     return result
+
+
+def _cut(data: Array, request: Request) -> Array:
+    """Return the centre of samples that are longer than the typical size."""
+    sizes = request.loaded.recipe.sizes
+    if isinstance(sizes, NamedSizes) and data.ndim == 1 + len(request.input_shape):
+        for axis in sizes.axes:
+            more = data.shape[1 + axis] - request.input_shape[axis]
+            if more > 0:
+                data = data.take(np.arange(request.input_shape[axis]) + more // 2, axis=1 + axis)
+    return data
 
 
 def warn_of_raw_pixels(data: Floats, request: Request) -> None:

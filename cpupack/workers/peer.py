@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cpupack.peers import COMPARED, OURS
+from cpupack.peers import COMPARED, OURS, lengths
 from cpupack.peers.job import Job, Pool
 from cpupack.runtime.bench import scenarios, stats
 from cpupack.runtime.bench.measure import measure, warm_up
@@ -73,13 +73,14 @@ class _Server:
         }
 
     def _build(self) -> dict[str, Any]:
-        return {"settings": self._engine.build(self._job)}
+        settings, job = self._engine.build(self._job), self._job
+        return {"settings": settings if job.engine == OURS else settings + lengths.choose(job, self._engine.open_pool)}
 
     def _open(self) -> dict[str, Any]:
         """Load the engine with the job's setting, and run every instance once."""
         begin_s = time.perf_counter()
         self._pool = pool = self._engine.open_pool(self._job)
-        self._batches = [pool.adapt(batch) for batch in self._job.stored_batches()]
+        self._batches = [pool.adapt(batch) for batch in lengths.served(self._job)]
         for number in range(pool.instances):
             pool.submit(self._batches[0], number).result()
         return {"open_s": time.perf_counter() - begin_s}

@@ -42,6 +42,8 @@
 #include "operators/no_special_attention.inc"
 #include "operators/float_attention_layer.inc"
 #include "operators/float_windows.inc"
+#include "operators/float_places.inc"
+#include "operators/float_sampling.inc"
 #include "operators/proposals.inc"
 #include "operators/regions.inc"
 #include "operators/recurrent_products.inc"

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "engine/boxes.h"
+#include "engine/places.h"
 #include "engine/program.h"
 
 /* A buffer of a batch. `first` is pixel (0, 0) of sample 0, inside the halo. Distances are in bytes.
@@ -85,9 +86,11 @@ static inline int sees_images(const struct cpupack_layer *spec) {
 static inline int reads_two(const struct cpupack_layer *spec) {
     if (spec->op == OP_FLOAT_MAP || spec->op == OP_FLOAT_MATMUL || spec->op == OP_FLOAT_ATTENTION)
         return spec->input2 >= 0 && !(spec->flags & FLAG_CONSTANT);
+    if (spec->op == OP_FLOAT_PUT)
+        return !(spec->flags & FLAG_CONSTANT);
     if (spec->op == OP_RECURRENT)
         return spec->input2 >= 0;
-    if (spec->op == OP_PROPOSE || spec->op == OP_REGIONS)
+    if (spec->op == OP_PROPOSE || spec->op == OP_REGIONS || spec->op == OP_FLOAT_PICK || spec->op == OP_FLOAT_SAMPLE)
         return 1;
     if (spec->op >= OP_FLOAT_INPUT)
         return 0;
@@ -119,7 +122,7 @@ struct worker {
     int32_t *sums;    /* BLOCK x BLOCK */
     struct row *rows; /* PAIRS_AT_ONCE x BLOCK */
     uint8_t *scratch; /* SCRATCH_BYTES */
-    int lost;         /* 1 after a number that a table does not have */
+    int lost;         /* 1 after a number that a table or a tensor does not have */
 };
 
 #define TILE 16         /* rows or columns of a tile */

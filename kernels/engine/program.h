@@ -50,6 +50,10 @@ enum cpupack_op {
     OP_FLOAT_LOOKUP = 27,    /* rows of a table of constants: see below cpupack_attention */
     OP_PROPOSE = 28,         /* the best boxes of an image; has a cpupack_proposals (boxes.h) at `weights` */
     OP_REGIONS = 29,         /* what is in boxes of a feature map; has a cpupack_regions (boxes.h) at `weights` */
+    OP_FLOAT_ORDER = 30,  /* the first `runs` of each row of the last size, in their order; kind: enum cpupack_order */
+    OP_FLOAT_PICK = 31,   /* values at places that the second operand has: see places.h */
+    OP_FLOAT_PUT = 32,    /* the second operand into places that the first one has; kind: enum cpupack_put */
+    OP_FLOAT_SAMPLE = 33, /* an image at places between its pixels: see places.h */
 };
 
 enum cpupack_flag {
@@ -233,7 +237,10 @@ enum cpupack_norm {
     NORM_LAYER = 2, /* (x - mean) / root(variance + scale) * second operand + third */
     NORM_ROOT_MEAN_SQUARE = 3,
     NORM_FACTORS = 4,     /* OP_FLOAT_CODES alone: x * second operand */
-    NORM_RUNNING_SUM = 5, /* OP_FLOAT_NORMALIZE alone: the sum of the values up to each, in float64 */
+    NORM_RUNNING_SUM = 5, /* OP_FLOAT_NORMALIZE alone, as those below: the sum of the values up to each, in float64 */
+    NORM_RUNNING_PRODUCT = 6,
+    NORM_RUNNING_MAXIMUM = 7, /* once a value is no number, so are all after it */
+    NORM_RUNNING_MINIMUM = 8,
 };
 
 /* OP_FLOAT_WINDOWS: sizes are height, width and channels of the input, then of the result. The weights are at `scales`,

@@ -24,7 +24,7 @@ const char *cpupack_error(int code) {
     case CPUPACK_CLOSED:
         return "the session is closed";
     case CPUPACK_ERROR_INDEX:
-        return "an input has a number for which the model's table (an embedding) has no row";
+        return "an input has a number for which the model's table (an embedding), or a tensor that it indexes, has no row";
     default:
         return "unknown error";
     }

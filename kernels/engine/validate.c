@@ -155,7 +155,7 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
         return 0;
     if (spec->scales % 4 || spec->biases % 4)
         return 0; /* floats are read where they lie */
-    if (spec->op < 0 || spec->op > OP_REGIONS || spec->input2 >= header->buffers || spec->channels_out < 0 ||
+    if (spec->op < 0 || spec->op > OP_FLOAT_SAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
     if (spec->flags & FLAG_FLOAT_OUT && spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT &&

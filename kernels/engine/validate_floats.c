@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/kernels.h"
+#include "engine/validate_places.h"
 #include "engine/validate_recurrent.h"
 
 enum { DIMENSIONS = CPUPACK_DIMENSIONS };
@@ -11,7 +12,7 @@ enum { MOST_TAPS = 4096 }; /* of a window, beyond four times the pixels of its i
 static const int64_t MOST_VALUES = (int64_t)1 << 40;
 
 /* Values of a sample of a buffer, which floats fill without a border. Codes have as many bytes. */
-static int64_t bytes_of(const struct cpupack_buffer *buffer) {
+int64_t bytes_of(const struct cpupack_buffer *buffer) {
     return (int64_t)buffer->frames * buffer->height * buffer->width * buffer->channels;
 }
 
@@ -21,7 +22,7 @@ static int holds_floats(const struct cpupack_buffer *buffer) {
 }
 
 /* A product of sizes of at least 1; 0 where one is smaller, or where it is too large for any program. */
-static int64_t product(const int32_t *sizes, int count) {
+int64_t product(const int32_t *sizes, int count) {
     int64_t all = 1;
     for (int i = 0; i < count; i++) {
         if (sizes[i] < 1 || sizes[i] > MOST_VALUES / all)
@@ -32,7 +33,7 @@ static int64_t product(const int32_t *sizes, int count) {
 }
 
 /* Whether each value that an operand has for the first `count` sizes is one of `values`. */
-static int steps_fit(const int32_t *sizes, int count, int32_t first, const int32_t *steps, int64_t values) {
+int steps_fit(const int32_t *sizes, int count, int32_t first, const int32_t *steps, int64_t values) {
     int64_t low = first, high = first;
     for (int i = 0; i < count; i++) {
         const int64_t way = (int64_t)(sizes[i] - 1) * steps[i]; /* below 2^62 */
@@ -60,7 +61,7 @@ static int64_t writable(const struct float_layer *layer) {
     return leaves(layer->spec) ? layer->spec->channels_out : bytes_of(layer->out) / 4;
 }
 
-static int second_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
+int second_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int64_t values = layer->spec->flags & FLAG_CONSTANT ? constants_from(layer, layer->spec->scales)
                            : layer->in2 != NULL               ? bytes_of(layer->in2) / 4
                                                               : 0;
@@ -92,7 +93,7 @@ static int instructions_fit(const struct float_layer *layer, const struct cpupac
 /* A damaged program must not only stay inside memory, it must also end. So a layer writes each value once at most, and
  * reads about as many for it as there are.
  */
-static int ends(const struct cpupack_walk *walk, int begin, int end, int64_t values) {
+int ends(const struct cpupack_walk *walk, int begin, int end, int64_t values) {
     return product(walk->sizes + begin, end - begin) <= values;
 }
 
@@ -121,7 +122,7 @@ static int reduced_out_fits(const struct cpupack_walk *walk, int64_t values) {
 
 static int norm_fits(const struct float_layer *layer, const struct cpupack_walk *walk) {
     const int64_t terms = constants_from(layer, layer->spec->biases);
-    if (walk->kind < 0 || walk->kind > NORM_RUNNING_SUM || walk->kind == NORM_FACTORS || walk->kept < 0 ||
+    if (walk->kind < 0 || walk->kind > NORM_RUNNING_MINIMUM || walk->kind == NORM_FACTORS || walk->kept < 0 ||
         walk->kept > DIMENSIONS)
         return 0;
     return !(layer->spec->flags & FLAG_CONSTANT) ||
@@ -381,6 +382,11 @@ int float_layer_fits(const struct float_layer *layer) {
         return gather_fits(layer, &walk, values);
     case OP_FLOAT_LOOKUP:
         return ends(&walk, 0, DIMENSIONS, values) && in_fits(&walk, given) && lookup_fits(layer, &walk, values);
+    case OP_FLOAT_ORDER:
+    case OP_FLOAT_PICK:
+    case OP_FLOAT_PUT:
+    case OP_FLOAT_SAMPLE:
+        return place_layer_fits(layer, &walk, values);
     case OP_FLOAT_CODES:
         return row_codes_fit(layer, &walk);
     }

@@ -20,6 +20,21 @@ struct float_layer {
 /* Whether `count` instructions lie in the constants from `offset` on, and name what exists. */
 int instructions_hold(const uint8_t *constants, int64_t bytes, int64_t offset, int32_t count);
 
+/* Bytes of a sample of a buffer of codes without a border. */
+int64_t bytes_of(const struct cpupack_buffer *buffer);
+
+/* A product of sizes of at least 1; 0 where one is smaller, or where it is too large for any program. */
+int64_t product(const int32_t *sizes, int count);
+
+/* Whether each value that an operand has for the first `count` sizes is one of `values`. */
+int steps_fit(const int32_t *sizes, int count, int32_t first, const int32_t *steps, int64_t values);
+
+/* The same for the second operand of a layer. */
+int second_fits(const struct float_layer *layer, const struct cpupack_walk *walk);
+
+/* Whether some sizes come to no more than `values`: a damaged program has to end, too. */
+int ends(const struct cpupack_walk *walk, int begin, int end, int64_t values);
+
 int float_layer_fits(const struct float_layer *layer);
 
 #endif

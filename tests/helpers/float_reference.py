@@ -84,6 +84,10 @@ def normalize(
         return powers / sums if kind is Norm.SOFTMAX else shifted - log(sums)
     if kind is Norm.RUNNING_SUM:
         return f4(np.cumsum(x, -1, dtype=np.float64))
+    if kind is Norm.RUNNING_PRODUCT:
+        return f4(np.cumprod(x, -1, dtype=np.float64))
+    if kind in (Norm.RUNNING_MAXIMUM, Norm.RUNNING_MINIMUM):  # both keep what is no number
+        return (np.maximum if kind is Norm.RUNNING_MAXIMUM else np.minimum).accumulate(x, -1)
     length = np.float32(x.shape[-1])
     mean = row_sum(x)[..., None] / length if kind is Norm.LAYER else np.zeros((*x.shape[:-1], 1), np.float32)
     centred = x - mean

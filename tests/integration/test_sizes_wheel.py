@@ -281,3 +281,81 @@ def test_what_the_server_refuses(server: Served) -> None:
     assert large.status == 400
     assert "takes up to 64 x 96" in large.json()["error"]
     assert server.get("/openapi.json").status == 200
+
+
+SEQUENCES = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.one, self.two = nn.Conv1d(8, 16, 5, 2, 2), nn.Conv1d(16, 6, 3, padding=1)
+
+    def forward(self, x):
+        steps = self.two(torch.relu(self.one(x)))
+        return {"steps": steps, "whole": steps.mean(2)}
+"""
+
+
+def test_a_wheel_for_sequences_of_any_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe of the documentation, with a shorter maximum, from the build to the server."""
+    page = (Path(__file__).parents[2] / "docs/how-to/sizes.md").read_text()
+    text = next(each for each in page.split("```toml\n")[1:] if "gestures" in each).partition("```")[0]
+    assert len(text.splitlines()) < 30
+    text = text.replace('"gestures.safetensors"', '"factory"').replace("4096", "512")
+    (tmp_path / "recipe.toml").write_text(text)
+    (tmp_path / "gestures.py").write_text(SEQUENCES)
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "recordings.npz", data=random.standard_normal((16, 8, 300)).astype(np.float32))
+    with pytest.raises(SystemExit) as left:
+        main(["build", str(tmp_path / "recipe.toml"), "--no-tune", "--out", str(tmp_path)])
+    assert left.value.code == 0
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        archive.extractall(tmp_path / "site")
+    package = tmp_path / "site" / "gestures_int8"
+    space: dict[str, object] = {}
+    exec(SEQUENCES, space)
+    net = space["Net"]
+    assert callable(net)
+    samples = [random.standard_normal((8, time)).astype(np.float32) for time in (256, 64, 512, 100, 100)]
+    with Runner(package) as runner:
+        found = runner.predict(samples)
+        for sample, row in zip(samples, found, strict=True):
+            expected = net()(torch.from_numpy(sample[None]))
+            alone = runner(sample[None])
+            for name, each in expected.items():
+                assert np.array_equal(alone[name][0], row[name])
+                assert sqnr_db(each[0].detach().numpy(), row[name]) > 20.0
+        for shape in ((1, 8, 62), (1, 8, 514), (1, 8, 65), (1, 7, 64), (1, 64)):
+            with pytest.raises(InputError, match=r"float32 \(n, 8, time\) with time 64 to 512 in steps of 2"):
+                runner(np.zeros(shape, np.float32))
+        with pytest.raises(InputError, match=r"input 1: .*with time 64 to 512"):
+            runner.predict([samples[0], samples[1][:, :63]])
+    for command in (["info"], ["verify"], ["export", "--c", str(tmp_path / "c"), "--size", "128"]):
+        capsys.readouterr()
+        assert cli.main(package, command) == 0
+    assert "float32 values, 1024." in (tmp_path / "c" / "README.md").read_text()
+    assert cli.main(package, ["export", "--c", str(tmp_path / "d"), "--size", "64x128"]) == 2
+    assert "expected TIME, time 64 to 512" in capsys.readouterr().err
+    with serving(package) as served:
+        facts = served.get("/v2/models/gestures-int8").json()
+        assert facts["inputs"][0]["shape"] == [-1, 8, -1]
+        assert {each["name"]: each["shape"] for each in facts["outputs"]} == {"steps": [-1, 6, -1], "whole": [-1, 6]}
+        body = json.dumps({"inputs": [each.tolist() for each in samples]}).encode()
+        answer = served.ask("POST", "/predict", body, {"Content-Type": "application/json"})
+        assert answer.status == 200, answer.body
+        for row, own in zip(found, answer.json()["outputs"], strict=True):
+            steps = np.array(own["steps"]["data"], np.float32).reshape(own["steps"]["shape"])
+            assert np.array_equal(steps, row["steps"])
+        tensor = {"name": "input", "shape": [1, 8, 64], "datatype": "FP32", "data": [samples[1].tolist()]}
+        given = served.infer("gestures-int8", {"inputs": [tensor]})
+        assert given.status == 200, given.body
+        assert [each["shape"] for each in given.json()["outputs"]] == [[1, 6, 32], [1, 6]]
+        tensor |= {"shape": [1, 8, 63], "data": [samples[1][:, :63].tolist()]}
+        refused = served.infer("gestures-int8", {"inputs": [tensor]})
+        assert refused.status == 400
+        assert "time 64 to 512" in refused.json()["error"]
+        assert served.get("/").status == 200

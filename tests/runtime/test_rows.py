@@ -90,6 +90,31 @@ def test_tensors_and_lists_are_taken_too() -> None:
     np.testing.assert_array_equal(pack(SIGNATURE, given(ids=IDS.astype(np.int32))), pack(SIGNATURE, given()))
 
 
+class Column:
+    """Like a column of pandas: no array, and its floats have 64 bits."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.asarray(values, np.float64 if np.asarray(values).dtype.kind == "f" else None)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        torch.from_numpy(AGE).requires_grad_(),
+        [torch.tensor(float(each), requires_grad=True) for each in AGE],
+        torch.complex(torch.zeros(2), -torch.from_numpy(AGE)).conj().imag,
+        Column(AGE),
+        Column(np.array([int(each) if each == int(each) else float(each) for each in AGE], object)),
+    ],
+    ids=["with gradient", "list with gradients", "negative view", "column", "column of objects"],
+)
+def test_numbers_in_every_state_are_taken(age: Any) -> None:
+    np.testing.assert_array_equal(pack(SIGNATURE, given(age=age)), pack(SIGNATURE, given()))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -110,6 +135,10 @@ def test_tensors_and_lists_are_taken_too() -> None:
         ({"age": AGE[:0]}, 'input "age": got float32 (0,), an empty batch; expected float32 (n,) with n >= 1'),
         ({"age": "old"}, 'input "age": got str; expected an array, a tensor or lists'),
         ({"age": torch.zeros(2).to_sparse()}, 'input "age": got a sparse tensor'),
+        ({"age": torch.zeros(2, device="meta")}, 'input "age": got a tensor on the device meta, which has no values'),
+        ({"age": torch.zeros(2).bfloat16()}, "got bfloat16 (2,), which numpy has not; convert it: float()"),
+        ({"age": torch.zeros(2).cfloat().conj()}, 'input "age": got complex64 (2,); expected float32 (n,)'),
+        ({"ids": [[1, 2, 3, 10**30]] * 2}, f'input "ids": has {10**30}, which no int64 holds'),
     ],
 )  # fmt: skip
 def test_an_input_that_does_not_fit_is_named(changes: dict[str, Any], words: str) -> None:

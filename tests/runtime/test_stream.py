@@ -167,3 +167,21 @@ def test_a_server_that_keeps_no_states_refuses_the_id_of_a_sequence(runner: Runn
     for parameters in ('{"sequence_id": 5, "sequence_start": true}', '{"sequence_id": "a"}'):
         with pytest.raises(InputError, match=r"sequence_id is given, .* send each state .*'total'"):
             model.read(read_request((body % parameters).encode(), None))
+
+
+def test_one_plain_input_that_packs_nothing_is_refused_from_every_way_in(tmp_path: Path) -> None:
+    """A model that counts the steps of its only input from their values, and packs them."""
+    plain = Signature((TensorSpec("x", (2, 3), blank=0.0),), (OutputSpec("sums", (3,)),))
+
+    class Last(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(1)
+
+    package = write_rows_package(tmp_path / "tiny_int8", Last(), np.ones((2, 2, 3), np.float32), plain)
+    batch = np.ones((3, 2, 3), np.float32)
+    batch[1] = 0.0
+    with Runner(package, threads=1, instances=1) as own:
+        assert own(batch[:1]).tolist() == [[2.0, 2.0, 2.0]]
+        for call in (lambda: own(batch), lambda: own.predict([*batch]), lambda: own(x=torch.from_numpy(batch))):
+            with pytest.raises(InputError, match="0 in every place, which makes a sequence without a step"):
+                call()

@@ -106,6 +106,13 @@ def test_classes_that_an_argmax_chose_agree_or_do_not() -> None:
     assert found.agreement == 0.5
 
 
+def test_embeddings_have_no_classes_to_agree_on() -> None:
+    reference = np.array([[3, 1, 2], [1, 2, 3]], np.float32)
+    signature = Signature.plain((3,), (3,))
+    assert closeness(signature, reference, [reference], "embedding").agreement is None
+    assert closeness(signature, reference, [reference], "classification").agreement == 1.0
+
+
 def test_an_output_of_another_shape_puts_an_engine_out() -> None:
     with pytest.raises(EngineFailedError, match=r"its output has shape \(2, 4\), that of the FP32 model \(2, 3\)"):
         closeness(Signature.plain((3,), (3,)), np.zeros((2, 3), np.float32), [np.zeros((2, 4), np.float32)])

@@ -95,7 +95,7 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 
 VIDEOS = ("clips.npz", "labelled.npz", "labels.txt")
-SIZES = ("unet.py", "unet.safetensors")
+SIZES = ("unet.py", "unet.safetensors", "gestures.py", "gestures.safetensors", "recordings.npz")
 
 
 @every_page

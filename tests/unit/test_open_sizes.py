@@ -106,7 +106,7 @@ def test_programs_that_differ_in_more_than_size_are_refused() -> None:
     net, sizes = opened("nearest")
     other, _ = opened("bilinear")
     two = [net.lowered(TYPICAL), other.lowered((32, 24))]
-    with pytest.raises(QuantizationError, match="no program for images of any size"):
+    with pytest.raises(QuantizationError, match="no program for inputs of any size"):
         sizes_of(two, sizes.range)
     typical = net.lowered(TYPICAL)
     with pytest.raises(QuantizationError, match="another way than the size"):

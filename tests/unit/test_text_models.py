@@ -174,10 +174,87 @@ def test_one_label_is_a_score(tmp_path: Path) -> None:
     assert model.kind == "regression"
 
 
-def test_several_numbers_are_no_classes(tmp_path: Path) -> None:
-    names = {"architecture": "BertForSequenceClassification", "num_labels": 3, "problem_type": "regression"}
-    model = loaded_model(write_project(tmp_path, "transformers", **names))
-    assert (model.kind, model.labels) == ("regression", None)
+@pytest.mark.parametrize(
+    ("settings", "kind", "labels"),
+    [
+        ({"num_labels": 3, "problem_type": "regression"}, "regression", None),
+        (
+            {"id2label": {0: "calm", 1: "loud"}, "label2id": {"calm": 0, "loud": 1}, "problem_type": "regression"},
+            "regression",
+            ("calm", "loud"),
+        ),
+        (
+            {"id2label": {0: "spam"}, "label2id": {"spam": 0}, "problem_type": "multi_label_classification"},
+            "multilabel",
+            ("spam",),
+        ),
+        ({"num_labels": 3}, "classification", ("LABEL_0", "LABEL_1", "LABEL_2")),
+    ],
+)
+def test_the_problem_of_a_config_is_the_task(
+    tmp_path: Path, settings: dict[str, Any], kind: str, labels: tuple[str, ...] | None
+) -> None:
+    """Three values of a regression came out as the probabilities of three classes."""
+    model = loaded_model(
+        write_project(tmp_path, "transformers", architecture="BertForSequenceClassification", **settings)
+    )
+    assert (model.kind, model.labels) == (kind, labels)
+
+
+def test_the_wheels_tokens_are_those_that_the_library_makes_of_the_directory(tmp_path: Path) -> None:
+    """tokenizer_config.json may change what tokenizer.json says, and the model was trained with both."""
+    path = write_project(tmp_path, "transformers")
+    settings = {
+        "pad_token": "[PAD]",
+        "tokenizer_class": "BertTokenizer",
+        "truncation_side": "left",
+        "mask_token": "[UNK]",
+    }
+    directory = tmp_path / "model"
+    tokenizers = library("tokenizers")
+    made = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    made.normalizer = tokenizers.normalizers.Sequence([])  # the case stays, which the class changes
+    made.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    expected = library("transformers").AutoTokenizer.from_pretrained(str(directory))
+    progress = SilentProgress()
+    model = load(load_recipe(path), progress)
+    assert model.tokenizer is not None
+    tokenizer = Tokenizer(model.tokenizer.file, model.tokenizer.spec, "tokenizer.json")
+    texts = ["The RED dog", ("Cat", "DOG runs"), "the big " * LENGTH + "cat"]
+    for text in texts:
+        parts = text if isinstance(text, tuple) else (text,)
+        wanted = expected(*parts, truncation=True, max_length=LENGTH)
+        found = tokenizer.tokens(text)
+        assert (list(found.ids), list(found.types)) == (wanted["input_ids"], wanted["token_type_ids"])
+    assert any("other tokens" in each for each in progress.warnings)
+
+
+def test_a_pair_has_no_types_where_the_librarys_tokenizer_gives_none(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    settings = {"pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = load_recipe(path).recipe
+    assert [each.name for each in recipe.input] == ["input_ids", "attention_mask"]
+
+
+def test_an_old_directory_with_the_encoder_in_one_of_its_own(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    directory = tmp_path / "model"
+    inner = directory / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (directory / name).rename(inner / name)
+    (directory / "sentence_bert_config.json").rename(inner / "sentence_bert_config.json")
+    modules = json.loads((directory / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (directory / "modules.json").write_text(json.dumps(modules))
+    model = loaded_model(path)
+    expected = library("sentence_transformers").SentenceTransformer(str(directory), device="cpu").encode(["red cat"])
+    with torch.inference_mode():
+        found = model.module(rows_of(model, ["red cat"])).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert model.weights_origin == "sentence-transformers:model, 0_Transformer/model.safetensors"
 
 
 def test_weights_that_are_missing_are_never_made_up(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
@@ -33,13 +33,13 @@ class Expects:
 Edge = Annotated[int, Field(ge=1, le=65_535)]
 """A height or width that an image is made to have, in pixels. 65,535 is the largest of a JPEG."""
 ImageLength = Annotated[
-    PositiveInt | Literal["height", "width"],
+    PositiveInt | Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")],
     Expects(
-        'an integer of at least 1, or with [sizes] "height" or "width" of an image; for sequences of any length the '
-        "greatest, and pad in [[input]] (docs/how-to/sizes.md)"
+        'an integer of at least 1, or with [sizes] "height" or "width" of an image, or a name of your own, such as '
+        '"time" (docs/how-to/sizes.md)'
     ),
 ]
-"""A size of an input, or the name of a side of an image that may differ."""
+"""A size of an input, or the name of a dimension that may differ."""
 
 
 class Table(BaseModel):

@@ -43,7 +43,7 @@ class Model(Table):
     input_shape: Annotated[list[ImageLength], Field(min_length=1)] | None = None
     """Shape of the only input without the batch dimension, ``[channels, height, width]`` for images. A model with
     several inputs, or one that is not float32, has ``[[input]]`` tables instead. With ``[3, "height", "width"]`` and
-    ``[sizes]`` the wheel takes images of any size."""
+    ``[sizes]`` the wheel takes images of any size, with ``[80, "time"]`` sequences of any length."""
     stream: bool = False
     """Make the states of the model's LSTM, GRU and RNN layers and cells, and what its causal convolutions have seen,
     inputs and outputs of the wheel, which ``runner.stream()`` carries from chunk to chunk. The shape of the input is

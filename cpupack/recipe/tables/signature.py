@@ -83,24 +83,36 @@ class Lengths(Table):
 
 
 Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+BySide = Pair | Annotated[dict[str, PositiveInt], Field(min_length=1, max_length=2)]
 
 
 class Sizes(Table):
-    """Sizes of images that the wheel takes, each ``[height, width]``. For a model with one image as its input, of
-    which the native engine runs every layer.
+    """Sizes of inputs that the wheel takes: ``[height, width]`` of images, or a number for each name, as
+    ``{ time = 16000 }``. For a model with one float32 input, of which the native engine runs every layer.
 
-    ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"`` in place of the
-    numbers. The build finds which multiples of a number the model takes. ``predict`` fills up other images at the
-    bottom and the right, with the mean color.
+    ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"``, or one or two
+    names of your own (``[80, "time"]``), in place of the numbers. The build finds which multiples of a number the model
+    takes. ``predict`` fills up other images at the bottom and the right, with the mean color; sequences are taken as
+    they are.
     """
 
-    max: Pair
-    """The largest images. Memory is planned for them."""
-    typical: Pair | None = None
+    max: BySide
+    """The largest inputs. Memory is planned for them."""
+    typical: BySide | None = None
     """The size at which the model is calibrated, tuned and measured. Calibration data have it; of larger images the
     centre is taken. Absent means ``max``."""
-    min: Pair | None = None
-    """The smallest images. Absent means about 32 x 32. Smaller ones are filled up."""
+    min: BySide | None = None
+    """The smallest inputs. Absent means about 32 x 32 for images; smaller ones are filled up. Names of your own need
+    it."""
+
+
+class NamedSizes(Sizes):
+    """``[sizes]`` of an input that is no image, as the build works on them: pairs, of which the first is 1 where one
+    dimension has a name. ``axes`` say where the names are in the shape of a sample.
+    """
+
+    names: tuple[str, ...]
+    axes: tuple[int, ...]
 
 
 class Output(Table):

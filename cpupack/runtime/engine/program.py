@@ -107,13 +107,22 @@ class Program:
         assert self.sized is not None
         memory, sizes = self.sized.alone(height, width), self.sized.sizes
         pixels, floats = (
-            None if each is None else (each[0], height, width) for each in (self.pixel_shape, self.float_shape)
+            None if each is None else sizes.range.engine_shape(each[0], (height, width))
+            for each in (self.pixel_shape, self.float_shape)
         )
         layout = self.layout and dataclasses.replace(self.layout, shape=sizes.result_shape(height, width))
         return Program(
             memory, pixels, floats, sizes.outputs(height, width), self.sized.arena_bytes(height, width), self.version,
             layout,
         )  # fmt: skip
+
+    @property
+    def typical_size(self) -> tuple[int, int]:
+        """The size that was built. Only for a program of several sizes."""
+        assert self.sized is not None
+        shape, taken = self.pixel_shape or self.float_shape, self.sized.sizes.range
+        assert shape is not None
+        return (shape[1], shape[2]) if taken.is_image else taken.size_of(taken.shape)
 
     @property
     def takes_rgb(self) -> bool:
@@ -186,9 +195,11 @@ def stored_program(path: Path) -> npt.NDArray[np.uint8]:
 def _with_sizes(program: Program, sizes: Sizes) -> Program:
     """Return the program with those of other sizes. Raises ValueError where they are not of this program."""
     shape = program.pixel_shape or program.float_shape
-    if shape is None or not sizes.range.takes(*shape[1:]):
+    taken = sizes.range
+    typical = None if shape is None else shape[1:] if taken.is_image else taken.size_of(taken.shape)
+    if shape is None or typical is None or not taken.takes(*typical) or taken.engine_shape(shape[0], typical) != shape:
         raise ValueError(f"its program is for {shape}, which is none of its sizes")
-    if sizes.outputs(*shape[1:]) != program.outputs:
+    if sizes.outputs(*typical) != program.outputs:
         raise ValueError(f"its {program.outputs} results are not those of its sizes")
     try:
         return dataclasses.replace(

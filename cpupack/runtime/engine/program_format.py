@@ -74,6 +74,10 @@ class Op(IntEnum):
     FLOAT_LOOKUP = 27
     PROPOSE = 28
     REGIONS = 29
+    FLOAT_ORDER = 30
+    FLOAT_PICK = 31
+    FLOAT_PUT = 32
+    FLOAT_SAMPLE = 33
 
 
 MASKED_WIDTH = 4096

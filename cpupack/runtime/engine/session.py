@@ -25,8 +25,8 @@ _ERROR_PROGRAM, _NO_THREADS, _BUSY, _CLOSED = 1, 5, 6, 7
 class Call:
     """A batch as the kernels read it, and the memory for its result.
 
-    ``shape`` is the batch's as it was given. ``size`` is the height and width of its images, None for a program of one
-    size.
+    ``shape`` is the batch's as it was given. ``size`` is the height and width of its images, or both sides of its
+    sequences; None for a program of one size.
     """
 
     batch: npt.NDArray[Any]
@@ -52,11 +52,13 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
             raise RunnerError("the model does not take pixels of three channels")
         shape = (3, *shape[1:])
     given, size, outputs = batch.shape, None, program.outputs
-    if program.sized is not None and batch.ndim == 4:
-        sizes, size = program.sized.sizes, (int(given[2]), int(given[3]))
-        if not sizes.range.takes(*size):
-            raise RunnerError(f"the model failed on a batch of shape {given}: it takes {sizes.range.text()}")
-        shape, outputs = (shape[0], *size), sizes.outputs(*size)
+    if program.sized is not None and (batch.ndim == 4 or not program.sized.sizes.range.is_image):
+        sizes = program.sized.sizes
+        taken = sizes.range
+        if not (taken.takes(int(given[2]), int(given[3])) if taken.is_image else taken.fits(given[1:])):
+            raise RunnerError(f"the model failed on a batch of shape {given}: it takes {taken.text()}")
+        size = taken.size_of([int(each) for each in given[1:]])
+        shape, outputs = taken.engine_shape(shape[0], size), sizes.outputs(*size)
     if mask is None and batch.ndim not in (1, 2, 4):
         batch = batch.reshape(len(batch), -1)
     if batch.shape[1:] != shape and (batch.ndim != 2 or (*batch.shape[1:], 1, 1) != shape):
@@ -100,9 +102,7 @@ class Session:
         something is missing.
         """
         if self._program.sized is not None:
-            shape = self._program.pixel_shape or self._program.float_shape
-            assert shape is not None
-            with self._program.sized.at(*(size or shape[1:])) as found:
+            with self._program.sized.at(*(size or self._program.typical_size)) as found:
                 self._make_ready(found.memory, batch_size)
             return
         parts = self._program.parts or (self._program,)

@@ -80,7 +80,8 @@ class Resampled:
 class Sizes:
     """``range`` says which sizes there are.
 
-    ``header``, ``buffers`` and ``layers`` are the numbers that change, and ``constants`` the lists. ``weight_bytes``
+    ``header``, ``buffers`` and ``layers`` are the numbers that change, and ``constants`` the lists. ``shares`` are the
+    layers whose scale is one divided by a number that changes. ``weight_bytes``
     has the bytes of the weights of each convolution, by its layer. ``result`` has the terms of a sample's result.
     """
 
@@ -91,6 +92,7 @@ class Sizes:
     constants: tuple[Integers | Moves | Resampled | Grid, ...]
     weight_bytes: Mapping[int, int]
     result: tuple[Terms, ...]
+    shares: tuple[Number, ...] = ()
 
     def result_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of a sample's result as it lies in memory."""
@@ -120,6 +122,8 @@ class Sizes:
         for numbers, rows in ((self.buffers, buffers), (self.layers, layers)):
             for each in numbers:
                 rows[each.place][each.field] = _value(each.terms, powers)
+        for each in self.shares:
+            layers[each.place][each.field] = np.float32(1 / _value(each.terms, powers))
         own = bytearray()
         for rule in self.constants:
             for name, array in self._constant(rule, powers, typical, buffers, constants):
@@ -142,6 +146,7 @@ class Sizes:
             "constants": [{"kind": _KIND_OF[type(each)], **dataclasses.asdict(each)} for each in self.constants],
             "weight_bytes": [[number, count] for number, count in sorted(self.weight_bytes.items())],
             "result": [list(each) for each in self.result],
+            **({"shares": [_to_list(each) for each in self.shares]} if self.shares else {}),
         }
 
     @classmethod
@@ -155,10 +160,13 @@ class Sizes:
             tuple(_rule(each) for each in raw["constants"]),
             {int(number): int(count) for number, count in raw["weight_bytes"]},
             tuple(terms_of(each) for each in raw["result"]),
+            tuple(_number(each, ("scale",)) for each in raw.get("shares", ())),
         )
 
     def _powers(self, height: int, width: int) -> Ints:
         rows, columns = height // self.range.multiple[0], width // self.range.multiple[1]
+        if len(self.range.names) == 1:  # no rows, but squares of a length
+            return np.array([1, 0, columns, columns * columns], np.int64)
         return np.array([1, rows, columns, rows * columns], np.int64)
 
     def _constant(

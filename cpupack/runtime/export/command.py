@@ -22,16 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_size,
         metavar="HEIGHTxWIDTH",
-        help="of a model that takes images of any size: the one to export (default: the typical size)",
+        help="of a model that takes inputs of any size: the one to export, a number for each named dimension "
+        "(default: the typical size)",
     )
     parser.add_argument("--force", action="store_true", help="replace the files of an earlier export")
 
 
-def _size(text: str) -> tuple[int, int]:
+def _size(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(each.isascii() and each.isdigit() and 0 < int(each) < 1 << 20 for each in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, such as 512x1024")
-    return int(parts[0]), int(parts[1])
+    if len(parts) > 2 or not all(each.isascii() and each.isdigit() and 0 < int(each) < 1 << 20 for each in parts):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not HEIGHTxWIDTH, such as 512x1024, or one number, such as 16000"
+        )
+    return tuple(map(int, parts))
 
 
 def run(package_dir: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -41,14 +41,14 @@ class Exported:
 
 
 def export_c(
-    package_dir: Path, directory: Path, *, force: bool = False, size: tuple[int, int] | None = None
+    package_dir: Path, directory: Path, *, force: bool = False, size: tuple[int, ...] | None = None
 ) -> Exported:
     """Write what a program in C needs into ``directory``, which is made if it is missing.
 
-    ``size`` is the height and width of images, for a model that takes any size; None for the typical one. Raises
-    InputError where the model needs torch or does not take that size, where a file of that name is there already
-    (without ``force``), and where one cannot be written; IntegrityError where the package is not the one that was
-    built.
+    ``size`` is the height and width of images, or the sizes of the named dimensions, for a model that takes any; None
+    for the typical one. Raises InputError where the model needs torch or does not take that size, where a file of that
+    name is there already (without ``force``), and where one cannot be written; IntegrityError where the package is not
+    the one that was built.
     """
     manifest = read_manifest(package_dir)
     check_files(package_dir, manifest)
@@ -56,13 +56,14 @@ def export_c(
     if not is_program(model, manifest.target["engine"]):
         reason = manifest.torch.get("reason") or "torch runs some of its layers"
         raise InputError(f"{manifest.name} {manifest.version} cannot be exported to C, because {reason}")
-    program = _of_size(read_program(model), manifest, size)
+    asked = _asked_size(manifest, size)
+    program = _of_size(read_program(model), manifest, asked)
     spec = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
     mask = mask_value(spec) if spec is not None and program.pixel_shape is not None else None
     contents: dict[str, Sequence[bytes | memoryview]] = {
         MODEL: (model_file.header(program.memory, mask), program.memory.data),
         LIBRARY: (native_library.path_for(manifest.target["cpu"]).read_bytes(),),
-        README: (_readme(manifest, spec, program, size).encode(),),
+        README: (_readme(manifest, spec, program, asked).encode(),),
         **{name: ((_TEMPLATES / name).read_bytes(),) for name in SOURCES},
     }
     if manifest.labels is not None:
@@ -72,16 +73,28 @@ def export_c(
 
 
 def _of_size(program: Program, manifest: Manifest, size: tuple[int, int] | None) -> Program:
-    """Return the program of one size of images. Raises InputError for a size that the model does not take."""
+    """Return the program of one size. Raises InputError for a size that the model does not take."""
+    sizes = open_sizes_of(manifest)
+    if sizes is None or size is None:
+        return program
+    if not sizes.takes(*size):
+        raise InputError(f"--size {'x'.join(map(str, size[-len(sizes.names) :]))}: the model takes {sizes.text()}")
+    return program.fixed(*size)
+
+
+def _asked_size(manifest: Manifest, given: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Return both sides of the size that is written, the typical one if none is given; None for a model of one size."""
     sizes = open_sizes_of(manifest)
     if sizes is None:
-        if size is not None:
-            raise InputError("--size is for models that take images of any size, and this one takes one size")
-        return program
-    height, width = size or manifest.input_shape[1:]
-    if not sizes.takes(height, width):
-        raise InputError(f"--size {height}x{width}: the model takes {sizes.text()}")
-    return program.fixed(height, width)
+        if given is not None:
+            raise InputError("--size is for models that take inputs of any size, and this one takes one size")
+        return None
+    if given is None:
+        return sizes.size_of(manifest.input_shape)
+    if len(given) != len(sizes.names):
+        form = "x".join(each.upper() for each in sizes.names)
+        raise InputError(f"--size {'x'.join(map(str, given))}: expected {form}, {sizes.text()}")
+    return (given[0], given[1]) if len(given) == 2 else (1, given[0])
 
 
 def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *, force: bool) -> None:

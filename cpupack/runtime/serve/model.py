@@ -98,8 +98,8 @@ class ServedModel:
         sizes = self.runner.sizes
         if sizes is None:
             return spec.pixel_shape or spec.shape
-        height, width = (low if low == high else -1 for low, high in zip(sizes.least, sizes.most, strict=True))
-        return (height, width, spec.shape[0]) if spec.pixel_shape else (spec.shape[0], height, width)
+        shape = sizes.open_shape(spec.shape)
+        return (*shape[1:], shape[0]) if spec.pixel_shape else shape
 
     def _result(self, spec: OutputSpec) -> tuple[int, ...]:
         """Return the shape of an output for one sample, -1 where it changes with the size of the image."""
@@ -222,7 +222,11 @@ class ServedModel:
                     "the body could be an encoded image or pixels; say Content-Type: image/* or send the shape"
                 )
         if self.runner.sizes is not None:
-            raise InputError("the body is no encoded image; raw data of a model for images of any size needs its shape")
+            what = "the body is no encoded image; " if self.takes_images else ""
+            raise InputError(
+                f"{what}raw data of a model that takes {self.runner.sizes.text()} needs its shape: send JSON, an .npy "
+                "file or an inference request"
+            )
         if not whole:
             raise InputError(
                 f"the body has {len(body)} bytes; raw data of {self.input.datatype} {list(self.input.shape)} has a "
@@ -325,7 +329,7 @@ class ServedModel:
             return np.asarray(arrays["input"])
 
 
-_SEVERAL_SIZES = "the images of this request have several sizes, and a tensor has one: send one by one"
+_SEVERAL_SIZES = "the samples of this request have several sizes, and a tensor has one: send one by one"
 _NAMES = {"FP32": "float32", "UINT8": "uint8"}
 """numpy's names of what models take: it would make them anew each time, which takes longer than a small call."""
 _TEXT_FACTS = TensorFacts(TEXT, BYTES, (-1,))

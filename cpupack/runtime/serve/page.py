@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..tensor_spec import ids_text
+from ..open_sizes import OpenSizes
+from ..tensor_spec import TensorSpec, ids_text
 from .messages import HttpAnswer
 from .model import ServedModel
 from .service import Service
@@ -82,15 +83,23 @@ def status(service: Service) -> dict[str, Any]:
 def _inputs(model: ServedModel) -> list[dict[str, Any]]:
     """Return what the page's fields need to know of each input. ``sample`` is the shape of one that it makes up."""
     sizes = model.runner.sizes
-    bounds = [] if sizes is None else zip(sizes.least, sizes.most, sizes.multiple, strict=True)
-    sides = [low + (min(max(_SIDE, low), high) - low) // step * step for low, high, step in bounds]
     return [
         facts.to_dict()
         | {
-            "sample": [*facts.shape[1:-2], *sides] if -1 in facts.shape[1:] else list(facts.shape[1:]),
+            "sample": _sample(facts.shape[1:], spec, sizes),
             "image": spec.preprocess is not None, "default": spec.default, "ids": ids_text(spec),
             "vocabulary": spec.vocabulary, "vocabularies": list(spec.vocabularies), "least": spec.least,
             "state": spec.state,
         }
         for facts, spec in zip(model.inputs, model.signature.inputs, strict=True)
     ]  # fmt: skip
+
+
+def _sample(shape: tuple[int, ...], spec: TensorSpec, sizes: OpenSizes | None) -> list[int]:
+    """Return the shape of a sample that the page makes up. ``shape`` is that of one as clients send it."""
+    if sizes is None:
+        return list(shape)
+    bounds = zip(sizes.least, sizes.most, sizes.multiple, strict=True)
+    height, width = (low + (min(max(_SIDE, low), high) - low) // step * step for low, high, step in bounds)
+    found = sizes.shape_at(spec.shape, (height, width))
+    return [*found[1:], found[0]] if spec.pixel_shape else list(found)

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..tasks.spec import CLASSIFICATION, RAW
 from . import multipart
 from .model import ARRAY_FILE, IMAGE, NAMED, TEXTS, Data, ServedModel
-from .named import sample_of_form, samples_of_json
+from .named import Sample, sample_of_form, samples_of_json
 from .protocol import InputTensor, read_json
 from .request import Format, Request
 from .service import Timing
@@ -157,6 +157,20 @@ def _from_base64(text: Any, number: int) -> bytes:
 
 
 def _arrays(model: ServedModel, items: Sequence[Any]) -> Data:
+    """Return arrays of one shape as one tensor, those of several lengths one by one."""
+    if -1 in model.input.shape[1:] and len(items) > 1:
+        alone = []
+        for number, item in enumerate(items):
+            try:
+                alone.append(np.asarray(_array(model, [item]).items))
+            except InputError as error:
+                raise InputError(f"input {number}: {error}") from None
+        if len({each.shape for each in alone}) > 1:
+            return Data(NAMED, [Sample({model.input.name: each[0]}, each.nbytes) for each in alone])
+    return _array(model, items)
+
+
+def _array(model: ServedModel, items: Sequence[Any]) -> Data:
     shape = model.input.shape[1:]
     wild = len(shape) if -1 in shape else 0  # the sizes of images are checked with the tensor
     try:

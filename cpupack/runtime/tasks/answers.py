@@ -17,7 +17,7 @@ from ..errors import InputError, IntegrityError, RunnerError
 from ..files import TASK_NAME
 from ..items import ARCHIVE, is_floats, read_archive
 from ..manifest import Manifest
-from ..open_sizes import open_sizes_of
+from ..open_sizes import OpenSizes, open_sizes_of
 from ..signature import Signature
 from ..tensor_spec import TensorSpec
 from . import classification, kinds
@@ -63,7 +63,7 @@ class Answers:
         if item is None:  # a caller left the image out, which has a default
             return None
         if self._image is None or is_floats(item):  # the model's own input: no image that it was made from is known
-            return None if self._sizes is None else Frame.whole(*_size_of(item))
+            return None if self._sizes is None else _frame_of(item, self._sizes)
         assert self._image.preprocess is not None
         if isinstance(item, np.ndarray) and item.ndim >= 2:
             frame = Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
@@ -144,12 +144,15 @@ def task_of(manifest: Manifest) -> TaskSpec:
     return TaskSpec.from_dict(manifest.task, shapes[0]) if len(shapes) == 1 or manifest.task else TaskSpec(RAW)
 
 
-def _size_of(item: Any) -> tuple[int, int]:
-    """Return width and height of a model's own input ``(channels, height, width)``, an array or an ``.npy`` file."""
+def _frame_of(item: Any, sizes: OpenSizes) -> Frame:
+    """Return the frame of a model's own input, an array or an ``.npy`` file. Raises InputError for another shape."""
     if isinstance(item, bytes):
         item = io.BytesIO(item)
     array = item if isinstance(item, np.ndarray) else load_array(item, None, check_finite=False)
-    return int(array.shape[-1]), int(array.shape[-2])
+    if not sizes.is_image:
+        sizes.check(str(array.dtype), (1, *array.shape))
+    height, width = sizes.size_of(array.shape)
+    return Frame.whole(width, height)
 
 
 def input_size(signature: Signature) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from cpupack.stages.capture.raising import (
     joined_batches,
     layers,
     picks,
+    places,
     pools,
     recurrent,
     shapes,
@@ -40,7 +41,7 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
-    **variances.HANDLERS, **written_out.HANDLERS,
+    **variances.HANDLERS, **written_out.HANDLERS, **places.HANDLERS,
     **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
     **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
     **{
@@ -48,7 +49,7 @@ _HANDLERS: dict[str, Handler] = {
         for name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
     },
     "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
-    "gather": picks.gather, "index": picks.index(shapes.HANDLERS["index"]),
+    "gather": picks.gather, "index": places.index(picks.index(shapes.HANDLERS["index"])),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
     "min": picks.extreme(pools.HANDLERS["min"], torch.ops.aten.argmin.default),
     "abs": spectra.magnitude(arithmetic.HANDLERS["abs"]),

@@ -26,6 +26,7 @@ from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads
 from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
 from cpupack.stages.quantize.native.operands import operand_of, views_of
+from cpupack.stages.quantize.native.places import PLACES
 from cpupack.stages.quantize.native.row_moves import leads_to_rows, move_rows, row_order
 from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import (
@@ -69,6 +70,8 @@ def lower_float(b: Builder, node: fx.Node) -> None:
         elif calls.rearranges(node) and not is_look_up(b, node):
             _rearrange(b, node)
             kernel = ""
+        elif target in PLACES:
+            kernel = PLACES[target](b, node)
         elif (whole := lower_whole_numbers(b, node)) is not None:
             kernel = whole
         elif (code := instructions_of(calls.graph, node)) is not None:

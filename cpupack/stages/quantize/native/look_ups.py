@@ -15,7 +15,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.tell import tell_rows
-from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, View
+from cpupack.stages.quantize.native.walks import Function, Instruction, View
 
 _ATEN = torch.ops.aten
 _SMALL = 1 << 16
@@ -67,18 +67,6 @@ def _steps(found: View, held: torch.Tensor) -> tuple[int, ...]:
     return (*found.steps[:-1], *torch.empty(held.shape[1:], device="meta").stride())
 
 
-def _gather(b: Builder, node: fx.Node) -> str:
-    """Lower values of a constant vector, by numbers."""
-    table, _, numbers = node.args[:3]
-    held = b.floats.values.get(table) if isinstance(table, fx.Node) else None
-    if not isinstance(held, Fixed) or held.values.ndim != 1 or not isinstance(numbers, fx.Node):
-        raise b.calls.refusal(node, "of computed tensors")
-    ids = as_floats(b, numbers, node)
-    found = b.floats.look_up(ids, held.values.float().contiguous().numpy()[:, None], None)
-    b.floats.values[node] = View(found.buffer, found.shape[:-1], found.steps[:-1], found.first)
-    return "lookup"
-
-
 def is_look_up(b: Builder, node: fx.Node) -> bool:
     """Whether a call picks rows of a constant by computed numbers, rather than moving computed values."""
     if node.target is not _ATEN.index.Tensor:
@@ -91,4 +79,4 @@ def is_embedding(b: Builder, node: fx.Node) -> bool:
     return b.calls.target(node) is nn.Embedding
 
 
-LOOK_UPS: dict[Any, Callable[[Builder, fx.Node], str]] = {_ATEN.index.Tensor: _index, _ATEN.gather.default: _gather}
+LOOK_UPS: dict[Any, Callable[[Builder, fx.Node], str]] = {_ATEN.index.Tensor: _index}

@@ -12,6 +12,7 @@ from torch import fx
 
 from cpupack.artifacts import CalibratedModel
 from cpupack.errors import QuantizationError
+from cpupack.graph.choices import choosing_calls
 from cpupack.graph.decoding import decoding_calls
 from cpupack.graph.divisors import divisors
 from cpupack.graph.fourier import spectral_calls
@@ -29,8 +30,10 @@ from cpupack.stages.quantize import reasons
 from cpupack.stages.quantize.native.batches import bring_batches_forward
 from cpupack.stages.quantize.native.beside import calls_beside_layers
 from cpupack.stages.quantize.native.calls import Calls
+from cpupack.stages.quantize.native.filters import has_weights
 from cpupack.stages.quantize.native.masks_first import bring_masks_forward
 from cpupack.stages.quantize.native.measured import Forms, forms_of
+from cpupack.stages.quantize.native.recurrent import is_recurrent
 from cpupack.stages.quantize.native.rows import is_static, layers_by_rows, small_heads
 from cpupack.stages.quantize.native.scores import order_attention
 from cpupack.stages.quantize.native.split import split
@@ -82,6 +85,10 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
         (reasons.DECODES, decoding_calls(calls.graph, magnitude)),
         (reasons.ANGLES, large_angles(calls.graph, magnitude)),
         (reasons.STEEP, steep_functions(calls, calibrated.stats)),
+        (
+            reasons.CHOOSES,
+            choosing_calls(calls.graph, lambda node: has_weights(calls, node) or is_recurrent(calls, node)),
+        ),
         (reasons.HIDES, hiding_calls(calls.graph)),
         (reasons.BOXES, [node for node in nodes if is_between_stages(node)]),
         (reasons.NO_FLOATS, calls.beyond_floats()),

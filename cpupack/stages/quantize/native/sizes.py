@@ -78,14 +78,15 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     names = [f"layer {number} ({Op(int(each['op'])).name.lower()})" for number, each in enumerate(layers[0])]
     for number, name in enumerate(names):
         _check_alike([each[number] for each in layers], name)
-    fit = _Fit(np.array([(each.rows, each.columns) for each in lowered], np.int64))
+    fit = _Fit(np.array([(each.rows, each.columns) for each in lowered], np.int64), single=len(sizes.names) == 1)
     changing = {
-        "header": _numbers(fit, headers, ("input_height", "input_width", "outputs")),
+        "header": _numbers(fit, headers, ("input_channels_float", "input_height", "input_width", "outputs")),
         "buffers": _numbers(fit, buffers, tuple(set(BUFFER.names or ()) - _PLANNED)),
         "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*_ALL, *_FLOATS})),
     }
+    shares = _shares(fit, layers, names)
     rules: list[Integers | Moves | Resampled | Grid] = []
-    owner = next((at for at, each in enumerate(layers[0]) if _USED.get(Op(int(each["op"])), _ALL)), 0)
+    owner = _first_owner(layers[0])
     for number, name in enumerate(names):
         own = _Constants(
             number, [each[number] for each in layers], list(constants), list(layers), list(buffers), name,
@@ -101,7 +102,7 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     if len({len(each.result) for each in lowered}) > 1:
         raise _refused("its result has other dimensions")
     return Sizes(
-        sizes, changing["header"], changing["buffers"], changing["layers"], tuple(rules), weights, tuple(result)
+        sizes, changing["header"], changing["buffers"], changing["layers"], tuple(rules), weights, tuple(result), shares
     )
 
 
@@ -116,8 +117,11 @@ def same_program(found: bytes, lowered: bytes) -> bool:
     fields = [name for name in LAYER.names or () if name not in _ALL]
     if any(not np.array_equal(one[2][name], other[2][name]) for name in fields):
         return False
-    for mine, theirs in zip(one[2], other[2], strict=True):
+    owner = _first_owner(other[2])
+    for number, (mine, theirs) in enumerate(zip(one[2], other[2], strict=True)):
         for name in _USED.get(Op(int(theirs["op"])), _ALL):
+            if not theirs[name] and not mine[name] and (number, name) != (owner, "weights"):
+                continue  # it has none
             size = _extent(other[2], other[3], int(theirs[name]))
             wanted = other[3][int(theirs[name]) : int(theirs[name]) + size]
             content = one[3][int(mine[name]) : int(mine[name]) + size]
@@ -128,9 +132,10 @@ def same_program(found: bytes, lowered: bytes) -> bool:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Rows and columns at each size, ``(sizes, 2)``."""
+    """Rows and columns at each size, ``(sizes, 2)``. A ``single`` side has no rows, and the square of its columns."""
 
     sides: Ints
+    single: bool = False
 
     def terms(self, values: Ints, what: str) -> Terms:
         """Return the terms of a number that is ``values`` at each size. Raises QuantizationError where it has none."""
@@ -141,13 +146,19 @@ class _Fit:
     def all_terms(self, values: Ints, what: str) -> Ints:
         """Return the terms ``(n, 4)`` of numbers that are ``values`` ``(sizes, n)``."""
         row, column = (int(each) for each in self.sides[0])
-        near = _powers(self.sides - self.sides[0])  # small numbers, so that rounding finds the terms
+        moved = self.sides - self.sides[0]  # small numbers, so that rounding finds the terms
+        near = _powers(moved, single=self.single)
         solved = np.linalg.lstsq(near.astype(np.float64), (values - values[0]).astype(np.float64), rcond=None)[0]
         a, b, c, d = np.rint(solved).astype(np.int64)
-        found: Ints = np.stack(
-            [a + values[0] - b * row - c * column + d * row * column, b - d * column, c - d * row, d], 1
-        )
-        if not np.array_equal(_powers(self.sides) @ found.T, values):
+        found: Ints
+        if self.single:
+            first = a + values[0] - c * column + d * column * column
+            found = np.stack([first, np.zeros_like(b), c - 2 * d * column, d], 1)
+        else:
+            found = np.stack(
+                [a + values[0] - b * row - c * column + d * row * column, b - d * column, c - d * row, d], 1
+            )
+        if not np.array_equal(_powers(self.sides, single=self.single) @ found.T, values):
             raise _refused(f"{what} changes in another way than the size does")
         return found
 
@@ -172,8 +183,8 @@ class _Constants:
         found: list[Integers | Moves | Resampled | Grid] = []
         for name in _USED.get(op, _ALL):
             each = self._contents(name)
-            if not (self.has_first or any(int(layer[name]) for layer in self.own)):
-                continue  # it has none
+            if not any(int(layer[name]) for layer in self.own) and not (self.has_first and name == "weights"):
+                continue  # it has none, or the first one of all, which is the same for all sizes
             if all(np.array_equal(each[0], other) for other in each[1:]):
                 continue
             if op is Op.MOVE:
@@ -205,7 +216,7 @@ class _Constants:
         grid = grid_of(self.number, name, [one.view("<f4") for one in each], terms) if whole else None
         if grid is None:
             raise _refused(
-                f"{self.name} has constants that grow with the image, and are no grid of it: positions that are "
+                f"{self.name} has constants that grow with the input, and are no grid of it: positions that are "
                 "learned or normalized, or a level of a single place ([sizes] min may be larger)"
             )
         return grid
@@ -267,7 +278,7 @@ def _blocks(moves: Ints, period: int) -> list[Ints]:
     if len(moves) % period:
         return []
     blocks = moves.reshape(-1, period, _MOVE)
-    steps = np.diff(blocks, axis=0).reshape(len(blocks) - 1, -1)
+    steps = np.diff(blocks, axis=0).reshape(len(blocks) - 1, period * _MOVE)
     found, first = list[Ints](), 0
     while first < len(blocks) and len(found) <= _MOST_RUNS:
         end = first + 1
@@ -298,11 +309,32 @@ def _without_counts(layers: Sequence[Any]) -> list[Any]:
     return found
 
 
+def _first_owner(layers: Any) -> int:
+    """Return the layer that has the constant at offset 0, where layers without one point to as well."""
+    return next((at for at, each in enumerate(layers) if _USED.get(Op(int(each["op"])), _ALL)), 0)
+
+
 def _check_alike(layers: list[Any], name: str) -> None:
     """Raise QuantizationError for a layer that is another one at another size."""
-    for field in ("op", *_FLOATS):
+    for field in ("op", "scale2"):
         if len({each[field] for each in layers}) > 1:
             raise _refused(f"{name} is computed in another way for another size ({field})")
+
+
+def _shares(fit: _Fit, layers: Sequence[Any], names: Sequence[str]) -> tuple[Number, ...]:
+    """Return the scales that are one part of a number of positions: those of averages."""
+    found = []
+    for place, name in enumerate(names):
+        scales = [float(each[place]["scale"]) for each in layers]
+        if len(set(scales)) == 1:
+            continue
+        counts = np.array([round(1 / each) if each else 0 for each in scales], np.int64)
+        if any(
+            not count or np.float32(1 / count) != np.float32(own) for count, own in zip(counts, scales, strict=True)
+        ):
+            raise _refused(f"{name} is computed in another way for another size (scale)")
+        found.append(Number(place, "scale", fit.terms(counts, f"what {name} averages")))
+    return tuple(found)
 
 
 def _begins(content: Bytes, array: npt.NDArray[Any]) -> bool:
@@ -316,8 +348,10 @@ def _extent(layers: Any, constants: Bytes, begin: int) -> int:
     return min(later, default=len(constants)) - begin
 
 
-def _powers(sides: Ints) -> Ints:
+def _powers(sides: Ints, *, single: bool) -> Ints:
     rows, columns = sides.T
+    if single:
+        return np.stack([np.ones_like(columns), np.zeros_like(columns), columns, columns * columns], 1)
     return np.stack([np.ones_like(rows), rows, columns, rows * columns], 1)
 
 
@@ -332,7 +366,7 @@ def _terms(values: Sequence[int]) -> Terms:
 
 def _refused(why: str) -> QuantizationError:
     return QuantizationError(
-        f"the model has no program for images of any size: {why}",
+        f"the model has no program for inputs of any size: {why}",
         hint="sizes that are closer to each other have programs that are more alike ([sizes] min and typical); or "
         "leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
     )
@@ -340,6 +374,8 @@ def _refused(why: str) -> QuantizationError:
 
 def probes(typical: tuple[int, int], sizes: OpenSizes) -> list[tuple[int, int]]:
     """Return the sizes at which a model is lowered: the typical one first, and last one to check the others by."""
+    if len(sizes.names) == 1:
+        return _lengths(typical[1], sizes)
     sides, between = [], []
     for own, low, high, step in zip(typical, sizes.least, sizes.most, sizes.multiple, strict=True):
         other = low if low != own else min(high, own + step)
@@ -348,3 +384,12 @@ def probes(typical: tuple[int, int], sizes: OpenSizes) -> list[tuple[int, int]]:
     (height, other_height), (width, other_width) = sides
     corners = [(height, width), (other_height, width), (height, other_width), (other_height, other_width)]
     return list(dict.fromkeys([*corners, (between[0], between[1])]))
+
+
+def _lengths(own: int, sizes: OpenSizes) -> list[tuple[int, int]]:
+    """Return the lengths at which a model with one named dimension is lowered: squares need three, and one checks."""
+    low, high, step = sizes.least[1], sizes.most[1], sizes.multiple[1]
+    first, last = low // step, high // step
+    between = [first + (own // step - first) // 2, own // step - 1, own // step + 1, first + 1, own // step + 2]
+    numbers = dict.fromkeys([own // step, first, *(each for each in between if first <= each <= last)])
+    return [(1, number * step) for number in list(numbers)[:4]]

@@ -88,6 +88,10 @@ def split(
     _view_floats(calls, nodes, reasons, beyond)
     reasons = {node: AMONG if why == BETWEEN and node in among else why for node, why in reasons.items()}
     by_torch = {node: reasons[node] for node in nodes if node in reasons and node in beyond}
+    for node in list(by_torch):  # no program can give torch one of several results
+        for source in node.all_input_nodes:
+            if node.target is operator.getitem and "shape" not in source.meta and not _is_free(calls, source):
+                by_torch[source] = reasons[source] = reasons[node]
     while True:
         _follow(calls, nodes, by_torch)
         segments = _segments(calls, nodes, by_torch)
@@ -119,6 +123,14 @@ def _view_floats(
         if node in reasons or node in beyond or "shape" not in node.meta or node.op == "placeholder":
             continue
         moves = calls.rearranges(node) or is_laid_out(calls, node)
+        if any(
+            "shape" not in each.meta and each not in reasons and not _is_free(calls, each)
+            for each in node.all_input_nodes
+        ):
+            continue  # one of several results, which are codes
+        from_caller = node.all_input_nodes and node.all_input_nodes[0].op == "placeholder"
+        if from_caller and moves and node.users and all(each in reasons for each in node.users):
+            reasons[node] = BETWEEN  # the caller's values need not be codes first
         if moves and node.users and all(_takes_steps(calls, each, reasons) for each in node.users):
             reasons[node] = BETWEEN
 

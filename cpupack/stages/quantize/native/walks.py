@@ -92,6 +92,35 @@ class Norm(IntEnum):
     ROOT_MEAN_SQUARE = 3
     FACTORS = 4
     RUNNING_SUM = 5
+    RUNNING_PRODUCT = 6
+    RUNNING_MAXIMUM = 7
+    RUNNING_MINIMUM = 8
+
+
+class Put(IntEnum):
+    """``enum cpupack_put``."""
+
+    VALUE = 0
+    SUM = 1
+    PRODUCT = 2
+    MAXIMUM = 3
+    MINIMUM = 4
+
+
+class Sampling(IntEnum):
+    """``enum cpupack_sampling``, and torch's numbers."""
+
+    LINEAR = 0
+    NEAREST = 1
+    CUBIC = 2
+
+
+class Surroundings(IntEnum):
+    """``enum cpupack_surroundings``, and torch's numbers."""
+
+    ZEROS = 0
+    BORDER = 1
+    MIRROR = 2
 
 
 class Windows(IntEnum):

@@ -74,7 +74,7 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
         if node.target in _PLACES:
             b.magnitudes[node] = float(math.prod(shape_of(node.all_input_nodes[0])[1:]))
         elif node.target in _EXTREMES and node.meta.get("dtype") in _WHOLE:
-            b.magnitudes[node] = _largest(b, node.all_input_nodes[0])
+            b.magnitudes[node] = largest_of(b, node.all_input_nodes[0])
         if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS and node.target not in _MOVES:
             raise b.calls.refusal(node, "with values that are not float32")
         return None
@@ -91,14 +91,14 @@ def refuse_unbounded(b: Builder, node: fx.Node) -> None:
         return
     for each in node.all_input_nodes:
         dtype = each.meta.get("dtype")
-        if dtype in _WHOLE and dtype is not torch.bool and math.isinf(_largest(b, each)):
+        if dtype in _WHOLE and dtype is not torch.bool and math.isinf(largest_of(b, each)):
             raise b.calls.refusal(node, _BEYOND)
 
 
 # ---- how large whole numbers are ----
 
 
-def _largest(b: Builder, value: Any) -> float:
+def largest_of(b: Builder, value: Any) -> float:
     """Return a number that no value of an operand is beyond, with either sign."""
     if isinstance(value, bool | int | float):
         return abs(value)
@@ -128,12 +128,12 @@ def _largest_of_input(b: Builder, source: fx.Node, moves: list[fx.Node]) -> floa
     return min(float(found.max()), float(LARGEST_EXACT)) if found.numel() else 0.0
 
 
-def _bounded(b: Builder, node: fx.Node, largest: float) -> None:
-    """Note how large the results of a call are; refuse one whose results float32 may not have."""
+def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None) -> None:
+    """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them."""
     if node.meta.get("dtype") not in _WHOLE:
         return
     if largest > LARGEST_EXACT + _SLACK:
-        raise b.calls.refusal(node, _BEYOND)
+        raise b.calls.refusal(told or node, _BEYOND)
     b.magnitudes[node] = largest
 
 
@@ -146,7 +146,7 @@ def _convert(b: Builder, node: fx.Node) -> Operand:
     before, after = source.meta["dtype"], node.meta["dtype"]
     if after not in (*_WHOLE, torch.float32) or before not in (*_WHOLE, torch.float32):
         raise b.calls.refusal(node, f"from {before} to {after}")
-    largest = _largest(b, source)
+    largest = largest_of(b, source)
     if after in _WHOLE and after not in (torch.bool, torch.int64, torch.int32) and largest > torch.iinfo(after).max:
         raise b.calls.refusal(node, f"to {after}, which has no numbers as large")
     b.magnitudes[node] = 1.0 if after is torch.bool else largest
@@ -191,9 +191,9 @@ def _compute(b: Builder, node: fx.Node) -> View:
     function = _ARITHMETIC[node.target]
     if argument(node, 2, "alpha", 1) != 1:
         raise b.calls.refusal(node, "with alpha")
-    sizes = [_largest(b, each) for each in node.args[:2]]
+    sizes = [largest_of(b, each) for each in node.args[:2]]
     products = {Function.MULTIPLY: sizes[0] * sizes[1], Function.MAXIMUM: max(sizes), Function.MINIMUM: max(sizes)}
-    _bounded(b, node, products.get(function, sum(sizes)))
+    bounded(b, node, products.get(function, sum(sizes)))
     return _of_two(b, node, [Instruction(function)])
 
 
@@ -202,7 +202,7 @@ def _subtract_from(b: Builder, node: fx.Node) -> Operand:
     number = node.args[1]
     if not isinstance(number, int) or argument(node, 2, "alpha", 1) != 1:
         raise b.calls.refusal(node, "of a number that is not whole")
-    _bounded(b, node, abs(number) + _largest(b, node.args[0]))
+    bounded(b, node, abs(number) + largest_of(b, node.args[0]))
     code = [Instruction(Function.FROM_NUMBER, number=float(number))]
     return _mapped(b, node, operand_of(b, node.args[0], node), code)
 
@@ -217,12 +217,12 @@ def _clamp(b: Builder, node: fx.Node) -> Operand:
         if isinstance(number, int | float)
     ]
     ends = max((abs(each.number) for each in code), default=0.0)
-    _bounded(b, node, ends if len(code) == 2 else max(ends, _largest(b, node.args[0])))
+    bounded(b, node, ends if len(code) == 2 else max(ends, largest_of(b, node.args[0])))
     return _mapped(b, node, operand_of(b, node.args[0], node), code)
 
 
 def _negate(b: Builder, node: fx.Node) -> Operand:
-    _bounded(b, node, _largest(b, node.args[0]))
+    bounded(b, node, largest_of(b, node.args[0]))
     return _mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
 
 
@@ -233,14 +233,14 @@ def _accumulate(b: Builder, node: fx.Node) -> View:
     axis = axis % (len(view.shape) + 1) - 1
     if axis < 0:
         raise b.calls.refusal(node, "over samples")
-    _bounded(b, node, _largest(b, node.args[0]) * view.shape[axis])
+    bounded(b, node, largest_of(b, node.args[0]) * view.shape[axis])
     return b.floats.normalize(view, (axis,), Norm.RUNNING_SUM)
 
 
 def _sum(b: Builder, node: fx.Node) -> View:
     source: Any = node.args[0]
     count = math.prod(shape_of(source)) / max(math.prod(shape_of(node)), 1)
-    _bounded(b, node, _largest(b, source) * count)
+    bounded(b, node, largest_of(b, source) * count)
     return reduced(b, node, argument(node, 1, "dim", None), Reduction.SUM)
 
 
@@ -282,7 +282,7 @@ def _choice(b: Builder, node: fx.Node, condition: Any, chosen: Any, other: Any) 
     """Return ``chosen`` where the condition is true, else ``other``: each a tensor or a number."""
     if _type_of(b, condition) is not torch.bool:
         raise b.calls.refusal(node, "by values that are no truth values")
-    _bounded(b, node, max(_largest(b, chosen), _largest(b, other)))
+    bounded(b, node, max(largest_of(b, chosen), largest_of(b, other)))
     given = operand_of(b, condition, node)
     numbers = [_number(b, each) for each in (chosen, other)]
     tensors = [None if n is not None else operand_of(b, e, node) for n, e in zip(numbers, (chosen, other), strict=True)]
@@ -376,7 +376,7 @@ def _named(*names: str) -> list[Any]:
 _MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.default)
 _CONVERSIONS = tuple(_named("to", "type_as", "_to_copy"))
 _PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
-_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor, _ATEN.gather.default)
+_OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor)
 _PLACES = (_ATEN.argmax.default, _ATEN.argmin.default)
 _EXTREMES = (torch.amax, torch.amin)
 _CLAMPS = (torch.clamp, _ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)

@@ -1,0 +1,121 @@
+"""Nets for sequences of any length, and their programs at a length, with the statistics of another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack.artifacts import CalibratedModel, FloatModel
+from cpupack.graph.native_model import NativeModel
+from cpupack.runtime.engine.sizes import Sizes
+from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.stages.quantize import quantize
+from cpupack.stages.quantize.native.sizes import Lowered, probes, sizes_of
+from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
+
+TYPICAL = 16
+"""Multiples of a net's step."""
+
+
+class Pooled(nn.Module):
+    """Two strides, an average over all positions, and scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv1d(8, 16, 5, 2, 2), nn.Conv1d(16, 16, 5, 2, 2), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(F.relu(self.two(F.relu(self.one(x)))).mean(2))
+        return result
+
+
+class Levels(nn.Module):
+    """A U-Net over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 16, 3, 2, 1)
+        self.up, self.out = nn.ConvTranspose1d(16, 8, 2, 2), nn.Conv1d(16, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        near = F.relu(self.one(x))
+        result: torch.Tensor = self.out(torch.cat([near, self.up(F.relu(self.two(near)))], 1))
+        return result
+
+
+class Tagger(nn.Module):
+    """A recurrent layer in both directions, and scores of each position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.last = nn.LSTM(8, 12, batch_first=True, bidirectional=True), nn.Linear(24, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.cells(x)[0])
+        return result
+
+
+class Attended(nn.Module):
+    """Attention of all positions to all, whose work grows with the square of the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.encoder(self.first(x)).mean(1))
+        return result
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
+    "pooled": (Pooled, (8, 0), 4),
+    "levels": (Levels, (8, 0), 2),
+    "tagger": (Tagger, (0, 8), 1),
+    "attended": (Attended, (0, 8), 1),
+}
+"""Each with the shape of a sample, 0 for the length, and the step of its lengths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Open:
+    """A net with statistics of one length."""
+
+    model: FloatModel
+    stats: CalibratedModel
+    sizes: OpenSizes
+
+    def at(self, length: int) -> NativeModel:
+        """Return the net lowered for a length."""
+        shape = self.sizes.shape_at(self.sizes.shape, (1, length))
+        spec = recipe(shape, quantize={"observer": "minmax"})
+        model = float_model(self.model.module, shape)
+        fused = fuse_model(model, spec, Recorder(), samples(shape, 2))
+        module = quantize(dataclasses.replace(self.stats, fused=fused), model.module, spec, target("native")).module
+        assert isinstance(module, NativeModel)
+        return module
+
+    def lowered(self, length: int) -> Lowered:
+        module = self.at(length)
+        program = module.get_buffer("program").numpy().tobytes()
+        return Lowered(1, length // self.sizes.multiple[1], program, module.result_shape)
+
+
+@cache
+def opened(name: str) -> tuple[Open, Sizes]:
+    """Return a net and how its program changes with the length."""
+    torch.manual_seed(0)
+    make, shape, step = NETS[name]
+    axis = shape.index(0)
+    typical = tuple(each or TYPICAL * step for each in shape)
+    sizes = OpenSizes((1, 8 * step), (1, 48 * step), (1, step), names=("time",), axes=(axis,), shape=typical)
+    model, stats = calibrated(make().eval(), recipe(typical, quantize={"observer": "minmax"}), samples(typical))
+    net = Open(model, stats, sizes)
+    asked = probes((1, typical[axis]), sizes)
+    return net, sizes_of([net.lowered(length) for _, length in asked[:-1]], sizes)
