@@ -59,7 +59,7 @@ def library_form(loaded: LoadedRecipe, path: Path, content: bytes, most: int | N
             )
         backend = found.backend_tokenizer
         made = tokenizers.Tokenizer.from_str(backend.to_str())
-    except Exception as error:  # noqa: BLE001  (the library raises any class, and the file can be read without it)
+    except Exception as error:  # noqa: BLE001 - the library raises any class; the file is read without it
         progress.warn(
             f"[tokenizer] transformers cannot read the tokenizer of {directory} ({describe_failure(error)}); "
             "tokenizer.json is taken as it is"
