@@ -81,6 +81,69 @@ def test_a_pooling_may_leave_the_prompt_out(tmp_path: Path, mode: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_embedding_keeps_the_dimensions_that_the_directory_says(tmp_path: Path) -> None:
+    path = write_project(tmp_path, normalize=False)
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 5}))
+    assert [each.shape for each in loaded_model(path).signature.outputs] == [(5,)]
+
+
+def test_a_reranker_is_no_encoder_and_its_score_ends_in_its_sigmoid(tmp_path: Path) -> None:
+    """The library makes an encoder anew from it, with another pooling: embeddings that nobody trained."""
+    path = write_project(tmp_path)
+    settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="holds a CrossEncoder, whose results are no embeddings") as caught:
+        loaded_model(path)
+    assert caught.value.hint == 'take the model as it is: source = "transformers:model"'
+    names = {"architecture": "BertForSequenceClassification", "num_labels": 1}
+    path = write_project(tmp_path / "score", "transformers", **names)
+    assert load_recipe(path).recipe.output == []
+    (tmp_path / "score" / "model" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    model = loaded_model(path)
+    assert (model.kind, [each.apply for each in model.signature.outputs]) == ("regression", ["sigmoid"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("sentence_roberta_config.json", {"max_seq_length": 7}, 7),  # as older versions of the library name it
+        ("sentence_bert_config.json", {"max_seq_length": 7, "do_lower_case": True}, 7),  # tokenizer.json does so
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 3}}}, "has processing_kwargs"),
+    ],
+)
+def test_how_a_directory_reads_text(tmp_path: Path, name: str, settings: dict[str, Any], expected: int | str) -> None:
+    path = write_project(tmp_path)
+    (tmp_path / "model" / "sentence_bert_config.json").unlink()
+    (tmp_path / "model" / name).write_text(json.dumps(settings))
+    if isinstance(expected, str):
+        with pytest.raises(RecipeError, match=expected):
+            load_recipe(path)
+        return
+    table = load_recipe(path).recipe.tokenizer
+    assert table is not None
+    assert table.max_length == expected
+
+
+def test_a_prompt_is_left_out_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = write_project(tmp_path, extra='\n[tokenizer]\nprefix = ""\n')
+    prompts = {"prompts": {"query": "the big "}, "default_prompt_name": "query"}
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    table = load_recipe(path).recipe.tokenizer
+    assert table is not None
+    assert table.prefix == ""
+
+
+def test_a_length_that_takes_all_memory_is_asked_for(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        file = tmp_path / "model" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: 32768}))
+    with pytest.raises(RecipeError, match=r"reads up to 32,768 tokens, and a build runs the model at its greatest"):
+        load_recipe(path)
+    path.write_text(path.read_text() + "\n[tokenizer]\nmax_length = 8192\n")
+    load_recipe(path)
+
+
 def test_padding_does_not_change_an_embedding(tmp_path: Path) -> None:
     long = loaded_model(write_project(tmp_path / "a", extra="\n[tokenizer]\nmax_length = 12\n"))
     short = loaded_model(write_project(tmp_path / "b", extra="\n[tokenizer]\nmax_length = 5\n"))
