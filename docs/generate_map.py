@@ -94,6 +94,7 @@ RUNTIME: Groups = (
             "output",
             "plain",
             "threads",
+            "warn",
         ),
     ),
 )

@@ -39,11 +39,13 @@ class SentenceEncoder(nn.Module):
     """The modules of a sentence-transformers directory in a row: ids and mask in, embeddings out.
 
     ``input_ids`` and ``attention_mask`` are int64 ``(n, tokens)``; the result is float32 ``(n, dimensions)``. Poolings
-    that leave the prompt out do not see the first ``prompt_tokens``.
+    that leave the prompt out do not see the first ``prompt_tokens``. ``dimensions`` are the first ones that are kept,
+    None for all.
     """
 
-    def __init__(self, modules: list[nn.Module], prompt_tokens: int = 0) -> None:
+    def __init__(self, modules: list[nn.Module], prompt_tokens: int = 0, dimensions: int | None = None) -> None:
         super().__init__()
+        self.dimensions = dimensions
         self.steps = nn.Sequential(*modules)
         self.prompt_tokens = prompt_tokens
 
@@ -54,7 +56,7 @@ class SentenceEncoder(nn.Module):
             features["attention_mask"] = self._mask_of(step, attention_mask)
             features = step(features)
         found: torch.Tensor = features["sentence_embedding"]
-        return found
+        return found[:, : self.dimensions]
 
     def _mask_of(self, step: nn.Module, mask: torch.Tensor) -> torch.Tensor:
         if not self.prompt_tokens or not _leaves_prompt_out(step):
@@ -78,7 +80,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     Its weights are those of the directory, unless the recipe has random ones or falls back to them. Raises ModelError.
     """
     spec, directory = loaded.recipe.model, directory_of(loaded)
-    library = _library("transformers")
+    library = library_of("transformers")
     config = read_json(directory / "config.json", required=True)
     _check_layers(config, spec.source)
     kind = _class(library, config, spec.source)
@@ -89,7 +91,7 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
             hint='put the weights there, or accept untrained ones with weights_fallback = "random"',
         )
     settings: dict[str, Any] = {"attn_implementation": "eager", **spec.kwargs}
-    with _quiet(), _explained(f"[model] {spec.source}"):
+    with quiet(), _explained(f"[model] {spec.source}"):
         if random:
             read = library.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
             for name, value in settings.items():
@@ -157,12 +159,13 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
     """Return the modules of a ``sentence-transformers:`` directory as one, with their weights. Raises ModelError."""
     spec, directory = loaded.recipe.model, directory_of(loaded)
     _check_steps(directory, spec.source)
+    dimensions = _check_settings(directory, spec.source, progress)
     for path in sorted(directory.rglob("config.json")):
         _check_layers(read_json(path, required=True), spec.source)
-    library = _library("sentence_transformers", "sentence-transformers")
+    library = library_of("sentence_transformers", "sentence-transformers")
     if spec.kwargs:
         raise ModelError(f"[model] kwargs: {spec.source} takes no arguments")
-    with _quiet(), _explained(f"[model] {spec.source}"):
+    with quiet(), _explained(f"[model] {spec.source}"):
         model = library.SentenceTransformer(
             str(directory),
             device="cpu",
@@ -174,7 +177,7 @@ def sentence_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
         table = loaded.recipe.tokenizer
         prompt = table.prefix if table is not None else ""
         hides = bool(prompt) and any(map(_leaves_prompt_out, modules))
-        return SentenceEncoder(modules, _tokens_of(prompt, model.tokenizer) if hides else 0)
+        return SentenceEncoder(modules, _tokens_of(prompt, model.tokenizer) if hides else 0, dimensions)
 
 
 def _leaves_prompt_out(step: nn.Module) -> bool:
@@ -215,6 +218,33 @@ def _check_steps(directory: Path, source: str) -> None:
         raise ModelError(f"[model] {source}: the first module of modules.json is no Transformer")
 
 
+def _check_settings(directory: Path, source: str, progress: Progress) -> int | None:
+    """Return how many dimensions of an embedding the directory keeps, None for all.
+
+    Raises ModelError for a directory of another kind of model, from which the library would make an encoder anew.
+    """
+    settings = read_json(directory / "config_sentence_transformers.json")
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise ModelError(
+            f"[model] {source} holds a {kind}, whose results are no embeddings",
+            hint=f'take the model as it is: source = "transformers:{source.partition(":")[2]}"',
+        )
+    prompts = settings.get("prompts")
+    named = {key: text for key, text in prompts.items() if text} if isinstance(prompts, dict) else {}
+    if named and not settings.get("default_prompt_name"):
+        progress.note(
+            f"{source} has the prompts {', '.join(map(str, named))}, and none is the default: the wheel puts none "
+            "before a text unless [tokenizer] prefix says so"
+        )
+    kept = settings.get("truncate_dim")
+    if kept is None:
+        return None
+    if not isinstance(kept, int) or isinstance(kept, bool) or kept < 1:
+        raise ModelError(f"[model] {source}: truncate_dim in config_sentence_transformers.json is {kept!r}, no number")
+    return kept
+
+
 def _steps(directory: Path, source: str) -> list[Any]:
     import json
 
@@ -225,7 +255,8 @@ def _steps(directory: Path, source: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _library(name: str, extra: str | None = None) -> Any:
+def library_of(name: str, extra: str | None = None) -> Any:
+    """Return a library that such a directory needs. Raises ModelError where it is not installed."""
     repair_torchvision_imports()  # transformers looks for torchvision
     try:
         return importlib.import_module(name)
@@ -248,7 +279,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's bars and advice out of a build's output."""
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     before = [logger.level for logger in loggers]

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from cpupack.errors import ModelError, RecipeError
+from cpupack.model.library_tokenizer import library_form
+from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
 from cpupack.runtime.errors import HostError, IntegrityError
@@ -24,7 +26,7 @@ def check_tokenizer(loaded: LoadedRecipe) -> None:
         _opened(_read(path), path, TokenizerSpec(1, IDS))
 
 
-def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
+def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -> TextInput | None:
     """Return how the model takes text, None without ``[tokenizer]``.
 
     Raises ModelError for a file that is no tokenizer, for one with more ids than the model has, and where the library
@@ -44,8 +46,13 @@ def text_input(loaded: LoadedRecipe, signature: Signature) -> TextInput | None:
         raise RecipeError(f'[tokenizer] max_length: {table.max_length} tokens, and the input "{ids}" takes {length}')
     content = _read(path)
     plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
-    spec = TokenizerSpec(length, ids, mask, types, *_padding(plain, table.pad_token, path), prefix=table.prefix)
     most = specs[ids].vocabulary
+    form = library_form(loaded, path, content, most, progress)
+    padding, cut = _padding(plain, table.pad_token, path), form.cut_side or plain.own_cut_side
+    if form.content is not None:
+        content = form.content
+        plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
+    spec = TokenizerSpec(length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut)
     if most is not None and plain.vocabulary > most:
         raise ModelError(
             f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",

@@ -27,6 +27,7 @@ from cpupack.model.vision import modern_names, optional_parts
 from cpupack.model.weight_files import read_weights
 from cpupack.progress import Progress
 from cpupack.recipe import WEIGHT_FILES, LoadedRecipe, Model
+from cpupack.recipe.derived import text_directory
 from cpupack.recipe.shards import ShardError, files_of
 from cpupack.recipe.text_checks import DIRECTORIES
 from cpupack.runtime.manifest import hash_file
@@ -103,13 +104,14 @@ def load_weights(
 
 def _from_directory(loaded: LoadedRecipe, progress: Progress, settling: Settling) -> LoadedWeights:
     """Return which weights the module was built with: those of its directory, or random ones."""
-    spec, path = loaded.recipe.model, weights_of(directory_of(loaded))
+    spec, root = loaded.recipe.model, directory_of(loaded)
+    path = weights_of(text_directory(loaded.recipe, loaded.path.parent) or root)
     if path is None:
         return _fall_back(settling, loaded, f"the weights of {spec.source}", "the directory has none", progress)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _check_digest(digest, path, spec)
-    return LoadedWeights(f"{spec.source}, {path.name}", random=False, sha256=digest)
+    return LoadedWeights(f"{spec.source}, {path.relative_to(root).as_posix()}", random=False, sha256=digest)
 
 
 def _check_digest(digest: str, path: Path, spec: Model) -> None:

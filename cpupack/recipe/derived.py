@@ -13,7 +13,7 @@ from typing import Any
 from cpupack.errors import RecipeError
 from cpupack.recipe.places import NoPlaceError, located
 from cpupack.recipe.recipe import Recipe
-from cpupack.recipe.tables.signature import Input, Task
+from cpupack.recipe.tables.signature import Input, Output, Task
 from cpupack.recipe.tables.text import Tokenizer
 from cpupack.recipe.text_checks import DIRECTORIES
 
@@ -22,6 +22,21 @@ _NO_LIMIT = 1_000_000
 """A ``model_max_length`` from here on is the library's way to say that none is known."""
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl")
 """Model types whose positions begin behind that of the padding."""
+_LONG = 4096
+"""Tokens from where on the length must be in the recipe. The scores of attention in FP32 grow with its square."""
+_SENTENCE_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Files that say how a sentence-transformers directory reads text. The library takes the first that is there."""
+_OF_SENTENCES = "config_sentence_transformers.json"
+_CLASSIFIERS = (
+    *("ForSequenceClassification", "ForImageClassification"),
+    *("ForAudioClassification", "ForVideoClassification"),
+)
+"""Endings of the names of classes that give one row of scores."""
+_LABELS = 2
+"""How many the library makes where a config does not say."""
 
 
 def derived(recipe: Recipe, directory: Path) -> Recipe:
@@ -34,7 +49,8 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     if kind not in DIRECTORIES:
         return recipe
     try:
-        root = located(place, directory)
+        root, inside = _encoder_of(located(place, directory), kind)
+        place = f"{place.rstrip('/')}/{inside}" if inside else place
     except NoPlaceError as error:
         raise RecipeError(f"[model] source: {error}") from error
     config = read_json(root / "config.json", required=True)
@@ -43,9 +59,37 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     if tokenizer is not None:
         changes["tokenizer"] = tokenizer
     if not recipe.input and recipe.model.input_shape is None:
-        changes["input"] = _inputs(recipe, tokenizer, config, kind)
+        changes["input"] = _inputs(recipe, tokenizer, config, kind, root)
     changes |= _meaning(recipe, config, kind)
+    if not recipe.output and kind == "transformers" and _ends_in_sigmoid(root, config):
+        changes["output"] = [Output(name="logits", apply="sigmoid")]
     return recipe.model_copy(update=changes)
+
+
+def text_directory(recipe: Recipe, directory: Path) -> Path | None:
+    """Return the directory with the encoder's config and tokenizer, None for other sources. Raises RecipeError."""
+    kind, _, place = recipe.model.source.partition(":")
+    if kind not in DIRECTORIES:
+        return None
+    try:
+        return _encoder_of(located(place, directory), kind)[0]
+    except NoPlaceError as error:
+        raise RecipeError(f"[model] source: {error}") from error
+
+
+def _encoder_of(root: Path, kind: str) -> tuple[Path, str]:
+    """Return the directory with the encoder's config and tokenizer, and its path in that of the source.
+
+    sentence-transformers had it in a directory ``0_Transformer`` once, and modules.json says which.
+    """
+    if kind == "transformers" or (root / "config.json").is_file():
+        return root, ""
+    try:
+        steps = json.loads((root / "modules.json").read_text(encoding="utf-8"))
+        inside = str(steps[0]["path"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return root, ""  # the loader says what is wrong with modules.json
+    return (root / inside, inside) if inside and (root / inside).is_dir() else (root, "")
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -77,14 +121,18 @@ def _tokenizer(
     settings = read_json(root / "tokenizer_config.json")
     limits = [_positions(config), _whole(settings.get("model_max_length"))]
     longest = min((each for each in limits if each is not None and each < _NO_LIMIT), default=None)
-    own = (
-        _whole(read_json(root / "sentence_bert_config.json").get("max_seq_length")) if kind != "transformers" else None
-    )
+    own = _whole(_sentence_settings(root, kind).get("max_seq_length"))
     max_length = table.max_length or own or longest
     if max_length is None:
         raise RecipeError(
             f"[tokenizer] max_length: {root} does not say how many tokens the model reads",
             hint="set max_length in [tokenizer]",
+        )
+    if table.max_length is None and max_length > _LONG:
+        raise RecipeError(
+            f"[tokenizer] max_length: {root} reads up to {max_length:,} tokens, and a build runs the model at its "
+            "greatest length, which may take all memory",
+            hint="set max_length in [tokenizer] to what your texts need, such as 512",
         )
     if (most := _positions(config)) is not None and max_length > most:
         raise RecipeError(f"[tokenizer] max_length: {max_length} tokens, and the model has positions for {most}")
@@ -94,7 +142,7 @@ def _tokenizer(
         update={
             "source": table.source or f"{place.rstrip('/')}/{TOKENIZER}",
             "max_length": max_length,
-            "prefix": table.prefix or _prompt(root, kind),
+            "prefix": table.prefix if "prefix" in table.model_fields_set else _prompt(root, kind),
             "pad_token": table.pad_token or (token if isinstance(token, str) and token else None),
         }
     )
@@ -104,15 +152,39 @@ def _prompt(root: Path, kind: str) -> str:
     """Return the default prompt of a sentence-transformers directory, empty without one."""
     if kind == "transformers":
         return ""
-    if read_json(root / "sentence_bert_config.json").get("do_lower_case"):
-        raise RecipeError(
-            f"[model] source: {root / 'sentence_bert_config.json'} has do_lower_case, which tokenizer.json does not do",
-            hint='add the normalizer {"type": "Lowercase"} to tokenizer.json, and set do_lower_case to false',
-        )
-    settings = read_json(root / "config_sentence_transformers.json")
+    settings = read_json(root / _OF_SENTENCES)
     prompts = settings.get("prompts")
     found = prompts.get(settings.get("default_prompt_name")) if isinstance(prompts, dict) else None
     return found if isinstance(found, str) else ""
+
+
+def _sentence_settings(root: Path, kind: str) -> dict[str, Any]:
+    """Return how a sentence-transformers directory reads text. Raises RecipeError for what tokenizer.json cannot do."""
+    if kind == "transformers":
+        return {}
+    path = next((root / name for name in _SENTENCE_SETTINGS if (root / name).is_file()), root / _SENTENCE_SETTINGS[0])
+    settings = read_json(path)
+    if settings.get("do_lower_case") and not _lowers(read_json(root / TOKENIZER).get("normalizer")):
+        raise RecipeError(
+            f"[model] source: {path} has do_lower_case, which {TOKENIZER} does not do",
+            hint=f'add the normalizer {{"type": "Lowercase"}} to {TOKENIZER}, and set do_lower_case to false',
+        )
+    if settings.get("processing_kwargs"):
+        raise RecipeError(
+            f"[model] source: {path} has processing_kwargs, which change the tokens of a text; a wheel has {TOKENIZER}",
+            hint="remove them there, and set max_length in [tokenizer]",
+        )
+    return settings
+
+
+def _lowers(normalizer: Any) -> bool:
+    """Return whether a normalizer of tokenizer.json makes all letters small."""
+    if not isinstance(normalizer, dict):
+        return False
+    parts = normalizer.get("normalizers")
+    if isinstance(parts, list) and any(map(_lowers, parts)):
+        return True
+    return bool(normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True)
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
@@ -127,7 +199,9 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _inputs(recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, Any], kind: str) -> list[Input]:
+def _inputs(
+    recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, Any], kind: str, root: Path
+) -> list[Input]:
     if tokenizer is None or tokenizer.max_length is None:
         raise RecipeError(
             f"[model] source: the directory of {recipe.model.source} has no {TOKENIZER} that would say what the "
@@ -140,7 +214,9 @@ def _inputs(recipe: Recipe, tokenizer: Tokenizer | None, config: Mapping[str, An
         Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2),
     ]
     types = _whole(config.get("type_vocab_size")) or 0
-    if kind == "transformers" and types > 1:  # a sentence-transformer reads one text, of type 0
+    made = read_json(root / "tokenizer_config.json").get("model_input_names")
+    untyped = isinstance(made, list) and "token_type_ids" not in made  # the second text of a pair is of type 0 too
+    if kind == "transformers" and types > 1 and not untyped:  # a sentence-transformer reads one text, of type 0
         found.append(Input(name="token_type_ids", shape=shape, dtype="int64", vocabulary=types, default=0))
     return found
 
@@ -150,19 +226,47 @@ def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, 
     if kind == "sentence-transformers":
         return {} if recipe.task is not None else {"task": Task(kind="embedding")}
     architecture = str(next(iter(config.get("architectures") or ["none"])))
-    if not architecture.endswith("ForSequenceClassification"):
+    if not architecture.endswith(_CLASSIFIERS):
         return {}
     names = config.get("id2label") or {}
     labels = [str(names[key]) for key in sorted(names, key=int)] if _numbered(names) else []
+    count = len(labels) or _whole(config.get("num_labels")) or _LABELS
     if recipe.task is not None:
         return {}
-    if len(labels) == 1:
-        return {"task": Task(kind="regression")}  # a reranker's score
-    several = config.get("problem_type") == "multi_label_classification"
-    found: dict[str, Any] = {"task": Task(kind="multilabel" if several else "classification")}
-    if labels and recipe.model.labels is None and all(each.strip() and len(each.splitlines()) == 1 for each in labels):
+    problem = config.get("problem_type")
+    if problem == "regression" or (count == 1 and problem != "multi_label_classification"):
+        found: dict[str, Any] = {"task": Task(kind="regression")}  # such as a reranker's score
+        named = count > 1 and labels != [f"LABEL_{number}" for number in range(count)]
+    else:
+        several = problem == "multi_label_classification"
+        found = {"task": Task(kind="multilabel" if several else "classification")}
+        named = True
+    if labels and named and recipe.model.labels is None and all(map(_is_label, labels)):
         found["model"] = recipe.model.model_copy(update={"labels": labels})
     return found
+
+
+def _is_sequence_classifier(config: Mapping[str, Any]) -> bool:
+    architecture = str(next(iter(config.get("architectures") or ["none"])))
+    return architecture.endswith("ForSequenceClassification")
+
+
+def _ends_in_sigmoid(root: Path, config: Mapping[str, Any]) -> bool:
+    """Return whether a CrossEncoder of sentence-transformers says that its only score goes through a sigmoid."""
+    if len(config.get("id2label") or ()) != 1 or not _is_sequence_classifier(config):
+        return False
+    inner = config.get("sentence_transformers")
+    settings = read_json(root / _OF_SENTENCES)
+    said = (
+        settings.get("activation_fn") if settings.get("model_type") == "CrossEncoder" else None,
+        inner.get("activation_fn") if isinstance(inner, dict) else None,
+        config.get("sbert_ce_default_activation_function"),
+    )
+    return str(next((each for each in said if each), "")).rpartition(".")[2] == "Sigmoid"
+
+
+def _is_label(text: str) -> bool:
+    return bool(text.strip()) and len(text.splitlines()) == 1
 
 
 def _numbered(names: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from .engine.contract import check_cpu, check_torch, model_path
 from .engine.program import is_program
 from .errors import HostError
 from .host import probe as host_probe
+from .host.limits import why_no_thread
 from .manifest import Manifest, read_manifest
 from .open_sizes import OpenSizes
 from .plan import decide as planning
 from .signature import Signature
+from .threads import ThreadRefusedError, start
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
@@ -34,10 +38,12 @@ def collect(package_dir: Path) -> dict[str, Any]:
     here = host_probe.describe(engine=manifest.target["engine"])
     kernels = library.describe() if manifest.target["engine"] == library.ENGINE else None
     needs_torch = not is_program(model_path(package_dir, manifest), manifest.target["engine"])
+    plan = planning.decide(manifest)
     problems = _problems(manifest, kernels) + (_torch_problems(manifest, here["torch"]) if needs_torch else [])
+    problems += _thread_problems(plan.threads * plan.instances)
     return {
         "manifest": dataclasses.asdict(manifest),
-        "plan": dataclasses.asdict(planning.decide(manifest)),
+        "plan": dataclasses.asdict(plan),
         "host": here,
         "kernels": kernels,
         "images": _images(manifest),
@@ -119,6 +125,24 @@ def _problems(manifest: Manifest, kernels: dict[str, Any] | None) -> list[str]:
     except HostError as error:
         problems.append(str(error))
     return problems
+
+
+def _thread_problems(count: int) -> list[str]:
+    """Return why as many threads as the plan has cannot run at once. They are started to see."""
+    if count == 1:
+        return []  # the caller's own thread computes
+    gates = deque[threading.Lock]()
+    try:
+        for _ in range(count):
+            gates.append(threading.Lock())
+            gates[-1].acquire()
+            start(gates[-1].acquire)
+    except ThreadRefusedError:
+        return [why_no_thread()]
+    finally:
+        for gate in gates:
+            gate.release()
+    return []
 
 
 def _torch_problems(manifest: Manifest, installed: str | None) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +41,7 @@ from .tasks.frame import Frame
 from .text.inputs import load_text, text_rows, texts_of
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
+from .warn import warn
 
 _TAKEN = {np.dtype(np.float32): "float32", np.dtype(np.uint8): "uint8"}
 """The names of usual dtypes: numpy takes 2.5 us to write one, as long as a small layer."""
@@ -96,10 +96,9 @@ class Runner:
         self.answers = Answers(package_dir, self.manifest, self.labels, self.signature)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
-            warnings.warn(
+            warn(
                 f"{self.manifest.name} {self.manifest.version} has random weights: its predictions mean nothing",
                 RandomWeightsWarning,
-                stacklevel=3,  # the line that made the package's Runner, which is a subclass of this one
             )
         require_torch(self.manifest, model)
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None

@@ -62,7 +62,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     detector = detector_of(module, loaded.recipe, signature)
     sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
-    text = text_input(loaded, signature)
+    text = text_input(loaded, signature, progress)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(with_mask(signature, text), text)
     return FloatModel(

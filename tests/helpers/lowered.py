@@ -45,6 +45,15 @@ def program_layers(int8: QuantizedModel) -> np.ndarray:
     return program[first : first + int(header["layers"]) * LAYER.itemsize].view(LAYER)
 
 
+def program_buffers(int8: QuantizedModel) -> np.ndarray:
+    """Return the buffers of a program, as it has them."""
+    assert isinstance(int8.module, NativeModel)
+    assert isinstance(int8.module.program, torch.Tensor)
+    program = int8.module.program.numpy()
+    count = int(program[: HEADER.itemsize].view(HEADER)[0]["buffers"])
+    return program[HEADER.itemsize : HEADER.itemsize + count * BUFFER.itemsize].view(BUFFER)
+
+
 def fits(int8: QuantizedModel) -> list[int]:
     """Return what the program says of the products of its layers with weights, but of those that need not fit."""
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import json
 import os
@@ -115,6 +116,26 @@ def test_info_names_facts_and_reasons(call: Callable[..., tuple[int, str, str]])
     ):
         assert text in out
     assert out.endswith("This host can run it. torch was found, and not loaded to see.\n")
+
+
+def test_info_starts_the_threads_of_the_plan_to_see_whether_they_may(
+    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said "This host can run it" where ulimit -u allowed no thread beside the first."""
+    started: list[object] = []
+
+    def refuse_the_third(*arguments: Any) -> int:
+        started.append(arguments)
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments)
+
+    real = _thread.start_new_thread
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_the_third)
+    code, out, _ = call("info")
+    assert (code, len(started)) == (3, 3)
+    assert "This host CANNOT run it:\n  - the system refuses to start another thread" in out
 
 
 def test_info_is_one_json_object(call: Callable[..., tuple[int, str, str]], package_dir: Path) -> None:

@@ -265,8 +265,9 @@ def test_loading_warns_of_nothing(package_dir: Path) -> None:
 
 
 def test_random_weights_are_unmistakable(edited: Callable[..., Path]) -> None:
-    with pytest.warns(RandomWeightsWarning, match=r"tiny-int8 1\.0\.0\+random has random weights"):
+    with pytest.warns(RandomWeightsWarning, match=r"tiny-int8 1\.0\.0\+random has random weights") as caught:
         Runner(edited(random_weights=True, version="1.0.0+random"), instances=1).close()
+    assert caught[0].filename == __file__  # the caller's line, which is what a user can change
 
 
 def test_changed_model_file_is_refused_before_torch_reads_it(edited: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import http.client
@@ -14,11 +15,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from cpupack.runtime.errors import HostError
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.serve.lifecycle import Server
+from cpupack.runtime.serve.options import ServeOptions
 from helpers.served import PHOTO, Served, run_serve, serving
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
@@ -132,6 +137,19 @@ def test_liveness_is_true_before_the_model_is_loaded_and_a_stop_then_is_clean(pa
         assert served.get("/v2/health/ready").status in {200, 503}
         assert served.ask("POST", "/predict", PHOTO).status in {200, 503}
         assert served.stop() == 0
+
+
+def test_the_first_thread_that_is_refused_is_said(package_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+
+    async def run() -> None:
+        await Server(package_dir, ServeOptions(port=0), print).run()
+
+    with pytest.raises(HostError, match="refuses to start another thread"):
+        asyncio.run(run())
 
 
 def test_a_port_that_is_taken(package_dir: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cpupack.runtime.errors import InputError, IntegrityError, TruncatedTextWarning
+from cpupack.runtime.handlers import keeps_theirs
 from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.runtime.text.made_up import text_batch
 from cpupack.runtime.text.sizes import Sizes
@@ -50,11 +51,28 @@ def test_a_long_text_is_cut_with_its_last_special_token_and_says_so(tmp_path: Pa
     assert tokens.facts() == {"tokens": 22, "truncated": True}
     with pytest.warns(
         TruncatedTextWarning, match=r"1 of 2 texts have up to 22 tokens, and the model reads the first 6"
-    ):
-        tokenizer.warn_if_truncated([tokens, tokenizer.tokens("cat")])
+    ) as caught:
+        keeps_theirs(tokenizer.warn_if_truncated)([tokens, tokenizer.tokens("cat")])  # as the runner's methods call it
+    assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer.warn_if_truncated([tokenizer.tokens("cat cat cat cat")])  # 6 tokens fit exactly
+
+
+def test_a_long_text_may_be_cut_at_its_beginning(tmp_path: Path) -> None:
+    tokenizer = opened(tmp_path, cut_side="left")
+    tokens = tokenizer.tokens("the big red cat sleeps and runs a lot")
+    assert tokens.ids == (CLS, UNK, id_of("runs"), id_of("a"), UNK, SEP)
+    with pytest.warns(TruncatedTextWarning, match="reads the last 6"):
+        tokenizer.warn_if_truncated([tokens])
+
+
+def test_the_warning_of_a_cut_text_names_the_line_of_the_caller(tmp_path: Path) -> None:
+    """It named a line of the runner, at which nobody can do anything."""
+    tokenizer = opened(tmp_path)
+    with pytest.warns(TruncatedTextWarning) as caught:
+        tokenizer.warn_if_truncated([tokenizer.tokens("cat " * 20)])
+    assert caught[0].filename == __file__
 
 
 def test_a_pair_that_cannot_be_cut_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from cpupack import accuracy
 from cpupack.graph.native_model import NativeModel
-from helpers.lowered import kernels, lowered, needs_kernels, program_layers
+from cpupack.stages.quantize.native.program import Op
+from helpers.lowered import kernels, lowered, needs_kernels, program_buffers, program_layers
 from helpers.tiny_models import quantized, recipe, run, samples
 
 pytestmark = needs_kernels
@@ -273,3 +274,15 @@ def test_a_recurrence_by_hand_has_a_scale_for_each_step() -> None:
     assert model.program.numel() < 6 * 8 * weights  # six copies, with scales and layers, were more
     _, int8, _ = lowered(TwinRows(), (6, 8), mode="auto")
     assert not any(each.startswith("linear") for each in kernels(int8))
+
+
+@pytest.mark.parametrize("steps", [6, 400])
+def test_the_results_of_a_longer_sequence_have_more_rows(steps: int) -> None:
+    """Their buffer has no other shape, so that sequences of any length ([sizes]) have one program. A cell value a unit
+    follows the rows of an LSTM: one row of two directions more.
+    """
+    net = Sequence(nn.LSTM, lambda y, _: y.mean(1), bidirectional=True)
+    _, int8, _ = lowered(net, (steps, 8))
+    (layer,) = (each for each in program_layers(int8) if each["op"] == Op.RECURRENT)
+    buffer = program_buffers(int8)[int(layer["output"])]
+    assert (int(buffer["height"]), int(buffer["width"]), int(buffer["channels"])) == (steps + 1, 1, 4 * 40)

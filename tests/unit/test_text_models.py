@@ -81,6 +81,69 @@ def test_a_pooling_may_leave_the_prompt_out(tmp_path: Path, mode: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_embedding_keeps_the_dimensions_that_the_directory_says(tmp_path: Path) -> None:
+    path = write_project(tmp_path, normalize=False)
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps({"truncate_dim": 5}))
+    assert [each.shape for each in loaded_model(path).signature.outputs] == [(5,)]
+
+
+def test_a_reranker_is_no_encoder_and_its_score_ends_in_its_sigmoid(tmp_path: Path) -> None:
+    """The library makes an encoder anew from it, with another pooling: embeddings that nobody trained."""
+    path = write_project(tmp_path)
+    settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="holds a CrossEncoder, whose results are no embeddings") as caught:
+        loaded_model(path)
+    assert caught.value.hint == 'take the model as it is: source = "transformers:model"'
+    names = {"architecture": "BertForSequenceClassification", "num_labels": 1}
+    path = write_project(tmp_path / "score", "transformers", **names)
+    assert load_recipe(path).recipe.output == []
+    (tmp_path / "score" / "model" / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    model = loaded_model(path)
+    assert (model.kind, [each.apply for each in model.signature.outputs]) == ("regression", ["sigmoid"])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("sentence_roberta_config.json", {"max_seq_length": 7}, 7),  # as older versions of the library name it
+        ("sentence_bert_config.json", {"max_seq_length": 7, "do_lower_case": True}, 7),  # tokenizer.json does so
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"max_length": 3}}}, "has processing_kwargs"),
+    ],
+)
+def test_how_a_directory_reads_text(tmp_path: Path, name: str, settings: dict[str, Any], expected: int | str) -> None:
+    path = write_project(tmp_path)
+    (tmp_path / "model" / "sentence_bert_config.json").unlink()
+    (tmp_path / "model" / name).write_text(json.dumps(settings))
+    if isinstance(expected, str):
+        with pytest.raises(RecipeError, match=expected):
+            load_recipe(path)
+        return
+    table = load_recipe(path).recipe.tokenizer
+    assert table is not None
+    assert table.max_length == expected
+
+
+def test_a_prompt_is_left_out_where_the_recipe_says_so(tmp_path: Path) -> None:
+    path = write_project(tmp_path, extra='\n[tokenizer]\nprefix = ""\n')
+    prompts = {"prompts": {"query": "the big "}, "default_prompt_name": "query"}
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    table = load_recipe(path).recipe.tokenizer
+    assert table is not None
+    assert table.prefix == ""
+
+
+def test_a_length_that_takes_all_memory_is_asked_for(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        file = tmp_path / "model" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: 32768}))
+    with pytest.raises(RecipeError, match=r"reads up to 32,768 tokens, and a build runs the model at its greatest"):
+        load_recipe(path)
+    path.write_text(path.read_text() + "\n[tokenizer]\nmax_length = 8192\n")
+    load_recipe(path)
+
+
 def test_padding_does_not_change_an_embedding(tmp_path: Path) -> None:
     long = loaded_model(write_project(tmp_path / "a", extra="\n[tokenizer]\nmax_length = 12\n"))
     short = loaded_model(write_project(tmp_path / "b", extra="\n[tokenizer]\nmax_length = 5\n"))
@@ -109,6 +172,89 @@ def test_one_label_is_a_score(tmp_path: Path) -> None:
         write_project(tmp_path, "transformers", architecture="BertForSequenceClassification", num_labels=1)
     )
     assert model.kind == "regression"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "labels"),
+    [
+        ({"num_labels": 3, "problem_type": "regression"}, "regression", None),
+        (
+            {"id2label": {0: "calm", 1: "loud"}, "label2id": {"calm": 0, "loud": 1}, "problem_type": "regression"},
+            "regression",
+            ("calm", "loud"),
+        ),
+        (
+            {"id2label": {0: "spam"}, "label2id": {"spam": 0}, "problem_type": "multi_label_classification"},
+            "multilabel",
+            ("spam",),
+        ),
+        ({"num_labels": 3}, "classification", ("LABEL_0", "LABEL_1", "LABEL_2")),
+    ],
+)
+def test_the_problem_of_a_config_is_the_task(
+    tmp_path: Path, settings: dict[str, Any], kind: str, labels: tuple[str, ...] | None
+) -> None:
+    """Three values of a regression came out as the probabilities of three classes."""
+    model = loaded_model(
+        write_project(tmp_path, "transformers", architecture="BertForSequenceClassification", **settings)
+    )
+    assert (model.kind, model.labels) == (kind, labels)
+
+
+def test_the_wheels_tokens_are_those_that_the_library_makes_of_the_directory(tmp_path: Path) -> None:
+    """tokenizer_config.json may change what tokenizer.json says, and the model was trained with both."""
+    path = write_project(tmp_path, "transformers")
+    settings = {
+        "pad_token": "[PAD]",
+        "tokenizer_class": "BertTokenizer",
+        "truncation_side": "left",
+        "mask_token": "[UNK]",
+    }
+    directory = tmp_path / "model"
+    tokenizers = library("tokenizers")
+    made = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    made.normalizer = tokenizers.normalizers.Sequence([])  # the case stays, which the class changes
+    made.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    expected = library("transformers").AutoTokenizer.from_pretrained(str(directory))
+    progress = SilentProgress()
+    model = load(load_recipe(path), progress)
+    assert model.tokenizer is not None
+    tokenizer = Tokenizer(model.tokenizer.file, model.tokenizer.spec, "tokenizer.json")
+    texts = ["The RED dog", ("Cat", "DOG runs"), "the big " * LENGTH + "cat"]
+    for text in texts:
+        parts = text if isinstance(text, tuple) else (text,)
+        wanted = expected(*parts, truncation=True, max_length=LENGTH)
+        found = tokenizer.tokens(text)
+        assert (list(found.ids), list(found.types)) == (wanted["input_ids"], wanted["token_type_ids"])
+    assert any("other tokens" in each for each in progress.warnings)
+
+
+def test_a_pair_has_no_types_where_the_librarys_tokenizer_gives_none(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers")
+    settings = {"pad_token": "[PAD]", "model_input_names": ["input_ids", "attention_mask"]}
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    recipe = load_recipe(path).recipe
+    assert [each.name for each in recipe.input] == ["input_ids", "attention_mask"]
+
+
+def test_an_old_directory_with_the_encoder_in_one_of_its_own(tmp_path: Path) -> None:
+    path = write_project(tmp_path)
+    directory = tmp_path / "model"
+    inner = directory / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (directory / name).rename(inner / name)
+    (directory / "sentence_bert_config.json").rename(inner / "sentence_bert_config.json")
+    modules = json.loads((directory / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (directory / "modules.json").write_text(json.dumps(modules))
+    model = loaded_model(path)
+    expected = library("sentence_transformers").SentenceTransformer(str(directory), device="cpu").encode(["red cat"])
+    with torch.inference_mode():
+        found = model.module(rows_of(model, ["red cat"])).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert model.weights_origin == "sentence-transformers:model, 0_Transformer/model.safetensors"
 
 
 def test_weights_that_are_missing_are_never_made_up(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +32,7 @@ from ..batch.work import Job, Report, items_of, work
 from ..errors import HostError, IntegrityError, RandomWeightsWarning
 from ..manifest import read_manifest, root_hash
 from ..runner import Runner
+from ..warn import warn
 from .cluster import connected, first_line, look_at_nodes, node_id, own_error, package_of
 from .pool import Pool, Setting, make_pool
 
@@ -55,7 +55,7 @@ def run(package_dir: Path, options: BatchOptions, say: Say) -> dict[str, Any]:
         pool = make_pool(nodes, threads=options.threads, instances=options.instances, batch_size=options.batch_size)
         if manifest.random_weights:  # the workers' own warnings are not seen
             text = f"{manifest.name} {manifest.version} has random weights: its predictions mean nothing"
-            warnings.warn(text, RandomWeightsWarning, stacklevel=2)
+            warn(text, RandomWeightsWarning)
         cores = sum(
             pool.settings[node.node_id].threads * pool.settings[node.node_id].instances * (node.cpus // pool.cpus)
             for node in nodes

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pwd
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..errors import InputError
 from ..host import probe as host_probe
 from ..host.probe import HostProbe
 from ..manifest import Manifest
+from ..warn import warn
 
 TUNED_SCHEMA = 1
 
@@ -145,7 +145,7 @@ def read_table(path: Path, rerun: str) -> TunedTable | None:
     except (OSError, ValueError, TypeError) as error:  # ValueError holds JSON and UTF-8 errors
         if isinstance(error, PermissionError) and not os.path.exists(path):  # noqa: PTH110 - Path.exists would raise
             return None  # the cache of another user, as where HOME is still root's
-        warnings.warn(f"ignoring the host-tuned table {path}: {error}; run `{rerun}` again", stacklevel=2)
+        warn(f"ignoring the host-tuned table {path}: {error}; run `{rerun}` again")
         return None
 
 

@@ -19,6 +19,8 @@ from .times import PrepareTimes
 
 Done = list[tuple[Request, Any, Exception | None]]
 """Requests that are over, each with its answer or its error."""
+Notes = list[tuple[Callable[..., None], tuple[Any, ...]]]
+"""What is to be learnt from a call, once its answers are on their way."""
 
 
 class Calls:
@@ -36,11 +38,13 @@ class Calls:
 
     def run(
         self, instance: int, jobs: Sequence[Job], on_decoded: Callable[[int], None] = lambda instance: None
-    ) -> tuple[Done, bool]:
-        """Decode, compute and format one call. Returns the requests that it ends, and whether all went well.
+    ) -> tuple[Done, bool, Notes]:
+        """Decode, compute and format one call. Returns the requests that it ends, whether all went well, and notes.
 
-        ``on_decoded`` is called with the instance between the first two.
+        ``on_decoded`` is called with the instance between the first two. ``note`` is for when the answers are handed
+        over: nobody waits for it.
         """
+        notes: Notes = []
         begin_s = time.monotonic()
         ready: list[tuple[Job, npt.NDArray[Any]]] = []
         done: Done = []
@@ -57,19 +61,25 @@ class Calls:
                 done.append((part.request, None, self._unexpected("the input could not be decoded")))
                 continue
             now_s = time.monotonic()
-            self._prepare_times.observe(part.data.kind, job.size_bytes, now_s - begin_s)
+            notes.append((self._prepare_times.observe, (part.data.kind, job.size_bytes, now_s - begin_s)))
             part.request.prepare_s += now_s - begin_s
             begin_s = now_s
             ready.append((job, array))
-            self._observer.wait(max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
+            waits = (max(0.0, job.predicted_s - job.arrived_s), job.started_s - job.arrived_s)
+            notes.append((self._observer.wait, waits))
         on_decoded(instance)
         ok = not done
         for group in self._groups(ready):
-            ok = self._compute(instance, group, done) and ok
+            ok = self._compute(instance, group, done, notes) and ok
         now_s = time.monotonic()
         for request, _, _ in done:
             request.finished_s = now_s
-        return done, ok
+        return done, ok, notes
+
+    def note(self, notes: Notes) -> None:
+        """Learn from a call."""
+        for function, arguments in notes:
+            function(*arguments)
 
     def _groups(self, ready: Sequence[tuple[Job, npt.NDArray[Any]]]) -> list[list[tuple[Job, npt.NDArray[Any]]]]:
         """Return what is computed together: samples of one type and shape, as many as the memory is for."""
@@ -82,7 +92,7 @@ class Calls:
             own[-1].append((job, array))
         return [group for own in groups.values() for group in own]
 
-    def _compute(self, instance: int, group: Sequence[tuple[Job, npt.NDArray[Any]]], done: Done) -> bool:
+    def _compute(self, instance: int, group: Sequence[tuple[Job, npt.NDArray[Any]]], done: Done, notes: Notes) -> bool:
         begin_s = time.monotonic()
         batch = group[0][1] if len(group) == 1 else np.concatenate([array for _, array in group])
         try:
@@ -91,7 +101,8 @@ class Calls:
             done.extend((job.payload.request, None, error) for job, _ in group)
             return False
         compute_s = time.monotonic() - begin_s
-        self._observer.call(len(batch), sum(job.payload.request.prepare_s for job, _ in group), compute_s)
+        prepare_s = sum(job.payload.request.prepare_s for job, _ in group)
+        notes.append((self._observer.call, (len(batch), prepare_s, compute_s)))
         at = 0
         for job, array in group:
             part: Part = job.payload

@@ -8,7 +8,6 @@ of a call in one hand-over. A call that is shorter than a hand-over is run by th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -26,6 +25,7 @@ from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError
 from ..threads import start as start_thread
 from .calls import Calls, Done
+from .doorbell import Doorbell
 from .line import Job
 from .model import TENSOR, Data, ServedModel
 from .request import Format, Observer, Part, RefusedError, Request, Urgency
@@ -48,11 +48,12 @@ class Executor:
         self, model: ServedModel, scheduler: Scheduler, prepare: PrepareTimes, observer: Observer | None = None
     ) -> None:
         self.model, self.scheduler, self.prepare_times = model, scheduler, prepare
-        self._calls = Calls(model, prepare, observer or Observer(), partial(self._loop_call, LOGGER.error))
+        self._loop = asyncio.get_running_loop()
+        self._bell = Doorbell(self._loop)
+        self._calls = Calls(model, prepare, observer or Observer(), partial(self._bell.post, LOGGER.error))
         self._short = ShortCalls(scheduler.times)
         # After a reload the pool comes from another copy of the runtime, which may be older.
         self._runs_here = bool(getattr(model.runner.pool, "runs_in_caller", False))
-        self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         # In C, so that an exception from outside cannot strike in the middle and lose a waiter, as in a Semaphore.
         self._wakes = [SimpleQueue[None]() for _ in range(scheduler.instances)]
@@ -72,6 +73,7 @@ class Executor:
             self._stopping = True
             for wake in self._wakes:
                 wake.put(None)
+            self._bell.close()
             raise
 
     @property
@@ -113,11 +115,11 @@ class Executor:
             woken = [] if refusal else self._woken()
         if refusal:
             raise RefusedError(refusal)
+        for instance in woken:  # first: until its core is awake, all else here is done
+            self._wakes[instance].put(None)
         self._unanswered += 1
         self._idle.clear()
         self._arm(request.jobs[0])
-        for instance in woken:  # at last: a thread that is awake waits for Python's lock
-            self._wakes[instance].put(None)
         return request
 
     def _run_here(self, data: Data, request: Request) -> bool:
@@ -136,10 +138,11 @@ class Executor:
             return False
         job.started_s = begin_s
         try:
-            done, learn = self._calls.run(instance, request.jobs)
+            done, learn, notes = self._calls.run(instance, request.jobs)
         except Exception:
             LOGGER.exception("a call of instance %d failed", instance)
             done, learn = [(request, None, RunnerError("the call failed"))], False
+            notes = []
         took_s = time.monotonic() - begin_s
         self._short.observe(data.samples, took_s)
         if learn:
@@ -147,6 +150,7 @@ class Executor:
                 self.scheduler.times.observe(job.samples, job.prepare_s, took_s)
         self._unanswered += 1
         self._settle_all(done)
+        self._calls.note(notes)
         return True
 
     def cancel(self, request: Request) -> None:
@@ -172,10 +176,12 @@ class Executor:
             wake.put(None)
         while any(self._alive()):
             await asyncio.sleep(0.002)
+        self._bell.close()
         self.model.runner.close()
 
     def revive(self) -> int:
         """Start threads anew that have died, and return how many run again."""
+        self._bell.look()
         dead = [number for number, alive in enumerate(self._alive()) if not alive and not self._stopping]
         for number in dead:
             LOGGER.error("the thread of instance %d had died; it is started again", number)
@@ -239,13 +245,13 @@ class Executor:
         self._owners[ident] = instance
         self._idents[instance] = ident
         if problem := _yield_to_the_loop():
-            self._loop_call(LOGGER.info, "instances run at the priority of the event loop: %s", problem)
+            self._bell.post(LOGGER.info, "instances run at the priority of the event loop: %s", problem)
         while not self._stopping:
             try:
                 self._work(instance)
             except BaseException:  # noqa: BLE001 - logged by the loop
                 text = traceback.format_exc()
-                self._loop_call(LOGGER.error, "instance %d was interrupted; it goes on\n%s", instance, text)
+                self._bell.post(LOGGER.error, "instance %d was interrupted; it goes on\n%s", instance, text)
                 self._abandon(instance)
 
     def _abandon(self, instance: int) -> None:
@@ -268,14 +274,15 @@ class Executor:
             for other in woken:
                 self._wakes[other].put(None)
             if taken.dropped:
-                self._loop_call(self._refuse, taken.dropped, Refusal(EXPIRED, retry_s))
+                self._bell.post(self._refuse, taken.dropped, Refusal(EXPIRED, retry_s))
             if not taken.jobs:
                 ran = False
                 self._wakes[instance].get()
                 continue
-            done, learn = self._calls.run(instance, taken.jobs, self._decoded)
+            done, learn, notes = self._calls.run(instance, taken.jobs, self._decoded)
             self._hand_over(done)
-            del taken, done  # a thread that sleeps holds no bodies
+            self._calls.note(notes)
+            del taken, done, notes  # a thread that sleeps holds no bodies
             ran = True
 
     def _decoded(self, instance: int) -> None:
@@ -284,12 +291,7 @@ class Executor:
 
     def _hand_over(self, done: Done) -> None:
         if done:
-            self._loop_call(self._settle_all, done)
-
-    def _loop_call(self, function: Callable[..., None], *arguments: Any) -> None:
-        # Nobody waits for answers of a loop that is closed. How many were cut off has been said then.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *arguments)
+            self._bell.post(self._settle_all, done)
 
     def _settle_all(self, done: Done) -> None:
         for request, answer, error in done:

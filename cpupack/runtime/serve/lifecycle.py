@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HostError, InputError, RunnerError
+from ..host.limits import why_no_thread
 from .access_log import AccessLog
 from .connection import Connection
 from .connections import ConnectionLimits, Connections
@@ -91,7 +92,11 @@ class Server:
                 lambda: Connection(self.connections), sock=listening, ssl=tls, backlog=_BACKLOG
             )
             sweeper = asyncio.create_task(self._sweep())
-            loaded = await self._unless_stopped(loop.run_in_executor(self._worker, load, self._dir, options))
+            try:
+                loading = loop.run_in_executor(self._worker, load, self._dir, options)
+            except RuntimeError as error:  # "can't start new thread"
+                raise HostError(why_no_thread()) from error
+            loaded = await self._unless_stopped(loading)
             if loaded is None:
                 return
             self._use(loaded)

@@ -205,8 +205,13 @@ class Incoming:
             self._skip = length
         elif length <= _WHOLE_BYTES or self._left_body:
             here = min(length, stop - start)
-            self._body, self._at = bytearray(length), here
-            self._body[:here] = memoryview(self._desk.scratch)[start : start + here]
+            with memoryview(self._desk.scratch) as scratch, scratch[start : start + here] as there:
+                if here == length:
+                    self._body = bytearray(there)  # zeros that are written over take half as long again
+                else:
+                    self._body = bytearray(length)
+                    self._body[:here] = there
+            self._at = here
             start += here
         else:
             return start

@@ -148,15 +148,14 @@ class Service:
         except asyncio.CancelledError:
             executor.cancel(request)
             raise
-        metrics = self.metrics
-        metrics.queue.observe(request.queue_s)
-        metrics.prepare.observe(request.prepare_s)
         return answer, request
 
     def sent(self, request: Request) -> None:
         """Note that the answer to an admitted request has been written just now."""
         now_s = time.monotonic()
         self.reserve.observe(now_s - request.finished_s)
+        self.metrics.queue.observe(request.queue_s)
+        self.metrics.prepare.observe(request.prepare_s)
         if request.urgency.promised_s < math.inf:
             (self.metrics.kept if now_s <= request.urgency.promised_s else self.metrics.broken).add()
 

@@ -23,7 +23,7 @@ class TokenizerSpec:
 
     Padding has the id ``pad_id`` and the type ``pad_type_id`` and goes to the ``side`` of the tokens. ``mask`` (1 for
     a token, 0 for padding) and ``types`` (0 for the first text, 1 for the second) are None for models without them.
-    ``prefix`` is put before each text.
+    ``prefix`` is put before each text. ``cut_side`` is the end of a long text that is left out.
     """
 
     max_length: int
@@ -34,9 +34,13 @@ class TokenizerSpec:
     pad_type_id: int = 0
     side: str = "right"
     prefix: str = ""
+    cut_side: str = "right"
 
     def __post_init__(self) -> None:
-        if self.side not in SIDES or min(self.max_length, self.pad_id + 1, self.pad_type_id + 1) < 1:
+        if (
+            not {self.side, self.cut_side} <= set(SIDES)
+            or min(self.max_length, self.pad_id + 1, self.pad_type_id + 1) < 1
+        ):
             raise ValueError(f"{self} is no setting of a tokenizer")
 
     @property
@@ -55,6 +59,7 @@ class TokenizerSpec:
             "pad_type_id": self.pad_type_id,
             "side": self.side,
             "prefix": self.prefix,
+            "cut_side": self.cut_side,
         }
 
     @classmethod

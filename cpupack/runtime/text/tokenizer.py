@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from .. import extras
 from ..errors import InputError, IntegrityError, TruncatedTextWarning
 from ..files import TOKENIZER_NAME
 from ..manifest import Manifest
+from ..warn import warn
 from .sizes import Sizes
 from .spec import TokenizerSpec, spec_of
 from .texts import Text, text_of
@@ -48,7 +48,7 @@ class Tokenizer:
     """Makes tokens of texts. Safe to call from several threads, and without threads of its own.
 
     ``content`` are the bytes of a tokenizer.json, which errors call ``where``. ``own_padding`` is id, type and side of
-    the padding that the file asks for, None where it asks for none.
+    the padding that the file asks for, None where it asks for none; ``own_cut_side`` is where it cuts a long text.
 
     Raises HostError where the library is not installed, IntegrityError for a file that it cannot read.
     """
@@ -62,11 +62,11 @@ class Tokenizer:
         try:
             self._whole = tokenizers.Tokenizer.from_buffer(content)
             self._cut = tokenizers.Tokenizer.from_buffer(content)
-            self.own_padding = _padding_of(self._whole)
+            self.own_padding, self.own_cut_side = _padding_of(self._whole), _cut_side_of(self._whole)
             self._whole.no_padding()
             self._whole.no_truncation()
             self._cut.no_padding()
-            self._cut.enable_truncation(spec.max_length, strategy="longest_first")
+            self._cut.enable_truncation(spec.max_length, strategy="longest_first", direction=spec.cut_side)
         except Exception as error:
             raise IntegrityError(f"{where} is no tokenizer.json that the library tokenizers reads: {error}") from error
         try:
@@ -138,12 +138,10 @@ class Tokenizer:
         cut = [each for each in tokens if each.truncated]
         if cut:
             longest = max(each.total for each in cut)
+            end = "first" if self.spec.cut_side == "right" else "last"
             which = "the text has" if len(tokens) == 1 else f"{len(cut)} of {len(tokens)} texts have up to"
-            warnings.warn(
-                f"{which} {longest} tokens, and the model reads the first {self.spec.max_length}",
-                TruncatedTextWarning,
-                stacklevel=3,
-            )
+            told = f"{which} {longest} tokens, and the model reads the {end} {self.spec.max_length}"
+            warn(told, TruncatedTextWarning)
 
     def arrays(self, tokens: Sequence[Tokens], size: int | None = None) -> dict[str, Ids]:
         """Return the model's inputs by name, int64 ``(n, size)``, padded; ``size`` is by default the largest."""
@@ -163,3 +161,9 @@ def _padding_of(tokenizer: Any) -> tuple[int, int, str] | None:
     """Return id, type and side of the padding that the file itself asks for, None where it asks for none."""
     own = tokenizer.padding
     return None if own is None else (int(own["pad_id"]), int(own["pad_type_id"]), str(own["direction"]))
+
+
+def _cut_side_of(tokenizer: Any) -> str:
+    """Return the end of a long text that the file itself leaves out."""
+    own = tokenizer.truncation
+    return "left" if own is not None and str(own.get("direction")).lower() == "left" else "right"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -263,7 +264,8 @@ class Floats:
         units = len(directions[0].inputs) // GATES[kind]
         row = count * outputs
         cells = count * units if kind is Kind.LSTM else 0
-        whole = self.new((steps * row + cells + (row if lengths else 0),))
+        # In rows of a step, so that the buffer of a longer sequence has more of them, and no other shape.
+        whole = self.new((steps + math.ceil((cells + (row if lengths else 0)) / row), row))
         fields = {
             "steps": steps, "in_first": view.first, "in_step": view.steps[0] if steps > 1 else 0, "out_step": row,
             "cells_first": steps * row if cells else 0, "in2_first": 0 if first is None else first.first,
