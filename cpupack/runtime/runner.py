@@ -93,7 +93,7 @@ class Runner:
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
         self.signature: Signature = signature_of(self.manifest)
         self.tokenizer: Tokenizer | None = Tokenizer.of(package_dir, self.manifest)
-        self.answers = Answers(package_dir, self.manifest, self.labels, self.signature)
+        self.answers = Answers(package_dir, self.manifest, self.labels, self.signature, self.tokenizer)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warn(
@@ -185,9 +185,9 @@ class Runner:
         self.tokenizer.warn_if_truncated([new for old, new in zip(items, found, strict=True) if new is not old])
         return found
 
-    def present(self, row: npt.NDArray[np.float32], frame: Frame | None, top_k: int) -> Any:
+    def present(self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int) -> Any:
         """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
-        size = None if frame is None else (frame.input_height, frame.input_width)
+        size = (frame.input_height, frame.input_width) if isinstance(frame, Frame) else None
         outputs = {name: each[0] for name, each in self.signature.of_size(size).unpack(row[None]).items()}
         return self.answers.result(outputs, frame, top_k)
 

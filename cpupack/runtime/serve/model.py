@@ -115,7 +115,7 @@ class ServedModel:
         """Return the signature with the shapes of outputs for these samples. Raises InputError for several sizes."""
         if self.runner.sizes is None or not self.runner.sizes.outputs:
             return self.signature
-        frames = [self.runner.answers.frame(_alone(item)) for item in items]
+        frames: list[Any] = [self.runner.answers.frame(_alone(item)) for item in items]
         sizes = {(each.input_height, each.input_width) for each in frames if each is not None}
         if len(sizes) > 1:
             raise InputError(_SEVERAL_SIZES)
@@ -306,6 +306,8 @@ class ServedModel:
                 _said_of(item) | runner.answers.facts(runner.present(row, runner.answers.frame(_alone(item)), top_k))
                 for row, item in zip(logits, items, strict=True)
             ]
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from error
         except self._errors.RunnerError as error:
             raise RunnerError(str(error)) from error
 
@@ -355,7 +357,9 @@ def looks_encoded(body: Buffer) -> bool:
 
 
 def _alone(item: Any) -> Any:
-    """Return one sample as the runner takes it: bytes may be a view of a request's body."""
+    """Return one sample as the runner takes it: bytes may be a view of a request's body, and a text has its tokens."""
+    if isinstance(item, TextSample):
+        return item.tokens
     return bytes(item) if isinstance(item, memoryview) else item
 
 
