@@ -18,11 +18,15 @@ from .threads import Answer
 Load = Callable[[Any], npt.NDArray[Any]]
 
 
-def together(arrays: Iterable[npt.NDArray[Any]], most: Callable[[npt.NDArray[Any]], int]) -> Iterator[npt.NDArray[Any]]:
-    """Yield batches of arrays that follow each other and have one shape, as many as ``most`` says for it."""
+def together(
+    arrays: Iterable[npt.NDArray[Any]],
+    most: Callable[[npt.NDArray[Any]], int],
+    kind: Callable[[npt.NDArray[Any]], Any] = np.shape,
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield batches of arrays that follow each other and are of one ``kind``, as many as ``most`` says for it."""
     batch: list[npt.NDArray[Any]] = []
     for each in arrays:
-        if batch and (each.shape != batch[0].shape or len(batch) >= most(batch[0])):
+        if batch and (kind(each) != kind(batch[0]) or len(batch) >= most(batch[0])):
             yield np.stack(batch)
             batch = []
         batch.append(each)

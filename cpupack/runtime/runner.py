@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .images.spec import PreprocessSpec
 from .items import load_row
 from .labels import read_labels
 from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
-from .open_sizes import OpenSizes, open_sizes_of
+from .open_sizes import OpenSizes, Size, open_sizes_of
 from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
@@ -143,17 +144,31 @@ class Runner:
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
         if self.answers.needs_frames:
             items = [_readable_twice(item, self.answers.image_name) for item in items]
+        sizes = deque[Size | None]()
         if len(items) == 1:
-            batches = iter([self._spread.alone(self.load(items[0])[None])])
+            loaded = self.load(items[0])[None]
+            sizes.append(self._feed.size_of(loaded))
+            batches = iter([self._spread.alone(loaded)])
         else:
             size = batch_size or self._spread.share(len(items), FILE_TURNS)
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-            decoded = self._decoders.each(items, self.load, ahead=ahead)
-            batches = self._spread.run(together(decoded, lambda one: self._spread.most(one[None], size)), size)
+            decoded = self._sized(self._decoders.each(items, self.load, ahead=ahead), sizes)
+            batches = self._spread.run(
+                together(decoded, lambda one: self._spread.most(one[None], size), self._feed.kind), size
+            )
         # Each batch becomes results when it is there: maps of many images would not fit into memory together.
         each = (row for batch in batches for row in batch)
-        found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
+        found = [
+            self.present(row, self.answers.frame(item), top_k, sizes.popleft())
+            for item, row in zip(items, each, strict=True)
+        ]
         return found if many else found[0]
+
+    def _sized(self, samples: Iterator[npt.NDArray[Any]], sizes: deque[Size | None]) -> Iterator[npt.NDArray[Any]]:
+        """Yield samples, and append the size of each to ``sizes``."""
+        for each in samples:
+            sizes.append(self._feed.size_of(each[None]))
+            yield each
 
     @keeps_theirs
     def embed(self, inputs: Any, batch_size: int | None = None) -> npt.NDArray[np.float32]:
@@ -185,9 +200,20 @@ class Runner:
         self.tokenizer.warn_if_truncated([new for old, new in zip(items, found, strict=True) if new is not old])
         return found
 
-    def present(self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int) -> Any:
-        """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
-        size = (frame.input_height, frame.input_width) if isinstance(frame, Frame) else None
+    def size_of(self, sample: npt.NDArray[Any]) -> Size | None:
+        """Return the size of a sample as ``load`` gives it; None for a package of one size."""
+        return self._feed.size_of(sample[None])
+
+    def kind_of(self, sample: npt.NDArray[Any]) -> Any:
+        """Return what samples as ``load`` gives them must have in common to be in one batch."""
+        return self._feed.kind(sample)
+
+    def present(
+        self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int, size: Size | None = None
+    ) -> Any:
+        """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``, and
+        ``size`` that of the sample.
+        """
         outputs = {name: each[0] for name, each in self.signature.of_size(size).unpack(row[None]).items()}
         return self.answers.result(outputs, frame, top_k)
 
@@ -217,7 +243,7 @@ class Runner:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
             batch = self._only(*given.values())
-        result = self.signature.of_size(self._feed.image_size(batch)).result(self._spread.outputs(batch))
+        result = self.signature.of_size(self._feed.size_of(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
         if isinstance(result, dict):

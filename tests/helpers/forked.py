@@ -231,7 +231,7 @@ def _run(request: Mapping[str, Any]) -> None:
     except BaseException:  # noqa: BLE001 - as the interpreter: it shows what ends it
         traceback.print_exc()
         code = 1
-    atexit._run_exitfuncs()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -241,7 +241,7 @@ def _use_workers(path: str) -> None:
     from cpupack.workers import client
 
     WORKERS.socket, WORKERS._environ = path, dict(os.environ)
-    client.run = run_worker  # type: ignore[assignment]
+    client.run = run_worker  # type: ignore[attr-defined]
 
 
 def _end_with_parent() -> None:

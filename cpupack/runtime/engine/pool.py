@@ -139,9 +139,9 @@ class InstancePool:
         for future in waiting:
             future.result()
 
-    def most_samples(self, height: int, width: int) -> int:
-        """Return how many images of a size one call takes at most, for the sake of memory."""
-        return 1 << 30 if self._program is None else self._program.most_samples(height, width)
+    def most_samples(self, *size: int) -> int:
+        """Return how many samples of a size one call takes at most, for the sake of memory."""
+        return 1 << 30 if self._program is None else self._program.most_samples(*size)
 
     def result_shape(self) -> tuple[int, ...] | None:
         """Return the shape of a sample's result, -1 where it changes with the size; None for a model of one size."""
