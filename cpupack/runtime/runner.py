@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .images.inputs import mask_value, mean_color
 from .images.spec import PreprocessSpec
 from .items import load_row
 from .labels import read_labels
-from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
+from .manifest import Manifest, check_files, check_left_out, read_manifest
 from .open_sizes import OpenSizes, Size, open_sizes_of
 from .plan import decide as planning
 from .plan.table import model_digest
@@ -105,9 +105,8 @@ class Runner:
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
         self._decoders = Decoders(self.plan.threads * self.plan.instances)
         with ExitStack() as opened:
-            with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
-                self.pool = InstancePool(model, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
-                opened.callback(self.pool.close)
+            self.pool = self._pool(model, engine, mask, aside if check else ())
+            opened.callback(self.pool.close)
             self._feed = Feed(
                 self.signature, self._spec, self.tokenizer, self.manifest.pixel_input, self.pool.takes_rgb
             )
@@ -117,6 +116,19 @@ class Runner:
                 for size in sorted({1, self.plan.batch_size}):
                     self.pool.warm(self.example(size))
             opened.pop_all()
+
+    def _pool(self, model: Path, engine: str, mask: int | None, unchecked: Sequence[Path]) -> InstancePool:
+        """Return the pool. The ``unchecked`` files are hashed while its threads load, by this one, which only waits."""
+
+        def compare() -> None:
+            check_left_out(self._package_dir, self.manifest, unchecked)
+
+        plan = self.plan
+        try:
+            return InstancePool(model, engine, plan.threads, plan.instances, plan.cpus, mask, compare)
+        except RunnerError:
+            compare()  # a file that is not the one built fails in many ways: say that
+            raise
 
     @keeps_theirs
     def predict(self, inputs: Any, top_k: int = 5, batch_size: int | None = None) -> Any:
