@@ -27,7 +27,6 @@ from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
     raise_graph,
     refuse_counts_of_samples,
-    refuse_filters_by_sample,
     refuse_numbers,
     refuse_pairs_of_samples,
 )
@@ -105,7 +104,6 @@ def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
     exported = split_complex(export(model.module, batch[:2].clone()))
-    refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 

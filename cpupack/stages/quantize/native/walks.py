@@ -208,6 +208,31 @@ def regular_steps(places: torch.Tensor) -> tuple[int, tuple[int, ...]] | None:
     return (first, steps) if torch.equal(expected.expand(places.shape), places) else None
 
 
+_LEAST_RUN = 8
+
+
+def nested_steps(places: npt.NDArray[np.int64]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return sizes and steps of the dimensions in which values at ``places``, one after the other, are regular.
+
+    None where they have no such steps, where a step is negative, or where fewer than eight values lie in a row.
+    """
+    sizes: list[int] = []
+    steps: list[int] = []
+    while len(places) > 1:
+        step = int(places[1] - places[0])
+        breaks = np.flatnonzero(np.diff(places) != step)
+        run = int(breaks[0]) + 1 if breaks.size else len(places)
+        if step < 0 or len(places) % run or len(sizes) == DIMENSIONS or (not sizes and run < _LEAST_RUN):
+            return None
+        rows = places.reshape(-1, run)
+        if not np.array_equal(rows, rows[:, :1] + np.arange(run) * step):
+            return None
+        sizes.insert(0, run)
+        steps.insert(0, step)
+        places = rows[:, 0]
+    return (tuple(sizes), tuple(steps)) if sizes else None
+
+
 @dataclass(frozen=True)
 class Fixed:
     """Float32 values that belong to the model, in the shape of a sample."""
