@@ -1,7 +1,7 @@
 """Processes of Python that begin with torch imported: forked from one that has done only that.
 
 A fresh interpreter takes 2 s of a CPU to import torch, and 5 s to import what ``cpupack build`` needs. Most tests of
-builds are not about that. Those that are start processes as a user does: ``test_readme``, ``test_digits``,
+builds are not about that. Those that are start processes as a user does: ``test_readme``, ``test_lite0``,
 ``test_twin_builds``, ``test_interrupt``, ``test_full_disk`` and what tests of ``run_worker`` there are.
 """
 
@@ -19,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 TORCH = ("torch", "cpupack.runtime.engine.pool", "cpupack.runtime.images.inputs", "cpupack.runtime.rows")
 BUILDS = ("torch._dynamo", "torch.ao.quantization.quantize_fx", "cpupack.cli", "cpupack.pipeline", "cpupack.lock")
 _SEEN_LATER = (
     "TMPDIR", "XDG_CACHE_HOME", "COLUMNS", "CPUPACK_NO_CACHE", "SOURCE_DATE_EPOCH", "PYTEST_CURRENT_TEST",
-    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR", "PYTHONDONTWRITEBYTECODE", "NNCF_CI",
 )  # fmt: skip
 """Variables that Python code looks up when it runs. Others may count while a library is loaded."""
 
@@ -70,57 +71,75 @@ class Forks:
 
         atexit.register(stop)
 
-    def popen(self, module: str, arguments: Sequence[str], cwd: Path, environ: Mapping[str, str]) -> Fork:
-        """Begin ``python -m module`` in a group of its own."""
-        scratch = Path(tempfile.mkdtemp(prefix="fork-", dir="/tmp"))
-        for name in ("out", "err"):
-            (scratch / name).touch()
-        connection = socket.socket(socket.AF_UNIX)
+    def popen(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        cwd: Path,
+        environ: Mapping[str, str],
+        streams: Sequence[int] | None = None,
+        also: Sequence[str] = (),
+    ) -> Fork:
+        """Begin ``python -m module`` in a group of its own, with stdin, stdout and stderr in ``streams``.
+
+        ``also`` is searched for modules last.
+        """
         self.start()
         if self._workers is not None:
             self._workers.start()
-        connection.connect(self.socket)
         request = {
             "module": module, "arguments": list(arguments), "cwd": str(cwd), "environ": dict(environ),
-            "scratch": str(scratch), "workers": self._workers and self._workers.socket,
+            "also": list(also), "workers": self._workers and self._workers.socket,
         }  # fmt: skip
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.socket)
+        with Path(os.devnull).open("r+b") as null:
+            socket.send_fds(connection, [b"."], streams or [null.fileno()] * 3)
         connection.sendall(json.dumps(request).encode() + b"\n")
-        return Fork(connection, scratch)
+        return Fork(connection)
 
     def run(
         self, module: str, arguments: Sequence[str], cwd: Path, environ: Mapping[str, str], timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run ``python -m module`` to its end."""
-        return self.popen(module, arguments, cwd, environ).wait(timeout)
+        with (
+            Path(os.devnull).open("rb") as null,
+            tempfile.TemporaryFile("w+", dir="/tmp", encoding="utf-8") as out,
+            tempfile.TemporaryFile("w+", dir="/tmp", encoding="utf-8") as err,
+        ):
+            fork = self.popen(module, arguments, cwd, environ, [each.fileno() for each in (null, out, err)])
+            code = fork.wait(timeout)
+            for each in (out, err):
+                each.seek(0)
+            return subprocess.CompletedProcess([], code, out.read(), err.read())
 
 
 class Fork:
     """A process that was forked. ``pid`` is its number, and that of its group."""
 
-    def __init__(self, connection: socket.socket, scratch: Path) -> None:
-        self._connection, self._scratch = connection, scratch
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self.pid = self._number()
-        self.done: subprocess.CompletedProcess[str] | None = None
+        self.returncode: int | None = None
+        self.stdin: BinaryIO | None = None
+        self.stdout: BinaryIO | None = None
 
     def running(self) -> bool:
         """Whether it has not ended. No other process gets its number before ``wait``."""
-        return self.done is None and not select.select([self._connection], [], [], 0)[0]
+        return self.returncode is None and not select.select([self._connection], [], [], 0)[0]
 
-    def wait(self, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-        """Wait for the end and return the exit code, which is negative after a signal, and all that it said."""
-        if self.done is None:
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code, which is negative after a signal."""
+        if self.returncode is None:
             self._connection.settimeout(timeout)
             try:
-                code = self._number()
-                said = [(self._scratch / name).read_text("utf-8") for name in ("out", "err")]
+                self.returncode = self._number()
             except BaseException:
                 os.killpg(self.pid, signal.SIGKILL)
                 raise
             finally:
                 self._connection.close()
-                shutil.rmtree(self._scratch)
-            self.done = subprocess.CompletedProcess([], code, *said)
-        return self.done
+        return self.returncode
 
     def _number(self) -> int:
         line = b""
@@ -146,6 +165,26 @@ def run_worker(command: Sequence[str], **options: Any) -> subprocess.CompletedPr
     if not WORKERS.fits(os.environ):
         return processes.run(command)
     return WORKERS.run(module, arguments, Path.cwd(), os.environ)
+
+
+def start_peer(command: Sequence[str], **options: Any) -> Any:
+    """Take the place of ``subprocess.Popen`` in ``cpupack.peers.process``: an engine of ``compare``."""
+    module, place, also, *arguments = command[4:]
+    if place != str(_PLACES[0] / "cpupack") or not WORKERS.fits(options["env"]):
+        return subprocess.Popen(command, **options)
+    (given, stdin), (stdout, answers) = os.pipe(), os.pipe()
+    streams = (given, answers, options["stderr"].fileno())
+    fork = WORKERS.popen(module, arguments, options["cwd"], options["env"], streams, also.split(os.pathsep))
+    os.close(given)
+    os.close(answers)
+    fork.stdin, fork.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+    return fork
+
+
+def use(patch: Callable[[str, object], object]) -> None:
+    """Have the builds and comparisons of this process fork. ``patch`` sets what a name like ``json.loads`` means."""
+    patch("cpupack.workers.client.run", run_worker)
+    patch("cpupack.peers.process.subprocess", SimpleNamespace(Popen=start_peer, PIPE=subprocess.PIPE))
 
 
 def run_command(
@@ -191,11 +230,14 @@ def _between(connection: socket.socket) -> None:
     """Fork again, say the number, wait, say the exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _end_with_parent()
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     request = json.loads(connection.makefile().readline())
     child = os.fork()
     if child == 0:
         connection.close()
-        _run(request)
+        _run(request, streams)
+    for each in streams:
+        os.close(each)
     os.setpgid(child, child)
     connection.sendall(b"%d\n" % child)
     ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -207,21 +249,21 @@ def _between(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def _run(request: Mapping[str, Any]) -> None:
+def _run(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     """Be ``python -m module``, from here to the end of the process."""
     import runpy
 
     _end_with_parent()
     os.setpgid(0, 0)
-    for number, name in ((0, os.devnull), (1, f"{request['scratch']}/out"), (2, f"{request['scratch']}/err")):
-        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(file, number)
-        os.close(file)
+    for number, each in enumerate(streams):
+        os.dup2(each, number)
+        os.close(each)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environ"])
     if request["workers"] is not None:
         _use_workers(request["workers"])
+    sys.path += filter(None, request["also"])
     sys.argv[1:] = request["arguments"]
     code = 0
     try:
@@ -238,10 +280,8 @@ def _run(request: Mapping[str, Any]) -> None:
 
 
 def _use_workers(path: str) -> None:
-    from cpupack.workers import client
-
     WORKERS.socket, WORKERS._environ = path, dict(os.environ)
-    client.run = run_worker  # type: ignore[attr-defined]
+    use(lambda name, value: setattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2], value))
 
 
 def _end_with_parent() -> None:

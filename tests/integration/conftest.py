@@ -16,8 +16,8 @@ from helpers.tiny_recipes import Outcome, Project, make_project
 
 @pytest.fixture(autouse=True)
 def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the workers of builds in this process from one that has imported torch."""
-    monkeypatch.setattr("cpupack.workers.client.run", forked.run_worker)
+    """Fork the workers of builds, and the engines of comparisons, from a process that has imported torch."""
+    forked.use(monkeypatch.setattr)
 
 
 @pytest.fixture

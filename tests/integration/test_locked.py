@@ -11,7 +11,6 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli
@@ -46,7 +45,9 @@ def run_afresh(root: Path, *arguments: str, **variables: str) -> subprocess.Comp
     )  # fmt: skip
 
 
-def built(root: Path, *arguments: str, by: Callable[..., Any] = run_afresh, **variables: str) -> Path:
+def built(
+    root: Path, *arguments: str, by: Callable[..., subprocess.CompletedProcess[str]] = run_afresh, **variables: str
+) -> Path:
     done = by(root, "build", "colors.toml", "--quiet", *arguments, **variables)
     assert done.returncode == 0, done.stderr
     return root / done.stdout.splitlines()[-1]

@@ -9,5 +9,5 @@ from helpers import forked
 
 @pytest.fixture(autouse=True)
 def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork the workers of builds from a process that has imported torch."""
-    monkeypatch.setattr("cpupack.workers.client.run", forked.run_worker)
+    """Fork the workers of builds, and the engines of comparisons, from a process that has imported torch."""
+    forked.use(monkeypatch.setattr)
