@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from cpupack.errors import ModelError
 from cpupack.recipe import Task
 from cpupack.runtime.signature import Signature
@@ -27,7 +29,8 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (problem := kinds.misfit(task.kind, outputs)) is not None:
         raise ModelError(
             f'[task] kind = "{task.kind}" {problem}',
-            hint='set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
+            hint=_remedy(task.kind, outputs)
+            or 'set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
         )
     if whole is not None and task.kind != RAW:
         raise ModelError(
@@ -55,6 +58,23 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
+
+
+def _remedy(kind: str, outputs: Shapes) -> str | None:
+    """Return which of several outputs to leave out, and which to rename, so that the others fit a kind."""
+    wanted = ("boxes", "scores") if kind == "detection" else ("",)
+    found = [
+        names
+        for names in itertools.permutations(outputs, len(wanted))
+        if kinds.misfit(kind, {new or name: outputs[name] for new, name in zip(wanted, names, strict=True)}) is None
+    ]
+    if len(outputs) == 1 or not found:
+        return None
+    names = found[0]
+    renamed = [f'name = "{old}" with rename = "{new}"' for old, new in zip(names, wanted, strict=True) if new]
+    dropped = [f'name = "{each}" with drop = true' for each in outputs if each not in names]
+    several = f" ({len(found)} choices fit; this is the first)" if len(found) > 1 else ""
+    return f"[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
 
 
 def _layout(given: str | None, outputs: Shapes) -> str:
