@@ -94,7 +94,7 @@ class Runner:
         self._spec = None if preprocess is None else PreprocessSpec.from_dict(preprocess)
         self.signature: Signature = signature_of(self.manifest)
         self.tokenizer: Tokenizer | None = Tokenizer.of(package_dir, self.manifest)
-        self.answers = Answers(package_dir, self.manifest, self.labels, self.signature)
+        self.answers = Answers(package_dir, self.manifest, self.labels, self.signature, self.tokenizer)
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warn(
@@ -208,7 +208,9 @@ class Runner:
         """Return what samples as ``load`` gives them must have in common to be in one batch."""
         return self._feed.kind(sample)
 
-    def present(self, row: npt.NDArray[np.float32], frame: Frame | None, top_k: int, size: Size | None = None) -> Any:
+    def present(
+        self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int, size: Size | None = None
+    ) -> Any:
         """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``, and
         ``size`` that of the sample.
         """

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of, with_rows
+from cpupack.model.library_images import check_images
 from cpupack.model.named_inputs import sizes_of_inputs
 from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import open_sizes
@@ -15,7 +16,7 @@ from cpupack.model.signature import check_vocabularies, fit_signature, with_voca
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.stream_check import check_stream
 from cpupack.model.tasks import check_labels, task_of
-from cpupack.model.text_input import check_tokenizer, text_input, with_mask, with_pads
+from cpupack.model.text_input import check_task, check_tokenizer, text_input, with_mask, with_pads
 from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
@@ -43,6 +44,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
     check_tokenizer(loaded)
+    check_images(loaded, progress)
     module = build_module(loaded, progress)
     module.eval()
     lazy = any(is_lazy(each) for each in module.parameters())
@@ -70,6 +72,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature, progress)
+    check_task(task, signature, text)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(with_mask(signature, text), text)
     return FloatModel(

@@ -32,6 +32,12 @@ MODEL = "tiny-int8"
 HELPERS = Path(__file__).parents[1] / "helpers"
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 class Load:
     """Clients that send photos one after the other until they are stopped, and count what they get."""
 

@@ -153,6 +153,9 @@ class Task(Table):
         "detection",
         "keypoints",
         "image",
+        "tokens",
+        "answer",
+        "fill",
         "raw",
     ]
     """The kind of the outputs. Without this table it is ``classification`` for one row of two or more scores, else
@@ -191,6 +194,9 @@ class Task(Table):
     """``detection``: whether a box is also dropped for a better one of another class."""
     max_detections: PositiveInt | None = None
     """``detection``: boxes of an image at most. Default 100, or those of the torchvision model."""
+    aggregation: Literal["first", "simple"] | None = None
+    """``tokens``: whether a word has the label of its ``first`` token (the default), or each token one of its own
+    (``simple``)."""
     coordinates: Literal["pixels", "normalized"] | None = None
     """``keypoints``: whether x and y are in pixels of the model's input (the default), or 0..1 of it. Heat maps have
     none."""

@@ -78,7 +78,8 @@ class Stream:
                 return _Loaded(item.id, self._runner.finite(value[None])[0], self._runner.answers.frame(value))
             if self._runner.tokenizer is not None and is_text(value):
                 tokens = self._runner.tokenizer.tokens(value)
-                return _Loaded(item.id, self._runner.load(tokens), truncated=tokens.truncated)
+                frame = self._runner.answers.frame(tokens)
+                return _Loaded(item.id, self._runner.load(tokens), frame, truncated=tokens.truncated)
             return _Loaded(item.id, self._runner.load(value), self._runner.answers.frame(value))
         except InputError as error:
             return _Loaded(item.id, error=str(error))

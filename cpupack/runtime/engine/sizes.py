@@ -143,7 +143,6 @@ class Sizes:
         powers = self._powers(size)
         found = head.copy()
         header, buffers, layers = _parts(found)
-        typical = layers.copy()
         for each in self.header:
             header[each.field] = _value(each.terms, powers)
         for numbers, rows in ((self.buffers, buffers), (self.layers, layers)):
@@ -155,6 +154,7 @@ class Sizes:
             layers[each.place][each.field] = np.float32(
                 float(layers[each.place]["scale2"]) * _value(each.terms, powers)
             )
+        typical = layers.copy()  # its constants are where they were
         own = bytearray()
         for rule in self.constants:
             for name, array in self._constant(rule, powers, typical, buffers, constants):
@@ -212,8 +212,7 @@ class Sizes:
             values = constants[begin : begin + 4 * rule.count].view("<i4").copy()
             values[list(rule.places)] = np.array(rule.terms, np.int64) @ powers
             return [(rule.name, values)]
-        source, result = buffers[int(layer["input"])], buffers[int(layer["output"])]
-        table, weights = windows(rule.windows, _lengths(source), _lengths(result), float(layer["scale"]))
+        table, weights = windows(rule.windows, *resampled_lengths(layer, buffers), float(layer["scale"]))
         return [("weights", table), ("scales", weights)]
 
     def _plan(self, header: Any, buffers: Any, layers: Any) -> None:
@@ -272,6 +271,14 @@ def _moves(rule: Moves, powers: Ints) -> npt.NDArray[np.int32]:
         blocks = np.arange(_value(run.blocks, powers))[:, None, None]
         found.append((first + blocks * step).reshape(-1, first.shape[1]).astype(np.int32))
     return np.concatenate(found)
+
+
+def resampled_lengths(layer: Any, buffers: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return rows, columns and frames of the input of an ``OP_RESAMPLE`` and of its result."""
+    source = _lengths(buffers[int(layer["input"])])
+    if layer["output"] < 0:  # it goes to the caller
+        return source, (int(layer["kernel_h"]), int(layer["kernel_w"]), int(layer["kernel_d"]))
+    return source, _lengths(buffers[int(layer["output"])])
 
 
 def _lengths(buffer: Any) -> tuple[int, int, int]:

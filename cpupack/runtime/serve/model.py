@@ -130,7 +130,7 @@ class ServedModel:
             return item.size
         if isinstance(item, np.ndarray):
             return self.runner.size_of(item)
-        frame = self.runner.answers.frame(_alone(item))
+        frame: Any = self.runner.answers.frame(_alone(item))
         return None if frame is None else (frame.input_height, frame.input_width)
 
     def most_samples(self, array: npt.NDArray[Any]) -> int:
@@ -325,6 +325,8 @@ class ServedModel:
                 )
                 for row, item in zip(logits, items, strict=True)
             ]
+        except self._errors.InputError as error:
+            raise InputError(str(error)) from error
         except self._errors.RunnerError as error:
             raise RunnerError(str(error)) from error
 
@@ -374,7 +376,9 @@ def looks_encoded(body: Buffer) -> bool:
 
 
 def _alone(item: Any) -> Any:
-    """Return one sample as the runner takes it: bytes may be a view of a request's body."""
+    """Return one sample as the runner takes it: bytes may be a view of a request's body, and a text has its tokens."""
+    if isinstance(item, TextSample):
+        return item.tokens
     return bytes(item) if isinstance(item, memoryview) else item
 
 

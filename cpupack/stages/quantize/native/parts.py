@@ -145,7 +145,8 @@ def _finish(b: Builder, node: fx.Node) -> Packing:
     if node not in b.left and node in b.floats.values:
         b.floats.leave(b.floats.values[node], b.leave(node, math.prod(shape[1:])))
     if node in b.left:
-        return Packing(b.left[node], tuple(shape[1:]), dtype=node.meta["dtype"])
+        image = node in b.left_by_positions
+        return Packing(b.left[node], tuple(shape[1:]), image=image, dtype=node.meta["dtype"])
     value = b.value(node, node)
     buffer, number = b.buffer(value.buffer), value.buffer
     order = order_of(value, buffer, shape)

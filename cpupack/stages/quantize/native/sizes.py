@@ -18,7 +18,16 @@ from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.grids import Grid
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
-from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, head_bytes
+from cpupack.runtime.engine.sizes import (
+    Integers,
+    Moves,
+    Number,
+    Resampled,
+    Run,
+    Sizes,
+    head_bytes,
+    resampled_lengths,
+)
 from cpupack.runtime.open_sizes import OpenSizes, Terms, terms_of
 from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.grids import grid_of
@@ -208,10 +217,7 @@ class _Constants:
         tables, weights = self._contents("weights"), self._contents("scales")
         for kind in KINDS:
             for place, layer in enumerate(self.own):
-                source, result = (self.buffers[place][int(layer[each])] for each in ("input", "output"))
-                lengths, results = (
-                    (int(one["height"]), int(one["width"]), int(one["frames"])) for one in (source, result)
-                )
+                lengths, results = resampled_lengths(layer, self.buffers[place])
                 table, own = windows(kind, lengths, results, float(layer["scale"]))
                 if not (_begins(tables[place], table) and _begins(weights[place], own) and own.size == layer["runs"]):
                     break
