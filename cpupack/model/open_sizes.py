@@ -171,10 +171,20 @@ class _Results(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, torch.Tensor):
-                self.shapes.append(tuple(each.shape))
+        self.shapes += _shapes_of(func, args, result)
         return result
+
+
+def _shapes_of(func: Any, args: Any, result: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of a call's results. Raises ValueError for an adaptive pooling whose windows differ in size."""
+    found = [tuple(each.shape) for each in (result if isinstance(result, tuple | list) else (result,))
+             if isinstance(each, torch.Tensor)]  # fmt: skip
+    name = getattr(func, "__name__", "")
+    if "adaptive" in name and found and args and isinstance(args[0], torch.Tensor):
+        pooled, given = found[0], tuple(args[0].shape)
+        if any(size % own for size, own in zip(given, pooled, strict=True)):
+            raise ValueError(f"an adaptive pooling of {given[1:]} to {pooled[1:]} has windows of several sizes")
+    return found
 
 
 def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
@@ -264,7 +274,5 @@ class _Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, torch.Tensor):
-                self.shapes.append(tuple(each.shape))
+        self.shapes += _shapes_of(func, args, result)
         return result

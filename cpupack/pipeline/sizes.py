@@ -38,7 +38,7 @@ from cpupack.runtime.signature import Signature, worst_sqnr_db
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places
 from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, same_program, sizes_of
+from cpupack.stages.quantize.native.sizes import Lowered, check_sides, same_program, sizes_of
 from cpupack.stages.script import script
 
 _LEAST_DB = 6.0
@@ -207,6 +207,8 @@ def _proven(path: Path, asked: list[Size], lowered: list[Lowered], at: _AtSize, 
                 "one than its other sizes say",
                 hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
             )
+    most = program.sized.sizes.range.most
+    check_sides(program.sized.alone(*most).tobytes(), program.sized.sizes.range.size_text(most))
     session = Session(program, 1)
     try:
         session.make_ready()  # as a runner does: what the typical size prepares, other sizes share

@@ -78,6 +78,17 @@ class Squeezed(nn.Module):
         return result
 
 
+class Ordered(nn.Module):
+    """The largest values of each map, over all pixels: more than a row of float32 values usually has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(F.relu(self.one(x))).flatten(2).topk(5, 2)[0]
+
+
 class Normalized(nn.Module):
     """A norm of groups in FP32, whose places are counted at each size."""
 
@@ -136,10 +147,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "shuffled": Shuffled,
     "squeezed": Squeezed,
     "normalized": Normalized,
+    "ordered": Ordered,
     "anchored": Anchored,
     "levels": Levels,
 }
-MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "anchored": 1, "levels": 2}
+MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "ordered": 1, "anchored": 1, "levels": 2}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 MOST = {"levels": (32, 48)}
 """The largest images, where they are not 64 x 96: many positions of few values lie in memory in another way."""

@@ -307,7 +307,11 @@ class Floats:
     def dequantize(self, number: int) -> View:
         """Append a layer that turns a buffer's codes into values; return them as ``(all rows, width, channels)``."""
         buffer = self.program.buffers[number]
-        out = self.new((buffer.frames * buffer.height, buffer.width, buffer.channels))
+        shape = (buffer.frames * buffer.height, buffer.width, buffer.channels)
+        if shape[0] > 1:  # by the rows of an image, of which there are never too many
+            out = View(self.new((shape[0], shape[1] * shape[2])).buffer, shape, dense_steps(shape))
+        else:
+            out = self.new(shape)
         fields = {"scale": buffer.scale, "input_zero_point": buffer.zero_point}
         self.program.layers.append(Layer(Op.DEQUANTIZE, input=number, output=_number(out), fields=fields))
         return out

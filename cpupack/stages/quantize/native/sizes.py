@@ -31,6 +31,8 @@ from cpupack.runtime.engine.sizes import (
 from cpupack.runtime.open_sizes import OpenSizes, Terms, terms_of
 from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.grids import grid_of
+from cpupack.stages.quantize.native.values import LONGEST_SIDE
+from cpupack.stages.quantize.native.walks import MOST_VALUES
 
 Bytes = npt.NDArray[np.uint8]
 _PLANNED = {"offset", "sample_bytes"}
@@ -122,6 +124,18 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     )
 
 
+def check_sides(program: bytes, size: str) -> None:
+    """Raise QuantizationError for a program, of inputs of a ``size``, whose maps are larger than the engine takes."""
+    buffers = Lowered((), program, ()).parts[1]
+    longest = max(int(buffers[side].max()) for side in ("frames", "height", "width"))
+    if longest > LONGEST_SIDE or int(buffers["channels"].max()) > 4 * MOST_VALUES:
+        raise QuantizationError(
+            f"[sizes] max: inputs of {size} have lists of {max(longest, LONGEST_SIDE + 1)} or more positions in a row, "
+            f"and the native engine has at most {LONGEST_SIDE}",
+            hint="lower max, and give the model longer inputs in parts",
+        )
+
+
 def same_program(found: bytes, lowered: bytes) -> bool:
     """Return whether two programs do the same, wherever their constants lie."""
     one, other = Lowered((), found, ()).parts, Lowered((), lowered, ()).parts
@@ -199,6 +213,10 @@ class _Constants:
 
         whole = all(len(one) % 4 == 0 for one in each)
         grid = grid_of(self.number, name, [one.view("<f4") for one in each], terms) if whole else None
+        if grid is None and len({len(one) for one in each}) == 1:
+            raise refused(
+                f"{self.name} goes over its values in another order for a small size; [sizes] min may be larger"
+            )
         if grid is None:
             raise refused(
                 f"{self.name} has constants that grow with the input, and are no grid of it: positions that are "
@@ -300,7 +318,8 @@ def _check_alike(layers: list[Any], name: str) -> None:
     """Raise QuantizationError for a layer that is another one at another size."""
     for field in ("op", "scale2"):
         if len({each[field] for each in layers}) > 1:
-            raise refused(f"{name} is computed in another way for another size ({field})")
+            why = {"scale2": ": a constant that it adds has another range there"}.get(field, f" ({field})")
+            raise refused(f"{name} is computed in another way for another size{why}")
 
 
 def _scales(fit: Fit, layers: Sequence[Any], names: Sequence[str]) -> tuple[tuple[Number, ...], tuple[Number, ...]]:

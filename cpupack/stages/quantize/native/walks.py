@@ -28,7 +28,7 @@ _WIDTH = 1024
 WIDEST = 4 * _WIDTH
 """Values of a pixel."""
 _LONGEST_SIDE = 1 << 15
-_MOST_VALUES = 1 << 22
+MOST_VALUES = 1 << 22
 """A quarter of ``MOST_CHANNELS`` of kernels/engine/validate.c: float32 values of a pixel."""
 
 
@@ -302,11 +302,11 @@ def float_buffer(shape: Sequence[int]) -> Buffer | None:
     dimensions: then all sides are products of the model's sizes (``sizes.py``).
     """
     count, last = math.prod(shape), shape[-1] if shape else 1
-    if 1 <= last <= WIDEST and count // last <= _LONGEST_SIDE:
+    if 1 <= last <= MOST_VALUES and count // last <= _LONGEST_SIDE:
         return Buffer(count // last, 1, 4 * last, 1.0, 0, floats=True)
     for axis in range(len(shape)):
         pixels, values = math.prod(shape[:axis]), math.prod(shape[axis:])
-        if pixels <= _LONGEST_SIDE and values <= _MOST_VALUES:
+        if pixels <= _LONGEST_SIDE and values <= MOST_VALUES:
             return Buffer(pixels, 1, 4 * values, 1.0, 0, floats=True)
     width = min(count, _WIDTH)
     while -(-count // width) > _LONGEST_SIDE:
