@@ -195,6 +195,7 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
         (["--access-log", "/proc/nonexistent/log"], 2, "--access-log /proc/nonexistent/log"),
         (["--drain", "-1"], 2, "--drain -1"),
         (["--emit", "compose", "--token-file", "t"], 2, "--token-file t"),
+        (["--emit", "systemd", "--access-log", "x.log"], 2, "name /var/log/tiny-int8/access.log, or - for the journal"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_served(
@@ -322,6 +323,24 @@ def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_
             assert checked.returncode == 0, checked.stderr
     else:
         assert '"--host", "0.0.0.0"' in text
+
+
+def test_a_unit_hands_its_secrets_over_and_writes_words_as_systemd_reads_them(
+    package_dir: Path, tmp_path: Path
+) -> None:
+    """Its user could read no token of another user, and write no log. systemd.service(5) takes $ and % for itself."""
+    token = tmp_path / "50% $HOME token"
+    token.write_text("a long secret")
+    log = '/var/log/tiny-int8/a "$b" 5%\\.log'
+    found = run_serve(package_dir, "--emit", "systemd", "--token-file", str(token), "--access-log", log)
+    lines = found.stdout.splitlines()
+    assert f"LoadCredential=token_file:{tmp_path}/50%% $HOME token" in lines, found.stderr
+    assert "LogsDirectory=tiny-int8" in lines
+    (command,) = [line for line in lines if line.startswith("ExecStart=")]
+    assert command.endswith("--token-file ${CREDENTIALS_DIRECTORY}/token_file")
+    assert '--access-log "/var/log/tiny-int8/a \\"$$b\\" 5%%\\\\.log" ' in command
+    compose = run_serve(package_dir, "--emit", "compose", "--access-log", "/tmp/$x.log").stdout
+    assert '"/tmp/$$x.log"' in compose
 
 
 @pytest.mark.parametrize("takes", ["images", "arrays"])
