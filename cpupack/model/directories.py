@@ -23,7 +23,7 @@ from cpupack.model.user_code import describe_failure
 from cpupack.model.vision import repair_torchvision_imports
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
-from cpupack.recipe.derived import read_json
+from cpupack.recipe.json_objects import read_json
 from cpupack.recipe.places import located
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -12,9 +12,11 @@ from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.signature import Signature
+from cpupack.runtime.tasks.spec import FILL, OF_TEXT, TaskSpec
 from cpupack.runtime.text.spec import IDS, TextInput, TokenizerSpec, roles_of
 from cpupack.runtime.text.tokenizer import Tokenizer
 
+_MASKS = ("[MASK]", "<mask>")
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
 
 
@@ -52,7 +54,8 @@ def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -
     if form.content is not None:
         content = form.content
         plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
-    spec = TokenizerSpec(length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut)
+    gap = _mask(plain, table.mask_token, path)
+    spec = TokenizerSpec(length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut, mask_id=gap)
     if most is not None and plain.vocabulary > most:
         raise ModelError(
             f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",
@@ -64,6 +67,27 @@ def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -
             "for the text"
         )
     return TextInput(content, spec)
+
+
+def check_task(task: TaskSpec, signature: Signature, text: TextInput | None) -> None:
+    """Raise RecipeError or ModelError where a task's results lie in a text that the model does not read so."""
+    if task.kind not in OF_TEXT:
+        return
+    if text is None:
+        raise RecipeError(f'[task] kind = "{task.kind}" has its results in a text, and the recipe has no [tokenizer]')
+    if task.kind == FILL and text.spec.mask_id is None:
+        raise RecipeError(
+            '[tokenizer] mask_token: [task] kind = "fill" fills the gaps of a text, and tokenizer.json has none of '
+            f"{', '.join(_MASKS)}",
+            hint="set mask_token to the token that stands for a gap",
+        )
+    for each in signature.outputs:
+        if each.shape[0] != text.spec.max_length:
+            raise ModelError(
+                f'[task] kind = "{task.kind}" needs a row for each of the {text.spec.max_length} tokens, and the '
+                f'output "{each.name}" has the shape {each.shape}',
+                hint='set [task] kind = "raw" for outputs as they are',
+            )
 
 
 def with_mask(signature: Signature, text: TextInput | None) -> Signature:
@@ -108,6 +132,15 @@ def _opened(content: bytes, path: Path, spec: TokenizerSpec) -> Tokenizer:
         raise ModelError(
             "tokenizers is not installed, and the recipe has text as input", hint='pip install "cpupack[text]"'
         ) from error
+
+
+def _mask(tokenizer: Tokenizer, token: str | None, path: Path) -> int | None:
+    """Return the id of the token that stands for a gap, None where there is none."""
+    if token is None:
+        return next((found for each in _MASKS if (found := tokenizer.id_of(each)) is not None), None)
+    if (found := tokenizer.id_of(token)) is None:
+        raise RecipeError(f'[tokenizer] mask_token: {path} has no token "{token}"')
+    return found
 
 
 def _padding(tokenizer: Tokenizer, token: str | None, path: Path) -> tuple[int, int, str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpupack.errors import RecipeError
+from cpupack.recipe.image_directory import ImageSettings, image_settings, with_own
+from cpupack.recipe.json_objects import read_json
 from cpupack.recipe.places import NoPlaceError, located
 from cpupack.recipe.recipe import Recipe
 from cpupack.recipe.tables.signature import Input, Output, Task
@@ -35,6 +37,14 @@ _CLASSIFIERS = (
     *("ForAudioClassification", "ForVideoClassification"),
 )
 """Endings of the names of classes that give one row of scores."""
+_SEGMENTERS = ("ForSemanticSegmentation",)
+"""Endings of the names of classes that give a map of scores for each class."""
+_OF_TEXT: dict[str, Literal["tokens", "answer", "fill"]] = {
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "answer",
+    "ForMaskedLM": "fill",
+}
+"""Kinds of tasks whose results lie in the text, by the endings of the names of classes."""
 _LABELS = 2
 """How many the library makes where a config does not say."""
 
@@ -55,6 +65,11 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
         raise RecipeError(f"[model] source: {error}") from error
     config = read_json(root / "config.json", required=True)
     changes: dict[str, Any] = {}
+    images = images_of(recipe, root, config) if kind == "transformers" and not recipe.input else None
+    if images is not None:
+        changes |= _of_images(recipe, images)
+        changes |= _meaning(recipe.model_copy(update=changes), config, kind)
+        return recipe.model_copy(update=changes)
     tokenizer = _tokenizer(recipe.tokenizer, root, place, config, kind)
     if tokenizer is not None:
         changes["tokenizer"] = tokenizer
@@ -64,6 +79,39 @@ def derived(recipe: Recipe, directory: Path) -> Recipe:
     if not recipe.output and kind == "transformers" and _ends_in_sigmoid(root, config):
         changes["output"] = [Output(name="logits", apply="sigmoid")]
     return recipe.model_copy(update=changes)
+
+
+def images_of(recipe: Recipe, root: Path, config: Mapping[str, Any]) -> ImageSettings | None:
+    """Return how the directory of a model of images reads them, None for other models. Raises RecipeError."""
+    if recipe.tokenizer is not None or ((root / TOKENIZER).is_file() and not _sees(config)):
+        return None
+    given = () if recipe.preprocess is None else recipe.preprocess.model_fields_set
+    return image_settings(root, config, given)
+
+
+def _sees(config: Mapping[str, Any]) -> bool:
+    """Return whether the model of a directory with a tokenizer reads images alone, as the half of a CLIP."""
+    architecture = _architecture(config)
+    return "Vision" in architecture or architecture.endswith("ForImageClassification")
+
+
+def _of_images(recipe: Recipe, images: ImageSettings) -> dict[str, Any]:
+    """Return ``[preprocess]``, and the shape of the input that it makes."""
+    own, shape = recipe.preprocess, recipe.model.input_shape
+    found: dict[str, Any] = {"preprocess": with_own(images, own, shape)}
+    if shape is not None:
+        return found
+    made = images.shape
+    if made is None and own is not None:
+        size = own.crop or own.resize
+        sides = [size, size] if isinstance(own.crop, int) else size
+        made = (1 if found["preprocess"].mode == "L" else 3, *sides) if isinstance(sides, list) else None
+    if made is None:
+        raise RecipeError(
+            "[model] input_shape: is missing, and [preprocess] gives images of different sizes",
+            hint="give the shape of the model's input, such as [3, 224, 224]",
+        )
+    return found | {"model": recipe.model.model_copy(update={"input_shape": list(made)})}
 
 
 def text_directory(recipe: Recipe, directory: Path) -> Path | None:
@@ -90,20 +138,6 @@ def _encoder_of(root: Path, kind: str) -> tuple[Path, str]:
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return root, ""  # the loader says what is wrong with modules.json
     return (root / inside, inside) if inside and (root / inside).is_dir() else (root, "")
-
-
-def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    """Return the object in a JSON file, {} for a file that is not there. Raises RecipeError."""
-    if not required and not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"[model] source: cannot read {path}: {reason}") from error
-    if not isinstance(found, dict):
-        raise RecipeError(f"[model] source: {path} holds no JSON object")
-    return found
 
 
 def _tokenizer(
@@ -136,16 +170,22 @@ def _tokenizer(
         )
     if (most := _positions(config)) is not None and max_length > most:
         raise RecipeError(f"[tokenizer] max_length: {max_length} tokens, and the model has positions for {most}")
-    token = settings.get("pad_token")
-    token = token.get("content") if isinstance(token, dict) else token
     return table.model_copy(
         update={
             "source": table.source or f"{place.rstrip('/')}/{TOKENIZER}",
             "max_length": max_length,
             "prefix": table.prefix if "prefix" in table.model_fields_set else _prompt(root, kind),
-            "pad_token": table.pad_token or (token if isinstance(token, str) and token else None),
+            "pad_token": table.pad_token or _token(settings, "pad_token"),
+            "mask_token": table.mask_token or _token(settings, "mask_token"),
         }
     )
+
+
+def _token(settings: Mapping[str, Any], name: str) -> str | None:
+    """Return a special token of tokenizer_config.json, None where it names none."""
+    token = settings.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None
 
 
 def _prompt(root: Path, kind: str) -> str:
@@ -225,17 +265,23 @@ def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, 
     """Return the task and the labels, as far as the directory says them and the recipe does not."""
     if kind == "sentence-transformers":
         return {} if recipe.task is not None else {"task": Task(kind="embedding")}
-    architecture = str(next(iter(config.get("architectures") or ["none"])))
-    if not architecture.endswith(_CLASSIFIERS):
+    architecture = _architecture(config)
+    if (
+        kind_of := next((each for ending, each in _OF_TEXT.items() if architecture.endswith(ending)), None)
+    ) is not None:
+        return _of_parts(recipe, config, kind_of)
+    if not architecture.endswith((*_CLASSIFIERS, *_SEGMENTERS)):
         return {}
-    names = config.get("id2label") or {}
-    labels = [str(names[key]) for key in sorted(names, key=int)] if _numbered(names) else []
+    labels = _labels_of(config)
     count = len(labels) or _whole(config.get("num_labels")) or _LABELS
     if recipe.task is not None:
         return {}
     problem = config.get("problem_type")
-    if problem == "regression" or (count == 1 and problem != "multi_label_classification"):
-        found: dict[str, Any] = {"task": Task(kind="regression")}  # such as a reranker's score
+    if architecture.endswith(_SEGMENTERS):
+        found: dict[str, Any] = {"task": Task(kind="segmentation")}
+        named = count > 1
+    elif problem == "regression" or (count == 1 and problem != "multi_label_classification"):
+        found = {"task": Task(kind="regression")}  # such as a reranker's score
         named = count > 1 and labels != [f"LABEL_{number}" for number in range(count)]
     else:
         several = problem == "multi_label_classification"
@@ -246,9 +292,30 @@ def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, 
     return found
 
 
+def _of_parts(recipe: Recipe, config: Mapping[str, Any], kind: Literal["tokens", "answer", "fill"]) -> dict[str, Any]:
+    """Return the task and the labels of a model whose results lie in the text."""
+    if recipe.task is not None:
+        return {}
+    found: dict[str, Any] = {"task": Task(kind=kind)}
+    labels = _labels_of(config)
+    if kind == "tokens" and labels and recipe.model.labels is None and all(map(_is_label, labels)):
+        found["model"] = recipe.model.model_copy(update={"labels": labels})
+    return found
+
+
+def _labels_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the labels of a config in the order of their numbers, [] where it has none."""
+    names = config.get("id2label") or {}
+    return [str(names[key]) for key in sorted(names, key=int)] if _numbered(names) else []
+
+
 def _is_sequence_classifier(config: Mapping[str, Any]) -> bool:
-    architecture = str(next(iter(config.get("architectures") or ["none"])))
-    return architecture.endswith("ForSequenceClassification")
+    return _architecture(config).endswith("ForSequenceClassification")
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """Return the name of the model's class."""
+    return str(next(iter(config.get("architectures") or ["none"])))
 
 
 def _ends_in_sigmoid(root: Path, config: Mapping[str, Any]) -> bool:

@@ -258,12 +258,17 @@ def _by(size: list[int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
+def _is_directory(view: View) -> bool:
+    """Return whether the model's directory may say how an image becomes its input."""
+    return str(view("model", "source")).partition(":")[0] == "transformers"
+
+
 def why_no_images(view: View) -> str | None:
     """Return why image folders cannot be the data of a recipe, None where they can."""
     if not view.given("input"):
         return (
             None
-            if view.given("preprocess")
+            if view.given("preprocess") or _is_directory(view)
             else "images need [preprocess], which says how an image becomes the model's input"
         )
     try:

@@ -8,19 +8,23 @@ from torch.nn.parameter import is_lazy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of, with_rows
+from cpupack.model.library_images import check_images
+from cpupack.model.named_inputs import sizes_of_inputs
 from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import open_sizes
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
 from cpupack.model.sources import build_module, known_labels
 from cpupack.model.stream_check import check_stream
 from cpupack.model.tasks import check_labels, task_of
-from cpupack.model.text_input import check_tokenizer, text_input, with_mask, with_pads
+from cpupack.model.text_input import check_task, check_tokenizer, text_input, with_mask, with_pads
 from cpupack.model.trial_run import runs_channels_last, try_forward
 from cpupack.model.weights import LoadedWeights, Settling, check_finite, load_weights
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.labels import LabelsError, read_labels
 from cpupack.recipe.names import KNOWN_LABELS
+from cpupack.recipe.tables.signature import NamedSizes
+from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.spec import TaskSpec
 
@@ -40,6 +44,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     spec = loaded.recipe.model
     torch.manual_seed(spec.seed)
     check_tokenizer(loaded)
+    check_images(loaded, progress)
     module = build_module(loaded, progress)
     module.eval()
     lazy = any(is_lazy(each) for each in module.parameters())
@@ -60,9 +65,14 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         assert isinstance(fitted.module, OneRow)
         check_stream(fitted.module, signature, spec.source, progress)
     detector = detector_of(module, loaded.recipe, signature)
-    sizes = open_sizes(fitted.module, signature, loaded.recipe)
+    table = loaded.recipe.sizes
+    if isinstance(table, NamedSizes) and table.dimensions:
+        sizes: OpenSizes | None = sizes_of_inputs(fitted.module, signature, table)
+    else:
+        sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature, progress)
+    check_task(task, signature, text)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
     signature = with_pads(with_mask(signature, text), text)
     return FloatModel(

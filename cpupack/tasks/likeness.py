@@ -12,10 +12,12 @@ from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.boxes import iou
 from cpupack.runtime.tasks.decode import Candidates
 from cpupack.runtime.tasks.detection import DetectionPresenter
+from cpupack.runtime.tasks.fill import FillPresenter
 from cpupack.runtime.tasks.multilabel import MultilabelPresenter
 from cpupack.runtime.tasks.raw import RawPresenter
 from cpupack.runtime.tasks.scores import probabilities
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
+from cpupack.runtime.tasks.tokens import TokensPresenter
 
 Named = Mapping[str, npt.NDArray[Any]]
 """Outputs by name, ``(n, ...)`` each, as the model gives them."""
@@ -35,6 +37,10 @@ def likeness(presenter: Presenter | None, expected: Named, found: Named) -> tupl
     if isinstance(presenter, DetectionPresenter):
         share = common_boxes(presenter, expected, found)
         return None if share is None else (f"same boxes (class, IoU of {SAME_BOX_IOU})", share)
+    if isinstance(presenter, TokensPresenter | FillPresenter):
+        return "same best label of a token" if isinstance(presenter, TokensPresenter) else "same best token", same_best(
+            expected, found
+        )
     return None
 
 
@@ -66,6 +72,13 @@ def _same(expected: npt.NDArray[Any], found: npt.NDArray[Any], threshold: float)
     if any(len(each) < _ENOUGH for each in kinds):
         return float(same.mean())
     return float(np.mean([each.mean() for each in kinds]))
+
+
+def same_best(expected: Named, found: Named) -> float:
+    """Return the share of tokens with the same best class. Of padding, whose outputs are zeros, nothing is counted."""
+    (one,), (other,) = expected.values(), found.values()
+    real = one.any(axis=-1)
+    return float((one.argmax(axis=-1) == other.argmax(axis=-1))[real].mean()) if real.any() else 1.0
 
 
 def mean_iou(presenter: SegmentationPresenter, expected: Named, found: Named) -> float:

@@ -14,9 +14,10 @@ from cpupack.artifacts import CalibratedModel, FloatModel
 from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.sizes import Sizes
-from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.open_sizes import OpenSizes, Size
+from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, probes, sizes_of
+from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = (16, 24)
@@ -153,7 +154,7 @@ class Open:
     spec: Recipe
     sizes: OpenSizes
 
-    def at(self, size: tuple[int, int]) -> NativeModel:
+    def at(self, size: Size) -> NativeModel:
         """Return the net lowered for a size."""
         spec = recipe((3, *size), quantize={"observer": "minmax"})
         model = float_model(self.model.module, (3, *size))
@@ -162,10 +163,10 @@ class Open:
         assert isinstance(module, NativeModel)
         return module
 
-    def lowered(self, size: tuple[int, int]) -> Lowered:
+    def lowered(self, size: Size) -> Lowered:
         module = self.at(size)
-        rows, columns = (side // step for side, step in zip(size, self.sizes.multiple, strict=True))
-        return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+        counts = tuple(side // step for side, step in zip(size, self.sizes.multiple, strict=True))
+        return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
 
 
 @cache

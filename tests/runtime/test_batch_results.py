@@ -13,7 +13,7 @@ from test_task_results import present
 from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import OutputSpec, Signature
 from cpupack.runtime.tasks.raw import Raw
-from cpupack.runtime.tasks.spec import SETTINGS
+from cpupack.runtime.tasks.spec import OF_TEXT, SETTINGS
 from cpupack.runtime.tensor_spec import TensorSpec
 
 pa = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra dev")
@@ -42,7 +42,7 @@ def signature(output: Any) -> Signature:
 
 
 def test_there_is_a_case_for_each_kind() -> None:
-    assert set(KINDS) | {"classification"} == set(SETTINGS)
+    assert set(KINDS) | {"classification", *OF_TEXT} == set(SETTINGS)  # those of text: test_text_results.py
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -259,6 +259,9 @@ FITS: dict[str, list[tuple[int, ...]]] = {
     "detection": [(9, 5)],
     "keypoints": [(5, 4, 4), (5, 2), (5, 3)],
     "image": [(3, 4, 4), (1, 4, 4), (4, 4)],
+    "tokens": [(8, 5)],
+    "fill": [(8, 30)],
+    "answer": [],  # it has two outputs: test_text_results.py
     "raw": [(2, 3, 4, 5)],
 }
 MISFITS: dict[str, list[tuple[int, ...]]] = {
@@ -270,6 +273,9 @@ MISFITS: dict[str, list[tuple[int, ...]]] = {
     "detection": [(9, 4), (9,)],
     "keypoints": [(5,), (5, 4)],
     "image": [(4, 4, 4), (5,)],
+    "tokens": [(5,), (8, 1)],
+    "fill": [(5,)],
+    "answer": [(5,)],
 }
 
 

@@ -95,7 +95,10 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 
 VIDEOS = ("clips.npz", "labelled.npz", "labels.txt")
-SIZES = ("unet.py", "unet.safetensors", "gestures.py", "gestures.safetensors", "recordings.npz")
+SIZES = (
+    "unet.py", "unet.safetensors", "gestures.py", "gestures.safetensors", "recordings.npz", "events.py",
+    "events.safetensors", "pairs.py", "pairs.safetensors", "pairs.npz",
+)  # fmt: skip
 
 
 @every_page

@@ -192,7 +192,6 @@ def test_outputs_are_renamed_dropped_and_finished(directory: Path) -> None:
     [
         ("loss", {}, 'the output "loss" has the shape () for one sample and for two'),
         ("constant", {}, 'the output "output_1" has the shape (5, 9) for one sample and for two'),
-        ("label", {}, 'the output "output_1" is torch.int64'),
         ("across", {}, 'the output "output_1" has the shape (4, 1, 4, 4) for one sample and (4, 2, 4, 4) for two'),
     ],
 )

@@ -407,3 +407,28 @@ def test_gates_on_embeddings_need_embeddings(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(recipe.replace("text:texts.txt", "synthetic") + "min_spearman = 0.99\n")
     with pytest.raises(RecipeError, match=r'min_spearman: compares embeddings; set \[task\] kind = "embedding"'):
         load_recipe(tmp_path / "own.toml")
+
+
+def test_a_directory_says_whose_results_lie_in_the_text(tmp_path: Path) -> None:
+    names = {0: "O", 1: "B-ANIMAL", 2: "I-ANIMAL"}
+    path = write_project(tmp_path / "ner", "transformers", architecture="BertForTokenClassification", id2label=names)
+    model = loaded_model(path)
+    assert (model.kind, model.labels) == ("tokens", tuple(names.values()))
+    assert [each.shape for each in model.signature.outputs] == [(LENGTH, 3)]
+    model = loaded_model(write_project(tmp_path / "qa", "transformers", architecture="BertForQuestionAnswering"))
+    assert (model.kind, model.labels) == ("answer", None)
+    assert [each.name for each in model.signature.outputs] == ["start_logits", "end_logits"]
+
+
+def test_a_gap_needs_a_token_that_stands_for_it(tmp_path: Path) -> None:
+    path = write_project(tmp_path, "transformers", architecture="BertForMaskedLM")
+    with pytest.raises(RecipeError, match=r"tokenizer.json has none of \[MASK\], <mask>"):
+        loaded_model(path)
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"mask_token": "fish"}))
+    model = loaded_model(path)
+    assert model.tokenizer is not None
+    assert (model.kind, model.tokenizer.spec.mask_id) == ("fill", 6)
+    path.write_text(path.read_text() + '[tokenizer]\nmask_token = "owl"\n')
+    with pytest.raises(RecipeError, match=r'mask_token: .* has no token "owl"'):
+        loaded_model(path)

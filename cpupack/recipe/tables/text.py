@@ -21,6 +21,9 @@ class Tokenizer(Table):
     pad_token: Text | None = None
     """The token that fills up short texts. Left out, it is what ``tokenizer.json`` says, else ``[PAD]`` or
     ``<pad>``."""
+    mask_token: Text | None = None
+    """``[task] kind = "fill"``: the token that stands for a gap in a text. Left out, it is what the directory of the
+    source says, else ``[MASK]`` or ``<mask>``."""
     prefix: str = ""
     """Put before each text, such as ``query: `` for models that were trained with it. Left out, it is the default
     prompt of a ``sentence-transformers:`` directory, if it has one."""

@@ -26,6 +26,7 @@ from .shards import Id
 
 ID, ERROR, TRUNCATED = "id", "error", "truncated"
 _CLASS = (("label", pa.string()), ("index", pa.int32()))
+_PLACE = (("start", pa.int64()), ("end", pa.int64()))
 _SIZE = (("width", pa.int32()), ("height", pa.int32()))
 
 
@@ -56,6 +57,16 @@ def _types(kind: str, signature: Signature) -> list[tuple[str, Any]]:
             return [("values", _structs(("name", pa.string()), ("value", pa.float64()), ("unit", pa.string())))]
         case "embedding":
             return [("embedding", pa.list_(pa.float32(), size))]
+        case "tokens":
+            spans = _structs(
+                ("label", pa.string()), ("score", pa.float64()), *_PLACE, ("text", pa.string()), ("second", pa.bool_())
+            )
+            return [("entities", spans), ("words", spans)]
+        case "answer":
+            return [("answer", pa.string()), ("score", pa.float64()), *_PLACE, ("none", pa.float64())]
+        case "fill":
+            guess = pa.struct([("token", pa.string()), ("id", pa.int32()), ("score", pa.float64())])
+            return [("gaps", pa.list_(pa.list_(guess)))]
         case "segmentation":
             classes = _structs(*_CLASS, ("share", pa.float64()))
             return [*_SIZE, ("classes", classes), ("mask_png", pa.binary())]

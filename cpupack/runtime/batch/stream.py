@@ -78,7 +78,8 @@ class Stream:
                 return _Loaded(item.id, self._runner.finite(value[None])[0], self._runner.answers.frame(value))
             if self._runner.tokenizer is not None and is_text(value):
                 tokens = self._runner.tokenizer.tokens(value)
-                return _Loaded(item.id, self._runner.load(tokens), truncated=tokens.truncated)
+                frame = self._runner.answers.frame(tokens)
+                return _Loaded(item.id, self._runner.load(tokens), frame, truncated=tokens.truncated)
             return _Loaded(item.id, self._runner.load(value), self._runner.answers.frame(value))
         except InputError as error:
             return _Loaded(item.id, error=str(error))
@@ -97,11 +98,8 @@ class Stream:
         count = 0
         for one in loaded:
             first = next((each.array for each in together if each.array is not None), None)
-            if (
-                first is not None
-                and one.array is not None
-                and (first.dtype, first.shape) != (one.array.dtype, one.array.shape)
-            ):
+            kind = self._runner.kind_of
+            if first is not None and one.array is not None and kind(first) != kind(one.array):
                 yield together
                 together, count = [], 0
             together.append(one)
@@ -130,7 +128,9 @@ class Stream:
                 yield Outcome(one.id, None, one.error)
                 continue
             try:
-                yield Outcome(one.id, self._runner.present(next(rows), one.frame, self._top_k), None, one.truncated)
+                size = None if one.array is None else self._runner.size_of(one.array)
+                result = self._runner.present(next(rows), one.frame, self._top_k, size)
+                yield Outcome(one.id, result, None, one.truncated)
             except (HostError, IntegrityError):
                 raise
             except RunnerError as error:  # of this input alone: its outputs hold NaN

@@ -20,17 +20,25 @@ from ..manifest import Manifest
 from ..open_sizes import OpenSizes, open_sizes_of
 from ..signature import Signature
 from ..tensor_spec import TensorSpec
+from ..text.tokenizer import Tokenizer, Tokens
 from . import classification, kinds
 from .base import Labels, Presenter, Result
 from .decode import read_anchors
 from .frame import Frame
-from .spec import CLASSIFICATION, IMAGE, RAW, TaskSpec
+from .spec import CLASSIFICATION, IMAGE, OF_TEXT, RAW, TaskSpec
 
 
 class Answers:
     """Makes results of a model's outputs. ``spec`` is the task, ``labels`` the names of classes or values."""
 
-    def __init__(self, package_dir: Path, manifest: Manifest, labels: Labels, signature: Signature) -> None:
+    def __init__(
+        self,
+        package_dir: Path,
+        manifest: Manifest,
+        labels: Labels,
+        signature: Signature,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.spec = task_of(manifest)
         self.labels = labels
         images = [each for each in signature.inputs if each.preprocess is not None]
@@ -41,20 +49,25 @@ class Answers:
         self._presenter: Presenter | None = None
         if self.spec.kind != CLASSIFICATION:
             anchors = read_anchors(package_dir / TASK_NAME) if self.spec.decoder else None
-            model = kinds.Model(labels, input_size(signature), anchors)
+            model = kinds.Model(labels, input_size(signature), anchors, tokenizer)
             self._presenter = kinds.presenter(self.spec, model)
 
     @property
     def needs_frames(self) -> bool:
         """Whether the size of each original image must be known."""
-        if self._sizes is not None and self._sizes.outputs:
-            return True  # where outputs are in a row depends on the size
+        if self._sizes is not None and self._sizes.outputs and not self._sizes.inputs:
+            return True  # where outputs are in a row depends on the size, which a row itself has
         if self._sizes is not None and self._presenter is not None:
             return self._presenter.needs_frame or self.spec.kind == IMAGE
         return self._image is not None and self._presenter is not None and self._presenter.needs_frame
 
-    def frame(self, item: Any) -> Frame | None:
-        """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError."""
+    def frame(self, item: Any) -> Frame | Tokens | None:
+        """Return the frame of one input of ``predict``, None where it is not needed. Raises InputError.
+
+        Of results that lie in a text it is the tokens of the text.
+        """
+        if self.spec.kind in OF_TEXT:
+            return item if isinstance(item, Tokens) else None
         if not self.needs_frames:
             return None
         from ..images.preprocess import upright_size
@@ -63,13 +76,18 @@ class Answers:
         if item is None:  # a caller left the image out, which has a default
             return None
         if self._image is None or is_floats(item):  # the model's own input: no image that it was made from is known
-            return None if self._sizes is None else _frame_of(item, self._sizes)
+            if self._sizes is None:
+                return None
+            if self._sizes.inputs:
+                shape = np.shape(item) if hasattr(item, "shape") else load_array(item, None, check_finite=False).shape
+                return Frame.whole(shape[-1], shape[-2]) if len(shape) > 1 else None
+            return _frame_of(item, self._sizes)
         assert self._image.preprocess is not None
         if isinstance(item, np.ndarray) and item.ndim >= 2:
             frame = Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
         else:
             frame = Frame.of(*upright_size(item), self._image.preprocess)
-        if self._sizes is None:
+        if self._sizes is None or self._sizes.inputs:
             return frame
         height, width = self._sizes.filled(frame.input_height, frame.input_width)
         return dataclasses.replace(frame, input_height=height, input_width=width)
@@ -83,7 +101,7 @@ class Answers:
             item = read_archive(Path(item))
         return item.get(self.image_name) if isinstance(item, Mapping) else item
 
-    def result(self, outputs: Mapping[str, npt.NDArray[np.float32]], frame: Frame | None, top_k: int) -> Any:
+    def result(self, outputs: Mapping[str, npt.NDArray[np.float32]], frame: Frame | Tokens | None, top_k: int) -> Any:
         """Return the result for the outputs of one sample, each without the batch dimension.
 
         It is a list of ``Prediction`` for a classification, else the dataclass of the kind. Raises RunnerError for

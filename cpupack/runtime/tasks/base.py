@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .frame import Frame
-
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -40,8 +38,12 @@ class Presenter(Protocol):
     def needs_frame(self) -> bool:
         """Whether results lie in the image, so that its size must be known."""
 
-    def present(self, outputs: Outputs, frame: Frame | None) -> Any:
-        """Return the result for one sample. ``frame`` is None for inputs that are no images."""
+    def present(self, outputs: Outputs, frame: Any) -> Any:
+        """Return the result for one sample.
+
+        ``frame`` is the ``Frame`` of an image, the ``Tokens`` of a text for kinds whose results lie in it, None for
+        other inputs.
+        """
 
 
 def label_of(labels: Labels, index: int) -> str:

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import RunnerError
-from . import detection, embedding, image, keypoints, multilabel, raw, regression, segmentation
+from ..text.tokenizer import Tokenizer
+from . import answer, detection, embedding, fill, image, keypoints, multilabel, raw, regression, segmentation, tokens
 from .base import Labels, Outputs, Presenter, Shapes, in_words, only
 from .decode import Anchors
-from .spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec
+from .spec import ANSWER, CLASSIFICATION, FILL, RAW, SETTINGS, TOKENS, TaskSpec
 
 
 @dataclass(frozen=True)
 class Model:
-    """What presenters must know of the model. ``input_size`` is width and height, or (1, 1) for no images."""
+    """What presenters must know of the model. ``input_size`` is width and height, or (1, 1) for no images.
+
+    ``tokenizer`` is that of a model that takes text. A build, which reads no results of text, has none.
+    """
 
     labels: Labels
     input_size: tuple[int, int] = (1, 1)
     anchors: Anchors | None = None
+    tokenizer: Tokenizer | None = None
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether padding is before the tokens of a text."""
+        return self.tokenizer is not None and self.tokenizer.spec.side == "left"
+
+
+def _fill(model: Model) -> Presenter:
+    tokenizer = model.tokenizer
+    mask = None if tokenizer is None else tokenizer.spec.mask_id
+    decode: Any = str if tokenizer is None else tokenizer.decode
+    return fill.FillPresenter(-1 if mask is None else mask, decode, model.pads_left)
 
 
 _PRESENTERS: Mapping[str, Callable[[TaskSpec, Model], Presenter]] = {
@@ -31,6 +49,9 @@ _PRESENTERS: Mapping[str, Callable[[TaskSpec, Model], Presenter]] = {
     "detection": lambda spec, model: detection.DetectionPresenter(spec, model.labels, model.input_size, model.anchors),
     "keypoints": lambda spec, model: keypoints.KeypointsPresenter(spec, model.labels, model.input_size),
     "image": lambda spec, model: image.ImagePresenter(spec),
+    TOKENS: lambda spec, model: tokens.TokensPresenter(spec, model.labels, model.pads_left),
+    ANSWER: lambda spec, model: answer.AnswerPresenter(model.pads_left),
+    FILL: lambda spec, model: _fill(model),
     RAW: lambda spec, model: raw.RawPresenter(),
 }
 _MISFITS: Mapping[str, Callable[[Shapes], str | None]] = {
@@ -41,8 +62,11 @@ _MISFITS: Mapping[str, Callable[[Shapes], str | None]] = {
     "detection": detection.misfit,
     "keypoints": keypoints.misfit,
     "image": image.misfit,
+    TOKENS: tokens.misfit,
+    ANSWER: answer.misfit,
+    FILL: fill.misfit,
 }
-_WITHOUT_LABELS = ("embedding", "image", RAW)
+_WITHOUT_LABELS = ("embedding", "image", ANSWER, FILL, RAW)
 _LISTS = ("units", "scale", "offset")
 
 
@@ -75,6 +99,8 @@ def label_count(spec: TaskSpec, outputs: Shapes) -> int | None:
     if spec.kind == "detection":
         return detection.label_count(outputs, spec)
     shape = only(outputs)
+    if spec.kind == TOKENS:
+        return int(shape[1])
     return int(shape[0]) if shape else 1
 
 

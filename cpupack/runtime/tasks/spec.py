@@ -10,6 +10,9 @@ from typing import Any
 from ..errors import IntegrityError
 
 CLASSIFICATION, EMBEDDING, IMAGE, RAW = "classification", "embedding", "image", "raw"
+TOKENS, ANSWER, FILL = "tokens", "answer", "fill"
+OF_TEXT = (TOKENS, ANSWER, FILL)
+"""Kinds whose results lie in a text."""
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     CLASSIFICATION: ("scores",),
@@ -23,6 +26,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     ),
     "keypoints": ("threshold", "coordinates", "skeleton"),
     "image": ("scale", "offset"),
+    TOKENS: ("aggregation",),
+    ANSWER: (),
+    FILL: (),
     RAW: (),
 }  # fmt: skip
 """The kinds of tasks, and which settings each of them has."""
@@ -31,6 +37,7 @@ SCORES = ("logits", "probabilities")
 BOX_FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
 LAYOUTS = ("rows", "columns")
 COORDINATES = ("pixels", "normalized")
+AGGREGATIONS = ("first", "simple")
 LAST = "last"
 """Where the class that stands for nothing is, if it is not the first one."""
 DEFAULTS: dict[tuple[str, str], Any] = {
@@ -52,6 +59,7 @@ class TaskSpec:
     ``objectness`` whether the first score is that of any object at all. ``background`` says whether a class stands for
     nothing: the first one, or the one that is ``LAST``. With ``class_agnostic`` a box may drop those of other classes.
     ``coordinates`` says what those of points are in. ``skeleton`` lists the pairs of points that a drawing joins.
+    ``aggregation`` says whether a word has the label of its first token, or each token one of its own.
     ``decoder`` names the arithmetic of a detector whose constants are in a file of the
     package, empty for outputs that are boxes already.
     """
@@ -71,6 +79,7 @@ class TaskSpec:
     max_detections: int = 100
     coordinates: str = "pixels"
     skeleton: tuple[tuple[int, int], ...] = ()
+    aggregation: str = "first"
     decoder: str = ""
 
     def __post_init__(self) -> None:
@@ -81,6 +90,7 @@ class TaskSpec:
             ("layout", self.layout, LAYOUTS),
             ("background", self.background, (False, True, LAST)),
             ("coordinates", self.coordinates, COORDINATES),
+            ("aggregation", self.aggregation, AGGREGATIONS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(str, allowed))}")

@@ -23,7 +23,8 @@ class TokenizerSpec:
 
     Padding has the id ``pad_id`` and the type ``pad_type_id`` and goes to the ``side`` of the tokens. ``mask`` (1 for
     a token, 0 for padding) and ``types`` (0 for the first text, 1 for the second) are None for models without them.
-    ``prefix`` is put before each text. ``cut_side`` is the end of a long text that is left out.
+    ``prefix`` is put before each text. ``cut_side`` is the end of a long text that is left out. ``mask_id`` is the
+    token that stands for a gap, None where none is known.
     """
 
     max_length: int
@@ -35,6 +36,7 @@ class TokenizerSpec:
     side: str = "right"
     prefix: str = ""
     cut_side: str = "right"
+    mask_id: int | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -60,6 +62,7 @@ class TokenizerSpec:
             "side": self.side,
             "prefix": self.prefix,
             "cut_side": self.cut_side,
+            "mask_id": self.mask_id,
         }
 
     @classmethod

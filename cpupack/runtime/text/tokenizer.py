@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ Ids = npt.NDArray[np.int64]
 class Tokens:
     """The tokens of one text as the model reads them: their ids and types, at most ``max_length``.
 
-    ``total`` is the number that the whole text has.
+    ``total`` is the number that the whole text has. ``text`` is what they are of, after ``prefix`` characters that the
+    package puts before it, and ``encoding`` is the library's own object, which knows the place of each token.
     """
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     total: int
+    text: Text | None = field(default=None, compare=False, repr=False)
+    prefix: int = 0
+    encoding: Any = field(default=None, compare=False, repr=False)
 
     @property
     def truncated(self) -> bool:
@@ -103,17 +107,21 @@ class Tokenizer:
         found: int | None = self._whole.token_to_id(token)
         return found
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return tokens as text, without the marks of the vocabulary."""
+        return str(self._whole.decode(list(ids), skip_special_tokens=False))
+
     def tokens(self, item: Any, what: str = "the text") -> Tokens:
         """Return the tokens of one text, a pair, or what else ``text_of`` takes. Raises InputError."""
-        text = text_of(item, what)
-        text = Text(self.spec.prefix + text.text, text.pair)
+        given = text_of(item, what)
+        text = Text(self.spec.prefix + given.text, given.pair)
         encoded = self._encode(self._whole, text, what)
         total = len(encoded.ids)
         if total > self.spec.max_length:
             encoded = self._truncated(text, total, what)
         if not encoded.ids:
             raise InputError(f"{what} has no tokens, so there is nothing that the model could read")
-        return Tokens(tuple(encoded.ids), tuple(encoded.type_ids), total)
+        return Tokens(tuple(encoded.ids), tuple(encoded.type_ids), total, given, len(self.spec.prefix), encoded)
 
     def _truncated(self, text: Text, total: int, what: str) -> Any:
         most = self.spec.max_length

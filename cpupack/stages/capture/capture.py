@@ -16,6 +16,7 @@ from cpupack.model.one_row import OneRow
 from cpupack.model.packed_check import check_packed
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
+from cpupack.runtime.open_inputs import names_of
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.complex_parts import split_complex
@@ -119,6 +120,8 @@ def _proven(
     record_shapes(graph, batch[:2])
     signature = model.signature
     largest = [(each.size, _largest(each)) for each in signature.inputs] if signature.takes_rows else []
+    if largest and (names := names_of(signature.inputs)):
+        largest.append((len(names), float(LARGEST_EXACT)))
     mark_rows(graph, takes_rows=signature.takes_rows, gives_rows=signature.gives_rows, largest=largest)
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
     progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")

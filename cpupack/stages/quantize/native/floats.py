@@ -297,10 +297,10 @@ class Floats:
 
     # ---- in and out ----
 
-    def take(self, count: int, first: int) -> View:
-        """Append a layer that takes values from the caller's sample."""
-        out = self.new((count,))
-        fields: dict[str, float] = {"channels_out": count, "channel_offset": first}
+    def take(self, shape: Sequence[int], first: int) -> View:
+        """Append a layer that takes values ``(*shape)`` side by side from the caller's sample, from ``first`` on."""
+        out = self.new(shape)
+        fields: dict[str, float] = {"channels_out": math.prod(shape), "channel_offset": first}
         self.program.layers.append(Layer(Op.FLOAT_INPUT, output=_number(out), fields=fields))
         return out
 

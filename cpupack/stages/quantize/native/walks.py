@@ -28,6 +28,8 @@ _WIDTH = 1024
 WIDEST = 4 * _WIDTH
 """Values of a pixel."""
 _LONGEST_SIDE = 1 << 15
+_MOST_VALUES = 1 << 22
+"""A quarter of ``MOST_CHANNELS`` of kernels/engine/validate.c: float32 values of a pixel."""
 
 
 class Function(IntEnum):
@@ -296,11 +298,16 @@ def float_buffer(shape: Sequence[int]) -> Buffer | None:
     """Return a buffer of float32 values of a shape, None where no buffer has so many.
 
     Where it can be, a pixel has the values of the last dimension: then the buffer of a text that is longer has more
-    pixels, as many for each position (``forms.py``).
+    pixels, as many for each position (``forms.py``). Else there is one pixel, or one for each index of the first
+    dimensions: then all sides are products of the model's sizes (``sizes.py``).
     """
     count, last = math.prod(shape), shape[-1] if shape else 1
     if 1 <= last <= WIDEST and count // last <= _LONGEST_SIDE:
         return Buffer(count // last, 1, 4 * last, 1.0, 0, floats=True)
+    for axis in range(len(shape)):
+        pixels, values = math.prod(shape[:axis]), math.prod(shape[axis:])
+        if pixels <= _LONGEST_SIDE and values <= _MOST_VALUES:
+            return Buffer(pixels, 1, 4 * values, 1.0, 0, floats=True)
     width = min(count, _WIDTH)
     while -(-count // width) > _LONGEST_SIDE:
         width *= 2
