@@ -110,10 +110,11 @@ def transformers_module(loaded: LoadedRecipe, progress: Progress) -> nn.Module:
 
 
 def _without_cache(module: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
-    """Have a language model return no keys and values for the tokens that it would make next, unless it is asked to."""
+    """Have a language model return nothing for the tokens that it would make or read next, unless it is asked to."""
     config: Any = getattr(module, "config", None)
-    if "use_cache" not in kwargs and getattr(config, "use_cache", None):
-        config.use_cache = False
+    for name in ("use_cache", "use_mems_eval"):  # keys and values; XLNet's memories, which have the batch second
+        if name not in kwargs and getattr(config, name, None):
+            setattr(config, name, False)
     return module
 
 

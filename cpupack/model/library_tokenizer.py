@@ -6,6 +6,7 @@ which end of a long text is cut off. The library does all that when it reads a d
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,19 @@ _PROBES = (
 @dataclass(frozen=True)
 class LibraryForm:
     """What the library reads a directory as: ``content`` is a tokenizer.json, None where the file's own is the same;
-    ``cut_side`` is the end of a long text that is left out."""
+    ``cut_side`` is the end of a long text that is left out. ``typed`` says whether it makes types of tokens."""
 
     content: bytes | None
     cut_side: str | None
+    typed: bool = True
 
 
-def library_form(loaded: LoadedRecipe, path: Path, content: bytes, most: int | None, progress: Progress) -> LibraryForm:
+def library_form(
+    loaded: LoadedRecipe, path: Path, content: bytes, most: int | None, given: Collection[str], progress: Progress
+) -> LibraryForm:
     """Return how transformers reads the directory whose tokenizer.json is ``path`` with ``content``.
+
+    ``given`` are the inputs of the model.
 
     Says so where it gives other tokens than the file. A file that the recipe took from elsewhere stays as it is, and
     so does one to which the library adds tokens beyond the ``most`` that the model has.
@@ -69,23 +75,30 @@ def library_form(loaded: LoadedRecipe, path: Path, content: bytes, most: int | N
     for each in (made, own):
         each.no_padding()
         each.no_truncation()
+    typed = "token_type_ids" in found.model_input_names
+    if not typed and "token_type_ids" in given:
+        progress.warn(
+            f"[tokenizer] transformers {library.__version__} makes no token_type_ids with the {type(found).__name__} "
+            f"of {directory}, so both texts of a pair are of type 0. If the model was trained with them, name them in "
+            'tokenizer_config.json: "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]'
+        )
     other = next((text for text in _probes(own) if _tokens(made, text) != _tokens(own, text)), None)
     side = found.truncation_side if found.truncation_side in {"left", "right"} else None
     if other is None:
-        return LibraryForm(None, side)
+        return LibraryForm(None, side, typed)
     if most is not None and max(made.get_vocab(with_added_tokens=True).values(), default=-1) >= most:
         progress.warn(
             f"[tokenizer] transformers reads {path} as a {type(found).__name__} with ids that the model does not have; "
             "tokenizer.json is taken as it is. tokenizer_class in tokenizer_config.json says which class it is of"
         )
-        return LibraryForm(None, side)
+        return LibraryForm(None, side, typed)
     text = other if isinstance(other, str) else " | ".join(other)
     progress.warn(
         f"[tokenizer] {path.name} alone makes other tokens of {text!r} than transformers does with "
         "tokenizer_config.json; the wheel gets those of transformers. To keep the file's, name a copy of it in "
         "[tokenizer] source"
     )
-    return LibraryForm(made.to_str().encode(), side)
+    return LibraryForm(made.to_str().encode(), side, typed)
 
 
 def _probes(tokenizer: Any) -> list[str | tuple[str, str]]:

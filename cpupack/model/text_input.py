@@ -10,6 +10,7 @@ from cpupack.model.library_tokenizer import library_form
 from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.places import located
+from cpupack.recipe.tables.text import Tokenizer as Table
 from cpupack.runtime.errors import HostError, IntegrityError
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.spec import FILL, OF_TEXT, TaskSpec
@@ -49,17 +50,20 @@ def text_input(loaded: LoadedRecipe, signature: Signature, progress: Progress) -
     content = _read(path)
     plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
     most = specs[ids].vocabulary
-    form = library_form(loaded, path, content, most, progress)
+    form = library_form(loaded, path, content, most, specs, progress)
     padding, cut = _padding(plain, table.pad_token, path), form.cut_side or plain.own_cut_side
     if form.content is not None:
         content = form.content
         plain = _opened(content, path, TokenizerSpec(length, ids, mask, types, prefix=table.prefix))
     gap = _mask(plain, table.mask_token, path)
-    spec = TokenizerSpec(length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut, mask_id=gap)
+    spec = TokenizerSpec(
+        length, ids, mask, types, *padding, prefix=table.prefix, cut_side=cut, mask_id=gap, one_type=not form.typed
+    )
     if most is not None and plain.vocabulary > most:
         raise ModelError(
             f"[tokenizer] source: {path} gives ids up to {plain.vocabulary - 1}, and the model has {most}",
-            hint="it belongs to another model; take the tokenizer.json that was saved with this one",
+            hint="take the tokenizer.json that was saved with this model. If tokens were added to it, the model needs "
+            "a row for each: model.resize_token_embeddings(len(tokenizer)), and train those",
         )
     if length <= plain.special_tokens:
         raise RecipeError(
@@ -103,9 +107,12 @@ def with_mask(signature: Signature, text: TextInput | None) -> Signature:
     return Signature(inputs, signature.outputs)
 
 
-def with_pads(signature: Signature, text: TextInput | None) -> Signature:
-    """Return the signature with the values that the tokenizer pads its inputs with, where it does so at the end."""
-    if text is None or text.spec.side != "right":
+def with_pads(signature: Signature, text: TextInput | None, table: Table | None) -> Signature:
+    """Return the signature with the values that the tokenizer pads its inputs with, where it does so at the end.
+
+    Padding that the recipe's ``table`` has computed is none.
+    """
+    if text is None or text.spec.side != "right" or (table is not None and table.fixed_length):
         return signature
     spec = text.spec
     pads = {spec.ids: float(spec.pad_id), spec.mask: 0.0, spec.types: float(spec.pad_type_id)}

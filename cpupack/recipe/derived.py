@@ -24,6 +24,8 @@ _NO_LIMIT = 1_000_000
 """A ``model_max_length`` from here on is the library's way to say that none is known."""
 _OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl")
 """Model types whose positions begin behind that of the padding."""
+_WHOLE = ("siglip_text_model", "siglip2_text_model", "fnet")
+"""Model types whose texts are filled up to their greatest length, in training and after it, and that know no mask."""
 _LONG = 4096
 """Tokens from where on the length must be in the recipe. The scores of attention in FP32 grow with its square."""
 _SENTENCE_SETTINGS = tuple(
@@ -45,6 +47,8 @@ _OF_TEXT: dict[str, Literal["tokens", "answer", "fill"]] = {
     "ForMaskedLM": "fill",
 }
 """Kinds of tasks whose results lie in the text, by the endings of the names of classes."""
+_ENCODERS = ("DPRContextEncoder", "DPRQuestionEncoder")
+"""Classes whose only row of numbers is no row of scores."""
 _LABELS = 2
 """How many the library makes where a config does not say."""
 
@@ -176,6 +180,8 @@ def _tokenizer(
             "max_length": max_length,
             "prefix": table.prefix if "prefix" in table.model_fields_set else _prompt(root, kind),
             "pad_token": table.pad_token or _token(settings, "pad_token"),
+            "fixed_length": table.fixed_length
+            or ("fixed_length" not in table.model_fields_set and config.get("model_type") in _WHOLE),
             "mask_token": table.mask_token or _token(settings, "mask_token"),
         }
     )
@@ -249,10 +255,9 @@ def _inputs(
             hint="describe each input by an [[input]] table, or an image by [model] input_shape",
         )
     shape: list[int | str] = [tokenizer.max_length]
-    found = [
-        Input(name="input_ids", shape=shape, dtype="int64"),
-        Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2),
-    ]
+    found = [Input(name="input_ids", shape=shape, dtype="int64")]
+    if not tokenizer.fixed_length:
+        found.append(Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2))
     types = _whole(config.get("type_vocab_size")) or 0
     made = read_json(root / "tokenizer_config.json").get("model_input_names")
     untyped = isinstance(made, list) and "token_type_ids" not in made  # the second text of a pair is of type 0 too
@@ -270,6 +275,8 @@ def _meaning(recipe: Recipe, config: Mapping[str, Any], kind: str) -> dict[str, 
         kind_of := next((each for ending, each in _OF_TEXT.items() if architecture.endswith(ending)), None)
     ) is not None:
         return _of_parts(recipe, config, kind_of)
+    if architecture in _ENCODERS and recipe.task is None:
+        return {"task": Task(kind="embedding")}
     if not architecture.endswith((*_CLASSIFIERS, *_SEGMENTERS)):
         return {}
     labels = _labels_of(config)

@@ -74,7 +74,7 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
     text = text_input(loaded, signature, progress)
     check_task(task, signature, text)
     channels_last = runs_channels_last(fitted.module, signature.inputs)
-    signature = with_pads(with_mask(signature, text), text)
+    signature = with_pads(with_mask(signature, text), text, loaded.recipe.tokenizer)
     return FloatModel(
         module=fitted.module.eval(),
         signature=signature,

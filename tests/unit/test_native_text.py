@@ -282,3 +282,41 @@ def test_a_large_table_is_int8_unless_it_is_skipped() -> None:
         data = texts(LENGTH, 1, 4, 9)
         assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
     assert sizes[False] < sizes[True] - 2000 * 64 * 2
+
+
+class Disentangled(nn.Module):
+    """Scores of words beside places, and of places beside words, as DeBERTa has them: tables of places are repeated for
+    each sample, and each pair of positions takes the score of their distance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Parameter(torch.randn(2 * LENGTH, WIDTH))
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(*x.shape[:2], 4, -1).permute(0, 2, 1, 3).contiguous().view(-1, x.shape[1], WIDTH // 4)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.words(ids)
+        query, key, value = self.heads(self.query(x)), self.heads(self.key(x)), self.heads(self.value(x))
+        places = self.places.unsqueeze(0)
+        by_key, by_query = (self.heads(each(places)).repeat(len(ids), 1, 1) for each in (self.key, self.query))
+        steps = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH) + LENGTH
+        index, other = (each.unsqueeze(0).expand(query.shape[0], LENGTH, LENGTH) for each in (steps, steps.T))
+        scores = torch.bmm(query, key.transpose(-1, -2))
+        scores = scores + torch.gather(torch.bmm(query, by_key.transpose(-1, -2)), -1, index)
+        back = torch.gather(torch.bmm(key, by_query.transpose(-1, -2)), -1, other)
+        scores = (scores + back.transpose(-1, -2)).view(-1, 4, LENGTH, LENGTH) / 8
+        scores = scores.masked_fill(~mask.bool()[:, None, None], torch.finfo(torch.float32).min)
+        mixed = torch.bmm(scores.softmax(-1).view(-1, LENGTH, LENGTH), value)
+        mixed = mixed.view(-1, 4, LENGTH, WIDTH // 4).permute(0, 2, 1, 3).reshape(-1, LENGTH, WIDTH)
+        return self.head(x + mixed)[:, 0]
+
+
+def test_tables_for_each_head_that_are_repeated_for_each_sample_need_no_torch() -> None:
+    data = texts(LENGTH, 5, 1, 7, LENGTH, 3)
+    model, int8 = lowered(Disentangled(), data, bounded=True)
+    assert isinstance(int8.module, NativeModel)
+    assert {each.kernel.partition("::")[0] for each in int8.layers} == {"cpupack"}
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) >= BOUND_DB

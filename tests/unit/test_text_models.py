@@ -432,3 +432,47 @@ def test_a_gap_needs_a_token_that_stands_for_it(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '[tokenizer]\nmask_token = "owl"\n')
     with pytest.raises(RecipeError, match=r'mask_token: .* has no token "owl"'):
         loaded_model(path)
+
+
+def test_types_of_tokens_are_made_where_the_library_makes_them(tmp_path: Path) -> None:
+    """A tokenizer of no class of its own makes none since version 5, unless its file names them."""
+    path = write_project(tmp_path, "transformers", architecture="BertForSequenceClassification")
+    settings = tmp_path / "model" / "tokenizer_config.json"
+    plain = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    for more, types in (({}, 0), ({"model_input_names": names}, 1)):
+        settings.write_text(json.dumps(plain | more))
+        model = loaded_model(path)
+        found = model.signature.inputs[-1]
+        assert (found.name, found.pad) == ("token_type_ids", 0.0)  # so texts of any length have programs
+        row = rows_of(model, [("the cat", "dog")])[0]
+        assert row[2 * LENGTH + 4] == types  # [CLS] the cat [SEP] dog [SEP]
+        tokenizer = library("transformers").AutoTokenizer.from_pretrained(str(tmp_path / "model"))
+        assert ("token_type_ids" in tokenizer("the cat", "dog")) == bool(types)
+
+
+def test_a_model_that_was_trained_on_padding_reads_it(tmp_path: Path) -> None:
+    """SigLIP takes the last position, whatever the text's length: its texts are filled up, and there is no mask."""
+    transformers = library("transformers")
+    directory = tmp_path / "model"
+    config = transformers.SiglipTextConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=LENGTH, projection_size=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.SiglipTextModel(config).save_pretrained(directory)
+    write_tokenizer(directory / "tokenizer.json")
+    settings = {"pad_token": "[PAD]", "model_max_length": LENGTH, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    (tmp_path / "recipe.toml").write_text(recipe_of("transformers:model"))
+    model = loaded_model(tmp_path / "recipe.toml")
+    (ids,) = model.signature.inputs
+    assert (ids.name, ids.pad) == ("input_ids", None)
+    texts = ["cat", "the red dog sleeps"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory))
+    given = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = transformers.SiglipTextModel.from_pretrained(directory)(given).pooler_output
+        found = model.module(rows_of(model, texts))[:, -16:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -21,6 +21,9 @@ class Tokenizer(Table):
     pad_token: Text | None = None
     """The token that fills up short texts. Left out, it is what ``tokenizer.json`` says, else ``[PAD]`` or
     ``<pad>``."""
+    fixed_length: bool = False
+    """Fill each text up to ``max_length``, and compute the padding too: for models that were trained so, without a
+    mask. Left out, it is true of directories of SigLIP and FNet. Otherwise padding is not computed."""
     mask_token: Text | None = None
     """``[task] kind = "fill"``: the token that stands for a gap in a text. Left out, it is what the directory of the
     source says, else ``[MASK]`` or ``<mask>``."""

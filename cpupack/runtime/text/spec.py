@@ -24,7 +24,7 @@ class TokenizerSpec:
     Padding has the id ``pad_id`` and the type ``pad_type_id`` and goes to the ``side`` of the tokens. ``mask`` (1 for
     a token, 0 for padding) and ``types`` (0 for the first text, 1 for the second) are None for models without them.
     ``prefix`` is put before each text. ``cut_side`` is the end of a long text that is left out. ``mask_id`` is the
-    token that stands for a gap, None where none is known.
+    token that stands for a gap, None where none is known. With ``one_type`` the second text is of type 0 too.
     """
 
     max_length: int
@@ -37,6 +37,7 @@ class TokenizerSpec:
     prefix: str = ""
     cut_side: str = "right"
     mask_id: int | None = None
+    one_type: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -63,6 +64,7 @@ class TokenizerSpec:
             "prefix": self.prefix,
             "cut_side": self.cut_side,
             "mask_id": self.mask_id,
+            "one_type": self.one_type,
         }
 
     @classmethod

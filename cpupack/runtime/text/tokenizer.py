@@ -121,7 +121,8 @@ class Tokenizer:
             encoded = self._truncated(text, total, what)
         if not encoded.ids:
             raise InputError(f"{what} has no tokens, so there is nothing that the model could read")
-        return Tokens(tuple(encoded.ids), tuple(encoded.type_ids), total, given, len(self.spec.prefix), encoded)
+        types = (0,) * len(encoded.ids) if self.spec.one_type else tuple(encoded.type_ids)
+        return Tokens(tuple(encoded.ids), types, total, given, len(self.spec.prefix), encoded)
 
     def _truncated(self, text: Text, total: int, what: str) -> Any:
         most = self.spec.max_length

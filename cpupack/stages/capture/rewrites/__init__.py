@@ -18,6 +18,7 @@ from cpupack.stages.capture.rewrites.affine import (
 )
 from cpupack.stages.capture.rewrites.branches import merge_parallel_branches
 from cpupack.stages.capture.rewrites.functions import name_activations, name_norms
+from cpupack.stages.capture.rewrites.heads import part_heads
 from cpupack.stages.capture.rewrites.noops import (
     delay_squeezes,
     drop_expansions,
@@ -34,6 +35,7 @@ Rewrite = Callable[[fx.GraphModule], bool]
 REWRITES: tuple[Rewrite, ...] = (
     drop_noops,
     drop_expansions,
+    part_heads,
     merge_shape_operations,
     delay_squeezes,
     merge_shape_operations,

@@ -216,6 +216,9 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     if _norms_rows(graph, node, read):
         _norm_channels(graph, node, read, forms)
         return
+    if batch is not None and batch[:2] == read[:2] and _picks(node, read):
+        forms.given[node] = forms.moved[node] = read
+        return
     if read.axis == 0 and read.indices > 1 and scales_channels(graph, node):
         scale_channels(graph, node)
         forms.given[node] = forms.moved[node] = read
@@ -228,6 +231,18 @@ def _compute(graph: fx.GraphModule, node: fx.Node, forms: _Forms) -> None:
     replaced = {each: _whole(graph, node, each, forms) for each in node.all_input_nodes if each in forms.moved}
     node.args = map_arg(node.args, lambda each: replaced.get(each, each))
     node.kwargs = map_arg(node.kwargs, lambda each: replaced.get(each, each))
+
+
+def _picks(node: fx.Node, batch: _Batch) -> bool:
+    """Have a selection at constant places behind the batch read a moved tensor; False if it is another call."""
+    if node.target is not torch.ops.aten.index.Tensor or batch.axis != 0 or batch.indices == 1:
+        return False
+    indices: Any = node.args[1]
+    first, *places = indices
+    if first is not None or any(each is not None and each.op != "get_attr" for each in places):
+        return False
+    node.args = (node.args[0], [None, None, *places])
+    return True
 
 
 def _layer_over_frames(graph: fx.GraphModule, node: fx.Node, batch: _Batch) -> nn.Module | None:
