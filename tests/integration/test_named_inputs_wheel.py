@@ -117,7 +117,7 @@ def test_samples_of_several_sizes_are_grouped_and_near_to_fp32(runner: Runner) -
 
 
 def test_what_the_runner_refuses(runner: Runner) -> None:
-    with pytest.raises(InputError, match=r'left_height of "left" is 33, .*; the model takes left_height 32 to 128 in'):
+    with pytest.raises(InputError, match=r'left_height of "left" is 33; the model takes left_height 32 to 128 in'):
         runner.predict(sample((33, 64), (64, 64)))
     with pytest.raises(InputError, match=r'the input "right" is missing; the model takes left .*left_height'):
         runner(left=photo(32, 32)[None])
