@@ -160,6 +160,25 @@ def test_lists_are_cut_by_the_time_of_one_sample_from_the_first_on(native_dir: P
         np.testing.assert_array_equal(together, np.concatenate([runner(pixels[i : i + 1]) for i in range(5)]))
 
 
+def test_a_package_whose_files_are_links_runs(native_dir: Path, tmp_path: Path) -> None:
+    """As stores of contents lay it out: each file under the name of its hash, in one place."""
+    store, package = tmp_path / "store", tmp_path / "site/tiny_int8"
+    store.mkdir()
+    for number, path in enumerate(sorted(native_dir.rglob("*"))):
+        if path.is_file() and path.parent.name != "__pycache__":
+            copied_file = Path(shutil.copy(path, store / f"{number:064x}"))
+            there = package / path.relative_to(native_dir)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.symlink_to(copied_file)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tiny_int8").symlink_to(package)
+    for place in ("site", "other"):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / place)}
+        command = [sys.executable, "-m", "tiny_int8", "verify"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["verified"]), done.stderr
+
+
 # --- what bench says of it
 
 SHORT = ("bench", "--json", "--duration", "0.1", "--warmup", "0")

@@ -54,7 +54,7 @@ It has the import path of this process, but not the working directory, whatever 
 def measure_start(package_dir: Path, manifest: Manifest, plan: Plan) -> Start:
     """Start ``PROCESSES`` processes one after the other, and return the median of each figure. Raises RunnerError."""
     given = {
-        "path": [str(package_dir.parent.resolve()), *filter(None, sys.path)],
+        "path": [str(package_dir.parent.absolute()), *filter(None, sys.path)],
         "package": package_dir.name,
         "setting": {"threads": plan.threads, "instances": plan.instances, "batch_size": plan.batch_size},
         "inputs": [

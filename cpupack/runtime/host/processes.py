@@ -51,7 +51,7 @@ def module_command(module: str, package_dir: Path | None = None, also: Sequence[
     ``package_dir`` the module's package is the one in that directory, whatever else is installed. ``also`` is searched
     last. PYTHONPATH is the user's own choice and stays. The interpreter ends with this process. Raises HostError.
     """
-    place = "" if package_dir is None else str(package_dir.resolve())
+    place = "" if package_dir is None else str(package_dir.absolute())
     return [interpreter(), "-c", _BOOTSTRAP, str(os.getpid()), module, place, os.pathsep.join(also)]
 
 
