@@ -135,10 +135,10 @@ def size_of_arrays(inputs: Sequence[TensorSpec], sizes: OpenSizes, given: Mappin
     size = tuple(found[name][0] if name in found else least[name] for name in sizes.names)
     size = size if len(size) > 1 else (1, *size)
     if not sizes.takes(*size):
-        names = dict(zip(sizes.names, zip(sizes.least, sizes.most, sizes.multiple, strict=True), strict=False))
+        ranges = dict(zip(sizes.names, zip(sizes.least, sizes.most, sizes.multiple, strict=True), strict=False))
         if len(sizes.names) == 1:
-            names = {sizes.names[0]: (sizes.least[1], sizes.most[1], sizes.multiple[1])}
-        wrong = {name for name, (low, high, step) in names.items() if name in found
+            ranges = {sizes.names[0]: (sizes.least[1], sizes.most[1], sizes.multiple[1])}
+        wrong = {name for name, (low, high, step) in ranges.items() if name in found
                  and not (low <= found[name][0] <= high and found[name][0] % step == 0)}  # fmt: skip
         told = ", ".join(f'{name} of "{owner}" is {side}' for name, (side, owner) in found.items() if name in wrong)
         raise InputError(f"{told}; the model takes {sizes.text()}")
