@@ -168,9 +168,13 @@ def run_worker(command: Sequence[str], **options: Any) -> subprocess.CompletedPr
 
 
 def start_peer(command: Sequence[str], **options: Any) -> Any:
-    """Take the place of ``subprocess.Popen`` in ``cpupack.peers.process``: an engine of ``compare``."""
+    """Take the place of ``subprocess.Popen`` in ``cpupack.peers.process``: an engine of ``compare``.
+
+    Not inductor's, which starts compilers and processes that import what it has imported.
+    """
     module, place, also, *arguments = command[4:]
-    if place != str(_PLACES[0] / "cpupack") or not WORKERS.fits(options["env"]):
+    own = place == str(_PLACES[0] / "cpupack") and json.loads(Path(arguments[0]).read_text())["engine"] != "inductor"
+    if not own or not WORKERS.fits(options["env"]):
         return subprocess.Popen(command, **options)
     (given, stdin), (stdout, answers) = os.pipe(), os.pipe()
     streams = (given, answers, options["stderr"].fileno())
