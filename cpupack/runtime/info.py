@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-import threading
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from .manifest import Manifest, read_manifest
 from .open_sizes import OpenSizes
 from .plan import decide as planning
 from .signature import Signature
-from .threads import ThreadRefusedError, start
+from .threads import may_start
 
 _LABEL_WIDTH = 13
 _TEXT_WIDTH = 100
@@ -129,18 +127,7 @@ def _problems(manifest: Manifest, kernels: dict[str, Any] | None) -> list[str]:
 
 def _thread_problems(count: int) -> list[str]:
     """Return why as many threads as the plan has cannot run beside this one. They are started to see."""
-    gates = deque[threading.Lock]()
-    try:
-        for _ in range(count):
-            gates.append(threading.Lock())
-            gates[-1].acquire()
-            start(gates[-1].acquire)
-    except ThreadRefusedError:
-        return [why_no_thread()]
-    finally:
-        for gate in gates:
-            gate.release()
-    return []
+    return [] if may_start(count) else [why_no_thread()]
 
 
 def _torch_problems(manifest: Manifest, installed: str | None) -> list[str]:

@@ -114,3 +114,21 @@ def start(call: Callable[..., T], *arguments: Any) -> Answer[T]:
     except RuntimeError as error:  # "can't start new thread"
         raise ThreadRefusedError("the system allows no more threads") from error
     return answer
+
+
+def may_start(count: int) -> bool:
+    """Return whether the system allows ``count`` more threads at once. They are started to see, and have ended."""
+    gates, begun = deque[threading.Lock](), deque[Answer[bool]]()
+    try:
+        for _ in range(count):
+            gates.append(threading.Lock())
+            gates[-1].acquire()
+            begun.append(start(gates[-1].acquire))
+    except ThreadRefusedError:
+        return False
+    finally:
+        for gate in gates:
+            gate.release()
+        for each in begun:
+            each.exception()
+    return True

@@ -23,8 +23,11 @@ import pytest
 
 from cpupack.runtime.errors import HostError
 from cpupack.runtime.manifest import read_manifest
+from cpupack.runtime.serve.grpc_service import open_door
 from cpupack.runtime.serve.lifecycle import Server
+from cpupack.runtime.serve.metrics import Metrics
 from cpupack.runtime.serve.options import ServeOptions
+from cpupack.runtime.serve.service import Service
 from helpers.served import PHOTO, Served, run_serve, serving
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S, wait_until
@@ -166,6 +169,26 @@ def test_each_thread_that_is_refused_is_said_before_a_door_is_open(
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
     with pytest.raises(HostError, match="refuses to start another thread"):
         asyncio.run(run())
+
+
+def test_grpc_is_not_begun_where_its_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its library ends the process with SIGABRT then."""
+    started: list[object] = []
+    real = _thread.start_new_thread
+
+    def refuse_the_third(*arguments: Any) -> int:
+        started.append(arguments)
+        if len(started) == 3:
+            raise RuntimeError("can't start new thread")
+        return real(*arguments)
+
+    async def run() -> None:
+        await open_door(Service(Metrics(), None), ServeOptions(grpc_port=0), None)
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_the_third)
+    with pytest.raises(HostError, match="refuses to start another thread"):
+        asyncio.run(run())
+    assert len(started) == 3
 
 
 def test_a_port_that_is_taken(package_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,9 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from ..errors import InputError, RunnerError
+from ..errors import HostError, InputError, RunnerError
+from ..host.limits import why_no_thread
+from ..threads import may_start
 from . import protocol, tensors
 from .access_log import AccessLog, trace_ids
 from .aside import Aside
@@ -40,6 +43,8 @@ _CONTENTS = {
 }
 """The field that holds the elements of each datatype; FP16 and BF16 have only the raw form."""
 _FEWEST_STREAMS = 1024
+_GRPC_THREADS = min(16, max(4, os.cpu_count() or 1)) + 4
+"""What the library of gRPC starts by itself. It ends the process (SIGABRT) where the system refuses one of them."""
 
 
 class GrpcDoor:
@@ -55,7 +60,9 @@ class GrpcDoor:
 
 
 async def open_door(service: Service, options: ServeOptions, log: AccessLog | None) -> GrpcDoor:
-    """Start to listen. Raises InputError when the port cannot be had."""
+    """Start to listen. Raises InputError when the port cannot be had, HostError where threads are refused."""
+    if not may_start(_GRPC_THREADS):
+        raise HostError(why_no_thread())
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", options.max_body_bytes),
