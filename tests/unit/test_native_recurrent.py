@@ -191,6 +191,32 @@ def test_an_lstm_with_a_projection_is_native() -> None:
     assert db > BOUND_DB
 
 
+class Decoder(nn.Module):
+    """Writes its steps into a tensor that has the steps first, as tutorials of translation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.cell, self.last = nn.GRU(8, 20, batch_first=True), nn.GRUCell(5, 20), nn.Linear(20, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, y = self.encoder(x)[1][0], x[:, -1, :5]
+        outputs = torch.zeros(4, x.shape[0], 5)
+        for step in range(4):
+            h = self.cell(y, h)
+            y = self.last(h)
+            outputs[step] = y
+        return outputs.transpose(0, 1)
+
+
+def test_steps_that_are_written_before_the_batch_are_native() -> None:
+    db, int8, model = lowered(Decoder(), (6, 8))
+    assert isinstance(model, NativeModel)
+    assert model.head is model.tail is None
+    assert "aten" not in kernels(int8)
+    assert db > BOUND_DB
+
+
 class Measured(nn.Module):
     """Temperatures, and pressures in pascals, brought to one range by the model itself."""
 

@@ -8,6 +8,8 @@ import torch
 from torch import fx
 
 _ATEN = torch.ops.aten
+_NUMBERS: dict[Any, float] = {_ATEN.zeros.default: 0.0, _ATEN.ones.default: 1.0}
+"""What fills a tensor of given sizes, and with which number: ``outputs = torch.zeros(steps, batch, classes)``."""
 _LAYOUTS = (_ATEN.expand.default, _ATEN.repeat.default, "expand", "repeat")
 FILLS = (_ATEN.zeros_like.default, _ATEN.ones_like.default, _ATEN.full_like.default, torch.full_like)
 """What fills a tensor like another one with a number."""
@@ -31,9 +33,22 @@ def turn_constants(graph: fx.GraphModule, node: fx.Node, constants: dict[fx.Node
     node.args = fx.node.map_arg(node.args, lambda each: found.get(each, each))
 
 
+def _fill_in_front(graph: fx.GraphModule, node: fx.Node, axis: int) -> bool:
+    sizes: Any = list(node.args[0]) if isinstance(node.args[0], list | tuple) else []
+    numbers = [place for place, each in enumerate(sizes) if not isinstance(each, int)]
+    if axis == 0 or numbers != [axis] or node.kwargs.get("dtype") not in (None, torch.float32):
+        return False
+    batch = sizes.pop(axis)
+    held = _held(graph, node, 0, torch.full((1, *sizes), _NUMBERS[node.target]))
+    node.op, node.target, node.args, node.kwargs = "call_method", "expand", (held, batch, *sizes), {}
+    return True
+
+
 def lay_out_in_front(graph: fx.GraphModule, node: fx.Node, axis: int) -> bool:
     """Have a call that lays a constant out for the batch, as dimension ``axis``, lay it out in front; False if it is
     another call."""
+    if node.target in _NUMBERS:
+        return _fill_in_front(graph, node, axis)
     if node.target not in _LAYOUTS or node.kwargs or axis == 0:
         return False
     constant, *sizes = node.args
