@@ -50,6 +50,8 @@ DEMO := .demo
 KERNELS := $(foreach cpu,x86_64 aarch64,cpupack/runtime/kernels/cpupack_int8.$(cpu).so)
 # worksteal: a worker that has nothing left takes tests from the other, so that both end together.
 PYTEST = $(BIN)/python -m pytest -n $(1) --dist worksteal $(PYTEST_ARGS)
+# The tests start hundreds of processes, which may not write bytecode where PYTHONDONTWRITEBYTECODE is set.
+COMPILE = @$(BIN)/python -m compileall -q cpupack tests/helpers
 REQUIRES_TORCH := import sys, zipfile; wheels = [zipfile.ZipFile(path) for path in sys.argv[1:]]; \
   sys.exit(not any(b"\nRequires-Dist: torch" in wheel.read(name) \
   for wheel in wheels for name in wheel.namelist() if name.endswith(".dist-info/METADATA")))
@@ -120,10 +122,13 @@ lint: $(READY)
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
 
 fast: $(READY) $(KERNELS)
+	$(COMPILE)
 	$(call PYTEST,$(WORKERS)) -m "not slow"
 
+# The files that have one: each worker takes 20 s to import all the others.
 slow: $(READY) $(KERNELS)
-	$(call PYTEST,$(SLOW_WORKERS)) -m slow
+	$(COMPILE)
+	$(call PYTEST,$(SLOW_WORKERS)) -m slow $(or $(shell grep -rl --include='test_*.py' 'mark\.slow' tests),$(error no slow tests))
 
 # What cannot be had is said and skipped; kernels/check.py says what each needs. CHECK_ARGS="--required" fails then.
 CHECK = $(BIN)/python kernels/check.py $@ --workers $(WORKERS) --pip-args="$(PIP_ARGS)" $(CHECK_ARGS)

@@ -68,6 +68,7 @@ TIMED(input, (const struct step *step, struct worker *worker, const void *input,
 TIMED(floats, (const struct step *step, struct worker *worker, const void *input, float *to), (step, worker, input, to))
 TO_CALLER(global_average)
 TO_CALLER(output)
+TO_CALLER(resample)
 PLAIN(depthwise)
 PLAIN(max_pool)
 PLAIN(average_pool)
@@ -77,7 +78,6 @@ PLAIN(table)
 PLAIN(move)
 PLAIN(multiply)
 PLAIN(affine)
-PLAIN(resample)
 
 const struct kernels *__wrap_find_kernels(void) {
     static struct kernels wrapped;

@@ -33,6 +33,7 @@ BUILDER: Groups = (
 
 FOUNDATION = (
     *("accuracy", "errors", "interrupts", "layout", "meaning", "operators", "output", "progress", "scratch"),
+    "size_terms",
     "statistics",
 )
 """What any package may import. Of cpupack these import nothing but the runtime."""
@@ -75,6 +76,7 @@ RUNTIME: Groups = (
             "images",
             "engine",
             "open_sizes",
+            "open_inputs",
         ),
     ),
     ("The machine and the package", ("host", "labels", "manifest", "record")),

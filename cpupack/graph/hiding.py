@@ -19,7 +19,7 @@ BEYOND = 1e9
 """Numbers from here on hide, whatever their sign: no activation is as large."""
 LOW = -9999.0
 """Numbers down from here hide, too: the first BERT's masks are ``-10000``. As large a number with the other sign may be
-a factor of something else."""
+a factor of something else. In a tensor such numbers hide beside zeros alone."""
 _LEFT = 0.9
 """What is left of ``LOW`` at least when a score is added to it."""
 _ATEN = torch.ops.aten
@@ -65,7 +65,8 @@ def _is_beyond(graph: fx.GraphModule, operand: object) -> bool:
         held = getattr(held, name)
     if not isinstance(held, torch.Tensor) or not held.is_floating_point() or not held.numel():
         return False
-    return bool(((held.abs() >= BEYOND) | (held <= LOW)).any())
+    # A mask has zeros for what it shows. Means of channels, which a model subtracts, may be as low (pascals).
+    return bool((held.abs() >= BEYOND).any()) or bool((held <= LOW).any() and (held == 0).any())
 
 
 def ordinary(values: torch.Tensor) -> torch.Tensor:

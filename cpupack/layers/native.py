@@ -100,6 +100,8 @@ def _results(x: torch.Tensor, program: torch.Tensor, outputs: int) -> torch.Tens
 
 
 def _found(look: Look, run: _Run) -> torch.Tensor:
+    if look.layer is None and look.steps:
+        return run.values.as_strided((len(run.values), *look.sizes), (run.values.shape[1], *look.steps), look.first)
     if look.layer is None:
         return run.values[:, look.first : look.first + look.channels[1]]
     codes = codes_after(run.program, run.x, look.layer, look.shape)

@@ -16,6 +16,7 @@ from cpupack.model.carried import Carried, carrying
 from cpupack.model.leaves import leaves_of
 from cpupack.model.packed import padded_sequences
 from cpupack.model.pasts import Past
+from cpupack.runtime.open_inputs import names_of, typical_size
 from cpupack.runtime.signature import OutputSpec
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places, takes_rows
 
@@ -24,11 +25,15 @@ _DTYPES = {"float32": torch.float32, "uint8": torch.uint8, "int64": torch.int64,
 
 @dataclass(frozen=True)
 class Taken:
-    """One tensor of what a model returns: its name there, the shape of a sample, and the dimension of the batch."""
+    """One tensor of what a model returns: its name there, the shape of a sample, and the dimension of the batch.
+
+    ``whole`` is the dtype of whole numbers and truth values, None of floats.
+    """
 
     name: str
     shape: tuple[int, ...]
     axis: int = 0
+    whole: str | None = None
 
     @property
     def size(self) -> int:
@@ -40,8 +45,9 @@ class OneRow(nn.Module):
     """Takes one tensor, calls a user's model with its inputs, and returns one tensor.
 
     The tensor is that of the only float input, or a row of all inputs ``(n, values)``; images lie in it by positions,
-    channels last. The result is that of the only output in ``taken``, or a row of them. Without ``taken`` it is what
-    the model returns. Parameters, buffers and modules are the user's, with the user's names.
+    channels last. A row ends with the sizes of named dimensions, which the model does not read. The result is that of
+    the only output in ``taken``, or a row of them. Without ``taken`` it is what the model returns. Parameters, buffers
+    and modules are the user's, with the user's names.
 
     ``axes`` says in which dimension of each input the user's model has the batch; 0 everywhere without. The last inputs
     are the states of ``carried`` layers, which are no arguments of ``forward``, and so are the last outputs. With
@@ -77,10 +83,15 @@ class OneRow(nn.Module):
         """Return the same model whose packed sequences are kept padded, or not."""
         return self._changed(self._taken, packs=packs)
 
-    def _changed(self, taken: Sequence[Taken], *, packs: bool) -> OneRow:
+    def with_inputs(self, inputs: Sequence[TensorSpec]) -> OneRow:
+        """Return the same model whose inputs have other sizes of their names."""
+        return self._changed(self._taken, packs=self._packs, inputs=inputs)
+
+    def _changed(self, taken: Sequence[Taken], *, packs: bool, inputs: Sequence[TensorSpec] | None = None) -> OneRow:
         return OneRow(
-            self._user[0], self._inputs, self._names, taken, axes=self._axes, carried=self._carried, packs=packs
-        )
+            self._user[0], inputs or self._inputs, self._names, taken, axes=self._axes, carried=self._carried,
+            packs=packs,
+        )  # fmt: skip
 
     @property
     def user(self) -> nn.Module:
@@ -136,7 +147,7 @@ class OneRow(nn.Module):
             return [x]
         found = []
         for spec, place, axis in zip(self._inputs, input_places(self._inputs), self._axes, strict=True):
-            part = x if len(self._inputs) == 1 else x[:, place]
+            part = x if len(self._inputs) == 1 and not spec.names else x[:, place]
             if spec.preprocess is not None:
                 channels, height, width = spec.shape
                 part = part.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
@@ -171,12 +182,14 @@ class OneRow(nn.Module):
 
 
 def blank(inputs: Sequence[TensorSpec], batch: int) -> torch.Tensor:
-    """Return what ``OneRow`` takes: zeros, and the defaults of the inputs that have one.
+    """Return what ``OneRow`` takes: zeros, the defaults of the inputs that have one, and 1 for lengths.
 
     Raises RuntimeError where the memory does not suffice.
     """
     x = torch.zeros(batch, *engine_input_shape(inputs), dtype=torch.float32)
     if takes_rows(inputs):
         for spec, place in zip(inputs, input_places(inputs), strict=True):
-            x[:, place] = float(spec.default or 0)
+            x[:, place] = float(spec.least if spec.default is None else spec.default)
+        if count := len(names_of(inputs)):
+            x[:, -count:] = torch.tensor(typical_size(inputs)[-count:], dtype=x.dtype)
     return x

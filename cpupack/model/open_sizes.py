@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,12 +30,12 @@ _NEIGHBOURS = 4
 """Multiples of one number that a model is run at: three of them may agree by chance."""
 _SMALL = 64
 """Pixels of a side that is tried: enough that no feature map is a single pixel, for models that shrink it 32 times."""
-_LEAST_SIDE = 32
+LEAST_SIDE = 32
 """Pixels of a side at least, where the recipe does not say: smaller images are filled up."""
 
 
 def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenSizes | None:
-    """Return the sizes that a recipe's model takes, None for a recipe of one size.
+    """Return the sizes that the model of one float input takes, None for a recipe of one size.
 
     Images are multiples of the least number for which all of the model's activations grow in step with the image.
     Raises ModelError for a model that has no such number, RecipeError for [sizes] that are no multiples of it.
@@ -51,7 +53,7 @@ def open_sizes(module: nn.Module, signature: Signature, recipe: Recipe) -> OpenS
     step = _multiple(module, channels, (typical[0], typical[1]), opened)
     steps = [step if each else own for each, own in zip(opened, typical, strict=True)]
     for side, name in enumerate(SIDES):
-        least[side] = least[side] or min(typical[side], -(-_LEAST_SIDE // step) * step)
+        least[side] = least[side] or min(typical[side], -(-LEAST_SIDE // step) * step)
         given = {"max": most, "typical": typical, "min": least}
         for key, sizes in given.items():
             if sizes[side] % steps[side]:
@@ -79,15 +81,8 @@ def _named_sizes(module: nn.Module, signature: Signature, table: NamedSizes) -> 
         if sizes["min"] == sizes["max"]:
             steps[side] = sizes["max"]
             continue
-        steps[side] = step = _step(module, spec.shape, axis, name, sizes)
-        for key, size in sizes.items():
-            if size % step:
-                low = size // step * step
-                raise RecipeError(
-                    f"[sizes] {key}: a {name} of {size} is no multiple of {step}, and the model takes those alone: "
-                    f"{f'{low} or ' if low else ''}{low + step}",
-                    hint="fill inputs of other sizes up to the next multiple, or cut them, before they are predicted",
-                )
+        steps[side] = step = step_of(partial(_with_side, module, spec.shape, axis), name, sizes)
+        check_multiples(name, sizes, step)
     assert isinstance(table.min, list)
     assert isinstance(table.max, list)
     found = OpenSizes(
@@ -100,8 +95,11 @@ def _named_sizes(module: nn.Module, signature: Signature, table: NamedSizes) -> 
     return dataclasses.replace(found, outputs=_outputs(module, found, first))
 
 
-def _step(module: nn.Module, shape: tuple[int, ...], axis: int, name: str, sizes: dict[str, int]) -> int:
-    """Return the least number for which activations grow in step with a named dimension in multiples of it."""
+def step_of(batch: Callable[[int], tuple[nn.Module, torch.Tensor]], name: str, sizes: dict[str, int]) -> int:
+    """Return the least number for which activations grow in step with a named dimension in multiples of it.
+
+    ``batch`` gives a model and what it takes with a size of that name.
+    """
     low, typical = sizes["min"], sizes["typical"]
     common, failed = math.gcd(*sizes.values()), ""
     for step in sorted({*_MULTIPLES, *_HOPS, *(each for each in range(1, common + 1) if common % each == 0)}):
@@ -110,10 +108,10 @@ def _step(module: nn.Module, shape: tuple[int, ...], axis: int, name: str, sizes
         first = -(-low // step)
         found = []
         for number in (*range(first, first + _NEIGHBOURS), max(first, typical // step)):
-            own = [number * step if place == axis else each for place, each in enumerate(shape)]
+            module, given = batch(number * step)
             with watched(module) as at:
                 try:
-                    found.append(_calls(module, torch.zeros(1, *own)))
+                    found.append(_calls(module, given))
                 except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                     failed = failed or f"; at {name} = {number * step}: {describe_failure(error, at.layer)}"
                     break
@@ -124,6 +122,23 @@ def _step(module: nn.Module, shape: tuple[int, ...], axis: int, name: str, sizes
         hint=f"a layer that needs one size (a linear layer over all positions, a table of positions) fixes {name}: "
         "average over the positions before it, keep min and max within what it takes, or give the shape a number",
     )
+
+
+def _with_side(module: nn.Module, shape: tuple[int, ...], axis: int, size: int) -> tuple[nn.Module, torch.Tensor]:
+    own = [size if place == axis else each for place, each in enumerate(shape)]
+    return module, torch.zeros(1, *own)
+
+
+def check_multiples(name: str, sizes: dict[str, int], step: int) -> None:
+    """Raise RecipeError for a size of a name that is no multiple of what the model takes."""
+    for key, size in sizes.items():
+        if size % step:
+            low = size // step * step
+            raise RecipeError(
+                f"[sizes] {key}: a {name} of {size} is no multiple of {step}, and the model takes those alone: "
+                f"{f'{low} or ' if low else ''}{low + step}",
+                hint="fill inputs of other sizes up to the next multiple, or cut them, before they are predicted",
+            )
 
 
 def _goes_on(found: list[list[tuple[int, ...]]], distance: int) -> bool:
@@ -156,16 +171,26 @@ class _Results(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, torch.Tensor):
-                self.shapes.append(tuple(each.shape))
+        self.shapes += _shapes_of(func, args, result)
         return result
+
+
+def _shapes_of(func: Any, args: Any, result: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of a call's results. Raises ValueError for an adaptive pooling whose windows differ in size."""
+    found = [tuple(each.shape) for each in (result if isinstance(result, tuple | list) else (result,))
+             if isinstance(each, torch.Tensor)]  # fmt: skip
+    name = getattr(func, "__name__", "")
+    if "adaptive" in name and found and args and isinstance(args[0], torch.Tensor):
+        pooled, given = found[0], tuple(args[0].shape)
+        if any(size % own for size, own in zip(given, pooled, strict=True)):
+            raise ValueError(f"an adaptive pooling of {given[1:]} to {pooled[1:]} has windows of several sizes")
+    return found
 
 
 def output_shapes(module: nn.Module, batch: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the shape of each output of a model for a sample of a batch of images."""
     with torch.inference_mode():
-        found = module.outputs([batch]) if isinstance(module, OneRow) else [module(batch)]
+        found = module.outputs(module.tensors(batch)) if isinstance(module, OneRow) else [module(batch)]
     return [tuple(each.shape[1:]) for each in found]
 
 
@@ -249,7 +274,5 @@ class _Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, torch.Tensor):
-                self.shapes.append(tuple(each.shape))
+        self.shapes += _shapes_of(func, args, result)
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -17,7 +17,7 @@ from cpupack.model.carried import carried_states
 from cpupack.model.leaves import leaves_of
 from cpupack.model.one_row import OneRow, Taken, blank
 from cpupack.model.packed import EmptySequenceError, padded_sequences, refusing_empty
-from cpupack.model.states import batch_axes, check_states, with_state_outputs
+from cpupack.model.states import batch_axes, check_states, runs_blank, with_state_outputs
 from cpupack.model.trial_run import check_output, dtype_hint, dtype_of, run_zeros
 from cpupack.model.user_code import describe_failure
 from cpupack.progress import Progress
@@ -26,6 +26,11 @@ from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 
 _BATCH = 2
+_WHOLE = {
+    torch.bool: "bool", torch.uint8: "uint8",
+    **dict.fromkeys((torch.int8, torch.int16, torch.int32, torch.int64), "int64"),
+}  # fmt: skip
+"""What a caller gets for outputs that are no floats."""
 _TRIED_COLUMNS = 32
 """Of so many columns it is tried whether they have the same vocabulary: long ones are of words, which do."""
 
@@ -63,11 +68,14 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     else:
         axes = batch_axes(module, inputs, names)
         whole = OneRow(module, inputs, names, axes=axes)
+        inputs = _lengths_from_one(whole, inputs)
+        whole = whole.with_inputs(inputs)
     as_it_is = not Signature(inputs, (OutputSpec(OUTPUT, ()),)).takes_rows and names == [None]
     with padded_sequences() as use:
         one = run_zeros(module if as_it_is else whole, source, inputs, 1)
     if use.packs:
         whole, as_it_is = whole.packing(), False
+    as_it_is = as_it_is and not (isinstance(one, torch.Tensor) and one.dtype in _WHOLE)
     user = module if as_it_is else whole
     if isinstance(one, torch.Tensor) and as_it_is and one.ndim != 1:
         check_output(one, source, 1, None)
@@ -81,6 +89,31 @@ def fit_signature(module: nn.Module, source: str, recipe: Recipe, progress: Prog
     kept = _kept(taken, recipe.output)
     signature = Signature(with_state_outputs(inputs, kept), tuple(spec for _, spec in kept))
     return Fitted(whole.taking([each for each, _ in kept]), signature)
+
+
+def _lengths_from_one(module: OneRow, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with the note that lengths begin at 1, where the model runs with them and not with zeros.
+
+    ``gather(1, lengths - 1)`` is one way in which models read the last step of each sequence.
+    """
+    known = {each.name: dataclasses.replace(each, blank=0.0) for each in inputs if _may_be_length(each)}
+
+    def runs(some: Collection[str]) -> bool:
+        tried = tuple(known[each.name] if each.name in some else each for each in inputs)
+        with padded_sequences():
+            return runs_blank(module.with_inputs(tried), tried)
+
+    if not known or runs(()) or not runs(known):
+        return inputs
+    needed = set(known)
+    for name in known:
+        if runs(needed - {name}):
+            needed.remove(name)
+    return tuple(known[each.name] if each.name in needed else each for each in inputs)
+
+
+def _may_be_length(spec: TensorSpec) -> bool:
+    return spec.dtype == "int64" and spec.size == 1 and spec.default is None and spec.state is None and not spec.names
 
 
 def _outputs(
@@ -117,7 +150,7 @@ def _outputs(
             )
         )
         _check(name, first, second, source)
-        found.append(Taken(name, tuple(first.shape[1:]), axis))
+        found.append(Taken(name, tuple(first.shape[1:]), axis, _WHOLE.get(tensor.dtype)))
     return found
 
 
@@ -137,7 +170,7 @@ def _check(name: str, one: torch.Tensor, two: torch.Tensor, source: str) -> None
     """Raise ModelError for an output that is no float tensor with the batch first."""
     drop = f'[[output]] name = "{name}" with drop = true leaves it out'
     what = f'[model] {source}: the output "{name}"'
-    if not one.is_floating_point():
+    if not one.is_floating_point() and one.dtype not in _WHOLE:
         raise ModelError(
             f"{what} is {dtype_of(one)}; a wheel's outputs are float32", hint=f"{drop}; or {dtype_hint(one)}"
         )
@@ -177,7 +210,12 @@ def _kept(taken: Sequence[Taken], tables: Sequence[Output]) -> list[tuple[Taken,
 
 def _spec(name: str, taken: Taken, table: Output | None) -> OutputSpec:
     if table is None or table.apply is None:
-        return OutputSpec(name, taken.shape)
+        return OutputSpec(name, taken.shape, whole=taken.whole)
+    if taken.whole is not None:
+        raise RecipeError(
+            f'[[output]] "{taken.name}": {table.apply} is for scores, and the model gives {taken.whole}',
+            hint="leave apply out, or return the scores themselves",
+        )
     if table.apply == "sigmoid":
         return OutputSpec(name, taken.shape, "sigmoid")
     ranks = len(taken.shape)
@@ -234,7 +272,7 @@ def _with_blanks(module: nn.Module, signature: Signature) -> Signature:
                 "have a length of at least 1",
                 hint="set a default that leaves a step, or leave it out",
             )
-        found.append(dataclasses.replace(spec, blank=refused))
+        found.append(spec if refused is None else dataclasses.replace(spec, blank=refused))
     return Signature(tuple(found), signature.outputs)
 
 

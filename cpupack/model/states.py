@@ -32,11 +32,12 @@ def batch_axes(module: nn.Module, inputs: Sequence[TensorSpec], names: Sequence[
         return nowhere
     places = [(0, 1) if each.state is not None and len(each.shape) > 1 else (0,) for each in inputs]
     tried = itertools.islice(sorted(itertools.product(*places), key=sum), _MOST_TRIED)
-    runs = (axes for axes in tried if _runs(OneRow(module, inputs, names, axes=axes), inputs))
+    runs = (axes for axes in tried if runs_blank(OneRow(module, inputs, names, axes=axes), inputs))
     return next(runs, nowhere)
 
 
-def _runs(module: nn.Module, inputs: Sequence[TensorSpec]) -> bool:
+def runs_blank(module: nn.Module, inputs: Sequence[TensorSpec]) -> bool:
+    """Return whether a model runs on one to three samples of zeros, or what ``blank`` gives in their place."""
     try:
         with torch.no_grad():
             for batch in _BATCHES:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from cpupack.errors import ModelError
 from cpupack.recipe import Task
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks import detection, kinds
 from cpupack.runtime.tasks.base import Shapes
-from cpupack.runtime.tasks.spec import CLASSIFICATION, SETTINGS, TaskSpec, default_kind
+from cpupack.runtime.tasks.spec import CLASSIFICATION, RAW, SETTINGS, TaskSpec, default_kind
 
 _IN_IMAGES = ("detection", "keypoints")
 _COUNTED = {"regression": "value", "keypoints": "point", "multilabel": "label"}
@@ -20,13 +22,21 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     """
     outputs = {each.name: each.result_shape for each in signature.outputs}
     applied = sorted({each.apply for each in signature.outputs if each.apply in {"softmax", "sigmoid"}})
+    whole = next((each for each in signature.outputs if each.whole is not None), None)
     if task is None:
-        kind = default_kind(outputs)
+        kind = default_kind(outputs) if whole is None else RAW
         return TaskSpec.of(kind, scores="probabilities" if applied and kind == CLASSIFICATION else "logits")
     if (problem := kinds.misfit(task.kind, outputs)) is not None:
         raise ModelError(
             f'[task] kind = "{task.kind}" {problem}',
-            hint='set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
+            hint=_remedy(task.kind, outputs)
+            or 'set another kind, or "raw" for outputs as they are; docs/how-to/tasks.md says what each kind needs',
+        )
+    if whole is not None and task.kind != RAW:
+        raise ModelError(
+            f'[task] kind = "{task.kind}" is of scores or other floats, and the output "{whole.name}" is {whole.dtype}',
+            hint=f'set kind = "raw", which gives it as it is; or leave it out: [[output]] name = "{whole.name}" with '
+            "drop = true",
         )
     if task.kind in _IN_IMAGES and all(len(each.shape) < 3 for each in signature.inputs):
         raise ModelError(
@@ -48,6 +58,23 @@ def task_of(task: Task | None, signature: Signature) -> TaskSpec:
     if (wrong := kinds.wrong_setting(spec, outputs)) is not None:
         raise ModelError(f"[task] {wrong[0]} {wrong[1]}")
     return spec
+
+
+def _remedy(kind: str, outputs: Shapes) -> str | None:
+    """Return which of several outputs to leave out, and which to rename, so that the others fit a kind."""
+    wanted = ("boxes", "scores") if kind == "detection" else ("",)
+    found = [
+        names
+        for names in itertools.permutations(outputs, len(wanted))
+        if kinds.misfit(kind, {new or name: outputs[name] for new, name in zip(wanted, names, strict=True)}) is None
+    ]
+    if len(outputs) == 1 or not found:
+        return None
+    names = found[0]
+    renamed = [f'name = "{old}" with rename = "{new}"' for old, new in zip(names, wanted, strict=True) if new]
+    dropped = [f'name = "{each}" with drop = true' for each in outputs if each not in names]
+    several = f" ({len(found)} choices fit; this is the first)" if len(found) > 1 else ""
+    return f"[[output]] tables: {'; '.join([*renamed, *dropped])}{several}"
 
 
 def _layout(given: str | None, outputs: Shapes) -> str:

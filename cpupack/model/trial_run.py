@@ -130,6 +130,9 @@ def _hint(error: BaseException, at: Whereabouts, inputs: tuple[TensorSpec, ...])
         return (
             "an argument that is a tuple has an [[input]] for each entry: NAME_0, NAME_1, and NAME_0_0 inside another"
         )
+    numbers = [each.name for each in inputs if each.dtype == "int64" and each.default is None]
+    if "out of bounds" in text and takes_rows(inputs) and numbers:
+        return f"the first run is on zeros: where {' or '.join(numbers)} cannot be 0 (a length), give it default = 1"
     if takes_rows(inputs):
         return "check the shapes (without the batch dimension) and dtypes in the [[input]] tables, and [model] kwargs"
     return "check [model] input_shape (without the batch dimension) and kwargs"

@@ -56,7 +56,7 @@ def arrays_of(signature: Signature, rows: npt.NDArray[np.float32]) -> list[npt.N
     """Return the inputs ``(n, *shape)`` that lie in rows ``(n, values)``, each of its own dtype and contiguous."""
     found = []
     for spec, place in zip(signature.inputs, signature.input_places(), strict=True):
-        part = rows if len(signature.inputs) == 1 else rows[:, place]
+        part = rows[:, place]
         if spec.preprocess is not None:  # an image lies there by positions
             channels, height, width = spec.shape
             part = part.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)

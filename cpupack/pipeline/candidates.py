@@ -8,6 +8,7 @@ from pathlib import Path
 import cpupack.runtime
 from cpupack.errors import QuantizationError
 from cpupack.recipe import Recipe
+from cpupack.runtime.engine.library import describe
 from cpupack.runtime.host.cpu import ARM_ISA_LEVELS, ISA_LEVELS, detect_isa, machine
 from cpupack.targets import ENGINES, Target, arm, x86
 from cpupack.targets.engines import Engine, raced
@@ -60,10 +61,9 @@ def _for_arm(recipe: Recipe, supported_engines: Collection[str]) -> list[Target]
 def _ready(engine: Engine, cpu: str, supported_engines: Collection[str]) -> bool:
     """Return whether an engine can be built for ``cpu``. Raises QuantizationError where only its library is missing.
 
-    It would else be left out, and a checkout that was not compiled again would give wheels of another engine.
+    It would else be left out, and a checkout that was not compiled again would give wheels of another engine. An engine
+    is not supported without the library of this host, so that is asked first.
     """
-    if engine.name not in supported_engines:
-        return False
     path = engine.libraries.get(cpu)
     library = None if path is None else RUNTIME / path
     if library is not None and not library.is_file():
@@ -71,7 +71,7 @@ def _ready(engine: Engine, cpu: str, supported_engines: Collection[str]) -> bool
             f"the kernels of the engine {engine.name} for {cpu} are not built: {library} is missing",
             hint=f"in a checkout run `make kernels`, else reinstall cpupack; or set [target.{cpu}] engine to another",
         )
-    return True
+    return engine.name in supported_engines
 
 
 def _some(found: list[Target], family: str, supported_engines: Collection[str]) -> list[Target]:
@@ -144,6 +144,12 @@ def _least_isa_of_x86(isa: str) -> str:
 
 def _available(target: Target, supported_engines: Collection[str]) -> Target:
     if not _ready(target.record, target.cpu, supported_engines):
+        if target.record.loader == "native":
+            problem = describe()["problem"] or "this host does not run its kernels"
+            raise QuantizationError(
+                f'[target.{target.cpu}] engine = "{target.engine}": {problem}',
+                hint="cpupack doctor shows what runs here; or choose another engine in the recipe",
+            )
         raise QuantizationError(
             f'[target.{target.cpu}] engine = "{target.engine}" is not in this torch build '
             f"(it has {', '.join(supported_engines) or 'none'})",

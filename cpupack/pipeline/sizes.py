@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cpupack.accuracy import FloatArray
 from cpupack.artifacts import CalibratedModel, Contender, QuantizedModel, Samples
 from cpupack.errors import QuantizationError, VerificationError
 from cpupack.graph.native_model import NativeModel
+from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import output_shapes
 from cpupack.pipeline.again import capture_again
 from cpupack.pipeline.contest import Settled
@@ -28,10 +32,13 @@ from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.engine.session import Session
-from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.open_sizes import OpenSizes, Size
+from cpupack.runtime.rows import add_sizes
 from cpupack.runtime.signature import Signature, worst_sqnr_db
+from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_places
+from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, probes, same_program, sizes_of
+from cpupack.stages.quantize.native.sizes import Lowered, check_sides, same_program, sizes_of
 from cpupack.stages.script import script
 
 _LEAST_DB = 6.0
@@ -64,7 +71,7 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
         )
     sizes = prepared.model.sizes
     assert sizes is not None  # the recipe has them
-    typical = sizes.size_of(prepared.model.input_shape)
+    typical = sizes.typical(prepared.model.input_shape)
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
     asked = probes(typical, sizes)
@@ -101,25 +108,34 @@ class _AtSize:
     signature: Signature
 
 
-def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: CalibratedModel) -> _AtSize:
+def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedModel) -> _AtSize:
     """Capture and fuse the model for a size, with the weights of the typical one."""
     own = recipe.at_size(*size)
     samples = prepared.reference.samples if prepared.calibration is None else prepared.calibration
     assert prepared.model.sizes is not None  # the recipe has them
-    some = _cut(samples.spread(_SAMPLES), size, prepared.model.sizes)
-    (spec,) = prepared.model.signature.inputs
-    spec = dataclasses.replace(spec, shape=own.input_specs[0].shape, preprocess=own.input_specs[0].preprocess)
-    signature = dataclasses.replace(prepared.model.signature, inputs=(spec,))
+    inputs = tuple(
+        dataclasses.replace(spec, shape=at.shape, preprocess=at.preprocess)
+        for spec, at in zip(prepared.model.signature.inputs, own.input_specs, strict=True)
+    )
+    signature = dataclasses.replace(prepared.model.signature, inputs=inputs)
+    some = samples.spread(_SAMPLES)
+    if prepared.model.sizes.inputs:
+        rows = resized_rows(some.data, prepared.model.signature.inputs, inputs)
+        some = dataclasses.replace(some, data=rows, targets=None)
+    else:
+        some = _cut(some, size, prepared.model.sizes)
     model = dataclasses.replace(prepared.model, signature=signature)
+    if isinstance(model.module, OneRow):
+        model = dataclasses.replace(model, module=model.module.with_inputs(inputs).eval())
     batch = some.tensor(slice(None))
     with torch.inference_mode():
         answers = model.module(batch.clone()).numpy()
     shapes = output_shapes(model.module, batch)
     assert model.sizes is not None
-    if model.sizes.outputs and shapes != list(model.sizes.shapes(*size)):
+    if model.sizes.outputs and shapes != list(model.sizes.shapes(size)):
         raise QuantizationError(
             f"the model has no outputs for any size: at {model.sizes.size_text(size)} they have the shapes {shapes}, "
-            f"and other sizes say {list(model.sizes.shapes(*size))}",
+            f"and other sizes say {list(model.sizes.shapes(size))}",
             hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
         )
     outputs = tuple(
@@ -131,16 +147,35 @@ def _at(prepared: Prepared, recipe: Recipe, size: tuple[int, int], corrected: Ca
     return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
 
 
-def _cut(samples: Samples, size: tuple[int, int], sizes: OpenSizes) -> Samples:
+def _cut(samples: Samples, size: Size, sizes: OpenSizes) -> Samples:
     """Return samples of another size: their first rows and columns, again and again where they are too few."""
     axes = (1, 2) if samples.preprocess is not None else [1 + axis for axis in sizes.axes]
     data = samples.data
     for axis, wanted in zip(axes, size[-len(axes) :], strict=True):
-        data = np.take(data, np.arange(wanted) % data.shape[axis], axis=axis)
+        data = _taken(data, axis, wanted)
     return dataclasses.replace(samples, data=np.ascontiguousarray(data), targets=None)
 
 
-def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSizes) -> Lowered:
+def resized_rows(rows: FloatArray, before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> FloatArray:
+    """Return rows of inputs of another size, whose samples are cut or repeated as ``_cut`` does."""
+    found = np.zeros((len(rows), *engine_input_shape(after)), np.float32)
+    places = zip(before, input_places(before), after, input_places(after), strict=True)
+    for spec, place, wanted, there in places:
+        order = (1, 2, 0) if spec.preprocess is not None else range(len(spec.shape))  # images lie by positions
+        part = rows[:, place].reshape(-1, *(spec.shape[axis] for axis in order))
+        for number, axis in enumerate(order, 1):
+            part = _taken(part, number, wanted.shape[axis])
+        found[:, there] = part.reshape(len(rows), -1)
+    add_sizes(after, found)
+    return found
+
+
+def _taken(data: npt.NDArray[Any], axis: int, count: int) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = np.take(data, np.arange(count) % data.shape[axis], axis=axis)
+    return found
+
+
+def _lowered_of(quantized: QuantizedModel, size: Size, sizes: OpenSizes) -> Lowered:
     module = quantized.module
     if not isinstance(module, NativeModel) or not module.is_program:
         names = ", ".join(fact.name for fact in quantized.layers if fact.kernel == "aten")
@@ -149,8 +184,8 @@ def _lowered_of(quantized: QuantizedModel, size: tuple[int, int], sizes: OpenSiz
             f"the native engine does not run the whole model at {sizes.size_text(size)}: {why}",
             hint="set [sizes] min to larger sizes",
         )
-    rows, columns = (side // step for side, step in zip(size, sizes.multiple, strict=True))
-    return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+    counts = tuple(side // step for side, step in zip(size, sizes.multiple, strict=True))
+    return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
 
 
 def least_db(recipe: Recipe, *, random: bool) -> float:
@@ -161,7 +196,7 @@ def least_db(recipe: Recipe, *, random: bool) -> float:
     return min(given, _LEAST_DB)
 
 
-def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at: _AtSize, least_db: float) -> float:
+def _proven(path: Path, asked: list[Size], lowered: list[Lowered], at: _AtSize, least_db: float) -> float:
     """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
     program = read_program(path)
     assert program.sized is not None
@@ -172,6 +207,8 @@ def _proven(path: Path, asked: list[tuple[int, int]], lowered: list[Lowered], at
                 "one than its other sizes say",
                 hint="leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
             )
+    most = program.sized.sizes.range.most
+    check_sides(program.sized.alone(*most).tobytes(), program.sized.sizes.range.size_text(most))
     session = Session(program, 1)
     try:
         session.make_ready()  # as a runner does: what the typical size prepares, other sizes share

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from cpupack.recipe.lines import Key
 from cpupack.recipe.problems import Problem
 from cpupack.recipe.recipe import Recipe
-from cpupack.recipe.tables.signature import NamedSizes, Sizes
+from cpupack.recipe.tables.signature import BySide, Input, NamedSizes, Sizes
 from cpupack.recipe.view import Check, View
 from cpupack.targets.engines import ENGINES
 
 SIDES = ("height", "width")
 _MOST_NAMES = 2
+_MOST_OF_INPUTS = 4
 _EXAMPLE = '"height", "width"'
 
 
@@ -31,8 +32,10 @@ def of_typical_size(recipe: Recipe) -> Recipe:
     if recipe.sizes is None:
         return recipe
     shape = recipe.input[0].shape if recipe.input else recipe.model.input_shape or []
-    if isinstance(recipe.sizes.max, dict):
-        sizes: Sizes = _named(recipe.sizes, shape)
+    if takes_rows([each.model_dump() for each in recipe.input]):
+        sizes: Sizes = _of_inputs(recipe.sizes, recipe.input)
+    elif isinstance(recipe.sizes.max, dict):
+        sizes = _named(recipe.sizes, shape)
     else:
         least = [
             (recipe.sizes.min[side] if isinstance(recipe.sizes.min, list) else 0) if isinstance(own, str) else own
@@ -45,20 +48,45 @@ def of_typical_size(recipe: Recipe) -> Recipe:
     }
     found = recipe.model_copy(update={"sizes": sizes, "target": recipe.target.model_copy(update=targets)})
     assert isinstance(sizes.typical, list)
-    return found.at_size(sizes.typical[0], sizes.typical[1])
+    return found.at_size(*sizes.typical)
+
+
+def takes_rows(inputs: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a model with these tables of inputs takes rows of them."""
+    return len(inputs) > 1 or (len(inputs) == 1 and inputs[0].get("dtype", "float32") != "float32")
+
+
+def _of_inputs(sizes: Sizes, inputs: Sequence[Input]) -> NamedSizes:
+    """Return sizes by name, in the order in which the inputs have the names."""
+    names = tuple(dict.fromkeys(each for table in inputs for each in table.shape if isinstance(each, str)))
+    dimensions = tuple(tuple(each if isinstance(each, str) else "" for each in table.shape) for table in inputs)
+
+    def numbers(given: BySide | None) -> list[int]:
+        by_name = given if isinstance(given, dict) else dict(zip(SIDES, given or (0, 0), strict=True))
+        return [1] * (2 - len(names)) + [by_name[name] for name in names]
+
+    most, typical = numbers(sizes.max), numbers(sizes.typical or sizes.max)
+    return NamedSizes(max=most, typical=typical, min=numbers(sizes.min), names=names, dimensions=dimensions)
 
 
 def _named(sizes: Sizes, shape: Sequence[int | str]) -> NamedSizes:
     """Return sizes by name as pairs in the order of the shape."""
     places = {each: axis for axis, each in enumerate(shape) if isinstance(each, str)}
-    given = {"max": sizes.max, "typical": sizes.typical or sizes.max, "min": sizes.min}
-    pairs = {key: ([1] * (2 - len(places)) + [each[name] for name in places]) for key, each in given.items()}  # type: ignore[call-overload,index]  # _named_sizes has checked that they are tables
-    return NamedSizes(**pairs, names=tuple(places), axes=tuple(places.values()))
+
+    def pair(given: BySide | None) -> list[int]:
+        assert isinstance(given, dict)  # as _named_sizes has checked
+        return [1] * (2 - len(places)) + [given[name] for name in places]
+
+    most, typical = pair(sizes.max), pair(sizes.typical or sizes.max)
+    return NamedSizes(max=most, typical=typical, min=pair(sizes.min), names=tuple(places), axes=tuple(places.values()))
 
 
 def _sizes(view: View) -> Iterator[Problem]:
     """Check which sides are open, and that ``[sizes]`` says how large they may be."""
     shapes = _shapes(view)
+    if any(is_open(shape) for _, shape in shapes) and view.given("input") and takes_rows(view("input")):
+        yield from _sizes_of_inputs(view, shapes)
+        return
     if any(isinstance(each, str) and each not in SIDES for _, shape in shapes for each in shape):
         yield from _named_sizes(view, shapes)
         return
@@ -78,15 +106,8 @@ def _sizes(view: View) -> Iterator[Problem]:
     if not view.given("sizes"):
         yield Problem(key, "has names, and needs [sizes] with max = [HEIGHT, WIDTH], the largest images")
         return
-    if len(shapes) > 1:
-        yield Problem(key, "has names, which is for models with one input; give numbers (docs/how-to/sizes.md)")
     if view.given("model", "stream") and view("model", "stream"):
         yield Problem(("model", "stream"), "is for models of sequences, and this one takes images")
-    for index, table in enumerate(view("input") or []):
-        if table.get("dtype", "float32") != "float32":
-            yield Problem(
-                ("input", index, "dtype"), f'"{table["dtype"]}" is not that of an image of any size', "float32"
-            )
     yield from _numbers(view, shape)
     yield from _engines(view)
 
@@ -96,13 +117,6 @@ def _named_sizes(view: View, shapes: list[tuple[Key, list[int | str]]]) -> Itera
     key, shape = next((key, shape) for key, shape in shapes if is_open(shape))
     names = [each for each in shape if isinstance(each, str)]
     example = ", ".join(f"{name} = 16000" for name in dict.fromkeys(names))
-    if len(shapes) > 1:
-        yield Problem(
-            key,
-            "has names, which is for models with one input; give numbers, and pad for sequences of different lengths "
-            "(docs/how-to/sizes.md)",
-        )
-        return
     if len(set(names)) < len(names) or len(names) > _MOST_NAMES or set(names) & set(SIDES):
         yield Problem(key, f'{shape} has other names than "height" and "width" of an image, or one or two of your own')
         return
@@ -113,14 +127,53 @@ def _named_sizes(view: View, shapes: list[tuple[Key, list[int | str]]]) -> Itera
         yield Problem(("model", "stream"), "is for chunks of one length, and the shape has names; give a number")
     if view.given("input"):
         own = view("input")[0]
-        if own.get("dtype", "float32") != "float32":
-            yield Problem((*table, "dtype"), f'"{own["dtype"]}" is not that of an input with names', "float32")
         if "pad" in own:
             yield Problem((*table, "pad"), "is for a shape of numbers: an input with names is taken at its own length")
     if not view.given("sizes"):
         yield Problem(key, f"has names, and needs [sizes] with max = {{ {example} }} and min")
         return
     yield from _named_numbers(view, names, example)
+    yield from _engines(view)
+
+
+def _sizes_of_inputs(view: View, shapes: list[tuple[Key, list[int | str]]]) -> Iterator[Problem]:
+    """Check names of several inputs, or of one that is not float32."""
+    tables: list[dict[str, Any]] = view("input")
+    names = list(dict.fromkeys(each for _, shape in shapes for each in shape if isinstance(each, str)))
+    first = next(key for key, shape in shapes if is_open(shape))
+    if len(names) > _MOST_OF_INPUTS:
+        yield Problem(first, f"and the other inputs have {len(names)} names ({', '.join(names)}); four are the most")
+        return
+    for index, ((key, shape), table) in enumerate(zip(shapes, tables, strict=True)):
+        if not is_open(shape):
+            continue
+        own = {each for each in shape if isinstance(each, str)}
+        if len(own) > _MOST_NAMES:
+            yield Problem(key, f"{shape} has {len(own)} names; one input has two at most, so give one of them a number")
+        if "preprocess" in table and (
+            len(shape) != 3 or isinstance(shape[0], str) or not all(isinstance(each, str) for each in shape[1:])
+            or shape[1] == shape[2]
+        ):  # fmt: skip
+            yield Problem(key, f"{shape} is no image of any size, which is [channels, {_EXAMPLE}] with two names")
+        for other in ("pad", "state"):
+            if other in table:
+                yield Problem(
+                    ("input", index, other), "is for a shape of numbers: an input with names is taken at its own size"
+                )
+    if any("pad" in table for table in tables if not is_open(table["shape"])):
+        yield Problem(first, "has names, and another input has a pad: a model has sizes by name, or lengths")
+    if view.given("model", "stream") and view("model", "stream"):
+        yield Problem(("model", "stream"), "is for chunks of one length, and a shape has names; give numbers")
+    example = ", ".join(f"{name} = 512" for name in names)
+    if not view.given("sizes"):
+        yield Problem(first, f"has names, and needs [sizes] with max = {{ {example} }} and min")
+        return
+    if set(names) == set(SIDES) and not any(
+        isinstance(view("sizes", each), dict) for each in ("max", "typical", "min")
+    ):
+        yield from _numbers(view, [0, *SIDES])
+    else:
+        yield from _named_numbers(view, names, example)
     yield from _engines(view)
 
 

@@ -6,7 +6,7 @@ from the tables in ``tables/``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -65,6 +65,7 @@ class Recipe(Table):
 
         if self.model.input_shape is not None:
             return (TensorSpec(INPUT, _numbers(self.model.input_shape), preprocess=_spec_of(self.preprocess)),)
+        named = self.sizes.dimensions if isinstance(self.sizes, NamedSizes) else ()
         return tuple(
             TensorSpec(
                 each.name,
@@ -75,8 +76,9 @@ class Recipe(Table):
                 each.vocabulary,
                 each.pad,
                 state=each.state,
+                names=named[number] if named and any(named[number]) else (),
             )
-            for each in self.input
+            for number, each in enumerate(self.input)
         )
 
     @property
@@ -94,8 +96,11 @@ class Recipe(Table):
         ]
         return self.model_copy(update={"input": tables})
 
-    def at_size(self, height: int, width: int) -> Recipe:
+    def at_size(self, *size: int) -> Recipe:
         """Return the recipe of a model that takes images, or sequences, of one size."""
+        if isinstance(self.sizes, NamedSizes) and self.sizes.dimensions:
+            return self._inputs_at(dict(zip(self.sizes.names, size[-len(self.sizes.names) :], strict=True)))
+        height, width = size
         found = self
         axes = self.sizes.axes if isinstance(self.sizes, NamedSizes) else (-2, -1)
 
@@ -118,6 +123,18 @@ class Recipe(Table):
             cropped = self.preprocess.model_copy(update={"crop": [height, width]})
             found = found.model_copy(update={"preprocess": cropped})
         return found
+
+    def _inputs_at(self, sides: Mapping[str, int]) -> Recipe:
+        """Return the recipe whose inputs have these sizes of their names."""
+        assert isinstance(self.sizes, NamedSizes)
+        tables = []
+        for table, names in zip(self.input, self.sizes.dimensions, strict=True):
+            shape = [sides.get(name, size) for name, size in zip(names, table.shape, strict=True)]
+            changes: dict[str, Any] = {"shape": shape}
+            if table.preprocess is not None and any(names):
+                changes["preprocess"] = table.preprocess.model_copy(update={"crop": shape[1:]})
+            tables.append(table.model_copy(update=changes))
+        return self.model_copy(update={"input": tables})
 
     @property
     def engine_preprocess(self) -> PreprocessSpec | None:

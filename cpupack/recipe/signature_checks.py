@@ -260,8 +260,7 @@ def _by(size: list[int]) -> str:
 
 def _is_directory(view: View) -> bool:
     """Return whether the model's directory may say how an image becomes its input."""
-    source: str = view("model", "source")
-    return source.startswith("transformers:")
+    return str(view("model", "source")).partition(":")[0] == "transformers"
 
 
 def why_no_images(view: View) -> str | None:

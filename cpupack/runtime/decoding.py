@@ -13,16 +13,20 @@ import numpy.typing as npt
 
 from .engine.crew import Crew
 from .errors import InputError
-from .threads import Answer
+from .threads import Answer, ThreadRefusedError
 
 Load = Callable[[Any], npt.NDArray[Any]]
 
 
-def together(arrays: Iterable[npt.NDArray[Any]], most: Callable[[npt.NDArray[Any]], int]) -> Iterator[npt.NDArray[Any]]:
-    """Yield batches of arrays that follow each other and have one shape, as many as ``most`` says for it."""
+def together(
+    arrays: Iterable[npt.NDArray[Any]],
+    most: Callable[[npt.NDArray[Any]], int],
+    kind: Callable[[npt.NDArray[Any]], Any] = np.shape,
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield batches of arrays that follow each other and are of one ``kind``, as many as ``most`` says for it."""
     batch: list[npt.NDArray[Any]] = []
     for each in arrays:
-        if batch and (each.shape != batch[0].shape or len(batch) >= most(batch[0])):
+        if batch and (kind(each) != kind(batch[0]) or len(batch) >= most(batch[0])):
             yield np.stack(batch)
             batch = []
         batch.append(each)
@@ -63,7 +67,7 @@ class Decoders:
                     raise
                 raise InputError(f"input {position}: {error}") from error
 
-        crew, asked = self._crew(), weakref.ref(wanted)
+        submit, asked = self._submit(), weakref.ref(wanted)
         # One image object given twice is decoded once: Pillow and files are not made for two threads at a time.
         shared = {key for key, count in Counter(map(id, items)).items() if count > 1}
         once: dict[int, Answer[npt.NDArray[Any] | None]] = {}
@@ -71,9 +75,9 @@ class Decoders:
         def decode(position: int) -> Answer[npt.NDArray[Any] | None]:
             key = id(items[position])
             if key not in shared:
-                return crew.submit(one, position, asked)
+                return submit(one, position, asked)
             if key not in once:
-                once[key] = crew.submit(one, position, asked)
+                once[key] = submit(one, position, asked)
             return once[key]
 
         decoding = deque(decode(position) for position in range(min(ahead, len(items))))
@@ -91,8 +95,21 @@ class Decoders:
         for crew in list(self._crews.values()):
             crew.close()
 
+    def _submit(self) -> Callable[..., Answer[Any]]:
+        """Return what gives a call to the threads. Where the system refuses them the caller decodes by itself."""
+        try:
+            return self._crew().submit
+        except ThreadRefusedError:
+            return _at_once
+
     def _crew(self) -> Crew:
         found = self._crews.get(Decoders)
         if found is None:  # two threads may both come here: the first crew is kept, the other one ends
             found = self._crews.setdefault(Decoders, Crew(self._count))
         return found
+
+
+def _at_once(call: Callable[..., Any], *arguments: Any) -> Answer[Any]:
+    answer: Answer[Any] = Answer()
+    answer.run(call, arguments)
+    return answer

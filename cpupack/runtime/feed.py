@@ -11,6 +11,8 @@ import numpy.typing as npt
 from . import rows
 from .images.inputs import model_input
 from .images.spec import PreprocessSpec
+from .open_inputs import size_of_row
+from .open_sizes import Size
 from .signature import Signature
 from .text.made_up import text_batch
 from .text.tokenizer import Tokenizer
@@ -32,18 +34,21 @@ class Feed:
             return batch.transpose(0, 3, 1, 2)  # unchanged: the kernels add the mask while they read
         return model_input(batch, self.spec, pixel_input=self.pixel_input)
 
-    def image_size(self, batch: npt.NDArray[Any]) -> tuple[int, int] | None:
-        """Return the height and width of a batch of images that ``ready`` takes, or both sides of sequences.
-
-        None for a package of one size.
-        """
+    def size_of(self, batch: npt.NDArray[Any]) -> Size | None:
+        """Return the size of the samples of a batch that ``ready`` takes; None for a package of one size."""
         sizes = self.signature.sizes
         if sizes is None:
             return None
         if not sizes.is_image:
-            return sizes.size_of(batch.shape[1:])
+            return sizes.size_in(batch)
         first = 1 if self.spec is not None and batch.dtype == np.uint8 else 2
         return batch.shape[first], batch.shape[first + 1]
+
+    def kind(self, sample: npt.NDArray[Any]) -> Any:
+        """Return what samples must have in common to be in one batch: their dtype, shape and size."""
+        sizes = self.signature.sizes
+        own = None if sizes is None or not sizes.inputs else size_of_row(sample, len(sizes.names))
+        return sample.dtype, sample.shape, own
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""

@@ -128,9 +128,7 @@ def _problems(manifest: Manifest, kernels: dict[str, Any] | None) -> list[str]:
 
 
 def _thread_problems(count: int) -> list[str]:
-    """Return why as many threads as the plan has cannot run at once. They are started to see."""
-    if count == 1:
-        return []  # the caller's own thread computes
+    """Return why as many threads as the plan has cannot run beside this one. They are started to see."""
     gates = deque[threading.Lock]()
     try:
         for _ in range(count):

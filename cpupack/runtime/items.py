@@ -119,7 +119,7 @@ def _pixels(spec: TensorSpec, value: Any) -> Array:
 
     assert spec.preprocess is not None
     pixels = load_pixels(value, spec.preprocess)
-    if pixels.shape != spec.pixel_shape:
+    if pixels.shape != spec.pixel_shape and not spec.names:
         raise InputError(
             f"image is {pixels.shape} (height, width, channels) after preprocessing; the model takes {spec.pixel_shape}"
         )

@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import UnionType
@@ -15,7 +14,6 @@ from typing import Any
 
 from .errors import IntegrityError
 from .files import BUILD_NAME, MANIFEST_NAME, ROOT_NAME
-from .threads import ThreadRefusedError, start
 
 MANIFEST_SCHEMA = 1
 
@@ -312,30 +310,15 @@ def check_files(package_dir: Path, manifest: Manifest, without: Collection[Path]
             raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
 
 
-@contextmanager
-def hashed_meanwhile(package_dir: Path, manifest: Manifest, paths: Collection[Path]) -> Iterator[None]:
-    """Hash ``paths`` of the package in another thread while the block runs, and compare them with the manifest.
+def check_left_out(package_dir: Path, manifest: Manifest, paths: Collection[Path]) -> None:
+    """Compare the hashes of the files that ``check_files`` was called ``without``.
 
-    Raises IntegrityError naming a file that differs, in place of any error of the block.
+    Raises IntegrityError naming a file that differs.
     """
-
-    def compare() -> None:
-        for path in paths:
-            entry = manifest.files[path.relative_to(package_dir).as_posix()]
-            try:
-                same = hash_file(path) == entry.sha256
-            except OSError:
-                same = False
-            if not same:
-                raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")
-
-    try:
-        compared = start(compare)
-    except ThreadRefusedError:
-        compare()
-        yield
-        return
-    try:
-        yield
-    finally:
-        compared.result()
+    for path in paths:
+        try:
+            same = hash_file(path) == manifest.files[path.relative_to(package_dir).as_posix()].sha256
+        except OSError:
+            same = False
+        if not same:
+            raise IntegrityError(f"{path} is not the file that was built; reinstall {manifest.name}")

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, IntegrityError
+from .open_inputs import OpenInput, names_of, size_of_row, typical_size
 
 if TYPE_CHECKING:
     from .manifest import Manifest
 
 SIDES = ("height", "width")
-Terms = tuple[int, int, int, int]
-"""``(a, b, c, d)`` of a number that is ``a + b * rows + c * columns + d * rows * columns``, where rows and columns are
-the height and the width in multiples of what the model takes. With one named dimension the number is
-``a + c * columns + d * columns ** 2``."""
+Size = tuple[int, ...]
+"""Height and width, or a number for each name. With one name alone it is ``(1, number)``."""
+Terms = tuple[int, ...]
+"""How a number changes with the size: it is the sum of these terms, each times one of ``OpenSizes.powers``. Of images
+they are ``(a, b, c, d)`` of ``a + b * rows + c * columns + d * rows * columns``, where rows and columns are the height
+and the width in multiples of what the model takes. With one name the number is ``a + c * columns + d * columns**2``."""
 IMAGE_AXES = (1, 2)
 
 
@@ -30,26 +36,35 @@ class OpenSizes:
     ``outputs`` has the shape of each output of a model that gives several, ``()`` for one, whose shape is the engine's.
     Of an array that is no image, ``names`` are those of its one or two dimensions that may differ, at ``axes`` of a
     sample, and ``shape`` is a sample of the typical size. With one name the first side is always 1, and has no axis.
+    Of a model that takes rows of its inputs, ``inputs`` are these in place of ``axes`` and ``shape``.
     """
 
-    least: tuple[int, int]
-    most: tuple[int, int]
-    multiple: tuple[int, int]
+    least: Size
+    most: Size
+    multiple: Size
     outputs: tuple[tuple[Terms, ...], ...] = ()
     names: tuple[str, ...] = SIDES
     axes: tuple[int, ...] = IMAGE_AXES
     shape: tuple[int, ...] = ()
+    inputs: tuple[OpenInput, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.names) == len(self.axes) <= 2 or not (self.shape or self.names == SIDES):
+        if self.inputs:
+            if self.axes or self.shape or names_of(self.inputs) != self.names:
+                raise ValueError(f"the names {self.names} are not those of the inputs")
+        elif not 1 <= len(self.names) == len(self.axes) <= 2 or not (self.shape or self.names == SIDES):
             raise ValueError(f"the dimensions {self.names} of {self.shape} are at {self.axes}")
         if self.shape and not all(0 <= axis < len(self.shape) for axis in self.axes):
             raise ValueError(f"a sample of the shape {self.shape} has no dimensions {self.axes}")
         if len(self.names) == 1 and (self.least[0], self.most[0], self.multiple[0]) != (1, 1, 1):
             raise ValueError(f"{self.names[0]} is one dimension, and {self.most} are two")
+        if len(self.least) != max(2, len(self.names)):
+            raise ValueError(f"{self.least} has no number for each dimension of {self.names}")
         for low, high, step in zip(self.least, self.most, self.multiple, strict=True):
             if not 1 <= step <= low <= high or low % step or high % step:
                 raise ValueError(f"sizes from {self.least} to {self.most} are no multiples of {self.multiple}")
+        if any(len(one) != len(self.products) for each in self.outputs for one in each):
+            raise ValueError(f"a number that changes with the size has {len(self.products)} terms")
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OpenSizes:
@@ -58,7 +73,9 @@ class OpenSizes:
         names = tuple(str(each) for each in raw.get("names", SIDES))
         axes = tuple(int(each) for each in raw.get("axes", IMAGE_AXES))
         shape = tuple(int(each) for each in raw.get("shape", ()))
-        return cls(_pair(raw["least"]), _pair(raw["most"]), _pair(raw["multiple"]), outputs, names, axes, shape)
+        inputs = tuple(OpenInput.from_dict(each) for each in raw.get("inputs", ()))
+        least, most, multiple = (_numbers(raw[each]) for each in ("least", "most", "multiple"))
+        return cls(least, most, multiple, outputs, names, () if inputs else axes, shape, inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -67,29 +84,73 @@ class OpenSizes:
         }  # fmt: skip
         if self.shape:
             found |= {"names": list(self.names), "axes": list(self.axes), "shape": list(self.shape)}
+        if self.inputs:
+            found |= {"names": list(self.names), "inputs": [each.to_dict() for each in self.inputs]}
         return found | ({"outputs": [[list(one) for one in each] for each in self.outputs]} if self.outputs else {})
 
     @property
     def is_image(self) -> bool:
         """Whether a sample is an image, ``(channels, height, width)``."""
-        return not self.shape
+        return not self.shape and not self.inputs
 
-    def size_of(self, shape: Sequence[int]) -> tuple[int, int]:
+    @cached_property
+    def products(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Return the places in a size whose numbers ``powers`` multiplies for each term, None for a term without use.
+
+        Names have products with each other where one input has both, or where each is the only one of an input, as
+        queries and keys. Such a name has a square: attention of all positions to all.
+        """
+        if len(self.names) == 1:
+            return (), None, (1,), (1, 1)
+        own = [tuple(sorted({self.names.index(name) for name in each.names if name})) for each in self.inputs]
+        alone = {each[0] for each in own if len(each) == 1}
+        groups = [*own, tuple(sorted(alone))] if self.inputs else [(0, 1)]
+        pairs = {pair for group in groups for pair in combinations(group, 2)} | {(each, each) for each in alone}
+        return (), *((each,) for each in range(len(self.names))), *sorted(pairs)
+
+    def powers(self, size: Sequence[int]) -> list[int]:
+        """Return what the terms of a number are multiplied by for a size."""
+        counts = [each // step for each, step in zip(size, self.multiple, strict=True)]
+        return [0 if each is None else math.prod(counts[place] for place in each) for each in self.products]
+
+    def size_of(self, shape: Sequence[int]) -> Size:
         """Return both sides of a sample of a shape. The first side of a sample with one dimension is 1."""
         sides = [shape[axis] for axis in self.axes]
         return (sides[0], sides[1]) if len(sides) == 2 else (1, sides[0])
 
-    def shape_at(self, shape: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
+    def size_in(self, batch: npt.NDArray[Any]) -> Size:
+        """Return the size of the samples of a batch: images ``(n, channels, height, width)``, arrays, or rows."""
+        if self.inputs:
+            return size_of_row(batch[0], len(self.names))
+        return self.size_of([int(each) for each in batch.shape[1:]])
+
+    def typical(self, shape: Sequence[int]) -> Size:
+        """Return the typical size, of which a sample has this shape."""
+        return typical_size(self.inputs) if self.inputs else self.size_of(shape)
+
+    def shape_at(self, shape: Sequence[int], size: Size) -> tuple[int, ...]:
         """Return the shape of a sample with other sides. -1 is a side that is not known."""
         found = list(shape)
         for axis, side in zip(self.axes, size[-len(self.axes) :], strict=True):
             found[axis] = side
         return tuple(found)
 
+    def input_at(self, number: int, size: Size) -> tuple[int, ...]:
+        """Return the shape of a sample of one of ``inputs`` at a size."""
+        sides = dict(zip(self.names, size[-len(self.names) :], strict=True))
+        own = self.inputs[number]
+        return tuple(sides.get(name, given) for name, given in zip(own.names, own.shape, strict=True))
+
     def open_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of a sample with -1 for sides that may differ."""
-        height, width = (low if low == high else -1 for low, high in zip(self.least, self.most, strict=True))
-        return self.shape_at(shape, (height, width))
+        return self.shape_at(shape, self._open())
+
+    def open_input(self, number: int) -> tuple[int, ...]:
+        """Return the shape of a sample of one of ``inputs`` with -1 for sides that may differ."""
+        return self.input_at(number, self._open())
+
+    def _open(self) -> Size:
+        return tuple(low if low == high else -1 for low, high in zip(self.least, self.most, strict=True))
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Return whether a sample of a shape is taken as it is. Only for what is no image."""
@@ -106,13 +167,16 @@ class OpenSizes:
         if not shape[0]:
             raise InputError(f"{got}, an empty batch; expected {wanted} and n >= 1")
 
-    def engine_shape(self, channels: int, size: tuple[int, int]) -> tuple[int, int, int]:
+    def engine_shape(self, channels: int, size: Size) -> tuple[int, int, int]:
         """Return what the engine reads for a sample of a size: channels, height and width, or values in a row.
 
         ``channels`` are those of an image.
         """
+        if self.inputs:
+            values = sum(math.prod(self.input_at(number, size)) for number in range(len(self.inputs)))
+            return values + len(self.names), 1, 1
         if self.is_image:
-            return channels, *size
+            return channels, size[0], size[1]
         shape = self.shape_at(self.shape, size)
         return (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
 
@@ -125,18 +189,14 @@ class OpenSizes:
             words[1 + axis] = name if low != high else str(low)
         return f"({', '.join(words)})"
 
-    def shapes(self, height: int, width: int) -> tuple[tuple[int, ...], ...]:
-        """Return the shape of each of ``outputs`` for an image of a size."""
-        rows, columns = height // self.multiple[0], width // self.multiple[1]
-        if len(self.names) == 1:
-            return tuple(tuple(a + c * columns + d * columns**2 for a, _, c, d in each) for each in self.outputs)
-        return tuple(
-            tuple(a + b * rows + c * columns + d * rows * columns for a, b, c, d in each) for each in self.outputs
-        )
+    def shapes(self, size: Size) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of each of ``outputs`` for a size."""
+        powers = self.powers(size)
+        return tuple(tuple(sum(map(operator.mul, one, powers)) for one in each) for each in self.outputs)
 
-    def takes(self, height: int, width: int) -> bool:
-        """Return whether the model takes images of a size as they are."""
-        given = zip((height, width), self.least, self.most, self.multiple, strict=True)
+    def takes(self, *size: int) -> bool:
+        """Return whether the model takes inputs of a size as they are."""
+        given = zip(size, self.least, self.most, self.multiple, strict=True)
         return all(low <= size <= high and size % step == 0 for size, low, high, step in given)
 
     def filled(self, height: int, width: int) -> tuple[int, int]:
@@ -170,10 +230,10 @@ class OpenSizes:
 
     def text(self) -> str:
         """Return the sizes in words."""
-        first = 2 - len(self.names)
+        first = len(self.least) - len(self.names)
         return ", ".join(f"{name} {self.side_text(side)}" for side, name in enumerate(self.names, first))
 
-    def size_text(self, size: tuple[int, int]) -> str:
+    def size_text(self, size: Size) -> str:
         """Return one size in words: ``512 x 1024`` of an image, ``time 16000`` of what has a name."""
         if self.is_image:
             return f"{size[0]} x {size[1]}"
@@ -193,12 +253,10 @@ def open_sizes_of(manifest: Manifest) -> OpenSizes | None:
 
 def terms_of(raw: Sequence[Any]) -> Terms:
     """Return the terms of a number from a list of them. Raises ValueError or TypeError on damage."""
-    a, b, c, d = (int(each) for each in raw)
-    return a, b, c, d
+    return tuple(int(each) for each in raw)
 
 
-def _pair(raw: Any) -> tuple[int, int]:
-    first, second = raw
-    if not all(type(each) is int for each in (first, second)):
-        raise ValueError(f"{raw!r} is no height and width")
-    return first, second
+def _numbers(raw: Any) -> Size:
+    if not isinstance(raw, list | tuple) or len(raw) < 2 or not all(type(each) is int for each in raw):
+        raise ValueError(f"{raw!r} is no height and width, and no number for each name")
+    return tuple(raw)

@@ -12,8 +12,18 @@ from .arrays import MOST_FLOAT, is_finite, of_tensor
 from .errors import InputError
 from .images.inputs import random_input
 from .images.spec import normalize
+from .open_inputs import names_of, typical_size
+from .open_sizes import OpenSizes, Size
 from .signature import Array, Floats, Signature
-from .tensor_spec import LARGEST_EXACT, TensorSpec, batch_text, takes_rows
+from .tensor_spec import (
+    LARGEST_EXACT,
+    TensorSpec,
+    batch_text,
+    engine_input_shape,
+    input_places,
+    open_shape,
+    takes_rows,
+)
 
 _SOME_IDS = 256
 """How many ids random values have where any whole number is fine."""
@@ -52,15 +62,18 @@ def _once(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
 
 
 def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool = True) -> Floats:
-    """Return the rows ``(n, values)`` of a batch, from what a caller hands in for each input.
+    """Return the rows ``(n, values)`` of a batch, from what a caller hands in for each input. Samples have one size.
 
     Raises InputError, which names the input, for one that is missing, of another dtype or shape, of another number of
     samples, or with values that the model does not take.
     """
+    inputs = signature.inputs
+    if signature.sizes is not None and signature.sizes.inputs:
+        given = {each.name: array_of(each, given[each.name]) for each in signature.inputs if each.name in given}
+        size = size_of_arrays(signature.inputs, signature.sizes, given)
+        inputs = signature.inputs_of_size(size)
     arrays = {
-        each.name: batch_of(each, given[each.name], check_finite=check_finite)
-        for each in signature.inputs
-        if each.name in given
+        each.name: batch_of(each, given[each.name], check_finite=check_finite) for each in inputs if each.name in given
     }
     missing = [each for each in signature.inputs if each.name not in given and each.default is None]
     if missing or not arrays:
@@ -72,10 +85,59 @@ def pack(signature: Signature, given: Mapping[str, Any], *, check_finite: bool =
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"the inputs have different numbers of samples: {told}")
     (count,) = set(counts.values())
-    rows = np.empty((count, *signature.engine_input_shape), np.float32)
-    for spec, place in zip(signature.inputs, signature.input_places(), strict=True):
+    rows = np.empty((count, *engine_input_shape(inputs)), np.float32)
+    for spec, place in zip(inputs, input_places(inputs), strict=True):
         rows[:, place] = spec.default if spec.name not in arrays else flat(spec, arrays[spec.name])
+    add_sizes(inputs, rows)
     return rows
+
+
+def add_sizes(inputs: Sequence[TensorSpec], rows: Floats) -> None:
+    """Write the size of each name of inputs to the ends of rows, in place."""
+    if count := len(names_of(inputs)):
+        rows[:, -count:] = typical_size(inputs)[-count:]
+
+
+def size_of_arrays(inputs: Sequence[TensorSpec], sizes: OpenSizes, given: Mapping[str, Array]) -> Size:
+    """Return the size that batches of inputs have. A name of no input that is given has its least size.
+
+    Raises InputError where two inputs disagree, naming both, and for a size that the model does not take.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for spec in inputs:
+        if spec.name not in given or not spec.names:
+            continue
+        array = given[spec.name]
+        names = spec.names
+        if spec.pixel_shape is not None and array.dtype == np.uint8:
+            names = (*names[1:], names[0])
+        if array.ndim != 1 + len(names):
+            known = zip(names, open_shape(spec), array.shape, strict=False)
+            alone = array.ndim == len(names) and all(name or size == side for name, size, side in known)
+            missing = f"; add the batch dimension: {spec.name}[None]" if alone else ""
+            raise InputError(
+                f'input "{spec.name}": got {array.dtype} {array.shape}; expected {spec.dtype} '
+                f"{batch_text(open_shape(spec))} with {sizes.text()}{missing}"
+            )
+        for name, side in zip(names, array.shape[1:], strict=True):
+            if not name:
+                continue
+            other, owner = found.setdefault(name, (side, spec.name))
+            if other != side:
+                twice = f'input "{spec.name}": got {array.dtype} {array.shape}, which has'
+                where = f'is {other} in the input "{owner}" and {side} in "{spec.name}"'
+                raise InputError(
+                    f"{twice} {name} {other} and {side}; both are one size"
+                    if owner == spec.name
+                    else f"{name} {where}; inputs that share a name have the same size in a sample"
+                )
+    least = dict(zip(sizes.names, sizes.least[-len(sizes.names) :], strict=True))
+    size = tuple(found[name][0] if name in found else least[name] for name in sizes.names)
+    size = size if len(size) > 1 else (1, *size)
+    if not sizes.takes(*size):
+        told = ", ".join(f'{name} of "{owner}" is {side}' for name, (side, owner) in found.items())
+        raise InputError(f"{told}; the model takes {sizes.text()}")
+    return size
 
 
 def flat(spec: TensorSpec, batch: Array) -> Array:
@@ -196,7 +258,7 @@ def _check_values(spec: TensorSpec, array: Array, *, check_finite: bool) -> None
 
 
 def check_blank(spec: TensorSpec, array: Array) -> None:
-    """Raise InputError for a sample that leaves a packed sequence no step, as torch itself does."""
+    """Raise InputError for a sample that leaves a sequence no step, as torch itself does."""
     if spec.blank is None:
         return
     blank = (array == spec.blank).reshape(len(array), -1).all(axis=1)
@@ -204,7 +266,7 @@ def check_blank(spec: TensorSpec, array: Array) -> None:
         what = f"{spec.blank:g}" if spec.size == 1 else f"{spec.blank:g} in every place"
         raise InputError(
             f'input "{spec.name}": sample {int(blank.argmax())} has {what}, which makes a sequence without a step; '
-            "the model packs its sequences (pack_padded_sequence), and each must have a length of at least 1"
+            "the model packs its sequences, or reads the last step of each, and each has a length of at least 1"
         )
 
 
@@ -236,7 +298,10 @@ def random_engine_input(
 def random_rows(inputs: Sequence[TensorSpec], generator: np.random.Generator, count: int) -> Floats:
     """Return rows with values that the model takes: ids of its vocabulary, random pixels, masks of mostly ones."""
     parts = [flat(each, random_batch(each, generator, count)) for each in inputs]
-    return np.concatenate([np.asarray(each, np.float32) for each in parts], axis=1)
+    parts.append(np.empty((count, len(names_of(inputs))), np.float32))
+    rows = np.concatenate([np.asarray(each, np.float32) for each in parts], axis=1)
+    add_sizes(inputs, rows)
+    return rows
 
 
 def random_batch(spec: TensorSpec, generator: np.random.Generator, count: int) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from .images.inputs import mask_value, mean_color
 from .images.spec import PreprocessSpec
 from .items import load_row
 from .labels import read_labels
-from .manifest import Manifest, check_files, hashed_meanwhile, read_manifest
-from .open_sizes import OpenSizes, open_sizes_of
+from .manifest import Manifest, check_files, check_left_out, read_manifest
+from .open_sizes import OpenSizes, Size, open_sizes_of
 from .plan import decide as planning
 from .plan.table import model_digest
 from .signature import Signature, signature_of
@@ -104,9 +105,8 @@ class Runner:
         mask = mask_value(self._spec) if self._spec is not None and self.manifest.pixel_input else None
         self._decoders = Decoders(self.plan.threads * self.plan.instances)
         with ExitStack() as opened:
-            with hashed_meanwhile(package_dir, self.manifest, aside if check else ()):
-                self.pool = InstancePool(model, engine, self.plan.threads, self.plan.instances, self.plan.cpus, mask)
-                opened.callback(self.pool.close)
+            self.pool = self._pool(model, engine, mask, aside if check else ())
+            opened.callback(self.pool.close)
             self._feed = Feed(
                 self.signature, self._spec, self.tokenizer, self.manifest.pixel_input, self.pool.takes_rgb
             )
@@ -116,6 +116,19 @@ class Runner:
                 for size in sorted({1, self.plan.batch_size}):
                     self.pool.warm(self.example(size))
             opened.pop_all()
+
+    def _pool(self, model: Path, engine: str, mask: int | None, unchecked: Sequence[Path]) -> InstancePool:
+        """Return the pool. The ``unchecked`` files are hashed while its threads load, by this one, which only waits."""
+
+        def compare() -> None:
+            check_left_out(self._package_dir, self.manifest, unchecked)
+
+        plan = self.plan
+        try:
+            return InstancePool(model, engine, plan.threads, plan.instances, plan.cpus, mask, compare)
+        except RunnerError:
+            compare()  # a file that is not the one built fails in many ways: say that
+            raise
 
     @keeps_theirs
     def predict(self, inputs: Any, top_k: int = 5, batch_size: int | None = None) -> Any:
@@ -143,17 +156,31 @@ class Runner:
         self.pool.check_usable()  # before threads for decoding, which a forked child could not start
         if self.answers.needs_frames:
             items = [_readable_twice(item, self.answers.image_name) for item in items]
+        sizes = deque[Size | None]()
         if len(items) == 1:
-            batches = iter([self._spread.alone(self.load(items[0])[None])])
+            loaded = self.load(items[0])[None]
+            sizes.append(self._feed.size_of(loaded))
+            batches = iter([self._spread.alone(loaded)])
         else:
             size = batch_size or self._spread.share(len(items), FILE_TURNS)
             ahead = size * (self.plan.instances + 1)  # enough for every instance to find its next batch ready
-            decoded = self._decoders.each(items, self.load, ahead=ahead)
-            batches = self._spread.run(together(decoded, lambda one: self._spread.most(one[None], size)), size)
+            decoded = self._sized(self._decoders.each(items, self.load, ahead=ahead), sizes)
+            batches = self._spread.run(
+                together(decoded, lambda one: self._spread.most(one[None], size), self._feed.kind), size
+            )
         # Each batch becomes results when it is there: maps of many images would not fit into memory together.
         each = (row for batch in batches for row in batch)
-        found = [self.present(row, self.answers.frame(item), top_k) for item, row in zip(items, each, strict=True)]
+        found = [
+            self.present(row, self.answers.frame(item), top_k, sizes.popleft())
+            for item, row in zip(items, each, strict=True)
+        ]
         return found if many else found[0]
+
+    def _sized(self, samples: Iterator[npt.NDArray[Any]], sizes: deque[Size | None]) -> Iterator[npt.NDArray[Any]]:
+        """Yield samples, and append the size of each to ``sizes``."""
+        for each in samples:
+            sizes.append(self._feed.size_of(each[None]))
+            yield each
 
     @keeps_theirs
     def embed(self, inputs: Any, batch_size: int | None = None) -> npt.NDArray[np.float32]:
@@ -185,9 +212,20 @@ class Runner:
         self.tokenizer.warn_if_truncated([new for old, new in zip(items, found, strict=True) if new is not old])
         return found
 
-    def present(self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int) -> Any:
-        """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``."""
-        size = (frame.input_height, frame.input_width) if isinstance(frame, Frame) else None
+    def size_of(self, sample: npt.NDArray[Any]) -> Size | None:
+        """Return the size of a sample as ``load`` gives it; None for a package of one size."""
+        return self._feed.size_of(sample[None])
+
+    def kind_of(self, sample: npt.NDArray[Any]) -> Any:
+        """Return what samples as ``load`` gives them must have in common to be in one batch."""
+        return self._feed.kind(sample)
+
+    def present(
+        self, row: npt.NDArray[np.float32], frame: Frame | Tokens | None, top_k: int, size: Size | None = None
+    ) -> Any:
+        """Return what ``predict`` gives for one row of the engine's output. ``frame`` is that of ``answers.frame``, and
+        ``size`` that of the sample.
+        """
         outputs = {name: each[0] for name, each in self.signature.of_size(size).unpack(row[None]).items()}
         return self.answers.result(outputs, frame, top_k)
 
@@ -217,7 +255,7 @@ class Runner:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
             batch = self._only(*given.values())
-        result = self.signature.of_size(self._feed.image_size(batch)).result(self._spread.outputs(batch))
+        result = self.signature.of_size(self._feed.size_of(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
         if isinstance(result, dict):

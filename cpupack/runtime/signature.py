@@ -20,7 +20,8 @@ from .accuracy import sqnr_db
 from .errors import IntegrityError
 from .images.spec import PreprocessSpec
 from .manifest import Manifest
-from .open_sizes import OpenSizes, open_sizes_of
+from .open_inputs import inputs_with_names, names_of
+from .open_sizes import OpenSizes, Size, open_sizes_of
 from .proposals import in_order, nearest_rows, of_boxes
 from .tensor_spec import (
     TensorSpec,
@@ -34,6 +35,8 @@ from .tensor_spec import (
 )
 
 APPLY = ("softmax", "sigmoid", "argmax")
+WHOLE = ("int64", "uint8", "bool")
+"""The dtypes of outputs that are no floats."""
 INPUT, OUTPUT = "input", "output"
 """Names of the only input and the only output where nobody named them."""
 
@@ -47,7 +50,8 @@ class OutputSpec:
 
     ``apply`` is None, ``softmax``, ``sigmoid`` or ``argmax``; softmax and argmax go over dimension ``dim`` of the
     output, in which the batch is dimension 0. ``rows_of`` is the output with the boxes to which rows belong, None where
-    every row has its place: engines may give the rows of proposals in different orders.
+    every row has its place: engines may give the rows of proposals in different orders. ``whole`` is the dtype of an
+    output of whole numbers or truth values, which the engine gives as float32: indices of a class, a mask.
     """
 
     name: str
@@ -55,8 +59,11 @@ class OutputSpec:
     apply: str | None = None
     dim: int = 1
     rows_of: str | None = None
+    whole: str | None = None
 
     def __post_init__(self) -> None:
+        if self.whole is not None and (self.whole not in WHOLE or self.apply is not None):
+            raise ValueError(f"{self.name} is {self.whole!r}, and asks for {self.apply!r}")
         if self.apply is not None and self.apply not in APPLY:
             raise ValueError(f"{self.name} asks for {self.apply!r}, not one of {', '.join(APPLY)}")
         if self.apply in {"softmax", "argmax"} and not 1 <= self.dim <= len(self.shape):
@@ -70,7 +77,7 @@ class OutputSpec:
     @property
     def dtype(self) -> str:
         """What the caller gets: indices of an argmax are int64."""
-        return "int64" if self.apply == "argmax" else "float32"
+        return "int64" if self.apply == "argmax" else self.whole or "float32"
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -92,17 +99,19 @@ class OutputSpec:
                 return sigmoid(values)
             case "argmax":
                 return np.asarray(values.argmax(axis=self.dim), np.int64)
-        return values
+        return values if self.whole is None else np.rint(values).astype(self.whole)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
         found = {"name": self.name, "shape": list(self.shape), "apply": self.apply, "dim": self.dim}
+        found |= {} if self.whole is None else {"whole": self.whole}
         return found | ({} if self.rows_of is None else {"rows_of": self.rows_of})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> OutputSpec:
         """Read what ``to_dict`` wrote."""
-        return cls(str(raw["name"]), shape_of(raw), raw.get("apply"), raw.get("dim", 1), raw.get("rows_of"))
+        dim = raw.get("dim", 1)
+        return cls(str(raw["name"]), shape_of(raw), raw.get("apply"), dim, raw.get("rows_of"), raw.get("whole"))
 
 
 @dataclass(frozen=True)
@@ -167,14 +176,21 @@ class Signature:
             "outputs": [each.to_dict() for each in self.outputs],
         }
 
-    def of_size(self, size: tuple[int, int] | None) -> Signature:
-        """Return the signature whose outputs have the shapes for a height and width, or both sides of a sequence;
-        itself without one, and where rows need none.
-        """
+    def of_size(self, size: Size | None) -> Signature:
+        """Return the signature whose outputs have the shapes for a size; or itself where none is needed."""
         if size is None or self.sizes is None or not self.sizes.outputs:
             return self
-        shapes = zip(self.outputs, self.sizes.shapes(*size), strict=True)
+        shapes = zip(self.outputs, self.sizes.shapes(size), strict=True)
         return Signature(self.inputs, tuple(dataclasses.replace(each, shape=shape) for each, shape in shapes))
+
+    def inputs_of_size(self, size: Size | None) -> tuple[TensorSpec, ...]:
+        """Return the inputs with the shapes for a size; as they are without one, and where no input is named."""
+        if size is None or self.sizes is None or not self.sizes.inputs:
+            return self.inputs
+        return tuple(
+            dataclasses.replace(each, shape=self.sizes.input_at(number, size)) if each.names else each
+            for number, each in enumerate(self.inputs)
+        )
 
     @cached_property
     def takes_rows(self) -> bool:
@@ -189,7 +205,12 @@ class Signature:
     @cached_property
     def is_plain(self) -> bool:
         """Whether one float array goes in and one comes out, with nothing to do to either."""
-        return not self.takes_rows and not self.gives_rows and self.outputs[0].apply is None
+        return (
+            not self.takes_rows
+            and not self.gives_rows
+            and self.outputs[0].dtype == "float32"
+            and (self.outputs[0].apply is None)
+        )
 
     @property
     def engine_input_shape(self) -> tuple[int, ...]:
@@ -210,7 +231,7 @@ class Signature:
     def class_scores(self) -> OutputSpec | None:
         """The only output that has one dimension for a sample, which may be scores of classes; None without, or with
         several."""
-        found = [each for each in self.outputs if len(each.shape) == 1]
+        found = [each for each in self.outputs if len(each.shape) == 1 and each.whole is None]
         return found[0] if len(found) == 1 else None
 
     def input_places(self) -> list[slice]:
@@ -231,7 +252,11 @@ class Signature:
         }
 
     def compared(self, reference: Floats, actual: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Return the outputs of two engines as ``split`` does, with the rows of proposals in the reference's order."""
+        """Return the outputs of two engines as ``split`` does, with the rows of proposals in the reference's order.
+
+        Whole numbers may be classes, which have no distance, or counts, which have. Where the share of others gives the
+        better SQNR, ones are compared with ones where the values are equal and zeros elsewhere.
+        """
         expected, found = self.split(reference), self.split(actual)
         rows: dict[str, list[npt.NDArray[np.int64]]] = {}
         boxes = {each.rows_of: expected[each.rows_of] for each in self.outputs if each.rows_of is not None}
@@ -243,6 +268,10 @@ class Signature:
                 expected[each.name] = np.stack([of_boxes(*pair) for pair in values])
                 others = zip(found[each.name], places, strict=True)
                 found[each.name] = np.stack([in_order(*pair) for pair in others])
+            if each.whole is not None:
+                same = np.asarray(expected[each.name] == found[each.name], np.float32)
+                if sqnr_db(ones := np.ones_like(same), same) >= sqnr_db(expected[each.name], found[each.name]):
+                    expected[each.name], found[each.name] = ones, same
         return expected, found
 
     def unpack(self, values: Floats) -> dict[str, Array]:
@@ -257,6 +286,8 @@ class Signature:
 
     def inputs_text(self) -> str:
         """Return the inputs in words: ``image float32 (n, 3, 32, 32), age float32 (n, 1)``."""
+        if self.sizes is not None and self.sizes.inputs:
+            return f"{', '.join(input_text(each) for each in self.inputs)}; {self.sizes.text()}"
         if self.sizes is not None:  # one input alone
             (spec,) = self.inputs
             images = " or images" if spec.preprocess is not None else ""
@@ -270,7 +301,7 @@ class Signature:
         if self.sizes is None:
             return found
         what = "images of " if self.sizes.is_image else ""
-        return f"{found}, for {what}{self.sizes.size_text(self.sizes.size_of(self.inputs[0].shape))}"
+        return f"{found}, for {what}{self.sizes.size_text(self.sizes.typical(self.inputs[0].shape))}"
 
 
 def signature_of(manifest: Manifest) -> Signature:
@@ -278,6 +309,9 @@ def signature_of(manifest: Manifest) -> Signature:
     if manifest.inputs and manifest.outputs:
         found = Signature.from_dicts(manifest.inputs, manifest.outputs)
         found = dataclasses.replace(found, sizes=open_sizes_of(manifest))
+        opened = () if found.sizes is None else found.sizes.inputs
+        if opened != (inputs_with_names(found.inputs) if names_of(found.inputs) else ()):
+            raise IntegrityError("the inputs in the manifest have other names than its sizes")
     else:  # a wheel of an earlier version
         preprocess = None if manifest.preprocess is None else PreprocessSpec.from_dict(manifest.preprocess)
         found = Signature.plain(manifest.input_shape, manifest.model["output_shape"], preprocess)

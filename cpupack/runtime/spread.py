@@ -36,8 +36,8 @@ class Spread:
 
     def most(self, batch: npt.NDArray[Any], size: int) -> int:
         """Return how many samples like those of a batch go into one call, at most ``size``: for the sake of memory."""
-        image = self._feed.image_size(batch)
-        return size if image is None else min(size, self._pool.most_samples(*image))
+        own = self._feed.size_of(batch)
+        return size if own is None else min(size, self._pool.most_samples(*own))
 
     def alone(self, batch: npt.NDArray[Any]) -> Floats:
         """Return the output of one call."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .images.spec import PreprocessSpec
+from .open_inputs import names_of
 
 DTYPES = ("float32", "uint8", "int64", "bool")
 LARGEST_EXACT = 2**24
@@ -25,6 +26,8 @@ class TensorSpec:
     the end of the first dimension; None where every sample has all. ``state`` is the output that has the next value of
     this input, None for an input that is no state. A sample whose values all are ``blank`` leaves a packed sequence no
     step, which torch refuses: a length of 0, a mask of zeros, ids of padding alone. None where nothing is packed.
+    ``names`` has the name of each dimension whose size may differ, "" for others; ``shape`` is then of the typical
+    size. It is empty where none has a name.
     """
 
     name: str
@@ -37,6 +40,7 @@ class TensorSpec:
     vocabularies: tuple[int | None, ...] = ()
     state: str | None = None
     blank: float | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -45,6 +49,8 @@ class TensorSpec:
             raise ValueError(f"{self.name} is an image, and not float32 (channels, height, width)")
         if self.vocabularies and len(self.vocabularies) != self.shape[-1]:
             raise ValueError(f"{self.name} has {self.shape[-1]} values, and {len(self.vocabularies)} vocabularies")
+        if self.names and (len(self.names) != len(self.shape) or not any(self.names)):
+            raise ValueError(f"{self.name} has the shape {self.shape}, and the names {self.names}")
 
     @property
     def size(self) -> int:
@@ -66,18 +72,23 @@ class TensorSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; ``from_dict`` reads them back."""
+        names = {"names": list(self.names)} if self.names else {}
         blank = {} if self.blank is None else {"blank": self.blank}
-        return blank | {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "default": self.default,
-            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
-            "vocabulary": self.vocabulary,
-            "pad": self.pad,
-            "vocabularies": list(self.vocabularies),
-            "state": self.state,
-        }
+        return (
+            names
+            | blank
+            | {
+                "name": self.name,
+                "shape": list(self.shape),
+                "dtype": self.dtype,
+                "default": self.default,
+                "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+                "vocabulary": self.vocabulary,
+                "pad": self.pad,
+                "vocabularies": list(self.vocabularies),
+                "state": self.state,
+            }
+        )
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> TensorSpec:
@@ -95,17 +106,23 @@ class TensorSpec:
             tuple(raw.get("vocabularies", ())),
             raw.get("state"),
             raw.get("blank"),
+            tuple(map(str, raw.get("names", ()))),
         )
 
 
 def takes_rows(inputs: Sequence[TensorSpec]) -> bool:
-    """Return whether the engine of a model with these inputs takes rows. Samples of several lengths are rows too."""
+    """Return whether the engine of a model with these inputs takes rows. Samples of several lengths are rows too.
+
+    A row has all inputs side by side, and after them the size of each of their names (``open_inputs.py``).
+    """
     return len(inputs) > 1 or inputs[0].dtype != "float32" or inputs[0].pad is not None
 
 
 def engine_input_shape(inputs: Sequence[TensorSpec]) -> tuple[int, ...]:
     """Return the shape of one sample as the engine of a model with these inputs takes it."""
-    return (sum(each.size for each in inputs),) if takes_rows(inputs) else inputs[0].shape
+    if not takes_rows(inputs):
+        return inputs[0].shape
+    return (sum(each.size for each in inputs) + len(names_of(inputs)),)
 
 
 def input_places(inputs: Sequence[TensorSpec]) -> list[slice]:
@@ -115,7 +132,7 @@ def input_places(inputs: Sequence[TensorSpec]) -> list[slice]:
 
 def input_text(spec: TensorSpec) -> str:
     """Return an input in words, with what is special about it."""
-    words = [f"{spec.name} {spec.dtype} {batch_text(spec.shape)}"]
+    words = [f"{spec.name} {spec.dtype} {batch_text(open_shape(spec))}"]
     if spec.preprocess is not None:
         words.append("or images")
     if (ids := ids_text(spec)) is not None:
@@ -142,7 +159,12 @@ def default_text(spec: TensorSpec) -> str:
     return str(bool(value)) if spec.dtype == "bool" else f"{value:g}" if spec.dtype == "float32" else str(value)
 
 
-def batch_text(shape: Sequence[int]) -> str:
+def open_shape(spec: TensorSpec) -> tuple[int | str, ...]:
+    """Return the shape of a sample with its names."""
+    return tuple(name or size for name, size in zip(spec.names or ("",) * len(spec.shape), spec.shape, strict=True))
+
+
+def batch_text(shape: Sequence[int | str]) -> str:
     """Return the shape of a batch as text: ``(n, 3, 32, 32)``."""
     return f"({', '.join(['n', *map(str, shape)])}{'' if shape else ','})"
 

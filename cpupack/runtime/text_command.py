@@ -149,6 +149,8 @@ def _pair(named: Sequence[str]) -> dict[str, str]:
 
 
 def _of_file(name: str) -> list[Given]:
+    if name == _STDIN and sys.stdin is None:
+        raise InputError("stdin is closed")
     found = (
         list(entries(sys.stdin.buffer, "stdin", as_json=False, blank=True))
         if name == _STDIN

@@ -12,7 +12,7 @@ from PIL import Image
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
 from cpupack.runtime.errors import InputError
-from cpupack.runtime.rows import batch_of, by_name, flat, random_batch
+from cpupack.runtime.rows import add_sizes, batch_of, by_name, flat, random_batch
 from cpupack.runtime.signature import OUTPUT, OutputSpec, Signature
 from cpupack.runtime.tensor_spec import TensorSpec, engine_input_shape, input_text
 from cpupack.sources.request import Array, Floats, Request, pixels_of
@@ -38,6 +38,7 @@ def rows_of_arrays(arrays: Mapping[str, Array], rows: Sequence[int], request: Re
             hint=f"np.savez(path, {', '.join(f'{each.name}=...' for each in request.inputs)})",
         )
     request.check_memory(len(rows))
+    check_sizes({name: np.shape(array)[1:] for name, array in arrays.items()}, request, where)
     result = _blank(len(rows), request)
     for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
         if spec.name not in arrays:
@@ -55,6 +56,8 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
     if spec.preprocess is not None and data.dtype == np.uint8 and data.shape[1:] != spec.pixel_shape:
         one = dataclasses.replace(request, inputs=(spec,))
         data = np.stack([pixels_of(each, one, name) for each, name in zip(data, names, strict=True)])
+    elif spec.names:
+        data = _centre(spec, data)
     if spec.dtype == "float32" and data.dtype.kind == "f":
         with np.errstate(over="ignore"):  # an overflow gives infinity, which is reported
             data = data.astype(np.float32)
@@ -62,6 +65,35 @@ def _batch(spec: TensorSpec, data: Array, request: Request, names: Sequence[str]
         return batch_of(spec, data)
     except InputError as error:
         raise CalibrationError(f"{request.spec}: {names[0]} to {names[-1]}: {error}") from error
+
+
+def _centre(spec: TensorSpec, data: Array) -> Array:
+    """Return the centre of samples that are larger than the typical size of their names."""
+    if data.ndim == 1 + len(spec.shape):
+        for axis, (name, size) in enumerate(zip(spec.names, spec.shape, strict=True), 1):
+            more = data.shape[axis] - size
+            if name and more > 0:
+                data = data.take(np.arange(size) + more // 2, axis=axis)
+    return data
+
+
+def check_sizes(shapes: Mapping[str, Sequence[int]], request: Request, where: str) -> None:
+    """Raise CalibrationError where inputs that share a name have different sizes of it. Shapes are of a sample.
+
+    What [preprocess] makes of an image is known later.
+    """
+    found: dict[str, tuple[int, str]] = {}
+    for spec in request.inputs:
+        shape = shapes.get(spec.name, ())
+        if spec.preprocess is not None or len(shape) != len(spec.names):
+            continue
+        for name, side in zip(spec.names, shape, strict=True):
+            other, owner = found.setdefault(name, (side, spec.name))
+            if name and other != side:
+                raise CalibrationError(
+                    f'{request.spec}: {where}: {name} is {other} in "{owner}" and {side} in "{spec.name}"',
+                    hint="inputs that share a name have the same size in a sample; give one of them another name",
+                )
 
 
 def row_of_item(item: Any, request: Request, name: str) -> Floats:
@@ -82,6 +114,7 @@ def row_of_item(item: Any, request: Request, name: str) -> Floats:
             f"{request.spec}: {name} has no {', '.join(missing)}",
             hint="yield a dict of the inputs for each sample, or (dict, label) pairs",
         )
+    check_sizes({key: np.shape(each) for key, each in values.items() if hasattr(each, "shape")}, request, name)
     row = _blank(1, request)
     for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
         if spec.name in values:
@@ -171,4 +204,5 @@ def _blank(count: int, request: Request) -> Floats:
     rows = np.zeros((count, *engine_input_shape(request.inputs)), np.float32)
     for spec, place in zip(request.inputs, signature_of(request).input_places(), strict=True):
         rows[:, place] = spec.default or 0
+    add_sizes(request.inputs, rows)
     return rows

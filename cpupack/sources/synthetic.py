@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from cpupack.artifacts import Samples
 from cpupack.errors import CalibrationError
-from cpupack.runtime.rows import flat
+from cpupack.runtime.open_inputs import names_of
+from cpupack.runtime.rows import add_sizes, flat
 from cpupack.sources.named import generated
 from cpupack.sources.request import Floats, Pixels, Request, workers
 
@@ -77,7 +78,10 @@ def _rows(request: Request, count: int) -> Floats:
         else:
             batch = generated(spec, request, count, number)
         parts.append(np.asarray(flat(spec, batch), np.float32))
-    return np.concatenate(parts, axis=1)
+    parts.append(np.empty((count, len(names_of(request.inputs))), np.float32))
+    rows: Floats = np.concatenate(parts, axis=1)
+    add_sizes(request.inputs, rows)
+    return rows
 
 
 def natural_image(rng: np.random.Generator, height: int, width: int, channels: int) -> Pixels:

@@ -133,10 +133,19 @@ def _masks(directory: Path, names: Sequence[str], root: Path, request: Request) 
     spec = dataclasses.replace(
         request.preprocess, interpolation="nearest", mode="L", mean=(0.0,), std=(1.0,), pad_value=(0,)
     )
-    return np.stack([_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request) for name in names])
+    seen: set[int] = set()
+    found = [_mask(directory / Path(name).with_suffix(".png"), root / name, spec, request, seen) for name in names]
+    if seen == {0, _UNKNOWN}:
+        raise _error(
+            request,
+            f"the masks in {directory} have 0 and {_UNKNOWN} alone, and {_UNKNOWN} stands for unknown",
+            "save the class as 1",
+        )
+    return np.stack(found)
 
 
-def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request) -> Array:
+def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request, classes: set[int]) -> Array:
+    """Return one mask as the model's input has it, and add those of the file to ``classes``."""
     if not path.is_file():
         raise _error(request, f"{path} does not exist", "each image needs a PNG of the same name, with a class a pixel")
     try:
@@ -152,6 +161,7 @@ def _mask(path: Path, image: Path, spec: PreprocessSpec, request: Request) -> Ar
         )
     if size != (seen := upright_size(image)):
         raise _error(request, f"{path} has {size[0]} x {size[1]} pixels, and {image.name} has {seen[0]} x {seen[1]}")
+    classes.update(np.unique(values).tolist())
     # One more for each class: what a border adds is 0, and so is what stands for unknown.
     moved = (values.astype(np.int64) + 1).astype(np.uint8)
     found: Array = to_pixels(decode_image(Image.fromarray(moved)), spec)[..., 0]

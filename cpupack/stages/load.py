@@ -9,6 +9,7 @@ from cpupack.artifacts import FloatModel
 from cpupack.errors import ModelError
 from cpupack.model.detectors import detector_of, with_rows
 from cpupack.model.library_images import check_images
+from cpupack.model.named_inputs import sizes_of_inputs
 from cpupack.model.one_row import OneRow
 from cpupack.model.open_sizes import open_sizes
 from cpupack.model.signature import check_vocabularies, fit_signature, with_vocabularies
@@ -22,6 +23,8 @@ from cpupack.progress import Progress
 from cpupack.recipe import LoadedRecipe
 from cpupack.recipe.labels import LabelsError, read_labels
 from cpupack.recipe.names import KNOWN_LABELS
+from cpupack.recipe.tables.signature import NamedSizes
+from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.spec import TaskSpec
 
@@ -62,7 +65,11 @@ def _loaded(loaded: LoadedRecipe, progress: Progress) -> FloatModel:
         assert isinstance(fitted.module, OneRow)
         check_stream(fitted.module, signature, spec.source, progress)
     detector = detector_of(module, loaded.recipe, signature)
-    sizes = open_sizes(fitted.module, signature, loaded.recipe)
+    table = loaded.recipe.sizes
+    if isinstance(table, NamedSizes) and table.dimensions:
+        sizes: OpenSizes | None = sizes_of_inputs(fitted.module, signature, table)
+    else:
+        sizes = open_sizes(fitted.module, signature, loaded.recipe)
     task = task_of(loaded.recipe.task, signature) if detector is None else detector.task
     text = text_input(loaded, signature, progress)
     check_task(task, signature, text)

@@ -21,7 +21,7 @@ from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
 from cpupack.runtime.tasks.base import Presenter
-from cpupack.runtime.tasks.detection import DetectionPresenter
+from cpupack.runtime.tasks.detection import DetectionPresenter, label_count
 from cpupack.runtime.tasks.frame import Frame
 from cpupack.runtime.tasks.regression import RegressionPresenter
 from cpupack.runtime.tasks.segmentation import SegmentationPresenter
@@ -70,6 +70,7 @@ def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array)
     assert isinstance(presenter, SegmentationPresenter)
     if targets.ndim != 3:
         raise _wrong("miou", "classes (n, height, width)", targets)
+    _check_classes("miou", targets[(targets >= 0) & (targets != IGNORED)], _classes_of_maps(outputs), "the masks")
     size = int(max(targets.max(initial=0), _most_classes(outputs))) + 1
     common = np.zeros((size, size), np.int64)
     height, width = targets.shape[1:]
@@ -83,6 +84,22 @@ def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array)
     if not either.any():
         raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
     return float((both[either > 0] / either[either > 0]).mean())
+
+
+def _check_classes(metric: str, given: Array, count: int | None, where: str) -> None:
+    """Raise VerificationError where targets have a class that the model does not: no result could ever equal it."""
+    most = int(given.max(initial=0))
+    if count is not None and most >= count:
+        raise VerificationError(
+            f"[evaluation] metric {metric}: {where} have class {most}, and the model has the classes 0 to {count - 1}",
+            hint="number the classes as the model does",
+        )
+
+
+def _classes_of_maps(outputs: Mapping[str, Array]) -> int | None:
+    """Return how many classes scores (n, classes, height, width) are of, None for maps of classes."""
+    (scores,) = outputs.values()
+    return max(int(scores.shape[1]), 2) if scores.ndim == 4 else None
 
 
 def _most_classes(outputs: Mapping[str, Array]) -> int:
@@ -166,6 +183,9 @@ def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, nu
     assert isinstance(presenter, DetectionPresenter)
     if targets.ndim != 3 or targets.shape[2] not in {5, 6}:
         raise _wrong("map", "boxes (n, most, 5): two corners in pixels of the input, and the class", targets)
+    shapes = {name: each.shape[1:] for name, each in outputs.items()}
+    count = None if presenter.anchors is not None else label_count(shapes, presenter.spec)
+    _check_classes("map", targets[..., 4], count, "the boxes")
     presenter = presenter.with_threshold(_LOW_SCORE)
     truths: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []

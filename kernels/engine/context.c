@@ -142,10 +142,12 @@ static void set_views(struct step *step, const struct parts *parts, const struct
         step->in = view_of(parts, spec->input, places);
     if (reads_two(spec))
         step->in2 = view_of(parts, spec->input2, places);
-    if (leaves(spec))
-        step->out.frames = step->out.height = step->out.width = 1, step->out.channels = spec->channels_out,
+    if (leaves(spec)) {
+        step->out.frames = step->out.height = step->out.width = 1, step->out.channels = spec->channels_out;
         step->out.sample = header->outputs * (int64_t)sizeof(float);
-    else
+        if (spec->op == OP_RESAMPLE)
+            step->out.frames = spec->kernel_d, step->out.height = spec->kernel_h, step->out.width = spec->kernel_w;
+    } else
         step->out = view_of(parts, spec->output, places);
     if (spec->op == OP_CONV && !(spec->flags & FLAG_FLOAT_OUT))
         step->out.first += spec->channel_offset;

@@ -167,7 +167,7 @@ struct kernels {
     void (*move)(const struct step *step, struct worker *worker);
     void (*multiply)(const struct step *step, struct worker *worker);
     void (*affine)(const struct step *step, struct worker *worker);
-    void (*resample)(const struct step *step, struct worker *worker);
+    void (*resample)(const struct step *step, struct worker *worker, float *output);
     /* Every layer in FP32. `output` is NULL where it writes a buffer. */
     void (*floats)(const struct step *step, struct worker *worker, const void *input, float *output);
     /* The most bytes that `prepare` writes for a layer: weights in another form, or a list of products. 0 for none. */

@@ -110,7 +110,8 @@ struct cpupack_move {
 };
 
 /* OP_RESAMPLE: the rows, columns or frames of a window: the first, how many, and which of the `scales` is the first
- * one's. Those of rows are times the layer's `scale`, which the kernels do not read. */
+ * one's. Those of rows are times the layer's `scale`, which the kernels do not read. A result that goes to the caller
+ * has `kernel_d` frames of `kernel_h` x `kernel_w` pixels. */
 struct cpupack_window {
     int32_t begin, count, first;
 };

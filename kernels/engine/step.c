@@ -83,7 +83,7 @@ void run_step(const struct step *step, const struct step *next, struct worker *w
         kernels->affine(step, worker);
         break;
     case OP_RESAMPLE:
-        kernels->resample(step, worker);
+        kernels->resample(step, worker, output);
         break;
     default:
         kernels->floats(step, worker, call->input, leaves(&step->spec) ? output : NULL);

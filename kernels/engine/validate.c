@@ -158,7 +158,10 @@ static int names_what_exists(const struct cpupack_layer *spec, const struct cpup
     if (spec->op < 0 || spec->op > OP_FLOAT_SAMPLE || spec->input2 >= header->buffers || spec->channels_out < 0 ||
         spec->channels_out > MOST_CHANNELS)
         return 0;
+    if (spec->op == OP_RESAMPLE && spec->flags & FLAG_FLOAT_OUT && spec->flags & FLAG_TABLE)
+        return 0;
     if (spec->flags & FLAG_FLOAT_OUT && spec->op != OP_CONV && spec->op != OP_GLOBAL_AVERAGE && spec->op != OP_OUTPUT &&
+        spec->op != OP_RESAMPLE &&
         (spec->op < OP_FLOAT_MAP || spec->op > OP_FLOAT_LOOKUP || spec->op == OP_RECURRENT ||
          spec->op == OP_FLOAT_CODES))
         return 0;
@@ -287,7 +290,14 @@ static int layer_is_sound(const struct cpupack_layer *spec, const struct cpupack
         return 0;
     const struct cpupack_buffer *in = reads_caller(spec) ? NULL : buffers + spec->input;
     const struct cpupack_buffer *in2 = reads_two(spec) ? buffers + spec->input2 : NULL;
-    const struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 1, 0, 0, 0};
+    struct cpupack_buffer result = {1, 1, spec->channels_out, 0, 0, 0, 1, 0, 0, 0};
+    if (spec->op == OP_RESAMPLE && leaves(spec)) {
+        const int64_t pixels = times(times(spec->kernel_h, spec->kernel_w), spec->kernel_d);
+        if (pixels < 1 || times(pixels, in->channels) != spec->channels_out)
+            return 0;
+        result.height = spec->kernel_h, result.width = spec->kernel_w, result.frames = spec->kernel_d;
+        result.channels = in->channels;
+    }
     const struct cpupack_buffer *out = leaves(spec) ? &result : buffers + spec->output;
     if (spec->op >= OP_FLOAT_INPUT) {
         const int64_t taken = times(times(header->input_height, header->input_width), header->input_channels_float);

@@ -31,7 +31,7 @@ class Net:
         self.samples = samples.astype(np.float32)
         self.program = Program(1, 1, samples.shape[1])
         self.floats = Floats(self.program)
-        self.all = self.floats.take(samples.shape[1], 0)
+        self.all = self.floats.take((samples.shape[1],), 0)
         self.expected: list[Array] = []
         self.compared: list[bool] = []
 

@@ -64,12 +64,14 @@ def make_environment(root: Path, wheel: Path, only: Sequence[str] = ()) -> Envir
 def make_environment_of(python: Path, root: Path, wheel: Path, *requirements: str) -> Environment | None:
     """Make a virtual environment of another interpreter; install the wheel and ``requirements`` from pip's index.
 
-    Returns None where pip finds no index to take the wheel's dependencies from.
+    By the pip of this one, and without bytecode: Python writes that of the few modules that are imported. Returns None
+    where pip finds no index to take the wheel's dependencies from.
     """
-    subprocess.run([str(python), "-m", "venv", str(root)], check=True)
+    subprocess.run([str(python), "-m", "venv", "--without-pip", str(root)], check=True)
     # As the user has pip set up: where the index is, is no business of the tests.
+    pip = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python")]
     done = subprocess.run(
-        [str(root / "bin" / "python"), "-m", "pip", "install", "--only-binary=:all:", str(wheel), *requirements],
+        [*pip, "install", "--no-compile", "--only-binary=:all:", str(wheel), *requirements],
         cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0 and "NewConnectionError" in done.stderr:

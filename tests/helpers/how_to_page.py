@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import cpupack
 from cpupack.runtime.host.cpu import machine
+from helpers import forked
+from helpers.waiting import PATIENCE_S
 
 CHECKOUT = Path(cpupack.__file__).parents[1]
 IS_X86 = machine() == "x86_64"
@@ -41,7 +42,4 @@ def build_recipes(root: Path, names: Iterable[str]) -> None:
 
 def cpupack_in(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run cpupack's command line in a directory."""
-    return subprocess.run(
-        [sys.executable, "-m", "cpupack", *arguments],
-        cwd=root, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-    )  # fmt: skip
+    return forked.run_command(arguments, root, {**os.environ, "PYTHONPATH": str(CHECKOUT)}, PATIENCE_S)

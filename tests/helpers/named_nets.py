@@ -14,8 +14,9 @@ from cpupack.artifacts import CalibratedModel, FloatModel
 from cpupack.graph.native_model import NativeModel
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, probes, sizes_of
+from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = 16
@@ -104,7 +105,7 @@ class Open:
     def lowered(self, length: int) -> Lowered:
         module = self.at(length)
         program = module.get_buffer("program").numpy().tobytes()
-        return Lowered(1, length // self.sizes.multiple[1], program, module.result_shape)
+        return Lowered((1, length // self.sizes.multiple[1]), program, module.result_shape)
 
 
 @cache

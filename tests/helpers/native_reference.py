@@ -18,6 +18,7 @@ from cpupack.stages.quantize.native.fit import Fit, fit_of, fit_of_depthwise
 from cpupack.stages.quantize.native.moves import moves_of
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, Program
+from helpers.float_values import fma
 
 __all__ = ["Array", "Fit", "Flag", "Op", "Reference", "runs_here"]
 
@@ -27,13 +28,6 @@ Array = np.ndarray[Any, Any]
 def runs_here() -> bool:
     """Whether this CPU can run the kernels."""
     return library.runs_on(cpu.machine(), cpu.detect_isa())
-
-
-def fma(a: Array, b: Any, c: Any) -> Array:
-    """Return a * b + c of float32 values, rounded once (the product of two is exact in float64)."""
-    return (a.astype(np.float64) * np.asarray(b, np.float32).astype(np.float64) + np.asarray(c, np.float32)).astype(
-        "f4"
-    )
 
 
 def clip(values: Array, low: int = 0, high: int = 255) -> Array:
@@ -249,9 +243,14 @@ class Reference:
         }  # fmt: skip
         return self._elementwise(Op.AFFINE, source, clip(y, high=250), fields, constants, table)
 
-    def resample(self, source: int, rows: Array, columns: Array, *, table: Array | None = None) -> int:
-        """Weighted sums: ``rows`` (result, source) from the left, ``columns`` from the right; zeros are outside."""
-        x, zero, zero_out = self.values[source], 31, 60
+    def resample(
+        self, source: int, rows: Array, columns: Array, *, table: Array | None = None, floats: bool = False
+    ) -> int:
+        """Weighted sums: ``rows`` (result, source) from the left, ``columns`` from the right; zeros are outside.
+
+        With ``floats`` they go to the caller as float32.
+        """
+        x, zero, zero_out = self.values[source], 31, 0 if floats else 60
         windows_of, weights = [], list[np.float32]()
         one_frame = np.ones((1, 1), "f4")
         for row in (*rows.astype("f4"), *columns.astype("f4"), *one_frame):
@@ -269,7 +268,17 @@ class Reference:
         fields: dict[str, float] = {
             "input_zero_point": zero, "output_zero_point": zero_out, "runs": len(weights)
         }  # fmt: skip
+        if floats:
+            return self.sums_to_caller(source, y[:, None], fields, constants)
         return self._elementwise(Op.RESAMPLE, source, clip(y), fields, constants, table)
+
+    def sums_to_caller(self, source: int, sums: Array, fields: dict[str, float], constants: dict[str, Array]) -> int:
+        """Weighted sums ``(n, frames, height, width, channels)`` as float32 results."""
+        self.result = sums.astype("f4").reshape(len(sums), -1)
+        self.program.outputs = self.result.shape[1]
+        sizes = dict(zip(("kernel_d", "kernel_h", "kernel_w"), sums.shape[1:4], strict=True))
+        fields = {**fields, **sizes, "channels_out": self.program.outputs}
+        return self._add(Layer(Op.RESAMPLE, Flag.FLOAT_OUT, source, fields=fields, constants=constants))
 
     def _elementwise(
         self, op: Op, source: int, codes: Array, fields: dict[str, float], constants: dict[str, Array],

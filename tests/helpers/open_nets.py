@@ -14,9 +14,10 @@ from cpupack.artifacts import CalibratedModel, FloatModel
 from cpupack.graph.native_model import NativeModel
 from cpupack.recipe import Recipe
 from cpupack.runtime.engine.sizes import Sizes
-from cpupack.runtime.open_sizes import OpenSizes
+from cpupack.runtime.open_sizes import OpenSizes, Size
+from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
-from cpupack.stages.quantize.native.sizes import Lowered, probes, sizes_of
+from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
 from helpers.tiny_models import Recorder, calibrated, float_model, fuse_model, recipe, samples, target
 
 TYPICAL = (16, 24)
@@ -77,6 +78,17 @@ class Squeezed(nn.Module):
         return result
 
 
+class Ordered(nn.Module):
+    """The largest values of each map, over all pixels: more than a row of float32 values usually has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two(F.relu(self.one(x))).flatten(2).topk(5, 2)[0]
+
+
 class Normalized(nn.Module):
     """A norm of groups in FP32, whose places are counted at each size."""
 
@@ -135,10 +147,11 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "shuffled": Shuffled,
     "squeezed": Squeezed,
     "normalized": Normalized,
+    "ordered": Ordered,
     "anchored": Anchored,
     "levels": Levels,
 }
-MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "anchored": 1, "levels": 2}
+MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "ordered": 1, "anchored": 1, "levels": 2}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
 MOST = {"levels": (32, 48)}
 """The largest images, where they are not 64 x 96: many positions of few values lie in memory in another way."""
@@ -153,7 +166,7 @@ class Open:
     spec: Recipe
     sizes: OpenSizes
 
-    def at(self, size: tuple[int, int]) -> NativeModel:
+    def at(self, size: Size) -> NativeModel:
         """Return the net lowered for a size."""
         spec = recipe((3, *size), quantize={"observer": "minmax"})
         model = float_model(self.model.module, (3, *size))
@@ -162,10 +175,10 @@ class Open:
         assert isinstance(module, NativeModel)
         return module
 
-    def lowered(self, size: tuple[int, int]) -> Lowered:
+    def lowered(self, size: Size) -> Lowered:
         module = self.at(size)
-        rows, columns = (side // step for side, step in zip(size, self.sizes.multiple, strict=True))
-        return Lowered(rows, columns, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+        counts = tuple(side // step for side, step in zip(size, self.sizes.multiple, strict=True))
+        return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 import cpupack
+from helpers import forked
 from helpers.waiting import PATIENCE_S
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
@@ -78,11 +78,8 @@ class Project:
         return {**os.environ, "PYTHONPATH": checkout, "TMPDIR": str(self.root / "tmp"), "COLUMNS": "80"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line in a process of its own, as a stranger does."""
-        command = [sys.executable, "-m", "cpupack", *arguments]
-        return subprocess.run(
-            command, cwd=self.root, env=self.environ(), capture_output=True, text=True, check=False, timeout=PATIENCE_S
-        )
+        """Run the command line in a process of its own."""
+        return forked.run_command(arguments, self.root, self.environ(), PATIENCE_S)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from cpupack.stages.quantize.native.fit import fit_of, fit_of_depthwise
 from cpupack.stages.quantize.native.moves import moves_of
 from cpupack.stages.quantize.native.pack import BLOCK, interleave_channels, pack_conv, pack_depthwise, pad_channels
 from cpupack.stages.quantize.native.program import NO_FLAGS, Buffer, Flag, Layer, Op, window_fields
-from helpers.native_reference import Array, Reference, clip, fma
+from helpers.float_values import fma
+from helpers.native_reference import Array, Reference, clip
 
 Triple = tuple[int, int, int]
 ONE, NONE = (1, 1, 1), (0, 0, 0)
@@ -129,9 +130,12 @@ class VideoReference(Reference):
         codes = clip((mean - zero_in) * scale + zero_out)
         return self._add(Layer(Op.GLOBAL_AVERAGE, input=source, output=self._buffer(codes), fields=fields))
 
-    def resized(self, source: int, frames: Array, rows: Array, columns: Array) -> int:
-        """Weighted sums of frames, rows and columns, each (result, source); zeros are outside."""
-        x, zero, zero_out = self.values[source], 31, 60
+    def resized(self, source: int, frames: Array, rows: Array, columns: Array, *, floats: bool = False) -> int:
+        """Weighted sums of frames, rows and columns, each (result, source); zeros are outside.
+
+        With ``floats`` they go to the caller as float32.
+        """
+        x, zero, zero_out = self.values[source], 31, 0 if floats else 60
         windows_of, weights = [], list[np.float32]()
         for row in (*rows.astype("f4"), *columns.astype("f4"), *frames.astype("f4")):
             found = np.flatnonzero(row)
@@ -149,6 +153,8 @@ class VideoReference(Reference):
         fields: dict[str, float] = {
             "input_zero_point": zero, "output_zero_point": zero_out, "runs": len(weights)
         }  # fmt: skip
+        if floats:
+            return self.sums_to_caller(source, y, fields, constants)
         return self._elementwise(Op.RESAMPLE, source, clip(y), fields, constants, None)
 
     def _around(self, number: int, halo: Triple, fill: int) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from cpupack.cli import main
+from helpers import forked
 from helpers.tiny_recipes import Outcome, Project, make_project
+
+
+@pytest.fixture(autouse=True)
+def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers of builds, and the engines of comparisons, from a process that has imported torch."""
+    forked.use(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from PIL import Image
 
 from cpupack.runtime.host.cpu import machine
+from helpers import forked
 from helpers.fresh_venv import Environment, make_environment
 from helpers.once import once
+from helpers.waiting import PATIENCE_S
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "digits.toml"
 
@@ -28,9 +31,9 @@ pytest.importorskip("sklearn", reason="the digits come with scikit-learn (extra:
 
 
 def build(out: Path, *arguments: str) -> dict[str, Any]:
-    """Build the recipe as a user does, in a process of its own, and return the facts of its one wheel."""
-    command = [sys.executable, "-m", "cpupack", "build", str(RECIPE), "--out", str(out), "--json", *arguments]
-    done = subprocess.run(command, cwd=RECIPE.parents[1], capture_output=True, text=True, check=False)
+    """Build the recipe in a process of its own, and return the facts of its one wheel."""
+    command = ["build", str(RECIPE), "--out", str(out), "--json", *arguments]
+    done = forked.run_command(command, RECIPE.parents[1], os.environ, PATIENCE_S)
     assert done.returncode == 0, done.stderr
     (wheel,) = json.loads(done.stdout)["wheels"]
     return wheel

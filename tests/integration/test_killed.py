@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +13,7 @@ from cpupack.lock import read_lock
 from cpupack.runtime.host.cpu import machine
 from cpupack.scratch import PREFIX
 from cpupack.wheel.inspect import inspect
+from helpers import forked
 from helpers.tiny_recipes import FAST, Project
 from helpers.waiting import PATIENCE_S
 
@@ -25,12 +24,12 @@ pytestmark = [
 MOMENTS = 20
 
 
-def started(project: Project) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cpupack", "build", "colors.toml", "--quiet", *FAST]
-    return subprocess.Popen(
-        command, env=project.environ(), cwd=project.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+# The moments are those of a build, and not of the imports before it. Its workers are its own, and killed with it.
+BUILDS = forked.Forks((*forked.TORCH, *forked.BUILDS))
+
+
+def started(project: Project) -> forked.Fork:
+    return BUILDS.popen("cpupack", ["build", "colors.toml", "--quiet", *FAST], project.root, project.environ())
 
 
 def test_kill_nine_at_any_moment(project: Project) -> None:
@@ -48,8 +47,7 @@ def test_kill_nine_at_any_moment(project: Project) -> None:
     for number in range(MOMENTS):
         process = started(project)
         time.sleep((number + moments.random()) / MOMENTS * length_s)
-        killed = process.poll() is None
-        if killed:
+        if process.running():
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
         found = [path for path in (project.root / "dist").iterdir() if path.suffix == ".whl"]

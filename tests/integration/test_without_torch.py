@@ -52,7 +52,7 @@ COMMANDS = {
     "predict": ("predict", "PHOTO"),
     "bench": ("bench", "--duration", "0.2"),
     "server": ("bench", "--scenario", "server", "--rate", "20", "--duration", "0.5", "--max-latency-ms", "5000"),
-    "tune": ("tune", "--budget", "3"),
+    "tune": ("tune", "--budget", "1"),
     "export": ("export", "--force", "--c", "DIR"),
     "serve": ("serve", "--emit", "systemd"),
     "plan": ("plan", "--rate", "1", "--max-latency-ms", "5000"),

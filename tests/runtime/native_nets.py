@@ -298,7 +298,7 @@ def elementwise(channels: int, table: Array | None = None) -> Reference:
     return net
 
 
-def resampled(channels: int, table: Array | None = None, *, height: int = 7) -> Reference:
+def resampled(channels: int, table: Array | None = None, *, height: int = 7, floats: bool = False) -> Reference:
     """Windows of every size at every place, with weights of either sign. The first one sees the whole image."""
     net = Reference(pixels(2, height, 5, channels))
     random = np.random.default_rng(3)
@@ -311,7 +311,11 @@ def resampled(channels: int, table: Array | None = None, *, height: int = 7) -> 
         weights_of[0] = random.normal(0.0, 0.5, length)
         return weights_of
 
-    net.output(net.resample(net.resample(0, some(4, height), some(11, 5)), some(1, 4), some(6, 11), table=table))
+    first = net.resample(0, some(4, height), some(11, 5))
+    if floats:
+        net.resample(first, some(3, 4), some(6, 11), floats=True)
+    else:
+        net.output(net.resample(first, some(1, 4), some(6, 11), table=table))
     return net
 
 
@@ -424,6 +428,10 @@ NETS: dict[str, Callable[[], Reference]] = {
         for table in (None, TABLE)
     },
     "resampled, large windows": lambda: resampled(19, height=40),
+    **{
+        f"resampled to floats, {channels}": lambda channels=channels: resampled(channels, floats=True)
+        for channels in (1, 3, 17, 19, 64, 130)
+    },
     "several results": lambda: results(70),
     "pixels by blocks": lambda: by_blocks(54, 4),
     "pixels by blocks of six": lambda: by_blocks(10, 6),

@@ -118,23 +118,25 @@ def test_info_names_facts_and_reasons(call: Callable[..., tuple[int, str, str]])
     assert out.endswith("This host can run it. torch was found, and not loaded to see.\n")
 
 
+@pytest.mark.parametrize("count", [1, 3])
 def test_info_starts_the_threads_of_the_plan_to_see_whether_they_may(
-    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+    call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """It said "This host can run it" where ulimit -u allowed no thread beside the first."""
     started: list[object] = []
 
-    def refuse_the_third(*arguments: Any) -> int:
+    def refuse_the_last(*arguments: Any) -> int:
         started.append(arguments)
-        if len(started) == 3:
+        if len(started) == count:
             raise RuntimeError("can't start new thread")
         return real(*arguments)
 
     real = _thread.start_new_thread
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(_thread, "start_new_thread", refuse_the_third)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one instance
+    monkeypatch.setenv("OMP_NUM_THREADS", str(count))
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_the_last)
     code, out, _ = call("info")
-    assert (code, len(started)) == (3, 3)
+    assert (code, len(started)) == (3, count)
     assert "This host CANNOT run it:\n  - the system refuses to start another thread" in out
 
 

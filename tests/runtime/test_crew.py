@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import ctypes
 import gc
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,21 @@ def test_an_exception_sent_to_the_thread_fails_the_call_and_not_the_thread() -> 
     crew.close()
 
 
+def test_an_exception_sent_to_an_idle_thread_leaves_no_caller_waiting() -> None:
+    """It is raised when the thread has its next call. That call was lost, and its caller waited for ever."""
+
+    class SentError(Exception):
+        pass
+
+    crew = Crew()
+    ident = crew.submit(threading.get_ident).result(PATIENCE_S)
+    for _ in range(50):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SentError))
+        assert isinstance(crew.submit(int).exception(PATIENCE_S), SentError | type(None))
+    assert crew.submit(threading.get_ident).result(PATIENCE_S) == ident
+    crew.close()
+
+
 def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
     before = crew_threads()
     real, started = _thread.start_new_thread, []
@@ -142,7 +158,7 @@ def test_a_refused_thread_is_a_host_error_and_the_others_end(monkeypatch: pytest
     wait_until(lambda: crew_threads() == before)
 
 
-def test_the_limits_are_named(tmp_path: Path) -> None:
+def test_the_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "proc/self/cgroup": "0::/app\n",
         "proc/self/mountinfo": "30 20 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n",
@@ -154,7 +170,11 @@ def test_the_limits_are_named(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (4_194_304_000, -1) if which == resource.RLIMIT_AS else (-1, -1)
+    )
     text = why_no_thread(tmp_path)
     assert "the control group's threads (pids.max): 64 of 64" in text
     assert "the system's threads: 5000" in text
+    assert "the process's memory in KiB (ulimit -v): 4096000" in text  # a thread that has no room for its stack
     assert text.endswith("raise the limit, or use fewer threads and instances")

@@ -20,6 +20,12 @@ from helpers.served import PHOTO, Served, run_serve, serving
 MODEL = "tiny-int8"
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 def test_only_who_has_the_token_is_served(package_dir: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("correct-horse\n")

@@ -21,6 +21,12 @@ from cpupack.runtime.serve.remote_bench import parse_url
 from helpers.served import Served, serving
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 @pytest.fixture(scope="module")
 def server(package_dir: Path) -> Iterator[Served]:
     with serving(package_dir, "--grpc-port", "0") as served:

@@ -28,6 +28,12 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 def of(program: str) -> list[str]:
     return sorted({command for command in COMMANDS if Path(shlex.split(command)[0]).name == program})
 

@@ -29,6 +29,12 @@ time.time = jumping
 """Code that Python runs at its start: the wall clock then goes a day forward or back at each look."""
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 @contextlib.contextmanager
 def open_files(wanted: int) -> Iterator[int]:
     """Raise this process's limit of open files meanwhile, and give how many there may be."""

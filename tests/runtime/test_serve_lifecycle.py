@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import dataclasses
@@ -15,8 +16,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,12 @@ from helpers.waiting import PATIENCE_S, wait_until
 
 MODEL = "tiny-int8"
 HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
 
 
 class Load:
@@ -139,15 +146,24 @@ def test_liveness_is_true_before_the_model_is_loaded_and_a_stop_then_is_clean(pa
         assert served.stop() == 0
 
 
-def test_the_first_thread_that_is_refused_is_said(package_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+@pytest.mark.parametrize("allowed", range(3))
+def test_each_thread_that_is_refused_is_said_before_a_door_is_open(
+    package_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: int
+) -> None:
+    """Of the log, of the loader, of the parser of JSON. The last was started by the first large request."""
+    started: list[object] = []
+    real = _thread.start_new_thread
 
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    def refuse(*arguments: Any) -> int:
+        if len(started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(arguments)
+        return real(*arguments)
 
     async def run() -> None:
-        await Server(package_dir, ServeOptions(port=0), print).run()
+        Server(package_dir, ServeOptions(port=0, access_log=str(tmp_path / "log")), print)
 
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
     with pytest.raises(HostError, match="refuses to start another thread"):
         asyncio.run(run())
 
@@ -179,6 +195,7 @@ def test_a_port_that_is_taken(package_dir: Path) -> None:
         (["--access-log", "/proc/nonexistent/log"], 2, "--access-log /proc/nonexistent/log"),
         (["--drain", "-1"], 2, "--drain -1"),
         (["--emit", "compose", "--token-file", "t"], 2, "--token-file t"),
+        (["--emit", "systemd", "--access-log", "x.log"], 2, "name /var/log/tiny-int8/access.log, or - for the journal"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_served(
@@ -306,6 +323,24 @@ def test_files_for_operators_hold_the_options(package_dir: Path, kind: str, tmp_
             assert checked.returncode == 0, checked.stderr
     else:
         assert '"--host", "0.0.0.0"' in text
+
+
+def test_a_unit_hands_its_secrets_over_and_writes_words_as_systemd_reads_them(
+    package_dir: Path, tmp_path: Path
+) -> None:
+    """Its user could read no token of another user, and write no log. systemd.service(5) takes $ and % for itself."""
+    token = tmp_path / "50% $HOME token"
+    token.write_text("a long secret")
+    log = '/var/log/tiny-int8/a "$b" 5%\\.log'
+    found = run_serve(package_dir, "--emit", "systemd", "--token-file", str(token), "--access-log", log)
+    lines = found.stdout.splitlines()
+    assert f"LoadCredential=token_file:{tmp_path}/50%% $HOME token" in lines, found.stderr
+    assert "LogsDirectory=tiny-int8" in lines
+    (command,) = [line for line in lines if line.startswith("ExecStart=")]
+    assert command.endswith("--token-file ${CREDENTIALS_DIRECTORY}/token_file")
+    assert '--access-log "/var/log/tiny-int8/a \\"$$b\\" 5%%\\\\.log" ' in command
+    compose = run_serve(package_dir, "--emit", "compose", "--access-log", "/tmp/$x.log").stdout
+    assert '"/tmp/$$x.log"' in compose
 
 
 @pytest.mark.parametrize("takes", ["images", "arrays"])

@@ -19,6 +19,12 @@ from helpers.served import Served, serving
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
+@pytest.fixture(scope="session")
+def package_dir(native_package_dir: Path) -> Path:
+    """A package whose processes start without torch. ``test_serve_http.py`` has one with it."""
+    return native_package_dir
+
+
 def image(path: Path) -> Path:
     out = io.BytesIO()
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(out, "PNG")

@@ -8,19 +8,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cpupack.runtime import cli
-from cpupack.runtime import manifest as package_manifest
 from cpupack.runtime.bench import text
 from cpupack.runtime.bench.start import measure_start
+from cpupack.runtime.engine.program import read_program
 from cpupack.runtime.errors import HostError, IntegrityError, RunnerError
 from cpupack.runtime.files import MODEL_NAME
-from cpupack.runtime.manifest import hashed_meanwhile, read_manifest
+from cpupack.runtime.manifest import read_manifest
 from cpupack.runtime.plan.decide import decide
 from cpupack.runtime.runner import Runner
 from cpupack.stages.package import stage_project
@@ -123,27 +123,34 @@ def test_a_changed_library_is_refused_before_it_is_loaded(copied: Path, monkeypa
         Runner(copied)
 
 
-def test_the_hash_is_compared_whatever_the_block_does(copied: Path) -> None:
-    manifest, model = read_manifest(copied), copied / MODEL_NAME
-    with hashed_meanwhile(copied, manifest, [model]):
-        pass
-    with pytest.raises(ZeroDivisionError), hashed_meanwhile(copied, manifest, [model]):
-        raise ZeroDivisionError
-    model.unlink()
-    with pytest.raises(IntegrityError, match=r"model\.pt"), hashed_meanwhile(copied, manifest, [model]):
-        raise ZeroDivisionError
+def test_what_a_damaged_file_leads_to_is_told_as_damage(copied: Path) -> None:
+    model = copied / MODEL_NAME
+    contents = model.read_bytes()
+    at = contents.index(read_program(model).memory.tobytes()[:64])  # its header: no program of this format
+    model.write_bytes(contents[:at] + bytes(8) + contents[at + 8 :])
+    with pytest.raises(IntegrityError, match="holds no program"):
+        Runner(copied, check=False)
+    with pytest.raises(IntegrityError, match=r"model\.pt is not the file that was built"):
+        Runner(copied)
 
 
-def test_without_another_thread_the_hash_is_taken_first(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+def test_a_start_needs_no_thread_beside_those_of_the_plan(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing took one more. So ``info`` started as many as the plan has, and said that the host can run it."""
+    started: list[object] = []
+    real = _thread.start_new_thread
 
-    hashed: list[Path] = []
-    hash_file: Callable[[Path], str] = package_manifest.hash_file
-    monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    monkeypatch.setattr(package_manifest, "hash_file", lambda path: hashed.append(path) or hash_file(path))
-    with hashed_meanwhile(copied, read_manifest(copied), [copied / MODEL_NAME]):
-        assert hashed == [copied / MODEL_NAME]
+    def refuse_the_third(*arguments: Any) -> int:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse_the_third)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    with Runner(copied, threads=1, instances=2) as runner:
+        assert len(started) == 2
+        several = runner.predict([*pixels, pixels[0]])  # without threads of their own to prepare the inputs
+        assert several == [runner.predict(each) for each in [*pixels, pixels[0]]]
 
 
 def test_lists_are_cut_by_the_time_of_one_sample_from_the_first_on(native_dir: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cpupack.runtime import text_command
 from cpupack.runtime.errors import InputError, IntegrityError, TruncatedTextWarning
 from cpupack.runtime.handlers import keeps_theirs
 from cpupack.runtime.tensor_spec import TensorSpec
@@ -27,6 +30,12 @@ def opened(tmp_path: Path, **settings: Any) -> Tokenizer:
     spec = TokenizerSpec(**{"max_length": 6, "ids": "ids", "mask": "mask", "types": "types", **settings})
     path = write_tokenizer(tmp_path / "tokenizer.json")
     return Tokenizer(path.read_bytes(), spec, str(path))
+
+
+def test_a_stdin_that_is_closed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after ``<&-``
+    with pytest.raises(InputError, match="stdin is closed"):
+        text_command.run(tmp_path, Namespace(inputs=[], file="-", named=[]))
 
 
 def test_a_text_is_padded_to_the_models_length_whatever_the_file_says(tmp_path: Path) -> None:

@@ -108,12 +108,15 @@ def elementwise() -> VideoReference:
     return net
 
 
-def resized() -> VideoReference:
+def resized(*, floats: bool = False) -> VideoReference:
     """Three linear interpolations at once, and a reduction to fewer frames."""
     net, video = start((2, 3, 4, 5, 19))
     frames, rows, columns = (linear(*each) for each in ((3, 6), (4, 8), (5, 7)))
     wide = net.resized(video, frames, rows, columns)
-    net.output(net.resized(wide, linear(6, 2), np.eye(8), np.eye(7)))
+    if floats:
+        net.resized(wide, linear(6, 3), linear(8, 5), np.eye(7), floats=True)
+    else:
+        net.output(net.resized(wide, linear(6, 2), np.eye(8), np.eye(7)))
     return net
 
 
@@ -140,4 +143,5 @@ VIDEO_NETS: dict[str, Callable[[], VideoReference]] = {
     "video pools": pools,
     "video elementwise": elementwise,
     "video resized": resized,
+    "video resized to floats": lambda: resized(floats=True),
 }

@@ -146,6 +146,24 @@ def test_einsum_is_products_of_matrices_or_values(equation: str) -> None:
     ]
 
 
+SUMMED = {
+    "colours": (lambda net, x: torch.tensordot(x.permute(0, 2, 3, 1), net.q, dims=([3], [1])), "Linear"),
+    "two dimensions": (lambda net, x: torch.tensordot(x, net.r, dims=2), "Linear"),
+    "parameter first": (lambda net, x: torch.tensordot(net.q, x, dims=([1], [1])).movedim(0, 1), "Linear"),
+    "inner": (lambda net, x: torch.inner(x, net.s), "Linear"),
+}
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_tensordot_and_inner_are_equations(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"q": (5, 3), "r": (8, 8, 2), "s": (4, 8)}
+    function, expected = SUMMED[name]
+    found = kinds(captured(Net(function, **{key: nn.Parameter(torch.randn(each)) for key, each in sizes.items()})))
+    assert expected in found
+    assert not {"tensordot.default", "inner.default"} & set(found)
+
+
 def test_a_number_of_each_sample_gets_a_dimension() -> None:
     """A tensor of the batch alone, as similarities and distances are: flattening it from dimension 1 on fails."""
 

@@ -54,7 +54,7 @@ class ForNumpy(nn.Module):
 
 
 class FiltersBySample(nn.Module):
-    """A mixture of two filters for each sample, as in CondConv."""
+    """A mixture of two filters of volumes for each sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,9 +63,9 @@ class FiltersBySample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, _, height, width = x.shape
-        filters = (self.route(x.mean((2, 3))) @ self.experts).view(batch * 4, 3, 3, 3)
-        images = x.reshape(1, batch * 3, height, width)
-        found = F.conv2d(images, filters, groups=batch)  # the line to be named
+        filters = (self.route(x.mean((2, 3))) @ self.experts).view(batch * 4, 3, 1, 3, 3)
+        images = x.reshape(1, batch * 3, 1, height, width)
+        found = F.conv3d(images, filters, groups=batch)  # the line to be named
         return found.view(batch, 4, height - 2, width - 2).mean((2, 3))
 
 

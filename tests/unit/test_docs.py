@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import click
 import pytest
 
 from cpupack import errors
@@ -85,7 +84,7 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
     for program, *arguments in commands(page):
         if program == "cpupack":
             command = cli.commands[arguments[0]]
-            context = click.Context(cli, info_name="cpupack")
+            context = cli.make_context("cpupack", [], resilient_parsing=True)  # click keeps the names of its help
             command.make_context(arguments[0], arguments[1:], parent=context)
         elif Path(program).name.endswith("-int8"):
             # --help last: the arguments before it are parsed, and nothing is run.
@@ -95,7 +94,10 @@ def test_commands_parse(page: Path, tmp_path: Path) -> None:
 
 
 VIDEOS = ("clips.npz", "labelled.npz", "labels.txt")
-SIZES = ("unet.py", "unet.safetensors", "gestures.py", "gestures.safetensors", "recordings.npz")
+SIZES = (
+    "unet.py", "unet.safetensors", "gestures.py", "gestures.safetensors", "recordings.npz", "events.py",
+    "events.safetensors", "pairs.py", "pairs.safetensors", "pairs.npz",
+)  # fmt: skip
 
 
 @every_page

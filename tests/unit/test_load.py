@@ -165,7 +165,6 @@ def test_an_input_shape_that_does_not_fit_is_an_error(directory: Path, weights: 
     [
         ("no batch", "the first dimension of a float output must be the batch"),
         ("batch last", "the first dimension of a float output must be the batch"),
-        ("integers", "is torch.int64"),
     ],
 )
 def test_a_model_that_does_not_return_one_float_tensor_is_an_error(directory: Path, what: str, words: str) -> None:

@@ -145,8 +145,6 @@ TELLS = [
         "has the shape (5,) for one sample and for two: the batch is not its first dimension",
         "mean(dim=...)",
     ),
-    ("integer", "is torch.int64; a wheel's outputs are float32", "return the scores"),
-    ("boolean", "returns torch.bool of shape (1, 5)", "return the scores"),
     ("complex_output", "returns torch.complex64 of shape (1, 5)", "view_as_real"),
     ("double_output", "returns torch.float64 of shape (1, 5)", ".float()"),
     ("half_output", "returns torch.float16 of shape (1, 5)", ".float()"),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from cpupack.errors import QuantizationError
 from cpupack.quantized_engine import engine
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.sized import SizedPrograms
 from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.errors import RunnerError
 from cpupack.runtime.open_sizes import OpenSizes
-from cpupack.stages.quantize.native.sizes import same_program
+from cpupack.stages.quantize.native.sizes import check_sides, same_program
 from cpupack.stages.script import save
 from helpers.lowered import needs_kernels
 from helpers.named_nets import NETS, TYPICAL, opened
@@ -66,6 +67,14 @@ def test_a_length_has_the_program_that_it_would_be_lowered_to(name: str) -> None
         expected = net.lowered(length)
         assert same_program(programs.alone(1, length).tobytes(), expected.program), length
         assert sizes.result_shape(1, length) == expected.result
+
+
+def test_lengths_beyond_the_engine_are_named() -> None:
+    net, sizes = opened("levels")
+    programs = SizedPrograms(np.frombuffer(net.lowered(32).program, np.uint8), sizes)
+    check_sides(programs.alone(1, 96).tobytes(), "time 96")
+    with pytest.raises(QuantizationError, match="time 40000 have lists of 40000 or more positions"):
+        check_sides(programs.alone(1, 40000).tobytes(), "time 40000")
 
 
 @needs_kernels

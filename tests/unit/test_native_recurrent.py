@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -188,6 +189,29 @@ def test_an_lstm_with_a_projection_is_native() -> None:
     db, int8, _ = lowered(Sequence(nn.LSTM, last_step, proj_size=7, bidirectional=True), (6, 8))
     assert kernels(int8)[0] == "recurrent"
     assert db > BOUND_DB
+
+
+class Measured(nn.Module):
+    """Temperatures, and pressures in pascals, brought to one range by the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.means, self.spreads = torch.tensor([20.0, 101325.0]), torch.tensor([5.0, 800.0])
+        self.cells, self.last = nn.LSTM(2, 20, batch_first=True), nn.Linear(20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.cells((x - self.means) / self.spreads)[0][:, -1])
+        return result
+
+
+def test_means_that_are_subtracted_are_no_mask() -> None:
+    """A number below -10000 hides values where the others are 0; the recurrent layer was torch's."""
+    data = samples((6, 2))
+    data = dataclasses.replace(data, data=(data.data * [5.0, 800.0] + [20.0, 101325.0]).astype(np.float32))
+    model, int8 = quantized(Measured(), "native", spec=recipe((6, 2)), data=data)
+    assert "aten" not in kernels(int8)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
 
 
 def test_what_comes_before_and_after_is_never_rounded_twice() -> None:

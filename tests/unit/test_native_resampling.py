@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import nn
 
 from cpupack import accuracy
 from cpupack.graph.native_model import NativeModel
-from helpers.lowered import needs_kernels
+from helpers.lowered import kernels, needs_kernels
 from helpers.tiny_models import quantized, recipe, run, samples
 
 SEQUENCE, IMAGE, VIDEO, SCORES = (3, 13), (3, 9, 11), (3, 5, 6, 7), 4
@@ -93,3 +94,18 @@ def test_videos(name: str) -> None:
 @pytest.mark.parametrize("function", [Resized((29,), "linear", corners=False), nn.AdaptiveAvgPool1d(4)])
 def test_sequences(function: nn.Module) -> None:
     check(function, nn.Conv1d(3, 5, 3), SEQUENCE)
+
+
+@needs_kernels
+@pytest.mark.parametrize("function", [nn.Identity(), nn.Softmax(1)])
+@pytest.mark.parametrize(("size", "corners"), [((20, 24), False), ((4, 30), True), ((27, 33), False)])
+def test_what_leaves_is_not_rounded(size: tuple[int, int], corners: bool, function: nn.Module) -> None:
+    """A map at the end is what torch makes of the codes before it; the caller reads it, or a function in FP32."""
+    torch.manual_seed(0)
+    data, before = samples(IMAGE), nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU())
+    after = nn.Sequential(Resized(size, "bilinear", corners=corners), function)
+    _, codes = quantized(before, "native", spec=recipe(IMAGE), data=data)
+    _, int8 = quantized(nn.Sequential(before, after), "native", spec=recipe(IMAGE), data=data)
+    expected = after(torch.from_numpy(run(codes, data)))
+    np.testing.assert_allclose(run(int8, data), expected.numpy(), rtol=0.0, atol=2e-6)
+    assert "resample" in kernels(int8)

@@ -180,6 +180,14 @@ def test_functions(name: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("norm", [nn.InstanceNorm3d(8), nn.InstanceNorm3d(8, affine=True), nn.GroupNorm(2, 8)])
+def test_norms_of_scans_are_fp32_and_natively(norm: nn.Module) -> None:
+    sqnr_db, int8, _ = lowered(After(nn.Sequential(norm, nn.LeakyReLU(0.01), Block(8))).eval(), SHAPE)
+    assert sqnr_db > BOUND_DB
+    assert "aten" not in kernels(int8)
+
+
+@needs_kernels
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_network_of_scans(transposed: bool) -> None:
     sqnr_db, int8, _ = lowered(Scan(transposed=transposed).eval(), (1, 6, 8, 10))

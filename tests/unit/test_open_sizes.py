@@ -110,7 +110,7 @@ def test_programs_that_differ_in_more_than_size_are_refused() -> None:
         sizes_of(two, sizes.range)
     typical = net.lowered(TYPICAL)
     with pytest.raises(QuantizationError, match="another way than the size"):
-        sizes_of([typical, Lowered(8, 6, net.lowered((24, 24)).program, typical.result)], sizes.range)
+        sizes_of([typical, Lowered((8, 6), net.lowered((24, 24)).program, typical.result)], sizes.range)
 
 
 def saved(name: str, directory: Path) -> Path:

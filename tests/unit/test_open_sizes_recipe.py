@@ -120,7 +120,7 @@ def test_the_multiple_is_found(tmp_path: Path) -> None:
     assert found(UNet("nearest"), tmp_path) == ((32, 32), (256, 512), (4, 4))
     assert found(UNet("transposed"), tmp_path) == ((32, 32), (256, 512), (4, 4))
     assert found(Shuffled(), tmp_path)[2] == (1, 1)
-    assert found(Squeezed(), tmp_path)[2] == (4, 4)  # two strides; the average adapts
+    assert found(Squeezed(), tmp_path)[2] == (8, 8)  # two strides, and two windows of an adaptive average
 
 
 def test_one_side_may_be_fixed(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class Net(nn.Module):
             "label": lambda: (scores, scores.argmax(1)),
             "double": lambda: (scores.double(), maps),
             "across": lambda: (scores, maps.transpose(0, 1)),
+            "last": lambda: scores.gather(1, ids[:, :1] - 1),
         }[self.result]()
 
 
@@ -119,6 +120,15 @@ def recipe(directory: Path, result: str = "scores", **tables: Any) -> LoadedReci
 
 def loaded(directory: Path, result: str = "scores", **tables: Any) -> FloatModel:
     return load(recipe(directory, result, **tables), Recorder())
+
+
+def test_a_number_that_cannot_be_0_is_told_as_that(directory: Path) -> None:
+    """A length of which one is subtracted: the first run is on zeros."""
+    with pytest.raises(ModelError, match="out of bounds") as caught:
+        loaded(directory, "last")
+    assert "the first run is on zeros: where ids cannot be 0" in (caught.value.hint or "")
+    ones = [each | ({"default": 1} if each["name"] == "ids" else {}) for each in INPUTS]
+    assert loaded(directory, "last", input=ones).signature.outputs[0].shape == (1,)
 
 
 def arrays(count: int = 3) -> dict[str, Any]:
@@ -192,7 +202,6 @@ def test_outputs_are_renamed_dropped_and_finished(directory: Path) -> None:
     [
         ("loss", {}, 'the output "loss" has the shape () for one sample and for two'),
         ("constant", {}, 'the output "output_1" has the shape (5, 9) for one sample and for two'),
-        ("label", {}, 'the output "output_1" is torch.int64'),
         ("across", {}, 'the output "output_1" has the shape (4, 1, 4, 4) for one sample and (4, 2, 4, 4) for two'),
     ],
 )

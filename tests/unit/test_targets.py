@@ -212,6 +212,22 @@ def test_kernels_that_are_not_compiled_are_an_error(host: Any, compiled: Path, e
     assert [each.engine for each in arm(aarch64={"engine": "qnnpack"})] == ["qnnpack"]
 
 
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_so_is_it_where_the_host_itself_cannot_load_them(host: Any, compiled: Path, engine: str) -> None:
+    """Without its library the engine is not among those that are supported."""
+    host("avx512_vnni")
+    (compiled / library.LIBRARIES["x86_64"]).unlink()
+    with pytest.raises(QuantizationError, match=r"native for x86_64 are not built: .*x86_64\.so is missing"):
+        engines(engine=engine, supported=["onednn", "x86", "fbgemm"])
+
+
+def test_kernels_that_do_not_run_here_are_no_matter_of_torch(host: Any, compiled: Path) -> None:
+    host("avx512_vnni")
+    with pytest.raises(QuantizationError, match='engine = "native": ') as caught:
+        engines(engine="native", supported=["fbgemm"])
+    assert "torch" not in str(caught.value)
+
+
 def test_a_recipe_may_name_every_engine_that_has_a_record() -> None:
     assert set(get_args(X86Engine)) == {name for name, engine in ENGINES.items() if "x86_64" in engine.cpus}
     assert set(get_args(ArmEngine)) == {name for name, engine in ENGINES.items() if "aarch64" in engine.cpus}

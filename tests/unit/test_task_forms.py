@@ -132,6 +132,20 @@ def test_scores_of_one_class_without_its_dimension_are_no_classes() -> None:
         assert presenter.present({"": np.array([[3.0, 0.0], [1.0, 3.0]])}, frame).mask.tolist() == [[3, 0], [1, 3]]
 
 
+def test_outputs_of_other_names_are_told_how_to_fit() -> None:
+    with pytest.raises(ModelError, match="needs two outputs") as caught:
+        task_of(Task(kind="detection"), signature(output_0=SCORES, output_1=BOXES, features=np.zeros((7, 5, 3))))
+    for words in (
+        '"output_1" with rename = "boxes"',
+        '"output_0" with rename = "scores"',
+        '"features" with drop = true',
+    ):
+        assert words in (caught.value.hint or "")
+    with pytest.raises(ModelError) as caught:
+        task_of(Task(kind="keypoints"), signature(maps=np.zeros((5, 16, 16)), more=np.zeros(9)))
+    assert caught.value.hint == '[[output]] tables: name = "more" with drop = true'
+
+
 def test_boxes_lie_in_the_frames_of_a_video_and_in_no_table() -> None:
     """A video of (channels, frames, height, width) was taken for no image: boxes were clipped to one pixel."""
     outputs = (OutputSpec("boxes", (9, 4)), OutputSpec("scores", (9, 2)))

@@ -51,6 +51,8 @@ def test_map_is_the_mean_over_the_classes_and_the_ious() -> None:
     assert whole(shifted, targets) == pytest.approx((0.6 + 1.0) / 2)
     assert half(shifted, targets) == pytest.approx(1.0)
     assert whole(boxes(), targets) == 0.0
+    with pytest.raises(VerificationError, match="the boxes have class 2, and the model has the classes 0 to 1"):
+        whole(both, np.array([[[0, 0, 4, 4, 2]]], np.float32))
     with pytest.raises(VerificationError, match="have no boxes"):
         whole(both, np.full((1, 1, 5), -1.0))
     with pytest.raises(VerificationError, match=r"compares with boxes \(n, most, 5\)"):
@@ -65,6 +67,8 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
     # Class 0: 2 in common of 3. Class 1: 1 of 2.
     assert metric(scores, np.array([[[1, 0], [0, 0]]])) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert metric(scores, np.array([[[1, 255], [0, 0]]])) == 1.0
+    with pytest.raises(VerificationError, match="the masks have class 128, and the model has the classes 0 to 1"):
+        metric(scores, np.array([[[0, 128], [0, 255]]]))
     with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
         metric(scores, np.full((1, 2, 2), 255))
 

@@ -83,17 +83,18 @@ class Lengths(Table):
 
 
 Pair = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
-BySide = Pair | Annotated[dict[str, PositiveInt], Field(min_length=1, max_length=2)]
+BySide = Pair | Annotated[dict[str, PositiveInt], Field(min_length=1, max_length=4)]
 
 
 class Sizes(Table):
     """Sizes of inputs that the wheel takes: ``[height, width]`` of images, or a number for each name, as
-    ``{ time = 16000 }``. For a model with one float32 input, of which the native engine runs every layer.
+    ``{ time = 16000 }``. For a model of which the native engine runs every layer.
 
-    ``input_shape`` (or the ``shape`` of the only ``[[input]]``) then has ``"height"`` and ``"width"``, or one or two
-    names of your own (``[80, "time"]``), in place of the numbers. The build finds which multiples of a number the model
-    takes. ``predict`` fills up other images at the bottom and the right, with the mean color; sequences are taken as
-    they are.
+    ``input_shape`` (or the ``shape`` of an ``[[input]]``) then has ``"height"`` and ``"width"``, or names of your own
+    (``[80, "time"]``), in place of the numbers. Inputs that share a name have the same size in a sample. One input has
+    two names at most, and a recipe four. The build finds which multiples of a number the model takes. ``predict`` fills
+    up other images at the bottom and the right, with the mean color; sequences, and images beside other inputs, are
+    taken as they are.
     """
 
     max: BySide
@@ -107,12 +108,17 @@ class Sizes(Table):
 
 
 class NamedSizes(Sizes):
-    """``[sizes]`` of an input that is no image, as the build works on them: pairs, of which the first is 1 where one
-    dimension has a name. ``axes`` say where the names are in the shape of a sample.
+    """``[sizes]`` of what is no image alone, as the build works on them: a number for each name, after a 1 if there is
+    one name. ``axes`` say where the names are in the shape of a sample of the only float32 input. Of a model that takes
+    rows of its inputs, ``dimensions`` have the name of each dimension of each input, "" for a number.
     """
 
     names: tuple[str, ...]
-    axes: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    dimensions: tuple[tuple[str, ...], ...] = ()
+    max: list[int]
+    typical: list[int]
+    min: list[int]
 
 
 class Output(Table):

@@ -98,11 +98,8 @@ class Stream:
         count = 0
         for one in loaded:
             first = next((each.array for each in together if each.array is not None), None)
-            if (
-                first is not None
-                and one.array is not None
-                and (first.dtype, first.shape) != (one.array.dtype, one.array.shape)
-            ):
+            kind = self._runner.kind_of
+            if first is not None and one.array is not None and kind(first) != kind(one.array):
                 yield together
                 together, count = [], 0
             together.append(one)
@@ -131,7 +128,9 @@ class Stream:
                 yield Outcome(one.id, None, one.error)
                 continue
             try:
-                yield Outcome(one.id, self._runner.present(next(rows), one.frame, self._top_k), None, one.truncated)
+                size = None if one.array is None else self._runner.size_of(one.array)
+                result = self._runner.present(next(rows), one.frame, self._top_k, size)
+                yield Outcome(one.id, result, None, one.truncated)
             except (HostError, IntegrityError):
                 raise
             except RunnerError as error:  # of this input alone: its outputs hold NaN

@@ -12,10 +12,10 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ..errors import HostError, RunnerError
+from ..errors import RunnerError
 from ..host.limits import why_no_thread
 from ..threads import Answer, ThreadRefusedError, start
 
@@ -53,8 +53,8 @@ class _State:
 class Crew:
     """``count`` threads, which run calls in the order in which they were given.
 
-    They end after the calls already given when the crew is closed or nobody holds it any more. Raises HostError when
-    the system refuses another thread.
+    They end after the calls already given when the crew is closed or nobody holds it any more. Raises
+    ThreadRefusedError when the system refuses another thread.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -70,7 +70,7 @@ class Crew:
                 begun.result()  # else closing at once would not wait for it
         except ThreadRefusedError as error:
             self.close()
-            raise HostError(why_no_thread()) from error
+            raise ThreadRefusedError(why_no_thread()) from error
 
     @property
     def load(self) -> int:
@@ -129,7 +129,8 @@ def _enlist(state: _State, begun: Answer[None]) -> None:
 
 def _work(state: _State) -> None:
     # ``iter`` takes and hands over the next task in one step: no exception can come between.
-    following = iter(state.tasks.get, None)
+    following: Iterator[_Task | weakref.ref[Crew]] = iter(state.tasks.get, None)
+    task: _Task | weakref.ref[Crew] | None = None
     while True:
         try:
             for task in following:
@@ -138,12 +139,14 @@ def _work(state: _State) -> None:
                 state.running += 1
                 try:
                     task.run()
-                except BaseException as error:  # noqa: BLE001 - sent to this thread from outside: the caller must hear
-                    task.fail(error)
                 finally:
                     state.running -= 1
-                    del task  # else its batch would stay in memory until the next one comes
-        except BaseException:  # noqa: BLE001, S112 - sent to this thread between two calls: nobody waits for anything
+                task = None  # else its batch would stay in memory until the next one comes
+        except BaseException as error:  # noqa: BLE001 - sent to this thread from outside: the caller must hear
+            # One that came while the thread waited is raised when it has its next task.
+            if isinstance(task, _Task):
+                task.fail(error)
+                task = None
             continue
         state.tasks.put(None)  # for the other threads
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,12 @@ class Grid:
     layer: int
     name: str
     patches: tuple[Patch, ...]
+
+    def all_terms(self) -> Iterator[Terms]:
+        """Yield the terms of its numbers."""
+        for each in self.patches:
+            yield each.rows
+            yield each.columns
 
     def values(self, powers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the constant for a size, whose ``powers`` the terms are multiplied by."""

@@ -36,9 +36,9 @@ class InstancePool:
     native program is in memory once, and a caller that waits for its result runs an idle instance itself (``run``).
 
     ``cpus`` are the CPUs that each instance keeps to. Where ``takes_rgb`` is true, uint8 batches may have three
-    channels, and the kernels add ``mask`` as the fourth (``inputs.mask_value``); that needs a ``mask``. Raises
-    HostError when ``engine`` does not exist here or the file cannot be loaded, and IntegrityError when the native
-    program in the file is damaged.
+    channels, and the kernels add ``mask`` as the fourth (``inputs.mask_value``); that needs a ``mask``. ``meanwhile``
+    is called while the instances load; what it raises ends the pool. Raises HostError when ``engine`` does not exist
+    here or the file cannot be loaded, and IntegrityError when the native program in the file is damaged.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class InstancePool:
         instances: int,
         cpus: tuple[tuple[int, ...], ...] | None = None,
         mask: int | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         if threads < 1 or instances < 1:
             raise ValueError(f"threads is {threads} and instances is {instances}; both start at 1")
@@ -84,6 +85,8 @@ class InstancePool:
                 crew.submit(_load, load, cpus[number] if cpus is not None else None)
                 for number, crew in enumerate(self._crews)
             ]
+            if meanwhile is not None:
+                meanwhile()
             self._loaded += [each.result() for each in loading]
         except BaseException:
             self.close()
@@ -139,9 +142,9 @@ class InstancePool:
         for future in waiting:
             future.result()
 
-    def most_samples(self, height: int, width: int) -> int:
-        """Return how many images of a size one call takes at most, for the sake of memory."""
-        return 1 << 30 if self._program is None else self._program.most_samples(height, width)
+    def most_samples(self, *size: int) -> int:
+        """Return how many samples of a size one call takes at most, for the sake of memory."""
+        return 1 << 30 if self._program is None else self._program.most_samples(*size)
 
     def result_shape(self) -> tuple[int, ...] | None:
         """Return the shape of a sample's result, -1 where it changes with the size; None for a model of one size."""

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from ..errors import IntegrityError
 from ..files import UNREADABLE
+from ..open_sizes import Size
 from . import library as native_library
 from .lengths import Lengths
 from .program_format import HEADER, MAGIC, MASKED_WIDTH, VERSION
@@ -95,34 +96,34 @@ class Program:
         """Memory of the program, or of those of all sizes."""
         return self.memory.nbytes if self.sized is None else self.sized.nbytes
 
-    def most_samples(self, height: int, width: int) -> int:
-        """Return how many images of a size one call takes, so that it needs no more memory than one of the largest."""
+    def most_samples(self, *size: int) -> int:
+        """Return how many samples of a size one call takes, so that it needs no more memory than one of the largest."""
         if self.sized is None:
             return 1 << 30
-        largest, own = (self.sized.arena_bytes(*each) for each in (self.sized.sizes.range.most, (height, width)))
+        largest, own = (self.sized.arena_bytes(*each) for each in (self.sized.sizes.range.most, size))
         return max(1, largest // own)
 
-    def fixed(self, height: int, width: int) -> Program:
+    def fixed(self, *size: int) -> Program:
         """Return the program of one size, in memory of its own. Only for a program of several sizes."""
         assert self.sized is not None
-        memory, sizes = self.sized.alone(height, width), self.sized.sizes
+        memory, sizes = self.sized.alone(*size), self.sized.sizes
         pixels, floats = (
-            None if each is None else sizes.range.engine_shape(each[0], (height, width))
+            None if each is None else sizes.range.engine_shape(each[0], size)
             for each in (self.pixel_shape, self.float_shape)
         )
-        layout = self.layout and dataclasses.replace(self.layout, shape=sizes.result_shape(height, width))
+        layout = self.layout and dataclasses.replace(self.layout, shape=sizes.result_shape(*size))
         return Program(
-            memory, pixels, floats, sizes.outputs(height, width), self.sized.arena_bytes(height, width), self.version,
+            memory, pixels, floats, sizes.outputs(*size), self.sized.arena_bytes(*size), self.version,
             layout,
         )  # fmt: skip
 
     @property
-    def typical_size(self) -> tuple[int, int]:
+    def typical_size(self) -> Size:
         """The size that was built. Only for a program of several sizes."""
         assert self.sized is not None
         shape, taken = self.pixel_shape or self.float_shape, self.sized.sizes.range
         assert shape is not None
-        return (shape[1], shape[2]) if taken.is_image else taken.size_of(taken.shape)
+        return (shape[1], shape[2]) if taken.is_image else taken.typical(taken.shape)
 
     @property
     def takes_rgb(self) -> bool:
@@ -196,7 +197,7 @@ def _with_sizes(program: Program, sizes: Sizes) -> Program:
     """Return the program with those of other sizes. Raises ValueError where they are not of this program."""
     shape = program.pixel_shape or program.float_shape
     taken = sizes.range
-    typical = None if shape is None else shape[1:] if taken.is_image else taken.size_of(taken.shape)
+    typical = None if shape is None else shape[1:] if taken.is_image else taken.typical(taken.shape)
     if shape is None or typical is None or not taken.takes(*typical) or taken.engine_shape(shape[0], typical) != shape:
         raise ValueError(f"its program is for {shape}, which is none of its sizes")
     if sizes.outputs(*typical) != program.outputs:

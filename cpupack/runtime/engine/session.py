@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import HostError, IntegrityError, RunnerError
 from ..host.limits import why_no_thread
+from ..open_sizes import Size
 from . import library as native_library
 from .program import Program
 from .prototypes import Piece
@@ -25,15 +26,14 @@ _ERROR_PROGRAM, _NO_THREADS, _BUSY, _CLOSED = 1, 5, 6, 7
 class Call:
     """A batch as the kernels read it, and the memory for its result.
 
-    ``shape`` is the batch's as it was given. ``size`` is the height and width of its images, or both sides of its
-    sequences; None for a program of one size.
+    ``shape`` is the batch's as it was given. ``size`` is that of its samples, None for a program of one size.
     """
 
     batch: npt.NDArray[Any]
     mask: int
     result: npt.NDArray[np.float32]
     shape: tuple[int, ...]
-    size: tuple[int, int] | None = None
+    size: Size | None = None
 
 
 def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = None) -> Call:
@@ -55,9 +55,11 @@ def prepare_call(program: Program, batch: npt.NDArray[Any], mask: int | None = N
     if program.sized is not None and (batch.ndim == 4 or not program.sized.sizes.range.is_image):
         sizes = program.sized.sizes
         taken = sizes.range
-        if not (taken.takes(int(given[2]), int(given[3])) if taken.is_image else taken.fits(given[1:])):
+        size = taken.size_in(batch) if len(batch) or not taken.inputs else taken.typical(())
+        if not (taken.takes(*size) if taken.is_image or taken.inputs else taken.fits(given[1:])):
             raise RunnerError(f"the model failed on a batch of shape {given}: it takes {taken.text()}")
-        size = taken.size_of([int(each) for each in given[1:]])
+        if taken.inputs and not (batch[:, -len(taken.names) :] == batch[:1, -len(taken.names) :]).all():
+            raise RunnerError("the model failed on a batch whose rows have different sizes")
         shape, outputs = taken.engine_shape(shape[0], size), sizes.outputs(*size)
     if mask is None and batch.ndim not in (1, 2, 4):
         batch = batch.reshape(len(batch), -1)
@@ -91,14 +93,12 @@ class Session:
         assert result is not None
         return result
 
-    def make_ready(
-        self, batch_size: int = 1, *, all_lengths: bool = False, size: tuple[int, int] | None = None
-    ) -> None:
+    def make_ready(self, batch_size: int = 1, *, all_lengths: bool = False, size: Size | None = None) -> None:
         """Do what would else be part of the first call of that size: check the program, prepare weights, start a team.
 
         Of programs that follow from a form, the first and the last are checked here, the others when they first run;
-        with ``all_lengths`` all are. ``size`` is the height and width of images, where the program takes several; None
-        for the typical one. Raises IntegrityError for a program that the kernels do not take, and HostError where
+        with ``all_lengths`` all are. ``size`` is that of the samples, where the program takes several; None for the
+        typical one. Raises IntegrityError for a program that the kernels do not take, and HostError where
         something is missing.
         """
         if self._program.sized is not None:

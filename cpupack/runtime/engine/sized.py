@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..open_sizes import Size
 from .program_format import HEADER
 from .sizes import Resized, Sizes, head_bytes
 
@@ -42,7 +43,7 @@ class SizedPrograms:
         begin = int(stored[: HEADER.itemsize].view(HEADER)[0]["constants"])
         self._head = stored[: head_bytes(stored)].copy()
         self._head_place = _whole(self._head.size, 64)
-        self._own_place = _whole(self.resized(*sizes.range.most, stored[begin:]).own.size, 64)
+        self._own_place = _whole(self.resized(sizes.range.most, stored[begin:]).own.size, 64)
         self._constants_at = _whole(_PLACES * self._head_place, _PAGE)
         self._own_at = self._constants_at + _whole(stored.size - begin, _PAGE)
         # Private, because Python's default is shared memory, which gets large pages on few systems.
@@ -55,8 +56,8 @@ class SizedPrograms:
         self._constants = self._memory[self._constants_at : self._constants_at + stored.size - begin]
         self._constants[:] = stored[begin:]
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], tuple[int, Sized]] = OrderedDict()
-        self._users: dict[tuple[int, int], int] = {}
+        self._kept: OrderedDict[Size, tuple[int, Sized]] = OrderedDict()
+        self._users: dict[Size, int] = {}
         self._free = list(range(_PLACES))
 
     @property
@@ -65,23 +66,22 @@ class SizedPrograms:
         return int(self._constants.size + (_PLACES - len(self._free)) * (self._head_place + self._own_place))
 
     @contextmanager
-    def at(self, height: int, width: int) -> Iterator[Sized]:
+    def at(self, *size: int) -> Iterator[Sized]:
         """Give the program of a size. Its memory stays as it is until the caller has left.
 
         Where all places are in use, it is made for this caller alone: nobody waits, not even for a place that an
         exception of a signal handler has kept from being given back.
         """
-        size = height, width
         found = self._taken(size)
         if found is None:
-            yield Sized(self.alone(*size), self.resized(*size, self._constants).arena_bytes)
+            yield Sized(self.alone(*size), self.resized(size, self._constants).arena_bytes)
             return
         try:
             yield found
         finally:
             self._left(size)
 
-    def _taken(self, size: tuple[int, int]) -> Sized | None:
+    def _taken(self, size: Size) -> Sized | None:
         """Return the program of a size, which now has one user more; None where no place is free."""
         with self._lock:
             if size not in self._kept:
@@ -93,31 +93,31 @@ class SizedPrograms:
             self._users[size] = self._users.get(size, 0) + 1
             return self._kept[size][1]
 
-    def _left(self, size: tuple[int, int]) -> None:
+    def _left(self, size: Size) -> None:
         with self._lock:
             self._users[size] -= 1
             if not self._users[size]:
                 del self._users[size]
 
-    def arena_bytes(self, height: int, width: int) -> int:
+    def arena_bytes(self, *size: int) -> int:
         """Return the memory that a sample of a size needs while it is computed."""
-        with self.at(height, width) as found:
+        with self.at(*size) as found:
             return found.arena_bytes
 
-    def alone(self, height: int, width: int) -> Bytes:
+    def alone(self, *size: int) -> Bytes:
         """Return the program of a size as one block, without those of other sizes."""
         begin = _whole(self._head.size, 64)
         at = _whole(self._constants.size, 64)
-        found = self.sizes.resized(self._head, self._constants, (height, width), at, begin)
+        found = self.sizes.resized(self._head, self._constants, size, at, begin)
         block = np.zeros(begin + at + found.own.size, np.uint8)
         block[: self._head.size] = found.head
         block[begin : begin + self._constants.size] = self._constants
         block[begin + at :] = found.own
         return block
 
-    def resized(self, height: int, width: int, constants: Bytes) -> Resized:
+    def resized(self, size: Size, constants: Bytes) -> Resized:
         """Return what a size has for itself, as if it stood alone."""
-        return self.sizes.resized(self._head, constants, (height, width), 0, 0)
+        return self.sizes.resized(self._head, constants, size, 0, 0)
 
     def _make_room(self) -> bool:
         """Free the place of the size that was not used for longest. Returns False where all are in use."""
@@ -128,7 +128,7 @@ class SizedPrograms:
                 return True
         return False
 
-    def _written(self, place: int, size: tuple[int, int]) -> Sized:
+    def _written(self, place: int, size: Size) -> Sized:
         head_at, own_at = place * self._head_place, self._own_at + place * self._own_place
         found = self.sizes.resized(
             self._head, self._constants, size, own_at - self._constants_at, self._constants_at - head_at

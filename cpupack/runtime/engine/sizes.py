@@ -1,22 +1,21 @@
 """How the program of a model for images of any size changes with the height and the width.
 
-The build lowers the model at a few sizes, and keeps what a number of the program is at all of them: it is always
-``a + b * rows + c * columns + d * rows * columns``, where rows and columns are the height and the width in multiples of
-what the model takes. Weights are the same for all sizes. The memory is planned anew for each.
+The build lowers the model at a few sizes, and keeps what a number of the program is at all of them: it is always a sum
+of products of the sizes (``Terms``). Weights are the same for all sizes. The memory is planned anew for each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..open_sizes import OpenSizes, Terms, terms_of
+from ..open_sizes import OpenSizes, Size, Terms, terms_of
 from . import memory_plan
 from .grids import Grid
 from .program_format import BUFFER, CONSTANTS, HEADER, LAYER, Op
@@ -47,6 +46,10 @@ class Integers:
     places: tuple[int, ...]
     terms: tuple[Terms, ...]
 
+    def all_terms(self) -> Iterator[Terms]:
+        """Yield the terms of its numbers."""
+        yield from self.terms
+
 
 @dataclass(frozen=True)
 class Run:
@@ -67,6 +70,12 @@ class Moves:
     layer: int
     runs: tuple[Run, ...]
 
+    def all_terms(self) -> Iterator[Terms]:
+        """Yield the terms of its numbers."""
+        for run in self.runs:
+            yield run.blocks
+            yield from (one for each in (run.first, run.step) for move in each for one in move)
+
 
 @dataclass(frozen=True)
 class Resampled:
@@ -75,13 +84,18 @@ class Resampled:
     layer: int
     windows: str
 
+    def all_terms(self) -> Iterator[Terms]:
+        """Yield nothing: windows follow from the sizes of buffers."""
+        yield from ()
+
 
 @dataclass(frozen=True)
 class Sizes:
     """``range`` says which sizes there are.
 
     ``header``, ``buffers`` and ``layers`` are the numbers that change, and ``constants`` the lists. ``shares`` are the
-    layers whose scale is one divided by a number that changes. ``weight_bytes``
+    layers whose scale is one divided by a number that changes, ``sums`` those whose scale is scale2 times such
+    a number. ``weight_bytes``
     has the bytes of the weights of each convolution, by its layer. ``result`` has the terms of a sample's result.
     """
 
@@ -93,30 +107,42 @@ class Sizes:
     weight_bytes: Mapping[int, int]
     result: tuple[Terms, ...]
     shares: tuple[Number, ...] = ()
+    sums: tuple[Number, ...] = ()
 
-    def result_shape(self, height: int, width: int) -> tuple[int, ...]:
+    def __post_init__(self) -> None:
+        count = len(self.range.products)
+        if any(len(each) != count for each in self._terms()):
+            raise ValueError(f"a number that changes with the size has {count} terms")
+
+    def _terms(self) -> Iterator[Terms]:
+        yield from self.result
+        for each in (*self.header, *self.buffers, *self.layers, *self.shares, *self.sums):
+            yield each.terms
+        for rule in self.constants:
+            yield from rule.all_terms()
+
+    def result_shape(self, *size: int) -> tuple[int, ...]:
         """Return the shape of a sample's result as it lies in memory."""
-        powers = self._powers(height, width)
+        powers = self._powers(size)
         return tuple(_value(each, powers) for each in self.result)
 
     def open_result_shape(self) -> tuple[int, ...]:
         """Return the shape of a sample's result, -1 where it changes with the size."""
         return tuple(-1 if any(each[1:]) else each[0] for each in self.result)
 
-    def outputs(self, height: int, width: int) -> int:
+    def outputs(self, *size: int) -> int:
         """Return how many float32 values a sample's result has."""
-        return math.prod(self.result_shape(height, width))
+        return math.prod(self.result_shape(*size))
 
-    def resized(self, head: Bytes, constants: Bytes, size: tuple[int, int], own_at: int, constants_at: int) -> Resized:
+    def resized(self, head: Bytes, constants: Bytes, size: Size, own_at: int, constants_at: int) -> Resized:
         """Return header, buffers and layers, and the constants that a size has for itself.
 
         ``head`` and ``constants`` are those of the size that was built. In the result, the shared constants begin
         ``constants_at`` bytes after the head does, and those of the size ``own_at`` bytes later.
         """
-        powers = self._powers(*size)
+        powers = self._powers(size)
         found = head.copy()
         header, buffers, layers = _parts(found)
-        typical = layers.copy()
         for each in self.header:
             header[each.field] = _value(each.terms, powers)
         for numbers, rows in ((self.buffers, buffers), (self.layers, layers)):
@@ -124,6 +150,11 @@ class Sizes:
                 rows[each.place][each.field] = _value(each.terms, powers)
         for each in self.shares:
             layers[each.place][each.field] = np.float32(1 / _value(each.terms, powers))
+        for each in self.sums:
+            layers[each.place][each.field] = np.float32(
+                float(layers[each.place]["scale2"]) * _value(each.terms, powers)
+            )
+        typical = layers.copy()  # its constants are where they were
         own = bytearray()
         for rule in self.constants:
             for name, array in self._constant(rule, powers, typical, buffers, constants):
@@ -147,6 +178,7 @@ class Sizes:
             "weight_bytes": [[number, count] for number, count in sorted(self.weight_bytes.items())],
             "result": [list(each) for each in self.result],
             **({"shares": [_to_list(each) for each in self.shares]} if self.shares else {}),
+            **({"sums": [_to_list(each) for each in self.sums]} if self.sums else {}),
         }
 
     @classmethod
@@ -161,13 +193,11 @@ class Sizes:
             {int(number): int(count) for number, count in raw["weight_bytes"]},
             tuple(terms_of(each) for each in raw["result"]),
             tuple(_number(each, ("scale",)) for each in raw.get("shares", ())),
+            tuple(_number(each, ("scale",)) for each in raw.get("sums", ())),
         )
 
-    def _powers(self, height: int, width: int) -> Ints:
-        rows, columns = height // self.range.multiple[0], width // self.range.multiple[1]
-        if len(self.range.names) == 1:  # no rows, but squares of a length
-            return np.array([1, 0, columns, columns * columns], np.int64)
-        return np.array([1, rows, columns, rows * columns], np.int64)
+    def _powers(self, size: Size) -> Ints:
+        return np.array(self.range.powers(size), np.int64)
 
     def _constant(
         self, rule: Integers | Moves | Resampled | Grid, powers: Ints, typical: Any, buffers: Any, constants: Bytes
@@ -182,8 +212,7 @@ class Sizes:
             values = constants[begin : begin + 4 * rule.count].view("<i4").copy()
             values[list(rule.places)] = np.array(rule.terms, np.int64) @ powers
             return [(rule.name, values)]
-        source, result = buffers[int(layer["input"])], buffers[int(layer["output"])]
-        table, weights = windows(rule.windows, _lengths(source), _lengths(result), float(layer["scale"]))
+        table, weights = windows(rule.windows, *resampled_lengths(layer, buffers), float(layer["scale"]))
         return [("weights", table), ("scales", weights)]
 
     def _plan(self, header: Any, buffers: Any, layers: Any) -> None:
@@ -242,6 +271,14 @@ def _moves(rule: Moves, powers: Ints) -> npt.NDArray[np.int32]:
         blocks = np.arange(_value(run.blocks, powers))[:, None, None]
         found.append((first + blocks * step).reshape(-1, first.shape[1]).astype(np.int32))
     return np.concatenate(found)
+
+
+def resampled_lengths(layer: Any, buffers: Any) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Return rows, columns and frames of the input of an ``OP_RESAMPLE`` and of its result."""
+    source = _lengths(buffers[int(layer["input"])])
+    if layer["output"] < 0:  # it goes to the caller
+        return source, (int(layer["kernel_h"]), int(layer["kernel_w"]), int(layer["kernel_d"]))
+    return source, _lengths(buffers[int(layer["output"])])
 
 
 def _lengths(buffer: Any) -> tuple[int, int, int]:

@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(each.isascii() and each.isdigit() and 0 < int(each) < 1 << 20 for each in parts):
+    if len(parts) > 4 or not all(each.isascii() and each.isdigit() and 0 < int(each) < 1 << 20 for each in parts):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not HEIGHTxWIDTH, such as 512x1024, or one number, such as 16000"
+            f"{text!r} is not HEIGHTxWIDTH, such as 512x1024, or a number for each name, such as 16000"
         )
     return tuple(map(int, parts))
 

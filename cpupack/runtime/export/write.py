@@ -19,9 +19,10 @@ from ..errors import InputError
 from ..images.inputs import mask_value
 from ..images.preprocess import PreprocessSpec
 from ..manifest import Manifest, check_files, read_manifest
-from ..open_sizes import open_sizes_of
+from ..open_inputs import names_of
+from ..open_sizes import Size, open_sizes_of
 from ..signature import Signature, signature_of
-from ..tensor_spec import TensorSpec, ids_text, takes_rows
+from ..tensor_spec import TensorSpec, engine_input_shape, ids_text, input_places, takes_rows
 from ..text.spec import spec_of
 from . import model_file
 
@@ -72,7 +73,7 @@ def export_c(
     return Exported(str(directory), {name: (directory / name).stat().st_size for name in sorted(contents)})
 
 
-def _of_size(program: Program, manifest: Manifest, size: tuple[int, int] | None) -> Program:
+def _of_size(program: Program, manifest: Manifest, size: Size | None) -> Program:
     """Return the program of one size. Raises InputError for a size that the model does not take."""
     sizes = open_sizes_of(manifest)
     if sizes is None or size is None:
@@ -82,19 +83,19 @@ def _of_size(program: Program, manifest: Manifest, size: tuple[int, int] | None)
     return program.fixed(*size)
 
 
-def _asked_size(manifest: Manifest, given: tuple[int, ...] | None) -> tuple[int, int] | None:
-    """Return both sides of the size that is written, the typical one if none is given; None for a model of one size."""
+def _asked_size(manifest: Manifest, given: tuple[int, ...] | None) -> Size | None:
+    """Return the size that is written, the typical one if none is given; None for a model of one size."""
     sizes = open_sizes_of(manifest)
     if sizes is None:
         if given is not None:
             raise InputError("--size is for models that take inputs of any size, and this one takes one size")
         return None
     if given is None:
-        return sizes.size_of(manifest.input_shape)
+        return sizes.typical(manifest.input_shape)
     if len(given) != len(sizes.names):
         form = "x".join(each.upper() for each in sizes.names)
         raise InputError(f"--size {'x'.join(map(str, given))}: expected {form}, {sizes.text()}")
-    return (given[0], given[1]) if len(given) == 2 else (1, given[0])
+    return given if len(given) > 1 else (1, *given)
 
 
 def _write(directory: Path, contents: dict[str, Sequence[bytes | memoryview]], *, force: bool) -> None:
@@ -138,7 +139,7 @@ def _sweep(directory: Path) -> None:
                 shutil.rmtree(left)
 
 
-def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: tuple[int, int] | None) -> str:
+def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, size: Size | None) -> str:
     signature, output_shape = signature_of(manifest), ""
     if program.layout is not None:
         order = " of height, width and channels" if program.layout.image else ""
@@ -150,7 +151,7 @@ def _readme(manifest: Manifest, spec: PreprocessSpec | None, program: Program, s
         if manifest.labels
         else "",
         input="\n".join(
-            [*_input(spec, program), *_places(signature.inputs, signature.input_places()), *_text(manifest, program)]
+            [*_input(spec, program), *_places(signature.inputs_of_size(size), size), *_text(manifest, program)]
         ),
         outputs=program.outputs,
         output_shape=output_shape,
@@ -198,12 +199,12 @@ def _equal(program: Program) -> list[str]:
     ]
 
 
-def _places(specs: Sequence[TensorSpec], places: Sequence[slice]) -> list[str]:
+def _places(specs: Sequence[TensorSpec], size: Size | None) -> list[str]:
     """Return where each of several inputs is among the values."""
     if not takes_rows(specs):
         return []
     rows = ["", "| values | input |", "|---|---|"]
-    for spec, place in zip(specs, places, strict=True):
+    for spec, place in zip(specs, input_places(specs), strict=True):
         order = f"`{spec.name}`, an array {spec.shape}" if spec.shape else f"`{spec.name}`, one number"
         if spec.preprocess is not None:
             channels, height, width = spec.shape
@@ -215,6 +216,11 @@ def _places(specs: Sequence[TensorSpec], places: Sequence[slice]) -> list[str]:
             ids = ids_text(spec)
             order += " of zeros and ones" if spec.dtype == "bool" else " of whole numbers" + (f" {ids}" if ids else "")
         rows.append(f"| {place.start} to {place.stop - 1} | {order} |")
+    if names := names_of(specs):
+        assert size is not None
+        (values,) = engine_input_shape(specs)
+        for number, name in enumerate(names, values - len(names)):
+            rows.append(f"| {number} | {size[number - values]}, which is `{name}` |")
     return rows
 
 

@@ -20,6 +20,9 @@ def why_no_thread(root: Path = _ROOT) -> str:
         for text in (
             _limit("the user's processes and threads (ulimit -u)", None, resource.getrlimit(resource.RLIMIT_NPROC)[0]),
             _limit("the control group's threads (pids.max)", *cgroup.thread_limit(root)),
+            _limit(
+                "the process's memory in KiB (ulimit -v)", None, _kibibytes(resource.getrlimit(resource.RLIMIT_AS)[0])
+            ),
             _limit("the system's threads", None, _number(cgroup.read_text(root / "proc/sys/kernel/threads-max"))),
         )
         if text is not None
@@ -34,6 +37,10 @@ def _limit(what: str, used: int | None, most: int | None) -> str | None:
     if most is None or most < 0 or most == resource.RLIM_INFINITY:
         return None
     return f"{what}: {most}" if used is None else f"{what}: {used} of {most}"
+
+
+def _kibibytes(limit: int) -> int:
+    return limit if limit < 0 else limit // 1024
 
 
 def _number(text: str | None) -> int | None:

@@ -5,18 +5,20 @@ A full disk or a pipe that nobody reads must not stop the server. What cannot be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import re
 import sys
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import HostError, InputError
+from ..host.limits import why_no_thread
+from ..threads import ThreadRefusedError, start
 
 _WAITING_LINES = 20_000
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -39,24 +41,26 @@ def trace_ids(traceparent: bytes | None) -> tuple[str, str | None]:
 class AccessLog:
     """Writes lines to ``target``: a path, or ``-`` for standard output. ``lost`` is called for each line not written.
 
-    Raises InputError when the file cannot be opened.
+    Raises InputError when the file cannot be opened, HostError when the system refuses the thread.
     """
 
     def __init__(self, target: str, lost: Callable[[], None]) -> None:
         self._lost, self._path = lost, None if target == "-" else Path(target)
-        self._lines: queue.Queue[str | int | None] = queue.Queue(_WAITING_LINES)
+        # In C, so that an exception that is sent to the thread from outside cannot keep a lock.
+        self._lines: queue.SimpleQueue[str | int | None] = queue.SimpleQueue()
         self._descriptor = self._open()
-        # Made before the server takes signals. An interrupt here ends the process, and a daemon does not keep it.
-        self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
-        self._thread.start()
+        try:
+            self._ended = start(self._write_all)
+        except ThreadRefusedError as error:
+            raise HostError(why_no_thread()) from error
 
     def write(self, fields: Mapping[str, Any]) -> None:
         """Queue one line. Never waits."""
         now = datetime.now(timezone.utc)
         text = json.dumps({"time": now.isoformat(timespec="milliseconds"), **fields}, separators=(",", ":"))
-        try:
-            self._lines.put_nowait(text)
-        except queue.Full:
+        if self._lines.qsize() < _WAITING_LINES:
+            self._lines.put(text)
+        else:
             self._lost()
 
     def reopen(self) -> None:
@@ -68,18 +72,13 @@ class AccessLog:
         except InputError as error:
             sys.stderr.write(f"warning: {error}\n")
             return
-        try:
-            self._lines.put_nowait(fresh)  # in its turn: the lines before it belong into the old file
-        except queue.Full:
-            os.close(fresh)
+        self._lines.put(fresh)  # in its turn: the lines before it belong into the old file
 
     def close(self) -> None:
         """Write what is queued, but wait at most a second."""
-        try:
-            self._lines.put(None, timeout=0.5)
-        except queue.Full:
-            return
-        self._thread.join(1.0)
+        self._lines.put(None)
+        with contextlib.suppress(TimeoutError):
+            self._ended.result(1.0)
 
     def _open(self) -> int:
         if self._path is None:
@@ -90,11 +89,22 @@ class AccessLog:
             raise InputError(f"--access-log {self._path}: {error.strerror}; name a file that can be written") from error
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
-            if isinstance(line, int):
-                os.close(self._descriptor)
-                self._descriptor = line
+        following: Iterator[str | int] = iter(self._lines.get, None)
+        while True:
+            try:
+                for line in following:
+                    self._take(line)
+            except BaseException:  # noqa: BLE001 - sent to this thread from outside, and costs one line
+                self._lost()
                 continue
+            return
+
+    def _take(self, line: str | int) -> None:
+        """Write a line, or go on in another file."""
+        if isinstance(line, int):
+            before, self._descriptor = self._descriptor, line
+            os.close(before)
+        else:
             data = line.encode("utf-8", "backslashreplace") + b"\n"
             try:
                 while data:

@@ -85,7 +85,7 @@ class Calls:
         """Return what is computed together: samples of one type and shape, as many as the memory is for."""
         groups: dict[Any, list[list[tuple[Job, npt.NDArray[Any]]]]] = {}
         for job, array in ready:
-            own = groups.setdefault((array.dtype, array.shape[1:]), [[]])
+            own = groups.setdefault(self._model.runner.kind_of(array[0]), [[]])
             together = sum(len(each) for _, each in own[-1])
             if own[-1] and together + len(array) > self._model.most_samples(array):
                 own.append([])

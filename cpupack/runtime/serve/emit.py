@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import json
+import re
 from pathlib import Path
 from string import Template
 
@@ -19,13 +20,14 @@ Wants=network-online.target
 
 [Service]
 # The environment that the wheel is installed in: python3 -m venv /opt/$name; /opt/$name/bin/pip install '$name[serve]'
-ExecStart=/opt/$name/bin/$name serve $options
+${credentials}ExecStart=/opt/$name/bin/$name serve $options
 ExecReload=/bin/kill -HUP $$MAINPID
 Restart=on-failure
 TimeoutStopSec=$stop_s
 LimitNOFILE=65536
 DynamicUser=yes
 StateDirectory=$name
+LogsDirectory=$name
 Environment=XDG_CACHE_HOME=/var/lib/$name
 NoNewPrivileges=yes
 PrivateTmp=yes
@@ -90,6 +92,8 @@ _OPTIONS = (
     "idle_timeout", "access_log", "grace", "drain",
 )  # fmt: skip
 _STOP_MARGIN_S = 10
+_SECRETS = ("tls_cert", "tls_key", "token_file")
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:@=+-]+")
 
 
 def emit(kind: str, manifest: Manifest, args: argparse.Namespace) -> str:
@@ -104,20 +108,22 @@ def emit(kind: str, manifest: Manifest, args: argparse.Namespace) -> str:
         if values["port"] == 0 or values["grpc_port"] == 0:
             raise InputError(f"--emit {kind}: a published port cannot be 0; name one")
         values["host"] = "0.0.0.0"  # noqa: S104 - the container's own network; what is published decides
-    else:
-        # A unit starts in another directory.
-        values |= {name: value.absolute() for name, value in values.items() if isinstance(value, Path)}
-        if values["access_log"] not in (None, "-"):
-            values["access_log"] = Path(values["access_log"]).absolute()
-    words = [word for name in _OPTIONS for word in _words(name, values[name])]
+    elif values["access_log"] not in (None, "-"):
+        values["access_log"] = _log_of_unit(values["access_log"], manifest.name)
+    secrets = {name: values[name].absolute() for name in _SECRETS if kind == "systemd" and values[name] is not None}
+    words = [word for name in _OPTIONS for word in _words(name, values[name]) if name not in secrets]
+    # The unit's user may read no file of another user: systemd reads them, and hands them to the service.
+    given = "".join(f" --{name.replace('_', '-')} ${{CREDENTIALS_DIRECTORY}}/{name}" for name in secrets)
     ports = [port for port in (values["port"], values["grpc_port"]) if port is not None]
     template = {"systemd": _SYSTEMD, "containerfile": _CONTAINERFILE, "compose": _COMPOSE}[kind]
     return template.substitute(
         name=manifest.name,
         version=manifest.version,
-        # systemd takes % for itself, and quotes as a shell does for what names and paths can hold.
-        options=" ".join(shlex.quote(word).replace("%", "%%") for word in words),
-        arguments=", ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in words),
+        options=" ".join(map(_for_systemd, words)) + given,
+        credentials="".join(
+            f"LoadCredential={name}:{str(path).replace('%', '%%')}\n" for name, path in secrets.items()
+        ),
+        arguments=", ".join(json.dumps(word.replace("$", "$$") if kind == "compose" else word) for word in words),
         port=values["port"],
         ports=" ".join(map(str, ports)),
         published="\n".join(f'      - "127.0.0.1:{port}:{port}"' for port in ports),
@@ -130,3 +136,22 @@ def _words(name: str, value: object) -> list[str]:
         return []
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return ["--" + name.replace("_", "-"), text]
+
+
+def _for_systemd(word: str) -> str:
+    """Return a word of a command line as systemd reads it: it takes ``%``, ``$``, quotes and backslashes for itself."""
+    if _PLAIN_WORD.fullmatch(word):
+        return word
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return '"' + escaped.replace("%", "%%").replace("$", "$$") + '"'
+
+
+def _log_of_unit(path: str, name: str) -> Path:
+    """Return the path of the access log. Raises InputError where the unit's user cannot write it."""
+    log = Path(path).absolute()
+    if Path("/var/log", name) not in log.parents or ".." in log.parts:
+        raise InputError(
+            f"--emit systemd: --access-log {path} cannot be written there, because the service has a user of its own; "
+            f"name /var/log/{name}/access.log, or - for the journal"
+        )
+    return log

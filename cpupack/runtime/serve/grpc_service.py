@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from ..errors import InputError, RunnerError
 from . import protocol, tensors
 from .access_log import AccessLog, trace_ids
+from .aside import Aside
 from .descriptors import HEALTH, NOT_SERVING, SERVICE, SERVING, messages
 from .options import ServeOptions
 from .protocol import InferRequest, InputTensor, OutputTensor, WantedOutput
@@ -44,12 +45,13 @@ _FEWEST_STREAMS = 1024
 class GrpcDoor:
     """A running server of gRPC on ``port``."""
 
-    def __init__(self, server: Any, port: int) -> None:
-        self._server, self.port = server, port
+    def __init__(self, server: Any, port: int, calls: Calls) -> None:
+        self._server, self.port, self._calls = server, port, calls
 
     async def stop(self, grace_s: float) -> None:
         """Take no new calls, and give those under way ``grace_s`` to finish."""
         await self._server.stop(grace_s)
+        self._calls.close()
 
 
 async def open_door(service: Service, options: ServeOptions, log: AccessLog | None) -> GrpcDoor:
@@ -78,7 +80,7 @@ async def open_door(service: Service, options: ServeOptions, log: AccessLog | No
     if port == 0:
         raise InputError(f"cannot listen on {address} for gRPC; choose another --grpc-port")
     await server.start()
-    return GrpcDoor(server, port)
+    return GrpcDoor(server, port, calls)
 
 
 class Calls:
@@ -88,6 +90,11 @@ class Calls:
         self._service, self._log = service, log
         self._token = None if token is None else token.encode()
         self._messages = messages()
+        self._parser = Aside()
+
+    def close(self) -> None:
+        """Stop the parser's thread."""
+        self._parser.close()
 
     def handlers(self) -> tuple[Any, ...]:
         """Return what grpc's server calls."""
@@ -157,7 +164,7 @@ class Calls:
         try:
             service.check_serving()
             if request.ByteSize() > 64 * 1024 and not request.raw_input_contents:
-                asked = await asyncio.get_running_loop().run_in_executor(None, read_infer, request)
+                asked = await self._parser.run(read_infer, request)
             else:
                 asked = read_infer(request)
             model = service.model

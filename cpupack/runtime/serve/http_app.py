@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from ..errors import InputError, RunnerError
 from . import metrics, openapi, page, predict_route, protocol
 from .access_log import AccessLog, trace_ids
+from .aside import Aside
 from .encodings import decoded
 from .messages import HttpAnswer, HttpError, HttpRequest, error_body, json_answer
 from .model import IMAGE, TENSOR, Data
@@ -45,7 +44,7 @@ class HttpApp:
     def __init__(self, service: Service, settings: HttpSettings, log: AccessLog | None = None) -> None:
         self._service, self._settings, self._log = service, settings, log
         self._token = None if settings.token is None else settings.token.encode()
-        self._parser = ThreadPoolExecutor(1, thread_name_prefix="json")
+        self._parser = Aside()
         self._routes: dict[str, dict[bytes, Callable[[HttpRequest], HttpAnswer]]] = {
             "/metrics": {b"GET": self._metrics},
             "/v2": {b"GET": self._server_metadata},
@@ -141,7 +140,7 @@ class HttpApp:
 
     def close(self) -> None:
         """Stop the parser's thread."""
-        self._parser.shutdown(wait=False, cancel_futures=True)
+        self._parser.close()
 
     # The routes that answer from what is known.
 
@@ -189,8 +188,7 @@ class HttpApp:
             asked = protocol.InferRequest("", (), binary=True)
         else:
             if (json_length or len(body)) > _SLOW_JSON_BYTES:
-                loop = asyncio.get_running_loop()
-                asked = await loop.run_in_executor(self._parser, protocol.read_request, body, json_length)
+                asked = await self._parser.run(protocol.read_request, body, json_length)
                 model = self._service.model  # a reload may have come between
             else:
                 asked = protocol.read_request(body, json_length)
@@ -212,11 +210,10 @@ class HttpApp:
         top_k = predict_route.read_top_k(request.query, model.kind)
         content_type = request.headers.get(b"content-type", b"").decode("latin-1")
         if len(body) > _SLOW_JSON_BYTES and content_type.startswith("application/json"):
-            loop = asyncio.get_running_loop()
-            data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
+            data = await self._parser.run(predict_route.read_body, model, body, content_type)
             while model is not self._service.model:  # a reload came between
                 model = self._service.model
-                data = await loop.run_in_executor(self._parser, predict_route.read_body, model, body, content_type)
+                data = await self._parser.run(predict_route.read_body, model, body, content_type)
         else:
             data = predict_route.read_body(model, body, content_type)
         answer = await self._answer(

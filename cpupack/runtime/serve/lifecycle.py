@@ -12,13 +12,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ..errors import HostError, InputError, RunnerError
-from ..host.limits import why_no_thread
 from .access_log import AccessLog
+from .aside import Aside
 from .connection import Connection
 from .connections import ConnectionLimits, Connections
 from .executor import Executor
@@ -51,7 +50,7 @@ class Server:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loader = Aside()
         self._generation = 0
         self.app = HttpApp(
             self.service,
@@ -92,11 +91,7 @@ class Server:
                 lambda: Connection(self.connections), sock=listening, ssl=tls, backlog=_BACKLOG
             )
             sweeper = asyncio.create_task(self._sweep())
-            try:
-                loading = loop.run_in_executor(self._worker, load, self._dir, options)
-            except RuntimeError as error:  # "can't start new thread"
-                raise HostError(why_no_thread()) from error
-            loaded = await self._unless_stopped(loading)
+            loaded = await self._unless_stopped(self._loader.run(load, self._dir, options))
             if loaded is None:
                 return
             self._use(loaded)
@@ -123,7 +118,7 @@ class Server:
             self.app.close()
             if self._log is not None:
                 self._log.close()
-            self._worker.shutdown(wait=False)
+            self._loader.close()
 
     # Loading.
 
@@ -135,9 +130,7 @@ class Server:
         self._generation += 1
         module = f"_cpupack_reload_{self._generation}"
         try:
-            loaded = await asyncio.get_running_loop().run_in_executor(
-                self._worker, load, self._dir, self._options, module
-            )
+            loaded = await self._loader.run(load, self._dir, self._options, module)
         except Exception as error:
             self.metrics.reloads.add("failed")
             text = "the reload failed, and the model before is served on: %s"

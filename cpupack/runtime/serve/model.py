@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..bench.server import shapes_up_to
 from ..errors import InputError, RunnerError
 from ..files import GOLDEN_NAME, UNREADABLE
+from ..open_sizes import Size
 from ..runner import Runner
 from ..signature import OutputSpec, Signature
 from ..tensor_spec import TensorSpec
@@ -98,7 +99,8 @@ class ServedModel:
         sizes = self.runner.sizes
         if sizes is None:
             return spec.pixel_shape or spec.shape
-        shape = sizes.open_shape(spec.shape)
+        number = self.signature.inputs.index(spec)
+        shape = sizes.open_input(number) if sizes.inputs else sizes.open_shape(spec.shape)
         return (*shape[1:], shape[0]) if spec.pixel_shape else shape
 
     def _result(self, spec: OutputSpec) -> tuple[int, ...]:
@@ -115,11 +117,21 @@ class ServedModel:
         """Return the signature with the shapes of outputs for these samples. Raises InputError for several sizes."""
         if self.runner.sizes is None or not self.runner.sizes.outputs:
             return self.signature
-        frames: list[Any] = [self.runner.answers.frame(_alone(item)) for item in items]
-        sizes = {(each.input_height, each.input_width) for each in frames if each is not None}
+        sizes = {self._size_of(item) for item in items}
         if len(sizes) > 1:
             raise InputError(_SEVERAL_SIZES)
         return self.signature.of_size(next(iter(sizes), None))
+
+    def _size_of(self, item: Any) -> Size | None:
+        """Return the size of a sample as it came: an array of a request, or what has been decoded."""
+        if self.runner.sizes is None:
+            return None
+        if isinstance(item, Sample):
+            return item.size
+        if isinstance(item, np.ndarray):
+            return self.runner.size_of(item)
+        frame: Any = self.runner.answers.frame(_alone(item))  # of a text it is its tokens
+        return (frame.input_height, frame.input_width) if hasattr(frame, "input_height") else None
 
     def most_samples(self, array: npt.NDArray[Any]) -> int:
         """Return how many samples like those of an array one call computes: for the sake of memory."""
@@ -245,7 +257,11 @@ class ServedModel:
             return np.stack([self._text_row(item) for item in data.items if isinstance(item, TextSample)])
         load: Any = {ARRAY_FILE: _read_npy, NAMED: dict}.get(data.kind, bytes)
         try:
-            return np.stack([self.runner.load(load(item)) for item in data.items])
+            loaded = [self.runner.load(load(item)) for item in data.items]
+            for item, one in zip(data.items, loaded, strict=True):
+                if isinstance(item, Sample):
+                    item.size = self.runner.size_of(one)
+            return np.stack(loaded)
         except self._errors.InputError as error:
             raise InputError(str(error)) from error
 
@@ -303,7 +319,10 @@ class ServedModel:
         runner = self.runner
         try:
             return [
-                _said_of(item) | runner.answers.facts(runner.present(row, runner.answers.frame(_alone(item)), top_k))
+                _said_of(item)
+                | runner.answers.facts(
+                    runner.present(row, runner.answers.frame(_alone(item)), top_k, self._size_of(item))
+                )
                 for row, item in zip(logits, items, strict=True)
             ]
         except self._errors.InputError as error:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..open_sizes import Size
 from ..rows import pack
 from ..signature import Signature
 from ..tensor_spec import TensorSpec
@@ -29,6 +30,8 @@ class Sample(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any], size_bytes: int) -> None:
         super().__init__(values)
         self.size_bytes = size_bytes
+        self.size: Size | None = None
+        """Of a model that takes several sizes, once the sample is decoded."""
 
 
 def rows_of(

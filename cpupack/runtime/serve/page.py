@@ -86,20 +86,20 @@ def _inputs(model: ServedModel) -> list[dict[str, Any]]:
     return [
         facts.to_dict()
         | {
-            "sample": _sample(facts.shape[1:], spec, sizes),
+            "sample": _sample(facts.shape[1:], spec, sizes, number if sizes is not None and sizes.inputs else None),
             "image": spec.preprocess is not None, "default": spec.default, "ids": ids_text(spec),
             "vocabulary": spec.vocabulary, "vocabularies": list(spec.vocabularies), "least": spec.least,
             "state": spec.state,
         }
-        for facts, spec in zip(model.inputs, model.signature.inputs, strict=True)
+        for number, (facts, spec) in enumerate(zip(model.inputs, model.signature.inputs, strict=True))
     ]  # fmt: skip
 
 
-def _sample(shape: tuple[int, ...], spec: TensorSpec, sizes: OpenSizes | None) -> list[int]:
+def _sample(shape: tuple[int, ...], spec: TensorSpec, sizes: OpenSizes | None, number: int | None) -> list[int]:
     """Return the shape of a sample that the page makes up. ``shape`` is that of one as clients send it."""
     if sizes is None:
         return list(shape)
     bounds = zip(sizes.least, sizes.most, sizes.multiple, strict=True)
-    height, width = (low + (min(max(_SIDE, low), high) - low) // step * step for low, high, step in bounds)
-    found = sizes.shape_at(spec.shape, (height, width))
+    size = tuple(low + (min(max(_SIDE, low), high) - low) // step * step for low, high, step in bounds)
+    found = sizes.shape_at(spec.shape, size) if number is None else sizes.input_at(number, size)
     return [*found[1:], found[0]] if spec.pixel_shape else list(found)

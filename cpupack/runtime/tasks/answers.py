@@ -55,8 +55,8 @@ class Answers:
     @property
     def needs_frames(self) -> bool:
         """Whether the size of each original image must be known."""
-        if self._sizes is not None and self._sizes.outputs:
-            return True  # where outputs are in a row depends on the size
+        if self._sizes is not None and self._sizes.outputs and not self._sizes.inputs:
+            return True  # where outputs are in a row depends on the size, which a row itself has
         if self._sizes is not None and self._presenter is not None:
             return self._presenter.needs_frame or self.spec.kind == IMAGE
         return self._image is not None and self._presenter is not None and self._presenter.needs_frame
@@ -76,13 +76,18 @@ class Answers:
         if item is None:  # a caller left the image out, which has a default
             return None
         if self._image is None or is_floats(item):  # the model's own input: no image that it was made from is known
-            return None if self._sizes is None else _frame_of(item, self._sizes)
+            if self._sizes is None:
+                return None
+            if self._sizes.inputs:
+                shape = np.shape(item) if hasattr(item, "shape") else load_array(item, None, check_finite=False).shape
+                return Frame.whole(shape[-1], shape[-2]) if len(shape) > 1 else None
+            return _frame_of(item, self._sizes)
         assert self._image.preprocess is not None
         if isinstance(item, np.ndarray) and item.ndim >= 2:
             frame = Frame.of(item.shape[1], item.shape[0], self._image.preprocess)
         else:
             frame = Frame.of(*upright_size(item), self._image.preprocess)
-        if self._sizes is None:
+        if self._sizes is None or self._sizes.inputs:
             return frame
         height, width = self._sizes.filled(frame.input_height, frame.input_width)
         return dataclasses.replace(frame, input_height=height, input_width=width)

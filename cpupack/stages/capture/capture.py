@@ -16,6 +16,7 @@ from cpupack.model.one_row import OneRow
 from cpupack.model.packed_check import check_packed
 from cpupack.progress import Progress
 from cpupack.recipe import Recipe
+from cpupack.runtime.open_inputs import names_of
 from cpupack.runtime.rows import random_rows
 from cpupack.runtime.tensor_spec import LARGEST_EXACT, TensorSpec
 from cpupack.stages.capture.complex_parts import split_complex
@@ -26,7 +27,6 @@ from cpupack.stages.capture.proof import Proof
 from cpupack.stages.capture.raising import (
     raise_graph,
     refuse_counts_of_samples,
-    refuse_filters_by_sample,
     refuse_numbers,
     refuse_pairs_of_samples,
 )
@@ -104,7 +104,6 @@ def _proven(
     model: FloatModel, batch: torch.Tensor, samples: Samples | None, places: tuple[slice, ...], progress: Progress
 ) -> fx.GraphModule:
     exported = split_complex(export(model.module, batch[:2].clone()))
-    refuse_filters_by_sample(exported)
     refuse_counts_of_samples(exported)
     proof = Proof(model.module, batch, exported.batch_lines, places)
 
@@ -121,6 +120,8 @@ def _proven(
     record_shapes(graph, batch[:2])
     signature = model.signature
     largest = [(each.size, _largest(each)) for each in signature.inputs] if signature.takes_rows else []
+    if largest and (names := names_of(signature.inputs)):
+        largest.append((len(names), float(LARGEST_EXACT)))
     mark_rows(graph, takes_rows=signature.takes_rows, gives_rows=signature.gives_rows, largest=largest)
     calls = sum(node.op.startswith("call") for node in graph.graph.nodes)
     progress.note(f"{calls} calls captured; rewrites: {_listed(used)}")

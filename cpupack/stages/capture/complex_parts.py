@@ -7,6 +7,7 @@ Only torch has complex numbers. A transform of a fixed length is a product with 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -182,6 +183,50 @@ def _transformed(s: Splitter, pair: Pair, kind: str, length: int | None, dim: in
     return Pair(s.call(_ATEN.slice.Tensor, x, dim, 0, half), s.call(_ATEN.slice.Tensor, x, dim, half, 2 * half))
 
 
+def _istft(s: Splitter, a: dict[str, Any]) -> fx.Node:
+    """The inverse of a short-time transform: windows of a signal, added up where they meet."""
+    pair, length = s.pair(a["self"]), a["n_fft"]
+    shape = pair.real.meta["val"].shape
+    if len(shape) != 3 or is_dynamic(shape[2]) or a.get("return_complex"):
+        raise NoParts
+    norm, bins = ("ortho" if a["normalized"] else None), length // 2 + 1
+    if shape[1] != bins:  # of both sides, torch takes one
+        pair = Pair(*(s.call(_ATEN.slice.Tensor, each, 1, 0, bins) for each in s.both(a["self"])))
+    frames = _transformed(s, pair, "irfft", length, 1, norm).real
+    hop, own = a["hop_length"] or length // 4, a["win_length"] or length
+    left, count, most = (length - own) // 2, int(shape[2]), -(-length // hop)
+    window = a["window"] if a["window"] is not None else s.call(_ATEN.ones.default, [own])
+    window = s.call(_ATEN.constant_pad_nd.default, window, [left, length - own - left])  # a constant
+    window = s.call(_ATEN.unsqueeze.default, s.call(_ATEN.unsqueeze.default, window, 0), 2)
+    weights = s.call(_ATEN.expand.default, s.call(_ATEN.mul.Tensor, window, window), [1, -1, count])
+    if count < most:
+        raise NoParts
+    first = length // 2 if a["center"] else 0
+    values = length + hop * (count - 1)
+    last = first + a["length"] if a["length"] is not None else values - first
+    end = min(last, values)
+    if last - end > end - first:
+        raise NoParts
+
+    def none(like: fx.Node, dim: int, count: int) -> list[fx.Node]:
+        return [s.call(_ATEN.zeros_like.default, s.call(_ATEN.slice.Tensor, like, dim, 0, count))] if count else []
+
+    def added(windows: fx.Node) -> fx.Node:
+        strips = []  # each window is cut into strips of a hop, and strip i lies i hops behind the window's begin
+        for place in range(most):
+            part = s.call(_ATEN.slice.Tensor, windows, 1, place * hop, min((place + 1) * hop, length))
+            if beyond := none(windows, 1, max((place + 1) * hop - length, 0)):
+                part = s.call(_ATEN.cat.default, [part, *beyond], 1)
+            around = [*none(part, 2, place), part, *none(part, 2, most - 1 - place)]
+            strips.append(s.call(_ATEN.cat.default, around, 2) if most > 1 else part)
+        whole = functools.reduce(lambda one, two: s.call(_ATEN.add.Tensor, one, two), strips)
+        line = s.call(_ATEN.reshape.default, s.call(_ATEN.transpose.int, whole, 1, 2), [-1, hop * (count + most - 1)])
+        return s.call(_ATEN.slice.Tensor, line, 1, first, end)
+
+    signal = s.call(_ATEN.div.Tensor, added(s.call(_ATEN.mul.Tensor, frames, window)), added(weights))
+    return signal if last == end else s.call(_ATEN.cat.default, [signal, *none(signal, 1, last - end)], 1)
+
+
 def _length(kind: str, size: int, given: int | None) -> int:
     if given is not None and not isinstance(given, int):
         raise NoParts
@@ -242,7 +287,7 @@ _HANDLERS: dict[str, Handler] = {
     "view_as_real": lambda s, a: s.call(_ATEN.stack.default, list(s.both(a["self"])), -1),
     "view_as_complex": _view_as_complex,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matrices),
-    "einsum": _einsum, "stft": _stft, "fft_fftshift": _shift(1), "fft_ifftshift": _shift(-1),
+    "einsum": _einsum, "stft": _stft, "istft": _istft, "fft_fftshift": _shift(1), "fft_ifftshift": _shift(-1),
     **{f"fft_{kind}": _fft(kind) for kind in ("fft", "ifft", "rfft", "irfft")},
     **{f"fft_{kind}{rank}": _ffts(kind + rank) for kind in ("fft", "ifft", "rfft", "irfft") for rank in ("2", "n")},
 }  # fmt: skip

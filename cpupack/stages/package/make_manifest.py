@@ -13,10 +13,10 @@ from packaging.licenses import canonicalize_license_expression
 import cpupack
 from cpupack.artifacts import FloatModel, StagedProject, TunePlan
 from cpupack.runtime.files import BUILD_NAME, LABELS_NAME, MANIFEST_NAME, RECIPE_NAME, RECOVERED_NAME, ROOT_NAME
-from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.manifest import FileEntry, Manifest, PlanEntry, hash_file
 from cpupack.runtime.plain import to_plain
 from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
 from cpupack.stages.package.contents import WheelContents
 from cpupack.stages.package.requirements import torch_range
 from cpupack.templates import to_toml
@@ -60,7 +60,7 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
         },
         target=dataclasses.asdict(target),
         preprocess=_preprocess(model),
-        inputs=[{**each.to_dict(), "preprocess": _shipped(each.preprocess, model)} for each in model.signature.inputs],
+        inputs=[{**each.to_dict(), "preprocess": _shipped(each, model)} for each in model.signature.inputs],
         outputs=[each.to_dict() for each in model.signature.outputs],
         labels=LABELS_NAME if model.labels else None,
         quantize={
@@ -107,14 +107,15 @@ def make_manifest(contents: WheelContents, staged: StagedProject) -> Manifest:
 
 
 def _preprocess(model: FloatModel) -> dict[str, Any] | None:
-    return _shipped(model.signature.engine_preprocess, model)
+    return None if model.signature.takes_rows else _shipped(model.signature.inputs[0], model)
 
 
-def _shipped(spec: PreprocessSpec | None, model: FloatModel) -> dict[str, Any] | None:
+def _shipped(spec: TensorSpec, model: FloatModel) -> dict[str, Any] | None:
     """Return what the runner does to an image. Only the build cuts images of any size to the typical one."""
-    if spec is None:
+    if spec.preprocess is None:
         return None
-    return (spec if model.sizes is None else dataclasses.replace(spec, crop=None)).to_dict()
+    opened = model.sizes is not None and (model.sizes.is_image or bool(spec.names))
+    return (dataclasses.replace(spec.preprocess, crop=None) if opened else spec.preprocess).to_dict()
 
 
 def _recovered(contents: WheelContents) -> list[str]:

@@ -98,6 +98,18 @@ def test_what_pads_an_image_has_no_class(project: Path) -> None:
     assert boxes[0].tolist() == [[2, 2, 6, 4, 3, 0]]  # x * 0.4, y * 0.4 + 2
 
 
+def test_masks_of_0_and_255_are_not_taken_for_unknown_pixels(project: Path) -> None:
+    """All that counted was the rest: the class was unknown everywhere."""
+    (project / "masks").mkdir()
+    mask = np.zeros((10, 20), np.uint8)
+    Image.fromarray(mask).save(project / "masks" / "b.png")
+    mask[:, 10:] = 255
+    Image.fromarray(mask).save(project / "masks" / "a.png")
+    with pytest.raises(CalibrationError, match="have 0 and 255 alone, and 255 stands for unknown") as caught:
+        read(project, "masks:masks", "miou")
+    assert "save the class as 1" in (caught.value.hint or "")
+
+
 def test_a_row_of_values_for_each_image(project: Path) -> None:
     (project / "v.csv").write_text("file,height,age\nb.png,1,2\na.png,3,4.5\n")
     found = read(project, "csv:v.csv", "mae").targets

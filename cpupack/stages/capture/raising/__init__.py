@@ -3,7 +3,6 @@
 from cpupack.stages.capture.raising.raise_graph import raise_graph
 from cpupack.stages.capture.raising.refusals import (
     refuse_counts_of_samples,
-    refuse_filters_by_sample,
     refuse_numbers,
     refuse_pairs_of_samples,
 )
@@ -11,7 +10,6 @@ from cpupack.stages.capture.raising.refusals import (
 __all__ = [
     "raise_graph",
     "refuse_counts_of_samples",
-    "refuse_filters_by_sample",
     "refuse_numbers",
     "refuse_pairs_of_samples",
 ]

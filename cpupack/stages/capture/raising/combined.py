@@ -177,6 +177,16 @@ def _plus_product(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(torch.add, product, r.operand(a["self"]))
 
 
+def _plus_quotient(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``addcdiv``: ``self + value * tensor1 / tensor2``."""
+    if not r.is_float() or r.is_known(a["tensor2"]):
+        raise NotRaised
+    quotient = r.call(torch.div, r.operand(a["tensor1"]), r.operand(a["tensor2"]))
+    if a["value"] != 1:
+        quotient = r.call(torch.mul, quotient, float(a["value"]))
+    return r.call(torch.add, quotient, r.operand(a["self"]))
+
+
 def _product(r: Raiser, left: Any, right: Any) -> fx.Node:
     if r.is_known(left):
         left, right = right, left
@@ -257,5 +267,6 @@ HANDLERS: dict[str, Any] = {
     "masked_fill": _masked,
     "where": _where,
     "addcmul": _plus_product,
+    "addcdiv": _plus_quotient,
     "lerp": _between,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cpupack.stages.capture.raising.raiser import NotRaised, Raiser
+from cpupack.stages.capture.raising.raiser import Arguments, NotRaised, Raiser
 from cpupack.stages.capture.raising.shapes import permuted, reshaped
 
 
@@ -188,4 +188,37 @@ def _spread(r: Raiser, y: fx.Node, left: _Operand, right: _Operand, groups: tupl
     return permuted(r, y, [order.index(each) for each in result])
 
 
-HANDLERS: dict[str, Any] = {"einsum": _einsum}
+def _tensordot(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``tensordot``: the labels of the dimensions that are summed are the same in both tensors."""
+    one, two = a["self"], a["other"]
+    return _summed(
+        r, one, two, [_labels_of(r, each, dims) for each, dims in ((one, a["dims_self"]), (two, a["dims_other"]))]
+    )
+
+
+def _inner(r: Raiser, a: dict[str, Any]) -> fx.Node:
+    """``inner``: the last dimensions are summed."""
+    if not r.shape(a["self"]) or not r.shape(a["other"]):
+        raise NotRaised
+    return _summed(r, a["self"], a["other"], [[len(r.shape(a[name])) - 1] for name in ("self", "other")])
+
+
+def _labels_of(r: Raiser, source: Any, dims: list[int]) -> list[int]:
+    return [each % len(r.shape(source)) for each in dims]
+
+
+def _summed(r: Raiser, one: Any, two: Any, dims: list[list[int]]) -> fx.Node:
+    """Return the product of two tensors, summed over these dimensions of each, as an equation."""
+    free = iter(string.ascii_letters)
+    summed = [next(free) for _ in dims[0]]
+    labels = []
+    for source, own in zip((one, two), dims, strict=True):
+        named = dict(zip(own, summed, strict=True))
+        labels.append("".join(named.get(place) or next(free) for place in range(len(r.shape(source)))))
+    result = "".join(each for part in labels for each in part if each not in summed)
+    return _einsum(
+        r, Arguments({"tensors": [one, two], "equation": f"{labels[0]},{labels[1]}->{result}", "path": None})
+    )
+
+
+HANDLERS: dict[str, Any] = {"einsum": _einsum, "tensordot": _tensordot, "inner": _inner}

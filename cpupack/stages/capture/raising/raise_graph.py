@@ -25,9 +25,12 @@ from cpupack.stages.capture.raising import (
     picks,
     places,
     pools,
+    ranked,
     recurrent,
+    sample_filters,
     shapes,
     spectra,
+    unpooled,
     variances,
     written_out,
 )
@@ -38,16 +41,32 @@ Handler = Callable[[Raiser, dict[str, Any]], Any]
 _TYPES_LIKE = {torch.ops.aten.type_as.default, torch.ops.aten.to.other}
 """What gives a tensor the type of another one, of which nothing else is read."""
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+_SPECIAL = {
+    f"special_{name}": getattr(torch.ops.aten, other).default
+    for name, other in (
+        *((name, name) for name in ("exp2", "expm1", "log1p", "erf", "erfc", "erfinv", "sinc", "logit", "i0")),
+        ("expit", "sigmoid"), ("psi", "digamma"), ("gammaln", "lgamma"),
+    )
+}  # fmt: skip
+"""Names of ``torch.special`` for functions that have another one."""
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
     **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
     **variances.HANDLERS, **written_out.HANDLERS, **places.HANDLERS,
+    **ranked.HANDLERS, **unpooled.HANDLERS,
     **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
     **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
     **{
         name: joined_batches.split(shapes.HANDLERS[name])
         for name in ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
     },
+    **{
+        name: sample_filters.by_sample(layers.HANDLERS[name], transposed="transpose" in name)
+        for name in layers.HANDLERS if "conv" in name
+    },
+    "max_pool2d_with_indices": unpooled.max_pool(
+        pools.HANDLERS["max_pool2d_with_indices"], pools.HANDLERS["max_pool2d"]
+    ),
     "slice": joined_batches.slices(shapes.HANDLERS["slice"]),
     "gather": picks.gather, "index": places.index(picks.index(shapes.HANDLERS["index"])),
     "max": picks.extreme(pools.HANDLERS["max"], torch.ops.aten.argmax.default),
@@ -82,6 +101,8 @@ def raise_graph(exported: Exported) -> fx.GraphModule:
 
 
 def _raise(r: Raiser, node: fx.Node) -> None:
+    if isinstance(node.target, OpOverload):
+        node.target = _SPECIAL.get(node.target._opname, node.target)
     if all(each in r.known for each in node.all_input_nodes) and not _is_random(node):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), r.known.__getitem__)
         r.known[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # a function

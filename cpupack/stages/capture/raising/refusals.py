@@ -22,26 +22,6 @@ def refuse_numbers(exported: Exported) -> None:
             raise depends_on_values(line_of(node))
 
 
-def refuse_filters_by_sample(exported: Exported) -> None:
-    """Raise ModelError, with the user's line, for a convolution that has a group for each sample of the batch.
-
-    That is how filters that are mixed anew for each sample are applied. The number of groups is a plain number to
-    every engine, so the saved model would work for one batch size alone.
-    """
-    for node in needed(exported.result):
-        if not isinstance(node.target, OpOverload) or "conv" not in node.target._schema.name:
-            continue
-        names = [each.name for each in node.target._schema.arguments]
-        given = dict(zip(names, node.args, strict=False)) | node.kwargs
-        if isinstance(given.get("groups"), fx.Node):
-            raise ModelError(
-                f"the model cannot be captured: {scope_of(node)} convolves each sample with filters of its own, in as "
-                f"many groups as the batch has samples{line_of(node)}",
-                hint="convolve the whole batch with each of the filters that are mixed, then mix the results: the sum "
-                "is the same. docs/how-to/capture-refused.md shows it",
-            )
-
-
 def refuse_counts_of_samples(exported: Exported) -> None:
     """Raise ModelError, with the user's line, for a call whose number of results depends on the size of the batch."""
     for node in needed(exported.result):

@@ -265,9 +265,37 @@ def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
     return r.method("expand", table, r.batch(), *[-1] * (value.ndim - 1))
 
 
+def _repeats_for_arithmetic(r: Raiser, before: tuple[int, ...]) -> bool:
+    """Whether a constant is repeated for each of several parts of a sample, and only added or multiplied there.
+
+    ``mask.repeat(batch * rows, 1, 1)`` beside scores of that shape: arithmetic repeats what has one in a dimension.
+    """
+    shape, moves = r.shape(), r.dynamic()
+    if not moves[0] or shape[0] == r.shape(r.source)[0] or len(before) != len(shape):
+        return False
+    if any(one not in {1, size} for one, size in zip(before, shape, strict=True)) or before[0] != 1:
+        return False
+    return _read_by_arithmetic(r, r.node)
+
+
+def _read_by_arithmetic(r: Raiser, node: fx.Node) -> bool:
+    """Whether a tensor, or what it is after a change of sign, is an operand of sums and products of its own shape."""
+    readers = list(node.users)
+    return bool(readers) and all(
+        _read_by_arithmetic(r, each)
+        if _name_of(each) == "neg"
+        else _name_of(each) in {"add", "sub", "mul"}
+        and all(isinstance(other, fx.Node) and r.shape(other) == r.shape(node) for other in each.args[:2])
+        for each in readers
+    )
+
+
 def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
     source = a["self"]
     before, shape, moves = r.shape(source), r.shape(), r.dynamic()
+    if r.is_known(source) and _repeats_for_arithmetic(r, before):
+        r.known[r.node] = r.constant(source)
+        return r.input  # a placeholder's worth: who reads this call takes the known value
     if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape) or before[0] != 1:
         raise NotRaised
     value = r.tensor(source)

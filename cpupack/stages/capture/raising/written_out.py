@@ -106,23 +106,37 @@ def _put_back(r: Raiser, a: dict[str, Any]) -> fx.Node:
         numbers(a[name], 2) for name in ("kernel_size", "dilation", "padding", "stride")
     )
     height, width = r.shape()[2:]
-    channels = shape[1] // math.prod(kernel)
     rows, columns = (
         (size + 2 * pad - step * (length - 1) - 1) // by + 1
         for size, pad, step, length, by in zip((height, width), padding, dilation, kernel, stride, strict=True)
     )
-    x = r.activation(a["self"])
-    whole = (rows * kernel[0], columns * kernel[1]) == (height, width)
-    if kernel == stride and whole and padding == (0, 0) and dilation == (1, 1):
-        x = r.call(torch.reshape, x, (-1, channels, *kernel, rows, columns))
+    return put_back(
+        r, r.activation(a["self"]), (height, width), (rows, columns), shape[1] // math.prod(kernel), kernel=kernel,
+        stride=stride, dilation=dilation, padding=padding,
+    )  # fmt: skip
+
+
+def put_back(
+    r: Raiser,
+    x: fx.Node,
+    plane: tuple[int, ...],
+    counts: tuple[int, ...],
+    channels: int,
+    *,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> fx.Node:
+    """Add what puts ``counts`` windows ``(batch, channels * kernel, windows)`` into images of size ``plane``."""
+    places, whole = math.prod(kernel), tuple(a * b for a, b in zip(counts, kernel, strict=True))
+    if kernel == stride and whole == plane and padding == (0, 0) and dilation == (1, 1):
+        x = r.call(torch.reshape, x, (-1, channels, *kernel, *counts))
         x = r.call(torch.permute, x, (0, 1, 4, 2, 5, 3))
-        return r.call(torch.reshape, x, (-1, channels, height, width))
-    places = math.prod(kernel)
+        return r.call(torch.reshape, x, (-1, channels, *plane))
     rest = [
         size + 2 * pad - step * (length - 1) - 1 - (count - 1) * by
-        for size, pad, step, length, by, count in zip(
-            (height, width), padding, dilation, kernel, stride, (rows, columns), strict=True
-        )
+        for size, pad, step, length, by, count in zip(plane, padding, dilation, kernel, stride, counts, strict=True)
     ]
     fold = _TRANSPOSED(
         channels * places, channels, kernel, stride, padding, (rest[0], rest[1]), groups=channels, bias=False,
@@ -130,7 +144,7 @@ def _put_back(r: Raiser, a: dict[str, Any]) -> fx.Node:
     )  # fmt: skip
     one = torch.eye(places).reshape(places, 1, *kernel).repeat(channels, 1, 1, 1)
     fold.weight = nn.Parameter(one, requires_grad=False)
-    return r.module(fold, r.call(torch.reshape, x, (-1, channels * places, rows, columns)), word="fold")
+    return r.module(fold, r.call(torch.reshape, x, (-1, channels * places, *counts)), word="fold")
 
 
 def _same_for_all(r: Raiser, value: Any) -> torch.Tensor:

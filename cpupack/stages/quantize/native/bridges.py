@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import fx, nn
@@ -77,13 +78,45 @@ def _in_layout(b: Builder, view: View, layout: Size, *, image: bool) -> View:
 
 def values_of_input(b: Builder, shape: tuple[int, ...], first: int, *, image: bool) -> View:
     """Take float32 values of a sample from the caller: row by row, or an image by positions."""
-    taken = b.floats.take(math.prod(shape), first)
-    assert taken.buffer is not None
     if not image:
-        return View(taken.buffer, shape, _dense(shape))
-    channels, _, width = shape
+        return b.floats.take(shape, first)
+    channels, height, width = shape
+    taken = b.floats.take((height, width * channels), first)
+    assert taken.buffer is not None
     return View(taken.buffer, shape, (1, width * channels, channels))
 
 
-def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def parts_of_row(b: Builder, node: fx.Node) -> bool:
+    """Take each input out of the caller's row by itself. Returns False where a call reads the row in another way.
+
+    So the memory of each input has the shape of that input, and what no call reads is not copied.
+    """
+    (count,) = shape_of(node)[1:]
+    parts = {user: _part(user, count) for user in node.users}
+    if not all(parts.values()):
+        return False
+    for user, (first, end) in ((user, part) for user, part in parts.items() if part is not None):
+        shape = _next_shape(user, end - first)
+        whole = b.floats.take(shape, first)
+        b.floats.values[user] = View(whole.buffer, (end - first,), (1,))
+    return bool(parts)
+
+
+def _part(node: fx.Node, count: int) -> tuple[int, int] | None:
+    """Return the first and the end of the values that a call takes out of a row; None for another call."""
+    index = node.args[1] if node.target is operator.getitem else None
+    if not isinstance(index, tuple) or len(index) != 2 or index[0] != slice(None) or not isinstance(index[1], slice):
+        return None
+    if not all(each is None or type(each) is int for each in (index[1].start, index[1].stop, index[1].step)):
+        return None
+    first, end, step = index[1].indices(count)
+    return (first, end) if step == 1 and first < end else None
+
+
+def _next_shape(node: fx.Node, count: int) -> tuple[int, ...]:
+    """Return the shape that the only reader of a part of a row gives it: an image's rows, or positions."""
+    shapes = {tuple(shape_of(user)[1:]) for user in node.users if "shape" in user.meta}
+    shape = next(iter(shapes)) if len(shapes) == 1 else (count,)
+    if math.prod(shape) != count:
+        return (count,)
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape

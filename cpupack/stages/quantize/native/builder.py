@@ -88,6 +88,7 @@ class Builder:
         self.in_place: set[fx.Node] = set()
         self.copied: set[tuple[int, int]] = set()
         self.left: dict[fx.Node, int] = {}
+        self.left_by_positions: set[fx.Node] = set()
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
         if grid is not None:
@@ -281,9 +282,14 @@ class Builder:
         """Whether a call's values go only to the caller."""
         return node in self.results and all(user.op == "output" for user in node.users)
 
-    def leave(self, node: fx.Node, count: int) -> int:
-        """Return the index of a result's first value among the values of a sample that the caller gets."""
+    def leave(self, node: fx.Node, count: int, *, by_positions: bool = False) -> int:
+        """Return the index of a result's first value among the values of a sample that the caller gets.
+
+        ``by_positions`` says that the channels of a position of this image are side by side.
+        """
         self.left[node] = self.program.outputs
+        if by_positions:
+            self.left_by_positions.add(node)
         self.program.outputs += count
         return self.left[node]
 

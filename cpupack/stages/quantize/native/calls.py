@@ -123,6 +123,23 @@ class Calls:
             for each in node.all_input_nodes
         )
 
+    def of_other_types(self) -> list[fx.Node]:
+        """Return the calls that take or give numbers that float32 does not hold: complex ones, and of other precisions.
+
+        A move of them would keep the real parts alone.
+        """
+        other = {
+            node
+            for node in self.graph.graph.nodes
+            if (dtype := node.meta.get("dtype")) is not None and dtype != torch.float32
+            and (dtype.is_complex or dtype.is_floating_point)
+        }  # fmt: skip
+        return [
+            node
+            for node in self.graph.graph.nodes
+            if node.op.startswith("call") and (node in other or any(each in other for each in node.all_input_nodes))
+        ]
+
     def beyond_floats(self) -> list[fx.Node]:
         """Return the calls that take or give what no buffer has: another type than float32 (a comparison, indices), one
         number of each sample without a dimension, no value at all. A recurrent layer may take lengths."""

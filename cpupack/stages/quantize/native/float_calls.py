@@ -17,7 +17,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, parts_of, shape_of
 from cpupack.stages.quantize.native.filters import has_weights
-from cpupack.stages.quantize.native.float_functions import BINARY, instructions_of
+from cpupack.stages.quantize.native.float_functions import OF_TWO, instructions_of
 from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, with_weights
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.float_resampling import RESAMPLING
@@ -80,7 +80,7 @@ def lower_float(b: Builder, node: fx.Node) -> None:
             b.floats.values[node], kernel = b.floats.map(b.floats.like(view), view, None, code), "map"
         elif target is torch.matmul and written_out(b, node):
             kernel = ""
-        elif target in BINARY and len(node.args) == 2 and not node.kwargs:
+        elif target in OF_TWO and len(node.args) == 2 and not node.kwargs:
             b.floats.values[node], kernel = _binary(b, node), "map"
         elif target is F.scaled_dot_product_attention:
             b.floats.values[node], kernel = _attention(b, node)
@@ -273,7 +273,7 @@ def _binary(b: Builder, node: fx.Node) -> View:
     views = [each for each in operands if isinstance(each, View)]
     largest = max(views, key=lambda each: each.size)
     out = b.floats.like(largest) if largest.shape == shape else b.floats.new(shape)
-    return b.floats.map(out, operands[0], operands[1], [Instruction(BINARY[b.calls.target(node)])])
+    return b.floats.map(out, operands[0], operands[1], OF_TWO[b.calls.target(node)])
 
 
 def _slope(b: Builder, node: fx.Node) -> View:

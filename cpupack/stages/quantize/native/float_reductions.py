@@ -191,6 +191,7 @@ REDUCTIONS: dict[Any, tuple[Callable[[Builder, fx.Node], View], str]] = {
     nn.GroupNorm: (_group_norm, "group_norm"),
     nn.InstanceNorm1d: (_group_norm, "instance_norm"),
     nn.InstanceNorm2d: (_group_norm, "instance_norm"),
+    nn.InstanceNorm3d: (_group_norm, "instance_norm"),
     torch.mean: (_reduction(Reduction.SUM, mean=True), "reduce"),
     torch.sum: (_reduction(Reduction.SUM), "reduce"),
     torch.amax: (_reduction(Reduction.MAXIMUM), "reduce"),

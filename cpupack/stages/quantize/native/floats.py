@@ -26,6 +26,7 @@ from cpupack.stages.quantize.native.walks import (
     dense_steps,
     float_buffer,
     merged,
+    nested_steps,
     steps_like,
     walk_of,
 )
@@ -215,7 +216,15 @@ class Floats:
         """
         view = self.side_by_side(operand)
         out = self.new(tuple(places.shape))
-        index = torch.where(places < 0, -1, places + view.first).to(torch.int32).flatten().numpy()
+        whole = torch.where(places < 0, -1, places + view.first).flatten().numpy()
+        regular = nested_steps(whole) if self.grid is None and whole.min(initial=0) >= 0 else None
+        if regular is not None:  # rows that are repeated, for instance: copying rows takes a fifth of the time
+            sizes, steps = regular
+            self.map(
+                View(out.buffer, sizes, dense_steps(sizes), out.first), View(view.buffer, sizes, steps, int(whole[0]))
+            )
+            return out
+        index = whole.astype(np.int32)
         walk = walk_of([([index.size], [[1], [0]])], [0, 0])
         self._append(Op.FLOAT_GATHER, out, view, -1, {"weights": walk, "scales": index}, {"scale": fill})
         return out
@@ -288,17 +297,21 @@ class Floats:
 
     # ---- in and out ----
 
-    def take(self, count: int, first: int) -> View:
-        """Append a layer that takes values from the caller's sample."""
-        out = self.new((count,))
-        fields: dict[str, float] = {"channels_out": count, "channel_offset": first}
+    def take(self, shape: Sequence[int], first: int) -> View:
+        """Append a layer that takes values ``(*shape)`` side by side from the caller's sample, from ``first`` on."""
+        out = self.new(shape)
+        fields: dict[str, float] = {"channels_out": math.prod(shape), "channel_offset": first}
         self.program.layers.append(Layer(Op.FLOAT_INPUT, output=_number(out), fields=fields))
         return out
 
     def dequantize(self, number: int) -> View:
         """Append a layer that turns a buffer's codes into values; return them as ``(all rows, width, channels)``."""
         buffer = self.program.buffers[number]
-        out = self.new((buffer.frames * buffer.height, buffer.width, buffer.channels))
+        shape = (buffer.frames * buffer.height, buffer.width, buffer.channels)
+        if shape[0] > 1:  # by the rows of an image, of which there are never too many
+            out = View(self.new((shape[0], shape[1] * shape[2])).buffer, shape, dense_steps(shape))
+        else:
+            out = self.new(shape)
         fields = {"scale": buffer.scale, "input_zero_point": buffer.zero_point}
         self.program.layers.append(Layer(Op.DEQUANTIZE, input=number, output=_number(out), fields=fields))
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from cpupack.graph.vocabulary import ACTIVATIONS, ARITHMETIC, POINTWISE
 from cpupack.stages.quantize.native.program import Buffer
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-_FUNCTIONS = (
-    *POINTWISE,
-    *(
-        getattr(torch.ops.aten, name).default
-        for name in (
-            "sin", "cos", "tan", "atan", "erf", "sign", "floor", "ceil", "round", "trunc", "log1p", "log2", "expm1",
-            "sinh", "cosh", "asinh", "hardshrink", "softshrink", "threshold", "neg", "square", "exp2",
-        )
-    ),
-)  # fmt: skip
-"""The vocabulary's, and calls that export leaves as they are."""
+_NOT_TAGGED = (torch.ops.aten.special_ndtr.default, torch.ops.aten.fake_quantize_per_tensor_affine.default)
+"""Functions of one value that torch does not call so."""
 _TOLERATED_STEPS = 0.25
 
 
@@ -50,7 +43,7 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
             return None
         number = float(values[0])
         arguments = tuple(each if each is source else number for each in node.args)
-    elif len(node.all_input_nodes) != 1 or node.target not in _FUNCTIONS:
+    elif len(node.all_input_nodes) != 1 or not _is_function(node, source):
         return None
     target: Any = node.target
 
@@ -59,6 +52,23 @@ def activation_of(graph: fx.GraphModule, node: fx.Node) -> Function | None:
         return result
 
     return function
+
+
+def _is_function(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a call makes one float32 value of each float32 value: the vocabulary's, or any that torch says so of."""
+    if node.target in POINTWISE:
+        return True
+    floats = all(each.meta.get("dtype", torch.float32) == torch.float32 for each in (node, source))
+    return floats and isinstance(node.target, OpOverload) and _is_pointwise(node.target)
+
+
+@functools.cache
+def _is_pointwise(target: OpOverload) -> bool:
+    """Whether an operator computes each value of one tensor alone: any call of it is a table of codes."""
+    tags = target.tags
+    if torch.Tag.nondeterministic_seeded in tags or len(target._schema.returns) != 1:
+        return False
+    return torch.Tag.pointwise in tags or target in _NOT_TAGGED
 
 
 def constant_of(graph: fx.GraphModule, operand: object) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from cpupack.graph.names import core
 from cpupack.graph.native_model import MixedModel, NativePart, Packing, Steps
-from cpupack.stages.quantize.native.bridges import values_of_input
+from cpupack.stages.quantize.native.bridges import parts_of_row, values_of_input
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import Calls, depends_on_batch, is_batch_size, shape_of
 from cpupack.stages.quantize.native.program import Flag, Layer, Op, Size
@@ -94,6 +94,8 @@ def take_image(b: Builder, node: fx.Node) -> None:
     b.images.add(node)
     if any(b.takes_floats(user) for user in node.users):
         shape = tuple(shape_of(node)[1:])
+        if len(shape) == 1 and all(b.takes_floats(user) for user in node.users) and parts_of_row(b, node):
+            return
         b.floats.values[node] = values_of_input(b, shape, 0, image=len(shape) == 3)
     if node.users and all(b.takes_floats(user) for user in node.users):
         return
@@ -143,7 +145,8 @@ def _finish(b: Builder, node: fx.Node) -> Packing:
     if node not in b.left and node in b.floats.values:
         b.floats.leave(b.floats.values[node], b.leave(node, math.prod(shape[1:])))
     if node in b.left:
-        return Packing(b.left[node], tuple(shape[1:]), dtype=node.meta["dtype"])
+        image = node in b.left_by_positions
+        return Packing(b.left[node], tuple(shape[1:]), image=image, dtype=node.meta["dtype"])
     value = b.value(node, node)
     buffer, number = b.buffer(value.buffer), value.buffer
     order = order_of(value, buffer, shape)

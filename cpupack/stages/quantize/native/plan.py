@@ -70,12 +70,14 @@ def plan_of(calibrated: CalibratedModel, recipe: Quantize, input_shape: tuple[in
     nodes = calls.graph.graph.nodes
     skipped = [node for node in nodes if node.op.startswith("call") and is_named(node, recipe.skip)]
     # A program runs sample by sample: these are torch's, in FP32.
-    beyond = set(calls.across_samples())
+    apart, of_other_types = set(calls.across_samples()), set(calls.of_other_types())
+    beyond = apart | of_other_types
     magnitude = _magnitudes(calibrated, calls)
     kept: dict[fx.Node, str] = {}
     for reason, found in (  # the first that holds is told
         (reasons.SKIPPED, skipped),
-        (reasons.NO_BATCH, beyond),
+        (reasons.NO_BATCH, apart),
+        (reasons.NO_FLOATS, of_other_types),
         (reasons.LEVELS, [node for node in nodes if node.meta.get(LEVELS)]),
         (reasons.DIVISOR, divisors(calls.graph, of_quotients_alone=True)),
         (reasons.SPECTRUM, spectral_calls(calls.graph)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -173,8 +174,12 @@ def _reduce(b: Builder, node: fx.Node, reduced: tuple[int, ...]) -> None:
         b.append(Layer(Op.MAX_POOL, input=number, output=output, fields=window_fields(window, window, _NONE, _ONE)))
         _tell_reduced(b, node, output, "max_pool")
         return
-    scale = source.scale * (count if target is torch.sum else 1)
-    fields = {"scale": scale, "input_zero_point": source.zero_point, "channels_out": source.channels}
+    scale = source.scale
+    fields: dict[str, float] = {"input_zero_point": source.zero_point, "channels_out": source.channels}
+    if target is torch.sum:
+        fields["scale2"] = float(np.float32(scale))  # no kernel reads it: with it the scale of any count is known
+        scale = fields["scale2"] * count
+    fields["scale"] = scale
     if b.goes_out(node):
         fields["channel_offset"] = b.leave(node, source.channels)
         b.append(Layer(Op.GLOBAL_AVERAGE, Flag.FLOAT_OUT, input=number, fields=fields))

@@ -18,12 +18,23 @@ from cpupack.errors import QuantizationError
 from cpupack.runtime.engine.grids import Grid
 from cpupack.runtime.engine.program_format import BUFFER, HEADER, LAYER, Op
 from cpupack.runtime.engine.resampling import KINDS, windows
-from cpupack.runtime.engine.sizes import Integers, Moves, Number, Resampled, Run, Sizes, head_bytes
-from cpupack.runtime.open_sizes import OpenSizes, Terms
+from cpupack.runtime.engine.sizes import (
+    Integers,
+    Moves,
+    Number,
+    Resampled,
+    Run,
+    Sizes,
+    head_bytes,
+    resampled_lengths,
+)
+from cpupack.runtime.open_sizes import OpenSizes, Terms, terms_of
+from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.grids import grid_of
+from cpupack.stages.quantize.native.values import LONGEST_SIDE
+from cpupack.stages.quantize.native.walks import MOST_VALUES
 
 Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 _PLANNED = {"offset", "sample_bytes"}
 """What the runner computes itself."""
 _FLOATS = ("scale", "scale2")
@@ -49,10 +60,9 @@ _ALL = ("weights", "scales", "biases", "table")
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program for images of ``rows`` x ``columns`` multiples, and the shape of a sample's result in memory."""
+    """A program for ``counts`` multiples of each side, and the shape of a sample's result in memory."""
 
-    rows: int
-    columns: int
+    counts: tuple[int, ...]
     program: bytes
     result: tuple[int, ...]
 
@@ -74,17 +84,17 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     headers, buffers, layers, constants = zip(*(each.parts for each in lowered), strict=True)
     for each, what in ((buffers, "activations"), (layers, "layers")):
         if len({len(one) for one in each}) > 1:
-            raise _refused(f"it has {' or '.join(str(len(one)) for one in each)} {what}")
+            raise refused(f"it has {' or '.join(str(len(one)) for one in each)} {what}")
     names = [f"layer {number} ({Op(int(each['op'])).name.lower()})" for number, each in enumerate(layers[0])]
     for number, name in enumerate(names):
         _check_alike([each[number] for each in layers], name)
-    fit = _Fit(np.array([(each.rows, each.columns) for each in lowered], np.int64), single=len(sizes.names) == 1)
+    fit = Fit(np.array([each.counts for each in lowered], np.int64), sizes.products)
     changing = {
         "header": _numbers(fit, headers, ("input_channels_float", "input_height", "input_width", "outputs")),
         "buffers": _numbers(fit, buffers, tuple(set(BUFFER.names or ()) - _PLANNED)),
         "layers": _numbers(fit, _without_counts(layers), tuple(set(LAYER.names or ()) - {*_ALL, *_FLOATS})),
     }
-    shares = _shares(fit, layers, names)
+    shares, sums = _scales(fit, layers, names)
     rules: list[Integers | Moves | Resampled | Grid] = []
     owner = _first_owner(layers[0])
     for number, name in enumerate(names):
@@ -100,15 +110,35 @@ def sizes_of(lowered: Sequence[Lowered], sizes: OpenSizes) -> Sizes:
     }
     result = [fit.terms(np.array(each), "the result") for each in zip(*(each.result for each in lowered), strict=True)]
     if len({len(each.result) for each in lowered}) > 1:
-        raise _refused("its result has other dimensions")
+        raise refused("its result has other dimensions")
     return Sizes(
-        sizes, changing["header"], changing["buffers"], changing["layers"], tuple(rules), weights, tuple(result), shares
+        sizes,
+        changing["header"],
+        changing["buffers"],
+        changing["layers"],
+        tuple(rules),
+        weights,
+        tuple(result),
+        shares,
+        sums,
     )
+
+
+def check_sides(program: bytes, size: str) -> None:
+    """Raise QuantizationError for a program, of inputs of a ``size``, whose maps are larger than the engine takes."""
+    buffers = Lowered((), program, ()).parts[1]
+    longest = max(int(buffers[side].max()) for side in ("frames", "height", "width"))
+    if longest > LONGEST_SIDE or int(buffers["channels"].max()) > 4 * MOST_VALUES:
+        raise QuantizationError(
+            f"[sizes] max: inputs of {size} have lists of {max(longest, LONGEST_SIDE + 1)} or more positions in a row, "
+            f"and the native engine has at most {LONGEST_SIDE}",
+            hint="lower max, and give the model longer inputs in parts",
+        )
 
 
 def same_program(found: bytes, lowered: bytes) -> bool:
     """Return whether two programs do the same, wherever their constants lie."""
-    one, other = Lowered(1, 1, found, ()).parts, Lowered(1, 1, lowered, ()).parts
+    one, other = Lowered((), found, ()).parts, Lowered((), lowered, ()).parts
     for name in HEADER.names or ():
         if name not in {"identity", "constants"} and one[0][name] != other[0][name]:
             return False
@@ -131,39 +161,6 @@ def same_program(found: bytes, lowered: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """Rows and columns at each size, ``(sizes, 2)``. A ``single`` side has no rows, and the square of its columns."""
-
-    sides: Ints
-    single: bool = False
-
-    def terms(self, values: Ints, what: str) -> Terms:
-        """Return the terms of a number that is ``values`` at each size. Raises QuantizationError where it has none."""
-        found = self.all_terms(values[:, None], what)
-        a, b, c, d = (int(each) for each in found[0])
-        return a, b, c, d
-
-    def all_terms(self, values: Ints, what: str) -> Ints:
-        """Return the terms ``(n, 4)`` of numbers that are ``values`` ``(sizes, n)``."""
-        row, column = (int(each) for each in self.sides[0])
-        moved = self.sides - self.sides[0]  # small numbers, so that rounding finds the terms
-        near = _powers(moved, single=self.single)
-        solved = np.linalg.lstsq(near.astype(np.float64), (values - values[0]).astype(np.float64), rcond=None)[0]
-        a, b, c, d = np.rint(solved).astype(np.int64)
-        found: Ints
-        if self.single:
-            first = a + values[0] - c * column + d * column * column
-            found = np.stack([first, np.zeros_like(b), c - 2 * d * column, d], 1)
-        else:
-            found = np.stack(
-                [a + values[0] - b * row - c * column + d * row * column, b - d * column, c - d * row, d], 1
-            )
-        if not np.array_equal(_powers(self.sides, single=self.single) @ found.T, values):
-            raise _refused(f"{what} changes in another way than the size does")
-        return found
-
-
-@dataclass(frozen=True)
 class _Constants:
     """The constants of layer ``number`` at each size. ``has_first`` says that the one at offset 0 is its own."""
 
@@ -175,7 +172,7 @@ class _Constants:
     name: str
     has_first: bool
 
-    def rules(self, fit: _Fit) -> list[Integers | Moves | Resampled | Grid]:
+    def rules(self, fit: Fit) -> list[Integers | Moves | Resampled | Grid]:
         """Return how those change that are not the same at all sizes."""
         op = Op(int(self.own[0]["op"]))
         if op is Op.RESAMPLE:
@@ -199,13 +196,15 @@ class _Constants:
                 found.append(self._grid(name, each, fit))
         return found
 
-    def _integers(self, name: str, each: list[Bytes], fit: _Fit) -> Integers:
+    def _integers(self, name: str, each: list[Bytes], fit: Fit) -> Integers:
         values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
         places = np.flatnonzero((values != values[0]).any(axis=0))
         terms = fit.all_terms(values[:, places], f"a number of {self.name}")
-        return Integers(self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(_terms, terms.tolist())))
+        return Integers(
+            self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(terms_of, terms.tolist()))
+        )
 
-    def _grid(self, name: str, each: list[Bytes], fit: _Fit) -> Grid:
+    def _grid(self, name: str, each: list[Bytes], fit: Fit) -> Grid:
         def terms(values: Ints) -> Terms | None:
             try:
                 return fit.terms(values, "a side of a grid")
@@ -214,8 +213,12 @@ class _Constants:
 
         whole = all(len(one) % 4 == 0 for one in each)
         grid = grid_of(self.number, name, [one.view("<f4") for one in each], terms) if whole else None
+        if grid is None and len({len(one) for one in each}) == 1:
+            raise refused(
+                f"{self.name} goes over its values in another order for a small size; [sizes] min may be larger"
+            )
         if grid is None:
-            raise _refused(
+            raise refused(
                 f"{self.name} has constants that grow with the input, and are no grid of it: positions that are "
                 "learned or normalized, or a level of a single place ([sizes] min may be larger)"
             )
@@ -232,18 +235,15 @@ class _Constants:
         tables, weights = self._contents("weights"), self._contents("scales")
         for kind in KINDS:
             for place, layer in enumerate(self.own):
-                source, result = (self.buffers[place][int(layer[each])] for each in ("input", "output"))
-                lengths, results = (
-                    (int(one["height"]), int(one["width"]), int(one["frames"])) for one in (source, result)
-                )
+                lengths, results = resampled_lengths(layer, self.buffers[place])
                 table, own = windows(kind, lengths, results, float(layer["scale"]))
                 if not (_begins(tables[place], table) and _begins(weights[place], own) and own.size == layer["runs"]):
                     break
             else:
                 return [Resampled(self.number, kind)]
-        raise _refused(f"{self.name} resizes in a way that is known for one size alone")
+        raise refused(f"{self.name} resizes in a way that is known for one size alone")
 
-    def _moves(self, contents: list[Bytes], fit: _Fit) -> Moves:
+    def _moves(self, contents: list[Bytes], fit: Fit) -> Moves:
         lists = [
             each[: 4 * _MOVE * int(layer["runs"])].view("<i4").reshape(-1, _MOVE).astype(np.int64)
             for each, layer in zip(contents, self.own, strict=True)
@@ -256,13 +256,13 @@ class _Constants:
                 return Moves(self.number, tuple(self._run(each, fit) for each in zip(*cut, strict=True)))
             except QuantizationError:
                 continue  # blocks of another length may repeat
-        raise _refused(f"{self.name} moves values in an order that does not repeat")
+        raise refused(f"{self.name} moves values in an order that does not repeat")
 
-    def _run(self, blocks: tuple[Ints, ...], fit: _Fit) -> Run:
+    def _run(self, blocks: tuple[Ints, ...], fit: Fit) -> Run:
         """Return the run that has these blocks ``(blocks, moves, 8)`` at each size."""
         what = f"a list of {self.name}"
         steps = [each[1] - each[0] if len(each) > 1 else np.zeros_like(each[0]) for each in blocks]
-        shape = (*blocks[0].shape[1:], 4)
+        shape = (*blocks[0].shape[1:], len(fit.products))
         return Run(
             fit.terms(np.array([len(each) for each in blocks]), what),
             _nested(fit.all_terms(np.stack([each[0].ravel() for each in blocks]), what), shape),
@@ -290,7 +290,7 @@ def _blocks(moves: Ints, period: int) -> list[Ints]:
     return found if len(found) <= _MOST_RUNS else []
 
 
-def _numbers(fit: _Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:
+def _numbers(fit: Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:
     found = []
     for field in sorted(fields):
         values = np.stack([each[field].astype(np.int64) for each in rows])
@@ -318,23 +318,35 @@ def _check_alike(layers: list[Any], name: str) -> None:
     """Raise QuantizationError for a layer that is another one at another size."""
     for field in ("op", "scale2"):
         if len({each[field] for each in layers}) > 1:
-            raise _refused(f"{name} is computed in another way for another size ({field})")
+            why = {"scale2": ": a constant that it adds has another range there"}.get(field, f" ({field})")
+            raise refused(f"{name} is computed in another way for another size{why}")
 
 
-def _shares(fit: _Fit, layers: Sequence[Any], names: Sequence[str]) -> tuple[Number, ...]:
-    """Return the scales that are one part of a number of positions: those of averages."""
-    found = []
+def _scales(fit: Fit, layers: Sequence[Any], names: Sequence[str]) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
+    """Return the scales that are one part of a number of positions, those of averages, and those of sums of them."""
+    shares: list[Number] = []
+    sums: list[Number] = []
     for place, name in enumerate(names):
-        scales = [float(each[place]["scale"]) for each in layers]
+        own = [each[place] for each in layers]
+        scales = [float(each["scale"]) for each in own]
         if len(set(scales)) == 1:
             continue
-        counts = np.array([round(1 / each) if each else 0 for each in scales], np.int64)
-        if any(
-            not count or np.float32(1 / count) != np.float32(own) for count, own in zip(counts, scales, strict=True)
-        ):
-            raise _refused(f"{name} is computed in another way for another size (scale)")
-        found.append(Number(place, "scale", fit.terms(counts, f"what {name} averages")))
-    return tuple(found)
+        if float(own[0]["scale2"]):
+            counts = [round(each / float(own[0]["scale2"])) for each in scales]
+            found = [float(np.float32(float(own[0]["scale2"]) * each)) for each in counts]
+        else:
+            counts = [round(1 / each) if each else 0 for each in scales]
+            found = [float(np.float32(1 / each)) if each else 0.0 for each in counts]
+        if found != scales or not all(counts):
+            raise refused(f"{name} is computed in another way for another size (scale){_why_scale(own[0])}")
+        number = Number(place, "scale", fit.terms(np.array(counts, np.int64), f"what {name} averages"))
+        (sums if float(own[0]["scale2"]) else shares).append(number)
+    return tuple(shares), tuple(sums)
+
+
+def _why_scale(layer: Any) -> str:
+    reduces = layer["op"] in (Op.GLOBAL_AVERAGE, Op.AVERAGE_POOL)
+    return "; a sum over positions grows with their number, and INT8 codes have one range: take a mean" * reduces
 
 
 def _begins(content: Bytes, array: npt.NDArray[Any]) -> bool:
@@ -348,48 +360,5 @@ def _extent(layers: Any, constants: Bytes, begin: int) -> int:
     return min(later, default=len(constants)) - begin
 
 
-def _powers(sides: Ints, *, single: bool) -> Ints:
-    rows, columns = sides.T
-    if single:
-        return np.stack([np.ones_like(columns), np.zeros_like(columns), columns, columns * columns], 1)
-    return np.stack([np.ones_like(rows), rows, columns, rows * columns], 1)
-
-
 def _nested(values: Ints, shape: tuple[int, ...]) -> tuple[tuple[Terms, ...], ...]:
-    return tuple(tuple(_terms(one) for one in move) for move in values.reshape(shape).tolist())
-
-
-def _terms(values: Sequence[int]) -> Terms:
-    a, b, c, d = values
-    return a, b, c, d
-
-
-def _refused(why: str) -> QuantizationError:
-    return QuantizationError(
-        f"the model has no program for inputs of any size: {why}",
-        hint="sizes that are closer to each other have programs that are more alike ([sizes] min and typical); or "
-        "leave [sizes] out and give input_shape numbers; docs/how-to/sizes.md says what else there is",
-    )
-
-
-def probes(typical: tuple[int, int], sizes: OpenSizes) -> list[tuple[int, int]]:
-    """Return the sizes at which a model is lowered: the typical one first, and last one to check the others by."""
-    if len(sizes.names) == 1:
-        return _lengths(typical[1], sizes)
-    sides, between = [], []
-    for own, low, high, step in zip(typical, sizes.least, sizes.most, sizes.multiple, strict=True):
-        other = low if low != own else min(high, own + step)
-        sides.append((own, other))
-        between.append(low + (own - low) // step // 2 * step if own - low >= 2 * step else min(high, own + 2 * step))
-    (height, other_height), (width, other_width) = sides
-    corners = [(height, width), (other_height, width), (height, other_width), (other_height, other_width)]
-    return list(dict.fromkeys([*corners, (between[0], between[1])]))
-
-
-def _lengths(own: int, sizes: OpenSizes) -> list[tuple[int, int]]:
-    """Return the lengths at which a model with one named dimension is lowered: squares need three, and one checks."""
-    low, high, step = sizes.least[1], sizes.most[1], sizes.multiple[1]
-    first, last = low // step, high // step
-    between = [first + (own // step - first) // 2, own // step - 1, own // step + 1, first + 1, own // step + 2]
-    numbers = dict.fromkeys([own // step, first, *(each for each in between if first <= each <= last)])
-    return [(1, number * step) for number in list(numbers)[:4]]
+    return tuple(tuple(terms_of(one) for one in move) for move in values.reshape(shape).tolist())

@@ -81,6 +81,9 @@ def _compared(b: Builder, node: fx.Node, fact: LayerFact) -> LayerFact:
 def _look(b: Builder, node: fx.Node, value: Value) -> Look | None:
     if value.buffer < 0 and node not in b.left:
         return _look_at_floats(b, node)
+    if node in b.left_by_positions:
+        depth, height, width = shape_of(node)[1:]
+        return Look(node.name, first=b.left[node], sizes=(depth, height, width), steps=(1, width * depth, depth))
     if value.buffer < 0:
         return Look(node.name, first=b.left[node], channels=(0, math.prod(shape_of(node)[1:])))
     layers, buffer = b.program.layers, _grid_of(b, node, value)

@@ -28,6 +28,8 @@ _WIDTH = 1024
 WIDEST = 4 * _WIDTH
 """Values of a pixel."""
 _LONGEST_SIDE = 1 << 15
+MOST_VALUES = 1 << 22
+"""A quarter of ``MOST_CHANNELS`` of kernels/engine/validate.c: float32 values of a pixel."""
 
 
 class Function(IntEnum):
@@ -206,6 +208,31 @@ def regular_steps(places: torch.Tensor) -> tuple[int, tuple[int, ...]] | None:
     return (first, steps) if torch.equal(expected.expand(places.shape), places) else None
 
 
+_LEAST_RUN = 8
+
+
+def nested_steps(places: npt.NDArray[np.int64]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return sizes and steps of the dimensions in which values at ``places``, one after the other, are regular.
+
+    None where they have no such steps, where a step is negative, or where fewer than eight values lie in a row.
+    """
+    sizes: list[int] = []
+    steps: list[int] = []
+    while len(places) > 1:
+        step = int(places[1] - places[0])
+        breaks = np.flatnonzero(np.diff(places) != step)
+        run = int(breaks[0]) + 1 if breaks.size else len(places)
+        if step < 0 or len(places) % run or len(sizes) == DIMENSIONS or (not sizes and run < _LEAST_RUN):
+            return None
+        rows = places.reshape(-1, run)
+        if not np.array_equal(rows, rows[:, :1] + np.arange(run) * step):
+            return None
+        sizes.insert(0, run)
+        steps.insert(0, step)
+        places = rows[:, 0]
+    return (tuple(sizes), tuple(steps)) if sizes else None
+
+
 @dataclass(frozen=True)
 class Fixed:
     """Float32 values that belong to the model, in the shape of a sample."""
@@ -271,11 +298,16 @@ def float_buffer(shape: Sequence[int]) -> Buffer | None:
     """Return a buffer of float32 values of a shape, None where no buffer has so many.
 
     Where it can be, a pixel has the values of the last dimension: then the buffer of a text that is longer has more
-    pixels, as many for each position (``forms.py``).
+    pixels, as many for each position (``forms.py``). Else there is one pixel, or one for each index of the first
+    dimensions: then all sides are products of the model's sizes (``sizes.py``).
     """
     count, last = math.prod(shape), shape[-1] if shape else 1
-    if 1 <= last <= WIDEST and count // last <= _LONGEST_SIDE:
+    if 1 <= last <= MOST_VALUES and count // last <= _LONGEST_SIDE:
         return Buffer(count // last, 1, 4 * last, 1.0, 0, floats=True)
+    for axis in range(len(shape)):
+        pixels, values = math.prod(shape[:axis]), math.prod(shape[axis:])
+        if pixels <= _LONGEST_SIDE and values <= MOST_VALUES:
+            return Buffer(pixels, 1, 4 * values, 1.0, 0, floats=True)
     width = min(count, _WIDTH)
     while -(-count // width) > _LONGEST_SIDE:
         width *= 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
@@ -10,7 +12,7 @@ from torch import fx
 from cpupack.runtime.engine.resampling import NEGLIGIBLE
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
-from cpupack.stages.quantize.native.program import Layer, Op, Size
+from cpupack.stages.quantize.native.program import Flag, Layer, Op, Size
 from cpupack.stages.quantize.native.tell import tell
 from cpupack.stages.quantize.native.values import Value
 
@@ -71,26 +73,41 @@ def resample(
     """Append a layer whose results are weighted sums of the frames, rows and columns of each channel.
 
     The weights of each are ``(result, source)``, of which each row has its weights side by side. Those of the rows are
-    times the ratio of the scales, which the layer has too: the runner makes the weights of other sizes.
+    times the ratio of the scales, which the layer has too: the runner makes the weights of other sizes. The sums are
+    rounded to codes, unless only the caller or calls in FP32 read them.
     """
     number = b.image(node.all_input_nodes[0], node)
     source = b.buffer(number)
-    output = b.add_buffer(Size(len(rows), len(columns), source.channels, len(frames)), b.limits(node))
-    result = b.buffer(output)
+    layer = Layer(Op.RESAMPLE, input=number)
+    _put_result(b, node, layer, Size(len(rows), len(columns), source.channels, len(frames)))
     windows, weights = [], list[float]()
-    ratio = float(np.float32(source.scale / result.scale))
+    ratio = float(np.float32(source.scale / (1.0 if layer.flags & Flag.FLOAT_OUT else b.buffer(layer.output).scale)))
     for matrix, factor in ((rows, ratio), (columns, 1.0), (frames, 1.0)):
         for row in matrix:
             found = (row.abs() > NEGLIGIBLE).nonzero().flatten()
             begin, end = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 1)
             windows.append((begin, end - begin, len(weights)))
             weights += (row[begin:end] * factor).tolist()
-    layer = Layer(Op.RESAMPLE, input=number, output=output)
-    layer.fields = {
-        "runs": len(weights), "scale": ratio, "input_zero_point": source.zero_point,
-        "output_zero_point": result.zero_point,
-    }  # fmt: skip
+    layer.fields |= {"runs": len(weights), "scale": ratio, "input_zero_point": source.zero_point}
     layer.constants = {"weights": np.array(windows, np.int32), "scales": np.array(weights, np.float32)}
     b.append(layer)
-    b.values[node] = Value(output)
     tell(b, node, node, f"cpupack::{kernel}")
+
+
+def _put_result(b: Builder, node: fx.Node, layer: Layer, size: Size) -> None:
+    """Have a layer's result go to the caller, to calls in FP32, or into a buffer of codes."""
+    height, width, _, frames = size
+    if b.goes_out(node) and len(shape_of(node)) == 4:
+        layer.flags |= Flag.FLOAT_OUT
+        layer.fields = {
+            "kernel_d": frames, "kernel_h": height, "kernel_w": width, "channels_out": math.prod(size),
+            "channel_offset": b.leave(node, math.prod(size), by_positions=True),
+        }  # fmt: skip
+        b.values[node] = Value(-1)
+    elif b.read_as_floats(node):
+        layer.flags |= Flag.FLOAT_OUT
+        layer.output = b.leave_floats(node, size, None)
+    else:
+        layer.output = b.add_buffer(size, b.limits(node))
+        layer.fields = {"output_zero_point": b.buffer(layer.output).zero_point}
+        b.values[node] = Value(layer.output)

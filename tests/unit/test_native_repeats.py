@@ -1,0 +1,61 @@
+"""Rows that are repeated in FP32, as graph attention pairs all nodes: copied row by row, not value by value."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cpupack.stages.quantize.native.program import Op
+from cpupack.stages.quantize.native.walks import nested_steps
+from helpers.captured import Net
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels, program_layers
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steps"),
+    [((16,), (1,)), ((3, 16), (0, 1)), ((5, 4, 8), (8, 0, 1)), ((2, 3, 2, 9), (5, 0, 40, 2)), ((8,), (0,))],
+)
+def test_regular_places_have_their_sizes_and_steps(sizes: tuple[int, ...], steps: tuple[int, ...]) -> None:
+    places = sum(
+        np.arange(size).reshape(-1, *[1] * (len(sizes) - 1 - axis)) * step
+        for axis, (size, step) in enumerate(zip(sizes, steps, strict=True))
+    )
+    found = nested_steps(7 + np.broadcast_to(places, sizes).ravel().astype(np.int64))
+    assert found is not None
+    again = sum(
+        np.arange(size).reshape(-1, *[1] * (len(found[0]) - 1 - axis)) * step
+        for axis, (size, step) in enumerate(zip(*found, strict=True))
+    )
+    np.testing.assert_array_equal(np.broadcast_to(again, found[0]).ravel(), np.broadcast_to(places, sizes).ravel())
+
+
+@pytest.mark.parametrize(
+    "places", [np.arange(9)[::-1], np.array([0, 1, 2, 3] * 4), np.array([*range(8), *range(9, 17), *range(20, 28)])]
+)
+def test_other_places_have_none(places: np.ndarray) -> None:
+    assert nested_steps(places.astype(np.int64)) is None
+
+
+class Attention(nn.Module):
+    """Graph attention: each node beside each other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes, self.pairs, self.last = nn.Linear(6, 8), nn.Linear(16, 1), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, count = self.nodes(x), x.shape[1]
+        pairs = torch.cat([x.repeat_interleave(count, dim=1), x.repeat(1, count, 1)], -1)
+        scores = torch.relu(self.pairs(pairs)).view(x.shape[0], count, count)
+        return self.last((scores.softmax(-1) @ x).mean(1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("net", [Attention(), Net(lambda net, x: net.attend(x.softmax(-1)), attend=Attention())])
+def test_repeated_rows_are_copied_as_rows(net: nn.Module) -> None:
+    db, int8, _ = lowered(net, (5, 6))
+    assert db > BOUND_DB
+    assert "aten" not in kernels(int8)
+    assert Op.FLOAT_GATHER not in {int(each["op"]) for each in program_layers(int8)}

@@ -1,0 +1,122 @@
+"""Convolutions with filters that each sample has of its own: captured for any batch, and natively run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.captured import Net, captured, kinds, random
+from helpers.lowered import BOUND_DB, kernels, lowered, needs_kernels
+
+
+class Mixed(nn.Module):
+    """Filters that are mixed anew for each sample (CondConv), with a bias of each sample, in ``groups``."""
+
+    def __init__(self, kernel: tuple[int, ...], groups: int = 1, **settings: object) -> None:
+        super().__init__()
+        self.kernel, self.groups, self.settings = kernel, groups, settings
+        self.first = nn.Conv2d(3, 4, 1) if len(kernel) == 2 else nn.Conv1d(3, 4, 1)
+        self.route, self.last = nn.Linear(4, 3), nn.Linear(8, 5)
+        self.experts = nn.Parameter(random(3, 8 * 4 // groups * torch.Size(kernel).numel()))
+        self.biases = nn.Parameter(random(3, 8, seed=4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        batch, channels, *sizes = x.shape
+        shares = self.route(x.flatten(2).mean(2)).sigmoid()
+        filters = (shares @ self.experts).view(batch * 8, channels // self.groups, *self.kernel)
+        convolve = F.conv2d if len(sizes) == 2 else F.conv1d
+        found = convolve(
+            x.reshape(1, batch * channels, *sizes), filters, (shares @ self.biases).view(-1),
+            groups=batch * self.groups, **self.settings,
+        )  # fmt: skip
+        return self.last(found.view(batch, 8, *found.shape[2:]).flatten(2).mean(2))
+
+
+class Modulated(nn.Module):
+    """Filters whose inputs are scaled by a style, and enlarge images (StyleGAN2)."""
+
+    def __init__(self, groups: int = 1, **settings: object) -> None:
+        super().__init__()
+        self.settings, self.groups = settings, groups
+        self.style, self.last = nn.Linear(3, 6), nn.Conv2d(4 * groups, 2, 1)
+        self.first = nn.Conv2d(3, 6, 1)
+        self.weight = nn.Parameter(random(1, 6, 4, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filters = self.weight * self.style(x.mean((2, 3)))[:, :, None, None, None]
+        filters = filters * torch.rsqrt(filters.pow(2).sum((1, 3, 4), keepdim=True) + 1e-8)
+        x = self.first(x)
+        batch, channels, height, width = x.shape
+        found = F.conv_transpose2d(
+            x.reshape(1, batch * channels, height, width), filters.flatten(0, 1), groups=batch * self.groups,
+            **self.settings,
+        )  # fmt: skip
+        return self.last(found.view(batch, 4 * self.groups, *found.shape[2:]))
+
+
+class Sought(nn.Module):
+    """A template of each sample is looked for in it: channel by channel, or in all of them together (SiamFC)."""
+
+    def __init__(self, *, by_channel: bool) -> None:
+        super().__init__()
+        self.by_channel, self.first = by_channel, nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        template, x = self.first(x[:, :, 1:6, 2:6]), self.first(x)
+        batch, channels, height, width = x.shape
+        if self.by_channel:
+            rows = template.reshape(batch * channels, 1, *template.shape[2:])
+            found = F.conv2d(x.reshape(1, -1, height, width), rows, groups=batch * channels)
+        else:
+            found = F.conv2d(x.reshape(-1, batch * channels, height, width), template, groups=batch)
+        return found.view(batch, -1, found.size(-2), found.size(-1))
+
+
+NETS = {
+    "mixed": Mixed((3, 3), padding=1),
+    "strided": Mixed((3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    "in groups": Mixed((3, 3), groups=2, padding="same"),
+    "same": Mixed((3, 5), padding="same", dilation=(1, 2)),
+    "one pixel": Mixed((1, 1), groups=4, padding="valid"),
+    "sequence": Mixed((3,), groups=2, padding=2, stride=2),
+    "modulated": Modulated(stride=2),
+    "modulated in groups": Modulated(groups=2, stride=(2, 1), padding=1, output_padding=(1, 0)),
+    "by channel": Sought(by_channel=True),
+    "together": Sought(by_channel=False),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_filters_of_each_sample_are_products_for_any_batch(name: str) -> None:
+    net = NETS[name]
+    found = kinds(captured(net, (3, 12) if name == "sequence" else (3, 8, 9)))
+    assert ("matmul" in found) != isinstance(net, Mixed)
+    assert not [each for each in found if "conv" in each and not each[0].isupper()]
+
+
+def test_a_mixture_of_many_filters_is_a_product_of_the_mixed_ones() -> None:
+    net = Mixed((3, 3), padding=1)
+    net.route, net.experts = nn.Linear(4, 9), nn.Parameter(random(9, 8 * 4 * 9))
+    net.biases = nn.Parameter(random(9, 8, seed=4))
+    assert "matmul" in kinds(captured(net))
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["mixed", "modulated", "together"])
+def test_filters_of_each_sample_run_natively(name: str) -> None:
+    db, int8, _ = lowered(NETS[name], (3, 8, 9))
+    assert db > BOUND_DB - 3.0  # the filters have roundings of their own
+    assert "aten" not in kernels(int8)
+
+
+def test_a_constant_filter_laid_out_for_the_batch_is_the_same_for_each_sample() -> None:
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        filters = net.blur.repeat(batch, 1, 1, 1)
+        found = F.conv2d(x.reshape(1, -1, height, width), filters, padding=1, groups=batch * channels)
+        return net.last(found.view(batch, channels, height, width))
+
+    captured(Net(forward, blur=random(3, 1, 3, 3), last=nn.Conv2d(3, 2, 1)))
