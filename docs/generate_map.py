@@ -58,7 +58,7 @@ RUNTIME: Groups = (
         ),
     ),
     ("Measuring", ("bench",)),
-    ("The model as an object", ("verify", "runner", "spread", "feed")),
+    ("The model as an object", ("verify", "runner", "spread", "feed", "intake")),
     ("What its outputs mean", ("tasks",)),
     ("Deciding how to run", ("plan",)),
     (

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from . import rows
 from .arguments import MOST_SAMPLES, MOST_THREADS, whole_number
-from .arrays import load_array, of_tensor, require_finite
 from .decoding import Decoders, together
 from .engine.batches import FILE_TURNS
 from .engine.contract import check_cpu, model_path, require_torch
@@ -24,9 +23,9 @@ from .engine.program import is_program
 from .errors import InputError, RandomWeightsWarning, RunnerError
 from .feed import Feed
 from .handlers import keeps_theirs
-from .images.inputs import mask_value, mean_color
+from .images.inputs import mask_value
 from .images.spec import PreprocessSpec
-from .items import load_row
+from .intake import Intake
 from .labels import read_labels
 from .manifest import Manifest, check_files, check_left_out, read_manifest
 from .open_sizes import OpenSizes, Size, open_sizes_of
@@ -39,13 +38,10 @@ from .tasks.answers import Answers
 from .tasks.classification import Prediction as Prediction
 from .tasks.embedding import Embedding
 from .tasks.frame import Frame
-from .text.inputs import load_text, text_rows, texts_of
+from .text.inputs import text_rows, texts_of
 from .text.texts import is_text
 from .text.tokenizer import Tokenizer, Tokens
 from .warn import warn
-
-_TAKEN = {np.dtype(np.float32): "float32", np.dtype(np.uint8): "uint8"}
-"""The names of usual dtypes: numpy takes 2.5 us to write one, as long as a small layer."""
 
 
 class Runner:
@@ -95,6 +91,9 @@ class Runner:
         self.signature: Signature = signature_of(self.manifest)
         self.tokenizer: Tokenizer | None = Tokenizer.of(package_dir, self.manifest)
         self.answers = Answers(package_dir, self.manifest, self.labels, self.signature, self.tokenizer)
+        self._intake = Intake(
+            self.manifest, self.signature, self._spec, self.sizes, self.tokenizer, check_finite=check_finite
+        )
         self.plan = planning.decide(self.manifest, threads=threads, instances=instances, batch_size=batch_size)
         if self.manifest.random_weights:
             warn(
@@ -254,7 +253,7 @@ class Runner:
         if self.signature.takes_rows:
             batch = rows.pack(self.signature, given, check_finite=self._check_finite)
         else:
-            batch = self._only(*given.values())
+            batch = self._intake.only(*given.values())
         result = self.signature.of_size(self._feed.size_of(batch)).result(self._spread.outputs(batch))
         if torch is None or not any(isinstance(each, torch.Tensor) for each in given.values()):
             return result
@@ -276,17 +275,8 @@ class Runner:
             expected = self.signature.engine_input_shape
             if batch.dtype != np.float32 or batch.shape[1:] != expected or batch.ndim != 2:
                 raise InputError(f"got {batch.dtype} {batch.shape}; expected rows, float32 (n, {expected[0]})")
-            return self._spread.outputs(self.finite(batch))
-        return self._spread.outputs(self._only(batch))
-
-    def _only(self, batch: Any = None) -> npt.NDArray[Any]:
-        """Return the only input as an array, checked."""
-        if (tensor := of_tensor(batch, "")) is not None:
-            batch = tensor
-        if not isinstance(batch, np.ndarray) or isinstance(batch, np.ma.MaskedArray):
-            raise InputError(f"got {type(batch).__name__}; expected a torch tensor or a plain numpy array")
-        self.check_batch(_TAKEN.get(batch.dtype) or str(batch.dtype), batch.shape)
-        return self.finite(batch)
+            return self._spread.outputs(self._intake.finite(batch))
+        return self._spread.outputs(self._intake.only(batch))
 
     @keeps_theirs
     def load(self, item: Any) -> npt.NDArray[Any]:
@@ -294,59 +284,19 @@ class Runner:
 
         Raises InputError.
         """
-        if self.tokenizer is not None and (isinstance(item, Tokens) or is_text(item)):
-            return load_text(self.tokenizer, self.signature, item)
-        if self.signature.takes_rows:
-            return load_row(self.signature, item, check_finite=self._check_finite)
-        if isinstance(item, Mapping):
-            (item,) = rows.by_name(self.signature, (item,), {}).values() or (None,)
-        if self._spec is not None:
-            return self._load_pixels(item)
-        shape = self.manifest.input_shape
-        if self.sizes is None:
-            sample = load_array(item, shape, check_finite=self._check_finite)
-            rows.check_blank(self.signature.inputs[0], sample[None])
-            return sample
-        found = load_array(item, None, check_finite=self._check_finite)
-        self.check_batch(str(found.dtype), (1, *found.shape))
-        return found
+        return self._intake.load(item)
 
     def check_batch(self, dtype: str, shape: tuple[int, ...]) -> None:
         """Raise InputError for a batch that the model does not take, saying what was expected."""
-        if self.sizes is not None:
-            self._check_open(self.sizes, dtype, shape)
-            return
-        one = {"float32": self.manifest.input_shape}
-        if (pixels := self.pixel_shape()) is not None:
-            one["uint8"] = pixels
-        if shape[1:] == one.get(dtype) and shape[0]:
-            return
-        expected = " or ".join(f"{name} (n, {', '.join(map(str, size))})" for name, size in one.items())
-        got = f"{dtype} {shape}"
-        if dtype not in one or shape[1:] != one[dtype]:
-            missing = "; add the batch dimension: batch[None]" if shape == one.get(dtype) else ""
-            raise InputError(f"got {got}; expected {expected}{missing}")
-        if not shape[0]:
-            raise InputError(f"got an empty batch, {got}; expected {expected} with n >= 1")
+        self._intake.check_batch(dtype, shape)
 
-    def _check_open(self, sizes: OpenSizes, dtype: str, shape: tuple[int, ...]) -> None:
-        """Raise InputError for a batch of images or sequences of a size that the model does not take."""
-        if not sizes.is_image:
-            sizes.check(dtype, shape)
-            return
-        channels = self.manifest.input_shape[0]
-        forms = {"float32": (f"float32 (n, {channels}, height, width)", 2)}
-        if self._spec is not None:
-            forms["uint8"] = (f"uint8 (n, height, width, {channels})", 1)
-        wanted = f"{' or '.join(text for text, _ in forms.values())} with {sizes.text()}"
-        got = f"got {dtype} {shape}"
-        if dtype not in forms or len(shape) != 4:
-            raise InputError(f"{got}; expected {wanted}")
-        first = forms[dtype][1]
-        if shape[1 if first == 2 else 3] != channels or not sizes.takes(*shape[first : first + 2]):
-            raise InputError(f"{got}; expected {wanted}")
-        if not shape[0]:
-            raise InputError(f"{got}, an empty batch; expected n >= 1")
+    def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold, or no step."""
+        return self._intake.finite(batch)
+
+    def pixel_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of one input of uint8 pixels, None for a model that takes no images."""
+        return self._intake.pixel_shape()
 
     def most_samples(self, batch: npt.NDArray[Any], size: int) -> int:
         """Return how many samples like those of a batch go into one call, at most ``size``."""
@@ -359,11 +309,6 @@ class Runner:
     def ready(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what the pool takes for a batch as ``check_batch`` accepts it."""
         return self._feed.ready(batch)
-
-    def pixel_shape(self) -> tuple[int, ...] | None:
-        """Return the shape of one input of uint8 pixels, None for a model that takes no images."""
-        shape = self.manifest.input_shape
-        return (shape[1], shape[2], shape[0]) if self._spec is not None and len(shape) == 3 else None
 
     def example(self, batch_size: int) -> npt.NDArray[Any]:
         """Return a batch for the pool: random, and always the same."""
@@ -400,32 +345,6 @@ class Runner:
             f"<Runner {self.manifest.name} {self.manifest.version}: "
             f"{plan.instances} x {plan.threads} threads, batch {plan.batch_size}>"
         )
-
-    def finite(self, batch: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the batch. Raises InputError that says which sample has a value that INT8 cannot hold, or no step."""
-        if self._check_finite and batch.dtype == np.float32:
-            require_finite(batch)
-        if not self.signature.takes_rows:
-            rows.check_blank(self.signature.inputs[0], batch)
-        return batch
-
-    def _load_pixels(self, item: Any) -> npt.NDArray[np.uint8]:
-        assert self._spec is not None
-        from .images.fast import load_pixels  # here: it brings Pillow, which callers with batches do not need
-
-        pixels = load_pixels(item, self._spec)
-        if self.sizes is not None:
-            try:
-                return self.sizes.fill(pixels, mean_color(self._spec))
-            except InputError as error:
-                raise InputError(f"{item}: {error}" if isinstance(item, str | os.PathLike) else str(error)) from None
-        if pixels.shape != self.pixel_shape():
-            name = f"{item}: " if isinstance(item, str | os.PathLike) else ""
-            raise InputError(
-                f"{name}image is {pixels.shape} (height, width, channels) after preprocessing; "
-                f"the model takes {self.pixel_shape()}"
-            )
-        return pixels
 
 
 def _reopen(
