@@ -95,6 +95,26 @@ class ShorterLengths:
         return _program_of(quantize(calibrated, model.module, recipe, self._target, frozenset()), length)
 
 
+def apart_by_padding(prepared: Prepared, length: int) -> float:
+    """Return how far FP32's answers to samples of a length are apart with padding and without it.
+
+    As a share of the largest value of an output; the greatest of all outputs, each where both have positions. Raises
+    ModelError where the model does not run at that length.
+    """
+    whole = prepared.model.signature
+    padded = {each.name: each.shape[0] for each in whole.inputs if each.pad is not None}
+    model = _model_at(prepared, prepared.loaded.recipe.at_length(padded, length))
+    rows = shortened(prepared.reference.samples.spread(COMPARED), inputs_of(whole), length)
+    with torch.inference_mode():
+        with_padding = whole.split(prepared.model.module(torch.from_numpy(rows)).numpy())
+        alone = model.signature.split(model.module(torch.from_numpy(_cut(rows, inputs_of(whole), length))).numpy())
+    apart = 0.0
+    for name, own in alone.items():
+        both = tuple(slice(min(sizes)) for sizes in zip(own.shape, with_padding[name].shape, strict=True))
+        apart = max(apart, distance(with_padding[name][both], own[both]))
+    return apart
+
+
 @dataclass(frozen=True)
 class AtLength:
     """The model for one length, with the weights and statistics of the greatest one.

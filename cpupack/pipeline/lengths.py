@@ -22,7 +22,16 @@ from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import Contender, QuantizedModel, Reference, ScriptedModel
 from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
-from cpupack.pipeline.at_lengths import COMPARED, SAME, AtLength, ShorterLengths, distance, inputs_of, shortened
+from cpupack.pipeline.at_lengths import (
+    COMPARED,
+    SAME,
+    AtLength,
+    ShorterLengths,
+    apart_by_padding,
+    distance,
+    inputs_of,
+    shortened,
+)
 from cpupack.pipeline.contest import Settled, judged
 from cpupack.pipeline.corrections import Corrections
 from cpupack.pipeline.prepare import Prepared
@@ -66,6 +75,7 @@ def with_lengths(settled: Settled, corrections: Corrections, work: Path, progres
             "inputs have a pad, but the native engine does not run the whole model: padding is computed "
             f"({settled.winner.scripted.torch_reason})"
         )
+        _check_padding(settled.prepared, progress, asked=asked)
         return settled
     with progress.stage("lengths"):
         try:
@@ -75,6 +85,33 @@ def with_lengths(settled: Settled, corrections: Corrections, work: Path, progres
                 raise
             progress.warn(f"texts are padded to the greatest length, and padding is computed: {error}")
             return settled
+
+
+def _check_padding(prepared: Prepared, progress: Progress, *, asked: bool) -> None:
+    """Say that padding, which is computed, changes the answer to a short sample; with ``asked`` raise that."""
+    (longest,) = {each.shape[0] for each in prepared.model.signature.inputs if each.pad is not None}
+    length = (longest // 2) | 1
+    if length >= longest:
+        return
+    try:
+        apart = apart_by_padding(prepared, length)
+    except ModelError as error:
+        progress.note(f"whether the answer depends on padding was not seen: {error}")
+        return
+    if apart <= SAME:
+        return
+    depends = _depends(length, longest, apart)
+    if asked:
+        raise depends
+    progress.warn(str(depends))
+
+
+def _depends(length: int, longest: int, apart: float) -> ModelError:
+    return ModelError(
+        f"the model's answer depends on padding: a sample of length {length} gives another answer "
+        f"with padding up to {longest} (they differ by {apart:.2g} of the largest output)",
+        hint="hide padding in the model by a mask, check the pad of each [[input]], or leave the pad out",
+    )
 
 
 def _lengthened(
@@ -251,11 +288,7 @@ def _compared(prepared: Prepared, found: Sequence[AtLength], lengths: Lengths, p
             lengths.put(own.reshape(len(own), -1), place, alone, np.arange(len(own)), lengths.ends(rows))
             expected = lengths.blanked(rows, expected.reshape(len(expected), -1))
             if not (apart := distance(expected, alone)) <= SAME:
-                raise ModelError(
-                    f"the model's answer depends on padding: a sample of length {each.length} gives another answer "
-                    f"with padding up to {lengths.values[-1]} (they differ by {apart:.2g} of the largest output)",
-                    hint="hide padding in the model by a mask, check the pad of each [[input]], or leave the pad out",
-                )
+                raise _depends(each.length, lengths.values[-1], apart)
             worst = min(worst, (sqnr_db(alone, session(rows).reshape(alone.shape)), each.length))
     finally:
         session.close()

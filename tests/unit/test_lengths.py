@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from platform import machine
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ pad = 0
 source = "arrays:data.npz"
 samples = 16
 [target.x86_64]
-engine = "native"
+engine = "{engine}"
 """
 
 
@@ -197,9 +198,9 @@ def texts(*own: int) -> np.ndarray:
 SOME = "[lengths]\nvalues = [4, 16]"
 
 
-def built(directory: Path, kwargs: str, asked: str = SOME) -> tuple[Prepared, Contender]:
+def built(directory: Path, kwargs: str, asked: str = SOME, engine: str = "native") -> tuple[Prepared, Contender]:
     (directory / "model.py").write_text(MODEL)
-    (directory / "recipe.toml").write_text(RECIPE.format(kwargs=kwargs, lengths=asked))
+    (directory / "recipe.toml").write_text(RECIPE.format(kwargs=kwargs, lengths=asked, engine=engine))
     data = texts(*range(1, 25)).astype(np.int64)
     np.savez(directory / "data.npz", ids=data[:, :24], mask=data[:, 24:])
     loaded = load_recipe(directory / "recipe.toml")
@@ -265,6 +266,16 @@ def test_programs_share_their_weights(tmp_path: Path, asked: str) -> None:
 def test_a_model_whose_answer_depends_on_padding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="depends on padding"):
         built(tmp_path, "masked = false")
+
+
+def test_it_is_refused_by_the_engines_that_compute_padding_too(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="depends on padding: a sample of length 13"):
+        built(tmp_path, "masked = false", "", "qnnpack" if machine() == "aarch64" else "fbgemm")
+
+
+def test_what_hides_padding_is_taken_by_them(tmp_path: Path) -> None:
+    _, contender = built(tmp_path, "tokens = true", "", "qnnpack" if machine() == "aarch64" else "fbgemm")
+    assert contender.report.sqnr_db > 20.0
 
 
 @needs_kernels
