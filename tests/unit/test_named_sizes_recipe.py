@@ -134,7 +134,7 @@ class Heads(Pooled):
 
 def test_each_of_several_outputs_has_a_shape_for_each_length(tmp_path: Path) -> None:
     sizes = found(Heads(), tmp_path)
-    assert sizes.shapes(1, 96) == ((16, 48), (48, 16), (16,))
+    assert sizes.shapes((1, 96)) == ((16, 48), (48, 16), (16,))
 
 
 def test_of_longer_samples_the_centre_is_taken(tmp_path: Path) -> None:
