@@ -24,11 +24,13 @@ from torch.export.graph_signature import InputKind, OutputKind
 from cpupack.errors import ModelError
 from cpupack.graph.needed import needed
 from cpupack.model.user_code import describe_failure, is_library
-from cpupack.stages.capture.exportable import exportable
+from cpupack.stages.capture.exportable import WithoutData, exportable
 from cpupack.stages.capture.inplace import make_functional
 
 HINT = "docs/how-to/capture-refused.md says what to change in a model that cannot be captured"
 _LOGGING = Path(logging.__file__)
+_LOST = "fake tensor in the exported program constant's list"
+"""What torch.export says where it loses sight of values, as it does of those that go through ``x.data``."""
 _SHAPES_LOGGER = "torch.fx.experimental.symbolic_shapes"
 
 
@@ -85,11 +87,19 @@ def batch_is_fixed(size: int, lines: tuple[str, ...]) -> ModelError:
 def _exported(
     module: nn.Module, example: torch.Tensor, states: list[torch.Tensor], lines: list[str]
 ) -> ExportedProgram:
-    try:
-        with torch.no_grad(), _quiet(lines), exportable([example, *states]):
+    def exported(way: contextlib.AbstractContextManager[object]) -> ExportedProgram:
+        with torch.no_grad(), _quiet(lines), exportable([example, *states]), way:
             return torch.export.export(module, (example,), dynamic_shapes=(_sizes_like(module),), strict=False)
+
+    # torch.export raises errors of many classes, its own among them; all are about the user's model.
+    try:
+        return exported(contextlib.nullcontext())
     except Exception as error:
-        # torch.export raises errors of many classes, its own among them; all are about the user's model.
+        if _LOST not in str(error):
+            raise ModelError(_told(error), hint=_advice(error)) from error
+    try:
+        return exported(WithoutData())
+    except Exception as error:
         raise ModelError(_told(error), hint=_advice(error)) from error
 
 

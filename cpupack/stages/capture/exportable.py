@@ -12,8 +12,10 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses import fake_tensor
 from torch.nn.modules import transformer
+from torch.overrides import TorchFunctionMode
 
 _MOST_KNOWN = 4096
 """The values of a tensor that is read as numbers: strides, scales, sizes, a switch."""
@@ -154,6 +156,29 @@ def _with_broadcast_masks() -> Iterator[None]:
         _replaced(library, "TransformGetItemToIndex", nullcontext),  # which vmap needs, and export cannot follow
     ):
         yield
+
+
+class WithoutData(TorchFunctionMode):
+    """Have ``x.data`` be ``x.detach()``, and a weight keep the value that it has.
+
+    ``self.weight.data *= self.mask`` in ``forward`` is how masked convolutions and MADE are written. torch.export loses
+    sight of what goes through ``data``. The model has run before, so the weights have the values that such lines give
+    them; where a line gives others each time, the graph answers differently from the model, and that is seen.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        data: Any = torch.Tensor.data
+        if func == data.__get__:
+            return args[0].detach().clone() if isinstance(args[0], nn.Parameter) else args[0].detach()
+        if func == data.__set__ and isinstance(args[0], nn.Parameter):
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""Models that go around autograd in forward, by ``x.data``: masked convolutions, MADE."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cpupack import accuracy
+from cpupack.errors import ModelError
+from helpers.lowered import BOUND_DB, needs_kernels
+from helpers.tiny_models import quantized, recipe, run, samples
+
+SHAPE = (3, 8, 8)
+
+
+class Masked(nn.Conv2d):
+    """PixelCNN's: a place sees those above it and to the left."""
+
+    mask: torch.Tensor
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs, 8, 3, padding=1)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+        self.mask[:, :, 1, 1:], self.mask[:, :, 2] = 0, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class MaskedAnew(Masked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data = self.weight.data * self.mask
+        return nn.Conv2d.forward(self, x)
+
+
+class MaskedCopy(Masked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.weight.data * self.mask, self.bias, padding=1)
+
+
+class Clamped(Masked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.Conv2d.forward(self, x)
+        y.data.clamp_(0, 0.5)
+        return y
+
+
+class Growing(Masked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data *= 1.01
+        return nn.Conv2d.forward(self, x)
+
+
+def network(kind: type[Masked]) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(kind(3), nn.ReLU(), kind(8), nn.Flatten(), nn.Linear(512, 4)).eval()
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [Masked, MaskedAnew, MaskedCopy, Clamped])
+def test_what_goes_through_data_is_captured(kind: type[Masked]) -> None:
+    data, module = samples(SHAPE), network(kind)
+    model, int8 = quantized(module, "native", spec=recipe(SHAPE, quantize={"observer": "minmax"}), data=data)
+    assert accuracy.sqnr_db(run(model, data), run(int8, data)) > BOUND_DB
+
+
+def test_weights_that_change_in_each_call_are_refused() -> None:
+    with pytest.raises(ModelError, match="answers differently each time"):
+        quantized(network(Growing), "native", spec=recipe(SHAPE), data=samples(SHAPE))
