@@ -275,6 +275,9 @@ def _bench(package_dir: Path, args: argparse.Namespace) -> Result:
     options = bench_options.from_arguments(args)
     if args.server is not None:
         return _bench_server(package_dir, args, options)
+    for option, value in (("--token-file", args.token_file), ("--ca", args.ca)):
+        if value is not None:
+            raise InputError(f"{option} is for --server; leave it out")
     if args.html is not None:
         extras.require("jinja2", extras.JINJA2, "--html")
         from .pages import bench_page
@@ -293,9 +296,11 @@ def _bench_server(package_dir: Path, args: argparse.Namespace, options: BenchOpt
     from .serve import command
 
     command.require_extra(package_dir, ["httptools", "uvloop", "grpc", "google.protobuf"])
+    from .serve import options as serve_options
     from .serve import remote_bench
 
-    found = remote_bench.run(package_dir, args.server, options)
+    token = None if args.token_file is None else serve_options.read_token(args.token_file)
+    found = remote_bench.run(package_dir, args.server, options, remote_bench.Access(token, args.ca))
     code = EXIT_OK
     if args.strict:
         code = EXIT_HOST if not found["valid"] else EXIT_FAILED if found["passed"] is False else EXIT_OK

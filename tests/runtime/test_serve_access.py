@@ -7,6 +7,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -40,6 +41,23 @@ def test_only_who_has_the_token_is_served(package_dir: Path, tmp_path: Path) -> 
         for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
             assert served.get(path).status == 200
         _check_grpc_token(served)
+        _check_bench(package_dir, served, "http", "--token-file", str(token))
+        done = _bench(package_dir, served, "http")
+        assert (done.returncode, "status 401" in done.stderr) == (3, True), done.stderr
+
+
+def _bench(package_dir: Path, served: Served, scheme: str, *options: str) -> subprocess.CompletedProcess[str]:
+    url = f"{scheme}://127.0.0.1:{served.grpc_port if scheme.startswith('grpc') else served.port}"
+    command = [sys.executable, "-m", package_dir.name, "bench", "--server", url, "--rate", "20", "--duration", "0.5"]
+    return subprocess.run([*command, *options], cwd=package_dir.parent, capture_output=True, text=True, check=False)
+
+
+def _check_bench(package_dir: Path, served: Served, scheme: str, *options: str) -> None:
+    done = _bench(package_dir, served, scheme, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["failed"], found["answered"] > 0, found["server"].partition(":")[0]) == (0, True, scheme)
+    assert bool(found["server_metrics"]) == scheme.startswith("http")
 
 
 def _check_grpc_token(served: Served) -> None:
@@ -89,6 +107,15 @@ def test_over_tls(package_dir: Path, tmp_path: Path) -> None:
                 kinds["ServerLiveResponse"].FromString,
             )
             assert live(kinds["ServerLiveRequest"]()).live
+        for scheme in ("https", "grpcs"):
+            _check_bench(package_dir, served, scheme, "--ca", str(cert))
+        for options, code, words in (
+            ([], 3, "certificate verify failed"),
+            (["--ca", str(key)], 2, f"--ca {key}: "),
+            (["--ca", str(tmp_path / "none")], 2, "none: No such file"),
+        ):
+            done = _bench(package_dir, served, "https", *options)
+            assert (done.returncode, words in done.stderr) == (code, True), done.stderr
 
 
 def test_a_certificate_and_a_key_that_do_not_fit_are_named(package_dir: Path, tmp_path: Path) -> None:

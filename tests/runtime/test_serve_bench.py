@@ -59,6 +59,9 @@ def test_every_request_of_the_schedule_is_accounted_for(package_dir: Path, serve
         (["--server", "http://x"], "needs --rate PER_SECOND"),
         (["--server", "http://x", "--rate", "1", "--threads", "2"], "--threads is the server's own setting"),
         (["--server", "http://x", "--rate", "1", "--html", "a.html"], "--html is not for --server"),
+        (["--server", "http://x", "--rate", "1", "--ca", "a.pem"], "--ca a.pem is for https:// and grpcs://"),
+        (["--token-file", "token"], "--token-file is for --server"),
+        (["--server", "http://x", "--rate", "1", "--token-file", "none"], "--token-file none: "),
         (["--server", "http://127.0.0.1:1", "--rate", "1"], "cannot connect to 127.0.0.1:1"),
     ],
 )
@@ -72,8 +75,11 @@ def test_what_makes_no_sense_is_refused(package_dir: Path, options: list[str], w
 def test_a_url_names_protocol_host_and_port() -> None:
     assert str(parse_url("http://localhost")) == "http://localhost:8000"
     assert str(parse_url("grpc://localhost/")) == "grpc://localhost:8001"
-    with pytest.raises(InputError, match="expected http"):
-        parse_url("http://localhost:1/v2")
+    assert str(parse_url("https://models.example:443")) == "https://models.example:443"
+    assert str(parse_url("grpcs://localhost")) == "grpcs://localhost:8001"
+    for wrong in ("http://localhost:1/v2", "httpss://localhost", "https://", "s://localhost"):
+        with pytest.raises(InputError, match="expected http"):
+            parse_url(wrong)
 
 
 class Scripted:

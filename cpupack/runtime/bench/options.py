@@ -212,7 +212,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--server", metavar="URL",
-        help="offer the requests to a running `serve`, from this process: http://HOST:PORT or grpc://HOST:PORT",
+        help="offer the requests to a running `serve`, from this process: http://HOST:PORT or grpc://HOST:PORT, with "
+        "TLS https and grpcs",
+    )  # fmt: skip
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="with --server: file with the token that it asks for"
+    )
+    parser.add_argument(
+        "--ca", type=Path, metavar="FILE",
+        help="with --server and TLS: certificates in PEM that vouch for the server's (default: the system's)",
     )  # fmt: skip
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the result as one self-contained page")
     parser.add_argument(

@@ -7,6 +7,7 @@ omission"). The client shares its host with the server where both run on one: wh
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,14 +133,20 @@ class HttpDoor:
     awaits_futures_only = True
 
     def __init__(
-        self, host: str, port: int, path: str, bodies: Sequence[bytes], headers: Sequence[tuple[str, str]]
+        self,
+        host: str,
+        port: int,
+        path: str,
+        bodies: Sequence[bytes],
+        headers: Sequence[tuple[str, str]],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         head = "".join(f"{name}: {value}\r\n" for name, value in headers)
         self._requests = [
             f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
             for body in bodies
         ]
-        self._host, self._port = host, port
+        self._host, self._port, self._tls = host, port, tls
         self._idle: list[_HttpConnection] = []
         self._all: set[_HttpConnection] = set()
         self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
@@ -148,7 +155,7 @@ class HttpDoor:
         """Connect once. Raises HostError when nobody listens."""
         try:
             self._idle.append(await self._connect())
-        except OSError as error:
+        except OSError as error:  # those of TLS, too
             raise HostError(f"cannot connect to {self._host}:{self._port}: {error}") from error
 
     async def ask(self, number: int) -> tuple[int, str]:
@@ -171,7 +178,7 @@ class HttpDoor:
 
     async def _connect(self) -> _HttpConnection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_HttpConnection, self._host, self._port)
+        _, connection = await loop.create_connection(_HttpConnection, self._host, self._port, ssl=self._tls)
         self._all.add(connection)
         return connection
 
@@ -220,8 +227,18 @@ class GrpcDoor:
     awaits_futures_only = False
 
     def __init__(
-        self, host: str, port: int, method: str, bodies: Sequence[bytes], metadata: Sequence[tuple[str, str]]
+        self,
+        host: str,
+        port: int,
+        method: str,
+        bodies: Sequence[bytes],
+        metadata: Sequence[tuple[str, str]],
+        *,
+        tls: bool = False,
+        roots: bytes | None = None,
     ) -> None:
+        """With ``tls`` the certificates in ``roots`` vouch for the server, or where that is None, gRPC's own."""
+        self._tls, self._roots = tls, roots
         self._address, self._method, self._bodies = f"{host}:{port}", method, bodies
         self._metadata = tuple((name.lower(), value) for name, value in metadata)
         self._channels: list[Any] = []
@@ -233,7 +250,11 @@ class GrpcDoor:
 
         for _ in range(4):
             options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-            channel = grpc.aio.insecure_channel(self._address, options=options)
+            if self._tls:
+                trusted = grpc.ssl_channel_credentials(self._roots)
+                channel = grpc.aio.secure_channel(self._address, trusted, options=options)
+            else:
+                channel = grpc.aio.insecure_channel(self._address, options=options)
             self._channels.append(channel)
             self._calls.append(channel.unary_unary(self._method, bytes, bytes))
         try:

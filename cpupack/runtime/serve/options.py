@@ -189,14 +189,15 @@ def from_arguments(args: argparse.Namespace) -> ServeOptions:
         grace_s=args.grace,
         drain_s=args.drain,
         shed_status=args.shed_status,
-        token=None if args.token_file is None else _token(args.token_file),
+        token=None if args.token_file is None else read_token(args.token_file),
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
         access_log=args.access_log,
     )
 
 
-def _token(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """Return the token that a file has. Raises InputError."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -42,14 +43,20 @@ _BUSY_CLIENT = 0.7
 
 @dataclass(frozen=True)
 class Target:
-    """Where the server is: ``http`` or ``grpc``, host, port."""
+    """Where the server is: ``http`` or ``grpc``, host, port, and whether it speaks TLS."""
 
     protocol: str
     host: str
     port: int
+    tls: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the URL."""
+        return self.protocol + "s" * self.tls
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
 
 def parse_url(url: str) -> Target:
@@ -59,14 +66,45 @@ def parse_url(url: str) -> Target:
         port = parts.port
     except ValueError as error:
         raise InputError(f"--server {url}: {error}") from None
-    if parts.scheme not in ("http", "grpc") or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise InputError(f"--server {url}: expected http://HOST:PORT or grpc://HOST:PORT")
-    return Target(parts.scheme, parts.hostname, port or (8000 if parts.scheme == "http" else 8001))
+    protocol = parts.scheme.removesuffix("s")
+    wrong = parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname
+    if wrong or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise InputError(
+            f"--server {url}: expected http://HOST:PORT or grpc://HOST:PORT, or https and grpcs for a server with TLS"
+        )
+    return Target(protocol, parts.hostname, port or (8000 if protocol == "http" else 8001), parts.scheme != protocol)
 
 
-def run(package_dir: Path, url: str, options: BenchOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Access:
+    """What a client shows and trusts: a token, and a file of certificates that vouch for the server's."""
+
+    token: str | None = None
+    ca: Path | None = None
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers of a request."""
+        return [] if self.token is None else [("Authorization", f"Bearer {self.token}")]
+
+    def context(self) -> ssl.SSLContext:
+        """Return what HTTP over TLS needs. Raises InputError for a file without certificates."""
+        try:
+            return ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+        except OSError as error:  # ssl.SSLError is one
+            raise InputError(f"--ca {self.ca}: {error.strerror or error}; name a file of certificates in PEM") from None
+
+    def roots(self) -> bytes | None:
+        """Return the certificates as gRPC takes them. Raises InputError."""
+        self.context()
+        return None if self.ca is None else self.ca.read_bytes()
+
+
+def run(package_dir: Path, url: str, options: BenchOptions, access: Access | None = None) -> dict[str, Any]:
     """Return the result as JSON. Raises InputError for options without a meaning here, HostError without a server."""
-    target, manifest = parse_url(url), read_manifest(package_dir)
+    target, manifest, access = parse_url(url), read_manifest(package_dir), access or Access()
+    if access.ca is not None and not target.tls:
+        raise InputError(f"--ca {access.ca} is for https:// and grpcs://, and --server is {url}")
     for option, value in (
         ("--threads", options.threads), ("--instances", options.instances), ("--batch-size", options.batch_size),
         ("--find-peak", options.find_peak), ("--compare", options.compare), ("--loadgen", options.loadgen),
@@ -76,9 +114,10 @@ def run(package_dir: Path, url: str, options: BenchOptions) -> dict[str, Any]:
     if options.rate_per_s is None:
         raise InputError("--server needs --rate PER_SECOND")
     load = Load(options.rate_per_s, (options.duration_s or DEFAULT_DURATION_S) + _WARM_UP_S, options.seed)
-    door, what = _door(target, manifest, package_dir, options)
+    door, what = _door(target, manifest, options, access)
     outcome, cpu_s, took_s = _offer(door, load)
-    return _result(target, manifest, options, load, outcome, what, cpu_s, took_s)
+    found = _result(target, manifest, options, load, outcome, what, cpu_s, took_s)
+    return found | {"server_metrics": _server_metrics(target, access)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +130,7 @@ class _Tensor:
     body: bytes
 
 
-def _door(target: Target, manifest: Manifest, package_dir: Path, options: BenchOptions) -> tuple[Door, str]:
+def _door(target: Target, manifest: Manifest, options: BenchOptions, access: Access) -> tuple[Door, str]:
     inputs = signature_of(manifest).inputs
     if options.image_dir is not None:
         files = feeds.list_images(options.image_dir, manifest)[:_MOST_FILES]
@@ -101,17 +140,23 @@ def _door(target: Target, manifest: Manifest, package_dir: Path, options: BenchO
     else:
         requests = _requests(inputs, options.seed)
         what = f"tensors of {sum(len(each.body) for each in requests[0]) / 1000:.0f} KB"
-    headers: list[tuple[str, str]] = []
+    headers = access.headers
     if target.protocol == "grpc":
-        packed = [_message(manifest, each) for each in requests]
-        return load_client.GrpcDoor(target.host, target.port, f"/{SERVICE}/ModelInfer", packed, headers), what
+        packed, method = [_message(manifest, each) for each in requests], f"/{SERVICE}/ModelInfer"
+        roots = access.roots() if target.tls else None
+        return load_client.GrpcDoor(
+            target.host, target.port, method, packed, headers, tls=target.tls, roots=roots
+        ), what
+    tls = access.context() if target.tls else None
     if options.image_dir is not None:
         path, headers = "/predict", [*headers, ("Content-Type", "image/jpeg")]
-        return load_client.HttpDoor(target.host, target.port, path, [each.body for (each,) in requests], headers), what
+        bodies = [each.body for (each,) in requests]
+        return load_client.HttpDoor(target.host, target.port, path, bodies, headers, tls), what
     heads = [_json_head(each) for each in requests]
     whole = [b"".join([head, *(each.body for each in request)]) for head, request in zip(heads, requests, strict=True)]
     headers = [*headers, ("Inference-Header-Content-Length", str(len(heads[0])))]
-    return load_client.HttpDoor(target.host, target.port, f"/v2/models/{manifest.name}/infer", whole, headers), what
+    path = f"/v2/models/{manifest.name}/infer"
+    return load_client.HttpDoor(target.host, target.port, path, whole, headers, tls), what
 
 
 def _requests(inputs: Sequence[TensorSpec], seed: int) -> list[list[_Tensor]]:
@@ -210,20 +255,23 @@ def _result(
         "latency_ms": summary,
         "refusal_ms": latency_summary(latency_ms[refused]) if refused.any() else None,
         "client": {"cpu_s": cpu_s, "cpu_share": cpu_s / took_s, "late_p99_ms": float(np.percentile(late_ms, 99))},
-        "server_metrics": _server_metrics(target),
         "valid": not reasons,
         "invalid_reasons": reasons,
         "manifest": {"name": manifest.name, "version": manifest.version},
     }
 
 
-def _server_metrics(target: Target) -> dict[str, float]:
+def _server_metrics(target: Target, access: Access) -> dict[str, float]:
     """Return the server's CPU time and memory, where it tells them over HTTP."""
     if target.protocol != "http":
         return {}
     host = f"[{target.host}]" if ":" in target.host else target.host
     try:
-        with urllib.request.urlopen(f"http://{host}:{target.port}/metrics", timeout=5) as answer:
+        request = urllib.request.Request(  # noqa: S310 - http or https: parse_url
+            f"{target.scheme}://{host}:{target.port}/metrics", headers=dict(access.headers)
+        )
+        tls = access.context() if target.tls else None
+        with urllib.request.urlopen(request, timeout=5, context=tls) as answer:  # noqa: S310 - as above
             text = answer.read().decode()
     except (OSError, urllib.error.URLError, UnicodeDecodeError):
         return {}
