@@ -97,6 +97,7 @@ RUNTIME: Groups = (
             "plain",
             "threads",
             "warn",
+            "writing",
         ),
     ),
 )

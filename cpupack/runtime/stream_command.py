@@ -19,6 +19,7 @@ from .output import flush, say, tell
 from .plain import to_plain
 from .signature import signature_of
 from .stream import NO_STATE
+from .writing import whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,14 +100,10 @@ def _only_output(signature: Any) -> str:
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     """Write arrays by name, the whole file or none. ``np.savez`` takes no array of the name ``file``."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        with zipfile.ZipFile(part, "w") as archive:
+        with whole_file(path) as whole, zipfile.ZipFile(whole, "w") as archive:
             for name, value in state.items():
                 with archive.open(f"{name}.npy", "w") as file:
                     np.lib.format.write_array(file, value, allow_pickle=False)
-        part.replace(path)
     except OSError as error:
         raise InputError(f"--save-state: cannot write {path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)

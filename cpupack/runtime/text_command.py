@@ -15,6 +15,7 @@ from .runner import Runner
 from .text.spec import TEXT, TEXT_PAIR
 from .text.texts import entries, read_lines, text_of, without_answers
 from .top_k import shown_classes
+from .writing import whole_file
 
 _SHOWN = 60
 _STDIN = "-"
@@ -107,7 +108,7 @@ def _check_target(path: Path) -> None:
 
 def _write(path: Path, vectors: Any) -> None:
     try:
-        with path.open("wb") as file:
+        with whole_file(path) as file:
             np.save(file, vectors, allow_pickle=False)
     except OSError as error:
         raise InputError(f"--out: cannot write {path}: {error}") from error

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..host import probe as host_probe
 from ..manifest import Manifest, build_rows, read_manifest
 from ..plan import table as plan_table
+from ..writing import whole_file
 from . import bench_charts
 from .bench_charts import Setting
 
@@ -54,7 +55,8 @@ def write_bench_page(path: Path, result: Mapping[str, Any], package_dir: Path) -
     manifest = read_manifest(package_dir)
     text = bench_page(result, manifest, find_tuning(package_dir, manifest))
     try:
-        path.write_text(text, encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(f"--html {path}: {error.strerror or error}; name a file that can be written") from error
 

@@ -1,0 +1,63 @@
+"""A file is written as a whole, or it stays as it was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cpupack.runtime.writing import whole_file
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.npy"
+    path.write_bytes(b"before")
+
+    def interrupted() -> None:
+        with whole_file(path) as stream:
+            stream.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_permissions_that_the_system_gives(tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain", tmp_path / "whole"
+    plain.touch()
+    with whole_file(path) as stream:
+        stream.write(b"after")
+    assert (path.read_bytes(), path.stat().st_mode) == (b"after", plain.stat().st_mode)
+
+
+def test_permissions_and_links_stay(tmp_path: Path) -> None:
+    path, link = tmp_path / "a", tmp_path / "link"
+    path.write_bytes(b"before")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with whole_file(link) as stream:
+        stream.write(b"after")
+    assert link.is_symlink()
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"after", 0o640)
+
+
+def test_what_is_no_file_is_written_as_it_goes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with whole_file(pipe) as stream:
+        stream.write(b"rows")
+    assert os.read(reader, 10) == b"rows"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+    with whole_file(Path(os.devnull)) as stream:
+        stream.write(b"nothing")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "a"):
+        pass
