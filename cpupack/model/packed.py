@@ -96,10 +96,10 @@ def _replaced() -> Callable[[], None]:
 _ORIGINAL: dict[str, Any] = {}
 
 
-# The code of these two runs in place of torch's, with the globals of its module.
+# The code of these two runs in place of torch's, with the globals of its module: so they have its names and no types.
 
 
-def _pack(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]  # noqa: A002
+def _pack(input, lengths, batch_first=False, enforce_sorted=True):  # type: ignore[no-untyped-def]  # noqa: A002 - as torch's
     from cpupack.model.packed import pack
 
     return pack(input, lengths, batch_first, enforce_sorted)
@@ -192,7 +192,7 @@ def recurrent_of_lengths(
 
 @recurrent_of_lengths.register_fake
 def _(
-    input: torch.Tensor,  # noqa: A002
+    input: torch.Tensor,  # noqa: A002 - as torch names it
     lengths: torch.Tensor,
     hx: list[torch.Tensor],
     params: list[torch.Tensor],

@@ -114,7 +114,11 @@ def with_pads(signature: Signature, text: TextInput | None, table: Table | None)
     """
     if text is None or text.spec.side != "right" or (table is not None and table.fixed_length):
         return signature
-    spec = text.spec
+    return padded(signature, text.spec)
+
+
+def padded(signature: Signature, spec: TokenizerSpec) -> Signature:
+    """Return the signature with the values that a tokenizer pads its inputs with, on whichever side."""
     pads = {spec.ids: float(spec.pad_id), spec.mask: 0.0, spec.types: float(spec.pad_type_id)}
     inputs = tuple(
         dataclasses.replace(each, pad=pads[each.name]) if each.name in pads and each.pad is None else each

@@ -95,24 +95,26 @@ class ShorterLengths:
         return _program_of(quantize(calibrated, model.module, recipe, self._target, frozenset()), length)
 
 
-def apart_by_padding(prepared: Prepared, length: int) -> float:
+def apart_by_padding(prepared: Prepared, whole: Signature, length: int, *, left: bool) -> float:
     """Return how far FP32's answers to samples of a length are apart with padding and without it.
 
-    As a share of the largest value of an output; the greatest of all outputs, each where both have positions. Raises
-    ModelError where the model does not run at that length.
+    ``whole`` has the pads of the inputs; with ``left`` padding is before the sample. The distance is a share of the
+    largest value of an output, the greatest of all outputs, each where both have positions. Raises ModelError where
+    the model does not run at that length.
     """
-    whole = prepared.model.signature
     padded = {each.name: each.shape[0] for each in whole.inputs if each.pad is not None}
     model = _model_at(prepared, prepared.loaded.recipe.at_length(padded, length))
-    rows = shortened(prepared.reference.samples.spread(COMPARED), inputs_of(whole), length)
+    inputs = inputs_of(whole)
+    rows = shortened(prepared.reference.samples.spread(COMPARED), inputs, length, left=left)
     with torch.inference_mode():
         with_padding = whole.split(prepared.model.module(torch.from_numpy(rows)).numpy())
-        alone = model.signature.split(model.module(torch.from_numpy(_cut(rows, inputs_of(whole), length))).numpy())
-    apart = 0.0
+        alone = model.signature.split(model.module(torch.from_numpy(_cut(rows, inputs, length, left=left))).numpy())
+    apart = []
     for name, own in alone.items():
-        both = tuple(slice(min(sizes)) for sizes in zip(own.shape, with_padding[name].shape, strict=True))
-        apart = max(apart, distance(with_padding[name][both], own[both]))
-    return apart
+        sizes = zip(own.shape, with_padding[name].shape, strict=True)
+        both = tuple(slice(size - own_size if left else 0, size if left else own_size) for own_size, size in sizes)
+        apart.append(distance(with_padding[name][both], own))
+    return float(np.max(apart))  # NaN, where there is one
 
 
 @dataclass(frozen=True)
@@ -225,11 +227,10 @@ def inputs_of(signature: Signature) -> tuple[Field, ...]:
     )
 
 
-def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int) -> np.ndarray:
-    """Return rows of the greatest length as those of another, without what is beyond it."""
-    parts = [
-        (each.of(rows) if each.axis is None else each.of(rows)[:, :length]).reshape(len(rows), -1) for each in inputs
-    ]
+def _cut(rows: np.ndarray, inputs: tuple[Field, ...], length: int, *, left: bool = False) -> np.ndarray:
+    """Return rows of the greatest length as those of another, without what is beyond it, or before it."""
+    kept = slice(-length, None) if left else slice(length)
+    parts = [(each.of(rows) if each.axis is None else each.of(rows)[:, kept]).reshape(len(rows), -1) for each in inputs]
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
@@ -238,12 +239,13 @@ def distance(expected: FloatArray, found: FloatArray) -> float:
     return float(np.abs(expected - found).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
-def shortened(samples: Samples, inputs: tuple[Field, ...], length: int) -> np.ndarray:
-    """Return samples as rows that have padding from ``length`` on."""
+def shortened(samples: Samples, inputs: tuple[Field, ...], length: int, *, left: bool = False) -> np.ndarray:
+    """Return samples as rows that have padding from ``length`` on, or before their last ``length`` positions."""
+    padding = slice(-length) if left else slice(length, None)
     rows = np.array(samples.data, np.float32)
     for each in inputs:
         if each.axis is not None:
             own = each.of(rows).copy()
-            own[:, length:] = each.pad
+            own[:, padding] = each.pad
             rows[:, each.first : each.first + each.size] = own.reshape(len(rows), -1)
     return rows

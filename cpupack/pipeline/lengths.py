@@ -22,6 +22,7 @@ from cpupack.accuracy import sqnr_db
 from cpupack.artifacts import Contender, QuantizedModel, Reference, ScriptedModel
 from cpupack.errors import ModelError, QuantizationError, RecipeError
 from cpupack.graph.native_model import NativeModel
+from cpupack.model.text_input import padded
 from cpupack.pipeline.at_lengths import (
     COMPARED,
     SAME,
@@ -66,6 +67,9 @@ def with_lengths(settled: Settled, corrections: Corrections, work: Path, progres
     padding, or where it cannot be captured at a length, and VerificationError where a gate does not hold.
     """
     recipe, signature = settled.prepared.loaded.recipe, settled.prepared.model.signature
+    text = settled.prepared.model.tokenizer
+    if text is not None and text.spec.side == "left" and not (recipe.tokenizer and recipe.tokenizer.fixed_length):
+        _check_padding(settled.prepared, padded(signature, text.spec), progress, asked=False, left=True)
     if all(each.pad is None for each in signature.inputs):
         return settled
     asked = recipe.lengths is not None or any(each.pad is not None for each in recipe.input_specs)
@@ -75,7 +79,7 @@ def with_lengths(settled: Settled, corrections: Corrections, work: Path, progres
             "inputs have a pad, but the native engine does not run the whole model: padding is computed "
             f"({settled.winner.scripted.torch_reason})"
         )
-        _check_padding(settled.prepared, progress, asked=asked)
+        _check_padding(settled.prepared, signature, progress, asked=asked)
         return settled
     with progress.stage("lengths"):
         try:
@@ -87,14 +91,16 @@ def with_lengths(settled: Settled, corrections: Corrections, work: Path, progres
             return settled
 
 
-def _check_padding(prepared: Prepared, progress: Progress, *, asked: bool) -> None:
+def _check_padding(
+    prepared: Prepared, whole: Signature, progress: Progress, *, asked: bool, left: bool = False
+) -> None:
     """Say that padding, which is computed, changes the answer to a short sample; with ``asked`` raise that."""
-    (longest,) = {each.shape[0] for each in prepared.model.signature.inputs if each.pad is not None}
+    (longest,) = {each.shape[0] for each in whole.inputs if each.pad is not None}
     length = (longest // 2) | 1
     if length >= longest:
         return
     try:
-        apart = apart_by_padding(prepared, length)
+        apart = apart_by_padding(prepared, whole, length, left=left)
     except ModelError as error:
         progress.note(f"whether the answer depends on padding was not seen: {error}")
         return

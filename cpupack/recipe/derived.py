@@ -256,7 +256,7 @@ def _inputs(
         )
     shape: list[int | str] = [tokenizer.max_length]
     found = [Input(name="input_ids", shape=shape, dtype="int64")]
-    if not tokenizer.fixed_length:
+    if not tokenizer.fixed_length or kind != "transformers":  # the pooling of a sentence-transformer needs it
         found.append(Input(name="attention_mask", shape=shape, dtype="int64", vocabulary=2))
     types = _whole(config.get("type_vocab_size")) or 0
     made = read_json(root / "tokenizer_config.json").get("model_input_names")

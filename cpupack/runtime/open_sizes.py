@@ -108,6 +108,12 @@ class OpenSizes:
         pairs = {pair for group in groups for pair in combinations(group, 2)} | {(each, each) for each in alone}
         return (), *((each,) for each in range(len(self.names))), *sorted(pairs)
 
+    @property
+    def ranges(self) -> dict[str, tuple[int, int, int]]:
+        """The least and the greatest number of each name, and what it is a multiple of."""
+        sides = list(zip(self.least, self.most, self.multiple, strict=True))
+        return dict(zip(self.names, sides[-len(self.names) :], strict=True))
+
     def powers(self, size: Sequence[int]) -> list[int]:
         """Return what the terms of a number are multiplied by for a size."""
         counts = [each // step for each, step in zip(size, self.multiple, strict=True)]

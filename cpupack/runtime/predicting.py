@@ -12,6 +12,7 @@ from .manifest import Manifest, read_manifest
 from .tasks.answers import DRAWN, task_of
 from .tasks.spec import IMAGE
 from .top_k import shown_classes
+from .writing import whole_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +135,10 @@ def _writable(path: Path) -> Path:
 
 
 def _save(drawn: Any, path: Path) -> None:
+    from PIL import Image
+
     try:
-        drawn.save(path)
+        with whole_file(path) as file:
+            drawn.save(file, Image.EXTENSION[path.suffix.lower()])
     except (OSError, ValueError) as error:
         raise InputError(f"--save: cannot write {path}: {error}") from error

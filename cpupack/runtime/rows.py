@@ -131,18 +131,16 @@ def size_of_arrays(inputs: Sequence[TensorSpec], sizes: OpenSizes, given: Mappin
                     if owner == spec.name
                     else f"{name} {where}; inputs that share a name have the same size in a sample"
                 )
-    least = dict(zip(sizes.names, sizes.least[-len(sizes.names) :], strict=True))
-    size = tuple(found[name][0] if name in found else least[name] for name in sizes.names)
-    size = size if len(size) > 1 else (1, *size)
-    if not sizes.takes(*size):
-        ranges = dict(zip(sizes.names, zip(sizes.least, sizes.most, sizes.multiple, strict=True), strict=False))
-        if len(sizes.names) == 1:
-            ranges = {sizes.names[0]: (sizes.least[1], sizes.most[1], sizes.multiple[1])}
-        wrong = {name for name, (low, high, step) in ranges.items() if name in found
-                 and not (low <= found[name][0] <= high and found[name][0] % step == 0)}  # fmt: skip
-        told = ", ".join(f'{name} of "{owner}" is {side}' for name, (side, owner) in found.items() if name in wrong)
-        raise InputError(f"{told}; the model takes {sizes.text()}")
-    return size
+    ranges = sizes.ranges
+    wrong = [
+        f'{name} of "{owner}" is {side}'
+        for name, (side, owner) in found.items()
+        if (side % ranges[name][2] or not ranges[name][0] <= side <= ranges[name][1])
+    ]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}; the model takes {sizes.text()}")
+    size = tuple(found[name][0] if name in found else low for name, (low, _, _) in ranges.items())
+    return size if len(size) > 1 else (1, *size)
 
 
 def flat(spec: TensorSpec, batch: Array) -> Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,27 +12,41 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, prefix: str = "") -> Iterator[BinaryIO]:
     """Yield a file to write; ``path`` has its content at the end, and what it had before if anything fails.
 
-    What is no plain file, such as a pipe or ``/dev/stdout``, is written as it goes. Where a link leads is written, and
-    the link stays. A file that was there keeps its permissions. Raises OSError.
+    Until then it has another name beside it, which begins with ``prefix``. What is no plain file, such as a pipe or
+    ``/dev/stdout``, is written as it goes, and so is a file in a directory that takes no other one. Where a link leads
+    is written, and the link stays. A file that was there keeps its permissions. Raises OSError.
     """
-    if path.exists() and not path.is_file():
+    import tempfile  # here: no prediction writes, and it brings random and more
+
+    target = path.resolve()
+    direct = path.exists() and not path.is_file()
+    if direct or (target.exists() and not os.access(target.parent, os.W_OK)):
         with path.open("wb") as stream:
             yield stream
         return
-    target = path.resolve()
-    handle, made = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    handle, made = tempfile.mkstemp(prefix=prefix or f".{target.name}.", dir=target.parent)
     part = Path(made)
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream
+            stream.flush()
+            os.fsync(stream.fileno())  # else the name could outlive a loss of power, and the content not
         part.chmod(target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask())
-        part.replace(target)
-    except BaseException:
+        _rename(part, target)
+    finally:
         part.unlink(missing_ok=True)
-        raise
+
+
+def _rename(part: Path, target: Path) -> None:
+    try:
+        part.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(part, target)  # a file that is mounted into a container keeps its place
 
 
 def _umask() -> int:

@@ -24,6 +24,7 @@ from cpupack.stages.fuse import fuse
 from cpupack.stages.load import load
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.sizes import Lowered, sizes_of
+from helpers.open_nets import lowered_at
 from helpers.tiny_models import target
 
 MODEL = """
@@ -145,9 +146,7 @@ class Open:
         return module
 
     def lowered(self, size: Size) -> Lowered:
-        module = self.at(size)
-        counts = tuple(side // step for side, step in zip(size, self.sizes.multiple, strict=True))
-        return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+        return lowered_at(self.at(size), size, self.sizes)
 
 
 def opened(name: str, directory: Path) -> tuple[Open, Sizes]:

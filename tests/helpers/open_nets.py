@@ -176,9 +176,7 @@ class Open:
         return module
 
     def lowered(self, size: Size) -> Lowered:
-        module = self.at(size)
-        counts = tuple(side // step for side, step in zip(size, self.sizes.multiple, strict=True))
-        return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)
+        return lowered_at(self.at(size), size, self.sizes)
 
 
 @cache
@@ -191,3 +189,9 @@ def opened(name: str) -> tuple[Open, Sizes]:
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)
     return net, sizes_of([net.lowered(each) for each in probes(TYPICAL, sizes)], sizes)
+
+
+def lowered_at(module: NativeModel, size: Size, sizes: OpenSizes) -> Lowered:
+    """Return what was lowered for a size, as the build takes it."""
+    counts = tuple(side // step for side, step in zip(size, sizes.multiple, strict=True))
+    return Lowered(counts, module.get_buffer("program").numpy().tobytes(), module.result_shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cpupack.accuracy import sqnr_db
 from cpupack.cli import main
@@ -22,6 +20,7 @@ from cpupack.runtime.errors import InputError
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.runner import Runner
+from helpers.photos import photo, png
 from helpers.served import serving
 
 pytestmark = [
@@ -43,19 +42,6 @@ class Pairs(nn.Module):
         a, b = (torch.relu(self.two(torch.relu(self.one(each)))) for each in (left, right))
         return {"map": self.last(a), "difference": a.mean((2, 3)) - b.mean((2, 3))}
 """
-
-
-def photo(height: int, width: int) -> np.ndarray:
-    """Return an image with large and small structures."""
-    random = np.random.default_rng(height * 1000 + width)
-    small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height))
-    return (np.asarray(small, np.int64) + random.integers(-20, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 def sample(left: tuple[int, int], right: tuple[int, int]) -> dict[str, np.ndarray]:

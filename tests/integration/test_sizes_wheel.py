@@ -22,6 +22,7 @@ from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.images.preprocess import PreprocessSpec, normalize
 from cpupack.runtime.runner import Runner
 from cpupack.runtime.serve.model import ServedModel
+from helpers.photos import photo, png
 from helpers.served import Served, serving
 from helpers.tiny_recipes import Outcome
 
@@ -79,19 +80,6 @@ kind = "{kind}"
 [calibration]
 source = "images:photos"
 """
-
-
-def photo(height: int, width: int) -> np.ndarray:
-    """Return an image with large and small structures."""
-    random = np.random.default_rng(height * 1000 + width)
-    small = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((width, height))
-    return (np.asarray(small, np.int64) + random.integers(-20, 20, (height, width, 3))).clip(0, 255).astype(np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")

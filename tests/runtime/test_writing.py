@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -61,3 +62,29 @@ def test_what_is_no_file_is_written_as_it_goes(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "none" / "a"):
         pass
+
+
+def test_a_file_in_a_directory_that_takes_no_other_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one file alone is mounted into a container."""
+    path = tmp_path / "a"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with whole_file(path) as stream:
+        stream.write(b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_a_file_that_cannot_be_renamed_over_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"a longer one before")
+
+    def busy(*_: object) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    with whole_file(path) as stream:
+        stream.write(b"after")
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]

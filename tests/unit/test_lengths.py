@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from platform import machine
 
@@ -22,6 +23,8 @@ from cpupack.runtime.engine.lengths import Lengths, every, fields, ladder
 from cpupack.runtime.engine.pool import InstancePool
 from cpupack.runtime.engine.program_format import HEADER
 from helpers.lowered import needs_kernels
+from helpers.tiny_models import Recorder
+from helpers.tiny_text import write_project
 
 LONGEST = 24
 
@@ -271,6 +274,21 @@ def test_a_model_whose_answer_depends_on_padding_is_refused(tmp_path: Path) -> N
 def test_it_is_refused_by_the_engines_that_compute_padding_too(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="depends on padding: a sample of length 13"):
         built(tmp_path, "masked = false", "", "qnnpack" if machine() == "aarch64" else "fbgemm")
+
+
+@pytest.mark.parametrize("extra", ["", "\n[tokenizer]\nfixed_length = true"])
+def test_padding_before_a_text_that_moves_its_positions_is_told(tmp_path: Path, extra: str) -> None:
+    """BERT's positions are counted from the first token of a row: another one with the padding of another length."""
+    path = write_project(tmp_path, extra=extra)
+    file = tmp_path / "model" / "tokenizer.json"
+    settings = json.loads(file.read_text())
+    settings["padding"]["direction"] = "Left"
+    file.write_text(json.dumps(settings))
+    (tmp_path / "work").mkdir()
+    progress = Recorder()
+    stage_untuned(load_recipe(path), machine(), tmp_path / "work", progress)
+    told = [each for each in progress.warnings if "depends on padding: a sample of length 5" in each]
+    assert len(told) == (0 if extra else 1), progress.warnings
 
 
 def test_what_hides_padding_is_taken_by_them(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ twice is there once, and a run that was stopped goes on with the shards that are
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import InputError
 from ..files import UNREADABLE
+from ..writing import whole_file
 from .shards import Shard
 
 RUN_NAME, DONE_NAME = "_run.json", "_SUCCESS"
@@ -145,15 +144,5 @@ class Store:
 
 
 def _write(path: Path, data: Any) -> None:
-    handle, name = tempfile.mkstemp(prefix=_HALF, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else the name could outlive a loss of power, and the rows not
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp's own mode is for its user alone
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with whole_file(path, _HALF) as file:
+        file.write(data)

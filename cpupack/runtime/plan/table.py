@@ -16,6 +16,7 @@ from ..host import probe as host_probe
 from ..host.probe import HostProbe
 from ..manifest import Manifest
 from ..warn import warn
+from ..writing import whole_file
 
 TUNED_SCHEMA = 1
 
@@ -164,14 +165,11 @@ def _write(path: Path, text: str | None) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text or "")
-            if text is not None:
-                Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        if text is None:
+            with tempfile.TemporaryFile(dir=path.parent):
+                return
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(
             f"cannot write the tuned table {path}: {error.strerror or error}; "

@@ -67,8 +67,8 @@ def parse_url(url: str) -> Target:
     except ValueError as error:
         raise InputError(f"--server {url}: {error}") from None
     protocol = parts.scheme.removesuffix("s")
-    wrong = parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname
-    if wrong or not parts.hostname or parts.path.strip("/") or parts.query:
+    known = parts.scheme in ("http", "https", "grpc", "grpcs")
+    if not known or not parts.hostname or parts.path.strip("/") or parts.query:
         raise InputError(
             f"--server {url}: expected http://HOST:PORT or grpc://HOST:PORT, or https and grpcs for a server with TLS"
         )

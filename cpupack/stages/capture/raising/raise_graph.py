@@ -21,6 +21,7 @@ from cpupack.stages.capture.raising import (
     complexes,
     einsum,
     joined_batches,
+    laid_out,
     layers,
     picks,
     places,
@@ -51,9 +52,9 @@ _SPECIAL = {
 """Names of ``torch.special`` for functions that have another one."""
 _HANDLERS: dict[str, Handler] = {
     **layers.HANDLERS, **activations.HANDLERS, **arithmetic.HANDLERS, **combined.HANDLERS, **pools.HANDLERS,
-    **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **shapes.HANDLERS, **spectra.HANDLERS,
-    **variances.HANDLERS, **written_out.HANDLERS, **places.HANDLERS,
-    **ranked.HANDLERS, **unpooled.HANDLERS,
+    **complexes.HANDLERS, **einsum.HANDLERS, **recurrent.HANDLERS, **laid_out.HANDLERS, **shapes.HANDLERS,
+    **spectra.HANDLERS, **variances.HANDLERS, **written_out.HANDLERS, **places.HANDLERS, **ranked.HANDLERS,
+    **unpooled.HANDLERS,
     **{name: combined.clamp(activations.HANDLERS[name]) for name in ("clamp", "clamp_min", "clamp_max", "clip")},
     **{name: joined_batches.concatenate(shapes.HANDLERS[name]) for name in ("cat", "concat", "concatenate")},
     **{

@@ -186,3 +186,9 @@ def numbers(value: Any, count: int) -> tuple[int, ...]:
     if not all(isinstance(each, int) for each in values):
         raise NotRaised
     return tuple(values * count if len(values) == 1 else values)
+
+
+def name_of(node: fx.Node) -> str:
+    """Return the name of an ATen operator without its overload, empty for another call."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else schema.name.removeprefix("aten::")

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from cpupack.errors import ModelError
 from cpupack.graph.vocabulary import UNFOLD
-from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
 from cpupack.stages.capture.raising.refusals import line_of, scope_of
 from cpupack.stages.capture.raising.shapes import reshaped
 from cpupack.stages.capture.raising.written_out import put_back
@@ -72,9 +72,9 @@ def _refusal(node: fx.Node) -> ModelError:
 
 def _mixture(r: Raiser, weight: Any) -> tuple[fx.Node, torch.Tensor, str] | None:
     """Return the shares ``(batch, filters)`` of constant filters, these as rows, and their name; None for others."""
-    while isinstance(weight, fx.Node) and weight not in r.known and _operator(weight) in _VIEWS:
+    while isinstance(weight, fx.Node) and weight not in r.known and name_of(weight) in _VIEWS:
         weight = weight.args[0]
-    if not isinstance(weight, fx.Node) or _operator(weight) not in _PRODUCTS:
+    if not isinstance(weight, fx.Node) or name_of(weight) not in _PRODUCTS:
         return None
     shares, held = weight.args[:2]
     if not isinstance(shares, fx.Node) or shares in r.known or not r.is_known(held):
@@ -87,11 +87,6 @@ def _mixture(r: Raiser, weight: Any) -> tuple[fx.Node, torch.Tensor, str] | None
     if filters.ndim != 2 or len(filters) > _MOST_MIXED:
         return None
     return r.activation(shares), filters.float(), r.weight_name(held)
-
-
-def _operator(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.removeprefix("aten::")
 
 
 def _mixed(r: Raiser, a: dict[str, Any], shares: fx.Node, filters: torch.Tensor, name: str) -> fx.Node:

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch user reads
 from torch import fx
 
 from cpupack.stages.capture.export import is_dynamic
-from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
 
 
 def _same(r: Raiser, a: dict[str, Any]) -> fx.Node:
@@ -233,103 +233,6 @@ def _stack(r: Raiser, a: dict[str, Any]) -> fx.Node:
     return r.call(torch.cat, parts, dim)
 
 
-def _expand(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """A constant laid out for the batch, or an activation that is repeated along other dimensions."""
-    source, shape, moves = a["self"], r.shape(), r.dynamic()
-    before = r.shape(source)
-    if not r.is_known(source):
-        return r.activation(source) if before == shape else _repeated(r, source, moves)
-    if sum(moves) != 1 or not moves[0] or (len(before) == len(shape) and before[0] != 1):
-        raise NotRaised
-    value = r.tensor(source)
-    assert value is not None
-    value = value.expand(1, *shape[1:])
-    return _laid_out(r, value, r._name_of(source))
-
-
-def _repeated(r: Raiser, source: fx.Node, moves: tuple[bool, ...]) -> fx.Node:
-    """Expand an activation without the batch's size, which a traced model would have as a number."""
-    shape, before = r.shape(), r.shape(source)
-    new = len(shape) - len(before)
-    if (False,) * new + r.dynamic(source) != moves:
-        raise NotRaised  # the batch is what is repeated
-    kept = [-1 if size == other else size for size, other in zip(shape[new:], before, strict=True)]
-    return r.call(torch.ops.aten.expand.default, r.activation(source), [*shape[:new], *kept], word="expand")
-
-
-def _laid_out(r: Raiser, value: torch.Tensor, name: str) -> fx.Node:
-    """Return a constant for each sample of the batch. Raises NotRaised where there is one for each of its heads."""
-    if r.shape()[0] != r.shape(r.source)[0]:
-        raise NotRaised
-    table = r.attribute(value, name)
-    return r.method("expand", table, r.batch(), *[-1] * (value.ndim - 1))
-
-
-def _repeats_for_arithmetic(r: Raiser, before: tuple[int, ...]) -> bool:
-    """Whether a constant is repeated for each of several parts of a sample, and only added or multiplied there.
-
-    ``mask.repeat(batch * rows, 1, 1)`` beside scores of that shape: arithmetic repeats what has one in a dimension.
-    """
-    shape, moves = r.shape(), r.dynamic()
-    if not moves[0] or shape[0] == r.shape(r.source)[0] or len(before) != len(shape):
-        return False
-    if any(one not in {1, size} for one, size in zip(before, shape, strict=True)) or before[0] != 1:
-        return False
-    return _read_by_arithmetic(r, r.node)
-
-
-def _read_by_arithmetic(r: Raiser, node: fx.Node) -> bool:
-    """Whether a tensor, or what it is after a change of sign, is an operand of sums and products of its own shape."""
-    readers = list(node.users)
-    return bool(readers) and all(
-        _read_by_arithmetic(r, each)
-        if _name_of(each) == "neg"
-        else _name_of(each) in {"add", "sub", "mul"}
-        and all(isinstance(other, fx.Node) and r.shape(other) == r.shape(node) for other in each.args[:2])
-        for each in readers
-    )
-
-
-def _repeat(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    source = a["self"]
-    before, shape, moves = r.shape(source), r.shape(), r.dynamic()
-    if r.is_known(source) and _repeats_for_arithmetic(r, before):
-        r.known[r.node] = r.constant(source)
-        return r.input  # a placeholder's worth: who reads this call takes the known value
-    if not r.is_known(source) or sum(moves) != 1 or not moves[0] or len(before) != len(shape) or before[0] != 1:
-        raise NotRaised
-    value = r.tensor(source)
-    assert value is not None
-    times = [1, *(end // start for start, end in zip(before[1:], shape[1:], strict=True))]
-    return _laid_out(r, value.repeat(*times), r._name_of(source))
-
-
-def _filled(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """Zeros, ones or another number for each sample of the batch."""
-    shape, moves = r.shape(), r.dynamic()
-    kind = r.node.target._schema.name  # type: ignore[union-attr]  # an OpOverload
-    number = a.get("fill_value", 1.0 if "ones" in kind else 0.0)
-    if not any(moves) and isinstance(number, int | float):
-        r.known[r.node] = torch.full(shape, number, dtype=r.node.meta["val"].dtype)
-        return r.input  # a placeholder's worth: who reads this call takes the known value
-    if not r.is_float() or sum(moves) != 1 or not moves[0] or not isinstance(number, int | float):
-        raise NotRaised
-    scopes = [path for path, _ in r.node.meta.get("nn_module_stack", {}).values()]
-    name = ".".join(part for part in (scopes[-1] if scopes else "", r.node.name) if part)
-    return _laid_out(r, torch.full((1, *shape[1:]), float(number)), name)
-
-
-def _written_over(r: Raiser, a: dict[str, Any]) -> fx.Node:
-    """``x.fill_(number)`` and the like: a constant in the place of a tensor."""
-    number = r.constant(a["value"])
-    number = number.item() if isinstance(number, torch.Tensor) and number.numel() == 1 else number
-    try:
-        return _filled(r, {"fill_value": number})
-    except NotRaised:  # truth values, or the batch elsewhere; torch.jit has no form of ``fill`` itself
-        # A truth value as a number: for TorchScript it is none.
-        return r.call(torch.full_like, r.operand(a["self"]), int(number) if isinstance(number, bool) else number)
-
-
 def _copy(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """What is written over a whole tensor."""
     source = a["src"]
@@ -383,12 +286,12 @@ def counts_samples(node: fx.Node) -> bool:
     if not isinstance(value, torch.Tensor) or not value.ndim or any(size != 1 for size in value.shape[1:]):
         return False
     batch = value.shape[0]
-    while node.op == "call_function" and (_name_of(node) in _SAME_ORDER or _is_whole_slice(node)):
+    while node.op == "call_function" and (name_of(node) in _SAME_ORDER or _is_whole_slice(node)):
         source = node.args[0]
         if not isinstance(source, fx.Node):
             return False
         node = source
-    if _name_of(node) != "arange" or not is_dynamic(batch):
+    if name_of(node) != "arange" or not is_dynamic(batch):
         return False
     arguments = [each for each in node.args if not isinstance(each, torch.dtype)]
     ends = [each.meta["val"] if isinstance(each, fx.Node) else each for each in arguments]
@@ -398,15 +301,10 @@ def counts_samples(node: fx.Node) -> bool:
 def _is_whole_slice(node: fx.Node) -> bool:
     """Whether a slice takes all there is along the first dimension."""
     bounds = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-    return _name_of(node) == "slice" and bounds[:2] in {(0, 0), (0, None)} and bounds[2] in {None, 2**63 - 1}
+    return name_of(node) == "slice" and bounds[:2] in {(0, 0), (0, None)} and bounds[2] in {None, 2**63 - 1}
 
 
 _SAME_ORDER = ("view", "reshape", "unsqueeze", "expand", "alias", "clone", "contiguous", "to", "_to_copy")
-
-
-def _name_of(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.removeprefix("aten::")
 
 
 HANDLERS: dict[str, Any] = {
@@ -436,13 +334,6 @@ HANDLERS: dict[str, Any] = {
     "unbind": _unbind,
     **dict.fromkeys(("cat", "concat", "concatenate"), _concatenate),
     "stack": _stack,
-    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
-    "repeat": _repeat,
-    **dict.fromkeys(
-        ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), _filled
-    ),
-    "fill": _written_over,
-    "zero": _filled,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,

@@ -18,11 +18,11 @@ from torch import fx
 
 from cpupack.graph.tags import WORD
 from cpupack.stages.capture.raising.pools import reads_indices
-from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, numbers
+from cpupack.stages.capture.raising.raiser import NotRaised, Raiser, name_of, numbers
 
 _ATEN = torch.ops.aten
 Handler = Callable[[Raiser, dict[str, Any]], Any]
-_POOL, _UNPOOL = "aten::max_pool2d_with_indices", "aten::max_unpool2d"
+_POOL, _UNPOOL = "max_pool2d_with_indices", "max_unpool2d"
 _PLACE = "place_in_window"
 
 
@@ -39,7 +39,9 @@ def max_pool(otherwise: Handler, plain: Handler) -> Handler:
         kernel, shape = numbers(a["kernel_size"], 2), r.shape(a["self"])
         windows = numbers(a["stride"] or kernel, 2) == kernel and numbers(a["dilation"], 2) == (1, 1)
         whole = len(shape) == 4 and all(size % length == 0 for size, length in zip(shape[2:], kernel, strict=True))
-        if not windows or not whole or any(numbers(a["padding"], 2)) or not all(map(_unpools, readers)):
+        if not windows or not whole or any(numbers(a["padding"], 2)):
+            raise NotRaised
+        if any(name_of(reader) != _UNPOOL for reader in readers):
             raise NotRaised
         if math.prod(kernel) < 2 or any(r.shape(reader) != shape for reader in readers):
             raise NotRaised  # into an image of another size
@@ -67,16 +69,12 @@ def _place_in_window(r: Raiser, x: fx.Node, kernel: tuple[int, ...]) -> fx.Node:
     return found
 
 
-def _unpools(node: fx.Node) -> bool:
-    return getattr(getattr(node.target, "_schema", None), "name", "") == _UNPOOL
-
-
 def _max_unpool(r: Raiser, a: dict[str, Any]) -> fx.Node:
     """``max_unpool2d`` of values whose places a pool of the same windows has."""
     part = a["indices"]
     pool = part.args[0] if isinstance(part, fx.Node) and part.args else None
     made = r.made.get(part) if isinstance(part, fx.Node) else None
-    if not isinstance(pool, fx.Node) or getattr(getattr(pool.target, "_schema", None), "name", "") != _POOL:
+    if not isinstance(pool, fx.Node) or name_of(pool) != _POOL:
         raise NotRaised
     if not isinstance(made, fx.Node) or made.meta.get(WORD) != _PLACE:
         raise NotRaised
