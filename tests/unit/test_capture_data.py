@@ -48,6 +48,13 @@ class Clamped(Masked):
         return y
 
 
+class Replaced(Masked):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.Conv2d.forward(self, x)
+        y.data = y.data * 2 + 1
+        return y
+
+
 class Growing(Masked):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.weight.data *= 1.01
@@ -60,7 +67,7 @@ def network(kind: type[Masked]) -> nn.Module:
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", [Masked, MaskedAnew, MaskedCopy, Clamped])
+@pytest.mark.parametrize("kind", [Masked, MaskedAnew, MaskedCopy, Clamped, Replaced])
 def test_what_goes_through_data_is_captured(kind: type[Masked]) -> None:
     data, module = samples(SHAPE), network(kind)
     model, int8 = quantized(module, "native", spec=recipe(SHAPE, quantize={"observer": "minmax"}), data=data)

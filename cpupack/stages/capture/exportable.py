@@ -178,6 +178,9 @@ class WithoutData(TorchFunctionMode):
             return args[0].detach().clone() if isinstance(args[0], nn.Parameter) else args[0].detach()
         if func == data.__set__ and isinstance(args[0], nn.Parameter):
             return None
+        if func == data.__set__ and args[0].shape == args[1].shape:
+            args[0].detach().copy_(args[1])
+            return None
         return func(*args, **(kwargs or {}))
 
 
