@@ -29,10 +29,10 @@ PATIENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_raylet_start_wait_time_s": "600",
-    "RAY_health_check_timeout_ms": "600000",
+    "RAY_health_check_timeout_ms": "60000",
 }
-"""Ray gives up what does not start or answer within seconds, which happens on a host that runs other tests, too. A node
-that is killed is noticed all the same: nothing listens there any more."""
+"""Ray gives up what does not start or answer within seconds, which happens on a host that runs other tests, too. That a
+node was killed it may notice by nothing else."""
 
 
 NEW_CONNECTIONS = 30

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import psutil
 
-PATIENCE_S = 1200.0
-"""What does not come in this time hangs: it is far more than anything takes on the busiest host."""
+PATIENCE_S = 400.0
+"""What does not come in this time hangs: it is far more than anything takes on the busiest host. pytest ends a test a
+little later (``timeout`` in pyproject.toml), and can only say where it was."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

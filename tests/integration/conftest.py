@@ -14,11 +14,6 @@ from helpers import forked
 from helpers.tiny_recipes import Outcome, Project, make_project
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with Ray's clusters: their tests wait most of the time, in one worker, while the others have work left."""
-    items.sort(key=lambda item: "test_ray_cluster" not in item.nodeid)
-
-
 @pytest.fixture(autouse=True)
 def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the workers of builds, and the engines of comparisons, from a process that has imported torch."""

@@ -84,7 +84,7 @@ def test_files_and_page_are_as_asked(compared: tuple[Project, dict[str, Any]]) -
     assert "tiny-colors" in (project.root / "page.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "inductor"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("inductor", marks=pytest.mark.night)])
 def test_an_optional_engine(project: Project, name: str) -> None:
     if missing := COMPARED[name].missing():
         pytest.skip(f"not installed: {', '.join(missing)} (extra: compare)")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.night,
     pytest.mark.skipif(not runs_here(), reason="the native kernels do not run on this CPU"),
 ]
 

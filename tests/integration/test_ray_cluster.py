@@ -81,6 +81,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.night
 def test_a_node_that_dies_costs_no_image_and_changes_no_byte(
     environment: Environment, images: Path, cluster: RayCluster, tmp_path: Path
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_cluster_that_cannot_be_used_is_said_and_nothing_is_written(
             assert not out.exists()
 
 
+@pytest.mark.night
 def test_a_dataset_of_ray_and_a_runner_that_sees_its_share(
     environment: Environment, images: Path, cluster: RayCluster, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def answers_of(running: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.night
 def test_a_replica_that_dies_loses_no_request(environment: Environment, cluster: RayCluster) -> None:
     port = free_port()
     two = json.dumps({"replicas": 2, "max_latency_ms": 20_000}, separators=(",", ":"))
@@ -188,6 +191,7 @@ def test_a_replica_that_dies_loses_no_request(environment: Environment, cluster:
     wait_until(lambda: cluster.tell(f"health {APPLICATION}") == "tiny-int8-front=2 tiny-int8=2")
 
 
+@pytest.mark.night
 def test_a_load_brings_replicas(environment: Environment, images: Path, cluster: RayCluster) -> None:
     """None without a load, one for the first requests, two for more than one carries."""
     port, name = free_port(), f"{APPLICATION}scaled"
@@ -214,6 +218,7 @@ def test_a_load_brings_replicas(environment: Environment, images: Path, cluster:
     wait_until(lambda: cluster.tell(f"health {name}") == "tiny-int8-front=2 tiny-int8=2")
 
 
+@pytest.mark.night
 def test_more_than_a_replica_and_its_queue_hold_is_answered_429(
     environment: Environment, images: Path, cluster: RayCluster
 ) -> None:

@@ -135,7 +135,12 @@ def test_tokens_and_a_mask(environment: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "outputs"), [("heads", ["kind", "box", "mask"]), ("siamese", ["same"]), ("tokens", ["output"])]
+    ("name", "outputs"),
+    [
+        ("siamese", ["same"]),
+        pytest.param("heads", ["kind", "box", "mask"], marks=pytest.mark.night),
+        pytest.param("tokens", ["output"], marks=pytest.mark.night),
+    ],
 )
 def test_other_engines_get_the_inputs_by_name(project: Path, name: str, outputs: list[str]) -> None:
     # torch's ONNX exporter knows no attention of one head without a dimension for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.slow, needs_kernels]
 
 NUMPYS = {"1.26": ("3.10", "3.12"), "2": SUPPORTED}
 """The versions of numpy that wheels are for, and the Pythons that they have binaries for: the ends, for 1.26."""
+NIGHTLY = {("1.26", "3.12"), *(("2", version) for version in SUPPORTED[:-2])}
+"""Between the oldest and the newest."""
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +76,18 @@ def test_pip_check_agrees_and_would_not_with_another_numpy(environment: Environm
     assert "but you have numpy 1.0" in wrong.stdout
 
 
-def check_commands(environment: Environment, photo: Path, directory: Path) -> None:
+def check_commands(
+    environment: Environment, photo: Path, directory: Path, forms: Sequence[str] = ("", "--json")
+) -> None:
     """Run every command, as text and as JSON."""
     for command, *arguments in COMMANDS.values():
         places = {"PHOTO": str(photo), "DIR": str(directory / "c")}
         given = [places.get(each, each) for each in arguments]
-        done = environment.run("tiny-int8", command, *given)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-        assert "torch" not in done.stderr
-        environment.json("tiny-int8", command, *given)
+        for form in forms:
+            done = environment.run("tiny-int8", command, *given, *filter(None, [form]))
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            assert "torch" not in done.stderr
+            assert not form or json.loads(done.stdout) is not None
 
 
 def test_pip_brings_no_torch_and_no_cpupack(environment: Environment) -> None:
@@ -135,7 +141,14 @@ def test_from_python(environment: Environment) -> None:
     assert environment.run("python", "-c", code).stdout.strip() == "2 False"
 
 
-@pytest.mark.parametrize(("numpy", "version"), [(numpy, version) for numpy in NUMPYS for version in NUMPYS[numpy]])
+@pytest.mark.parametrize(
+    ("numpy", "version"),
+    [
+        pytest.param(numpy, version, marks=[pytest.mark.night] if (numpy, version) in NIGHTLY else [])
+        for numpy in NUMPYS
+        for version in NUMPYS[numpy]
+    ],
+)
 def test_every_python_and_numpy(numpy: str, version: str, wheel: Path, photo: Path, tmp_path: Path) -> None:
     python = find_python(version)
     if python is None:
@@ -148,5 +161,5 @@ def test_every_python_and_numpy(numpy: str, version: str, wheel: Path, photo: Pa
     predictions = environment.json("tiny-int8", "predict", str(photo))["predictions"]
     assert sorted(one["label"] for one in predictions[0]["top"]) == sorted(LABELS)
     assert environment.json("tiny-int8", "verify")["equal"]  # bit for bit what the builder's Python and numpy gave
-    check_commands(environment, photo, tmp_path)
+    check_commands(environment, photo, tmp_path, forms=["--json"])
     assert json.loads(environment.run("tiny-int8", "info", "--json").stdout)["runs_here"]
