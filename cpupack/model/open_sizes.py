@@ -28,6 +28,9 @@ _HOPS = (160, 200, 220, 240, 256, 320, 400, 441, 480, 512, 640, 800, 882, 1024, 
 """Steps of spectrograms and of the first layers over waveforms, beside what sizes have in common."""
 _NEIGHBOURS = 4
 """Multiples of one number that a model is run at: three of them may agree by chance."""
+_FAR = 131
+"""Pixels between the least size that is tried and one further on: a layer that takes 128 pixels in one step leaves some
+over, and then gives as many for all neighbours."""
 _SMALL = 64
 """Pixels of a side that is tried: enough that no feature map is a single pixel, for models that shrink it 32 times."""
 LEAST_SIDE = 32
@@ -219,15 +222,16 @@ def _multiple(module: nn.Module, channels: int, typical: tuple[int, int], opened
     problem = ""
     for step in _MULTIPLES:
         first = -(-_SMALL // step)
+        numbers = [*range(first, first + _NEIGHBOURS), first + max(_NEIGHBOURS, -(-_FAR // step))]
         found = []
-        for number in range(first, first + _NEIGHBOURS):
+        for number in numbers:
             size = [number * step if each else own for each, own in zip(opened, typical, strict=True)]
             try:
                 found.append(_activations(module, torch.zeros(1, channels, *size)))
             except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
                 problem = f"; at {size[0]} x {size[1]} it fails: {str(error).splitlines()[0][:200]}"
                 break
-        if len(found) == _NEIGHBOURS and _in_step(found):
+        if len(found) == len(numbers) and _in_step(found[:-1]) and _goes_on(found, numbers[-1] - first):
             return step
     raise ModelError(
         "[sizes]: the model's activations do not grow in step with the image, whatever number its sides are multiples "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from cpupack.pipeline.prepare import Prepared
 from cpupack.progress import Progress, SilentProgress
 from cpupack.quantized_engine import engine
 from cpupack.recipe import Recipe
-from cpupack.runtime.engine.program import read_program
+from cpupack.runtime.engine.program import Program, read_program
 from cpupack.runtime.engine.session import Session
+from cpupack.runtime.engine.sizes import Sizes
 from cpupack.runtime.open_sizes import OpenSizes, Size
 from cpupack.runtime.rows import add_sizes
 from cpupack.runtime.signature import Signature, worst_sqnr_db
@@ -40,11 +41,14 @@ from cpupack.size_terms import probes
 from cpupack.stages.quantize import quantize
 from cpupack.stages.quantize.native.sizes import Lowered, check_sides, same_program, sizes_of
 from cpupack.stages.script import script
+from cpupack.targets import Target
 
 _LEAST_DB = 6.0
 """SQNR of a size's INT8 outputs beside FP32, below which something is wrong with its program. A lower gate lowers it,
 as it does for the typical size."""
 _SAMPLES = 2
+_STEPS_ABOVE = 3
+"""So many multiples above the least size its programs are looked for at larger ones."""
 
 
 def with_sizes(settled: Settled, corrections: Corrections, work: Path, progress: Progress) -> Settled:
@@ -74,32 +78,95 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     typical = sizes.typical(prepared.model.input_shape)
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
-    asked = probes(typical, sizes)
-    lowered, checked = [], None
-    for number, size in enumerate(asked):
-        at = _at(prepared, recipe, size, corrected)
-        quantized = quantize(at.calibrated, at.module, at.recipe, target, frozenset())
-        lowered.append(_lowered_of(quantized, size, sizes))
-        checked = at
-        progress.step(number + 1, len(asked), "sizes")
-    if not same_program(lowered[0].program, module.get_buffer("program").numpy().tobytes()):
+    model = _OpenModel(prepared, recipe, sizes, corrected, target, module.float_rows)
+    try:
+        probed = _probed(model, probes(typical, sizes), progress)
+    except QuantizationError as refusal:
+        # At the least sizes a dimension of one position is none, and lists that are apart lie together: the programs of
+        # larger ones may still tell how they change.
+        probed = _probed_above(model, typical, progress, refusal)
+    if not same_program(probed.lowered[0].program, module.get_buffer("program").numpy().tobytes()):
         raise QuantizationError("the model was lowered twice to different programs: please report this")
-    known = sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, sizes)
-    opened = dataclasses.replace(winner.quantized, module=module.with_sizes(known))
+    opened = dataclasses.replace(winner.quantized, module=module.with_sizes(probed.known))
     sample = prepared.reference.samples.spread(1).tensor(slice(None))
     scripted = script(opened, prepared.model.input_shape, winner.scripted.path, sample)
-    assert checked is not None
+    least = least_db(recipe, random=prepared.model.random_weights)
     with engine(target.engine):
-        found = _proven(scripted.path, asked, lowered, checked, least_db(recipe, random=prepared.model.random_weights))
+        found = _proven(scripted.path, probed, least)
+        if probed.least is not None:
+            found = min(found, _proven_at(read_program(scripted.path), probed.least, least))
     what = "images of " if sizes.is_image else ""
-    progress.note(f"{what}{sizes.text()}; at {sizes.size_text(asked[-1])} the SQNR is {found:.1f} dB")
+    where = sizes.size_text(probed.last.size)
+    progress.note(f"{what}{sizes.text()}; at {where} the SQNR is {found:.1f} dB")
     return dataclasses.replace(winner, quantized=opened, scripted=scripted)
+
+
+@dataclass(frozen=True)
+class _OpenModel:
+    """What the model is lowered from at any size."""
+
+    prepared: Prepared
+    recipe: Recipe
+    sizes: OpenSizes
+    corrected: CalibratedModel
+    target: Target
+    float_rows: Mapping[int, int]
+
+    def at(self, size: Size) -> _AtSize:
+        return _at(self.prepared, self.recipe, size, self.corrected)
+
+    def lowered(self, at: _AtSize) -> Lowered:
+        calibrated = dataclasses.replace(at.calibrated, float_rows=self.float_rows)
+        quantized = quantize(calibrated, at.module, at.recipe, self.target, frozenset())
+        return _lowered_of(quantized, at.size, self.sizes)
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """The programs of some sizes, the last of which is there to check by, and how they change.
+
+    ``least`` is the model for the least size, where that was not among those that are asked.
+    """
+
+    asked: list[Size]
+    lowered: list[Lowered]
+    last: _AtSize
+    known: Sizes
+    least: _AtSize | None = None
+
+
+def _probed(model: _OpenModel, asked: list[Size], progress: Progress) -> _Probed:
+    """Lower the model at sizes. Raises QuantizationError where their programs do not tell how they change."""
+    lowered, last = [], None
+    for number, size in enumerate(asked):
+        last = model.at(size)
+        lowered.append(model.lowered(last))
+        progress.step(number + 1, len(asked), "sizes")
+    assert last is not None
+    return _Probed(asked, lowered, last, sizes_of(lowered[:-1] if len(lowered) > 2 else lowered, model.sizes))
+
+
+def _probed_above(model: _OpenModel, typical: Size, progress: Progress, refusal: QuantizationError) -> _Probed:
+    """Lower the model at larger sizes. Raises ``refusal`` where these do not tell either how programs change."""
+    sizes = model.sizes
+    for more in range(1, _STEPS_ABOVE + 1):
+        floor = tuple(
+            max(low, min(low + more * step, own))
+            for low, step, own in zip(sizes.least, sizes.multiple, typical, strict=True)
+        )
+        try:
+            probed = _probed(model, probes(typical, dataclasses.replace(sizes, least=floor)), progress)
+        except QuantizationError:
+            continue
+        return dataclasses.replace(probed, least=model.at(sizes.least))
+    raise refusal
 
 
 @dataclass(frozen=True)
 class _AtSize:
     """The model for one size with the weights and statistics of the typical one, and FP32's answers to ``batch``."""
 
+    size: Size
     recipe: Recipe
     module: torch.nn.Module
     calibrated: CalibratedModel
@@ -144,7 +211,7 @@ def _at(prepared: Prepared, recipe: Recipe, size: Size, corrected: CalibratedMod
     signature = dataclasses.replace(signature, outputs=outputs)
     model = dataclasses.replace(model, signature=signature)
     fused = capture_again(model, some, own, corrected)
-    return _AtSize(own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
+    return _AtSize(size, own, model.module, dataclasses.replace(corrected, fused=fused), batch, answers, signature)
 
 
 def _cut(samples: Samples, size: Size, sizes: OpenSizes) -> Samples:
@@ -196,11 +263,11 @@ def least_db(recipe: Recipe, *, random: bool) -> float:
     return min(given, _LEAST_DB)
 
 
-def _proven(path: Path, asked: list[Size], lowered: list[Lowered], at: _AtSize, least_db: float) -> float:
+def _proven(path: Path, probed: _Probed, least_db: float) -> float:
     """Compare what the runner makes with what was lowered, and its answers with FP32; return the SQNR in dB."""
     program = read_program(path)
     assert program.sized is not None
-    for size, each in zip(asked, lowered, strict=True):
+    for size, each in zip(probed.asked, probed.lowered, strict=True):
         if not same_program(program.sized.alone(*size).tobytes(), each.program):
             raise QuantizationError(
                 f"the model has no program for any size: at {program.sized.sizes.range.size_text(size)} it is another "
@@ -209,6 +276,12 @@ def _proven(path: Path, asked: list[Size], lowered: list[Lowered], at: _AtSize, 
             )
     most = program.sized.sizes.range.most
     check_sides(program.sized.alone(*most).tobytes(), program.sized.sizes.range.size_text(most))
+    return _proven_at(program, probed.last, least_db)
+
+
+def _proven_at(program: Program, at: _AtSize, least_db: float) -> float:
+    """Compare the answers at a size with FP32; return the SQNR in dB."""
+    assert program.sized is not None
     session = Session(program, 1)
     try:
         session.make_ready()  # as a runner does: what the typical size prepares, other sizes share
@@ -220,7 +293,7 @@ def _proven(path: Path, asked: list[Size], lowered: list[Lowered], at: _AtSize, 
     left = worst_sqnr_db(at.signature, at.answers, found)
     if left < least_db:
         raise VerificationError(
-            f"[evaluation] min_sqnr_db = {least_db:g}: inputs of {program.sized.sizes.range.size_text(asked[-1])} have "
+            f"[evaluation] min_sqnr_db = {least_db:g}: inputs of {program.sized.sizes.range.size_text(at.size)} have "
             f"{left:.1f} dB",
             hint='set [sizes] typical and the calibration data to inputs like those that the model will see; "off" '
             "turns the gate off (docs/how-to/gates.md)",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -153,8 +153,6 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "ordered": 1, "anchored": 1, "levels": 2}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
-MOST = {"levels": (32, 48)}
-"""The largest images, where they are not 64 x 96: many positions of few values lie in memory in another way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +169,17 @@ class Open:
         spec = recipe((3, *size), quantize={"observer": "minmax"})
         model = float_model(self.model.module, (3, *size))
         fused = fuse_model(model, spec, Recorder(), samples((3, *size), 2))
-        module = quantize(dataclasses.replace(self.stats, fused=fused), model.module, spec, target("native")).module
+        stats = dataclasses.replace(self.stats, fused=fused, float_rows=self.float_rows)
+        module = quantize(stats, model.module, spec, target("native")).module
         assert isinstance(module, NativeModel)
         return module
+
+    @cached_property
+    def float_rows(self) -> Mapping[int, int]:
+        """Which dimension the rows of functions are of, at the typical size."""
+        module = quantize(self.stats, self.model.module, self.spec, target("native")).module
+        assert isinstance(module, NativeModel)
+        return module.float_rows
 
     def lowered(self, size: Size) -> Lowered:
         return lowered_at(self.at(size), size, self.sizes)
@@ -184,7 +190,7 @@ def opened(name: str) -> tuple[Open, Sizes]:
     """Return a net and how its program changes with the size."""
     torch.manual_seed(0)
     step = MULTIPLES.get(name, STEP)
-    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, MOST.get(name, (64, 96)), (step, step))
+    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, (64, 96), (step, step))
     spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)

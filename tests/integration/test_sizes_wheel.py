@@ -58,6 +58,26 @@ class Heads(Net):
         a = F.relu(self.a(x))
         b = F.relu(self.b(a))
         return {"scores": b.mean((2, 3)), "map": self.out(torch.cat([a, self.up(b)], 1)), "small": b}
+
+
+class Anchors(nn.Module):
+    def __init__(self, last=1):
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 16, 3, 2, 1)
+        self.heads = nn.ModuleList(nn.Conv2d(16, 15, 1) for _ in range(2))
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        found = []
+        for head, level, stride in zip(self.heads, (a, F.relu(self.b(a))), (4, 8)):
+            y = head(level)
+            rows, columns = y.shape[2:]
+            y = y.view(len(x), 3, 5, rows, columns).permute(0, 1, 3, 4, 2).sigmoid()
+            down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            at = torch.stack((across, down), 2).expand(1, 3, rows, columns, 2).float()
+            found.append(torch.cat([(y[..., :2] + at) * stride, y[..., 2:]], -1).flatten(1, 3))
+        return torch.cat(found, 1)
 """
 PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.25, 0.25]}
 RECIPE = """
@@ -70,6 +90,7 @@ weights = "factory"
 kwargs = {{ last = {last} }}
 input_shape = [3, "height", "width"]
 [sizes]
+min = [{least}, {least}]
 max = [64, 96]
 typical = [32, 48]
 [preprocess]
@@ -94,7 +115,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             for number in range(8):
                 Image.fromarray(photo(40 + number, 60 + 2 * number)).save(root / "photos" / f"{number}.png")
             (root / "recipe.toml").write_text(
-                RECIPE.format(kind=kind, last=2 if kind == "image" else 1, net="Heads" if kind == "raw" else "Net")
+                RECIPE.format(
+                    kind="raw" if kind == "anchors" else kind,
+                    last=2 if kind == "image" else 1,
+                    net={"raw": "Heads", "anchors": "Anchors"}.get(kind, "Net"),
+                    least=8 if kind == "anchors" else 32,
+                )
             )
             with pytest.raises(SystemExit) as left:
                 main(["build", str(root / "recipe.toml"), "--no-tune", "--out", str(root)])
@@ -347,3 +373,22 @@ def test_a_wheel_for_sequences_of_any_length(tmp_path: Path, capsys: pytest.Capt
         assert refused.status == 400
         assert "time 64 to 512" in refused.json()["error"]
         assert served.get("/").status == 200
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 96), (16, 8), (64, 96)])
+def test_a_level_of_one_position_is_computed_as_larger_ones_are(
+    built: Callable[[str], Path], size: tuple[int, int]
+) -> None:
+    """A program for images of 8 x 8 alone has fewer dimensions and other lists than those of all larger ones."""
+    package = built("anchors")
+    batch = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
+    space: dict[str, object] = {}
+    exec((package.parents[1] / "nets.py").read_text(), space)
+    net = space["Anchors"]
+    assert callable(net)
+    with torch.inference_mode():
+        expected = net()(torch.from_numpy(batch)).numpy()
+    with Runner(package) as runner:
+        found = runner(batch)
+    assert found.shape == expected.shape
+    assert sqnr_db(expected, found) > 30

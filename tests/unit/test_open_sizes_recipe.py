@@ -123,6 +123,14 @@ def test_the_multiple_is_found(tmp_path: Path) -> None:
     assert found(Squeezed(), tmp_path)[2] == (8, 8)  # two strides, and two windows of an adaptive average
 
 
+@pytest.mark.parametrize("side", [4, 16, 32])
+def test_patches_have_their_size_as_the_multiple(tmp_path: Path, side: int) -> None:
+    """64 to 67 pixels have as many patches of 16: neighbours alone do not tell."""
+    net = nn.Sequential(nn.Conv2d(3, 8, side, side), nn.ReLU(), nn.Flatten(2))
+    most, typical = (f"[{count * side}, {count * side}]" for count in (8, 2))
+    assert found(net, tmp_path, ("[256, 512]", most), ("[96, 96]", typical))[2] == (side, side)
+
+
 def test_one_side_may_be_fixed(tmp_path: Path) -> None:
     fixed = found(Shuffled(), tmp_path, ('"height"', "96"), ("[256, 512]", "[96, 512]"))
     assert fixed == ((96, 32), (96, 512), (96, 1))

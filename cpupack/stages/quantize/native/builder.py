@@ -79,6 +79,7 @@ class Builder:
         divisors: Mapping[str, torch.Tensor] | None = None,
         forms: Mapping[str, Forms] | None = None,
         grid: Grid | None = None,
+        rows: Mapping[int, int] | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -93,7 +94,7 @@ class Builder:
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
         if grid is not None:
             self.program.filler = UNUSED.tobytes()
-        self.floats = Floats(self.program, grid)
+        self.floats = Floats(self.program, grid, rows)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +41,15 @@ _SHORT_ROW, _LONGER = 16, 8
 class Floats:
     """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32.
 
-    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them.
+    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them. ``rows`` says for
+    functions, by the place of their layer, which dimension their rows are of. Where it is given, they are of the same
+    ones: programs of other sizes of the images differ in numbers alone.
     """
 
-    def __init__(self, program: Program, grid: Grid | None = None) -> None:
+    def __init__(self, program: Program, grid: Grid | None = None, rows: Mapping[int, int] | None = None) -> None:
         self.program, self.grid = program, grid
+        self.rows: dict[int, int] = {}
+        self._given_rows = rows or {}
         self.values: dict[fx.Node, Operand] = {}
 
     # ---- values ----
@@ -109,7 +113,7 @@ class Floats:
             number = second.buffer
         order = sorted(range(len(out.shape)), key=lambda axis: (-out.steps[axis], axis))
         sizes, steps = merged([out.shape[axis] for axis in order], [view.permuted(order).steps for view in views])
-        sizes, steps = _longest_last(sizes, steps)
+        sizes, steps = self._with_rows(sizes, steps)
         walk = walk_of([(sizes, steps)], [view.first for view in views], instructions=instructions)
         self._append(Op.FLOAT_MAP, out, first, number, {"weights": walk, **constants}, flags=flags)
         return out
@@ -331,6 +335,19 @@ class Floats:
         self.map(out, view)
         self.program.layers[-1].fields |= {"channels_out": view.size, "channel_offset": first}
 
+    def _with_rows(self, sizes: list[int], steps: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+        """Put the longest dimension last if the last is short: what a row takes to begin costs more than strides do."""
+        if not sizes:
+            return sizes, steps
+        place, row = len(self.program.layers), len(sizes) - 1
+        if self._given_rows.get(place, len(sizes)) < len(sizes):
+            row = self._given_rows[place]
+        elif sizes[-1] < _SHORT_ROW and max(sizes) >= _LONGER * sizes[-1]:
+            row = sizes.index(max(sizes))
+        self.rows[place] = row
+        order = [*(each for each in range(len(sizes)) if each != row), row]
+        return [sizes[each] for each in order], [[own[each] for each in order] for own in steps]
+
     def _append(
         self, op: Op, out: View, one: View, second: int, constants: dict[str, npt.NDArray[Any]],
         fields: dict[str, float] | None = None, *, flags: Flag = NO_FLAGS,
@@ -343,15 +360,6 @@ class Floats:
 _SWAP = (
     Instruction(Function.COPY, 2, 0), Instruction(Function.COPY, 0, 1), Instruction(Function.COPY, 1, 2)
 )  # fmt: skip
-
-
-def _longest_last(sizes: list[int], steps: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Put the longest dimension last if the last one is short: what a row takes to begin costs more than strides do."""
-    if not sizes or sizes[-1] >= _SHORT_ROW or max(sizes) < _LONGER * sizes[-1]:
-        return sizes, steps
-    longest = sizes.index(max(sizes))
-    order = [*(each for each in range(len(sizes)) if each != longest), longest]
-    return [sizes[each] for each in order], [[own[each] for each in order] for own in steps]
 
 
 def _number(view: View) -> int:
