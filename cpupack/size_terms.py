@@ -23,6 +23,11 @@ class Fit:
     sides: Ints
     products: Products
 
+    @cached_property
+    def powers(self) -> Ints:
+        """The products at each size, ``(sizes, products)``."""
+        return _powers(self.sides, self.products)
+
     def terms(self, values: Ints, what: str) -> Terms:
         """Return the terms of a number that is ``values`` at each size. Raises QuantizationError where it has none."""
         return terms_of(self.all_terms(values[:, None], what)[0].tolist())
@@ -45,7 +50,7 @@ class Fit:
                 found[self.products.index((own[0],))] -= terms * first[own[1]]
                 found[self.products.index((own[1],))] -= terms * first[own[0]]
                 found[0] += terms * first[own[0]] * first[own[1]]
-        if not np.array_equal(_powers(self.sides, self.products) @ found, values):
+        if not np.array_equal(self.powers @ found, values):
             raise refused(f"{what} changes in another way than the size does")
         return np.ascontiguousarray(found.T)
 

@@ -216,7 +216,7 @@ class CalibratedModel:
     weights are multiplied with it. ``rows`` has for a linear layer some rows of what it reads, float32 ``(n, in)``, the
     same tensor for all layers that read the same. ``grid`` is the length of a sample, and how many values a stored row
     of a constant has that is for pairs of positions, so that the programs of all lengths can share it; None for rows
-    side by side. ``float_rows`` is that of the ``NativeModel`` of another size, whose program is to differ in numbers
+    side by side. ``choices`` are those of the ``NativeModel`` of another size, whose program is to differ in numbers
     alone.
     """
 
@@ -228,7 +228,7 @@ class CalibratedModel:
     divisors: dict[str, torch.Tensor] = field(default_factory=dict)
     rows: dict[str, torch.Tensor] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
-    float_rows: Mapping[int, int] | None = None
+    choices: Mapping[Any, int] | None = None
 
 
 @dataclass(frozen=True)

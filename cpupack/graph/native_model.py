@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,8 @@ class NativeModel(nn.Module):
     each. With ``lengths`` the programs of other lengths follow the one that this module runs; with ``sizes`` the runner
     makes those of other sizes of it. ``head`` and ``tail`` are
     the parts of the model that stay FP32; the engine's result has ``output_shape`` without the batch, or is an image
-    that it has by positions (``image``). ``pixel_input`` says that it takes pixels. ``float_rows`` has for functions in
-    FP32, by the place of their layer, the dimension that their rows are of.
+    that it has by positions (``image``). ``pixel_input`` says that it takes pixels. ``choices`` says how layers were
+    lowered, where that depends on sizes (``stages/quantize/native/choices.py``).
     """
 
     def __init__(
@@ -79,10 +80,10 @@ class NativeModel(nn.Module):
         tail: nn.Module | None = None,
         lengths: Lengths | None = None,
         sizes: Sizes | None = None,
-        float_rows: Mapping[int, int] | None = None,
+        choices: Mapping[Any, int] | None = None,
     ) -> None:
         super().__init__()
-        self.float_rows = dict(float_rows or {})
+        self.choices = dict(choices or {})
         self.lengths, self.sizes = lengths, sizes
         self.operators, self.looks, self.steps = operators, looks, steps
         self.pixel_input, self.image = pixel_input, image

@@ -78,7 +78,7 @@ def _opened(settled: Settled, corrections: Corrections, work: Path, progress: Pr
     typical = sizes.typical(prepared.model.input_shape)
     target = winner.quantized.target
     corrected = corrections.corrected(prepared, recipe.quantize, target, SilentProgress())
-    model = _OpenModel(prepared, recipe, sizes, corrected, target, module.float_rows)
+    model = _OpenModel(prepared, recipe, sizes, corrected, target, module.choices)
     try:
         probed = _probed(model, probes(typical, sizes), progress)
     except QuantizationError as refusal:
@@ -110,13 +110,13 @@ class _OpenModel:
     sizes: OpenSizes
     corrected: CalibratedModel
     target: Target
-    float_rows: Mapping[int, int]
+    choices: Mapping[Any, int]
 
     def at(self, size: Size) -> _AtSize:
         return _at(self.prepared, self.recipe, size, self.corrected)
 
     def lowered(self, at: _AtSize) -> Lowered:
-        calibrated = dataclasses.replace(at.calibrated, float_rows=self.float_rows)
+        calibrated = dataclasses.replace(at.calibrated, choices=self.choices)
         quantized = quantize(calibrated, at.module, at.recipe, self.target, frozenset())
         return _lowered_of(quantized, at.size, self.sizes)
 

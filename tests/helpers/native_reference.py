@@ -208,7 +208,7 @@ class Reference:
         flat = np.concatenate([moved.reshape(len(codes), -1), np.full((len(codes), 1), fill, np.uint8)], 1)
         output = self._buffer(flat[:, places].reshape(len(codes), *shape))
         one, other = self.program.buffers[source], self.program.buffers[output]
-        moves = moves_of(places, np.arange(places.size), one, other)
+        moves = moves_of(places, np.arange(places.size), one, other)[0]
         flags, constants = NO_FLAGS, {"weights": moves}
         if table is not None:
             flags, constants = Flag.TABLE, constants | {"table": table}

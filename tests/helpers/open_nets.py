@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -142,6 +143,83 @@ class Levels(nn.Module):
         return torch.cat([(at - first) * far, (at + last) * far, scores.sigmoid()], 1)
 
 
+class Positions(nn.Module):
+    """One head of attention, all positions to all, as of non-local nets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 4, 1)
+        self.all = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        one, two, three = (each(x).flatten(2).transpose(1, 2) for each in self.all)
+        seen = torch.softmax(one @ two.transpose(1, 2) / 4, -1) @ three
+        result: torch.Tensor = self.out(x + seen.transpose(1, 2).reshape(x.shape))
+        return result
+
+
+class Channels(nn.Module):
+    """Attention of channels to each other, whose length is the number of pixels: of few alone it is one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.all, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 48, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        queries, keys, values = (each.reshape(len(x), 2, 8, -1) for each in self.all(x).chunk(3, 1))
+        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        seen = (queries @ keys.transpose(-2, -1)).softmax(-1) @ values
+        result: torch.Tensor = self.out(x + seen.reshape(x.shape))
+        return result
+
+
+class Sides(nn.Module):
+    """Averages of rows and of columns in one list, as of coordinate attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.both, self.out = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 4, 1)
+        self.rows, self.columns = nn.Conv2d(8, 16, 1), nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        height, width = x.shape[2:]
+        both = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).permute(0, 1, 3, 2)], 2)
+        rows, columns = F.hardswish(self.both(both)).split([height, width], 2)
+        rows, columns = self.rows(rows).sigmoid(), self.columns(columns.permute(0, 1, 3, 2)).sigmoid()
+        result: torch.Tensor = self.out(x * rows * columns)
+        return result
+
+
+class Columns(nn.Module):
+    """A recurrent layer over the columns of an image of text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(24, 6)
+        self.reads = nn.GRU(16, 12, batch_first=True, bidirectional=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.reads(F.relu(self.stem(x)).mean(2).transpose(1, 2))[0])
+        return result
+
+
+class Moments(nn.Module):
+    """Deviations and products of maps, divided by the number of pixels or by one less."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(80, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.stem(x)).flatten(2)
+        products = y @ y.transpose(1, 2) / y.shape[-1]
+        result: torch.Tensor = self.last(torch.cat([products.flatten(1), y.std(2), y.mean(2)], 1))
+        return result
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     **{mode: partial(UNet, mode) for mode in ("transposed", "nearest", "nearest-exact", "bilinear", "corners")},
     "shuffled": Shuffled,
@@ -150,9 +228,30 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "ordered": Ordered,
     "anchored": Anchored,
     "levels": Levels,
+    "positions": Positions,
+    "channels": Channels,
+    "sides": Sides,
+    "columns": Columns,
+    "moments": Moments,
 }
-MULTIPLES = {"shuffled": 1, "squeezed": 8, "normalized": 1, "ordered": 1, "anchored": 1, "levels": 2}
+MULTIPLES = {
+    "shuffled": 1,
+    "squeezed": 8,
+    "normalized": 1,
+    "ordered": 1,
+    "anchored": 1,
+    "levels": 2,
+    "positions": 4,
+    "channels": 1,
+    "sides": 2,
+    "columns": 2,
+    "moments": 2,
+}
 """What the sides of an image must be a multiple of, where that is not ``STEP``: two strides, or two and two places."""
+OTHERS = {"channels", "sides", "columns"}
+"""Nets whose program for a size alone has other lists of moves, or memory of another shape: the answers are equal."""
+MOST = {"channels": (32, 48)}
+"""The largest images, where they are not 64 x 96: attention over more pixels is several layers for these alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,17 +268,17 @@ class Open:
         spec = recipe((3, *size), quantize={"observer": "minmax"})
         model = float_model(self.model.module, (3, *size))
         fused = fuse_model(model, spec, Recorder(), samples((3, *size), 2))
-        stats = dataclasses.replace(self.stats, fused=fused, float_rows=self.float_rows)
+        stats = dataclasses.replace(self.stats, fused=fused, choices=self.choices)
         module = quantize(stats, model.module, spec, target("native")).module
         assert isinstance(module, NativeModel)
         return module
 
     @cached_property
-    def float_rows(self) -> Mapping[int, int]:
-        """Which dimension the rows of functions are of, at the typical size."""
+    def choices(self) -> Mapping[Any, int]:
+        """How layers are lowered at the typical size, where that depends on it."""
         module = quantize(self.stats, self.model.module, self.spec, target("native")).module
         assert isinstance(module, NativeModel)
-        return module.float_rows
+        return module.choices
 
     def lowered(self, size: Size) -> Lowered:
         return lowered_at(self.at(size), size, self.sizes)
@@ -190,7 +289,7 @@ def opened(name: str) -> tuple[Open, Sizes]:
     """Return a net and how its program changes with the size."""
     torch.manual_seed(0)
     step = MULTIPLES.get(name, STEP)
-    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, (64, 96), (step, step))
+    sizes = OpenSizes((2 * step + -2 * step % 8,) * 2, MOST.get(name, (64, 96)), (step, step))
     spec = recipe((3, *TYPICAL), quantize={"observer": "minmax"})
     model, stats = calibrated(NETS[name](), spec, samples((3, *TYPICAL)))
     net = Open(model, stats, spec, sizes)

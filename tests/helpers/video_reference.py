@@ -37,7 +37,7 @@ class VideoReference(Reference):
         n, height, width, channels = codes.shape
         output = self._buffer(codes.reshape(n, count, height // count, width, channels))
         places = np.arange(codes[0].size)
-        moves = moves_of(places, places, self.program.buffers[source], self.program.buffers[output])
+        moves = moves_of(places, places, self.program.buffers[source], self.program.buffers[output])[0]
         fields: dict[str, float] = {"runs": len(moves), "output_zero_point": 0}
         return self._add(Layer(Op.MOVE, input=source, output=output, fields=fields, constants={"weights": moves}))
 
@@ -47,7 +47,7 @@ class VideoReference(Reference):
         n, frames, height, width, channels = codes.shape
         order = np.arange(codes[0].size).reshape(frames, -1)[::-1].flatten()
         output = self._buffer(codes.reshape(n, -1)[:, order].reshape(n, frames * height, width, channels))
-        moves = moves_of(order, np.arange(order.size), self.program.buffers[source], self.program.buffers[output])
+        moves = moves_of(order, np.arange(order.size), self.program.buffers[source], self.program.buffers[output])[0]
         fields: dict[str, float] = {"runs": len(moves), "output_zero_point": 0}
         return self._add(Layer(Op.MOVE, input=source, output=output, fields=fields, constants={"weights": moves}))
 

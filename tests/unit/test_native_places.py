@@ -51,7 +51,15 @@ def _joined(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous().view(n * rows, channels)[places.view(-1)].view(n, 3, channels)
 
 
-_NO_EQUALS = {"largest", "smallest", "places of the largest", "order of an order", "by samples", "through the batch"}
+_NO_EQUALS = {
+    "largest",
+    "row and column of the largest",
+    "smallest",
+    "places of the largest",
+    "order of an order",
+    "by samples",
+    "through the batch",
+}
 """Calls of topk, which keeps no order of equal values in torch."""
 CALLS: dict[str, Call] = {
     "largest": lambda x: torch.cat([each.float() for each in x.topk(3, 1)], 1),
@@ -77,6 +85,10 @@ CALLS: dict[str, Call] = {
     "cumprod": lambda x: torch.cumprod(x, 1),
     "cummax": lambda x: torch.cummax(x, 2)[0],
     "cummin": lambda x: torch.cummin(x, 1)[0],
+    "row and column of the largest": lambda x: torch.stack(
+        [x.flatten(1).topk(3)[1] // 5, x.flatten(1).topk(3)[1] % 5, torch.fmod(x.flatten(1).topk(3)[1] - 9, 5)], 1
+    ),
+    "halves of places": lambda x: torch.div(x.argsort(1) - 3, 2, rounding_mode="trunc"),
     "buckets": lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 0.5])),
     "buckets from the right": lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]), x, side="right"),
     "grid": lambda x: F.affine_grid(x.flatten(1)[:, :6].view(-1, 2, 3), [x.shape[0], 1, 3, 4], align_corners=False),

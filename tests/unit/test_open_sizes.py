@@ -25,7 +25,7 @@ from cpupack.runtime.open_sizes import OpenSizes
 from cpupack.stages.quantize.native.sizes import Lowered, same_program, sizes_of
 from cpupack.stages.script import save
 from helpers.lowered import needs_kernels
-from helpers.open_nets import NETS, TYPICAL, opened
+from helpers.open_nets import NETS, OTHERS, TYPICAL, opened
 
 RANGE = OpenSizes((8, 16), (32, 64), (4, 8))
 
@@ -80,7 +80,7 @@ def unseen(sizes: Sizes) -> list[tuple[int, int]]:
     ]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [name for name in NETS if name not in OTHERS])
 def test_a_size_has_the_program_that_it_would_be_lowered_to(name: str) -> None:
     net, sizes = opened(name)
     programs = SizedPrograms(np.frombuffer(net.lowered(TYPICAL).program, np.uint8), sizes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,31 +36,63 @@ class Number:
     terms: Terms
 
 
+LAWS: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "inverse": lambda n: 1 / n,
+    "inverse_root": lambda n: 1 / np.sqrt(n),
+    "itself": lambda n: n,
+    "root": np.sqrt,
+    "unbiased": lambda n: n / np.maximum(n - 1, 1),
+}
+"""What follows from a number of values; ``unbiased`` makes a variance that of a sample."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The float32 value at ``place`` of a constant: ``factor`` times what ``law`` says of the number of ``terms``."""
+
+    place: int
+    factor: float
+    law: str
+    terms: Terms
+
+    def values(self, numbers: Ints) -> npt.NDArray[np.float32]:
+        """Return what it is for numbers."""
+        found: npt.NDArray[np.float32] = (self.factor * LAWS[self.law](numbers.astype(np.float64))).astype(np.float32)
+        return found
+
+
 @dataclass(frozen=True)
 class Integers:
-    """A constant of layer ``layer`` of which some integers (32 bits) change: those at ``places``, by ``terms``."""
+    """A constant of layer ``layer`` of which some integers (32 bits) change: those at ``places``, by ``terms``.
+
+    ``shares`` are its float32 values that change.
+    """
 
     layer: int
     name: str
     count: int
     places: tuple[int, ...]
     terms: tuple[Terms, ...]
+    shares: tuple[Share, ...] = ()
 
     def all_terms(self) -> Iterator[Terms]:
         """Yield the terms of its numbers."""
         yield from self.terms
+        yield from (each.terms for each in self.shares)
 
 
 @dataclass(frozen=True)
 class Run:
-    """``blocks`` blocks of moves, each ``step`` after the one before.
+    """``blocks`` blocks of moves, each ``step`` after the one before, and ``rounds`` times that, at ``stride``.
 
-    ``first`` and ``step`` have the terms of each number of a block, ``(moves, 8, 4)``.
+    ``first``, ``step`` and ``stride`` have the terms of each number of a block, ``(moves, 8, 4)``.
     """
 
     blocks: Terms
     first: tuple[tuple[Terms, ...], ...]
     step: tuple[tuple[Terms, ...], ...]
+    rounds: Terms
+    stride: tuple[tuple[Terms, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +106,8 @@ class Moves:
         """Yield the terms of its numbers."""
         for run in self.runs:
             yield run.blocks
-            yield from (one for each in (run.first, run.step) for move in each for one in move)
+            yield run.rounds
+            yield from (one for each in (run.first, run.step, run.stride) for move in each for one in move)
 
 
 @dataclass(frozen=True)
@@ -210,7 +243,10 @@ class Sizes:
         if isinstance(rule, Integers):
             begin = int(layer[rule.name])
             values = constants[begin : begin + 4 * rule.count].view("<i4").copy()
-            values[list(rule.places)] = np.array(rule.terms, np.int64) @ powers
+            if rule.places:
+                values[list(rule.places)] = np.array(rule.terms, np.int64) @ powers
+            for share in rule.shares:
+                values.view("<f4")[share.place] = share.values(np.array(_value(share.terms, powers)))
             return [(rule.name, values)]
         table, weights = windows(rule.windows, *resampled_lengths(layer, buffers), float(layer["scale"]))
         return [("weights", table), ("scales", weights)]
@@ -267,9 +303,10 @@ def _value(terms: Terms, powers: Ints) -> int:
 def _moves(rule: Moves, powers: Ints) -> npt.NDArray[np.int32]:
     found = []
     for run in rule.runs:
-        first, step = (np.array(each, np.int64) @ powers for each in (run.first, run.step))
-        blocks = np.arange(_value(run.blocks, powers))[:, None, None]
-        found.append((first + blocks * step).reshape(-1, first.shape[1]).astype(np.int32))
+        first, step, stride = (np.array(each, np.int64) @ powers for each in (run.first, run.step, run.stride))
+        rounds, blocks = (np.arange(_value(each, powers)) for each in (run.rounds, run.blocks))
+        moves = first + rounds[:, None, None, None] * stride + blocks[:, None, None] * step
+        found.append(moves.reshape(-1, first.shape[1]).astype(np.int32))
     return np.concatenate(found)
 
 
@@ -303,12 +340,22 @@ def _rule(raw: Mapping[str, Any]) -> Integers | Moves | Resampled | Grid:
     places, terms = tuple(int(each) for each in raw["places"]), tuple(terms_of(each) for each in raw["terms"])
     if len(places) != len(terms) or not all(0 <= each < int(raw["count"]) for each in places):
         raise ValueError("the integers of a constant are damaged")
-    return Integers(layer, name, int(raw["count"]), places, terms)
+    shares = tuple(_share(each, int(raw["count"])) for each in raw["shares"])
+    return Integers(layer, name, int(raw["count"]), places, terms, shares)
+
+
+def _share(raw: Mapping[str, Any], count: int) -> Share:
+    found = Share(int(raw["place"]), float(raw["factor"]), _known(raw["law"], LAWS), terms_of(raw["terms"]))
+    if not 0 <= found.place < count:
+        raise ValueError("the shares of a constant are damaged")
+    return found
 
 
 def _run(raw: Mapping[str, Any]) -> Run:
-    first, step = (tuple(tuple(terms_of(one) for one in move) for move in raw[each]) for each in ("first", "step"))
-    return Run(terms_of(raw["blocks"]), first, step)
+    first, step, stride = (
+        tuple(tuple(terms_of(one) for one in move) for move in raw[each]) for each in ("first", "step", "stride")
+    )
+    return Run(terms_of(raw["blocks"]), first, step, terms_of(raw["rounds"]), stride)
 
 
 def _known(name: Any, names: Any) -> str:

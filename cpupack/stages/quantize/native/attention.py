@@ -13,7 +13,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import shape_of
 from cpupack.stages.quantize.native.functions import constant_of
-from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads
+from cpupack.stages.quantize.native.heads import Heads, append_heads, one_layer
 from cpupack.stages.quantize.native.tell import tell_float
 from cpupack.stages.quantize.native.walks import Fixed, View
 from cpupack.stages.quantize.native.whole_numbers import hidden_by
@@ -44,12 +44,12 @@ def written_out(b: Builder, node: fx.Node) -> bool:
     queries, keys, values = (b.floats.view(as_floats(b, each, end)) for each in (*node.args[:2], values_node))  # type: ignore[arg-type]
     turned = keys.permuted((*range(len(keys.shape) - 2), len(keys.shape) - 1, len(keys.shape) - 2))
     rank = len(queries.shape)
-    if not rank == len(turned.shape) == len(values.shape) or rank < 3:
+    if not rank == len(turned.shape) == len(values.shape) or rank < 2:
         return False
     outer = tuple(shape_of(node)[1:-2])
     if any(tuple(each.shape[:-2]) != outer for each in (queries, turned, values)):
         return False
-    if not fits_heads(queries.shape, turned.shape[-2], values.shape[-1]):
+    if not one_layer(b.choices, queries.shape, turned.shape[-2], values.shape[-1]):
         return False
     masks: list[Fixed | View] = list(found.views)
     if found.fixed is not None:
@@ -68,7 +68,7 @@ def _scores(b: Builder, node: fx.Node) -> _Scores | None:
     """Return the calls after the product ``node`` up to that with the values; None where they are something else."""
     found, softened = _Scores(node), False
     operands = node.all_input_nodes
-    if len(operands) != 2 or any(each.op == "get_attr" or len(shape_of(each)) < 4 for each in operands):
+    if len(operands) != 2 or any(each.op == "get_attr" or len(shape_of(each)) < 3 for each in operands):
         return None
     while len(found.last.users) == 1:
         reader = next(iter(found.last.users))

@@ -17,6 +17,7 @@ from cpupack.graph.vocabulary import BATCH_NORMS, MAX_POOLS
 from cpupack.recipe import Quantize
 from cpupack.runtime.images.preprocess import PreprocessSpec
 from cpupack.stages.quantize.native.calls import Calls, parts_of, shape_of, whole_concatenations
+from cpupack.stages.quantize.native.choices import Choices, Made, Way
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.functions import highest_result, table_of
 from cpupack.stages.quantize.native.ledger import Ledger
@@ -79,7 +80,7 @@ class Builder:
         divisors: Mapping[str, torch.Tensor] | None = None,
         forms: Mapping[str, Forms] | None = None,
         grid: Grid | None = None,
-        rows: Mapping[int, int] | None = None,
+        choices: Made | None = None,
     ) -> None:
         self.calls, self.recipe, self.preprocess, self.fitting = calls, recipe, preprocess, fitting
         channels, height, width = input_shape
@@ -92,9 +93,10 @@ class Builder:
         self.left_by_positions: set[fx.Node] = set()
         self.images: set[fx.Node] = set()
         self.borders: dict[fx.Node, tuple[Pair, Pair, Pair]] = {}
+        self.choices = Choices(self.program, choices)
         if grid is not None:
             self.program.filler = UNUSED.tobytes()
-        self.floats = Floats(self.program, grid, rows)
+        self.floats = Floats(self.program, grid, self.choices)
         self.float_tuples: dict[fx.Node, tuple[View, ...]] = {}
         self.dequantized: dict[int, tuple[View, int]] = {}
         self.reasons = reasons or {}
@@ -271,7 +273,9 @@ class Builder:
         ``grid`` is the target with the scale that these elements get, where it has several.
         """
         one, other = self.buffer(source), grid or self.buffer(target)
-        moves = moves_of(memory_places(elements, one), memory_places(places, other), one, other)
+        in_turn = self.choices.given(Way.MOVES)
+        moves, in_turn = moves_of(memory_places(elements, one), memory_places(places, other), one, other, in_turn)
+        self.choices.keep(Way.MOVES, in_turn)
         layer = Layer(Op.MOVE, input=source, output=target, constants={"weights": moves})
         layer.fields = {"runs": len(moves), "output_zero_point": other.zero_point}
         if (one.scale, one.zero_point) != (other.scale, other.zero_point):

@@ -22,7 +22,7 @@ from cpupack.stages.quantize.native.float_layers import average_pool, max_pool, 
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS
 from cpupack.stages.quantize.native.float_resampling import RESAMPLING
 from cpupack.stages.quantize.native.floats import Operand
-from cpupack.stages.quantize.native.heads import Heads, append_heads, fits_heads, score_scale
+from cpupack.stages.quantize.native.heads import Heads, append_heads, one_layer, score_scale
 from cpupack.stages.quantize.native.linear import linear_by_rows
 from cpupack.stages.quantize.native.look_ups import embed, is_embedding, is_look_up
 from cpupack.stages.quantize.native.operands import operand_of, views_of
@@ -339,14 +339,14 @@ def _attention(b: Builder, node: fx.Node) -> tuple[View, str]:
     words = node.name in b.attends_by_words
     kernel = "attention of 16 bits" if words else "attention"
     heads = Heads(query, key, value, scale, masks, causal, words=words)
-    if groups > 1 and fits_heads((1, *query.shape), key.shape[-2], value.shape[-1]):
+    if groups > 1 and one_layer(b.choices, (1, *query.shape), key.shape[-2], value.shape[-1]):
         found = append_heads(b.floats, heads.in_groups(groups))
         width = found.steps[-3]  # the heads of a token lie side by side
         shape, steps = (*query.shape[:-1], value.shape[-1]), (*found.steps[:-4], width, *found.steps[-2:])
         return View(found.buffer, shape, steps), kernel
     if groups > 1:
         key, value = (_repeated(b, each, groups) for each in (key, value))
-    elif fits_heads(query.shape, key.shape[-2], value.shape[-1]):
+    elif one_layer(b.choices, query.shape, key.shape[-2], value.shape[-1]):
         return append_heads(b.floats, heads), kernel
     turned = key.permuted((*range(len(key.shape) - 2), len(key.shape) - 1, len(key.shape) - 2))
     scores = b.floats.multiply(query, turned, scale=scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from cpupack.errors import QuantizationError
+from cpupack.stages.quantize.native.choices import Choices, Way
 from cpupack.stages.quantize.native.program import NO_FLAGS, Flag, Layer, Op, Program
 from cpupack.stages.quantize.native.recurrence import GATES, Direction, Kind, constants_of
 from cpupack.stages.quantize.native.walks import (
@@ -41,15 +42,12 @@ _SHORT_ROW, _LONGER = 16, 8
 class Floats:
     """The float32 values of a program: ``values`` has a view, or constants, for each call in FP32.
 
-    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them. ``rows`` says for
-    functions, by the place of their layer, which dimension their rows are of. Where it is given, they are of the same
-    ones: programs of other sizes of the images differ in numbers alone.
+    With a ``grid`` the constants of pairs of positions are stored so that all lengths can share them.
     """
 
-    def __init__(self, program: Program, grid: Grid | None = None, rows: Mapping[int, int] | None = None) -> None:
+    def __init__(self, program: Program, grid: Grid | None = None, choices: Choices | None = None) -> None:
         self.program, self.grid = program, grid
-        self.rows: dict[int, int] = {}
-        self._given_rows = rows or {}
+        self.choices = choices or Choices(program)
         self.values: dict[fx.Node, Operand] = {}
 
     # ---- values ----
@@ -339,12 +337,11 @@ class Floats:
         """Put the longest dimension last if the last is short: what a row takes to begin costs more than strides do."""
         if not sizes:
             return sizes, steps
-        place, row = len(self.program.layers), len(sizes) - 1
-        if self._given_rows.get(place, len(sizes)) < len(sizes):
-            row = self._given_rows[place]
-        elif sizes[-1] < _SHORT_ROW and max(sizes) >= _LONGER * sizes[-1]:
-            row = sizes.index(max(sizes))
-        self.rows[place] = row
+        row = self.choices.given(Way.ROW)
+        if row is None or row >= len(sizes):
+            short = sizes[-1] < _SHORT_ROW and max(sizes) >= _LONGER * sizes[-1]
+            row = sizes.index(max(sizes)) if short else len(sizes) - 1
+        self.choices.keep(Way.ROW, row)
         order = [*(each for each in range(len(sizes)) if each != row), row]
         return [sizes[each] for each in order], [[own[each] for each in order] for own in steps]
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cpupack.stages.quantize.native.choices import Choices, Way
 from cpupack.stages.quantize.native.floats import Floats, Operand
 from cpupack.stages.quantize.native.program import Flag, Layer, Op
 from cpupack.stages.quantize.native.walks import WIDEST, Fixed, Function, Instruction, View, dense_steps, merged
@@ -86,7 +87,13 @@ def _counts(heads: int, groups: int) -> tuple[int, int]:
     return (1, 1) if heads == 1 else (heads // groups, groups)
 
 
-def fits_heads(shape: Sequence[int], columns: int, width: int) -> bool:
+def one_layer(choices: Choices, shape: Sequence[int], columns: int, width: int) -> bool:
+    """Whether attention of queries ``(*outer, rows, length)`` is one layer, which keeps no scores."""
+    chosen = _fits(shape, columns, width) and choices.given(Way.HEADS) != 0
+    return bool(choices.keep(Way.HEADS, int(chosen)))
+
+
+def _fits(shape: Sequence[int], columns: int, width: int) -> bool:
     """Whether the keys and values of a head of queries ``(*outer, rows, length)`` have room in a thread's memory."""
     pitch, length = -(-columns // _LANES) * _LANES + _LANES, shape[-1]
     as_floats = pitch * (length + SCORE_ROWS) + columns * (width + _LANES)

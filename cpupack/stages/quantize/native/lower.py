@@ -164,7 +164,7 @@ def _lower_segment(
         divisors=divisors_of(calibrated, recipe),
         forms=plan.forms,
         grid=None if calibrated.grid is None else Grid(*calibrated.grid),
-        rows=calibrated.float_rows,
+        choices=calibrated.choices,
     )
     builder.quantizes = functools.partial(as_codes, builder)
     originals = {node.name: node for node in segment.nodes}
@@ -252,7 +252,7 @@ def _one(
         image=output.image,
         head=parts.graph_of(calls, head[0]) if head else None,
         tail=parts.graph_of(calls, tail[0]) if tail else None,
-        float_rows=lowered.builder.floats.rows,
+        choices=lowered.builder.choices.made,
     ).eval()
 
 

@@ -12,6 +12,7 @@ from cpupack.stages.quantize.native.program import Buffer
 
 Ints = npt.NDArray[np.int64]
 
+EITHER, NEIGHBOURS, APART = range(3)
 FILL = -1
 """Replaces an element's number and means the layer's constant."""
 _COLUMNS = 8  # of struct cpupack_move
@@ -30,19 +31,29 @@ def memory_places(elements: torch.Tensor, buffer: Buffer) -> Ints:
     return places
 
 
-def moves_of(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> npt.NDArray[np.int32]:
-    """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's."""
+def moves_of(
+    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: int | None = None
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Return moves ``(n, 8)`` from ``sources`` (or FILL) in one buffer's memory to ``targets`` in another's.
+
+    A move joins runs of bytes that follow each other in the target (NEIGHBOURS), or every n-th one (APART), whichever
+    gives fewer, unless ``joins`` says it. Which it was is returned, too: EITHER where it was not the same in all rows.
+    """
     by_target = np.argsort(targets, kind="stable")
     row = target.width * target.channels
     # No move crosses rows, so processing a few rows at a time limits the memory.
     rows = targets[by_target] // row
     cuts = np.searchsorted(rows, np.arange(0, target.frames * target.height, max(1, _AT_ONCE // row)))
     parts = [part for part in np.split(by_target, cuts[1:]) if len(part)]
-    found = [_moves_of_rows(sources[part], targets[part], source, target) for part in parts]
-    return np.concatenate(found) if found else np.empty((0, _COLUMNS), np.int32)
+    found = [_moves_of_rows(sources[part], targets[part], source, target, joins or EITHER) for part in parts]
+    chosen = {each for _, each in found}
+    moves = np.concatenate([each for each, _ in found]) if found else np.empty((0, _COLUMNS), np.int32)
+    return moves, chosen.pop() if len(chosen) == 1 else EITHER
 
 
-def _moves_of_rows(sources: Ints, targets: Ints, source: Buffer, target: Buffer) -> npt.NDArray[np.int32]:
+def _moves_of_rows(
+    sources: Ints, targets: Ints, source: Buffer, target: Buffer, joins: int
+) -> tuple[npt.NDArray[np.int32], int]:
     from_row, to_row = source.width * source.channels, target.width * target.channels
     rows = np.where(sources < 0, -1, sources // from_row), targets // to_row
     # Neighbours in both become one run of bytes.
@@ -58,17 +69,22 @@ def _moves_of_rows(sources: Ints, targets: Ints, source: Buffer, target: Buffer)
         ],
         1,
     )  # fmt: skip
-    period = _best_period(runs)
-    return _repeated(_by_period(runs, period))
+    period = _best_period(runs, joins)
+    return _repeated(_by_period(runs, period)), NEIGHBOURS if period == 1 else APART
 
 
-def _best_period(runs: Ints) -> int:
+def _best_period(runs: Ints, joins: int) -> int:
     """Return the step in which runs of a row repeat best. In a pixel shuffle every r-th run repeats, not neighbours."""
-    rows, counts = np.unique(runs[:, 2], return_counts=True)
-    sample = runs[runs[:, 2] == rows[counts.argmax()]][:_MOST_TRIED]
-    periods = range(1, min(len(sample) // 2, _LONGEST_PERIOD) + 1)
+    rows, lengths = np.unique(runs[:, 2], return_counts=True)
+    sample = runs[runs[:, 2] == rows[lengths.argmax()]][:_MOST_TRIED]
+    if joins == NEIGHBOURS:
+        return 1
+    longest = len(sample) // 2 if joins == APART else min(len(sample) // 2, _LONGEST_PERIOD)
+    periods = range(2 if joins == APART else 1, longest + 1)
+    counts = {period: len(_repeated(_by_period(sample, period))) for period in periods}
+    fewest = min(counts.values(), default=len(sample))
     # Of two that are as good the longer one, which is the better one for wider images: these have the same moves then.
-    return min(periods, key=lambda period: (len(_repeated(_by_period(sample, period))), -period), default=1)
+    return 1 if fewest == len(sample) else max(period for period, count in counts.items() if count == fewest)
 
 
 def _by_period(runs: Ints, period: int) -> Ints:

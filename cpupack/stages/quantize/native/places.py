@@ -13,6 +13,7 @@ from cpupack.stages.quantize.native.bridges import as_floats
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
 from cpupack.stages.quantize.native.floats import Operand
+from cpupack.stages.quantize.native.magnitudes import bounded, largest_of
 from cpupack.stages.quantize.native.operands import operand_of
 from cpupack.stages.quantize.native.placed import (
     MOST_ORDERED,
@@ -31,7 +32,6 @@ from cpupack.stages.quantize.native.walks import (
     Surroundings,
     View,
 )
-from cpupack.stages.quantize.native.whole_numbers import bounded, largest_of
 
 _ATEN = torch.ops.aten
 _KINDS = {"sum": Put.SUM, "prod": Put.PRODUCT, "amax": Put.MAXIMUM, "amin": Put.MINIMUM, "mean": Put.SUM}

@@ -23,7 +23,7 @@ from cpupack.runtime.engine.sizes import (
     Moves,
     Number,
     Resampled,
-    Run,
+    Share,
     Sizes,
     head_bytes,
     resampled_lengths,
@@ -31,6 +31,8 @@ from cpupack.runtime.engine.sizes import (
 from cpupack.runtime.open_sizes import OpenSizes, Terms, terms_of
 from cpupack.size_terms import Fit, Ints, refused
 from cpupack.stages.quantize.native.grids import grid_of
+from cpupack.stages.quantize.native.move_lists import MOVE, runs_of
+from cpupack.stages.quantize.native.shares import share_of
 from cpupack.stages.quantize.native.values import LONGEST_SIDE
 from cpupack.stages.quantize.native.walks import MOST_VALUES
 
@@ -38,8 +40,6 @@ Bytes = npt.NDArray[np.uint8]
 _PLANNED = {"offset", "sample_bytes"}
 """What the runner computes itself."""
 _FLOATS = ("scale", "scale2")
-_MOVE = 8
-_LONGEST_BLOCK, _MOST_RUNS = 64, 64
 _USED = {
     Op.CONV: ("weights", "scales", "biases", "table"),
     Op.DEPTHWISE: ("weights", "scales", "biases", "table"),
@@ -198,11 +198,15 @@ class _Constants:
 
     def _integers(self, name: str, each: list[Bytes], fit: Fit) -> Integers:
         values = np.stack([one.view("<i4") for one in each]).astype(np.int64)
-        places = np.flatnonzero((values != values[0]).any(axis=0))
-        terms = fit.all_terms(values[:, places], f"a number of {self.name}")
-        return Integers(
-            self.number, name, values.shape[1], tuple(places.tolist()), tuple(map(terms_of, terms.tolist()))
-        )
+        what = f"a number of {self.name}"
+        found, shares = dict[int, Terms](), list[Share]()
+        for place in np.flatnonzero((values != values[0]).any(axis=0)).tolist():
+            try:
+                found[place] = fit.terms(values[:, place], what)
+            except QuantizationError:
+                own = np.array([one.view("<f4")[place] for one in each])
+                shares.append(share_of(place, own, fit, what))
+        return Integers(self.number, name, values.shape[1], tuple(found), tuple(found.values()), tuple(shares))
 
     def _grid(self, name: str, each: list[Bytes], fit: Fit) -> Grid:
         def terms(values: Ints) -> Terms | None:
@@ -245,49 +249,13 @@ class _Constants:
 
     def _moves(self, contents: list[Bytes], fit: Fit) -> Moves:
         lists = [
-            each[: 4 * _MOVE * int(layer["runs"])].view("<i4").reshape(-1, _MOVE).astype(np.int64)
+            each[: 4 * MOVE * int(layer["runs"])].view("<i4").reshape(-1, MOVE).astype(np.int64)
             for each, layer in zip(contents, self.own, strict=True)
         ]
-        for period in range(1, _LONGEST_BLOCK + 1):
-            cut = [_blocks(each, period) for each in lists]
-            if len({len(each) for each in cut}) > 1 or not 0 < len(cut[0]) <= _MOST_RUNS:
-                continue
-            try:
-                return Moves(self.number, tuple(self._run(each, fit) for each in zip(*cut, strict=True)))
-            except QuantizationError:
-                continue  # blocks of another length may repeat
-        raise refused(f"{self.name} moves values in an order that does not repeat")
-
-    def _run(self, blocks: tuple[Ints, ...], fit: Fit) -> Run:
-        """Return the run that has these blocks ``(blocks, moves, 8)`` at each size."""
-        what = f"a list of {self.name}"
-        steps = [each[1] - each[0] if len(each) > 1 else np.zeros_like(each[0]) for each in blocks]
-        shape = (*blocks[0].shape[1:], len(fit.products))
-        return Run(
-            fit.terms(np.array([len(each) for each in blocks]), what),
-            _nested(fit.all_terms(np.stack([each[0].ravel() for each in blocks]), what), shape),
-            _nested(fit.all_terms(np.stack([each.ravel() for each in steps]), what), shape),
-        )
-
-
-def _blocks(moves: Ints, period: int) -> list[Ints]:
-    """Return moves as runs of blocks ``(blocks, period, 8)``, each as long as its blocks follow at one distance.
-
-    Empty where the moves are no whole number of blocks, or too many runs.
-    """
-    if len(moves) % period:
-        return []
-    blocks = moves.reshape(-1, period, _MOVE)
-    steps = np.diff(blocks, axis=0).reshape(len(blocks) - 1, period * _MOVE)
-    found, first = list[Ints](), 0
-    while first < len(blocks) and len(found) <= _MOST_RUNS:
-        end = first + 1
-        if end < len(blocks):
-            same = (steps[first:] == steps[first]).all(axis=1)
-            end += len(same) if same.all() else int(same.argmin())
-        found.append(blocks[first:end])
-        first = end
-    return found if len(found) <= _MOST_RUNS else []
+        runs = runs_of(lists, fit, f"a list of {self.name}")
+        if runs is None:
+            raise refused(f"{self.name} moves values in an order that does not repeat")
+        return Moves(self.number, runs)
 
 
 def _numbers(fit: Fit, rows: Sequence[Any], fields: tuple[str, ...]) -> tuple[Number, ...]:

@@ -13,22 +13,19 @@ from typing import Any
 import torch
 from torch import fx
 
-from cpupack.graph.tags import LARGEST, ROWS_IN
-from cpupack.runtime.tensor_spec import LARGEST_EXACT
+from cpupack.graph.tags import ROWS_IN
 from cpupack.stages.quantize.native.builder import Builder
 from cpupack.stages.quantize.native.calls import argument, shape_of
+from cpupack.stages.quantize.native.float_formulas import rest
 from cpupack.stages.quantize.native.float_reductions import REDUCTIONS, reduced
 from cpupack.stages.quantize.native.floats import Operand
 from cpupack.stages.quantize.native.functions import constant_of
 from cpupack.stages.quantize.native.look_ups import LOOK_UPS
+from cpupack.stages.quantize.native.magnitudes import BEYOND, MOVES, WHOLE, bounded, largest_of
 from cpupack.stages.quantize.native.operands import operand_of, views_of
 from cpupack.stages.quantize.native.walks import Fixed, Function, Instruction, Norm, Reduction, View
 
 _ATEN = torch.ops.aten
-_BEYOND = "of whole numbers that may be beyond 2^24: a vocabulary of the [[input]] bounds them"
-_SLACK = 1 << 16
-"""An id plus a small number is exact for all ids but the last of 2^24, and no table has so many rows."""
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 _LESS, _EQUAL = Instruction(Function.LESS), Instruction(Function.EQUAL)
 _NOT = Instruction(Function.FROM_NUMBER, number=1.0)
 _OR_EQUAL = [Instruction(Function.EQUAL, 3, 0, 1), Instruction(Function.ADD, 0, 2, 3)]
@@ -60,7 +57,7 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     Returns None for a call that computes in float32 what it reads, whatever that was. Raises Refusal.
     """
     for each in (node, *node.all_input_nodes):
-        if each.meta.get("dtype", torch.float32) not in (*_WHOLE, torch.float32):
+        if each.meta.get("dtype", torch.float32) not in (*WHOLE, torch.float32):
             raise b.calls.refusal(node, "with values of " + str(each.meta["dtype"]).removeprefix("torch."))
     make = _LOWERED_BY.get(node.target)
     whole = not b.calls.takes_floats(node) or node.meta.get("dtype") != torch.float32
@@ -71,11 +68,14 @@ def lower_whole_numbers(b: Builder, node: fx.Node) -> str | None:
     if make is None and node.target in LOOK_UPS:
         return LOOK_UPS[node.target](b, node)
     if make is None:
+        if node.target in _JOINS:
+            bounded(b, node, max(largest_of(b, each) for each in node.all_input_nodes))
+            return None
         if node.target in _PLACES:
             b.magnitudes[node] = float(math.prod(shape_of(node.all_input_nodes[0])[1:]))
-        elif node.target in _EXTREMES and node.meta.get("dtype") in _WHOLE:
+        elif node.target in _EXTREMES and node.meta.get("dtype") in WHOLE:
             b.magnitudes[node] = largest_of(b, node.all_input_nodes[0])
-        if node.meta.get("dtype") in _WHOLE and node.target not in REDUCTIONS and node.target not in _MOVES:
+        if node.meta.get("dtype") in WHOLE and node.target not in REDUCTIONS and node.target not in MOVES:
             raise b.calls.refusal(node, "with values that are not float32")
         return None
     b.floats.values[node] = make(b, node)
@@ -91,50 +91,8 @@ def refuse_unbounded(b: Builder, node: fx.Node) -> None:
         return
     for each in node.all_input_nodes:
         dtype = each.meta.get("dtype")
-        if dtype in _WHOLE and dtype is not torch.bool and math.isinf(largest_of(b, each)):
-            raise b.calls.refusal(node, _BEYOND)
-
-
-# ---- how large whole numbers are ----
-
-
-def largest_of(b: Builder, value: Any) -> float:
-    """Return a number that no value of an operand is beyond, with either sign."""
-    if isinstance(value, bool | int | float):
-        return abs(value)
-    if not isinstance(value, fx.Node):
-        return math.inf
-    moves: list[fx.Node] = []
-    while value not in b.magnitudes and (value.target in _MOVES or b.calls.rearranges(value)):
-        moves.append(value)
-        value = value.all_input_nodes[0]
-    if value not in b.magnitudes and LARGEST in value.meta:
-        return _largest_of_input(b, value, moves)
-    held = b.calls.constant(value)
-    if held is None and isinstance(found := b.floats.values.get(value), Fixed):
-        held = found.values
-    if held is not None:
-        return float(held.abs().max()) if held.numel() else 0.0
-    if value.meta.get("dtype") is torch.bool:
-        return 1.0
-    return b.magnitudes.get(value, float(LARGEST_EXACT))
-
-
-def _largest_of_input(b: Builder, source: fx.Node, moves: list[fx.Node]) -> float:
-    """Return what no value is beyond that is taken out of a row of inputs; ``moves`` are the calls, the last first."""
-    found = torch.cat([torch.full((count,), largest) for count, largest in source.meta[LARGEST]]).expand(2, -1)
-    for node in reversed(moves):
-        found = b.calls.rearranged(node, {node.all_input_nodes[0]: found})
-    return min(float(found.max()), float(LARGEST_EXACT)) if found.numel() else 0.0
-
-
-def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None) -> None:
-    """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them."""
-    if node.meta.get("dtype") not in _WHOLE:
-        return
-    if largest > LARGEST_EXACT + _SLACK:
-        raise b.calls.refusal(told or node, _BEYOND)
-    b.magnitudes[node] = largest
+        if dtype in WHOLE and dtype is not torch.bool and math.isinf(largest_of(b, each)):
+            raise b.calls.refusal(node, BEYOND)
 
 
 # ---- the calls ----
@@ -144,15 +102,15 @@ def _convert(b: Builder, node: fx.Node) -> Operand:
     source: Any = node.args[0]
     operand = operand_of(b, source, node)
     before, after = source.meta["dtype"], node.meta["dtype"]
-    if after not in (*_WHOLE, torch.float32) or before not in (*_WHOLE, torch.float32):
+    if after not in (*WHOLE, torch.float32) or before not in (*WHOLE, torch.float32):
         raise b.calls.refusal(node, f"from {before} to {after}")
     largest = largest_of(b, source)
-    if after in _WHOLE and after not in (torch.bool, torch.int64, torch.int32) and largest > torch.iinfo(after).max:
+    if after in WHOLE and after not in (torch.bool, torch.int64, torch.int32) and largest > torch.iinfo(after).max:
         raise b.calls.refusal(node, f"to {after}, which has no numbers as large")
     b.magnitudes[node] = 1.0 if after is torch.bool else largest
     if after is torch.bool and before is not torch.bool:
         return _mapped(b, node, operand, [Instruction(Function.NUMBER, 1), _EQUAL, _NOT])
-    if before is torch.float32 and after in _WHOLE and not _is_input(b, source):
+    if before is torch.float32 and after in WHOLE and not _is_input(b, source):
         return _mapped(b, node, operand, [Instruction(Function.TRUNCATE)])
     return operand
 
@@ -224,6 +182,25 @@ def _clamp(b: Builder, node: fx.Node) -> Operand:
 def _negate(b: Builder, node: fx.Node) -> Operand:
     bounded(b, node, largest_of(b, node.args[0]))
     return _mapped(b, node, operand_of(b, node.args[0], node), [Instruction(Function.MULTIPLY_NUMBER, number=-1.0)])
+
+
+def _divide(b: Builder, node: fx.Node) -> Operand:
+    """A quotient rounded down or towards zero, or what is left of it. float32 divides such numbers without a fault."""
+    source: Any = node.args[0]
+    mode = argument(node, 2, "rounding_mode", "floor")
+    name = b.calls.kind(node).partition(".")[0]
+    if mode not in ("floor", "trunc"):
+        raise b.calls.refusal(node, "with values that are not float32")
+    number = _number(b, node.args[1])
+    if not number or not number.is_integer():
+        raise b.calls.refusal(node, "of whole numbers by what may be zero")
+    whole = Function.TRUNCATE if name == "fmod" or mode == "trunc" else Function.FLOOR
+    left = name in ("remainder", "fmod")
+    bounded(b, node, abs(number) if left else largest_of(b, source))
+    if math.isinf(largest_of(b, source)):
+        raise b.calls.refusal(node, BEYOND)
+    quotient = [Instruction(Function.DIVIDE_BY_NUMBER, number=number), Instruction(whole)]
+    return _mapped(b, node, operand_of(b, source, node), rest(number, whole) if left else quotient)
 
 
 def _accumulate(b: Builder, node: fx.Node) -> View:
@@ -337,7 +314,7 @@ def _of_two(b: Builder, node: fx.Node, code: list[Instruction]) -> View:
     one, two = node.args[:2]
     number = _number(b, two)
     if number is not None and isinstance(one, fx.Node):
-        if float(torch.tensor(number, dtype=torch.float32)) != number and _type_of(b, one) in _WHOLE:
+        if float(torch.tensor(number, dtype=torch.float32)) != number and _type_of(b, one) in WHOLE:
             raise b.calls.refusal(node, "with a number that float32 does not have")
         return _mapped(b, node, operand_of(b, one, node), [Instruction(Function.NUMBER, 1, number=number), *code])
     return _joined(b, node, operand_of(b, one, node), operand_of(b, two, node), code)
@@ -373,11 +350,11 @@ def _named(*names: str) -> list[Any]:
     return found
 
 
-_MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.default)
 _CONVERSIONS = tuple(_named("to", "type_as", "_to_copy"))
 _PLAIN = (torch.add, torch.sub, torch.mul, torch.sum, torch.clamp)
 _OF_FLOATS = (_ATEN.cumsum.default, _ATEN.index.Tensor)
 _PLACES = (_ATEN.argmax.default, _ATEN.argmin.default)
+_JOINS = (torch.cat, _ATEN.cat.default)
 _EXTREMES = (torch.amax, torch.amin)
 _CLAMPS = (torch.clamp, _ATEN.clamp.default, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _REDUCING = ("sum", "any", "all")
@@ -392,6 +369,8 @@ _LOWERED_BY: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
     **dict.fromkeys(_named("where"), _where),
     **dict.fromkeys(_named("masked_fill"), _fill),
     **dict.fromkeys(_named("neg"), _negate),
+    **dict.fromkeys(_named("remainder", "fmod", "floor_divide"), _divide),
+    **dict.fromkeys([each for each in _named("div") if "mode" in each._overloadname], _divide),
     _ATEN.rsub.Scalar: _subtract_from,
     **dict.fromkeys(_ARITHMETIC, _compute),
     **dict.fromkeys(_CLAMPS, _clamp),

@@ -1,0 +1,60 @@
+"""How large the whole numbers of calls get: float32 has them exactly up to 2^24."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+
+from cpupack.graph.tags import LARGEST
+from cpupack.runtime.tensor_spec import LARGEST_EXACT
+from cpupack.stages.quantize.native.builder import Builder
+from cpupack.stages.quantize.native.walks import Fixed
+
+_ATEN = torch.ops.aten
+BEYOND = "of whole numbers that may be beyond 2^24: a vocabulary of the [[input]] bounds them"
+_SLACK = 1 << 16
+"""An id plus a small number is exact for all ids but the last of 2^24, and no table has so many rows."""
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+MOVES: tuple[Any, ...] = ("expand", _ATEN.expand.default, _ATEN.expand_as.default)
+
+
+def largest_of(b: Builder, value: Any) -> float:
+    """Return a number that no value of an operand is beyond, with either sign."""
+    if isinstance(value, bool | int | float):
+        return abs(value)
+    if not isinstance(value, fx.Node):
+        return math.inf
+    moves: list[fx.Node] = []
+    while value not in b.magnitudes and (value.target in MOVES or b.calls.rearranges(value)):
+        moves.append(value)
+        value = value.all_input_nodes[0]
+    if value not in b.magnitudes and LARGEST in value.meta:
+        return _largest_of_input(b, value, moves)
+    held = b.calls.constant(value)
+    if held is None and isinstance(found := b.floats.values.get(value), Fixed):
+        held = found.values
+    if held is not None:
+        return float(held.abs().max()) if held.numel() else 0.0
+    if value.meta.get("dtype") is torch.bool:
+        return 1.0
+    return b.magnitudes.get(value, float(LARGEST_EXACT))
+
+
+def _largest_of_input(b: Builder, source: fx.Node, moves: list[fx.Node]) -> float:
+    """Return what no value is beyond that is taken out of a row of inputs; ``moves`` are the calls, the last first."""
+    found = torch.cat([torch.full((count,), largest) for count, largest in source.meta[LARGEST]]).expand(2, -1)
+    for node in reversed(moves):
+        found = b.calls.rearranged(node, {node.all_input_nodes[0]: found})
+    return min(float(found.max()), float(LARGEST_EXACT)) if found.numel() else 0.0
+
+
+def bounded(b: Builder, node: fx.Node, largest: float, told: fx.Node | None = None) -> None:
+    """Note how large the results of a call are; refuse it, or the call ``told``, where float32 may not have them."""
+    if node.meta.get("dtype") not in WHOLE:
+        return
+    if largest > LARGEST_EXACT + _SLACK:
+        raise b.calls.refusal(told or node, BEYOND)
+    b.magnitudes[node] = largest
