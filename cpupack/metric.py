@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import CpupackError, VerificationError
@@ -14,6 +15,7 @@ from cpupack.model.user_code import describe_failure
 
 Outputs = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 """What a call of the runner gives."""
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,32 @@ class Metric:
     """A user's metric.
 
     ``name`` is the text in the recipe. ``goal`` says which values are better, ``max`` or ``min``. ``resampled`` asks
-    for intervals, which take some thousand calls.
+    for intervals, which take some thousand calls. ``by_row``, where a metric has it, gives one number for each sample,
+    NaN for those that do not count, whose mean is the metric: a sample that is drawn twice must not see itself.
     """
 
     name: str
     goal: str
     function: Callable[..., Any]
     resampled: bool = False
+    by_row: Callable[[Outputs, npt.NDArray[Any]], npt.NDArray[np.float64]] | None = None
+
+    def measure(self, outputs: Callable[[Rows], Outputs], targets: npt.NDArray[Any]) -> Callable[[Rows], float]:
+        """Return the metric as a function of rows of samples, NaN where the drawn ones have nothing to measure.
+
+        ``outputs`` gives the outputs of rows.
+        """
+        if self.by_row is not None:
+            values = self.by_row(outputs(np.arange(len(targets))), targets)
+            return lambda rows: float("nan") if np.isnan(values[rows]).all() else float(np.nanmean(values[rows]))
+
+        def measured(rows: Rows) -> float:
+            try:
+                return self(outputs(rows), targets[rows])
+            except VerificationError:  # such as samples without any box: all samples together have passed
+                return float("nan")
+
+        return measured
 
     def __call__(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float:
         """Return the function's answer on what the runner gives and targets ``(n, ...)``.
