@@ -207,8 +207,9 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     first = slice(0, pictures.MOST)
     unpack = reference.signature.unpack
     drawn = pictures.pictures(
-        reference.presenter, reference.kind, samples, unpack(reference.outputs[first]), unpack(actual[first])
-    )
+        reference.presenter, reference.kind, samples, reference.signature,
+        unpack(reference.outputs[first]), unpack(actual[first]),
+    )  # fmt: skip
     return Contender(quantized, scripted, report, golden, pictures=drawn)
 
 
