@@ -19,28 +19,37 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Sums:
+    """A metric of sums. ``of_samples`` gives counts ``(n, ...)`` of outputs and targets, ``value`` the metric of their
+    sum, NaN where that has nothing to measure."""
+
+    of_samples: Callable[[Outputs, npt.NDArray[Any]], npt.NDArray[Any]]
+    value: Callable[[npt.NDArray[Any]], float]
+
+
+@dataclass(frozen=True)
 class Metric:
     """A user's metric.
 
     ``name`` is the text in the recipe. ``goal`` says which values are better, ``max`` or ``min``. ``resampled`` asks
-    for intervals, which take some thousand calls. ``by_row``, where a metric has it, gives one number for each sample,
-    NaN for those that do not count, whose mean is the metric: a sample that is drawn twice must not see itself.
+    for intervals, which take some thousand calls. ``sums`` is the metric as a function of sums over samples, where it
+    is one: a draw is then a sum, and a sample that is drawn twice does not see itself.
     """
 
     name: str
     goal: str
     function: Callable[..., Any]
     resampled: bool = False
-    by_row: Callable[[Outputs, npt.NDArray[Any]], npt.NDArray[np.float64]] | None = None
+    sums: Sums | None = None
 
     def measure(self, outputs: Callable[[Rows], Outputs], targets: npt.NDArray[Any]) -> Callable[[Rows], float]:
         """Return the metric as a function of rows of samples, NaN where the drawn ones have nothing to measure.
 
         ``outputs`` gives the outputs of rows.
         """
-        if self.by_row is not None:
-            values = self.by_row(outputs(np.arange(len(targets))), targets)
-            return lambda rows: float("nan") if np.isnan(values[rows]).all() else float(np.nanmean(values[rows]))
+        if (sums := self.sums) is not None:
+            counts = sums.of_samples(outputs(np.arange(len(targets))), targets)
+            return lambda rows: sums.value(counts[rows].sum(axis=0))
 
         def measured(rows: Rows) -> float:
             try:

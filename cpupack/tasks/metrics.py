@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cpupack.accuracy import likenesses
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
-from cpupack.metric import Metric, Outputs
+from cpupack.metric import Metric, Outputs, Sums
 from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
@@ -56,19 +56,43 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
     def by_name(outputs: Outputs) -> Mapping[str, Array]:
         return outputs if isinstance(outputs, dict) else {own: outputs}
 
-    def by_row(outputs: Outputs, targets: Array) -> npt.NDArray[np.float64]:
-        return recalled(by_name(outputs)[own], targets, recall_at(name))
+    def found(outputs: Outputs, targets: Array) -> npt.NDArray[np.float64]:
+        hits = recalled(by_name(outputs)[own], targets, recall_at(name))
+        return np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1)
+
+    def overlaps(outputs: Outputs, targets: Array) -> npt.NDArray[np.int64]:
+        return class_overlaps(presenter, by_name(outputs), targets)
 
     def function(outputs: Outputs, targets: Array) -> float:
         if known.kind == "embedding":
-            return float(np.nanmean(by_row(outputs, targets)))
+            return share(found(outputs, targets).sum(axis=0))
         return _FUNCTIONS[name](presenter, by_name(outputs), targets)
 
-    return Metric(name, known.goal, function, resampled, by_row if known.kind == "embedding" else None)
+    sums = {"embedding": Sums(found, share), "segmentation": Sums(overlaps, iou_of)}.get(known.kind)
+    return Metric(name, known.goal, function, resampled, sums)
+
+
+def share(counts: Array) -> float:
+    """Return the first count as a share of the second, NaN of none."""
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
 
 
 def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return the mean over classes of intersection over union of all pixels. Classes that occur nowhere do not count.
+    """Return the mean over classes of intersection over union of all pixels, without classes that occur nowhere."""
+    found = iou_of(class_overlaps(presenter, outputs, targets).sum(axis=0))
+    if np.isnan(found):
+        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
+    return found
+
+
+def iou_of(counts: Array) -> float:
+    """Return the mean IoU of what ``class_overlaps`` counts, NaN without any pixel."""
+    both, either = counts
+    return float((both[either > 0] / either[either > 0]).mean()) if either.any() else float("nan")
+
+
+def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.int64]:
+    """Return the pixels of each sample and class ``(n, 2, classes)``: in both the result and the target, and in either.
 
     ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
     """
@@ -82,18 +106,15 @@ def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array)
             hint="give the class as 1",
         )
     size = int(max(targets.max(initial=0), _most_classes(outputs))) + 1
-    common = np.zeros((size, size), np.int64)
+    counts = np.zeros((len(targets), 2, size), np.int64)
     height, width = targets.shape[1:]
     for row, target in enumerate(targets.astype(np.int64)):
         found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
         known = (target >= 0) & (target != IGNORED)
         pairs = target[known] * size + np.clip(found[known], 0, size - 1)
-        common += np.bincount(pairs, minlength=size * size).reshape(size, size)
-    both = np.diag(common)
-    either = common.sum(axis=0) + common.sum(axis=1) - both
-    if not either.any():
-        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
-    return float((both[either > 0] / either[either > 0]).mean())
+        common = np.bincount(pairs, minlength=size * size).reshape(size, size)
+        counts[row] = np.diag(common), common.sum(axis=0) + common.sum(axis=1) - np.diag(common)
+    return counts
 
 
 def _check_classes(metric: str, given: Array, count: int | None, where: str) -> None:

@@ -131,9 +131,11 @@ def test_a_sample_that_is_drawn_twice_does_not_find_itself() -> None:
 def test_draws_without_anything_to_measure_have_no_number() -> None:
     """A gate with ``confident`` must not fail because some draw has no box."""
     metric = task_metric("miou", model("segmentation", {"output": (2, 1, 1)}), resampled=True)
-    scores, masks = np.zeros((4, 2, 1, 1), np.float32), np.array([0, 0, 0, 255]).reshape(4, 1, 1)
+    scores, masks = np.zeros((4, 2, 1, 1), np.float32), np.array([0, 0, 1, 255]).reshape(4, 1, 1)
     measure = metric.measure(lambda rows: scores[rows], masks)
     assert np.isnan(measure(np.array([3, 3, 3, 3])))
+    rows = np.array([0, 2, 2, 3])
+    assert measure(rows) == metric(scores[rows], masks[rows]) > 0.0
     assert accuracy.bootstrap_interval(lambda rows: 1.0 if (rows < 3).any() else np.nan, 4) == (1.0, 1.0)
     with pytest.raises(ValueError, match="cannot be measured on most draws of 4 samples"):
         accuracy.bootstrap_interval(lambda _rows: np.nan, 4)
