@@ -39,6 +39,8 @@ _Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 _BISECTIONS = 100
 _MOST_SAMPLES = 10**9
 _RESAMPLES = 1000
+_MOST_UNDEFINED = 0.5
+"""The share of draws without a measure up to which an interval says something."""
 _FEWEST_ROUNDS = 6
 
 
@@ -154,11 +156,14 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 def bootstrap_interval(measure: Callable[[npt.NDArray[np.int64]], float], count: int) -> Interval:
     """Return the percentile bootstrap of a number measured on rows ``(count,)`` of samples, drawn with a fixed seed.
 
-    Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3.
+    Efron and Tibshirani 1993, An Introduction to the Bootstrap, 13.3. Draws whose measure is NaN are left out. Raises
+    ValueError where more than half of them are.
     """
     random = np.random.default_rng(0)
-    drawn = [measure(random.integers(0, count, count)) for _ in range(_RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    drawn = np.array([measure(random.integers(0, count, count)) for _ in range(_RESAMPLES)])
+    if np.isnan(drawn).mean() > _MOST_UNDEFINED:
+        raise ValueError(f"it cannot be measured on most draws of {count} samples")
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from cpupack.errors import CpupackError, VerificationError
@@ -14,6 +15,16 @@ from cpupack.model.user_code import describe_failure
 
 Outputs = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 """What a call of the runner gives."""
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A metric of sums. ``of_samples`` gives counts ``(n, ...)`` of outputs and targets, ``value`` the metric of their
+    sum, NaN where that has nothing to measure."""
+
+    of_samples: Callable[[Outputs, npt.NDArray[Any]], npt.NDArray[Any]]
+    value: Callable[[npt.NDArray[Any]], float]
 
 
 @dataclass(frozen=True)
@@ -21,13 +32,32 @@ class Metric:
     """A user's metric.
 
     ``name`` is the text in the recipe. ``goal`` says which values are better, ``max`` or ``min``. ``resampled`` asks
-    for intervals, which take some thousand calls.
+    for intervals, which take some thousand calls. ``sums`` is the metric as a function of sums over samples, where it
+    is one: a draw is then a sum, and a sample that is drawn twice does not see itself.
     """
 
     name: str
     goal: str
     function: Callable[..., Any]
     resampled: bool = False
+    sums: Sums | None = None
+
+    def measure(self, outputs: Callable[[Rows], Outputs], targets: npt.NDArray[Any]) -> Callable[[Rows], float]:
+        """Return the metric as a function of rows of samples, NaN where the drawn ones have nothing to measure.
+
+        ``outputs`` gives the outputs of rows.
+        """
+        if (sums := self.sums) is not None:
+            counts = sums.of_samples(outputs(np.arange(len(targets))), targets)
+            return lambda rows: sums.value(counts[rows].sum(axis=0))
+
+        def measured(rows: Rows) -> float:
+            try:
+                return self(outputs(rows), targets[rows])
+            except VerificationError:  # such as samples without any box: all samples together have passed
+                return float("nan")
+
+        return measured
 
     def __call__(self, outputs: Outputs, targets: npt.NDArray[Any]) -> float:
         """Return the function's answer on what the runner gives and targets ``(n, ...)``.

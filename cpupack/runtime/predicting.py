@@ -78,7 +78,8 @@ def run(package_dir: Path, args: argparse.Namespace) -> tuple[dict[str, Any], st
     top_k = shown_classes(args.top_k, task_of(manifest).kind)
     pictures = [None] * len(names)
     if args.save is not None:
-        pictures = _targets(args.save, names, manifest)
+        pictures = targets = _targets(args.save, names, manifest)
+        _keep_inputs(targets, [*args.inputs, *(each.partition("=")[2] for each in args.named)])
     with Runner(package_dir, threads=args.threads, instances=args.instances, batch_size=args.batch_size) as runner:
         found = runner.predict(items, top_k=top_k)
         answers = runner.answers
@@ -121,6 +122,18 @@ def _targets(save: Path, inputs: Sequence[str], manifest: Manifest) -> list[Any]
         twice = next(each for each in targets if targets.count(each) > 1)
         raise InputError(f"--save: several inputs would be {twice}; give them other names")
     return targets
+
+
+def _keep_inputs(targets: Sequence[Path], inputs: Sequence[str]) -> None:
+    """Raise InputError where a drawing would replace a file that is read."""
+    for target in targets:
+        for name in inputs:
+            try:
+                same = target.samefile(name)
+            except (OSError, ValueError):  # one of them does not exist, or is no path
+                continue
+            if same:
+                raise InputError(f"--save: the drawing would replace the input {name}; save it elsewhere")
 
 
 def _writable(path: Path) -> Path:

@@ -51,10 +51,12 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
         content = json.loads(path.read_bytes())
         images = {str(each["file_name"]): each["id"] for each in content["images"]}
         twice = _twice(str(each["file_name"]) for each in content["images"])
+        one_id = _twice(each["id"] for each in content["images"])
         classes = _classes(content["categories"], request)
         boxes: dict[Any, list[list[float]]] = {number: [] for number in images.values()}
         for each in content["annotations"]:
             left, top, width, height = (float(number) for number in each["bbox"])
+            _check_annotation(each, boxes, classes, path, request)
             index, crowd = classes[each["category_id"]], float(each.get("iscrowd", 0))
             boxes[each["image_id"]].append([left, top, left + width, top + height, index, crowd])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -65,6 +67,13 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
         ) from error
     if twice is not None:
         raise _error(request, f"{path} has the image {twice} twice")
+    if one_id is not None:
+        both = [name for name, number in images.items() if number == one_id]
+        raise _error(
+            request,
+            f"{path} has two images with the id {one_id}, {both[0]} and {both[1]}, and both would get all their boxes",
+            "give each image an id of its own; files that were joined often have the same ids",
+        )
     _check_short_names(path, names, images, request)
     found = []
     for name in names:
@@ -90,7 +99,23 @@ def _coco(path: Path, names: Sequence[str], root: Path, request: Request) -> Arr
     return result
 
 
-def _twice(names: Iterable[str]) -> str | None:
+def _check_annotation(
+    annotation: dict[str, Any], images: Container[Any], classes: Container[Any], path: Path, request: Request
+) -> None:
+    """Raise CalibrationError for a box of an image or a category that the file does not have, or of no size."""
+    for key, known, what in (("image_id", images, "image"), ("category_id", classes, "category")):
+        if annotation[key] not in known:
+            raise _error(request, f"{path} has a box of the {what} {annotation[key]!r}, and no {what} with this id")
+    bbox = annotation["bbox"]
+    if not np.isfinite([float(each) for each in bbox]).all() or min(float(bbox[2]), float(bbox[3])) < 0:
+        raise _error(
+            request,
+            f"{path}: the box {bbox} of the image {annotation['image_id']!r} has no width and height",
+            "bbox is [x, y, width, height] in pixels, not two corners",
+        )
+
+
+def _twice(names: Iterable[Any]) -> Any:
     """Return the first name that appears twice, None without one."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 

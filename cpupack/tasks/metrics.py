@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cpupack.accuracy import likenesses
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
-from cpupack.metric import Metric, Outputs
+from cpupack.metric import Metric, Outputs, Sums
 from cpupack.recipe.metrics import known_metric, recall_at
 from cpupack.runtime.tasks import kinds
 from cpupack.runtime.tasks.answers import input_size
@@ -53,17 +53,46 @@ def task_metric(name: str, model: FloatModel, *, resampled: bool) -> Metric:
     presenter = presenter_of(model)
     own = model.signature.outputs[0].name
 
-    def function(outputs: Outputs, targets: Array) -> float:
-        named = outputs if isinstance(outputs, dict) else {own: outputs}
-        if known.kind == "embedding":
-            return recall(named[own], targets, recall_at(name))
-        return _FUNCTIONS[name](presenter, named, targets)
+    def by_name(outputs: Outputs) -> Mapping[str, Array]:
+        return outputs if isinstance(outputs, dict) else {own: outputs}
 
-    return Metric(name, known.goal, function, resampled)
+    def found(outputs: Outputs, targets: Array) -> npt.NDArray[np.float64]:
+        hits = recalled(by_name(outputs)[own], targets, recall_at(name))
+        return np.stack([np.nan_to_num(hits), ~np.isnan(hits)], axis=1)
+
+    def overlaps(outputs: Outputs, targets: Array) -> npt.NDArray[np.int64]:
+        return class_overlaps(presenter, by_name(outputs), targets)
+
+    def function(outputs: Outputs, targets: Array) -> float:
+        if known.kind == "embedding":
+            return share(found(outputs, targets).sum(axis=0))
+        return _FUNCTIONS[name](presenter, by_name(outputs), targets)
+
+    sums = {"embedding": Sums(found, share), "segmentation": Sums(overlaps, iou_of)}.get(known.kind)
+    return Metric(name, known.goal, function, resampled, sums)
+
+
+def share(counts: Array) -> float:
+    """Return the first count as a share of the second, NaN of none."""
+    return float(counts[0] / counts[1]) if counts[1] else float("nan")
 
 
 def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
-    """Return the mean over classes of intersection over union of all pixels. Classes that occur nowhere do not count.
+    """Return the mean over classes of intersection over union of all pixels, without classes that occur nowhere."""
+    found = iou_of(class_overlaps(presenter, outputs, targets).sum(axis=0))
+    if np.isnan(found):
+        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
+    return found
+
+
+def iou_of(counts: Array) -> float:
+    """Return the mean IoU of what ``class_overlaps`` counts, NaN without any pixel."""
+    both, either = counts
+    return float((both[either > 0] / either[either > 0]).mean()) if either.any() else float("nan")
+
+
+def class_overlaps(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> npt.NDArray[np.int64]:
+    """Return the pixels of each sample and class ``(n, 2, classes)``: in both the result and the target, and in either.
 
     ``targets`` are classes ``(n, height, width)`` of the model's input, ``IGNORED`` or below 0 where none is known.
     """
@@ -71,19 +100,21 @@ def mean_iou(presenter: Presenter, outputs: Mapping[str, Array], targets: Array)
     if targets.ndim != 3:
         raise _wrong("miou", "classes (n, height, width)", targets)
     _check_classes("miou", targets[(targets >= 0) & (targets != IGNORED)], _classes_of_maps(outputs), "the masks")
+    if set(np.unique(targets).tolist()) == {0, IGNORED}:
+        raise VerificationError(
+            f"[evaluation] metric miou: the masks have 0 and {IGNORED} alone, and {IGNORED} stands for unknown",
+            hint="give the class as 1",
+        )
     size = int(max(targets.max(initial=0), _most_classes(outputs))) + 1
-    common = np.zeros((size, size), np.int64)
+    counts = np.zeros((len(targets), 2, size), np.int64)
     height, width = targets.shape[1:]
     for row, target in enumerate(targets.astype(np.int64)):
         found = presenter.present({name: each[row] for name, each in outputs.items()}, Frame.whole(width, height)).mask
         known = (target >= 0) & (target != IGNORED)
         pairs = target[known] * size + np.clip(found[known], 0, size - 1)
-        common += np.bincount(pairs, minlength=size * size).reshape(size, size)
-    both = np.diag(common)
-    either = common.sum(axis=0) + common.sum(axis=1) - both
-    if not either.any():
-        raise VerificationError("[evaluation] metric miou: no pixel of the masks has a class")
-    return float((both[either > 0] / either[either > 0]).mean())
+        common = np.bincount(pairs, minlength=size * size).reshape(size, size)
+        counts[row] = np.diag(common), common.sum(axis=0) + common.sum(axis=1) - np.diag(common)
+    return counts
 
 
 def _check_classes(metric: str, given: Array, count: int | None, where: str) -> None:
@@ -121,7 +152,13 @@ def mean_absolute_error(presenter: Presenter, outputs: Mapping[str, Array], targ
 def f1(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
     """Return F1 over all labels of all samples (micro). ``targets`` ``(n, labels)`` are 0 or 1."""
     (rows,) = outputs.values()
-    expected = np.asarray(targets).reshape(len(targets), -1).astype(bool)
+    given = np.asarray(targets).reshape(len(targets), -1)
+    if not np.isin(given, (0, 1)).all():
+        raise VerificationError(
+            f"[evaluation] metric f1: the targets have {given[~np.isin(given, (0, 1))][0]:g}; a label is 0 or 1",
+            hint="leave out samples with labels that nobody knows",
+        )
+    expected = given.astype(bool)
     if expected.shape != (len(rows), int(np.prod(rows.shape[1:]))):
         raise _wrong("f1", f"{int(np.prod(rows.shape[1:]))} truth values for each sample", targets)
     found = np.zeros_like(expected)
@@ -133,10 +170,10 @@ def f1(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> fl
     return 2.0 * right / total if total else 1.0
 
 
-def recall(vectors: Array, classes: Array, k: int) -> float:
-    """Return the share of samples with one of their own class among the ``k`` nearest others by the cosine.
+def recalled(vectors: Array, classes: Array, k: int) -> npt.NDArray[np.float64]:
+    """Return for each sample whether one of its own class is among the ``k`` nearest others by the cosine, 1 or 0.
 
-    Samples that are alone in their class do not count.
+    Samples that are alone in their class do not count: they are NaN.
     """
     classes = np.asarray(classes)
     if classes.ndim != 1:
@@ -147,14 +184,14 @@ def recall(vectors: Array, classes: Array, k: int) -> float:
         raise VerificationError(f"[evaluation] metric recall@{k}: no class has two samples")
     flat = np.asarray(vectors, np.float64).reshape(len(vectors), -1)
     unit = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-    hits = 0
+    hits = np.full(len(classes), np.nan)
     for start in range(0, len(asked), _ROWS_AT_ONCE):
         rows = asked[start : start + _ROWS_AT_ONCE]
         likeness = likenesses(unit[rows], unit)
         likeness[np.arange(len(rows)), rows] = -np.inf
         near = np.argsort(-likeness, axis=1, kind="stable")[:, :k]
-        hits += int((classes[near] == classes[rows, None]).any(axis=1).sum())
-    return hits / len(asked)
+        hits[rows] = (classes[near] == classes[rows, None]).any(axis=1)
+    return hits
 
 
 def mean_average_precision(presenter: Presenter, outputs: Mapping[str, Array], targets: Array) -> float:
@@ -186,6 +223,7 @@ def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, nu
     shapes = {name: each.shape[1:] for name, each in outputs.items()}
     count = None if presenter.anchors is not None else label_count(shapes, presenter.spec)
     _check_classes("map", targets[..., 4], count, "the boxes")
+    _check_boxes(np.asarray(targets, np.float64), presenter.input_size)
     presenter = presenter.with_threshold(_LOW_SCORE)
     truths: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -213,6 +251,28 @@ def _coco(presenter: Presenter, outputs: Mapping[str, Array], targets: Array, nu
         judged.accumulate()
         judged.summarize()
     return float(judged.stats[number])
+
+
+def _check_boxes(targets: Array, size: tuple[int, int]) -> None:
+    """Raise VerificationError for boxes that are no two corners in an input of ``size`` (width, height).
+
+    A corner may lie outside, but some of each box must be inside.
+    """
+    boxes = targets[targets[..., 4] >= 0][:, :4]
+    needed = f"two corners (xmin, ymin, xmax, ymax) in pixels of the model's input of {size[0]} x {size[1]}"
+    for wrong, what in (
+        (~np.isfinite(boxes).all(axis=1), "is not finite"),
+        ((boxes[:, :2] > boxes[:, 2:]).any(axis=1), "has its second corner before the first"),
+        (((boxes[:, :2] >= size) | (boxes[:, 2:] <= 0)).any(axis=1), "lies outside the input"),
+    ):
+        if wrong.any():
+            box = [round(float(each), 2) for each in boxes[wrong][0]]
+            raise VerificationError(f"[evaluation] metric map: the box {box} {what}", hint=f"boxes are {needed}")
+    if boxes.size and min(size) > 1 and boxes.max() <= 1:
+        raise VerificationError(
+            "[evaluation] metric map: all boxes are from 0 to 1, so they look like shares of the input",
+            hint=f"boxes are {needed}",
+        )
 
 
 def _boxed(box: Array, index: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from cpupack.artifacts import Samples, TaskPicture
+from cpupack.runtime.images.spec import PreprocessSpec
 from cpupack.runtime.names import printable
+from cpupack.runtime.signature import Signature
 from cpupack.runtime.tasks.answers import DRAWN
 from cpupack.runtime.tasks.base import Presenter
 from cpupack.runtime.tasks.frame import Frame
@@ -27,20 +29,30 @@ def pictures(
     presenter: Presenter | None,
     kind: str,
     samples: Samples,
+    signature: Signature,
     expected: Mapping[str, npt.NDArray[Any]],
     found: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[TaskPicture, ...]:
     """Return FP32's and INT8's results drawn over the first samples, empty for kinds that draw nothing or no images.
 
+    Of a model with several images they are drawn over the first one, as ``predict --save`` does.
     ``expected`` and ``found`` are the outputs of FP32 and INT8 by name, of at least the first samples.
     """
-    if presenter is None or kind not in DRAWN or samples.preprocess is None:
+    inputs = zip(signature.inputs, signature.input_places(), strict=True)
+    first = next(((each, place) for each, place in inputs if each.preprocess is not None), None)
+    if presenter is None or kind not in DRAWN or first is None:
         return ()
+    spec, place = first
+    assert spec.preprocess is not None
     result = []
     for row in range(min(MOST, len(samples), *map(len, expected.values()), *map(len, found.values()))):
         pixels = samples.data[row]
+        if signature.takes_rows:
+            pixels = _pixels(pixels[place].reshape(*spec.shape[1:], spec.shape[0]), spec.preprocess)
+        elif samples.preprocess is None:
+            pixels = _pixels(pixels.transpose(1, 2, 0), spec.preprocess)
         height, width = pixels.shape[:2]
-        if samples.preprocess.mode == "BGR":
+        if spec.preprocess.mode == "BGR":
             pixels = pixels[..., ::-1]
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)).convert("RGB")
         drawn = []
@@ -50,6 +62,12 @@ def pictures(
             drawn.append(_encoded(picture))
         result.append(TaskPicture(printable(samples.names[row]), *drawn))
     return tuple(result)
+
+
+def _pixels(values: npt.NDArray[np.float32], spec: PreprocessSpec) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image ``(height, width, channels)`` that is normalized."""
+    scaled = (values * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)) * 255
+    return np.asarray(scaled.round().clip(0, 255), np.uint8)
 
 
 def _encoded(image: Image.Image) -> str:

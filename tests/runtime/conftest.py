@@ -47,7 +47,7 @@ def edited(package_dir: Path, tmp_path: Path) -> Callable[..., Path]:
         copy = Path(shutil.copytree(package_dir, Path(tempfile.mkdtemp(dir=tmp_path)) / "tiny_int8"))
         manifest = read_manifest(copy)
         merged = {
-            key: {**getattr(manifest, key), **value} if isinstance(value, dict) else value
+            key: {**(getattr(manifest, key) or {}), **value} if isinstance(value, dict) else value
             for key, value in changes.items()
         }
         keep_manifest(copy, dataclasses.replace(manifest, **merged))

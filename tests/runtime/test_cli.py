@@ -20,6 +20,7 @@ from PIL import Image
 from cpupack.runtime import cli
 from cpupack.runtime.host.cpu import machine
 from cpupack.runtime.manifest import FileEntry, hash_file, read_manifest
+from cpupack.runtime.tasks.spec import TaskSpec
 from cpupack.runtime.verify import verify
 from helpers.tiny_package import keep_manifest
 from helpers.waiting import PATIENCE_S
@@ -214,6 +215,17 @@ def test_predict_without_labels_shows_classes(
 ) -> None:
     _, out, _ = call("predict", image, "--top-k", 1, package=edited(labels=None))
     assert out.splitlines()[1].split()[2] == "class"
+
+
+def test_a_drawing_never_replaces_an_input(
+    call: Callable[..., tuple[int, str, str]], edited: Callable[..., Path], image: Path
+) -> None:
+    before, package = image.read_bytes(), edited(task=TaskSpec.of("segmentation").to_dict())
+    for target in (image, image.parent):  # in a directory the drawing has the input's name
+        code, out, err = call("predict", image, "--save", target, package=package)
+        assert (code, out) == (2, "")
+        assert f"--save: the drawing would replace the input {image}" in one_error_line(err)
+    assert image.read_bytes() == before
 
 
 @pytest.mark.parametrize(

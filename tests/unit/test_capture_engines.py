@@ -12,6 +12,7 @@ from torch import nn
 
 from cpupack import accuracy
 from cpupack.artifacts import QuantizedModel
+from cpupack.graph.native_model import NativeModel
 from cpupack.quantized_engine import engine
 from cpupack.stages.quantize import quantize
 from helpers import native_reference
@@ -81,6 +82,14 @@ def filled(net: Net, x: torch.Tensor) -> torch.Tensor:
     return out[:, 2:6]
 
 
+def by_parts(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    """The boxes of YOLOv3, with its old names of tensors and types."""
+    found = torch.FloatTensor(x.shape[0], 4, 8, 8)
+    found[:, :1] = torch.sigmoid(x[:, :1]).data + torch.arange(8).repeat(8, 1).type(torch.FloatTensor) / 8
+    found[:, 1:] = x[:, 1:4]
+    return found
+
+
 def spread(net: Net, x: torch.Tensor) -> torch.Tensor:
     groups = x.reshape(x.shape[0], 2, 4, 8, 8)
     deviations = (groups.var((2, 3, 4), keepdim=True) + 1.0).sqrt().expand(groups.shape)
@@ -112,6 +121,7 @@ NETS: dict[str, Forward] = {
     "torch.where by a mask": lambda net, x: torch.where(x > 0.3, x * 2.0, x * 0.1)[:, :4],
     "updates of unbound parts": rows,
     "zeros that are filled": filled,
+    "an empty tensor that is filled by parts": by_parts,
     "the larger of two maps": lambda net, x: torch.max(x[:, :4], x[:, 4:]),
     "the smaller of a map and a constant": lambda net, x: torch.minimum(x, net.gain)[:, :4],
     "an empty part": lambda net, x: torch.cat([x[:, :0], x[:, :4], x[:, 8:]], 1),
@@ -183,3 +193,8 @@ def test_the_native_engine_is_right_for_any_batch(name: str) -> None:
 @pytest.mark.parametrize("engine_name", ["onednn", "fbgemm", "qnnpack"])
 def test_torchs_engines_are_right_for_any_batch(name: str, engine_name: str) -> None:
     check(net(NETS[name]), engine_name)
+
+
+@needs_kernels
+def test_an_empty_tensor_that_is_filled_needs_no_torch() -> None:
+    assert isinstance(check(net(by_parts), "native").module, NativeModel)

@@ -10,7 +10,7 @@ from torch import nn
 
 from cpupack import accuracy
 from helpers.captured import Net, captured, random
-from helpers.lowered import needs_kernels
+from helpers.lowered import BOUND_DB, lowered, needs_kernels
 from helpers.tiny_models import EIGHT_BITS, quantized, recipe, run, samples
 
 SHAPE = (3, 8, 10)
@@ -25,6 +25,13 @@ def fourier_operator(net: Net, x: torch.Tensor) -> torch.Tensor:
     mixed = torch.zeros(x.shape[0], 5, 8, 6, dtype=torch.cfloat)
     mixed[:, :, :4, :4] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :4, :4], net.mixing)
     return torch.fft.irfft2(mixed, s=(8, 10))
+
+
+def by_parts(_net: Net, x: torch.Tensor) -> torch.Tensor:
+    waves = torch.fft.rfft(x)
+    found = torch.empty(x.shape[0], 3, 8, 6, dtype=torch.cfloat)
+    found[..., :2], found[..., 2:] = waves[..., :2] * 2, waves[..., 2:]
+    return torch.fft.irfft(found)
 
 
 def auto_correlation(_net: Net, x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +71,7 @@ FORWARDS: dict[str, Any] = {
         x.flatten(1), 32, 8, window=WINDOW, return_complex=True), 32, 8, window=WINDOW),
     "global filter": lambda net, x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * net.filter, norm="ortho"),
     "fourier operator": fourier_operator,
+    "an empty tensor that is filled by parts": by_parts,
     "auto-correlation": auto_correlation,
     "low pass": low_pass,
     "whisper": whisper,
@@ -135,3 +143,21 @@ def test_spectra_are_in_fp32_and_natively(name: str, engine: str) -> None:
         transforms = [each for each in int8.layers if each.name.startswith("mid.") and each.kind == "Linear"]
         assert {each.precision for each in transforms} == {"fp32"}
     assert accuracy.sqnr_db(run(model, data), run(int8, data)) > 30.0
+
+
+class Enhanced(nn.Module):
+    """Speech enhancement: torch reflects the borders of a signal while the batch is its second dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mask = nn.Sequential(nn.Conv1d(17, 16, 3, padding=1), nn.ReLU(), nn.Conv1d(16, 17, 1), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        waves = torch.stft(x, 32, 16, window=WINDOW, return_complex=True)
+        return torch.istft(waves * self.mask(torch.log1p(waves.abs())), 32, 16, window=WINDOW, length=x.shape[-1])
+
+
+@needs_kernels
+def test_a_mask_over_a_centred_transform_needs_no_torch() -> None:
+    assert lowered(Enhanced(), (128,))[0] > BOUND_DB

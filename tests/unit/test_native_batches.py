@@ -81,6 +81,16 @@ def filtered(graph: fx.Graph, x: fx.Node) -> fx.Node:
     return graph.call_function(torch.reshape, (graph.call_module("4", (padded,)), (-1, TOKENS, CHANNELS)))
 
 
+def borders(graph: fx.Graph, x: fx.Node) -> fx.Node:
+    """``torch.stft``: the batch is the second dimension while borders reflect the signal; others have zeros there."""
+    signals = graph.call_function(torch.reshape, (x, (1, -1, TOKENS * CHANNELS)))
+    padded = graph.call_function(F.pad, (signals, [4, 4], "reflect", 0.0))
+    back = graph.call_function(torch.reshape, (padded, (-1, TOKENS + 1, CHANNELS)))
+    first = graph.call_function(torch.permute, (back, (1, 0, 2)))
+    wider = graph.call_function(F.pad, (first, [3, 1], "constant", 0.0))
+    return graph.call_function(torch.permute, (wider, (1, 0, 2)))
+
+
 def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
     """A call that may do anything reads the windows as the model has them."""
     cut = graph.call_module("1", (graph.call_function(torch.reshape, (x, (-1, 3, CHANNELS))),))
@@ -89,7 +99,7 @@ def unknown(graph: fx.Graph, x: fx.Node) -> fx.Node:
 
 
 @pytest.mark.parametrize(
-    "build", [parts_in_front, tokens_in_front, windows, tokens_before_parts_of_a_sample, filtered, unknown]
+    "build", [parts_in_front, tokens_in_front, windows, tokens_before_parts_of_a_sample, filtered, borders, unknown]
 )
 def test_the_batch_comes_first(build: Callable[[fx.Graph, fx.Node], fx.Node]) -> None:
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from cpupack import accuracy
 from cpupack.artifacts import FloatModel
 from cpupack.errors import RecipeError, VerificationError
 from cpupack.runtime.signature import INPUT, OutputSpec, Signature
@@ -59,6 +60,22 @@ def test_map_is_the_mean_over_the_classes_and_the_ious() -> None:
         whole(both, np.zeros(1))
 
 
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ((0.1, 0.1, 0.4, 0.9), "all boxes are from 0 to 1"),
+        ((6, 6, 3, 3), "has its second corner before the first"),  # a width and a height
+        ((20, 20, 30, 30), r"the box \[20.0, 20.0, 30.0, 30.0\] lies outside the input"),
+        ((0, 0, np.nan, 4), "is not finite"),
+    ],
+)
+def test_boxes_that_are_no_corners_in_the_input(box: tuple[float, ...], words: str) -> None:
+    """Both models would find none of them, and a gate on the drop would hold."""
+    pytest.importorskip("pycocotools")
+    with pytest.raises(VerificationError, match=words):
+        task_metric("map", DETECTOR, resampled=False)(boxes((0, 0, 4, 4, 0, 0.9)), np.array([[[*box, 0]]], np.float32))
+
+
 def test_mean_iou_leaves_out_what_is_unknown() -> None:
     metric = task_metric("miou", model("segmentation", {"output": (2, 2, 2)}), resampled=False)
     scores = np.zeros((1, 2, 2, 2), np.float32)
@@ -71,6 +88,8 @@ def test_mean_iou_leaves_out_what_is_unknown() -> None:
         metric(scores, np.array([[[0, 128], [0, 255]]]))
     with pytest.raises(VerificationError, match="no pixel of the masks has a class"):
         metric(scores, np.full((1, 2, 2), 255))
+    with pytest.raises(VerificationError, match="the masks have 0 and 255 alone, and 255 stands for unknown"):
+        metric(scores, np.array([[[0, 255], [0, 255]]]))
 
 
 def test_mean_absolute_error_is_in_the_units_of_the_values() -> None:
@@ -87,6 +106,8 @@ def test_f1_counts_all_labels() -> None:
     # 2 right; 3 found and 3 true.
     assert metric(outputs, np.array([[1, 1, 0], [0, 1, 0]])) == pytest.approx(2 * 2 / 6)
     assert metric(np.zeros((1, 3), np.float32), np.zeros((1, 3))) == 1.0
+    with pytest.raises(VerificationError, match="the targets have -1; a label is 0 or 1"):
+        metric(outputs, np.array([[1, -1, 0], [0, 1, 0]]))
 
 
 def test_recall_looks_for_the_own_class_among_the_nearest_others() -> None:
@@ -98,6 +119,26 @@ def test_recall_looks_for_the_own_class_among_the_nearest_others() -> None:
     assert task_metric("recall@4", of, resampled=False)(vectors, np.array([0, 1, 0, 1, 7])) == 1.0
     with pytest.raises(VerificationError, match="no class has two samples"):
         task_metric("recall@1", of, resampled=False)(vectors, np.arange(5))
+
+
+def test_a_sample_that_is_drawn_twice_does_not_find_itself() -> None:
+    metric = task_metric("recall@1", model("embedding", {"output": (2,)}), resampled=True)
+    vectors = np.array([[1, 0], [5, 1], [0, 1], [1, 9]], np.float32)
+    measure = metric.measure(lambda rows: vectors[rows], np.array([0, 1, 0, 1]))
+    assert measure(np.array([0, 0, 2, 2])) == 0.0
+
+
+def test_draws_without_anything_to_measure_have_no_number() -> None:
+    """A gate with ``confident`` must not fail because some draw has no box."""
+    metric = task_metric("miou", model("segmentation", {"output": (2, 1, 1)}), resampled=True)
+    scores, masks = np.zeros((4, 2, 1, 1), np.float32), np.array([0, 0, 1, 255]).reshape(4, 1, 1)
+    measure = metric.measure(lambda rows: scores[rows], masks)
+    assert np.isnan(measure(np.array([3, 3, 3, 3])))
+    rows = np.array([0, 2, 2, 3])
+    assert measure(rows) == metric(scores[rows], masks[rows]) > 0.0
+    assert accuracy.bootstrap_interval(lambda rows: 1.0 if (rows < 3).any() else np.nan, 4) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="cannot be measured on most draws of 4 samples"):
+        accuracy.bootstrap_interval(lambda _rows: np.nan, 4)
 
 
 def test_a_metric_of_another_kind_is_an_error_of_the_recipe() -> None:

@@ -177,6 +177,7 @@ _EACH = {
     "split_with_sizes", "unbind", "narrow", "flatten", "unflatten", "sum", "mean", "neg", "slice_scatter",
     "select_scatter", "copy", "movedim", "moveaxis", "detach", "alias", "unfold", "zeros_like", "zeros", "new_zeros",
     "swapaxes", "view_as", "reshape_as", "expand_as", "concat", "constant_pad_nd", "pad", "lift_fresh_copy", "gather",
+    "empty", "empty_like", "new_empty",
 }  # fmt: skip
 """Calls that do to a complex number what they do to its parts."""
 

@@ -207,8 +207,9 @@ def compare(quantized: QuantizedModel, scripted: ScriptedModel, reference: Refer
     first = slice(0, pictures.MOST)
     unpack = reference.signature.unpack
     drawn = pictures.pictures(
-        reference.presenter, reference.kind, samples, unpack(reference.outputs[first]), unpack(actual[first])
-    )
+        reference.presenter, reference.kind, samples, reference.signature,
+        unpack(reference.outputs[first]), unpack(actual[first]),
+    )  # fmt: skip
     return Contender(quantized, scripted, report, golden, pictures=drawn)
 
 
@@ -299,16 +300,24 @@ def _metric(reference: Reference, actual: FloatArray) -> dict[str, Any]:
     if not metric.resampled:
         return fields
 
-    def int8_on(rows: npt.NDArray[np.int64]) -> float:
-        return metric(result(actual[rows]), targets[rows])
+    def measured(outputs: FloatArray) -> Callable[[npt.NDArray[np.int64]], float]:
+        return metric.measure(lambda rows: result(outputs[rows]), targets)
+
+    fp32_on, int8_on = measured(reference.outputs), measured(actual)
 
     def drop_on(rows: npt.NDArray[np.int64]) -> float:
-        return metric.drop(metric(result(reference.outputs[rows]), targets[rows]), int8_on(rows))
+        return metric.drop(fp32_on(rows), int8_on(rows))
 
-    return fields | {
-        "metric_int8_ci95": accuracy.bootstrap_interval(int8_on, len(targets)),
-        "metric_drop_ci95": accuracy.bootstrap_interval(drop_on, len(targets)),
-    }
+    try:
+        return fields | {
+            "metric_int8_ci95": accuracy.bootstrap_interval(int8_on, len(targets)),
+            "metric_drop_ci95": accuracy.bootstrap_interval(drop_on, len(targets)),
+        }
+    except ValueError as error:
+        raise VerificationError(
+            f"[evaluation] metric {metric.name} has no interval, which confident = true needs: {error}",
+            hint="give more samples that have what is measured",
+        ) from error
 
 
 def _run_here(quantized: QuantizedModel, scripted: ScriptedModel, samples: Samples, *, pixel_input: bool) -> FloatArray:

@@ -126,6 +126,8 @@ def test_a_row_of_values_for_each_image(project: Path) -> None:
         ([15, 0, 10, 5], r"the box \[15.0, 0.0, 25.0, 5.0\] lies outside b.png, which has 20 x 10 pixels"),
         (["x", 0, 1, 1], r"is no COCO file of boxes: ValueError"),
         ([0, 0, 1], r"is no COCO file of boxes"),
+        ([9, 2, -4, 3], r"the box \[9, 2, -4, 3\] of the image 6 has no width and height"),
+        ([9, 2, float("nan"), 3], r"of the image 6 has no width and height"),
     ],
 )
 def test_wrong_boxes_are_errors(project: Path, bbox: list[Any], words: str) -> None:
@@ -198,4 +200,23 @@ def test_an_image_that_is_twice_in_a_file_of_boxes(project: Path) -> None:
     content = {"images": images, "annotations": [], "categories": [{"id": 3, "name": "cat"}]}
     (project / "boxes.json").write_text(json.dumps(content))
     with pytest.raises(CalibrationError, match=r"has the image a\.png twice"):
+        read(project, "coco:boxes.json", "map")
+
+
+def test_images_with_one_id_do_not_share_their_boxes(project: Path) -> None:
+    """So it is in files that were joined: each image would get the boxes of both."""
+    images = [{"id": 5, "file_name": "a.png"}, {"id": 5, "file_name": "b.png"}]
+    content = {"images": images, "annotations": [], "categories": [{"id": 3, "name": "cat"}]}
+    (project / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(CalibrationError, match=r"two images with the id 5, a\.png and b\.png"):
+        read(project, "coco:boxes.json", "map")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"image_id": 9}, "a box of the image 9, and no image"), ({"category_id": 0}, "a box of the category 0, and no")],
+)
+def test_boxes_of_nothing_that_is_listed(project: Path, changed: dict[str, int], words: str) -> None:
+    coco(project, {"image_id": 6, "category_id": 3, "bbox": [0, 0, 1, 1], **changed})
+    with pytest.raises(CalibrationError, match=words):
         read(project, "coco:boxes.json", "map")

@@ -111,7 +111,11 @@ HANDLERS: dict[str, Any] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     "repeat": _repeat,
     **dict.fromkeys(
-        ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), _filled
+        (
+            *("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
+            *("empty", "empty_like", "new_empty"),  # whose values nobody may read before they are written
+        ),
+        _filled,
     ),
     "fill": _written_over,
     "zero": _filled,

@@ -24,6 +24,8 @@ from cpupack.stages.quantize.native.rearrangement import Rearrangement, turn_aro
 
 _MOVES = (*SHAPES, torch.ops.aten.roll.default, torch.ops.aten.flip.default)
 _OF_ALIKE = (*ARITHMETIC, torch.matmul, F.scaled_dot_product_attention)
+_MOST_REFLECTED = 4
+"""torch pads three dimensions at most with anything but a constant, and a moved tensor has one more."""
 _REDUCTIONS = {torch.mean: 1, torch.sum: 1, torch.amax: 1, torch.amin: 1, torch.ops.aten.linalg_vector_norm.default: 2}
 """Which argument has the dimensions that are reduced."""
 
@@ -296,10 +298,12 @@ def _works_moved(graph: fx.GraphModule, node: fx.Node, forms: _Forms, batch: _Ba
 def _pads_moved(node: fx.Node, behind: int, batch: _Batch) -> bool:
     """Have a padding of dimensions after the batch's pad these where they are now."""
     pads: Any = node.args[1]
-    if node.kwargs or batch.axis != 0 or len(pads) > 2 * behind or not all(isinstance(each, int) for each in pads):
+    if node.kwargs or len(pads) > 2 * behind or not all(isinstance(each, int) for each in pads):
         return False
     mode = node.args[2] if len(node.args) > 2 else "constant"
     if mode != "constant" and batch.indices > 1:
+        if len(pads) > _MOST_REFLECTED:
+            return False
         node.args = (node.args[0], [*pads, 0, 0], *node.args[2:])  # torch wants all of them named
     return True
 

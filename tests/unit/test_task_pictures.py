@@ -1,0 +1,47 @@
+"""Pictures of a build's results, for the report."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from cpupack.artifacts import FloatModel, Samples
+from cpupack.runtime.images.spec import PreprocessSpec
+from cpupack.runtime.rows import pack
+from cpupack.runtime.signature import OutputSpec, Signature
+from cpupack.runtime.tasks.spec import TaskSpec
+from cpupack.runtime.tensor_spec import TensorSpec
+from cpupack.tasks.metrics import presenter_of
+from cpupack.tasks.pictures import pictures
+
+SPEC = PreprocessSpec(resize=(24, 32), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+IMAGE = TensorSpec("image", (3, 24, 32), preprocess=SPEC)
+PIXELS = np.zeros((1, 24, 32, 3), np.uint8)
+PIXELS[:, :, :16] = (250, 40, 10)
+
+
+def drawn(signature: Signature, samples: Samples) -> np.ndarray:
+    model = FloatModel(nn.Identity(), signature, "", False, None, 0, 0, 0, task=TaskSpec.of("segmentation"))
+    maps = {"map": np.zeros((1, 2, 24, 32), np.float32)}
+    maps["map"][:, 0] = 1.0  # class 0 is left clear
+    (one,) = pictures(presenter_of(model), "segmentation", samples, signature, maps, maps)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(one.int8))), np.float32)
+
+
+@pytest.mark.parametrize("form", ["pixels", "floats", "rows"])
+def test_results_are_drawn_over_the_image_however_it_comes(form: str) -> None:
+    """There was none for a model of an image and a number, and for images that are normalized already."""
+    output = (OutputSpec("map", (2, 24, 32)),)
+    floats = (PIXELS.transpose(0, 3, 1, 2) / 255 - np.reshape(SPEC.mean, (3, 1, 1))) / np.reshape(SPEC.std, (3, 1, 1))
+    if form == "rows":
+        signature = Signature((TensorSpec("age", (2,)), IMAGE), output)
+        samples = Samples(pack(signature, {"age": np.zeros((1, 2), np.float32), "image": PIXELS}), "", ("a",))
+    else:
+        signature = Signature((IMAGE,), output)
+        samples = Samples(PIXELS, "", ("a",), SPEC) if form == "pixels" else Samples(np.float32(floats), "", ("a",))
+    assert np.abs(drawn(signature, samples) - PIXELS[0])[:, [4, 28]].max() <= 8  # JPEG
