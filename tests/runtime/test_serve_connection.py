@@ -262,6 +262,9 @@ def test_there_is_a_bound_on_the_heads_that_are_known() -> None:
 def test_a_client_that_reads_no_answer_gets_no_further_one() -> None:
     """Of a client that asked and never read, each answer stayed in the server's memory, without a bound."""
 
+    connections = shared(echo)
+    connection = Connection(connections)
+
     class Full(Wire):
         """Takes one answer, and says that the client has not read it."""
 
@@ -278,9 +281,7 @@ def test_a_client_that_reads_no_answer_gets_no_further_one() -> None:
             self.reading = True
 
     async def run() -> None:
-        nonlocal connection
-        wire, connections = Full(), shared(echo)
-        connection = Connection(connections)
+        wire = Full()
         connection.connection_made(wire)
         receive(connection, NO_BODY + REFUSED + SIMPLE, 1000)
         for answers in ([b"/b "], [b"/b ", b"refused"], [b"/b ", b"refused", b"/a hello"]):
@@ -291,7 +292,6 @@ def test_a_client_that_reads_no_answer_gets_no_further_one() -> None:
         assert connections.idle
         assert not connections.body_bytes
 
-    connection: Any = None
     asyncio.run(run())
 
 
